@@ -1,0 +1,35 @@
+"""Who acts, through what, and from where. Every domain function that touches somebody's data takes an Actor."""
+
+from typing import Literal
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core.errors import Unauthenticated
+
+__all__ = ["SYSTEM", "Actor"]
+
+
+class Actor(msgspec.Struct, frozen=True, kw_only=True):
+    """`user_id` is set for a signed-in user; `session_id` when they came through a session.
+
+    `address` and `user_agent` are what the request said, after `trusted_proxies` has decided whom to believe.
+    """
+
+    kind: Literal["anonymous", "user", "operator", "system"] = "anonymous"
+    via: Literal["http", "session", "api_key", "cli", "webhook", "worker"] = "http"
+    user_id: ObjectId | None = None
+    session_id: bytes | None = None
+    scopes: frozenset[str] = frozenset()
+    address: str | None = None
+    user_agent: str | None = None
+    request_id: str | None = None
+
+    def require_user(self) -> ObjectId:
+        """The signed-in user's id. Raises Unauthenticated."""
+        if self.user_id is None:
+            raise Unauthenticated("Sign in first: send the header 'Authorization: Bearer <token>'.")
+        return self.user_id
+
+
+SYSTEM = Actor(kind="system", via="worker")

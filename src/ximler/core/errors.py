@@ -1,0 +1,81 @@
+"""Every error Ximler raises on purpose.
+
+    XimlerError
+    ├── Invalid            the input is wrong: `fields` names what and why        HTTP 422   exit 2
+    ├── Unauthenticated    who are you?                                           HTTP 401   exit 3
+    ├── Forbidden          we know who you are; this needs another scope or role  HTTP 403   exit 4
+    ├── NotFound           absent, deleted, or somebody else's                    HTTP 404   exit 5
+    ├── Conflict           contradicts what is stored: retry with fresh data      HTTP 409   exit 6
+    ├── LimitExceeded      a quota or rate is used up                             HTTP 429   exit 7
+    └── Unavailable        a part we need (database, mail) is away: try later     HTTP 503   exit 8
+
+A domain's error subclasses one kind and sets a stable `code` (SCREAMING_SNAKE, part of the public interface). The
+tables that translate a kind live in the interfaces (`http.problems`, `graphql.engine.errors`, `cli.main`), one each.
+Anything else that is raised is a bug, and stays one.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+__all__ = [
+    "Conflict",
+    "Forbidden",
+    "Invalid",
+    "LimitExceeded",
+    "NotFound",
+    "Unauthenticated",
+    "Unavailable",
+    "XimlerError",
+]
+
+
+class XimlerError(Exception):
+    """An error to act on: `code` for programs, the message for people, `fields` for forms."""
+
+    code: ClassVar[str] = "ERROR"
+
+    def __init__(self, message: str, *, fields: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields: dict[str, str] = dict(fields or {})
+
+
+class Invalid(XimlerError):
+    code = "INVALID"
+
+    @classmethod
+    def field(cls, name: str, problem: str) -> "Invalid":
+        """The common case: one field is wrong. The message names it as well."""
+        return cls(f"{name}: {problem}", fields={name: problem})
+
+
+class Unauthenticated(XimlerError):
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(XimlerError):
+    code = "FORBIDDEN"
+
+
+class NotFound(XimlerError):
+    code = "NOT_FOUND"
+
+
+class Conflict(XimlerError):
+    code = "CONFLICT"
+
+
+class LimitExceeded(XimlerError):
+    """`retry_after_s` is set where waiting helps."""
+
+    code = "LIMIT_EXCEEDED"
+
+    def __init__(
+        self, message: str, *, fields: Mapping[str, str] | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, fields=fields)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(XimlerError):
+    code = "UNAVAILABLE"

@@ -1,0 +1,62 @@
+"""Ids and cursors as clients see them: parsed strictly, and refused by name when they are not what they should be."""
+
+import base64
+import hashlib
+import re
+from datetime import datetime
+
+from bson import ObjectId
+
+from ximler.core.clock import from_ms, to_ms
+from ximler.core.errors import Invalid
+
+__all__ = ["Position", "decode_cursor", "encode_cursor", "object_id"]
+
+_HEX = re.compile(r"[0-9a-f]{24}")
+_CURSOR = re.compile(r"[A-Za-z0-9_-]{32}")
+_NO_TIME = b"\xff" * 8
+
+# Where a page ended: the sort value (None where the document has none) and the document's id.
+Position = tuple[datetime | None, ObjectId]
+
+
+def object_id(text: str, field: str = "id") -> ObjectId:
+    """An ObjectId from its 24 lowercase hexadecimal digits. Raises Invalid naming `field`."""
+    if not _HEX.fullmatch(text):
+        raise Invalid.field(field, f"{_shown(text)} is not an id (24 hexadecimal digits)")
+    return ObjectId(text)
+
+
+def encode_cursor(position: Position) -> str:
+    """An opaque cursor (URL-safe, 32 characters) for a place in a list ordered by time and id."""
+    moment, oid = position
+    body = (_NO_TIME if moment is None else to_ms(moment).to_bytes(8, "big", signed=True)) + oid.binary
+    return base64.urlsafe_b64encode(_check(body) + body).decode()
+
+
+def decode_cursor(text: str, field: str = "after") -> Position:
+    """The place a cursor stands for. Raises Invalid naming `field` for anything `encode_cursor` did not make."""
+    problem = Invalid.field(field, f"{_shown(text)} is not a cursor: pass on an endCursor as it was received")
+    if not _CURSOR.fullmatch(text):
+        raise problem
+    raw = base64.urlsafe_b64decode(text)
+    check, body = raw[:4], raw[4:]
+    if check != _check(body):
+        raise problem
+    oid = ObjectId(body[8:])
+    if body[:8] == _NO_TIME:
+        return None, oid
+    try:
+        return from_ms(int.from_bytes(body[:8], "big", signed=True)), oid
+    except OverflowError:
+        raise problem from None
+
+
+def _check(body: bytes) -> bytes:
+    """Finds slips and casual edits; it is no secret: a cursor carries no rights, only a place."""
+    return hashlib.sha256(b"cursor" + body).digest()[:4]
+
+
+def _shown(text: object) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…'"

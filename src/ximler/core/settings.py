@@ -1,0 +1,246 @@
+"""Settings: environment variables, over an optional TOML file, over defaults, parsed once into one frozen Struct.
+
+Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` keeps its usual name). Lists are
+comma-separated. The README's table is generated from here.
+"""
+
+import os
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from ximler.core.errors import Invalid
+
+__all__ = ["Settings", "SettingsError", "load"]
+
+_NAMES = {"mongodb_uri": "MONGODB_URI"}
+_SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
+_MIN_SECRET = 32
+
+
+class SettingsError(Invalid):
+    """A setting is missing or wrong. The message names the variable."""
+
+    code = "SETTINGS_INVALID"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    # Database
+    mongodb_uri: Annotated[
+        str | None,
+        Meta(description="Your own MongoDB (`mongodb://` or `mongodb+srv://`). Unset: Ximler starts an embedded one."),
+    ] = None
+    database: Annotated[
+        str | None, Meta(description="Database name. Unset: the one in `MONGODB_URI`'s path, else `ximler`.")
+    ] = None
+    pool_size: Annotated[int, Meta(ge=1, description="Most connections to the database, per process.")] = 10
+    server_selection_timeout_ms: Annotated[
+        int, Meta(ge=1, description="How long an operation waits for a usable server.")
+    ] = 5000
+    socket_timeout_ms: Annotated[int, Meta(ge=1, description="How long one answer from the server may take.")] = 45000
+
+    # Embedded server
+    data_dir: Annotated[
+        Path | None,
+        Meta(description="Where the embedded server and generated secrets live. Unset: the user data folder."),
+    ] = None
+    mongod: Annotated[
+        str | None,
+        Meta(description="The `mongod` to run. Unset: the first on PATH, else the one in `ximler[embedded]`."),
+    ] = None
+    mongod_cache_mb: Annotated[int, Meta(ge=64, description="Cache of the embedded server (WiredTiger), in MB.")] = 256
+
+    # HTTP
+    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    workers: Annotated[int, Meta(ge=1, description="Processes that answer requests.")] = 1
+    drain_seconds: Annotated[
+        int, Meta(ge=0, le=600, description="How long running requests may finish after SIGTERM or Ctrl-C.")
+    ] = 10
+    public_url: Annotated[
+        str | None, Meta(description="Where people reach Ximler; links in e-mails start with it. Unset: host and port.")
+    ] = None
+    trusted_proxies: Annotated[
+        tuple[str, ...], Meta(description="Addresses or networks whose `X-Forwarded-For` is believed.")
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...], Meta(description="Origins whose pages may call the API from a browser.")
+    ] = ()
+    max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20
+
+    # GraphQL
+    graphql_introspection: Annotated[bool, Meta(description="Whether the schema can be asked for.")] = True
+    graphql_max_depth: Annotated[int, Meta(ge=1, description="Deepest selection.")] = 12
+    graphql_max_cost: Annotated[int, Meta(ge=1, description="Most objects a query may ask for.")] = 20000
+
+    # Accounts
+    environment: Annotated[
+        Literal["development", "production"] | None,
+        Meta(description="`development` logs confirmation links. Unset: `production` when `MONGODB_URI` is set."),
+    ] = None
+    secret_key: Annotated[
+        str | None,
+        Meta(
+            description="Key of session tokens, 32 characters or more; generated unless `MONGODB_URI` is set. "
+            "Rotate by prepending: `new,old`."
+        ),
+    ] = None
+    session_days: Annotated[int, Meta(ge=1, le=400, description="How long a sign-in lasts.")] = 30
+    argon2_memory_kib: Annotated[int, Meta(ge=7168, description="Argon2id memory of one password hash (OWASP).")] = (
+        19456
+    )
+    argon2_time_cost: Annotated[int, Meta(ge=1, description="Argon2id passes.")] = 2
+    argon2_threads: Annotated[int, Meta(ge=1, description="Password hashes computed at once, per process.")] = 2
+
+    # Logs
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severe entry that is logged.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["json", "console"] | None, Meta(description="Unset: `console` on a terminal, else `json`.")
+    ] = None
+
+    @property
+    def development(self) -> bool:
+        return self.environment == "development" if self.environment else self.mongodb_uri is None
+
+    @property
+    def data_path(self) -> Path:
+        if self.data_dir is not None:
+            return self.data_dir.expanduser().absolute()
+        import platformdirs  # here, because only the embedded server needs it
+
+        return Path(platformdirs.user_data_dir("ximler", appauthor=False))
+
+    @property
+    def database_name(self) -> str:
+        if self.database:
+            return self.database
+        path = urlsplit(self.mongodb_uri).path.strip("/") if self.mongodb_uri else ""
+        return path or "ximler"
+
+    @property
+    def base_url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
+
+    @property
+    def secret_keys(self) -> tuple[bytes, ...]:
+        """Newest first. Raises SettingsError where none is set: `with_secret` generates one for embedded use."""
+        keys = tuple(k.strip().encode() for k in (self.secret_key or "").split(",") if k.strip())
+        if not keys:
+            raise SettingsError(
+                "XIMLER_SECRET_KEY is required with MONGODB_URI. Make one with: "
+                "python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+                fields={"secret_key": "is missing"},
+            )
+        if any(len(k) < _MIN_SECRET for k in keys):
+            raise SettingsError(
+                f"XIMLER_SECRET_KEY must be {_MIN_SECRET} characters or more.", fields={"secret_key": "is too short"}
+            )
+        return keys
+
+    def with_secret(self) -> Self:
+        """These settings with a usable secret key: the given one, or (embedded) one kept in `data_path`."""
+        if self.secret_key is None and self.mongodb_uri is None:
+            return msgspec.structs.replace(self, secret_key=_generated_secret(self.data_path))
+        _ = self.secret_keys
+        return self
+
+
+def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, **overrides: object) -> Settings:
+    """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are not None.
+
+    Raises SettingsError naming the variable, its value and what was expected.
+    """
+    environ = os.environ if environ is None else environ
+    file = file or (Path(environ["XIMLER_CONFIG"]) if environ.get("XIMLER_CONFIG") else None)
+    values: dict[str, Any] = _read_toml(file) if file else {}
+    sources = dict.fromkeys(values, str(file))
+    for name in Settings.__struct_fields__:
+        variable = variable_name(name)
+        text = environ.get(variable)
+        if text is not None and text.strip():
+            values[name] = (
+                [part.strip() for part in text.split(",") if part.strip()] if _is_list(name) else text.strip()
+            )
+            sources[name] = variable
+    for name, value in overrides.items():
+        if value is not None:
+            values[name] = value
+            sources[name] = f"--{name.replace('_', '-')}"
+    try:
+        return msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as problem:
+        message, _, place = str(problem).partition(" - at `$.")
+        name = place.rstrip("`").split("[")[0]
+        shown = sources.get(name, "settings")
+        value = "" if name == "secret_key" or name not in values else f" (got {values[name]!r})"
+        raise SettingsError(f"{shown}: {message}{value}", fields={name or "settings": message}) from None
+
+
+def variable_name(name: str) -> str:
+    return _NAMES.get(name, f"XIMLER_{name.upper()}")
+
+
+def documentation() -> list[tuple[str, str, str]]:
+    """(variable, default, meaning) of every setting, in order: the README's table."""
+    rows = []
+    for field in msgspec.structs.fields(Settings):
+        meta = next(part for part in get_args(field.type) if isinstance(part, Meta))
+        default = (
+            ""
+            if field.default in (None, ())
+            else str(field.default).lower()
+            if isinstance(field.default, bool)
+            else str(field.default)
+        )
+        rows.append((variable_name(field.name), default, meta.description or ""))
+    return rows
+
+
+def _is_list(name: str) -> bool:
+    return name in ("trusted_proxies", "cors_origins")
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise NotImplementedError(kind)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as problem:
+        raise SettingsError(f"{file}: {problem.strerror or problem}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise SettingsError(f"{file}: not valid TOML: {problem}") from None
+
+
+def _generated_secret(data_dir: Path) -> str:
+    """Created once, readable by its owner only; two processes that race end with the same one."""
+    path = data_dir / _SECRET_FILE
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = data_dir / f".{_SECRET_FILE}.{secrets.token_hex(4)}"
+        if not path.exists():
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(secrets.token_urlsafe(32))
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass  # another process was first: its key is the one
+            finally:
+                temporary.unlink()
+        return path.read_text().strip()
+    except OSError as problem:
+        raise SettingsError(f"{path}: {problem.strerror}: choose another folder with --data-dir") from None

@@ -1,0 +1,363 @@
+"""Typed collections: documents in and out as Structs, at driver speed, by one set of rules.
+
+On every path: `createdAt` and `updatedAt` by the server's clock, setters and types checked, partial updates only, soft-deleted
+documents left out unless `deleted=True`, unique violations as `DocumentExists`, a lost database as `DatabaseUnavailable`.
+
+Filters and updates are MongoDB's own, with MongoDB's field names. A document that cannot be read is left out of lists, logged
+and counted; asking for it alone raises `UnreadableDocument`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import msgspec
+import structlog
+from bson import ObjectId
+from pymongo import ReturnDocument
+
+from ximler.core.clock import EPOCH
+from ximler.core.errors import Invalid, NotFound
+from ximler.core.ids import Position, encode_cursor
+from ximler.database import monitoring, updates
+from ximler.database.codec import Codec, UnreadableDocument, codec_of
+from ximler.database.failures import DRIVER_ERRORS, translated
+from ximler.schema.document import Collection, Document, extras
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.client_session import AsyncClientSession
+    from pymongo.asynchronous.collection import AsyncCollection
+    from pymongo.asynchronous.cursor import AsyncCursor
+
+    from ximler.core.clock import Clock
+
+__all__ = ["MAX_PAGE", "Page", "TypedCollection"]
+
+D = TypeVar("D", bound=Document)
+V = TypeVar("V", bound=Document)
+T = TypeVar("T")
+Filter = Mapping[str, Any]
+Sort = Sequence[tuple[str, int]]
+
+MAX_PAGE = 100
+_BATCH = 2000
+_EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
+_log = structlog.get_logger("ximler.database")
+
+
+class Page(msgspec.Struct, Generic[D], frozen=True):
+    """Part of a list, newest first. `cursors[i]` continues after `items[i]`."""
+
+    items: list[D]
+    cursors: list[str]
+    has_next: bool
+
+    @property
+    def end_cursor(self) -> str | None:
+        return self.cursors[-1] if self.cursors else None
+
+
+class TypedCollection(Generic[D]):
+    """`database[USERS]` or `database.users`. Cheap to make; a view inside a transaction carries its session."""
+
+    __slots__ = ("_clock", "_codec", "_session", "_setters", "raw", "spec")
+
+    def __init__(
+        self,
+        spec: Collection[D],
+        raw: "AsyncCollection[dict[str, Any]]",
+        clock: "Clock",
+        session: "AsyncClientSession | None",
+    ) -> None:
+        self.spec = spec
+        self.raw = raw
+        self._clock = clock
+        self._session = session
+        self._codec: Codec[D] = codec_of(spec.document)
+        self._setters = _setters(spec)
+
+    # Reading
+
+    @overload
+    async def find_one(self, where: Filter, *, deleted: bool = False, sort: Sort | None = None) -> D | None: ...
+    @overload
+    async def find_one(
+        self, where: Filter, *, into: type[V], deleted: bool = False, sort: Sort | None = None
+    ) -> V | None: ...
+    async def find_one(
+        self, where: Filter, *, into: type[Any] | None = None, deleted: bool = False, sort: Sort | None = None
+    ) -> Any:
+        """The first match or None. `into` reads only that Struct's fields. Raises UnreadableDocument."""
+        codec = self._codec if into is None else codec_of(into)
+        raw = await self._run(
+            self.raw.find_one(self._where(where, deleted), _projection(into), sort=sort, session=self._session)
+        )
+        return None if raw is None else codec.decode(raw)
+
+    async def get(self, where: Filter | ObjectId | str | bytes, *, deleted: bool = False) -> D:
+        """As `find_one`, but its absence is NotFound. Anything but a mapping is an `_id`."""
+        found = await self.find_one(where if isinstance(where, Mapping) else {"_id": where}, deleted=deleted)
+        if found is None:
+            raise NotFound(f"No such {self.spec.document.__name__.lower()}")
+        return found
+
+    @overload
+    async def find(
+        self, where: Filter, *, sort: Sort | None = None, limit: int = 0, deleted: bool = False, hint: str | None = None
+    ) -> list[D]: ...
+    @overload
+    async def find(
+        self,
+        where: Filter,
+        *,
+        into: type[V],
+        sort: Sort | None = None,
+        limit: int = 0,
+        deleted: bool = False,
+        hint: str | None = None,
+    ) -> list[V]: ...
+    async def find(
+        self,
+        where: Filter,
+        *,
+        into: type[Any] | None = None,
+        sort: Sort | None = None,
+        limit: int = 0,
+        deleted: bool = False,
+        hint: str | None = None,
+    ) -> list[Any]:
+        """All matches, in one list. For more than memory should hold, `stream`."""
+        codec: Codec[Any] = self._codec if into is None else codec_of(into)
+        cursor = self._cursor(where, into, sort, limit, deleted, hint)
+        found: list[Any] = []
+        while batch := await self._run(cursor.to_list(_BATCH)):
+            # Batch by batch, so that the dicts die young: garbage collection of 20,000 live ones costs as much as decoding.
+            found += self._decoded(batch, codec)
+        return found
+
+    async def stream(
+        self, where: Filter, *, sort: Sort | None = None, deleted: bool = False, batch: int = _BATCH
+    ) -> AsyncIterator[D]:
+        """Matches one after the other; memory stays at one batch."""
+        cursor = self._cursor(where, None, sort, 0, deleted, None)
+        try:
+            while raws := await self._run(cursor.to_list(batch)):
+                for document in self._decoded(raws, self._codec):
+                    yield document
+        finally:
+            await cursor.close()
+
+    async def find_by(
+        self, field: str, values: Iterable[Any], *, where: Filter | None = None, sort: Sort | None = None
+    ) -> dict[Any, list[D]]:
+        """Matches grouped by `field`, for k `values` with one query; every value has its list. Populates virtuals."""
+        grouped: dict[Any, list[D]] = {value: [] for value in values}
+        if not grouped:
+            return grouped
+        attribute = self._attribute(field)
+        for document in await self.find({**(where or {}), field: {"$in": list(grouped)}}, sort=sort):
+            grouped[getattr(document, attribute)].append(document)
+        return grouped
+
+    @overload
+    async def page(
+        self, where: Filter, *, first: int = 20, after: Position | None = None, deleted: bool = False
+    ) -> Page[D]: ...
+    @overload
+    async def page(
+        self, where: Filter, *, into: type[V], first: int = 20, after: Position | None = None, deleted: bool = False
+    ) -> Page[V]: ...
+    async def page(
+        self,
+        where: Filter,
+        *,
+        into: type[Any] | None = None,
+        first: int = 20,
+        after: Position | None = None,
+        deleted: bool = False,
+    ) -> Page[Any]:
+        """Newest first, by `createdAt` and `_id`; the cost does not grow with the distance from the start.
+
+        Documents without `createdAt` come last. Raises Invalid when `first` is not between 1 and 100.
+        """
+        if not 1 <= first <= MAX_PAGE:
+            raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
+        codec: Codec[Any] = self._codec if into is None else codec_of(into)
+        bounded = where if after is None else {"$and": [where, _after(after)]}
+        sort = [("createdAt", -1), ("_id", -1)]
+        raws = await self._run(self._cursor(bounded, into, sort, first + 1, deleted, None).to_list(first + 1))
+        items, cursors = [], []
+        for raw in raws[:first]:
+            created = raw.get("createdAt")
+            position = (EPOCH + (created - _EPOCH_NAIVE) if isinstance(created, datetime) else None, raw["_id"])
+            for item in self._decoded([raw], codec):
+                items.append(item)
+                cursors.append(encode_cursor(position))
+        return Page(items, cursors, len(raws) > first)
+
+    async def count(self, where: Filter, *, deleted: bool = False) -> int:
+        return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
+
+    async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The pipeline as it stands (soft-deleted documents are the caller's to leave out); datetimes come back naive."""
+
+        async def run() -> list[dict[str, Any]]:
+            return await (await self.raw.aggregate(pipeline, session=self._session)).to_list()
+
+        return await self._run(run())
+
+    # Writing
+
+    async def insert(self, document: D) -> D:
+        """Store a new document and return it as stored. Raises Invalid, DocumentExists."""
+        raw = self._codec.encode(document, self._now_naive())
+        await self._run(self.raw.insert_one(raw, session=self._session))
+        return self._codec.decode(raw)
+
+    async def insert_many(self, documents: Iterable[D], *, ordered: bool = True) -> int:
+        """Store many; returns how many. All are checked before the first is sent."""
+        now, encode = self._now_naive(), self._codec.encode
+        raws = [encode(document, now) for document in documents]
+        if raws:
+            await self._run(self.raw.insert_many(raws, ordered=ordered, session=self._session))
+        return len(raws)
+
+    async def patch(self, where: Filter, update: updates.Update, *, deleted: bool = False) -> bool:
+        """Update the first match; False when there is none. The filter is the guard: this is compare-and-swap."""
+        built = updates.build(self.spec, update, self._clock.now())
+        result = await self._run(self.raw.update_one(self._where(where, deleted), built, session=self._session))
+        return result.matched_count == 1
+
+    async def patch_many(self, where: Filter, update: updates.Update, *, deleted: bool = False) -> int:
+        """Update every match; returns how many. Not retried by the driver when a connection breaks."""
+        built = updates.build(self.spec, update, self._clock.now())
+        result = await self._run(self.raw.update_many(self._where(where, deleted), built, session=self._session))
+        return result.matched_count
+
+    async def upsert(self, where: Filter, update: updates.Update, *, fresh: D) -> bool:
+        """Update the match, or insert `fresh` with the update applied. True when it was inserted."""
+        now = self._clock.now()
+        built = updates.build(self.spec, update, now)
+        touched = {*where, *(path.split(".", 1)[0] for changes in built.values() for path in changes)}
+        defaults = self._codec.encode(fresh, now.replace(tzinfo=None))
+        built["$setOnInsert"] = {name: value for name, value in defaults.items() if name not in touched}
+        result = await self._run(self.raw.update_one(dict(where), built, upsert=True, session=self._session))
+        return result.upserted_id is not None
+
+    async def find_and_patch(
+        self,
+        where: Filter,
+        update: updates.Update,
+        *,
+        deleted: bool = False,
+        sort: Sort | None = None,
+        before: bool = False,
+    ) -> D | None:
+        """Update the first match and return it after (or `before`) the update. For large documents prefer `patch`."""
+        built = updates.build(self.spec, update, self._clock.now())
+        raw = await self._run(
+            self.raw.find_one_and_update(
+                self._where(where, deleted),
+                built,
+                sort=sort,
+                return_document=ReturnDocument.BEFORE if before else ReturnDocument.AFTER,
+                session=self._session,
+            )
+        )
+        return None if raw is None else self._codec.decode(raw)
+
+    async def soft_delete(self, where: Filter) -> bool:
+        """Mark the match as deleted, now; False when there is none."""
+        return await self.patch(where, {"$set": {"deletedAt": self._clock.now()}})
+
+    async def restore(self, where: Filter) -> bool:
+        """Undo `soft_delete`; False when no deleted document matches."""
+        return await self.patch(
+            {"$and": [where, {"deletedAt": {"$gt": EPOCH}}]}, {"$unset": {"deletedAt": ""}}, deleted=True
+        )
+
+    async def delete(self, where: Filter) -> bool:
+        """Remove the first match for good."""
+        result = await self._run(self.raw.delete_one(dict(where), session=self._session))
+        return result.deleted_count == 1
+
+    async def delete_many(self, where: Filter) -> int:
+        """Remove every match for good; returns how many."""
+        result = await self._run(self.raw.delete_many(dict(where), session=self._session))
+        return result.deleted_count
+
+    # Inside
+
+    def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
+        """The filter with the specification's setters applied to plain values, as Mongoose does, and the deleted left out."""
+        final = dict(where)
+        for field, setter in self._setters.items():
+            if isinstance(value := final.get(field), str):
+                final[field] = getattr(value, setter)()
+        if self.spec.soft_delete and not deleted:
+            if "deletedAt" in final:
+                return {"$and": [final, {"deletedAt": None}]}
+            final["deletedAt"] = None
+        return final
+
+    def _cursor(
+        self, where: Filter, into: type[Document] | None, sort: Sort | None, limit: int, deleted: bool, hint: str | None
+    ) -> "AsyncCursor[dict[str, Any]]":
+        cursor = self.raw.find(
+            self._where(where, deleted),
+            _projection(into),
+            limit=limit,
+            sort=sort,
+            session=self._session,
+            batch_size=_BATCH,
+        )
+        return cursor.hint(hint) if hint else cursor
+
+    def _decoded(self, raws: list[dict[str, Any]], codec: Codec[V]) -> list[V]:
+        decode = codec.decode
+        try:
+            return [decode(raw) for raw in raws]
+        except UnreadableDocument:
+            readable = []
+            for raw in raws:
+                try:
+                    readable.append(decode(raw))
+                except UnreadableDocument as problem:
+                    monitoring.UNREADABLE.labels(self.spec.name).inc()
+                    _log.warning(
+                        "document left out", collection=self.spec.name, id=str(raw.get("_id")), reason=problem.message
+                    )
+            return readable
+
+    def _now_naive(self) -> datetime:
+        return self._clock.now().replace(tzinfo=None)
+
+    def _attribute(self, field: str) -> str:
+        document = self.spec.document
+        return document.__struct_fields__[document.__struct_encode_fields__.index(field)]
+
+    async def _run(self, operation: Awaitable[T]) -> T:
+        try:
+            return await operation
+        except DRIVER_ERRORS as error:
+            final = translated(error, self.spec.name)
+            if final is error:
+                raise
+            raise final from error
+
+
+def _after(position: Position) -> dict[str, Any]:
+    moment, oid = position
+    if moment is None:
+        return {"createdAt": None, "_id": {"$lt": oid}}
+    return {"$or": [{"createdAt": {"$lt": moment}}, {"createdAt": moment, "_id": {"$lt": oid}}, {"createdAt": None}]}
+
+
+def _projection(into: type[Document] | None) -> dict[str, int] | None:
+    return None if into is None else dict.fromkeys(into.__struct_encode_fields__, 1)
+
+
+def _setters(spec: Collection[Any]) -> dict[str, str]:
+    document: type[Document] = spec.document
+    names = dict(zip(document.__struct_fields__, document.__struct_encode_fields__, strict=True))
+    return {names[attribute]: marks["setter"] for attribute, marks in extras(document).items() if "setter" in marks}

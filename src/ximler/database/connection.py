@@ -1,0 +1,222 @@
+"""The connection: one pooled client per process and event loop, and the `Database` that everything is handed.
+
+The specification's settings are the defaults (pool 10, server selection 5 s, socket 45 s). Stable API version 1, not strict:
+strict would refuse the text index, `$text` and `distinct`. Reads and writes are retried once by the driver. `w` stays out of
+the URI: the server's default is majority, and a client-wide `w` is an error inside a transaction.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.errors import (
+    ConfigurationError,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+from pymongo.server_api import ServerApi
+from pymongo.write_concern import WriteConcern
+
+from ximler import __version__
+from ximler.core.clock import Clock
+from ximler.core.errors import Unavailable
+from ximler.core.settings import Settings, SettingsError
+from ximler.database.collection import TypedCollection
+from ximler.database.failures import DatabaseUnavailable, translated
+from ximler.database.monitoring import ConnectionState, listeners
+from ximler.schema.api_key import API_KEYS, ApiKey
+from ximler.schema.audit_log import AUDIT_LOGS, AuditLog
+from ximler.schema.coupon import COUPONS, Coupon
+from ximler.schema.document import Collection, Document
+from ximler.schema.notification import NOTIFICATIONS, Notification
+from ximler.schema.payment import PAYMENTS, Payment
+from ximler.schema.plan import PLANS, Plan
+from ximler.schema.project import PROJECTS, Project
+from ximler.schema.subscription import SUBSCRIPTIONS, Subscription
+from ximler.schema.usage import USAGE, Usage
+from ximler.schema.user import USERS, User
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.client_session import AsyncClientSession
+    from pymongo.asynchronous.database import AsyncDatabase
+
+__all__ = ["Database", "StandaloneServer", "connect"]
+
+D = TypeVar("D", bound=Document)
+T = TypeVar("T")
+
+
+class StandaloneServer(Unavailable):
+    """Transactions and change streams need a replica set."""
+
+    code = "STANDALONE_SERVER"
+
+
+class Database:
+    """Typed access to every collection. Inside `transaction` the body is given another one, bound to the session."""
+
+    def __init__(
+        self,
+        client: AsyncMongoClient[dict[str, Any]],
+        name: str,
+        *,
+        clock: Clock,
+        state: ConnectionState,
+        session: "AsyncClientSession | None" = None,
+    ) -> None:
+        self.client = client
+        self.name = name
+        self.clock = clock
+        self.state = state
+        self.session = session
+        self.raw: AsyncDatabase[dict[str, Any]] = client[name]
+        self._collections: dict[str, TypedCollection[Any]] = {}
+
+    def __getitem__(self, spec: Collection[D]) -> TypedCollection[D]:
+        found = self._collections.get(spec.name)
+        if found is None:
+            found = TypedCollection(spec, self.raw[spec.name], self.clock, self.session)
+            self._collections[spec.name] = found
+        return found
+
+    @cached_property
+    def users(self) -> TypedCollection[User]:
+        return self[USERS]
+
+    @cached_property
+    def plans(self) -> TypedCollection[Plan]:
+        return self[PLANS]
+
+    @cached_property
+    def subscriptions(self) -> TypedCollection[Subscription]:
+        return self[SUBSCRIPTIONS]
+
+    @cached_property
+    def payments(self) -> TypedCollection[Payment]:
+        return self[PAYMENTS]
+
+    @cached_property
+    def usage(self) -> TypedCollection[Usage]:
+        return self[USAGE]
+
+    @cached_property
+    def projects(self) -> TypedCollection[Project]:
+        return self[PROJECTS]
+
+    @cached_property
+    def api_keys(self) -> TypedCollection[ApiKey]:
+        return self[API_KEYS]
+
+    @cached_property
+    def notifications(self) -> TypedCollection[Notification]:
+        return self[NOTIFICATIONS]
+
+    @cached_property
+    def coupons(self) -> TypedCollection[Coupon]:
+        return self[COUPONS]
+
+    @cached_property
+    def audit_logs(self) -> TypedCollection[AuditLog]:
+        return self[AUDIT_LOGS]
+
+    async def transaction(self, body: Callable[["Database"], Awaitable[T]]) -> T:
+        """Run `body` in a transaction, committed with majority; whatever it raises aborts it.
+
+        `body` may run more than once (the driver repeats it on a write conflict or a lost primary), so it must have no
+        effect outside the database. Called inside another transaction it joins that one.
+        """
+        if self.session is not None:
+            return await body(self)
+        try:
+            async with self.client.start_session() as session:
+                bound = Database(self.client, self.name, clock=self.clock, state=self.state, session=session)
+                return await session.with_transaction(
+                    lambda _: body(bound),
+                    write_concern=WriteConcern("majority"),
+                    read_preference=ReadPreference.PRIMARY,
+                )
+        except PyMongoError as error:
+            if error.has_error_label("TransientTransactionError"):
+                raise DatabaseUnavailable(
+                    "The database could not finish the transaction: try again in a moment"
+                ) from error
+            final = translated(error, self.name)
+            if final is error:
+                raise
+            raise final from error
+
+    async def ping(self) -> None:
+        """Raises DatabaseUnavailable unless the primary answers."""
+        try:
+            await self.client.admin.command("ping")
+        except PyMongoError as error:
+            raise DatabaseUnavailable(f"The database does not answer: {_reason(error)}") from error
+
+    async def close(self) -> None:
+        self.state.closing = True
+        await self.client.close()
+
+
+async def connect(uri: str, *, settings: Settings | None = None, name: str | None = None) -> Database:
+    """Connect and check that the server can do what Ximler needs.
+
+    Raises SettingsError for a URI that is not one, DatabaseUnavailable when nothing answers, StandaloneServer when it is no
+    replica set. The message never shows the password.
+    """
+    settings = settings or Settings(mongodb_uri=uri)
+    clock, state = Clock(), ConnectionState()
+    try:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            uri,
+            appname=f"ximler/{__version__}",
+            maxPoolSize=settings.pool_size,
+            serverSelectionTimeoutMS=settings.server_selection_timeout_ms,
+            socketTimeoutMS=settings.socket_timeout_ms,
+            retryReads=True,
+            retryWrites=True,
+            server_api=ServerApi("1"),
+            event_listeners=listeners(state, clock),
+            tz_aware=False,
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise SettingsError(
+            f"MONGODB_URI is not usable: {_reason(error)}", fields={"mongodb_uri": "is not a usable MongoDB URI"}
+        ) from None
+    try:
+        hello = await client.admin.command("hello")
+    except OperationFailure as error:
+        await client.close()
+        if error.code in (18, 13):
+            raise DatabaseUnavailable(
+                f"{redacted(uri)} does not accept this user and password: correct MONGODB_URI"
+            ) from error
+        raise DatabaseUnavailable(f"{redacted(uri)} refused: {_reason(error)}") from error
+    except PyMongoError as error:
+        await client.close()
+        raise DatabaseUnavailable(
+            f"No MongoDB answers at {redacted(uri)} ({_reason(error)}): start it, or correct MONGODB_URI"
+        ) from error
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        await client.close()
+        raise StandaloneServer(
+            f"The MongoDB at {redacted(uri)} is a standalone server; Ximler needs a replica set (one member is enough). Start "
+            "mongod with --replSet rs0, then run rs.initiate() once in mongosh; or unset MONGODB_URI to use the embedded one."
+        )
+    clock.observe(hello["localTime"].replace(tzinfo=clock.now().tzinfo))
+    return Database(client, name or settings.database_name, clock=clock, state=state)
+
+
+def redacted(uri: str) -> str:
+    """A URI fit for people's eyes: no credentials, no options."""
+    return re.sub(r"//[^/@]*@", "//", uri).split("?", 1)[0]
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split(", Timeout:", 1)[0].split(", full error:", 1)[0]
+    if isinstance(error, ServerSelectionTimeoutError):
+        text = text.split(" (configured timeouts", 1)[0]
+    return redacted(text)

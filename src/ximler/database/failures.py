@@ -1,0 +1,114 @@
+"""The one table from what the driver raises to what Ximler raises.
+
+Inside a transaction, an error that the driver would retry passes through untouched: `with_transaction` must see it.
+"""
+
+import re
+from typing import Any
+
+from bson.errors import InvalidDocument
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+    WriteError,
+)
+
+from ximler.core.errors import Conflict, Invalid, Unavailable
+
+__all__ = ["DRIVER_ERRORS", "DatabaseUnavailable", "DocumentExists", "translated"]
+
+DRIVER_ERRORS = (PyMongoError, InvalidDocument, OverflowError, UnicodeEncodeError)
+
+_VALIDATION = 121
+_TOO_LARGE = frozenset({10334, 17419, 17420})
+_TOO_DEEP = 15
+_TIMED_OUT = frozenset({50, 89, 262})
+_WRITE_CONFLICT = 112
+_AWAY = frozenset({6, 7, 91, 189, 9001, 10107, 11600, 11602, 13435, 13436})
+
+
+class DatabaseUnavailable(Unavailable):
+    code = "DATABASE_UNAVAILABLE"
+
+
+class DocumentExists(Conflict):
+    """A unique index says no. `fields` names what is taken."""
+
+    code = "ALREADY_EXISTS"
+
+
+def translated(error: BaseException, collection: str) -> BaseException:
+    """Ximler's error for a driver's, or the same error where it is nobody's fault but ours."""
+    if isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"):
+        return error
+    if isinstance(error, DocumentTooLarge):
+        return Invalid(f"This document of {collection} is larger than the 16 MB that MongoDB can store")
+    if isinstance(error, ServerSelectionTimeoutError | WaitQueueTimeoutError | AutoReconnect | ConnectionFailure):
+        return DatabaseUnavailable("The database does not answer: try again in a moment")
+    if isinstance(error, BulkWriteError):
+        writes = error.details.get("writeErrors") or []
+        return _operation(writes[0], collection) or error if writes else error
+    if isinstance(error, OperationFailure):
+        details: dict[str, Any] = dict(error.details or {})
+        if isinstance(error, WriteError) or "code" not in details:
+            details.setdefault("code", error.code)
+        return _operation(details, collection) or error
+    if isinstance(error, UnicodeEncodeError):
+        return Invalid("The text contains an unpaired surrogate: it is not valid Unicode")
+    if isinstance(error, OverflowError):
+        return Invalid("A number does not fit in 64 bits: send it as a string")
+    if isinstance(error, InvalidDocument):
+        return Invalid(f"This cannot be stored in {collection}: {error}")
+    return error
+
+
+def _operation(details: dict[str, Any], collection: str) -> BaseException | None:
+    code = details.get("code")
+    if code == 11000:
+        taken = list(details.get("keyPattern") or {})
+        if not taken:
+            found = re.search(r"index: (\S+?)_-?1", str(details.get("errmsg", "")))
+            taken = [found[1]] if found else ["_id"]
+        return DocumentExists(
+            f"{collection}: {' and '.join(taken)} already taken", fields=dict.fromkeys(taken, "is already taken")
+        )
+    if code == _VALIDATION:
+        fields = _failed_rules((details.get("errInfo") or {}).get("details") or {})
+        reasons = "; ".join(f"{name} {why}" for name, why in fields.items()) or "it does not match the schema"
+        return Invalid(f"{collection} refused the document: {reasons}", fields=fields)
+    if code in _TOO_LARGE:
+        return Invalid(f"This document of {collection} would be larger than the 16 MB that MongoDB can store")
+    if code == _TOO_DEEP:
+        return Invalid(f"This document of {collection} is nested deeper than MongoDB's 100 levels")
+    if code in _AWAY or code in _TIMED_OUT:
+        return DatabaseUnavailable("The database did not answer in time: try again in a moment")
+    if code == _WRITE_CONFLICT:
+        return Conflict(f"{collection}: changed by somebody else at the same moment: try again")
+    return None
+
+
+def _failed_rules(details: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Field → reason, from the server's account of a failed `$jsonSchema`."""
+    found: dict[str, str] = {}
+    for rule in details.get("schemaRulesNotSatisfied", ()):
+        for missing in rule.get("missingProperties", ()):
+            found[prefix + missing] = "is required"
+        for failed in rule.get("propertiesNotSatisfied", ()):
+            name = prefix + failed["propertyName"]
+            nested: dict[str, str] = {}
+            reason = "is not what the schema allows"
+            for part in failed.get("details", ()):
+                nested |= _failed_rules({"schemaRulesNotSatisfied": [part]}, f"{name}.")
+                if part.get("operatorName") == "bsonType":
+                    allowed = part.get("specifiedAs", {}).get("bsonType")
+                    reason = f"must be {allowed}, not {part.get('consideredType')}"
+                elif part.get("operatorName") == "enum":
+                    reason = f"must be one of {part.get('specifiedAs', {}).get('enum')}"
+            found |= nested or {name: reason}
+    return found

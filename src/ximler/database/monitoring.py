@@ -1,0 +1,182 @@
+"""What the database connection is doing: Prometheus metrics, one log line per change of state, and counted round trips.
+
+PyMongo calls these listeners synchronously, so they only add numbers. Imported before any metric is created, so that
+`PROMETHEUS_MULTIPROC_DIR` (set by `ximler up --workers N`) can sum them over processes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC
+from typing import Any
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+from pymongo import monitoring
+
+from ximler.core.clock import Clock
+
+__all__ = ["UNREADABLE", "ConnectionState", "RoundTrip", "listeners", "round_trips"]
+
+_log = structlog.get_logger("ximler.database")
+
+COMMANDS = Histogram(
+    "ximler_database_command_seconds",
+    "Time from sending a command to its answer.",
+    ("collection", "verb"),
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30),
+)
+FAILURES = Counter("ximler_database_command_failures_total", "Commands that failed.", ("collection", "verb"))
+POOL = Gauge("ximler_database_pool_connections", "Connections, by state.", ("state",), multiprocess_mode="livesum")
+CHECKOUT = Histogram(
+    "ximler_database_pool_wait_seconds",
+    "Wait for a connection.",
+    buckets=(0.0001, 0.001, 0.01, 0.1, 1, 10),
+)
+CHECKOUT_FAILURES = Counter("ximler_database_pool_wait_failures_total", "Waits for a connection that failed.")
+UP = Gauge("ximler_database_up", "Processes that see a primary.", multiprocess_mode="livesum")
+SERVERS = Gauge("ximler_database_servers", "Known servers, by type.", ("type",), multiprocess_mode="livemax")
+UNREADABLE = Counter("ximler_database_unreadable_documents_total", "Documents left out of a list.", ("collection",))
+
+RoundTrip = tuple[str, str]  # (verb, collection)
+_recording: ContextVar[list[RoundTrip] | None] = ContextVar("ximler_round_trips", default=None)
+
+
+@contextmanager
+def round_trips() -> Iterator[list[RoundTrip]]:
+    """Record every command sent inside the block, by this task and those it starts: the cost of a journey."""
+    trips: list[RoundTrip] = []
+    token = _recording.set(trips)
+    try:
+        yield trips
+    finally:
+        _recording.reset(token)
+
+
+class ConnectionState:
+    """Whether a primary is in sight, for `/readyz`. Logs each change once; closing is none."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.closing = False
+        self._was_connected = False
+
+    def changed(self, connected: bool) -> None:
+        if connected == self.connected or self.closing:
+            return
+        self.connected = connected
+        UP.set(int(connected))
+        if not connected:
+            _log.warning("database disconnected")
+        elif self._was_connected:
+            _log.info("database reconnected")
+        else:
+            _log.info("database connected")
+        self._was_connected = self._was_connected or connected
+
+
+def listeners(state: ConnectionState, clock: Clock) -> list[Any]:
+    return [_Commands(), _Pool(), _Topology(state), _Heartbeats(state, clock)]
+
+
+class _Commands(monitoring.CommandListener):
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[str, str]] = {}
+        self._metrics: dict[tuple[str, str], Any] = {}
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        verb = event.command_name
+        target = event.command.get("collection") if verb == "getMore" else event.command.get(verb)
+        collection = target if isinstance(target, str) else ""
+        self._places[event.request_id] = (collection, verb)
+        trips = _recording.get()
+        if trips is not None:
+            trips.append((verb, collection))
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        place = self._places.pop(event.request_id, None)
+        if place is None:
+            return
+        metric = self._metrics.get(place)
+        if metric is None:
+            metric = self._metrics[place] = COMMANDS.labels(*place)
+        metric.observe(event.duration_micros / 1e6)
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        place = self._places.pop(event.request_id, None)
+        if place is not None:
+            FAILURES.labels(*place).inc()
+
+
+class _Pool(monitoring.ConnectionPoolListener):
+    def __init__(self) -> None:
+        self._open = POOL.labels("open")
+        self._used = POOL.labels("checked_out")
+
+    def connection_created(self, event: monitoring.ConnectionCreatedEvent) -> None:
+        self._open.inc()
+
+    def connection_closed(self, event: monitoring.ConnectionClosedEvent) -> None:
+        self._open.dec()
+
+    def connection_checked_out(self, event: monitoring.ConnectionCheckedOutEvent) -> None:
+        self._used.inc()
+        CHECKOUT.observe(event.duration or 0)
+
+    def connection_checked_in(self, event: monitoring.ConnectionCheckedInEvent) -> None:
+        self._used.dec()
+
+    def connection_check_out_failed(self, event: monitoring.ConnectionCheckOutFailedEvent) -> None:
+        CHECKOUT_FAILURES.inc()
+
+    def connection_check_out_started(self, event: monitoring.ConnectionCheckOutStartedEvent) -> None: ...
+    def connection_ready(self, event: monitoring.ConnectionReadyEvent) -> None: ...
+    def pool_cleared(self, event: monitoring.PoolClearedEvent) -> None: ...
+    def pool_closed(self, event: monitoring.PoolClosedEvent) -> None: ...
+    def pool_created(self, event: monitoring.PoolCreatedEvent) -> None: ...
+    def pool_ready(self, event: monitoring.PoolReadyEvent) -> None: ...
+
+
+class _Topology(monitoring.TopologyListener):
+    def __init__(self, state: ConnectionState) -> None:
+        self._state = state
+        self._types: set[str] = set()
+
+    def description_changed(self, event: monitoring.TopologyDescriptionChangedEvent) -> None:
+        servers = event.new_description.server_descriptions().values()
+        counts: dict[str, int] = dict.fromkeys(self._types, 0)
+        for server in servers:
+            counts[server.server_type_name] = counts.get(server.server_type_name, 0) + 1
+        self._types |= counts.keys()
+        for kind, count in counts.items():
+            SERVERS.labels(kind).set(count)
+        self._state.changed(event.new_description.has_writable_server())
+
+    def opened(self, event: monitoring.TopologyOpenedEvent) -> None: ...
+
+    def closed(self, event: monitoring.TopologyClosedEvent) -> None: ...
+
+
+class _Heartbeats(monitoring.ServerHeartbeatListener):
+    """Keeps the clock at the primary's, and logs the first of a row of failures."""
+
+    def __init__(self, state: ConnectionState, clock: Clock) -> None:
+        self._state = state
+        self._clock = clock
+        self._failing: set[Any] = set()
+
+    def started(self, event: monitoring.ServerHeartbeatStartedEvent) -> None: ...
+
+    def succeeded(self, event: monitoring.ServerHeartbeatSucceededEvent) -> None:
+        self._failing.discard(event.connection_id)
+        reply = event.reply
+        if reply.is_writable and (local := reply.document.get("localTime")):
+            self._clock.observe(local if local.tzinfo else local.replace(tzinfo=UTC))
+
+    def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
+        if event.connection_id not in self._failing:
+            self._failing.add(event.connection_id)
+            host, port = event.connection_id
+            _log.warning(
+                "database error", server=f"{host}:{port}", error=str(event.reply) or type(event.reply).__name__
+            )

@@ -1,0 +1,238 @@
+"""The database held against the map: what is missing, extra or changed, and the making of what is missing.
+
+`initialise` is idempotent and safe to run from several processes at once. It creates; it never drops or rebuilds an index, and
+on a database that another application made it never tightens a validator, unless asked (`repair=True`).
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from pymongo import IndexModel
+from pymongo.errors import OperationFailure, PyMongoError
+
+from ximler.core.errors import Conflict
+from ximler.database import seeds
+from ximler.database.connection import Database
+from ximler.database.failures import DocumentExists, translated
+from ximler.database.validators import validator
+from ximler.schema import CATALOGUE, SPECIFIED
+from ximler.schema.document import Collection, Index
+from ximler.schema.meta import META, SCHEMA_VERSION, Meta
+
+__all__ = ["Difference", "SchemaTooNew", "adopt", "check_version", "initialise", "status"]
+
+_log = structlog.get_logger("ximler.database")
+_STAMP = "schema"
+_EXISTS = 48
+_PLURAL = "usages"  # what Mongoose makes of a model named Usage
+_ADOPTING = "usages_adopting"
+
+
+class SchemaTooNew(Conflict):
+    code = "SCHEMA_TOO_NEW"
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One way in which the database is not what the map says."""
+
+    collection: str
+    what: Literal["collection", "index", "validator", "documents"]
+    name: str
+    state: Literal["missing", "extra", "changed"]
+    remedy: str
+
+
+async def check_version(database: Database) -> bool:
+    """Whether the database is ready for this Ximler as it stands. Raises SchemaTooNew for one written by a newer."""
+    stamp = await database[META].find_one({"_id": _STAMP})
+    if stamp is None:
+        return False
+    if stamp.version > SCHEMA_VERSION:
+        raise SchemaTooNew(
+            f"The database {database.name!r} has schema version {stamp.version}; this Ximler knows {SCHEMA_VERSION}. "
+            "Upgrade Ximler (pip install -U ximler)."
+        )
+    return stamp.version == SCHEMA_VERSION and stamp.fingerprint == _fingerprint()
+
+
+async def initialise(
+    database: Database, *, repair: bool = False, progress: Callable[[str], None] = lambda _: None
+) -> list[Difference]:
+    """Make collections, validators, indexes, seeds and the version stamp; returns what still differs.
+
+    `repair` also rebuilds changed indexes and replaces changed validators. Extra indexes are never touched.
+    """
+    await check_version(database)
+    try:
+        stamp = await database[META].find_one({"_id": _STAMP})
+        existing = {found["name"]: found async for found in await database.raw.list_collections()}
+        ours = stamp.created_here if stamp else not existing.keys() & {c.name for c in SPECIFIED}
+
+        async def make(collection: Collection[Any]) -> None:
+            await _make_collection(database, collection, existing.get(collection.name), ours=ours, repair=repair)
+            await _make_indexes(database, collection, repair=repair)
+            progress(collection.name)
+
+        await asyncio.gather(*(make(collection) for collection in CATALOGUE))
+    except PyMongoError as error:
+        raise translated(error, database.name) from error
+    if stamp is None:
+        await seeds.plant(database)
+    fresh = Meta(id=_STAMP, version=SCHEMA_VERSION, created_here=ours)
+    try:
+        await database[META].upsert(
+            {"_id": _STAMP}, {"$set": {"version": SCHEMA_VERSION, "fingerprint": _fingerprint()}}, fresh=fresh
+        )
+    except DocumentExists:
+        _log.debug("another process stamped the schema first")
+    return await status(database)
+
+
+async def status(database: Database) -> list[Difference]:
+    """Every difference between the database and the map, in the map's order. Reads only."""
+    try:
+        existing = {found["name"]: found async for found in await database.raw.list_collections()}
+        compared = await asyncio.gather(
+            *(_compare(database, collection, existing.get(collection.name)) for collection in CATALOGUE)
+        )
+        differences = [difference for found in compared for difference in found]
+        if _PLURAL in existing and await database.raw[_PLURAL].find_one({}, {"_id": 1}):
+            differences.append(
+                Difference(
+                    _PLURAL,
+                    "documents",
+                    _PLURAL,
+                    "extra",
+                    "a Mongoose model without a collection name wrote here: ximler db adopt",
+                )
+            )
+    except PyMongoError as error:
+        raise translated(error, database.name) from error
+    return differences
+
+
+async def adopt(database: Database) -> int:
+    """Move the documents of `usages` (where Mongoose puts a model named Usage) to `usage`; returns how many.
+
+    The source is renamed first, so that what another application writes meanwhile starts a new `usages` instead of being lost;
+    a run that was interrupted is finished by the next.
+    """
+    moved = 0
+    try:
+        names = await database.raw.list_collection_names()
+        if _ADOPTING not in names and _PLURAL in names:
+            await database.raw[_PLURAL].rename(_ADOPTING)
+            names.append(_ADOPTING)
+        if _ADOPTING in names:
+            moved = await database.raw[_ADOPTING].count_documents({})
+            merge = {"$merge": {"into": "usage", "on": "_id", "whenMatched": "keepExisting"}}
+            await (await database.raw[_ADOPTING].aggregate([merge])).to_list()
+            await database.raw[_ADOPTING].drop()
+    except PyMongoError as error:
+        raise translated(error, database.name) from error
+    return moved
+
+
+async def _make_collection(
+    database: Database, collection: Collection[Any], found: Mapping[str, Any] | None, *, ours: bool, repair: bool
+) -> None:
+    """Create it, or give it the validator it should have. Other applications' documents are only warned about."""
+    wanted = validator(collection)
+    action = "error" if ours or collection.private else "warn"
+    if found is None:
+        try:
+            await database.raw.create_collection(
+                collection.name,
+                validator=wanted,
+                validationLevel="moderate",
+                validationAction=action,
+                check_exists=False,
+            )
+        except OperationFailure as error:
+            if error.code != _EXISTS:
+                raise
+        return
+    present = found.get("options", {}).get("validator")
+    if present != wanted and (present is None or ours or repair):
+        await database.raw.command(
+            "collMod", collection.name, validator=wanted, validationLevel="moderate", validationAction=action
+        )
+
+
+async def _make_indexes(database: Database, collection: Collection[Any], *, repair: bool) -> None:
+    if not collection.indexes:
+        return
+    raw = database.raw[collection.name]
+    present = {found["name"]: found async for found in await raw.list_indexes()}
+    if repair:
+        for index in collection.indexes:
+            if index.name in present and not _same(index, present[index.name]):
+                await raw.drop_index(index.name)
+                present.pop(index.name)
+    missing = [IndexModel(list(i.keys), name=i.name, **i.options) for i in collection.indexes if i.name not in present]
+    for model in [missing] if _fresh(present) else [[one] for one in missing]:
+        try:
+            if model:
+                await raw.create_indexes(model)
+        except OperationFailure as error:
+            # 85, 86: there is one like it; 11000: the documents are not unique. Reported by status, left to the operator.
+            if error.code not in (85, 86, 11000):
+                raise
+            _log.warning(
+                "index not created", collection=collection.name, reason=error.details and error.details.get("errmsg")
+            )
+
+
+def _fresh(present: Mapping[str, Any]) -> bool:
+    return present.keys() <= {"_id_"}
+
+
+async def _compare(
+    database: Database, collection: Collection[Any], found: Mapping[str, Any] | None
+) -> list[Difference]:
+    name = collection.name
+    if found is None:
+        return [Difference(name, "collection", name, "missing", "ximler db init")]
+    differences = []
+    present_validator = found.get("options", {}).get("validator")
+    if present_validator != validator(collection):
+        state: Literal["missing", "changed"] = "changed" if present_validator else "missing"
+        remedy = "ximler db init --repair replaces it" if present_validator else "ximler db init"
+        differences.append(Difference(name, "validator", name, state, remedy))
+    present = {index["name"]: index async for index in await database.raw[name].list_indexes()}
+    for index in collection.indexes:
+        if index.name not in present:
+            differences.append(Difference(name, "index", index.name, "missing", "ximler db init"))
+        elif not _same(index, present[index.name]):
+            differences.append(Difference(name, "index", index.name, "changed", "ximler db init --repair rebuilds it"))
+    known = {index.name for index in collection.indexes} | {"_id_"}
+    differences += [
+        Difference(name, "index", extra, "extra", f"left alone; db.{name}.dropIndex({extra!r}) removes it")
+        for extra in present
+        if extra not in known
+    ]
+    return differences
+
+
+def _same(index: Index, present: Mapping[str, Any]) -> bool:
+    """Same keys in the same order, same uniqueness, expiry and filter."""
+    if index.keys[0][1] == "text":
+        same_keys = set(present.get("weights", ())) == {key for key, _ in index.keys}
+    else:
+        same_keys = [(key, int(direction)) for key, direction in present["key"].items() if direction != "text"] == list(
+            index.keys
+        )
+    options = {
+        key: present[key] for key in ("unique", "expireAfterSeconds", "partialFilterExpression") if key in present
+    }
+    return same_keys and options == index.options
+
+
+def _fingerprint() -> str:
+    """Changes when the map does: start-up then synchronises, and otherwise skips it."""
+    described = [[validator(c), [[i.name, i.options] for i in c.indexes]] for c in CATALOGUE]
+    return hashlib.sha256(msgspec.json.encode(described)).hexdigest()[:16]

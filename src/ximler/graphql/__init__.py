@@ -1,0 +1,1 @@
+"""The GraphQL interface: the engine, and one SDL file with its resolvers for every domain."""

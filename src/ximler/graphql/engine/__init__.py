@@ -1,0 +1,30 @@
+"""The GraphQL engine: SDL and resolvers in, an ASGI callable out. Knows no domain.
+
+    schema = build([accounts, billing, projects])        # modules, each with its .graphql beside it
+    app = GraphQLApp(Engine(schema), context_factory)
+
+Uses graphql-core to parse, validate, introspect and execute; resolvers cannot tell, so the executor may change.
+"""
+
+from ximler.graphql.engine.connections import Connection, Page, page_size
+from ximler.graphql.engine.engine import Engine, Prepared, Response
+from ximler.graphql.engine.http import ContextFactory, GraphQLApp
+from ximler.graphql.engine.limits import Limits
+from ximler.graphql.engine.registry import Resolvers
+from ximler.graphql.engine.schema import Schema, SchemaError, build
+
+__all__ = [
+    "Connection",
+    "ContextFactory",
+    "Engine",
+    "GraphQLApp",
+    "Limits",
+    "Page",
+    "Prepared",
+    "Resolvers",
+    "Response",
+    "Schema",
+    "SchemaError",
+    "build",
+    "page_size",
+]

@@ -1,0 +1,85 @@
+"""Relay connections over a domain's pages: the shapes `edges`, `nodes` and `pageInfo`, and the size of a page.
+
+SDL declares its own `ProjectConnection { edges: [ProjectEdge!]! nodes: [Project!]! pageInfo: PageInfo! }`; a resolver
+returns `Connection(page)`. Paging is forward only, by keyset: `after` is the domain's opaque cursor, passed on as it
+came, and the domain refuses one that it did not make.
+"""
+
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from ximler.core.errors import Invalid
+
+__all__ = ["DEFAULT_SIZE", "MAX_SIZE", "SDL", "Connection", "Edge", "Page", "PageInfo", "page_size"]
+
+DEFAULT_SIZE = 20
+MAX_SIZE = 100
+
+SDL = """
+"Where a page of a connection ends, and whether another follows (https://relay.dev/graphql/connections.htm)."
+type PageInfo {
+  "Whether more follow: ask again with `after: endCursor`."
+  hasNextPage: Boolean!
+  "Always false: pages are read forward only."
+  hasPreviousPage: Boolean!
+  startCursor: String
+  endCursor: String
+}
+"""
+
+D = TypeVar("D")
+D_co = TypeVar("D_co", covariant=True)
+
+
+class Page(Protocol[D_co]):
+    """What a domain gives for a page: as many cursors as items."""
+
+    @property
+    def items(self) -> Sequence[D_co]: ...
+    @property
+    def cursors(self) -> Sequence[str]: ...
+    @property
+    def has_next(self) -> bool: ...
+
+
+class Edge(msgspec.Struct, Generic[D], frozen=True, gc=False):
+    node: D
+    cursor: str
+
+
+class PageInfo(msgspec.Struct, frozen=True, gc=False):
+    has_next_page: bool
+    start_cursor: str | None
+    end_cursor: str | None
+    has_previous_page: bool = False
+
+
+class Connection(msgspec.Struct, Generic[D], frozen=True):
+    """A page, seen as Relay sees it; what a query does not ask for is not made."""
+
+    page: Page[D]
+
+    @property
+    def nodes(self) -> Sequence[D]:
+        return self.page.items
+
+    @property
+    def edges(self) -> list[Edge[D]]:
+        return [Edge(node, cursor) for node, cursor in zip(self.page.items, self.page.cursors, strict=True)]
+
+    @property
+    def page_info(self) -> PageInfo:
+        cursors = self.page.cursors
+        start, end = (cursors[0], cursors[-1]) if cursors else (None, None)
+        return PageInfo(has_next_page=self.page.has_next, start_cursor=start, end_cursor=end)
+
+
+def page_size(first: int | None) -> int:
+    """How many items `first` asks for: 20 where it is absent or null. Raises Invalid outside 1 to 100."""
+    if first is None:
+        return DEFAULT_SIZE
+    if not 1 <= first <= MAX_SIZE:
+        raise Invalid.field("first", f"must be between 1 and {MAX_SIZE}, got {first}")
+    return first

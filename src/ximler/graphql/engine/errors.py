@@ -1,0 +1,158 @@
+"""What clients are told when something fails, and what only the log is told. The one table from kind to HTTP status.
+
+    extensions.code        stable and specific, the error's own: COUPON_EXPIRED
+    extensions.kind        the kind it belongs to, for codes a client does not know: INVALID
+    extensions.fields      what is wrong with which input, by name
+    extensions.retryAfter  seconds after which trying again may help
+
+An error that nobody raised on purpose is "Internal server error" with the request's id; its traceback goes to the log.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import structlog
+from graphql import GraphQLError
+
+from ximler.core.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    LimitExceeded,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    XimlerError,
+)
+from ximler.graphql.engine.batches import Failed
+from ximler.graphql.engine.limits import OverLimit
+
+__all__ = [
+    "INTERNAL",
+    "RequestRefused",
+    "describe",
+    "describe_bug",
+    "describe_field_errors",
+    "describe_over_limit",
+    "describe_request_error",
+    "http_headers",
+    "http_status",
+]
+
+Described = dict[str, Any]
+"""An error as the response carries it."""
+
+INTERNAL = "INTERNAL"
+PARSE_FAILED = "GRAPHQL_PARSE_FAILED"
+VALIDATION_FAILED = "GRAPHQL_VALIDATION_FAILED"
+BAD_INPUT = "BAD_USER_INPUT"
+NO_OPERATION = "OPERATION_RESOLUTION_FAILURE"
+OVER_LIMIT = "QUERY_LIMIT_EXCEEDED"
+
+STATUS: Mapping[type[XimlerError], int] = {
+    Invalid: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    LimitExceeded: 429,
+    Unavailable: 503,
+}
+"""Status of a request that failed before it ran; errors of single fields answer 200, as GraphQL over HTTP wants."""
+
+_LONGEST_MESSAGE = 500
+
+log = structlog.get_logger("ximler.graphql")
+
+
+class RequestRefused(Exception):
+    """The request will not be executed: it does not parse, does not validate, or asks for too much."""
+
+    def __init__(self, errors: Iterable[Described]) -> None:
+        self.errors = list(errors)
+        super().__init__("; ".join(error["message"] for error in self.errors))
+
+
+def describe(error: XimlerError) -> Described:
+    extensions: dict[str, Any] = {"code": error.code, "kind": _kind(error).code}
+    if error.fields:
+        extensions["fields"] = error.fields
+    if isinstance(error, LimitExceeded) and error.retry_after_s is not None:
+        extensions["retryAfter"] = math.ceil(error.retry_after_s)
+    return {"message": error.message, "extensions": extensions}
+
+
+def describe_bug(error: Exception, *, request_id: str | None, **context: Any) -> Described:
+    """Log an error that nobody raised on purpose, traceback and all; tell the client nothing of it."""
+    log.error("graphql request failed", exc_info=error, request_id=request_id, **context)
+    extensions = {"code": INTERNAL} if request_id is None else {"code": INTERNAL, "requestId": request_id}
+    return {"message": "Internal server error", "extensions": extensions}
+
+
+def describe_request_error(error: GraphQLError, code: str, **extensions: Any) -> Described:
+    """An error found before execution, in the query's text or its variables."""
+    return _place(error, {"message": _cut(error.message), "extensions": {"code": code, **extensions}})
+
+
+def describe_over_limit(error: OverLimit) -> Described:
+    extensions = {"code": OVER_LIMIT, "limit": error.limit, "value": error.value, "maximum": error.maximum}
+    return {"message": str(error), "extensions": extensions}
+
+
+def describe_field_errors(
+    errors: Iterable[GraphQLError], *, request_id: str | None, operation: str | None
+) -> list[Described]:
+    """Errors of single fields, each with its path. A bug that struck many fields is logged once."""
+    described = []
+    bugs: dict[int, Described] = {}
+    for error in errors:
+        cause = _cause(error)
+        if isinstance(cause, XimlerError):
+            told = describe(cause)
+        elif isinstance(cause, GraphQLError) and cause.nodes:
+            # Only a wrong argument is found by graphql-core itself, with the node it stands in; a value of ours that
+            # does not fit its type has no node before it is located.
+            told = {"message": _cut(cause.message), "extensions": {"code": BAD_INPUT}}
+        elif id(cause) in bugs:
+            told = bugs[id(cause)]
+        else:
+            path = ".".join(map(str, error.path or ()))
+            told = bugs[id(cause)] = describe_bug(cause, request_id=request_id, path=path, operation=operation)
+        described.append(_place(error, told))
+    return described
+
+
+def http_status(error: XimlerError) -> int:
+    return STATUS.get(_kind(error), 500)
+
+
+def http_headers(error: XimlerError) -> list[tuple[bytes, bytes]]:
+    if isinstance(error, LimitExceeded) and error.retry_after_s is not None:
+        return [(b"retry-after", b"%d" % math.ceil(error.retry_after_s))]
+    return [(b"www-authenticate", b"Bearer")] if isinstance(error, Unauthenticated) else []
+
+
+def _kind(error: XimlerError) -> type[XimlerError]:
+    return next((kind for kind in STATUS if isinstance(error, kind)), XimlerError)
+
+
+def _cause(error: GraphQLError) -> Exception:
+    cause: Exception = error
+    while isinstance(cause, GraphQLError) and cause.original_error is not None:
+        cause = cause.original_error
+    return cause.cause if isinstance(cause, Failed) else cause
+
+
+def _place(error: GraphQLError, told: Described) -> Described:
+    placed = {"message": told["message"]}
+    if error.locations:
+        placed["locations"] = [{"line": place.line, "column": place.column} for place in error.locations[:10]]
+    if error.path:
+        placed["path"] = error.path
+    return {**placed, "extensions": told["extensions"]}
+
+
+def _cut(message: str) -> str:
+    """Messages repeat the client's own text, which may be long."""
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[: _LONGEST_MESSAGE - 1]}…"

@@ -1,0 +1,230 @@
+"""GraphQL over HTTP: one ASGI callable for `/graphql`.
+
+Follows https://graphql.github.io/graphql-over-http/draft/. POST takes JSON, GET takes queries (a mutation by GET is
+405). `application/graphql-response+json` is answered where the client names it: there a request that was not executed
+is 400; everybody else gets `application/json`, where GraphQL errors come with 200. A request that is not well formed,
+and a context that refuses the caller (401, 403, 429, 503), have their status under both.
+
+Requests that a browser sends without asking (form content types, mutations by GET) are refused, so there is nothing to
+forge across sites. CORS, OPTIONS and compression belong to the application around this.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from ximler.core.errors import XimlerError
+from ximler.graphql.engine.engine import Engine, Response
+from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
+from ximler.graphql.engine.negotiation import JSON, RESPONSE_JSON, choose_response_type, is_json
+
+__all__ = ["ContextFactory", "GraphQLApp"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+ContextFactory = Callable[[Scope], Awaitable[Any]]
+
+MIB = 1024 * 1024
+
+
+class Parameters(msgspec.Struct, rename="camel"):
+    """What a request asks, wherever it stands in it. Unknown keys are ignored, as the specification asks."""
+
+    query: str
+    operation_name: str | None = None
+    variables: dict[str, Any] | None = None
+    extensions: dict[str, Any] | None = None
+
+
+class NotWellFormed(Exception):
+    """Not a GraphQL request: answered with this status under every media type."""
+
+    def __init__(self, status: int, message: str, headers: Headers | None = None, *, media_type: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or []
+        self.media_type = media_type
+
+
+class _Disconnected(Exception):
+    """The client left before its request was complete: there is nobody to answer."""
+
+
+class GraphQLApp:
+    """Serves one engine. `context_factory(scope)` makes each request's context; an error it raises is the answer.
+
+    It is called only for operations that will run: a request that is malformed, invalid or too large costs no I/O.
+    """
+
+    def __init__(self, engine: Engine, context_factory: ContextFactory, *, body_limit: int = 20 * MIB) -> None:
+        self._engine = engine
+        self._context_factory = context_factory
+        self._body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError(f"GraphQL is served over HTTP, not over {scope['type']}")
+        headers = _Headers(scope)
+        media_type = choose_response_type(headers.accept) or JSON
+        extra: Headers = []
+        try:
+            status, response, extra = await self._answer(scope, headers, media_type, receive)
+        except _Disconnected:
+            return
+        except NotWellFormed as error:
+            extra = error.headers
+            status = error.status
+            response = {"errors": [{"message": str(error), "extensions": {"code": "BAD_REQUEST"}}]}
+        except Exception as error:
+            status, response = 500, {"errors": [describe_bug(error, request_id=None)]}
+        try:
+            body = _encode(response)
+        except Exception as error:  # a resolver gave JSON what is no JSON: circular, say, or too deep
+            status, body = 500, _encode({"errors": [describe_bug(error, request_id=None)]})
+        await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
+
+    async def _answer(
+        self, scope: Scope, headers: "_Headers", media_type: bytes, receive: Receive
+    ) -> tuple[int, Response, Headers]:
+        method = scope["method"]
+        if method not in ("GET", "POST"):
+            raise NotWellFormed(
+                405, f"{method} is not allowed: use POST, or GET for queries", [(b"allow", b"GET, POST")]
+            )
+        if choose_response_type(headers.accept) is None:
+            raise NotWellFormed(406, "Answers are application/graphql-response+json or application/json")
+        if method == "GET":
+            parameters = _read_query_string(scope.get("query_string", b""))
+        else:
+            parameters = _read_body(await self._receive_body(headers, receive))
+        try:
+            prepared = self._engine.prepare(
+                parameters.query,
+                variables=parameters.variables,
+                operation_name=parameters.operation_name or None,
+            )
+        except RequestRefused as refused:
+            return (400 if media_type is RESPONSE_JSON else 200), {"errors": refused.errors}, []
+        if method == "GET" and prepared.operation.mutation:
+            raise NotWellFormed(405, "Mutations need POST", [(b"allow", b"POST")])
+        try:
+            ctx = await self._context_factory(scope)
+        except XimlerError as error:
+            return http_status(error), {"errors": [describe(error)]}, http_headers(error)
+        return 200, await self._engine.run(prepared, ctx), []
+
+    async def _receive_body(self, headers: "_Headers", receive: Receive) -> bytes:
+        if not is_json(headers.content_type):
+            raise NotWellFormed(415, "Content-Type must be application/json, in UTF-8")
+        if headers.content_encoding not in (b"", b"identity"):
+            raise NotWellFormed(415, "A compressed body is not accepted", [(b"accept-encoding", b"identity")])
+        too_large = NotWellFormed(413, f"The body is longer than {self._body_limit} bytes")
+        if headers.content_length > self._body_limit:
+            raise too_large
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Disconnected
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._body_limit:
+                raise too_large
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class _Headers:
+    """The few headers that matter here."""
+
+    __slots__ = ("accept", "content_encoding", "content_length", "content_type")
+
+    def __init__(self, scope: Scope) -> None:
+        self.accept = self.content_type = self.content_encoding = b""
+        self.content_length = 0
+        for name, value in scope["headers"]:
+            if name == b"accept":
+                self.accept = self.accept + b"," + value if self.accept else value
+            elif name == b"content-type":
+                self.content_type = value
+            elif name == b"content-encoding":
+                self.content_encoding = value.strip().lower()
+            elif name == b"content-length" and value.isdigit():
+                self.content_length = int(value[:20])
+
+
+_parameters = msgspec.json.Decoder(Parameters)
+_objects = msgspec.json.Decoder(dict[str, Any])
+
+
+def _read_body(body: bytes) -> Parameters:
+    if not body:
+        raise NotWellFormed(400, 'The request has no body: send {"query": …}')
+    if body.lstrip()[:1] == b"[":
+        raise NotWellFormed(400, "Batches are not accepted: send one operation a request")
+    parameters: Parameters = _decode(_parameters, body, "The body")
+    return parameters
+
+
+def _read_query_string(query_string: bytes) -> Parameters:
+    try:
+        pairs = parse_qsl(
+            query_string.decode("ascii"), keep_blank_values=True, errors="strict", encoding="utf-8", max_num_fields=100
+        )
+    except ValueError as error:
+        raise NotWellFormed(400, f"The query string cannot be read: {error}") from error
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise NotWellFormed(400, "The query string gives a parameter twice")
+    if not given.get("query"):
+        raise NotWellFormed(400, "The query string has no `query`")
+    objects = {
+        name: _decode(_objects, given[name].encode(), f"`{name}`")
+        for name in ("variables", "extensions")
+        if given.get(name)
+    }
+    return Parameters(given["query"], given.get("operationName"), objects.get("variables"), objects.get("extensions"))
+
+
+def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes, what: str) -> Any:
+    try:
+        return decoder.decode(data)
+    except RecursionError:
+        problem = "is nested too deeply"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8"
+    except msgspec.ValidationError as error:
+        problem = f"is not a GraphQL request: {error}"
+    except msgspec.DecodeError as error:
+        problem = f"is not JSON: {error}"
+    raise NotWellFormed(400, f"{what} {problem}")
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what databases put into free-form values: their kinds of numbers as numbers, all else as text."""
+    for kind in (int, float, str, bytes, dict, list):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode
+
+
+async def _send(send: Send, status: int, media_type: bytes, body: bytes, extra: Headers, *, head: bool) -> None:
+    headers = [
+        (b"content-type", media_type),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"vary", b"accept"),
+        *extra,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else body})

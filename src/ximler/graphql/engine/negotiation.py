@@ -1,0 +1,64 @@
+"""Which media types a request speaks and accepts (RFC 9110, section 12.5.1)."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+__all__ = ["JSON", "RESPONSE_JSON", "choose_response_type", "is_json"]
+
+RESPONSE_JSON = b"application/graphql-response+json; charset=utf-8"
+JSON = b"application/json; charset=utf-8"
+
+_RANGES = {
+    RESPONSE_JSON: {b"*/*": 0, b"application/*": 1, b"application/graphql-response+json": 2},
+    JSON: {b"*/*": 0, b"application/*": 1, b"application/json": 2},
+}
+
+
+@lru_cache(maxsize=64)
+def choose_response_type(accept: bytes) -> bytes | None:
+    """The media type to answer in, None where neither of ours is accepted.
+
+    Where a client takes both alike the new one is chosen if it was named, else `application/json`, which is also what
+    a client without an Accept header gets.
+    """
+    if not accept.strip():
+        return JSON
+    best = None
+    best_rank = (0.0, 0, False)
+    for offer, ranges in _RANGES.items():
+        match = max(
+            ((ranges[media_range], quality) for media_range, quality in _parse(accept) if media_range in ranges),
+            default=None,
+        )
+        if match is not None and match[1] > 0:
+            precision, quality = match
+            named = precision == 2  # noqa: PLR2004
+            rank = (quality, precision, named == (offer is RESPONSE_JSON))
+            if rank > best_rank:
+                best, best_rank = offer, rank
+    return best
+
+
+@lru_cache(maxsize=64)
+def is_json(content_type: bytes) -> bool:
+    """Whether a body of this type is JSON in UTF-8; a type that browsers send unasked never is."""
+    media_type, parameters = _split(content_type)
+    return media_type == b"application/json" and parameters.get(b"charset", b"utf-8") in (b"utf-8", b"utf8")
+
+
+def _parse(accept: bytes) -> Iterator[tuple[bytes, float]]:
+    for item in accept.split(b","):
+        media_range, parameters = _split(item)
+        if parameters.get(b"charset", b"utf-8") not in (b"utf-8", b"utf8"):
+            continue
+        try:
+            quality = float(parameters.get(b"q", b"1"))
+        except ValueError:
+            continue
+        yield media_range, quality if 0 <= quality <= 1 else 0.0
+
+
+def _split(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    media_type, *rest = value.lower().split(b";")
+    pairs = (parameter.partition(b"=") for parameter in rest)
+    return media_type.strip(), {name.strip(): given.strip().strip(b'"') for name, _, given in pairs}

@@ -1,0 +1,89 @@
+"""Resolvers, written down beside the SDL they answer: one `Resolvers` object a domain.
+
+    resolvers = Resolvers()
+
+    @resolvers.query("plans")
+    async def plans(ctx): ...
+
+    @resolvers.mutation("createProject")
+    async def create_project(ctx, name, description=None): ...
+
+    @resolvers.field("User", "subscription")
+    async def subscriptions(ctx, users): ...
+
+A **root** resolver is `async (ctx, **args)`. A **batch** resolver is `async (ctx, parents, **args) -> list`: it is called
+once for all parents of a level and answers in their order; an element may be an exception, which then is the error of
+that one parent. Arguments arrive by name in snake_case; one the client left out is not passed, so the parameter's
+default applies, while an explicit `null` arrives as None.
+
+Resolvers never see the query, its nodes or the library that executes it: whatever executes it may change.
+"""
+
+import inspect
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+__all__ = ["Function", "Resolver", "Resolvers"]
+
+Function = Callable[..., Coroutine[Any, Any, Any]]
+F = TypeVar("F", bound=Function)
+
+ROOT_TYPES = ("Query", "Mutation")
+
+
+class Resolver(msgspec.Struct, frozen=True):
+    """A function and the field that it answers."""
+
+    type_name: str
+    field_name: str
+    function: Function
+
+    @property
+    def batch(self) -> bool:
+        return self.type_name not in ROOT_TYPES
+
+    @property
+    def coordinate(self) -> str:
+        return f"{self.type_name}.{self.field_name}"
+
+    @property
+    def where(self) -> str:
+        """File, line and name of the function, for messages."""
+        code = inspect.unwrap(self.function).__code__
+        return f"{Path(code.co_filename).name}:{code.co_firstlineno} {self.function.__qualname__}"
+
+
+class Resolvers:
+    """The resolvers of one domain. Registering twice, or a function that is not `async`, raises TypeError at once."""
+
+    def __init__(self) -> None:
+        self._resolvers: dict[str, Resolver] = {}
+
+    def query(self, field: str) -> Callable[[F], F]:
+        return self._register("Query", field)
+
+    def mutation(self, field: str) -> Callable[[F], F]:
+        return self._register("Mutation", field)
+
+    def field(self, type_name: str, field: str) -> Callable[[F], F]:
+        if type_name in ROOT_TYPES:
+            raise TypeError(f"{type_name}.{field} is a root field: register it with .query(…) or .mutation(…)")
+        return self._register(type_name, field)
+
+    def _register(self, type_name: str, field: str) -> Callable[[F], F]:
+        def register(function: F) -> F:
+            resolver = Resolver(type_name, field, function)
+            if not inspect.iscoroutinefunction(function):
+                raise TypeError(f"the resolver of {resolver.coordinate} must be an async function, got {function!r}")
+            earlier = self._resolvers.setdefault(resolver.coordinate, resolver)
+            if earlier is not resolver:
+                raise TypeError(f"{resolver.coordinate} has two resolvers: {earlier.where} and {resolver.where}")
+            return function
+
+        return register
+
+    def __iter__(self) -> Iterator[Resolver]:
+        return iter(self._resolvers.values())

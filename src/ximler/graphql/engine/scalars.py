@@ -1,0 +1,148 @@
+"""The scalars every schema has besides GraphQL's own, and how their values look in Python.
+
+`ID` needs nothing here: graphql-core writes any object with a `__str__` of its own, so an ObjectId becomes its hex; on
+the way in an ID stays a str, and the domain decides whether it is one.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from graphql import (
+    BooleanValueNode,
+    ConstValueNode,
+    EnumValueNode,
+    FloatValueNode,
+    GraphQLError,
+    GraphQLScalarType,
+    IntValueNode,
+    ListValueNode,
+    NullValueNode,
+    ObjectValueNode,
+    StringValueNode,
+)
+
+__all__ = ["SCALARS", "SDL", "format_datetime"]
+
+SDL = '''
+"An instant, RFC 3339. Written in UTC with milliseconds, `2026-01-31T12:00:00.000Z`; read with any offset."
+scalar DateTime @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc3339#section-5.6")
+
+"Any JSON value."
+scalar JSON @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc8259")
+
+"""
+A whole number beyond Int's 32 bits, such as a count of bytes: a JSON number from -(2^53 - 1) to 2^53 - 1, which
+JavaScript reads exactly.
+"""
+scalar Long
+'''
+
+_LONG_LIMIT = 2**53 - 1
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def format_datetime(value: Any) -> str:
+    """Write an aware datetime; a naive one is a bug and raises TypeError."""
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise TypeError(f"DateTime needs an aware datetime, got {value!r}")
+    if value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
+    return f"{value.isoformat(timespec='milliseconds')[:-6]}Z"
+
+
+def _read_datetime(value: Any) -> datetime:
+    if isinstance(value, str) and len(value) <= 64 and _RFC3339.fullmatch(value):
+        try:
+            instant = datetime.fromisoformat(value.upper()).astimezone(UTC)
+            return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+        except (ValueError, OverflowError) as error:
+            raise GraphQLError(f"DateTime cannot represent {_shown(value)}: {error}") from error
+    raise GraphQLError(f"DateTime cannot represent {_shown(value)}: expected RFC 3339, as in 2026-01-31T12:00:00.000Z")
+
+
+def _write_long(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Node stores whole numbers beyond 32 bits as doubles
+    if isinstance(value, int) and not isinstance(value, bool) and -_LONG_LIMIT <= value <= _LONG_LIMIT:
+        return int(value)  # the driver's Int64 is a subclass
+    raise TypeError(f"Long cannot represent {_shown(value)}")
+
+
+def _read_long(value: Any) -> int:
+    try:
+        return _write_long(value)
+    except TypeError as error:
+        raise GraphQLError(f"{error}: expected a whole number within ±(2^53 - 1)") from None
+
+
+def _long_literal(node: ConstValueNode) -> int:
+    if not isinstance(node, IntValueNode) or len(node.value) > 17:
+        raise GraphQLError("Long cannot represent this literal: expected a whole number within ±(2^53 - 1)", node)
+    return _read_long(int(node.value))
+
+
+def _datetime_literal(node: ConstValueNode) -> datetime:
+    if not isinstance(node, StringValueNode):
+        raise GraphQLError("DateTime cannot represent this literal: expected a string in RFC 3339", node)
+    return _read_datetime(node.value)
+
+
+def _json_literal(node: ConstValueNode) -> Any:
+    """Read a literal as the JSON value it spells; its nesting is bounded by the parser's."""
+    match node:
+        case NullValueNode():
+            return None
+        case BooleanValueNode() | StringValueNode():
+            return node.value
+        case IntValueNode():
+            if len(node.value) > 20:
+                raise GraphQLError("JSON cannot represent an integer of more than 64 bits", node)
+            return int(node.value)
+        case FloatValueNode():
+            number = float(node.value)
+            if not math.isfinite(number):
+                raise GraphQLError("JSON cannot represent a number beyond a double's range", node)
+            return number
+        case ListValueNode():
+            return [_json_literal(item) for item in node.values]
+        case ObjectValueNode():
+            return {field.name.value: _json_literal(field.value) for field in node.fields}
+        case EnumValueNode():
+            raise GraphQLError(f"JSON cannot represent the bare name {node.value}: write it in quotes", node)
+    raise GraphQLError("JSON cannot represent this literal", node)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _as_it_is(value: Any) -> Any:
+    """JSON in: decoded already. JSON out: whatever a database may hold inside is written by the response's encoder."""
+    return value
+
+
+SCALARS: Mapping[str, GraphQLScalarType] = {
+    "DateTime": GraphQLScalarType(
+        "DateTime",
+        coerce_output_value=format_datetime,
+        coerce_input_value=_read_datetime,
+        coerce_input_literal=_datetime_literal,
+    ),
+    "JSON": GraphQLScalarType(
+        "JSON",
+        coerce_output_value=_as_it_is,
+        coerce_input_value=_as_it_is,
+        coerce_input_literal=_json_literal,
+    ),
+    "Long": GraphQLScalarType(
+        "Long",
+        coerce_output_value=_write_long,
+        coerce_input_value=_read_long,
+        coerce_input_literal=_long_literal,
+    ),
+}
+"""Name → how values are coerced. `schema.build` copies these onto the types that SDL declares."""

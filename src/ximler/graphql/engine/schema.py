@@ -1,0 +1,211 @@
+"""From SDL and resolvers to a schema that is known to hang together, or a list of everything that does not.
+
+Every problem is found at start and reported at once, SDL problems with file and line. What this does not check: that a
+Struct has the attributes its type's fields are read from; a missing one is an internal error when it is first asked for.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+from graphql import (
+    DocumentNode,
+    GraphQLError,
+    GraphQLField,
+    GraphQLInputObjectType,
+    GraphQLObjectType,
+    GraphQLScalarType,
+    GraphQLSchema,
+    ObjectTypeDefinitionNode,
+    ObjectTypeExtensionNode,
+    Source,
+    build_ast_schema,
+    is_abstract_type,
+    is_introspection_type,
+    is_specified_scalar_type,
+    parse,
+    print_schema,
+    validate_schema,
+)
+from graphql.validation.validate import validate_sdl
+
+from ximler.graphql.engine import connections, scalars
+from ximler.graphql.engine.arguments import Reader, find_mismatches, struct_readers
+from ximler.graphql.engine.fields import attribute, batch_field, name_type, root_field
+from ximler.graphql.engine.names import snake
+from ximler.graphql.engine.registry import ROOT_TYPES, Resolver, Resolvers
+
+__all__ = ["Bound", "Schema", "SchemaError", "build"]
+
+
+class SchemaError(Exception):
+    """The schema cannot be served; `problems` says all that is wrong, one sentence each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n  ".join(["The GraphQL schema cannot be served:", *self.problems]))
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """A resolver on its field, with what turns its arguments into Structs."""
+
+    resolver: Resolver
+    readers: dict[str, Reader]
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """A checked schema: graphql-core's, and by coordinate (`User.subscription`) the resolvers behind it."""
+
+    core: GraphQLSchema
+    bound: Mapping[str, Bound]
+
+    def sdl(self) -> str:
+        return print_schema(self.core)
+
+
+def build(sources: Iterable[ModuleType | Path | str], registries: Iterable[Resolvers] = ()) -> Schema:
+    """Build a schema from SDL and resolvers; raises SchemaError naming every problem.
+
+    A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's `resolvers`), an
+    SDL file, or SDL text. `Query` and `Mutation` exist already: files extend them. So do the scalars DateTime, JSON and
+    Long, and PageInfo.
+    """
+    sources, registries = list(sources), list(registries)
+    registries += [source.resolvers for source in sources if isinstance(source, ModuleType)]
+    core = _build_types(_read(sources))
+    resolvers = list(chain.from_iterable(registries))
+    bound, problems = _bind(core, resolvers)
+    if problems:
+        raise SchemaError(problems)
+    for type_ in core.type_map.values():
+        if is_abstract_type(type_):
+            type_.resolve_type = name_type
+        elif isinstance(type_, GraphQLObjectType) and not is_introspection_type(type_):
+            for name, field in type_.fields.items():
+                field.resolve = field.resolve or attribute(name)
+    return Schema(core, bound)
+
+
+def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
+    texts = [Source(scalars.SDL + connections.SDL, "ximler.graphql.engine")]
+    for number, source in enumerate(sources, 1):
+        if isinstance(source, str):
+            texts.append(Source(source, f"SDL text {number}"))
+        else:
+            path = source if isinstance(source, Path) else Path(str(source.__file__)).with_suffix(".graphql")
+            try:
+                texts.append(Source(path.read_text("utf-8"), str(path)))
+            except (OSError, UnicodeDecodeError) as error:
+                raise SchemaError([f"{path}: {error}"]) from error
+    definitions, problems = [], []
+    for text in texts:
+        try:
+            definitions += parse(text).definitions
+        except GraphQLError as error:
+            problems.append(_located(error))
+    if problems:
+        raise SchemaError(problems)
+    extended = {node.name.value for node in definitions if isinstance(node, ObjectTypeExtensionNode)}
+    defined = {node.name.value for node in definitions if isinstance(node, ObjectTypeDefinitionNode)}
+    missing = [f"type {name}" for name in ROOT_TYPES if name in extended - defined]
+    if missing:
+        definitions += parse("\n".join(missing)).definitions
+    return DocumentNode(definitions=tuple(definitions))
+
+
+def _build_types(document: DocumentNode) -> GraphQLSchema:
+    errors = validate_sdl(document)
+    if errors:
+        raise SchemaError(map(_located, errors))
+    core = build_ast_schema(document, assume_valid_sdl=True)
+    problems = [_located(error) for error in validate_schema(core)]
+    if core.subscription_type:
+        problems.append("Subscription: subscriptions are not served")
+    for name, type_ in core.type_map.items():
+        if isinstance(type_, GraphQLScalarType) and not is_specified_scalar_type(type_):
+            python = scalars.SCALARS.get(name)
+            if python is None:
+                problems.append(f"scalar {name}: no values are defined for it, only for {', '.join(scalars.SCALARS)}")
+            else:
+                for coercion in ("coerce_output_value", "coerce_input_value", "coerce_input_literal"):
+                    setattr(type_, coercion, getattr(python, coercion))
+        elif isinstance(type_, GraphQLInputObjectType):
+            for field_name, input_field in type_.fields.items():
+                input_field.out_name = snake(field_name)
+    if problems:
+        raise SchemaError(problems)
+    return core
+
+
+def _bind(core: GraphQLSchema, resolvers: Iterable[Resolver]) -> tuple[dict[str, Bound], list[str]]:
+    bound: dict[str, Bound] = {}
+    problems = []
+    for resolver in resolvers:
+        field = _find_field(core, resolver.type_name, resolver.field_name)
+        found = list(_resolver_problems(core, resolver, field, bound.get(resolver.coordinate)))
+        if field is None or found:
+            problems += [f"{resolver.coordinate}: {resolver.where} {problem}" for problem in found]
+            continue
+        try:
+            readers = struct_readers(resolver, field.args)
+        except (TypeError, NameError) as error:
+            problems.append(f"{resolver.coordinate}: {resolver.where}: {error}")
+            continue
+        field.resolve = (batch_field if resolver.batch else root_field)(resolver, readers)
+        bound[resolver.coordinate] = Bound(resolver, readers)
+    answered = {resolver.coordinate for resolver in resolvers}
+    problems += _unanswered(core, answered)
+    return bound, problems
+
+
+def _find_field(core: GraphQLSchema, type_name: str, field_name: str) -> GraphQLField | None:
+    type_ = core.type_map.get(type_name)
+    return type_.fields.get(field_name) if isinstance(type_, GraphQLObjectType) else None
+
+
+def _resolver_problems(
+    core: GraphQLSchema, resolver: Resolver, field: GraphQLField | None, earlier: Bound | None
+) -> Iterator[str]:
+    if field is None:
+        type_ = core.type_map.get(resolver.type_name)
+        if type_ is None:
+            yield f"answers a field of {resolver.type_name}, a type that SDL does not declare"
+        elif not isinstance(type_, GraphQLObjectType):
+            yield f"answers a field of {resolver.type_name}, which is not an object type"
+        else:
+            yield "answers a field that SDL does not declare"
+        return
+    if earlier is not None:
+        yield f"answers a field that {earlier.resolver.where} answers already"
+    for name, argument in field.args.items():
+        argument.out_name = snake(name)
+    yield from find_mismatches(resolver, field.args)
+
+
+def _unanswered(core: GraphQLSchema, answered: set[str]) -> Iterator[str]:
+    for type_ in core.type_map.values():
+        if not isinstance(type_, GraphQLObjectType) or is_introspection_type(type_):
+            continue
+        for name, field in type_.fields.items():
+            coordinate = f"{type_.name}.{name}"
+            if coordinate in answered:
+                continue
+            if type_.name in ROOT_TYPES:
+                yield f"{coordinate}: {_place(field)}this root field has no resolver"
+            elif field.args:
+                yield f"{coordinate}: {_place(field)}this field takes arguments, so it needs a batch resolver"
+
+
+def _place(field: GraphQLField) -> str:
+    location = field.ast_node.loc if field.ast_node else None
+    return f"{location.source.name}:{location.start_token.line}: " if location else ""
+
+
+def _located(error: GraphQLError) -> str:
+    if error.source and error.locations:
+        first = error.locations[0]
+        return f"{error.source.name}:{first.line}:{first.column}: {error.message}"
+    return error.message

@@ -1,0 +1,30 @@
+"""The map of the database: one module a collection. No I/O.
+
+`CATALOGUE` lists every collection; `docs/schema.md` is generated from it. The first ten are the specification's; the
+others are private to their owner.
+"""
+
+from typing import Any
+
+from ximler.schema.api_key import API_KEYS
+from ximler.schema.audit_log import AUDIT_LOGS
+from ximler.schema.coupon import COUPONS
+from ximler.schema.document import Collection
+from ximler.schema.meta import META
+from ximler.schema.notification import NOTIFICATIONS
+from ximler.schema.payment import PAYMENTS
+from ximler.schema.plan import PLANS
+from ximler.schema.project import PROJECTS
+from ximler.schema.quota import QUOTAS
+from ximler.schema.registration import REGISTRATIONS
+from ximler.schema.session import SESSIONS
+from ximler.schema.subscription import SUBSCRIPTIONS
+from ximler.schema.usage import USAGE
+from ximler.schema.user import USERS
+
+__all__ = ["CATALOGUE", "SPECIFIED"]
+
+SPECIFIED: tuple[Collection[Any], ...] = (
+    USERS, PLANS, SUBSCRIPTIONS, PAYMENTS, USAGE, PROJECTS, API_KEYS, NOTIFICATIONS, COUPONS, AUDIT_LOGS,
+)  # fmt: skip
+CATALOGUE: tuple[Collection[Any], ...] = (*SPECIFIED, SESSIONS, REGISTRATIONS, QUOTAS, META)

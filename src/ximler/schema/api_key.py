@@ -1,0 +1,36 @@
+"""`apikeys`: keys for programs that act for a user."""
+
+from datetime import datetime
+from typing import Annotated
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import Collection, Created, ShardKey, ascending, ref
+
+__all__ = ["API_KEYS", "ApiKey"]
+
+
+class ApiKey(Created, kw_only=True):
+    user_id: Annotated[ObjectId, ref("users")]
+    name: str
+    key_hash: str  # SHA-256 of the key; the key itself is shown once and kept nowhere
+    permissions: list[str] = field(default_factory=list)
+    last_used: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+API_KEYS = Collection(
+    name="apikeys",
+    document=ApiKey,
+    purpose="Keys for programs that act for a user.",
+    owner="apikeys",
+    indexes=(
+        ascending("userId", why="a user's keys"),
+        ascending("keyHash", why="verification"),
+        ascending("expiresAt", why="what expires next"),
+        ascending("revokedAt", why="reports"),
+    ),
+    shard_key=ShardKey((), "found by hash and by user alike: small, kept on one shard"),
+)

@@ -1,0 +1,146 @@
+"""What a collection's module is made of: a `Document` Struct, its `Index`es, and the `Collection` that ties them up.
+
+Python attributes are snake_case; MongoDB's fields are their camelCase. A field without a default is one that the
+specification calls `required`. `None` is never stored: an optional field that is None is absent.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from bson import ObjectId
+from msgspec import Meta, field
+
+__all__ = [
+    "AT_WRITE", "Collection", "Created", "Document", "Index", "Lowercase", "Mixed", "Number", "ShardKey", "Stamped",
+    "Trimmed", "Uppercase", "ascending", "extras", "ref",
+]  # fmt: skip
+
+# A Number as MongoDB keeps it. Counts are `int`; what may carry a fraction is `Number`.
+Number = int | float
+
+# The specification's setters, applied by every write of ours (Mongoose applies them to its own).
+Trimmed = Annotated[str, Meta(extra={"setter": "strip"})]
+Lowercase = Annotated[str, Meta(extra={"setter": "lower"})]
+Uppercase = Annotated[str, Meta(extra={"setter": "upper"})]
+
+# Any JSON-like value. Null, missing and {} are the same; keys are checked on every write (see database.mixed).
+Mixed = Annotated[Any, Meta(extra={"mixed": True})]
+
+
+class Document(msgspec.Struct, rename="camel", kw_only=True, gc=False):
+    """The base of everything that MongoDB keeps. `gc=False`: BSON has no cycles, and reads are 0.4 × cheaper for it."""
+
+
+class Identified(Document, kw_only=True):
+    id: ObjectId = field(name="_id", default_factory=ObjectId)
+
+
+# Default of a time that the write itself decides, by the server's clock. Known by identity: a given time is kept.
+AT_WRITE = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Created(Identified, kw_only=True):
+    """`createdAt` is the server's time of the insert; a document that others wrote without it takes it from its id."""
+
+    created_at: datetime = AT_WRITE
+
+
+class Stamped(Created, kw_only=True):
+    """`updatedAt` is set by every write; where others left it out it reads as `createdAt`."""
+
+    updated_at: datetime = AT_WRITE
+
+
+D = TypeVar("D", bound=Document)
+Direction = Literal[1, -1, "text"]
+
+
+class Index(msgspec.Struct, frozen=True, kw_only=True):
+    """One index. `ours` marks those beyond the specification, which a Mongoose `syncIndexes()` would drop: they may
+    carry speed, never an invariant (except on collections of our own). `why` says what it serves."""
+
+    keys: tuple[tuple[str, Direction], ...]
+    why: str
+    unique: bool = False
+    ttl_seconds: int | None = None
+    partial: dict[str, Any] | None = None
+    ours: bool = False
+
+    @property
+    def name(self) -> str:
+        """MongoDB's own default name, which is also what Mongoose gives: `userId_1_createdAt_-1`."""
+        return "_".join(f"{key}_{direction}" for key, direction in self.keys)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `createIndexes` takes beside key and name."""
+        chosen: dict[str, Any] = {}
+        if self.unique:
+            chosen["unique"] = True
+        if self.ttl_seconds is not None:
+            chosen["expireAfterSeconds"] = self.ttl_seconds
+        if self.partial is not None:
+            chosen["partialFilterExpression"] = self.partial
+        return chosen
+
+
+def ascending(*fields: str, why: str, unique: bool = False, ours: bool = False) -> Index:
+    """The common index: ascending on one or more fields; `-name` is descending."""
+    keys: list[tuple[str, Direction]] = [(f[1:], -1) if f.startswith("-") else (f, 1) for f in fields]
+    return Index(keys=tuple(keys), why=why, unique=unique, ours=ours)
+
+
+class ShardKey(msgspec.Struct, frozen=True):
+    """How a sharded cluster splits the collection; no fields means it stays whole on one shard."""
+
+    fields: tuple[tuple[str, Literal[1, "hashed"]], ...]
+    why: str
+
+
+class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
+    """One collection of the map. `private` ones hold state of ours that the specification does not know."""
+
+    name: str
+    document: type[D]
+    purpose: str
+    owner: str
+    indexes: tuple[Index, ...] = ()
+    shard_key: ShardKey
+    private: bool = False
+
+    @property
+    def soft_delete(self) -> bool:
+        return "deleted_at" in self.document.__struct_fields__
+
+    @property
+    def timestamps(self) -> tuple[str, ...]:
+        return tuple(
+            encoded
+            for name, encoded in zip(
+                self.document.__struct_fields__, self.document.__struct_encode_fields__, strict=True
+            )
+            if name in ("created_at", "updated_at")
+        )
+
+
+def ref(target: str) -> Any:
+    """Annotation of an ObjectId that points into another collection: `Annotated[ObjectId, ref("users")]`."""
+    return Meta(extra={"ref": target})
+
+
+def extras(document: type[Document]) -> dict[str, dict[str, Any]]:
+    """By attribute name: the setter, ref and mixed marks of a document's fields."""
+    found = {}
+    for name, hint in get_type_hints(document, include_extras=True).items():
+        marks: dict[str, Any] = {}
+        for part in _annotations(hint):
+            marks |= part.extra or {}
+        found[name] = marks
+    return found
+
+
+def _annotations(hint: Any) -> list[Meta]:
+    if get_origin(hint) is Annotated:
+        return [part for part in get_args(hint) if isinstance(part, Meta)]
+    return [meta for part in get_args(hint) for meta in _annotations(part)]

@@ -1,0 +1,33 @@
+"""`meta`: what the database knows of itself. Private to database."""
+
+from datetime import datetime
+
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, ShardKey
+
+__all__ = ["META", "SCHEMA_VERSION", "Meta"]
+
+# Raised by one with every migration. A database that says more than this was written by a newer Ximler.
+SCHEMA_VERSION = 1
+
+
+class Meta(Document, kw_only=True):
+    """`_id: "schema"`. `created_here`: the database was empty when `ximler db init` first saw it."""
+
+    id: str = field(name="_id")
+    version: int
+    fingerprint: str | None = None  # of collections, validators and indexes, as they were last made
+    created_here: bool = False
+    created_at: datetime = AT_WRITE
+    updated_at: datetime = AT_WRITE
+
+
+META = Collection(
+    name="meta",
+    document=Meta,
+    purpose="The schema's version.",
+    owner="database",
+    shard_key=ShardKey((), "one document"),
+    private=True,
+)

@@ -1,0 +1,36 @@
+"""`notifications`: what a user has been told."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import Collection, Created, Mixed, ShardKey, ascending, ref
+
+__all__ = ["NOTIFICATIONS", "Notification", "NotificationType"]
+
+NotificationType = Literal["BILLING", "SECURITY", "PRODUCT", "SYSTEM"]
+
+
+class Notification(Created, kw_only=True):
+    user_id: Annotated[ObjectId, ref("users")]
+    type: NotificationType
+    title: str
+    message: str
+    read_at: datetime | None = None
+    metadata: Mixed = field(default_factory=dict[str, Any])
+
+
+NOTIFICATIONS = Collection(
+    name="notifications",
+    document=Notification,
+    purpose="What a user has been told.",
+    owner="notifications",
+    indexes=(
+        ascending("userId", "readAt", why="a user's unread notifications"),
+        ascending("type", why="reports"),
+        ascending("-createdAt", why="newest first"),
+    ),
+    shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
+)

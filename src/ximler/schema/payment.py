@@ -1,0 +1,51 @@
+"""`payments`: money that moved, or tried to."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from bson import ObjectId
+
+from ximler.core.money import Money
+from ximler.schema.document import Collection, Number, ShardKey, Stamped, ascending, ref
+
+__all__ = ["PAYMENTS", "Payment", "PaymentStatus"]
+
+PaymentStatus = Literal["PENDING", "PAID", "FAILED", "REFUNDED"]
+
+
+class Payment(Stamped, kw_only=True):
+    user_id: Annotated[ObjectId, ref("users")]
+    subscription_id: Annotated[ObjectId | None, ref("subscriptions")] = None
+    amount: Number
+    currency: str = "USD"
+    status: PaymentStatus
+    description: str | None = None
+    stripe_payment_intent_id: str | None = None
+    stripe_invoice_id: str | None = None
+    invoice_url: str | None = None
+    paid_at: datetime | None = None
+
+    @property
+    def amount_money(self) -> Money:
+        return Money.of(self.amount, self.currency)
+
+    @property
+    def amount_minor(self) -> int:
+        return self.amount_money.minor
+
+
+PAYMENTS = Collection(
+    name="payments",
+    document=Payment,
+    purpose="Money that moved, or tried to.",
+    owner="billing",
+    indexes=(
+        ascending("userId", why="a user's payments"),
+        ascending("subscriptionId", why="a subscription's payments"),
+        ascending("status", why="reports"),
+        ascending("stripePaymentIntentId", why="webhooks find their payment"),
+        ascending("stripeInvoiceId", why="webhooks find their payment"),
+        ascending("-createdAt", why="newest first"),
+    ),
+    shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
+)

@@ -1,0 +1,40 @@
+"""`projects`: a customer's canvas projects."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import Collection, Index, Mixed, ShardKey, Stamped, Trimmed, ascending, ref
+
+__all__ = ["PROJECTS", "Project"]
+
+
+class Project(Stamped, kw_only=True):
+    user_id: Annotated[ObjectId, ref("users")]
+    name: Trimmed
+    description: str | None = None
+    settings: Mixed = field(default_factory=dict[str, Any])
+    canvas_data: Mixed = field(default_factory=dict[str, Any])
+    storage_size: int = 0  # bytes
+    deleted_at: datetime | None = None
+    # Ours: the words of name and description, lowercased, for prefix search. None: written by another application.
+    search_terms: list[str] | None = None
+
+
+PROJECTS = Collection(
+    name="projects",
+    document=Project,
+    purpose="A customer's canvas projects.",
+    owner="projects",
+    indexes=(
+        ascending("userId", "deletedAt", why="a user's projects"),
+        ascending("-createdAt", why="newest first, everybody's"),
+        ascending("deletedAt", why="what can be purged"),
+        Index(keys=(("name", "text"), ("description", "text")), why="operators search across everybody"),
+        ascending("userId", "deletedAt", "-createdAt", "-_id", ours=True, why="a user's list, newest first"),
+        ascending("userId", "searchTerms", ours=True, why="a user's own search, by prefix"),
+    ),
+    shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
+)

@@ -1,0 +1,32 @@
+"""`registrations`: accounts that wait for their e-mail address to be confirmed. Private to accounts."""
+
+from datetime import datetime
+
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, Index, Lowercase, ShardKey, Trimmed
+
+__all__ = ["REGISTRATIONS", "Registration"]
+
+
+class Registration(Document, kw_only=True):
+    """`id` is the keyed hash of the link's token. Each carries its own password, so that whoever owns the mailbox
+    decides which registration becomes the account, whatever else was tried with their address."""
+
+    id: bytes = field(name="_id")
+    name: Trimmed
+    email: Lowercase
+    password: str
+    created_at: datetime = AT_WRITE
+    expires_at: datetime
+
+
+REGISTRATIONS = Collection(
+    name="registrations",
+    document=Registration,
+    purpose="Accounts that wait for their e-mail address to be confirmed.",
+    owner="accounts",
+    indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),),
+    shard_key=ShardKey((("_id", "hashed"),), "looked up by token"),
+    private=True,
+)

@@ -1,0 +1,36 @@
+"""`sessions`: sign-ins. Private to accounts."""
+
+from datetime import datetime
+from typing import Annotated
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, Index, ShardKey, ascending, ref
+
+__all__ = ["SESSIONS", "Session"]
+
+
+class Session(Document, kw_only=True):
+    """`id` is HMAC-SHA256(secret key, token): neither the database nor a backup of it can sign anybody in."""
+
+    id: bytes = field(name="_id")
+    user_id: Annotated[ObjectId, ref("users")]
+    created_at: datetime = AT_WRITE
+    expires_at: datetime
+    address: str | None = None
+    user_agent: str | None = None
+
+
+SESSIONS = Collection(
+    name="sessions",
+    document=Session,
+    purpose="Sign-ins, by the keyed hash of their token.",
+    owner="accounts",
+    indexes=(
+        ascending("userId", ours=True, why="a user's sessions, to list and revoke"),
+        Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),
+    ),
+    shard_key=ShardKey((("_id", "hashed"),), "looked up by token on every request"),
+    private=True,
+)

@@ -1,0 +1,49 @@
+"""`subscriptions`: who has which plan, from when to when, at which price."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from bson import ObjectId
+
+from ximler.core.money import Money
+from ximler.schema.document import Collection, Number, ShardKey, Stamped, ascending, ref
+
+__all__ = ["SUBSCRIPTIONS", "Subscription", "SubscriptionStatus"]
+
+SubscriptionStatus = Literal["ACTIVE", "CANCELLED", "EXPIRED", "PAST_DUE"]
+
+
+class Subscription(Stamped, kw_only=True):
+    user_id: Annotated[ObjectId, ref("users")]
+    plan_id: str  # plans.id
+    status: SubscriptionStatus
+    start_date: datetime
+    end_date: datetime | None = None
+    auto_renew: bool = True
+    price: Number
+    currency: str = "USD"
+    stripe_subscription_id: str | None = None
+    stripe_customer_id: str | None = None
+
+    @property
+    def price_money(self) -> Money:
+        return Money.of(self.price, self.currency)
+
+    @property
+    def price_minor(self) -> int:
+        return self.price_money.minor
+
+
+SUBSCRIPTIONS = Collection(
+    name="subscriptions",
+    document=Subscription,
+    purpose="Who has which plan, from when to when, at which price.",
+    owner="billing",
+    indexes=(
+        ascending("userId", "status", why="a user's subscription"),
+        ascending("stripeSubscriptionId", why="webhooks find their subscription"),
+        ascending("status", why="reports"),
+        ascending("endDate", why="what ends next"),
+    ),
+    shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
+)

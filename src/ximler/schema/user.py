@@ -1,0 +1,57 @@
+"""`users`: a person's account."""
+
+from datetime import datetime
+
+from msgspec import field
+
+from ximler.schema.document import Collection, Document, Lowercase, ShardKey, Stamped, Trimmed, ascending
+
+__all__ = ["USERS", "EmailNotifications", "NotificationSettings", "PushNotifications", "User"]
+
+
+class EmailNotifications(Document, kw_only=True):
+    product_updates: bool = True
+    billing_alerts: bool = True
+    security_alerts: bool = True
+
+
+class PushNotifications(Document, kw_only=True):
+    enabled: bool = False
+    product_updates: bool = True
+
+
+class NotificationSettings(Document, kw_only=True):
+    email: EmailNotifications = field(default_factory=EmailNotifications)
+    push: PushNotifications = field(default_factory=PushNotifications)
+
+
+class User(Stamped, kw_only=True):
+    name: Trimmed
+    email: Lowercase
+    password: str  # an Argon2id hash (or bcrypt, where a Mongoose application wrote it); never the password
+    avatar: str | None = None
+    email_verified: bool = False
+    email_verification_token: str | None = None
+    password_reset_token: str | None = None
+    password_reset_expires: datetime | None = None
+    last_login: datetime | None = None
+    stripe_customer_id: str | None = None
+    notification_settings: NotificationSettings = field(default_factory=NotificationSettings)
+    deleted_at: datetime | None = None
+
+
+USERS = Collection(
+    name="users",
+    document=User,
+    purpose="A person's account.",
+    owner="accounts",
+    indexes=(
+        ascending("email", unique=True, why="sign-in; one account an address"),
+        ascending("emailVerificationToken", why="confirmation links"),
+        ascending("passwordResetToken", why="reset links"),
+        ascending("deletedAt", why="accounts to anonymise"),
+        ascending("stripeCustomerId", why="webhooks find their user"),
+        ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first"),
+    ),
+    shard_key=ShardKey((), "found by id, address and token alike, and an address is unique: small, kept on one shard"),
+)
