@@ -29,16 +29,17 @@ def utc_now() -> datetime:
 
 
 class Clock:
-    """The server's clock: ours plus `offset_ms`. A test may set `offset_ms` to travel."""
+    """The server's clock: ours plus what it was observed to differ. A test may set `offset_ms` to travel on top of that."""
 
-    __slots__ = ("offset_ms",)
+    __slots__ = ("_observed_ms", "offset_ms")
 
-    def __init__(self, offset_ms: int = 0) -> None:
-        self.offset_ms = offset_ms
+    def __init__(self) -> None:
+        self._observed_ms = 0
+        self.offset_ms = 0
 
     def now(self) -> datetime:
-        return from_ms(time.time_ns() // 1_000_000 + self.offset_ms)
+        return from_ms(time.time_ns() // 1_000_000 + self._observed_ms + self.offset_ms)
 
     def observe(self, server_time: datetime) -> None:
-        """Take the offset from a server's answer that has just arrived (right to within one network delay)."""
-        self.offset_ms = to_ms(server_time) - time.time_ns() // 1_000_000
+        """Take the difference from a server's answer that has just arrived (right to within one network delay)."""
+        self._observed_ms = to_ms(server_time) - time.time_ns() // 1_000_000

@@ -14,7 +14,7 @@ __all__ = ["Position", "decode_cursor", "encode_cursor", "object_id"]
 
 _HEX = re.compile(r"[0-9a-f]{24}")
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{32}")
-_NO_TIME = b"\xff" * 8
+_NO_TIME = b"\x80" + bytes(7)  # the lowest 64-bit number: no datetime reaches it
 
 # Where a page ended: the sort value (None where the document has none) and the document's id.
 Position = tuple[datetime | None, ObjectId]

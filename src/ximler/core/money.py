@@ -1,7 +1,8 @@
 """Money: integer minor units and a currency. No float arithmetic anywhere.
 
 The stored form stays a Number in major units (29, 29.99): `Money.of` reads it and `major` writes it, exact both ways
-for every amount below 2^53 minor units.
+up to 10^15 minor units. (A double keeps every decimal of 15 digits; of 16 it does not: 80000000000000.01 reads back as
+.02.) Past that, both are Invalid rather than wrong by a cent.
 """
 
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
@@ -28,6 +29,9 @@ _TWO = frozenset(
 )
 
 
+_MOST = 10**15
+
+
 def exponent(currency: str) -> int:
     """Decimal places of an ISO 4217 currency: 2 for USD, 0 for JPY, 3 for KWD. Raises Invalid for an unknown code."""
     if currency in _TWO:
@@ -48,18 +52,25 @@ class Money(msgspec.Struct, frozen=True, order=False):
     def of(cls, major: float, currency: str) -> "Money":
         """From a stored Number in major units. Raises Invalid where the currency cannot express it (29.999 USD)."""
         places = exponent(currency)
+        if abs(major) > _MOST:
+            raise _inexact()
         try:
             scaled = Decimal(repr(major)).scaleb(places)
             minor = int(scaled)
         except (InvalidOperation, ValueError, OverflowError):
             raise Invalid.field("amount", f"{major!r} is not an amount of money") from None
+        if abs(minor) > _MOST:
+            raise _inexact()
         if minor != scaled:
             raise Invalid.field("amount", f"{major!r} has more decimal places than {currency} ({places})")
         return cls(minor, currency)
 
     @property
     def major(self) -> int | float:
-        """The Number to store: an int where it is whole, as a Mongoose application would write it."""
+        """The Number to store: an int where it is whole, as a Mongoose application would write it. Raises Invalid past
+        10^15 minor units."""
+        if abs(self.minor) > _MOST:
+            raise _inexact()
         value = Decimal(self.minor).scaleb(-exponent(self.currency))
         whole = int(value)
         return whole if whole == value else float(value)
@@ -82,3 +93,7 @@ class Money(msgspec.Struct, frozen=True, order=False):
         if other.currency != self.currency:
             raise Invalid.field("currency", f"{other.currency} cannot be combined with {self.currency}")
         return other
+
+
+def _inexact() -> Invalid:
+    return Invalid.field("amount", "is more than can be kept exactly (10^15 minor units)")

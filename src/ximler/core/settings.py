@@ -5,12 +5,13 @@ comma-separated. The README's table is generated from here.
 """
 
 import os
+import re
 import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta
@@ -22,6 +23,7 @@ __all__ = ["Settings", "SettingsError", "load"]
 _NAMES = {"mongodb_uri": "MONGODB_URI"}
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
+_SECRETS = ("mongodb_uri", "secret_key")  # never shown: the first may carry a password
 
 
 class SettingsError(Invalid):
@@ -106,6 +108,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["json", "console"] | None, Meta(description="Unset: `console` on a terminal, else `json`.")
     ] = None
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """For logs and tracebacks: what is set, without what is secret."""
+        given = [
+            (f.name, getattr(self, f.name)) for f in msgspec.structs.fields(self) if getattr(self, f.name) != f.default
+        ]
+        return [(name, "…" if name in _SECRETS else value) for name, value in given]
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
     @property
     def development(self) -> bool:
         return self.environment == "development" if self.environment else self.mongodb_uri is None
@@ -122,8 +134,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def database_name(self) -> str:
         if self.database:
             return self.database
-        path = urlsplit(self.mongodb_uri).path.strip("/") if self.mongodb_uri else ""
-        return path or "ximler"
+        # By hand: for urlsplit a '#' in the password would start a fragment, and end the path.
+        address = (self.mongodb_uri or "").partition("://")[2].partition("?")[0].rpartition("@")[2]
+        return unquote(address.partition("/")[2].strip("/")) or "ximler"
 
     @property
     def base_url(self) -> str:
@@ -133,7 +146,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def secret_keys(self) -> tuple[bytes, ...]:
         """Newest first. Raises SettingsError where none is set: `with_secret` generates one for embedded use."""
-        keys = tuple(k.strip().encode() for k in (self.secret_key or "").split(",") if k.strip())
+        keys = tuple(
+            k.strip().encode(errors="surrogateescape") for k in (self.secret_key or "").split(",") if k.strip()
+        )
         if not keys:
             raise SettingsError(
                 "XIMLER_SECRET_KEY is required with MONGODB_URI. Make one with: "
@@ -162,7 +177,7 @@ def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, 
     environ = os.environ if environ is None else environ
     file = file or (Path(environ["XIMLER_CONFIG"]) if environ.get("XIMLER_CONFIG") else None)
     values: dict[str, Any] = _read_toml(file) if file else {}
-    sources = dict.fromkeys(values, str(file))
+    sources = {name: f"{file}: {name}" for name in values}
     for name in Settings.__struct_fields__:
         variable = variable_name(name)
         text = environ.get(variable)
@@ -180,8 +195,12 @@ def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, 
     except msgspec.ValidationError as problem:
         message, _, place = str(problem).partition(" - at `$.")
         name = place.rstrip("`").split("[")[0]
+        if not name and (unknown := re.search(r"unknown field `(.*)`", message)):
+            name, message = unknown[1], "is no setting of Ximler"
+        elif message.startswith("Invalid enum value"):
+            message = f"Expected one of {', '.join(_choices(name))}"
         shown = sources.get(name, "settings")
-        value = "" if name == "secret_key" or name not in values else f" (got {values[name]!r})"
+        value = "" if name in _SECRETS or name not in Settings.__struct_fields__ else f" (got {_shown(values[name])})"
         raise SettingsError(f"{shown}: {message}{value}", fields={name or "settings": message}) from None
 
 
@@ -205,6 +224,12 @@ def documentation() -> list[tuple[str, str, str]]:
     return rows
 
 
+def _choices(name: str) -> list[str]:
+    """What a setting of a few words may say."""
+    hint = get_args(Settings.__annotations__[name])[0]
+    return [word for part in (get_args(hint) or ()) for word in (get_args(part) or [part]) if isinstance(word, str)]
+
+
 def _is_list(name: str) -> bool:
     return name in ("trusted_proxies", "cors_origins")
 
@@ -212,7 +237,12 @@ def _is_list(name: str) -> bool:
 def _decode(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    raise NotImplementedError(kind)
+    raise TypeError(f"Expected a path, got {type(value).__name__}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -241,6 +271,9 @@ def _generated_secret(data_dir: Path) -> str:
                 pass  # another process was first: its key is the one
             finally:
                 temporary.unlink()
-        return path.read_text().strip()
+        key = path.read_bytes().strip().decode("ascii", "replace")
     except OSError as problem:
         raise SettingsError(f"{path}: {problem.strerror}: choose another folder with --data-dir") from None
+    if len(key) < _MIN_SECRET:
+        raise SettingsError(f"{path} holds no key of {_MIN_SECRET} characters: restore it, or remove it for a new one")
+    return key

@@ -244,6 +244,7 @@ class TypedCollection(Generic[D]):
         result = await self._run(self.raw.update_one(dict(where), built, upsert=True, session=self._session))
         return result.upserted_id is not None
 
+    @overload
     async def find_and_patch(
         self,
         where: Filter,
@@ -252,19 +253,45 @@ class TypedCollection(Generic[D]):
         deleted: bool = False,
         sort: Sort | None = None,
         before: bool = False,
-    ) -> D | None:
-        """Update the first match and return it after (or `before`) the update. For large documents prefer `patch`."""
+    ) -> D | None: ...
+    @overload
+    async def find_and_patch(
+        self,
+        where: Filter,
+        update: updates.Update,
+        *,
+        into: type[V],
+        deleted: bool = False,
+        sort: Sort | None = None,
+        before: bool = False,
+    ) -> V | None: ...
+    async def find_and_patch(
+        self,
+        where: Filter,
+        update: updates.Update,
+        *,
+        into: type[Any] | None = None,
+        deleted: bool = False,
+        sort: Sort | None = None,
+        before: bool = False,
+    ) -> Any:
+        """Update the first match and return it after (or `before`) the update, or `into` reads part of it.
+
+        Outside a transaction the server keeps an image of the whole document for a retry: for large ones prefer `patch`.
+        """
+        codec: Codec[Any] = self._codec if into is None else codec_of(into)
         built = updates.build(self.spec, update, self._clock.now())
         raw = await self._run(
             self.raw.find_one_and_update(
                 self._where(where, deleted),
                 built,
+                projection=_projection(into),
                 sort=sort,
                 return_document=ReturnDocument.BEFORE if before else ReturnDocument.AFTER,
                 session=self._session,
             )
         )
-        return None if raw is None else self._codec.decode(raw)
+        return None if raw is None else codec.decode(raw)
 
     async def soft_delete(self, where: Filter) -> bool:
         """Mark the match as deleted, now; False when there is none."""

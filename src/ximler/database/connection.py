@@ -123,6 +123,11 @@ class Database:
     def audit_logs(self) -> TypedCollection[AuditLog]:
         return self[AUDIT_LOGS]
 
+    @property
+    def outside(self) -> "Database":
+        """The same database without this transaction: for reading what others have committed."""
+        return Database(self.client, self.name, clock=self.clock, state=self.state)
+
     async def transaction(self, body: Callable[["Database"], Awaitable[T]]) -> T:
         """Run `body` in a transaction, committed with majority; whatever it raises aborts it.
 

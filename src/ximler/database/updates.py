@@ -27,6 +27,7 @@ _NUMBERS = frozenset({"$inc", "$mul"})
 _OPERATORS = _VALUES | _ELEMENTS | _NUMBERS | {"$unset"}
 _DECIDED_BY_US = frozenset({"_id", "createdAt", "updatedAt"})
 _ANYTHING = inspect.AnyType()
+_EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 
 class _Place:
@@ -83,8 +84,8 @@ def _value(operator: str, path: str, value: Any, place: _Place) -> Any:
     if place.setter and isinstance(value, str):
         value = getattr(value, place.setter)()
     kind = bare(place.kind)
-    if isinstance(kind, inspect.StructType) and isinstance(value, kind.cls):
-        return codec_of(type(value)).encode(value, EPOCH.replace(tzinfo=None))
+    if isinstance(value, Document) and isinstance(kind, inspect.StructType) and isinstance(value, kind.cls):
+        return codec_of(type(value)).encode(value, _EPOCH_NAIVE)
     try:
         msgspec.convert(value, place.hint, builtin_types=(datetime, bytes))
     except msgspec.ValidationError as problem:

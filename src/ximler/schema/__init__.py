@@ -10,12 +10,12 @@ from ximler.schema.api_key import API_KEYS
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.coupon import COUPONS
 from ximler.schema.document import Collection
+from ximler.schema.gauge import GAUGES
 from ximler.schema.meta import META
 from ximler.schema.notification import NOTIFICATIONS
 from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
-from ximler.schema.quota import QUOTAS
 from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
@@ -27,4 +27,4 @@ __all__ = ["CATALOGUE", "SPECIFIED"]
 SPECIFIED: tuple[Collection[Any], ...] = (
     USERS, PLANS, SUBSCRIPTIONS, PAYMENTS, USAGE, PROJECTS, API_KEYS, NOTIFICATIONS, COUPONS, AUDIT_LOGS,
 )  # fmt: skip
-CATALOGUE: tuple[Collection[Any], ...] = (*SPECIFIED, SESSIONS, REGISTRATIONS, QUOTAS, META)
+CATALOGUE: tuple[Collection[Any], ...] = (*SPECIFIED, SESSIONS, REGISTRATIONS, GAUGES, META)

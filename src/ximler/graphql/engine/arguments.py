@@ -15,7 +15,6 @@ from graphql import (
     GraphQLInputObjectType,
     GraphQLInputType,
     get_named_type,
-    get_nullable_type,
     is_input_object_type,
     is_list_type,
     is_non_null_type,
@@ -98,7 +97,7 @@ def _find_rename(
     info: msgspec.inspect.Type, type_: GraphQLInputType, known: dict[type, dict[str, tuple[str, Reader | None]]]
 ) -> Reader | None:
     """What gives a coerced value the keys that its Struct decodes; None where no Struct is meant."""
-    type_ = get_nullable_type(type_)
+    type_ = type_.of_type if is_non_null_type(type_) else type_
     if isinstance(info, msgspec.inspect.UnionType):
         found = (_find_rename(member, type_, known) for member in info.types)
         return next((rename for rename in found if rename is not None), None)

@@ -7,7 +7,7 @@ of them continue, and ask for the next level, within one turn again.
 """
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from typing import Any
 
 from graphql import FieldNode
@@ -55,13 +55,13 @@ class _Batch:
 
 
 class Batches:
-    """The batches of one request. `close` it, whatever happens: it ends what still runs."""
+    """The resolvers that run for one request. `close` it, whatever happens: it ends what still runs."""
 
     def __init__(self, ctx: Any) -> None:
         self._ctx = ctx
         self._loop = asyncio.get_running_loop()
         self._open: dict[tuple[str, int], _Batch] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def add(self, coordinate: str, call: Function, node: FieldNode, parent: Any, arguments: dict[str, Any]) -> Slot:
         """Let a parent wait for its field. The same node has the same arguments, whichever parent it is for."""
@@ -76,6 +76,14 @@ class Batches:
         batch.slots.append(slot)
         return slot
 
+    def start(self, call: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
+        """Run a root resolver that its siblings cannot cancel.
+
+        Where one root field fails and may not be null, graphql-core cancels the others; a cancelled database call
+        costs its connection, and a client could cause that at will.
+        """
+        return asyncio.shield(self._run(call))
+
     async def close(self, *, cancel: bool) -> None:
         """Wait for calls whose answer nobody needs any more (an error elsewhere made it null), or cancel them."""
         while self._tasks:
@@ -87,11 +95,15 @@ class Batches:
     def _hand_over(self) -> None:
         batches, self._open = self._open, {}
         for batch in batches.values():
-            task = self._loop.create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run(self._resolve(batch))
 
-    async def _run(self, batch: _Batch) -> None:
+    def _run(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(call)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _resolve(self, batch: _Batch) -> None:
         try:
             answers = await _answer(batch, self._ctx)
             for _ in range(_PATIENCE):

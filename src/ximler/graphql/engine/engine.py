@@ -8,9 +8,9 @@ hands it to resolvers and reads nothing of it but `request_id`, where it has one
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Awaitable, Mapping
 from types import CoroutineType
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 from graphql import ExecutionResult, Executor
@@ -108,10 +108,14 @@ class Engine:
         return {"errors": errors, "data": result.data}
 
 
-def _is_awaitable(value: Any) -> bool:
-    """Enough, and quicker than looking for `__await__`: every awaitable in an execution is one of these two."""
-    return isinstance(value, CoroutineType | Slot)
+_AWAITABLE = (CoroutineType, Slot, asyncio.Future)
+"""What fields give that have to be awaited; nothing else in an execution does."""
 
 
-def _is_never(_value: Any) -> bool:
+def _is_awaitable(value: Any) -> TypeGuard[Awaitable[Any]]:
+    """Quicker than looking for `__await__` on every value."""
+    return isinstance(value, _AWAITABLE)
+
+
+def _is_never(_value: Any) -> TypeGuard[AsyncIterable[Any]]:
     return False

@@ -23,11 +23,14 @@ class Request(msgspec.Struct, frozen=True):
     batches: Batches
 
 
+Info = GraphQLResolveInfo[Request]
+
+
 def attribute(field_name: str) -> GraphQLFieldResolver:
     """Read the parent's attribute of that name; of a dict, the key, in snake_case or as SDL writes it."""
     name = snake(field_name)
 
-    def resolve(parent: Any, _info: GraphQLResolveInfo) -> Any:
+    def resolve(parent: Any, _info: Info) -> Any:
         if parent.__class__ is dict:
             return parent.get(name) if name in parent else parent.get(field_name)
         return getattr(parent, name)
@@ -36,21 +39,20 @@ def attribute(field_name: str) -> GraphQLFieldResolver:
 
 
 def root_field(resolver: Resolver, readers: dict[str, Reader]) -> GraphQLFieldResolver:
-    call = resolver.function
+    call, mutation = resolver.function, resolver.type_name == "Mutation"
 
-    def resolve(_root: Any, info: GraphQLResolveInfo, **arguments: Any) -> Any:
-        return call(info.context.ctx, **arguments)
+    def resolve(_root: Any, info: Info, **arguments: Any) -> Any:
+        request = info.context
+        running = call(request.ctx, **(read(readers, arguments) if readers else arguments))
+        return running if mutation else request.batches.start(running)
 
-    def resolve_structs(_root: Any, info: GraphQLResolveInfo, **arguments: Any) -> Any:
-        return call(info.context.ctx, **read(readers, arguments))
-
-    return resolve_structs if readers else resolve
+    return resolve
 
 
 def batch_field(resolver: Resolver, readers: dict[str, Reader]) -> GraphQLFieldResolver:
     coordinate, call = resolver.coordinate, resolver.function
 
-    def resolve(parent: Any, info: GraphQLResolveInfo, **arguments: Any) -> Any:
+    def resolve(parent: Any, info: Info, **arguments: Any) -> Any:
         if readers:
             arguments = read(readers, arguments)
         return info.context.batches.add(coordinate, call, info.field_nodes[0], parent, arguments)
@@ -62,7 +64,7 @@ def read(readers: dict[str, Reader], arguments: dict[str, Any]) -> dict[str, Any
     return {name: readers[name](value) if name in readers else value for name, value in arguments.items()}
 
 
-def name_type(value: Any, info: GraphQLResolveInfo, abstract: GraphQLAbstractType) -> str:
+def name_type(value: Any, info: Info, abstract: GraphQLAbstractType) -> str:
     """The object type behind an interface or union: a dict says it as `__typename`, a Struct by its class's name."""
     name = value.get("__typename") if isinstance(value, dict) else type(value).__name__
     if not any(possible.name == name for possible in info.schema.get_possible_types(abstract)):

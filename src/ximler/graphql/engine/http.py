@@ -169,6 +169,10 @@ def _read_body(body: bytes) -> Parameters:
         raise NotWellFormed(400, 'The request has no body: send {"query": …}')
     if body.lstrip()[:1] == b"[":
         raise NotWellFormed(400, "Batches are not accepted: send one operation a request")
+    try:
+        str(body, "utf-8")  # the decoder does not look into keys that it ignores
+    except UnicodeDecodeError as error:
+        raise NotWellFormed(400, f"The body is not UTF-8: byte {error.start} is wrong") from error
     parameters: Parameters = _decode(_parameters, body, "The body")
     return parameters
 
@@ -198,8 +202,6 @@ def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes, what: str) -> Any
         return decoder.decode(data)
     except RecursionError:
         problem = "is nested too deeply"
-    except UnicodeDecodeError:
-        problem = "is not UTF-8"
     except msgspec.ValidationError as error:
         problem = f"is not a GraphQL request: {error}"
     except msgspec.DecodeError as error:
@@ -209,10 +211,8 @@ def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes, what: str) -> Any
 
 def _plain(value: Any) -> Any:
     """JSON for what databases put into free-form values: their kinds of numbers as numbers, all else as text."""
-    for kind in (int, float, str, bytes, dict, list):
-        if isinstance(value, kind):
-            return kind(value)
-    return str(value)
+    kinds: tuple[type[Any], ...] = (int, float, str, bytes, dict, list)
+    return next((kind for kind in kinds if isinstance(value, kind)), str)(value)
 
 
 _encode = msgspec.json.Encoder(enc_hook=_plain).encode

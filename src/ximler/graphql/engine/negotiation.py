@@ -8,9 +8,10 @@ __all__ = ["JSON", "RESPONSE_JSON", "choose_response_type", "is_json"]
 RESPONSE_JSON = b"application/graphql-response+json; charset=utf-8"
 JSON = b"application/json; charset=utf-8"
 
+_NAMED = 2
 _RANGES = {
-    RESPONSE_JSON: {b"*/*": 0, b"application/*": 1, b"application/graphql-response+json": 2},
-    JSON: {b"*/*": 0, b"application/*": 1, b"application/json": 2},
+    RESPONSE_JSON: {b"*/*": 0, b"application/*": 1, b"application/graphql-response+json": _NAMED},
+    JSON: {b"*/*": 0, b"application/*": 1, b"application/json": _NAMED},
 }
 
 
@@ -32,7 +33,7 @@ def choose_response_type(accept: bytes) -> bytes | None:
         )
         if match is not None and match[1] > 0:
             precision, quality = match
-            named = precision == 2  # noqa: PLR2004
+            named = precision == _NAMED
             rank = (quality, precision, named == (offer is RESPONSE_JSON))
             if rank > best_rank:
                 best, best_rank = offer, rank

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import msgspec
 from graphql import (
+    DefinitionNode,
     DocumentNode,
     GraphQLError,
     GraphQLField,
@@ -71,7 +71,7 @@ def build(sources: Iterable[ModuleType | Path | str], registries: Iterable[Resol
 
     A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's `resolvers`), an
     SDL file, or SDL text. `Query` and `Mutation` exist already: files extend them. So do the scalars DateTime, JSON and
-    Long, and PageInfo.
+    Long, and PageInfo. There are no GraphQL subscriptions: `Subscription` is a type like any other.
     """
     sources, registries = list(sources), list(registries)
     registries += [source.resolvers for source in sources if isinstance(source, ModuleType)]
@@ -100,7 +100,8 @@ def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
                 texts.append(Source(path.read_text("utf-8"), str(path)))
             except (OSError, UnicodeDecodeError) as error:
                 raise SchemaError([f"{path}: {error}"]) from error
-    definitions, problems = [], []
+    definitions: list[DefinitionNode] = []
+    problems: list[str] = []
     for text in texts:
         try:
             definitions += parse(text).definitions
@@ -110,9 +111,11 @@ def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
         raise SchemaError(problems)
     extended = {node.name.value for node in definitions if isinstance(node, ObjectTypeExtensionNode)}
     defined = {node.name.value for node in definitions if isinstance(node, ObjectTypeDefinitionNode)}
-    missing = [f"type {name}" for name in ROOT_TYPES if name in extended - defined]
-    if missing:
-        definitions += parse("\n".join(missing)).definitions
+    roots = [name for name in ROOT_TYPES if name in extended | defined] or ["Query"]
+    # Said in so many words, or a type that merely is called Subscription would become the third root.
+    schema = ["schema {", *(f"{name.lower()}: {name}" for name in roots), "}"]
+    types = [f"type {name}" for name in roots if name not in defined]
+    definitions += parse(" ".join(schema + types)).definitions
     return DocumentNode(definitions=tuple(definitions))
 
 
@@ -122,8 +125,6 @@ def _build_types(document: DocumentNode) -> GraphQLSchema:
         raise SchemaError(map(_located, errors))
     core = build_ast_schema(document, assume_valid_sdl=True)
     problems = [_located(error) for error in validate_schema(core)]
-    if core.subscription_type:
-        problems.append("Subscription: subscriptions are not served")
     for name, type_ in core.type_map.items():
         if isinstance(type_, GraphQLScalarType) and not is_specified_scalar_type(type_):
             python = scalars.SCALARS.get(name)

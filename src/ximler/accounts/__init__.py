@@ -1,0 +1,1 @@
+"""Who somebody is: registration, credentials, sessions. Owns `users`, `registrations` and `sessions`."""

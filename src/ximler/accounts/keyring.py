@@ -1,0 +1,92 @@
+"""Secrets: password hashes, and bearer tokens that the database knows only by a keyed hash."""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import argon2
+
+from ximler.core.errors import Invalid
+from ximler.core.settings import Settings
+
+T = TypeVar("T")
+
+__all__ = ["Keyring"]
+
+_TOKEN_BYTES = 32
+_TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
+MIN_PASSWORD = 10
+MAX_PASSWORD = 1000
+
+
+class Keyring:
+    """What settings say about secrets, ready for use. One a process; `close` ends its threads.
+
+    Passwords: Argon2id (OWASP's parameters), in a bounded pool of threads, so that many sign-ins at once neither block the
+    event loop nor take more than `argon2_threads` × `argon2_memory_kib` of memory.
+
+    Tokens: 256 random bits; stored as HMAC-SHA256 with the secret key, so that neither reading nor writing the database is
+    enough to sign in. With several keys, the first makes and all verify.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._keys = settings.secret_keys
+        self._hasher = argon2.PasswordHasher(
+            time_cost=settings.argon2_time_cost, memory_cost=settings.argon2_memory_kib, parallelism=1
+        )
+        self._threads = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
+        self._decoy: str | None = None
+
+    async def hash_password(self, password: str) -> str:
+        """The Argon2id hash to store. Raises Invalid for a password that is too short or too long to be one."""
+        if len(password) < MIN_PASSWORD:
+            raise Invalid.field("password", f"must be {MIN_PASSWORD} characters or more")
+        if len(password) > MAX_PASSWORD:
+            raise Invalid.field("password", f"must be at most {MAX_PASSWORD} characters")
+        return await self._in_pool(self._hasher.hash, password)
+
+    async def verify_password(self, stored: str | None, password: str) -> bool:
+        """Whether the password is the stored one. Without a stored one (no such account) it takes the same time to say no."""
+        if len(password) > MAX_PASSWORD:
+            return False
+        if stored is None:
+            if self._decoy is None:
+                self._decoy = await self._in_pool(self._hasher.hash, secrets.token_urlsafe())
+            await self._in_pool(self._matches, self._decoy, password)
+            return False
+        return await self._in_pool(self._matches, stored, password)
+
+    def needs_rehash(self, stored: str) -> bool:
+        """Whether the settings have changed since this hash was made."""
+        return stored.startswith("$argon2") and self._hasher.check_needs_rehash(stored)
+
+    def new_token(self) -> tuple[str, bytes]:
+        """A token to hand out, and the id to store it under."""
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
+        return token, self._id(self._keys[0], token)
+
+    def token_ids(self, token: str) -> list[bytes]:
+        """The ids it may be stored under, newest key first; none for what cannot be a token of ours."""
+        if len(token) != _TOKEN_LENGTH or not token.isascii():
+            return []
+        return [self._id(key, token) for key in self._keys]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_pool(self, work: Callable[..., T], *args: str) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+    def _matches(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
+
+    @staticmethod
+    def _id(key: bytes, token: str) -> bytes:
+        return hmac.new(key, token.encode(), hashlib.sha256).digest()

@@ -1,0 +1,95 @@
+"""The ASGI application: every interface, on one database."""
+
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, asgi
+from litestar.config.cors import CORSConfig
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from ximler.accounts.keyring import Keyring
+from ximler.core.settings import Settings
+from ximler.database import Database, connect
+from ximler.graphql import accounts, billing, metering, projects
+from ximler.graphql.context import Context
+from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
+from ximler.http import docs, health, pages
+from ximler.http.authentication import identify
+from ximler.http.problems import HANDLERS
+from ximler.http.requests import Requests, TrustedProxies
+
+__all__ = ["create", "schema"]
+
+_MB = 1_000_000
+
+
+def schema() -> Schema:
+    """The GraphQL schema of every domain."""
+    return build([accounts, billing, metering, projects])
+
+
+def create(settings: Settings, *, uri: str) -> ASGIApp:
+    """The application, for one process. It connects to the database at `uri` when the server starts it.
+
+    Raises SettingsError for settings that cannot work, before anything is served.
+    """
+    keyring = Keyring(settings)
+    limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
+    engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
+    proxies = TrustedProxies(settings.trusted_proxies)
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        database = await connect(uri, settings=settings)
+        app.state.database = database
+        app.state.keyring = keyring
+        try:
+            yield
+        finally:
+            keyring.close()
+            await database.close()
+
+    async def context(scope: MutableMapping[str, Any]) -> Context:
+        database: Database = app.state.database
+        actor, user = await identify(database, keyring, scope)
+        return Context(database=database, settings=settings, keyring=keyring, actor=actor, user=user)
+
+    serve_graphql = GraphQLApp(engine, context, body_limit=settings.max_body_mb * _MB)
+
+    @asgi("/graphql", copy_scope=False)
+    async def graphql(scope: Scope, receive: Receive, send: Send) -> None:
+        await serve_graphql(scope, receive, send)  # type: ignore[arg-type]  # the same protocol, typed by two libraries
+
+    app = Litestar(
+        route_handlers=[
+            graphql,
+            health.healthz,
+            health.readyz,
+            health.metrics,
+            pages.front_door,
+            pages.ask_confirmation,
+            pages.confirm,
+            docs.assets(),
+        ],
+        lifespan=[lifespan],
+        exception_handlers=HANDLERS,
+        openapi_config=docs.openapi(),
+        cors_config=_cors(settings),
+        request_max_body_size=settings.max_body_mb * _MB,
+        logging_config=None,
+        debug=False,
+    )
+    return Requests(app, proxies)
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    if not settings.cors_origins:
+        return None
+    return CORSConfig(
+        allow_origins=list(settings.cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+        max_age=600,
+    )

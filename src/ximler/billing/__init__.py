@@ -1,0 +1,1 @@
+"""Plans, coupons, subscriptions and payments. Owns `plans`, `coupons`, `subscriptions` and `payments`."""

@@ -1,0 +1,28 @@
+"""Resolvers of billing."""
+
+from ximler.billing import plans as billing_plans
+from ximler.database import virtuals
+from ximler.graphql.context import Context
+from ximler.graphql.engine import Resolvers
+from ximler.schema.plan import Plan
+from ximler.schema.subscription import Subscription
+from ximler.schema.user import User
+
+resolvers = Resolvers()
+
+
+@resolvers.query("plans")
+async def plans(ctx: Context) -> list[Plan]:
+    return await billing_plans.on_offer(ctx.database)
+
+
+@resolvers.field("User", "subscription")
+async def subscriptions(ctx: Context, users: list[User]) -> list[Subscription | None]:
+    found = await virtuals.subscription_by_user(ctx.database, (user.id for user in users))
+    return [found[user.id] for user in users]
+
+
+@resolvers.field("Subscription", "plan")
+async def plan_of(ctx: Context, subscriptions: list[Subscription]) -> list[Plan | None]:
+    found = await virtuals.plans_by_id(ctx.database, (subscription.plan_id for subscription in subscriptions))
+    return [found[subscription.plan_id] for subscription in subscriptions]

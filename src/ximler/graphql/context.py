@@ -1,0 +1,33 @@
+"""What every resolver is handed."""
+
+import msgspec
+
+from ximler.accounts.keyring import Keyring
+from ximler.core.actor import Actor
+from ximler.core.errors import Unauthenticated
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.schema.user import User
+
+__all__ = ["Context"]
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """One request's: who asks (`user` when they are signed in), and what it takes to answer."""
+
+    database: Database
+    settings: Settings
+    keyring: Keyring
+    actor: Actor
+    user: User | None = None
+
+    @property
+    def request_id(self) -> str | None:
+        return self.actor.request_id
+
+    def require_user(self) -> User:
+        """The signed-in user, already loaded. Raises Unauthenticated."""
+        self.actor.require_user()
+        if self.user is None:
+            raise Unauthenticated("Sign in as a person to do this")
+        return self.user

@@ -1,0 +1,81 @@
+"""Resolvers of projects."""
+
+from typing import Any
+
+from ximler.core.errors import NotFound
+from ximler.core.ids import decode_cursor, object_id
+from ximler.graphql.context import Context
+from ximler.graphql.engine import Connection, Resolvers, page_size
+from ximler.projects import projects
+from ximler.projects.projects import ProjectSummary
+from ximler.schema.project import Project
+from ximler.schema.user import User
+
+resolvers = Resolvers()
+
+Projects = Connection[ProjectSummary]
+
+
+@resolvers.query("projects")
+async def list_projects(
+    ctx: Context, search: str | None = None, first: int | None = None, after: str | None = None
+) -> Projects:
+    page = await projects.page(
+        ctx.database,
+        ctx.actor,
+        query=search,
+        first=page_size(first),
+        after=None if after is None else decode_cursor(after),
+    )
+    return Connection(page)
+
+
+@resolvers.query("project")
+async def project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A002 (the argument's name in GraphQL)
+    return await projects.get(ctx.database, ctx.actor, object_id(id))
+
+
+@resolvers.mutation("createProject")
+async def create_project(ctx: Context, input: dict[str, Any]) -> Project:  # noqa: A002 (GraphQL's customary name)
+    return await projects.create(ctx.database, ctx.actor, **input)
+
+
+@resolvers.mutation("updateProject")
+async def update_project(ctx: Context, id: str, input: dict[str, Any]) -> ProjectSummary:  # noqa: A002 (as above)
+    return await projects.update(ctx.database, ctx.actor, object_id(id), input)
+
+
+@resolvers.mutation("deleteProject")
+async def delete_project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A002 (as above)
+    return await projects.delete(ctx.database, ctx.actor, object_id(id))
+
+
+@resolvers.mutation("restoreProject")
+async def restore_project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A002 (as above)
+    return await projects.restore(ctx.database, ctx.actor, object_id(id))
+
+
+@resolvers.field("User", "projects")
+async def projects_of(
+    ctx: Context, users: list[User], search: str | None = None, first: int | None = None, after: str | None = None
+) -> list[Projects | NotFound]:
+    """Everybody sees their own only, so there is one list to load, whatever the number of users."""
+    mine = await list_projects(ctx, search, first, after)
+    return [mine if user.id == ctx.actor.user_id else NotFound("No such projects") for user in users]
+
+
+@resolvers.field("Project", "settings")
+async def settings_of(ctx: Context, parents: list[ProjectSummary | Project]) -> list[Any]:
+    """Large fields are read only when a query asks for them."""
+    found = await projects.settings_of(ctx.database, ctx.actor, _unread(parents))
+    return [p.settings if isinstance(p, Project) else found.get(p.id, {}) for p in parents]
+
+
+@resolvers.field("Project", "canvasData")
+async def canvas_data_of(ctx: Context, parents: list[ProjectSummary | Project]) -> list[Any]:
+    found = await projects.canvases(ctx.database, ctx.actor, _unread(parents))
+    return [p.canvas_data if isinstance(p, Project) else found.get(p.id, {}) for p in parents]
+
+
+def _unread(parents: list[ProjectSummary | Project]) -> list[Any]:
+    return [parent.id for parent in parents if not isinstance(parent, Project)]

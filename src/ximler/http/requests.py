@@ -1,0 +1,121 @@
+"""What happens to every request, whoever answers it: an id, the caller's address, a log line, a metric, safe headers.
+
+Plain ASGI around the whole application: nothing that a route does can escape it.
+"""
+
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Iterable
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import Counter, Histogram
+
+from ximler.core.settings import SettingsError
+
+__all__ = ["Requests", "TrustedProxies"]
+
+_log = structlog.get_logger("ximler.http")
+_ID = re.compile(rb"[A-Za-z0-9._~-]{8,64}")
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+
+SERVED = Counter("ximler_http_requests_total", "Requests answered.", ("method", "route", "status"))
+SECONDS = Histogram(
+    "ximler_http_request_seconds",
+    "Time from a request to the end of its answer.",
+    ("route",),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_SAFE_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"same-origin"),
+]
+
+
+class TrustedProxies:
+    """Whose `X-Forwarded-For` is believed: by default nobody's. Raises SettingsError for what is no address or network."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        try:
+            self._networks = [ipaddress.ip_network(network, strict=False) for network in networks]
+        except ValueError as error:
+            raise SettingsError(f"XIMLER_TRUSTED_PROXIES: {error}", fields={"trusted_proxies": str(error)}) from None
+
+    def client(self, peer: str | None, forwarded_for: str) -> str | None:
+        """The nearest address that is not a proxy of ours, reading `X-Forwarded-For` from its end.
+
+        Entries before the first that is not trusted are the client's own claims, and are not looked at.
+        """
+        address = peer
+        for claimed in reversed(forwarded_for.split(",")) if self._networks else ():
+            if address is None or not self._trusts(address):
+                break
+            candidate = claimed.strip()
+            try:
+                address = str(ipaddress.ip_address(candidate))
+            except ValueError:
+                break
+        return address
+
+    def _trusts(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._networks)
+
+
+class Requests:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
+        self._app = app
+        self._proxies = proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id, forwarded_for = _read(scope["headers"])
+        peer = scope["client"][0] if scope.get("client") else None  # type: ignore[index]  # checked by get
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["address"] = self._proxies.client(peer, forwarded_for)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        status = 0
+
+        async def reply(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *_SAFE_HEADERS]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, reply)
+        finally:
+            seconds = time.perf_counter() - started
+            route = scope.get("path_template") or "other"
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            SERVED.labels(method, route, status).inc()
+            SECONDS.labels(route).observe(seconds)
+            log = _log.debug if scope["path"] in _QUIET else _log.info
+            log("request", method=method, path=scope["path"], status=status, ms=round(seconds * 1000, 2))
+
+
+def _read(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str]:
+    request_id, forwarded_for = "", []
+    for name, value in headers:
+        if name == b"x-request-id" and _ID.fullmatch(value):
+            request_id = value.decode()
+        elif name == b"x-forwarded-for":
+            forwarded_for.append(value.decode("latin-1"))
+    return request_id or secrets.token_hex(8), ",".join(forwarded_for)

@@ -1,0 +1,1 @@
+"""Canvas projects: their life, their canvas, and finding them. Owns `projects`."""

@@ -1,0 +1,249 @@
+"""A customer's projects: create, change, delete, restore, list.
+
+Invariant: a user never has more projects or bytes than their plan allows, however many requests race (metering.gauges).
+Somebody else's project is NotFound, because the owner is part of every filter.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+import bson
+import msgspec
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.clock import EPOCH
+from ximler.core.errors import Invalid, NotFound
+from ximler.core.ids import Position
+from ximler.database import Database, mixed
+from ximler.database.collection import Page
+from ximler.database.failures import DRIVER_ERRORS, translated
+from ximler.metering import gauges
+from ximler.metering.limits import limits_of
+from ximler.projects import search
+from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
+from ximler.schema.project import Project
+
+__all__ = ["ProjectSummary", "canvases", "create", "delete", "get", "page", "restore", "settings_of", "update"]
+
+V = TypeVar("V", bound=Document)
+
+MAX_NAME = 200
+MAX_DESCRIPTION = 5000
+
+
+class ProjectSummary(Stamped, kw_only=True):
+    """A project without what is large: lists read only this."""
+
+    user_id: Annotated[ObjectId, ref("users")]
+    name: str
+    description: str | None = None
+    storage_size: int = 0
+    deleted_at: datetime | None = None
+
+
+class Settings(Identified, kw_only=True):
+    settings: Mixed = msgspec.field(default_factory=dict[str, Any])
+
+
+class Canvas(Identified, kw_only=True):
+    canvas_data: Mixed = msgspec.field(default_factory=dict[str, Any])
+
+
+async def create(
+    database: Database,
+    actor: Actor,
+    *,
+    name: str,
+    description: str | None = None,
+    settings: Any = None,
+    canvas_data: Any = None,
+) -> Project:
+    """A new project of the actor's. Raises Invalid, QuotaExceeded.
+
+    Safe to race: exactly as many succeed as the plan allows. Four commands, the user's first project one more.
+    """
+    user_id = actor.require_user()
+    settings = {} if settings is None else settings
+    canvas_data = {} if canvas_data is None else canvas_data
+    project = Project(
+        user_id=user_id,
+        name=_name(name),
+        description=_description(description),
+        settings=settings,
+        canvas_data=canvas_data,
+        storage_size=_size("settings", settings) + _size("canvasData", canvas_data),
+        search_terms=search.terms(name, description),
+    )
+    limits = await limits_of(database, user_id)
+
+    async def write(transaction: Database) -> Project:
+        await gauges.reserve(transaction, user_id, limits, projects=1, storage_bytes=project.storage_size)
+        return await transaction.projects.insert(project)
+
+    return await database.transaction(write)
+
+
+async def update(database: Database, actor: Actor, project_id: ObjectId, changes: dict[str, Any]) -> ProjectSummary:
+    """Change what `changes` names: name, description, settings, canvas_data. None clears all but the name.
+
+    Raises NotFound, Invalid, QuotaExceeded. Three commands for texts, five with a canvas, whatever its size.
+    """
+    user_id = actor.require_user()
+    mine = {"_id": project_id, "userId": user_id}
+    patch: dict[str, Any] = {}
+    for key, value in changes.items():
+        match key:
+            case "name":
+                patch["name"] = _name(value)
+            case "description":
+                patch["description"] = _description(value)
+            case "settings":
+                patch["settings"] = {} if value is None else value
+            case "canvas_data":
+                patch["canvasData"] = {} if value is None else value
+            case _:
+                raise Invalid.field(key, "is not a field of a project that can be changed")
+    sizes = {key: _size(key, patch[key]) for key in ("settings", "canvasData") if key in patch}
+    limits = await limits_of(database, user_id) if sizes else None
+
+    async def write(transaction: Database) -> ProjectSummary:
+        # What is read here is what is written to: a change in between is a write conflict, and this runs again.
+        now = await _measured(transaction, mine)
+        if patch.keys() & {"name", "description"}:
+            texts = (patch.get("name", now["name"]), patch.get("description", now.get("description")))
+            patch["searchTerms"] = search.terms(*texts)
+        if limits:
+            patch["storageSize"] = sizes.get("settings", now["settings"]) + sizes.get("canvasData", now["canvasData"])
+            if grown := patch["storageSize"] - now["storageSize"]:
+                await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
+        changed = await transaction.projects.find_and_patch(mine, {"$set": patch}, into=ProjectSummary)
+        if changed is None:
+            raise _not_found()
+        return changed
+
+    return await database.transaction(write)
+
+
+async def delete(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
+    """Mark as deleted and give back what it took; `restore` undoes it. Raises NotFound, also when it is deleted already."""
+    user_id = actor.require_user()
+
+    async def write(transaction: Database) -> ProjectSummary:
+        gone = await transaction.projects.find_and_patch(
+            {"_id": project_id, "userId": user_id}, {"$set": {"deletedAt": database.clock.now()}}, into=ProjectSummary
+        )
+        if gone is None:
+            raise _not_found()
+        await gauges.release(transaction, user_id, projects=1, storage_bytes=gone.storage_size)
+        return gone
+
+    return await database.transaction(write)
+
+
+async def restore(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
+    """Bring a deleted project back, if the plan has room. Raises NotFound (also when it is not deleted), QuotaExceeded."""
+    user_id = actor.require_user()
+    limits = await limits_of(database, user_id)
+
+    async def write(transaction: Database) -> ProjectSummary:
+        mine = {"_id": project_id, "userId": user_id, "deletedAt": {"$gt": EPOCH}}
+        gone = await transaction.projects.find_one(mine, into=ProjectSummary, deleted=True)
+        if gone is None:
+            raise _not_found()
+        await gauges.reserve(transaction, user_id, limits, projects=1, storage_bytes=gone.storage_size)
+        back = await transaction.projects.find_and_patch(
+            mine, {"$unset": {"deletedAt": ""}}, into=ProjectSummary, deleted=True
+        )
+        if back is None:
+            raise _not_found()
+        return back
+
+    return await database.transaction(write)
+
+
+async def get(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
+    """One of the actor's projects. Raises NotFound."""
+    where = {"_id": project_id, "userId": actor.require_user()}
+    found = await database.projects.find_one(where, into=ProjectSummary)
+    if found is None:
+        raise _not_found()
+    return found
+
+
+async def page(
+    database: Database, actor: Actor, *, query: str | None = None, first: int = 20, after: Position | None = None
+) -> Page[ProjectSummary]:
+    """The actor's projects, newest first; with `query` only those that match it (see `search`). One command."""
+    if query is not None and len(query) > MAX_NAME:
+        raise Invalid.field("search", f"is longer than {MAX_NAME} characters")
+    where = {"userId": actor.require_user(), **search.condition(query or "")}
+    return await database.projects.page(where, into=ProjectSummary, first=first, after=after)
+
+
+async def canvases(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:
+    """The canvas data of the actor's projects, deleted ones included, with one command."""
+    return {found.id: found.canvas_data for found in await _mine(database, actor, project_ids, Canvas)}
+
+
+async def settings_of(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:
+    """The settings of the actor's projects, deleted ones included, with one command."""
+    return {found.id: found.settings for found in await _mine(database, actor, project_ids, Settings)}
+
+
+async def _mine(database: Database, actor: Actor, project_ids: Iterable[ObjectId], into: type[V]) -> list[V]:
+    ids = list(project_ids)
+    if not ids:
+        return []
+    return await database.projects.find({"_id": {"$in": ids}, "userId": actor.require_user()}, into=into, deleted=True)
+
+
+async def _measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any]:
+    """Texts and sizes of a project as it is, without moving its canvas over the network."""
+    sizes = {
+        # The same measure as `_size`, taken by the server.
+        name: {"$bsonSize": {"v": {"$ifNull": [f"${name}", {}]}}}
+        for name in ("settings", "canvasData")
+    }
+    found = await transaction.projects.aggregate(
+        [
+            {"$match": {**mine, "deletedAt": None}},
+            {"$project": {"name": 1, "description": 1, "storageSize": {"$ifNull": ["$storageSize", 0]}, **sizes}},
+        ]
+    )
+    if not found:
+        raise _not_found()
+    return found[0]
+
+
+def _size(field: str, value: Any) -> int:
+    """Bytes that a value takes in the database. Raises Invalid for what cannot be stored."""
+    mixed.check(value, field, depth=2)
+    try:
+        return len(bson.encode({"v": value}))
+    except DRIVER_ERRORS as error:
+        raise translated(error, "projects") from error
+
+
+def _name(name: Any) -> str:
+    name = name.strip() if isinstance(name, str) else ""
+    if not name:
+        raise Invalid.field("name", "is required and must not be empty")
+    return _text("name", name, MAX_NAME)
+
+
+def _description(description: str | None) -> str | None:
+    return None if description is None else _text("description", description, MAX_DESCRIPTION)
+
+
+def _text(field: str, text: str, limit: int) -> str:
+    if len(text) > limit:
+        raise Invalid.field(field, f"is longer than {limit} characters")
+    if "\0" in text:
+        raise Invalid.field(field, "must not contain a NUL byte")
+    return text
+
+
+def _not_found() -> NotFound:
+    return NotFound("No such project")

@@ -1,0 +1,129 @@
+"""One real mongod for the whole run, a database per test worker, an initialised and seeded database for every test.
+
+`MONGODB_TEST_URI` names a server to use; otherwise the embedded one is started in a temporary folder, once, by the
+controlling process, and ends with it.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.settings import Settings
+from ximler.database import Database, connect, server, sync
+from ximler.schema import CATALOGUE
+from ximler.schema.meta import META
+
+_URI = pytest.StashKey[str]()
+_STOP = pytest.StashKey[Any]()
+
+
+class _Loop:
+    """An event loop in a thread of its own, for the server that outlives every test's."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        config.stash[_URI] = config.workerinput["mongodb_uri"]
+        return
+    if uri := os.environ.get("MONGODB_TEST_URI"):
+        config.stash[_URI] = uri
+        return
+    folder = Path(tempfile.mkdtemp(prefix="ximler-tests-"))
+    loop = _Loop()
+    running = loop.run(server.start(folder / "data"))
+    config.stash[_URI] = running.uri
+
+    def stop() -> None:
+        loop.run(running.stop())
+        loop.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    config.stash[_STOP] = stop
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Called by xdist in the controller, for each worker."""
+    node.workerinput["mongodb_uri"] = node.config.stash[_URI]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if stop := config.stash.get(_STOP, None):
+        stop()
+
+
+@pytest.fixture(scope="session")
+def mongodb_uri(pytestconfig: pytest.Config) -> str:
+    return pytestconfig.stash[_URI]
+
+
+@pytest.fixture(scope="session")
+async def _worker_database(mongodb_uri: str) -> AsyncIterator[Database]:
+    database = await connect(mongodb_uri, name=f"ximler_test_{os.getpid()}_{secrets.token_hex(3)}")
+    assert await sync.initialise(database) == []
+    yield database
+    await database.client.drop_database(database.name)
+    await database.close()
+
+
+@pytest.fixture
+async def database(_worker_database: Database) -> AsyncIterator[Database]:
+    """Initialised and seeded, as a new installation; emptied after the test."""
+    database = _worker_database
+    seeds = {name: await database.raw[name].find({}).to_list() for name in ("plans", "coupons")}
+    yield database
+    database.clock.offset_ms = 0
+    await asyncio.gather(*(database.raw[c.name].delete_many({}) for c in CATALOGUE if c is not META))
+    for name, documents in seeds.items():
+        await database.raw[name].insert_many(documents)
+
+
+@pytest.fixture
+async def empty_database(mongodb_uri: str) -> AsyncIterator[Database]:
+    """A database that nobody has initialised."""
+    database = await connect(mongodb_uri, name=f"ximler_test_{os.getpid()}_{secrets.token_hex(3)}")
+    yield database
+    await database.client.drop_database(database.name)
+    await database.close()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Development settings with cheap password hashes."""
+    return Settings(secret_key="a secret key that is only for the tests", argon2_memory_kib=7168, argon2_time_cost=1)
+
+
+@pytest.fixture
+def actor() -> Actor:
+    return Actor(kind="user", via="session", user_id=ObjectId())
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        yield listener.getsockname()[1]

@@ -1,0 +1,229 @@
+"""N+1 cannot be written: whatever the shape of the data, a batch resolver is called once a level."""
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ximler.core.errors import Conflict, NotFound
+from ximler.graphql.engine import Engine, Limits, Resolvers, build
+
+NESTED = """
+{
+  allUsers {
+    id
+    subscription { status plan { name } }
+    friends { id subscription { plan { name } } friends { fullName subscription { plan { id name } } } }
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("wait_s", [None, 0, 0.002])
+async def test_fifty_parents_cost_one_call_a_level(lab: Any, wait_s: float | None) -> None:
+    engine = lab.make_engine(cost=10**9)
+    ctx = lab.Context(wait_s=wait_s)
+    response = await engine.execute(NESTED, ctx)
+    assert "errors" not in response
+    assert len(response["data"]["allUsers"]) == 50
+    assert sorted(ctx.calls) == [
+        ("Subscription.plan", 50),
+        ("Subscription.plan", 100),
+        ("Subscription.plan", 200),
+        ("User.friends", 50),
+        ("User.friends", 100),
+        ("User.subscription", 50),
+        ("User.subscription", 100),
+        ("User.subscription", 200),
+    ]
+
+
+async def test_aliases_are_fields_of_their_own_with_their_own_arguments(lab: Any) -> None:
+    engine = lab.make_engine(cost=10**9)
+    ctx = lab.Context()
+    response = await engine.execute("{ allUsers { one: friends(first: 1) { id } two: friends(first: 2) { id } } }", ctx)
+    assert [len(response["data"]["allUsers"][7][alias]) for alias in ("one", "two")] == [1, 2]
+    assert ctx.calls == [("User.friends", 50)] * 2
+
+
+async def test_a_fragment_in_several_places_shares_the_call_of_a_level(lab: Any, engine: Engine) -> None:
+    ctx = lab.Context()
+    query = """
+    { users(first: 10) { nodes { ...Plan } edges { node { ...Plan } } } }
+    fragment Plan on User { subscription { plan { name } } }
+    """
+    response = await engine.execute(query, ctx)
+    assert response["data"]["users"]["nodes"][3] == response["data"]["users"]["edges"][3]["node"]
+    assert ctx.calls == [("User.subscription", 20), ("Subscription.plan", 20)]
+
+
+async def test_fields_of_the_same_level_are_asked_side_by_side() -> None:
+    both = asyncio.Barrier(2)
+    resolvers = Resolvers()
+
+    @resolvers.query("box")
+    async def box(ctx: Any) -> Any:
+        return {}
+
+    for name in ("a", "b"):
+
+        @resolvers.field("Box", name)
+        async def resolve(ctx: Any, parents: list[Any]) -> list[int]:
+            await both.wait()
+            return [1] * len(parents)
+
+    engine = Engine(build(["extend type Query { box: Box } type Box { a: Int b: Int }"], [resolvers]))
+    response = await asyncio.wait_for(engine.execute("{ box { a b } }", None), 5)
+    assert response == {"data": {"box": {"a": 1, "b": 1}}}
+
+
+async def test_root_fields_of_a_query_run_side_by_side_and_of_a_mutation_in_turn(lab: Any, engine: Engine) -> None:
+    ctx = lab.Context()
+    fields = " ".join(f'i{n}: append(item: "{n}")' for n in range(5))
+    response = await engine.execute(f"mutation {{ {fields} }}", ctx)
+    assert response["data"]["i4"] == ["0", "1", "2", "3", "4"]
+
+    both = asyncio.Barrier(2)
+    resolvers = Resolvers()
+    for name in ("a", "b"):
+
+        @resolvers.query(name)
+        async def resolve(ctx: Any) -> int:
+            await both.wait()
+            return 1
+
+    concurrent = Engine(build(["extend type Query { a: Int b: Int }"], [resolvers]))
+    assert await asyncio.wait_for(concurrent.execute("{ a b }", None), 5) == {"data": {"a": 1, "b": 1}}
+
+
+def parts(answer: Any) -> tuple[Engine, Counter[str]]:
+    """An engine over five parts whose `size` is what `answer(parents)` says."""
+    calls: Counter[str] = Counter()
+    resolvers = Resolvers()
+
+    @resolvers.query("parts")
+    async def parts_(ctx: Any) -> list[Any]:
+        return [SimpleNamespace(number=n) for n in range(5)]
+
+    @resolvers.field("Part", "size")
+    async def size(ctx: Any, parents: list[Any]) -> Any:
+        calls["size"] += 1
+        return answer(parents)
+
+    @resolvers.field("Part", "inner")
+    async def inner(ctx: Any, parents: list[Any]) -> Any:
+        calls["inner"] += 1
+        await asyncio.sleep(0)
+        return parents
+
+    sdl = "extend type Query { parts: [Part] } type Part { number: Int size: Int inner: Part need: Int! }"
+    return Engine(build([sdl], [resolvers]), limits=Limits(cost=10**9)), calls
+
+
+async def test_one_parents_error_is_its_own() -> None:
+    engine, calls = parts(lambda parents: [NotFound("gone") if p.number == 3 else p.number for p in parents])
+    response = await engine.execute("{ parts { size inner { size } } }", None)
+    assert [part["size"] for part in response["data"]["parts"]] == [0, 1, 2, None, 4]
+    assert [error["path"] for error in response["errors"]] == [["parts", 3, "size"], ["parts", 3, "inner", "size"]]
+    assert {error["extensions"]["code"] for error in response["errors"]} == {"NOT_FOUND"}
+    assert calls == {"size": 2, "inner": 1}
+
+
+async def test_a_failed_call_is_every_parents_error() -> None:
+    def fail(parents: list[Any]) -> Any:
+        raise Conflict("try again")
+
+    response = await parts(fail)[0].execute("{ parts { number size } }", None)
+    assert [part["number"] for part in response["data"]["parts"]] == [0, 1, 2, 3, 4]
+    assert [error["path"] for error in response["errors"]] == [["parts", n, "size"] for n in range(5)]
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], None, "12345", {}, iter([1, 2, 3, 4, 5])])
+async def test_an_answer_that_does_not_fit_the_parents_is_a_bug(wrong: Any) -> None:
+    response = await parts(lambda parents: wrong)[0].execute("{ parts { size } }", None)
+    assert len(response["errors"]) == 5
+    assert {error["extensions"]["code"] for error in response["errors"]} == {"INTERNAL"}
+
+
+async def test_a_parent_that_fell_out_does_not_hold_up_the_others() -> None:
+    # `need` has no attribute and may not be null: each part falls out while its `inner` is being asked for.
+    engine, _ = parts(lambda parents: [1] * len(parents))
+    response = await asyncio.wait_for(engine.execute("{ parts { need inner { size } size } }", None), 5)
+    assert response["data"] == {"parts": [None] * 5}
+    assert [error["path"] for error in response["errors"]] == [["parts", n, "need"] for n in range(5)]
+
+
+async def test_parents_at_different_depths_of_waiting_still_share_a_call() -> None:
+    """Parts whose siblings wait for different things continue in one turn all the same."""
+    engine, calls = parts(lambda parents: [p.number for p in parents])
+    query = "{ parts { a: inner { size inner { size b: inner { size } } } size c: inner { ...S } } }"
+    response = await engine.execute(query + " fragment S on Part { size inner { size } }", None)
+    assert "errors" not in response
+    assert calls["size"] <= 6
+    assert calls["inner"] <= 5
+
+
+async def test_a_cancelled_request_cancels_its_batches() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+    resolvers = Resolvers()
+
+    @resolvers.query("box")
+    async def box(ctx: Any) -> Any:
+        return {}
+
+    @resolvers.field("Box", "size")
+    async def size(ctx: Any, parents: list[Any]) -> list[int]:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return []
+
+    engine = Engine(build(["extend type Query { box: Box } type Box { size: Int }"], [resolvers]))
+    task = asyncio.create_task(engine.execute("{ box { size } }", None))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_nothing_of_a_request_runs_on_after_its_answer() -> None:
+    ended: list[str] = []
+    resolvers = Resolvers()
+
+    @resolvers.query("box")
+    async def box(ctx: Any) -> Any:
+        return SimpleNamespace()
+
+    @resolvers.query("slow")
+    async def slow(ctx: Any, n: int) -> int:
+        await asyncio.sleep(0.01)
+        ended.append("slow")
+        return n
+
+    @resolvers.field("Box", "size")
+    async def size(ctx: Any, parents: list[Any]) -> list[int]:
+        await asyncio.sleep(0.01)
+        ended.append("size")
+        return [1]
+
+    sdl = "extend type Query { box: Box slow(n: Int!): Int! } type Box { size: Int need: Int! }"
+    engine = Engine(build([sdl], [resolvers]))
+    response = await engine.execute("{ box { size need } }", None)
+    assert response["data"] == {"box": None}
+    assert ended == ["size"]
+    query = "query($n: Int = 1) { slow(n: 1) other: slow(n: $n) }"
+    response = await engine.execute(query, None, variables={"n": None})
+    assert response["data"] is None
+    assert ended == ["size", "slow"]
+
+
+async def test_requests_do_not_share_batches(lab: Any, engine: Engine) -> None:
+    contexts = [lab.Context() for _ in range(20)]
+    query = "{ users(first: 3) { nodes { subscription { plan { name } } } } }"
+    await asyncio.gather(*(engine.execute(query, ctx) for ctx in contexts))
+    assert all(ctx.calls == [("User.subscription", 3), ("Subscription.plan", 3)] for ctx in contexts)

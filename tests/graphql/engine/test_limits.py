@@ -1,0 +1,254 @@
+import contextlib
+import time
+from typing import Any
+
+import pytest
+from graphql import get_introspection_query, parse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ximler.graphql.engine import Engine
+from ximler.graphql.engine.engine import RequestRefused
+
+
+async def refusal(engine: Engine, query: str, **variables: Any) -> dict[str, Any]:
+    response = await engine.execute(query, None, variables=variables)
+    assert "data" not in response
+    [error] = response["errors"]
+    assert error["extensions"]["code"] == "QUERY_LIMIT_EXCEEDED", error
+    limit, value, maximum = (error["extensions"][key] for key in ("limit", "value", "maximum"))
+    assert value > maximum
+    assert limit in error["message"]
+    assert f"{maximum:,}" in error["message"]
+    return dict(error["extensions"])
+
+
+def nested(levels: int) -> str:
+    return "{ allUsers " + "{ friends(first: 1) " * (levels - 2) + "{ id }" + " }" * (levels - 2) + " }"
+
+
+async def test_depth(lab: Any) -> None:
+    engine = lab.make_engine(depth=5, cost=10**9)
+    assert "errors" not in await engine.execute(nested(5), lab.Context())
+    assert await refusal(engine, nested(6)) == {
+        "code": "QUERY_LIMIT_EXCEEDED",
+        "limit": "depth",
+        "value": 6,
+        "maximum": 5,
+    }
+
+
+async def test_depth_sees_through_fragments(lab: Any) -> None:
+    engine = lab.make_engine(depth=5, cost=10**9)
+    query = """
+    { allUsers { ...A } }
+    fragment A on User { friends { friends { ...B } } }
+    fragment B on User { ... on User { %s } }
+    """
+    assert "errors" not in await engine.execute(query % "friends { id }", lab.Context())
+    assert (await refusal(engine, query % "friends { friends { id } }"))["value"] == 6
+
+
+async def test_breadth_counts_aliases_and_unfolded_fragments(lab: Any) -> None:
+    engine = lab.make_engine(breadth=40, cost=10**9)
+    aliases = "{ allUsers { %s } }"
+    assert "errors" not in await engine.execute(aliases % " ".join(f"a{n}: id" for n in range(39)), lab.Context())
+    assert (await refusal(engine, aliases % " ".join(f"a{n}: id" for n in range(40))))["value"] == 41
+    fragments = "{ allUsers { %s } } fragment F on User { id fullName }"
+    spreads = " ".join("friends { ...F }" for _ in range(13))
+    assert "errors" not in await engine.execute(fragments % spreads, lab.Context())
+    assert (await refusal(engine, fragments % (spreads + " friends { ...F }")))["limit"] == "breadth"
+
+
+async def test_breadth_counts_every_operation_and_fragment_of_the_document(lab: Any) -> None:
+    engine = lab.make_engine(breadth=40)
+    query = " ".join(f"query Q{n} {{ {' '.join(f'a{m}: hello' for m in range(9))} }}" for n in range(5))
+    assert (await refusal(engine, query))["value"] == 45
+    assert (await refusal(engine, "{ hello } fragment Unused on User { " + "id " * 50 + "}"))["value"] == 51
+
+
+def bomb(levels: int, leaf: str) -> str:
+    chain = " ".join(f"fragment F{n} on User {{ ...F{n + 1} ...F{n + 1} }}" for n in range(levels))
+    return f"{{ allUsers {{ ...F0 }} }} {chain} fragment F{levels} on User {{ {leaf} }}"
+
+
+@pytest.mark.parametrize("leaf", ["id", "...Unknown", "__typename", "", "... on User { id }"])
+async def test_fragment_bombs_are_refused_at_once(engine: Engine, leaf: str) -> None:
+    start = time.process_time()
+    [error] = (await engine.execute(bomb(150, leaf), None))["errors"]
+    assert time.process_time() - start < 0.5
+    assert error["extensions"]["code"] in ("QUERY_LIMIT_EXCEEDED", "GRAPHQL_PARSE_FAILED")
+    if error["extensions"]["code"] == "QUERY_LIMIT_EXCEEDED":
+        assert "more than 10^15" in error["message"]
+
+
+async def test_circles_of_fragments_are_named_not_followed(engine: Engine) -> None:
+    everyone = " ".join(f"...F{n}" for n in range(20))
+    circle = " ".join(f"fragment F{n} on User {{ {everyone} }}" for n in range(20))
+    start = time.process_time()
+    errors = (await engine.execute(f"{{ allUsers {{ ...F0 }} }} {circle}", None))["errors"]
+    assert time.process_time() - start < 0.5
+    assert "Cannot spread fragment 'F0' within itself" in errors[0]["message"]
+
+
+async def test_long_chains_of_fragments_do_not_exhaust_the_stack(lab: Any) -> None:
+    engine = lab.make_engine(tokens=100_000, breadth=10**6)
+    chain = " ".join(f"fragment F{n} on Query {{ ...F{n + 1} }}" for n in range(3000))
+    response = await engine.execute(f"{{ ...F0 }} {chain} fragment F3000 on Query {{ hello }}", None)
+    assert response["errors"][0]["extensions"]["code"] in ("QUERY_LIMIT_EXCEEDED", "GRAPHQL_VALIDATION_FAILED")
+
+
+async def test_repeating_a_field_is_limited_because_validation_compares_each_pair(engine: Engine) -> None:
+    start = time.process_time()
+    assert (await refusal(engine, "{ allUsers { " + "subscription { id } " * 240 + "} }"))["value"] > 28_000
+    assert time.process_time() - start < 0.2
+
+
+async def test_many_fragments_may_each_ask_for_the_same_fields(lab: Any, engine: Engine) -> None:
+    spreads = " ".join(f"...F{n}" for n in range(30))
+    fragments = " ".join(f"fragment F{n} on User {{ __typename id fullName }}" for n in range(30))
+    response = await engine.execute(f"{{ users {{ nodes {{ {spreads} }} }} }} {fragments}", lab.Context())
+    assert "errors" not in response
+
+
+async def test_root_fields_are_limited_aliases_included(lab: Any, engine: Engine) -> None:
+    def attempts(count: int) -> str:
+        return "mutation { " + " ".join(f'a{n}: append(item: "x")' for n in range(count)) + " }"
+
+    assert "errors" not in await engine.execute(attempts(20), lab.Context())
+    assert (await refusal(engine, attempts(21)))["limit"] == "number of root fields"
+    hidden = attempts(21).replace("mutation {", "mutation { ...F } fragment F on Mutation {")
+    assert (await refusal(engine, hidden))["limit"] == "number of root fields"
+    merged = "{ " + "hello " * 30 + "}"
+    assert "errors" not in await engine.execute(merged, lab.Context())
+
+
+async def test_text_and_tokens(engine: Engine) -> None:
+    assert (await refusal(engine, "{ hello } #" + "x" * 140_000))["limit"] == "length"
+    [error] = (await engine.execute("{ " + "hello " * 6000 + "}", None))["errors"]
+    assert "5000 tokens" in error["message"]
+    assert error["extensions"]["code"] == "GRAPHQL_PARSE_FAILED"
+
+
+async def test_a_deeply_nested_text_is_a_clean_error(engine: Engine) -> None:
+    for query in ("{ a " * 2000, "{ hello(name: " + "[" * 2400, "query($a: " + "[" * 2400):
+        [error] = (await engine.execute(query, None))["errors"]
+        assert error["extensions"]["code"] == "GRAPHQL_PARSE_FAILED"
+
+
+# --- cost ---------------------------------------------------------------------------------------------------------
+
+
+def cost_of(engine: Engine, query: str, **variables: Any) -> int:
+    return engine.prepare(query, variables=variables).operation.cost.total(
+        engine.prepare(query, variables=variables).executor.variable_values.coerced
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "cost"),
+    [
+        ("{ __typename }", 0),
+        ("{ hello }", 1),
+        ("{ a: hello b: hello }", 2),
+        ('{ user(id: "1") { id fullName } }', 1),
+        ('{ user(id: "1") { subscription { status plan { name } } } }', 3),
+        ("{ users { pageInfo { endCursor } } }", 1),
+        ("{ users { nodes { id } } }", 1 + 1 + 20),
+        ("{ users(first: 5) { nodes { id } } }", 1 + 1 + 5),
+        ("{ users(first: 5) { nodes { id } edges { node { id } } } }", 1 + 6 + 6),
+        ("{ users(first: 5) { edges { node { subscription { plan { id } } } } } }", 1 + 1 + 5 * 3),
+        ("{ allUsers { id } }", 1 + 20),
+        ("{ allUsers { friends(first: 3) { id } } }", 1 + 20 * (1 + 1 + 3)),
+        ("{ allUsers { friends { subscription { id } } } }", 1 + 20 * (1 + 1 + 20 * 2)),
+        ("{ users(first: 5) { ...C } } fragment C on UserConnection { nodes { id } }", 1 + 1 + 5),
+        ("{ users(first: 5) { ... on UserConnection { nodes { id } } ... { nodes { id } } } }", 1 + 6 + 6),
+        ("{ users(first: 0) { nodes { id } } }", 1 + 1),
+        ("{ users(first: -5) { nodes { id } } }", 1 + 1),
+        ("{ users(first: null) { nodes { id } } }", 1 + 1 + 20),
+        ('mutation { append(item: "x") }', 1),
+    ],
+)
+def test_what_operations_cost(engine: Engine, query: str, cost: int) -> None:
+    assert cost_of(engine, query) == cost
+
+
+def test_what_variables_make_of_it(engine: Engine) -> None:
+    query = """
+    query($n: Int, $m: Int = 4) {
+      users(first: $n) { nodes { friends(first: $m) { id } } }
+    }
+    """
+    assert cost_of(engine, query, n=3) == 1 + 1 + 3 * (1 + 1 + 4)
+    assert cost_of(engine, query, n=3, m=2) == 1 + 1 + 3 * (1 + 1 + 2)
+    assert cost_of(engine, query) == 1 + 1 + 20 * (1 + 1 + 4)
+    assert cost_of(engine, query, n=None, m=None) == 1 + 1 + 20 * (1 + 1 + 20)
+    assert cost_of(engine, query, n=-1) == 1 + 1
+
+
+async def test_a_query_that_asks_for_too_much_is_refused_before_it_runs(lab: Any, engine: Engine) -> None:
+    query = "query($n: Int) { users(first: $n) { nodes { friends(first: $n) { friends(first: $n) { id } } } } }"
+    found = await refusal(engine, query, n=100)
+    assert found == {"code": "QUERY_LIMIT_EXCEEDED", "limit": "cost", "value": 1020202, "maximum": 20000}
+    assert "errors" not in await engine.execute(query, lab.Context(), variables={"n": 10})
+
+
+# --- introspection ------------------------------------------------------------------------------------------------
+
+GRAPHIQL = get_introspection_query(specified_by_url=True, directive_is_repeatable=True, schema_description=True)
+APOLLO = get_introspection_query(
+    specified_by_url=True, directive_is_repeatable=True, schema_description=True, input_value_deprecation=True
+)
+
+
+@pytest.mark.parametrize("query", [GRAPHIQL, APOLLO, get_introspection_query(descriptions=False)])
+async def test_the_usual_introspection_passes(engine: Engine, query: str) -> None:
+    response = await engine.execute(query, None)
+    assert "errors" not in response
+    assert response["data"]["__schema"]["queryType"]["name"] == "Query"
+    assert response["data"]["__schema"]["subscriptionType"] is None
+
+
+async def test_introspection_beyond_it_is_limited(engine: Engine) -> None:
+    deep = "{ __schema { types { " + "ofType { " * 20 + "name" + " }" * 22 + " }"
+    parse(deep)
+    assert (await refusal(engine, deep))["limit"] == "introspection depth"
+    wide = "{ __schema { types { " + " ".join(f"a{n}: name" for n in range(1100)) + " } } }"
+    assert (await refusal(engine, wide))["limit"] == "introspection breadth"
+    loop = "{ __schema { types { fields { type { fields { type { fields { name } } } } } } } }"
+    [error] = (await engine.execute(loop, None))["errors"]
+    assert error["message"] == "Maximum introspection depth exceeded"
+
+
+async def test_introspection_can_be_turned_off(lab: Any) -> None:
+    engine = lab.make_engine(introspection=False)
+    [error] = (await engine.execute("{ __schema { queryType { name } } }", None))["errors"][:1]
+    assert error["extensions"]["code"] == "GRAPHQL_VALIDATION_FAILED"
+    assert (await engine.execute("{ __typename hello }", lab.Context()))["data"]["__typename"] == "Query"
+
+
+# --- nothing unfolds ----------------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["A", "B", "C", "D", "Unknown"])
+SELECTIONS = st.recursive(
+    st.sampled_from(["id", "__typename", "fullName", "nope"]) | NAMES.map("...{}".format),
+    lambda inner: st.builds(
+        "{} {{ {} }}".format,
+        st.sampled_from(
+            ["friends", "friends(first: 3)", "x: friends", "subscription", "...", "... on User", "__schema"]
+        ),
+        st.lists(inner, min_size=1, max_size=4).map(" ".join),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=1000)
+@given(st.lists(SELECTIONS, min_size=5, max_size=5))
+def test_any_document_is_either_prepared_or_refused(engine: Engine, selections: list[str]) -> None:
+    root, *fragments = selections
+    query = f"{{ allUsers {{ {root} }} }} " + " ".join(
+        f"fragment {name} on User {{ {body} }}" for name, body in zip("ABCD", fragments, strict=True)
+    )
+    with contextlib.suppress(RequestRefused):
+        engine.prepare(query)
