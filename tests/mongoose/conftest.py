@@ -3,6 +3,7 @@ Usage's collection to Mongoose. One node process serves the whole session.
 """
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from tests.mongoose.peer import Application, Peer
@@ -15,6 +16,12 @@ async def peer(mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory) -> As
     peer = await Peer.start(mongodb_uri, tmp_path_factory.mktemp("mongoose"))
     yield peer
     await peer.close()
+
+
+@pytest.fixture(scope="session")
+async def models(peer: Peer) -> dict[str, dict[str, Any]]:
+    """The models' account of themselves, by name: collection, timestamps, fields, indexes."""
+    return {model["name"]: model for model in await peer.ask("describe", database="none")}
 
 
 @pytest.fixture

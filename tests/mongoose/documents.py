@@ -1,10 +1,19 @@
-"""The ten documents, by the name of their model: as a Mongoose application writes them, and as Ximler does."""
+"""The ten documents, by the name of their model: as a Mongoose application writes them, and as Ximler does.
+
+And what either side should see of the other's: `expected` by the models' own account of themselves (`describe`), `seen` of
+what Ximler read.
+"""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
-from bson import ObjectId
+import msgspec
+from bson import Binary, Decimal128, ObjectId, Regex
 
+from ximler.database import Database
+from ximler.database.validators import validator
 from ximler.schema import SPECIFIED
 from ximler.schema.api_key import ApiKey
 from ximler.schema.audit_log import AuditLog
@@ -18,7 +27,10 @@ from ximler.schema.subscription import Subscription
 from ximler.schema.usage import Usage
 from ximler.schema.user import EmailNotifications, NotificationSettings, PushNotifications, User
 
-__all__ = ["COLLECTIONS", "MODELS", "our_full", "our_minimal", "their_full", "their_minimal"]
+__all__ = [
+    "COLLECTIONS", "DAY", "LATER", "MODELS", "NESTED", "at", "expected", "our_full", "our_minimal", "placed", "refused",
+    "seen", "their_full", "their_minimal",
+]  # fmt: skip
 
 COLLECTIONS: dict[str, Collection[Any]] = {collection.document.__name__: collection for collection in SPECIFIED}
 MODELS = tuple(COLLECTIONS)
@@ -33,6 +45,53 @@ NESTED = {
     "at": DAY,
     "by": ObjectId("65e000000000000000000001"),
 }
+
+Field = dict[str, Any]  # of one path, as `describe` tells it
+
+
+def expected(fields: list[Field], document: dict[str, Any]) -> dict[str, Any]:
+    """By path, what a reader must see of a stored document: its value, or the models' default where it is missing or null."""
+    seen = {}
+    for field in fields:
+        value = at(document, field["path"])
+        if value is None:
+            value = {"Array": [], "Mixed": {}}.get(field["type"], field["default"])
+        seen[field["path"]] = value
+    return seen
+
+
+def seen(fields: list[Field], document: Document) -> dict[str, Any]:
+    """By path, what Ximler has read."""
+    kinds = (ObjectId, datetime, Decimal, bytes, UUID, Decimal128, Binary, Regex)
+    raw = msgspec.to_builtins(document, builtin_types=kinds)
+    return {field["path"]: at(raw, field["path"]) for field in fields}
+
+
+def at(document: Any, path: str) -> Any:
+    for part in path.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
+def placed(values: dict[str, Any]) -> dict[str, Any]:
+    """A document from its values by path."""
+    document: dict[str, Any] = {}
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        inner = document
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return document
+
+
+async def refused(database: Database) -> list[dict[str, Any]]:
+    """Every document of the ten collections that its validator would refuse."""
+    return [
+        document
+        for collection in SPECIFIED
+        for document in await database[collection].aggregate([{"$match": {"$nor": [validator(collection)]}}])
+    ]
 
 
 def their_minimal() -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import platformdirs
-from bson import json_util
+from bson import DatetimeConversion, json_util
 from bson.json_util import CANONICAL_JSON_OPTIONS
 
 from ximler.core.clock import EPOCH
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 _SCRIPTS = ("package.json", "models.js", "peer.js")
 _NEEDED = (20, 19)  # Mongoose 9's own minimum
 _LONGEST_LINE = 64 * 1024 * 1024
-_AWARE = json_util.JSONOptions(tz_aware=True, tzinfo=EPOCH.tzinfo)
+_AWARE = json_util.JSONOptions(tz_aware=True, tzinfo=EPOCH.tzinfo, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
 class MongooseError(Exception):

@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Meta(description="The `mongod` to run. Unset: the first on PATH, else the one in `ximler[embedded]`."),
     ] = None
-    mongod_cache_mb: Annotated[int, Meta(ge=64, description="Cache of the embedded server (WiredTiger), in MB.")] = 256
+    mongod_cache_mb: Annotated[int, Meta(ge=256, description="Cache of the embedded server (WiredTiger), in MB.")] = 256
 
     # HTTP
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
@@ -169,7 +169,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self
 
 
-def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, **overrides: object) -> Settings:
+def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, overrides: Mapping[str, object] | None = None) -> Settings:
     """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are not None.
 
     Raises SettingsError naming the variable, its value and what was expected.
@@ -186,7 +186,7 @@ def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, 
                 [part.strip() for part in text.split(",") if part.strip()] if _is_list(name) else text.strip()
             )
             sources[name] = variable
-    for name, value in overrides.items():
+    for name, value in (overrides or {}).items():
         if value is not None:
             values[name] = value
             sources[name] = f"--{name.replace('_', '-')}"

@@ -5,40 +5,60 @@ makes a second path), NUL ends a key in BSON, and MongoDB refuses documents nest
 refused on the way in, with the path.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
+
+from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
 
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 
-__all__ = ["MAX_DEPTH", "aware", "check"]
+__all__ = ["AWARE", "MAX_DEPTH", "aware", "check"]
+
+AWARE = "is a time without a time zone: make it aware, for instance datetime.now(UTC)"
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
-_INT64 = range(-(2**63), 2**63)
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+_CONTAINERS = (dict, list, tuple)
+_PLAIN = frozenset({float, bool, type(None)})
+# Beyond JSON, what another application may have stored, and is stored again when it is copied.
+_BSON = (bytes, ObjectId, Decimal128, DatetimeMS, Binary, Regex, Timestamp, DBRef, MinKey, MaxKey, Int64, str, float)
+
+# Where a value sits: the place it is in, and its key there. Spelled out only when something is wrong with it, because a path
+# for each of 100,000 values under a long key would take gigabytes.
+_Place = tuple[Any, Any]
 
 
 def check(value: Any, path: str, *, depth: int = 1) -> None:
-    """Raise Invalid naming the first path in `value` that must not be stored. `depth` is the level it sits at."""
-    pending = [(value, path, depth)]
+    """Raise Invalid naming a path in `value` that must not be stored. `depth` is the level it sits at."""
+    top: _Place = (None, path)
+    if not isinstance(value, _CONTAINERS):
+        _check_scalar(value, top)
+        return
+    pending = [(value, top, depth)]
     while pending:
         current, place, level = pending.pop()
-        if isinstance(current, str):
-            if not current.isascii():
-                _check_text(current, place)
-        elif isinstance(current, dict):
-            if level > MAX_DEPTH:
-                raise Invalid.field(_shown(path), f"is nested deeper than {MAX_DEPTH} levels")
-            for key, item in current.items():
-                _check_key(key, place)
-                pending.append((item, f"{place}.{key}", level + 1))
-        elif isinstance(current, list | tuple):
-            if level > MAX_DEPTH:
-                raise Invalid.field(_shown(path), f"is nested deeper than {MAX_DEPTH} levels")
-            pending.extend((item, f"{place}.{position}", level + 1) for position, item in enumerate(current))
-        elif type(current) is int and current not in _INT64:
-            raise Invalid.field(_shown(place), f"{current} does not fit in 64 bits: send it as a string")
+        if level > MAX_DEPTH:
+            raise Invalid.field(_shown(path), f"is nested deeper than {MAX_DEPTH} levels")
+        items: Iterable[tuple[Any, Any]]
+        if isinstance(current, dict):
+            for key in current:
+                if type(key) is not str or key[:1] == "$" or "." in key or "\0" in key or not key.isascii():
+                    _check_key(key, place)
+            items = current.items()
+        else:
+            items = enumerate(current)
+        for key, item in items:
+            kind = type(item)
+            if kind in _PLAIN or (kind is str and item.isascii()) or (kind is int and _LOWEST <= item <= _HIGHEST):
+                continue
+            if isinstance(item, _CONTAINERS):
+                pending.append((item, (place, key), level + 1))
+            else:
+                _check_scalar(item, (place, key))
 
 
 def aware(value: Any) -> Any:
@@ -56,28 +76,51 @@ def aware(value: Any) -> Any:
     return value
 
 
-def _check_key(key: Any, place: str) -> None:
+def _check_key(key: Any, place: _Place) -> None:
     if not isinstance(key, str):
-        raise Invalid.field(_shown(place), f"the key {key!r} must be text")
+        raise Invalid.field(_path(place), f"the key {_shown(repr(key))} must be text")
     if key.startswith("$"):
-        raise Invalid.field(_shown(place), f"the key {_shown(key)!r} must not start with '$'")
+        raise Invalid.field(_path(place), f"the key {_shown(key)!r} must not start with '$'")
     if "." in key:
-        raise Invalid.field(_shown(place), f"the key {_shown(key)!r} must not contain '.'")
+        raise Invalid.field(_path(place), f"the key {_shown(key)!r} must not contain '.'")
     if "\0" in key:
-        raise Invalid.field(_shown(place), f"the key {_shown(key)!r} must not contain a NUL byte")
+        raise Invalid.field(_path(place), f"the key {_shown(key)!r} must not contain a NUL byte")
     if not key.isascii():
         _check_text(key, place)
 
 
-def _check_text(text: str, place: str) -> None:
+def _check_scalar(value: Any, place: _Place) -> None:
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_text(value, place)
+    elif type(value) is int:
+        if not _LOWEST <= value <= _HIGHEST:
+            raise Invalid.field(_path(place), "is a number that does not fit in 64 bits: send it as a string")
+    elif isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise Invalid.field(_path(place), AWARE)
+    elif type(value) not in _PLAIN and not isinstance(value, _BSON):
+        raise Invalid.field(_path(place), f"is a {type(value).__name__}, which cannot be stored: convert it first")
+
+
+def _check_text(text: str, place: _Place) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as problem:
         raise Invalid.field(
-            _shown(place), f"contains an unpaired surrogate at character {problem.start}: it is not valid Unicode"
+            _path(place), f"contains an unpaired surrogate at character {problem.start}: it is not valid Unicode"
         ) from None
 
 
+def _path(place: _Place | None) -> str:
+    keys = []
+    while place is not None:
+        place, key = place
+        keys.append(str(key))
+    return _shown(".".join(reversed(keys)))
+
+
 def _shown(path: str) -> str:
-    text = path.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 120 else f"{text[:100]}…{text[-16:]}"
+    if len(path) > 120:
+        path = f"{path[:100]}…{path[-16:]}"
+    return path.encode("utf-8", "backslashreplace").decode()

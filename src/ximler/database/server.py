@@ -67,7 +67,7 @@ __all__ = [
     "start",
 ]
 
-type Log = Callable[..., object]
+Log = Callable[..., object]
 
 _SET = "ximler"
 _USER = "ximler"
@@ -81,11 +81,445 @@ _MIN_FREE_BYTES = 100_000_000
 _NOT_YET_INITIALIZED, _ALREADY_INITIALIZED, _RECONFIGURING, _USER_EXISTS = 94, 23, 109, 51003
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an embedded server is to be reached. `uri` and `admin_uri` contain passwords."""
+def _free_port() -> int:
+    """One that is free now. Gone again by the time mongod binds it? Then the next is tried."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    uri: str
-    admin_uri: str
-    ports: tuple[int, ...]
-    pids: tuple[int, ...]
-    data_dir: Path
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as mongod does: TIME_WAIT is no obstacle
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _options(home: Path, *, cache_mb: int, parameters: Mapping[str, str]) -> list[str]:
+    # A maximal document (16 MB) takes 50 MB of dirty cache with its oplog entry. By default that may be 20 % of the
+    # cache, so that below 1 GB such a write fails for ever with code 388. Journal files of 100 MB (three of them,
+    # written out at every start) cost a warm start 0.7 s and gain nothing here.
+    engine = "log=(file_max=16MB)" + (",eviction_dirty_trigger=50" if cache_mb < 1024 else "")
+    server_parameters = {
+        "diagnosticDataCollectionEnabled": "false",
+        "enableLocalhostAuthBypass": "false",
+        "scramSHA256IterationCount": "5000",  # the passwords are random: more rounds only slow connecting
+        "shutdownTimeoutMillisForSignaledShutdown": "100",  # else a secondary waits 15 s for its clients to leave
+        **parameters,
+    }
+    options = [
+        *("--replSet", _SET),
+        *("--bind_ip", "127.0.0.1"),
+        "--nounixsocket",
+        *("--keyFile", str(home / "keyfile")),
+        *("--networkMessageCompressors", "disabled"),  # 6.0.5 predates the fix of CVE-2025-14847 (zlib)
+        *("--wiredTigerCacheSizeGB", f"{cache_mb / 1024:.4f}"),
+        *("--wiredTigerEngineConfigString", engine),
+        *("--oplogSize", "1024"),
+        "--quiet",
+    ]
+    for name, value in server_parameters.items():
+        options += ["--setParameter", f"{name}={value}"]
+    return options
+
+
+class Server:
+    """A running embedded server, in the hands of its owner. Made by `start`."""
+
+    def __init__(self, home: Path, claim: _Claim, binary: Path, options: list[str], replicas: int, log: Log) -> None:
+        """Use `start`."""
+        self.data_dir = home.parent
+        self._home = home
+        self._claim = claim
+        self._binary = binary
+        self._options = options
+        self._log = log
+        self._state = _State.load(home / "server.json")
+        self._key = ""
+        self._dbpaths = [home / f"data{i}" for i in range(replicas)]
+        self._members: list[Mongod] = []
+        self._holder = _Holder.me()
+        self._began = time.perf_counter()
+        self._changing = asyncio.Lock()  # one start, restart or stop at a time
+        self._tending: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._state.endpoint(self._holder, self.data_dir)
+
+    @property
+    def uri(self) -> str:
+        """For Ximler and its commands: reads, writes, indexes and validators of every database."""
+        return self.endpoint.uri
+
+    @property
+    def admin_uri(self) -> str:
+        """With the role `root`: users, roles, replica set, fail points."""
+        return self.endpoint.admin_uri
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        return tuple(m.port for m in self._members)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """mongod's process ids, a member each."""
+        return tuple(m.pid for m in self._members)
+
+    async def wait(self) -> int:
+        """Returns once any mongod has ended, with its exit status as the shell counts (137: SIGKILL).
+
+        After `stop`, and otherwise when it died by itself: `why` says why, and `restart` starts it again.
+        """
+        exits = [m.exited for m in self._members]
+        await asyncio.wait(exits, return_when=asyncio.FIRST_COMPLETED)
+        return next(e.result() for e in exits if e.done())
+
+    def why(self) -> EmbeddedServerError | None:
+        """The sentence for a mongod that has died, None while all run."""
+        return next((m.cause() for m in self._members if m.exited.done()), None)
+
+    async def kill(self, member: int = 0) -> None:
+        """SIGKILL one mongod, and return when it is gone. For tests of failover."""
+        self._members[member].kill()
+        await asyncio.wait([self._members[member].exited])
+
+    async def restart(self, *, timeout_s: float = 120) -> None:
+        """Start the members that have died, on their ports, so that clients reconnect by themselves.
+
+        Returns when the replica set has a primary; does nothing after `stop`. Raises EmbeddedServerError.
+        """
+        async with self._changing:
+            if self._stopped:
+                return
+            self._began = time.perf_counter()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    for i, dead in enumerate(self._members):
+                        if dead.exited.done():
+                            await end_stray(dead.dbpath, self._log)
+                            self._members[i] = await self._spawn(i, dead.port)
+                    await self._until_ready()
+            except TimeoutError as error:
+                raise self._too_slow(timeout_s) from error
+            except OSError as error:
+                raise unusable(error, self.data_dir) from error
+
+    async def stop(self, *, timeout_s: float = 20) -> None:
+        """Shut every mongod down cleanly and give the data directory free. What has not ended in time is killed."""
+        self._stopped = True
+        async with self._changing:
+            if self._tending:
+                self._tending.cancel()
+            try:
+                await self._halt(timeout_s)
+            finally:
+                self._claim.release()
+
+    async def _halt(self, timeout_s: float = 20) -> None:
+        for member in self._members:
+            member.release()
+        if exits := [m.exited for m in self._members]:
+            _, running = await asyncio.wait(exits, timeout=timeout_s)
+            for member in self._members:
+                member.kill()
+            if running:
+                await asyncio.wait(running)
+        for dbpath in self._dbpaths:  # one whose supervisor was killed
+            await end_stray(dbpath, self._log)
+
+    async def begin(self, port: int | None, timeout_s: float) -> None:
+        """`start` calls it, once. Leaves nothing behind when it fails or is cancelled."""
+        try:
+            async with self._changing, asyncio.timeout(timeout_s):
+                await self._begin(port)
+        except BaseException as error:
+            await asyncio.shield(asyncio.create_task(self.stop()))
+            if isinstance(error, TimeoutError):
+                raise self._too_slow(timeout_s) from error
+            raise
+
+    async def _begin(self, port: int | None) -> None:
+        self._claim.publish(self._holder)
+        self._key = await asyncio.to_thread(_key, self._home)
+        for dbpath in self._dbpaths:
+            dbpath.mkdir(mode=0o700, exist_ok=True)
+            await end_stray(dbpath, self._log)
+        for attempt in range(1, _ATTEMPTS + 1):
+            for i, chosen in enumerate(self._choose(port, fresh=attempt > 1)):
+                self._members.append(await self._spawn(i, chosen))
+            try:
+                return await self._until_ready()
+            except (PortInUse, DataDirInUse) as error:
+                # Taken since we looked; or a stray that had not locked its data yet has won the race for it.
+                if attempt == _ATTEMPTS or (port and isinstance(error, PortInUse)):
+                    raise
+                self._log("mongod.retry", reason=error.message)
+                await self._halt()
+                self._members.clear()
+
+    def _too_slow(self, timeout_s: float) -> EmbeddedServerError:
+        return EmbeddedServerError(f"mongod was not ready after {timeout_s:.0f} s: its log is in {self._home}.")
+
+    def _choose(self, port: int | None, *, fresh: bool) -> list[int]:
+        """A port a member: the given ones, else those of last time, else free ones."""
+        count = len(self._dbpaths)
+        if port:
+            wanted = list(range(port, port + count))
+            if taken := [p for p in wanted if not _is_free(p)]:
+                raise PortInUse(f"Port {taken[0]} is taken by another program: let the database choose, or change it.")
+            return wanted
+        before = () if fresh else self._state.ports[:count]
+        chosen = [p for p in before if _is_free(p)]
+        if len(chosen) < count:  # members keep their order: all move, or none
+            chosen = []
+            while len(chosen) < count:
+                if (candidate := _free_port()) not in chosen:
+                    chosen.append(candidate)
+        return chosen
+
+    async def _spawn(self, i: int, port: int) -> Mongod:
+        log_path = self._home / f"mongod{i}.log"
+        member = await Mongod.spawn(self._binary, self._options, dbpath=self._dbpaths[i], log_path=log_path, port=port)
+        self._phase("mongod.spawned", pid=member.pid, port=port)
+        return member
+
+    async def _until_ready(self) -> None:
+        """Raises the sentence for the first member that ends before the set is ready."""
+        exits = [m.exited for m in self._members]
+        settled = asyncio.create_task(self._settle())
+        try:
+            await asyncio.wait([settled, *exits], return_when=asyncio.FIRST_COMPLETED)
+            if not any(e.done() for e in exits):
+                try:
+                    return await settled
+                except ConnectionFailure:  # seen before the end that it announces?
+                    await asyncio.wait(exits, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+                    if not any(e.done() for e in exits):
+                        raise
+            raise self.why() or EmbeddedServerError("mongod ended.")
+        except PyMongoError as error:
+            raise EmbeddedServerError(
+                f"mongod refused to form its replica set ({error}): {self._home} has its log."
+            ) from error
+        finally:
+            settled.cancel()
+            await asyncio.gather(settled, return_exceptions=True)
+
+    async def _settle(self) -> None:
+        """From processes to a replica set with a primary and users, in as few round trips as the state allows."""
+        await asyncio.gather(*(m.listening() for m in self._members))
+        self._phase("mongod.listening")
+        known = self._state.users_made
+        if known:
+            async with _client(self.ports[0]) as client:
+                hello = await client.admin.command("hello")
+                known = sorted(hello.get("hosts", ())) == sorted(_hosts(self.ports))
+                if known:
+                    await _primary(client, hello)
+        if not known:
+            await self._heal()
+        self._phase("mongod.primary")
+        if self._state.ports != self.ports:
+            self._state.ports = self.ports
+            await self._save()
+        self._holder = msgspec.structs.replace(self._holder, ports=self.ports, pids=self.pids, ready=True)
+        self._claim.publish(self._holder)
+        if not self._tending:
+            self._tending = asyncio.create_task(self._tend())
+        self._phase("mongod.ready")
+
+    async def _heal(self) -> None:
+        """Found the set, or move it to its new ports; make its users. Whatever of it is done already stays."""
+        async with _client(self.ports[0], key=self._key) as client:
+            await self._configure(client)
+            primary = await _primary(client, await client.admin.command("hello"))
+        if self._state.users_made:
+            return
+        await self._save()  # passwords are on disk before the server knows them
+        async with _client(primary, key=self._key) as client:
+            for user, password in ((_ADMIN, self._state.admin_password), (_USER, self._state.password)):
+                account = {"pwd": password, "roles": _ROLES[user], "mechanisms": ["SCRAM-SHA-256"]}
+                try:
+                    await client.admin.command("createUser", user, **account)
+                except OperationFailure as error:
+                    if error.code != _USER_EXISTS:
+                        raise
+                    await client.admin.command("updateUser", user, **account)
+                self._phase("mongod.user", user=user)
+        self._state.users_made = True
+        await self._save()
+
+    async def _configure(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
+        hosts = _hosts(self.ports)
+        members = [{"_id": i, "host": host} for i, host in enumerate(hosts)]
+        # Of three, the test's: a new primary within about a second.
+        settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 300} if len(hosts) > 1 else {}
+        while True:
+            try:
+                config = (await client.admin.command("replSetGetConfig"))["config"]
+                if [m["host"] for m in config["members"]] == hosts:
+                    return
+                config.update(members=members, version=config["version"] + 1)
+                # Forced: on another port the member does not find itself in its own configuration.
+                await client.admin.command("replSetReconfig", config, force=True)
+                return self._phase("mongod.moved")
+            except OperationFailure as error:
+                if error.code == _NOT_YET_INITIALIZED:
+                    try:
+                        found = {"_id": _SET, "members": members, "settings": settings}
+                        await client.admin.command("replSetInitiate", found)
+                        return self._phase("mongod.initiated")
+                    except OperationFailure as second:
+                        if second.code != _ALREADY_INITIALIZED:  # it was still reading its configuration
+                            raise
+                elif error.code != _RECONFIGURING:
+                    raise
+            await asyncio.sleep(0.01)
+
+    async def _save(self) -> None:
+        await asyncio.to_thread(_write, self._home / "server.json", msgspec.json.encode(self._state))
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(30)
+            for member in self._members:
+                with contextlib.suppress(OSError):
+                    member.rotate_log()
+
+    def _phase(self, event: str, **fields: object) -> None:
+        self._log(event, ms=round((time.perf_counter() - self._began) * 1000), **fields)
+
+
+def _client(port: int, *, key: str | None = None) -> AsyncMongoClient[dict[str, Any]]:
+    """To one member, in whatever state it is; with `key` as the member that it trusts."""
+    as_member = {"username": "__system", "password": key, "authSource": "local", "authMechanism": "SCRAM-SHA-256"}
+    return AsyncMongoClient(
+        "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=5000, **(as_member if key else {})
+    )
+
+
+async def _primary(client: AsyncMongoClient[dict[str, Any]], hello: Mapping[str, Any]) -> int:
+    """The primary's port, once there is one. The server answers on the change: nothing is polled."""
+    while not (hello.get("isWritablePrimary") or hello.get("primary", hello.get("me")) != hello.get("me")):
+        hello = await client.admin.command("hello", topologyVersion=hello["topologyVersion"], maxAwaitTimeMS=5000)
+    if hello.get("isWritablePrimary"):
+        return int(hello["me"].rpartition(":")[2])
+    port = int(hello["primary"].rpartition(":")[2])
+    async with _client(port) as other:
+        return await _primary(other, await other.admin.command("hello"))
+
+
+def _silent(_event: str, **_fields: object) -> None: ...
+
+
+async def start(
+    data_dir: Path,
+    *,
+    mongod: str | None = None,
+    port: int | None = None,
+    replicas: int = 1,
+    cache_mb: int = 256,
+    parameters: Mapping[str, str] | None = None,
+    timeout_s: float = 120,
+    log: Log = _silent,
+) -> Server:
+    """Start the embedded server on `data_dir`, and return when it has a primary that takes writes.
+
+    It runs until `stop`, or until this process ends. `port`: the first member's, and the ones after it; unset, those
+    of last time if they are free. `cache_mb`: WiredTiger's cache, a member's. `parameters`: more `--setParameter`s.
+    `log` is called like structlog's `info`, with an event for each phase and `ms` since the beginning.
+    Raises EmbeddedServerError (DataDirInUse where somebody else owns it), Invalid.
+    """
+    if cache_mb < 256:
+        raise Invalid.field("mongod_cache_mb", "mongod accepts 256 or more")
+    data_dir = data_dir.expanduser().resolve()
+    binary = find_mongod(mongod)
+    options = _options(data_dir / "mongodb", cache_mb=cache_mb, parameters=parameters or {})
+    try:
+        home = _prepare(data_dir)
+        if shutil.disk_usage(home).free < _MIN_FREE_BYTES:
+            raise DiskFull(f"The disk that holds {data_dir} has less than 100 MB left: free some and start again.")
+        if (home / f"data{replicas}").exists():
+            raise DataDirUnusable(f"{data_dir} holds more than {replicas} replicas: start it with as many as it has.")
+        claim = await _Claim.take(home)
+        server = Server(home, claim, binary, options, replicas, log)
+        await server.begin(port, timeout_s)
+    except OSError as error:
+        raise unusable(error, data_dir) from error
+    return server
+
+
+async def find(data_dir: Path) -> Endpoint | None:
+    """The server that a process owns on this data directory and that answers now, or None."""
+    data_dir = data_dir.expanduser().resolve()
+    home = data_dir / "mongodb"
+    holder = _current_holder(home)
+    if not (holder and holder.ready):
+        return None
+    with contextlib.suppress(PyMongoError):
+        async with _client(holder.ports[0]) as client:
+            if (await client.admin.command("hello")).get("setName") == _SET:
+                return _State.load(home / "server.json").endpoint(holder, data_dir)
+    return None
+
+
+async def attach(data_dir: Path) -> str | None:
+    """The URI of the server that somebody else is running on this data directory, or None."""
+    found = await find(data_dir)
+    return found and found.uri
+
+
+@asynccontextmanager
+async def running(
+    data_dir: Path, *, mongod: str | None = None, cache_mb: int = 256, log: Log = _silent
+) -> AsyncIterator[str]:
+    """The URI of the server on this data directory: the running one, or one started for the duration of the block.
+
+    Several processes may enter at once: one starts it, the others wait for that, and it stops after the last of them.
+    Raises EmbeddedServerError.
+    """
+    data_dir = data_dir.expanduser().resolve()
+    try:
+        visit = own(os.open(_prepare(data_dir) / "visitors.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise unusable(error, data_dir) from error
+    server: Server | None = None
+    try:
+        patience = time.monotonic() + 60
+        while True:
+            # Refused while the server that we could attach to is about to stop.
+            if _lock(visit, fcntl.LOCK_SH) and (uri := await attach(data_dir)):
+                break
+            try:
+                server = await start(data_dir, mongod=mongod, cache_mb=cache_mb, log=log)
+            except DataDirInUse:  # still starting, or stopping
+                if time.monotonic() > patience:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                uri = server.uri
+                break
+        yield uri
+        if server and not _lock(visit, fcntl.LOCK_EX):
+            log("mongod.visitors")
+            while not _lock(visit, fcntl.LOCK_EX):
+                await asyncio.sleep(0.05)
+    finally:
+        try:
+            if server:
+                await asyncio.shield(asyncio.create_task(server.stop()))
+        finally:
+            disown(visit)
+
+
+def _lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

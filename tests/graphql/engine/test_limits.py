@@ -7,7 +7,7 @@ from graphql import get_introspection_query, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ximler.graphql.engine import Engine
+from ximler.graphql.engine import Engine, Resolvers, build
 from ximler.graphql.engine.engine import RequestRefused
 
 
@@ -111,6 +111,12 @@ async def test_many_fragments_may_each_ask_for_the_same_fields(lab: Any, engine:
     assert "errors" not in response
 
 
+async def test_fragments_in_one_place_are_compared_with_each_other_as_well(engine: Engine) -> None:
+    spreads = " ".join(f"...F{n}" for n in range(200))
+    fragments = " ".join(f"fragment F{n} on User {{ a{n}: id }}" for n in range(200))
+    assert (await refusal(engine, f"{{ allUsers {{ {spreads} }} }} {fragments}"))["value"] == 200 * 199 // 2
+
+
 async def test_root_fields_are_limited_aliases_included(lab: Any, engine: Engine) -> None:
     def attempts(count: int) -> str:
         return "mutation { " + " ".join(f'a{n}: append(item: "x")' for n in range(count)) + " }"
@@ -148,19 +154,19 @@ def cost_of(engine: Engine, query: str, **variables: Any) -> int:
 @pytest.mark.parametrize(
     ("query", "cost"),
     [
-        ("{ __typename }", 0),
+        ("{ __typename }", 1),
+        ("{ __schema { types { name } } }", 0),
         ("{ hello }", 1),
         ("{ a: hello b: hello }", 2),
-        ('{ user(id: "1") { id fullName } }', 1),
-        ('{ user(id: "1") { subscription { status plan { name } } } }', 3),
-        ("{ users { pageInfo { endCursor } } }", 1),
+        ('{ user(id: "1") { id fullName } }', 3),
+        ('{ user(id: "1") { subscription { status plan { name } } } }', 5),
+        ("{ users { pageInfo { endCursor hasNextPage } } }", 1 + 3),
         ("{ users { nodes { id } } }", 1 + 1 + 20),
-        ("{ users(first: 5) { nodes { id } } }", 1 + 1 + 5),
-        ("{ users(first: 5) { nodes { id } edges { node { id } } } }", 1 + 6 + 6),
-        ("{ users(first: 5) { edges { node { subscription { plan { id } } } } } }", 1 + 1 + 5 * 3),
+        ("{ users(first: 5) { nodes { id fullName } } }", 1 + 1 + 5 * 2),
+        ("{ users(first: 5) { nodes { id } edges { cursor node { id } } } }", 1 + (1 + 5) + (1 + 5 * 3)),
         ("{ allUsers { id } }", 1 + 20),
-        ("{ allUsers { friends(first: 3) { id } } }", 1 + 20 * (1 + 1 + 3)),
-        ("{ allUsers { friends { subscription { id } } } }", 1 + 20 * (1 + 1 + 20 * 2)),
+        ("{ allUsers { friends(first: 3) { id } } }", 1 + 20 * (1 + 3)),
+        ("{ allUsers { friends { subscription { id } } } }", 1 + 20 * (1 + 20 * 2)),
         ("{ users(first: 5) { ...C } } fragment C on UserConnection { nodes { id } }", 1 + 1 + 5),
         ("{ users(first: 5) { ... on UserConnection { nodes { id } } ... { nodes { id } } } }", 1 + 6 + 6),
         ("{ users(first: 0) { nodes { id } } }", 1 + 1),
@@ -179,17 +185,32 @@ def test_what_variables_make_of_it(engine: Engine) -> None:
       users(first: $n) { nodes { friends(first: $m) { id } } }
     }
     """
-    assert cost_of(engine, query, n=3) == 1 + 1 + 3 * (1 + 1 + 4)
-    assert cost_of(engine, query, n=3, m=2) == 1 + 1 + 3 * (1 + 1 + 2)
-    assert cost_of(engine, query) == 1 + 1 + 20 * (1 + 1 + 4)
-    assert cost_of(engine, query, n=None, m=None) == 1 + 1 + 20 * (1 + 1 + 20)
+    assert cost_of(engine, query, n=3) == 1 + 1 + 3 * (1 + 4)
+    assert cost_of(engine, query, n=3, m=2) == 1 + 1 + 3 * (1 + 2)
+    assert cost_of(engine, query) == 1 + 1 + 20 * (1 + 4)
+    assert cost_of(engine, query, n=None, m=None) == 1 + 1 + 20 * (1 + 20)
     assert cost_of(engine, query, n=-1) == 1 + 1
+
+
+def test_a_page_from_either_end_counts_with_both() -> None:
+    resolvers = Resolvers()
+
+    @resolvers.query("logs")
+    async def logs(ctx: Any, first: int | None = None, last: int | None = None) -> None: ...
+
+    sdl = "extend type Query { logs(first: Int, last: Int): [Log] } type Log { id: ID }"
+    engine = Engine(build([sdl], [resolvers]))
+    assert cost_of(engine, "{ logs(first: 3) { id } }") == 1 + 3
+    assert cost_of(engine, "{ logs(last: 4) { id } }") == 1 + 4
+    assert cost_of(engine, "{ logs(first: 3, last: 4) { id } }") == 1 + 3 + 4
+    assert cost_of(engine, "query($n: Int) { logs(first: null, last: $n) { id } }", n=50) == 1 + 50
+    assert cost_of(engine, "{ logs { id } }") == 1 + 20
 
 
 async def test_a_query_that_asks_for_too_much_is_refused_before_it_runs(lab: Any, engine: Engine) -> None:
     query = "query($n: Int) { users(first: $n) { nodes { friends(first: $n) { friends(first: $n) { id } } } } }"
     found = await refusal(engine, query, n=100)
-    assert found == {"code": "QUERY_LIMIT_EXCEEDED", "limit": "cost", "value": 1020202, "maximum": 20000}
+    assert found == {"code": "QUERY_LIMIT_EXCEEDED", "limit": "cost", "value": 1010102, "maximum": 20000}
     assert "errors" not in await engine.execute(query, lab.Context(), variables={"n": 10})
 
 

@@ -1,17 +1,19 @@
-"""What an operation may cost: the objects its answer may hold, plus one for every list and every resolver call.
+"""What an operation may cost: the number of fields that executing it resolves, at most.
 
-    projects(first: 100) {        1  a root resolver's call
-      nodes {                     1  a list, of 100 objects that cost 1 each
-        owner { name }            1  a batch resolver, for each of the 100
+    projects(first: 100) {        1
+      nodes {                     1
+        id                        100 × 1
+        owner { name }            100 × 2
       }
-    }                             1 + 1 + 100 × (1 + 1) = 202
+    }                             302
 
-A list holds as many as its `first` or `last` says, or that of the connection right above it, or 20. Fields that only
-read what is there cost nothing. Whatever depends on a variable stays a formula: compiled once a document, evaluated a
-request. Skipped fields (`@skip`, `@include`) are counted, merged ones twice: the cost is an upper bound.
+A list is taken to hold as many as its `first` or `last` says, or that of the connection right above it, or 20.
+Whatever depends on a variable stays a formula: compiled once a document, evaluated a request. Skipped fields (`@skip`,
+`@include`) are counted, merged ones twice: the cost is an upper bound. Introspection has limits of its own.
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,7 +32,6 @@ from graphql import (
     VariableNode,
     get_named_type,
     get_nullable_type,
-    is_composite_type,
     is_list_type,
 )
 
@@ -82,22 +83,15 @@ class _Sum(NamedTuple):
     def beside(self, other: "_Sum") -> "_Sum":
         return _Sum(self.once.plus(other.once), self.each.plus(other.each))
 
-    def on_page_of(self, size: Size) -> Cost:
-        return self.once.plus(self.each.times(size))
+    def on_page_of(self, *sizes: Size) -> Cost:
+        return reduce(Cost.plus, (self.each.times(size) for size in sizes), self.once)
 
 
 class Costs:
-    """Prices the operations of one valid document, whose size has been checked."""
+    """Prices the operations of one valid document, whose shape has been checked."""
 
-    def __init__(
-        self,
-        schema: GraphQLSchema,
-        resolved: frozenset[str],
-        fragments: Mapping[str, FragmentDefinitionNode],
-        page: int,
-    ) -> None:
+    def __init__(self, schema: GraphQLSchema, fragments: Mapping[str, FragmentDefinitionNode], page: int) -> None:
         self._schema = schema
-        self._resolved = resolved
         self._fragments = fragments
         self._page = page
         self._priced: dict[str, _Sum] = {}
@@ -130,38 +124,35 @@ class Costs:
         return self._priced[name]
 
     def _price_field(self, node: FieldNode, parent: GraphQLNamedType) -> _Sum:
-        field = getattr(parent, "fields", {}).get(node.name.value)
-        if field is None:  # __typename, __schema, __type: introspection has limits of its own
+        name = node.name.value
+        if name in ("__schema", "__type"):
             return _Sum()
-        call = ONE if f"{parent.name}.{node.name.value}" in self._resolved else NOTHING
-        type_ = get_named_type(field.type)
-        if not is_composite_type(type_) or node.selection_set is None:
-            return _Sum(call)
-        page = self._find_page(node, field)
-        inner = self._price(node.selection_set, type_).on_page_of(self._page if page is None else page)
+        field = getattr(parent, "fields", {}).get(name)
+        if field is None or node.selection_set is None:  # __typename, or a leaf
+            return _Sum(ONE)
+        sizes = self._find_sizes(node, field)
+        each = self._price(node.selection_set, get_named_type(field.type)).on_page_of(*sizes or (self._page,))
         if not is_list_type(get_nullable_type(field.type)):
-            return _Sum(call.plus(inner))
-        item = ONE.plus(inner)
-        return _Sum(ONE, item) if page is None else _Sum(ONE.plus(item.times(page)))
+            return _Sum(ONE.plus(each))
+        return _Sum(ONE, each) if sizes is None else _Sum(_Sum(ONE, each).on_page_of(*sizes))
 
-    def _find_page(self, node: FieldNode, field: GraphQLField) -> Size | None:
-        """The size of the page that the field asks for; None where it takes neither `first` nor `last`."""
-        sizes = [self._find_size(node, name, field.args[name]) for name in ("first", "last") if name in field.args]
-        given = [size for size in sizes if size is not None]
-        return (given[0] if given else self._page) if sizes else None
+    def _find_sizes(self, node: FieldNode, field: GraphQLField) -> tuple[Size, ...] | None:
+        """The size of the page that the field asks for; None where it takes neither `first` nor `last`.
 
-    def _find_size(self, node: FieldNode, name: str, argument: GraphQLArgument) -> Size | None:
+        Two where a query gives both: which of them counts is the resolver's to decide, so both do here.
+        """
+        arguments = {name: field.args[name] for name in ("first", "last") if name in field.args}
+        if not arguments:
+            return None
+        given = {argument.name.value: argument.value for argument in node.arguments or ()}
+        found = (self._find_size(given.get(name), argument) for name, argument in arguments.items())
+        return tuple(size for size in found if size is not None) or (self._page,)
+
+    def _find_size(self, given: ValueNode | None, argument: GraphQLArgument) -> Size | None:
+        if isinstance(given, IntValueNode):
+            return max(int(given.value), 0)
         literal = argument.default.literal if argument.default else None
         default = int(literal.value) if isinstance(literal, IntValueNode) else None
-        for given in node.arguments or ():
-            if given.name.value == name:
-                return _size(given.value, default, self._page)
+        if isinstance(given, VariableNode):
+            return FromVariable(given.name.value, self._page if default is None else default)
         return default
-
-
-def _size(value: ValueNode, default: int | None, page: int) -> Size | None:
-    if isinstance(value, IntValueNode):
-        return max(int(value.value), 0)
-    if isinstance(value, VariableNode):
-        return FromVariable(value.name.value, page if default is None else default)
-    return default

@@ -72,7 +72,6 @@ class Documents:
         self._schema = schema
         self._limits = limits
         self._rules = specified_rules if introspection else [*specified_rules, NoSchemaIntrospectionCustomRule]
-        self._resolved = frozenset(schema.bound)
         self._kept: OrderedDict[str, Document] = OrderedDict()
         self._kept_text = 0
 
@@ -103,7 +102,7 @@ class Documents:
         try:
             if len(text) > limits.text:
                 raise OverLimit("length", len(text), limits.text, "send large values as variables")
-            ast = parse(Source(text, "query"), max_tokens=limits.tokens)
+            ast = parse(Source(text, "query"), max_lexical_tokens=limits.tokens, max_comments=limits.tokens)
             circular = check_shape(ast, limits)
         except OverLimit as error:
             raise RequestRefused([describe_over_limit(error)]) from error
@@ -118,7 +117,7 @@ class Documents:
 
     def _price(self, ast: DocumentNode) -> dict[str | None, Operation]:
         fragments = {node.name.value: node for node in ast.definitions if isinstance(node, FragmentDefinitionNode)}
-        costs = Costs(self._schema.core, self._resolved, fragments, self._limits.page_size)
+        costs = Costs(self._schema.core, fragments, self._limits.page_size)
         operations: dict[str | None, Operation] = {}
         for node in ast.definitions:
             if isinstance(node, OperationDefinitionNode):

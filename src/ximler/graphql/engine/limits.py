@@ -33,12 +33,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     breadth: int = 500
     """Fields in a document, with every fragment unfolded where it is spread."""
     repeats: int = 5_000
-    """Pairs of fields with the same response name in the same place. Validation compares every pair: 250 repeats of one
-    field are 1.2 kB of text and, at 31,000 pairs, a third of a second of it."""
+    """Pairs of fields with the same response name in the same place, and of fragments. Validation compares every pair:
+    250 repeats of one field are 1.2 kB of text and, at 31,000 pairs, a third of a second of it."""
     root_fields: int = 20
     """Root fields of an operation, aliases counted: twenty attempts at a mutation a request, not five hundred."""
     cost: int = 20_000
-    """Objects that an answer may hold, plus one for every list and resolver call (see `cost`)."""
+    """Fields that executing may resolve, lists unfolded (see `cost`): a fifth of a second of it."""
     page_size: int = 20
     """What a list is taken to hold where the query does not say."""
     introspection_depth: int = 20
@@ -46,12 +46,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     text: int = 128 * 1024
     """Characters of a query's text."""
     tokens: int = 5_000
-    """Lexical tokens of a query's text; comments count too."""
+    """Lexical tokens of a query's text, and as many comments."""
     errors: int = 10
     """Errors that validation or reading variables reports before it stops."""
     cached_documents: int = 1_000
-    cached_text: int = 2_000_000
-    """Characters of text that all cached documents may have together; a parsed document takes ~40 times its text."""
+    cached_text: int = 500_000
+    """Characters of text that all cached documents may have together; a parsed one takes 130 bytes for each."""
     cached_text_each: int = 64 * 1024
     """A longer text is parsed on every request."""
 
@@ -89,7 +89,7 @@ def check_shape(document: DocumentNode, limits: Limits) -> bool:
         if roots > limits.root_fields:
             raise OverLimit("number of root fields", roots, limits.root_fields, "send several requests")
         if pairs > limits.repeats:
-            raise OverLimit("number of repeated fields", pairs, limits.repeats, "select each field once, or alias it")
+            raise OverLimit("number of repeated fields and fragments", pairs, limits.repeats, "select each field once")
     except RecursionError:
         raise OverLimit("depth", limits.depth + 1, limits.depth, "nest fewer fragments in one another") from None
     return False
@@ -166,7 +166,7 @@ class _Shapes:
         roots = pairs = 0
         for operation in self._operations:
             places = Counter(self._places(operation.selection_set, ()))
-            roots = max(roots, sum(len(place) == 1 for place in places))
+            roots = max(roots, sum(len(place) == 1 and place != ("...",) for place in places))
             pairs += sum(count * (count - 1) // 2 for count in places.values())
         return roots, pairs
 
@@ -178,6 +178,7 @@ class _Shapes:
                 if selection.selection_set:
                     yield from self._places(selection.selection_set, here)
             elif isinstance(selection, FragmentSpreadNode):
+                yield (*place, "...")
                 fragment = self._fragments.get(selection.name.value)
                 if fragment is not None:
                     yield from self._places(fragment.selection_set, place)

@@ -1,0 +1,3 @@
+from ximler.cli.main import main
+
+main()

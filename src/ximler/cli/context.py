@@ -1,0 +1,68 @@
+"""What commands share: settings with the common options, a connected database, and output for people or programs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from ximler.core import logs, settings
+from ximler.core.settings import Settings
+
+if TYPE_CHECKING:
+    from ximler.database import Database
+
+__all__ = ["database", "database_options", "load", "print_json", "run"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def database_options(command: F) -> F:
+    """`--data-dir` and `--mongodb-uri`, for every command that needs a database."""
+    command = click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder of the embedded database (XIMLER_DATA_DIR).",
+    )(command)
+    return click.option("--mongodb-uri", metavar="URI", help="Use this server instead (MONGODB_URI).")(command)
+
+
+def load(**overrides: object) -> Settings:
+    """The settings, logging set up by them."""
+    loaded = settings.load(overrides=overrides)
+    logs.configure(loaded)
+    return loaded
+
+
+@asynccontextmanager
+async def database(loaded: Settings) -> "AsyncIterator[Database]":
+    """A connected database: yours, the running embedded one, or one started for as long as this takes."""
+    from ximler.database import connect, server
+
+    if loaded.mongodb_uri:
+        connected = await connect(loaded.mongodb_uri, settings=loaded)
+        try:
+            yield connected
+        finally:
+            await connected.close()
+        return
+    async with server.running(loaded.data_path, mongod=loaded.mongod, cache_mb=loaded.mongod_cache_mb) as uri:
+        connected = await connect(uri, settings=loaded)
+        try:
+            yield connected
+        finally:
+            await connected.close()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(coroutine)
+
+
+def print_json(value: object) -> None:
+    """One JSON document, ids as hexadecimal text, times as RFC 3339."""
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
+    click.echo(text.decode())

@@ -1,0 +1,102 @@
+"""`ximler`: the entry point, the list of commands, and how errors leave the process.
+
+Exit codes: 0 done · 1 the answer is no (`db status` found differences) · 2 usage or invalid input · 3 unauthenticated ·
+4 forbidden · 5 not found · 6 conflict · 7 limit exceeded · 8 unavailable (database, port, embedded server) · 70 a bug of ours.
+"""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ximler import __version__
+from ximler.core.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    LimitExceeded,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    XimlerError,
+)
+
+__all__ = ["cli", "main"]
+
+_EXIT_CODES: dict[type[XimlerError], int] = {
+    Invalid: 2,
+    Unauthenticated: 3,
+    Forbidden: 4,
+    NotFound: 5,
+    Conflict: 6,
+    LimitExceeded: 7,
+    Unavailable: 8,
+}
+_BUG = 70
+
+# name → (module, attribute, line in the help): written here, so that the help costs no import.
+_COMMANDS = {
+    "up": ("ximler.cli.up", "up", "Start Ximler, with its database unless MONGODB_URI is set."),
+    "db": ("ximler.cli.db", "db", "Create, check and seed the database."),
+    "users": ("ximler.cli.users", "users", "Create and list accounts."),
+    "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 (click's signature)
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's signature)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="ximler %(version)s")
+def cli() -> None:
+    """The complete backend of a canvas SaaS, on a real MongoDB.
+
+    Settings come from the environment (XIMLER_…, MONGODB_URI) and from the TOML file that XIMLER_CONFIG names; the README lists
+    them all. Every command says what it does with --help.
+    """
+
+
+def main() -> None:
+    """Run a command. Errors become one line and an exit code; a traceback only with XIMLER_DEBUG=1."""
+    try:
+        result: Any = cli.main(standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        click.echo("aborted", err=True)
+        code = 130
+    except click.ClickException as problem:
+        problem.show()
+        code = problem.exit_code
+    except XimlerError as problem:
+        click.echo(f"error: {problem.message}", err=True)
+        code = next((code for kind, code in _EXIT_CODES.items() if isinstance(problem, kind)), 1)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left: that is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as bug:
+        if os.environ.get("XIMLER_DEBUG"):
+            raise
+        click.echo(
+            f"internal error: {type(bug).__name__}: {bug}\nThis is a bug. XIMLER_DEBUG=1 shows where it happened.",
+            err=True,
+        )
+        code = _BUG
+    sys.exit(code)

@@ -1,0 +1,64 @@
+"""`ximler shell`: Python with a connected database."""
+
+import ast
+import asyncio
+import code
+import types
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ximler import __version__
+from ximler.cli import context
+from ximler.cli.context import database_options
+
+
+@click.command()
+@click.option(
+    "-c", "source", metavar="CODE", help="Run this instead of asking for input; `await` works at the top level."
+)
+@database_options
+def shell(source: str | None, data_dir: Path | None, mongodb_uri: str | None) -> None:
+    """Python with a connected database, in which `await` works.
+
+    \b
+    >>> await db.plans.find({})
+    >>> await db.users.count({})
+    """
+    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
+
+    async def work() -> None:
+        async with context.database(settings) as database:
+            console = _Console(
+                {"db": database, "settings": settings, "__name__": "ximler shell"}, asyncio.get_running_loop()
+            )
+            if source is not None:
+                await asyncio.to_thread(console.run_source, source)
+            else:
+                banner = f"Ximler {__version__}, database {database.name!r}. `db` is connected; `await` works; Ctrl-D leaves."
+                await asyncio.to_thread(console.interact, banner, "")
+
+    context.run(work())
+
+
+class _Console(code.InteractiveConsole):
+    """The standard console, in a thread; what awaits runs in the event loop that the database belongs to."""
+
+    def __init__(self, names: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(names)
+        self.compile.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        self._loop = loop
+
+    def run_source(self, source: str) -> None:
+        self.runcode(compile(source, "<-c>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+
+    def runcode(self, code: types.CodeType) -> None:
+        try:
+            result = types.FunctionType(code, self.locals)()
+            if asyncio.iscoroutine(result):
+                asyncio.run_coroutine_threadsafe(result, self._loop).result()
+        except SystemExit:
+            raise
+        except BaseException:
+            self.showtraceback()

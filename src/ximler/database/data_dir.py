@@ -1,0 +1,219 @@
+"""A data directory of the embedded server: what it keeps, and who owns it.
+
+Everything lives below `<data directory>/mongodb`, which only its user may read:
+
+    server.lock     locked by the owner while it lives; says who that is    server.json    passwords and ports
+    visitors.lock   shared by those who use an owner's server               keyfile        the members' shared secret
+    data0, …        one member's data                                       mongod0.log    what mongod says (bounded)
+
+Locks are flock's: gone with their process, however it ends. Nothing here is needed to read the data: all but `data0`
+can be lost, and is made anew.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from ximler.database.mongod import DataDirInUse, DataDirUnusable, DiskFull, disown, own, unusable
+
+__all__ = ["ADMIN", "SET", "USER", "Claim", "DataDir", "Endpoint", "Holder", "State", "hosts", "lock"]
+
+SET = "ximler"
+USER = "ximler"
+ADMIN = "admin"
+_MIN_FREE_BYTES = 100_000_000
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an embedded server is to be reached. `uri` and `admin_uri` contain passwords."""
+
+    uri: str
+    admin_uri: str
+    ports: tuple[int, ...]
+    pids: tuple[int, ...]
+    data_dir: Path
+
+    def __repr__(self) -> str:
+        return f"Endpoint(ports={self.ports}, pids={self.pids}, data_dir={str(self.data_dir)!r})"
+
+
+class State(msgspec.Struct):
+    """What outlives the owner. Lost or damaged, it is made anew: `users_made` false sets the passwords again."""
+
+    password: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
+    admin_password: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
+    ports: tuple[int, ...] = ()
+    users_made: bool = False
+
+    def endpoint(self, holder: "Holder", data_dir: Path) -> Endpoint:
+        addresses = ",".join(hosts(holder.ports))
+        tail = f"@{addresses}/?replicaSet={SET}&authSource=admin"
+        return Endpoint(
+            uri=f"mongodb://{USER}:{self.password}{tail}",
+            admin_uri=f"mongodb://{ADMIN}:{self.admin_password}{tail}",
+            ports=holder.ports,
+            pids=holder.pids,
+            data_dir=data_dir,
+        )
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who owns the data directory, in `server.lock`. True only while the file is locked."""
+
+    pid: int
+    command: str
+    since: str
+    ports: tuple[int, ...] = ()
+    pids: tuple[int, ...] = ()
+    ready: bool = False
+
+    @classmethod
+    def me(cls) -> Self:
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).strip()
+        return cls(os.getpid(), command[:120], datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
+
+
+class Claim:
+    """The owner's hold on a data directory."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = own(fd)
+
+    def publish(self, holder: Holder) -> None:
+        text = msgspec.json.encode(holder)
+        os.pwrite(self._fd, text, 0)
+        os.ftruncate(self._fd, len(text))
+
+    def release(self) -> None:
+        disown(self._fd)
+
+
+class DataDir:
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().resolve()
+        self.home = self.path / "mongodb"
+        self.keyfile = self.home / "keyfile"
+        self._state = self.home / "server.json"
+
+    def dbpath(self, member: int) -> Path:
+        return self.home / f"data{member}"
+
+    def log_path(self, member: int) -> Path:
+        return self.home / f"mongod{member}.log"
+
+    def prepare(self) -> None:
+        """Make it, for this user's eyes only. A directory that exists already keeps its permissions, `mongodb` in it
+        does not. Raises DataDirUnusable."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.home.mkdir(mode=0o700, exist_ok=True)
+            if (owner := self.home.stat().st_uid) != os.geteuid():
+                raise DataDirUnusable(
+                    f"The data directory {self.path} belongs to another user (uid {owner}): run as that user, or start "
+                    "with another --data-dir."
+                )
+            self.home.chmod(0o700)
+        except OSError as error:
+            raise unusable(error, self.path) from error
+
+    def check(self, replicas: int) -> None:
+        """Raises DataDirUnusable or DiskFull where starting `replicas` members would lose something."""
+        if self.dbpath(replicas).exists():
+            raise DataDirUnusable(f"{self.path} holds more than {replicas} replicas: start it with as many as it has.")
+        if shutil.disk_usage(self.home).free < _MIN_FREE_BYTES:
+            raise DiskFull(f"The disk that holds {self.path} has less than 100 MB left: free some and start again.")
+
+    def key(self) -> str:
+        """The members' shared secret, made on first use."""
+        with contextlib.suppress(FileNotFoundError):
+            self.keyfile.chmod(0o600)
+            if len(key := self.keyfile.read_text()) == 128:
+                return key
+        key = secrets.token_hex(64)
+        _write(self.keyfile, key.encode())
+        return key
+
+    def load(self) -> State:
+        try:
+            return msgspec.json.decode(self._state.read_bytes(), type=State)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return State()
+
+    def save(self, state: State) -> None:
+        _write(self._state, msgspec.json.encode(state))
+
+    async def claim(self) -> Claim:
+        """Become the owner. Raises DataDirInUse, which names the one that is."""
+        fd = os.open(self.home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Somebody who only asks whether it is locked holds it for microseconds: hence more than one attempt.
+            for _ in range(20):
+                if lock(fd, fcntl.LOCK_EX):
+                    return Claim(fd)
+                await asyncio.sleep(0.01)
+            holder = _read(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        who = f"process {holder.pid} (`{holder.command}`) since {holder.since}" if holder else "another process"
+        raise DataDirInUse(
+            f"The data directory {self.path} is in use by {who}: `ximler db`, `users` and `shell` attach to it by "
+            "themselves; to start a second server, give it another --data-dir."
+        )
+
+    def holder(self) -> Holder | None:
+        """Who owns it now, if anybody does and has said so."""
+        try:
+            fd = os.open(self.home / "server.lock", os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise unusable(error, self.path) from error
+        try:
+            return None if lock(fd, fcntl.LOCK_SH) else _read(fd)
+        finally:
+            os.close(fd)
+
+    def visits(self) -> int:
+        """An open file for `lock`: shared while one uses the server of another owner. `disown` it."""
+        return own(os.open(self.home / "visitors.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def hosts(ports: tuple[int, ...]) -> list[str]:
+    return [f"127.0.0.1:{port}" for port in ports]
+
+
+def lock(fd: int, kind: int) -> bool:
+    """Take the lock (LOCK_SH, LOCK_EX) if nobody's contradicts it."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(fd: int) -> Holder | None:
+    try:
+        return msgspec.json.decode(os.pread(fd, 4096, 0), type=Holder)
+    except msgspec.DecodeError:  # being written
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Atomically and durably, for its user only. One writer: the owner."""
+    new = path.with_name(path.name + ".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -1,0 +1,215 @@
+"""What Ximler writes is a valid document to a Mongoose application, with the same values, and to our own validators."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from tests.mongoose.documents import (
+    COLLECTIONS,
+    DAY,
+    LATER,
+    MODELS,
+    at,
+    our_full,
+    our_minimal,
+    placed,
+    refused,
+    seen,
+    their_full,
+)  # fmt: skip
+from tests.mongoose.peer import Application
+
+from ximler.database import Database
+from ximler.schema.document import Document
+from ximler.schema.plan import Plan
+
+Models = dict[str, dict[str, Any]]
+
+
+def id_of(document: Document) -> ObjectId:
+    return document.object_id if isinstance(document, Plan) else document.id  # type: ignore[attr-defined]  # all have one
+
+
+async def assert_valid_and_equal(
+    app: Application, database: Database, models: Models, model: str, oid: ObjectId
+) -> None:
+    """Mongoose's validation has nothing to say, and hydrates what we read: values, timestamps and id."""
+    ours = await database[COLLECTIONS[model]].get(oid, deleted=True)
+    [examined] = await app.ask("examine", model=model, where={"_id": oid})
+    assert examined["problem"] is None
+    hydrated = examined["document"]
+    assert hydrated["_id"] == oid
+    for path, value in seen(models[model]["fields"], ours).items():
+        assert at(hydrated, path) == value, path
+    assert hydrated["createdAt"] == ours.created_at
+    if "updatedAt" in COLLECTIONS[model].timestamps:
+        assert hydrated["updatedAt"] == ours.updated_at
+    else:
+        assert "updatedAt" not in hydrated
+
+
+@pytest.mark.parametrize("made", [our_minimal, our_full])
+async def test_what_we_insert_is_valid_and_equal_to_mongoose(
+    made: Any, app: Application, database: Database, models: Models
+) -> None:
+    for model, document in made().items():
+        stored = await database[COLLECTIONS[model]].insert(document)
+        await assert_valid_and_equal(app, database, models, model, id_of(stored))
+    assert await refused(database) == []
+
+
+async def test_what_we_insert_in_bulk_is_valid_and_equal_to_mongoose(
+    app: Application, database: Database, models: Models
+) -> None:
+    full, minimal = our_full(), our_minimal()
+    for model in MODELS:
+        await database[COLLECTIONS[model]].insert_many([full[model], minimal[model]])
+        for document in (full[model], minimal[model]):
+            await assert_valid_and_equal(app, database, models, model, id_of(document))
+    assert await refused(database) == []
+
+
+# For each model, an update that touches every kind of field it has.
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "User": {
+        "$set": {
+            "name": " Ada L. ",
+            "avatar": None,
+            "lastLogin": LATER,
+            "notificationSettings.email.billingAlerts": False,
+            "notificationSettings.push.enabled": True,
+        }
+    },
+    "Plan": {
+        "$set": {"limits.storage": 7.5, "features.0": "first"},
+        "$push": {"features": "last"},
+        "$inc": {"price": 1},
+    },
+    "Subscription": {"$set": {"status": "CANCELLED", "endDate": LATER, "autoRenew": None}},
+    "Payment": {"$set": {"status": "PAID", "paidAt": DAY, "invoiceUrl": None}, "$inc": {"amount": -0.01}},
+    "Usage": {"$inc": {"amount": 5_000_000_000}, "$set": {"metadata.seen.at": DAY}},
+    "Project": {"$set": {"settings": {"theme": "light"}, "canvasData.layers": []}, "$inc": {"storageSize": 2**40}},
+    "ApiKey": {"$set": {"lastUsed": LATER, "revokedAt": None}, "$addToSet": {"permissions": "admin"}},
+    "Notification": {"$set": {"readAt": LATER, "metadata": None}},
+    "Coupon": {
+        "$inc": {"usedCount": 1},
+        "$set": {"maxUses": None, "code": "spring"},
+        "$pull": {"applicablePlans": "pro"},
+    },
+    "AuditLog": {"$set": {"userId": None, "metadata.note": "erased"}},
+}
+
+
+@pytest.mark.parametrize("path", ["patch", "patch_many", "find_and_patch", "upsert", "upsert, inserting"])
+@pytest.mark.parametrize("model", MODELS)
+async def test_what_we_update_stays_valid_and_equal_to_mongoose(
+    model: str, path: str, app: Application, database: Database, models: Models
+) -> None:
+    collection, document = database[COLLECTIONS[model]], our_full()[model]
+    where, update = {"_id": id_of(document)}, CHANGES[model]
+    if path == "upsert, inserting":
+        # A fresh document brings the fields around those that are set.
+        update = {"$set": {field: value for field, value in update.get("$set", {}).items() if "." not in field}}
+        assert await collection.upsert(where, update, fresh=document)
+    else:
+        await collection.insert(document)
+        match path:
+            case "patch":
+                assert await collection.patch(where, update, deleted=True)
+            case "patch_many":
+                assert await collection.patch_many(where, update, deleted=True) == 1
+            case "find_and_patch":
+                assert await collection.find_and_patch(where, update, deleted=True) is not None
+            case "upsert":
+                assert not await collection.upsert(where, update, fresh=document)
+    await assert_valid_and_equal(app, database, models, model, id_of(document))
+    assert await refused(database) == []
+
+
+@pytest.mark.parametrize("model", ["User", "Project"])
+async def test_what_we_delete_softly_and_restore_stays_valid_and_equal_to_mongoose(
+    model: str, app: Application, database: Database, models: Models
+) -> None:
+    collection, document = database[COLLECTIONS[model]], our_minimal()[model]
+    await collection.insert(document)
+    assert await collection.soft_delete({"_id": id_of(document)})
+    await assert_valid_and_equal(app, database, models, model, id_of(document))
+    assert (await app.call(model, "findOne", {"_id": id_of(document)}))["deletedAt"] is not None
+    assert await collection.restore({"_id": id_of(document)})
+    await assert_valid_and_equal(app, database, models, model, id_of(document))
+    assert await app.call(model, "countDocuments", {"_id": id_of(document), "deletedAt": None}) == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_mongoose_can_change_and_save_what_we_inserted(model: str, app: Application, database: Database) -> None:
+    """Every value of theirs over every value of ours, arrays included: our documents have no `__v`, which it counts in."""
+    document = our_full()[model]
+    await database[COLLECTIONS[model]].insert(document)
+    theirs = their_full()[model]
+    saved = await app.ask("change", model=model, where={"_id": id_of(document)}, changes=theirs)
+    raw = await database[COLLECTIONS[model]].raw.find_one({"_id": id_of(document)})
+    assert {field: saved[field] for field in theirs} == theirs
+    assert set(raw) >= set(theirs)
+    assert await refused(database) == []
+
+
+ARRAY_CALLS = {
+    "push": (["push", "added"], ["one", "two", "added"]),
+    "pull": (["pull", "one"], ["two"]),
+    "splice": (["splice", 0, 1, "other"], ["other", "two"]),
+    "set": (["set", 1, "second"], ["one", "second"]),
+    "shift": (["shift"], ["two"]),
+}
+
+
+@pytest.mark.parametrize("call", ARRAY_CALLS)
+async def test_mongoose_can_work_on_the_arrays_of_what_we_inserted(
+    call: str, app: Application, database: Database
+) -> None:
+    plan = our_full()["Plan"]
+    await database.plans.insert(plan)
+    method, after = ARRAY_CALLS[call]
+    for _ in range(2):  # the second time it has a version of Mongoose's own
+        await database.plans.patch({"_id": plan.object_id}, {"$set": {"features": ["one", "two"]}})
+        await app.ask("change", model="Plan", where={"_id": plan.object_id}, calls=[["features", *method]])
+        assert (await database.plans.get(plan.object_id)).features == after
+
+
+async def test_mongoose_finds_ours_by_every_type_of_field(app: Application, database: Database) -> None:
+    user, payment, plan = our_full()["User"], our_full()["Payment"], our_full()["Plan"]
+    for collection, document in ((database.users, user), (database.payments, payment), (database.plans, plan)):
+        await collection.insert(document)
+    for model, where in (
+        ("User", {"email": user.email.upper(), "emailVerified": True}),
+        (
+            "User",
+            {"notificationSettings.email.billingAlerts": False, "createdAt": {"$lte": DAY + timedelta(seconds=1)}},
+        ),
+        ("Payment", {"userId": str(payment.user_id), "amount": 5_000_000_000}),
+        ("Payment", {"paidAt": DAY, "status": {"$in": ["REFUNDED"]}}),
+        ("Plan", {"id": plan.id, "limits.apiCalls": {"$gt": 4_999_999_999}, "features": "two"}),
+    ):
+        assert await app.call(model, "countDocuments", where) == 1, where
+
+
+SPACES = "\t\n\v\f\r \u00a0\u1680\u2000\u2003\u2028\u2029\u202f\u205f\u3000\ufeff"
+TEXTS = ["ÄÖÜ@Example.ORG", "İstanbul", "ΣΊΣΥΦΟΣ", "straße", "ǅ", "ﬁn", "ĳ", "Ⅷ", "K", "ꭰ", "𐐀", "ŉ"]
+
+
+@pytest.mark.parametrize("text", [f"{SPACES}{text}{SPACES}" for text in TEXTS] + ["\x1cname\x1f", "\x85name\x85"])
+async def test_both_applications_set_text_to_the_same(text: str, app: Application, database: Database) -> None:
+    """Trimmed, lowercased and uppercased alike, or one address could have two accounts."""
+    user, coupon = our_minimal()["User"], our_minimal()["Coupon"]
+    user.name = user.email = coupon.code = text
+    await database.users.insert(user)
+    await database.coupons.insert(coupon)
+    raw_user = await database.users.raw.find_one({"_id": user.id})
+    raw_coupon = await database.coupons.raw.find_one({"_id": coupon.id})
+    for collection in (database.users, database.coupons):
+        await collection.delete_many({})
+    their_user = await app.create("User", {"name": text, "email": text, "password": "x"})
+    changes = placed({"code": text, "name": "x", "type": "FIXED", "value": 1, "validFrom": DAY, "validUntil": DAY})
+    their_coupon = await app.create("Coupon", changes)
+    assert (raw_user["name"], raw_user["email"]) == (their_user["name"], their_user["email"])
+    assert raw_coupon["code"] == their_coupon["code"]

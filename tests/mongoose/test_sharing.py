@@ -1,0 +1,279 @@
+"""Two applications on one document: neither loses what only the other knows, or what the other writes meanwhile."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from tests.mongoose.documents import COLLECTIONS, DAY, MODELS, our_full, our_minimal, refused, their_full, their_minimal
+from tests.mongoose.peer import Application
+
+from ximler.core.errors import Conflict, XimlerError
+from ximler.database import Database
+from ximler.schema.user import EmailNotifications, NotificationSettings
+
+# An update of ours of a text field that each model has.
+TEXT = {
+    "User": "password", "Plan": "name", "Subscription": "planId", "Payment": "description", "Usage": "metadata.note",
+    "Project": "description", "ApiKey": "name", "Notification": "title", "Coupon": "name", "AuditLog": "resourceId",
+}  # fmt: skip
+THEIRS = {"theirs": {"deep": [1, {"kept": True}]}, "alsoTheirs": None}
+
+
+async def theirs(app: Application, model: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Stored by Mongoose with fields that we do not know, at several depths; as it is in the database."""
+    strange = {**document, **THEIRS, "createdAt": DAY, "updatedAt": DAY}
+    for name, value in document.items():
+        if isinstance(value, dict):
+            strange[name] = {**value, "theirs": 1}
+    saved = await app.ask("save", model=model, document=strange, strict=False, options={"timestamps": False})
+    return await app.raw(COLLECTIONS[model].name, "findOne", {"_id": saved["_id"]})
+
+
+async def update(database: Database, path: str, model: str, before: dict[str, Any]) -> None:
+    collection, where = database[COLLECTIONS[model]], {"_id": before["_id"]}
+    change = {"$set": {TEXT[model]: "ours"}}
+    match path:
+        case "patch":
+            assert await collection.patch(where, change)
+        case "patch_many":
+            assert await collection.patch_many(where, change) == 1
+        case "upsert":
+            assert not await collection.upsert(where, change, fresh=our_minimal()[model])
+        case "find_and_patch":
+            assert await collection.find_and_patch(where, change) is not None
+
+
+@pytest.mark.parametrize("path", ["patch", "patch_many", "upsert", "find_and_patch"])
+@pytest.mark.parametrize("model", MODELS)
+async def test_our_update_changes_its_field_and_the_time_and_nothing_else(
+    model: str, path: str, app: Application, database: Database
+) -> None:
+    document = {name: value for name, value in their_full()[model].items() if name != "deletedAt"}
+    before = await theirs(app, model, document)
+    assert before["__v"] == 0
+    await update(database, path, model, before)
+    after = await app.raw(COLLECTIONS[model].name, "findOne", {"_id": before["_id"]})
+    field, _, inner = TEXT[model].partition(".")
+    expected = {**before, field: {**before[field], inner: "ours"} if inner else "ours"}
+    if "updatedAt" in COLLECTIONS[model].timestamps:
+        assert after["updatedAt"] > DAY
+        expected["updatedAt"] = after["updatedAt"]
+    assert after == expected
+    assert list(after) == list(before), "the order of fields is theirs too"
+
+
+@pytest.mark.parametrize("model", ["User", "Project"])
+async def test_deleting_softly_and_restoring_leaves_everything_else(
+    model: str, app: Application, database: Database
+) -> None:
+    before = await theirs(app, model, their_minimal()[model])
+    collection, where = database[COLLECTIONS[model]], {"_id": before["_id"]}
+    assert await collection.soft_delete(where)
+    deleted = await app.raw(COLLECTIONS[model].name, "findOne", where)
+    assert deleted["deletedAt"] == deleted["updatedAt"] > DAY
+    assert await collection.restore(where)
+    after = await app.raw(COLLECTIONS[model].name, "findOne", where)
+    assert after == {**before, "updatedAt": after["updatedAt"]}
+    assert after["updatedAt"] >= deleted["updatedAt"]
+
+
+@pytest.mark.parametrize("path", ["patch", "patch_many", "upsert", "find_and_patch"])
+async def test_setting_a_group_of_fields_whole_keeps_those_that_only_they_know(
+    path: str, app: Application, database: Database
+) -> None:
+    user = their_minimal()["User"] | {
+        "notificationSettings": {"sms": {"enabled": True}, "email": {"digest": "weekly"}, "theirs": 1}
+    }
+    oid = (await app.ask("save", model="User", document=user, strict=False))["_id"]
+    ours = NotificationSettings(email=EmailNotifications(billing_alerts=False))
+    change, where = {"$set": {"notificationSettings": ours}}, {"_id": oid}
+    match path:
+        case "upsert":
+            await database.users.upsert(where, change, fresh=our_minimal()["User"])
+        case _:
+            await getattr(database.users, path)(where, change)
+    stored = (await app.raw("users", "findOne", where))["notificationSettings"]
+    assert (stored["sms"], stored["theirs"], stored["email"]["digest"]) == ({"enabled": True}, 1, "weekly")
+    assert (await database.users.get(oid)).notification_settings == ours
+
+
+# Updates of ours that go through, or count on from, what they have set to null: it reads as the default, so it must behave so.
+THROUGH_NULL: list[tuple[str, str, dict[str, Any], str, Any]] = [
+    ("User", "notificationSettings", {"$set": {"notificationSettings.email.billingAlerts": False}}, "", None),
+    ("User", "notificationSettings.email", {"$set": {"notificationSettings.email.billingAlerts": False}}, "", None),
+    ("User", "notificationSettings", {"$set": {"notificationSettings": NotificationSettings()}}, "", None),
+    ("Plan", "features", {"$push": {"features": "new"}}, "features", ["new"]),
+    ("Plan", "features", {"$addToSet": {"features": "new"}}, "features", ["new"]),
+    ("Plan", "features", {"$pull": {"features": "new"}}, "features", []),
+    ("Project", "settings", {"$set": {"settings.grid.size": 8}}, "settings", {"grid": {"size": 8}}),
+    ("Project", "canvasData", {"$push": {"canvasData.layers": 1}}, "canvas_data", {"layers": [1]}),
+    ("Project", "storageSize", {"$inc": {"storageSize": 3}}, "storage_size", 3),
+    ("Coupon", "usedCount", {"$inc": {"usedCount": 1}}, "used_count", 1),
+    ("Usage", "metadata", {"$set": {"metadata.a": None}, "$inc": {"metadata.n": 2}}, "metadata", {"a": None, "n": 2}),
+]
+
+
+@pytest.mark.parametrize("way", ["patch", "patch_many", "upsert", "find_and_patch", "in a transaction"])
+@pytest.mark.parametrize(("model", "null", "change", "attribute", "value"), THROUGH_NULL)
+async def test_a_null_of_theirs_is_no_obstacle_to_an_update_of_ours(
+    model: str,
+    null: str,
+    change: dict[str, Any],
+    attribute: str,
+    value: Any,
+    way: str,
+    app: Application,
+    database: Database,
+) -> None:
+    collection = database[COLLECTIONS[model]]
+    oid = (await app.create(model, their_minimal()[model]))["_id"]
+    await app.call(model, "updateOne", {"_id": oid}, {"$set": {null: None}})
+    match way:
+        case "upsert":
+            await collection.upsert({"_id": oid}, change, fresh=our_minimal()[model])
+        case "in a transaction":
+
+            async def body(bound: Database) -> None:
+                assert await bound[COLLECTIONS[model]].patch({"_id": oid}, change)
+                await bound.audit_logs.insert(our_minimal()["AuditLog"])
+
+            await database.transaction(body)
+            assert await database.audit_logs.count({}) == 1
+        case _:
+            assert await getattr(collection, way)({"_id": oid}, change)
+    found = await collection.get(oid)
+    if attribute:
+        assert getattr(found, attribute) == value
+    elif "notificationSettings" in change["$set"]:
+        assert found.notification_settings == NotificationSettings()
+    else:
+        assert found.notification_settings == NotificationSettings(email=EmailNotifications(billing_alerts=False))
+    assert await refused(database) == []
+
+
+async def test_what_cannot_take_a_change_is_a_conflict_that_names_it(app: Application, database: Database) -> None:
+    project = (await app.create("Project", {**their_minimal()["Project"], "settings": "dark"}))["_id"]
+    with pytest.raises(Conflict, match="settings"):
+        await database.projects.patch({"_id": project}, {"$set": {"settings.theme": "light"}})
+    for change in ({"$inc": {"settings": 1}}, {"$push": {"settings": 1}}):
+        with pytest.raises(XimlerError, match="settings"):
+            await database.projects.patch({"_id": project}, change)
+    assert (await database.projects.get(project)).settings == "dark"
+
+
+async def test_a_time_of_theirs_is_kept_and_ours_moves_on(app: Application, database: Database) -> None:
+    user = await app.create("User", their_minimal()["User"])
+    database.clock.offset_ms += 5000
+    await database.users.patch({"_id": user["_id"]}, {"$set": {"avatar": "ours"}})
+    patched = await app.call("User", "findById", user["_id"])
+    assert patched["createdAt"] == user["createdAt"]
+    assert patched["updatedAt"] - user["updatedAt"] > timedelta(seconds=4)
+    database.clock.offset_ms -= 5000
+    changed = await app.ask("change", model="User", where={"_id": user["_id"]}, changes={"avatar": "theirs"})
+    ours = await database.users.get(user["_id"])
+    assert (ours.created_at, ours.updated_at, ours.avatar) == (user["createdAt"], changed["updatedAt"], "theirs")
+
+
+async def test_writes_from_both_sides_to_different_fields_lose_nothing(app: Application, database: Database) -> None:
+    """Mongoose reads, changes and saves; we patch. Each save sends only what it changed."""
+    user = our_minimal()["User"]
+    await database.users.insert(user)
+    where, rounds = {"_id": user.id}, 40
+
+    async def ours(number: int) -> None:
+        settings = {"notificationSettings.email.billingAlerts": number % 2 == 0, "stripeCustomerId": f"cus_{number}"}
+        assert await database.users.patch(where, {"$set": settings})
+
+    async def saving(number: int) -> None:
+        changes = {"avatar": f"a{number}", "notificationSettings.push.enabled": number % 2 == 0}
+        await app.ask("change", model="User", where=where, changes=changes)
+
+    async def updating(number: int) -> None:
+        await app.call("User", "updateOne", where, {"$set": {"name": f"n{number}"}})
+
+    async def one_after_another(write: Any) -> None:
+        for number in range(rounds):
+            await write(number)
+
+    await asyncio.gather(*(one_after_another(write) for write in (ours, saving, updating)))
+    last = rounds - 1
+    found = await database.users.get(user.id)
+    assert (found.stripe_customer_id, found.avatar, found.name) == (f"cus_{last}", f"a{last}", f"n{last}")
+    assert found.notification_settings.email.billing_alerts is found.notification_settings.push.enabled is False
+    assert (found.email, found.created_at) == (user.email, (await app.call("User", "findById", user.id))["createdAt"])
+
+
+async def test_counts_and_list_entries_from_both_sides_add_up(app: Application, database: Database) -> None:
+    coupon = (await app.create("Coupon", their_minimal()["Coupon"]))["_id"]
+    where, each = {"_id": coupon}, 40
+    plans = [f"{side}-{number}" for side in ("ours", "theirs") for number in range(each)]
+
+    async def ours(number: int) -> None:
+        await database.coupons.patch(
+            where, {"$inc": {"usedCount": 1}, "$addToSet": {"applicablePlans": f"ours-{number}"}}
+        )
+
+    async def theirs(number: int) -> None:
+        change = {"$inc": {"usedCount": 1}, "$addToSet": {"applicablePlans": f"theirs-{number}"}}
+        await app.call("Coupon", "updateOne", where, change)
+
+    await asyncio.gather(*(side(number) for number in range(each) for side in (ours, theirs)))
+    found = await database.coupons.get(coupon)
+    assert found.used_count == 2 * each
+    assert sorted(found.applicable_plans) == sorted(plans)
+
+
+async def test_an_address_or_code_taken_by_one_side_is_taken_for_the_other(
+    app: Application, database: Database
+) -> None:
+    from tests.mongoose.peer import MongooseError
+
+    from ximler.database.failures import DocumentExists
+
+    user, coupon = our_minimal()["User"], our_minimal()["Coupon"]
+    await app.create("User", {"name": "x", "email": user.email.upper(), "password": "x"})
+    with pytest.raises(DocumentExists) as taken:
+        await database.users.insert(user)
+    assert taken.value.fields == {"email": "is already taken"}
+    await database.coupons.insert(coupon)
+    with pytest.raises(MongooseError) as refusal:
+        await app.create("Coupon", {**their_minimal()["Coupon"], "code": coupon.code.lower()})
+    assert refusal.value.code == 11000
+
+
+async def test_racing_inserts_of_one_address_leave_one_account(app: Application, database: Database) -> None:
+    email = f"{ObjectId()}@example.org"
+
+    async def ours() -> None:
+        user = our_minimal()["User"]
+        user.email = email.upper()
+        await database.users.insert(user)
+
+    theirs = {"name": "x", "email": email.title(), "password": "x"}
+    results = await asyncio.gather(
+        *(ours() for _ in range(10)), *(app.create("User", theirs) for _ in range(10)), return_exceptions=True
+    )
+    assert len([result for result in results if not isinstance(result, Exception)]) == 1
+    assert await database.users.count({"email": email}) == 1
+
+
+async def test_full_documents_of_both_sides_list_together(app: Application, database: Database) -> None:
+    """One page over both, in the order of their making."""
+    user = ObjectId()
+    names = []
+    for number in range(4):
+        document = our_full()["Project"] if number % 2 else None
+        if document is None:
+            await app.create("Project", {**their_minimal()["Project"], "userId": user, "name": f"{number}"})
+        else:
+            document.user_id, document.name, document.deleted_at = user, f"{number}", None
+            database.clock.offset_ms += 1
+            await database.projects.insert(document)
+        names.append(f"{number}")
+        await asyncio.sleep(0.002)  # two milliseconds, so that the order is not by chance
+    page = await database.projects.page({"userId": user})
+    assert [project.name for project in page.items] == names[::-1]
+    listed = await app.call("Project", "find", {"userId": user}, None, {"sort": {"createdAt": -1}})
+    assert [project["name"] for project in listed] == names[::-1]
