@@ -23,7 +23,7 @@ from ximler.core.errors import Conflict, Invalid
 from ximler.database import mixed
 from ximler.schema.document import AT_WRITE, Document, extras
 
-__all__ = ["Codec", "UnreadableDocument", "bare", "codec_of", "invalid_type"]
+__all__ = ["Codec", "UnreadableDocument", "bare", "check_storable", "codec_of", "invalid_type"]
 
 D = TypeVar("D", bound=Document)
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
@@ -189,8 +189,8 @@ def bare(kind: inspect.Type) -> inspect.Type:
 # Writing
 
 
-def _compile_encoder(document: type[D]) -> Callable[[D, datetime], dict[str, Any]]:
-    """Required and defaulted fields are always written, optional ones when they are not None."""
+def _compile_encoder(document: type[D], path: str = "") -> Callable[[D, datetime], dict[str, Any]]:
+    """Required and defaulted fields are always written, optional ones when they are not None. `path` ends in a dot."""
     marks = extras(document)
     scope: dict[str, Any] = {
         "AT_WRITE": AT_WRITE,
@@ -201,28 +201,35 @@ def _compile_encoder(document: type[D]) -> Callable[[D, datetime], dict[str, Any
         "check_mixed": mixed.check,
         "whole_ms": _whole_ms,
         "missing": _missing,
-        "refuse": _refuse,
-        "errors": (AttributeError, TypeError, msgspec.ValidationError),
+        "not_finite": _not_finite,
+        "refuse": lambda value: _refuse(document, value, path),
+        "as_they_are": (datetime, bytes),
+        "errors": (AttributeError, TypeError, OverflowError, msgspec.ValidationError),
     }
     lines = []
+    strictly = ""
     for field in inspect.type_info(document).fields:  # type: ignore[attr-defined]  # a Struct's info has fields
-        name, kind = repr(field.encode_name), bare(field.type)
-        store = f"d[{name}] = v"
+        kind, place = bare(field.type), repr(path + field.encode_name)
+        store = f"d[{field.encode_name!r}] = v"
         steps = []
         if setter := marks[field.name].get("setter"):
             if setter not in _STR_METHODS:
                 raise TypeError(f"{document.__name__}.{field.name}: unknown setter {setter!r}")
             steps.append(f"v = v.{setter}()")
         if field.required and isinstance(kind, inspect.StrType):
-            steps.append(f"if v == '': missing({name})")
+            steps.append(f"if v == '': missing({place})")
         if marks[field.name].get("mixed"):
-            steps.append(f"check_mixed(v, {name}, depth=2)")
+            steps.append(f"check_mixed(v, {place}, depth=2)")
+        if isinstance(kind, inspect.FloatType | inspect.UnionType):
+            steps.append(f"if v - v: not_finite({place})")
+        if isinstance(kind, inspect.BytesType):
+            strictly = ", builtin_types=as_they_are"  # or base64 text would do; three times as slow
         if isinstance(kind, inspect.DateTimeType):
             # Naive UTC, because BSON encodes it in half the time that an aware datetime takes.
             at_write = "now if v is AT_WRITE else " if field.default is AT_WRITE else ""
             steps += [f"v = {at_write}naive + (v - epoch)", "if v.microsecond % 1000: v = whole_ms(v)"]
         if isinstance(kind, inspect.StructType):
-            scope[f"encode_{field.name}"] = _compile_encoder(kind.cls)
+            scope[f"encode_{field.name}"] = _compile_encoder(kind.cls, f"{path}{field.encode_name}.")
             steps.append(f"v = encode_{field.name}(v, now)")
         lines.append(f"v = o.{field.name}")
         if field.required or field.default is not None:
@@ -235,9 +242,9 @@ def _compile_encoder(document: type[D]) -> Callable[[D, datetime], dict[str, Any
         "    d = {}\n"
         "    try:\n"
         f"{body}"
-        "        convert(d, document)\n"
+        f"        convert(d, document{strictly})\n"
         "    except errors:\n"
-        "        refuse(document, o)\n"
+        "        refuse(o)\n"
         "    return d\n"
     )
     exec(compile(source, f"<encoder of {document.__name__}>", "exec"), scope)  # noqa: S102 (made from our own schema)
@@ -248,28 +255,39 @@ def _whole_ms(moment: datetime) -> datetime:
     return moment - timedelta(microseconds=moment.microsecond % 1000)
 
 
-def _missing(name: str) -> None:
-    raise Invalid.field(name, "is required and must not be empty")
+def _missing(place: str) -> None:
+    raise Invalid.field(place, "is required and must not be empty")
 
 
-def _refuse(document: type[Document], value: Any) -> None:
+def _not_finite(place: str) -> None:
+    raise Invalid.field(place, "must be a finite number")
+
+
+def _refuse(document: type[Document], value: Any, path: str) -> None:
     """Find out, slowly, what the encoder stumbled over."""
     if not isinstance(value, document):
-        raise Invalid(f"Expected a {document.__name__}, got {type(value).__name__}")
+        raise Invalid.field(path.rstrip(".") or "document", f"Expected {document.__name__}, got {type(value).__name__}")
     raw = {}
     for attribute, name in zip(document.__struct_fields__, document.__struct_encode_fields__, strict=True):
         raw[name] = getattr(value, attribute)
-        if isinstance(raw[name], datetime) and raw[name].tzinfo is None:
-            raise Invalid.field(name, "is a time without a time zone: make it aware, for instance datetime.now(UTC)")
+        if isinstance(raw[name], datetime) and (trouble := mixed.time_problem(raw[name])):
+            raise Invalid.field(path + name, trouble)
     try:
         msgspec.convert(raw, document, builtin_types=(datetime, bytes))
     except msgspec.ValidationError as problem:
-        raise invalid_type(problem) from None
+        raise invalid_type(problem, path) from None
     raise Invalid(f"This {document.__name__} cannot be stored: check the types of its fields")
+
+
+def check_storable(raw: dict[str, Any]) -> None:
+    """Raise Invalid naming the first value of an encoded document that BSON has no room for. Slow: for after a refusal."""
+    for name, value in raw.items():
+        if not isinstance(value, datetime):
+            mixed.check(value, name, depth=2)
 
 
 def invalid_type(problem: msgspec.ValidationError, prefix: str = "") -> Invalid:
     """msgspec's "Expected `int`, got `str` - at `$.limits.projects`" as an Invalid that names the field."""
     message, _, place = str(problem).partition(" - at `$")
-    path = (prefix + place.rstrip("`")).replace("[", ".").replace("]", "").strip(".")
+    path = (prefix.rstrip(".") + place.rstrip("`")).replace("[", ".").replace("]", "").strip(".")
     return Invalid.field(path or "value", message.replace("`", ""))

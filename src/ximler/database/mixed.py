@@ -6,7 +6,7 @@ refused on the way in, with the path.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
@@ -14,9 +14,7 @@ from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, O
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 
-__all__ = ["AWARE", "MAX_DEPTH", "aware", "check"]
-
-AWARE = "is a time without a time zone: make it aware, for instance datetime.now(UTC)"
+__all__ = ["MAX_DEPTH", "aware", "check", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
@@ -76,6 +74,17 @@ def aware(value: Any) -> Any:
     return value
 
 
+def time_problem(moment: datetime) -> str | None:
+    """What is wrong with a time that is to be stored: it is naive, or outside the calendar once it is UTC."""
+    if moment.tzinfo is None:
+        return "is a time without a time zone: make it aware, for instance datetime.now(UTC)"
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return "is outside the years 1 to 9999, in UTC"
+    return None
+
+
 def _check_key(key: Any, place: _Place) -> None:
     if not isinstance(key, str):
         raise Invalid.field(_path(place), f"the key {_shown(repr(key))} must be text")
@@ -97,8 +106,8 @@ def _check_scalar(value: Any, place: _Place) -> None:
         if not _LOWEST <= value <= _HIGHEST:
             raise Invalid.field(_path(place), "is a number that does not fit in 64 bits: send it as a string")
     elif isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise Invalid.field(_path(place), AWARE)
+        if problem := time_problem(value):
+            raise Invalid.field(_path(place), problem)
     elif type(value) not in _PLAIN and not isinstance(value, _BSON):
         raise Invalid.field(_path(place), f"is a {type(value).__name__}, which cannot be stored: convert it first")
 

@@ -1,11 +1,5 @@
 """The embedded server: a MongoDB replica set on this machine, for as long as its owner lives.
 
-It keeps everything below `<data directory>/mongodb`, which only its user may read:
-
-    server.lock     locked by the owner while it lives, and says who that is      server.json    passwords and ports
-    keyfile         the members' shared secret                                    data0, …       one member's data
-    mongod0.log, …  what mongod says (bounded)                                    mongod0.out    what it prints
-
 One owner per data directory; others `attach`. Everything heals on the next start: a first start that was interrupted
 anywhere, a mongod that outlived its supervisor, a port that somebody took, lost passwords. Bootstrapping signs in as
 `__system` with the key file rather than by MongoDB's localhost exception, which is switched off: it would let any local
@@ -17,23 +11,19 @@ Not here: your own server (MONGODB_URI), which `connection` reaches alike.
 import asyncio
 import contextlib
 import fcntl
-import os
-import secrets
-import shutil
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any
 
 import msgspec
 from pymongo import AsyncMongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from ximler.core.errors import Invalid
+from ximler.database.data_dir import ADMIN, SET, USER, Claim, DataDir, Endpoint, Holder, hosts, lock
 from ximler.database.mongod import (
     DataDirInUse,
     DataDirUnusable,
@@ -46,7 +36,6 @@ from ximler.database.mongod import (
     disown,
     end_stray,
     find_mongod,
-    own,
     unusable,
 )
 
@@ -68,84 +57,132 @@ __all__ = [
 ]
 
 Log = Callable[..., object]
+Client = AsyncMongoClient[dict[str, Any]]
 
-_SET = "ximler"
-_USER = "ximler"
-_ADMIN = "admin"
-_ROLES = {
-    _ADMIN: ["root"],
-    _USER: ["readWriteAnyDatabase", "dbAdminAnyDatabase", "clusterMonitor"],
-}
+_ROLES = {ADMIN: ["root"], USER: ["readWriteAnyDatabase", "dbAdminAnyDatabase", "clusterMonitor"]}
 _ATTEMPTS = 5
-_MIN_FREE_BYTES = 100_000_000
 _NOT_YET_INITIALIZED, _ALREADY_INITIALIZED, _RECONFIGURING, _USER_EXISTS = 94, 23, 109, 51003
 
 
-def _free_port() -> int:
-    """One that is free now. Gone again by the time mongod binds it? Then the next is tried."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _silent(_event: str, **_fields: object) -> None: ...
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as mongod does: TIME_WAIT is no obstacle
+async def start(
+    data_dir: Path,
+    *,
+    mongod: str | None = None,
+    port: int | None = None,
+    replicas: int = 1,
+    cache_mb: int = 256,
+    parameters: Mapping[str, str] | None = None,
+    timeout_s: float = 120,
+    log: Log = _silent,
+) -> "Server":
+    """Start the embedded server on `data_dir`, and return when it has a primary that takes writes.
+
+    It runs until `stop`, or until this process ends. `port`: the first member's, and the ones after it; unset, those
+    of last time if they are free. `cache_mb`: WiredTiger's cache, a member's. `parameters`: more `--setParameter`s.
+    `log` is called like structlog's `info`, with an event for each phase and `ms` since the beginning.
+    Raises EmbeddedServerError (DataDirInUse where somebody else owns it), Invalid.
+    """
+    if cache_mb < 256:
+        raise Invalid.field("mongod_cache_mb", "mongod accepts 256 or more")
+    binary = find_mongod(mongod)
+    directory = DataDir(data_dir)
+    directory.prepare()
+    try:
+        directory.check(replicas)
+        options = _options(directory.keyfile, cache_mb=cache_mb, parameters=parameters or {})
+        server = Server(directory, await directory.claim(), binary, options, replicas, log)
+        await server.begin(port, timeout_s)
+    except OSError as error:
+        raise unusable(error, directory.path) from error
+    return server
+
+
+async def find(data_dir: Path) -> Endpoint | None:
+    """The server that a process owns on this data directory and that answers now, or None."""
+    directory = DataDir(data_dir)
+    holder = directory.holder()
+    if not (holder and holder.ready):
+        return None
+    with contextlib.suppress(PyMongoError):
+        async with _client(holder.ports[0]) as client:
+            if (await client.admin.command("hello")).get("setName") == SET:
+                return directory.load().endpoint(holder, directory.path)
+    return None
+
+
+async def attach(data_dir: Path) -> str | None:
+    """The URI of the server that somebody else is running on this data directory, or None."""
+    found = await find(data_dir)
+    return found.uri if found else None
+
+
+@asynccontextmanager
+async def running(
+    data_dir: Path, *, mongod: str | None = None, cache_mb: int = 256, log: Log = _silent
+) -> AsyncIterator[str]:
+    """The URI of the server on this data directory: the running one, or one started for the duration of the block.
+
+    Several processes may enter at once: one starts it, the others wait for that, and it stops after the last of them.
+    Raises EmbeddedServerError.
+    """
+    directory = DataDir(data_dir)
+    directory.prepare()
+    visit = directory.visits()
+    server: Server | None = None
+    try:
+        patience = time.monotonic() + 60
+        while True:
+            # Refused while the server that we could attach to is about to stop.
+            if lock(visit, fcntl.LOCK_SH) and (uri := await attach(data_dir)):
+                break
+            try:
+                server = await start(data_dir, mongod=mongod, cache_mb=cache_mb, log=log)
+            except DataDirInUse:  # still starting, or stopping
+                if time.monotonic() > patience:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                uri = server.uri
+                break
+        yield uri
+        if server and not lock(visit, fcntl.LOCK_EX):
+            log("mongod.visitors")
+            while not lock(visit, fcntl.LOCK_EX):  # noqa: ASYNC110 (other processes hold it: no event tells)
+                await asyncio.sleep(0.05)
+    finally:
         try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def _options(home: Path, *, cache_mb: int, parameters: Mapping[str, str]) -> list[str]:
-    # A maximal document (16 MB) takes 50 MB of dirty cache with its oplog entry. By default that may be 20 % of the
-    # cache, so that below 1 GB such a write fails for ever with code 388. Journal files of 100 MB (three of them,
-    # written out at every start) cost a warm start 0.7 s and gain nothing here.
-    engine = "log=(file_max=16MB)" + (",eviction_dirty_trigger=50" if cache_mb < 1024 else "")
-    server_parameters = {
-        "diagnosticDataCollectionEnabled": "false",
-        "enableLocalhostAuthBypass": "false",
-        "scramSHA256IterationCount": "5000",  # the passwords are random: more rounds only slow connecting
-        "shutdownTimeoutMillisForSignaledShutdown": "100",  # else a secondary waits 15 s for its clients to leave
-        **parameters,
-    }
-    options = [
-        *("--replSet", _SET),
-        *("--bind_ip", "127.0.0.1"),
-        "--nounixsocket",
-        *("--keyFile", str(home / "keyfile")),
-        *("--networkMessageCompressors", "disabled"),  # 6.0.5 predates the fix of CVE-2025-14847 (zlib)
-        *("--wiredTigerCacheSizeGB", f"{cache_mb / 1024:.4f}"),
-        *("--wiredTigerEngineConfigString", engine),
-        *("--oplogSize", "1024"),
-        "--quiet",
-    ]
-    for name, value in server_parameters.items():
-        options += ["--setParameter", f"{name}={value}"]
-    return options
+            if server:
+                await asyncio.shield(asyncio.create_task(server.stop()))
+        finally:
+            disown(visit)
 
 
 class Server:
     """A running embedded server, in the hands of its owner. Made by `start`."""
 
-    def __init__(self, home: Path, claim: _Claim, binary: Path, options: list[str], replicas: int, log: Log) -> None:
-        """Use `start`."""
-        self.data_dir = home.parent
-        self._home = home
+    def __init__(
+        self, directory: DataDir, claim: Claim, binary: Path, options: list[str], replicas: int, log: Log
+    ) -> None:
+        self._directory = directory
         self._claim = claim
         self._binary = binary
         self._options = options
+        self._replicas = replicas
         self._log = log
-        self._state = _State.load(home / "server.json")
-        self._key = ""
-        self._dbpaths = [home / f"data{i}" for i in range(replicas)]
+        self._state = directory.load()
+        self._holder = Holder.me()
         self._members: list[Mongod] = []
-        self._holder = _Holder.me()
         self._began = time.perf_counter()
         self._changing = asyncio.Lock()  # one start, restart or stop at a time
         self._tending: asyncio.Task[None] | None = None
         self._stopped = False
+
+    @property
+    def data_dir(self) -> Path:
+        return self._directory.path
 
     @property
     def endpoint(self) -> Endpoint:
@@ -220,18 +257,6 @@ class Server:
             finally:
                 self._claim.release()
 
-    async def _halt(self, timeout_s: float = 20) -> None:
-        for member in self._members:
-            member.release()
-        if exits := [m.exited for m in self._members]:
-            _, running = await asyncio.wait(exits, timeout=timeout_s)
-            for member in self._members:
-                member.kill()
-            if running:
-                await asyncio.wait(running)
-        for dbpath in self._dbpaths:  # one whose supervisor was killed
-            await end_stray(dbpath, self._log)
-
     async def begin(self, port: int | None, timeout_s: float) -> None:
         """`start` calls it, once. Leaves nothing behind when it fails or is cancelled."""
         try:
@@ -245,15 +270,16 @@ class Server:
 
     async def _begin(self, port: int | None) -> None:
         self._claim.publish(self._holder)
-        self._key = await asyncio.to_thread(_key, self._home)
-        for dbpath in self._dbpaths:
+        self._key = await asyncio.to_thread(self._directory.key)
+        for i in range(self._replicas):
+            dbpath = self._directory.dbpath(i)
             dbpath.mkdir(mode=0o700, exist_ok=True)
             await end_stray(dbpath, self._log)
         for attempt in range(1, _ATTEMPTS + 1):
             for i, chosen in enumerate(self._choose(port, fresh=attempt > 1)):
                 self._members.append(await self._spawn(i, chosen))
             try:
-                return await self._until_ready()
+                await self._until_ready()
             except (PortInUse, DataDirInUse) as error:
                 # Taken since we looked; or a stray that had not locked its data yet has won the race for it.
                 if attempt == _ATTEMPTS or (port and isinstance(error, PortInUse)):
@@ -261,32 +287,43 @@ class Server:
                 self._log("mongod.retry", reason=error.message)
                 await self._halt()
                 self._members.clear()
-
-    def _too_slow(self, timeout_s: float) -> EmbeddedServerError:
-        return EmbeddedServerError(f"mongod was not ready after {timeout_s:.0f} s: its log is in {self._home}.")
+            else:
+                self._tending = asyncio.create_task(self._tend())
+                return
 
     def _choose(self, port: int | None, *, fresh: bool) -> list[int]:
         """A port a member: the given ones, else those of last time, else free ones."""
-        count = len(self._dbpaths)
         if port:
-            wanted = list(range(port, port + count))
+            wanted = list(range(port, port + self._replicas))
             if taken := [p for p in wanted if not _is_free(p)]:
                 raise PortInUse(f"Port {taken[0]} is taken by another program: let the database choose, or change it.")
             return wanted
-        before = () if fresh else self._state.ports[:count]
+        before = () if fresh else self._state.ports[: self._replicas]
         chosen = [p for p in before if _is_free(p)]
-        if len(chosen) < count:  # members keep their order: all move, or none
+        if len(chosen) < self._replicas:  # members keep their order: all move, or none
             chosen = []
-            while len(chosen) < count:
+            while len(chosen) < self._replicas:
                 if (candidate := _free_port()) not in chosen:
                     chosen.append(candidate)
         return chosen
 
     async def _spawn(self, i: int, port: int) -> Mongod:
-        log_path = self._home / f"mongod{i}.log"
-        member = await Mongod.spawn(self._binary, self._options, dbpath=self._dbpaths[i], log_path=log_path, port=port)
+        dbpath, log_path = self._directory.dbpath(i), self._directory.log_path(i)
+        member = await Mongod.spawn(self._binary, self._options, dbpath=dbpath, log_path=log_path, port=port)
         self._phase("mongod.spawned", pid=member.pid, port=port)
         return member
+
+    async def _halt(self, timeout_s: float = 20) -> None:
+        for member in self._members:
+            member.release()
+        if exits := [m.exited for m in self._members]:
+            _, late = await asyncio.wait(exits, timeout=timeout_s)
+            for member in self._members:
+                member.kill()
+            if late:
+                await asyncio.wait(late)
+        for member in self._members:  # one whose supervisor was killed
+            await end_stray(member.dbpath, self._log)
 
     async def _until_ready(self) -> None:
         """Raises the sentence for the first member that ends before the set is ready."""
@@ -294,17 +331,14 @@ class Server:
         settled = asyncio.create_task(self._settle())
         try:
             await asyncio.wait([settled, *exits], return_when=asyncio.FIRST_COMPLETED)
-            if not any(e.done() for e in exits):
-                try:
-                    return await settled
-                except ConnectionFailure:  # seen before the end that it announces?
-                    await asyncio.wait(exits, timeout=2, return_when=asyncio.FIRST_COMPLETED)
-                    if not any(e.done() for e in exits):
-                        raise
-            raise self.why() or EmbeddedServerError("mongod ended.")
+            if settled.done() and isinstance(settled.exception(), ConnectionFailure):
+                await asyncio.wait(exits, timeout=2, return_when=asyncio.FIRST_COMPLETED)  # the end that it announces
+            if death := self.why():
+                raise death
+            await settled
         except PyMongoError as error:
             raise EmbeddedServerError(
-                f"mongod refused to form its replica set ({error}): {self._home} has its log."
+                f"mongod refused to form its replica set ({error}): its log is in {self._directory.home}."
             ) from error
         finally:
             settled.cancel()
@@ -314,14 +348,7 @@ class Server:
         """From processes to a replica set with a primary and users, in as few round trips as the state allows."""
         await asyncio.gather(*(m.listening() for m in self._members))
         self._phase("mongod.listening")
-        known = self._state.users_made
-        if known:
-            async with _client(self.ports[0]) as client:
-                hello = await client.admin.command("hello")
-                known = sorted(hello.get("hosts", ())) == sorted(_hosts(self.ports))
-                if known:
-                    await _primary(client, hello)
-        if not known:
+        if not await self._as_left():
             await self._heal()
         self._phase("mongod.primary")
         if self._state.ports != self.ports:
@@ -329,12 +356,21 @@ class Server:
             await self._save()
         self._holder = msgspec.structs.replace(self._holder, ports=self.ports, pids=self.pids, ready=True)
         self._claim.publish(self._holder)
-        if not self._tending:
-            self._tending = asyncio.create_task(self._tend())
         self._phase("mongod.ready")
 
+    async def _as_left(self) -> bool:
+        """Whether everything is as the last start left it: then it waits for the primary, and that is all."""
+        if not self._state.users_made:
+            return False
+        async with _client(self.ports[0]) as client:
+            hello = await client.admin.command("hello")
+            if sorted(hello.get("hosts", ())) != sorted(hosts(self.ports)):
+                return False
+            await _primary(client, hello)
+            return True
+
     async def _heal(self) -> None:
-        """Found the set, or move it to its new ports; make its users. Whatever of it is done already stays."""
+        """Found the set, or move it to its new ports; make its users. What of it is done already stays."""
         async with _client(self.ports[0], key=self._key) as client:
             await self._configure(client)
             primary = await _primary(client, await client.admin.command("hello"))
@@ -342,47 +378,42 @@ class Server:
             return
         await self._save()  # passwords are on disk before the server knows them
         async with _client(primary, key=self._key) as client:
-            for user, password in ((_ADMIN, self._state.admin_password), (_USER, self._state.password)):
+            for user, password in ((ADMIN, self._state.admin_password), (USER, self._state.password)):
                 account = {"pwd": password, "roles": _ROLES[user], "mechanisms": ["SCRAM-SHA-256"]}
                 try:
-                    await client.admin.command("createUser", user, **account)
+                    await client.admin.command({"createUser": user, **account})
                 except OperationFailure as error:
                     if error.code != _USER_EXISTS:
                         raise
-                    await client.admin.command("updateUser", user, **account)
+                    await client.admin.command({"updateUser": user, **account})
                 self._phase("mongod.user", user=user)
         self._state.users_made = True
         await self._save()
 
-    async def _configure(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
-        hosts = _hosts(self.ports)
-        members = [{"_id": i, "host": host} for i, host in enumerate(hosts)]
-        # Of three, the test's: a new primary within about a second.
-        settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 300} if len(hosts) > 1 else {}
+    async def _configure(self, client: Client) -> None:
+        wanted = hosts(self.ports)
+        members = [{"_id": i, "host": host} for i, host in enumerate(wanted)]
+        # Several are for tests of failover: a new primary within about a second.
+        settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 300} if len(wanted) > 1 else {}
         while True:
             try:
                 config = (await client.admin.command("replSetGetConfig"))["config"]
-                if [m["host"] for m in config["members"]] == hosts:
-                    return
-                config.update(members=members, version=config["version"] + 1)
-                # Forced: on another port the member does not find itself in its own configuration.
-                await client.admin.command("replSetReconfig", config, force=True)
-                return self._phase("mongod.moved")
+                if [m["host"] for m in config["members"]] != wanted:
+                    config.update(members=members, version=config["version"] + 1)
+                    # Forced: on another port the member does not find itself in its own configuration.
+                    await client.admin.command({"replSetReconfig": config, "force": True})
+                    self._phase("mongod.moved")
+                return
             except OperationFailure as error:
-                if error.code == _NOT_YET_INITIALIZED:
-                    try:
-                        found = {"_id": _SET, "members": members, "settings": settings}
-                        await client.admin.command("replSetInitiate", found)
-                        return self._phase("mongod.initiated")
-                    except OperationFailure as second:
-                        if second.code != _ALREADY_INITIALIZED:  # it was still reading its configuration
-                            raise
-                elif error.code != _RECONFIGURING:
+                if error.code not in (_NOT_YET_INITIALIZED, _RECONFIGURING):
                     raise
+                if error.code == _NOT_YET_INITIALIZED and await _initiate(client, members, settings):
+                    self._phase("mongod.initiated")
+                    return
             await asyncio.sleep(0.01)
 
     async def _save(self) -> None:
-        await asyncio.to_thread(_write, self._home / "server.json", msgspec.json.encode(self._state))
+        await asyncio.to_thread(self._directory.save, self._state)
 
     async def _tend(self) -> None:
         while True:
@@ -394,16 +425,76 @@ class Server:
     def _phase(self, event: str, **fields: object) -> None:
         self._log(event, ms=round((time.perf_counter() - self._began) * 1000), **fields)
 
-
-def _client(port: int, *, key: str | None = None) -> AsyncMongoClient[dict[str, Any]]:
-    """To one member, in whatever state it is; with `key` as the member that it trusts."""
-    as_member = {"username": "__system", "password": key, "authSource": "local", "authMechanism": "SCRAM-SHA-256"}
-    return AsyncMongoClient(
-        "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=5000, **(as_member if key else {})
-    )
+    def _too_slow(self, timeout_s: float) -> EmbeddedServerError:
+        return EmbeddedServerError(
+            f"mongod was not ready after {timeout_s:.0f} s: its log is in {self._directory.home}."
+        )
 
 
-async def _primary(client: AsyncMongoClient[dict[str, Any]], hello: Mapping[str, Any]) -> int:
+def _options(keyfile: Path, *, cache_mb: int, parameters: Mapping[str, str]) -> list[str]:
+    # A maximal document (16 MB) takes 50 MB of dirty cache with its oplog entry. By default that may be 20 % of the
+    # cache, so that below 1 GB such a write fails for ever with code 388. Journal files of 100 MB (three of them,
+    # written out at every start) cost a warm start 0.7 s and gain nothing here.
+    engine = "log=(file_max=16MB)" + (",eviction_dirty_trigger=50" if cache_mb < 1024 else "")
+    all_parameters = {
+        "diagnosticDataCollectionEnabled": "false",
+        "enableLocalhostAuthBypass": "false",
+        "scramSHA256IterationCount": "5000",  # the passwords are random: more rounds only slow connecting
+        "shutdownTimeoutMillisForSignaledShutdown": "100",  # else a secondary waits 15 s for its clients to leave
+        **parameters,
+    }
+    options = [
+        *("--replSet", SET),
+        *("--bind_ip", "127.0.0.1"),
+        "--nounixsocket",
+        *("--keyFile", str(keyfile)),
+        *("--networkMessageCompressors", "disabled"),  # 6.0.5 predates the fix of CVE-2025-14847 (zlib)
+        *("--wiredTigerCacheSizeGB", f"{cache_mb / 1024:.4f}"),
+        *("--wiredTigerEngineConfigString", engine),
+        *("--oplogSize", "1024"),
+        "--quiet",
+    ]
+    for name, value in all_parameters.items():
+        options += ["--setParameter", f"{name}={value}"]
+    return options
+
+
+def _free_port() -> int:
+    """One that is free now. Gone again by the time mongod binds it? Then the next is tried."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as mongod does: TIME_WAIT is no obstacle
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _client(port: int, *, key: str | None = None) -> Client:
+    """To one member, in whatever state it is; with `key`, as another member."""
+    options: dict[str, Any] = {"directConnection": True, "serverSelectionTimeoutMS": 5000}
+    if key:
+        options |= {"username": "__system", "password": key, "authSource": "local", "authMechanism": "SCRAM-SHA-256"}
+    return AsyncMongoClient("127.0.0.1", port, **options)
+
+
+async def _initiate(client: Client, members: list[dict[str, Any]], settings: Mapping[str, int]) -> bool:
+    try:
+        await client.admin.command({"replSetInitiate": {"_id": SET, "members": members, "settings": settings}})
+    except OperationFailure as error:
+        if error.code != _ALREADY_INITIALIZED:
+            raise
+        return False  # it was still reading its configuration
+    return True
+
+
+async def _primary(client: Client, hello: Mapping[str, Any]) -> int:
     """The primary's port, once there is one. The server answers on the change: nothing is polled."""
     while not (hello.get("isWritablePrimary") or hello.get("primary", hello.get("me")) != hello.get("me")):
         hello = await client.admin.command("hello", topologyVersion=hello["topologyVersion"], maxAwaitTimeMS=5000)
@@ -412,114 +503,3 @@ async def _primary(client: AsyncMongoClient[dict[str, Any]], hello: Mapping[str,
     port = int(hello["primary"].rpartition(":")[2])
     async with _client(port) as other:
         return await _primary(other, await other.admin.command("hello"))
-
-
-def _silent(_event: str, **_fields: object) -> None: ...
-
-
-async def start(
-    data_dir: Path,
-    *,
-    mongod: str | None = None,
-    port: int | None = None,
-    replicas: int = 1,
-    cache_mb: int = 256,
-    parameters: Mapping[str, str] | None = None,
-    timeout_s: float = 120,
-    log: Log = _silent,
-) -> Server:
-    """Start the embedded server on `data_dir`, and return when it has a primary that takes writes.
-
-    It runs until `stop`, or until this process ends. `port`: the first member's, and the ones after it; unset, those
-    of last time if they are free. `cache_mb`: WiredTiger's cache, a member's. `parameters`: more `--setParameter`s.
-    `log` is called like structlog's `info`, with an event for each phase and `ms` since the beginning.
-    Raises EmbeddedServerError (DataDirInUse where somebody else owns it), Invalid.
-    """
-    if cache_mb < 256:
-        raise Invalid.field("mongod_cache_mb", "mongod accepts 256 or more")
-    data_dir = data_dir.expanduser().resolve()
-    binary = find_mongod(mongod)
-    options = _options(data_dir / "mongodb", cache_mb=cache_mb, parameters=parameters or {})
-    try:
-        home = _prepare(data_dir)
-        if shutil.disk_usage(home).free < _MIN_FREE_BYTES:
-            raise DiskFull(f"The disk that holds {data_dir} has less than 100 MB left: free some and start again.")
-        if (home / f"data{replicas}").exists():
-            raise DataDirUnusable(f"{data_dir} holds more than {replicas} replicas: start it with as many as it has.")
-        claim = await _Claim.take(home)
-        server = Server(home, claim, binary, options, replicas, log)
-        await server.begin(port, timeout_s)
-    except OSError as error:
-        raise unusable(error, data_dir) from error
-    return server
-
-
-async def find(data_dir: Path) -> Endpoint | None:
-    """The server that a process owns on this data directory and that answers now, or None."""
-    data_dir = data_dir.expanduser().resolve()
-    home = data_dir / "mongodb"
-    holder = _current_holder(home)
-    if not (holder and holder.ready):
-        return None
-    with contextlib.suppress(PyMongoError):
-        async with _client(holder.ports[0]) as client:
-            if (await client.admin.command("hello")).get("setName") == _SET:
-                return _State.load(home / "server.json").endpoint(holder, data_dir)
-    return None
-
-
-async def attach(data_dir: Path) -> str | None:
-    """The URI of the server that somebody else is running on this data directory, or None."""
-    found = await find(data_dir)
-    return found and found.uri
-
-
-@asynccontextmanager
-async def running(
-    data_dir: Path, *, mongod: str | None = None, cache_mb: int = 256, log: Log = _silent
-) -> AsyncIterator[str]:
-    """The URI of the server on this data directory: the running one, or one started for the duration of the block.
-
-    Several processes may enter at once: one starts it, the others wait for that, and it stops after the last of them.
-    Raises EmbeddedServerError.
-    """
-    data_dir = data_dir.expanduser().resolve()
-    try:
-        visit = own(os.open(_prepare(data_dir) / "visitors.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise unusable(error, data_dir) from error
-    server: Server | None = None
-    try:
-        patience = time.monotonic() + 60
-        while True:
-            # Refused while the server that we could attach to is about to stop.
-            if _lock(visit, fcntl.LOCK_SH) and (uri := await attach(data_dir)):
-                break
-            try:
-                server = await start(data_dir, mongod=mongod, cache_mb=cache_mb, log=log)
-            except DataDirInUse:  # still starting, or stopping
-                if time.monotonic() > patience:
-                    raise
-                await asyncio.sleep(0.05)
-            else:
-                uri = server.uri
-                break
-        yield uri
-        if server and not _lock(visit, fcntl.LOCK_EX):
-            log("mongod.visitors")
-            while not _lock(visit, fcntl.LOCK_EX):
-                await asyncio.sleep(0.05)
-    finally:
-        try:
-            if server:
-                await asyncio.shield(asyncio.create_task(server.stop()))
-        finally:
-            disown(visit)
-
-
-def _lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -16,7 +16,7 @@ from ximler.graphql.engine.registry import Function
 
 __all__ = ["Batches", "Failed", "Slot"]
 
-_PATIENCE = 0
+_PATIENCE = 64
 """Turns of the loop to wait for waiters; a waiter that was cancelled before it began never comes."""
 
 
