@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from litestar.types import ASGIApp
+from tests.serving import Client, serve
 
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
@@ -118,6 +120,41 @@ def settings() -> Settings:
 @pytest.fixture
 def actor() -> Actor:
     return Actor(kind="user", via="session", user_id=ObjectId())
+
+
+@pytest.fixture(scope="session")
+async def _worker_app(_worker_database: Database, mongodb_uri: str) -> AsyncIterator[ASGIApp]:
+    settings = Settings(
+        secret_key="a secret key that is only for the tests",
+        argon2_memory_kib=7168,
+        argon2_time_cost=1,
+        database=_worker_database.name,
+        environment="development",
+    )
+    async with serve(settings, mongodb_uri) as app:
+        yield app
+
+
+@pytest.fixture
+def app(_worker_app: ASGIApp, database: Database) -> ASGIApp:
+    """The whole application on the test's `database`, with the test's `settings`."""
+    return _worker_app
+
+
+@pytest.fixture
+async def client(app: ASGIApp) -> AsyncIterator[Client]:
+    """Somebody who has not signed in."""
+    somebody = Client(app)
+    yield somebody
+    await somebody.http.aclose()
+
+
+@pytest.fixture
+async def ada(app: ASGIApp) -> AsyncIterator[Client]:
+    """Somebody who has."""
+    ada = await Client(app).join("ada@example.com")
+    yield ada
+    await ada.http.aclose()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from bson import Binary, Decimal128, ObjectId, Regex
+from bson import Binary, Decimal128, Int64, ObjectId, Regex
 
 from ximler.database import Database
 from ximler.database.validators import validator
@@ -62,7 +62,7 @@ def expected(fields: list[Field], document: dict[str, Any]) -> dict[str, Any]:
 
 def seen(fields: list[Field], document: Document) -> dict[str, Any]:
     """By path, what Ximler has read."""
-    kinds = (ObjectId, datetime, Decimal, bytes, UUID, Decimal128, Binary, Regex)
+    kinds = (ObjectId, datetime, Decimal, bytes, UUID, Decimal128, Binary, Regex, Int64)
     raw = msgspec.to_builtins(document, builtin_types=kinds)
     return {field["path"]: at(raw, field["path"]) for field in fields}
 

@@ -57,9 +57,21 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve_here(settings: Settings, uri: str, listener: socket.socket, *, started: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; running requests get `drain_seconds` to finish."""
-    await _Server(settings, uri, started).serve([listener])
+async def serve_here(
+    settings: Settings, uri: str, listener: socket.socket, *, stop: asyncio.Event, started: Callable[[], None]
+) -> None:
+    """Serve until `stop` is set, or SIGINT or SIGTERM comes; running requests get `drain_seconds` to finish."""
+    server = _Server(settings, uri, started)
+
+    async def leave() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    leaving = asyncio.ensure_future(leave())
+    try:
+        await server.serve([listener])
+    finally:
+        leaving.cancel()
 
 
 async def serve_in_children(
@@ -144,7 +156,8 @@ class _Child:
 
     async def replace(self) -> None:
         _log.error("worker died", pid=self.process.pid, exit_code=self.process.returncode)
-        mark_process_dead(self.process.pid, self._metrics)  # it has no connections any more; its counters stay
+        # It has no connections any more; its counters stay.
+        mark_process_dead(self.process.pid, self._metrics)  # type: ignore[no-untyped-call]  # the library has no types here
         if time.monotonic() - self._born < _TOO_YOUNG_S:
             await asyncio.sleep(1)
         await self.start()

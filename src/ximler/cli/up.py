@@ -1,19 +1,30 @@
 """`ximler up`: the whole of Ximler, running."""
 
 import asyncio
-import contextlib
 import signal
 import socket
 import sys
+import time
+from collections import deque
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
+import structlog
 
 from ximler import __version__
 from ximler.cli import context, serving
 from ximler.cli.context import database_options
+from ximler.core.errors import XimlerError
 from ximler.core.settings import Settings
+
+if TYPE_CHECKING:
+    from ximler.database.server import Server
+
+_log = structlog.get_logger("ximler")
+_MOST_DEATHS = 5
+_MOST_DEATHS_IN_S = 60
 
 
 @click.command()
@@ -52,26 +63,30 @@ async def _run(settings: Settings, listener: socket.socket, *, init: bool) -> No
     def asked_to_stop(*_: object) -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    # Ours before uvicorn's: it puts them back and repeats the signal when it has drained, and we still have a database to stop.
+    # Ours before uvicorn's: it puts them back and repeats the signal when it has drained, and we still have a database to
+    # stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, asked_to_stop)
-    async with contextlib.AsyncExitStack() as stack:
-        uri = settings.mongodb_uri or await _start_database(settings, stack)
+    embedded = None if settings.mongodb_uri else await _start_database(settings)
+    tending = asyncio.ensure_future(_tend(embedded, stop)) if embedded else None
+    try:
+        uri = embedded.uri if embedded else settings.mongodb_uri
+        assert uri is not None  # noqa: S101 (one or the other)
         if init:
             await _initialise(settings, uri)
-        if stop.is_set():
-            return
+        if not stop.is_set():
+            serve = serving.serve_here if settings.workers == 1 else serving.serve_in_children
+            await serve(settings, uri, listener, stop=stop, started=lambda: _announce(settings))
+    finally:
+        if tending:
+            tending.cancel()
+        if embedded:
+            await embedded.stop()
+    if tending and tending.done() and not tending.cancelled():
+        tending.result()  # why the database is gone for good
 
-        def started() -> None:
-            _announce(settings)
 
-        if settings.workers == 1:
-            await serving.serve_here(settings, uri, listener, started=started)
-        else:
-            await serving.serve_in_children(settings, uri, listener, stop=stop, started=started)
-
-
-async def _start_database(settings: Settings, stack: contextlib.AsyncExitStack) -> str:
+async def _start_database(settings: Settings) -> "Server":
     from ximler.database import server
 
     # The application's imports take as long as mongod's start: side by side.
@@ -79,9 +94,25 @@ async def _start_database(settings: Settings, stack: contextlib.AsyncExitStack) 
         server.start(settings.data_path, mongod=settings.mongod, cache_mb=settings.mongod_cache_mb)
     )
     await asyncio.to_thread(__import__, "ximler.app")
-    running = await starting
-    stack.push_async_callback(running.stop)
-    return running.uri
+    return await starting
+
+
+async def _tend(embedded: "Server", stop: asyncio.Event) -> None:
+    """Start a mongod that died again; requests fail meanwhile and recover by themselves. Give up when it keeps dying."""
+    deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
+    try:
+        while True:
+            await embedded.wait()
+            reason = embedded.why()
+            _log.error("database died", reason=reason.message if reason else "it was stopped")
+            deaths.append(time.monotonic())
+            if reason and len(deaths) == _MOST_DEATHS and deaths[-1] - deaths[0] < _MOST_DEATHS_IN_S:
+                raise reason
+            await embedded.restart()
+            _log.info("database restarted", pid=embedded.pids[0])
+    except XimlerError:
+        stop.set()
+        raise
 
 
 async def _initialise(settings: Settings, uri: str) -> None:

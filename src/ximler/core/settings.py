@@ -79,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # GraphQL
     graphql_introspection: Annotated[bool, Meta(description="Whether the schema can be asked for.")] = True
     graphql_max_depth: Annotated[int, Meta(ge=1, description="Deepest selection.")] = 12
-    graphql_max_cost: Annotated[int, Meta(ge=1, description="Most objects a query may ask for.")] = 20000
+    graphql_max_cost: Annotated[int, Meta(ge=1, description="Most fields a query may resolve, lists unfolded.")] = 20000
 
     # Accounts
     environment: Annotated[
@@ -169,7 +169,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self
 
 
-def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, overrides: Mapping[str, object] | None = None) -> Settings:
+def load(
+    environ: Mapping[str, str] | None = None, *, file: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Settings:
     """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are not None.
 
     Raises SettingsError naming the variable, its value and what was expected.

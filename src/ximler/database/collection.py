@@ -7,20 +7,22 @@ Filters and updates are MongoDB's own, with MongoDB's field names. A document th
 and counted; asking for it alone raises `UnreadableDocument`.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from datetime import datetime
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 import structlog
-from bson import ObjectId
+from bson import ObjectId, Regex, Timestamp
 from pymongo import ReturnDocument
+from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.ids import Position, encode_cursor
 from ximler.database import monitoring, updates
-from ximler.database.codec import Codec, UnreadableDocument, codec_of
+from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.schema.document import Collection, Document, extras
 
@@ -42,6 +44,14 @@ Sort = Sequence[tuple[str, int]]
 MAX_PAGE = 100
 _BATCH = 2000
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
+_LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
+_FIRST_ID, _LAST_ID = ObjectId(bytes(12)), ObjectId(b"\xff" * 12)
+_PLACE = {"createdAt": 1}  # read even where `into` does not ask for it
+_EMPTY: Mapping[str, int] = {}
+_LOGICAL = frozenset({"$and", "$or", "$nor"})
+_CANNOT_TAKE = frozenset({2, 14, 28})  # no array to push to, no number to add to, no object to go through
+_REPEATABLE = frozenset({"$set", "$unset", "$min", "$max", "$addToSet", "$pull", "$pullAll"})
+_COMPARING = frozenset({"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte"})
 _log = structlog.get_logger("ximler.database")
 
 
@@ -139,7 +149,7 @@ class TypedCollection(Generic[D]):
         self, where: Filter, *, sort: Sort | None = None, deleted: bool = False, batch: int = _BATCH
     ) -> AsyncIterator[D]:
         """Matches one after the other; memory stays at one batch."""
-        cursor = self._cursor(where, None, sort, 0, deleted, None)
+        cursor = self._cursor(where, None, sort, 0, deleted, None).batch_size(batch)
         try:
             while raws := await self._run(cursor.to_list(batch)):
                 for document in self._decoded(raws, self._codec):
@@ -151,13 +161,14 @@ class TypedCollection(Generic[D]):
         self, field: str, values: Iterable[Any], *, where: Filter | None = None, sort: Sort | None = None
     ) -> dict[Any, list[D]]:
         """Matches grouped by `field`, for k `values` with one query; every value has its list. Populates virtuals."""
-        grouped: dict[Any, list[D]] = {value: [] for value in values}
-        if not grouped:
-            return grouped
+        asked = {value: _with_setter(self._setters.get(field), value) for value in values}
+        if not asked:
+            return {}
         attribute = self._attribute(field)
+        grouped: dict[Any, list[D]] = {value: [] for value in asked.values()}
         for document in await self.find({**(where or {}), field: {"$in": list(grouped)}}, sort=sort):
             grouped[getattr(document, attribute)].append(document)
-        return grouped
+        return {value: grouped[stored] for value, stored in asked.items()}
 
     @overload
     async def page(
@@ -178,22 +189,30 @@ class TypedCollection(Generic[D]):
     ) -> Page[Any]:
         """Newest first, by `createdAt` and `_id`; the cost does not grow with the distance from the start.
 
-        Documents without `createdAt` come last. Raises Invalid when `first` is not between 1 and 100.
+        Documents without `createdAt` come last. A page is shorter than `first` only at the list's end: past documents that
+        cannot be read it goes on. Raises Invalid when `first` is not between 1 and 100.
         """
         if not 1 <= first <= MAX_PAGE:
             raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
-        bounded = where if after is None else {"$and": [where, _after(after)]}
         sort = [("createdAt", -1), ("_id", -1)]
-        raws = await self._run(self._cursor(bounded, into, sort, first + 1, deleted, None).to_list(first + 1))
-        items, cursors = [], []
-        for raw in raws[:first]:
-            created = raw.get("createdAt")
-            position = (EPOCH + (created - _EPOCH_NAIVE) if isinstance(created, datetime) else None, raw["_id"])
-            for item in self._decoded([raw], codec):
-                items.append(item)
-                cursors.append(encode_cursor(position))
-        return Page(items, cursors, len(raws) > first)
+        items: list[Any] = []
+        cursors: list[str] = []
+        limit = first + 1
+        while True:
+            bounded = where if after is None else {"$and": [where, _after(after)]}
+            raws = await self._run(self._cursor(bounded, into, sort, limit, deleted, None, _PLACE).to_list(limit))
+            before = after
+            for raw in raws:
+                after = _position(raw)
+                for item in self._decoded([raw], codec):
+                    items.append(item)
+                    cursors.append(encode_cursor(after))
+                if len(items) > first:
+                    return Page(items[:first], cursors[:first], has_next=True)
+            if len(raws) < limit or after == before:
+                return Page(items, cursors, has_next=False)
+            limit = MAX_PAGE
 
     async def count(self, where: Filter, *, deleted: bool = False) -> int:
         return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
@@ -211,7 +230,7 @@ class TypedCollection(Generic[D]):
     async def insert(self, document: D) -> D:
         """Store a new document and return it as stored. Raises Invalid, DocumentExists."""
         raw = self._codec.encode(document, self._now_naive())
-        await self._run(self.raw.insert_one(raw, session=self._session))
+        await self._run(self.raw.insert_one(raw, session=self._session), sent=(raw,))
         return self._codec.decode(raw)
 
     async def insert_many(self, documents: Iterable[D], *, ordered: bool = True) -> int:
@@ -219,29 +238,44 @@ class TypedCollection(Generic[D]):
         now, encode = self._now_naive(), self._codec.encode
         raws = [encode(document, now) for document in documents]
         if raws:
-            await self._run(self.raw.insert_many(raws, ordered=ordered, session=self._session))
+            await self._run(self.raw.insert_many(raws, ordered=ordered, session=self._session), sent=raws)
         return len(raws)
 
     async def patch(self, where: Filter, update: updates.Update, *, deleted: bool = False) -> bool:
         """Update the first match; False when there is none. The filter is the guard: this is compare-and-swap."""
         built = updates.build(self.spec, update, self._clock.now())
-        result = await self._run(self.raw.update_one(self._where(where, deleted), built, session=self._session))
+        final = self._where(where, deleted)
+        result = await self._update(final, built, lambda: self.raw.update_one(final, built, session=self._session))
         return result.matched_count == 1
 
     async def patch_many(self, where: Filter, update: updates.Update, *, deleted: bool = False) -> int:
         """Update every match; returns how many. Not retried by the driver when a connection breaks."""
         built = updates.build(self.spec, update, self._clock.now())
-        result = await self._run(self.raw.update_many(self._where(where, deleted), built, session=self._session))
+        final = self._where(where, deleted)
+        if self._session is None and not built.keys() <= _REPEATABLE:
+            await self._run(self._remove_nulls(final, built))  # repeated, it would count some of the matches twice
+        result = await self._update(final, built, lambda: self.raw.update_many(final, built, session=self._session))
         return result.matched_count
 
     async def upsert(self, where: Filter, update: updates.Update, *, fresh: D) -> bool:
-        """Update the match, or insert `fresh` with the update applied. True when it was inserted."""
+        """Update the match, or insert `fresh` with the update in place of its own values. True when it was inserted.
+
+        What the filter requires by equality is inserted as well. A deleted document is no match, but may be in the way of
+        the insert; so may one that another process inserts at the same moment: DocumentExists, as where the filter's guards
+        refuse the one that is there.
+        """
         now = self._clock.now()
         built = updates.build(self.spec, update, now)
-        touched = {*where, *(path.split(".", 1)[0] for changes in built.values() for path in changes)}
+        final = self._set(where)
+        decided = {path for path, value in final.items() if not _is_condition(value)}
+        decided |= {path for changes in built.values() for path in changes}
         defaults = self._codec.encode(fresh, now.replace(tzinfo=None))
-        built["$setOnInsert"] = {name: value for name, value in defaults.items() if name not in touched}
-        result = await self._run(self.raw.update_one(dict(where), built, upsert=True, session=self._session))
+        built["$setOnInsert"] = built.get("$setOnInsert", {}) | _undecided(defaults, decided)
+        if self.spec.soft_delete:
+            final = {"$and": [final, {"deletedAt": {"$not": {"$gt": EPOCH}}}]}  # equality would insert null
+        result = await self._update(
+            final, built, lambda: self.raw.update_one(final, built, upsert=True, session=self._session)
+        )
         return result.upserted_id is not None
 
     @overload
@@ -281,15 +315,18 @@ class TypedCollection(Generic[D]):
         """
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
         built = updates.build(self.spec, update, self._clock.now())
-        raw = await self._run(
-            self.raw.find_one_and_update(
-                self._where(where, deleted),
+        final = self._where(where, deleted)
+        raw = await self._update(
+            final,
+            built,
+            lambda: self.raw.find_one_and_update(
+                final,
                 built,
                 projection=_projection(into),
                 sort=sort,
                 return_document=ReturnDocument.BEFORE if before else ReturnDocument.AFTER,
                 session=self._session,
-            )
+            ),
         )
         return None if raw is None else codec.decode(raw)
 
@@ -304,35 +341,51 @@ class TypedCollection(Generic[D]):
         )
 
     async def delete(self, where: Filter) -> bool:
-        """Remove the first match for good."""
-        result = await self._run(self.raw.delete_one(dict(where), session=self._session))
+        """Remove the first match for good, deleted softly or not."""
+        result = await self._run(self.raw.delete_one(self._set(where), session=self._session))
         return result.deleted_count == 1
 
     async def delete_many(self, where: Filter) -> int:
-        """Remove every match for good; returns how many."""
-        result = await self._run(self.raw.delete_many(dict(where), session=self._session))
+        """Remove every match for good, deleted softly or not; returns how many."""
+        result = await self._run(self.raw.delete_many(self._set(where), session=self._session))
         return result.deleted_count
 
     # Inside
 
     def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
-        """The filter with the specification's setters applied to plain values, as Mongoose does, and the deleted left out."""
-        final = dict(where)
-        for field, setter in self._setters.items():
-            if isinstance(value := final.get(field), str):
-                final[field] = getattr(value, setter)()
+        """The filter with setters applied and the deleted left out."""
+        final = self._set(where)
         if self.spec.soft_delete and not deleted:
             if "deletedAt" in final:
                 return {"$and": [final, {"deletedAt": None}]}
             final["deletedAt"] = None
         return final
 
+    def _set(self, where: Filter) -> dict[str, Any]:
+        """The filter with the specification's setters applied to what a field is compared with, as Mongoose does."""
+        if not self._setters:
+            return dict(where)
+        return {
+            field: [self._set(part) for part in value]
+            if field in _LOGICAL
+            else _with_setter(self._setters.get(field), value)
+            for field, value in where.items()
+        }
+
     def _cursor(
-        self, where: Filter, into: type[Document] | None, sort: Sort | None, limit: int, deleted: bool, hint: str | None
+        self,
+        where: Filter,
+        into: type[Document] | None,
+        sort: Sort | None,
+        limit: int,
+        deleted: bool,
+        hint: str | None,
+        also: Mapping[str, int] = _EMPTY,
     ) -> "AsyncCursor[dict[str, Any]]":
+        projection = _projection(into)
         cursor = self.raw.find(
             self._where(where, deleted),
-            _projection(into),
+            projection if projection is None else {**projection, **also},
             limit=limit,
             sort=sort,
             session=self._session,
@@ -363,10 +416,42 @@ class TypedCollection(Generic[D]):
         document = self.spec.document
         return document.__struct_fields__[document.__struct_encode_fields__.index(field)]
 
-    async def _run(self, operation: Awaitable[T]) -> T:
+    async def _update(self, where: Filter, built: updates.Update, send: Callable[[], Awaitable[T]]) -> T:
+        """Send an update; once more if a null was in its way.
+
+        A null that another application wrote reads as the default, but MongoDB goes neither through it (`settings.theme`)
+        nor on from it (`$inc`). Removing it changes nothing that anybody reads. A transaction, which the server has ended by
+        then, is repeated by the driver.
+        """
+
+        async def attempt() -> T:
+            try:
+                return await send()
+            except OperationFailure as error:
+                if error.code not in _CANNOT_TAKE or not await self._remove_nulls(where, built):
+                    raise
+                if self._session is not None:
+                    details = {**(error.details or {}), "errorLabels": ["TransientTransactionError"]}
+                    raise OperationFailure("a null was in the way", error.code, details) from error
+                return await send()
+
+        return await self._run(attempt())
+
+    async def _remove_nulls(self, where: Filter, built: updates.Update) -> bool:
+        removed = 0
+        for path in updates.nullable(self.spec.document, built):
+            null = {"$and": [where, {path: {"$type": "null"}}]}
+            removed += (await self.raw.update_many(null, {"$unset": {path: ""}})).modified_count
+        return removed > 0
+
+    async def _run(self, operation: Awaitable[T], *, sent: Iterable[dict[str, Any]] = ()) -> T:
+        """Await it, with errors translated. `sent`: documents to look through when BSON could not hold one."""
         try:
             return await operation
         except DRIVER_ERRORS as error:
+            if not isinstance(error, PyMongoError):
+                for raw in sent:
+                    check_storable(raw)
             final = translated(error, self.spec.name)
             if final is error:
                 raise
@@ -378,6 +463,53 @@ def _after(position: Position) -> dict[str, Any]:
     if moment is None:
         return {"createdAt": None, "_id": {"$lt": oid}}
     return {"$or": [{"createdAt": {"$lt": moment}}, {"createdAt": moment, "_id": {"$lt": oid}}, {"createdAt": None}]}
+
+
+def _position(raw: Mapping[str, Any]) -> Position:
+    """Where a document stands in a page's order. One that cannot be read may have anything for `createdAt` and `_id`; what
+    follows it must be found all the same."""
+    created, oid = raw.get("createdAt"), raw["_id"]
+    if not isinstance(oid, ObjectId):
+        oid = _FIRST_ID
+    if isinstance(created, datetime) and created.year > 1:  # where the driver puts all that was before
+        return EPOCH + (created - _EPOCH_NAIVE), oid
+    if isinstance(created, Timestamp):
+        return _LAST_MOMENT, _LAST_ID  # sorts before every time
+    return None, oid if created is None else _LAST_ID
+
+
+def _with_setter(setter: str | None, value: Any) -> Any:
+    if setter is None:
+        return value
+    if isinstance(value, str):
+        return getattr(value, setter)()
+    if isinstance(value, Mapping):
+        return {op: _with_setter(setter, operand) if op in _COMPARING else operand for op, operand in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_with_setter(setter, item) for item in value]
+    return value
+
+
+def _is_condition(value: Any) -> bool:
+    """Whether a filter's value is more than an equality, so that an upsert takes nothing from it."""
+    if isinstance(value, Mapping):
+        return any(op.startswith("$") and op != "$eq" for op in value)
+    return isinstance(value, re.Pattern | Regex)
+
+
+def _undecided(defaults: Mapping[str, Any], decided: set[str], path: str = "") -> dict[str, Any]:
+    """The values that nothing else decides, by path; a sub-document of which a part is decided gives its other parts."""
+    rest: dict[str, Any] = {}
+    for name, value in defaults.items():
+        here = path + name
+        if here in decided:
+            continue
+        if any(other.startswith(f"{here}.") for other in decided):
+            if isinstance(value, dict):
+                rest |= _undecided(value, decided, f"{here}.")
+        else:
+            rest[here] = value
+    return rest
 
 
 def _projection(into: type[Document] | None) -> dict[str, int] | None:

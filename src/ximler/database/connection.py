@@ -9,7 +9,9 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qs
 
+from bson import DatetimeConversion
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.errors import (
     ConfigurationError,
@@ -173,19 +175,19 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
     replica set. The message never shows the password.
     """
     settings = settings or Settings(mongodb_uri=uri)
+    name = name or settings.database_name
+    _check(uri, name)
     clock, state = Clock(), ConnectionState()
     try:
         client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
             uri,
             appname=f"ximler/{__version__}",
-            maxPoolSize=settings.pool_size,
-            serverSelectionTimeoutMS=settings.server_selection_timeout_ms,
-            socketTimeoutMS=settings.socket_timeout_ms,
-            retryReads=True,
-            retryWrites=True,
+            **_options(uri, settings),
             server_api=ServerApi("1"),
             event_listeners=listeners(state, clock),
             tz_aware=False,
+            datetime_conversion=DatetimeConversion.DATETIME_CLAMP,  # JavaScript's years reach 275760: one must not fail a list
+            unicode_decode_error_handler="replace",  # nor must text that was cut in the middle of a character
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
         raise SettingsError(
@@ -194,30 +196,68 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
     try:
         hello = await client.admin.command("hello")
     except OperationFailure as error:
-        await client.close()
+        await _discard(client, state)
         if error.code in (18, 13):
             raise DatabaseUnavailable(
                 f"{redacted(uri)} does not accept this user and password: correct MONGODB_URI"
             ) from error
         raise DatabaseUnavailable(f"{redacted(uri)} refused: {_reason(error)}") from error
     except PyMongoError as error:
-        await client.close()
+        await _discard(client, state)
         raise DatabaseUnavailable(
             f"No MongoDB answers at {redacted(uri)} ({_reason(error)}): start it, or correct MONGODB_URI"
         ) from error
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
-        await client.close()
+        await _discard(client, state)
         raise StandaloneServer(
             f"The MongoDB at {redacted(uri)} is a standalone server; Ximler needs a replica set (one member is enough). Start "
             "mongod with --replSet rs0, then run rs.initiate() once in mongosh; or unset MONGODB_URI to use the embedded one."
         )
+    state.changed(connected=True)  # the driver's own event comes up to a second later
     clock.observe(hello["localTime"].replace(tzinfo=clock.now().tzinfo))
-    return Database(client, name or settings.database_name, clock=clock, state=state)
+    return Database(client, name, clock=clock, state=state)
+
+
+async def _discard(client: AsyncMongoClient[dict[str, Any]], state: ConnectionState) -> None:
+    state.closing = True
+    await client.close()
+
+
+def _check(uri: str, name: str) -> None:
+    """What the driver would take for something else, or accept until the first use. Raises SettingsError."""
+    scheme, _, rest = uri.partition("://")
+    problem = None
+    if scheme not in ("mongodb", "mongodb+srv"):
+        problem = "it must begin with mongodb:// or mongodb+srv://"
+    elif "@" in rest.partition("/")[2].partition("?")[0]:
+        problem = "a '/' in user or password must be written %2F"
+    if problem:
+        raise SettingsError(
+            f"MONGODB_URI is not usable: {problem}", fields={"mongodb_uri": "is not a usable MongoDB URI"}
+        )
+    if re.search(r'[/\\. "$*<>:|?\0]', name) or not 0 < len(name.encode()) < 64:
+        raise SettingsError(
+            f"XIMLER_DATABASE: {name!r} cannot be a database's name (1 to 63 bytes, without spaces and /\\.\"$*<>:|?)",
+            fields={"database": "cannot be a database's name"},
+        )
+
+
+def _options(uri: str, settings: Settings) -> dict[str, Any]:
+    """What the URI does not say itself."""
+    said = {name.lower() for name in parse_qs(uri.partition("?")[2], keep_blank_values=True)}
+    ours = {
+        "maxPoolSize": settings.pool_size,
+        "serverSelectionTimeoutMS": settings.server_selection_timeout_ms,
+        "socketTimeoutMS": settings.socket_timeout_ms,
+        "retryReads": True,
+        "retryWrites": True,
+    }
+    return {name: value for name, value in ours.items() if name.lower() not in said}
 
 
 def redacted(uri: str) -> str:
     """A URI fit for people's eyes: no credentials, no options."""
-    return re.sub(r"//[^/@]*@", "//", uri).split("?", 1)[0]
+    return re.sub(r"//.*@", "//", uri, flags=re.DOTALL).split("?", 1)[0]
 
 
 def _reason(error: Exception) -> str:

@@ -30,6 +30,7 @@ _TOO_LARGE = frozenset({10334, 17419, 17420})
 _TOO_DEEP = 15
 _TIMED_OUT = frozenset({50, 89, 262})
 _WRITE_CONFLICT = 112
+_BAD_VALUE, _TYPE_MISMATCH, _PATH_NOT_VIABLE, _CANNOT_BACKFILL, _CONFLICTING_PATHS = 2, 14, 28, 34, 40
 _AWAY = frozenset({6, 7, 91, 189, 9001, 10107, 11600, 11602, 13435, 13436})
 
 
@@ -64,7 +65,8 @@ def translated(error: BaseException, collection: str) -> BaseException:
     if isinstance(error, OverflowError):
         return Invalid("A number does not fit in 64 bits: send it as a string")
     if isinstance(error, InvalidDocument):
-        return Invalid(f"This cannot be stored in {collection}: {error}")
+        # The driver's message quotes the document, and with it whatever is secret in it.
+        return Invalid(f"This cannot be stored in {collection}, or compared with what is: BSON has no such type")
     return error
 
 
@@ -73,7 +75,7 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
     if code == 11000:
         taken = list(details.get("keyPattern") or {})
         if not taken:
-            found = re.search(r"index: (\S+?)_-?1", str(details.get("errmsg", "")))
+            found = re.search(r"index: (\S+?)_-?1", _message(details))
             taken = [found[1]] if found else ["_id"]
         return DocumentExists(
             f"{collection}: {' and '.join(taken)} already taken", fields=dict.fromkeys(taken, "is already taken")
@@ -88,9 +90,20 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
         return Invalid(f"This document of {collection} is nested deeper than MongoDB's 100 levels")
     if code in _AWAY or code in _TIMED_OUT:
         return DatabaseUnavailable("The database did not answer in time: try again in a moment")
+    if code in (_TYPE_MISMATCH, _PATH_NOT_VIABLE) or (code == _BAD_VALUE and "must be an array" in _message(details)):
+        # A path into a Mixed value that leads through, or to, something of another kind. Not quoted: it is somebody's data.
+        return Conflict(f"{collection}: what is stored on the path of this change is of another kind: read it again")
+    if code == _CANNOT_BACKFILL:
+        return Invalid(f"{collection}: a list position lies too far past the list's end")
+    if code == _CONFLICTING_PATHS:
+        return Invalid(f"{collection}: two parts of this change touch the same path")
     if code == _WRITE_CONFLICT:
         return Conflict(f"{collection}: changed by somebody else at the same moment: try again")
     return None
+
+
+def _message(details: dict[str, Any]) -> str:
+    return str(details.get("errmsg", ""))
 
 
 def _failed_rules(details: dict[str, Any], prefix: str = "") -> dict[str, str]:

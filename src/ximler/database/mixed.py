@@ -14,7 +14,7 @@ from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, O
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 
-__all__ = ["MAX_DEPTH", "aware", "check", "time_problem"]
+__all__ = ["MAX_DEPTH", "aware", "check", "shown", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
@@ -40,7 +40,7 @@ def check(value: Any, path: str, *, depth: int = 1) -> None:
     while pending:
         current, place, level = pending.pop()
         if level > MAX_DEPTH:
-            raise Invalid.field(_shown(path), f"is nested deeper than {MAX_DEPTH} levels")
+            raise Invalid.field(shown(path), f"is nested deeper than {MAX_DEPTH} levels")
         items: Iterable[tuple[Any, Any]]
         if isinstance(current, dict):
             for key in current:
@@ -87,13 +87,13 @@ def time_problem(moment: datetime) -> str | None:
 
 def _check_key(key: Any, place: _Place) -> None:
     if not isinstance(key, str):
-        raise Invalid.field(_path(place), f"the key {_shown(repr(key))} must be text")
+        raise Invalid.field(_path(place), f"the key {shown(repr(key))} must be text")
     if key.startswith("$"):
-        raise Invalid.field(_path(place), f"the key {_shown(key)!r} must not start with '$'")
+        raise Invalid.field(_path(place), f"the key {shown(key)!r} must not start with '$'")
     if "." in key:
-        raise Invalid.field(_path(place), f"the key {_shown(key)!r} must not contain '.'")
+        raise Invalid.field(_path(place), f"the key {shown(key)!r} must not contain '.'")
     if "\0" in key:
-        raise Invalid.field(_path(place), f"the key {_shown(key)!r} must not contain a NUL byte")
+        raise Invalid.field(_path(place), f"the key {shown(key)!r} must not contain a NUL byte")
     if not key.isascii():
         _check_text(key, place)
 
@@ -126,10 +126,11 @@ def _path(place: _Place | None) -> str:
     while place is not None:
         place, key = place
         keys.append(str(key))
-    return _shown(".".join(reversed(keys)))
+    return shown(".".join(reversed(keys)))
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
+    """Fit for a message: short, and valid Unicode."""
     if len(path) > 120:
         path = f"{path[:100]}…{path[-16:]}"
     return path.encode("utf-8", "backslashreplace").decode()

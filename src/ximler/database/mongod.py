@@ -132,8 +132,11 @@ trap 'kill -TERM "$mongod"' TERM INT HUP
 (
   read -r _ <&3
   kill -TERM "$mongod"
-  while [ "$grace" -gt 0 ]; do sleep 1; grace=$((grace - 1)); done
-  kill -KILL "$mongod"
+  while kill -0 "$mongod"; do
+    [ "$grace" -gt 0 ] || kill -KILL "$mongod"
+    grace=$((grace - 1))
+    sleep 1
+  done
 ) >/dev/null 2>&1 &
 echo "$mongod"
 while :; do

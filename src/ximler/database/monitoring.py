@@ -61,7 +61,7 @@ class ConnectionState:
         self.closing = False
         self._was_connected = False
 
-    def changed(self, connected: bool) -> None:
+    def changed(self, *, connected: bool) -> None:
         if connected == self.connected or self.closing:
             return
         self.connected = connected
@@ -150,7 +150,9 @@ class _Topology(monitoring.TopologyListener):
         self._types |= counts.keys()
         for kind, count in counts.items():
             SERVERS.labels(kind).set(count)
-        self._state.changed(event.new_description.has_writable_server())
+        was, now = event.previous_description.has_writable_server(), event.new_description.has_writable_server()
+        if now or was:  # the first events, before any server has answered, say nothing new
+            self._state.changed(connected=now)
 
     def opened(self, event: monitoring.TopologyOpenedEvent) -> None: ...
 

@@ -106,7 +106,9 @@ async def find(data_dir: Path) -> Endpoint | None:
     holder = directory.holder()
     if not (holder and holder.ready):
         return None
-    with contextlib.suppress(PyMongoError):
+    with contextlib.suppress(PyMongoError, OSError):
+        _, writer = await asyncio.open_connection("127.0.0.1", holder.ports[0])  # the driver would try for 5 s
+        writer.close()
         async with _client(holder.ports[0]) as client:
             if (await client.admin.command("hello")).get("setName") == SET:
                 return directory.load().endpoint(holder, directory.path)
@@ -495,9 +497,10 @@ async def _initiate(client: Client, members: list[dict[str, Any]], settings: Map
 
 
 async def _primary(client: Client, hello: Mapping[str, Any]) -> int:
-    """The primary's port, once there is one. The server answers on the change: nothing is polled."""
+    """The primary's port, once there is one. The server answers on a change of its own state, at once."""
     while not (hello.get("isWritablePrimary") or hello.get("primary", hello.get("me")) != hello.get("me")):
-        hello = await client.admin.command("hello", topologyVersion=hello["topologyVersion"], maxAwaitTimeMS=5000)
+        # That a secondary hears of another primary is no such change: hence not longer than 100 ms.
+        hello = await client.admin.command("hello", topologyVersion=hello["topologyVersion"], maxAwaitTimeMS=100)
     if hello.get("isWritablePrimary"):
         return int(hello["me"].rpartition(":")[2])
     port = int(hello["primary"].rpartition(":")[2])

@@ -6,40 +6,47 @@ A whole document is never replaced, so fields that other applications keep in it
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import lru_cache
-from typing import Any, get_type_hints
+from functools import cache, lru_cache
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import inspect
 
-from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 from ximler.database import mixed
-from ximler.database.codec import bare, codec_of, invalid_type
+from ximler.database.codec import bare, invalid_type
 from ximler.schema.document import Collection, Document, extras
 
-__all__ = ["Update", "build"]
+__all__ = ["Update", "build", "nullable"]
 
 Update = Mapping[str, Mapping[str, Any]]
 _VALUES = frozenset({"$set", "$setOnInsert", "$min", "$max"})
 _ELEMENTS = frozenset({"$push", "$addToSet", "$pull", "$pullAll", "$pop"})
 _NUMBERS = frozenset({"$inc", "$mul"})
 _OPERATORS = _VALUES | _ELEMENTS | _NUMBERS | {"$unset"}
+_ON_FROM = _ELEMENTS | _NUMBERS  # these take the present value, and do not take null
 _DECIDED_BY_US = frozenset({"_id", "createdAt", "updatedAt"})
+_MODIFIERS = {"$push": {"$each", "$position", "$slice", "$sort"}, "$addToSet": {"$each"}}
 _ANYTHING = inspect.AnyType()
-_EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
+_NUMERIC = (inspect.IntType, inspect.FloatType, inspect.UnionType)
 
 
 class _Place:
     """What the schema says of one path."""
 
-    __slots__ = ("hint", "kind", "removable", "setter")
+    __slots__ = ("hint", "kind", "removable", "required", "setter")
 
-    def __init__(self, hint: Any, kind: inspect.Type, *, removable: bool, setter: str | None = None) -> None:
+    def __init__(
+        self, hint: Any, kind: inspect.Type, *, required: bool = False, removable: bool, setter: str | None = None
+    ) -> None:
         self.hint = hint
         self.kind = kind
+        self.required = required
         self.removable = removable
         self.setter = setter
+
+
+_IN_MIXED = _Place(Any, _ANYTHING, removable=True)
 
 
 def build(collection: Collection[Any], update: Update, now: datetime) -> dict[str, dict[str, Any]]:
@@ -56,73 +63,209 @@ def build(collection: Collection[Any], update: Update, now: datetime) -> dict[st
             if path in _DECIDED_BY_US and operator != "$setOnInsert":
                 raise Invalid.field(path, "is decided by the database and cannot be changed")
             place = _place(document, path)
-            if operator == "$unset" or (operator == "$set" and value is None and not _is_mixed(place)):
+            absent = value is None and operator in ("$set", "$setOnInsert") and not _is_mixed(place)
+            if operator == "$unset" or absent:
                 if not place.removable:
                     raise Invalid.field(path, "is required and cannot be removed")
-                built.setdefault("$unset", {})[path] = ""
+                if operator != "$setOnInsert":
+                    built.setdefault("$unset", {})[path] = ""
             else:
-                built.setdefault(operator, {})[path] = _value(operator, path, value, place)
+                checked = _value(operator, path, value, place)
+                if operator == "$set" and isinstance(place.kind, inspect.StructType):
+                    _spread(built, document, path, checked)
+                else:
+                    built.setdefault(operator, {})[path] = checked
     if "updatedAt" in collection.timestamps:
         built.setdefault("$set", {})["updatedAt"] = now
     return {operator: changes for operator, changes in built.items() if changes}
 
 
+def nullable(document: type[Document], built: Update) -> list[str]:
+    """The places where a null would be in this update's way, outermost first: there it stands for the default, and can go.
+
+    Inside a Mixed field it is a value like any other, and stays.
+    """
+    found: dict[str, None] = {}
+    for operator, changes in built.items():
+        if operator == "$setOnInsert":
+            continue
+        for path in changes:
+            parts = path.split(".")
+            for end in range(1, len(parts) + (operator in _ON_FROM)):
+                place = _place(document, through := ".".join(parts[:end]))
+                if place.removable:
+                    found[through] = None
+                if _is_mixed(place):
+                    break
+    return list(found)
+
+
+def _spread(built: dict[str, dict[str, Any]], document: type[Document], path: str, values: Mapping[str, Any]) -> None:
+    """`$set` of a sub-document, field by field: those inside it that only other applications know are not ours to drop."""
+    kind = _place(document, path).kind
+    for name in kind.cls.__struct_encode_fields__:  # type: ignore[attr-defined]  # a sub-document's is a StructType
+        inner = f"{path}.{name}"
+        if name not in values:
+            built.setdefault("$unset", {})[inner] = ""
+        elif isinstance(_place(document, inner).kind, inspect.StructType):
+            _spread(built, document, inner, values[name])
+        else:
+            built.setdefault("$set", {})[inner] = values[name]
+
+
 def _value(operator: str, path: str, value: Any, place: _Place) -> Any:
     if operator in _ELEMENTS:
-        mixed.check(value, path, depth=3)
-        return value
+        return _elements(operator, path, value, place)
     if operator in _NUMBERS:
+        if not (_is_mixed(place) or isinstance(place.kind, _NUMERIC)):
+            raise Invalid.field(path, f"{operator} needs a number, and this is none")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Invalid.field(path, f"cannot be changed by {value!r}: a number is needed")
-        if isinstance(bare(place.kind), inspect.IntType) and not isinstance(value, int):
+            raise Invalid.field(path, f"cannot be changed by {mixed.shown(repr(value))}: a number is needed")
+        if isinstance(place.kind, inspect.IntType) and not isinstance(value, int):
             raise Invalid.field(path, f"cannot be changed by {value!r}: a whole number is needed")
+        _check_number(value, path)
         return value
-    if _is_mixed(place):
-        value = {} if value is None else value
-        mixed.check(value, path, depth=path.count(".") + 2)
+    if value is None and not _is_mixed(place):
+        raise Invalid.field(path, f"{operator} needs a value to compare with")
+    return _checked(path, value, place, depth=path.count(".") + 2)
+
+
+def _elements(operator: str, path: str, value: Any, place: _Place) -> Any:
+    """The operand of an operator on a list. Conditions (`$pull` with `$in`, …) are not among them."""
+    if isinstance(place.kind, inspect.ListType):
+        item = _item(place)
+    elif _is_mixed(place):
+        item = _IN_MIXED
+    else:
+        raise Invalid.field(path, f"{operator} needs a list, and this is none")
+    depth = path.count(".") + 3
+    if operator == "$pop":
+        if type(value) is not int or value not in (1, -1):
+            raise Invalid.field(path, "$pop takes 1 for the last element, -1 for the first")
+        return value
+    if operator == "$pullAll":
+        return [_checked(path, each, item, depth=depth) for each in _listed(path, value)]
+    if operator in _MODIFIERS and isinstance(value, Mapping) and "$each" in value:
+        if unknown := value.keys() - _MODIFIERS[operator]:
+            raise Invalid.field(path, f"{operator} knows no {mixed.shown(str(min(unknown)))}")
+        return {**value, "$each": [_checked(path, each, item, depth=depth) for each in _listed(path, value["$each"])]}
+    return _checked(path, value, item, depth=depth)
+
+
+def _listed(path: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise Invalid.field(path, f"Expected array, got {type(value).__name__}")
+    return list(value)
+
+
+def _checked(path: str, value: Any, place: _Place, *, depth: int) -> Any:
+    """The value as it is to be stored at `path`, `depth` levels down. Raises Invalid."""
+    kind = place.kind
+    if kind is _ANYTHING:
+        value = {} if value is None and "." not in path else value  # deeper down, null is a value like any other
+        mixed.check(value, path, depth=depth)
         return value
     if place.setter and isinstance(value, str):
         value = getattr(value, place.setter)()
-    kind = bare(place.kind)
-    if isinstance(value, Document) and isinstance(kind, inspect.StructType) and isinstance(value, kind.cls):
-        return codec_of(type(value)).encode(value, _EPOCH_NAIVE)
+    if isinstance(kind, inspect.StructType):
+        value = _sub_document(path, value, kind, depth=depth)
     try:
         msgspec.convert(value, place.hint, builtin_types=(datetime, bytes))
     except msgspec.ValidationError as problem:
         raise invalid_type(problem, path) from None
     if isinstance(kind, inspect.StrType):
-        if not place.removable and value == "":
+        if place.required and value == "":
             raise Invalid.field(path, "is required and must not be empty")
         mixed.check(value, path)
     elif isinstance(kind, inspect.DateTimeType):
-        if value.tzinfo is None:
-            raise Invalid.field(path, "is a time without a time zone: make it aware, for instance datetime.now(UTC)")
+        if trouble := mixed.time_problem(value):
+            raise Invalid.field(path, trouble)
     elif isinstance(kind, inspect.ListType):
-        mixed.check(value, path, depth=2)
+        mixed.check(value, path, depth=depth)
+    elif isinstance(kind, _NUMERIC):
+        _check_number(value, path)
     return value
 
 
-@lru_cache(maxsize=2048)
+def _sub_document(path: str, value: Any, kind: inspect.StructType, *, depth: int) -> Any:
+    """A Struct or a mapping as a dict of checked fields; anything else as it is, to be refused."""
+    if isinstance(value, kind.cls):
+        names = zip(kind.cls.__struct_fields__, kind.cls.__struct_encode_fields__, strict=True)
+        value = {name: getattr(value, attribute) for attribute, name in names}
+    if not isinstance(value, Mapping):
+        return value
+    checked = {}
+    for name, item in value.items():
+        here = f"{path}.{name}"
+        if name not in kind.cls.__struct_encode_fields__:
+            raise Invalid.field(mixed.shown(here), f"is not a field of {kind.cls.__name__}")
+        if item is not None:
+            checked[name] = _checked(here, item, _known(kind.cls, name), depth=depth + 1)
+    return checked
+
+
+def _check_number(value: float, path: str) -> None:
+    if value - value:  # infinite, or not a number
+        raise Invalid.field(path, "must be a finite number")
+    mixed.check(value, path)
+
+
 def _place(document: type[Document], path: str) -> _Place:
+    """Raises Invalid for a path that the schema does not know."""
+    head, dot, rest = path.partition(".")
+    if dot and head in _mixed_fields(document):
+        parts = rest.split(".")
+        if "" in parts:
+            raise Invalid.field(mixed.shown(path), "has an empty part")
+        mixed.check(dict.fromkeys(parts), head)
+        if len(parts) >= mixed.MAX_DEPTH:
+            raise Invalid.field(head, f"is nested deeper than {mixed.MAX_DEPTH} levels")
+        return _IN_MIXED
+    return _known(document, path)
+
+
+@lru_cache(maxsize=2048)  # whose paths are our own: those into Mixed values may be anybody's, of any length
+def _known(document: type[Document], path: str) -> _Place:
     head, _, rest = path.partition(".")
     for field in inspect.type_info(document).fields:  # type: ignore[attr-defined]  # a Struct's info has fields
         if field.encode_name != head:
             continue
         marks = extras(document)[field.name]
-        kind = bare(field.type)
         if marks.get("mixed"):
-            for part in rest.split(".") if rest else ():
-                mixed.check({part: None}, head)
-            return _Place(Any, _ANYTHING, removable=True)
-        if not rest:
-            hint = get_type_hints(document, include_extras=True)[field.name]
-            return _Place(hint, kind, removable=not field.required, setter=marks.get("setter"))
-        if isinstance(kind, inspect.StructType):
-            return _place(kind.cls, rest)
-        if isinstance(kind, inspect.ListType) and (rest.isdigit() or rest in ("$", "$[]")):
-            return _Place(Any, bare(kind.item_type), removable=False)
+            return _IN_MIXED
+        place = _Place(
+            get_type_hints(document, include_extras=True)[field.name],
+            bare(field.type),
+            required=field.required,
+            removable=not field.required,
+            setter=marks.get("setter"),
+        )
+        if path == head:
+            return place
+        if isinstance(place.kind, inspect.StructType):
+            return _place(place.kind.cls, rest)  # type: ignore[arg-type]  # sub-documents are Documents
+        if isinstance(place.kind, inspect.ListType) and (rest in ("$", "$[]") or (rest.isascii() and rest.isdecimal())):
+            return _item(place)
         break
-    raise Invalid.field(path, f"is not a field of {document.__name__}")
+    raise Invalid.field(mixed.shown(path), f"is not a field of {document.__name__}")
+
+
+@cache
+def _mixed_fields(document: type[Document]) -> frozenset[str]:
+    names = dict(zip(document.__struct_fields__, document.__struct_encode_fields__, strict=True))
+    return frozenset(names[attribute] for attribute, marks in extras(document).items() if marks.get("mixed"))
+
+
+def _item(place: _Place) -> _Place:
+    """An element of a list."""
+    assert isinstance(place.kind, inspect.ListType)  # noqa: S101 (for the type checker; the callers have looked)
+    return _Place(_item_hint(place.hint), bare(place.kind.item_type), removable=False)
+
+
+def _item_hint(hint: Any) -> Any:
+    if get_origin(hint) is list:
+        return get_args(hint)[0]
+    return next((found for part in get_args(hint) if (found := _item_hint(part)) is not None), None)
 
 
 def _is_mixed(place: _Place) -> bool:

@@ -4,18 +4,42 @@ Invariant: a gauge never passes the limit it was reserved against. The limit is 
 number of racing reservations exactly as many succeed as fit.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from bson import ObjectId
 
 from ximler.core.errors import LimitExceeded
 from ximler.database import Database
+from ximler.database.codec import codec_of
 from ximler.database.failures import DocumentExists
 from ximler.metering.limits import Limits
 from ximler.schema.gauge import GAUGES, Gauge
 
-__all__ = ["QuotaExceeded", "count", "release", "reserve"]
+__all__ = ["GAUGE_STAGES", "STORAGE_SIZE", "QuotaExceeded", "gauge_from", "release", "reserve"]
+
+# A project's `storageSize` as whole bytes, whatever kind of number another application wrote.
+STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
+
+_COUNT: list[dict[str, Any]] = [
+    {"$match": {"deletedAt": None}},
+    {"$group": {"_id": "$userId", "projects": {"$sum": 1}, "storageBytes": {"$sum": STORAGE_SIZE}}},
+]
+
+# After these, a user's document has `gauge` and `counted`: what `gauge_from` reads. Projects are counted only for users
+# without a gauge: for the others `uncounted` is what no project's userId can be, and an index says so at once.
+GAUGE_STAGES: list[dict[str, Any]] = [
+    {"$lookup": {"from": "gauges", "localField": "_id", "foreignField": "_id", "as": "gauge"}},
+    {"$set": {"uncounted": {"$cond": [{"$eq": ["$gauge", []]}, "$_id", "nobody"]}}},
+    {
+        "$lookup": {
+            "from": "projects",
+            "localField": "uncounted",
+            "foreignField": "userId",
+            "pipeline": _COUNT,
+            "as": "counted",
+        }
+    },
+]
 
 
 class QuotaExceeded(LimitExceeded):
@@ -27,58 +51,69 @@ class QuotaExceeded(LimitExceeded):
 async def reserve(
     transaction: Database, user_id: ObjectId, limits: Limits, *, projects: int = 0, storage_bytes: int = 0
 ) -> None:
-    """Take that many, or raise QuotaExceeded, which must abort the transaction.
+    """Take that many, before they are written, or raise QuotaExceeded, which must abort the transaction.
 
-    One round trip; a second the first time a user is seen, to count what exists already. Negative amounts give back, and
-    always succeed, even above a limit that was lowered.
+    One round trip; a second the first time a user is seen, to count what exists already, and a third when there is some.
+    Negative amounts give back, and always succeed, even above a limit that was lowered.
     """
-    if transaction.session is None:
-        raise RuntimeError("reserve belongs into the transaction of the write it is for")
     guards: dict[str, Any] = {}
     if projects > 0 and limits.projects >= 0:
         guards["projects"] = {"$lte": limits.projects - projects}
     if storage_bytes > 0 and limits.storage_bytes >= 0:
         guards["storageBytes"] = {"$lte": limits.storage_bytes - storage_bytes}
-    change = {"$inc": {"projects": projects, "storageBytes": storage_bytes}}
     try:
         # A full gauge does not match, so the upsert tries to insert its `_id` again: that is how "full" is told from "new".
-        is_new = await transaction[GAUGES].upsert({"_id": user_id, **guards}, change, fresh=Gauge(id=user_id))
+        is_new = await _change(transaction, user_id, guards, projects, storage_bytes)
     except DocumentExists:
-        # The transaction is lost by now; what the gauge says is read beside it.
-        gauge = await transaction.outside[GAUGES].get(user_id)
-        raise _exceeded(
-            limits, over_projects="projects" in guards and gauge.projects + projects > limits.projects
-        ) from None
+        # The transaction is lost by now; what the gauge says is read beside it, and may have changed since.
+        gauge = await transaction.outside[GAUGES].find_one({"_id": user_id}) or Gauge(id=user_id)
+        over_projects = "storageBytes" not in guards or gauge.projects + projects > limits.projects
+        raise _exceeded(limits, over_projects="projects" in guards and over_projects) from None
     if is_new:
-        existing = (await count(transaction, [user_id]))[user_id]
+        existing = await _count(transaction, user_id)
         total_projects, total_bytes = existing.projects + projects, existing.storage_bytes + storage_bytes
         over_projects = "projects" in guards and total_projects > limits.projects
         if over_projects or ("storageBytes" in guards and total_bytes > limits.storage_bytes):
             raise _exceeded(limits, over_projects=over_projects)
         if existing.projects:
-            await transaction[GAUGES].patch(
-                {"_id": user_id}, {"$set": {"projects": total_projects, "storageBytes": total_bytes}}
-            )
+            await _set(transaction, user_id, total_projects, total_bytes)
 
 
 async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0, storage_bytes: int = 0) -> None:
-    """Give back. A user without a gauge has nothing to give back: it is counted when it is made."""
-    await transaction[GAUGES].patch({"_id": user_id}, {"$inc": {"projects": -projects, "storageBytes": -storage_bytes}})
+    """Give back, after it was removed. One round trip; two more the first time a user is seen.
+
+    A user without a gauge is given one: it is where this transaction and one that counts the user's projects meet. Passing
+    each other by, the other would count what this one removes.
+    """
+    if await _change(transaction, user_id, {}, -projects, -storage_bytes):
+        left = await _count(transaction, user_id)
+        await _set(transaction, user_id, left.projects, left.storage_bytes)
 
 
-async def count(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, Gauge]:
-    """What exists, counted document by document: other applications make projects without telling the gauge."""
-    ids = list(user_ids)
-    found = await database.projects.aggregate(
-        [
-            {"$match": {"userId": {"$in": ids}, "deletedAt": None}},
-            {"$group": {"_id": "$userId", "projects": {"$sum": 1}, "bytes": {"$sum": "$storageSize"}}},
-        ]
-    )
-    counted = {user_id: Gauge(id=user_id) for user_id in ids}
-    for row in found:
-        counted[row["_id"]] = Gauge(id=row["_id"], projects=int(row["projects"]), storage_bytes=int(row["bytes"]))
-    return counted
+def gauge_from(row: dict[str, Any]) -> Gauge:
+    """From a user's document that went through `GAUGE_STAGES`: what they have now."""
+    found = row["gauge"] or row["counted"]
+    return codec_of(Gauge).decode(found[0] | {"_id": row["_id"]}) if found else Gauge(id=row["_id"])
+
+
+async def _change(
+    transaction: Database, user_id: ObjectId, guards: dict[str, Any], projects: int, storage_bytes: int
+) -> bool:
+    """True when the gauge is new: it holds the change alone, and what exists must be counted."""
+    if transaction.session is None:
+        raise RuntimeError("a gauge changes in the transaction of the write that it is for")
+    change = {"$inc": {"projects": projects, "storageBytes": storage_bytes}}
+    return await transaction[GAUGES].upsert({"_id": user_id, **guards}, change, fresh=Gauge(id=user_id))
+
+
+async def _set(transaction: Database, user_id: ObjectId, projects: int, storage_bytes: int) -> None:
+    await transaction[GAUGES].patch({"_id": user_id}, {"$set": {"projects": projects, "storageBytes": storage_bytes}})
+
+
+async def _count(database: Database, user_id: ObjectId) -> Gauge:
+    """What exists, project by project: other applications make some without telling the gauge."""
+    found = await database.projects.aggregate([{"$match": {"userId": user_id}}, *_COUNT])
+    return codec_of(Gauge).decode(found[0]) if found else Gauge(id=user_id)
 
 
 def _exceeded(limits: Limits, *, over_projects: bool) -> QuotaExceeded:

@@ -10,10 +10,8 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database
-from ximler.database.codec import codec_of
-from ximler.metering import gauges
+from ximler.metering.gauges import GAUGE_STAGES, gauge_from
 from ximler.metering.limits import PLAN_STAGES, limits_from
-from ximler.schema.gauge import Gauge
 from ximler.schema.plan import UNLIMITED
 from ximler.schema.usage import ResourceType
 
@@ -43,7 +41,7 @@ async def overview(
 ) -> dict[ObjectId, list[ResourceUsage]]:
     """The three resources of each user that the actor may see: themselves; an operator sees all. Others are NotFound.
 
-    One round trip for all of them; a second while some have never written a project through Ximler, to count theirs.
+    One round trip for all of them.
     """
     ids = list(dict.fromkeys(user_ids))
     if actor.kind not in ("operator", "system") and ids != [actor.require_user()]:
@@ -54,19 +52,16 @@ async def overview(
             {"$match": {"_id": {"$in": ids}}},
             {"$project": {"_id": 1}},
             *PLAN_STAGES,
-            {"$lookup": {"from": "gauges", "localField": "_id", "foreignField": "_id", "as": "gauge"}},
+            *GAUGE_STAGES,
             _calls_between(start, end),
         ]
     )
     if len(rows) < len(ids):
         raise NotFound("No such user")
-    measured = {row["_id"]: codec_of(Gauge).decode(row["gauge"][0]) for row in rows if row["gauge"]}
-    if missing := [user_id for user_id in ids if user_id not in measured]:
-        measured |= await gauges.count(database, missing)
     found = {}
     for row in rows:
-        limits, gauge = limits_from(row), measured[row["_id"]]
-        calls = int(row["calls"][0]["amount"]) if row["calls"] else 0
+        limits, gauge = limits_from(row), gauge_from(row)
+        calls = row["calls"][0]["amount"] if row["calls"] else 0
         found[row["_id"]] = [
             _resource("projects", gauge.projects, limits.projects),
             _resource("storage", gauge.storage_bytes, limits.storage_bytes),
@@ -89,6 +84,10 @@ def _resource(
     )
 
 
+# Whatever kind of number another application wrote.
+_WHOLE_AMOUNT = {"$convert": {"input": "$amount", "to": "long", "onError": 0, "onNull": 0}}
+
+
 def _calls_between(start: datetime, end: datetime) -> dict[str, Any]:
     return {
         "$lookup": {
@@ -97,7 +96,7 @@ def _calls_between(start: datetime, end: datetime) -> dict[str, Any]:
             "foreignField": "userId",
             "pipeline": [
                 {"$match": {"resourceType": "apiCalls", "periodStart": {"$gte": start, "$lt": end}}},
-                {"$group": {"_id": None, "amount": {"$sum": "$amount"}}},
+                {"$group": {"_id": None, "amount": {"$sum": _WHOLE_AMOUNT}}},
             ],
             "as": "calls",
         }

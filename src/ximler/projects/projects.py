@@ -209,7 +209,7 @@ async def _measured(transaction: Database, mine: dict[str, Any]) -> dict[str, An
     found = await transaction.projects.aggregate(
         [
             {"$match": {**mine, "deletedAt": None}},
-            {"$project": {"name": 1, "description": 1, "storageSize": {"$ifNull": ["$storageSize", 0]}, **sizes}},
+            {"$project": {"name": 1, "description": 1, "storageSize": gauges.STORAGE_SIZE, **sizes}},
         ]
     )
     if not found:

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 
 from ximler.core.errors import (
     Conflict,
@@ -163,6 +164,13 @@ def make_resolvers() -> Resolvers:
 
 def make_engine(*, introspection: bool = True, **limits: int) -> Engine:
     return Engine(build([SDL], [make_resolvers()]), limits=Limits(**limits), introspection=introspection)
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[Any]]:
+    """What is logged. Printing the tracebacks of the bugs provoked here would take longer than the tests."""
+    with capture_logs() as entries:
+        yield entries
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def typed() -> Engine:
     resolvers = Resolvers()
 
     @resolvers.query("one")
-    async def one(ctx: Any, input: Project | None = None) -> None:  # noqa: A002
+    async def one(ctx: Any, input: Project | None = None) -> None:  # noqa: A002  # the argument's own name
         SEEN.append(input)
 
     @resolvers.query("many")
@@ -69,7 +69,7 @@ def typed() -> Engine:
         SEEN.append(inputs)
 
     @resolvers.query("plain")
-    async def plain(ctx: Any, input: Any = "absent", from_: int = -1, sort_by: str = "never") -> None:  # noqa: A002
+    async def plain(ctx: Any, input: Any = "absent", from_: int = -1, sort_by: str = "never") -> None:  # noqa: A002  # the argument's own name
         SEEN.append((input, from_, sort_by))
 
     @resolvers.query("batch")
@@ -77,7 +77,7 @@ def typed() -> Engine:
         return {}
 
     @resolvers.field("Thing", "size")
-    async def size(ctx: Any, parents: list[Any], input: Project | None = None) -> list[Any]:  # noqa: A002
+    async def size(ctx: Any, parents: list[Any], input: Project | None = None) -> list[Any]:  # noqa: A002  # the argument's own name
         SEEN.append(input)
         return [1 for _ in parents]
 
@@ -164,7 +164,7 @@ def test_a_struct_must_have_the_inputs_fields() -> None:
     resolvers = Resolvers()
 
     @resolvers.query("one")
-    async def one(ctx: Any, input: Any = None) -> None: ...  # noqa: A002
+    async def one(ctx: Any, input: Any = None) -> None: ...  # noqa: A002  # the argument's own name
 
     one.__annotations__["input"] = Small
     with pytest.raises(SchemaError, match=r"Small has no field `note` for ProjectInput\.note"):

@@ -100,6 +100,11 @@ async def test_root_fields_of_a_query_run_side_by_side_and_of_a_mutation_in_turn
     assert await asyncio.wait_for(concurrent.execute("{ a b }", None), 5) == {"data": {"a": 1, "b": 1}}
 
 
+def make_part(number: int, depth: int) -> Any:
+    kids = [make_part(number, depth - 1) for _ in range(2)] if depth else []
+    return SimpleNamespace(number=number, kids=kids)
+
+
 def parts(answer: Any) -> tuple[Engine, Counter[str]]:
     """An engine over five parts whose `size` is what `answer(parents)` says."""
     calls: Counter[str] = Counter()
@@ -107,7 +112,7 @@ def parts(answer: Any) -> tuple[Engine, Counter[str]]:
 
     @resolvers.query("parts")
     async def parts_(ctx: Any) -> list[Any]:
-        return [SimpleNamespace(number=n) for n in range(5)]
+        return [make_part(n, depth=4) for n in range(5)]
 
     @resolvers.field("Part", "size")
     async def size(ctx: Any, parents: list[Any]) -> Any:
@@ -117,10 +122,9 @@ def parts(answer: Any) -> tuple[Engine, Counter[str]]:
     @resolvers.field("Part", "inner")
     async def inner(ctx: Any, parents: list[Any]) -> Any:
         calls["inner"] += 1
-        await asyncio.sleep(0)
         return parents
 
-    sdl = "extend type Query { parts: [Part] } type Part { number: Int size: Int inner: Part need: Int! }"
+    sdl = "extend type Query { parts: [Part] } type Part { number: Int size: Int inner: Part kids: [Part] need: Int! }"
     return Engine(build([sdl], [resolvers]), limits=Limits(cost=10**9)), calls
 
 
@@ -166,6 +170,16 @@ async def test_parents_at_different_depths_of_waiting_still_share_a_call() -> No
     assert calls == {"size": 6, "inner": 5}
 
 
+async def test_a_fragment_at_many_depths_shares_its_calls_too() -> None:
+    """Tasks deep inside lists begin to wait some turns later than those above; the answers wait for them."""
+    engine, calls = parts(lambda parents: [p.number for p in parents])
+    query = "{ parts { ...F kids { ...F kids { ...F kids { ...F kids { ...F } } } } } }"
+    fragment = "fragment F on Part { number size inner { size inner { number size } } }"
+    response = await engine.execute(f"{query} {fragment}", None)
+    assert "errors" not in response
+    assert calls == {"size": 3, "inner": 2}
+
+
 async def test_a_cancelled_request_cancels_its_batches() -> None:
     started, ended = asyncio.Event(), asyncio.Event()
     resolvers = Resolvers()
@@ -192,7 +206,7 @@ async def test_a_cancelled_request_cancels_its_batches() -> None:
     assert ended.is_set()
 
 
-TREES = st.recursive(
+TREES: st.SearchStrategy[Any] = st.recursive(
     st.just([]), lambda inner: st.lists(st.tuples(st.sampled_from(["one", "many"]), inner), max_size=3), max_leaves=12
 )
 
@@ -238,6 +252,31 @@ async def test_every_field_of_any_query_is_asked_once(tree: Any, waits: list[flo
     assert len(response["data"]["roots"]) == (5 if many else 1)
     assert set(calls.values()) <= {1}
     assert bool(calls) is bool(tree)
+
+
+async def test_a_request_that_is_cancelled_before_its_batch_began_asks_for_nothing(lab: Any) -> None:
+    resolvers = Resolvers()
+    asked: list[str] = []
+
+    @resolvers.query("box")
+    async def box(ctx: Any) -> Any:
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return {}
+
+    @resolvers.field("Box", "size")
+    async def size(ctx: Any, parents: list[Any]) -> list[int]:
+        asked.append("size")
+        await asyncio.sleep(0)
+        asked.append("size again")
+        return [1]
+
+    engine = Engine(build(["extend type Query { box: Box } type Box { size: Int }"], [resolvers]))
+    task = asyncio.create_task(engine.execute("{ box { size } }", None))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert "size again" not in asked
 
 
 async def test_a_root_field_that_fails_does_not_cancel_its_siblings() -> None:

@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from ximler.core import errors
 from ximler.core.errors import Invalid, LimitExceeded, XimlerError
 from ximler.graphql.engine import Engine
-from ximler.graphql.engine.errors import describe, http_status
+from ximler.graphql.engine.errors import STATUS, describe, http_status
 
 QUERY = "query Q($kind: String!) { fail(kind: $kind) }"
 
@@ -57,9 +58,6 @@ def test_a_domains_error_keeps_its_own_code_and_names_its_kind() -> None:
 
 
 def test_every_kind_has_a_status() -> None:
-    from ximler.core import errors
-    from ximler.graphql.engine.errors import STATUS
-
     kinds = {getattr(errors, name) for name in errors.__all__} - {XimlerError}
     assert kinds == set(STATUS)
     assert LimitExceeded in kinds
@@ -87,7 +85,7 @@ async def test_a_context_without_a_request_id_is_fine(lab: Any, engine: Engine) 
 
 
 async def test_a_bug_that_strikes_fifty_parents_is_logged_once(lab: Any) -> None:
-    class Broken(lab.Context):  # type: ignore[misc,name-defined]
+    class Broken(lab.Context):  # type: ignore[misc]  # a fixture's class
         async def called(self, name: str, parents: int) -> None:
             raise RuntimeError("broken")
 

@@ -3,10 +3,11 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from ximler.core.errors import Forbidden, LimitExceeded, Unauthenticated, Unavailable
-from ximler.graphql.engine import GraphQLApp
+from ximler.graphql.engine import Engine, GraphQLApp, Resolvers, build
 
 NEW = "application/graphql-response+json"
 OLD = "application/json"
@@ -286,11 +287,13 @@ async def test_a_bug_in_the_context_is_500_without_its_text(serve: Any) -> None:
     async def fail(scope: Any) -> Any:
         raise RuntimeError("the password is hunter2")
 
-    with capture_logs() as logs:
+    with capture_logs() as logs, structlog.contextvars.bound_contextvars(request_id="req-7"):
         response = await serve(fail).post("/", json=HELLO)
     assert response.status_code == 500
     assert problem(response) == "Internal server error"
+    assert response.json()["errors"][0]["extensions"] == {"code": "INTERNAL", "requestId": "req-7"}
     assert "hunter2" in str(logs[0]["exc_info"])
+    assert logs[0]["request_id"] == "req-7"
 
 
 async def test_the_context_is_made_from_the_scope_and_only_for_what_will_run(serve: Any, lab: Any) -> None:
@@ -313,8 +316,6 @@ async def test_the_context_is_made_from_the_scope_and_only_for_what_will_run(ser
 
 
 async def test_a_value_that_is_no_json_is_500_and_logged(lab: Any, serve: Any) -> None:
-    from ximler.graphql.engine import Engine, Resolvers, build
-
     circle: list[Any] = []
     circle.append(circle)
 

@@ -55,7 +55,7 @@ def dump(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=None)
 @given(REQUESTS.map(dump), TYPES)
 @example(
     b'{"query": "query($v: JSON) { echo(value: $v) }", "variables": {"v": ' + b"[" * 900 + b"]" * 900 + b"}}", "*/*"
@@ -72,14 +72,14 @@ async def test_requests_of_any_kind(serve: Any, body: bytes, accept: str) -> Non
     check(await serve().post("/", content=body, headers=headers))
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.booleans())
 async def test_bodies_of_any_kind(serve: Any, body: bytes, json_type: bool) -> None:
     headers = {"content-type": "application/json"} if json_type else {}
     check(await serve().post("/", content=body, headers=headers))
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["query", "variables", "operationName", "extensions"]), QUERIES | st.text(max_size=30)

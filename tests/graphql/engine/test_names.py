@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from ximler.graphql.engine.names import snake
@@ -22,7 +23,5 @@ def test_sdl_names_become_python_names(sdl: str, python: str) -> None:
 
 @pytest.mark.parametrize("python", ["name", "api_calls", "stripe_customer_id", "created_at", "push"])
 def test_the_names_that_structs_are_encoded_under_lead_back_to_their_attributes(python: str) -> None:
-    import msgspec
-
     struct = msgspec.defstruct("S", [python], rename="camel")
     assert snake(struct.__struct_encode_fields__[0]) == python

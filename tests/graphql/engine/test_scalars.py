@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ximler.graphql.engine import Engine, Resolvers, build
-from ximler.graphql.engine.scalars import format_datetime
+from ximler.graphql.engine.scalars import SCALARS, format_datetime
 
 SDL = """
 extend type Query {
@@ -91,8 +91,6 @@ async def test_what_is_no_rfc_3339_instant_is_refused_by_name(scalars: Engine, w
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_an_instant_survives_writing_and_reading(instant: datetime) -> None:
-    from ximler.graphql.engine.scalars import SCALARS
-
     milliseconds = instant.replace(microsecond=instant.microsecond // 1000 * 1000)
     assert SCALARS["DateTime"].coerce_input_value(format_datetime(instant)) == milliseconds
 

@@ -53,6 +53,10 @@ class _Batch:
         self.slots: list[Slot] = []
         self.waiting = 0
 
+    def cancel(self) -> None:
+        for slot in self.slots:
+            slot.future.cancel()
+
 
 class Batches:
     """The resolvers that run for one request. `close` it, whatever happens: it ends what still runs."""
@@ -86,10 +90,13 @@ class Batches:
 
     async def close(self, *, cancel: bool) -> None:
         """Wait for calls whose answer nobody needs any more (an error elsewhere made it null), or cancel them."""
+        if cancel:
+            batches, self._open = self._open, {}
+            for batch in batches.values():
+                batch.cancel()
+            for task in self._tasks:
+                task.cancel()
         while self._tasks:
-            if cancel:
-                for task in self._tasks:
-                    task.cancel()
             await asyncio.wait(self._tasks)
 
     def _hand_over(self) -> None:
@@ -111,8 +118,7 @@ class Batches:
                     break
                 await asyncio.sleep(0)
         except BaseException:
-            for slot in batch.slots:
-                slot.future.cancel()
+            batch.cancel()
             raise
         for slot, answer in zip(batch.slots, answers, strict=True):
             if not slot.future.done():

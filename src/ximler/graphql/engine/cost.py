@@ -25,6 +25,7 @@ from graphql import (
     GraphQLField,
     GraphQLNamedType,
     GraphQLSchema,
+    InlineFragmentNode,
     IntValueNode,
     OperationDefinitionNode,
     SelectionSetNode,
@@ -109,10 +110,10 @@ class Costs:
                 total = total.beside(self._price_field(selection, parent))
             elif isinstance(selection, FragmentSpreadNode):
                 total = total.beside(self._price_fragment(selection.name.value))
-            else:
-                condition = selection.type_condition  # type: ignore[attr-defined]  # an inline fragment
+            elif isinstance(selection, InlineFragmentNode):
+                condition = selection.type_condition
                 inner = self._schema.type_map[condition.name.value] if condition else parent
-                total = total.beside(self._price(selection.selection_set, inner))  # type: ignore[attr-defined]
+                total = total.beside(self._price(selection.selection_set, inner))
         return total
 
     def _price_fragment(self, name: str) -> _Sum:

@@ -83,11 +83,17 @@ def describe(error: XimlerError) -> Described:
     return {"message": error.message, "extensions": extensions}
 
 
-def describe_bug(error: Exception, *, request_id: str | None, **context: Any) -> Described:
-    """Log an error that nobody raised on purpose, traceback and all; tell the client nothing of it."""
+def describe_bug(error: Exception, *, request_id: str | None = None, **context: Any) -> Described:
+    """Log an error that nobody raised on purpose, traceback and all; tell the client nothing but the request's id.
+
+    Without an id of its context's, that is the one which the log's own context carries.
+    """
+    request_id = request_id or structlog.contextvars.get_contextvars().get("request_id")
+    if request_id is None:
+        log.error("graphql request failed", exc_info=error, **context)
+        return {"message": "Internal server error", "extensions": {"code": INTERNAL}}
     log.error("graphql request failed", exc_info=error, request_id=request_id, **context)
-    extensions = {"code": INTERNAL} if request_id is None else {"code": INTERNAL, "requestId": request_id}
-    return {"message": "Internal server error", "extensions": extensions}
+    return {"message": "Internal server error", "extensions": {"code": INTERNAL, "requestId": request_id}}
 
 
 def describe_request_error(error: GraphQLError, code: str, **extensions: Any) -> Described:

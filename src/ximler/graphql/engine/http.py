@@ -44,11 +44,10 @@ class Parameters(msgspec.Struct, rename="camel"):
 class NotWellFormed(Exception):
     """Not a GraphQL request: answered with this status under every media type."""
 
-    def __init__(self, status: int, message: str, headers: Headers | None = None, *, media_type: bytes = b"") -> None:
+    def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers or []
-        self.media_type = media_type
 
 
 class _Disconnected(Exception):
@@ -81,11 +80,11 @@ class GraphQLApp:
             status = error.status
             response = {"errors": [{"message": str(error), "extensions": {"code": "BAD_REQUEST"}}]}
         except Exception as error:
-            status, response = 500, {"errors": [describe_bug(error, request_id=None)]}
+            status, response = 500, {"errors": [describe_bug(error)]}
         try:
             body = _encode(response)
         except Exception as error:  # a resolver gave JSON what is no JSON: circular, say, or too deep
-            status, body = 500, _encode({"errors": [describe_bug(error, request_id=None)]})
+            status, body = 500, _encode({"errors": [describe_bug(error)]})
         await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
 
     async def _answer(
@@ -109,7 +108,7 @@ class GraphQLApp:
                 operation_name=parameters.operation_name or None,
             )
         except RequestRefused as refused:
-            return (400 if media_type is RESPONSE_JSON else 200), {"errors": refused.errors}, []
+            return (400 if media_type == RESPONSE_JSON else 200), {"errors": refused.errors}, []
         if method == "GET" and prepared.operation.mutation:
             raise NotWellFormed(405, "Mutations need POST", [(b"allow", b"POST")])
         try:

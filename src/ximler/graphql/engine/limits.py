@@ -18,6 +18,7 @@ from graphql import (
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
+    InlineFragmentNode,
     OperationDefinitionNode,
     SelectionSetNode,
 )
@@ -137,8 +138,8 @@ class _Shapes:
                 shape = shape.beside(self._measure_field(selection))
             elif isinstance(selection, FragmentSpreadNode):
                 shape = shape.beside(self._measure_fragment(selection.name.value))
-            else:
-                shape = shape.beside(self._measure(selection.selection_set))  # type: ignore[attr-defined]  # inline
+            elif isinstance(selection, InlineFragmentNode):
+                shape = shape.beside(self._measure(selection.selection_set))
         return shape
 
     def _measure_field(self, field: FieldNode) -> _Shape:
@@ -182,5 +183,5 @@ class _Shapes:
                 fragment = self._fragments.get(selection.name.value)
                 if fragment is not None:
                     yield from self._places(fragment.selection_set, place)
-            else:
-                yield from self._places(selection.selection_set, place)  # type: ignore[attr-defined]  # inline
+            elif isinstance(selection, InlineFragmentNode):
+                yield from self._places(selection.selection_set, place)

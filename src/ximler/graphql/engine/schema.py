@@ -74,7 +74,7 @@ def build(sources: Iterable[ModuleType | Path | str], registries: Iterable[Resol
     Long, and PageInfo. There are no GraphQL subscriptions: `Subscription` is a type like any other.
     """
     sources, registries = list(sources), list(registries)
-    registries += [source.resolvers for source in sources if isinstance(source, ModuleType)]
+    registries += [_find_registry(source) for source in sources if isinstance(source, ModuleType)]
     core = _build_types(_read(sources))
     resolvers = list(chain.from_iterable(registries))
     bound, problems = _bind(core, resolvers)
@@ -87,6 +87,13 @@ def build(sources: Iterable[ModuleType | Path | str], registries: Iterable[Resol
             for name, field in type_.fields.items():
                 field.resolve = field.resolve or attribute(name)
     return Schema(core, bound)
+
+
+def _find_registry(module: ModuleType) -> Resolvers:
+    registry = getattr(module, "resolvers", None)
+    if not isinstance(registry, Resolvers):
+        raise SchemaError([f"{module.__name__}: has no `resolvers = Resolvers()`"])
+    return registry
 
 
 def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:

@@ -1,0 +1,73 @@
+"""`python -m bench [topic …] [--quick] [--json] [--no-fail]`"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+
+import msgspec
+
+from bench.report import Table
+from bench.setup import Setup, facts, setup
+
+# In this order: what starts processes comes last, so that the figures before it have a quiet machine.
+TOPICS = {
+    "find": "typed reads beside the bare driver, Beanie, MongoEngine and Mongoose",
+    "insert": "typed writes beside the same",
+    "journeys": "database round trips and milliseconds of each operation",
+    "graphql": "the GraphQL engine beside graphql-core",
+    "concurrency": "50 clients that want the last 3 projects",
+    "cli": "`ximler --help` and `import ximler`",
+    "server": "the embedded server and `ximler up`, cold and warm",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure Ximler beside its peers. Exit code 1: a limit was missed.",
+        epilog="\n".join(f"  {name:12} {what}" for name, what in TOPICS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("topics", nargs="*", metavar="topic", choices=[[], *TOPICS], help="all of them unless named")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
+    parser.add_argument("--json", action="store_true", help="one JSON object, raw samples included")
+    parser.add_argument("--no-fail", action="store_true", help="exit code 0 whatever is missed")
+    options = parser.parse_args()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        tables = runner.run(_measure(options.topics or list(TOPICS), quick=options.quick, as_json=options.json))
+    missed = [figure for table in tables for figure in table.missed]
+    for figure in missed:
+        print(f"missed: {figure.what} is {figure.shown}, limit {figure.limit}", file=sys.stderr)
+    return 1 if missed and not options.no_fail else 0
+
+
+async def _measure(topics: list[str], *, quick: bool, as_json: bool) -> list[Table]:
+    tables: list[Table] = []
+    async with setup(quick=quick) as ready:
+        known = await facts(ready.uri)
+        if not as_json:
+            print("\n".join(f"{name}: {value}" for name, value in known.items()), flush=True)
+        for topic in topics:
+            run: Callable[[Setup], Awaitable[list[Table]]] = import_module(f"bench.{topic}").run
+            made = await run(ready)
+            tables += made
+            if not as_json:
+                print("\n" + "\n\n".join(table.render() for table in made), flush=True)
+    if as_json:
+        document = {"facts": known, "quick": quick, "tables": [table.plain() for table in tables]}
+        print(msgspec.json.format(msgspec.json.encode(document)).decode())
+    return tables
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The event loop that `ximler up` uses, for everybody."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop
+
+
+sys.exit(main())

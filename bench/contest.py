@@ -1,0 +1,45 @@
+"""Contestants take turns, so that whatever else the machine does hits all of them alike; medians are compared."""
+
+import gc
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+__all__ = ["Contestant", "compete", "timed"]
+
+
+class Contestant(msgspec.Struct, frozen=True):
+    """`run` does the work once and returns the seconds that its timed part took."""
+
+    name: str
+    run: Callable[[], Awaitable[float]]
+
+
+async def compete(contestants: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
+    """Seconds by contestant: A B C, B C A, … after one round to warm up.
+
+    What exists before the first round is frozen: no contestant's garbage collection pays for another's imports.
+    """
+    for contestant in contestants:
+        await contestant.run()
+    gc.collect()
+    gc.freeze()
+    samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    try:
+        for turn in range(rounds):
+            first = turn % len(contestants)
+            for contestant in (*contestants[first:], *contestants[:first]):
+                samples[contestant.name].append(await contestant.run())
+    finally:
+        gc.unfreeze()
+    return samples
+
+
+async def timed(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
+    """Seconds and result. Garbage of those before is collected first, outside the time; within it, as always."""
+    gc.collect()
+    began = time.perf_counter()
+    result = await work()
+    return time.perf_counter() - began, result

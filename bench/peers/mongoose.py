@@ -1,0 +1,79 @@
+"""Mongoose 9 in a node process of its own, with the specification's models (those of `tests/mongoose`).
+
+Null and missing fields need nothing there: the models declare few fields as required, and it hydrates what it finds. Its
+clock is its own (`performance.now` around the awaited call); its garbage is collected before each run, as everybody's is.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.setup import scratch
+from tests.mongoose.peer import HERE, _find_node, _install
+
+__all__ = ["Mongoose", "mongoose"]
+
+
+class Mongoose:
+    def __init__(self, process: asyncio.subprocess.Process, versions: dict[str, str]) -> None:
+        self._process = process
+        self.versions = versions
+
+    async def ask(self, verb: str, count: int) -> float:
+        """Seconds; 0 for what is not timed. Fails unless it was about `count` documents."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{verb}\n".encode())
+        await self._process.stdin.drain()
+        reply = await _line(self._process)
+        if "error" in reply:
+            raise RuntimeError(f"Mongoose: {reply['error']}")
+        assert reply["count"] == count, reply
+        return float(reply.get("seconds", 0))
+
+
+@asynccontextmanager
+async def mongoose(uri: str, database: str) -> AsyncIterator[Mongoose | str]:
+    """The running application, or the reason why there is none: no node, or no way to install Mongoose."""
+    try:
+        node, npm = await asyncio.to_thread(_find_node)
+        modules = await asyncio.to_thread(_install, node, npm)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as problem:
+        yield str(problem).splitlines()[0]
+        return
+    with scratch() as temporary:
+        folder = Path(temporary)
+        shutil.copy(HERE / "package.json", folder)
+        shutil.copy(HERE / "models.js", folder)
+        shutil.copy(Path(__file__).with_name("mongoose.js"), folder)
+        (folder / "node_modules").symlink_to(modules, target_is_directory=True)
+        process = await asyncio.create_subprocess_exec(
+            node,
+            "--no-warnings",  # the models declare some indexes twice, as the specification does
+            "--expose-gc",
+            "mongoose.js",
+            cwd=folder,
+            env={**os.environ, "XIMLER_BENCH": json.dumps([uri, database])},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield Mongoose(process, await _line(process))
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            await process.wait()
+
+
+async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    if not line:
+        raise RuntimeError("the node process has ended; its stderr says why")
+    found: dict[str, Any] = json.loads(line)
+    return found

@@ -1,0 +1,77 @@
+"""What every topic is handed: a MongoDB, and how thorough to be; and what the machine is."""
+
+import os
+import platform
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+from pymongo import AsyncMongoClient
+
+from ximler import __version__
+from ximler.database import Database, connect, server, sync
+
+__all__ = ["Setup", "facts", "scratch", "setup"]
+
+_PACKAGES = ("pymongo", "msgspec", "beanie", "pydantic", "mongoengine", "graphql-core", "uvloop")
+
+
+class Setup(msgspec.Struct, frozen=True):
+    uri: str
+    quick: bool
+
+    def rounds(self, thorough: int) -> int:
+        return max(3, thorough // 4) if self.quick else thorough
+
+    @asynccontextmanager
+    async def database(self, *, initialised: bool = False) -> AsyncIterator[Database]:
+        """A database of one's own, as `ximler db init` leaves it or empty; dropped at the end."""
+        database = await connect(self.uri, name=f"ximler_bench_{os.getpid()}_{secrets.token_hex(3)}")
+        try:
+            if initialised:
+                await sync.initialise(database)
+            yield database
+        finally:
+            await database.client.drop_database(database.name)
+            await database.close()
+
+
+@asynccontextmanager
+async def setup(*, quick: bool) -> AsyncIterator[Setup]:
+    """On MONGODB_TEST_URI, or on the embedded server in a temporary folder."""
+    if uri := os.environ.get("MONGODB_TEST_URI"):
+        yield Setup(uri, quick)
+        return
+    with scratch() as folder:
+        running = await server.start(Path(folder) / "data")
+        try:
+            yield Setup(running.uri, quick)
+        finally:
+            await running.stop()
+
+
+def scratch() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="ximler-bench-", ignore_cleanup_errors=True)
+
+
+async def facts(uri: str) -> dict[str, str]:
+    """What the figures depend on. Nothing that names the machine or its folders."""
+    async with AsyncMongoClient(uri) as client:
+        mongod = (await client.admin.command("buildInfo"))["version"]
+    found = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "load when it began": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+        "Python": platform.python_version(),
+        "mongod": mongod,
+        "ximler": __version__,
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,132 @@
+"""`ximler db`, `users` and `shell`, typed as a person would, on a database of the test's own."""
+
+import json
+import secrets
+
+import pytest
+from pymongo import MongoClient
+
+
+@pytest.fixture
+def own(mongodb_uri):
+    """Environment for a database of the test's own, and the database."""
+    name = f"ximler_test_cli_{secrets.token_hex(4)}"
+    with MongoClient(mongodb_uri) as client:
+        env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
+        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
+        client.drop_database(name)
+
+
+def test_init_makes_what_status_then_finds_complete(ximler, own):
+    env, _ = own
+    before = ximler("db", "status", env=env)
+    assert before.returncode == 1
+    assert "missing" in before.stdout
+    made = ximler("db", "init", env=env)
+    assert (made.returncode, made.stdout) == (0, "The database is ready.\n")
+    after = ximler("db", "status", "--json", env=env)
+    assert (after.returncode, json.loads(after.stdout)) == (0, {"differences": []})
+
+
+def test_status_says_what_to_do_about_each_difference(ximler, own):
+    env, database = own
+    ximler("db", "init", env=env)
+    database.users.drop_index("deletedAt_1")
+    database.users.create_index("nickname")
+    result = ximler("db", "status", "--json", env=env)
+    assert result.returncode == 1
+    found = {(d["name"], d["state"]): d["remedy"] for d in json.loads(result.stdout)["differences"]}
+    assert found[("deletedAt_1", "missing")] == "ximler db init"
+    assert "dropIndex" in found[("nickname_1", "extra")]
+
+
+def test_seed_inserts_what_is_missing_and_keeps_what_an_operator_changed(ximler, own):
+    env, database = own
+    ximler("db", "init", env=env)
+    database.plans.update_one({"id": "pro"}, {"$set": {"price": 39}})
+    database.coupons.delete_one({"code": "WELCOME20"})
+    result = ximler("db", "seed", env=env)
+    assert result.stdout == "plans: nothing to insert\ncoupons: WELCOME20\n"
+    assert database.plans.find_one({"id": "pro"})["price"] == 39
+
+
+def test_adopt_moves_the_documents_of_usages(ximler, own):
+    env, database = own
+    ximler("db", "init", env=env)
+    database.usages.insert_many([{"n": 1}, {"n": 2}])
+    assert "usages" in ximler("db", "status", env=env).stdout
+    assert json.loads(ximler("db", "adopt", "--json", env=env).stdout) == {"moved": 2}
+    assert ximler("db", "adopt", env=env).stdout == "There is nothing to move.\n"
+    assert database.usage.count_documents({}) == 2
+
+
+def test_a_database_of_a_newer_ximler_is_refused(ximler, own):
+    env, database = own
+    ximler("db", "init", env=env)
+    database.meta.update_one({"_id": "schema"}, {"$set": {"version": 99}})
+    result = ximler("db", "status", env=env)
+    assert result.returncode == 6
+    assert "Upgrade Ximler" in result.stderr
+
+
+def test_users_are_created_and_listed(ximler, own):
+    env, _ = own
+    ximler("db", "init", env=env)
+    arguments = ("users", "create", "--name", "Ada", "--email", "ADA@example.com", "--password-stdin", "--json")
+    made = json.loads(ximler(*arguments, env=env, stdin="a long enough password\n").stdout)
+    assert made["email"] == "ada@example.com"
+    listed = json.loads(ximler("users", "list", "--json", env=env).stdout)
+    assert listed == {"users": [made], "next": None}
+    assert "password" not in made
+    assert "ada@example.com" in ximler("users", "list", env=env).stdout
+
+
+def test_a_taken_address_is_a_conflict(ximler, own):
+    env, _ = own
+    ximler("db", "init", env=env)
+    arguments = ("users", "create", "--name", "Ada", "--email", "ada@example.com", "--password-stdin")
+    ximler(*arguments, env=env, stdin="a long enough password\n")
+    result = ximler(*arguments, env=env, stdin="a long enough password\n")
+    assert (result.returncode, result.stderr) == (
+        6,
+        "error: There is an account with the address ada@example.com already\n",
+    )
+
+
+def test_a_short_password_is_refused(ximler, own):
+    env, _ = own
+    result = ximler(
+        "users", "create", "--name", "A", "--email", "a@example.com", "--password-stdin", env=env, stdin="short\n"
+    )
+    assert result.returncode == 2
+    assert "password: must be 10 characters or more" in result.stderr
+
+
+def test_lists_of_users_continue_with_a_cursor(ximler, own):
+    env, database = own
+    ximler("db", "init", env=env)
+    database.users.insert_many([{"name": f"u{i}", "email": f"u{i}@example.com", "password": "x"} for i in range(5)])
+    seen, after = [], []
+    while True:
+        page = json.loads(ximler("users", "list", "--limit", "2", "--json", *after, env=env).stdout)
+        seen += [user["email"] for user in page["users"]]
+        if page["next"] is None:
+            break
+        after = ["--after", page["next"]]
+    assert seen == [f"u{i}@example.com" for i in reversed(range(5))]
+
+
+def test_the_shell_awaits(ximler, own):
+    env, _ = own
+    ximler("db", "init", env=env)
+    result = ximler("shell", "-c", "print(len(await db.plans.find({})))", env=env)
+    assert result.stdout == "3\n"
+    typed = ximler("shell", env=env, stdin="plans = await db.plans.find({})\nprint(sorted(p.id for p in plans))\n")
+    assert "['enterprise', 'free', 'pro']" in typed.stdout
+
+
+def test_commands_on_the_embedded_database_start_one_for_their_own_duration(ximler, tmp_path):
+    env = {"XIMLER_LOG_LEVEL": "error"}
+    assert ximler("db", "init", env=env).stdout == "The database is ready.\n"
+    assert ximler("db", "status", env=env).returncode == 0
+    assert not list((tmp_path / "ximler" / "mongodb").glob("*/mongod.lock.running"))

@@ -1,0 +1,177 @@
+"""The life of `ximler up`: quick to start, hard to hurt, clean to stop."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import subprocess
+import time
+
+import httpx
+import pytest
+
+from .conftest import gone
+
+REGISTER = "mutation($i: RegisterInput!) { register(input: $i) { accepted } }"
+SIGN_IN = "mutation($e: String!, $p: String!) { signIn(email: $e, password: $p) { token } }"
+CREATE = "mutation($n: String!) { createProject(input: {name: $n}) { id } }"
+PASSWORD = "correct horse battery"
+
+
+def an_account(up, email="ada@example.com"):
+    """Register by the link that development logs, sign in, and return the token."""
+    seen = len(up.lines)
+    up.query(REGISTER, i={"name": "Ada", "email": email, "password": PASSWORD})
+    token = up.wait_for(r"/confirm\?token=([\w-]+)", after=seen)[1]
+    assert "Welcome" in up.client.post("/confirm", data={"token": token}).text
+    return up.query(SIGN_IN, e=email, p=PASSWORD)["data"]["signIn"]["token"]
+
+
+def test_an_empty_folder_becomes_a_running_ximler(up):
+    running = up()
+    token = an_account(running)
+    answer = running.query("{ me { name projects { nodes { id } } usage { resource limit } } }", token=token)
+    assert answer["data"]["me"]["name"] == "Ada"
+    assert running.client.get("/readyz").json() == {"status": "ok", "database": "connected"}
+    assert running.stop() == 0
+
+
+def test_workers_share_the_socket_and_their_metrics_are_summed(up):
+    running = up("--workers", "3")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: httpx.get(f"{running.url}/healthz").status_code, range(60)))
+    assert statuses == [200] * 60
+    metrics = running.client.get("/metrics").text
+    assert 'ximler_http_requests_total{method="GET",route="/healthz",status="200"} 60.0' in metrics
+    assert "ximler_database_up 3.0" in metrics
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_lets_running_requests_finish(up, workers):
+    running = up("--workers", workers, env={"XIMLER_ARGON2_TIME_COST": "60", "XIMLER_ARGON2_MEMORY_KIB": "19456"})
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(running.query, REGISTER, i={"name": "A", "email": "a@example.com", "password": PASSWORD})
+        time.sleep(0.3)  # it is being hashed by now, and takes a second or more
+        assert not slow.done()
+        code = running.stop()
+        assert slow.result() == {"data": {"register": {"accepted": True}}}
+    assert code == 0
+
+
+def test_ctrl_c_reaches_the_database_only_after_the_requests(up):
+    running = up()
+    mongod = running.mongod()
+    os.killpg(running.process.pid, signal.SIGINT)
+    assert running.process.wait(30) == 0
+    assert gone(mongod)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_ximler_takes_its_database_and_workers_with_it_and_the_next_start_recovers(up, workers):
+    first = up("--workers", workers)
+    token = an_account(first)
+    created = [first.query(CREATE, token=token, n=f"p{i}")["data"]["createProject"]["id"] for i in range(3)]
+    mongod = first.mongod()
+    session = first.process.pid
+    first.kill()
+    assert gone(mongod)
+    left = subprocess.run(["pgrep", "-g", str(session)], capture_output=True, text=True).stdout.split()
+    assert all(gone(int(pid)) for pid in left)
+    second = up()
+    kept = second.query("{ projects { nodes { id } } }", token=token)["data"]["projects"]["nodes"]
+    assert {node["id"] for node in kept} == set(created)
+
+
+def test_a_killed_mongod_is_started_again_and_nothing_acknowledged_is_lost(up):
+    running = up()
+    tokens = [an_account(running, f"u{i}@example.com") for i in range(4)]
+    acknowledged: list[str] = []
+    refused: list[str] = []
+
+    def write(token: str) -> None:
+        for i in range(12):
+            try:
+                answer = running.query(CREATE, token=token, n=f"p{i}")
+            except httpx.HTTPError as error:
+                refused.append(str(error))
+                continue
+            if answer.get("data"):
+                acknowledged.append(answer["data"]["createProject"]["id"])
+                delete = "mutation($i: ID!) { deleteProject(id: $i) { id } }"
+                if i % 2:
+                    running.query(delete, token=token, i=acknowledged[-1])
+            else:
+                refused.append(answer["errors"][0]["extensions"]["code"])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, token) for token in tokens]
+        time.sleep(0.15)
+        os.kill(running.mongod(), signal.SIGKILL)
+        for done in writing:
+            done.result()
+    assert set(refused) <= {"DATABASE_UNAVAILABLE", "QUOTA_EXCEEDED", "ALREADY_EXISTS", "CONFLICT"}
+    running.wait_for("database restarted")
+    ready = running.client.get("/readyz")
+    assert ready.status_code == 200, ready.text
+    # By id whatever became of them: deleted ones are restored by nobody, so ask the database itself.
+    result = subprocess.run(
+        ["python", "-m", "ximler", "shell", "--data-dir", str(running.data_dir), "-c",
+         "import json; print(json.dumps([str(d['_id']) for d in await db.raw.projects.find({}, {'_id': 1}).to_list()]))"],
+        capture_output=True, text=True, env={**os.environ, "XIMLER_LOG_LEVEL": "error"},
+    )  # fmt: skip
+    assert set(acknowledged) <= set(json.loads(result.stdout))
+    assert running.stop() == 0
+
+
+def test_a_dead_worker_is_replaced(up):
+    running = up("--workers", "2")
+    group = subprocess.run(
+        ["pgrep", "-P", str(running.process.pid), "-f", "serving import child"], capture_output=True, text=True
+    )
+    victim = int(group.stdout.split()[0])
+    os.kill(victim, signal.SIGKILL)
+    running.wait_for("worker died")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        now = subprocess.run(
+            ["pgrep", "-P", str(running.process.pid), "-f", "serving import child"], capture_output=True, text=True
+        )
+        if len(now.stdout.split()) == 2 and str(victim) not in now.stdout.split():
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("it was not replaced")
+    assert running.client.get("/healthz").status_code == 200
+
+
+def test_a_second_ximler_on_the_same_data_says_who_holds_it(up, ximler):
+    running = up()
+    result = ximler("up", "--port", "0", "--data-dir", str(running.data_dir))
+    assert result.returncode == 8
+    assert str(running.process.pid) in result.stderr
+    assert "--data-dir" in result.stderr
+
+
+def test_commands_attach_to_the_running_database(up, ximler):
+    running = up()
+    result = ximler("users", "list", "--json", "--data-dir", str(running.data_dir))
+    assert json.loads(result.stdout) == {"users": [], "next": None}
+
+
+def test_a_taken_port_is_one_sentence(up, ximler):
+    running = up()
+    port = running.url.rsplit(":", 1)[1]
+    result = ximler("up", "--port", port)
+    assert result.returncode == 8
+    assert result.stderr.startswith(f"error: Cannot listen on 127.0.0.1:{port}")
+
+
+def test_the_secret_key_is_generated_once_and_is_its_owners_only(up):
+    first = up()
+    token = an_account(first)
+    key = first.data_dir / "secret_key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert first.data_dir.stat().st_mode & 0o777 == 0o700
+    first.stop()
+    assert up().query("{ me { name } }", token=token)["data"]["me"]["name"] == "Ada"

