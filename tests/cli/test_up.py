@@ -39,7 +39,7 @@ def test_an_empty_folder_becomes_a_running_ximler(up):
 def test_workers_share_the_socket_and_their_metrics_are_summed(up):
     running = up("--workers", "3")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(lambda _: httpx.get(f"{running.url}/healthz").status_code, range(60)))
+        statuses = list(pool.map(lambda _: running.client.get("/healthz").status_code, range(60)))
     assert statuses == [200] * 60
     metrics = running.client.get("/metrics").text
     assert 'ximler_http_requests_total{method="GET",route="/healthz",status="200"} 60.0' in metrics

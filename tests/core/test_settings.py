@@ -103,12 +103,12 @@ def test_the_file_can_be_named_by_a_variable(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="nowhere.toml: No such file"):
+    with pytest.raises(SettingsError, match=r"nowhere.toml: No such file"):
         load({}, file=tmp_path / "nowhere.toml")
     with pytest.raises(SettingsError, match="Is a directory"):
         load({}, file=tmp_path)
     (tmp_path / "binary.toml").write_bytes(b"port = \xff\xfe")
-    with pytest.raises(SettingsError, match="binary.toml: not valid TOML"):
+    with pytest.raises(SettingsError, match=r"binary.toml: not valid TOML"):
         load({}, file=tmp_path / "binary.toml")
 
 
@@ -158,7 +158,7 @@ def test_a_wrong_line_of_the_file_names_file_and_setting(tmp_path: Path, text: s
 
 
 def test_a_wrong_argument_is_named_as_the_command_line_names_it() -> None:
-    with pytest.raises(SettingsError, match="^--data-dir: Expected a path"):
+    with pytest.raises(SettingsError, match=r"^--data-dir: Expected a path"):
         load({}, overrides={"data_dir": 5})
 
 

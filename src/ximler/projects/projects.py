@@ -31,6 +31,7 @@ V = TypeVar("V", bound=Document)
 
 MAX_NAME = 200
 MAX_DESCRIPTION = 5000
+_WRAPPER_BYTES = 8  # of the document {"v": …} around a value that is measured
 
 
 class ProjectSummary(Stamped, kw_only=True):
@@ -203,7 +204,7 @@ async def _measured(transaction: Database, mine: dict[str, Any]) -> dict[str, An
     """Texts and sizes of a project as it is, without moving its canvas over the network."""
     sizes = {
         # The same measure as `_size`, taken by the server.
-        name: {"$bsonSize": {"v": {"$ifNull": [f"${name}", {}]}}}
+        name: {"$subtract": [{"$bsonSize": {"v": {"$ifNull": [f"${name}", {}]}}}, _WRAPPER_BYTES]}
         for name in ("settings", "canvasData")
     }
     found = await transaction.projects.aggregate(
@@ -221,7 +222,7 @@ def _size(field: str, value: Any) -> int:
     """Bytes that a value takes in the database. Raises Invalid for what cannot be stored."""
     mixed.check(value, field, depth=2)
     try:
-        return len(bson.encode({"v": value}))
+        return len(bson.encode({"v": value})) - _WRAPPER_BYTES
     except DRIVER_ERRORS as error:
         raise translated(error, "projects") from error
 

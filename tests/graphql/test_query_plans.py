@@ -1,0 +1,300 @@
+"""Every query of a journey is served by an index, reads little, and would reach one shard of a sharded cluster.
+
+The commands are those that the driver sends; each is explained against collections full of other people's documents.
+"""
+
+import copy
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo import monitoring
+from tests.serving import Client, serve
+
+from ximler.accounts import users
+from ximler.accounts.keyring import Keyring
+from ximler.core.actor import Actor
+from ximler.core.settings import Settings
+from ximler.database import Database, connection, seeds, sync
+from ximler.projects import search
+from ximler.schema import CATALOGUE
+from ximler.schema.plan import Plan
+
+Command = dict[str, Any]
+
+OTHERS = 400
+OWN = 300
+VERBS = ("find", "aggregate", "update", "delete", "findAndModify")
+SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGUE}
+
+# (verb, collection) → why it may scan a whole collection.
+SCANS: dict[tuple[str, str], str] = {}
+# (verb, collection) → why a cluster may ask every shard.
+BROADCASTS: dict[tuple[str, str], str] = {}
+# (verb, collection) → why it may examine more documents than a page has.
+WIDE = {
+    (
+        "find",
+        "projects",
+    ): "a search reads all of the user's own projects that have no terms, and those with the first word",
+    ("aggregate", "projects"): "a user's own projects are counted, once in their life",
+    ("aggregate", "users"): "a user's own projects are counted while they have no gauge",
+}
+
+
+class Capture(monitoring.CommandListener):
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        if event.command_name in VERBS:
+            self.commands.append(copy.deepcopy(dict(event.command)))
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+
+@pytest.fixture
+async def capture(
+    database: Database, settings: Settings, mongodb_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Capture]:
+    """The commands of one journey through the application, and of an operator's day."""
+    capture = Capture()
+    ours = connection.listeners
+    monkeypatch.setattr(connection, "listeners", lambda *args: [*ours(*args), capture])
+    await crowd(database)
+    own = await connection.connect(mongodb_uri, name=database.name)
+    async with serve(
+        Settings(**{name: getattr(settings, name) for name in ("secret_key", "argon2_memory_kib", "argon2_time_cost")},
+                 database=database.name, environment="development"),
+        mongodb_uri,
+    ) as app:  # fmt: skip
+        capture.commands.clear()
+        await customer(Client(app), database)
+        await operator(own, settings)
+    await own.close()
+    yield capture
+
+
+async def crowd(database: Database) -> None:
+    """Other people, with everything they have."""
+    now = database.clock.now()
+    people = [ObjectId() for _ in range(OTHERS)]
+    soon = now + timedelta(days=1)
+    rows: dict[str, list[dict[str, Any]]] = {
+        "users": [{"_id": p, "name": "n", "email": f"{p}@example.com", "password": "-", "createdAt": now} for p in people],
+        "sessions": [{"_id": p.binary, "userId": p, "expiresAt": soon, "createdAt": now} for p in people],
+        "registrations": [
+            {"_id": p.binary, "name": "n", "email": "e", "password": "-", "expiresAt": soon, "createdAt": now} for p in people
+        ],
+        "gauges": [{"_id": p, "projects": 3, "storageBytes": 30, "createdAt": now, "updatedAt": now} for p in people],
+        "subscriptions": [
+            {"userId": p, "planId": "pro", "status": status, "startDate": now, "price": 29}
+            for p in people
+            for status in ("ACTIVE", "CANCELLED")
+        ],
+        "usage": [
+            {"userId": p, "resourceType": "apiCalls", "amount": 1, "periodStart": now, "periodEnd": soon}
+            for p in people
+            for _ in range(2)
+        ],
+        "projects": [
+            {"userId": p, "name": "bridge", "storageSize": 10, "searchTerms": ["bridge"], "createdAt": now}
+            for p in people
+            for _ in range(3)
+        ],
+    }  # fmt: skip
+    for name, documents in rows.items():
+        await database.raw[name].insert_many(documents)
+    for n in range(20):
+        plan = Plan.__struct_fields__ and {
+            "id": f"old{n}",
+            "name": "n",
+            "price": 1,
+            "interval": "MONTH",
+            "active": False,
+        }
+        await database.raw["plans"].insert_one(plan | {"limits": {"projects": 1, "storage": 1, "apiCalls": 1}})
+
+
+async def customer(client: Client, database: Database) -> None:
+    await client.join("ada@example.com")
+    user_id = ObjectId((await client.ask("{ me { id } }"))["me"]["id"])
+    now = database.clock.now()
+    await database.raw["subscriptions"].insert_one(
+        {"userId": user_id, "planId": "enterprise", "status": "ACTIVE", "startDate": now, "price": 99}
+    )
+    await database.raw["projects"].insert_many(
+        [
+            {"userId": user_id, "name": f"own {n}", "storageSize": 1, "createdAt": now - timedelta(seconds=n)}
+            | ({"searchTerms": search.terms(f"own w{n}")} if n % 30 else {})
+            for n in range(OWN)
+        ]
+    )
+    everything = "{ me { name subscription { plan { name } } projects { nodes { name canvasData settings } } usage { used } } plans { id } }"
+    await client.ask(everything)
+    made = (await client.create("Bridge", description="of sighs", canvasData={"a": 1}))["createProject"]["id"]
+    await client.create("Bridge again")
+    await client.ask(everything)
+    page = await client.ask("{ projects { pageInfo { endCursor } } }")
+    after = page["projects"]["pageInfo"]["endCursor"]
+    for words in (None, "brid", "bri sig", "nothing of the kind"):
+        await client.ask(
+            "query ($s: String, $a: String) { projects(search: $s, after: $a) { nodes { id } } }", s=words, a=after
+        )
+        await client.ask("query ($s: String) { projects(search: $s) { nodes { id } } }", s=words)
+    await client.ask("query ($id: ID!) { project(id: $id) { name canvasData settings } }", id=made)
+    update = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { id } }"
+    await client.ask(update, id=made, input={"name": "Bridges"})
+    await client.ask(update, id=made, input={"canvasData": {"a": [1, 2]}})
+    for verb in ("delete", "restore"):
+        await client.ask(f"mutation ($id: ID!) {{ {verb}Project(id: $id) {{ id canvasData }} }}", id=made)
+    await client.ask("{ usage { used } }")
+    await client.ask("mutation { signOut }")
+    await client.sign_in("ada@example.com", "the wrong password")
+    await client.sign_in("nobody@example.com")
+
+
+async def operator(database: Database, settings: Settings) -> None:
+    keyring = Keyring(settings)
+    actor = Actor(kind="operator", via="cli")
+    await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough")
+    page = await users.page(database, actor, first=5)
+    assert page.has_next
+    await users.page(database, actor, first=5, after=(page.items[-1].created_at, page.items[-1].id))
+    keyring.close()
+    await sync.check_version(database)
+    await seeds.plant(database)
+
+
+async def test_every_query_is_served_by_an_index_and_reads_little(capture: Capture, database: Database) -> None:
+    assert {(verb(c), c[verb(c)]) for c in capture.commands} >= {
+        ("find", "users"), ("find", "projects"), ("find", "plans"), ("find", "registrations"), ("find", "subscriptions"),
+        ("aggregate", "sessions"), ("aggregate", "users"), ("aggregate", "projects"),
+        ("update", "gauges"), ("update", "users"), ("findAndModify", "projects"), ("delete", "sessions"),
+    }  # fmt: skip
+    problems = []
+    for command in capture.commands:
+        place = verb(command), command[verb(command)]
+        explained = await database.raw.command("explain", bare(command), verbosity="executionStats")
+        if place not in SCANS and any(scans(explained)):
+            problems.append(f"{place} scans: {shown(command)}")
+        if place not in WIDE and (read := max(examined(explained), default=0)) > 25:
+            problems.append(f"{place} reads {read} documents: {shown(command)}")
+    assert not problems, "\n".join(sorted(set(problems)))
+
+
+async def test_every_query_would_reach_one_shard(capture: Capture) -> None:
+    problems = []
+    for command in capture.commands:
+        place = verb(command), command[verb(command)]
+        if place not in BROADCASTS:
+            problems += [f"{place} asks every shard: {why}: {shown(command)}" for why in broadcasts(command)]
+    assert not problems, "\n".join(sorted(set(problems)))
+
+
+def test_a_query_without_the_shard_key_is_found_out() -> None:
+    """The rule itself: what it must refuse."""
+    anybodys: Command = {"find": "projects", "filter": {"name": "x"}}
+    assert list(broadcasts(anybodys))
+    assert list(broadcasts(anybodys | {"filter": {"userId": {"$gt": 1}}}))
+    assert not list(broadcasts(anybodys | {"filter": {"$and": [{"userId": {"$in": [1, 2]}}]}}))
+    assert list(broadcasts({"update": "projects", "updates": [{"q": {"userId": 1}, "u": {}}]}))
+    assert not list(broadcasts({"update": "projects", "updates": [{"q": {"userId": 1, "_id": 2}, "u": {}}]}))
+    lookup = {"$lookup": {"from": "projects", "localField": "_id", "foreignField": "name", "as": "p"}}
+    assert list(broadcasts({"aggregate": "users", "pipeline": [lookup]}))
+
+
+def verb(command: Command) -> str:
+    return next(iter(command))
+
+
+def shown(command: Command) -> str:
+    return str(
+        {k: v for k, v in bare(command).items() if k in ("filter", "pipeline", "updates", "deletes", "query", "sort")}
+    )
+
+
+def bare(command: Command) -> Command:
+    """Without what belongs to its session, transaction and connection."""
+    extra = {
+        "lsid",
+        "txnNumber",
+        "autocommit",
+        "startTransaction",
+        "readConcern",
+        "writeConcern",
+        "apiVersion",
+        "ordered",
+    }
+    return {k: v for k, v in command.items() if k not in extra and not k.startswith("$")}
+
+
+def walk(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object inside, but not the plans that were rejected."""
+    if isinstance(value, dict):
+        yield value
+        for key, inner in value.items():
+            if key not in ("rejectedPlans", "command", "allPlansExecution"):
+                yield from walk(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from walk(inner)
+
+
+def scans(explained: Any) -> Iterator[str]:
+    for part in walk(explained):
+        if part.get("stage") == "COLLSCAN" or part.get("collectionScans") or part.get("strategy") == "NestedLoopJoin":
+            yield str(part)
+
+
+def examined(explained: Any) -> Iterator[int]:
+    for part in walk(explained):
+        yield int(part.get("totalDocsExamined", 0))
+
+
+def filters(command: Command) -> Iterator[tuple[dict[str, Any], bool]]:
+    """(filter, whether it must find one document): for that a cluster wants the whole shard key."""
+    match verb(command):
+        case "find":
+            yield command.get("filter", {}), False
+        case "aggregate":
+            first = command["pipeline"][0] if command["pipeline"] else {}
+            yield first.get("$match", {}), False
+        case "findAndModify":
+            yield command["query"], True
+        case "update":
+            for update in command["updates"]:
+                yield update["q"], not update.get("multi", False)
+        case "delete":
+            for delete in command["deletes"]:
+                yield delete["q"], delete["limit"] == 1
+
+
+def broadcasts(command: Command) -> Iterator[str]:
+    key = SHARD_KEYS[command[verb(command)]]
+    for where, one in filters(command):
+        missing = set(key if one else key[:1]) - pinned(where)
+        if missing:
+            yield f"{sorted(missing)} not pinned"
+    for part in walk(command.get("pipeline", [])):
+        if lookup := part.get("$lookup"):
+            foreign = SHARD_KEYS[lookup["from"]]
+            if foreign and lookup.get("foreignField") != foreign[0]:
+                yield f"$lookup into {lookup['from']} by {lookup.get('foreignField')}"
+
+
+def pinned(where: dict[str, Any]) -> set[str]:
+    """Fields that must equal one of a few values."""
+    found = set()
+    for field, condition in where.items():
+        if field == "$and":
+            found |= {name for part in condition for name in pinned(part)}
+        elif not field.startswith("$"):
+            operators = [k for k in condition if k.startswith("$")] if isinstance(condition, dict) else []
+            if not operators or "$eq" in operators or "$in" in operators:
+                found.add(field)
+    return found
