@@ -2,14 +2,19 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from pathlib import Path
 
 import msgspec
+import structlog
 
 from bench.report import Table
 from bench.setup import Setup, facts, setup
+from ximler.core import logs
+from ximler.core.settings import Settings
 
 # In this order: what starts processes comes last, so that the figures before it have a quiet machine.
 TOPICS = {
@@ -35,6 +40,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object, raw samples included")
     parser.add_argument("--no-fail", action="store_true", help="exit code 0 whatever is missed")
     options = parser.parse_args()
+    _silence()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         tables = runner.run(_measure(options.topics or list(TOPICS), quick=options.quick, as_json=options.json))
     missed = [figure for table in tables for figure in table.missed]
@@ -59,6 +65,12 @@ async def _measure(topics: list[str], *, quick: bool, as_json: bool) -> list[Tab
         document = {"facts": known, "quick": quick, "tables": [table.plain() for table in tables]}
         print(msgspec.json.format(msgspec.json.encode(document)).decode())
     return tables
+
+
+def _silence() -> None:
+    """Log as production does, JSON from `info` up, but to nowhere: its cost stays in the figures, its lines out of the tables."""
+    logs.configure(Settings(log_format="json"))
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(Path(os.devnull).open("w")))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,13 +1,14 @@
-"""Contestants take turns, so that whatever else the machine does hits all of them alike; medians are compared."""
+"""Contestants take turns, so that whatever else the machine does hits all of them alike."""
 
 import gc
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from statistics import median
 from typing import Any
 
 import msgspec
 
-__all__ = ["Contestant", "compete", "timed"]
+__all__ = ["Contestant", "compete", "ratio", "timed"]
 
 
 class Contestant(msgspec.Struct, frozen=True):
@@ -18,7 +19,7 @@ class Contestant(msgspec.Struct, frozen=True):
 
 
 async def compete(contestants: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
-    """Seconds by contestant: A B C, B C A, … after one round to warm up.
+    """Seconds by contestant, a round each: A B C, B C A, … after one to warm up.
 
     What exists before the first round is frozen: no contestant's garbage collection pays for another's imports.
     """
@@ -26,15 +27,20 @@ async def compete(contestants: Sequence[Contestant], rounds: int) -> dict[str, l
         await contestant.run()
     gc.collect()
     gc.freeze()
-    samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    samples: dict[str, list[float]] = {contestant.name: [0.0] * rounds for contestant in contestants}
     try:
         for turn in range(rounds):
             first = turn % len(contestants)
             for contestant in (*contestants[first:], *contestants[:first]):
-                samples[contestant.name].append(await contestant.run())
+                samples[contestant.name][turn] = await contestant.run()
     finally:
         gc.unfreeze()
     return samples
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median, over the rounds, of ours ÷ theirs: a load that comes and goes hits both sides of a round alike."""
+    return median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 async def timed(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:

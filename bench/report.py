@@ -104,7 +104,7 @@ def spread(samples: Sequence[float]) -> str:
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Numbers are on the right: every column but the first whose cells begin with a digit or a sign."""
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    widths = [max(3, *(len(row[i]) for row in (columns, *rows))) for i in range(len(columns))]
     right = [i > 0 and all(not row[i] or row[i][0] in "0123456789+-–≤≥=" for row in rows) for i in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:

@@ -16,8 +16,8 @@ _AMOUNTS = (0, 29, 29.99, 99, 290, 12.5)
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def payments(count: int = COUNT) -> list[Payment]:
-    """Always the same, all fields set."""
+def payments(count: int = COUNT, *, stamped: bool = True) -> list[Payment]:
+    """Always the same but for their ids; all fields set, but for the stamps unless `stamped`."""
     chance = random.Random(20_000)  # noqa: S311 (sample data)
     users = [ObjectId() for _ in range(count // 10)]
     made = []
@@ -35,8 +35,7 @@ def payments(count: int = COUNT) -> list[Payment]:
                 stripe_invoice_id=f"in_{number:024d}",
                 invoice_url=f"https://invoice.example.com/i/acct_{user:08d}/{number:024d}",
                 paid_at=moment,
-                created_at=moment,
-                updated_at=moment + timedelta(seconds=2),
+                **(dict.fromkeys(("created_at", "updated_at"), moment) if stamped else {}),
             )
         )
     return made

@@ -19,7 +19,7 @@ const count = { hydrated: (found) => found.length, lean: (found) => found.length
 
 async function answer(verb) {
   if (verb === "load") {
-    plain = (await connection.collection("source").find({}).toArray());
+    plain = await connection.collection("source").find({}).toArray();
     return { count: plain.length };
   }
   globalThis.gc();

@@ -21,20 +21,32 @@ __all__ = ["Mongoose", "mongoose"]
 
 
 class Mongoose:
-    def __init__(self, process: asyncio.subprocess.Process, versions: dict[str, str]) -> None:
+    # Not asyncio's subprocess: uvloop forks with Python's fork hooks, and PyMongo's complain in a child without a loop.
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self.versions = versions
+        self._versions = self._read()
+
+    def __str__(self) -> str:
+        return f"Mongoose {self._versions['mongoose']} on node {self._versions['node']}"
 
     async def ask(self, verb: str, count: int) -> float:
         """Seconds; 0 for what is not timed. Fails unless it was about `count` documents."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{verb}\n".encode())
-        await self._process.stdin.drain()
-        reply = await _line(self._process)
+        self._process.stdin.write(f"{verb}\n")
+        self._process.stdin.flush()
+        reply = await asyncio.to_thread(self._read)
         if "error" in reply:
             raise RuntimeError(f"Mongoose: {reply['error']}")
         assert reply["count"] == count, reply
         return float(reply.get("seconds", 0))
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the node process has ended; its stderr says why")
+        found: dict[str, Any] = json.loads(line)
+        return found
 
 
 @asynccontextmanager
@@ -48,32 +60,16 @@ async def mongoose(uri: str, database: str) -> AsyncIterator[Mongoose | str]:
         return
     with scratch() as temporary:
         folder = Path(temporary)
-        shutil.copy(HERE / "package.json", folder)
-        shutil.copy(HERE / "models.js", folder)
-        shutil.copy(Path(__file__).with_name("mongoose.js"), folder)
+        for file in (HERE / "package.json", HERE / "models.js", Path(__file__).with_name("mongoose.js")):
+            shutil.copy(file, folder)
         (folder / "node_modules").symlink_to(modules, target_is_directory=True)
-        process = await asyncio.create_subprocess_exec(
-            node,
-            "--no-warnings",  # the models declare some indexes twice, as the specification does
-            "--expose-gc",
-            "mongoose.js",
+        # --no-warnings: the models declare some indexes twice, as the specification does.
+        with subprocess.Popen(
+            [node, "--no-warnings", "--expose-gc", "mongoose.js"],
             cwd=folder,
             env={**os.environ, "XIMLER_BENCH": json.dumps([uri, database])},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            yield Mongoose(process, await _line(process))
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            await process.wait()
-
-
-async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line:
-        raise RuntimeError("the node process has ended; its stderr says why")
-    found: dict[str, Any] = json.loads(line)
-    return found
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:  # leaving closes its standard input, which ends it, and waits
+            yield Mongoose(process)

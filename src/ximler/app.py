@@ -70,7 +70,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.front_door,
             pages.ask_confirmation,
             pages.confirm,
-            docs.assets(),
+            docs.assets,
         ],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,

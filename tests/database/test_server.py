@@ -121,7 +121,7 @@ def alive(pid: int) -> bool:
 async def eventually(holds: Callable[[], bool], within_s: float = 20) -> None:
     async with asyncio.timeout(within_s):
         while not holds():  # noqa: ASYNC110 (other processes: no event tells)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
 
 def processes_naming(path: Path) -> list[str]:
@@ -209,37 +209,52 @@ async def count(uri: str) -> int:
 # Starting and stopping
 
 
-async def test_a_start_is_quick_cold_and_warm_and_leaves_the_loop_alone(data_dir: Path) -> None:
-    cold, warm, pauses = [], [], []
+async def test_a_start_is_quick_cold_and_warm_and_leaves_the_loop_alone(data_dir: Path, tmp_path: Path) -> None:
+    bare, cold, warm, pauses = [], [], [], []
 
-    async def longest_pause() -> float:
+    async def longest_pause(enough: asyncio.Event) -> float:
         longest = 0.0
-        try:
-            while True:
-                before = time.perf_counter()
-                await asyncio.sleep(0.001)
-                longest = max(longest, time.perf_counter() - before)
-        except asyncio.CancelledError:
-            return longest
+        while not enough.is_set():
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.perf_counter() - before)
+        return longest
 
     for _ in range(3):
+        bare.append(await bare_start(tmp_path / "bare"))
         for times in (cold, warm):
-            watch = asyncio.create_task(longest_pause())
+            enough = asyncio.Event()
+            watch = asyncio.create_task(longest_pause(enough))
             began = time.perf_counter()
             running = await server.start(data_dir)
             await write(running.uri, a=1)
             times.append(time.perf_counter() - began)
-            watch.cancel()
+            enough.set()
             pauses.append(await watch)
-            if times is cold:
-                await running.stop()
-            else:
+            if times is warm:
                 await running.kill()
-                await running.stop()
+            await running.stop()
         shutil.rmtree(data_dir)
-    assert min(cold) <= 1.5, cold
-    assert min(warm) <= 1.5, warm
+    # 0.45 s bare on an idle machine; a machine that is busy with other things is slow at all three.
+    limit = max(1.5, 3 * min(bare))
+    assert min(cold) <= limit, (cold, bare)
+    assert min(warm) <= limit, (warm, bare)
     assert min(pauses) <= 0.05, pauses
+
+
+async def bare_start(folder: Path) -> float:
+    """Seconds until a mongod without any of ours listens."""
+    os.mkdir(folder)  # noqa: PTH102 (ruff takes a Path's for blocking)
+    began = time.perf_counter()
+    bare = await mongod.Mongod.spawn(
+        server.find_mongod(), ["--nounixsocket"], dbpath=folder, log_path=folder / "log", port=server._free_port()
+    )
+    await bare.listening()
+    took = time.perf_counter() - began
+    bare.kill()
+    await bare.exited
+    shutil.rmtree(folder)
+    return took
 
 
 async def test_a_clean_stop_keeps_everything_and_may_be_repeated(start: Start, data_dir: Path) -> None:
@@ -249,6 +264,7 @@ async def test_a_clean_stop_keeps_everything_and_may_be_repeated(start: Start, d
     await asyncio.gather(running.stop(), running.stop())
     await running.stop()
     assert await waiting == 0
+    assert running.why() is None
     assert '"exitCode":0' in (data_dir / "mongodb/mongod0.log").read_text()
     await running.restart()  # nothing: it was stopped
     again = await start()
@@ -283,15 +299,14 @@ async def test_nobody_gets_in_without_a_password(start: Start) -> None:
 async def test_the_smallest_cache_takes_documents_of_the_largest_size(start: Start) -> None:
     running = await start(parameters={"enableTestCommands": "1"})
     async with AsyncMongoClient[dict[str, Any]](running.uri) as client:
-        for i in range(2):
-            await client.t.things.insert_one({"_id": i, "b": Binary(os.urandom(16_700_000))})
-            await client.t.things.update_one({"_id": i}, {"$set": {"b": Binary(os.urandom(16_700_000))}})
+        await client.t.things.insert_one({"_id": 0, "b": Binary(os.urandom(16_700_000))})
+        await client.t.things.update_one({"_id": 0}, {"$set": {"b": Binary(os.urandom(16_700_000))}})
         async with client.start_session() as session, await session.start_transaction():
-            for i in range(2, 5):
+            for i in (1, 2):
                 await client.t.things.insert_one({"_id": i, "b": Binary(os.urandom(15_000_000))}, session=session)
     await running.kill()  # also through the small journal files
     await running.restart()
-    assert await count(running.uri) == 5
+    assert await count(running.uri) == 3
 
 
 async def test_the_log_is_bounded(start: Start, data_dir: Path) -> None:
@@ -329,14 +344,12 @@ async def test_attach_finds_a_running_server_only(start: Start, data_dir: Path) 
 
 
 async def test_asking_does_not_keep_anybody_from_starting(start: Start, data_dir: Path) -> None:
-    await (await start()).stop()
-
     enough = asyncio.Event()
 
     async def ask() -> None:
         while not enough.is_set():
             await server.attach(data_dir)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
     asking = [asyncio.create_task(ask()) for _ in range(3)]
     try:
@@ -350,13 +363,30 @@ async def test_asking_does_not_keep_anybody_from_starting(start: Start, data_dir
 async def test_commands_share_the_server_that_one_of_them_started(data_dir: Path, tmp_path: Path) -> None:
     script = tmp_path / "visitor.py"
     script.write_text(_VISITOR)
-    visitors = [await asyncio.create_subprocess_exec(sys.executable, script, data_dir, str(i)) for i in range(4)]
-    assert [await v.wait() for v in visitors] == [0, 0, 0, 0]
+    visitors = [await asyncio.create_subprocess_exec(sys.executable, script, data_dir, str(i)) for i in range(3)]
+    assert [await v.wait() for v in visitors] == [0, 0, 0]
     assert await server.attach(data_dir) is None
     async with server.running(data_dir) as uri, AsyncMongoClient[dict[str, Any]](uri) as client:
-        assert await client.t.visits.count_documents({}) == 200
-        async with server.running(data_dir) as same:
-            assert same == uri
+        assert await client.t.visits.count_documents({}) == 150
+
+
+async def test_a_command_that_is_done_leaves_the_server_to_the_others(data_dir: Path) -> None:
+    started, enough, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        async with server.running(data_dir, log=lambda event, **_: event == "mongod.visitors" and waits.set()):
+            started.set()
+            await enough.wait()
+
+    owning = asyncio.create_task(first())
+    await started.wait()
+    async with server.running(data_dir) as uri:
+        enough.set()
+        await waits.wait()
+        await write(uri, a=1)
+        assert not owning.done()
+    await owning
+    assert await server.attach(data_dir) is None
 
 
 # What dies
@@ -427,6 +457,15 @@ async def test_a_killed_supervisor_is_noticed_and_replaced(start: Start) -> None
     await write(running.uri, a=1)
 
 
+async def test_a_mongod_that_somebody_else_stops_is_noticed_and_replaced(start: Start) -> None:
+    running = await start()
+    os.kill(running.pids[0], signal.SIGTERM)
+    assert await running.wait() == 0
+    assert "shut down by somebody else" in str(running.why())
+    await running.restart()
+    await write(running.uri, a=1)
+
+
 async def test_ctrl_c_does_not_reach_mongod(owner: Callable[..., Owner]) -> None:
     holder = owner()
     up = await holder.until("up")
@@ -436,9 +475,16 @@ async def test_ctrl_c_does_not_reach_mongod(owner: Callable[..., Owner]) -> None
     assert all(map(alive, up["pids"] + up["supervisors"]))
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["owner", "everything"])
 @pytest.mark.parametrize(
-    "moment", ["mongod.spawned", "mongod.listening", "mongod.initiated", "mongod.user", "mongod.primary"]
+    ("moment", "everything"),
+    [
+        ("mongod.spawned", False),
+        ("mongod.listening", True),
+        ("mongod.initiated", False),
+        ("mongod.initiated", True),
+        ("mongod.user", True),
+        ("mongod.primary", True),
+    ],
 )
 async def test_an_interrupted_first_start_heals(
     owner: Callable[..., Owner], start: Start, moment: str, everything: bool
@@ -464,7 +510,12 @@ async def test_three_members_elect_another_primary(start: Start) -> None:
         await client.t.things.insert_one({"_id": 1})
         assert await client.primary != primary
         await running.restart()
-        await eventually(lambda: len(client.topology_description.server_descriptions()) == 3)
+        async with asyncio.timeout(20):
+            while True:
+                status = await client.admin.command("replSetGetStatus")
+                if sorted(m["stateStr"] for m in status["members"]) == ["PRIMARY", "SECONDARY", "SECONDARY"]:
+                    break
+                await asyncio.sleep(0.05)
         assert await client.t.things.count_documents({}) == 2
     with pytest.raises(server.DataDirUnusable, match="as many as it has"):
         await server.start(running.data_dir)

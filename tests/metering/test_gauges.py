@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from bson import Decimal128, Int64, ObjectId
+from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import Actor
 from ximler.core.errors import LimitExceeded, NotFound, XimlerError
@@ -16,20 +17,13 @@ from ximler.metering.limits import Limits
 from ximler.metering.overview import overview
 from ximler.projects import projects
 from ximler.schema.plan import Plan, PlanLimits
-from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
 
 TINY = 500  # bytes of storage in the plan of that name
 
 
 @pytest.fixture
-async def person(database: Database) -> Actor:
-    """On the free plan."""
-    return await somebody(database)
-
-
-@pytest.fixture
-async def tiny(database: Database) -> Actor:
+async def tiny(database: Database, person: Actor, subscribe: Subscribe) -> Actor:
     """With room for 500 bytes in any number of projects."""
     await database.plans.insert(
         Plan(
@@ -40,19 +34,8 @@ async def tiny(database: Database) -> Actor:
             limits=PlanLimits(projects=-1, storage=TINY / 1e9, api_calls=1),
         )
     )
-    return await somebody(database, plan="tiny")
-
-
-async def somebody(database: Database, *, plan: str | None = None) -> Actor:
-    user = await database.users.insert(User(name="Ada", email=f"{ObjectId()}@example.com", password="-"))
-    if plan:
-        await subscribe(database, user.id, plan)
-    return Actor(kind="user", via="session", user_id=user.id)
-
-
-async def subscribe(database: Database, user_id: ObjectId, plan: str, **fields: Any) -> None:
-    values = {"status": "ACTIVE", "start_date": database.clock.now(), "price": 0, **fields}
-    await database.subscriptions.insert(Subscription(user_id=user_id, plan_id=plan, **values))
+    await subscribe(person, "tiny")
+    return person
 
 
 async def attempt(*operations: Any) -> Counter[str]:
@@ -109,7 +92,8 @@ async def test_a_first_create_and_a_delete_of_another_applications_project_do_no
 ) -> None:
     """Neither has a gauge to meet at: who makes it must not count what the other is about to remove."""
     for _ in range(15):
-        person = await somebody(database)
+        user = await database.users.insert(User(name="Ada", email=f"{ObjectId()}@example.com", password="-"))
+        person = Actor(kind="user", user_id=user.id)
         made = await database.raw["projects"].insert_many([theirs(person, size=7) for _ in range(2)])
         ends = await attempt(
             projects.create(database, person, name="first"),
@@ -188,9 +172,7 @@ async def test_storage_is_limited_on_create_update_and_restore(database: Databas
 
 async def test_racing_creates_fill_the_storage_and_never_more(database: Database, tiny: Actor) -> None:
     size = (await projects.create(database, tiny, name="a", canvas_data={"x": "y" * 60})).storage_size
-    ends = await attempt(
-        *(projects.create(database, tiny, name="a", canvas_data={"x": "y" * 60}) for _ in range(15))
-    )
+    ends = await attempt(*(projects.create(database, tiny, name="a", canvas_data={"x": "y" * 60}) for _ in range(15)))
     assert ends["OK"] == TINY // size - 1
     gauge, truth = await gauge_and_truth(database, tiny)
     assert gauge == truth
@@ -214,20 +196,22 @@ async def test_a_lowered_limit_stops_growth_and_lets_shrink(database: Database, 
     assert shown["storage"].remaining == 500 - shown["storage"].used
 
 
-async def test_an_unlimited_plan_counts_and_never_refuses(database: Database) -> None:
-    person = await somebody(database, plan="enterprise")
+async def test_an_unlimited_plan_counts_and_never_refuses(
+    database: Database, person: Actor, subscribe: Subscribe
+) -> None:
+    await subscribe(person, "enterprise")
     ends = await attempt(*(projects.create(database, person, name=f"P{n}") for n in range(20)))
     assert ends == {"OK": 20}
     shown = (await overview(database, person, [person.user_id]))[person.user_id][0]
     assert (shown.used, shown.limit, shown.remaining) == (20, None, None)
 
 
-async def test_a_larger_plan_raises_the_limit_at_once(database: Database, person: Actor) -> None:
+async def test_a_larger_plan_raises_the_limit_at_once(database: Database, person: Actor, subscribe: Subscribe) -> None:
     for n in range(3):
         await projects.create(database, person, name=f"P{n}")
     with pytest.raises(LimitExceeded, match="Free allows 3 projects"):
         await projects.create(database, person, name="four")
-    await subscribe(database, person.user_id, "pro")
+    await subscribe(person, "pro")
     await projects.create(database, person, name="four")
     await database.subscriptions.patch({"userId": person.user_id}, {"$set": {"status": "CANCELLED"}})
     with pytest.raises(LimitExceeded):
@@ -255,13 +239,13 @@ async def test_a_refused_first_project_leaves_nothing_behind(database: Database,
 
 
 async def test_sizes_that_other_applications_wrote_are_read_whatever_their_number_type(
-    database: Database, person: Actor
+    database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     sizes = [7.0, Int64(8), Decimal128("9"), None, 5e9]
     made = await database.raw["projects"].insert_many([theirs(person, size=size) for size in sizes])
     shown = (await overview(database, person, [person.user_id]))[person.user_id]
     assert (shown[0].used, shown[1].used) == (5, 5_000_000_024)
-    await subscribe(database, person.user_id, "pro")
+    await subscribe(person, "pro")
     for project_id in made.inserted_ids:
         await projects.update(database, person, project_id, {"canvas_data": {"a": 1}})
         await projects.delete(database, person, project_id)

@@ -5,9 +5,8 @@ import mongoose from "mongoose";
 import { models } from "./models.js";
 
 const { EJSON } = mongoose.mongo.BSON;
-const server = await mongoose
-  .createConnection(process.env.XIMLER_PEER_URI, { autoIndex: false, autoCreate: false, maxPoolSize: 10 })
-  .asPromise();
+const connect = (options) => mongoose.createConnection(process.env.XIMLER_PEER_URI, options).asPromise();
+const server = await connect({ autoIndex: false, autoCreate: false, maxPoolSize: 10 });
 const applications = new Map();
 
 function application({ database, unbound }) {
@@ -97,6 +96,17 @@ const VERBS = {
     return found.toObject({ virtuals: true, minimize: false });
   },
 
+  // A start with Mongoose's own defaults: each model makes its collection and its indexes. By model, the error's code.
+  async start({ database }) {
+    const connection = await connect({ dbName: database });
+    const codes = {};
+    for (const [name, Model] of Object.entries(models(connection))) {
+      codes[name] = await Model.init().then(() => null, (error) => error.code ?? String(error));
+    }
+    await connection.close();
+    return codes;
+  },
+
   async createIndexes({ app, model }) {
     const Model = app.models[model];
     return (await watched(Model, () => Model.createIndexes())).results;
@@ -140,16 +150,18 @@ const VERBS = {
   },
 };
 
+const told = (reply) => EJSON.stringify(reply, { relaxed: false });
+
 async function answer(line) {
   const { id, verb, ...request } = EJSON.parse(line);
   let reply;
   try {
-    reply = { id, result: (await VERBS[verb]({ ...request, app: application(request) })) ?? null };
+    reply = told({ id, result: (await VERBS[verb]({ ...request, app: application(request) })) ?? null });
   } catch (error) {
     const fields = Object.keys(error.errors ?? {});
-    reply = { id, error: { name: error.name, code: error.code ?? null, message: error.message, fields } };
+    reply = told({ id, error: { name: error.name, code: error.code ?? null, message: error.message, fields } });
   }
-  process.stdout.write(`${EJSON.stringify(reply, { relaxed: false })}\n`);
+  process.stdout.write(`${reply}\n`);
 }
 
 const lines = createInterface({ input: process.stdin });

@@ -90,6 +90,18 @@ async def test_create_indexes_fails_on_the_double_declarations_only_as_it_does_w
     assert await sync.status(database) == []
 
 
+async def test_an_application_starts_on_our_database_as_on_an_empty_one(
+    app: Application, database: Database, empty_app: Application
+) -> None:
+    """With Mongoose's own defaults, autoCreate and autoIndex."""
+    started = await app.ask("start")
+    assert started == await empty_app.ask("start")
+    assert {model: code for model, code in started.items() if code} == dict.fromkeys(
+        (model for model, _ in DOUBLE), KEY_CONFLICT
+    )
+    assert await sync.status(database) == []
+
+
 async def test_sync_indexes_drops_our_additions_only_and_status_and_initialise_know_it(
     empty_app: Application, empty_database: Database
 ) -> None:

@@ -12,7 +12,16 @@ from ximler.schema.subscription import Subscription
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "size"), [(1, 10**9), (0, 0), (0.5, 5 * 10**8), (500, 5 * 10**11), (-1, UNLIMITED), (-1.0, UNLIMITED)]
+    ("gigabytes", "size"),
+    [
+        (1, 10**9),
+        (0, 0),
+        (0.5, 5 * 10**8),
+        (1.001, 1_001_000_000),
+        (500, 5 * 10**11),
+        (-1, UNLIMITED),
+        (-1.0, UNLIMITED),
+    ],
 )
 def test_a_storage_limit_is_gigabytes_of_a_thousand_million_bytes(gigabytes: float, size: int) -> None:
     assert PlanLimits(projects=1, storage=gigabytes, api_calls=1).storage_bytes == size

@@ -19,6 +19,7 @@ __all__ = ["Keyring"]
 
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
+_PREFIX = "$argon2"
 MIN_PASSWORD = 10
 MAX_PASSWORD = 1000
 
@@ -47,22 +48,32 @@ class Keyring:
             raise Invalid.field("password", f"must be {MIN_PASSWORD} characters or more")
         if len(password) > MAX_PASSWORD:
             raise Invalid.field("password", f"must be at most {MAX_PASSWORD} characters")
+        if not _is_unicode(password):
+            raise Invalid.field("password", "contains an unpaired surrogate: it is not valid Unicode")
         return await self._in_pool(self._hasher.hash, password)
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
-        """Whether the password is the stored one. Without a stored one (no such account) it takes the same time to say no."""
-        if len(password) > MAX_PASSWORD:
+        """Whether the password is the stored one.
+
+        Without a stored one (no such account), or with one of a kind that is not ours, it takes the same time to say no.
+        """
+        if len(password) > MAX_PASSWORD or not _is_unicode(password):
             return False
-        if stored is None:
+        if stored is None or not stored.startswith(_PREFIX):
             if self._decoy is None:
                 self._decoy = await self._in_pool(self._hasher.hash, secrets.token_urlsafe())
             await self._in_pool(self._matches, self._decoy, password)
             return False
         return await self._in_pool(self._matches, stored, password)
 
-    def needs_rehash(self, stored: str) -> bool:
-        """Whether the settings have changed since this hash was made."""
-        return stored.startswith("$argon2") and self._hasher.check_needs_rehash(stored)
+    async def rehash(self, stored: str, password: str) -> str | None:
+        """A new hash of the password that `stored` is of, where the settings have changed since that was made; else None.
+
+        It asks nothing of the password: whoever has it may have chosen it under other rules.
+        """
+        if not self._hasher.check_needs_rehash(stored):
+            return None
+        return await self._in_pool(self._hasher.hash, password)
 
     def new_token(self) -> tuple[str, bytes]:
         """A token to hand out, and the id to store it under."""
@@ -90,3 +101,11 @@ class Keyring:
     @staticmethod
     def _id(key: bytes, token: str) -> bytes:
         return hmac.new(key, token.encode(), hashlib.sha256).digest()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,6 +5,7 @@ taken one and one that is waiting. Only whoever reads the mailbox learns more. A
 attacker who registers a victim's address first gains nothing: the victim confirms the victim's link.
 """
 
+import unicodedata
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -23,6 +24,9 @@ __all__ = ["AccountExists", "address", "confirm", "person", "register"]
 
 _VALIDITY = timedelta(hours=24)
 _MAX_NAME = 100
+_MAX_ADDRESS = 320  # 64 before the @, 255 after it
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (bidi overrides), surrogate, line, paragraph
+_JOINERS = "\u200c\u200d"  # format characters too, and part of Persian and Indic spelling, and of emoji
 _log = structlog.get_logger("ximler.accounts")
 
 
@@ -74,6 +78,8 @@ async def confirm(database: Database, keyring: Keyring, token: str) -> User:
 
 def address(email: str, field: str = "email") -> str:
     """An e-mail address as it is stored: lowercase, Unicode-normalised. Raises Invalid (RFC 5322, RFC 6531)."""
+    if len(email) > _MAX_ADDRESS:  # looked at first: telling what is wrong with a megabyte takes a second
+        raise Invalid.field(field, f"is longer than {_MAX_ADDRESS} characters")
     try:
         return validate_email(email.strip(), check_deliverability=False).normalized.lower()
     except EmailNotValidError as problem:
@@ -83,10 +89,10 @@ def address(email: str, field: str = "email") -> str:
 def person(name: str, field: str = "name") -> str:
     """A person's name as it is stored. Raises Invalid."""
     name = name.strip()
-    if not name:
+    if not name.strip(_JOINERS):
         raise Invalid.field(field, "is required and must not be empty")
     if len(name) > _MAX_NAME:
         raise Invalid.field(field, f"is longer than {_MAX_NAME} characters")
-    if not name.isprintable():
+    if any(unicodedata.category(character) in _UNSEEN and character not in _JOINERS for character in name):
         raise Invalid.field(field, "must not contain control characters or line breaks")
     return name

@@ -55,8 +55,8 @@ async def sign_in(
         user_agent=actor.user_agent,
     )
     touch: dict[str, object] = {"lastLogin": now}
-    if keyring.needs_rehash(user.password):
-        touch["password"] = await keyring.hash_password(password)
+    if fresh := await keyring.rehash(user.password, password):
+        touch["password"] = fresh
     session, _ = await asyncio.gather(
         database[SESSIONS].insert(session),
         database.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}),

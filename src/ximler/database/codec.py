@@ -9,14 +9,17 @@ Writing is strict: a wrong type, an empty required string, a naive datetime or a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
+from struct import Struct as Layout
 from typing import Any, Generic, TypeVar
 
+import bson
 import msgspec
 from bson import Decimal128, ObjectId
+from bson.codec_options import CodecOptions
 from msgspec import inspect
 
 from ximler.core.clock import EPOCH
@@ -24,7 +27,7 @@ from ximler.core.errors import Conflict, Invalid
 from ximler.database import mixed
 from ximler.schema.document import AT_WRITE, Document, extras
 
-__all__ = ["Codec", "UnreadableDocument", "bare", "check_storable", "codec_of", "invalid_type"]
+__all__ = ["Codec", "UnreadableDocument", "bare", "check_storable", "codec_of", "few_at_a_time", "invalid_type"]
 
 D = TypeVar("D", bound=Document)
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
@@ -66,6 +69,27 @@ def codec_of(document: type[D]) -> Codec[D]:
 
 # Reading
 
+_FEW = 64
+_length_at = Layout("<i").unpack_from
+
+
+def few_at_a_time(stream: bytes, options: CodecOptions[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The documents of a stream of BSON, in lists of 64.
+
+    So few fit the processor's cache, and are gone before garbage collection looks at them: 20,000 dicts at once cost as much
+    again as turning them into Structs.
+    """
+    view = memoryview(stream)
+    start = end = count = 0
+    while end < len(view):
+        end += _length_at(view, end)[0]
+        count += 1
+        if count == _FEW:
+            yield bson.decode_all(view[start:end], options)
+            start, count = end, 0
+    if count:
+        yield bson.decode_all(view[start:], options)
+
 
 def _compile_decoder(document: type[D]) -> Callable[[dict[str, Any]], D]:
     marks = extras(document)
@@ -77,7 +101,7 @@ def _compile_decoder(document: type[D]) -> Callable[[dict[str, Any]], D]:
             lines += [
                 f"v = d.get({name})",
                 f"if v is None: d.pop({name}, None)",
-                f"elif v: d[{name}] = aware(v) if isinstance(v, containers) else v",
+                f"elif v: d[{name}] = native(v)",
             ]
         elif isinstance(kind, inspect.DateTimeType):
             if field.required or field.default is AT_WRITE:
@@ -99,8 +123,7 @@ def _compile_decoder(document: type[D]) -> Callable[[dict[str, Any]], D]:
         "convert": msgspec.convert,
         "document": document,
         "ValidationError": msgspec.ValidationError,
-        "aware": mixed.aware,
-        "containers": (dict, list, datetime),
+        "native": mixed.native,
         "tolerant": lambda raw: _tolerant(document, raw),
     }
     exec(compile(source, f"<decoder of {document.__name__}>", "exec"), scope)  # noqa: S102 (made from our own schema)
@@ -128,9 +151,9 @@ def _normal(value: Any, kind: inspect.Type) -> Any:
         case inspect.IntType() | inspect.FloatType() | inspect.UnionType():
             return _number(value, whole=isinstance(kind, inspect.IntType))
         case inspect.DateTimeType():
-            return mixed.aware(value) if isinstance(value, datetime) else value
+            return mixed.native(value) if isinstance(value, datetime) else value
         case inspect.AnyType():
-            return mixed.aware(value) if isinstance(value, dict | list | datetime) else value
+            return mixed.native(value)
     return value
 
 

@@ -14,7 +14,7 @@ from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, O
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 
-__all__ = ["MAX_DEPTH", "aware", "check", "shown", "time_problem"]
+__all__ = ["MAX_DEPTH", "check", "native", "shown", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
@@ -59,17 +59,23 @@ def check(value: Any, path: str, *, depth: int = 1) -> None:
                 _check_scalar(item, (place, key))
 
 
-def aware(value: Any) -> Any:
-    """The value with its datetimes (which the driver leaves naive) made aware UTC, in place."""
-    if isinstance(value, datetime):
-        return EPOCH + (value - _EPOCH_NAIVE) if value.tzinfo is None else value
-    pending = [value]
+def native(value: Any) -> Any:
+    """The driver's value as Python has it, in place: datetimes, which it leaves naive, aware UTC; Int64, int."""
+    if not isinstance(value, dict | list):
+        if isinstance(value, datetime):
+            return EPOCH + (value - _EPOCH_NAIVE) if value.tzinfo is None else value
+        return int(value) if isinstance(value, Int64) else value
+    pending: list[dict[str, Any] | list[Any]] = [value]
     while pending:
         current = pending.pop()
-        for key, item in current.items() if isinstance(current, dict) else enumerate(current):
-            if isinstance(item, dict | list):
+        items: Iterable[tuple[Any, Any]] = current.items() if isinstance(current, dict) else enumerate(current)
+        for key, item in items:
+            kind = type(item)
+            if kind is dict or kind is list:
                 pending.append(item)
-            elif isinstance(item, datetime) and item.tzinfo is None:
+            elif kind is Int64:
+                current[key] = int(item)
+            elif kind is datetime and item.tzinfo is None:
                 current[key] = EPOCH + (item - _EPOCH_NAIVE)
     return value
 

@@ -102,7 +102,10 @@ def find_mongod(explicit: str | None = None) -> Path:
             if not explicit:
                 path.chmod(path.stat().st_mode | 0o111)
         if not os.access(path, os.X_OK):
-            raise MongodUnusable(f"{path} is not executable: run `chmod +x {path}`, {_OWN_SERVER}.")
+            remedy = (
+                "its disk is mounted `noexec`: copy it" if path.stat().st_mode & 0o111 else f"run `chmod +x {path}`"
+            )
+            raise MongodUnusable(f"{path} is not executable: {remedy}, {_OWN_SERVER}.")
     return path
 
 
@@ -325,7 +328,7 @@ _CAUSES = (
         "version, or start with another --data-dir.",
     ),
     _Cause(
-        r"No space left on device|Disk quota exceeded",
+        r"No space left on device|Disk quota exceeded|Writing to log file failed",
         DiskFull,
         "The disk that holds {dbpath} is full: free some space and start again; nothing acknowledged is lost.",
     ),
@@ -377,6 +380,8 @@ def _explain(status: int, said: list[str], *, binary: Path, dbpath: Path, log_pa
         )
     if status == 128 + signal.SIGILL:
         return MongodUnusable(f"{binary} needs a processor with AVX: set XIMLER_MONGOD to another, {_OWN_SERVER}.")
+    if status == 0:
+        return EmbeddedServerError("mongod was shut down by somebody else: start again; its data is safe.")
     if status == 128 + signal.SIGKILL:
         return EmbeddedServerError("mongod was killed, perhaps for lack of memory: start again; its data is safe.")
     for cause in _CAUSES:

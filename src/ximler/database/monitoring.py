@@ -38,6 +38,8 @@ UP = Gauge("ximler_database_up", "Processes that see a primary.", multiprocess_m
 SERVERS = Gauge("ximler_database_servers", "Known servers, by type.", ("type",), multiprocess_mode="livemax")
 UNREADABLE = Counter("ximler_database_unreadable_documents_total", "Documents left out of a list.", ("collection",))
 
+_IN_FLIGHT = 5000  # more than any pool has connections
+
 RoundTrip = tuple[str, str]  # (verb, collection)
 _recording: ContextVar[list[RoundTrip] | None] = ContextVar("ximler_round_trips", default=None)
 
@@ -89,6 +91,9 @@ class _Commands(monitoring.CommandListener):
         target = event.command.get("collection") if verb == "getMore" else event.command.get(verb)
         collection = target if isinstance(target, str) else ""
         self._places[event.request_id] = (collection, verb)
+        if len(self._places) > _IN_FLIGHT:
+            # A command whose task is cancelled is never heard of again: the oldest go.
+            del self._places[next(iter(self._places))]
         trips = _recording.get()
         if trips is not None:
             trips.append((verb, collection))

@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ Client = AsyncMongoClient[dict[str, Any]]
 
 _ROLES = {ADMIN: ["root"], USER: ["readWriteAnyDatabase", "dbAdminAnyDatabase", "clusterMonitor"]}
 _ATTEMPTS = 5
+
+# A member on another port first looks for itself at the old one, and waits 30 s for whoever listens there to answer.
+# This switches that off, for a run that only moves it.
+_BLIND = ("--setParameter", "enableTestCommands=1", "--setParameter", "failpoint.failIsSelfCheck={mode: 'alwaysOn'}")
 _NOT_YET_INITIALIZED, _ALREADY_INITIALIZED, _RECONFIGURING, _USER_EXISTS = 94, 23, 109, 51003
 
 
@@ -219,7 +223,9 @@ class Server:
         return next(e.result() for e in exits if e.done())
 
     def why(self) -> EmbeddedServerError | None:
-        """The sentence for a mongod that has died, None while all run."""
+        """The sentence for a mongod that has died, None while all run and after `stop`."""
+        if self._stopped:
+            return None
         return next((m.cause() for m in self._members if m.exited.done()), None)
 
     async def kill(self, member: int = 0) -> None:
@@ -242,7 +248,7 @@ class Server:
                         if dead.exited.done():
                             await end_stray(dead.dbpath, self._log)
                             self._members[i] = await self._spawn(i, dead.port)
-                    await self._until_ready()
+                    await self._while_alive(self._settle)
             except TimeoutError as error:
                 raise self._too_slow(timeout_s) from error
             except OSError as error:
@@ -278,20 +284,32 @@ class Server:
             dbpath.mkdir(mode=0o700, exist_ok=True)
             await end_stray(dbpath, self._log)
         for attempt in range(1, _ATTEMPTS + 1):
-            for i, chosen in enumerate(self._choose(port, fresh=attempt > 1)):
-                self._members.append(await self._spawn(i, chosen))
+            ports = self._choose(port, fresh=attempt > 1)
             try:
-                await self._until_ready()
+                if await self._blocked(ports):
+                    await self._bring_up(ports, self._move, _BLIND)
+                    await self._halt()
+                await self._bring_up(ports, self._settle)
             except (PortInUse, DataDirInUse) as error:
                 # Taken since we looked; or a stray that had not locked its data yet has won the race for it.
                 if attempt == _ATTEMPTS or (port and isinstance(error, PortInUse)):
                     raise
                 self._log("mongod.retry", reason=error.message)
                 await self._halt()
-                self._members.clear()
             else:
                 self._tending = asyncio.create_task(self._tend())
                 return
+
+    async def _blocked(self, ports: list[int]) -> bool:
+        """Whether the members would look for themselves at ports where somebody else listens now."""
+        before = self._state.ports
+        return tuple(ports) != before and any([await _accepts(p) for p in before])
+
+    async def _bring_up(self, ports: list[int], until: Callable[[], Awaitable[None]], more: Sequence[str] = ()) -> None:
+        self._members.clear()
+        for i, port in enumerate(ports):
+            self._members.append(await self._spawn(i, port, more))
+        await self._while_alive(until)
 
     def _choose(self, port: int | None, *, fresh: bool) -> list[int]:
         """A port a member: the given ones, else those of last time, else free ones."""
@@ -309,9 +327,10 @@ class Server:
                     chosen.append(candidate)
         return chosen
 
-    async def _spawn(self, i: int, port: int) -> Mongod:
+    async def _spawn(self, i: int, port: int, more: Sequence[str] = ()) -> Mongod:
         dbpath, log_path = self._directory.dbpath(i), self._directory.log_path(i)
-        member = await Mongod.spawn(self._binary, self._options, dbpath=dbpath, log_path=log_path, port=port)
+        options = [*self._options, *more]
+        member = await Mongod.spawn(self._binary, options, dbpath=dbpath, log_path=log_path, port=port)
         self._phase("mongod.spawned", pid=member.pid, port=port)
         return member
 
@@ -327,24 +346,24 @@ class Server:
         for member in self._members:  # one whose supervisor was killed
             await end_stray(member.dbpath, self._log)
 
-    async def _until_ready(self) -> None:
-        """Raises the sentence for the first member that ends before the set is ready."""
+    async def _while_alive(self, until: Callable[[], Awaitable[None]]) -> None:
+        """Raises the sentence for the first member that ends before it is done."""
         exits = [m.exited for m in self._members]
-        settled = asyncio.create_task(self._settle())
+        done = asyncio.ensure_future(until())
         try:
-            await asyncio.wait([settled, *exits], return_when=asyncio.FIRST_COMPLETED)
-            if settled.done() and isinstance(settled.exception(), ConnectionFailure):
+            await asyncio.wait([done, *exits], return_when=asyncio.FIRST_COMPLETED)
+            if done.done() and isinstance(done.exception(), ConnectionFailure):
                 await asyncio.wait(exits, timeout=2, return_when=asyncio.FIRST_COMPLETED)  # the end that it announces
             if death := self.why():
                 raise death
-            await settled
+            await done
         except PyMongoError as error:
             raise EmbeddedServerError(
                 f"mongod refused to form its replica set ({error}): its log is in {self._directory.home}."
             ) from error
         finally:
-            settled.cancel()
-            await asyncio.gather(settled, return_exceptions=True)
+            done.cancel()
+            await asyncio.gather(done, return_exceptions=True)
 
     async def _settle(self) -> None:
         """From processes to a replica set with a primary and users, in as few round trips as the state allows."""
@@ -366,10 +385,23 @@ class Server:
             return False
         async with _client(self.ports[0]) as client:
             hello = await client.admin.command("hello")
-            if sorted(hello.get("hosts", ())) != sorted(hosts(self.ports)):
+            if not _members_are(self.ports, hello):
                 return False
             await _primary(client, hello)
             return True
+
+    async def _move(self) -> None:
+        """Write the new ports into the configuration, with members that do not look for themselves at the old ones."""
+        await asyncio.gather(*(m.listening() for m in self._members))
+        for member in self._members:
+            async with _client(member.port, key=self._key) as client:
+                await client.admin.command({"configureFailPoint": "failIsSelfCheck", "mode": "off"})
+        async with _client(self.ports[0], key=self._key) as client:
+            await self._configure(client)
+        for member in self._members:
+            async with _client(member.port) as client:
+                while not _members_are(self.ports, await client.admin.command("hello")):  # noqa: ASYNC110 (the server's)
+                    await asyncio.sleep(0.01)
 
     async def _heal(self) -> None:
         """Found the set, or move it to its new ports; make its users. What of it is done already stays."""
@@ -393,25 +425,26 @@ class Server:
         await self._save()
 
     async def _configure(self, client: Client) -> None:
+        """Make the set have these members. Repeats what comes too early, or is cut off by a change of state."""
         wanted = hosts(self.ports)
         members = [{"_id": i, "host": host} for i, host in enumerate(wanted)]
-        # Several are for tests of failover: a new primary within about a second.
-        settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 300} if len(wanted) > 1 else {}
         while True:
-            try:
-                config = (await client.admin.command("replSetGetConfig"))["config"]
-                if [m["host"] for m in config["members"]] != wanted:
-                    config.update(members=members, version=config["version"] + 1)
-                    # Forced: on another port the member does not find itself in its own configuration.
-                    await client.admin.command({"replSetReconfig": config, "force": True})
-                    self._phase("mongod.moved")
-                return
-            except OperationFailure as error:
-                if error.code not in (_NOT_YET_INITIALIZED, _RECONFIGURING):
-                    raise
-                if error.code == _NOT_YET_INITIALIZED and await _initiate(client, members, settings):
-                    self._phase("mongod.initiated")
+            with contextlib.suppress(ConnectionFailure):
+                try:
+                    config = (await client.admin.command("replSetGetConfig"))["config"]
+                    if [m["host"] for m in config["members"]] != wanted:
+                        config.update(members=members, version=config["version"] + 1)
+                        # Forced: on another port the member does not find itself in its own configuration.
+                        await client.admin.command({"replSetReconfig": config, "force": True})
+                        self._phase("mongod.moved")
                     return
+                except OperationFailure as error:
+                    if error.code not in (_NOT_YET_INITIALIZED, _RECONFIGURING):
+                        raise
+                    if error.code == _NOT_YET_INITIALIZED and await _initiate(client, members):
+                        self._state.users_made = False
+                        self._phase("mongod.initiated")
+                        return
             await asyncio.sleep(0.01)
 
     async def _save(self) -> None:
@@ -486,13 +519,31 @@ def _client(port: int, *, key: str | None = None) -> Client:
     return AsyncMongoClient("127.0.0.1", port, **options)
 
 
-async def _initiate(client: Client, members: list[dict[str, Any]], settings: Mapping[str, int]) -> bool:
+async def _initiate(client: Client, members: list[dict[str, Any]]) -> bool:
+    # Several are for tests of failover: a new primary within about a second.
+    settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 300} if len(members) > 1 else {}
     try:
         await client.admin.command({"replSetInitiate": {"_id": SET, "members": members, "settings": settings}})
     except OperationFailure as error:
         if error.code != _ALREADY_INITIALIZED:
             raise
         return False  # it was still reading its configuration
+    return True
+
+
+def _members_are(ports: tuple[int, ...], hello: Mapping[str, Any]) -> bool:
+    return sorted(hello.get("hosts", ())) == sorted(hosts(ports))
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        async with asyncio.timeout(0.5):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except TimeoutError:
+        return True  # too busy to say so
+    except OSError:
+        return False
+    writer.close()
     return True
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 import structlog
+from bson import ObjectId
 from pymongo import IndexModel
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -27,13 +28,13 @@ __all__ = ["Difference", "SchemaTooNew", "adopt", "check_version", "initialise",
 
 _log = structlog.get_logger("ximler.database")
 _STAMP = "schema"
-_EXISTS = 48
+_MISSING, _EXISTS = 26, 48
 # There is one like it under another name or with other options; there are two text indexes; the documents are not unique.
 # Reported by `status`, and left to the operator.
 _OBSTACLES = frozenset({67, 85, 86, 11000})
 _OPTIONS = ("unique", "expireAfterSeconds", "partialFilterExpression", "sparse", "hidden", "collation")
 _PLURAL = "usages"  # what Mongoose makes of a model named Usage
-_ADOPTING = "usages_adopting"
+_ADOPTING = "usages_adopting_"
 
 
 class SchemaTooNew(Conflict):
@@ -111,16 +112,10 @@ async def status(database: Database) -> list[Difference]:
             *(_compare(database, collection, existing.get(collection.name)) for collection in CATALOGUE)
         )
         differences = [difference for found in compared for difference in found]
-        if _PLURAL in existing and await database.raw[_PLURAL].find_one({}, {"_id": 1}):
-            differences.append(
-                Difference(
-                    _PLURAL,
-                    "documents",
-                    _PLURAL,
-                    "extra",
-                    "a Mongoose model without a collection name wrote here: ximler db adopt",
-                )
-            )
+        for name in sorted(existing):
+            if (name == _PLURAL or name.startswith(_ADOPTING)) and await database.raw[name].find_one({}, {"_id": 1}):
+                remedy = "a Mongoose model without a collection name wrote here: ximler db adopt"
+                differences.append(Difference(name, "documents", name, "extra", remedy))
     except PyMongoError as error:
         raise translated(error, database.name) from error
     return differences
@@ -129,23 +124,34 @@ async def status(database: Database) -> list[Difference]:
 async def adopt(database: Database) -> int:
     """Move the documents of `usages` (where Mongoose puts a model named Usage) to `usage`; returns how many.
 
-    The source is renamed first, so that what another application writes meanwhile starts a new `usages` instead of being lost;
-    a run that was interrupted is finished by the next.
+    The source is first renamed to what nobody writes to, so that what another application writes meanwhile starts a new
+    `usages` instead of being lost. Safe to run from several processes at once; a run that was interrupted is reported by
+    `status` and finished by the next.
     """
-    moved = 0
     try:
+        try:
+            await database.raw[_PLURAL].rename(f"{_ADOPTING}{ObjectId()}")
+        except OperationFailure as error:
+            if error.code != _MISSING:
+                raise
         names = await database.raw.list_collection_names()
-        if _ADOPTING not in names and _PLURAL in names:
-            await database.raw[_PLURAL].rename(_ADOPTING)
-            names.append(_ADOPTING)
-        if _ADOPTING in names:
-            moved = await database.raw[_ADOPTING].count_documents({})
-            merge = {"$merge": {"into": "usage", "on": "_id", "whenMatched": "keepExisting"}}
-            await (await database.raw[_ADOPTING].aggregate([merge], bypassDocumentValidation=True)).to_list()
-            await database.raw[_ADOPTING].drop()
+        return sum([await _bring_home(database, name) for name in names if name.startswith(_ADOPTING)])
     except PyMongoError as error:
         raise translated(error, database.name) from error
-    return moved
+
+
+async def _bring_home(database: Database, name: str) -> int:
+    source = database.raw[name]
+    merge = {"$merge": {"into": "usage", "on": "_id", "whenMatched": "keepExisting"}}
+    try:
+        count = await source.count_documents({})
+        await (await source.aggregate([merge], bypassDocumentValidation=True)).to_list()
+    except OperationFailure:
+        if name in await database.raw.list_collection_names():
+            raise
+        return 0  # another process has finished it meanwhile
+    await source.drop()
+    return count
 
 
 async def _make_collection(

@@ -226,27 +226,30 @@ def _place(document: type[Document], path: str) -> _Place:
 
 @lru_cache(maxsize=2048)  # whose paths are our own: those into Mixed values may be anybody's, of any length
 def _known(document: type[Document], path: str) -> _Place:
-    head, _, rest = path.partition(".")
+    head, dot, rest = path.partition(".")
+    if dot:
+        whole = _known(document, head)
+        if isinstance(whole.kind, inspect.StructType):
+            try:
+                return _place(whole.kind.cls, rest)  # type: ignore[arg-type]  # sub-documents are Documents
+            except Invalid as problem:
+                fields = {f"{head}.{inner}": why for inner, why in problem.fields.items()}
+                raise Invalid(f"{head}.{problem.message}", fields=fields) from None
+        if isinstance(whole.kind, inspect.ListType) and (rest in ("$", "$[]") or (rest.isascii() and rest.isdecimal())):
+            return _item(whole)
+        raise Invalid.field(mixed.shown(path), f"is not a field of {document.__name__}")
     for field in inspect.type_info(document).fields:  # type: ignore[attr-defined]  # a Struct's info has fields
-        if field.encode_name != head:
-            continue
-        marks = extras(document)[field.name]
-        if marks.get("mixed"):
-            return _IN_MIXED
-        place = _Place(
-            get_type_hints(document, include_extras=True)[field.name],
-            bare(field.type),
-            required=field.required,
-            removable=not field.required,
-            setter=marks.get("setter"),
-        )
-        if path == head:
-            return place
-        if isinstance(place.kind, inspect.StructType):
-            return _place(place.kind.cls, rest)  # type: ignore[arg-type]  # sub-documents are Documents
-        if isinstance(place.kind, inspect.ListType) and (rest in ("$", "$[]") or (rest.isascii() and rest.isdecimal())):
-            return _item(place)
-        break
+        if field.encode_name == head:
+            marks = extras(document)[field.name]
+            if marks.get("mixed"):
+                return _IN_MIXED
+            return _Place(
+                get_type_hints(document, include_extras=True)[field.name],
+                bare(field.type),
+                required=field.required,
+                removable=not field.required,
+                setter=marks.get("setter"),
+            )
     raise Invalid.field(mixed.shown(path), f"is not a field of {document.__name__}")
 
 

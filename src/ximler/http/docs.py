@@ -1,19 +1,30 @@
 """The API's documentation page. Its script and style come from an installed package, not from anybody's CDN."""
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from litestar import Router
+from litestar import Router, get
+from litestar.exceptions import NotFoundException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.static_files import create_static_files_router
+from litestar.response import File
 
 from ximler import __version__
 
 __all__ = ["assets", "openapi"]
 
 _PATH = "/docs/assets"
+_ASSETS = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui-standalone-preset.js": "text/javascript",
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+}
 
 
 def openapi() -> OpenAPIConfig:
@@ -21,7 +32,7 @@ def openapi() -> OpenAPIConfig:
         title="Ximler",
         version=__version__,
         description="REST beside GraphQL: `POST /graphql` is the main interface; its schema can be introspected.",
-        path="/docs",
+        openapi_router=Router("/docs", route_handlers=[], include_in_schema=False, response_headers=_HEADERS),
         components=Components(security_schemes={"session": SecurityScheme(type="http", scheme="bearer")}),
         render_plugins=[
             SwaggerRenderPlugin(
@@ -36,11 +47,17 @@ def openapi() -> OpenAPIConfig:
     )
 
 
-def assets() -> Router:
-    """Only the static files of the package: it is found, not imported."""
+@get(f"{_PATH}/{{name:str}}", include_in_schema=False)
+async def assets(name: str) -> File:
+    """The three files that the page loads, out of a package that is found, not imported."""
+    if name not in _ASSETS:
+        raise NotFoundException
+    return File(_static() / name, media_type=_ASSETS[name], content_disposition_type="inline")
+
+
+@cache
+def _static() -> Path:
     spec = find_spec("swagger_ui")
     if spec is None or spec.origin is None:
         raise RuntimeError("the package swagger-ui-py is not installed")
-    return create_static_files_router(
-        path=_PATH, directories=[Path(spec.origin).parent / "static"], include_in_schema=False, name="docs-assets"
-    )
+    return Path(spec.origin).parent / "static"

@@ -1,11 +1,13 @@
 """For whoever runs Ximler: is it alive, can it work, what is it doing?"""
 
+import asyncio
 import os
 from typing import Literal
 
 import msgspec
-from litestar import Response, get
+from litestar import MediaType, Response, get
 from litestar.datastructures import State
+from litestar.openapi.datastructures import ResponseSpec
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -14,6 +16,9 @@ from ximler.core.errors import Unavailable
 from ximler.database import Database
 
 __all__ = ["healthz", "metrics", "readyz"]
+
+
+_PATIENCE_S = 2  # whoever asks has less than the driver's 5 s to find a server, and 45 s for an answer
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -32,22 +37,28 @@ async def healthz() -> Health:
     return Health("ok", __version__)
 
 
-@get("/readyz", tags=["operation"], summary="Can it do its work?")
+@get(
+    "/readyz",
+    tags=["operation"],
+    summary="Can it do its work?",
+    responses={503: ResponseSpec(Readiness, description="The database does not answer", generate_examples=False)},
+)
 async def readyz(state: State) -> Response[Readiness]:
-    """200 when the database answers, 503 when it does not: send no requests meanwhile."""
+    """200 when the database answers, 503 when it does not within two seconds: send no requests meanwhile."""
     database: Database = state.database
     try:
-        await database.ping()
-    except Unavailable:
+        async with asyncio.timeout(_PATIENCE_S):
+            await database.ping()
+    except (Unavailable, TimeoutError):
         return Response(Readiness("unavailable", "disconnected"), status_code=503)
     return Response(Readiness("ok", "connected"))
 
 
-@get("/metrics", tags=["operation"], summary="Numbers for Prometheus", sync_to_thread=True)
+@get("/metrics", tags=["operation"], summary="Numbers for Prometheus", media_type=MediaType.TEXT, sync_to_thread=True)
 def metrics() -> Response[bytes]:
     """Text format, summed over all worker processes."""
     registry = REGISTRY
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's own signature
-    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,15 +1,17 @@
 """The few pages that people meet outside the console: the front door, and where confirmation links lead."""
 
 import html
-from typing import Annotated
+from typing import Annotated, Any
 
 from litestar import MediaType, Response, get, post
 from litestar.datastructures import State
 from litestar.enums import RequestEncodingType
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Body, Parameter
 
 from ximler.accounts import registration
 from ximler.core.errors import XimlerError
+from ximler.http.problems import documented, status_of
 
 __all__ = ["ask_confirmation", "confirm", "front_door"]
 
@@ -22,8 +24,9 @@ _STYLE = (
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
+    "referrer-policy": "no-referrer",
 }
+_LONGEST_FORM = 10_000  # bytes: parsing 20 MB of form fields would keep everybody waiting for most of a minute
 
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
@@ -36,7 +39,13 @@ async def front_door() -> Response[str]:
     )
 
 
-@get("/confirm", tags=["accounts"], summary="Where a confirmation link leads", media_type=MediaType.HTML)
+@get(
+    "/confirm",
+    tags=["accounts"],
+    summary="Where a confirmation link leads",
+    media_type=MediaType.HTML,
+    responses=documented(_400="The query string cannot be read", _422="The token is missing or too long"),
+)
 async def ask_confirmation(token: Annotated[str, Parameter(max_length=200)]) -> Response[str]:
     """Asks before it acts: mail scanners open links too, and must not use them up."""
     return _page(
@@ -47,15 +56,34 @@ async def ask_confirmation(token: Annotated[str, Parameter(max_length=200)]) -> 
     )
 
 
-@post("/confirm", tags=["accounts"], summary="Make the account", media_type=MediaType.HTML, status_code=200)
+@post(
+    "/confirm",
+    tags=["accounts"],
+    summary="Make the account",
+    media_type=MediaType.HTML,
+    status_code=200,
+    request_max_body_size=_LONGEST_FORM,
+    responses={
+        **documented(_400="The form cannot be read", _413="The form is too long"),
+        **{
+            status: ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
+            for status, reason in {
+                409: "The address has an account by now",
+                422: "The link is unknown, used or expired",
+                503: "The database is away",
+            }.items()
+        },
+    },
+)
 async def confirm(
-    data: Annotated[dict[str, str], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
+    data: Annotated[dict[str, Any], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
 ) -> Response[str]:
     """The confirmation page's form. Works once per link."""
+    token = data.get("token")
     try:
-        user = await registration.confirm(state.database, state.keyring, data.get("token", ""))
+        user = await registration.confirm(state.database, state.keyring, token if isinstance(token, str) else "")
     except XimlerError as problem:
-        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=422)
+        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=status_of(problem))
     return _page("Welcome", f"<p>The account of <b>{html.escape(user.email)}</b> is ready: you can sign in.</p>")
 
 

@@ -1,12 +1,14 @@
 """How errors look over HTTP: problem details (RFC 9457). The one table from kind to status."""
 
 import math
-from typing import Any, NamedTuple
+from http import HTTPStatus
+from typing import Any
 
 import msgspec
 import structlog
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
 from ximler.core.errors import (
@@ -20,25 +22,33 @@ from ximler.core.errors import (
     XimlerError,
 )
 
-__all__ = ["HANDLERS", "Problem", "body"]
+__all__ = ["HANDLERS", "Problem", "body", "documented", "status_of"]
 
 _log = structlog.get_logger("ximler.http")
 
 
-class _Kind(NamedTuple):
-    status: int
-    title: str
-
-
-_KINDS: dict[type[XimlerError], _Kind] = {
-    Invalid: _Kind(422, "Unprocessable Content"),
-    Unauthenticated: _Kind(401, "Unauthorized"),
-    Forbidden: _Kind(403, "Forbidden"),
-    NotFound: _Kind(404, "Not Found"),
-    Conflict: _Kind(409, "Conflict"),
-    LimitExceeded: _Kind(429, "Too Many Requests"),
-    Unavailable: _Kind(503, "Service Unavailable"),
+_STATUS: dict[type[XimlerError], int] = {
+    Invalid: 422,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    LimitExceeded: 429,
+    Unavailable: 503,
 }
+# Of what Litestar finds wrong before a route is reached.
+_CODES = {
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "BODY_TOO_LARGE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    422: "INVALID",
+}
+_PHRASES = {
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+}  # RFC 9110's, which HTTPStatus learns in Python 3.13
+_MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
@@ -53,12 +63,23 @@ class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
     request_id: str | None = None
 
 
+def documented(**reasons: str) -> dict[int, ResponseSpec]:
+    """For a route's `responses`: `documented(_422="the token is missing")`."""
+    return {
+        int(status[1:]): ResponseSpec(Problem, description=reason, media_type=_MEDIA_TYPE, generate_examples=False)
+        for status, reason in reasons.items()
+    }
+
+
+def status_of(error: XimlerError) -> int:
+    return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+
+
 def body(error: XimlerError, request_id: str | None) -> Problem:
-    kind = next(known for base, known in _KINDS.items() if isinstance(error, base))
     return Problem(
         type=f"urn:ximler:error:{error.code.lower().replace('_', '-')}",
-        title=kind.title,
-        status=kind.status,
+        title=_phrase(status_of(error)),
+        status=status_of(error),
         detail=error.message,
         code=error.code,
         fields=error.fields or None,
@@ -81,14 +102,17 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
         return _unexpected(request, error)
     extra = error.extra if isinstance(error.extra, list) else []
     fields = {str(part["key"]): str(part["message"]) for part in extra if isinstance(part, dict) and "key" in part}
-    code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "BODY_TOO_LARGE"}.get(error.status_code, "INVALID")
-    detail = f"There is nothing at {request.url.path}" if error.status_code == 404 else error.detail
-    title = type(error).__name__.removesuffix("Exception")
+    status, detail = error.status_code, error.detail
+    if isinstance(error, ValidationException):
+        status = _STATUS[Invalid]
+        detail = "; ".join(f"{name}: {problem}" for name, problem in fields.items()) or detail
+    elif status == HTTPStatus.NOT_FOUND:
+        detail = f"There is nothing at {request.url.path}"
     problem = Problem(
-        title=title,
-        status=error.status_code,
+        title=_phrase(status),
+        status=status,
         detail=detail,
-        code=code,
+        code=_CODES.get(status, "BAD_REQUEST"),
         fields=fields or None,
         request_id=_request_id(request),
     )
@@ -98,7 +122,7 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     _log.error("request failed", exc_info=error, path=request.url.path)
     problem = Problem(
-        title="Internal Server Error",
+        title=_phrase(500),
         status=500,
         detail="Something went wrong on our side. Quote the request id when you ask about it.",
         code="INTERNAL",
@@ -111,9 +135,14 @@ def _response(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
     return Response(
         msgspec.json.encode(problem),
         status_code=problem.status,
-        media_type="application/problem+json",
+        media_type=_MEDIA_TYPE,
         headers={"Cache-Control": "no-store", **headers},
     )
+
+
+def _phrase(status: int) -> str:
+    """What RFC 9457 wants as the title of a problem without a type of its own."""
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 def _request_id(request: Request[Any, Any, Any]) -> str | None:

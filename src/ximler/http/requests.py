@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 
 import structlog
-from litestar.enums import ScopeType
+from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
@@ -31,6 +31,7 @@ SECONDS = Histogram(
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+# Unless the answer says otherwise itself.
 _SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -56,19 +57,24 @@ class TrustedProxies:
         for claimed in reversed(forwarded_for.split(",")) if self._networks else ():
             if address is None or not self._trusts(address):
                 break
-            candidate = claimed.strip()
-            try:
-                address = str(ipaddress.ip_address(candidate))
-            except ValueError:
+            candidate = _address(claimed.strip())
+            if candidate is None:
                 break
+            address = str(candidate)
         return address
 
     def _trusts(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._networks)
+        parsed = _address(address)
+        return parsed is not None and any(parsed in network for network in self._networks)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None for what is no address. `::ffff:10.0.0.1`, as a socket for both families says it, is 10.0.0.1."""
+    try:
+        parsed = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
 class Requests:
@@ -83,6 +89,10 @@ class Requests:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        if method == "HEAD":
+            # Answered as GET is, and then without the body (RFC 9110, 9.3.2).
+            scope = {**scope, "method": HttpMethod.GET}
         request_id, forwarded_for = _read(scope["headers"])
         peer = scope["client"][0] if scope.get("client") else None  # type: ignore[index]  # checked by get
         state = scope.setdefault("state", {})
@@ -96,7 +106,12 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *_SAFE_HEADERS]
+                headers = list(message["headers"])
+                said = {name for name, _ in headers}
+                headers += [header for header in _SAFE_HEADERS if header[0] not in said]
+                message["headers"] = [*headers, (b"x-request-id", request_id.encode())]
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message["body"] = b""
             await send(message)
 
         try:
@@ -104,7 +119,6 @@ class Requests:
         finally:
             seconds = time.perf_counter() - started
             route = scope.get("path_template") or "other"
-            method = scope["method"] if scope["method"] in _METHODS else "other"
             SERVED.labels(method, route, status).inc()
             SECONDS.labels(route).observe(seconds)
             log = _log.debug if scope["path"] in _QUIET else _log.info

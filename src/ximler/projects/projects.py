@@ -31,6 +31,7 @@ V = TypeVar("V", bound=Document)
 
 MAX_NAME = 200
 MAX_DESCRIPTION = 5000
+MAX_CONTENT = 16_000_000  # of the 16,777,216 bytes that MongoDB stores in a document
 _WRAPPER_BYTES = 8  # of the document {"v": …} around a value that is measured
 
 
@@ -74,7 +75,7 @@ async def create(
         description=_description(description),
         settings=settings,
         canvas_data=canvas_data,
-        storage_size=_size("settings", settings) + _size("canvasData", canvas_data),
+        storage_size=_total({"settings": _size("settings", settings), "canvasData": _size("canvasData", canvas_data)}),
         search_terms=search.terms(name, description),
     )
     limits = await limits_of(database, user_id)
@@ -113,10 +114,10 @@ async def update(database: Database, actor: Actor, project_id: ObjectId, changes
         # What is read here is what is written to: a change in between is a write conflict, and this runs again.
         now = await _measured(transaction, mine)
         if patch.keys() & {"name", "description"}:
-            texts = (patch.get("name", now["name"]), patch.get("description", now.get("description")))
-            patch["searchTerms"] = search.terms(*texts)
+            texts = [patch.get(name, now.get(name)) for name in ("name", "description")]
+            patch["searchTerms"] = search.terms(*(text for text in texts if isinstance(text, str)))
         if limits:
-            patch["storageSize"] = sizes.get("settings", now["settings"]) + sizes.get("canvasData", now["canvasData"])
+            patch["storageSize"] = _total({"settings": now["settings"], "canvasData": now["canvasData"]} | sizes)
             if grown := patch["storageSize"] - now["storageSize"]:
                 await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         changed = await transaction.projects.find_and_patch(mine, {"$set": patch}, into=ProjectSummary)
@@ -177,9 +178,8 @@ async def page(
     database: Database, actor: Actor, *, query: str | None = None, first: int = 20, after: Position | None = None
 ) -> Page[ProjectSummary]:
     """The actor's projects, newest first; with `query` only those that match it (see `search`). One command."""
-    if query is not None and len(query) > MAX_NAME:
-        raise Invalid.field("search", f"is longer than {MAX_NAME} characters")
-    where = {"userId": actor.require_user(), **search.condition(query or "")}
+    query = _text("search", query or "", MAX_NAME)
+    where = {"userId": actor.require_user(), **search.condition(query)}
     return await database.projects.page(where, into=ProjectSummary, first=first, after=after)
 
 
@@ -225,6 +225,17 @@ def _size(field: str, value: Any) -> int:
         return len(bson.encode({"v": value})) - _WRAPPER_BYTES
     except DRIVER_ERRORS as error:
         raise translated(error, "projects") from error
+
+
+def _total(sizes: dict[str, int]) -> int:
+    """Bytes of a project's settings and canvas. Raises Invalid naming the larger where MongoDB could not store them."""
+    total = sum(sizes.values())
+    if total > MAX_CONTENT:
+        raise Invalid.field(
+            max(sizes, key=lambda name: sizes[name]),
+            f"{total:,} bytes of settings and canvas are more than the {MAX_CONTENT:,} that a project can hold",
+        )
+    return total
 
 
 def _name(name: Any) -> str:

@@ -25,21 +25,24 @@ def terms(*texts: str | None) -> list[str]:
 
 
 def condition(query: str) -> dict[str, Any]:
-    """What a project must match: each word of the query begins one of its words. No words: every project.
+    """What a project must match: each word of the query begins one of its words. An empty query: every project.
 
-    Projects that another application wrote have no terms; for those alone the words are looked for inside the texts.
+    Projects that another application wrote have no terms; for those alone the words are looked for inside the texts, and
+    so is, in every project, a query that is nothing but signs (`→`, an emoji).
     """
     words = terms(query)[:8]
     if not words:
-        return {}
+        return {"$or": _inside(query.strip())} if query.strip() else {}
     ours = [{"searchTerms": {"$regex": f"^{re.escape(word)}"}} for word in words]
-    inside = [
-        {"$or": [{field: {"$regex": re.escape(word), "$options": "i"}} for field in ("name", "description")]}
-        for word in words
-    ]
+    inside = [{"$or": _inside(word)} for word in words]
     return {"$or": [{"$and": ours}, {"$and": [{"searchTerms": None}, *inside]}]}
 
 
+def _inside(part: str) -> list[dict[str, Any]]:
+    return [{field: {"$regex": re.escape(part), "$options": "i"}} for field in ("name", "description")]
+
+
 def _normal(text: str) -> str:
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    # Decomposed before its case is folded: only then do 𝐀 and Ⓐ become a.
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return "".join(character for character in decomposed if not unicodedata.combining(character))

@@ -25,7 +25,7 @@ class PlanLimits(Document, kw_only=True):
 
     @property
     def storage_bytes(self) -> int:
-        return UNLIMITED if self.storage < 0 else int(self.storage * GIGABYTE)
+        return UNLIMITED if self.storage < 0 else round(self.storage * GIGABYTE)
 
 
 class Plan(Stamped, kw_only=True):

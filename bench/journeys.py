@@ -1,0 +1,155 @@
+"""Topic `journeys`: what each operation costs the database, in commands sent, and how long it takes."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+from bson import ObjectId
+
+from bench.client import CONFIRM, PASSWORD, SIGN_IN, Client, Town, town
+from bench.report import Figure, Table, ms
+from bench.setup import Setup
+from ximler.database.monitoring import RoundTrip, round_trips
+from ximler.schema.subscription import Subscription
+
+__all__ = ["run"]
+
+ME = """{ me { id name email
+  subscription { status plan { name price limits { projects storage apiCalls } } }
+  projects { nodes { id name updatedAt } pageInfo { hasNextPage } }
+  usage { resource used limit remaining } } }"""
+
+# What is sent: → one after the other, ∥ side by side, ⋈ joined by the server within one command.
+SHAPES = {
+    "register": "registration",
+    "plans": "plans",
+    "confirm": "registration → delete it → user → commit",
+    "signIn": "user → session ∥ lastLogin",
+    "me": "session⋈user",
+    "me { subscription { plan } projects usage }": "session⋈user → subscription ∥ projects ∥ user⋈limits⋈gauge⋈calls → plan",
+    "usage": "session⋈user → user⋈limits⋈gauge⋈calls",
+    "projects": "session⋈user → projects",
+    "projects(search)": "session⋈user → projects",
+    "project": "session⋈user → project",
+    "createProject, the first": "session⋈user → user⋈limits → gauge → count projects → project → commit",
+    "createProject": "session⋈user → user⋈limits → gauge → project → commit",
+    "createProject, refused": "session⋈user → user⋈limits → gauge → why → abort",
+    "updateProject, text": "session⋈user → texts and sizes → project → commit",
+    "updateProject, canvas": "session⋈user → user⋈limits → texts and sizes → gauge → project → commit",
+    "deleteProject": "session⋈user → project → gauge → commit",
+    "restoreProject": "session⋈user → user⋈limits → project → gauge → project → commit",
+    "signOut": "session⋈user → delete session",
+}
+LIMITS = {
+    "me { subscription { plan } projects usage }": 5,
+    "projects(search)": 2,
+    "createProject, the first": 6,
+    "createProject": 6,
+}
+CREATE = "mutation ($name: String!) { createProject(input: {name: $name, canvasData: {shapes: []}}) { id } }"
+UPDATE = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { id } }"
+CANVAS = {"shapes": [{"id": n, "x": n * 3, "y": n * 7, "kind": "rectangle"} for n in range(100)]}
+
+
+class _Ledger:
+    """Seconds and commands of each journey, over all rounds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.trips: dict[str, list[list[RoundTrip]]] = {}
+
+    async def measure(self, journey: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        with round_trips() as trips:
+            began = time.perf_counter()
+            answer = await work()
+            self.seconds.setdefault(journey, []).append(time.perf_counter() - began)
+        self.trips.setdefault(journey, []).append(trips)
+        return answer
+
+
+async def run(setup: Setup) -> list[Table]:
+    ledger = _Ledger()
+    async with town(setup) as place:
+        await _live(place, _Ledger())  # warms up
+        for _ in range(setup.rounds(30)):
+            await _live(place, ledger)
+    return [_table(ledger)]
+
+
+async def _live(place: Town, ledger: _Ledger) -> None:
+    """One person's life with Ximler, from registering to signing out."""
+    client, email = Client(place.app), f"{uuid4().hex}@example.com"
+
+    async def ask(journey: str, query: str, *, code: str | None = None, **variables: Any) -> Any:
+        return await ledger.measure(journey, lambda: client.ask(query, code=code, **variables))
+
+    registration = {"name": "Ada", "email": email, "password": PASSWORD}
+    register = "mutation ($input: RegisterInput!) { register(input: $input) { accepted } }"
+    await ask("register", register, input=registration)
+    await ask("plans", "{ plans { id name price limits { projects } } }")
+    await ask("confirm", CONFIRM, token=await place.registered(email))
+    client.token = (await ask("signIn", SIGN_IN, email=email, password=PASSWORD))["signIn"]["token"]
+    user = await ask("me", "{ me { id name email } }")
+    await place.database.subscriptions.insert(
+        # Past due: shown with its plan, while the free plan's limits apply.
+        Subscription(
+            user_id=ObjectId(user["me"]["id"]),
+            plan_id="pro",
+            status="PAST_DUE",
+            start_date=place.database.clock.now(),
+            price=29,
+        )
+    )
+    made = await ask("createProject, the first", CREATE, name="First sketch")
+    project = made["createProject"]["id"]
+    for name in ("Second sketch", "Third sketch"):
+        await ask("createProject", CREATE, name=name)
+    await ask("createProject, refused", CREATE, code="QUOTA_EXCEEDED", name="Fourth sketch")
+    await ask("me { subscription { plan } projects usage }", ME)
+    await ask("usage", "{ usage { resource used limit remaining } }")
+    await ask("projects", "{ projects { nodes { id name updatedAt } } }")
+    await ask("projects(search)", '{ projects(search: "sec sk") { nodes { id name updatedAt } } }')
+    await ask("project", "query ($id: ID!) { project(id: $id) { id name } }", id=project)
+    await ask("updateProject, text", UPDATE, id=project, input={"name": "Finished sketch"})
+    await ask("updateProject, canvas", UPDATE, id=project, input={"canvasData": CANVAS})
+    await ask("deleteProject", "mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=project)
+    await ask("restoreProject", "mutation ($id: ID!) { restoreProject(id: $id) { id } }", id=project)
+    await ask("signOut", "mutation { signOut }")
+
+
+def _table(ledger: _Ledger) -> Table:
+    # The most ever seen is what counts; the shape is told for the usual one.
+    most = {journey: max(map(len, trips)) for journey, trips in ledger.trips.items()}
+    rows = [
+        (journey, str(most[journey]), ms(median(seconds)), _shape(journey, ledger.trips[journey]))
+        for journey, seconds in ledger.seconds.items()
+    ]
+    return Table(
+        title="journeys: database round trips and time",
+        figures=[
+            Figure(what=f"{journey}: commands", value=most[journey], unit="", most=limit)
+            for journey, limit in LIMITS.items()
+        ],
+        columns=("operation", "commands", "median", "→ one after the other, ∥ side by side, ⋈ joined by the server"),
+        rows=rows,
+        notes=[
+            f"{len(ledger.seconds['me'])} people, one after the other, by GraphQL over ASGI in this process, on a mongod beside it. "
+            "Commands counted as the driver sends them, the session's look-up included; the most that anybody needed.",
+            "limits: the active subscription and its plan, or the free one. Nothing is cached between requests.",
+            "register and signIn hash a password (Argon2id, 19 MiB, 2 passes), which takes most of their time.",
+        ],
+        samples=ledger.seconds,
+    )
+
+
+def _shape(journey: str, trips: list[list[RoundTrip]]) -> str:
+    """What SHAPES says, if it has as many commands as were usually sent; else the commands themselves."""
+    usual = Counter(tuple(sent) for sent in trips).most_common(1)[0][0]
+    told = SHAPES.get(journey, "")
+    if len(re.split("[→∥]", told)) == len(usual):
+        return told
+    return ", ".join(f"{verb} {collection}".strip() for verb, collection in usual)

@@ -1,0 +1,45 @@
+"""Keys for secrets, and somebody who has an account."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ximler.accounts import users
+from ximler.accounts.keyring import Keyring
+from ximler.core.actor import SYSTEM
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.schema.user import User
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def keyring(settings: Settings) -> Iterator[Keyring]:
+    keyring = Keyring(settings)
+    yield keyring
+    keyring.close()
+
+
+@pytest.fixture
+async def ada(database: Database, keyring: Keyring) -> User:
+    return await users.create(database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD)
+
+
+@pytest.fixture
+def secrets_in(database: Database) -> Any:
+    """`await secrets_in("…", …)`: those of the texts that stand anywhere in the database."""
+    import bson
+
+    async def find(*texts: str) -> list[str]:
+        everything = b"".join(
+            [
+                bson.encode(document)
+                for name in await database.raw.list_collection_names()
+                for document in await database.raw[name].find({}).to_list()
+            ]
+        )
+        return [text for text in texts if text.encode() in everything]
+
+    return find

@@ -1,0 +1,113 @@
+"""Whether an address has an account cannot be told: not by the answer, and not by its time."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from ximler.accounts import registration, sessions
+from ximler.accounts.keyring import Keyring
+from ximler.core.actor import Actor
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.schema.user import User
+
+BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
+
+
+async def medians(tries: int, attempts: dict[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
+    """Of each attempt's time, taken in turns, so that a busy moment of the machine meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in attempts}
+    for attempt in attempts.values():
+        await attempt()  # the first of each also makes what later ones find
+    for _ in range(tries):
+        for name, attempt in attempts.items():
+            began = time.perf_counter()
+            await attempt()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+@pytest.fixture
+def refuse(database: Database, keyring: Keyring, settings: Settings) -> Callable[[str], Callable[[], Awaitable[None]]]:
+    """`refuse(email)`: an attempt to sign in with that address that fails."""
+
+    def refuse(email: str) -> Callable[[], Awaitable[None]]:
+        async def attempt() -> None:
+            with pytest.raises(sessions.BadCredentials):
+                await sessions.sign_in(database, keyring, settings, Actor(), email=email, password="not the right one")
+
+        return attempt
+
+    return refuse
+
+
+async def test_signing_in_takes_as_long_for_nobody_as_for_somebody(
+    ada: User, refuse: Callable[[str], Callable[[], Awaitable[None]]]
+) -> None:
+    taken = await medians(100, {"somebody": refuse("ada@example.com"), "nobody": refuse("nobody@example.com")})
+    # Without a hash to compute, nobody would take a tenth of it or less.
+    assert 0.67 < taken["nobody"] / taken["somebody"] < 1.5
+
+
+async def test_accounts_that_cannot_sign_in_take_as_long_as_those_that_can(
+    database: Database, ada: User, refuse: Callable[[str], Callable[[], Awaitable[None]]]
+) -> None:
+    gone = await database.users.insert(User(name="G", email="gone@example.com", password=ada.password))
+    await database.users.soft_delete({"_id": gone.id})
+    await database.users.insert(User(name="B", email="theirs@example.com", password=BCRYPT))
+    taken = await medians(
+        40,
+        {
+            "wrong password": refuse("ada@example.com"),
+            "no address": refuse("nothing of the kind"),
+            "deleted account": refuse("gone@example.com"),
+            "another application's hash": refuse("theirs@example.com"),
+        },
+    )
+    expected = taken["wrong password"]
+    assert {name: t / expected for name, t in taken.items() if not 0.6 < t / expected < 1.67} == {}
+
+
+async def test_registering_says_and_takes_the_same_whoever_has_the_address(
+    database: Database, keyring: Keyring, settings: Settings, ada: User
+) -> None:
+    await registration.register(
+        database, keyring, settings, name="W", email="waiting@example.com", password="correct horse battery"
+    )
+    fresh = iter(range(10_000))
+
+    def attempt(email: Callable[[], str]) -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            said = await registration.register(
+                database, keyring, settings, name="M", email=email(), password="correct horse battery"
+            )
+            assert said is None
+
+        return run
+
+    taken = await medians(
+        60,
+        {
+            "new": attempt(lambda: f"new{next(fresh)}@example.com"),
+            "known": attempt(lambda: "ada@example.com"),
+            "waiting": attempt(lambda: "waiting@example.com"),
+        },
+    )
+    assert max(taken.values()) / min(taken.values()) < 1.5
+
+
+async def test_ten_people_who_sign_in_at_once_all_do(
+    database: Database, keyring: Keyring, settings: Settings, ada: User
+) -> None:
+    entered = await asyncio.gather(
+        *(
+            sessions.sign_in(
+                database, keyring, settings, Actor(), email="ada@example.com", password="correct horse battery"
+            )
+            for _ in range(10)
+        )
+    )
+    assert len({signed_in.token for signed_in in entered}) == 10

@@ -1,0 +1,261 @@
+"""Every field of Query and Mutation × everybody who has no business with it: nobody reads or changes what is another's.
+
+What is asked for is generated from the schema: every field that each answer has. A new root field needs an entry in `FIELDS`.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import bson
+import msgspec
+import pytest
+from bson import ObjectId
+from graphql import GraphQLObjectType, get_named_type, is_object_type, is_required_argument
+from tests.serving import PASSWORD, Client
+
+from ximler.app import schema
+from ximler.database import Database
+from ximler.schema.subscription import Subscription
+
+SCHEMA = schema().core
+MARK = "Xanadu"  # in everything that is the victim's
+
+
+class Victim(msgspec.Struct):
+    """Somebody with something of everything, each part marked."""
+
+    user_id: ObjectId
+    email: str
+    client: Client
+    project: str
+    deleted_project: str
+    cursor: str
+
+
+class Field(msgspec.Struct, kw_only=True):
+    """`arguments` are GraphQL literals in which `{project}` and the like are the victim's; each set of them is tried.
+
+    `anonymous` and `stranger` (somebody else who is signed in) say the error's code, or None where it is theirs to ask;
+    `changes` names the collections that such a call may write, where nothing of the victim's may change all the same.
+    """
+
+    arguments: tuple[str, ...] = ("",)
+    anonymous: str | None = "UNAUTHENTICATED"
+    stranger: str | None
+    changes: frozenset[str] = frozenset()
+
+
+FIELDS = {
+    "Query.me": Field(stranger=None),
+    "Query.plans": Field(anonymous=None, stranger=None),
+    "Query.usage": Field(stranger=None),
+    "Query.projects": Field(
+        arguments=("", 'after: "{cursor}"', f'search: "{MARK}"', 'search: "."', 'search: ".*", first: 100'),
+        stranger=None,
+    ),
+    "Query.project": Field(
+        arguments=('id: "{project}"', 'id: "{deleted_project}"', 'id: "{user_id}"'), stranger="NOT_FOUND"
+    ),
+    "Mutation.register": Field(
+        arguments=('input: {name: "M", email: "{email}", password: "the attacker\'s own"}',),
+        anonymous=None,
+        stranger=None,
+        changes=frozenset({"registrations"}),
+    ),
+    "Mutation.confirmEmail": Field(
+        arguments=(
+            f'token: "{"x" * 43}"',
+            'token: "{email}"',
+        ),
+        anonymous="INVALID",
+        stranger="INVALID",
+    ),
+    "Mutation.signIn": Field(
+        arguments=('email: "{email}", password: "a wrong password"',),
+        anonymous="BAD_CREDENTIALS",
+        stranger="BAD_CREDENTIALS",
+    ),
+    "Mutation.signOut": Field(stranger=None, changes=frozenset({"sessions"})),
+    "Mutation.createProject": Field(
+        arguments=('input: {name: "mine"}',), stranger=None, changes=frozenset({"projects", "gauges"})
+    ),
+    "Mutation.updateProject": Field(
+        arguments=tuple(
+            f'id: "{{{which}}}", input: {change}'
+            for which in ("project", "deleted_project")
+            for change in ('{name: "taken"}', "{canvasData: {taken: true}}", "{description: null}", "{}")
+        ),
+        stranger="NOT_FOUND",
+    ),
+    "Mutation.deleteProject": Field(arguments=('id: "{project}"', 'id: "{deleted_project}"'), stranger="NOT_FOUND"),
+    "Mutation.restoreProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
+}
+
+
+def coordinates() -> list[str]:
+    roots = (SCHEMA.query_type, SCHEMA.mutation_type, SCHEMA.subscription_type)
+    return [f"{root.name}.{name}" for root in roots if root is not None for name in root.fields]
+
+
+def test_every_root_field_has_an_entry() -> None:
+    assert set(coordinates()) == set(FIELDS)
+
+
+@pytest.fixture
+async def victim(client: Client, database: Database) -> Victim:
+    email = f"{MARK}@example.com".lower()
+    await client.register(email)
+    await client.join(email)
+    user_id = ObjectId((await client.ask("{ me { id } }"))["me"]["id"])
+    kept, gone = [
+        (await client.create(MARK, description=MARK, canvasData={MARK: MARK}, settings={MARK: MARK}))["createProject"][
+            "id"
+        ]
+        for _ in range(2)
+    ]
+    await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=gone)
+    await database.subscriptions.insert(
+        Subscription(user_id=user_id, plan_id=MARK, status="ACTIVE", start_date=database.clock.now(), price=4711)
+    )
+    page = await client.ask("{ projects { pageInfo { endCursor } } }")
+    return Victim(user_id, email, client, kept, gone, page["projects"]["pageInfo"]["endCursor"])
+
+
+@pytest.mark.parametrize("coordinate", coordinates())
+async def test_nobody_reads_or_changes_what_is_somebody_elses(
+    coordinate: str, victim: Victim, ada: Client, database: Database
+) -> None:
+    field = FIELDS[coordinate]
+    anonymous = Client(victim.client.app)
+    for arguments in field.arguments:
+        query = ask_for_everything(coordinate, arguments, victim)
+        for caller, code in ((anonymous, field.anonymous), (ada, field.stranger)):
+            await caller_sees_and_does_nothing(caller, query, code, field.changes, victim, database)
+
+
+async def caller_sees_and_does_nothing(
+    caller: Client, query: str, code: str | None, changes: frozenset[str], victim: Victim, database: Database
+) -> None:
+    before = await contents(database)
+    answer = await caller.ask(query)
+    after = await contents(database)
+    said = {error["extensions"]["code"] for error in answer.errors}
+    assert said == ({code} if code else set()), (query, answer.errors)
+    assert MARK.lower() not in shown(answer.data).lower(), query
+    assert str(victim.user_id) not in shown(answer.data), query
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= (changes if code is None else set()), query
+    assert await of(victim, database, before) == await of(victim, database, after), query
+
+
+TOKENS = ["expired", "signed out", "deleted user", "garbage", "almost right", "empty", "basic", "no scheme"]
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+async def test_a_token_that_is_not_live_opens_nothing_and_closes_even_what_is_open_to_all(
+    kind: str, victim: Victim, database: Database
+) -> None:
+    token = victim.client.token
+    header = f"Bearer {token}"
+    match kind:
+        case "expired":
+            past = database.clock.now() - timedelta(seconds=1)
+            await database.raw["sessions"].update_many({"userId": victim.user_id}, {"$set": {"expiresAt": past}})
+        case "signed out":
+            await victim.client.ask("mutation { signOut }")
+        case "deleted user":
+            await database.users.soft_delete({"_id": victim.user_id})
+        case "garbage":
+            header = f"Bearer {'x' * 43}"
+        case "almost right":
+            assert token is not None
+            header = f"Bearer {token[:-1]}{'A' if token[-1] != 'A' else 'E'}"
+        case "empty":
+            header = "Bearer "
+        case "basic":
+            header = f"Basic {token}"
+        case "no scheme":
+            assert token is not None
+            header = token
+    before = await contents(database)
+    for coordinate, field in FIELDS.items():
+        for arguments in field.arguments:
+            query = ask_for_everything(coordinate, arguments, victim)
+            response = await victim.client.http.post(
+                "/graphql", json={"query": query}, headers={"Authorization": header}
+            )
+            answer = Client.read(response)
+            assert response.status_code == 401, coordinate
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert answer.data is None
+            assert answer.errors[0]["extensions"]["kind"] == "UNAUTHENTICATED"
+    assert await contents(database) == before
+
+
+async def test_what_the_owner_asks_for_is_there(victim: Victim) -> None:
+    """The matrix means something only if the same questions show the owner what others must not see."""
+    for coordinate, arguments in (
+        ("Query.me", ""),
+        ("Query.projects", ""),
+        ("Query.projects", f'search: "{MARK}"'),
+        ("Query.project", 'id: "{project}"'),
+        ("Mutation.updateProject", 'id: "{project}", input: {settings: {a: 1}}'),
+        ("Mutation.deleteProject", 'id: "{project}"'),
+        ("Mutation.restoreProject", 'id: "{deleted_project}"'),
+    ):
+        answer = await victim.client.ask(ask_for_everything(coordinate, arguments, victim))
+        assert answer.errors == []
+        assert MARK in shown(answer.data), coordinate
+
+
+async def test_signing_in_shows_a_session_only_to_whoever_has_the_password(victim: Victim, ada: Client) -> None:
+    """Somebody signed in who signs in as another sees the other's account, and nothing of theirs by the old session."""
+    sign_in = f'signIn(email: "{victim.email}", password: "{PASSWORD}")'
+    answer = await ada.ask(f"mutation {{ {sign_in} {{ token user {{ email }} }} }}")
+    assert answer["signIn"]["user"]["email"] == victim.email
+    mixed = await ada.ask(f"mutation {{ {sign_in} {{ user {{ projects {{ nodes {{ name }} }} }} }} }}")
+    assert mixed.code == "NOT_FOUND"
+    assert MARK not in shown(mixed.data)
+
+
+def ask_for_everything(coordinate: str, arguments: str, victim: Victim) -> str:
+    """A query for every field that the answer can have."""
+    root, name = coordinate.split(".")
+    kind = SCHEMA.type_map[root]
+    assert isinstance(kind, GraphQLObjectType)
+    for field in ("project", "deleted_project", "cursor", "email", "user_id"):
+        arguments = arguments.replace(f"{{{field}}}", str(getattr(victim, field)))
+    given = f"({arguments})" if arguments else ""
+    return f"{root.lower()} {{ {name}{given} {selection(get_named_type(kind.fields[name].type), ())} }}"
+
+
+def selection(kind: Any, above: tuple[str, ...]) -> str:
+    if not is_object_type(kind):
+        return ""
+    parts = []
+    for name, field in kind.fields.items():
+        inner = get_named_type(field.type)
+        if inner.name in above or any(is_required_argument(argument) for argument in field.args.values()):
+            continue
+        parts.append(f"{name} {selection(inner, (*above, kind.name))}")
+    return f"{{ {' '.join(parts)} }}"
+
+
+def shown(data: Any) -> str:
+    return msgspec.json.encode(data).decode()
+
+
+async def contents(database: Database) -> dict[str, list[bytes]]:
+    """Every document there is."""
+    names = sorted(await database.raw.list_collection_names())
+    return {name: [bson.encode(d) for d in await database.raw[name].find({}).sort("_id").to_list()] for name in names}
+
+
+async def of(victim: Victim, database: Database, everything: dict[str, list[bytes]]) -> list[bytes]:
+    """What is the victim's among them."""
+    return [
+        raw
+        for documents in everything.values()
+        for raw in documents
+        if victim.user_id in (bson.decode(raw).get("_id"), bson.decode(raw).get("userId"))
+    ]

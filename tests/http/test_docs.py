@@ -1,0 +1,86 @@
+"""The documentation page works offline: everything it loads comes from where it came from."""
+
+import json
+import re
+from html.parser import HTMLParser
+from urllib.parse import urljoin, urlsplit
+
+import pytest
+from tests.serving import Client
+
+PAGE = "http://ximler.test/docs"
+
+
+LOADING = {"src", "href", "action", "srcset", "data", "poster", "background", "manifest"}
+
+
+class Links(HTMLParser):
+    """Every URL that the page makes a browser load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.urls += [value or "" for name, value in attrs if name in LOADING]
+
+
+def is_here(url: str) -> bool:
+    return url.startswith("data:") or urlsplit(urljoin(PAGE, url)).netloc == "ximler.test"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/", "/docs/oauth2-redirect.html", "/docs/nothing", "/"])
+async def test_a_page_loads_nothing_from_elsewhere(client: Client, path: str) -> None:
+    response = await client.http.get(path)
+    page = Links()
+    page.feed(response.text)
+    assert [url for url in page.urls if not is_here(url)] == []
+    assert "//cdn" not in response.text
+    policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] in ("'self'", "'none'")
+    assert policy["frame-ancestors"] == "'none'"
+    sources = {source for value in policy.values() for source in value.split()}
+    assert sources <= {"'self'", "'none'", "'unsafe-inline'", "data:"}
+
+
+async def test_everything_the_page_loads_is_there_and_loads_nothing_from_elsewhere(client: Client) -> None:
+    page = Links()
+    page.feed((await client.http.get("/docs")).text)
+    assert {"script", "link"} <= set(page.tags)
+    kinds = []
+    for url in page.urls:
+        response = await client.http.get(urljoin(PAGE, url))
+        assert response.status_code == 200, url
+        kinds.append(response.headers["content-type"].split(";")[0])
+        if kinds[-1] == "text/css":
+            inside = re.findall(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", response.text)
+            assert [found for pair in inside for found in pair if found and not is_here(found)] == []
+    assert sorted(kinds) == ["text/css", "text/javascript", "text/javascript"]
+
+
+async def test_the_document_is_openapi_and_names_every_route_that_people_use(client: Client) -> None:
+    response = await client.http.get("/docs/openapi.json")
+    document = json.loads(response.content)
+    assert document["openapi"].startswith("3.1")
+    assert document["servers"] == [{"url": "/"}]
+    assert document["paths"].keys() == {"/healthz", "/readyz", "/metrics", "/confirm"}
+    for path, operations in document["paths"].items():
+        for verb, operation in operations.items():
+            assert operation["summary"], (path, verb)
+            for status, answer in operation["responses"].items():
+                assert answer["description"] != "Additional response", (path, verb, status)
+                if status in ("400", "413"):
+                    assert list(answer["content"]) == ["application/problem+json"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["..%2f..%2f..%2fsetup.py", "%2e%2e/%2e%2e/pyproject.toml", "....//....//etc/passwd", "/etc/passwd", "%00", "", "swagger-editor.js",
+     "swagger-ui.css%00.js", "__init__.py", "..%2fcore.py", "%2e%2e%2fcore.py", "%5c..%5c..%5cetc"],
+)  # fmt: skip
+async def test_only_the_pages_own_files_can_be_had(client: Client, path: str) -> None:
+    response = await client.http.get(f"/docs/assets/{path}")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"

@@ -1,0 +1,56 @@
+"""Is it alive, can it work, what is it doing?"""
+
+import re
+
+import pytest
+from tests.serving import Client
+
+from ximler import __version__
+from ximler.core.errors import Unavailable
+from ximler.database import Database
+
+SAMPLE = re.compile(r'[a-zA-Z_:][a-zA-Z0-9_:]*(\{([a-zA-Z_]\w*="(\\.|[^"\\])*",?)*\})? \S+')
+
+
+async def test_healthz_answers_without_the_database(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_: Database) -> None:
+        raise Unavailable("away")
+
+    monkeypatch.setattr(Database, "ping", away)
+    response = await client.http.get("/healthz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok", "version": __version__})
+    response = await client.http.get("/readyz")
+    assert (response.status_code, response.json()) == (503, {"status": "unavailable", "database": "disconnected"})
+
+
+async def test_readyz_says_that_the_database_answers(client: Client) -> None:
+    response = await client.http.get("/readyz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok", "database": "connected"})
+
+
+async def test_metrics_are_prometheus_text_and_cover_requests_commands_pool_and_topology(ada: Client) -> None:
+    await ada.create("counted")
+    response = await ada.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    lines = [line for line in response.text.splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if not SAMPLE.fullmatch(line)] == []
+    for expected in (
+        'ximler_http_requests_total{method="POST",route="/graphql",status="200"}',
+        'ximler_http_request_seconds_bucket{le="0.005",route="/graphql"}',
+        'ximler_database_command_seconds_count{collection="projects",verb="insert"}',
+        'ximler_database_command_seconds_count{collection="gauges",verb="update"}',
+        'ximler_database_pool_connections{state="open"}',
+        'ximler_database_pool_connections{state="checked_out"}',
+        "ximler_database_pool_wait_seconds_count",
+        "ximler_database_up 1.0",
+        'ximler_database_servers{type="RSPrimary"} 1.0',
+    ):
+        assert any(line.startswith(expected) for line in lines), expected
+
+
+async def test_metrics_tell_nothing_about_anybody(ada: Client) -> None:
+    await ada.create("Xanadu")
+    text = (await ada.http.get("/metrics")).text
+    assert ada.token is not None
+    for secret in (ada.token, "ada@example.com", "Xanadu"):
+        assert secret not in text

@@ -1,0 +1,124 @@
+"""The pages that links in e-mails lead to: they ask before they act, and show nothing that a link smuggled in."""
+
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import structlog
+from tests.serving import Client
+
+from ximler.database import Database
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "'><img src=x onerror=alert(1)>",
+    '"><svg/onload=alert(1)>',
+    "' autofocus onfocus='alert(1)",
+    "</title><script>alert(1)</script>",
+    "&#39;><b>",
+    "javascript:alert(1)",
+    "{{7*7}}",
+    "\0<b>",
+    "\u202e<b>",
+]
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+TAGS = ["html", "head", "meta", "meta", "title", "style", "body", "main", "h1", "p", "form", "input", "button"]
+
+
+@pytest.mark.parametrize("token", [*ATTACKS, "x" * 200, ""])
+async def test_the_page_shows_a_token_as_a_value_and_nothing_else(client: Client, token: str) -> None:
+    response = await client.http.get(f"/confirm?token={quote(token)}")
+    assert response.status_code == 200
+    page = Page(response.text)
+    assert [tag for tag, _ in page.found] == TAGS
+    (given,) = [attributes for tag, attributes in page.found if tag == "input"]
+    assert given == {
+        "type": "hidden",
+        "name": "token",
+        "value": token,
+    }
+    (form,) = [attributes for tag, attributes in page.found if tag == "form"]
+    assert form == {"method": "post", "action": "/confirm"}
+
+
+async def test_looking_at_the_link_uses_nothing_up_and_the_button_works_once(
+    client: Client, database: Database
+) -> None:
+    token = await client.register("ada@example.com")
+    before = await database.raw["registrations"].find({}).to_list()
+    for _ in range(3):
+        assert (await client.http.get("/confirm", params={"token": token})).status_code == 200
+        await client.http.head("/confirm", params={"token": token})
+    assert await database.raw["registrations"].find({}).to_list() == before
+    assert await database.raw["users"].count_documents({}) == 0
+    done = await client.http.post("/confirm", data={"token": token})
+    assert (done.status_code, "ada@example.com" in done.text) == (200, True)
+    assert not (await client.sign_in("ada@example.com")).errors
+    again = await client.http.post("/confirm", data={"token": token})
+    assert (again.status_code, "was used" in again.text) == (422, True)
+
+
+async def test_a_link_for_an_address_that_has_an_account_by_now_says_so(client: Client) -> None:
+    first, second = [await client.register("ada@example.com") for _ in range(2)]
+    assert (await client.http.post("/confirm", data={"token": first})).status_code == 200
+    refused = await client.http.post("/confirm", data={"token": second})
+    assert (refused.status_code, "sign in instead" in refused.text) == (409, True)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [b"", b"token=", b"token=x", b"token=x&token=y", b"other=1", b"token[$gt]=", b"token=%00", b"token=%ff", b"\xff\xfe",
+     b"token=" + b"x" * 9_000, b"&&&===", b"token=5", b"token=true", b'{"token": "x"}'],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "application/json", "text/plain", "multipart/form-data", ""]
+)
+async def test_a_form_that_is_none_of_ours_makes_nothing(
+    client: Client, database: Database, form: bytes, kind: str
+) -> None:
+    response = await client.http.post("/confirm", content=form, headers={"Content-Type": kind} if kind else {})
+    assert response.status_code in (400, 415, 422)
+    assert "error" not in response.text.lower() or response.headers["content-type"] == "application/problem+json"
+    assert await database.raw["users"].count_documents({}) == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/confirm?token=x"])
+async def test_pages_run_no_script_sit_in_no_frame_and_are_not_kept(client: Client, path: str) -> None:
+    headers = (await client.http.get(path)).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["cache-control"] == "no-store"
+    assert headers["referrer-policy"] == "no-referrer"  # the link's token stays with us
+
+
+async def test_the_link_leads_to_the_public_url_and_not_to_what_host_says(client: Client) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await client.http.post(
+            "/graphql",
+            headers={
+                "Host": "evil.example.com",
+                "X-Forwarded-Host": "evil.example.com",
+                "Forwarded": "host=evil.example.com",
+            },
+            json={
+                "query": "mutation ($i: RegisterInput!) { register(input: $i) { accepted } }",
+                "variables": {"i": {"name": "A", "email": "a@example.com", "password": "long enough"}},
+            },
+        )
+    links: list[Any] = [entry["link"] for entry in logs if "link" in entry]
+    assert len(links) == 1
+    assert links[0].startswith("http://127.0.0.1:8000/confirm?token=")

@@ -1,0 +1,149 @@
+"""A customer's search: by the beginning of words, in any order, and only among their own."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid
+from ximler.core.ids import decode_cursor
+from ximler.database import Database
+from ximler.projects import projects, search
+from ximler.schema.project import Project
+
+
+async def names(database: Database, actor: Actor, query: str) -> set[str]:
+    return {found.name for found in (await projects.page(database, actor, query=query, first=100)).items}
+
+
+@pytest.fixture
+async def library(database: Database, ada: Actor, bob: Actor) -> Database:
+    for owner in (ada, bob):
+        assert owner.user_id is not None
+        suffix = "" if owner is ada else " of Bob"
+        texts = [
+            ("Bridge" + suffix, "of sighs, Venice"),
+            ("Tower Bridge" + suffix, None),
+            ("Größenwahn" + suffix, "ÉTUDE no. 5"),
+            ("快速 prototype" + suffix, "عربى"),
+            ("🚀" + suffix, "a+b → c.d*"),
+            ("ﬁle_name-v2" + suffix, "𝐁old Ⓐ ½"),
+        ]
+        await database.projects.insert_many(
+            Project(user_id=owner.user_id, name=n, description=d, search_terms=search.terms(n, d)) for n, d in texts
+        )
+    return database
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("bridge", {"Bridge", "Tower Bridge"}),
+        ("BRI", {"Bridge", "Tower Bridge"}),
+        ("bri tow", {"Tower Bridge"}),
+        ("tow bri", {"Tower Bridge"}),
+        ("ridge", set()),
+        ("ven", {"Bridge"}),
+        ("sighs bridge of", {"Bridge"}),
+        ("grossen", {"Größenwahn"}),
+        ("größenwahn", {"Größenwahn"}),
+        ("etude", {"Größenwahn"}),
+        ("5", {"Größenwahn"}),
+        ("快", {"快速 prototype"}),
+        ("عر", {"快速 prototype"}),
+        ("file name", {"ﬁle_name-v2"}),
+        ("v2", {"ﬁle_name-v2"}),
+        ("bold a", {"ﬁle_name-v2"}),
+        ("🚀", {"🚀"}),
+        ("→", {"🚀"}),
+        ("+", {"🚀"}),
+        ("*", {"🚀"}),
+        ("(", set()),
+        (".*", set()),
+        ("b.*", {"Bridge", "Tower Bridge", "🚀", "ﬁle_name-v2"}),
+        ("^bridge$", {"Bridge", "Tower Bridge"}),
+        ("(a+)+$", {"🚀", "ﬁle_name-v2"}),
+        ("\\", set()),
+        ("$where", set()),
+        ("'; drop", set()),
+        ("\ufdfa", set()),  # one character that decomposes into eighteen
+    ],
+)
+async def test_words_are_found_by_their_beginning(library: Database, ada: Actor, query: str, found: set[str]) -> None:
+    assert await names(library, ada, query) == found
+
+
+@pytest.mark.parametrize("query", ["", " ", "\n\t"])
+async def test_an_empty_search_is_no_search(library: Database, ada: Actor, query: str) -> None:
+    assert len(await names(library, ada, query)) == 6
+
+
+@pytest.mark.parametrize("query", ["x" * 201, "x" * 10_000, "a\0b", "\0"])
+async def test_a_search_that_cannot_be_one_is_refused_by_name(library: Database, ada: Actor, query: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        await projects.page(library, ada, query=query)
+    assert list(refused.value.fields) == ["search"]
+
+
+async def test_projects_that_another_application_wrote_are_found_by_what_is_in_their_texts(
+    database: Database, ada: Actor, bob: Actor
+) -> None:
+    await database.raw["projects"].insert_many(
+        [
+            {"userId": ada.user_id, "name": "Their BRIDGE (old)", "description": "wood"},
+            {"userId": ada.user_id, "name": "no description", "description": None},
+            {"userId": bob.user_id, "name": "Bob's bridge"},
+        ]
+    )
+    assert await names(database, ada, "bridge") == {"Their BRIDGE (old)"}
+    assert await names(database, ada, "wood bri") == {"Their BRIDGE (old)"}
+    assert await names(database, ada, "(") == {"Their BRIDGE (old)"}
+    assert await names(database, ada, "wood stone") == set()
+
+
+async def test_what_changes_is_found_by_what_it_is_now(database: Database, ada: Actor) -> None:
+    made = await projects.create(database, ada, name="Castle", description="in Spain")
+    await projects.update(database, ada, made.id, {"name": "Palace"})
+    assert await names(database, ada, "castle") == set()
+    assert await names(database, ada, "pal spa") == {"Palace"}
+    await projects.update(database, ada, made.id, {"description": None})
+    assert await names(database, ada, "spain") == set()
+    await projects.delete(database, ada, made.id)
+    assert await names(database, ada, "palace") == set()
+
+
+async def test_a_search_is_paged_like_a_list(database: Database, ada: Actor) -> None:
+    assert ada.user_id is not None
+    for n in range(5):
+        await database.projects.insert(Project(user_id=ada.user_id, name=f"word {n}", search_terms=["word", str(n)]))
+    first = await projects.page(database, ada, query="wor", first=3)
+    assert first.end_cursor is not None
+    rest = await projects.page(database, ada, query="wor", first=3, after=decode_cursor(first.end_cursor))
+    assert [p.name for p in [*first.items, *rest.items]] == [f"word {n}" for n in reversed(range(5))]
+    assert not rest.has_next
+
+
+def test_terms_are_few_and_short_whatever_the_text() -> None:
+    words = search.terms(" ".join(f"w{n}" for n in range(5000)), "x" * 5000)
+    assert len(words) == search.MAX_TERMS
+    assert search.terms("x" * 5000) == ["x" * 40]
+    assert search.terms(None, "") == []
+    assert search.terms("b a b A") == ["b", "a"]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_finds_itself(text: str) -> None:
+    """Every word of a query made of a project's own name begins a word of it."""
+    terms = search.terms(text)
+    for condition in _words(search.condition(text)):
+        assert any(term.startswith(condition) for term in terms)
+    assert search.terms(text.upper().lower()) or not terms
+
+
+def _words(condition: dict[str, Any]) -> list[str]:
+    """What the first branch looks for, unescaped: words have nothing to escape."""
+    first = condition.get("$or", [{}])[0]
+    return [part["searchTerms"]["$regex"].removeprefix("^") for part in first.get("$and", [])]
