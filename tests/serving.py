@@ -27,14 +27,20 @@ async def serve(settings: Settings, uri: str) -> AsyncIterator[ASGIApp]:
     outbox: asyncio.Queue[Any] = asyncio.Queue()
     scope: Any = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
     running = asyncio.create_task(app(scope, inbox.get, outbox.put))  # type: ignore[arg-type]  # any message
-    for step in ("startup", "shutdown"):
-        await inbox.put({"type": f"lifespan.{step}"})
+
+    async def step(name: str) -> None:
+        await inbox.put({"type": f"lifespan.{name}"})
         said = await outbox.get()
-        if said["type"] != f"lifespan.{step}.complete":
+        if said["type"] != f"lifespan.{name}.complete":
+            await running
             raise RuntimeError(said.get("message", said["type"]))
-        if step == "startup":
-            yield app
-    await running
+
+    await step("startup")
+    try:
+        yield app
+    finally:
+        await step("shutdown")
+        await running
 
 
 class Answer(msgspec.Struct):

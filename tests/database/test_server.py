@@ -183,6 +183,16 @@ async def start(data_dir: Path) -> AsyncIterator[Start]:
         await one.stop()
 
 
+@pytest.fixture(scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[server.Server]:
+    """One for the tests that only look."""
+    port = server._free_port()
+    shared = await server.start(tmp_path_factory.mktemp("shared") / "data", port=port)
+    assert shared.ports == (port,)
+    yield shared
+    await shared.stop()
+
+
 @pytest.fixture
 async def owner(data_dir: Path) -> AsyncIterator[Callable[..., Owner]]:
     owners: list[Owner] = []
@@ -273,14 +283,13 @@ async def test_a_clean_stop_keeps_everything_and_may_be_repeated(start: Start, d
     assert await count(again.uri) == 1
 
 
-async def test_only_its_user_may_read_the_data_directory(start: Start, data_dir: Path) -> None:
-    await start()
-    assert readable_by_others(data_dir) == []
+async def test_only_its_user_may_read_the_data_directory(shared: server.Server) -> None:
+    assert readable_by_others(shared.data_dir) == []
+    assert (shared.data_dir / "mongodb/keyfile").stat().st_mode & 0o777 == 0o600
 
 
-async def test_nobody_gets_in_without_a_password(start: Start) -> None:
-    running = await start()
-    (port,) = running.ports
+async def test_nobody_gets_in_without_a_password(shared: server.Server) -> None:
+    (port,) = shared.ports
     async with AsyncMongoClient[dict[str, Any]]("127.0.0.1", port, directConnection=True) as stranger:
         hello = await stranger.admin.command("hello", compression=["zlib", "snappy", "zstd"])
         assert "compression" not in hello
@@ -288,12 +297,12 @@ async def test_nobody_gets_in_without_a_password(start: Start) -> None:
             with pytest.raises(OperationFailure, match="requires authentication"):
                 await stranger.admin.command(command)
     assert listening_addresses(port) == ["0100007F"]
-    async with AsyncMongoClient[dict[str, Any]](running.uri) as client:
+    async with AsyncMongoClient[dict[str, Any]](shared.uri) as client:
         with pytest.raises(OperationFailure, match="not authorized"):
             await client.admin.command({"createUser": "me", "pwd": "x", "roles": ["root"]})
-    async with AsyncMongoClient[dict[str, Any]](running.admin_uri) as client:
+    async with AsyncMongoClient[dict[str, Any]](shared.admin_uri) as client:
         await client.admin.command({"createUser": "me", "pwd": "x", "roles": []})
-    assert "mongodb://" not in repr(running.endpoint)
+    assert "mongodb://" not in repr(shared.endpoint)
 
 
 async def test_the_smallest_cache_takes_documents_of_the_largest_size(start: Start) -> None:
@@ -309,15 +318,18 @@ async def test_the_smallest_cache_takes_documents_of_the_largest_size(start: Sta
     assert await count(running.uri) == 3
 
 
-async def test_the_log_is_bounded(start: Start, data_dir: Path) -> None:
-    running = await start()
-    log = data_dir / "mongodb/mongod0.log"
-    running._members[0].rotate_log(limit_bytes=1000)
-    await eventually(log.exists)
-    await write(running.uri, a=1)
-    assert sorted(p.name for p in log.parent.glob("mongod0.log*")) == ["mongod0.log", "mongod0.log.1"]
-    await running.kill()
-    assert running.why() is not None
+async def test_the_log_is_bounded(shared: server.Server) -> None:
+    log = shared.data_dir / "mongodb/mongod0.log"
+    for _ in range(2):
+        shared._members[0].rotate_log(limit_bytes=-1)
+
+        def anew() -> bool:
+            shared._members[0].rotate_log()  # mongod may have missed the wish: the next turn repeats it
+            return log.exists()
+
+        await eventually(anew)
+    await write(shared.uri, a=1)
+    assert {p.name for p in log.parent.glob("mongod0.*")} == {"mongod0.log", "mongod0.log.1", "mongod0.out"}
 
 
 # One owner
@@ -447,22 +459,18 @@ async def test_a_mongod_that_outlived_its_supervisor_is_ended(owner: Callable[..
     assert await count(running.uri) == 1
 
 
-async def test_a_killed_supervisor_is_noticed_and_replaced(start: Start) -> None:
-    running = await start()
-    (stray,) = running.pids
-    os.kill(os.getsid(stray), signal.SIGKILL)
-    await running.wait()
-    await running.restart()
-    assert not alive(stray)
-    await write(running.uri, a=1)
-
-
-async def test_a_mongod_that_somebody_else_stops_is_noticed_and_replaced(start: Start) -> None:
+async def test_what_ends_without_being_asked_is_noticed_and_replaced(start: Start) -> None:
     running = await start()
     os.kill(running.pids[0], signal.SIGTERM)
     assert await running.wait() == 0
     assert "shut down by somebody else" in str(running.why())
     await running.restart()
+
+    (stray,) = running.pids
+    os.kill(os.getsid(stray), signal.SIGKILL)  # its supervisor
+    await running.wait()
+    await running.restart()
+    assert not alive(stray)
     await write(running.uri, a=1)
 
 
@@ -544,6 +552,12 @@ async def test_it_moves_when_its_port_is_taken_and_stays_there(start: Start, own
     assert third.ports == second.ports
 
 
+async def test_a_given_port_is_used_or_refused(data_dir: Path, shared: server.Server) -> None:
+    (port,) = shared.ports  # given
+    with pytest.raises(server.PortInUse, match=f"Port {port} is taken"):
+        await server.start(data_dir, port=port)
+
+
 async def test_a_port_that_is_taken_between_choice_and_use_is_given_up(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,14 +572,6 @@ async def test_a_port_that_is_taken_between_choice_and_use_is_given_up(
         assert "mongod.retry" in events
         assert running.ports != (taken,)
         await write(running.uri, a=1)
-        with pytest.raises(server.PortInUse, match=f"Port {taken} is taken"):
-            await server.start(running.data_dir.parent / "other", port=taken)
-
-
-async def test_a_given_port_is_used(start: Start) -> None:
-    port = server._free_port()
-    running = await start(port=port)
-    assert running.ports == (port,)
 
 
 # What is odd on disk

@@ -77,20 +77,18 @@ async def test_a_link_for_an_address_that_has_an_account_by_now_says_so(client: 
     assert (refused.status_code, "sign in instead" in refused.text) == (409, True)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [b"", b"token=", b"token=x", b"token=x&token=y", b"other=1", b"token[$gt]=", b"token=%00", b"token=%ff", b"\xff\xfe",
-     b"token=" + b"x" * 9_000, b"&&&===", b"token=5", b"token=true", b'{"token": "x"}'],
-)  # fmt: skip
+FORMS = [b"", b"token=", b"token=x", b"token=x&token=y", b"other=1", b"token[$gt]=", b"token=%00", b"token=%ff", b"\xff\xfe",
+         b"token=" + b"x" * 9_000, b"&&&===", b"token=5", b"token=true", b'{"token": "x"}']  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "kind", ["application/x-www-form-urlencoded", "application/json", "text/plain", "multipart/form-data", ""]
 )
-async def test_a_form_that_is_none_of_ours_makes_nothing(
-    client: Client, database: Database, form: bytes, kind: str
-) -> None:
-    response = await client.http.post("/confirm", content=form, headers={"Content-Type": kind} if kind else {})
-    assert response.status_code in (400, 415, 422)
-    assert "error" not in response.text.lower() or response.headers["content-type"] == "application/problem+json"
+async def test_a_form_that_is_none_of_ours_makes_nothing(client: Client, database: Database, kind: str) -> None:
+    for form in FORMS:
+        response = await client.http.post("/confirm", content=form, headers={"Content-Type": kind} if kind else {})
+        assert response.status_code in (400, 422), form
+        assert response.headers["content-type"].split(";")[0] in ("text/html", "application/problem+json")
     assert await database.raw["users"].count_documents({}) == 0
 
 

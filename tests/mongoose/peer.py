@@ -78,7 +78,7 @@ class Peer:
         line = json_util.dumps({"id": number, "verb": verb, **request}, json_options=CANONICAL_JSON_OPTIONS)
         self._process.stdin.write(line.encode() + b"\n")
         await self._process.stdin.drain()
-        return await asyncio.wait_for(answer, 30)
+        return await asyncio.wait_for(answer, 60)
 
     async def _read(self) -> None:
         while line := await self._process.stdout.readline():

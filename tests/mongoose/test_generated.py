@@ -121,7 +121,7 @@ async def assert_read(
 
 
 @pytest.mark.parametrize("model", MODELS)
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_whatever_was_stored_passes_our_validator_and_is_read(
     model: str, data: st.DataObject, database: Database, models: dict[str, Any]
@@ -133,7 +133,7 @@ async def test_whatever_was_stored_passes_our_validator_and_is_read(
 
 
 @pytest.mark.parametrize("model", MODELS)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_whatever_mongoose_makes_of_it_passes_our_validator_and_is_read(
     model: str, data: st.DataObject, app: Application, database: Database, models: dict[str, Any]

@@ -17,7 +17,7 @@ from tests.mongoose.documents import (
     seen,
     their_full,
     their_minimal,
-)  # fmt: skip
+)
 from tests.mongoose.peer import Application
 
 from ximler.database import Database

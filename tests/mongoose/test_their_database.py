@@ -106,7 +106,7 @@ async def test_the_version_is_stamped_and_the_next_start_has_nothing_to_do(
     await sync.initialise(empty_database)
     assert await sync.check_version(empty_database)
     stamp = await empty_database.raw["meta"].find_one({"_id": "schema"})
-    assert stamp["created_here" if "created_here" in stamp else "createdHere"] is False
+    assert stamp["createdHere"] is False
     await sync.initialise(empty_database)
     for collection in SPECIFIED:
         assert (await validation(empty_database))[collection.name][2] == "warn"

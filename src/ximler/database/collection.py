@@ -139,7 +139,7 @@ class TypedCollection(Generic[D]):
     ) -> list[Any]:
         """All matches, in one list. For more than memory should hold, `stream`."""
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
-        cursor = self.raw.find_raw_batches(**self._query(where, into, sort, limit, deleted, hint))
+        cursor: Any = self.raw.find_raw_batches(**self._query(where, into, sort, limit, deleted, hint))  # of bytes
         found: list[Any] = []
         batch = await self._run(anext(cursor, b""))
         while cursor.alive:

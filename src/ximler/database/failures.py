@@ -1,6 +1,6 @@
 """The one table from what the driver raises to what Ximler raises.
 
-Inside a transaction, an error that the driver would retry passes through untouched: `with_transaction` must see it.
+Inside a transaction, an error that the driver should retry passes through untouched: `with_transaction` must see it.
 """
 
 import re
@@ -46,11 +46,14 @@ class DocumentExists(Conflict):
 
 def translated(error: BaseException, collection: str) -> BaseException:
     """Ximler's error for a driver's, or the same error where it is nobody's fault but ours."""
+    if isinstance(error, ServerSelectionTimeoutError):
+        # Also inside a transaction, which would otherwise look for a server again and again, for two minutes.
+        return DatabaseUnavailable("The database does not answer: try again in a moment")
     if isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"):
         return error
     if isinstance(error, DocumentTooLarge):
         return Invalid(f"This document of {collection} is larger than the 16 MB that MongoDB can store")
-    if isinstance(error, ServerSelectionTimeoutError | WaitQueueTimeoutError | AutoReconnect | ConnectionFailure):
+    if isinstance(error, WaitQueueTimeoutError | AutoReconnect | ConnectionFailure):
         return DatabaseUnavailable("The database does not answer: try again in a moment")
     if isinstance(error, BulkWriteError):
         writes = error.details.get("writeErrors") or []

@@ -269,10 +269,10 @@ class Mongod:
 
     def rotate_log(self, limit_bytes: int = _LOG_BYTES) -> None:
         """Keep the log to two files of about `limit_bytes`. Only once it listens: before, the signal would end it."""
-        if not self.exited.done() and _rotate(self.log_path, limit_bytes):
+        if not self.exited.done() and (_rotate(self.log_path, limit_bytes) or not self.log_path.exists()):
             self._log_start = 0
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGUSR1)  # mongod opens the file anew
+                os.kill(self.pid, signal.SIGUSR1)  # mongod opens the file anew, but at most once a second
 
     def cause(self) -> EmbeddedServerError:
         """Why it ended, read from what it said. Call it when `exited` is done."""

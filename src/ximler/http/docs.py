@@ -9,6 +9,7 @@ from litestar.exceptions import NotFoundException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.params import FromPath
 from litestar.response import File
 
 from ximler import __version__
@@ -48,7 +49,7 @@ def openapi() -> OpenAPIConfig:
 
 
 @get(f"{_PATH}/{{name:str}}", include_in_schema=False)
-async def assets(name: str) -> File:
+async def assets(name: FromPath[str]) -> File:
     """The three files that the page loads, out of a package that is found, not imported."""
     if name not in _ASSETS:
         raise NotFoundException
