@@ -30,11 +30,15 @@ LEAN = "Mongoose: lean()"
 
 
 async def run(setup: Setup) -> list[Table]:
-    async with setup.database() as database, mongoose(setup.uri, database.name) as node:
-        raw = database.raw["payments"]
+    async with (
+        setup.database() as database,
+        setup.driver(database) as driver,
+        mongoose(setup.uri, database.name) as node,
+    ):
+        raw = driver["payments"]
         await raw.insert_many(payment_documents())
         aware = raw.with_options(CodecOptions(tz_aware=True))
-        await beanie_odm.prepare(database.raw)
+        await beanie_odm.prepare(driver)
         mongoengine_odm.prepare(setup.uri, database.name)
         sync: MongoClient[dict[str, Any]] = MongoClient(setup.uri)
         ours = _contestant(OURS, lambda: database.payments.find({}))
@@ -117,10 +121,7 @@ def _mappers(samples: dict[str, list[float]], node: str) -> Table:
 
 
 def _table(title: str, figures: list[Figure], samples: dict[str, list[float]], *notes: str) -> Table:
-    rows = [
-        (name, ms(median(taken)), us(median(taken) / COUNT), spread(taken))
-        for name, taken in samples.items()
-    ]
+    rows = [(name, ms(median(taken)), us(median(taken) / COUNT), spread(taken)) for name, taken in samples.items()]
     return Table(
         title=title,
         figures=figures,

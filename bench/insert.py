@@ -32,11 +32,15 @@ MONGOOSE = "Mongoose: from plain objects"
 
 
 async def run(setup: Setup) -> list[Table]:
-    async with setup.database() as database, mongoose(setup.uri, database.name) as node:
+    async with (
+        setup.database() as database,
+        setup.driver(database) as driver,
+        mongoose(setup.uri, database.name) as node,
+    ):
         structs = payments(stamped=False)
-        raw = database.raw["payments"]
-        await database.raw["source"].insert_many(_plain(structs, stamped=False))
-        await beanie_odm.prepare(database.raw)
+        raw = driver["payments"]
+        await driver["source"].insert_many(_plain(structs, stamped=False))
+        await beanie_odm.prepare(driver)
         mongoengine_odm.prepare(setup.uri, database.name)
         ready = _plain(structs)
         models = beanie_odm.models(structs)
@@ -167,7 +171,9 @@ def _mappers(samples: dict[str, list[float]], node: str) -> Table:
         Figure(what="faster than MongoEngine, models ready on both sides", value=ratio(samples[MONGOENGINE], ours)),
     ]
     if MONGOOSE in samples:
-        figures.append(Figure(what="faster than Mongoose, which makes and checks its own", value=ratio(samples[MONGOOSE], ours)))
+        figures.append(
+            Figure(what="faster than Mongoose, which makes and checks its own", value=ratio(samples[MONGOOSE], ours))
+        )
     return _table(
         f"insert: {COUNT:,} payments, beside other mappers",
         figures,

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 
 from ximler import __version__
 from ximler.database import Database, connect, server, sync
@@ -38,6 +40,13 @@ class Setup(msgspec.Struct, frozen=True):
         finally:
             await database.client.drop_database(database.name)
             await database.close()
+
+    @asynccontextmanager
+    async def driver(self, database: Database) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
+        """The same database through PyMongo as it comes: no listeners, no options of ours."""
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(self.uri)
+        async with client:
+            yield client[database.name]
 
 
 @asynccontextmanager

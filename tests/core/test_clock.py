@@ -21,7 +21,7 @@ def test_every_millisecond_of_the_calendar_comes_back_exactly(milliseconds: int)
     assert moment.tzinfo is UTC
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.datetimes(timezones=st.timezones()))
 def test_a_time_is_rounded_down_whatever_its_zone(moment: datetime) -> None:
     apart = moment - from_ms(to_ms(moment))

@@ -20,6 +20,7 @@ positions = st.tuples(st.none() | moments, object_ids)
 EXAMPLE = encode_cursor((datetime(2026, 3, 1, 12, tzinfo=UTC), ObjectId("65f000000000000000000001")))
 
 
+@settings(deadline=None)
 @given(object_ids)
 def test_an_id_is_its_24_digits(oid: ObjectId) -> None:
     assert object_id(str(oid)) == oid
@@ -55,7 +56,7 @@ def test_what_is_no_id_is_refused_by_the_field_it_came_in(text: str) -> None:
     caught.value.message.encode()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=150)
 @given(positions)
 def test_a_cursor_comes_back_as_the_place_it_stands_for(position: Position) -> None:
     text = encode_cursor(position)
@@ -96,7 +97,7 @@ def test_a_cursor_with_any_one_character_changed_is_refused() -> None:
                 assert caught.value.fields.keys() == {"after"}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(positions, st.data())
 def test_no_slip_of_the_hand_leads_to_another_place(position: Position, data: st.DataObject) -> None:
     text = encode_cursor(position)

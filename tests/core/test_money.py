@@ -37,7 +37,7 @@ def test_what_is_no_currency_is_refused_by_name(currency: str) -> None:
     assert caught.value.fields.keys() == {"currency"}
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.integers(-MOST, MOST) | st.integers(MOST - 10_000, MOST), st.sampled_from(sorted(PLACES)))
 def test_an_amount_survives_being_stored_as_a_number_exactly(minor: int, currency: str) -> None:
     money = Money(minor, currency)
@@ -47,7 +47,7 @@ def test_an_amount_survives_being_stored_as_a_number_exactly(minor: int, currenc
     assert isinstance(stored, int) == (minor % 10 ** PLACES[currency] == 0)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.integers(0, MOST // 10**4), st.integers(0, 10_000), st.sampled_from(sorted(PLACES)))
 def test_a_price_as_a_person_writes_it_is_read_exactly(whole: int, fraction: int, currency: str) -> None:
     text = f"{whole}.{fraction:05d}"[: -5 + PLACES[currency]] if PLACES[currency] else str(whole)

@@ -41,6 +41,8 @@ def _values(document: type[Document]) -> dict[str, Any]:
                 value = DAY
             case inspect.CustomType():
                 value = ObjectId()
+            case inspect.BytesType():
+                value = b"some bytes"
             case inspect.LiteralType() as literal:
                 value = literal.values[-1]
             case inspect.ListType():

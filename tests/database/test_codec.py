@@ -61,7 +61,9 @@ async def stored(database: Database, collection: Collection[Any], **changes: Any
 
 
 @each_of_the_ten
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 async def test_any_document_comes_back_from_the_database_equal(
     database: Database, collection: Collection[Any], data: st.DataObject
@@ -343,7 +345,7 @@ async def test_an_unreadable_document_is_named_without_its_content(database: Dat
     assert "argon2id" not in caught.value.message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([*Payment.__struct_encode_fields__, "__v", "x"]),
@@ -354,7 +356,9 @@ async def test_an_unreadable_document_is_named_without_its_content(database: Dat
         | st.text(max_size=5)
         | st.datetimes()
         | st.builds(ObjectId)
-        | st.decimals().map(str).map(Decimal128)
+        | st.sampled_from(["0", "-1.5", "1E+6144", "1E-6176", "NaN", "-Infinity", "9223372036854775808"]).map(
+            Decimal128
+        )
         | st.lists(st.integers() | st.none(), max_size=2)
         | st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
     )

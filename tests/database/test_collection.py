@@ -17,7 +17,7 @@ from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument
-from ximler.database.collection import TypedCollection, _after
+from ximler.database.collection import _BATCH, TypedCollection, _after
 from ximler.database.failures import DocumentExists
 from ximler.database.monitoring import POOL, UNREADABLE, round_trips
 from ximler.schema.audit_log import AuditLog
@@ -484,15 +484,42 @@ async def test_sort_limit_and_hint_are_mongodb_s(database: Database) -> None:
 
 
 async def test_thousands_are_read_in_batches_of_one_query(database: Database) -> None:
-    await database.audit_logs.insert_many([entry(resource_id=str(n)) for n in range(4500)])
+    count = 2 * _BATCH + 500
+    await database.audit_logs.insert_many([entry(resource_id=str(n)) for n in range(count)])
     with round_trips() as trips:
         found = await database.audit_logs.find({}, sort=[("_id", 1)])
-    assert [log.resource_id for log in found] == [str(n) for n in range(4500)]
+    assert [log.resource_id for log in found] == [str(n) for n in range(count)]
     assert [verb for verb, _ in trips] == ["find", "getMore", "getMore"]
+
+
+async def test_a_stream_asks_for_a_batch_at_a_time(database: Database) -> None:
+    await database.audit_logs.insert_many([entry(resource_id=str(n)) for n in range(25)])
     with round_trips() as trips:
-        streamed = [log.resource_id async for log in database.audit_logs.stream({}, sort=[("_id", 1)], batch=1500)]
-    assert streamed == [log.resource_id for log in found]
-    assert [verb for verb, _ in trips][:3] == ["find", "getMore", "getMore"]
+        stream = database.audit_logs.stream({}, sort=[("_id", 1)], batch=10)
+        assert (await anext(stream)).resource_id == "0"
+        assert [verb for verb, _ in trips] == ["find"]
+        assert [log.resource_id async for log in stream] == [str(n) for n in range(1, 25)]
+    assert [verb for verb, _ in trips] == ["find", "getMore", "getMore"]
+
+
+async def test_the_end_of_a_list_may_be_the_end_of_a_batch(database: Database) -> None:
+    for count in (0, 1, 10):
+        await database.audit_logs.delete_many({})
+        await database.audit_logs.insert_many([entry() for _ in range(count)])
+        assert len([log async for log in database.audit_logs.stream({}, batch=10)]) == count
+        assert len(await database.audit_logs.find({}, limit=10)) == count
+    await database.audit_logs.insert_many([entry() for _ in range(_BATCH - 10)])
+    assert len(await database.audit_logs.find({})) == _BATCH
+
+
+async def test_an_unreadable_document_in_one_batch_leaves_the_others_whole(database: Database) -> None:
+    await database.audit_logs.insert_many([entry(resource_id=str(n)) for n in range(_BATCH + 50)])
+    for number in (7, _BATCH + 7):
+        await database.raw.auditlogs.update_one(
+            {"resourceId": str(number)}, [{"$set": {"action": 5}}], bypass_document_validation=True
+        )
+    found = await database.audit_logs.find({}, sort=[("_id", 1)])
+    assert [log.resource_id for log in found] == [str(n) for n in range(_BATCH + 50) if n not in (7, _BATCH + 7)]
 
 
 async def test_a_stream_that_is_left_early_closes_its_cursor(database: Database) -> None:
@@ -582,7 +609,9 @@ async def all_pages(database: Database, first: Callable[[], int]) -> list[Object
         after = decode_cursor(page.end_cursor)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     times=st.lists(st.sampled_from(TIMES), max_size=25),
     odd=st.lists(st.tuples(st.sampled_from(ODD_TIMES), st.sampled_from(ODD_IDS)), max_size=6),
@@ -661,7 +690,9 @@ async def test_a_user_s_page_is_read_from_an_index_without_sorting(database: Dat
     assert page.end_cursor
     after = decode_cursor(page.end_cursor)
     where = {"$and": [{"userId": owner}, _after(after)]}
-    plan = await database.projects._cursor(where, None, NEWEST_FIRST, 11, False, None).explain()
+    plan = await database.raw.projects.find(
+        **database.projects._query(where, None, NEWEST_FIRST, 11, False, None)
+    ).explain()
     text = str(plan["queryPlanner"]["winningPlan"])
     assert "'IXSCAN'" in text
     assert "'SORT'" not in text

@@ -24,7 +24,12 @@ from ximler.database.monitoring import POOL, UP
 from ximler.schema.audit_log import AuditLog
 from ximler.schema.project import Project
 
-unanswered = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+def unanswered(test: Any) -> Any:
+    """For tests whose clients find nobody, for a while at least."""
+    return pytest.mark.usefixtures("forgotten_sockets")(
+        pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")(test)
+    )
 
 
 def soon(uri: str, **given: Any) -> Settings:
@@ -70,8 +75,10 @@ async def test_settings_change_them_and_the_uri_has_the_last_word(mongodb_uri: s
 
 
 async def test_the_database_s_name_is_the_argument_s_else_the_setting_s_else_the_uri_s(mongodb_uri: str) -> None:
-    parts = urlsplit(mongodb_uri)
-    named = f"mongodb://{parts.netloc}/from_uri?{parts.query}{'' if '@' not in parts.netloc else '&authSource=admin'}"
+    host, _, options = mongodb_uri.partition("?")
+    named = f"{host.rstrip('/')}/from_uri?{options}"
+    if "@" in host and "authSource" not in options:
+        named += "&authSource=admin"
     for name, settings, expected in (
         (None, None, "from_uri"),
         (None, Settings(mongodb_uri=named, database="from_settings"), "from_settings"),
@@ -119,7 +126,6 @@ async def test_more_tasks_than_connections_wait_for_their_turn(mongodb_uri: str,
 
 
 @unanswered
-@pytest.mark.usefixtures("forgotten_sockets")
 async def test_where_nothing_listens_the_error_says_so_and_what_to_do(free_port: int) -> None:
     uri = f"mongodb://127.0.0.1:{free_port}/shop?replicaSet=rs"
     with pytest.raises(DatabaseUnavailable) as caught:
@@ -132,7 +138,6 @@ async def test_where_nothing_listens_the_error_says_so_and_what_to_do(free_port:
 
 
 @unanswered
-@pytest.mark.usefixtures("forgotten_sockets")
 @pytest.mark.parametrize("scheme", ["mongodb", "mongodb+srv"])
 async def test_a_name_that_cannot_be_resolved_is_named(scheme: str) -> None:
     uri = f"{scheme}://ada:secret@cluster.nowhere.invalid/shop"
@@ -143,7 +148,6 @@ async def test_a_name_that_cannot_be_resolved_is_named(scheme: str) -> None:
 
 
 @unanswered
-@pytest.mark.usefixtures("forgotten_sockets")
 async def test_a_server_of_another_replica_set_is_no_answer(mongodb_uri: str) -> None:
     uri = mongodb_uri.replace("replicaSet=", "replicaSet=not-")
     with pytest.raises(DatabaseUnavailable, match=r"No replica set members available for replica set name \"not-"):
@@ -176,7 +180,7 @@ async def test_without_a_password_where_one_is_needed_nothing_is_read(own_server
         ("localhost:27017", "must begin with mongodb://"),
         ("http://localhost", "must begin with mongodb://"),
         ("mongodb://", "hostname"),
-        ("mongodb:///shop", "hostname"),
+        ("mongodb:///shop", "Empty host"),
         ("mongodb://localhost:port/shop", "Port"),
         ("mongodb://localhost:99999/shop", "Port must be an integer between 0 and 65535"),
         ("mongodb://ada:p@ss@localhost/shop", "must be escaped"),
@@ -185,7 +189,6 @@ async def test_without_a_password_where_one_is_needed_nothing_is_read(own_server
         ("mongodb+srv://localhost:27017/shop", "must not include a port"),
         ("mongodb+srv://a.example,b.example/shop", "one"),
         ("mongodb://localhost/shop?replicaSet", "key=value"),
-        ("mongodb://localhost/shop?w=2&replicaSet=", "replica"),
     ],
 )
 async def test_a_uri_that_is_none_is_refused_with_the_reason(uri: str, reason: str) -> None:
@@ -204,22 +207,19 @@ async def test_a_name_that_no_database_can_have_is_refused(mongodb_uri: str, nam
 
 
 @pytest.fixture
-def standalone(tmp_path: Path, free_port: int) -> Iterator[str]:
+def standalone(tmp_path: Path) -> Iterator[str]:
     """A mongod that belongs to no replica set."""
-    process = subprocess.Popen(
-        [find_mongod(), "--dbpath", tmp_path, "--port", str(free_port), "--bind_ip", "127.0.0.1", "--nounixsocket"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    for line in process.stdout:
-        if "Waiting for connections" in line:
-            break
-    else:
-        raise AssertionError("mongod ended")
-    yield f"mongodb://ada@127.0.0.1:{free_port}/shop".replace("ada@", "")
-    process.kill()
-    process.communicate()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    options = ["--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"]
+    with subprocess.Popen(
+        [find_mongod(), "--dbpath", tmp_path, *options], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert any("Waiting for connections" in line for line in process.stdout), "mongod ended"
+        yield f"mongodb://127.0.0.1:{port}/shop"
+        process.kill()
 
 
 async def test_a_standalone_server_gets_an_error_that_says_how_to_make_it_a_replica_set(standalone: str) -> None:
@@ -264,6 +264,7 @@ async def test_the_clock_is_the_server_s_and_is_corrected_by_each_heartbeat(mong
 # Going away, and coming back
 
 
+@unanswered
 async def test_when_the_database_dies_and_comes_back_requests_fail_clearly_and_recover_by_themselves(
     own_server: server.Server,
 ) -> None:
@@ -375,6 +376,7 @@ async def test_the_database_inside_a_transaction_knows_the_way_out(database: Dat
     await database.transaction(body)
 
 
+@unanswered
 async def test_a_server_that_stops_answering_for_longer_than_the_timeout_is_unavailable(
     own_server: server.Server,
 ) -> None:
@@ -390,6 +392,7 @@ async def test_a_server_that_stops_answering_for_longer_than_the_timeout_is_unav
         await database.close()
 
 
+@unanswered
 async def test_a_port_that_speaks_something_else_is_no_mongodb() -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.0\r\n")

@@ -6,7 +6,7 @@ import tracemalloc
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import bson
 import pytest
@@ -65,10 +65,10 @@ def test_what_json_can_say_may_be_stored(value: Any) -> None:
         ({"n": 2**63}, "canvasData.n", "does not fit in 64 bits"),
         ([0, [-(2**63) - 1]], "canvasData.1.0", "does not fit in 64 bits"),
         (10**5000, "canvasData", "does not fit in 64 bits"),
-        ({"s": {"a", "b"}}, "canvasData.s", "is a set, which cannot be stored"),
+        ({"s": {"a"}}, "canvasData.s", "is a set, which cannot be stored"),
         ({"d": Decimal("1.5")}, "canvasData.d", "is a Decimal, which cannot be stored"),
-        ({"u": uuid4()}, "canvasData.u", "is a UUID, which cannot be stored"),
-        ([object()], "canvasData.0", "is a object, which cannot be stored"),
+        ({"u": UUID(int=5)}, "canvasData.u", "is a UUID, which cannot be stored"),
+        ([Exception()], "canvasData.0", "is a Exception, which cannot be stored"),
         ({"t": DAY.date()}, "canvasData.t", "is a date, which cannot be stored"),
         ({"t": datetime(2026, 3, 1)}, "canvasData.t", "is a time without a time zone"),  # noqa: DTZ001 (that is the point)
         (

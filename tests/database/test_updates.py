@@ -199,7 +199,7 @@ async def test_what_others_keep_inside_a_sub_document_survives_its_replacement(d
         (PLANS, {"$set": {"features.0.x": "x"}}, "features.0.x", "is not a field of Plan"),
         (PLANS, {"$set": {"features.$[x]": "x"}}, "features.$[x]", "is not a field of Plan"),
         # what the database decides
-        (PLANS, {"$set": {"_id": ObjectId()}}, "_id", "is decided by the database"),
+        (PLANS, {"$set": {"_id": ObjectId("65f000000000000000000001")}}, "_id", "is decided by the database"),
         (USERS, {"$set": {"createdAt": DAY}}, "createdAt", "is decided by the database"),
         (USERS, {"$unset": {"createdAt": ""}}, "createdAt", "is decided by the database"),
         (USERS, {"$set": {"updatedAt": DAY}}, "updatedAt", "is decided by the database"),

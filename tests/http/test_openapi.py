@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.python import asgi
 from schemathesis.specs.openapi.checks import (
@@ -27,14 +27,23 @@ def api(_worker_database: Database, mongodb_uri: str) -> Iterator[OpenApiSchema]
     asgi.shutdown_lifespans()
 
 
-@schemathesis.pytest.from_fixture("api").parametrize()
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_route_keeps_its_promise(case: schemathesis.Case) -> None:
-    case.call_and_validate(
-        checks=[
-            not_a_server_error,
-            status_code_conformance,
-            content_type_conformance,
-            response_schema_conformance,
-        ]
-    )
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
+def test_every_route_keeps_its_promise(api: OpenApiSchema, mode: schemathesis.GenerationMode) -> None:
+    for found in api.get_all_operations():
+        operation = found.ok()
+        if mode.is_negative and not (operation.query or operation.body):
+            continue  # nothing to get wrong
+
+        @settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(operation.as_strategy(generation_mode=mode))
+        def run(case: schemathesis.Case) -> None:
+            case.call_and_validate(
+                checks=[
+                    not_a_server_error,
+                    status_code_conformance,
+                    content_type_conformance,
+                    response_schema_conformance,
+                ]
+            )
+
+        run()

@@ -1,11 +1,11 @@
 """The database goes away and comes back: requests fail clearly meanwhile, and succeed again by themselves."""
 
 import asyncio
+import gc
 import os
 import signal
-import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import structlog
@@ -16,6 +16,9 @@ from ximler.database import connect, server, sync
 from ximler.database.failures import DatabaseUnavailable
 from ximler.database.server import Server
 
+# PyMongo leaves a socket to the garbage collector where a connection that is being made is given up.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
 SETTINGS = Settings(
     secret_key="a secret key that is only for the tests",
     argon2_memory_kib=7168,
@@ -24,6 +27,12 @@ SETTINGS = Settings(
     server_selection_timeout_ms=150,
     socket_timeout_ms=1500,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_sockets_for_others() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +54,35 @@ async def until_ready(client: Client) -> None:
 
 
 async def everything_says_so(client: Client) -> None:
-    """What each interface answers while there is no database. A missing one is no reason to be slow."""
+    """What each interface answers while there is no database."""
     ready = await client.http.get("/readyz")
     assert (ready.status_code, ready.json()["database"]) == (503, "disconnected")
-    assert (await client.http.get("/healthz")).status_code == 200
-    assert (await client.http.get("/metrics")).status_code == 200
-    assert (await client.http.get("/docs")).status_code == 200
-    for query in (
+    for path in ("/healthz", "/metrics", "/docs", "/"):
+        assert (await client.http.get(path)).status_code == 200, path
+    # Each takes as long as it looks for a server: so all at once.
+    with_token = (
         "{ me { name } }",
         "{ projects { nodes { id } } }",
         'mutation { createProject(input: {name: "n"}) { id } }',
-    ):
-        answer = await client.ask(query)
-        assert (answer.status, answer.errors[0]["extensions"]["kind"]) == (503, "UNAVAILABLE"), query
-    somebody = Client(client.app)
-    for query in (
+    )
+    without = (
         "{ plans { id } }",
         'mutation { signIn(email: "ada@example.com", password: "correct horse battery") { token } }',
         'mutation { register(input: {name: "B", email: "b@example.com", password: "long enough"}) { accepted } }',
         f'mutation {{ confirmEmail(token: "{"x" * 43}") {{ id }} }}',
-    ):
-        answer = await somebody.ask(query)
-        assert (answer.data, answer.errors[0]["extensions"]["kind"]) == (None, "UNAVAILABLE"), query
-        assert "try again" in answer.errors[0]["message"]
-    form = await client.http.post("/confirm", data={"token": "x" * 43})
+    )
+    somebody = Client(client.app)
+    form, *answers = await asyncio.gather(
+        client.http.post("/confirm", data={"token": "x" * 43}),
+        *(client.ask(query) for query in with_token),
+        *(somebody.ask(query) for query in without),
+    )
     assert (form.status_code, "try again" in form.text) == (503, True)
+    for query, answer in zip((*with_token, *without), answers, strict=True):
+        assert answer.status == (503 if query in with_token else 200), query
+        assert answer.data is None
+        assert answer.errors[0]["extensions"]["kind"] == "UNAVAILABLE"
+        assert "try again" in answer.errors[0]["message"]
 
 
 async def test_a_killed_database_is_missed_clearly_and_found_again(mongod: Server) -> None:
@@ -81,6 +94,9 @@ async def test_a_killed_database_is_missed_clearly_and_found_again(mongod: Serve
             await everything_says_so(ada)
             await mongod.restart()
             await until_ready(ada)
+            async with asyncio.timeout(10):  # the driver tells of it within half a second
+                while not any(entry["event"] == "database reconnected" for entry in logs):  # noqa: ASYNC110 (a log line)
+                    await asyncio.sleep(0.05)
         events = [entry["event"] for entry in logs]
         assert events.count("database disconnected") == 1
         assert events.count("database reconnected") == 1
@@ -97,10 +113,9 @@ async def test_a_frozen_database_is_not_ready_within_seconds_and_thaws(mongod: S
         bob = await Client(app).join("bob@example.com")
         os.kill(mongod.pids[0], signal.SIGSTOP)
         try:
-            began = time.monotonic()
-            ready = await bob.http.get("/readyz")
-            assert ready.status_code == 503
-            assert time.monotonic() - began < 4
+            async with asyncio.timeout(5):  # all of its threads stop within a moment, and an answer takes 2 s at most
+                while (await bob.http.get("/readyz")).status_code != 503:
+                    pass
             answer = await bob.ask("{ me { name } }")
             assert (answer.status, answer.errors[0]["extensions"]["kind"]) == (503, "UNAVAILABLE")
             assert (await bob.http.get("/healthz")).status_code == 200
@@ -119,7 +134,7 @@ async def test_requests_that_are_under_way_when_the_database_dies_end_in_answers
         begun = asyncio.Event()
 
         async def work() -> None:
-            for n in range(40):
+            for n in range(15):
                 made = await eve.create(f"P{n}")
                 if made.errors:
                     ends.add(made.errors[0]["extensions"]["kind"])

@@ -30,7 +30,6 @@ from ximler.schema.document import Collection, Document, extras
 if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
     from pymongo.asynchronous.collection import AsyncCollection
-    from pymongo.asynchronous.cursor import AsyncCursor
 
     from ximler.core.clock import Clock
 
@@ -139,30 +138,30 @@ class TypedCollection(Generic[D]):
     ) -> list[Any]:
         """All matches, in one list. For more than memory should hold, `stream`."""
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
-        cursor: Any = self.raw.find_raw_batches(**self._query(where, into, sort, limit, deleted, hint))  # of bytes
+        batches = self._batches(self._query(where, into, sort, limit, deleted, hint))
         found: list[Any] = []
-        batch = await self._run(anext(cursor, b""))
-        while cursor.alive:
-            # The server is at the next batch while this one is decoded.
-            following = asyncio.create_task(self._run(anext(cursor, b"")))
+        batch = await self._run(anext(batches, b""))
+        while batches.alive:
+            # The server makes the next batch while this one is decoded.
+            following = asyncio.create_task(self._run(anext(batches, b"")))
             try:
-                await asyncio.sleep(0)  # lets it send
-                found += self._decoded_raw(batch, codec)
+                await asyncio.sleep(0)  # lets it be asked for
+                found += self._decoded_batch(batch, codec)
             finally:
                 batch = await following
-        return found + self._decoded_raw(batch, codec)
+        return found + self._decoded_batch(batch, codec)
 
     async def stream(
         self, where: Filter, *, sort: Sort | None = None, deleted: bool = False, batch: int = _BATCH
     ) -> AsyncIterator[D]:
         """Matches one after the other; memory stays at one batch."""
-        cursor = self._cursor(where, None, sort, 0, deleted, None).batch_size(batch)
+        batches = self._batches(self._query(where, None, sort, 0, deleted, None)).batch_size(batch)
         try:
-            while raws := await self._run(cursor.to_list(batch)):
-                for document in self._decoded(raws, self._codec):
+            while received := await self._run(anext(batches, b"")):
+                for document in self._decoded_batch(received, self._codec):
                     yield document
         finally:
-            await cursor.close()
+            await batches.close()
 
     async def find_by(
         self, field: str, values: Iterable[Any], *, where: Filter | None = None, sort: Sort | None = None
@@ -208,7 +207,8 @@ class TypedCollection(Generic[D]):
         limit = first + 1
         while True:
             bounded = where if after is None else {"$and": [where, _after(after)]}
-            raws = await self._run(self._cursor(bounded, into, sort, limit, deleted, None, _PLACE).to_list(limit))
+            query = self._query(bounded, into, sort, limit, deleted, None, _PLACE)
+            raws = await self._run(self.raw.find(**query).to_list(limit))
             before = after
             for raw in raws:
                 after = _position(raw)
@@ -379,18 +379,6 @@ class TypedCollection(Generic[D]):
             for field, value in where.items()
         }
 
-    def _cursor(
-        self,
-        where: Filter,
-        into: type[Document] | None,
-        sort: Sort | None,
-        limit: int,
-        deleted: bool,
-        hint: str | None,
-        also: Mapping[str, int] = _EMPTY,
-    ) -> "AsyncCursor[dict[str, Any]]":
-        return self.raw.find(**self._query(where, into, sort, limit, deleted, hint, also))
-
     def _query(
         self,
         where: Filter,
@@ -412,11 +400,12 @@ class TypedCollection(Generic[D]):
             "batch_size": _BATCH,
         }
 
-    def _decoded_raw(self, batch: bytes, codec: Codec[V]) -> list[V]:
-        found: list[V] = []
-        for raws in few_at_a_time(batch, self.raw.codec_options):
-            found += self._decoded(raws, codec)
-        return found
+    def _batches(self, query: dict[str, Any]) -> Any:
+        """A cursor over streams of BSON (PyMongo's annotations say that it gives documents)."""
+        return self.raw.find_raw_batches(**query)
+
+    def _decoded_batch(self, batch: bytes, codec: Codec[V]) -> list[V]:
+        return [d for raws in few_at_a_time(batch, self.raw.codec_options) for d in self._decoded(raws, codec)]
 
     def _decoded(self, raws: list[dict[str, Any]], codec: Codec[V]) -> list[V]:
         decode = codec.decode

@@ -187,11 +187,12 @@ async def _make_indexes(database: Database, collection: Collection[Any], *, repa
         return
     raw = database.raw[collection.name]
     present = {found["name"]: found async for found in await raw.list_indexes()}
+    replaced = {}
     if repair:
         for index in collection.indexes:
             if index.name in present and not _same(index, present[index.name]):
                 await raw.drop_index(index.name)
-                present.pop(index.name)
+                replaced[index.name] = present.pop(index.name)
     missing = [IndexModel(list(i.keys), name=i.name, **i.options) for i in collection.indexes if i.name not in present]
     try:
         if missing:
@@ -211,6 +212,8 @@ async def _make_indexes(database: Database, collection: Collection[Any], *, repa
                     index=model.document["name"],
                     reason=error.details and error.details.get("errmsg"),
                 )
+                if former := replaced.get(model.document["name"]):  # better than none
+                    await database.raw.command("createIndexes", collection.name, indexes=[former])
 
 
 async def _compare(

@@ -3,11 +3,14 @@
 import html
 from typing import Annotated, Any
 
-from litestar import MediaType, Response, get, post
+import msgspec
+from litestar import MediaType, Request, Response, get, post
 from litestar.datastructures import State
 from litestar.enums import RequestEncodingType
+from litestar.exceptions import ValidationException
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Body, Parameter
+from litestar.params import Body, QueryParameter
+from litestar.types import ExceptionHandlersMap
 
 from ximler.accounts import registration
 from ximler.core.errors import XimlerError
@@ -39,14 +42,38 @@ async def front_door() -> Response[str]:
     )
 
 
+class Confirmation(msgspec.Struct, frozen=True):
+    token: str
+
+
+def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) -> Response[str]:
+    """People come here, not programs: what went wrong is a page too."""
+    if isinstance(error, ValidationException):
+        return _page(
+            "That did not work", "<p>This link is not complete: open it as our message has it.</p>", status=422
+        )
+    return _page("That did not work", f"<p>{html.escape(error.message)}</p>", status=status_of(error))
+
+
+def _documented(**reasons: str) -> dict[int, ResponseSpec]:
+    return {
+        int(status[1:]): ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
+        for status, reason in reasons.items()
+    }
+
+
+_ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, ValidationException: _sorry}
+
+
 @get(
     "/confirm",
     tags=["accounts"],
     summary="Where a confirmation link leads",
     media_type=MediaType.HTML,
-    responses=documented(_400="The query string cannot be read", _422="The token is missing or too long"),
+    exception_handlers=_ERRORS,
+    responses=documented(_400="The query string cannot be read") | _documented(_422="The token is missing or too long"),
 )
-async def ask_confirmation(token: Annotated[str, Parameter(max_length=200)]) -> Response[str]:
+async def ask_confirmation(token: Annotated[str, QueryParameter(max_length=200)]) -> Response[str]:
     """Asks before it acts: mail scanners open links too, and must not use them up."""
     return _page(
         "Confirm your e-mail address",
@@ -63,27 +90,19 @@ async def ask_confirmation(token: Annotated[str, Parameter(max_length=200)]) -> 
     media_type=MediaType.HTML,
     status_code=200,
     request_max_body_size=_LONGEST_FORM,
-    responses={
-        **documented(_400="The form cannot be read", _413="The form is too long"),
-        **{
-            status: ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
-            for status, reason in {
-                409: "The address has an account by now",
-                422: "The link is unknown, used or expired",
-                503: "The database is away",
-            }.items()
-        },
-    },
+    exception_handlers=_ERRORS,
+    responses=documented(_400="The form cannot be read", _413="The form is too long")
+    | _documented(
+        _409="The address has an account by now",
+        _422="The link is unknown, used or expired",
+        _503="The database is away",
+    ),
 )
 async def confirm(
-    data: Annotated[dict[str, Any], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
+    data: Annotated[Confirmation, Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
 ) -> Response[str]:
     """The confirmation page's form. Works once per link."""
-    token = data.get("token")
-    try:
-        user = await registration.confirm(state.database, state.keyring, token if isinstance(token, str) else "")
-    except XimlerError as problem:
-        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=status_of(problem))
+    user = await registration.confirm(state.database, state.keyring, data.token)
     return _page("Welcome", f"<p>The account of <b>{html.escape(user.email)}</b> is ready: you can sign in.</p>")
 
 
