@@ -1,5 +1,6 @@
 """The ASGI application: every interface, on one database."""
 
+import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from ximler.http import docs, health, pages
 from ximler.http.authentication import identify
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.notifications.email import mailer
+from ximler.worker import Tools, Worker
 
 __all__ = ["create", "schema"]
 
@@ -37,6 +40,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     keyring = Keyring(settings)
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
+    outgoing = mailer(settings)
     proxies = TrustedProxies(settings.trusted_proxies)
 
     @asynccontextmanager
@@ -44,9 +48,14 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
+        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
+        working = asyncio.ensure_future(Worker(tools).run()) if settings.worker else None
         try:
             yield
         finally:
+            if working:
+                working.cancel()
+                await asyncio.wait([working])
             keyring.close()
             await database.close()
 
@@ -70,6 +79,9 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.front_door,
             pages.ask_confirmation,
             pages.confirm,
+            pages.ask_password,
+            pages.reset,
+            pages.request_reset,
             docs.assets,
         ],
         lifespan=[lifespan],

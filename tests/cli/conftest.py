@@ -81,7 +81,9 @@ class Up:
 
     def mongod(self) -> int:
         """The process id of its database."""
-        for line in subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines():
+        for line in subprocess.run(
+            ["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True
+        ).stdout.splitlines():
             pid, _, command = line.strip().partition(" ")
             if f"--dbpath {self.data_dir}/" in command and not command.lstrip().startswith("/bin/sh"):
                 return int(pid)

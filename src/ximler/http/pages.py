@@ -9,16 +9,17 @@ from litestar.enums import RequestEncodingType
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Body, Parameter
 
-from ximler.accounts import registration
+from ximler.accounts import credentials, registration
 from ximler.core.errors import XimlerError
 from ximler.http.problems import documented, status_of
 
-__all__ = ["ask_confirmation", "confirm", "front_door"]
+__all__ = ["ask_confirmation", "ask_password", "confirm", "front_door", "request_reset", "reset"]
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1.5rem;color:#1a1a1a}"
     "h1{font-size:1.5rem}a{color:#0b57d0}button{font:inherit;padding:.6rem 1.2rem;border:0;border-radius:.4rem;"
     "background:#0b57d0;color:#fff;cursor:pointer}code{background:#f1f3f4;padding:.1rem .3rem;border-radius:.2rem}"
+    "input{font:inherit;padding:.5rem;width:100%;box-sizing:border-box}"
     "@media(prefers-color-scheme:dark){body{background:#121212;color:#e6e6e6}a{color:#8ab4f8}code{background:#2a2a2a}}"
 )
 _HEADERS = {
@@ -85,6 +86,53 @@ async def confirm(
     except XimlerError as problem:
         return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=status_of(problem))
     return _page("Welcome", f"<p>The account of <b>{html.escape(user.email)}</b> is ready: you can sign in.</p>")
+
+
+@get("/reset", tags=["accounts"], summary="Where a reset link leads", media_type=MediaType.HTML)
+async def ask_password(token: Annotated[str, Parameter(max_length=200)] = "") -> Response[str]:
+    """A form for a new password, or without a token, for the address to send a link to."""
+    if not token:
+        return _page(
+            "Choose a new password",
+            "<form method='post' action='/reset/request'><p><label>Your e-mail address<br>"
+            "<input name='email' type='email' required autocomplete='email'></label></p><button>Send me a link</button></form>",
+        )
+    return _page(
+        "Choose a new password",
+        "<form method='post' action='/reset'>"
+        f"<input type='hidden' name='token' value='{html.escape(token, quote=True)}'>"
+        "<p><label>New password, 10 characters or more<br>"
+        "<input name='password' type='password' minlength='10' required autocomplete='new-password'></label></p>"
+        "<button>Change my password</button></form>",
+    )
+
+
+@post("/reset", tags=["accounts"], summary="Set a new password", media_type=MediaType.HTML, status_code=200)
+async def reset(
+    data: Annotated[dict[str, str], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
+) -> Response[str]:
+    """The reset page's form. Works once per link, and ends every session."""
+    try:
+        await credentials.reset(
+            state.database, state.keyring, token=str(data.get("token", "")), password=str(data.get("password", ""))
+        )
+    except XimlerError as problem:
+        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=422)
+    return _page(
+        "Your password is changed", "<p>You can sign in with it. Everybody who was signed in is signed out.</p>"
+    )
+
+
+@post("/reset/request", tags=["accounts"], summary="Ask for a reset link", media_type=MediaType.HTML, status_code=200)
+async def request_reset(
+    data: Annotated[dict[str, str], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
+) -> Response[str]:
+    """Says the same for every address."""
+    try:
+        await credentials.request_reset(state.database, email=str(data.get("email", "")))
+    except XimlerError as problem:
+        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=422)
+    return _page("Look into your mailbox", "<p>If the address has an account, a link is on its way.</p>")
 
 
 def _page(title: str, content: str, *, status: int = 200) -> Response[str]:
