@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 
 from ximler.accounts import credentials, registration, sessions
 from ximler.accounts.keyring import Keyring
+from ximler.app import _end
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid, NotFound, Unavailable
 from ximler.database import outbox
@@ -32,12 +32,14 @@ class Mailbox:
     def __init__(self):
         self.messages = []
         self.failures = 0
+        self.arrived = asyncio.Event()
 
     async def send(self, message):
         if self.failures:
             self.failures -= 1
             raise MailUnavailable("not now")
         self.messages.append(message)
+        self.arrived.set()
 
     @property
     def last_token(self):
@@ -65,7 +67,7 @@ def worker(database, settings, keyring, mailbox):
 async def ada(database, keyring, worker, mailbox):
     await registration.register(database, keyring, name="Ada", email="ada@example.com", password=PASSWORD)
     await worker.run_due()
-    return await registration.confirm(database, keyring, mailbox.last_token)
+    return await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
 
 
 async def sign_in(database, keyring, settings, password=PASSWORD):
@@ -78,10 +80,21 @@ async def test_registering_mails_a_link_that_makes_the_account(database, keyring
     assert len(trips) == 3
     assert await worker.run_due() == 1
     assert mailbox.messages[0]["Subject"] == "Confirm your e-mail address"
-    user = await registration.confirm(database, keyring, mailbox.last_token)
+    user = await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
     assert user.email_verified
     with pytest.raises(Invalid, match="was used"):
-        await registration.confirm(database, keyring, mailbox.last_token)
+        await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
+
+
+async def test_a_link_without_the_password_it_was_registered_with_makes_nothing(database, keyring, worker, mailbox):
+    """An attacker registers a victim's address; the victim opens the link, and has no idea of the password."""
+    await registration.register(database, keyring, name="Eve", email="victim@example.com", password=PASSWORD)
+    await worker.run_due()
+    for guess in (OTHER, "", "x" * 2000):
+        with pytest.raises(Invalid, match="password"):
+            await registration.confirm(database, keyring, mailbox.last_token, password=guess)
+    assert await database.users.count({}) == 0
+    assert await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
 
 
 async def test_a_taken_address_gets_another_message_and_no_link(database, keyring, worker, mailbox, ada):
@@ -101,7 +114,7 @@ async def test_a_mail_that_fails_is_sent_again_with_the_same_link(database, keyr
         database.clock.offset_ms += 60_000
     assert len(mailbox.messages) == 1
     assert (await database[OUTBOX].find({}))[0].status == "DONE"
-    assert await registration.confirm(database, keyring, mailbox.last_token)
+    assert await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
 
 
 async def test_nothing_in_the_database_is_a_token(database, keyring, worker, mailbox, ada):
@@ -167,7 +180,7 @@ async def test_links_work_for_their_own_purpose_and_time_only(database, keyring,
         with pytest.raises(Invalid):
             await credentials.reset(database, keyring, token=wrong, password=OTHER)
     with pytest.raises(Invalid):
-        await registration.confirm(database, keyring, token)
+        await registration.confirm(database, keyring, token, password=PASSWORD)
     database.clock.offset_ms += 3_600_001
     with pytest.raises(Invalid):
         await credentials.reset(database, keyring, token=token, password=OTHER)
@@ -216,10 +229,8 @@ async def test_a_waiting_worker_is_woken_within_a_moment(database, worker, mailb
     await asyncio.sleep(0.5)  # it is idle, and would look again after five seconds
     started = time.monotonic()
     await registration.register(database, keyring, name="Ada", email="ada@example.com", password=PASSWORD)
-    while not mailbox.messages and time.monotonic() - started < 4:
-        await asyncio.sleep(0.01)
-    running.cancel()
-    await asyncio.wait([running])
+    await asyncio.wait_for(mailbox.arrived.wait(), 4)
+    await _end(running)
     assert mailbox.messages
     assert time.monotonic() - started < 2
 
@@ -257,17 +268,23 @@ async def test_a_killed_worker_process_loses_no_mail(database, keyring, mongodb_
     }
     for n in range(20):
         await registration.register(database, keyring, name="Ada", email=f"u{n}@example.com", password=PASSWORD)
-    process = subprocess.Popen([sys.executable, "-m", "ximler", "worker"], env=env, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "ximler", "worker"]
+    process = await asyncio.create_subprocess_exec(*command, env=env, stderr=subprocess.DEVNULL)
     mail = tmp_path / "mail"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (mail.exists() and any(mail.iterdir())):
-        await asyncio.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    await asyncio.to_thread(_until_written, mail)
+    process.kill()
+    await process.wait()
     await database.raw.outbox.update_many({"status": "RUNNING"}, {"$set": {"runAt": database.clock.now()}})
-    subprocess.run([sys.executable, "-m", "ximler", "worker", "--once"], env=env, check=True, capture_output=True)
+    again = await asyncio.create_subprocess_exec(*command, "--once", env=env, stdout=subprocess.DEVNULL)
+    assert await again.wait() == 0
     assert len([f for f in mail.iterdir() if f.suffix == ".eml"]) == 20
     assert await database[OUTBOX].count({"status": "DONE"}) == 20
+
+
+def _until_written(folder):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (folder.exists() and any(folder.iterdir())):
+        time.sleep(0.002)
 
 
 async def test_without_a_database_the_worker_waits_instead_of_dying(database, worker, monkeypatch):
@@ -278,5 +295,4 @@ async def test_without_a_database_the_worker_waits_instead_of_dying(database, wo
     running = asyncio.create_task(worker.run())
     await asyncio.sleep(0.2)
     assert not running.done()
-    running.cancel()
-    await asyncio.wait([running])
+    await _end(running)

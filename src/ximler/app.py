@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -24,6 +25,8 @@ from ximler.worker import Tools, Worker
 
 __all__ = ["create", "schema"]
 
+_log = structlog.get_logger("ximler")
+
 _MB = 1_000_000
 
 
@@ -41,6 +44,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
     outgoing = mailer(settings)
+    if not settings.smtp_url and not settings.development:
+        _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies = TrustedProxies(settings.trusted_proxies)
 
     @asynccontextmanager
@@ -54,8 +59,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             yield
         finally:
             if working:
-                working.cancel()
-                await asyncio.wait([working])
+                await _end(working)
             keyring.close()
             await database.close()
 
@@ -93,6 +97,13 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         debug=False,
     )
     return Requests(app, proxies)
+
+
+async def _end(task: asyncio.Future[None]) -> None:
+    """Cancel until it is over: the driver swallows a cancellation now and then."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.5)
 
 
 def _cors(settings: Settings) -> CORSConfig | None:

@@ -104,7 +104,8 @@ class Worker:
                 pause = await self._until_due()
             except Unavailable as error:
                 _log.warning("jobs wait", reason=error.message)
-                pause = _LOOK_EVERY_S
+                await asyncio.sleep(_LOOK_EVERY_S)  # not for a wake-up: nothing can be claimed anyway
+                continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
 

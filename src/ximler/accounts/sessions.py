@@ -11,7 +11,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
-from ximler.database.codec import codec_of
+from ximler.database.codec import UnreadableDocument, codec_of
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
@@ -45,6 +45,9 @@ class SignedIn(msgspec.Struct, frozen=True):
     session: Session
     user: User
 
+    def __repr__(self) -> str:
+        return f"SignedIn({self.user!r})"
+
 
 async def sign_in(
     database: Database, keyring: Keyring, settings: Settings, actor: Actor, *, email: str, password: str
@@ -54,7 +57,10 @@ async def sign_in(
         email = address(email)
     except Invalid:
         email = ""  # nobody's: and it takes as long as anybody's
-    user = await database.users.find_one({"email": email})
+    try:
+        user = await database.users.find_one({"email": email})
+    except UnreadableDocument:
+        user = None  # an account that another application keeps without a password, for instance
     if not await keyring.verify_password(user.password if user else None, password) or user is None:
         raise BadCredentials("The e-mail address or the password is not right")
     return await start(

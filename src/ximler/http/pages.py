@@ -40,56 +40,65 @@ async def front_door() -> Response[str]:
     )
 
 
-@get(
-    "/confirm",
-    tags=["accounts"],
-    summary="Where a confirmation link leads",
-    media_type=MediaType.HTML,
-    responses=documented(_400="The query string cannot be read", _422="The token is missing or too long"),
-)
-async def ask_confirmation(token: Annotated[str, Parameter(max_length=200)]) -> Response[str]:
+def _form(summary: str, **refusals: str) -> dict[str, Any]:
+    """What the routes of forms have in common; `refusals` are the statuses (`_422="…"`) of a page that says what is wrong."""
+    pages = {
+        int(status[1:]): ResponseSpec(str, description=why, media_type=MediaType.HTML, generate_examples=False)
+        for status, why in refusals.items()
+    }
+    return {
+        "tags": ["accounts"],
+        "summary": summary,
+        "media_type": MediaType.HTML,
+        "status_code": 200,
+        "request_max_body_size": _LONGEST_FORM,
+        "responses": {**documented(_400="The form cannot be read", _413="The form is too long"), **pages},
+    }
+
+
+_LINK: dict[str, Any] = {
+    "tags": ["accounts"],
+    "media_type": MediaType.HTML,
+    "responses": documented(_400="The query string cannot be read", _422="The token is missing or too long"),
+}
+_Form = Annotated[dict[str, Any], Body(media_type=RequestEncodingType.URL_ENCODED)]
+_Token = Annotated[str, Parameter(max_length=200)]
+
+
+@get("/confirm", summary="Where a confirmation link leads", **_LINK)
+async def ask_confirmation(token: _Token) -> Response[str]:
     """Asks before it acts: mail scanners open links too, and must not use them up."""
     return _page(
         "Confirm your e-mail address",
-        "<p>One click makes your account.</p><form method='post' action='/confirm'>"
-        f"<input type='hidden' name='token' value='{html.escape(token, quote=True)}'>"
-        "<button>Make my account</button></form>",
+        "<p>The password that you chose makes your account. If you did not ask for one, close this page.</p>"
+        f"<form method='post' action='/confirm'>{_hidden(token)}"
+        "<p><label>Your password<br><input name='password' type='password' required autocomplete='current-password'>"
+        "</label></p><button>Make my account</button></form>",
     )
 
 
 @post(
     "/confirm",
-    tags=["accounts"],
-    summary="Make the account",
-    media_type=MediaType.HTML,
-    status_code=200,
-    request_max_body_size=_LONGEST_FORM,
-    responses={
-        **documented(_400="The form cannot be read", _413="The form is too long"),
-        **{
-            status: ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
-            for status, reason in {
-                409: "The address has an account by now",
-                422: "The link is unknown, used or expired",
-                503: "The database is away",
-            }.items()
-        },
-    },
+    **_form(
+        "Make the account",
+        _409="The address has an account by now",
+        _422="The link is unknown, used or expired, or the password is not the one",
+        _503="The database is away",
+    ),
 )
-async def confirm(
-    data: Annotated[dict[str, Any], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
-) -> Response[str]:
+async def confirm(data: _Form, state: State) -> Response[str]:
     """The confirmation page's form. Works once per link."""
-    token = data.get("token")
     try:
-        user = await registration.confirm(state.database, state.keyring, token if isinstance(token, str) else "")
+        user = await registration.confirm(
+            state.database, state.keyring, _field(data, "token"), password=_field(data, "password")
+        )
     except XimlerError as problem:
-        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=status_of(problem))
+        return _refused(problem)
     return _page("Welcome", f"<p>The account of <b>{html.escape(user.email)}</b> is ready: you can sign in.</p>")
 
 
-@get("/reset", tags=["accounts"], summary="Where a reset link leads", media_type=MediaType.HTML)
-async def ask_password(token: Annotated[str, Parameter(max_length=200)] = "") -> Response[str]:
+@get("/reset", summary="Where a reset link leads", **_LINK)
+async def ask_password(token: _Token = "") -> Response[str]:
     """A form for a new password, or without a token, for the address to send a link to."""
     if not token:
         return _page(
@@ -99,40 +108,58 @@ async def ask_password(token: Annotated[str, Parameter(max_length=200)] = "") ->
         )
     return _page(
         "Choose a new password",
-        "<form method='post' action='/reset'>"
-        f"<input type='hidden' name='token' value='{html.escape(token, quote=True)}'>"
-        "<p><label>New password, 10 characters or more<br>"
+        f"<form method='post' action='/reset'>{_hidden(token)}<p><label>New password, 10 characters or more<br>"
         "<input name='password' type='password' minlength='10' required autocomplete='new-password'></label></p>"
         "<button>Change my password</button></form>",
     )
 
 
-@post("/reset", tags=["accounts"], summary="Set a new password", media_type=MediaType.HTML, status_code=200)
-async def reset(
-    data: Annotated[dict[str, str], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
-) -> Response[str]:
+@post(
+    "/reset",
+    **_form(
+        "Set a new password",
+        _422="The link is unknown, used or expired, or the password cannot be one",
+        _503="The database is away",
+    ),
+)
+async def reset(data: _Form, state: State) -> Response[str]:
     """The reset page's form. Works once per link, and ends every session."""
     try:
         await credentials.reset(
-            state.database, state.keyring, token=str(data.get("token", "")), password=str(data.get("password", ""))
+            state.database, state.keyring, token=_field(data, "token"), password=_field(data, "password")
         )
     except XimlerError as problem:
-        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=422)
+        return _refused(problem)
     return _page(
         "Your password is changed", "<p>You can sign in with it. Everybody who was signed in is signed out.</p>"
     )
 
 
-@post("/reset/request", tags=["accounts"], summary="Ask for a reset link", media_type=MediaType.HTML, status_code=200)
-async def request_reset(
-    data: Annotated[dict[str, str], Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
-) -> Response[str]:
+@post(
+    "/reset/request",
+    **_form("Ask for a reset link", _422="What was sent is not an address", _503="The database is away"),
+)
+async def request_reset(data: _Form, state: State) -> Response[str]:
     """Says the same for every address."""
     try:
-        await credentials.request_reset(state.database, email=str(data.get("email", "")))
+        await credentials.request_reset(state.database, email=_field(data, "email"))
     except XimlerError as problem:
-        return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=422)
+        return _refused(problem)
     return _page("Look into your mailbox", "<p>If the address has an account, a link is on its way.</p>")
+
+
+def _hidden(token: str) -> str:
+    return f"<input type='hidden' name='token' value='{html.escape(token, quote=True)}'>"
+
+
+def _field(data: dict[str, Any], name: str) -> str:
+    """A field that was given once; one that was given twice is a list, and nothing."""
+    value = data.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _refused(problem: XimlerError) -> Response[str]:
+    return _page("That did not work", f"<p>{html.escape(problem.message)}</p>", status=status_of(problem))
 
 
 def _page(title: str, content: str, *, status: int = 200) -> Response[str]:
