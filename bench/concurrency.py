@@ -87,9 +87,7 @@ def _table(rushes: dict[str, list[_Rush]]) -> Table:
     for plan, seen in rushes.items():
         room = 3 if plan == FREE else AT_ONCE
         exact = {"created": room, "QUOTA_EXCEEDED": AT_ONCE - room}
-        right = sum(
-            rush.kept == rush.gauge == room and rush.answers == Counter(exact) for rush in seen
-        )
+        right = sum(rush.kept == rush.gauge == room and rush.answers == Counter(exact) for rush in seen)
         figures.append(
             Figure(
                 what=f"{plan}: rounds with exactly {room} created, kept and counted",

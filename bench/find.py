@@ -117,10 +117,7 @@ def _mappers(samples: dict[str, list[float]], node: str) -> Table:
 
 
 def _table(title: str, figures: list[Figure], samples: dict[str, list[float]], *notes: str) -> Table:
-    rows = [
-        (name, ms(median(taken)), us(median(taken) / COUNT), spread(taken))
-        for name, taken in samples.items()
-    ]
+    rows = [(name, ms(median(taken)), us(median(taken) / COUNT), spread(taken)) for name, taken in samples.items()]
     return Table(
         title=title,
         figures=figures,

@@ -53,7 +53,14 @@ class Thing(msgspec.Struct):
 
 THINGS = [
     Thing(
-        f"{n:024x}", f"Thing {n}", f"The thing number {n}", "ROUND" if n % 2 else "SQUARE", n, n * 1.25, n % 3 > 0, f"{n % 7:024x}"
+        f"{n:024x}",
+        f"Thing {n}",
+        f"The thing number {n}",
+        "ROUND" if n % 2 else "SQUARE",
+        n,
+        n * 1.25,
+        n % 3 > 0,
+        f"{n % 7:024x}",
     )
     for n in range(50)
 ]
@@ -96,8 +103,13 @@ async def _compare(setup: Setup, shape: str, requests: int) -> Table:
     return Table(
         title=f"graphql: {shape} (objects × fields), in memory",
         figures=[
-            Figure(what="requests a second, beside graphql-core with its cache", value=ratio(samples[CACHED], samples[OURS])),
-            Figure(what="requests a second, beside graphql-core as it comes", value=ratio(samples[PLAIN], samples[OURS])),
+            Figure(
+                what="requests a second, beside graphql-core with its cache",
+                value=ratio(samples[CACHED], samples[OURS]),
+            ),
+            Figure(
+                what="requests a second, beside graphql-core as it comes", value=ratio(samples[PLAIN], samples[OURS])
+            ),
         ],
         columns=("", "requests", "a request", "spread"),
         rows=rows,

@@ -167,7 +167,9 @@ def _mappers(samples: dict[str, list[float]], node: str) -> Table:
         Figure(what="faster than MongoEngine, models ready on both sides", value=ratio(samples[MONGOENGINE], ours)),
     ]
     if MONGOOSE in samples:
-        figures.append(Figure(what="faster than Mongoose, which makes and checks its own", value=ratio(samples[MONGOOSE], ours)))
+        figures.append(
+            Figure(what="faster than Mongoose, which makes and checks its own", value=ratio(samples[MONGOOSE], ours))
+        )
     return _table(
         f"insert: {COUNT:,} payments, beside other mappers",
         figures,

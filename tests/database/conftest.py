@@ -22,5 +22,3 @@ async def own_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     running = await server.start(tmp_path_factory.mktemp("own") / "data")
     yield running
     await running.stop()
-
-

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import structlog
+from bson import ObjectId
 from tests.serving import Client, serve
 
 from ximler.core.settings import Settings
@@ -21,6 +22,7 @@ SETTINGS = Settings(
     argon2_memory_kib=7168,
     argon2_time_cost=1,
     environment="development",
+    worker=False,
     server_selection_timeout_ms=150,
     socket_timeout_ms=1500,
 )
@@ -59,16 +61,17 @@ async def everything_says_so(client: Client) -> None:
         answer = await client.ask(query)
         assert (answer.status, answer.errors[0]["extensions"]["kind"]) == (503, "UNAVAILABLE"), query
     somebody = Client(client.app)
+    link = client.app._app.state.keyring.sign("confirm", ObjectId())  # type: ignore[attr-defined]  # inside `Requests`
     for query in (
         "{ plans { id } }",
         'mutation { signIn(email: "ada@example.com", password: "correct horse battery") { token } }',
         'mutation { register(input: {name: "B", email: "b@example.com", password: "long enough"}) { accepted } }',
-        f'mutation {{ confirmEmail(token: "{"x" * 43}") {{ id }} }}',
+        f'mutation {{ confirmEmail(token: "{link}", password: "x") {{ token }} }}',
     ):
         answer = await somebody.ask(query)
         assert (answer.data, answer.errors[0]["extensions"]["kind"]) == (None, "UNAVAILABLE"), query
         assert "try again" in answer.errors[0]["message"]
-    form = await client.http.post("/confirm", data={"token": "x" * 43})
+    form = await client.http.post("/confirm", data={"token": link, "password": "x"})
     assert (form.status_code, "try again" in form.text) == (503, True)
 
 

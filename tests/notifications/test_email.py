@@ -109,7 +109,7 @@ async def test_in_development_messages_are_files(tmp_path):
     await folder.send(message())
     (file,) = (tmp_path / "mail").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
-    assert b"token=abc" in file.read_bytes()
+    assert b"token=3Dabc" in file.read_bytes()
 
 
 @pytest.mark.parametrize("url", ["http://x", "smtp://", "smtp://host:port", "mail.example.com"])
