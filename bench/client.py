@@ -6,9 +6,9 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
+from tests.serving import serve
 
 from bench.setup import Setup
-from tests.serving import serve
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import Database
@@ -83,23 +83,24 @@ class Town:
 
     async def registered(self, email: str) -> str:
         """A confirmation link's token, which else only a mailbox would tell."""
-        token, token_id = self.keyring.new_token()
         password = await self.keyring.hash_password(PASSWORD)
         expires_at = self.database.clock.now().replace(year=9999)
-        await self.database[REGISTRATIONS].insert(
-            Registration(id=token_id, name="Ada", email=email, password=password, expires_at=expires_at)
+        made = await self.database[REGISTRATIONS].insert(
+            Registration(name="Ada", email=email, password=password, expires_at=expires_at)
         )
-        return token
+        return self.keyring.sign("confirm", made.id)
 
     async def join(self) -> Client:
         """Somebody new, signed in."""
         client, email = Client(self.app), f"{uuid4().hex}@example.com"
-        await client.ask(CONFIRM, token=await self.registered(email))
-        client.token = (await client.ask(SIGN_IN, email=email, password=PASSWORD))["signIn"]["token"]
+        confirmed = await client.ask(CONFIRM, token=await self.registered(email), password=PASSWORD)
+        client.token = confirmed["confirmEmail"]["token"]
         return client
 
 
-CONFIRM = "mutation ($token: String!) { confirmEmail(token: $token) { id } }"
+CONFIRM = (
+    "mutation ($token: String!, $password: String!) { confirmEmail(token: $token, password: $password) { token } }"
+)
 SIGN_IN = "mutation ($email: String!, $password: String!) { signIn(email: $email, password: $password) { token } }"
 
 
@@ -108,7 +109,11 @@ async def town(setup: Setup) -> AsyncIterator[Town]:
     """The application with its default settings, on an initialised database of its own."""
     async with setup.database(initialised=True) as database:
         settings = Settings(
-            mongodb_uri=setup.uri, database=database.name, secret_key=uuid4().hex, environment="development"
+            mongodb_uri=setup.uri,
+            database=database.name,
+            secret_key=uuid4().hex,
+            environment="development",
+            worker=False,
         )
         async with serve(settings, setup.uri) as app:
             made = Town(app, database, settings)

@@ -25,9 +25,9 @@ ME = """{ me { id name email
 
 # What is sent: → one after the other, ∥ side by side, ⋈ joined by the server within one command.
 SHAPES = {
-    "register": "registration",
+    "register": "registration, mail job, commit",
     "plans": "plans",
-    "confirm": "registration → delete it → user → commit",
+    "confirm": "registration; delete it, user, commit; session in a transaction",
     "signIn": "user → session ∥ lastLogin",
     "me": "session⋈user",
     "me { subscription { plan } projects usage }": "session⋈user → subscription ∥ projects ∥ user⋈limits⋈gauge⋈calls → plan",
@@ -91,7 +91,7 @@ async def _live(place: Town, ledger: _Ledger) -> None:
     register = "mutation ($input: RegisterInput!) { register(input: $input) { accepted } }"
     await ask("register", register, input=registration)
     await ask("plans", "{ plans { id name price limits { projects } } }")
-    await ask("confirm", CONFIRM, token=await place.registered(email))
+    await ask("confirm", CONFIRM, token=await place.registered(email), password=PASSWORD)
     client.token = (await ask("signIn", SIGN_IN, email=email, password=PASSWORD))["signIn"]["token"]
     user = await ask("me", "{ me { id name email } }")
     await place.database.subscriptions.insert(

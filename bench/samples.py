@@ -18,7 +18,7 @@ _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def payments(count: int = COUNT, *, stamped: bool = True) -> list[Payment]:
     """Always the same but for their ids; all fields set, but for the stamps unless `stamped`."""
-    chance = random.Random(20_000)  # noqa: S311 (sample data)
+    chance = random.Random(20_000)
     users = [ObjectId() for _ in range(count // 10)]
     made = []
     for number in range(count):

@@ -112,9 +112,15 @@ async def empty_database(mongodb_uri: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def settings() -> Settings:
-    """Development settings with cheap password hashes."""
-    return Settings(secret_key="a secret key that is only for the tests", argon2_memory_kib=7168, argon2_time_cost=1)
+def settings(tmp_path: Path) -> Settings:
+    """Development settings with cheap password hashes; jobs run only when a test runs them."""
+    return Settings(
+        secret_key="a secret key that is only for the tests",
+        argon2_memory_kib=7168,
+        argon2_time_cost=1,
+        worker=False,
+        data_dir=tmp_path,
+    )
 
 
 @pytest.fixture
@@ -130,6 +136,7 @@ async def _worker_app(_worker_database: Database, mongodb_uri: str) -> AsyncIter
         argon2_time_cost=1,
         database=_worker_database.name,
         environment="development",
+        worker=False,
     )
     async with serve(settings, mongodb_uri) as app:
         yield app

@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.setup import scratch
 from tests.mongoose.peer import HERE, _find_node, _install
+
+from bench.setup import scratch
 
 __all__ = ["Mongoose", "mongoose"]
 

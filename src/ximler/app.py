@@ -1,9 +1,11 @@
 """The ASGI application: every interface, on one database."""
 
+import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -18,8 +20,12 @@ from ximler.http import docs, health, pages
 from ximler.http.authentication import identify
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.notifications.email import mailer
+from ximler.worker import Tools, Worker
 
 __all__ = ["create", "schema"]
+
+_log = structlog.get_logger("ximler")
 
 _MB = 1_000_000
 
@@ -37,6 +43,9 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     keyring = Keyring(settings)
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
+    outgoing = mailer(settings)
+    if not settings.smtp_url and not settings.development:
+        _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies = TrustedProxies(settings.trusted_proxies)
 
     @asynccontextmanager
@@ -44,9 +53,13 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
+        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
+        working = asyncio.ensure_future(Worker(tools).run()) if settings.worker else None
         try:
             yield
         finally:
+            if working:
+                await _end(working)
             keyring.close()
             await database.close()
 
@@ -70,6 +83,9 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.front_door,
             pages.ask_confirmation,
             pages.confirm,
+            pages.ask_password,
+            pages.reset,
+            pages.request_reset,
             docs.assets,
         ],
         lifespan=[lifespan],
@@ -81,6 +97,13 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         debug=False,
     )
     return Requests(app, proxies)
+
+
+async def _end(task: asyncio.Future[None]) -> None:
+    """Cancel until it is over: the driver swallows a cancellation now and then."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.5)
 
 
 def _cors(settings: Settings) -> CORSConfig | None:

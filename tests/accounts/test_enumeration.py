@@ -75,14 +75,14 @@ async def test_registering_says_and_takes_the_same_whoever_has_the_address(
     database: Database, keyring: Keyring, settings: Settings, ada: User
 ) -> None:
     await registration.register(
-        database, keyring, settings, name="W", email="waiting@example.com", password="correct horse battery"
+        database, keyring, name="W", email="waiting@example.com", password="correct horse battery"
     )
     fresh = iter(range(10_000))
 
     def attempt(email: Callable[[], str]) -> Callable[[], Awaitable[object]]:
         async def run() -> None:
             said = await registration.register(
-                database, keyring, settings, name="M", email=email(), password="correct horse battery"
+                database, keyring, name="M", email=email(), password="correct horse battery"
             )
             assert said is None
 

@@ -186,6 +186,7 @@ async def test_a_password_that_changed_while_its_hash_was_renewed_stays_changed(
         return await renew(stored, password)
 
     monkeypatch.setattr(stronger, "rehash", meanwhile)
-    await sessions.sign_in(database, stronger, settings, ANYBODY, email=ada.email, password=PASSWORD)
+    with pytest.raises(sessions.BadCredentials):
+        await sessions.sign_in(database, stronger, settings, ANYBODY, email=ada.email, password=PASSWORD)
     assert (await database.users.get(ada.id)).password == changed
     stronger.close()

@@ -23,7 +23,7 @@ def an_account(up, email="ada@example.com"):
     seen = len(up.lines)
     up.query(REGISTER, i={"name": "Ada", "email": email, "password": PASSWORD})
     token = up.wait_for(r"/confirm\?token=([\w-]+)", after=seen)[1]
-    assert "Welcome" in up.client.post("/confirm", data={"token": token}).text
+    assert "Welcome" in up.client.post("/confirm", data={"token": token, "password": PASSWORD}).text
     return up.query(SIGN_IN, e=email, p=PASSWORD)["data"]["signIn"]["token"]
 
 

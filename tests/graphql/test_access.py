@@ -60,12 +60,12 @@ FIELDS = {
         arguments=('input: {name: "M", email: "{email}", password: "the attacker\'s own"}',),
         anonymous=None,
         stranger=None,
-        changes=frozenset({"registrations"}),
+        changes=frozenset({"registrations", "outbox"}),
     ),
     "Mutation.confirmEmail": Field(
         arguments=(
-            f'token: "{"x" * 43}"',
-            'token: "{email}"',
+            f'token: "{"x" * 59}", password: "the attacker\'s own"',
+            'token: "{email}", password: "the attacker\'s own"',
         ),
         anonymous="INVALID",
         stranger="INVALID",
@@ -76,6 +76,18 @@ FIELDS = {
         stranger="BAD_CREDENTIALS",
     ),
     "Mutation.signOut": Field(stranger=None, changes=frozenset({"sessions"})),
+    "Query.sessions": Field(stranger=None),
+    "Mutation.revokeSession": Field(arguments=('id: "{user_id}"',), stranger="NOT_FOUND"),
+    "Mutation.revokeOtherSessions": Field(stranger=None),
+    "Mutation.changePassword": Field(
+        arguments=('current: "the wrong one", new: "the attacker\'s own"',), stranger="FORBIDDEN"
+    ),
+    "Mutation.requestPasswordReset": Field(
+        arguments=('email: "{email}"',), anonymous=None, stranger=None, changes=frozenset({"outbox"})
+    ),
+    "Mutation.resetPassword": Field(
+        arguments=(f'token: "{"x" * 59}", password: "the attacker\'s own"',), anonymous="INVALID", stranger="INVALID"
+    ),
     "Mutation.createProject": Field(
         arguments=('input: {name: "mine"}',), stranger=None, changes=frozenset({"projects", "gauges"})
     ),

@@ -16,7 +16,7 @@ CREATE = "mutation ($input: CreateProjectInput!) { createProject(input: $input) 
 UPDATE = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { id } }"
 REGISTER = "mutation ($input: RegisterInput!) { register(input: $input) { accepted } }"
 SIGN_IN = "mutation ($email: String!, $password: String!) { signIn(email: $email, password: $password) { token } }"
-CONFIRM = "mutation ($token: String!) { confirmEmail(token: $token) { id } }"
+CONFIRM = 'mutation ($token: String!) { confirmEmail(token: $token, password: "long enough") { token } }'
 LIST = "query ($search: String, $first: Int, $after: String) { projects(search: $search, first: $first, after: $after) { nodes { id } } }"  # noqa: E501 (one line reads best)
 
 DEEP = {"deep": 10_000}  # stands for a document nested that deep, which the json module cannot write

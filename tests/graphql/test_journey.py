@@ -7,9 +7,9 @@ async def test_a_person_registers_creates_projects_up_to_their_limit_finds_them_
     token = await client.register("Ada@Example.com", name="  Ada Lovelace ")
     assert (await client.sign_in("ada@example.com")).code == "BAD_CREDENTIALS"
     confirmed = await client.confirm(token)
-    assert confirmed["confirmEmail"]["email"] == "ada@example.com"
+    assert confirmed["confirmEmail"]["user"]["email"] == "ada@example.com"
     signed_in = await client.sign_in(" ADA@example.com ", PASSWORD)
-    assert signed_in["signIn"]["user"]["id"] == confirmed["confirmEmail"]["id"]
+    assert signed_in["signIn"]["user"]["id"] == confirmed["confirmEmail"]["user"]["id"]
 
     me = (await client.ask(ME))["me"]
     assert me["name"] == "Ada Lovelace"

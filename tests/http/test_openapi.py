@@ -22,7 +22,7 @@ from ximler.database import Database
 @pytest.fixture(scope="module")
 def api(_worker_database: Database, mongodb_uri: str) -> Iterator[OpenApiSchema]:
     """The document, of an application that schemathesis starts in a loop of its own."""
-    ours = Settings(secret_key="k" * 32, database=_worker_database.name, environment="development")
+    ours = Settings(secret_key="k" * 32, database=_worker_database.name, environment="development", worker=False)
     yield schemathesis.openapi.from_asgi("/docs/openapi.json", create(ours, uri=mongodb_uri))
     asgi.shutdown_lifespans()
 

@@ -1,14 +1,17 @@
 """Secrets: password hashes, and bearer tokens that the database knows only by a keyed hash."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import argon2
+from bson import ObjectId
 
 from ximler.core.errors import Invalid
 from ximler.core.settings import Settings
@@ -20,6 +23,7 @@ __all__ = ["Keyring"]
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
 _PREFIX = "$argon2"
+_SIGNED = re.compile(r"[A-Za-z0-9_-]{59}")  # 12 bytes of id and 32 of MAC
 MIN_PASSWORD = 10
 MAX_PASSWORD = 1000
 
@@ -42,14 +46,14 @@ class Keyring:
         self._threads = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
         self._decoy: str | None = None
 
-    async def hash_password(self, password: str) -> str:
+    async def hash_password(self, password: str, *, field: str = "password") -> str:
         """The Argon2id hash to store. Raises Invalid for a password that is too short or too long to be one."""
         if len(password) < MIN_PASSWORD:
-            raise Invalid.field("password", f"must be {MIN_PASSWORD} characters or more")
+            raise Invalid.field(field, f"must be {MIN_PASSWORD} characters or more")
         if len(password) > MAX_PASSWORD:
-            raise Invalid.field("password", f"must be at most {MAX_PASSWORD} characters")
+            raise Invalid.field(field, f"must be at most {MAX_PASSWORD} characters")
         if not _is_unicode(password):
-            raise Invalid.field("password", "contains an unpaired surrogate: it is not valid Unicode")
+            raise Invalid.field(field, "contains an unpaired surrogate: it is not valid Unicode")
         return await self._in_pool(self._hasher.hash, password)
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
@@ -86,6 +90,19 @@ class Keyring:
             return []
         return [self._id(key, token) for key in self._keys]
 
+    def sign(self, purpose: str, subject: ObjectId) -> str:
+        """A token that says `subject`, for one purpose. The same every time, so that a mail sent again has the same link."""
+        return _text(subject.binary + self._mac(self._keys[0], purpose, subject))
+
+    def verify(self, purpose: str, token: str) -> ObjectId | None:
+        """The subject of a token that `sign` made for this purpose, or None."""
+        if not _SIGNED.fullmatch(token):
+            return None
+        raw = base64.urlsafe_b64decode(token + "=")
+        subject, mac = ObjectId(raw[:12]), raw[12:]
+        genuine = any(hmac.compare_digest(mac, self._mac(key, purpose, subject)) for key in self._keys)
+        return subject if genuine and _text(raw) == token else None
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -99,8 +116,16 @@ class Keyring:
             return False
 
     @staticmethod
+    def _mac(key: bytes, purpose: str, subject: ObjectId) -> bytes:
+        return hmac.new(key, f"ximler:{purpose}:".encode() + subject.binary, hashlib.sha256).digest()
+
+    @staticmethod
     def _id(key: bytes, token: str) -> bytes:
         return hmac.new(key, token.encode(), hashlib.sha256).digest()
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _is_unicode(text: str) -> bool:

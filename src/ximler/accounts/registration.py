@@ -1,71 +1,118 @@
 """Becoming a user: `register`, a confirmation link, `confirm`.
 
 `register` never looks at the accounts: it stores a registration and answers the same, in the same time, for a new address, a
-taken one and one that is waiting. Only whoever reads the mailbox learns more. A registration carries its own password, so an
-attacker who registers a victim's address first gains nothing: the victim confirms the victim's link.
+taken one and one that is waiting. Only whoever reads the mailbox learns more. A registration carries its own password, and its
+link asks for it: an attacker who registers a victim's address gains nothing, whether or not the victim follows their link.
 """
 
 import unicodedata
 from datetime import timedelta
-from urllib.parse import quote
 
-import structlog
+from bson import ObjectId
 from email_validator import EmailNotValidError, validate_email
 
 from ximler.accounts.keyring import Keyring
 from ximler.core.errors import Conflict, Invalid
 from ximler.core.settings import Settings
-from ximler.database import Database
+from ximler.database import Database, outbox
 from ximler.database.failures import DocumentExists
+from ximler.notifications.email import Mailer, compose
 from ximler.schema.registration import REGISTRATIONS, Registration
 from ximler.schema.user import User
 
-__all__ = ["AccountExists", "address", "confirm", "person", "register"]
+__all__ = ["SEND_LINK", "AccountExists", "address", "confirm", "person", "register", "send_link"]
 
+SEND_LINK = "accounts.send_confirmation"
+
+_PURPOSE = "confirm"
 _VALIDITY = timedelta(hours=24)
 _MAX_NAME = 100
 _MAX_ADDRESS = 320  # 64 before the @, 255 after it
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (bidi overrides), surrogate, line, paragraph
 _JOINERS = "\u200c\u200d"  # format characters too, and part of Persian and Indic spelling, and of emoji
-_log = structlog.get_logger("ximler.accounts")
 
 
 class AccountExists(Conflict):
     code = "ACCOUNT_EXISTS"
 
 
-async def register(
-    database: Database, keyring: Keyring, settings: Settings, *, name: str, email: str, password: str
-) -> None:
-    """Accept a registration. Raises Invalid for a name, address or password that cannot be one. One command.
+async def register(database: Database, keyring: Keyring, *, name: str, email: str, password: str) -> None:
+    """Accept a registration, and have its link mailed. Raises Invalid for a name, address or password that cannot be one.
 
-    In development the confirmation link, valid for 24 hours, is logged.
+    Three commands, whatever the address.
     """
-    name, email = person(name), address(email)
-    hashed = await keyring.hash_password(password)
-    token, token_id = keyring.new_token()
-    await database[REGISTRATIONS].insert(
-        Registration(id=token_id, name=name, email=email, password=hashed, expires_at=database.clock.now() + _VALIDITY)
+    registration = Registration(
+        name=person(name),
+        email=address(email),
+        password=await keyring.hash_password(password),
+        expires_at=database.clock.now() + _VALIDITY,
     )
-    if settings.development:
-        _log.info("confirmation link", email=email, link=f"{settings.base_url}/confirm?token={quote(token)}")
+
+    async def write(transaction: Database) -> None:
+        await transaction[REGISTRATIONS].insert(registration)
+        await outbox.enqueue(transaction, SEND_LINK, {"registrationId": registration.id})
+
+    await database.transaction(write)
 
 
-async def confirm(database: Database, keyring: Keyring, token: str) -> User:
-    """Make the account that the link's registration describes. The link works once.
+async def send_link(
+    database: Database, keyring: Keyring, settings: Settings, mailer: Mailer, *, registration_id: ObjectId
+) -> None:
+    """The job behind `register`: mail the link, or to somebody who has an account already, that they have one.
 
-    Raises Invalid for a token that is unknown, used or expired, AccountExists when the address has an account by now.
+    Sent again it is the same message with the same link. A registration that is gone by now needs none.
     """
-    ids = keyring.token_ids(token)
-    waiting = {"_id": {"$in": ids}, "expiresAt": {"$gt": database.clock.now()}}
+    found = await database[REGISTRATIONS].find_one({"_id": registration_id})
+    if found is None:
+        return
+    if await database.users.find_one({"email": found.email}):
+        message = compose(
+            "account_exists",
+            settings,
+            to=found.email,
+            subject="You have an account already",
+            key=f"exists:{found.id}",
+            name=found.name,
+            link=settings.base_url,
+        )
+    else:
+        message = compose(
+            "confirm",
+            settings,
+            to=found.email,
+            subject="Confirm your e-mail address",
+            key=f"confirm:{found.id}",
+            name=found.name,
+            link=f"{settings.base_url}/confirm?token={keyring.sign(_PURPOSE, found.id)}",
+            hours=_VALIDITY // timedelta(hours=1),
+        )
+    await mailer.send(message)
+
+
+async def confirm(database: Database, keyring: Keyring, token: str, *, password: str) -> User:
+    """Make the account that the link's registration describes, for whoever knows the password it was made with.
+
+    Both are needed: the link shows that they read the mailbox, the password that they are the one who registered. So nobody
+    can have a stranger confirm an account whose password they chose. The link works once.
+
+    Raises Invalid for a token that is unknown, used or expired, or a wrong password, AccountExists when the address has an
+    account by now.
+    """
+    registration_id = keyring.verify(_PURPOSE, token)
+    waiting = {"_id": registration_id, "expiresAt": {"$gt": database.clock.now()}}
+    spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: register again")
+    found = await database[REGISTRATIONS].find_one(waiting) if registration_id else None
+    if found is None:
+        raise spent
+    if not await keyring.verify_password(found.password, password):
+        raise Invalid.field("password", "is not the one this account was registered with: register again if it was you")
+    registered = found
 
     async def write(transaction: Database) -> User:
-        found = await transaction[REGISTRATIONS].find_one(waiting) if ids else None
-        if found is None:
-            raise Invalid.field("token", "is not valid, or was used, or is older than 24 hours: register again")
-        await transaction[REGISTRATIONS].delete({"_id": found.id})
+        if not await transaction[REGISTRATIONS].delete({"_id": registered.id}):
+            raise spent
         return await transaction.users.insert(
-            User(name=found.name, email=found.email, password=found.password, email_verified=True)
+            User(name=registered.name, email=registered.email, password=registered.password, email_verified=True)
         )
 
     try:

@@ -1,21 +1,33 @@
 """Signing in and out, and knowing who comes with a token."""
 
-import asyncio
 from datetime import timedelta
 
 import msgspec
+from bson import ObjectId
 
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, Unauthenticated
+from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
-from ximler.database.codec import codec_of
+from ximler.database.codec import UnreadableDocument, codec_of
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
-__all__ = ["BadCredentials", "SessionExpired", "SignedIn", "authenticate", "sign_in", "sign_out"]
+__all__ = [
+    "BadCredentials",
+    "SessionExpired",
+    "SignedIn",
+    "authenticate",
+    "mine",
+    "revoke",
+    "revoke_all",
+    "revoke_others",
+    "sign_in",
+    "sign_out",
+    "start",
+]
 
 
 class BadCredentials(Unauthenticated):
@@ -33,6 +45,9 @@ class SignedIn(msgspec.Struct, frozen=True):
     session: Session
     user: User
 
+    def __repr__(self) -> str:
+        return f"SignedIn({self.user!r})"
+
 
 async def sign_in(
     database: Database, keyring: Keyring, settings: Settings, actor: Actor, *, email: str, password: str
@@ -42,9 +57,25 @@ async def sign_in(
         email = address(email)
     except Invalid:
         email = ""  # nobody's: and it takes as long as anybody's
-    user = await database.users.find_one({"email": email})
+    try:
+        user = await database.users.find_one({"email": email})
+    except UnreadableDocument:
+        user = None  # an account that another application keeps without a password, for instance
     if not await keyring.verify_password(user.password if user else None, password) or user is None:
         raise BadCredentials("The e-mail address or the password is not right")
+    return await start(
+        database, keyring, settings, actor, user, fresh_hash=await keyring.rehash(user.password, password)
+    )
+
+
+async def start(
+    database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User, *, fresh_hash: str | None = None
+) -> SignedIn:
+    """A new session for a user whose password was just verified. Raises BadCredentials if it was changed meanwhile.
+
+    One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by a sign-in
+    with the old one.
+    """
     now = database.clock.now()
     token, token_id = keyring.new_token()
     session = Session(
@@ -54,14 +85,38 @@ async def sign_in(
         address=actor.address,
         user_agent=actor.user_agent,
     )
-    touch: dict[str, object] = {"lastLogin": now}
-    if fresh := await keyring.rehash(user.password, password):
-        touch["password"] = fresh
-    session, _ = await asyncio.gather(
-        database[SESSIONS].insert(session),
-        database.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}),
-    )
-    return SignedIn(token, session, user)
+    touch = {"lastLogin": now} | ({"password": fresh_hash} if fresh_hash else {})
+
+    async def write(transaction: Database) -> Session:
+        if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
+            raise BadCredentials("The e-mail address or the password is not right")
+        return await transaction[SESSIONS].insert(session)
+
+    return SignedIn(token, await database.transaction(write), user)
+
+
+async def mine(database: Database, actor: Actor) -> list[Session]:
+    """The actor's live sessions, newest first."""
+    where = {"userId": actor.require_user(), "expiresAt": {"$gt": database.clock.now()}}
+    return sorted(await database[SESSIONS].find(where), key=lambda session: session.created_at, reverse=True)
+
+
+async def revoke(database: Database, actor: Actor, public_id: str) -> Session:
+    """End one of the actor's sessions. Raises NotFound."""
+    found = next((session for session in await mine(database, actor) if session.public_id == public_id), None)
+    if found is None or not await database[SESSIONS].delete({"_id": found.id}):
+        raise NotFound("No such session")
+    return found
+
+
+async def revoke_others(database: Database, actor: Actor) -> int:
+    """End all of the actor's sessions but the one that asks; returns how many."""
+    return await database[SESSIONS].delete_many({"userId": actor.require_user(), "_id": {"$ne": actor.session_id}})
+
+
+async def revoke_all(transaction: Database, user_id: ObjectId) -> int:
+    """End every session of a user, in the transaction that gives the reason."""
+    return await transaction[SESSIONS].delete_many({"userId": user_id})
 
 
 async def sign_out(database: Database, actor: Actor) -> bool:

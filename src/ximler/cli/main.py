@@ -40,6 +40,8 @@ _BUG = 70
 _COMMANDS = {
     "up": ("ximler.cli.up", "up", "Start Ximler, with its database unless MONGODB_URI is set."),
     "db": ("ximler.cli.db", "db", "Create, check and seed the database."),
+    "worker": ("ximler.cli.worker", "worker", "Run jobs (mail, …) apart from `ximler up`."),
+    "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
     "users": ("ximler.cli.users", "users", "Create and list accounts."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }

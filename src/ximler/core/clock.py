@@ -5,12 +5,14 @@ the primary's. A `Clock` keeps the offset between it and ours; the connection co
 """
 
 import time
+from collections import deque
 from datetime import UTC, datetime, timedelta
 
 __all__ = ["EPOCH", "Clock", "from_ms", "to_ms", "utc_now"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+_SET_MS = 10_000
 
 
 def from_ms(milliseconds: int) -> datetime:
@@ -31,9 +33,10 @@ def utc_now() -> datetime:
 class Clock:
     """The server's clock: ours plus what it was observed to differ. A test may set `offset_ms` to travel on top of that."""
 
-    __slots__ = ("_observed_ms", "offset_ms")
+    __slots__ = ("_latest", "_observed_ms", "offset_ms")
 
     def __init__(self) -> None:
+        self._latest: deque[int] = deque(maxlen=6)  # a minute of heartbeats
         self._observed_ms = 0
         self.offset_ms = 0
 
@@ -41,5 +44,14 @@ class Clock:
         return from_ms(time.time_ns() // 1_000_000 + self._observed_ms + self.offset_ms)
 
     def observe(self, server_time: datetime) -> None:
-        """Take the difference from a server's answer that has just arrived (right to within one network delay)."""
-        self._observed_ms = to_ms(server_time) - time.time_ns() // 1_000_000
+        """Learn from the time in an answer of the server's.
+
+        Whatever delays an answer (the network, a busy event loop) makes the server seem slow, never fast; so of the latest
+        few the largest difference is the truest, and one late answer does not set the clock back. A difference of more than
+        ten seconds is no delay: somebody has set one of the clocks.
+        """
+        observed = to_ms(server_time) - time.time_ns() // 1_000_000
+        if abs(observed - self._observed_ms) > _SET_MS:
+            self._latest.clear()
+        self._latest.append(observed)
+        self._observed_ms = max(self._latest)

@@ -23,7 +23,7 @@ __all__ = ["Settings", "SettingsError", "load"]
 _NAMES = {"mongodb_uri": "MONGODB_URI"}
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
-_SECRETS = ("mongodb_uri", "secret_key")  # never shown: the first may carry a password
+_SECRETS = ("mongodb_uri", "secret_key", "smtp_url")  # never shown: the first may carry a password
 
 
 class SettingsError(Invalid):
@@ -76,6 +76,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ()
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20
 
+    worker: Annotated[bool, Meta(description="Whether `ximler up` also runs jobs; else run `ximler worker` apart.")] = (
+        True
+    )
+
     # GraphQL
     graphql_introspection: Annotated[bool, Meta(description="Whether the schema can be asked for.")] = True
     graphql_max_depth: Annotated[int, Meta(ge=1, description="Deepest selection.")] = 12
@@ -92,6 +96,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Key of session tokens, 32 characters or more; generated unless `MONGODB_URI` is set. "
             "Rotate by prepending: `new,old`."
         ),
+    ] = None
+    smtp_url: Annotated[
+        str | None,
+        Meta(
+            description="`smtp://user:password@host:587` or `smtps://…:465`. Unset: e-mails are written to the data folder."
+        ),
+    ] = None
+    mail_from: Annotated[
+        str | None,
+        Meta(description="Sender of e-mails: `Ximler <hello@example.com>`. Unset: no-reply at the public URL."),
     ] = None
     session_days: Annotated[int, Meta(ge=1, le=400, description="How long a sign-in lasts.")] = 30
     argon2_memory_kib: Annotated[int, Meta(ge=7168, description="Argon2id memory of one password hash (OWASP).")] = (

@@ -1,8 +1,10 @@
 """Resolvers of accounts."""
 
+from typing import Any
+
 import msgspec
 
-from ximler.accounts import registration, sessions
+from ximler.accounts import credentials, registration, sessions
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
 from ximler.schema.user import User
@@ -28,15 +30,14 @@ async def me(ctx: Context) -> User:
 
 @resolvers.mutation("register")
 async def register(ctx: Context, input: RegisterInput) -> Acceptance:  # noqa: A002 (GraphQL's customary name)
-    await registration.register(
-        ctx.database, ctx.keyring, ctx.settings, name=input.name, email=input.email, password=input.password
-    )
+    await registration.register(ctx.database, ctx.keyring, name=input.name, email=input.email, password=input.password)
     return Acceptance("Look into your mailbox: the link in our message makes the account.")
 
 
 @resolvers.mutation("confirmEmail")
-async def confirm_email(ctx: Context, token: str) -> User:
-    return await registration.confirm(ctx.database, ctx.keyring, token)
+async def confirm_email(ctx: Context, token: str, password: str) -> dict[str, object]:
+    user = await registration.confirm(ctx.database, ctx.keyring, token, password=password)
+    return _signed_in(await sessions.start(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user))
 
 
 @resolvers.mutation("signIn")
@@ -44,9 +45,59 @@ async def sign_in(ctx: Context, email: str, password: str) -> dict[str, object]:
     signed_in = await sessions.sign_in(
         ctx.database, ctx.keyring, ctx.settings, ctx.actor, email=email, password=password
     )
-    return {"token": signed_in.token, "expires_at": signed_in.session.expires_at, "user": signed_in.user}
+    return _signed_in(signed_in)
 
 
 @resolvers.mutation("signOut")
 async def sign_out(ctx: Context) -> bool:
     return await sessions.sign_out(ctx.database, ctx.actor)
+
+
+@resolvers.query("sessions")
+async def list_sessions(ctx: Context) -> list[dict[str, object]]:
+    return [_session(ctx, session) for session in await sessions.mine(ctx.database, ctx.actor)]
+
+
+@resolvers.mutation("revokeSession")
+async def revoke_session(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (the argument's name in GraphQL)
+    return _session(ctx, await sessions.revoke(ctx.database, ctx.actor, id))
+
+
+@resolvers.mutation("revokeOtherSessions")
+async def revoke_other_sessions(ctx: Context) -> int:
+    return await sessions.revoke_others(ctx.database, ctx.actor)
+
+
+@resolvers.mutation("changePassword")
+async def change_password(ctx: Context, current: str, new: str) -> dict[str, object]:
+    user = ctx.require_user()
+    return _signed_in(
+        await credentials.change(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user, current=current, new=new)
+    )
+
+
+@resolvers.mutation("requestPasswordReset")
+async def request_password_reset(ctx: Context, email: str) -> Acceptance:
+    await credentials.request_reset(ctx.database, email=email)
+    return Acceptance("If the address has an account, a link to choose a new password is on its way.")
+
+
+@resolvers.mutation("resetPassword")
+async def reset_password(ctx: Context, token: str, password: str) -> bool:
+    await credentials.reset(ctx.database, ctx.keyring, token=token, password=password)
+    return True
+
+
+def _signed_in(found: sessions.SignedIn) -> dict[str, object]:
+    return {"token": found.token, "expires_at": found.session.expires_at, "user": found.user}
+
+
+def _session(ctx: Context, session: Any) -> dict[str, object]:
+    return {
+        "id": session.public_id,
+        "current": session.id == ctx.actor.session_id,
+        "address": session.address,
+        "user_agent": session.user_agent,
+        "created_at": session.created_at,
+        "expires_at": session.expires_at,
+    }

@@ -12,16 +12,17 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Body, QueryParameter
 from litestar.types import ExceptionHandlersMap
 
-from ximler.accounts import registration
+from ximler.accounts import credentials, registration
 from ximler.core.errors import XimlerError
 from ximler.http.problems import documented, status_of
 
-__all__ = ["ask_confirmation", "confirm", "front_door"]
+__all__ = ["ask_confirmation", "ask_password", "confirm", "front_door", "request_reset", "reset"]
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1.5rem;color:#1a1a1a}"
     "h1{font-size:1.5rem}a{color:#0b57d0}button{font:inherit;padding:.6rem 1.2rem;border:0;border-radius:.4rem;"
     "background:#0b57d0;color:#fff;cursor:pointer}code{background:#f1f3f4;padding:.1rem .3rem;border-radius:.2rem}"
+    "input{font:inherit;padding:.5rem;width:100%;box-sizing:border-box}"
     "@media(prefers-color-scheme:dark){body{background:#121212;color:#e6e6e6}a{color:#8ab4f8}code{background:#2a2a2a}}"
 )
 _HEADERS = {
@@ -43,7 +44,14 @@ async def front_door() -> Response[str]:
 
 
 class Confirmation(msgspec.Struct, frozen=True):
-    token: str
+    """Fields that were not filled in are empty, and refused by what they are for."""
+
+    token: str = ""
+    password: str = ""
+
+
+class Address(msgspec.Struct, frozen=True):
+    email: str = ""
 
 
 def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) -> Response[str]:
@@ -55,55 +63,100 @@ def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) 
     return _page("That did not work", f"<p>{html.escape(error.message)}</p>", status=status_of(error))
 
 
-def _documented(**reasons: str) -> dict[int, ResponseSpec]:
-    return {
-        int(status[1:]): ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
-        for status, reason in reasons.items()
-    }
-
-
 _ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, ValidationException: _sorry}
 
 
-@get(
-    "/confirm",
-    tags=["accounts"],
-    summary="Where a confirmation link leads",
-    media_type=MediaType.HTML,
-    exception_handlers=_ERRORS,
-    responses=documented(_400="The query string cannot be read") | _documented(_422="The token is missing or too long"),
-)
-async def ask_confirmation(token: Annotated[str, QueryParameter(max_length=200)]) -> Response[str]:
+def _page_of(summary: str, **reasons: str) -> dict[str, Any]:
+    """What these routes have in common; `reasons` are the statuses (`_422="…"`) of a page that says what is wrong."""
+    pages = {
+        int(status[1:]): ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
+        for status, reason in reasons.items()
+    }
+    return {
+        "tags": ["accounts"],
+        "summary": summary,
+        "media_type": MediaType.HTML,
+        "status_code": 200,
+        "exception_handlers": _ERRORS,
+        "request_max_body_size": _LONGEST_FORM,
+        "responses": documented(_400="The request cannot be read", _413="The form is too long") | pages,
+    }
+
+
+_Token = Annotated[str, QueryParameter(max_length=200)]
+_UrlEncoded = Body(media_type=RequestEncodingType.URL_ENCODED)
+
+
+@get("/confirm", **_page_of("Where a confirmation link leads", _422="The token is missing or too long"))
+async def ask_confirmation(token: _Token) -> Response[str]:
     """Asks before it acts: mail scanners open links too, and must not use them up."""
     return _page(
         "Confirm your e-mail address",
-        "<p>One click makes your account.</p><form method='post' action='/confirm'>"
-        f"<input type='hidden' name='token' value='{html.escape(token, quote=True)}'>"
-        "<button>Make my account</button></form>",
+        "<p>The password that you chose makes your account. If you did not ask for one, close this page.</p>"
+        f"<form method='post' action='/confirm'>{_hidden(token)}"
+        "<p><label>Your password<br><input name='password' type='password' required autocomplete='current-password'>"
+        "</label></p><button>Make my account</button></form>",
     )
 
 
 @post(
     "/confirm",
-    tags=["accounts"],
-    summary="Make the account",
-    media_type=MediaType.HTML,
-    status_code=200,
-    request_max_body_size=_LONGEST_FORM,
-    exception_handlers=_ERRORS,
-    responses=documented(_400="The form cannot be read", _413="The form is too long")
-    | _documented(
+    **_page_of(
+        "Make the account",
         _409="The address has an account by now",
-        _422="The link is unknown, used or expired",
+        _422="The link is unknown, used or expired, or the password is not the one",
         _503="The database is away",
     ),
 )
-async def confirm(
-    data: Annotated[Confirmation, Body(media_type=RequestEncodingType.URL_ENCODED)], state: State
-) -> Response[str]:
+async def confirm(data: Annotated[Confirmation, _UrlEncoded], state: State) -> Response[str]:
     """The confirmation page's form. Works once per link."""
-    user = await registration.confirm(state.database, state.keyring, data.token)
+    user = await registration.confirm(state.database, state.keyring, data.token, password=data.password)
     return _page("Welcome", f"<p>The account of <b>{html.escape(user.email)}</b> is ready: you can sign in.</p>")
+
+
+@get("/reset", **_page_of("Where a reset link leads", _422="The token is too long"))
+async def ask_password(token: _Token = "") -> Response[str]:
+    """A form for a new password, or without a token, for the address to send a link to."""
+    if not token:
+        return _page(
+            "Choose a new password",
+            "<form method='post' action='/reset/request'><p><label>Your e-mail address<br>"
+            "<input name='email' type='email' required autocomplete='email'></label></p><button>Send me a link</button></form>",
+        )
+    return _page(
+        "Choose a new password",
+        f"<form method='post' action='/reset'>{_hidden(token)}<p><label>New password, 10 characters or more<br>"
+        "<input name='password' type='password' minlength='10' required autocomplete='new-password'></label></p>"
+        "<button>Change my password</button></form>",
+    )
+
+
+@post(
+    "/reset",
+    **_page_of(
+        "Set a new password",
+        _422="The link is unknown, used or expired, or the password cannot be one",
+        _503="The database is away",
+    ),
+)
+async def reset(data: Annotated[Confirmation, _UrlEncoded], state: State) -> Response[str]:
+    """The reset page's form. Works once per link, and ends every session."""
+    await credentials.reset(state.database, state.keyring, token=data.token, password=data.password)
+    return _page("Your password is changed", "<p>You can sign in with it. Everybody who was signed in is signed out.</p>")
+
+
+@post(
+    "/reset/request",
+    **_page_of("Ask for a reset link", _422="What was sent is not an address", _503="The database is away"),
+)
+async def request_reset(data: Annotated[Address, _UrlEncoded], state: State) -> Response[str]:
+    """Says the same for every address."""
+    await credentials.request_reset(state.database, email=data.email)
+    return _page("Look into your mailbox", "<p>If the address has an account, a link is on its way.</p>")
+
+
+def _hidden(token: str) -> str:
+    return f"<input type='hidden' name='token' value='{html.escape(token, quote=True)}'>"
 
 
 def _page(title: str, content: str, *, status: int = 200) -> Response[str]:

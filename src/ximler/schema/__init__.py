@@ -11,6 +11,7 @@ from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.coupon import COUPONS
 from ximler.schema.document import Collection
 from ximler.schema.gauge import GAUGES
+from ximler.schema.job import OUTBOX
 from ximler.schema.meta import META
 from ximler.schema.notification import NOTIFICATIONS
 from ximler.schema.payment import PAYMENTS
@@ -27,4 +28,4 @@ __all__ = ["CATALOGUE", "SPECIFIED"]
 SPECIFIED: tuple[Collection[Any], ...] = (
     USERS, PLANS, SUBSCRIPTIONS, PAYMENTS, USAGE, PROJECTS, API_KEYS, NOTIFICATIONS, COUPONS, AUDIT_LOGS,
 )  # fmt: skip
-CATALOGUE: tuple[Collection[Any], ...] = (*SPECIFIED, SESSIONS, REGISTRATIONS, GAUGES, META)
+CATALOGUE: tuple[Collection[Any], ...] = (*SPECIFIED, SESSIONS, REGISTRATIONS, GAUGES, OUTBOX, META)

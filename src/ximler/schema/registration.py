@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from bson import ObjectId
 from msgspec import field
 
 from ximler.schema.document import AT_WRITE, Collection, Document, Index, Lowercase, ShardKey, Trimmed
@@ -10,10 +11,11 @@ __all__ = ["REGISTRATIONS", "Registration"]
 
 
 class Registration(Document, kw_only=True):
-    """`id` is the keyed hash of the link's token. Each carries its own password, so that whoever owns the mailbox
-    decides which registration becomes the account, whatever else was tried with their address."""
+    """The link's token is derived from the id and the secret key, and kept nowhere. Each registration carries its own
+    password, so that whoever owns the mailbox decides which one becomes the account, whatever else was tried with
+    their address."""
 
-    id: bytes = field(name="_id")
+    id: ObjectId = field(name="_id", default_factory=ObjectId)
     name: Trimmed
     email: Lowercase
     password: str
@@ -27,6 +29,6 @@ REGISTRATIONS = Collection(
     purpose="Accounts that wait for their e-mail address to be confirmed.",
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),),
-    shard_key=ShardKey((("_id", "hashed"),), "looked up by token"),
+    shard_key=ShardKey((("_id", "hashed"),), "written and found by id"),
     private=True,
 )

@@ -28,7 +28,7 @@ class NotificationSettings(Document, kw_only=True):
 class User(Stamped, kw_only=True):
     name: Trimmed
     email: Lowercase
-    password: str  # an Argon2id hash (or bcrypt, where a Mongoose application wrote it); never the password
+    password: str  # an Argon2id hash; what another application wrote in another form signs nobody in
     avatar: str | None = None
     email_verified: bool = False
     email_verification_token: str | None = None
@@ -38,6 +38,10 @@ class User(Stamped, kw_only=True):
     stripe_customer_id: str | None = None
     notification_settings: NotificationSettings = field(default_factory=NotificationSettings)
     deleted_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        """Without hashes and tokens: this lands in shells, logs and tracebacks."""
+        return f"User(id={self.id!r}, email={self.email!r}, name={self.name!r})"
 
 
 USERS = Collection(

@@ -1,0 +1,128 @@
+"""Passwords: changing one that is known, replacing one that is forgotten.
+
+Either ends every session of the account, in the same transaction. `request_reset` never looks at the accounts: it leaves a job,
+and answers the same for every address, in the same time.
+"""
+
+import hashlib
+from datetime import timedelta
+
+from bson import ObjectId
+
+from ximler.accounts import sessions
+from ximler.accounts.keyring import Keyring
+from ximler.accounts.registration import address
+from ximler.core.actor import Actor
+from ximler.core.errors import Forbidden, Invalid
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
+from ximler.notifications.email import Mailer, compose
+from ximler.schema.user import User
+
+__all__ = ["SEND_CHANGED", "SEND_RESET", "change", "request_reset", "reset", "send_changed", "send_reset"]
+
+SEND_RESET = "accounts.send_reset"
+SEND_CHANGED = "accounts.send_password_changed"
+
+_PURPOSE = "reset"
+_VALIDITY = timedelta(hours=1)
+
+
+async def change(
+    database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User, *, current: str, new: str
+) -> sessions.SignedIn:
+    """A new password for the signed-in user, who proves the current one. Every session ends; a new one is returned.
+
+    Raises Forbidden for a wrong current password, Invalid for a new one that cannot be a password.
+    """
+    if not await keyring.verify_password(user.password, current):
+        raise Forbidden("The current password is not right", fields={"current": "is not right"})
+    hashed = await keyring.hash_password(new, field="new")
+    if not await _replace(database, {"_id": user.id, "password": user.password}, user.id, hashed):
+        raise Forbidden(
+            "The password was changed at the same moment: sign in again", fields={"current": "is not right"}
+        )
+    changed = await database.users.get(user.id)
+    return await sessions.start(database, keyring, settings, actor, changed)
+
+
+async def request_reset(database: Database, *, email: str) -> None:
+    """Have a reset link mailed, if the address has an account. One command, whatever the address. Raises Invalid."""
+    await outbox.enqueue(database, SEND_RESET, {"email": address(email)})
+
+
+async def send_reset(
+    database: Database, keyring: Keyring, settings: Settings, mailer: Mailer, *, job_id: ObjectId, email: str
+) -> None:
+    """The job behind `request_reset`. Sent again it is the same message with the same link; a newer request replaces it."""
+    token = keyring.sign(_PURPOSE, job_id)
+    update = {"passwordResetToken": _stored(token), "passwordResetExpires": database.clock.now() + _VALIDITY}
+    user = await database.users.find_and_patch({"email": email}, {"$set": update})
+    if user is None:
+        return
+    message = compose(
+        "reset",
+        settings,
+        to=user.email,
+        subject="Choose a new password",
+        key=f"reset:{job_id}",
+        name=user.name,
+        link=f"{settings.base_url}/reset?token={token}",
+        minutes=_VALIDITY // timedelta(minutes=1),
+    )
+    await mailer.send(message)
+
+
+async def reset(database: Database, keyring: Keyring, *, token: str, password: str) -> None:
+    """Set a new password by a link that works once, within the hour. Every session ends.
+
+    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one.
+    """
+    spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
+    if keyring.verify(_PURPOSE, token) is None:
+        raise spent
+    where = {"passwordResetToken": _stored(token), "passwordResetExpires": {"$gt": database.clock.now()}}
+    user = await database.users.find_one(where)
+    if user is None:
+        raise spent
+    hashed = await keyring.hash_password(password)
+    if not await _replace(database, {"_id": user.id, **where}, user.id, hashed):
+        raise spent
+
+
+async def send_changed(
+    database: Database, settings: Settings, mailer: Mailer, *, job_id: ObjectId, user_id: ObjectId
+) -> None:
+    """The job behind every change: tell the owner, who may not have been the one who did it."""
+    user = await database.users.find_one({"_id": user_id})
+    if user is None:
+        return
+    message = compose(
+        "password_changed",
+        settings,
+        to=user.email,
+        subject="Your password was changed",
+        key=f"password_changed:{job_id}",
+        name=user.name,
+        link=f"{settings.base_url}/reset",
+    )
+    await mailer.send(message)
+
+
+async def _replace(database: Database, guard: dict[str, object], user_id: ObjectId, hashed: str) -> bool:
+    """New password, no reset token, no sessions, a mail: all or nothing. False when the guard no longer holds."""
+
+    async def write(transaction: Database) -> bool:
+        update = {"$set": {"password": hashed}, "$unset": {"passwordResetToken": "", "passwordResetExpires": ""}}
+        if not await transaction.users.patch(guard, update):
+            return False
+        await sessions.revoke_all(transaction, user_id)
+        await outbox.enqueue(transaction, SEND_CHANGED, {"userId": user_id})
+        return True
+
+    return await database.transaction(write)
+
+
+def _stored(token: str) -> str:
+    """What the database keeps of a reset token."""
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,45 @@
+"""`ximler worker`: run jobs, in a process of its own."""
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import click
+
+from ximler.cli import context
+from ximler.cli.context import database_options
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Run what is due now, then end.")
+@database_options
+def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
+    """Run jobs (mail, …) apart from `ximler up`.
+
+    Any number may run at once, on any number of machines. Ctrl-C or SIGTERM stops it; a job under way is taken up by another.
+    """
+    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
+
+    async def work() -> None:
+        from ximler.accounts.keyring import Keyring
+        from ximler.notifications.email import mailer
+        from ximler.worker import Tools, Worker
+
+        keyring = Keyring(settings)
+        try:
+            async with context.database(settings) as database:
+                tools = Tools(database=database, settings=settings, keyring=keyring, mailer=mailer(settings))
+                if once:
+                    click.echo(f"{await Worker(tools).run_due()} jobs run")
+                    return
+                running = asyncio.ensure_future(Worker(tools).run())
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+                click.echo("The worker is running. Ctrl-C stops it.", err=True)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await running
+        finally:
+            keyring.close()
+
+    context.run(work())

@@ -1,0 +1,49 @@
+"""`outbox`: work that a change asked for, written in the change's own transaction. Private to database."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from msgspec import field
+
+from ximler.schema.document import Collection, Index, Mixed, ShardKey, Stamped, ascending
+
+__all__ = ["OUTBOX", "Job", "JobStatus"]
+
+JobStatus = Literal["PENDING", "RUNNING", "DONE", "DEAD", "CANCELLED"]
+KEEP_DONE_S = 7 * 24 * 3600
+
+
+class Job(Stamped, kw_only=True):
+    """`payload` names documents; it never holds a secret. `leased_by` is one worker's claim, until `run_at`."""
+
+    kind: str
+    payload: Mixed = field(default_factory=dict[str, Any])
+    status: JobStatus = "PENDING"
+    run_at: datetime  # not before; while it runs, when its lease ends
+    attempts: int = 0
+    leased_by: str | None = None
+    dedupe_key: str | None = None
+    last_error: str | None = None
+    done_at: datetime | None = None
+
+
+OUTBOX = Collection(
+    name="outbox",
+    document=Job,
+    purpose="Work that a change asked for, written in the change's own transaction.",
+    owner="database",
+    indexes=(
+        ascending("status", "runAt", ours=True, why="what is due"),
+        ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first"),
+        Index(
+            keys=(("dedupeKey", 1),),
+            unique=True,
+            partial={"dedupeKey": {"$type": "string"}},
+            ours=True,
+            why="a job is asked for once",
+        ),
+        Index(keys=(("doneAt", 1),), ttl_seconds=KEEP_DONE_S, ours=True, why="finished jobs are removed after a week"),
+    ),
+    shard_key=ShardKey((), "claimed in order of time: short-lived, kept on one shard"),
+    private=True,
+)

@@ -1,0 +1,155 @@
+"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due.
+
+Any number of workers, in any number of processes, share the outbox. A change stream wakes them within milliseconds;
+looking every few seconds catches what it missed.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+import structlog
+from prometheus_client import Counter, Histogram
+
+from ximler.accounts import credentials, registration
+from ximler.accounts.keyring import Keyring
+from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
+from ximler.core.settings import Settings
+from ximler.database import Database, changes, outbox
+from ximler.notifications.email import Mailer
+from ximler.schema.job import OUTBOX, Job
+
+__all__ = ["HANDLERS", "Tools", "Worker"]
+
+_log = structlog.get_logger("ximler.worker")
+_LOOK_EVERY_S = 5.0
+
+DONE = Counter("ximler_jobs_total", "Jobs, by what became of them.", ("kind", "outcome"))
+SECONDS = Histogram("ximler_job_seconds", "Time a job took.", ("kind",), buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60))
+
+
+class Tools(msgspec.Struct, frozen=True, kw_only=True):
+    """What handlers work with."""
+
+    database: Database
+    settings: Settings
+    keyring: Keyring
+    mailer: Mailer
+
+
+Handler = Callable[[Tools, Job], Awaitable[None]]
+
+
+async def _send_confirmation(tools: Tools, job: Job) -> None:
+    await registration.send_link(
+        tools.database, tools.keyring, tools.settings, tools.mailer, registration_id=job.payload["registrationId"]
+    )
+
+
+async def _send_reset(tools: Tools, job: Job) -> None:
+    await credentials.send_reset(
+        tools.database, tools.keyring, tools.settings, tools.mailer, job_id=job.id, email=job.payload["email"]
+    )
+
+
+async def _send_password_changed(tools: Tools, job: Job) -> None:
+    await credentials.send_changed(
+        tools.database, tools.settings, tools.mailer, job_id=job.id, user_id=job.payload["userId"]
+    )
+
+
+HANDLERS: Mapping[str, Handler] = {
+    registration.SEND_LINK: _send_confirmation,
+    credentials.SEND_RESET: _send_reset,
+    credentials.SEND_CHANGED: _send_password_changed,
+}
+
+
+class Worker:
+    """Runs jobs until it is cancelled; a job that is under way then keeps its lease, and another worker takes it up later."""
+
+    def __init__(self, tools: Tools, *, handlers: Mapping[str, Handler] = HANDLERS, at_once: int = 4) -> None:
+        self._tools = tools
+        self._handlers = handlers
+        self._at_once = at_once
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            for _ in range(self._at_once):
+                tasks.create_task(self._work())
+
+    async def run_due(self) -> int:
+        """Run everything that is due now, one after the other; returns how many jobs. For commands and tests."""
+        count = 0
+        while (job := await self._claim()) is not None:
+            await self._do(job)
+            count += 1
+        return count
+
+    async def _listen(self) -> None:
+        async for _ in changes.inserts(self._tools.database, OUTBOX):
+            self._wake.set()
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                job = await self._claim()
+                if job is not None:
+                    await self._do(job)
+                    continue
+                self._wake.clear()
+                pause = await self._until_due()
+            except Unavailable as error:
+                _log.warning("jobs wait", reason=error.message)
+                await asyncio.sleep(_LOOK_EVERY_S)  # not for a wake-up: nothing can be claimed anyway
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+
+    async def _claim(self) -> Job | None:
+        return await outbox.claim(self._tools.database, list(self._handlers))
+
+    async def _until_due(self) -> float:
+        due = await outbox.due_at(self._tools.database)
+        if due is None:
+            return _LOOK_EVERY_S
+        return min(max((due - self._tools.database.clock.now()).total_seconds(), 0.01), _LOOK_EVERY_S)
+
+    async def _do(self, job: Job) -> None:
+        database = self._tools.database
+        log = _log.bind(job=str(job.id), kind=job.kind, attempt=job.attempts)
+        if job.attempts > outbox.MAX_ATTEMPTS:
+            await outbox.fail(database, job, "every worker that took it died", for_good=True)
+            log.error("job dead", reason="every worker that took it died")
+            return
+        started = asyncio.get_running_loop().time()
+        holding = asyncio.create_task(self._hold(job))
+        try:
+            await self._handlers[job.kind](self._tools, job)
+        except XimlerError as error:
+            # What is wrong with the job itself will be wrong the next time, too.
+            for_good = isinstance(error, Invalid | NotFound)
+            await outbox.fail(database, job, f"{error.code}: {error.message}", for_good=for_good)
+            DONE.labels(job.kind, "dead" if for_good else "failed").inc()
+            log.warning("job failed", reason=error.message, again=not for_good)
+        except Exception as bug:
+            await outbox.fail(database, job, f"{type(bug).__name__}: {bug}")
+            DONE.labels(job.kind, "failed").inc()
+            log.exception("job failed", exc_info=bug)
+        else:
+            await outbox.complete(database, job)
+            DONE.labels(job.kind, "done").inc()
+            log.debug("job done")
+        finally:
+            holding.cancel()
+            SECONDS.labels(job.kind).observe(asyncio.get_running_loop().time() - started)
+
+    async def _hold(self, job: Job) -> None:
+        """Keep the lease of a job that takes long."""
+        while True:
+            await asyncio.sleep((outbox.LEASE / 3).total_seconds())
+            with contextlib.suppress(Unavailable):
+                await outbox.renew(self._tools.database, job)
