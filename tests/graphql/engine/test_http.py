@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import httpx
@@ -87,6 +88,21 @@ async def test_the_answers_media_type_is_negotiated(serve: Any, accept: str | No
     response = await client.send(request)
     assert response.status_code == 200
     assert media_type(response) == answer
+
+
+async def test_a_header_that_is_longer_than_anybody_needs_is_not_read(serve: Any) -> None:
+    """Megabytes of commas would keep every other request waiting for seconds."""
+    client = serve()
+    long = "application/json" + "," * 2_000_000
+    started = time.perf_counter()
+    for more, status in (({"accept": long}, 406), ({"content-type": long.replace(",", ";")}, 415)):
+        headers = {"content-type": "application/json", **more}
+        response = await client.post("/", content=b'{"query": "{ hello }"}', headers=headers)
+        assert response.status_code == status
+    assert time.perf_counter() - started < 1
+    accept = "application/json" + "," * 1_000
+    response = await client.post("/", json={"query": "{ hello }"}, headers={"accept": accept})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,11 @@ class GraphQLApp:
         if scope["type"] != "http":
             raise NotImplementedError(f"GraphQL is served over HTTP, not over {scope['type']}")
         headers = _Headers(scope)
-        media_type = choose_response_type(headers.accept) or JSON
+        accepted = choose_response_type(headers.accept)
+        media_type = accepted or JSON
         extra: Headers = []
         try:
-            status, response, extra = await self._answer(scope, headers, media_type, receive)
+            status, response, extra = await self._answer(scope, headers, accepted, receive)
         except _Disconnected:
             return
         except NotWellFormed as error:
@@ -88,14 +89,14 @@ class GraphQLApp:
         await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
 
     async def _answer(
-        self, scope: Scope, headers: "_Headers", media_type: bytes, receive: Receive
+        self, scope: Scope, headers: "_Headers", media_type: bytes | None, receive: Receive
     ) -> tuple[int, Response, Headers]:
         method = scope["method"]
         if method not in ("GET", "POST"):
             raise NotWellFormed(
                 405, f"{method} is not allowed: use POST, or GET for queries", [(b"allow", b"GET, POST")]
             )
-        if choose_response_type(headers.accept) is None:
+        if media_type is None:
             raise NotWellFormed(406, "Answers are application/graphql-response+json or application/json")
         if method == "GET":
             parameters = _read_query_string(scope.get("query_string", b""))
@@ -146,17 +147,19 @@ class _Headers:
     __slots__ = ("accept", "content_encoding", "content_length", "content_type")
 
     def __init__(self, scope: Scope) -> None:
-        self.accept = self.content_type = self.content_encoding = b""
+        self.content_type = self.content_encoding = b""
+        accept = []
         self.content_length = 0
         for name, value in scope["headers"]:
             if name == b"accept":
-                self.accept = self.accept + b"," + value if self.accept else value
+                accept.append(value)
             elif name == b"content-type":
                 self.content_type = value
             elif name == b"content-encoding":
                 self.content_encoding = value.strip().lower()
             elif name == b"content-length" and value.isdigit():
                 self.content_length = int(value[:20])
+        self.accept = b",".join(accept)
 
 
 _parameters = msgspec.json.Decoder(Parameters)
