@@ -5,6 +5,7 @@ end only this process has, so that none outlives it, however it ends. A child th
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -19,11 +20,12 @@ import structlog
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
+from ximler.cli.protocol import Protocol
 from ximler.core import logs
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings
 
-__all__ = ["PortUnavailable", "bind", "child", "runner", "serve_here", "serve_in_children"]
+__all__ = ["PortUnavailable", "bind", "child", "raise_file_limit", "runner", "serve_here", "serve_in_children"]
 
 _log = structlog.get_logger("ximler")
 _TOO_YOUNG_S = 2.0
@@ -38,6 +40,17 @@ class _Job(msgspec.Struct):
 
     settings: Settings
     uri: str
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files as they may: a connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS says "unlimited" and does not mean it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -183,7 +196,8 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 create(settings, uri=uri),
                 interface="asgi3",
-                http="httptools",
+                http=Protocol,
+                limit_concurrency=settings.max_connections,
                 ws="none",
                 lifespan="on",
                 log_config=None,

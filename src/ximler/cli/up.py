@@ -50,6 +50,7 @@ def up(
     settings = context.load(
         host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
     ).with_secret()
+    serving.raise_file_limit()
     listener = serving.bind(settings.host, settings.port)
     settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
     with serving.runner() as loop:
