@@ -22,6 +22,7 @@ from ximler.http.requests import Requests, TrustedProxies
 __all__ = ["create", "schema"]
 
 _MB = 1_000_000
+_FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting for most of a minute
 
 
 def schema() -> Schema:
@@ -76,7 +77,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         exception_handlers=HANDLERS,
         openapi_config=docs.openapi(),
         cors_config=_cors(settings),
-        request_max_body_size=settings.max_body_mb * _MB,
+        request_max_body_size=_FORM_BODY,  # of every route but /graphql, which has limits of its own
         logging_config=None,
         debug=False,
     )

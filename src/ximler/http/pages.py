@@ -26,7 +26,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "referrer-policy": "no-referrer",
 }
-_LONGEST_FORM = 10_000  # bytes: parsing 20 MB of form fields would keep everybody waiting for most of a minute
 
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
@@ -62,7 +61,6 @@ async def ask_confirmation(token: Annotated[str, Parameter(max_length=200)]) -> 
     summary="Make the account",
     media_type=MediaType.HTML,
     status_code=200,
-    request_max_body_size=_LONGEST_FORM,
     responses={
         **documented(_400="The form cannot be read", _413="The form is too long"),
         **{
