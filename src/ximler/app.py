@@ -22,6 +22,7 @@ from ximler.http.requests import Requests, TrustedProxies
 __all__ = ["create", "schema"]
 
 _MB = 1_000_000
+_ANONYMOUS_BODY = _MB
 _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting for most of a minute
 
 
@@ -56,7 +57,10 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         actor, user = await identify(database, keyring, scope)
         return Context(database=database, settings=settings, keyring=keyring, actor=actor, user=user)
 
-    serve_graphql = GraphQLApp(engine, context, body_limit=settings.max_body_mb * _MB)
+    body_limit = settings.max_body_mb * _MB
+    serve_graphql = GraphQLApp(
+        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY)
+    )
 
     @asgi("/graphql", copy_scope=False)
     async def graphql(scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,7 +16,7 @@ from tests.database.documents import DAY, json_values, mixed_values
 
 from ximler.core.errors import Invalid
 from ximler.database import Database
-from ximler.database.mixed import MAX_DEPTH, check, native
+from ximler.database.mixed import MAX_DEPTH, MAX_NODES, check, native
 from ximler.schema.project import Project
 
 SHORT = 300
@@ -37,6 +37,24 @@ def refusal(value: Any, path: str = "canvasData") -> Invalid:
     (place,) = caught.value.fields
     place.encode()
     return caught.value
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_values_of_too_many_parts_are_refused_before_they_are_walked(depth: int) -> None:
+    many: Any = [[] for _ in range(MAX_NODES + 1)]
+    for _ in range(depth):
+        many = {"a": many}
+    started = time.perf_counter()
+    message = refusal(many).message
+    assert time.perf_counter() - started < 0.2
+    assert f"{MAX_NODES + 1 + depth:,}" in message
+    assert f"{MAX_NODES:,}" in message
+    check([[]] * MAX_NODES, "canvasData")
+
+
+def test_parts_count_at_all_levels_together() -> None:
+    refusal([[0] * 1000 for _ in range(250)])
+    check([[0] * 999 for _ in range(250)], "canvasData")
 
 
 @settings(deadline=None)

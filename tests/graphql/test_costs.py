@@ -29,3 +29,16 @@ async def test_two_of_what_guesses_or_hashes_fit_in_a_request(client: Client, fi
     refused = await client.ask(f"mutation {{ {three} }}")
     assert refused.code == "QUERY_LIMIT_EXCEEDED"
     assert refused.data is None
+
+
+async def test_a_megabyte_is_enough_without_a_session(client: Client) -> None:
+    variables = {"a": "x" * 1_000_000}
+    response = await client.http.post("/graphql", json={"query": "{ plans { id } }", "variables": variables})
+    assert response.status_code == 413
+    assert "Authorization" in response.text
+
+
+async def test_a_canvas_of_a_million_parts_is_refused(ada: Client) -> None:
+    answer = await ada.create(canvasData={"a": [[]] * 1_000_000})
+    assert answer.code == "INVALID"
+    assert "250,000" in answer.errors[0]["message"]

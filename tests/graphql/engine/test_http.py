@@ -256,6 +256,17 @@ async def test_a_query_string_that_is_no_request_is_400(serve: Any, query_string
     assert problem(response)
 
 
+async def test_whoever_does_not_say_who_they_are_may_send_less(serve: Any) -> None:
+    client = serve(body_limit=10_000, anonymous_body_limit=1_000)
+    body = {"query": "{ hello }", "variables": {"a": "x" * 2_000}}
+    refused = await client.post("/", json=body)
+    assert refused.status_code == 413
+    assert "1,000 bytes, the limit of requests without an Authorization header" in refused.text
+    assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 200
+    body["variables"] = {"a": "x" * 20_000}
+    assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 413
+
+
 async def test_a_body_past_the_limit_is_413(serve: Any) -> None:
     client = serve(body_limit=1000)
     body = json.dumps({**HELLO, "variables": {"x": "y" * 1000}})

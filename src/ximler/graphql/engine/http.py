@@ -58,12 +58,22 @@ class GraphQLApp:
     """Serves one engine. `context_factory(scope)` makes each request's context; an error it raises is the answer.
 
     It is called only for operations that will run: a request that is malformed, invalid or too large costs no I/O.
+    Limits of the body are in bytes; the anonymous one, by default the same, is for requests without an Authorization
+    header, which nobody answers for.
     """
 
-    def __init__(self, engine: Engine, context_factory: ContextFactory, *, body_limit: int = 20 * MIB) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        context_factory: ContextFactory,
+        *,
+        body_limit: int = 20 * MIB,
+        anonymous_body_limit: int | None = None,
+    ) -> None:
         self._engine = engine
         self._context_factory = context_factory
         self._body_limit = body_limit
+        self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,8 +133,10 @@ class GraphQLApp:
             raise NotWellFormed(415, "Content-Type must be application/json, in UTF-8")
         if headers.content_encoding not in (b"", b"identity"):
             raise NotWellFormed(415, "A compressed body is not accepted", [(b"accept-encoding", b"identity")])
-        too_large = NotWellFormed(413, f"The body is longer than {self._body_limit} bytes")
-        if headers.content_length > self._body_limit:
+        limit = self._body_limit if headers.authorized else self._anonymous_body_limit
+        unsigned = "" if limit == self._body_limit else ", the limit of requests without an Authorization header"
+        too_large = NotWellFormed(413, f"The body is longer than {limit:,} bytes{unsigned}")
+        if headers.content_length > limit:
             raise too_large
         chunks: list[bytes] = []
         size = 0
@@ -134,7 +146,7 @@ class GraphQLApp:
                 raise _Disconnected
             chunk = message.get("body", b"")
             size += len(chunk)
-            if size > self._body_limit:
+            if size > limit:
                 raise too_large
             chunks.append(chunk)
             if not message.get("more_body"):
@@ -144,15 +156,18 @@ class GraphQLApp:
 class _Headers:
     """The few headers that matter here."""
 
-    __slots__ = ("accept", "content_encoding", "content_length", "content_type")
+    __slots__ = ("accept", "authorized", "content_encoding", "content_length", "content_type")
 
     def __init__(self, scope: Scope) -> None:
         self.content_type = self.content_encoding = b""
-        accept = []
         self.content_length = 0
+        self.authorized = False
+        accept = []
         for name, value in scope["headers"]:
             if name == b"accept":
                 accept.append(value)
+            elif name == b"authorization":
+                self.authorized = True
             elif name == b"content-type":
                 self.content_type = value
             elif name == b"content-encoding":
