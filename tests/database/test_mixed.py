@@ -198,11 +198,11 @@ def test_wide_values_under_long_keys_are_checked_without_spelling_out_every_path
     assert taken < 5
 
 
-def test_a_million_values_are_checked_in_reasonable_time() -> None:
-    value = {"points": list(range(500_000)), "names": {str(n): "x" for n in range(200_000)}, "nodes": [{}] * 100_000}
+def test_as_many_values_as_there_may_be_are_checked_in_reasonable_time() -> None:
+    value = {"points": list(range(100_000)), "names": {str(n): "x" for n in range(50_000)}, "nodes": [{}] * 99_997}
     began = time.process_time()
     check(value, "canvasData", depth=2)
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 1
 
 
 def test_what_the_driver_gives_becomes_what_python_has() -> None:

@@ -278,7 +278,7 @@ async def test_a_body_past_the_limit_is_413(serve: Any) -> None:
 
     response = await client.post("/", content=chunks(), headers={"content-type": OLD})
     assert response.status_code == 413
-    assert "1000 bytes" in problem(response)
+    assert "1,000 bytes" in problem(response)
     exactly = json.dumps(HELLO).ljust(1000)
     assert (await post(client, exactly)).status_code == 200
 
