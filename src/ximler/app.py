@@ -28,6 +28,8 @@ __all__ = ["create", "schema"]
 _log = structlog.get_logger("ximler")
 
 _MB = 1_000_000
+_ANONYMOUS_BODY = _MB
+_FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting for most of a minute
 
 
 def schema() -> Schema:
@@ -68,7 +70,10 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         actor, user = await identify(database, keyring, scope)
         return Context(database=database, settings=settings, keyring=keyring, actor=actor, user=user)
 
-    serve_graphql = GraphQLApp(engine, context, body_limit=settings.max_body_mb * _MB)
+    body_limit = settings.max_body_mb * _MB
+    serve_graphql = GraphQLApp(
+        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY)
+    )
 
     @asgi("/graphql", copy_scope=False)
     async def graphql(scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +97,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         exception_handlers=HANDLERS,
         openapi_config=docs.openapi(),
         cors_config=_cors(settings),
-        request_max_body_size=settings.max_body_mb * _MB,
+        request_max_body_size=_FORM_BODY,  # of every route but /graphql, which has limits of its own
         logging_config=None,
         debug=False,
     )

@@ -5,12 +5,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import httpx
 import pytest
 
-from .conftest import gone
+from .conftest import free_port, gone
 
 REGISTER = "mutation($i: RegisterInput!) { register(input: $i) { accepted } }"
 SIGN_IN = "mutation($e: String!, $p: String!) { signIn(email: $e, password: $p) { token } }"
@@ -175,3 +176,61 @@ def test_the_secret_key_is_generated_once_and_is_its_owners_only(up):
     assert first.data_dir.stat().st_mode & 0o777 == 0o700
     first.stop()
     assert up().query("{ me { name } }", token=token)["data"]["me"]["name"] == "Ada"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_setting_that_cannot_work_is_one_sentence_whatever_the_number_of_workers(ximler, tmp_path, workers):
+    result = ximler("up", "--port", "0", "--workers", workers, "--data-dir", str(tmp_path / "data"),
+                    env={"XIMLER_TRUSTED_PROXIES": "proxy.internal"})  # fmt: skip
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: XIMLER_TRUSTED_PROXIES: 'proxy.internal'")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("init", ["--init", "--no-init"])
+def test_a_database_that_is_away_is_one_sentence_whatever_the_number_of_workers(ximler, workers, init):
+    uri = f"mongodb://127.0.0.1:{free_port()}/?replicaSet=rs"
+    env = {"XIMLER_SECRET_KEY": "k" * 32, "XIMLER_SERVER_SELECTION_TIMEOUT_MS": "300"}
+    result = ximler("up", "--port", "0", "--workers", workers, init, "--mongodb-uri", uri, env=env)
+    assert result.returncode == 8
+    assert "Traceback" not in result.stderr
+    assert len(sentences(result.stderr)) == 1
+
+
+def sentences(text):
+    """Beside what the log says."""
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+SERVE = """
+import asyncio, sys
+from ximler.cli import main, serving
+from ximler.core.errors import XimlerError
+from ximler.core.settings import Settings
+
+async def work():
+    stop = asyncio.Event()
+    serve = serving.serve_here if sys.argv[1] == "1" else serving.serve_in_children
+    settings = Settings(secret_key="k" * 32, server_selection_timeout_ms=300, workers=int(sys.argv[1]))
+    listener = serving.bind("127.0.0.1", 0)
+    await serve(settings, sys.argv[2], listener, stop=stop, started=lambda: print("is running"))
+
+try:
+    asyncio.run(work())
+except XimlerError as problem:
+    sys.exit(main.report(problem))
+except main.click.exceptions.Exit as exit:
+    sys.exit(exit.exit_code)
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_workers_whose_application_does_not_start_are_not_said_to_run(workers):
+    """The database left after it was looked for."""
+    uri = f"mongodb://127.0.0.1:{free_port()}/?replicaSet=rs"
+    result = subprocess.run([sys.executable, "-c", SERVE, workers, uri], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 8, result.stderr
+    assert "is running" not in result.stdout
+    assert "Traceback" not in result.stderr
+    assert len(sentences(result.stderr)) == int(workers)

@@ -1,7 +1,9 @@
 """Ids and cursors: what comes in from outside is parsed strictly, or refused by the name of its field."""
 
 import string
+import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from bson import ObjectId
@@ -163,3 +165,15 @@ def test_a_cursor_made_up_for_a_time_outside_the_calendar_is_refused(millisecond
     else:
         assert found == oid
         assert moment is None or moment.tzinfo is UTC
+
+
+@pytest.mark.parametrize("text", ["x" * 20_000_000, "\x01" * 5_000_000], ids=["letters", "control characters"])
+@pytest.mark.parametrize("read", [object_id, decode_cursor])
+def test_what_is_huge_is_refused_as_fast_as_what_is_short(read: Any, text: str) -> None:
+    """Quoting 20 MB before cutting it takes a tenth of a second, and a request may try twenty times."""
+    started = time.perf_counter()
+    for _ in range(20):
+        with pytest.raises(Invalid) as caught:
+            read(text)
+        assert len(caught.value.message) < 150
+    assert time.perf_counter() - started < 0.2

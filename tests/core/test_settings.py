@@ -36,6 +36,7 @@ GIVEN = {
     "trusted_proxies": ("10.0.0.0/8, ::1 ,", ("10.0.0.0/8", "::1")),
     "cors_origins": ("https://a.example,https://b.example", ("https://a.example", "https://b.example")),
     "max_body_mb": ("5", 5),
+    "max_connections": ("200", 200),
     "graphql_introspection": ("false", False),
     "graphql_max_depth": ("9", 9),
     "graphql_max_cost": ("99", 99),

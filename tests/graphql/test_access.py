@@ -50,7 +50,7 @@ FIELDS = {
     "Query.plans": Field(anonymous=None, stranger=None),
     "Query.usage": Field(stranger=None),
     "Query.projects": Field(
-        arguments=("", 'after: "{cursor}"', f'search: "{MARK}"', 'search: "."', 'search: ".*", first: 100'),
+        arguments=("", 'after: "{cursor}"', f'search: "{MARK}"', 'search: "."', 'search: ".*", first: 3'),
         stranger=None,
     ),
     "Query.project": Field(
@@ -237,6 +237,8 @@ def ask_for_everything(coordinate: str, arguments: str, victim: Victim) -> str:
     assert isinstance(kind, GraphQLObjectType)
     for field in ("project", "deleted_project", "cursor", "email", "user_id"):
         arguments = arguments.replace(f"{{{field}}}", str(getattr(victim, field)))
+    if "first" in kind.fields[name].args and "first:" not in arguments:
+        arguments += " first: 2"  # canvases are dear
     given = f"({arguments})" if arguments else ""
     return f"{root.lower()} {{ {name}{given} {selection(get_named_type(kind.fields[name].type), ())} }}"
 
@@ -249,7 +251,8 @@ def selection(kind: Any, above: tuple[str, ...]) -> str:
         inner = get_named_type(field.type)
         if inner.name in above or any(is_required_argument(argument) for argument in field.args.values()):
             continue
-        parts.append(f"{name} {selection(inner, (*above, kind.name))}")
+        page = "(first: 2)" if "first" in field.args else ""
+        parts.append(f"{name}{page} {selection(inner, (*above, kind.name))}")
     return f"{{ {' '.join(parts)} }}"
 
 

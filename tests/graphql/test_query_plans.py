@@ -133,7 +133,7 @@ async def customer(client: Client, database: Database) -> None:
         ]
     )
     everything = """{
-      me { name subscription { plan { name } } projects { nodes { name canvasData settings } } usage { used } }
+      me { name subscription { plan { name } } projects(first: 5) { nodes { name canvasData settings } } usage { used } }
       plans { id }
     }"""
     await client.ask(everything)

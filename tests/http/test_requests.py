@@ -192,3 +192,12 @@ async def test_what_a_client_sends_as_a_user_agent_may_be_anything(client: Clien
     )
     assert isinstance(response, httpx.Response)
     assert response.status_code == 200
+
+
+async def test_a_path_cannot_write_to_the_terminal_of_whoever_reads_the_log(client: Client) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await client.http.get("/%1b[2J%0d%0aforged" + "x" * 1000)
+    (entry,) = [entry for entry in logs if entry["event"] == "request"]
+    assert entry["path"].startswith(r"/\x1b[2J\r\nforged")
+    assert entry["path"].isprintable()
+    assert len(entry["path"]) < 250

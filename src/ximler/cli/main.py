@@ -23,7 +23,7 @@ from ximler.core.errors import (
     XimlerError,
 )
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "report"]
 
 _EXIT_CODES: dict[type[XimlerError], int] = {
     Invalid: 2,
@@ -73,6 +73,12 @@ def cli() -> None:
     """
 
 
+def report(problem: XimlerError) -> int:
+    """Say what is wrong, in one line; returns the exit code."""
+    click.echo(f"error: {problem.message}", err=True)
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(problem, kind)), 1)
+
+
 def main() -> None:
     """Run a command. Errors become one line and an exit code; a traceback only with XIMLER_DEBUG=1."""
     try:
@@ -85,8 +91,7 @@ def main() -> None:
         problem.show()
         code = problem.exit_code
     except XimlerError as problem:
-        click.echo(f"error: {problem.message}", err=True)
-        code = next((code for kind, code in _EXIT_CODES.items() if isinstance(problem, kind)), 1)
+        code = report(problem)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

@@ -5,6 +5,8 @@ end only this process has, so that none outlives it, however it ends. A child th
 """
 
 import asyncio
+import contextlib
+import logging
 import os
 import signal
 import socket
@@ -13,20 +15,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
+import click
 import msgspec
 import structlog
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
+from ximler.cli.protocol import Protocol
 from ximler.core import logs
-from ximler.core.errors import Unavailable
+from ximler.core.errors import Unavailable, XimlerError
 from ximler.core.settings import Settings
 
-__all__ = ["PortUnavailable", "bind", "child", "runner", "serve_here", "serve_in_children"]
+__all__ = ["PortUnavailable", "bind", "child", "raise_file_limit", "runner", "serve_here", "serve_in_children"]
 
 _log = structlog.get_logger("ximler")
 _TOO_YOUNG_S = 2.0
+_READY = b"!"
+_BUG = 70
 
 
 class PortUnavailable(Unavailable):
@@ -38,6 +45,17 @@ class _Job(msgspec.Struct):
 
     settings: Settings
     uri: str
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files as they may: a connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS says "unlimited" and does not mean it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -77,13 +95,18 @@ async def serve_here(
 async def serve_in_children(
     settings: Settings, uri: str, listener: socket.socket, *, stop: asyncio.Event, started: Callable[[], None]
 ) -> None:
-    """Keep `settings.workers` children serving until `stop` is set; then let them finish."""
+    """Keep `settings.workers` children serving until `stop` is set; then let them finish.
+
+    Ends with the exit code of the first child where none of them begins to serve; `started` is called when one does.
+    """
     with tempfile.TemporaryDirectory(prefix="ximler-metrics-") as metrics:
         job = msgspec.json.encode(_Job(settings, uri), enc_hook=str) + b"\n"
         children = [_Child(job, listener, metrics) for _ in range(settings.workers)]
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.gather(*(child.start() for child in children))
+            ready = await asyncio.gather(*(child.start() for child in children))
+            if not any(ready) and not stop.is_set():
+                raise click.exceptions.Exit(await children[0].failed())
             started()
             while not stopping.done():
                 exits = [asyncio.ensure_future(child.process.wait()) for child in children]
@@ -104,11 +127,15 @@ def child() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Job, dec_hook=lambda kind, value: kind(value))
     logs.configure(job.settings)
     listener = socket.socket(fileno=int(sys.argv[1]))
-    ready = int(sys.argv[2])
+    announce = int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: only the parent decides
-    server = _Server(job.settings, job.uri, lambda: os.close(ready))
+
+    def ready() -> None:
+        os.write(announce, _READY)
+        os.close(announce)
 
     async def work() -> None:
+        server = _Server(job.settings, job.uri, ready)
         loop = asyncio.get_running_loop()
 
         def parent_gone() -> None:
@@ -119,8 +146,13 @@ def child() -> None:
         loop.add_reader(0, parent_gone)
         await server.serve([listener])
 
-    with runner() as loop:
-        loop.run(work())
+    try:
+        with runner() as loop:
+            loop.run(work())
+    except XimlerError as problem:
+        from ximler.cli.main import report
+
+        sys.exit(report(problem))
 
 
 class _Child:
@@ -132,8 +164,8 @@ class _Child:
         self._metrics = metrics
         self._born = 0.0
 
-    async def start(self) -> None:
-        """Returns when the child serves, or has ended trying."""
+    async def start(self) -> bool:
+        """Returns when the child serves; False when it ended trying."""
         self._born = time.monotonic()
         ready, announce = os.pipe()
         arguments = ["-c", "from ximler.cli.serving import child; child()", str(self._listener.fileno()), str(announce)]
@@ -150,9 +182,14 @@ class _Child:
         if self.process.stdin is not None:
             self.process.stdin.write(self._job)
         try:
-            await asyncio.to_thread(os.read, ready, 1)
+            return await asyncio.to_thread(os.read, ready, 1) == _READY
         finally:
             os.close(ready)
+
+    async def failed(self) -> int:
+        """The exit code of a child that did not start."""
+        code = await self.process.wait()
+        return code if code > 0 else _BUG
 
     async def replace(self) -> None:
         _log.error("worker died", pid=self.process.pid, exit_code=self.process.returncode)
@@ -179,11 +216,25 @@ class _Server(uvicorn.Server):
         from ximler.app import create
 
         self._on_started = on_started
+        self._problem: BaseException | None = None
+        app = create(settings, uri=uri)
+
+        async def remember(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await app(scope, receive, send)
+            except BaseException as error:
+                self._problem = error
+                raise
+
+        async def serve(scope: Any, receive: Any, send: Any) -> None:
+            await (app if scope["type"] == "http" else remember)(scope, receive, send)
+
         super().__init__(
             uvicorn.Config(
-                create(settings, uri=uri),
+                serve,
                 interface="asgi3",
-                http="httptools",
+                http=Protocol,
+                limit_concurrency=settings.max_connections,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -195,9 +246,24 @@ class _Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Raises what kept the application from starting; uvicorn would log it, with a traceback, and exit with 3."""
+        log = logging.getLogger("uvicorn.error")
+        log.disabled = True
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            raise _root(self._problem) if self._problem else Unavailable("The application did not start") from None
+        finally:
+            log.disabled = False
         if self.started:
             self._on_started()
+
+
+def _root(problem: BaseException) -> BaseException:
+    """Out of the groups that the application's parts wrap it in."""
+    while isinstance(problem, BaseExceptionGroup):
+        problem = problem.exceptions[0]
+    return problem
 
 
 def runner() -> asyncio.Runner:

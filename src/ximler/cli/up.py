@@ -50,6 +50,11 @@ def up(
     settings = context.load(
         host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
     ).with_secret()
+    if settings.trusted_proxies:  # here, and not in each of the workers
+        from ximler.http.requests import TrustedProxies
+
+        TrustedProxies(settings.trusted_proxies)
+    serving.raise_file_limit()
     listener = serving.bind(settings.host, settings.port)
     settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
     with serving.runner() as loop:
@@ -74,6 +79,8 @@ async def _run(settings: Settings, listener: socket.socket, *, init: bool) -> No
         assert uri is not None  # noqa: S101 (one or the other)
         if init:
             await _initialise(settings, uri)
+        else:
+            await _connect(settings, uri)
         if not stop.is_set():
             serve = serving.serve_here if settings.workers == 1 else serving.serve_in_children
             await serve(settings, uri, listener, stop=stop, started=lambda: _announce(settings))
@@ -124,6 +131,12 @@ async def _initialise(settings: Settings, uri: str) -> None:
             await sync.initialise(database)
     finally:
         await database.close()
+
+
+async def _connect(settings: Settings, uri: str) -> None:
+    from ximler.database import connect
+
+    await (await connect(uri, settings=settings)).close()
 
 
 def _announce(settings: Settings) -> None:

@@ -36,20 +36,19 @@ def encode_cursor(position: Position) -> str:
 
 def decode_cursor(text: str, field: str = "after") -> Position:
     """The place a cursor stands for. Raises Invalid naming `field` for anything `encode_cursor` did not make."""
-    problem = Invalid.field(field, f"{_shown(text)} is not a cursor: pass on an endCursor as it was received")
     if not _CURSOR.fullmatch(text):
-        raise problem
+        raise _no_cursor(text, field)
     raw = base64.urlsafe_b64decode(text)
     check, body = raw[:4], raw[4:]
     if check != _check(body):
-        raise problem
+        raise _no_cursor(text, field)
     oid = ObjectId(body[8:])
     if body[:8] == _NO_TIME:
         return None, oid
     try:
         return from_ms(int.from_bytes(body[:8], "big", signed=True)), oid
     except OverflowError:
-        raise problem from None
+        raise _no_cursor(text, field) from None
 
 
 def _check(body: bytes) -> bytes:
@@ -57,6 +56,11 @@ def _check(body: bytes) -> bytes:
     return hashlib.sha256(b"cursor" + body).digest()[:4]
 
 
-def _shown(text: object) -> str:
-    shown = repr(text)
+def _no_cursor(text: str, field: str) -> Invalid:
+    return Invalid.field(field, f"{_shown(text)} is not a cursor: pass on an endCursor as it was received")
+
+
+def _shown(text: str) -> str:
+    """Cut before it is quoted: it may be 20 MB."""
+    shown = repr(text[:60])
     return shown if len(shown) <= 60 else f"{shown[:57]}…'"

@@ -7,7 +7,19 @@ import structlog
 
 from ximler.core.settings import Settings
 
-__all__ = ["configure"]
+__all__ = ["configure", "printable"]
+
+_LONGEST = 200
+
+
+def printable(text: str) -> str:
+    """What a client sent, fit for a terminal and for one line: at most 200 characters, control characters spelled out."""
+    cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else _spell(c) for c in cut)
+
+
+def _spell(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def configure(settings: Settings) -> None:

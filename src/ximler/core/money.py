@@ -39,7 +39,9 @@ def exponent(currency: str) -> int:
     try:
         return _EXPONENTS[currency]
     except KeyError:
-        raise Invalid.field("currency", f"{currency!r} is not an ISO 4217 currency code such as USD or EUR") from None
+        raise Invalid.field(
+            "currency", f"{currency[:20]!r} is not an ISO 4217 currency code such as USD or EUR"
+        ) from None
 
 
 class Money(msgspec.Struct, frozen=True, order=False):

@@ -62,6 +62,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     workers: Annotated[int, Meta(ge=1, description="Processes that answer requests.")] = 1
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=10,
+            description="Most connections a process holds; idle ones are closed for new ones, else it answers 503.",
+        ),
+    ] = 1000
     drain_seconds: Annotated[
         int, Meta(ge=0, le=600, description="How long running requests may finish after SIGTERM or Ctrl-C.")
     ] = 10

@@ -2,7 +2,8 @@
 
 A key that starts with `$` or contains `.` could later be reached only by accident (`$set: {"a.b": …}` beside a key "a.b"
 makes a second path), NUL ends a key in BSON, and MongoDB refuses documents nested deeper than 100 levels; so each is
-refused on the way in, with the path.
+refused on the way in, with the path. So are values of so many parts that walking over them takes long: 18 MB of `[]`
+are six million.
 """
 
 from collections.abc import Iterable
@@ -14,10 +15,12 @@ from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, O
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 
-__all__ = ["MAX_DEPTH", "check", "native", "shown", "time_problem"]
+__all__ = ["MAX_DEPTH", "MAX_NODES", "check", "native", "shown", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
+# Items of lists and objects, all levels together: twenty times a large canvas.
+MAX_NODES = 250_000
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _CONTAINERS = (dict, list, tuple)
@@ -37,8 +40,12 @@ def check(value: Any, path: str, *, depth: int = 1) -> None:
         _check_scalar(value, top)
         return
     pending = [(value, top, depth)]
+    nodes = 0
     while pending:
         current, place, level = pending.pop()
+        nodes += len(current)
+        if nodes > MAX_NODES:
+            raise Invalid.field(shown(path), f"has {nodes:,} values or more, the limit is {MAX_NODES:,}: split it up")
         if level > MAX_DEPTH:
             raise Invalid.field(shown(path), f"is nested deeper than {MAX_DEPTH} levels")
         items: Iterable[tuple[Any, Any]]

@@ -30,7 +30,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "referrer-policy": "no-referrer",
 }
-_LONGEST_FORM = 10_000  # bytes: parsing 20 MB of form fields would keep everybody waiting for most of a minute
 
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
@@ -78,7 +77,6 @@ def _page_of(summary: str, **reasons: str) -> dict[str, Any]:
         "media_type": MediaType.HTML,
         "status_code": 200,
         "exception_handlers": _ERRORS,
-        "request_max_body_size": _LONGEST_FORM,
         "responses": documented(_400="The request cannot be read", _413="The form is too long") | pages,
     }
 
@@ -142,7 +140,9 @@ async def ask_password(token: _Token = "") -> Response[str]:
 async def reset(data: Annotated[Confirmation, _UrlEncoded], state: State) -> Response[str]:
     """The reset page's form. Works once per link, and ends every session."""
     await credentials.reset(state.database, state.keyring, token=data.token, password=data.password)
-    return _page("Your password is changed", "<p>You can sign in with it. Everybody who was signed in is signed out.</p>")
+    return _page(
+        "Your password is changed", "<p>You can sign in with it. Everybody who was signed in is signed out.</p>"
+    )
 
 
 @post(

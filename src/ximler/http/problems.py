@@ -21,6 +21,7 @@ from ximler.core.errors import (
     Unavailable,
     XimlerError,
 )
+from ximler.core.logs import printable
 
 __all__ = ["HANDLERS", "Problem", "body", "documented", "status_of"]
 
@@ -120,7 +121,7 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
 
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    _log.error("request failed", exc_info=error, path=request.url.path)
+    _log.error("request failed", exc_info=error, path=printable(request.scope["path"]))
     problem = Problem(
         title=_phrase(500),
         status=500,

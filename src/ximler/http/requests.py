@@ -14,6 +14,7 @@ from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
+from ximler.core.logs import printable
 from ximler.core.settings import SettingsError
 
 __all__ = ["Requests", "TrustedProxies"]
@@ -122,7 +123,7 @@ class Requests:
             SERVED.labels(method, route, status).inc()
             SECONDS.labels(route).observe(seconds)
             log = _log.debug if scope["path"] in _QUIET else _log.info
-            log("request", method=method, path=scope["path"], status=status, ms=round(seconds * 1000, 2))
+            log("request", method=method, path=printable(scope["path"]), status=status, ms=round(seconds * 1000, 2))
 
 
 def _read(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str]:

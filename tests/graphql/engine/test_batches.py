@@ -50,6 +50,51 @@ async def test_aliases_are_fields_of_their_own_with_their_own_arguments(lab: Any
     assert ctx.calls == [("User.friends", 50)] * 2
 
 
+async def test_aliases_with_equal_arguments_are_one_call_in_which_each_parent_stands_once(lab: Any) -> None:
+    ctx = lab.Context()
+    aliases = " ".join(f"a{n}: friends(first: 1) {{ id }}" for n in range(30)) + " b: friends(first: $n) { id }"
+    response = await lab.make_engine().execute(
+        f"query ($n: Int) {{ allUsers {{ {aliases} }} }}", ctx, variables={"n": 1}
+    )
+    assert ctx.calls == [("User.friends", 50)]
+    assert response["data"]["allUsers"][7] == {alias: [{"id": "700"}] for alias in [*(f"a{n}" for n in range(30)), "b"]}
+
+
+async def test_only_arguments_that_are_equal_share_a_call() -> None:
+    """In Python 1, 1.0 and True are equal; to a client they are not."""
+    resolvers = Resolvers()
+    calls = 0
+
+    @resolvers.query("box")
+    async def box(ctx: Any) -> Any:
+        return {}
+
+    @resolvers.field("Box", "same")
+    async def same(ctx: Any, parents: list[Any], value: Any = "nothing") -> list[Any]:
+        nonlocal calls
+        calls += 1
+        return [value for _ in parents]
+
+    engine = Engine(build(["extend type Query { box: Box } type Box { same(value: JSON): JSON }"], [resolvers]))
+    values = ["1", "true", "1.0", '"1"', "[1]", "{a: 1}", "{a: true}", "null", "[]", "{}"]
+    fields = " ".join(f"a{n}: same(value: {value}) b{n}: same(value: {value})" for n, value in enumerate(values))
+    found = (await engine.execute(f"{{ box {{ {fields} c: same }} }}", None))["data"]["box"]
+    expected: list[Any] = [1, True, 1.0, "1", [1], {"a": 1}, {"a": True}, None, [], {}]
+    assert [repr(found[f"a{n}"]) for n in range(len(values))] == [repr(value) for value in expected]
+    assert [found[f"b{n}"] for n in range(len(values))] == expected
+    assert found["c"] == "nothing"
+    assert calls == len(values) + 1
+
+
+async def test_a_request_has_only_so_many_calls(lab: Any) -> None:
+    ctx = lab.Context()
+    aliases = " ".join(f"a{n}: friends(first: {n}) {{ id }}" for n in range(1, 9))
+    response = await lab.make_engine(calls=5).execute(f"{{ users(first: 1) {{ nodes {{ {aliases} }} }} }}", ctx)
+    assert {error["extensions"]["code"] for error in response["errors"]} == {"QUERY_LIMIT_EXCEEDED"}
+    assert "more than 5 calls" in response["errors"][0]["message"]
+    assert len(ctx.calls) <= 5
+
+
 async def test_a_fragment_in_several_places_shares_the_call_of_a_level(lab: Any, engine: Engine) -> None:
     ctx = lab.Context()
     query = """
@@ -58,7 +103,7 @@ async def test_a_fragment_in_several_places_shares_the_call_of_a_level(lab: Any,
     """
     response = await engine.execute(query, ctx)
     assert response["data"]["users"]["nodes"][3] == response["data"]["users"]["edges"][3]["node"]
-    assert ctx.calls == [("User.subscription", 20), ("Subscription.plan", 20)]
+    assert ctx.calls == [("User.subscription", 10), ("Subscription.plan", 10)]
 
 
 async def test_fields_of_the_same_level_are_asked_side_by_side() -> None:
@@ -167,7 +212,7 @@ async def test_parents_at_different_depths_of_waiting_still_share_a_call() -> No
     query = "{ parts { a: inner { size inner { size b: inner { size } } } size c: inner { ...S } } }"
     response = await engine.execute(query + " fragment S on Part { size inner { size } }", None)
     assert "errors" not in response
-    assert calls == {"size": 6, "inner": 5}
+    assert calls == {"size": 4, "inner": 3}
 
 
 async def test_a_fragment_at_many_depths_shares_its_calls_too() -> None:

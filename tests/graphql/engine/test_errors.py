@@ -53,7 +53,7 @@ def test_a_domains_error_keeps_its_own_code_and_names_its_kind() -> None:
 
     error = CouponExpired("This coupon has expired.")
     assert describe(error)["extensions"] == {"code": "COUPON_EXPIRED", "kind": "INVALID"}
-    assert http_status(error) == 400
+    assert http_status(error) == 422
     assert http_status(XimlerError("of no kind")) == 500
 
 

@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import httpx
@@ -87,6 +88,21 @@ async def test_the_answers_media_type_is_negotiated(serve: Any, accept: str | No
     response = await client.send(request)
     assert response.status_code == 200
     assert media_type(response) == answer
+
+
+async def test_a_header_that_is_longer_than_anybody_needs_is_not_read(serve: Any) -> None:
+    """Megabytes of commas would keep every other request waiting for seconds."""
+    client = serve()
+    long = "application/json" + "," * 2_000_000
+    started = time.perf_counter()
+    for more, status in (({"accept": long}, 406), ({"content-type": long.replace(",", ";")}, 415)):
+        headers = {"content-type": "application/json", **more}
+        response = await client.post("/", content=b'{"query": "{ hello }"}', headers=headers)
+        assert response.status_code == status
+    assert time.perf_counter() - started < 1
+    accept = "application/json" + "," * 1_000
+    response = await client.post("/", json={"query": "{ hello }"}, headers={"accept": accept})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -240,6 +256,17 @@ async def test_a_query_string_that_is_no_request_is_400(serve: Any, query_string
     assert problem(response)
 
 
+async def test_whoever_does_not_say_who_they_are_may_send_less(serve: Any) -> None:
+    client = serve(body_limit=10_000, anonymous_body_limit=1_000)
+    body = {"query": "{ hello }", "variables": {"a": "x" * 2_000}}
+    refused = await client.post("/", json=body)
+    assert refused.status_code == 413
+    assert "1,000 bytes, the limit of requests without an Authorization header" in refused.text
+    assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 200
+    body["variables"] = {"a": "x" * 20_000}
+    assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 413
+
+
 async def test_a_body_past_the_limit_is_413(serve: Any) -> None:
     client = serve(body_limit=1000)
     body = json.dumps({**HELLO, "variables": {"x": "y" * 1000}})
@@ -251,7 +278,7 @@ async def test_a_body_past_the_limit_is_413(serve: Any) -> None:
 
     response = await client.post("/", content=chunks(), headers={"content-type": OLD})
     assert response.status_code == 413
-    assert "1000 bytes" in problem(response)
+    assert "1,000 bytes" in problem(response)
     exactly = json.dumps(HELLO).ljust(1000)
     assert (await post(client, exactly)).status_code == 200
 

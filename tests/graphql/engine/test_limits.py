@@ -3,12 +3,13 @@ import time
 from typing import Any
 
 import pytest
-from graphql import get_introspection_query, parse
+from graphql import build_schema, get_introspection_query, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ximler.graphql.engine import Engine, Resolvers, build
+from ximler.graphql.engine import Engine, Resolvers, SchemaError, build
 from ximler.graphql.engine.errors import RequestRefused
+from ximler.graphql.engine.introspection import Introspection
 
 
 async def refusal(engine: Engine, query: str, **variables: Any) -> dict[str, Any]:
@@ -207,6 +208,47 @@ def test_a_page_from_either_end_counts_with_both() -> None:
     assert cost_of(engine, "{ logs { id } }") == 1 + 20
 
 
+def weighted() -> Engine:
+    resolvers = Resolvers()
+    for name in ("things", "thing"):
+
+        @resolvers.query(name)
+        async def answer(ctx: Any, first: int | None = None) -> None: ...
+
+    sdl = """
+    extend type Query { things(first: Int): [Thing] thing(first: Int): Named @cost(weight: 50) }
+    interface Named { name: String body: String @cost(weight: 3) }
+    type Thing implements Named { name: String body: String @cost(weight: 900) }
+    """
+    return Engine(build([sdl], [resolvers]))
+
+
+@pytest.mark.parametrize(
+    ("query", "cost"),
+    [
+        ("{ things(first: 4) { name body } }", 1 + 4 * (1 + 900)),
+        ("{ things(first: 2) { a: body b: body } }", 1 + 2 * 1800),
+        ("{ thing(first: 1) { name } }", 50 + 1),
+        ("{ thing(first: 1) { body } }", 50 + 900),
+        ("{ thing(first: 1) { __typename ... on Thing { body } } }", 50 + 1 + 900),
+    ],
+)
+def test_a_field_counts_what_its_cost_says(query: str, cost: int) -> None:
+    assert cost_of(weighted(), query) == cost
+
+
+def test_weights_stand_in_the_printed_schema() -> None:
+    sdl = weighted().schema.sdl()
+    assert "  body: String @cost(weight: 900)\n" in sdl
+    assert "thing(first: Int): Named @cost(weight: 50)\n" in sdl
+    assert "Thing" in build_schema(sdl).type_map
+
+
+def test_a_weight_that_is_no_number_is_found_at_start() -> None:
+    with pytest.raises(SchemaError, match=r"Thing\.name: .*@cost takes a whole number"):
+        build(["extend type Query { thing: Thing } type Thing { name: String @cost(weight: -1) }"])
+
+
 async def test_a_query_that_asks_for_too_much_is_refused_before_it_runs(lab: Any, engine: Engine) -> None:
     query = "query($n: Int) { users(first: $n) { nodes { friends(first: $n) { friends(first: $n) { id } } } } }"
     found = await refusal(engine, query, n=100)
@@ -239,6 +281,50 @@ async def test_introspection_beyond_it_is_limited(engine: Engine) -> None:
     loop = "{ __schema { types { fields { type { fields { type { fields { name } } } } } } } }"
     [error] = (await engine.execute(loop, None))["errors"]
     assert error["message"] == "Maximum introspection depth exceeded"
+
+
+def nested_lists(outer: int, inner: int) -> str:
+    leaves = " ".join(f"b{n}: fields {{ name }}" for n in range(inner))
+    lists = " ".join(f"a{n}: fields {{ type {{ ofType {{ ofType {{ {leaves} }} }} }} }}" for n in range(outer))
+    return f"{{ __schema {{ types {{ {lists} }} }} }}"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        nested_lists(30, 14),
+        nested_lists(12, 38),
+        "{ __schema { types { fields { args { " + " ".join(f"c{n}: name" for n in range(900)) + " } } } } }",
+        "{ __schema { types { ...F } } } fragment F on __Type { fields { type { fields { "
+        + " ".join(f"n{n}: name" for n in range(200)) + " } } } }",
+    ],
+)  # fmt: skip
+async def test_lists_of_introspection_do_not_multiply(engine: Engine, query: str) -> None:
+    assert (await refusal(engine, query))["limit"] == "introspection cost"
+
+
+async def test_what_introspection_costs_is_what_it_resolves(engine: Engine) -> None:
+    """Every selected field of every object in the answer, the lists' lengths being the schema's own."""
+    document = parse(GRAPHIQL)
+    fragments = {node.name.value: node for node in document.definitions[1:]}  # type: ignore[attr-defined]
+    price = Introspection(engine.schema.core).price(document.definitions[0], fragments)  # type: ignore[arg-type]
+
+    def count(value: Any) -> int:
+        if isinstance(value, list):
+            return sum(count(item) if isinstance(item, dict) else 0 for item in value)
+        return sum(1 + (count(inner) if isinstance(inner, dict | list) else 0) for inner in value.values())
+
+    answer = (await engine.execute(GRAPHIQL, None))["data"]["__schema"]
+    assert price == count(answer)
+
+
+async def test_one_type_at_a_time_may_be_asked_for(engine: Engine) -> None:
+    full = GRAPHIQL[GRAPHIQL.index("fragment") :]
+    query = "{ " + " ".join(f'{alias}: __type(name: "User") {{ ...FullType }}' for alias in "abc") + " } "
+    assert "errors" not in await engine.execute(query + full, None)
+    named = "query ($name: String!) { __type(name: $name) { ...FullType } } " + full
+    answer = await engine.execute(named, None, variables={"name": "User"})
+    assert answer["data"]["__type"]["name"] == "User"
 
 
 async def test_introspection_can_be_turned_off(lab: Any) -> None:

@@ -8,8 +8,10 @@
     }                             302
 
 A list is taken to hold as many as its `first` or `last` says, or that of the connection right above it, or 20.
+A field that takes more than reading an attribute says so in SDL: `canvasData: JSON! @cost(weight: 900)` counts 900.
 Whatever depends on a variable stays a formula: compiled once a document, evaluated a request. Skipped fields (`@skip`,
-`@include`) are counted, merged ones twice: the cost is an upper bound. Introspection has limits of its own.
+`@include`) are counted, merged ones twice: the cost is an upper bound. Introspection has limits of its own
+(see `introspection`).
 """
 
 from collections.abc import Mapping
@@ -33,10 +35,16 @@ from graphql import (
     VariableNode,
     get_named_type,
     get_nullable_type,
+    is_abstract_type,
     is_list_type,
 )
 
-__all__ = ["Cost", "Costs"]
+__all__ = ["SDL", "Cost", "Costs", "find_weight"]
+
+SDL = """
+"What a field counts towards the cost of a query, where that is more than 1."
+directive @cost(weight: Int!) on FIELD_DEFINITION
+"""
 
 
 class FromVariable(NamedTuple):
@@ -73,6 +81,17 @@ class Cost(msgspec.Struct, frozen=True):
 
 NOTHING = Cost(0)
 ONE = Cost(1)
+
+
+def find_weight(field: GraphQLField) -> int:
+    """What `@cost` says of the field, else 1. Raises ValueError where that is no whole number of 0 or more."""
+    for directive in (field.ast_node.directives if field.ast_node else None) or ():
+        if directive.name.value == "cost":
+            value = directive.arguments[0].value if directive.arguments else None
+            if not isinstance(value, IntValueNode) or int(value.value) < 0:
+                raise ValueError("@cost takes a whole number of 0 or more")
+            return int(value.value)
+    return 1
 
 
 class _Sum(NamedTuple):
@@ -129,13 +148,23 @@ class Costs:
         if name in ("__schema", "__type"):
             return _Sum()
         field = getattr(parent, "fields", {}).get(name)
-        if field is None or node.selection_set is None:  # __typename, or a leaf
+        if field is None:  # __typename
             return _Sum(ONE)
+        own = Cost(self._weigh(name, field, parent))
+        if node.selection_set is None:
+            return _Sum(own)
         sizes = self._find_sizes(node, field)
         each = self._price(node.selection_set, get_named_type(field.type)).on_page_of(*sizes or (self._page,))
         if not is_list_type(get_nullable_type(field.type)):
-            return _Sum(ONE.plus(each))
-        return _Sum(ONE, each) if sizes is None else _Sum(_Sum(ONE, each).on_page_of(*sizes))
+            return _Sum(own.plus(each))
+        return _Sum(own, each) if sizes is None else _Sum(_Sum(own, each).on_page_of(*sizes))
+
+    def _weigh(self, name: str, field: GraphQLField, parent: GraphQLNamedType) -> int:
+        """Of an interface's field the dearest that may stand behind it."""
+        if not is_abstract_type(parent):
+            return find_weight(field)
+        behind = [type_.fields[name] for type_ in self._schema.get_possible_types(parent)]
+        return max(map(find_weight, [field, *behind]))
 
     def _find_sizes(self, node: FieldNode, field: GraphQLField) -> tuple[Size, ...] | None:
         """The size of the page that the field asks for; None where it takes neither `first` nor `last`.

@@ -31,6 +31,7 @@ from ximler.graphql.engine.errors import (
     describe_over_limit,
     describe_request_error,
 )
+from ximler.graphql.engine.introspection import Introspection
 from ximler.graphql.engine.limits import Limits, OverLimit, check_shape
 from ximler.graphql.engine.schema import Schema
 
@@ -71,6 +72,7 @@ class Documents:
     def __init__(self, schema: Schema, limits: Limits, *, introspection: bool = True) -> None:
         self._schema = schema
         self._limits = limits
+        self._introspection = Introspection(schema.core)
         self._rules = specified_rules if introspection else [*specified_rules, NoSchemaIntrospectionCustomRule]
         self._kept: OrderedDict[str, Document] = OrderedDict()
         self._kept_text = 0
@@ -104,6 +106,8 @@ class Documents:
                 raise OverLimit("length", len(text), limits.text, "send large values as variables")
             ast = parse(Source(text, "query"), max_lexical_tokens=limits.tokens, max_comments=limits.tokens)
             circular = check_shape(ast, limits)
+            if not circular:
+                self._check_introspection(ast)
         except OverLimit as error:
             raise RequestRefused([describe_over_limit(error)]) from error
         except GraphQLError as error:
@@ -115,12 +119,21 @@ class Documents:
             raise RequestRefused([describe_request_error(error, VALIDATION_FAILED) for error in errors])
         return Document(ast, self._price(ast))
 
+    def _check_introspection(self, ast: DocumentNode) -> None:
+        fragments = _fragments(ast)
+        for node in ast.definitions:
+            if isinstance(node, OperationDefinitionNode):
+                self._introspection.price(node, fragments)
+
     def _price(self, ast: DocumentNode) -> dict[str | None, Operation]:
-        fragments = {node.name.value: node for node in ast.definitions if isinstance(node, FragmentDefinitionNode)}
-        costs = Costs(self._schema.core, fragments, self._limits.page_size)
+        costs = Costs(self._schema.core, _fragments(ast), self._limits.page_size)
         operations: dict[str | None, Operation] = {}
         for node in ast.definitions:
             if isinstance(node, OperationDefinitionNode):
                 name = node.name.value if node.name else None
                 operations[name] = Operation(name, node.operation is OperationType.MUTATION, costs.price(node))
         return operations
+
+
+def _fragments(ast: DocumentNode) -> dict[str, FragmentDefinitionNode]:
+    return {node.name.value: node for node in ast.definitions if isinstance(node, FragmentDefinitionNode)}

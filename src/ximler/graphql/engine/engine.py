@@ -74,7 +74,7 @@ class Engine:
     async def run(self, prepared: Prepared, ctx: Any) -> Response:
         """Execute. Cancelling it cancels the resolvers that still run."""
         executor = prepared.executor
-        batches = Batches(ctx)
+        batches = Batches(ctx, calls=self.limits.calls)
         executor.context_value = Request(ctx, batches)
         finished = False
         try:

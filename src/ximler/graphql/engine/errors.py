@@ -51,7 +51,7 @@ NO_OPERATION = "OPERATION_RESOLUTION_FAILURE"
 OVER_LIMIT = "QUERY_LIMIT_EXCEEDED"
 
 STATUS: Mapping[type[XimlerError], int] = {
-    Invalid: 400,
+    Invalid: 422,
     Unauthenticated: 401,
     Forbidden: 403,
     NotFound: 404,

@@ -58,21 +58,32 @@ class GraphQLApp:
     """Serves one engine. `context_factory(scope)` makes each request's context; an error it raises is the answer.
 
     It is called only for operations that will run: a request that is malformed, invalid or too large costs no I/O.
+    Limits of the body are in bytes; the anonymous one, by default the same, is for requests without an Authorization
+    header, which nobody answers for.
     """
 
-    def __init__(self, engine: Engine, context_factory: ContextFactory, *, body_limit: int = 20 * MIB) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        context_factory: ContextFactory,
+        *,
+        body_limit: int = 20 * MIB,
+        anonymous_body_limit: int | None = None,
+    ) -> None:
         self._engine = engine
         self._context_factory = context_factory
         self._body_limit = body_limit
+        self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise NotImplementedError(f"GraphQL is served over HTTP, not over {scope['type']}")
         headers = _Headers(scope)
-        media_type = choose_response_type(headers.accept) or JSON
+        accepted = choose_response_type(headers.accept)
+        media_type = accepted or JSON
         extra: Headers = []
         try:
-            status, response, extra = await self._answer(scope, headers, media_type, receive)
+            status, response, extra = await self._answer(scope, headers, accepted, receive)
         except _Disconnected:
             return
         except NotWellFormed as error:
@@ -88,14 +99,14 @@ class GraphQLApp:
         await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
 
     async def _answer(
-        self, scope: Scope, headers: "_Headers", media_type: bytes, receive: Receive
+        self, scope: Scope, headers: "_Headers", media_type: bytes | None, receive: Receive
     ) -> tuple[int, Response, Headers]:
         method = scope["method"]
         if method not in ("GET", "POST"):
             raise NotWellFormed(
                 405, f"{method} is not allowed: use POST, or GET for queries", [(b"allow", b"GET, POST")]
             )
-        if choose_response_type(headers.accept) is None:
+        if media_type is None:
             raise NotWellFormed(406, "Answers are application/graphql-response+json or application/json")
         if method == "GET":
             parameters = _read_query_string(scope.get("query_string", b""))
@@ -122,8 +133,10 @@ class GraphQLApp:
             raise NotWellFormed(415, "Content-Type must be application/json, in UTF-8")
         if headers.content_encoding not in (b"", b"identity"):
             raise NotWellFormed(415, "A compressed body is not accepted", [(b"accept-encoding", b"identity")])
-        too_large = NotWellFormed(413, f"The body is longer than {self._body_limit} bytes")
-        if headers.content_length > self._body_limit:
+        limit = self._body_limit if headers.authorized else self._anonymous_body_limit
+        unsigned = "" if limit == self._body_limit else ", the limit of requests without an Authorization header"
+        too_large = NotWellFormed(413, f"The body is longer than {limit:,} bytes{unsigned}")
+        if headers.content_length > limit:
             raise too_large
         chunks: list[bytes] = []
         size = 0
@@ -133,7 +146,7 @@ class GraphQLApp:
                 raise _Disconnected
             chunk = message.get("body", b"")
             size += len(chunk)
-            if size > self._body_limit:
+            if size > limit:
                 raise too_large
             chunks.append(chunk)
             if not message.get("more_body"):
@@ -143,20 +156,25 @@ class GraphQLApp:
 class _Headers:
     """The few headers that matter here."""
 
-    __slots__ = ("accept", "content_encoding", "content_length", "content_type")
+    __slots__ = ("accept", "authorized", "content_encoding", "content_length", "content_type")
 
     def __init__(self, scope: Scope) -> None:
-        self.accept = self.content_type = self.content_encoding = b""
+        self.content_type = self.content_encoding = b""
         self.content_length = 0
+        self.authorized = False
+        accept = []
         for name, value in scope["headers"]:
             if name == b"accept":
-                self.accept = self.accept + b"," + value if self.accept else value
+                accept.append(value)
+            elif name == b"authorization":
+                self.authorized = True
             elif name == b"content-type":
                 self.content_type = value
             elif name == b"content-encoding":
                 self.content_encoding = value.strip().lower()
             elif name == b"content-length" and value.isdigit():
                 self.content_length = int(value[:20])
+        self.accept = b",".join(accept)
 
 
 _parameters = msgspec.json.Decoder(Parameters)

@@ -40,6 +40,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Root fields of an operation, aliases counted: twenty attempts at a mutation a request, not five hundred."""
     cost: int = 20_000
     """Fields that executing may resolve, lists unfolded (see `cost`): a fifth of a second of it."""
+    calls: int = 100
+    """Calls of batch resolvers: a page of an application needs a dozen, aliases with arguments of their own any number."""
     page_size: int = 20
     """What a list is taken to hold where the query does not say."""
     introspection_depth: int = 20

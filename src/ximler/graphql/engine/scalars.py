@@ -116,7 +116,10 @@ def _json_literal(node: ConstValueNode) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """Cut before it is quoted, containers not quoted at all: a value may be 20 MB."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 

@@ -16,9 +16,11 @@ from graphql import (
     GraphQLError,
     GraphQLField,
     GraphQLInputObjectType,
+    GraphQLInterfaceType,
     GraphQLObjectType,
     GraphQLScalarType,
     GraphQLSchema,
+    InterfaceTypeDefinitionNode,
     ObjectTypeDefinitionNode,
     ObjectTypeExtensionNode,
     Source,
@@ -32,7 +34,7 @@ from graphql import (
 )
 from graphql.validation.validate import validate_sdl
 
-from ximler.graphql.engine import connections, scalars
+from ximler.graphql.engine import connections, cost, scalars
 from ximler.graphql.engine.arguments import Reader, find_mismatches, struct_readers
 from ximler.graphql.engine.fields import attribute, batch_field, name_type, root_field
 from ximler.graphql.engine.names import snake
@@ -63,7 +65,27 @@ class Schema(msgspec.Struct, frozen=True):
     bound: Mapping[str, Bound]
 
     def sdl(self) -> str:
-        return print_schema(self.core)
+        """The schema as text, with the weight of fields where they have one."""
+        text = print_schema(self.core)
+        # graphql-core prints what directives are declared, not where they stand.
+        places = [
+            (field.loc.end, weight)
+            for type_ in parse(text).definitions
+            if isinstance(type_, ObjectTypeDefinitionNode | InterfaceTypeDefinitionNode)
+            for field in type_.fields or ()
+            if field.loc
+            and (weight := cost.find_weight(_get_field(self.core, type_.name.value, field.name.value))) != 1
+        ]
+        for end, weight in reversed(places):
+            text = f"{text[:end]} @cost(weight: {weight}){text[end:]}"
+        return text
+
+
+def _get_field(core: GraphQLSchema, type_name: str, field_name: str) -> GraphQLField:
+    type_ = core.type_map[type_name]
+    assert isinstance(type_, GraphQLObjectType | GraphQLInterfaceType)  # noqa: S101 (it was printed as one)
+    field: GraphQLField = type_.fields[field_name]
+    return field
 
 
 def build(sources: Iterable[ModuleType | Path | str], registries: Iterable[Resolvers] = ()) -> Schema:
@@ -97,7 +119,7 @@ def _find_registry(module: ModuleType) -> Resolvers:
 
 
 def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
-    texts = [Source(scalars.SDL + connections.SDL, "ximler.graphql.engine")]
+    texts = [Source(scalars.SDL + connections.SDL + cost.SDL, "ximler.graphql.engine")]
     for number, source in enumerate(sources, 1):
         if isinstance(source, str):
             texts.append(Source(source, f"SDL text {number}"))
@@ -133,6 +155,8 @@ def _build_types(document: DocumentNode) -> GraphQLSchema:
     core = build_ast_schema(document, assume_valid_sdl=True)
     problems = [_located(error) for error in validate_schema(core)]
     for name, type_ in core.type_map.items():
+        if isinstance(type_, GraphQLObjectType | GraphQLInterfaceType):
+            problems += _weight_problems(type_)
         if isinstance(type_, GraphQLScalarType) and not is_specified_scalar_type(type_):
             python = scalars.SCALARS.get(name)
             if python is None:
@@ -146,6 +170,14 @@ def _build_types(document: DocumentNode) -> GraphQLSchema:
     if problems:
         raise SchemaError(problems)
     return core
+
+
+def _weight_problems(type_: GraphQLObjectType | GraphQLInterfaceType) -> Iterator[str]:
+    for name, field in type_.fields.items():
+        try:
+            cost.find_weight(field)
+        except ValueError as error:
+            yield f"{type_.name}.{name}: {_place(field)}{error}"
 
 
 def _bind(core: GraphQLSchema, resolvers: Iterable[Resolver]) -> tuple[dict[str, Bound], list[str]]:

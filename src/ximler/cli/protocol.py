@@ -1,0 +1,125 @@
+"""HTTP connections with the limits that uvicorn's lack: nobody holds memory or a place for ever.
+
+    headers     64 kB (else 431), complete within 15 s of the connection or of their first byte
+    body        60 s without any of it, while we would read it
+    places      when all are taken, those that have been idle longest are closed for new ones
+
+A timer is set only for a request that did not arrive whole, so most cost none. What a body may weigh is the
+application's to say. How long a client may take to read its answer is not limited here.
+"""
+
+import asyncio
+from typing import Any, Literal
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+__all__ = ["Protocol"]
+
+_REFUSAL = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    header_bytes = 65_536
+    headers_s = 15.0
+    body_s = 60.0
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._arriving: Literal["headers", "body"] | None = "headers"
+        self._deadline: asyncio.TimerHandle | None = None
+        # Bytes since the last that began or ended a request, or were of its body: of a header, or of a trailer.
+        self._unread = 0
+        self._chunk = 0  # bytes of what came last
+        self._too_long = False
+        self.last_byte = self.loop.time()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
+        super().connection_made(transport)
+        self._wait()
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
+            self._make_room(self.limit_concurrency // 20 + 1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.last_byte = self.loop.time()
+        self._chunk = len(data)
+        self._unread += self._chunk
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._unread > self.header_bytes:
+            self._refuse()
+        elif self._arriving and self._deadline is None:
+            self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._too_long:
+            self._refuse()
+        else:
+            super().send_400_response(msg)
+
+    def on_message_begin(self) -> None:
+        self._arriving = "headers"
+        self._unread = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if self._unread + self._chunk > self.header_bytes and self._head_bytes() > self.header_bytes:
+            self._too_long = True
+            raise ValueError  # ends the parsing
+        self._arriving = "body"
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        self._stop_waiting()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._arriving = None
+        self._unread = 0
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    @property
+    def answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
+
+    def _refuse(self) -> None:
+        if self.answering:
+            self.transport.abort()
+        else:
+            self.transport.write(_REFUSAL)
+            self.transport.close()
+
+    def _wait(self) -> None:
+        seconds = self.headers_s if self._arriving == "headers" else self.body_s
+        self._deadline = self.loop.call_later(seconds, self._expire)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        if self.flow.read_paused:  # we do not read, because the application does not: no fault of the client's
+            self._wait()
+        else:
+            self._deadline = None
+            self.transport.abort()
+
+    def _make_room(self, places: int) -> None:
+        """Several at once, because looking for them takes a look at every connection."""
+        idle = [one for one in self.connections if isinstance(one, Protocol) and one is not self and not one.answering]
+        for one in sorted(idle, key=lambda one: one.last_byte)[:places]:
+            self.connections.discard(one)
+            one.transport.abort()

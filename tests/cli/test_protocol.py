@@ -1,0 +1,158 @@
+"""What clients can do to a server by how they speak HTTP: nothing that others notice."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from ximler.cli.protocol import Protocol
+
+
+class Impatient(Protocol):
+    headers_s = 0.3
+    body_s = 0.3
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the length of the body."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    text = str(size).encode()
+    headers = [(b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+class Running:
+    def __init__(self, server: uvicorn.Server, port: int) -> None:
+        self.server = server
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+
+Serve = Callable[..., Running]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    running: list[tuple[uvicorn.Server, threading.Thread, socket.socket]] = []
+
+    def start(protocol: type[Protocol] = Protocol, connections: int = 1000) -> Running:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(2048)
+        config = uvicorn.Config(
+            echo, http=protocol, lifespan="off", ws="none", log_config=None, limit_concurrency=connections
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.01)
+        running.append((server, thread, listener))
+        return Running(server, listener.getsockname()[1])
+
+    yield start
+    for server, thread, _ in running:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the other side closes."""
+    found = b""
+    with contextlib.suppress(ConnectionError):
+        while chunk := connection.recv(65536):
+            found += chunk
+    return found
+
+
+@pytest.mark.parametrize("line", [b"a" * 65536, b"x: 1\r\n" * 10_000], ids=["one endless header", "endless headers"])
+def test_endless_headers_are_refused_after_64_kb(serve: Serve, line: bytes) -> None:
+    with serve().connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 60_000_000:
+                connection.sendall(line)
+                sent += len(line)
+        assert sent < 10_000_000
+
+
+def test_long_headers_are_431_and_shorter_ones_pass(serve: Serve) -> None:
+    url = serve().url
+    assert httpx.get(url, headers={"x-a": "a" * 70_000}).status_code == 431
+    assert httpx.get(url, headers={"x-a": "a" * 60_000}).status_code == 200
+
+
+def test_endless_trailers_are_refused(serve: Serve) -> None:
+    with serve().connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-A: ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 60_000_000:
+                connection.sendall(b"a" * 65536)
+                sent += 65536
+        assert sent < 10_000_000
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab"],
+    ids=["nothing", "half a line", "half the headers", "half the body"],
+)
+def test_a_request_that_does_not_arrive_loses_its_connection(serve: Serve, sent: bytes) -> None:
+    with serve(Impatient).connect() as connection:
+        connection.sendall(sent)
+        assert read_all(connection) == b""
+
+
+def test_a_slow_body_that_arrives_is_waited_for(serve: Serve) -> None:
+    """Two seconds of it, at a deadline of 0.3 s between parts, and other requests on the same connection."""
+    with serve(Impatient).connect() as connection:
+        for _ in range(2):
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+            for _ in range(10):
+                time.sleep(0.05)
+                connection.sendall(b"a")
+            assert connection.recv(65536).endswith(b"\r\n\r\n10")
+
+
+def test_large_bodies_and_pipelined_requests_pass(serve: Serve) -> None:
+    body = os.urandom(5_000_000)
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with serve().connect() as connection:
+        sending = threading.Thread(target=connection.sendall, args=(request * 3 + last,))
+        sending.start()
+        assert read_all(connection).count(b"\r\n\r\n5000000") == 3
+        sending.join()
+
+
+def test_silent_connections_do_not_keep_others_out(serve: Serve) -> None:
+    running = serve(connections=50)
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(running.connect())
+        busy.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
+        for _ in range(120):
+            stack.enter_context(running.connect())
+        assert [httpx.get(running.url).status_code for _ in range(20)] == [200] * 20
+        assert len(running.server.server_state.connections) <= 50
+        busy.sendall(b"a")
+        assert busy.recv(65536).endswith(b"\r\n\r\n2")  # it was not idle
