@@ -1,7 +1,7 @@
 """What commands share: settings with the common options, a connected database, and output for people or programs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,7 @@ from ximler.core.settings import Settings
 if TYPE_CHECKING:
     from ximler.database import Database
 
-__all__ = ["database", "database_options", "load", "print_json", "run"]
+__all__ = ["database", "database_options", "load", "print_json", "print_table", "run"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,6 +60,18 @@ async def database(loaded: Settings) -> "AsyncIterator[Database]":
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """For people. Cells are text as it is: what others stored is neither markup nor control characters."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text("".join(c if c.isprintable() else "\ufffd" for c in str(cell))) for cell in row))
+    Console().print(table)
 
 
 def print_json(value: object) -> None:

@@ -128,11 +128,8 @@ def _report(differences: "list[Difference]", as_json: bool, fine: str) -> int:
     elif not differences:
         click.echo(fine)
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("Collection", "What", "Name", "State", "Remedy", box=None, header_style="bold")
-        for found in differences:
-            table.add_row(found.collection, found.what, found.name, found.state, found.remedy)
-        Console().print(table)
+        context.print_table(
+            ("Collection", "What", "Name", "State", "Remedy"),
+            [(found.collection, found.what, found.name, found.state, found.remedy) for found in differences],
+        )
     return 1 if differences else 0

@@ -45,14 +45,14 @@ def list_jobs(
             {"jobs": [_row(job) for job in page.items], "next": page.end_cursor if page.has_next else None}
         )
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("Id", "Kind", "Status", "Attempts", "Due", "Last error", box=None, header_style="bold")
-    for job in page.items:
-        due = job.run_at.strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(str(job.id), job.kind, job.status, str(job.attempts), due, job.last_error or "")
-    Console().print(table if page.items else "There are no jobs.")
+    rows = [
+        (job.id, job.kind, job.status, job.attempts, job.run_at.strftime("%Y-%m-%d %H:%M:%S"), job.last_error or "")
+        for job in page.items
+    ]
+    if rows:
+        context.print_table(("Id", "Kind", "Status", "Attempts", "Due", "Last error"), rows)
+    else:
+        click.echo("There are no jobs.")
     if page.has_next:
         click.echo(f"More: ximler jobs list --limit {limit} --after {page.end_cursor}")
 

@@ -128,7 +128,7 @@ async def _initialise(settings: Settings, uri: str) -> None:
     database = await connect(uri, settings=settings)
     try:
         if not await sync.check_version(database):
-            await sync.initialise(database)
+            sync.require_safe(await sync.initialise(database))
     finally:
         await database.close()
 

@@ -47,10 +47,12 @@ def create(
     async def work() -> Any:
         from ximler.accounts import users as accounts
         from ximler.accounts.keyring import Keyring
+        from ximler.database import sync
 
         keyring = Keyring(settings)
         try:
             async with context.database(settings) as database:
+                await sync.require_ready(database)
                 return await accounts.create(
                     database, keyring, _OPERATOR, name=name, email=email, password=password, verified=not unverified
                 )
@@ -88,15 +90,15 @@ def list_users(limit: int, after: str | None, as_json: bool, data_dir: Path | No
             {"users": [_row(user) for user in page.items], "next": page.end_cursor if page.has_next else None}
         )
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("Id", "E-mail", "Name", "Verified", "Since", "Last sign-in", box=None, header_style="bold")
+    rows = []
     for user in page.items:
         seen = user.last_login.strftime("%Y-%m-%d %H:%M") if user.last_login else "never"
         verified = "yes" if user.email_verified else "no"
-        table.add_row(str(user.id), user.email, user.name, verified, user.created_at.strftime("%Y-%m-%d"), seen)
-    Console().print(table if page.items else "There are no accounts yet: ximler users create --help")
+        rows.append((user.id, user.email, user.name, verified, user.created_at.strftime("%Y-%m-%d"), seen))
+    if rows:
+        context.print_table(("Id", "E-mail", "Name", "Verified", "Since", "Last sign-in"), rows)
+    else:
+        click.echo("There are no accounts yet: ximler users create --help")
     if page.has_next:
         click.echo(f"More: ximler users list --limit {limit} --after {page.end_cursor}")
 

@@ -6,7 +6,7 @@ on a database that another application made it never tightens a validator, unles
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +24,17 @@ from ximler.schema import CATALOGUE, SPECIFIED
 from ximler.schema.document import Collection, Index
 from ximler.schema.meta import META, SCHEMA_VERSION, Meta
 
-__all__ = ["Difference", "SchemaTooNew", "adopt", "check_version", "initialise", "status"]
+__all__ = [
+    "Difference",
+    "SchemaNotReady",
+    "SchemaTooNew",
+    "adopt",
+    "check_version",
+    "initialise",
+    "require_ready",
+    "require_safe",
+    "status",
+]
 
 _log = structlog.get_logger("ximler.database")
 _STAMP = "schema"
@@ -39,6 +49,10 @@ _ADOPTING = "usages_adopting_"
 
 class SchemaTooNew(Conflict):
     code = "SCHEMA_TOO_NEW"
+
+
+class SchemaNotReady(Conflict):
+    code = "SCHEMA_NOT_READY"
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -86,11 +100,37 @@ async def initialise(
         await asyncio.gather(*(make(collection) for collection in CATALOGUE))
     except PyMongoError as error:
         raise translated(error, database.name) from error
-    if stamp.fingerprint is None:
-        await seeds.plant(database)
-    done = {"version": SCHEMA_VERSION, "fingerprint": _fingerprint()}
-    await database[META].patch({"_id": _STAMP, "version": {"$lte": SCHEMA_VERSION}}, {"$set": done})
-    return await status(database)
+    if stamp.fingerprint is None and ours:
+        await seeds.plant(database)  # another application's plans and coupons are not ours to add to
+    differences = await status(database)
+    if not _unsafe(differences):
+        done = {"version": SCHEMA_VERSION, "fingerprint": _fingerprint()}
+        await database[META].patch({"_id": _STAMP, "version": {"$lte": SCHEMA_VERSION}}, {"$set": done})
+    return differences
+
+
+async def require_ready(database: Database) -> None:
+    """Raises SchemaNotReady before anything is written to a database whose uniqueness nobody has seen to."""
+    if not await check_version(database):
+        raise SchemaNotReady(f"The database {database.name!r} is not up to date: run 'ximler db init' first.")
+
+
+def require_safe(differences: list[Difference]) -> None:
+    """Log every difference; raises SchemaNotReady where a unique index is not as it must be: two accounts could share an
+    address."""
+    for found in differences:
+        _log.warning("database differs", **msgspec.structs.asdict(found))
+    if unsafe := _unsafe(differences):
+        names = ", ".join(f"{found.collection}.{found.name}" for found in unsafe)
+        raise SchemaNotReady(
+            f"Nothing makes {names} unique: remove duplicates, if there are any, then run 'ximler db init --repair'."
+        )
+
+
+def _unsafe(differences: Iterable[Difference]) -> list[Difference]:
+    """Unique indexes that are not there, or not unique."""
+    unique = {(c.name, i.name) for c in CATALOGUE for i in c.indexes if i.unique}
+    return [d for d in differences if d.what == "index" and d.state != "extra" and (d.collection, d.name) in unique]
 
 
 async def _claim(database: Database, *, ours: bool) -> Meta:

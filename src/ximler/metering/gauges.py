@@ -80,12 +80,16 @@ async def reserve(
 
 
 async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0, storage_bytes: int = 0) -> None:
-    """Give back, after it was removed. One round trip; two more the first time a user is seen.
+    """Give back, after it was removed. One round trip; three more the first time a user is seen, or where another
+    application added what the gauge has not counted and this would take it below zero: then everything is counted anew.
 
     A user without a gauge is given one: it is where this transaction and one that counts the user's projects meet. Passing
     each other by, the other would count what this one removes.
     """
-    if await _change(transaction, user_id, {}, -projects, -storage_bytes):
+    enough = {"_id": user_id, "projects": {"$gte": projects}, "storageBytes": {"$gte": storage_bytes}}
+    change = {"$inc": {"projects": -projects, "storageBytes": -storage_bytes}}
+    if not await transaction[GAUGES].patch(enough, change):
+        await _change(transaction, user_id, {}, -projects, -storage_bytes)
         left = await _count(transaction, user_id)
         await _set(transaction, user_id, left.projects, left.storage_bytes)
 

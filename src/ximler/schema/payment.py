@@ -27,7 +27,7 @@ class Payment(Stamped, kw_only=True):
 
     @property
     def amount_money(self) -> Money:
-        return Money.of(self.amount, self.currency)
+        return Money.of(self.amount, self.currency.upper())
 
     @property
     def amount_minor(self) -> int:

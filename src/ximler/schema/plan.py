@@ -45,7 +45,7 @@ class Plan(Stamped, kw_only=True):
 
     @property
     def price_money(self) -> Money:
-        return Money.of(self.price, self.currency)
+        return Money.of(self.price, self.currency.upper())
 
     @property
     def price_minor(self) -> int:
