@@ -108,8 +108,8 @@ FORMS = [b"", b"token=", b"token=x", b"token=x&token=y", b"other=1", b"token[$gt
 async def test_a_form_that_is_none_of_ours_makes_nothing(client: Client, database: Database, kind: str) -> None:
     for form in FORMS:
         response = await client.http.post("/confirm", content=form, headers={"Content-Type": kind} if kind else {})
-        assert response.status_code == 422, form
-        assert response.headers["content-type"] == "text/html; charset=utf-8"
+        assert response.status_code in (413, 422), form[:80]
+        assert response.headers["content-type"].split(";")[0] in ("text/html", "application/problem+json")
     assert await database.raw["users"].count_documents({}) == 0
 
 

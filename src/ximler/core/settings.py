@@ -90,7 +90,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # GraphQL
     graphql_introspection: Annotated[bool, Meta(description="Whether the schema can be asked for.")] = True
     graphql_max_depth: Annotated[int, Meta(ge=1, description="Deepest selection.")] = 12
-    graphql_max_cost: Annotated[int, Meta(ge=1, description="Most fields a query may resolve, lists unfolded.")] = 20000
+    graphql_max_cost: Annotated[int, Meta(ge=10000, description="Most fields a query may resolve, lists unfolded.")] = (
+        20000
+    )
 
     # Accounts
     environment: Annotated[
