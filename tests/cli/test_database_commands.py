@@ -95,6 +95,7 @@ def test_a_taken_address_is_a_conflict(ximler, own):
 
 def test_a_short_password_is_refused(ximler, own):
     env, _ = own
+    ximler("db", "init", env=env)
     result = ximler(
         "users", "create", "--name", "A", "--email", "a@example.com", "--password-stdin", env=env, stdin="short\n"
     )

@@ -117,7 +117,7 @@ def test_a_killed_mongod_is_started_again_and_nothing_acknowledged_is_lost(up):
     assert ready.status_code == 200, ready.text
     # By id whatever became of them: deleted ones are restored by nobody, so ask the database itself.
     result = subprocess.run(
-        ["python", "-m", "ximler", "shell", "--data-dir", str(running.data_dir), "-c",
+        [sys.executable, "-m", "ximler", "shell", "--data-dir", str(running.data_dir), "-c",
          "import json; print(json.dumps([str(d['_id']) for d in await db.raw.projects.find({}, {'_id': 1}).to_list()]))"],
         capture_output=True, text=True, env={**os.environ, "XIMLER_LOG_LEVEL": "error"},
     )  # fmt: skip

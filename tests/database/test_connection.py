@@ -348,6 +348,14 @@ async def test_when_the_database_dies_and_comes_back_requests_fail_clearly_and_r
     assert password not in f"{logs} {failures}"
 
 
+async def test_a_client_in_a_traceback_shows_no_password(own_server: server.Server) -> None:
+    database = await connect(own_server.uri)
+    password = urlsplit(own_server.uri).password
+    assert password
+    assert password not in f"{database!r} {database.client!r} {database.projects!r} {database.raw!r}"
+    await database.close()
+
+
 async def test_closing_is_no_disconnection(mongodb_uri: str) -> None:
     with structlog.testing.capture_logs() as logs:
         database = await connect(mongodb_uri)

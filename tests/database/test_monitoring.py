@@ -45,13 +45,17 @@ def test_closing_is_no_change() -> None:
 
 
 async def test_metrics_say_that_there_is_a_primary_and_how_many_servers_of_which_type(mongodb_uri: str) -> None:
+    before = {kind: SERVERS.labels(kind)._value.get() for kind in ("RSPrimary", "Unknown")}
     database = await connect(mongodb_uri)
-    async with asyncio.timeout(10):
-        while SERVERS.labels("RSPrimary")._value.get() != 1:
-            await database.ping()
-    assert UP._value.get() == 1
-    assert SERVERS.labels("Unknown")._value.get() == 0
-    await database.close()
+    try:
+        async with asyncio.timeout(10):
+            while SERVERS.labels("RSPrimary")._value.get() != before["RSPrimary"] + 1:
+                await database.ping()
+        assert UP._value.get() == 1
+        assert SERVERS.labels("Unknown")._value.get() == before["Unknown"]
+    finally:
+        await database.close()
+    assert {kind: SERVERS.labels(kind)._value.get() for kind in before} == before
 
 
 # Commands

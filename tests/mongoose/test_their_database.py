@@ -7,7 +7,7 @@ from bson import ObjectId
 from tests.mongoose.documents import COLLECTIONS, expected, seen, their_full, their_minimal
 from tests.mongoose.peer import HERE, Application
 
-from ximler.database import Database, sync
+from ximler.database import Database, seeds, sync
 from ximler.schema import CATALOGUE, SPECIFIED
 
 OURS = {c.name for c in CATALOGUE} - {c.name for c in SPECIFIED}
@@ -132,6 +132,7 @@ async def test_a_plan_and_a_coupon_of_its_own_are_not_overwritten(
     plan = await empty_app.create("Plan", {**their_minimal()["Plan"], "id": "pro", "price": 19})
     coupon = await empty_app.create("Coupon", {**their_minimal()["Coupon"], "code": "WELCOME20", "active": False})
     await sync.initialise(empty_database)
+    assert await seeds.plant(empty_database) == {"plans": ["free", "enterprise"], "coupons": ["STUDENT50"]}
     assert await empty_app.raw("plans", "findOne", {"id": "pro"}) == plan
     assert await empty_app.raw("coupons", "findOne", {"code": "WELCOME20"}) == coupon
     assert await empty_database.plans.count({}) == 3

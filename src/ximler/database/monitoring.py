@@ -4,6 +4,7 @@ PyMongo calls these listeners synchronously, so they only add numbers. Imported 
 `PROMETHEUS_MULTIPROC_DIR` (set by `ximler up --workers N`) can sum them over processes.
 """
 
+import collections
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -145,23 +146,25 @@ class _Pool(monitoring.ConnectionPoolListener):
 class _Topology(monitoring.TopologyListener):
     def __init__(self, state: ConnectionState) -> None:
         self._state = state
-        self._types: set[str] = set()
+        self._counts: collections.Counter[str] = collections.Counter()
 
     def description_changed(self, event: monitoring.TopologyDescriptionChangedEvent) -> None:
         servers = event.new_description.server_descriptions().values()
-        counts: dict[str, int] = dict.fromkeys(self._types, 0)
-        for server in servers:
-            counts[server.server_type_name] = counts.get(server.server_type_name, 0) + 1
-        self._types |= counts.keys()
-        for kind, count in counts.items():
-            SERVERS.labels(kind).set(count)
+        self._count(collections.Counter(server.server_type_name for server in servers))
         was, now = event.previous_description.has_writable_server(), event.new_description.has_writable_server()
         if now or was:  # the first events, before any server has answered, say nothing new
             self._state.changed(connected=now)
 
     def opened(self, event: monitoring.TopologyOpenedEvent) -> None: ...
 
-    def closed(self, event: monitoring.TopologyClosedEvent) -> None: ...
+    def closed(self, event: monitoring.TopologyClosedEvent) -> None:
+        self._count(collections.Counter())
+
+    def _count(self, counts: collections.Counter[str]) -> None:
+        """By difference: another client of the same process has servers of its own."""
+        for kind in counts.keys() | self._counts.keys():
+            SERVERS.labels(kind).inc(counts[kind] - self._counts[kind])
+        self._counts = counts
 
 
 class _Heartbeats(monitoring.ServerHeartbeatListener):
