@@ -35,11 +35,13 @@ def main() -> int:
         epilog="\n".join(f"  {name:12} {what}" for name, what in TOPICS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("topics", nargs="*", metavar="topic", choices=[[], *TOPICS], help="all of them unless named")
+    parser.add_argument("topics", nargs="*", metavar="topic", help="all of them unless named")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
     parser.add_argument("--json", action="store_true", help="one JSON object, raw samples included")
     parser.add_argument("--no-fail", action="store_true", help="exit code 0 whatever is missed")
     options = parser.parse_args()
+    if unknown := [topic for topic in options.topics if topic not in TOPICS]:
+        parser.error(f"there is no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
     _silence()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         tables = runner.run(_measure(options.topics or list(TOPICS), quick=options.quick, as_json=options.json))
@@ -58,6 +60,7 @@ async def _measure(topics: list[str], *, quick: bool, as_json: bool) -> list[Tab
         for topic in topics:
             run: Callable[[Setup], Awaitable[list[Table]]] = import_module(f"bench.{topic}").run
             made = await run(ready)
+            made[-1].notes.append(f"Load average afterwards: {os.getloadavg()[0]:.1f}, on {os.cpu_count()} cores.")
             tables += made
             if not as_json:
                 print("\n" + "\n\n".join(table.render() for table in made), flush=True)

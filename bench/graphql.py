@@ -151,10 +151,10 @@ def _core(*, cached: bool) -> Answer:
     schema = graphql.build_schema(f"type Query {{ {ROOTS} }} {TYPES}")
     assert schema.query_type
 
-    async def thing(_root: object, _info: graphql.GraphQLResolveInfo, id: str) -> Thing | None:  # noqa: A002 (as above)
+    async def thing(_root: object, _info: graphql.GraphQLResolveInfo[Any], id: str) -> Thing | None:  # noqa: A002 (as above)
         return BY_ID.get(id)
 
-    async def things(_root: object, _info: graphql.GraphQLResolveInfo) -> list[Thing]:
+    async def things(_root: object, _info: graphql.GraphQLResolveInfo[Any]) -> list[Thing]:
         return THINGS
 
     schema.query_type.fields["thing"].resolve = thing

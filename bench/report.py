@@ -45,9 +45,9 @@ class Table(msgspec.Struct, kw_only=True):
     """One topic. `samples` are the raw measurements, in seconds unless their name says otherwise, for --json."""
 
     title: str
-    figures: list[Figure] = []
+    figures: Sequence[Figure] = ()
     columns: Sequence[str] = ()
-    rows: list[Sequence[str]] = []
+    rows: Sequence[Sequence[str]] = ()
     notes: list[str] = []
     samples: dict[str, list[float]] = {}
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from bson import ObjectId
 
-from ximler.schema.payment import Payment
+from ximler.schema.document import AT_WRITE
+from ximler.schema.payment import Payment, PaymentStatus
 
 __all__ = ["COUNT", "payment_documents", "payments"]
 
 COUNT = 20_000
-_STATUSES = ("PAID", "PAID", "PAID", "PENDING", "FAILED", "REFUNDED")
+_STATUSES: tuple[PaymentStatus, ...] = ("PAID", "PAID", "PAID", "PENDING", "FAILED", "REFUNDED")
 _AMOUNTS = (0, 29, 29.99, 99, 290, 12.5)
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -35,7 +36,8 @@ def payments(count: int = COUNT, *, stamped: bool = True) -> list[Payment]:
                 stripe_invoice_id=f"in_{number:024d}",
                 invoice_url=f"https://invoice.example.com/i/acct_{user:08d}/{number:024d}",
                 paid_at=moment,
-                **(dict.fromkeys(("created_at", "updated_at"), moment) if stamped else {}),
+                created_at=moment if stamped else AT_WRITE,
+                updated_at=moment if stamped else AT_WRITE,
             )
         )
     return made

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from pymongo import AsyncMongoClient
 
@@ -58,7 +59,8 @@ async def _server(folder: Path, started: list[float], stopped: list[float]) -> N
     began = time.perf_counter()
     running = await server.start(folder)
     try:
-        async with AsyncMongoClient(running.uri) as client:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(running.uri)
+        async with client:
             await client["bench"]["first"].insert_one({"x": 1})
         started.append(time.perf_counter() - began)
     finally:

@@ -69,7 +69,8 @@ def scratch() -> "tempfile.TemporaryDirectory[str]":
 
 async def facts(uri: str) -> dict[str, str]:
     """What the figures depend on. Nothing that names the machine or its folders."""
-    async with AsyncMongoClient(uri) as client:
+    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
+    async with client:
         mongod = (await client.admin.command("buildInfo"))["version"]
     found = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",

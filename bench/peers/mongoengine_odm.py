@@ -7,7 +7,7 @@ Friendliest honest equivalents: references are plain ObjectIds, so that nothing 
 from collections.abc import Sequence
 from typing import Any
 
-import mongoengine
+import mongoengine  # type: ignore[import-untyped]  # it has no annotations
 from mongoengine import DateTimeField, FloatField, ObjectIdField, StringField
 
 from ximler.schema import payment as ours
@@ -17,8 +17,8 @@ __all__ = ["close", "find_all", "insert_many", "models", "prepare"]
 _AWARE, _NAIVE = "bench-aware", "bench-naive"
 
 
-class _Fields(mongoengine.Document):
-    meta = {"abstract": True}  # noqa: RUF012 (MongoEngine's way)
+class _Fields(mongoengine.Document):  # type: ignore[misc]  # as above
+    meta: dict[str, Any] = {"abstract": True}  # noqa: RUF012 (MongoEngine's way)
 
     userId = ObjectIdField(required=True)
     subscriptionId = ObjectIdField()

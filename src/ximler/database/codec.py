@@ -44,7 +44,7 @@ class UnreadableDocument(Conflict):
 class Codec(Generic[D]):
     """`decode(raw)` takes over the dict; `encode(document, now)` returns a new one, ready for BSON.
 
-    `now` is naive UTC, as are the datetimes that `encode` returns.
+    `now` is naive UTC in whole milliseconds, as are the datetimes that `encode` returns.
     """
 
     __slots__ = ("decode", "document", "encode", "fields")
@@ -232,46 +232,48 @@ def _compile_encoder(document: type[D], path: str = "") -> Callable[[D, datetime
         "as_they_are": (datetime, bytes),
         "errors": (AttributeError, TypeError, OverflowError, msgspec.ValidationError),
     }
-    lines = []
+    # All fields in one dict display, which is faster than one after the other; then those that are None leave it.
+    before, display, after = [], [], []
     strictly = ""
-    for field in inspect.type_info(document).fields:  # type: ignore[attr-defined]  # a Struct's info has fields
-        kind, place = bare(field.type), repr(path + field.encode_name)
-        store = f"d[{field.encode_name!r}] = v"
+    for number, field in enumerate(inspect.type_info(document).fields):  # type: ignore[attr-defined]  # a Struct's info has fields
+        kind, place, v = bare(field.type), repr(path + field.encode_name), f"v{number}"
         steps = []
         if setter := marks[field.name].get("setter"):
             if setter not in _STR_METHODS:
                 raise TypeError(f"{document.__name__}.{field.name}: unknown setter {setter!r}")
-            steps.append(f"v = v.{setter}()")
+            steps.append(f"{v} = {v}.{setter}()")
         if field.required and isinstance(kind, inspect.StrType):
-            steps.append(f"if v == '': missing({place})")
+            steps.append(f"if {v} == '': missing({place})")
         if marks[field.name].get("mixed"):
-            steps.append(f"check_mixed(v, {place}, depth=2)")
+            steps.append(f"check_mixed({v}, {place}, depth=2)")
         if isinstance(kind, inspect.FloatType | inspect.UnionType):
-            steps.append(f"if v - v: not_finite({place})")
+            steps.append(f"if {v} - {v}: not_finite({place})")
         if isinstance(kind, inspect.BytesType):
             strictly = ", builtin_types=as_they_are"  # or base64 text would do; three times as slow
         if isinstance(kind, inspect.DateTimeType):
             # Naive UTC, because BSON encodes it in half the time that an aware datetime takes.
-            at_write = "now if v is AT_WRITE else " if field.default is AT_WRITE else ""
-            steps += [f"v = {at_write}naive + (v - epoch)", "if v.microsecond % 1000: v = whole_ms(v)"]
+            steps += [f"{v} = naive + ({v} - epoch)", f"if {v}.microsecond % 1000: {v} = whole_ms({v})"]
+            if field.default is AT_WRITE:
+                steps = [f"if {v} is AT_WRITE: {v} = now", "else:", *(f"    {step}" for step in steps)]
         if isinstance(kind, inspect.StructType):
             scope[f"encode_{field.name}"] = _compile_encoder(kind.cls, f"{path}{field.encode_name}.")
-            steps.append(f"v = encode_{field.name}(v, now)")
-        lines.append(f"v = o.{field.name}")
-        if field.required or field.default is not None:
-            lines += [*steps, store]
-        else:
-            lines += ["if v is not None:", *(f"    {step}" for step in [*steps, store])]
+            steps.append(f"{v} = encode_{field.name}({v}, now)")
+        if not field.required and field.default is None:
+            steps = [f"if {v} is not None:", *(f"    {step}" for step in steps)] if steps else []
+            after.append(f"if {v} is None: del d[{field.encode_name!r}]")
+        if steps:
+            before += [f"{v} = o.{field.name}", *steps]
+        display.append(f"{field.encode_name!r}: {v if steps else f'({v} := o.{field.name})'},")
+    lines = [*before, "d = {", *display, "}", *after]
     body = "".join(f"        {line}\n" for line in lines)
     source = (
         "def encode(o, now):\n"
-        "    d = {}\n"
         "    try:\n"
         f"{body}"
         f"        convert(d, document{strictly})\n"
+        "        return d\n"
         "    except errors:\n"
         "        refuse(o)\n"
-        "    return d\n"
     )
     exec(compile(source, f"<encoder of {document.__name__}>", "exec"), scope)  # noqa: S102 (made from our own schema)
     return scope["encode"]  # type: ignore[no-any-return]  # the function just compiled
