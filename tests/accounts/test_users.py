@@ -8,7 +8,7 @@ from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.core.actor import SYSTEM, Actor
-from ximler.core.errors import Forbidden, Invalid
+from ximler.core.errors import Forbidden, Unauthenticated, Invalid
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.schema.user import User
@@ -32,10 +32,10 @@ async def test_an_address_has_one_account_however_it_is_written(
 
 
 async def test_only_operators_make_and_list_accounts(database: Database, keyring: Keyring, ada: User) -> None:
-    for actor in (Actor(), Actor(kind="user", via="session", user_id=ada.id)):
-        with pytest.raises(Forbidden):
+    for actor, error in ((Actor(), Unauthenticated), (Actor(kind="user", via="session", user_id=ada.id), Forbidden)):
+        with pytest.raises(error):
             await users.create(database, keyring, actor, name="B", email="b@example.com", password=PASSWORD)
-        with pytest.raises(Forbidden):
+        with pytest.raises(error):
             await users.page(database, actor)
     assert await database.users.count({}) == 1
 

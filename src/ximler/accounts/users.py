@@ -3,7 +3,6 @@
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address, person
 from ximler.core.actor import Actor
-from ximler.core.errors import Forbidden
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
@@ -17,7 +16,7 @@ async def create(
     database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str, verified: bool = True
 ) -> User:
     """An account without a confirmation link. Operators only. Raises Invalid, AccountExists, Forbidden."""
-    _operators_only(actor)
+    actor.require_operator()
     user = User(
         name=person(name), email=address(email), password=await keyring.hash_password(password), email_verified=verified
     )
@@ -31,10 +30,5 @@ async def create(
 
 async def page(database: Database, actor: Actor, *, first: int = 20, after: Position | None = None) -> Page[User]:
     """Users, newest first. Operators only."""
-    _operators_only(actor)
+    actor.require_operator()
     return await database.users.page({}, first=first, after=after)
-
-
-def _operators_only(actor: Actor) -> None:
-    if actor.kind not in ("operator", "system"):
-        raise Forbidden("Only an operator may do this")

@@ -5,13 +5,13 @@ from typing import Literal
 import msgspec
 from bson import ObjectId
 
-from ximler.core.errors import Unauthenticated
+from ximler.core.errors import Forbidden, Unauthenticated
 
 __all__ = ["SYSTEM", "Actor"]
 
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
-    """`user_id` is set for a signed-in user; `session_id` when they came through a session.
+    """`user_id` is set for a signed-in user; `session_id` when they came through a session, `api_key_id` when through a key.
 
     `address` and `user_agent` are what the request said, after `trusted_proxies` has decided whom to believe.
     """
@@ -20,6 +20,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     via: Literal["http", "session", "api_key", "cli", "webhook", "worker"] = "http"
     user_id: ObjectId | None = None
     session_id: bytes | None = None
+    api_key_id: ObjectId | None = None
     scopes: frozenset[str] = frozenset()
     address: str | None = None
     user_agent: str | None = None
@@ -30,6 +31,13 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
         if self.user_id is None:
             raise Unauthenticated("Sign in first: send the header 'Authorization: Bearer <token>'.")
         return self.user_id
+
+    def require_operator(self) -> None:
+        """Raises Unauthenticated, Forbidden."""
+        if self.kind not in ("operator", "system"):
+            if self.kind == "anonymous":
+                self.require_user()
+            raise Forbidden("Only an operator may do this")
 
 
 SYSTEM = Actor(kind="system", via="worker")

@@ -9,6 +9,7 @@ from typing import Any
 from ximler.schema.api_key import API_KEYS
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.coupon import COUPONS
+from ximler.schema.credential import CREDENTIALS
 from ximler.schema.document import Collection
 from ximler.schema.gauge import GAUGES
 from ximler.schema.job import OUTBOX
@@ -28,4 +29,12 @@ __all__ = ["CATALOGUE", "SPECIFIED"]
 SPECIFIED: tuple[Collection[Any], ...] = (
     USERS, PLANS, SUBSCRIPTIONS, PAYMENTS, USAGE, PROJECTS, API_KEYS, NOTIFICATIONS, COUPONS, AUDIT_LOGS,
 )  # fmt: skip
-CATALOGUE: tuple[Collection[Any], ...] = (*SPECIFIED, SESSIONS, REGISTRATIONS, GAUGES, OUTBOX, META)
+CATALOGUE: tuple[Collection[Any], ...] = (
+    *SPECIFIED,
+    SESSIONS,
+    REGISTRATIONS,
+    CREDENTIALS,
+    GAUGES,
+    OUTBOX,
+    META,
+)

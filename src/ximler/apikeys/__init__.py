@@ -1,0 +1,1 @@
+"""Keys for programs that act for a user. Owns `apikeys`."""
