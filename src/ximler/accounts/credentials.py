@@ -9,9 +9,10 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import sessions
+from ximler.accounts import attempts, sessions, strength, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
+from ximler.accounts.throttle import Rule
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid
 from ximler.core.settings import Settings
@@ -26,6 +27,8 @@ SEND_CHANGED = "accounts.send_password_changed"
 
 _PURPOSE = "reset"
 _VALIDITY = timedelta(hours=1)
+_ADDRESS = Rule(name="reset, address", free=20, window=timedelta(hours=1))
+_MAILBOX = Rule(name="reset, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 
 
 async def change(
@@ -33,10 +36,11 @@ async def change(
 ) -> sessions.SignedIn:
     """A new password for the signed-in user, who proves the current one. Every session ends; a new one is returned.
 
-    Raises Forbidden for a wrong current password, Invalid for a new one that cannot be a password.
+    Raises Forbidden for a wrong current password, Invalid for a new one that cannot be a password, WeakPassword.
     """
     if not await keyring.verify_password(user.password, current):
         raise Forbidden("The current password is not right", fields={"current": "is not right"})
+    await strength.check(keyring, new, field="new", own=(user.name, user.email))
     hashed = await keyring.hash_password(new, field="new")
     if not await _replace(database, {"_id": user.id, "password": user.password}, user.id, hashed):
         raise Forbidden(
@@ -46,9 +50,17 @@ async def change(
     return await sessions.start(database, keyring, settings, actor, changed)
 
 
-async def request_reset(database: Database, *, email: str) -> None:
-    """Have a reset link mailed, if the address has an account. One command, whatever the address. Raises Invalid."""
-    await outbox.enqueue(database, SEND_RESET, {"email": address(email)})
+async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, email: str) -> None:
+    """Have a reset link mailed, if the address has an account. Three commands, whatever the address.
+
+    Raises Invalid, Throttled.
+    """
+    email = address(email)
+    await throttle.spend(
+        database,
+        throttle.gates(keyring, by_address=_ADDRESS, address=actor.address, by_subject=_MAILBOX, subject=email),
+    )
+    await outbox.enqueue(database, SEND_RESET, {"email": email})
 
 
 async def send_reset(
@@ -76,7 +88,8 @@ async def send_reset(
 async def reset(database: Database, keyring: Keyring, *, token: str, password: str) -> None:
     """Set a new password by a link that works once, within the hour. Every session ends.
 
-    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one.
+    Whoever is kept out by an attack on their account gets in with it: its failed sign-ins are forgotten.
+    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one, WeakPassword.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
     if keyring.verify(_PURPOSE, token) is None:
@@ -85,9 +98,11 @@ async def reset(database: Database, keyring: Keyring, *, token: str, password: s
     user = await database.users.find_one(where)
     if user is None:
         raise spent
+    await strength.check(keyring, password, own=(user.name, user.email))
     hashed = await keyring.hash_password(password)
     if not await _replace(database, {"_id": user.id, **where}, user.id, hashed):
         raise spent
+    await throttle.forgive(database, attempts.account_gate(keyring, user.email))
 
 
 async def send_changed(
