@@ -31,7 +31,14 @@ async def identify(database: Database, keyring: Keyring, scope: MutableMapping[s
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated("Send your session's token as 'Authorization: Bearer <token>'")
     session, user = await sessions.authenticate(database, keyring, token.strip())
-    actor = msgspec.structs.replace(nobody, kind="user", via="session", user_id=user.id, session_id=session.id)
+    actor = msgspec.structs.replace(
+        nobody,
+        kind="user",
+        via="session",
+        user_id=user.id,
+        session_id=session.id,
+        authenticated_at=session.proved_at,
+    )
     return actor, user
 
 
