@@ -91,6 +91,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.ask_password,
             pages.reset,
             pages.request_reset,
+            pages.ask_email,
+            pages.change_email,
             docs.assets,
         ],
         lifespan=[lifespan],
