@@ -58,7 +58,7 @@ async def test_the_advice_says_what_to_do(keyring: Keyring) -> None:
 async def test_every_way_to_choose_a_password_asks_for_a_strong_one(
     database: Database, keyring: Keyring, settings: Settings, ada: User
 ) -> None:
-    actor = Actor(kind="user", via="session", user_id=ada.id)
+    actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
     token = keyring.sign("reset", ada.id)
     expires = database.clock.now() + credentials._VALIDITY
     stored = {"passwordResetToken": credentials._stored(token), "passwordResetExpires": expires}
@@ -73,7 +73,7 @@ async def test_every_way_to_choose_a_password_asks_for_a_strong_one(
         "change": lambda: credentials.change(
             database, keyring, settings, actor, ada, current="correct horse battery", new="password1234"
         ),
-        "reset": lambda: credentials.reset(database, keyring, token=token, password="password1234"),
+        "reset": lambda: credentials.reset(database, keyring, Actor(), token=token, password="password1234"),
     }
     for name, way in ways.items():
         with pytest.raises(WeakPassword):

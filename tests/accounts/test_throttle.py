@@ -195,7 +195,7 @@ async def test_a_reset_lets_the_owner_in_during_an_attack(
     stored = {"passwordResetToken": credentials._stored(token), "passwordResetExpires": database.clock.now()}
     stored["passwordResetExpires"] += credentials._VALIDITY
     await database.users.patch({"_id": ada.id}, {"$set": stored})
-    await credentials.reset(database, keyring, token=token, password="a bridge over sighs")
+    await credentials.reset(database, keyring, Actor(), token=token, password="a bridge over sighs")
     assert await enter("a bridge over sighs", by=HOME)
 
 

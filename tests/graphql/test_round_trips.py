@@ -32,11 +32,12 @@ COSTS: dict[str, list[RoundTrip]] = {
         ("insert", "registrations"), ("insert", "outbox"), COMMIT,  # the link is mailed by a job
     ],
     "confirm": [
-        ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), COMMIT,
+        ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
         ("update", "users"), ("insert", "sessions"), COMMIT,  # and signed in
     ],
-    # The account joined with its throttles; then one transaction, guarded by the password: a change of it cannot be overtaken.
-    "signIn": [("aggregate", "users"), ("update", "users"), ("insert", "sessions"), COMMIT],
+    # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by the password and by
+    # what has been proved: neither a change of password nor a new second factor can be overtaken.
+    "signIn": [("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("insert", "sessions"), COMMIT],
     # Counted by account and by address, noted in the log: side by side.
     "signIn, refused": [
         ("aggregate", "users"), THROTTLE, THROTTLE, ("findAndModify", "refusals"), ("insert", "auditlogs"),

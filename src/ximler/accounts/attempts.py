@@ -10,6 +10,7 @@ Everything here depends on the address that was typed, never on whether it has a
 import asyncio
 import re
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 import msgspec
 from bson import ObjectId
@@ -29,7 +30,17 @@ from ximler.schema.session import SESSIONS
 from ximler.schema.throttle import THROTTLES, Throttle
 from ximler.schema.user import User
 
-__all__ = ["AccountLocked", "Attempt", "account_gate", "begin", "fail", "remember", "require_unlocked", "succeed"]
+__all__ = [
+    "AccountLocked",
+    "Attempt",
+    "account_gate",
+    "begin",
+    "fail",
+    "locked",
+    "refuse_locked",
+    "remember",
+    "succeed",
+]
 
 _ACCOUNT = Rule(name="sign-in, account", free=5, window=timedelta(hours=24))
 _ADDRESS = Rule(name="sign-in, address", free=50, window=timedelta(hours=1))  # an office, a school
@@ -114,21 +125,25 @@ async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
     )
 
 
-async def require_unlocked(database: Database, actor: Actor, attempt: Attempt) -> None:
-    """For after the password: to those who do not know it, a locked account is as any other. Raises AccountLocked."""
-    if attempt.user is None or attempt.credential is None or attempt.credential.locked_at is None:
-        return
+def locked() -> AccountLocked:
+    """Said only to those who know the password: to others a locked account is as any other."""
+    return AccountLocked("This account is locked: write to support to have it opened")
+
+
+async def refuse_locked(database: Database, actor: Actor, attempt: Attempt) -> NoReturn:
+    """Note it in the log. Raises AccountLocked."""
+    user_id = attempt.user.id if attempt.user else None
     await refusals.count(
         database,
         actor,
         "accounts.sign_in.refused",
         resource="users",
-        resource_id=attempt.user.id,
-        user_id=attempt.user.id,
+        resource_id=user_id,
+        user_id=user_id,
         subject=attempt.account.id.hex(),
         reason="locked",
     )
-    raise AccountLocked("This account is locked: write to support to have it opened")
+    raise locked()
 
 
 async def succeed(database: Database, attempt: Attempt) -> None:

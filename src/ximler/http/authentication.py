@@ -1,9 +1,7 @@
 """Who sends a request: nobody in particular, or the user whose session token it carries."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
-
-import msgspec
 
 from ximler.accounts import sessions
 from ximler.accounts.keyring import Keyring
@@ -12,7 +10,7 @@ from ximler.core.errors import Unauthenticated
 from ximler.database import Database
 from ximler.schema.user import User
 
-__all__ = ["identify", "visitor"]
+__all__ = ["identify"]
 
 _MAX_USER_AGENT = 300
 
@@ -23,27 +21,26 @@ async def identify(database: Database, keyring: Keyring, scope: MutableMapping[s
     Raises Unauthenticated for a token that is malformed, unknown or expired: a request that claims to be somebody is never
     answered as if it came from nobody.
     """
-    nobody = visitor(scope)
-    authorization = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), "")
+    authorization, user_agent = "", None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization = value.decode("latin-1")
+        elif name == b"user-agent":
+            user_agent = value.decode("latin-1")[:_MAX_USER_AGENT]
+    state = scope.get("state", {})
+    origin = {"address": state.get("address"), "user_agent": user_agent, "request_id": state.get("request_id")}
     if not authorization:
-        return nobody, None
+        return Actor(**origin), None
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated("Send your session's token as 'Authorization: Bearer <token>'")
     session, user = await sessions.authenticate(database, keyring, token.strip())
-    actor = msgspec.structs.replace(
-        nobody,
+    actor = Actor(
         kind="user",
         via="session",
         user_id=user.id,
         session_id=session.id,
         authenticated_at=session.proved_at,
+        **origin,
     )
     return actor, user
-
-
-def visitor(scope: Mapping[str, Any]) -> Actor:
-    """Nobody in particular, from where the request comes."""
-    agents = (value.decode("latin-1")[:_MAX_USER_AGENT] for name, value in scope["headers"] if name == b"user-agent")
-    state = scope.get("state", {})
-    return Actor(address=state.get("address"), user_agent=next(agents, None), request_id=state.get("request_id"))
