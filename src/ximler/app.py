@@ -14,7 +14,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, projects
+from ximler.graphql import accounts, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import docs, health, pages
@@ -35,7 +35,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications])
+    return build([accounts, billing, metering, projects, notifications, operators])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
