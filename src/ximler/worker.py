@@ -18,6 +18,7 @@ from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
+from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
 from ximler.schema.job import OUTBOX, Job
 
@@ -60,10 +61,22 @@ async def _send_password_changed(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_notification(tools: Tools, job: Job) -> None:
+    await inbox.send(
+        tools.database,
+        tools.settings,
+        tools.mailer,
+        tools.keyring.sign,
+        notification_id=job.payload["notificationId"],
+        user_id=job.payload["userId"],
+    )
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
+    inbox.SEND: _send_notification,
 }
 
 
