@@ -68,7 +68,7 @@ def worker(database, settings, keyring, mailbox):
 async def ada(database, keyring, worker, mailbox):
     await registration.register(database, keyring, name="Ada", email="ada@example.com", password=PASSWORD)
     await worker.run_due()
-    return await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
+    return await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=PASSWORD)
 
 
 async def sign_in(database, keyring, settings, password=PASSWORD):
@@ -81,10 +81,10 @@ async def test_registering_mails_a_link_that_makes_the_account(database, keyring
     assert len(trips) == 3
     assert await worker.run_due() == 1
     assert mailbox.messages[0]["Subject"] == "Confirm your e-mail address"
-    user = await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
+    user = await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=PASSWORD)
     assert user.email_verified
     with pytest.raises(Invalid, match="was used"):
-        await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
+        await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=PASSWORD)
 
 
 async def test_a_link_without_the_password_it_was_registered_with_makes_nothing(database, keyring, worker, mailbox):
@@ -93,9 +93,9 @@ async def test_a_link_without_the_password_it_was_registered_with_makes_nothing(
     await worker.run_due()
     for guess in (OTHER, "", "x" * 2000):
         with pytest.raises(Invalid, match="password"):
-            await registration.confirm(database, keyring, mailbox.last_token, password=guess)
+            await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=guess)
     assert await database.users.count({}) == 0
-    assert await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
+    assert await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=PASSWORD)
 
 
 async def test_a_taken_address_gets_another_message_and_no_link(database, keyring, worker, mailbox, ada):
@@ -115,7 +115,7 @@ async def test_a_mail_that_fails_is_sent_again_with_the_same_link(database, keyr
         database.clock.offset_ms += 60_000
     assert len(mailbox.messages) == 1
     assert (await database[OUTBOX].find({}))[0].status == "DONE"
-    assert await registration.confirm(database, keyring, mailbox.last_token, password=PASSWORD)
+    assert await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=PASSWORD)
 
 
 async def test_nothing_in_the_database_is_a_token(database, keyring, worker, mailbox, ada):
@@ -141,7 +141,7 @@ async def test_a_forgotten_password_is_replaced_and_ends_every_session(
         await credentials.request_reset(database, email="ADA@example.com")
     assert len(trips) == 1
     await worker.run_due()
-    await credentials.reset(database, keyring, token=mailbox.last_token, password=OTHER)
+    await credentials.reset(database, keyring, NOBODY, token=mailbox.last_token, password=OTHER)
     with pytest.raises(sessions.SessionExpired):
         await sessions.authenticate(database, keyring, old.token)
     with pytest.raises(sessions.BadCredentials):
@@ -164,7 +164,7 @@ async def test_of_racing_uses_of_one_reset_link_one_succeeds(database, keyring, 
     await worker.run_due()
     token = mailbox.last_token
     results = await asyncio.gather(
-        *(credentials.reset(database, keyring, token=token, password=f"{OTHER} {n}") for n in range(8)),
+        *(credentials.reset(database, keyring, NOBODY, token=token, password=f"{OTHER} {n}") for n in range(8)),
         return_exceptions=True,
     )
     assert [type(r) for r in results].count(type(None)) == 1
@@ -179,17 +179,23 @@ async def test_links_work_for_their_own_purpose_and_time_only(database, keyring,
     token = mailbox.last_token
     for wrong in ("", "x", token[:-1], token + "A", token[:-1] + ("A" if token[-1] != "A" else "B"), "é" * 59):
         with pytest.raises(Invalid):
-            await credentials.reset(database, keyring, token=wrong, password=OTHER)
+            await credentials.reset(database, keyring, NOBODY, token=wrong, password=OTHER)
     with pytest.raises(Invalid):
-        await registration.confirm(database, keyring, token, password=PASSWORD)
+        await registration.confirm(database, keyring, NOBODY, token, password=PASSWORD)
     database.clock.offset_ms += 3_600_001
     with pytest.raises(Invalid):
-        await credentials.reset(database, keyring, token=token, password=OTHER)
+        await credentials.reset(database, keyring, NOBODY, token=token, password=OTHER)
 
 
 async def test_changing_the_password_ends_the_others_and_gives_a_new_session(database, keyring, settings, ada):
     old = [await sign_in(database, keyring, settings) for _ in range(3)]
-    actor = Actor(kind="user", via="session", user_id=ada.id, session_id=old[0].session.id)
+    actor = Actor(
+        kind="user",
+        via="session",
+        user_id=ada.id,
+        session_id=old[0].session.id,
+        authenticated_at=database.clock.now(),
+    )
     user = await database.users.get(ada.id)
     with pytest.raises(Forbidden):
         await credentials.change(database, keyring, settings, actor, user, current="wrong", new=OTHER)
@@ -203,7 +209,7 @@ async def test_changing_the_password_ends_the_others_and_gives_a_new_session(dat
 async def test_a_sign_in_in_flight_cannot_outlive_a_password_change(database, keyring, settings, ada):
     """The user was read and the old password verified before the change; the session must not be made after it."""
     stale = await database.users.get(ada.id)
-    actor = Actor(kind="user", via="session", user_id=ada.id)
+    actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
     await credentials.change(database, keyring, settings, actor, stale, current=PASSWORD, new=OTHER)
     before = await database[SESSIONS].count({})
     with pytest.raises(sessions.BadCredentials):

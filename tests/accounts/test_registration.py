@@ -32,7 +32,7 @@ class Door:
         return self.keyring.sign("confirm", newest["_id"])
 
     async def confirm(self, token: str, password: str = PASSWORD) -> User:
-        return await registration.confirm(self.database, self.keyring, token, password=password)
+        return await registration.confirm(self.database, self.keyring, ANYBODY, token, password=password)
 
     async def can_sign_in(self, email: str, password: str) -> bool:
         try:

@@ -84,6 +84,31 @@ FIELDS = {
     "Mutation.changePassword": Field(
         arguments=('current: "the wrong one", new: "the attacker\'s own"',), stranger="FORBIDDEN"
     ),
+    "Query.secondFactor": Field(stranger=None),
+    "Mutation.reauthenticate": Field(
+        arguments=('password: "a wrong password"', 'password: "a wrong password", code: "000000"'), stranger="FORBIDDEN"
+    ),
+    "Mutation.updateProfile": Field(arguments=('name: "M"',), stranger=None, changes=frozenset({"users", "auditlogs"})),
+    "Mutation.updateNotificationSettings": Field(
+        arguments=("input: {email: {productUpdates: false}, push: {enabled: true}}",),
+        stranger=None,
+        changes=frozenset({"users", "auditlogs"}),
+    ),
+    "Mutation.requestEmailChange": Field(
+        arguments=('email: "{email}"',),
+        stranger=None,
+        changes=frozenset({"users", "emailchanges", "outbox", "auditlogs"}),
+    ),
+    "Mutation.confirmEmailChange": Field(
+        arguments=(f'token: "{"x" * 59}", password: "{PASSWORD}"', f'token: "{{email}}", password: "{PASSWORD}"'),
+        anonymous="INVALID",
+        stranger="INVALID",
+    ),
+    "Mutation.cancelEmailChange": Field(stranger=None),
+    "Mutation.beginTotp": Field(stranger=None, changes=frozenset({"credentials"})),
+    "Mutation.confirmTotp": Field(arguments=('code: "000000"',), stranger="CONFLICT"),
+    "Mutation.disableTotp": Field(stranger="NOT_FOUND"),
+    "Mutation.regenerateRecoveryCodes": Field(stranger="NOT_FOUND"),
     "Mutation.requestPasswordReset": Field(
         arguments=('email: "{email}"',), anonymous=None, stranger=None, changes=frozenset({"outbox"})
     ),

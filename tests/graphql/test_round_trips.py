@@ -27,11 +27,12 @@ ME = """{ me {
 COSTS: dict[str, list[RoundTrip]] = {
     "register": [("insert", "registrations"), ("insert", "outbox"), COMMIT],  # the link is mailed by a job
     "confirm": [
-        ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), COMMIT,
+        ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
         ("update", "users"), ("insert", "sessions"), COMMIT,  # and signed in
     ],
-    # One transaction, guarded by the password: a change of it cannot be overtaken.
-    "signIn": [("find", "users"), ("update", "users"), ("insert", "sessions"), COMMIT],
+    # The user joined with what decides who signs in; then one transaction, guarded by the password and by what has been proved:
+    # neither a change of password nor a new second factor can be overtaken.
+    "signIn": [("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("insert", "sessions"), COMMIT],
     "plans": [("find", "plans")],  # nobody needs to sign in
     "me": [SESSION],
     "me with everything": [

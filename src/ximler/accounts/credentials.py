@@ -1,7 +1,7 @@
 """Passwords: changing one that is known, replacing one that is forgotten.
 
-Either ends every session of the account, in the same transaction. `request_reset` never looks at the accounts: it leaves a job,
-and answers the same for every address, in the same time.
+Either ends every session of the account and a change of address that waits, in the same transaction. `request_reset` never
+looks at the accounts: it leaves a job, and answers the same for every address, in the same time.
 """
 
 import hashlib
@@ -9,9 +9,10 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import sessions
+from ximler.accounts import sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
+from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid
 from ximler.core.settings import Settings
@@ -33,12 +34,14 @@ async def change(
 ) -> sessions.SignedIn:
     """A new password for the signed-in user, who proves the current one. Every session ends; a new one is returned.
 
-    Raises Forbidden for a wrong current password, Invalid for a new one that cannot be a password.
+    Raises StepUpRequired, Forbidden for a wrong current password, Invalid for a new one that cannot be a password.
     """
+    step_up.require(database, actor)
     if not await keyring.verify_password(user.password, current):
         raise Forbidden("The current password is not right", fields={"current": "is not right"})
     hashed = await keyring.hash_password(new, field="new")
-    if not await _replace(database, {"_id": user.id, "password": user.password}, user.id, hashed):
+    guard = {"_id": user.id, "password": user.password}
+    if not await _replace(database, actor, guard, user.id, hashed, "accounts.password.changed"):
         raise Forbidden(
             "The password was changed at the same moment: sign in again", fields={"current": "is not right"}
         )
@@ -73,7 +76,7 @@ async def send_reset(
     await mailer.send(message)
 
 
-async def reset(database: Database, keyring: Keyring, *, token: str, password: str) -> None:
+async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: str, password: str) -> None:
     """Set a new password by a link that works once, within the hour. Every session ends.
 
     Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one.
@@ -86,7 +89,7 @@ async def reset(database: Database, keyring: Keyring, *, token: str, password: s
     if user is None:
         raise spent
     hashed = await keyring.hash_password(password)
-    if not await _replace(database, {"_id": user.id, **where}, user.id, hashed):
+    if not await _replace(database, actor, {"_id": user.id, **where}, user.id, hashed, "accounts.password.reset"):
         raise spent
 
 
@@ -109,14 +112,18 @@ async def send_changed(
     await mailer.send(message)
 
 
-async def _replace(database: Database, guard: dict[str, object], user_id: ObjectId, hashed: str) -> bool:
-    """New password, no reset token, no sessions, a mail: all or nothing. False when the guard no longer holds."""
+async def _replace(
+    database: Database, actor: Actor, guard: dict[str, object], user_id: ObjectId, hashed: str, action: str
+) -> bool:
+    """New password, no links that wait, no sessions, a mail: all or nothing. False when the guard no longer holds."""
 
     async def write(transaction: Database) -> bool:
-        update = {"$set": {"password": hashed}, "$unset": {"passwordResetToken": "", "passwordResetExpires": ""}}
+        links = ("passwordResetToken", "passwordResetExpires", "emailVerificationToken")
+        update = {"$set": {"password": hashed}, "$unset": dict.fromkeys(links, "")}
         if not await transaction.users.patch(guard, update):
             return False
         await sessions.revoke_all(transaction, user_id)
+        await records.write(transaction, actor, action, resource="users", resource_id=user_id, user_id=user_id)
         await outbox.enqueue(transaction, SEND_CHANGED, {"userId": user_id})
         return True
 

@@ -1,4 +1,4 @@
-"""Secrets: password hashes, and bearer tokens that the database knows only by a keyed hash."""
+"""Secrets: password hashes, bearer tokens that the database knows only by a keyed hash, and what it keeps encrypted."""
 
 import asyncio
 import base64
@@ -12,20 +12,31 @@ from typing import TypeVar
 
 import argon2
 from bson import ObjectId
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ximler.core.errors import Invalid
+from ximler.core.errors import Invalid, Unavailable
 from ximler.core.settings import Settings
 
 T = TypeVar("T")
 
-__all__ = ["Keyring"]
+__all__ = ["KeyLost", "Keyring"]
 
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
 _PREFIX = "$argon2"
 _SIGNED = re.compile(r"[A-Za-z0-9_-]{59}")  # 12 bytes of id and 32 of MAC
+_NONCE_BYTES, _KEY_ID_BYTES = 12, 4
 MIN_PASSWORD = 10
 MAX_PASSWORD = 1000
+
+
+class KeyLost(Unavailable):
+    """Something was encrypted under a secret key that is no longer among the settings'."""
+
+    code = "KEY_LOST"
 
 
 class Keyring:
@@ -36,6 +47,9 @@ class Keyring:
 
     Tokens: 256 random bits; stored as HMAC-SHA256 with the secret key, so that neither reading nor writing the database is
     enough to sign in. With several keys, the first makes and all verify.
+
+    What must be read again (the secret of a second factor) is encrypted, and bound to its purpose and whose it is. With
+    several keys, the first encrypts and all decrypt.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,6 +59,7 @@ class Keyring:
         )
         self._threads = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
         self._decoy: str | None = None
+        self._ciphers: dict[tuple[bytes, str], tuple[bytes, AESGCM]] = {}
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
         """The Argon2id hash to store. Raises Invalid for a password that is too short or too long to be one."""
@@ -103,6 +118,34 @@ class Keyring:
         genuine = any(hmac.compare_digest(mac, self._mac(key, purpose, subject)) for key in self._keys)
         return subject if genuine and _text(raw) == token else None
 
+    def encrypt(self, purpose: str, subject: ObjectId, secret: bytes) -> bytes:
+        """AES-256-GCM under a key derived from the secret key for this purpose alone. Only `decrypt` for the same purpose and
+        subject reads it: moved to somebody else's document it is refused.
+
+        The nonces are random: good for 2³² messages a purpose and key (NIST SP 800-38D, 8.3).
+        """
+        key_id, cipher = self._cipher(self._keys[0], purpose)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return key_id + nonce + cipher.encrypt(nonce, secret, subject.binary)
+
+    def decrypt(self, purpose: str, subject: ObjectId, stored: bytes) -> bytes:
+        """What `encrypt` was given. Raises KeyLost when its key is gone, or the bytes are not its work."""
+        key_id, nonce = stored[:_KEY_ID_BYTES], stored[_KEY_ID_BYTES : _KEY_ID_BYTES + _NONCE_BYTES]
+        for key in self._keys:
+            known, cipher = self._cipher(key, purpose)
+            if known == key_id and len(nonce) == _NONCE_BYTES:
+                try:
+                    return cipher.decrypt(nonce, stored[_KEY_ID_BYTES + _NONCE_BYTES :], subject.binary)
+                except InvalidTag:
+                    continue
+        raise KeyLost(
+            "What was encrypted cannot be read: XIMLER_SECRET_KEY no longer holds the key it was encrypted under"
+        )
+
+    def is_newest(self, purpose: str, stored: bytes) -> bool:
+        """Whether it is encrypted under the first key, and survives the others' going."""
+        return stored[:_KEY_ID_BYTES] == self._cipher(self._keys[0], purpose)[0]
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -118,6 +161,15 @@ class Keyring:
     @staticmethod
     def _mac(key: bytes, purpose: str, subject: ObjectId) -> bytes:
         return hmac.new(key, f"ximler:{purpose}:".encode() + subject.binary, hashlib.sha256).digest()
+
+    def _cipher(self, key: bytes, purpose: str) -> tuple[bytes, AESGCM]:
+        """A key's name, as stored before what it encrypts, and the key (HKDF, RFC 5869)."""
+        found = self._ciphers.get((key, purpose))
+        if found is None:
+            hkdf = HKDF(SHA256(), _KEY_ID_BYTES + 32, salt=None, info=f"ximler:encrypt:{purpose}".encode())
+            derived = hkdf.derive(key)
+            found = self._ciphers[key, purpose] = derived[:_KEY_ID_BYTES], AESGCM(derived[_KEY_ID_BYTES:])
+        return found
 
     @staticmethod
     def _id(key: bytes, token: str) -> bytes:

@@ -12,6 +12,8 @@ from bson import ObjectId
 from email_validator import EmailNotValidError, validate_email
 
 from ximler.accounts.keyring import Keyring
+from ximler.audit import records
+from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
@@ -89,7 +91,7 @@ async def send_link(
     await mailer.send(message)
 
 
-async def confirm(database: Database, keyring: Keyring, token: str, *, password: str) -> User:
+async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
     """Make the account that the link's registration describes, for whoever knows the password it was made with.
 
     Both are needed: the link shows that they read the mailbox, the password that they are the one who registered. So nobody
@@ -111,9 +113,18 @@ async def confirm(database: Database, keyring: Keyring, token: str, *, password:
     async def write(transaction: Database) -> User:
         if not await transaction[REGISTRATIONS].delete({"_id": registered.id}):
             raise spent
-        return await transaction.users.insert(
+        user = await transaction.users.insert(
             User(name=registered.name, email=registered.email, password=registered.password, email_verified=True)
         )
+        await records.write(
+            transaction,
+            actor,
+            "accounts.registration.confirmed",
+            resource="users",
+            resource_id=user.id,
+            user_id=user.id,
+        )
+        return user
 
     try:
         return await database.transaction(write)

@@ -1,17 +1,21 @@
 """Signing in and out, and knowing who comes with a token."""
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import msgspec
 from bson import ObjectId
 
+from ximler.accounts import factors
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
+from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument, codec_of
+from ximler.schema.credential import Credential
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
@@ -50,31 +54,54 @@ class SignedIn(msgspec.Struct, frozen=True):
 
 
 async def sign_in(
-    database: Database, keyring: Keyring, settings: Settings, actor: Actor, *, email: str, password: str
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    *,
+    email: str,
+    password: str,
+    code: str | None = None,
 ) -> SignedIn:
-    """A session for the right password. Raises BadCredentials, the same and as fast for an unknown address."""
+    """A session for the right password and, where the account has a second factor, its code.
+
+    Raises BadCredentials, the same and as fast for an unknown address; only after the right password SecondFactorRequired,
+    WrongCode, TooManyCodes.
+    """
     try:
         email = address(email)
     except Invalid:
         email = ""  # nobody's: and it takes as long as anybody's
-    try:
-        user = await database.users.find_one({"email": email})
-    except UnreadableDocument:
-        user = None  # an account that another application keeps without a password, for instance
+    user, credential = await _find(database, email)
     if not await keyring.verify_password(user.password if user else None, password) or user is None:
         raise BadCredentials("The e-mail address or the password is not right")
+    known = user
+    await factors.prove(database, keyring, actor, credential, code)
     return await start(
-        database, keyring, settings, actor, user, fresh_hash=await keyring.rehash(user.password, password)
+        database,
+        keyring,
+        settings,
+        actor,
+        user,
+        fresh_hash=await keyring.rehash(user.password, password),
+        check=lambda transaction: factors.still_proved(transaction, known.id, credential),
     )
 
 
 async def start(
-    database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User, *, fresh_hash: str | None = None
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    user: User,
+    *,
+    fresh_hash: str | None = None,
+    check: Callable[[Database], Awaitable[None]] | None = None,
 ) -> SignedIn:
     """A new session for a user whose password was just verified. Raises BadCredentials if it was changed meanwhile.
 
     One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by a sign-in
-    with the old one.
+    with the old one. `check` runs inside it, once the user's document is written: whatever else must hold.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -82,6 +109,7 @@ async def start(
         id=token_id,
         user_id=user.id,
         expires_at=now + timedelta(days=settings.session_days),
+        authenticated_at=now,
         address=actor.address,
         user_agent=actor.user_agent,
     )
@@ -90,6 +118,8 @@ async def start(
     async def write(transaction: Database) -> Session:
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
             raise BadCredentials("The e-mail address or the password is not right")
+        if check is not None:
+            await check(transaction)
         return await transaction[SESSIONS].insert(session)
 
     return SignedIn(token, await database.transaction(write), user)
@@ -111,12 +141,22 @@ async def revoke(database: Database, actor: Actor, public_id: str) -> Session:
 
 async def revoke_others(database: Database, actor: Actor) -> int:
     """End all of the actor's sessions but the one that asks; returns how many."""
-    return await database[SESSIONS].delete_many({"userId": actor.require_user(), "_id": {"$ne": actor.session_id}})
+    user_id = actor.require_user()
+
+    async def write(transaction: Database) -> int:
+        count = await revoke_all(transaction, user_id, but=actor.session_id)
+        if count:
+            await records.write(
+                transaction, actor, "accounts.sessions.revoked", resource="users", resource_id=user_id, count=count
+            )
+        return count
+
+    return await database.transaction(write)
 
 
-async def revoke_all(transaction: Database, user_id: ObjectId) -> int:
-    """End every session of a user, in the transaction that gives the reason."""
-    return await transaction[SESSIONS].delete_many({"userId": user_id})
+async def revoke_all(transaction: Database, user_id: ObjectId, *, but: bytes | None = None) -> int:
+    """End every session of a user, or all but one, in the transaction that gives the reason; returns how many."""
+    return await transaction[SESSIONS].delete_many({"userId": user_id} | ({"_id": {"$ne": but}} if but else {}))
 
 
 async def sign_out(database: Database, actor: Actor) -> bool:
@@ -143,3 +183,21 @@ async def authenticate(database: Database, keyring: Keyring, token: str) -> tupl
     if not users:
         raise SessionExpired("This session has ended: sign in again")
     return codec_of(Session).decode(found[0]), codec_of(User).decode(users[0])
+
+
+async def _find(database: Database, email: str) -> tuple[User | None, Credential | None]:
+    """The account of an address, with what beside the password decides who signs in. One command."""
+    rows = await database.users.aggregate(
+        [
+            {"$match": {"email": email, "deletedAt": None}},
+            {"$lookup": {"from": "credentials", "localField": "_id", "foreignField": "_id", "as": "credential"}},
+        ]
+    )
+    if not rows:
+        return None, None
+    found = rows[0].pop("credential")
+    try:
+        user = codec_of(User).decode(rows[0])
+    except UnreadableDocument:
+        return None, None  # an account that another application keeps without a password, for instance
+    return user, codec_of(Credential).decode(found[0]) if found else None

@@ -11,6 +11,7 @@ from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.coupon import COUPONS
 from ximler.schema.credential import CREDENTIALS
 from ximler.schema.document import Collection
+from ximler.schema.email_change import EMAIL_CHANGES
 from ximler.schema.entitlement import ENTITLEMENTS
 from ximler.schema.gauge import GAUGES
 from ximler.schema.job import OUTBOX
@@ -36,6 +37,7 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     SESSIONS,
     REGISTRATIONS,
     CREDENTIALS,
+    EMAIL_CHANGES,
     GAUGES,
     OUTBOX,
     META,
