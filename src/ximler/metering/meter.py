@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import time
 from datetime import datetime, timedelta
+from time import time_ns
 from typing import Any
 
 import msgspec
@@ -61,7 +62,7 @@ class Meter:
 
     def __init__(self, database: Database, *, silent_after: timedelta = quotas.SILENT) -> None:
         self._database = database
-        self._now_ms = database.clock.now_ms
+        self._clock = database.clock
         self._silent_after = silent_after
         self._tallies: dict[ObjectId, Tally] = {}
         self._leaving: list[Tally] = []  # of periods that are over
@@ -86,11 +87,14 @@ class Meter:
             or units.__class__ is not int
             or not 0 < units <= tally.left
             or resource != "apiCalls"
-            or self._now_ms() >= tally.hour_end_ms
+            or time_ns() + self._clock.shift_ns >= tally.hour_end_ns
         ):
             tally = await self._obtain(actor, resource, units)
         tally.take(units, actor.api_key_id, route)  # nothing else has run since `left` was looked at
-        return Allowance(None if tally.limit < 0 else tally.limit, tally.remaining, tally.period_end)
+        free = tally.free
+        if free is None:
+            return Allowance(None, None, tally.period_end)
+        return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end)
 
     async def run(self) -> None:
         """Report, look and reap until cancelled."""
@@ -151,8 +155,8 @@ class Meter:
     async def _current(self, user_id: ObjectId) -> Tally:
         tally = self._tallies.get(user_id)
         if tally is not None:
-            now_ms = self._now_ms()
-            if not tally.over and now_ms < tally.hour_end_ms:
+            now_ms = self._clock.now_ms()
+            if not tally.over and now_ms * 1_000_000 < tally.hour_end_ns:
                 return tally
             if not tally.over and now_ms < tally.period_end_ms:
                 tally.turn_hour(now_ms)
@@ -171,7 +175,7 @@ class Meter:
                 quota = await open_quota(self._database, user_id, self._database.clock.now())
         finally:
             del self._opening[user_id]
-        tally = self._tallies[user_id] = Tally(quota, self._now_ms())
+        tally = self._tallies[user_id] = Tally(quota, self._clock.now_ms())
         return tally
 
     def _leave(self, tally: Tally) -> None:
@@ -212,13 +216,13 @@ class Meter:
             lost = tally.end()
             tally.over = True  # somebody has removed it: it is opened anew
         else:
-            lost = tally.see(quota, self._now_ms())
+            lost = tally.see(quota, self._clock.now_ms())
         if lost:
             LOST.inc(lost)
             _log.warning("usage lost with its lease", quota=tally.quota_id, units=lost)
 
     def _exceeded(self, tally: Tally) -> QuotaExceeded:
-        seconds = max(0.0, (tally.period_end_ms - self._now_ms()) / 1000)
+        seconds = max(0.0, (tally.period_end_ms - self._clock.now_ms()) / 1000)
         open_still = tally.open > tally.unreported  # in leases, and they may come back
         return QuotaExceeded(
             f"The limit of {tally.limit:,} API calls a month is reached: it resets at {tally.period_end.isoformat()}; "
@@ -268,7 +272,7 @@ class Meter:
 
     def _busy(self) -> list[Tally]:
         """Those that have something to say, or that somebody asks for. Others are given up, or forgotten, in time."""
-        now, now_ms = time.monotonic(), self._now_ms()
+        now, now_ms = time.monotonic(), self._clock.now_ms()
         busy = []
         for tally in self._all():
             if now_ms >= tally.period_end_ms:
@@ -320,7 +324,7 @@ class Meter:
         count = 0
         for quota in await quotas.silent(self._database):
             dead, doubtful = [], False
-            silent_ms = self._now_ms() - self._silent_after // timedelta(milliseconds=1)
+            silent_ms = self._clock.now_ms() - self._silent_after // timedelta(milliseconds=1)
             for lease_id in quota.leases:
                 lease = quota.lease(lease_id)
                 if lease is None or lease.at > silent_ms:
