@@ -350,6 +350,23 @@ class TypedCollection(Generic[D]):
         )
         return None if raw is None else codec.decode(raw)
 
+    async def recompute(self, where: Filter, stages: Sequence[Mapping[str, Any]], *, upsert: bool = False) -> D | None:
+        """Change the match by an aggregation pipeline, which sees what is stored, and return it as it was *before*.
+
+        With `upsert` what is not there is made of the filter and the pipeline, and None is returned. Nothing of it is checked
+        or stamped: for counters whose next value follows from their last, in collections of ours.
+        """
+        raw = await self._run(
+            self.raw.find_one_and_update(
+                self._where(where, deleted=False),
+                list(stages),
+                upsert=upsert,
+                return_document=ReturnDocument.BEFORE,
+                session=self._session,
+            )
+        )
+        return None if raw is None else self._codec.decode(raw)
+
     async def soft_delete(self, where: Filter) -> bool:
         """Mark the match as deleted, now; False when there is none."""
         return await self.patch(where, {"$set": {"deletedAt": self._clock.now()}})

@@ -21,9 +21,11 @@ from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
 from ximler.schema.quota import QUOTAS
+from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
+from ximler.schema.throttle import THROTTLES
 from ximler.schema.usage import USAGE
 from ximler.schema.user import USERS
 
@@ -43,4 +45,6 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     META,
     ENTITLEMENTS,
     QUOTAS,
+    THROTTLES,
+    REFUSALS,
 )
