@@ -24,6 +24,8 @@ from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
 from ximler.schema.usage import USAGE
+from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS
+from ximler.schema.usage_event import USAGE_EVENTS
 from ximler.schema.user import USERS
 
 __all__ = ["CATALOGUE", "SPECIFIED"]
@@ -41,4 +43,7 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     META,
     ENTITLEMENTS,
     QUOTAS,
+    USAGE_EVENTS,
+    USAGE_BATCHES,
+    USAGE_SETTLEMENTS,
 )

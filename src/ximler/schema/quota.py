@@ -47,6 +47,7 @@ class Quota(Document, kw_only=True):
     settled: int = 0
     forfeited: int = 0
     ingested: int = 0
+    ingested_through: int = 0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
     leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: n, seq, at (see Lease)
     look_at: datetime | None = None  # when to look for silent leases; None: there is no lease
     hours: Mixed = field(default_factory=dict[str, Any])

@@ -1,0 +1,260 @@
+"""Settlement: recorded events reach the ledger and the quotas, each exactly once, within a second or so.
+
+`metering.events` leaves sums behind; a settlement takes what is there, whoever recorded it, and
+
+1. in one transaction removes it, adds it to the ledger's rows, and writes down what it owes the quotas, under the next number;
+2. adds that to each quota that does not have a settlement of this number yet.
+
+One process settles at a time, not by a lock: the number is the guard, so a second one's transaction fails. A process that dies
+between the steps leaves the second to whoever comes next. The quotas are left out of the transaction because leases change
+them all the time: it would conflict with them for ever (docs/decisions/0015).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import weakref
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from bson import ObjectId
+
+from ximler.core.clock import from_ms
+from ximler.core.errors import NotFound, Unavailable
+from ximler.database import Database
+from ximler.database.failures import DocumentExists
+from ximler.metering import alerts, periods
+from ximler.schema.entitlement import ENTITLEMENTS
+from ximler.schema.quota import QUOTAS, quota_id
+from ximler.schema.usage import ResourceType
+from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
+
+__all__ = ["MAX_SOURCES", "OTHER", "expect", "keep_settling", "row_id", "settle"]
+
+MAX_SOURCES = 16  # named in one row of the ledger; the others are added up as
+OTHER = "other"
+_MOST_ROWS = 20_000  # of one settlement
+_EVERY_S = 1.0
+_HOUR_MS = 3_600_000
+_RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
+_log = structlog.get_logger("ximler.metering")
+
+_Place = tuple[ObjectId, int]  # a user, an hour since 1970
+_expected: "weakref.WeakKeyDictionary[Any, asyncio.Event]" = weakref.WeakKeyDictionary()
+
+
+class _Overtaken(Exception):
+    """Another process has settled this meanwhile."""
+
+
+def row_id(user_id: ObjectId, resource: ResourceType, hour: datetime) -> ObjectId:
+    """The `_id` of the ledger's row of recorded events, of one user, resource and hour."""
+    seconds = int(hour.timestamp())
+    of_whom = hashlib.blake2b(b"recorded" + user_id.binary + resource.encode(), digest_size=8)
+    return ObjectId(seconds.to_bytes(4, "big") + of_whom.digest())
+
+
+def expect(database: Database) -> None:
+    """Wake this process's `keep_settling`, if there is one: something was recorded."""
+    if (wake := _expected.get(database.client)) is not None:
+        wake.set()
+
+
+async def keep_settling(database: Database) -> None:
+    """Settle whatever anybody records, until cancelled."""
+    wake = _expected.setdefault(database.client, asyncio.Event())
+    while True:
+        try:
+            await settle(database)
+        except Unavailable as error:
+            _log.warning("usage waits to be settled", reason=error.message)
+        except Exception as bug:
+            _log.exception("usage was not settled", exc_info=bug)
+        wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(wake.wait(), _EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 (so that processes take turns)
+
+
+async def settle(database: Database) -> int:
+    """Settle everything that is recorded by now; returns how many batches this process has.
+
+    Two round trips where there is nothing to do. Safe to race, and to be killed at any moment.
+    """
+    return sum([await _settle(database, resource) for resource in _RESOURCES])
+
+
+async def _settle(database: Database, resource: ResourceType) -> int:
+    settled = 0
+    while True:
+        latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
+        if latest.quotas:
+            await _pay(database, latest)
+        batches = await _waiting(database, resource)
+        if not batches:
+            return settled
+        sums = _sums(batches)
+        following = await _following(database, latest, sums)
+        try:
+            await database.transaction(lambda transaction, b=batches, s=sums, f=following: _enter(transaction, b, s, f))
+        except _Overtaken:
+            return settled
+        settled += len(batches)
+
+
+async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
+    with contextlib.suppress(DocumentExists):
+        return await database[USAGE_SETTLEMENTS].insert(UsageSettlement(id=resource))
+    return await database[USAGE_SETTLEMENTS].get({"_id": resource})
+
+
+async def _waiting(database: Database, resource: ResourceType) -> list[UsageBatch]:
+    """The oldest batches, as many as one settlement takes."""
+    batches, rows = [], 0
+    async for batch in database[USAGE_BATCHES].stream({"resource": resource}, sort=[("_id", 1)], batch=20):
+        batches.append(batch)
+        rows += len(batch.amounts)
+        if rows >= _MOST_ROWS:
+            break
+    return batches
+
+
+def _sums(batches: list[UsageBatch]) -> dict[_Place, dict[str, int]]:
+    """Units by user and hour, and in each by source."""
+    sums: dict[_Place, dict[str, int]] = {}
+    for batch in batches:
+        for user, hour, source, amount in zip(batch.users, batch.hours, batch.sources, batch.amounts, strict=True):
+            by_source = sums.setdefault((user, hour), {})
+            by_source[source] = by_source.get(source, 0) + amount
+    return sums
+
+
+async def _following(
+    database: Database, latest: UsageSettlement, sums: Mapping[_Place, Mapping[str, int]]
+) -> UsageSettlement:
+    """The next settlement: what each quota is to be given."""
+    users = list({user for user, _ in sums})
+    anchors = {e.id: e.anchor_day for e in await database[ENTITLEMENTS].find({"_id": {"$in": users}})}
+    due: dict[str, tuple[ObjectId, int, int]] = {}
+    for (user, hour), by_source in sums.items():
+        start, _ = periods.around(anchors.get(user, periods.CALENDAR_MONTH), _moment(hour))
+        quota = quota_id(user, latest.id, start)
+        _, _, amount = due.get(quota, (user, hour, 0))
+        due[quota] = user, hour, amount + sum(by_source.values())
+    return UsageSettlement(
+        id=latest.id,
+        number=latest.number + 1,
+        quotas=list(due),
+        users=[user for user, _, _ in due.values()],
+        hours=[hour for _, hour, _ in due.values()],
+        amounts=[amount for _, _, amount in due.values()],
+    )
+
+
+async def _enter(
+    transaction: Database,
+    batches: list[UsageBatch],
+    sums: Mapping[_Place, Mapping[str, int]],
+    following: UsageSettlement,
+) -> None:
+    """The first step. Raises _Overtaken, which must abort the transaction."""
+    due = {
+        "number": following.number,
+        "quotas": following.quotas,
+        "users": following.users,
+        "hours": following.hours,
+        "amounts": following.amounts,
+    }
+    before = {"_id": following.id, "number": following.number - 1, "quotas": []}
+    if not await transaction[USAGE_SETTLEMENTS].patch(before, {"$set": due}):
+        raise _Overtaken
+    ids = [batch.id for batch in batches]
+    if await transaction[USAGE_BATCHES].delete_many({"_id": {"$in": ids}}) != len(ids):
+        raise _Overtaken
+    rows = {place: row_id(place[0], following.id, _moment(place[1])) for place in sums}
+    named = await _named(transaction, list(rows.values()))
+    now = transaction.clock.now()
+    updates = []
+    for place, by_source in sums.items():
+        _id = rows[place]
+        updates.append(
+            {"q": {"_id": _id}, "u": _row(place, following.id, by_source, named.get(_id, set()), now), "upsert": True}
+        )
+    # Not through the typed collection: it has no command for many different updates.
+    await transaction.raw.command({"update": "usage", "updates": updates}, session=transaction.session)
+
+
+async def _named(transaction: Database, rows: list[ObjectId]) -> dict[ObjectId, set[str]]:
+    """The sources that each row names already."""
+    found = transaction.raw["usage"].find(
+        {"_id": {"$in": rows}}, {"metadata.sources": 1}, session=transaction.session, batch_size=_MOST_ROWS
+    )
+    return {raw["_id"]: set((raw.get("metadata") or {}).get("sources") or ()) async for raw in found}
+
+
+def _row(
+    place: _Place, resource: ResourceType, by_source: Mapping[str, int], named: set[str], now: datetime
+) -> dict[str, Any]:
+    """The update of one row of the ledger, which makes it if it is new."""
+    user, hour = place
+    start = _moment(hour)
+    named = set(named)
+    more: dict[str, int] = {"amount": sum(by_source.values())}
+    for source, amount in by_source.items():
+        name = _name(source)
+        if name not in named and len(named) >= MAX_SOURCES:
+            name = OTHER
+        named.add(name)
+        path = f"metadata.sources.{name}"
+        more[path] = more.get(path, 0) + amount
+    fresh = {
+        "userId": user,
+        "resourceType": resource,
+        "periodStart": start,
+        "periodEnd": start + timedelta(hours=1),
+        "createdAt": now,
+    }
+    return {"$inc": more, "$setOnInsert": fresh}
+
+
+def _name(source: str) -> str:
+    """A source as a key: MongoDB takes dots for paths and dollars for operators."""
+    return source.translate(_IN_KEYS) or "unnamed"
+
+
+_IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})
+
+
+async def _pay(database: Database, settlement: UsageSettlement) -> None:
+    """The second step: give the quotas what the ledger has. May be repeated, by whomever."""
+    due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
+    await _add(database, settlement.number, due)
+    found = await database[QUOTAS].find({"_id": {"$in": list(due)}})
+    missing = {quota: due[quota] for quota in due.keys() - {quota.id for quota in found}}
+    if missing:
+        opened = await _open(database, settlement, missing)
+        if opened:
+            await _add(database, settlement.number, {quota: due[quota] for quota in opened})
+            found += await database[QUOTAS].find({"_id": {"$in": opened}})
+    await alerts.look(database, [(quota, quota.used - due[quota.id]) for quota in found])
+    done: dict[str, Any] = {"quotas": [], "users": [], "hours": [], "amounts": []}
+    await database[USAGE_SETTLEMENTS].patch({"_id": settlement.id, "number": settlement.number}, {"$set": done})
+
+
+async def _add(database: Database, number: int, due: Mapping[str, int]) -> None:
+    """Each quota on its own, so that a lease that is being changed delays nobody else's."""
+    now = database.clock.now()
+    updates = [
+        {
+            "q": {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
+            "u": {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number, "updatedAt": now}},
+        }
+        for quota, amount in due.items()
+    ]
+    await database.raw.command({"update": QUOTAS.name, "updates": updates, "ordered": False})
+
+
+def _moment(hour: int) -> datetime:
+    return from_ms(hour * _HOUR_MS)
