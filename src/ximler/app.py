@@ -13,7 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
-from ximler.graphql import accounts, billing, metering, projects
+from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import docs, health, pages
@@ -34,7 +34,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects])
+    return build([accounts, billing, metering, projects, notifications])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -91,6 +91,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.ask_password,
             pages.reset,
             pages.request_reset,
+            pages.ask_unsubscribe,
+            pages.unsubscribe,
             docs.assets,
         ],
         lifespan=[lifespan],

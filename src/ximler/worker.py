@@ -17,6 +17,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, changes, outbox
+from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
 from ximler.schema.job import OUTBOX, Job
 
@@ -59,10 +60,22 @@ async def _send_password_changed(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_notification(tools: Tools, job: Job) -> None:
+    await inbox.send(
+        tools.database,
+        tools.settings,
+        tools.mailer,
+        tools.keyring.sign,
+        notification_id=job.payload["notificationId"],
+        user_id=job.payload["userId"],
+    )
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
+    inbox.SEND: _send_notification,
 }
 
 

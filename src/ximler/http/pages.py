@@ -2,6 +2,7 @@
 
 import html
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
@@ -12,11 +13,21 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Body, QueryParameter
 from litestar.types import ExceptionHandlersMap
 
-from ximler.accounts import credentials, registration
+from ximler.accounts import credentials, preferences, registration
+from ximler.core.actor import Actor
 from ximler.core.errors import XimlerError
 from ximler.http.problems import documented, status_of
 
-__all__ = ["ask_confirmation", "ask_password", "confirm", "front_door", "request_reset", "reset"]
+__all__ = [
+    "ask_confirmation",
+    "ask_password",
+    "ask_unsubscribe",
+    "confirm",
+    "front_door",
+    "request_reset",
+    "reset",
+    "unsubscribe",
+]
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1.5rem;color:#1a1a1a}"
@@ -153,6 +164,25 @@ async def request_reset(data: Annotated[Address, _UrlEncoded], state: State) -> 
     """Says the same for every address."""
     await credentials.request_reset(state.database, email=data.email)
     return _page("Look into your mailbox", "<p>If the address has an account, a link is on its way.</p>")
+
+
+@get("/unsubscribe", **_page_of("Where an unsubscribe link leads", _422="The token is missing or too long"))
+async def ask_unsubscribe(token: _Token) -> Response[str]:
+    """Asks before it acts: mail scanners open links too."""
+    action = html.escape(f"/unsubscribe?token={quote(token)}", quote=True)
+    return _page(
+        "No more product updates?",
+        f"<form method='post' action='{action}'><button>Stop them</button></form>",
+    )
+
+
+@post("/unsubscribe", **_page_of("Stop product mail", _422="The link is not ours", _503="The database is away"))
+async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
+    """The page's form, and what a mail program sends when its reader unsubscribes with one click (RFC 8058)."""
+    said = request.scope.get("state", {})
+    actor = Actor(address=said.get("address"), request_id=said.get("request_id"))
+    await preferences.unsubscribe(state.database, state.keyring, actor, token)
+    return _page("Done", "<p>We send you no more product updates. Mail about your account still comes.</p>")
 
 
 def _hidden(token: str) -> str:
