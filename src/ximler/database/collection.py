@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 import structlog
 from bson import ObjectId, Regex, Timestamp
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.core.clock import EPOCH
@@ -262,6 +262,19 @@ class TypedCollection(Generic[D]):
         if self._session is None and not built.keys() <= _REPEATABLE:
             await self._run(self._remove_nulls(final, built))  # repeated, it would count some of the matches twice
         result = await self._update(final, built, lambda: self.raw.update_many(final, built, session=self._session))
+        return result.matched_count
+
+    async def patch_each(self, patches: Iterable[tuple[Filter, updates.Update]]) -> int:
+        """Update the first match of each filter, all with one command; returns how many matched. One that fails does not keep
+        the others from being done, unless it is in a transaction."""
+        now = self._clock.now()
+        each = [
+            UpdateOne(self._where(where, deleted=False), updates.build(self.spec, update, now))
+            for where, update in patches
+        ]
+        if not each:
+            return 0
+        result = await self._run(self.raw.bulk_write(each, ordered=False, session=self._session))
         return result.matched_count
 
     async def upsert(self, where: Filter, update: updates.Update, *, fresh: D) -> bool:

@@ -23,6 +23,7 @@ from ximler.core.clock import EPOCH
 from ximler.core.errors import Forbidden, Invalid
 from ximler.database import Database
 from ximler.metering import settlement
+from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, UsageBatch
 from ximler.schema.usage_event import USAGE_EVENTS
 
@@ -34,7 +35,7 @@ MAX_TEXT = 200  # characters of an id, and of a source
 EARLIEST = timedelta(days=90)
 LATEST = timedelta(minutes=5)
 SCOPE = "usage:write"
-_RESOURCE = "apiCalls"
+_RESOURCE: ResourceType = "apiCalls"
 _HEX = re.compile(r"[0-9a-f]{24}")
 _SECOND = timedelta(seconds=1)
 _HOUR = 3600
@@ -152,10 +153,10 @@ def _candidates(
         user = users.get(event.user_id)
         amount = event.amount
         if user is None or not 0 < len(event.id) <= MAX_TEXT or type(amount) is not int or not 0 < amount <= MAX_AMOUNT:
-            outcomes[index] = Outcome("INVALID", _problem(event, user))
+            outcomes[index] = Outcome("INVALID", _problem(event))
             continue
         if event.resource != _RESOURCE or len(event.source) > MAX_TEXT or event.at.tzinfo is None:
-            outcomes[index] = Outcome("INVALID", _problem(event, user))
+            outcomes[index] = Outcome("INVALID", _problem(event))
             continue
         since = event.at - EPOCH
         second = since.days * 86400 + since.seconds
@@ -168,7 +169,9 @@ def _candidates(
         try:
             key = ObjectId(second.to_bytes(4, "big") + hashes.of(event.source, event.id))
         except UnicodeEncodeError:
-            outcomes[index] = Outcome("INVALID", "id, source: contain an unpaired surrogate, which is not valid Unicode")
+            outcomes[index] = Outcome(
+                "INVALID", "id, source: contain an unpaired surrogate, which is not valid Unicode"
+            )
             continue
         candidates.append(_Candidate(index, key, user, amount, second // _HOUR, event.source, late))
     candidates.sort(key=_key)  # the index is filled from left to right: a third less work for the server
@@ -216,7 +219,7 @@ class _Hashes:
 
     def __init__(self, own: ObjectId | None) -> None:
         self._space = b"\0" if own is None else b"\1" + own.binary
-        self._by_source: dict[str, Any] = {}
+        self._by_source: dict[str, hashlib.blake2b] = {}
 
     def of(self, source: str, event_id: str) -> bytes:
         begun = self._by_source.get(source)
@@ -226,7 +229,7 @@ class _Hashes:
             self._by_source[source] = begun
         digest = begun.copy()
         digest.update(event_id.encode())
-        return digest.digest()  # type: ignore[no-any-return]  # hashlib's objects have no common type
+        return digest.digest()
 
 
 _known: "cachebox.TTLCache[tuple[str, str], ObjectId]" = cachebox.TTLCache(100_000, _KNOWN_FOR_S)
@@ -237,10 +240,10 @@ async def _users(database: Database, ids: Iterable[str], own: ObjectId | None) -
     if own is not None:
         return {None: own, str(own): own}
     users: dict[str | None, ObjectId] = {}
-    asked = []
+    asked: list[ObjectId] = []
     for text in ids:
-        if (known := _known.get((database.name, text))) is not None:
-            users[text] = known
+        if (database.name, text) in _known:
+            users[text] = _known[database.name, text]
         elif _HEX.fullmatch(text):
             asked.append(ObjectId(text))
     if asked:
@@ -251,7 +254,7 @@ async def _users(database: Database, ids: Iterable[str], own: ObjectId | None) -
     return users
 
 
-def _problem(event: Event, user: ObjectId | None) -> str:
+def _problem(event: Event) -> str:
     """Why an event cannot be counted, in the order in which a person would mend it."""
     amount: object = event.amount
     if not 0 < len(event.id) <= MAX_TEXT:

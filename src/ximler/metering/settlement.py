@@ -12,30 +12,31 @@ them all the time: it would conflict with them for ever (docs/decisions/0015).
 
 import asyncio
 import contextlib
-import hashlib
 import random
 import weakref
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
 from bson import ObjectId
+from msgspec import field
 
 from ximler.core.clock import from_ms
-from ximler.core.errors import NotFound, Unavailable
+from ximler.core.errors import Unavailable
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
-from ximler.metering import alerts, periods
+from ximler.metering import alerts, ledger, periods
+from ximler.schema.document import Document
 from ximler.schema.entitlement import ENTITLEMENTS
 from ximler.schema.quota import QUOTAS, quota_id
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
 
-__all__ = ["MAX_SOURCES", "OTHER", "expect", "keep_settling", "row_id", "settle"]
+__all__ = ["expect", "keep_settling", "settle"]
 
-MAX_SOURCES = 16  # named in one row of the ledger; the others are added up as
-OTHER = "other"
 _MOST_ROWS = 20_000  # of one settlement
 _EVERY_S = 1.0
 _HOUR_MS = 3_600_000
@@ -46,15 +47,17 @@ _Place = tuple[ObjectId, int]  # a user, an hour since 1970
 _expected: "weakref.WeakKeyDictionary[Any, asyncio.Event]" = weakref.WeakKeyDictionary()
 
 
+class _Level(Document, kw_only=True):
+    """What of a quota decides about alerts."""
+
+    id: str = field(name="_id")
+    limit: int
+    settled: int = 0
+    ingested: int = 0
+
+
 class _Overtaken(Exception):
     """Another process has settled this meanwhile."""
-
-
-def row_id(user_id: ObjectId, resource: ResourceType, hour: datetime) -> ObjectId:
-    """The `_id` of the ledger's row of recorded events, of one user, resource and hour."""
-    seconds = int(hour.timestamp())
-    of_whom = hashlib.blake2b(b"recorded" + user_id.binary + resource.encode(), digest_size=8)
-    return ObjectId(seconds.to_bytes(4, "big") + of_whom.digest())
 
 
 def expect(database: Database) -> None:
@@ -63,12 +66,12 @@ def expect(database: Database) -> None:
         wake.set()
 
 
-async def keep_settling(database: Database) -> None:
+async def keep_settling(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
     """Settle whatever anybody records, until cancelled."""
     wake = _expected.setdefault(database.client, asyncio.Event())
     while True:
         try:
-            await settle(database)
+            await settle(database, thresholds=thresholds)
         except Unavailable as error:
             _log.warning("usage waits to be settled", reason=error.message)
         except Exception as bug:
@@ -78,27 +81,27 @@ async def keep_settling(database: Database) -> None:
             await asyncio.wait_for(wake.wait(), _EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 (so that processes take turns)
 
 
-async def settle(database: Database) -> int:
+async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> int:
     """Settle everything that is recorded by now; returns how many batches this process has.
 
     Two round trips where there is nothing to do. Safe to race, and to be killed at any moment.
     """
-    return sum([await _settle(database, resource) for resource in _RESOURCES])
+    return sum([await _settle(database, resource, thresholds) for resource in _RESOURCES])
 
 
-async def _settle(database: Database, resource: ResourceType) -> int:
+async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int]) -> int:
     settled = 0
     while True:
         latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
         if latest.quotas:
-            await _pay(database, latest)
+            await _pay(database, latest, thresholds)
         batches = await _waiting(database, resource)
         if not batches:
             return settled
         sums = _sums(batches)
         following = await _following(database, latest, sums)
         try:
-            await database.transaction(lambda transaction, b=batches, s=sums, f=following: _enter(transaction, b, s, f))
+            await database.transaction(partial(_enter, batches=batches, sums=sums, following=following))
         except _Overtaken:
             return settled
         settled += len(batches)
@@ -155,6 +158,7 @@ async def _following(
 
 async def _enter(
     transaction: Database,
+    *,
     batches: list[UsageBatch],
     sums: Mapping[_Place, Mapping[str, int]],
     following: UsageSettlement,
@@ -167,93 +171,47 @@ async def _enter(
         "hours": following.hours,
         "amounts": following.amounts,
     }
-    before = {"_id": following.id, "number": following.number - 1, "quotas": []}
+    before: dict[str, Any] = {"_id": following.id, "number": following.number - 1, "quotas": []}
     if not await transaction[USAGE_SETTLEMENTS].patch(before, {"$set": due}):
         raise _Overtaken
     ids = [batch.id for batch in batches]
     if await transaction[USAGE_BATCHES].delete_many({"_id": {"$in": ids}}) != len(ids):
         raise _Overtaken
-    rows = {place: row_id(place[0], following.id, _moment(place[1])) for place in sums}
-    named = await _named(transaction, list(rows.values()))
-    now = transaction.clock.now()
-    updates = []
-    for place, by_source in sums.items():
-        _id = rows[place]
-        updates.append(
-            {"q": {"_id": _id}, "u": _row(place, following.id, by_source, named.get(_id, set()), now), "upsert": True}
-        )
-    # Not through the typed collection: it has no command for many different updates.
-    await transaction.raw.command({"update": "usage", "updates": updates}, session=transaction.session)
+    await ledger.add(transaction, following.id, sums)
 
 
-async def _named(transaction: Database, rows: list[ObjectId]) -> dict[ObjectId, set[str]]:
-    """The sources that each row names already."""
-    found = transaction.raw["usage"].find(
-        {"_id": {"$in": rows}}, {"metadata.sources": 1}, session=transaction.session, batch_size=_MOST_ROWS
-    )
-    return {raw["_id"]: set((raw.get("metadata") or {}).get("sources") or ()) async for raw in found}
-
-
-def _row(
-    place: _Place, resource: ResourceType, by_source: Mapping[str, int], named: set[str], now: datetime
-) -> dict[str, Any]:
-    """The update of one row of the ledger, which makes it if it is new."""
-    user, hour = place
-    start = _moment(hour)
-    named = set(named)
-    more: dict[str, int] = {"amount": sum(by_source.values())}
-    for source, amount in by_source.items():
-        name = _name(source)
-        if name not in named and len(named) >= MAX_SOURCES:
-            name = OTHER
-        named.add(name)
-        path = f"metadata.sources.{name}"
-        more[path] = more.get(path, 0) + amount
-    fresh = {
-        "userId": user,
-        "resourceType": resource,
-        "periodStart": start,
-        "periodEnd": start + timedelta(hours=1),
-        "createdAt": now,
-    }
-    return {"$inc": more, "$setOnInsert": fresh}
-
-
-def _name(source: str) -> str:
-    """A source as a key: MongoDB takes dots for paths and dollars for operators."""
-    return source.translate(_IN_KEYS) or "unnamed"
-
-
-_IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})
-
-
-async def _pay(database: Database, settlement: UsageSettlement) -> None:
+async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:
     """The second step: give the quotas what the ledger has. May be repeated, by whomever."""
     due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
     await _add(database, settlement.number, due)
-    found = await database[QUOTAS].find({"_id": {"$in": list(due)}})
-    missing = {quota: due[quota] for quota in due.keys() - {quota.id for quota in found}}
-    if missing:
+    found = await database[QUOTAS].find({"_id": {"$in": list(due)}}, into=_Level)
+    if missing := due.keys() - {quota.id for quota in found}:
         opened = await _open(database, settlement, missing)
-        if opened:
-            await _add(database, settlement.number, {quota: due[quota] for quota in opened})
-            found += await database[QUOTAS].find({"_id": {"$in": opened}})
-    await alerts.look(database, [(quota, quota.used - due[quota.id]) for quota in found])
+        await _add(database, settlement.number, {quota: due[quota] for quota in opened})
+        found += await database[QUOTAS].find({"_id": {"$in": opened}}, into=_Level)
+    for quota in found:
+        used = quota.settled + quota.ingested
+        await alerts.look(
+            database, quota.id, before=used - due[quota.id], after=used, limit=quota.limit, thresholds=thresholds
+        )
     done: dict[str, Any] = {"quotas": [], "users": [], "hours": [], "amounts": []}
     await database[USAGE_SETTLEMENTS].patch({"_id": settlement.id, "number": settlement.number}, {"$set": done})
 
 
 async def _add(database: Database, number: int, due: Mapping[str, int]) -> None:
     """Each quota on its own, so that a lease that is being changed delays nobody else's."""
-    now = database.clock.now()
-    updates = [
-        {
-            "q": {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
-            "u": {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number, "updatedAt": now}},
-        }
+    await database[QUOTAS].patch_each(
+        (
+            {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
+            {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number}},
+        )
         for quota, amount in due.items()
-    ]
-    await database.raw.command({"update": QUOTAS.name, "updates": updates, "ordered": False})
+    )
+
+
+async def _open(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
+    """Open those of the missing quotas whose period is now. What came late for another is in the ledger alone."""
+    return []
 
 
 def _moment(hour: int) -> datetime:

@@ -42,6 +42,7 @@ class Quota(Document, kw_only=True):
     limit: int  # a copy of the entitlement's, changed with it; -1 is unlimited
     limit_until: datetime | None = None  # when an override ends, and
     limit_then: int | None = None  # the limit from then on
+    alerted: int = 0  # the highest threshold, in per cent, that the user was told of
     superseded: bool = False  # the user's periods begin on another day now: nothing is granted
     granted: int = 0
     settled: int = 0
