@@ -14,7 +14,7 @@ class UsageEvent(Document, kw_only=True):
     """`id` is the second in which it happened and a hash of its source and id (see metering.events), so that the index grows
     at its end. What else an event said is in the ledger's row of its hour."""
 
-    id: ObjectId = field(name="_id")
+    id: bytes = field(name="_id")
     user_id: Annotated[ObjectId, ref("users")]
     amount: int
 
