@@ -41,7 +41,11 @@ class Clock:
         self.offset_ms = 0
 
     def now(self) -> datetime:
-        return from_ms(time.time_ns() // 1_000_000 + self._observed_ms + self.offset_ms)
+        return from_ms(self.now_ms())
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970: the same moment as `now()`, at a fifth of the price."""
+        return time.time_ns() // 1_000_000 + self._observed_ms + self.offset_ms
 
     def observe(self, server_time: datetime) -> None:
         """Learn from the time in an answer of the server's.

@@ -264,19 +264,6 @@ class TypedCollection(Generic[D]):
         result = await self._update(final, built, lambda: self.raw.update_many(final, built, session=self._session))
         return result.matched_count
 
-    async def patch_each(self, patches: Iterable[tuple[Filter, updates.Update]]) -> int:
-        """Update the first match of each filter, all with one command; returns how many matched. One that fails does not keep
-        the others from being done, unless it is in a transaction."""
-        now = self._clock.now()
-        each = [
-            UpdateOne(self._where(where, deleted=False), updates.build(self.spec, update, now))
-            for where, update in patches
-        ]
-        if not each:
-            return 0
-        result = await self._run(self.raw.bulk_write(each, ordered=False, session=self._session))
-        return result.matched_count
-
     async def upsert(self, where: Filter, update: updates.Update, *, fresh: D) -> bool:
         """Update the match, or insert `fresh` with the update in place of its own values. True when it was inserted.
 
@@ -284,19 +271,31 @@ class TypedCollection(Generic[D]):
         the insert; so may one that another process inserts at the same moment: DocumentExists, as where the filter's guards
         refuse the one that is there.
         """
-        now = self._clock.now()
-        built = updates.build(self.spec, update, now)
-        final = self._set(where)
-        decided = {path for path, value in final.items() if not _is_condition(value)}
-        decided |= {path for changes in built.values() for path in changes}
-        defaults = self._codec.encode(fresh, now.replace(tzinfo=None))
-        built["$setOnInsert"] = built.get("$setOnInsert", {}) | _undecided(defaults, decided)
-        if self.spec.soft_delete:
-            final = {"$and": [final, {"deletedAt": {"$not": {"$gt": EPOCH}}}]}  # equality would insert null
+        final, built = self._upsertion(where, update, fresh, self._clock.now())
         result = await self._update(
             final, built, lambda: self.raw.update_one(final, built, upsert=True, session=self._session)
         )
         return result.upserted_id is not None
+
+    async def patch_each(self, changes: Iterable[tuple[Filter, updates.Update]]) -> int:
+        """Each update on the first match of its own filter, in no particular order, with one command; how many matched.
+
+        A connection that breaks may leave some done: guard each by what it changes, so that it can be sent again. Cheap in
+        round trips, and none of the tolerance for nulls.
+        """
+        now = self._clock.now()
+        return await self._each(
+            [UpdateOne(self._where(where, False), updates.build(self.spec, update, now)) for where, update in changes]
+        )
+
+    async def upsert_each(self, changes: Iterable[tuple[Filter, updates.Update, D]]) -> int:
+        """As `patch_each`; where there is no match, the third is inserted with the update in place of its own values."""
+        now = self._clock.now()
+        requests = []
+        for where, update, fresh in changes:
+            final, built = self._upsertion(where, update, fresh, now)
+            requests.append(UpdateOne(final, built, upsert=True))
+        return await self._each(requests)
 
     @overload
     async def find_and_patch(
@@ -371,6 +370,26 @@ class TypedCollection(Generic[D]):
         return result.deleted_count
 
     # Inside
+
+    def _upsertion(
+        self, where: Filter, update: updates.Update, fresh: D, now: datetime
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Filter and update of an upsert that inserts `fresh`."""
+        built = updates.build(self.spec, update, now)
+        final = self._set(where)
+        decided = {path for path, value in final.items() if not _is_condition(value)}
+        decided |= {path for changes in built.values() for path in changes}
+        defaults = self._codec.encode(fresh, now.replace(tzinfo=None))
+        built["$setOnInsert"] = built.get("$setOnInsert", {}) | _undecided(defaults, decided)
+        if self.spec.soft_delete:
+            final = {"$and": [final, {"deletedAt": {"$not": {"$gt": EPOCH}}}]}  # equality would insert null
+        return final, built
+
+    async def _each(self, requests: "list[UpdateOne]") -> int:
+        if not requests:
+            return 0
+        result = await self._run(self.raw.bulk_write(requests, ordered=False, session=self._session))
+        return result.matched_count
 
     def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
         """The filter with setters applied and the deleted left out."""

@@ -1,82 +1,62 @@
-"""The ledger's rows of recorded events: one document of `usage` for a user, resource and hour, with a deterministic `_id`.
+"""The ledger's rows of what leases handed out: one a quota and hour, derived from the quota's hours.
 
-They are added to, by settlements alone; the rows of what leases served are others, derived from the quotas.
+Hours only ever grow, so a row takes the larger of what it has and what it is told: it does not matter who writes it, how
+often, or in which order. Invariant: an hour that the ledger does not have in full belongs to a quota with an open lease (a
+lease ends only after its hours are written), so whoever forfeits the lease writes them.
 """
 
 import hashlib
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from bson import ObjectId
-from pymongo import UpdateOne
 
-from ximler.core.clock import from_ms, to_ms
+from ximler.core.clock import from_ms
 from ximler.database import Database
-from ximler.schema.usage import ResourceType
+from ximler.schema.quota import Quota
+from ximler.schema.usage import Usage
 
-__all__ = ["MAX_SOURCES", "OTHER", "add", "row_id"]
+__all__ = ["LEASED", "row_id", "write"]
 
-MAX_SOURCES = 16  # named in one row; the others are added up as
-OTHER = "other"
-_HOUR_MS = 3_600_000
-_IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})  # MongoDB takes dots for paths and dollars for operators
-
-_Place = tuple[ObjectId, int]  # a user, an hour since 1970
+LEASED = "leases"  # metadata.source of the rows written here
+_HOUR = timedelta(hours=1)
 
 
-def row_id(user_id: ObjectId, resource: ResourceType, hour: datetime) -> ObjectId:
-    """The `_id` of a row of recorded events."""
-    of_whom = hashlib.blake2b(b"recorded" + user_id.binary + resource.encode(), digest_size=8)
-    return ObjectId((to_ms(hour) // 1000).to_bytes(4, "big") + of_whom.digest())
+async def write(database: Database, quotas: Iterable[Quota]) -> int:
+    """Write the rows of all hours that these quotas were read with; returns how many. One command."""
+    changes = [_row(quota, key) for quota in quotas for key in quota.hours]
+    if changes:
+        await database.usage.upsert_each(changes)
+    return len(changes)
 
 
-async def add(transaction: Database, resource: ResourceType, sums: Mapping[_Place, Mapping[str, int]]) -> None:
-    """Add units, by user and hour (since 1970) and in each by source, in the transaction that nobody else's row is in.
+def row_id(quota_id: str, hour: int) -> ObjectId:
+    """The same for the same hour of the same quota; in the order of time, as every ObjectId."""
+    digest = hashlib.sha256(f"{quota_id}:{hour}".encode()).digest()
+    return ObjectId((hour * 3600).to_bytes(4, "big") + digest[:8])
 
-    Two round trips. A row names sources as `metadata.sources`, `MAX_SOURCES` at most.
-    """
-    rows = {place: row_id(place[0], resource, from_ms(place[1] * _HOUR_MS)) for place in sums}
-    usage, now = transaction.usage.raw, transaction.clock.now()
-    named = {
-        raw["_id"]: set((raw.get("metadata") or {}).get("sources") or ())
-        async for raw in usage.find(
-            {"_id": {"$in": list(rows.values())}},
-            {"metadata.sources": 1},
-            session=transaction.session,
-            batch_size=len(rows) + 1,
-        )
-    }
-    # Not through the typed collection: thousands of updates, all of this one form, which is checked here.
-    await usage.bulk_write(
-        [
-            UpdateOne({"_id": _id}, _update(place, resource, sums[place], named.get(_id, set()), now), upsert=True)
-            for place, _id in rows.items()
-        ],
-        ordered=False,
-        session=transaction.session,
+
+def _row(quota: Quota, key: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Usage]:
+    hour = int(key[1:])
+    start = from_ms(hour * 3_600_000)
+    fresh = Usage(
+        id=row_id(quota.id, hour),
+        user_id=quota.user_id,
+        resource_type=quota.resource,
+        amount=0,
+        period_start=start,
+        period_end=start + _HOUR,
+        metadata={"source": LEASED, "quota": quota.id},
     )
-
-
-def _update(
-    place: _Place, resource: ResourceType, by_source: Mapping[str, int], named: set[str], now: datetime
-) -> dict[str, Any]:
-    user, hour = place
-    start = from_ms(hour * _HOUR_MS)
-    named = set(named)
-    more: dict[str, int] = {"amount": sum(by_source.values())}
-    for source, amount in by_source.items():
-        name = source.translate(_IN_KEYS) or "unnamed"
-        if name not in named and len(named) >= MAX_SOURCES:
-            name = OTHER
-        named.add(name)
-        path = f"metadata.sources.{name}"
-        more[path] = more.get(path, 0) + amount
-    fresh = {
-        "userId": user,
-        "resourceType": resource,
+    largest: dict[str, Any] = {"amount": int(quota.hours[key])}
+    for kind, units in (quota.detail.get(key) or {}).items():
+        largest |= {f"metadata.{kind}.{name}": int(count) for name, count in units.items()}
+    # The whole shard key, so that a cluster asks one shard.
+    where = {
+        "_id": fresh.id,
+        "userId": quota.user_id,
+        "resourceType": quota.resource,
         "periodStart": start,
-        "periodEnd": start + timedelta(hours=1),
-        "createdAt": now,
     }
-    return {"$inc": more, "$setOnInsert": fresh}
+    return where, {"$max": largest}, fresh

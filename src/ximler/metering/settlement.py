@@ -16,7 +16,6 @@ import random
 import weakref
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ from ximler.core.clock import from_ms
 from ximler.core.errors import Unavailable
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
-from ximler.metering import alerts, ledger, periods
+from ximler.metering import alerts, entitlements, periods, recorded
 from ximler.schema.document import Document
 from ximler.schema.entitlement import ENTITLEMENTS
 from ximler.schema.quota import QUOTAS, quota_id
@@ -45,6 +44,11 @@ _log = structlog.get_logger("ximler.metering")
 
 _Place = tuple[ObjectId, int]  # a user, an hour since 1970
 _expected: "weakref.WeakKeyDictionary[Any, asyncio.Event]" = weakref.WeakKeyDictionary()
+
+
+class _Anchor(Document, kw_only=True):
+    id: ObjectId = field(name="_id")
+    anchor_day: int = periods.CALENDAR_MONTH
 
 
 class _Level(Document, kw_only=True):
@@ -138,21 +142,23 @@ async def _following(
     database: Database, latest: UsageSettlement, sums: Mapping[_Place, Mapping[str, int]]
 ) -> UsageSettlement:
     """The next settlement: what each quota is to be given."""
-    users = list({user for user, _ in sums})
-    anchors = {e.id: e.anchor_day for e in await database[ENTITLEMENTS].find({"_id": {"$in": users}})}
-    due: dict[str, tuple[ObjectId, int, int]] = {}
+    users = list(dict.fromkeys(user for user, _ in sums))
+    anchors = {e.id: e.anchor_day for e in await database[ENTITLEMENTS].find({"_id": {"$in": users}}, into=_Anchor)}
+    if strangers := [user for user in users if user not in anchors]:
+        resolved = await entitlements.resolve(database, strangers)
+        anchors |= {user: entitlement.anchor_day for user, entitlement in resolved.items()}
+    due: dict[str, tuple[ObjectId, int]] = {}
     for (user, hour), by_source in sums.items():
-        start, _ = periods.around(anchors.get(user, periods.CALENDAR_MONTH), _moment(hour))
+        start, _ = periods.around(anchors.get(user, periods.CALENDAR_MONTH), from_ms(hour * _HOUR_MS))
         quota = quota_id(user, latest.id, start)
-        _, _, amount = due.get(quota, (user, hour, 0))
-        due[quota] = user, hour, amount + sum(by_source.values())
+        _, amount = due.get(quota, (user, 0))
+        due[quota] = user, amount + sum(by_source.values())
     return UsageSettlement(
         id=latest.id,
         number=latest.number + 1,
         quotas=list(due),
-        users=[user for user, _, _ in due.values()],
-        hours=[hour for _, hour, _ in due.values()],
-        amounts=[amount for _, _, amount in due.values()],
+        users=[user for user, _ in due.values()],
+        amounts=[amount for _, amount in due.values()],
     )
 
 
@@ -168,7 +174,6 @@ async def _enter(
         "number": following.number,
         "quotas": following.quotas,
         "users": following.users,
-        "hours": following.hours,
         "amounts": following.amounts,
     }
     before: dict[str, Any] = {"_id": following.id, "number": following.number - 1, "quotas": []}
@@ -177,42 +182,47 @@ async def _enter(
     ids = [batch.id for batch in batches]
     if await transaction[USAGE_BATCHES].delete_many({"_id": {"$in": ids}}) != len(ids):
         raise _Overtaken
-    await ledger.add(transaction, following.id, sums)
+    await recorded.add(transaction, following.id, sums)
 
 
 async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:
     """The second step: give the quotas what the ledger has. May be repeated, by whomever."""
     due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
-    await _add(database, settlement.number, due)
+    await database[QUOTAS].patch_each(_addition(quota, amount, settlement.number) for quota, amount in due.items())
     found = await database[QUOTAS].find({"_id": {"$in": list(due)}}, into=_Level)
     if missing := due.keys() - {quota.id for quota in found}:
-        opened = await _open(database, settlement, missing)
-        await _add(database, settlement.number, {quota: due[quota] for quota in opened})
-        found += await database[QUOTAS].find({"_id": {"$in": opened}}, into=_Level)
+        made = await _make(database, settlement, missing)
+        found += await database[QUOTAS].find({"_id": {"$in": made}}, into=_Level)
     for quota in found:
         used = quota.settled + quota.ingested
         await alerts.look(
             database, quota.id, before=used - due[quota.id], after=used, limit=quota.limit, thresholds=thresholds
         )
-    done: dict[str, Any] = {"quotas": [], "users": [], "hours": [], "amounts": []}
+    done: dict[str, Any] = {"quotas": [], "users": [], "amounts": []}
     await database[USAGE_SETTLEMENTS].patch({"_id": settlement.id, "number": settlement.number}, {"$set": done})
 
 
-async def _add(database: Database, number: int, due: Mapping[str, int]) -> None:
-    """Each quota on its own, so that a lease that is being changed delays nobody else's."""
-    await database[QUOTAS].patch_each(
-        (
-            {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
-            {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number}},
-        )
-        for quota, amount in due.items()
+def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    return (
+        {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
+        {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number}},
     )
 
 
-async def _open(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
-    """Open those of the missing quotas whose period is now. What came late for another is in the ledger alone."""
-    return []
+async def _make(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
+    """Make those of the missing quotas whose period is now, not yet opened for leases; returns their ids.
 
-
-def _moment(hour: int) -> datetime:
-    return from_ms(hour * _HOUR_MS)
+    What came late for an earlier period without a quota is in the ledger alone.
+    """
+    now = database.clock.now()
+    due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
+    users = [user for quota, user in zip(settlement.quotas, settlement.users, strict=True) if quota in missing]
+    resolved = await entitlements.resolve(database, users)
+    fresh = [entitlements.quota_of(entitlement, now, now=now) for entitlement in resolved.values()]
+    made = [quota for quota in fresh if quota.id in missing]
+    additions = {quota.id: _addition(quota.id, due[quota.id], settlement.number) for quota in made}
+    try:
+        await database[QUOTAS].upsert_each((*additions[quota.id], quota) for quota in made)
+    except DocumentExists:  # somebody made one of them at this moment
+        await database[QUOTAS].patch_each(additions.values())
+    return list(additions)

@@ -36,15 +36,13 @@ USAGE_BATCHES = Collection(
 class UsageSettlement(Document, kw_only=True):
     """The latest settlement of a resource: its `number`, and what it has brought into the ledger and still owes the quotas.
 
-    A quota remembers the number of the latest settlement that it has, so that one that is tried again counts once. `hours` are
-    one of each quota's own, to open it by.
+    A quota remembers the number of the latest settlement that it has, so that one that is tried again counts once.
     """
 
     id: ResourceType = field(name="_id")
     number: int = 0
     quotas: list[str] = field(default_factory=list[str])
     users: list[ObjectId] = field(default_factory=list[ObjectId])
-    hours: list[int] = field(default_factory=list[int])
     amounts: list[int] = field(default_factory=list[int])
 
 
