@@ -12,7 +12,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
-from ximler.database import Database, connect
+from ximler.database import connect
 from ximler.database.changes import Feed
 from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
@@ -105,6 +105,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.request_reset,
             pages.ask_unsubscribe,
             pages.unsubscribe,
+            pages.ask_email,
+            pages.change_email,
             docs.assets,
         ],
         lifespan=[lifespan],

@@ -42,7 +42,7 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     def require_unlocked(self) -> None:
         """Raises AccountLocked."""
         if self.locked:
-            raise AccountLocked("This account is locked: ask an operator to unlock it")
+            raise AccountLocked("This account is locked: write to support to have it opened")
 
 
 def lookups() -> list[dict[str, Any]]:
