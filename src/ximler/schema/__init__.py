@@ -27,6 +27,8 @@ from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
 from ximler.schema.throttle import THROTTLES
 from ximler.schema.usage import USAGE
+from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS
+from ximler.schema.usage_event import USAGE_EVENTS
 from ximler.schema.user import USERS
 
 __all__ = ["CATALOGUE", "SPECIFIED"]
@@ -47,4 +49,7 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     QUOTAS,
     THROTTLES,
     REFUSALS,
+    USAGE_EVENTS,
+    USAGE_BATCHES,
+    USAGE_SETTLEMENTS,
 )
