@@ -20,6 +20,7 @@ from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
 from ximler.schema.quota import QUOTAS
+from ximler.schema.receipt import RECEIPTS
 from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
@@ -41,4 +42,5 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     META,
     ENTITLEMENTS,
     QUOTAS,
+    RECEIPTS,
 )
