@@ -21,6 +21,8 @@ from ximler.http import docs, health, pages
 from ximler.http.authentication import identify
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.metering.follower import Follower
+from ximler.metering.meter import Meter
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -58,13 +60,16 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         app.state.keyring = keyring
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
         feed = app.state.feed = Feed(database)
-        running = [asyncio.ensure_future(feed.run())]
+        meter = app.state.meter = Meter(database)
+        running = [asyncio.ensure_future(feed.run()), asyncio.ensure_future(meter.run())]
         if settings.worker:
+            running.append(asyncio.ensure_future(Follower(database, feed).run()))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
         finally:
             await asyncio.gather(*map(_end, running))
+            await meter.close()
             keyring.close()
             await database.close()
 

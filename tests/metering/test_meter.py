@@ -447,7 +447,7 @@ async def test_a_lease_of_a_dead_process_is_forfeited_and_its_ledger_written(
     await dead.consume(person, units=2)
     await dead.consume(person)
     (tally,) = dead._all()
-    await quotas.settle(database, [tally.report()])  # and it dies before it writes the ledger  # type: ignore[list-item]
+    await quotas.settle(database, [tally.report()])  # and it dies before it writes the ledger
     await dead.consume(person)  # and before it reports this
     lease = held(await quota(database, person))
     assert lease > 1
