@@ -22,6 +22,8 @@ from ximler.http.authentication import Authentication
 from ximler.http.cookies import Cookies
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.metering.follower import Follower
+from ximler.metering.meter import Meter
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -60,13 +62,16 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
-        running = [asyncio.ensure_future(feed.run()), asyncio.ensure_future(authentication.run())]
+        meter = app.state.meter = Meter(database)
+        running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
+            running.append(asyncio.ensure_future(Follower(database, feed).run()))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
         finally:
             await asyncio.gather(*map(_end, running))
+            await meter.close()
             keyring.close()
             await database.close()
 

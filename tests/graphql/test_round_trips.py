@@ -86,7 +86,7 @@ RESTORE = "mutation ($id: ID!) { restoreProject(id: $id) { id } }"
 
 
 async def measure(client: Client, query: str, *, code: str | None = None, **variables: Any) -> list[RoundTrip]:
-    while not client.app._app.state.feed.fresh:  # a machine under load: who is signed in would be asked for
+    while not client.app._app.state.feed.fresh:  # noqa: ASYNC110 (it tells nobody) a machine under load: who is signed in would be asked for
         await asyncio.sleep(0.01)
     with round_trips() as trips:
         answer = await client.ask(query, **variables)
