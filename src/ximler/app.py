@@ -10,6 +10,7 @@ from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from ximler.accounts import idempotency
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import connect
@@ -87,9 +88,20 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             cookies=cookies if caller.by_cookie else None,
         )
 
+    async def once(ctx: Context, key: str, request: bytes, work: Any) -> Any:
+        async def answer() -> idempotency.Answer:
+            (status, body, headers), final = await work()
+            return idempotency.Answer(status, body, headers, final)
+
+        given, again = await idempotency.once(
+            ctx.database, ctx.keyring, ctx.actor, key=key, request=request, work=answer
+        )
+        headers = [*given.headers, (b"idempotency-replayed", b"true")] if again else given.headers
+        return given.status, given.body, headers
+
     body_limit = settings.max_body_mb * _MB
     serve_graphql = GraphQLApp(
-        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY)
+        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY), once=once
     )
 
     @asgi("/graphql", copy_scope=False)
@@ -138,7 +150,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
+        expose_headers=["X-Request-Id", "Retry-After", "Idempotency-Replayed"],
         max_age=600,
     )

@@ -194,7 +194,7 @@ async def open_sessions(database: Database, actor: Actor, user_id: ObjectId) -> 
     actor.require_operator()
     await database.users.get(user_id, deleted=True)
     await _note(database, actor, "viewed", user_id, part="sessions")
-    where = {"userId": user_id, "expiresAt": {"$gt": database.clock.now()}}
+    where = {"userId": user_id, "replacedAt": None, "expiresAt": {"$gt": database.clock.now()}}
     return sorted(await database[SESSIONS].find(where), key=lambda session: session.created_at, reverse=True)
 
 
