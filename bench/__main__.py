@@ -23,6 +23,7 @@ TOPICS = {
     "journeys": "database round trips and milliseconds of each operation",
     "graphql": "the GraphQL engine beside graphql-core",
     "concurrency": "50 clients that want the last 3 projects",
+    "signin": "200 people who sign in at once",
     "cli": "`ximler --help` and `import ximler`",
     "server": "the embedded server and `ximler up`, cold and warm",
 }
