@@ -20,6 +20,7 @@ from bench.setup import Setup
 from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
 from ximler.apikeys import keys
+from ximler.core import logs
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.settings import Settings
 from ximler.database import connect, sync
@@ -49,6 +50,7 @@ def _bare() -> str:
 
 def served() -> ASGIApp:
     """What uvicorn serves: a bare application, and one behind all that is in front of Ximler's."""
+    logs.configure(Settings(log_format="json"))  # as production does, to nowhere
     settings = Settings(
         mongodb_uri=os.environ["BENCH_URI"],
         database=os.environ["BENCH_DATABASE"],
