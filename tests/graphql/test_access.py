@@ -15,6 +15,7 @@ from tests.serving import PASSWORD, Client
 
 from ximler.app import schema
 from ximler.database import Database
+from ximler.notifications import inbox
 from ximler.schema.subscription import Subscription
 
 SCHEMA = schema().core
@@ -30,6 +31,7 @@ class Victim(msgspec.Struct):
     project: str
     deleted_project: str
     cursor: str
+    notification: str
 
 
 class Field(msgspec.Struct, kw_only=True):
@@ -113,6 +115,9 @@ FIELDS = {
     "Mutation.resetPassword": Field(
         arguments=(f'token: "{"x" * 59}", password: "the attacker\'s own"',), anonymous="INVALID", stranger="INVALID"
     ),
+    "Query.notifications": Field(arguments=("", "unread: true", 'after: "{cursor}"'), stranger=None),
+    "Mutation.markNotificationRead": Field(arguments=('id: "{notification}"', 'id: "{user_id}"'), stranger="NOT_FOUND"),
+    "Mutation.markAllNotificationsRead": Field(stranger=None),
     "Mutation.createProject": Field(
         arguments=('input: {name: "mine"}',), stranger=None, changes=frozenset({"projects", "gauges"})
     ),
@@ -155,7 +160,9 @@ async def victim(client: Client, database: Database) -> Victim:
         Subscription(user_id=user_id, plan_id=MARK, status="ACTIVE", start_date=database.clock.now(), price=4711)
     )
     page = await client.ask("{ projects { pageInfo { endCursor } } }")
-    return Victim(user_id, email, client, kept, gone, page["projects"]["pageInfo"]["endCursor"])
+    user = await database.users.get(user_id)
+    told = await inbox.notify(database, user, "PRODUCT", MARK, MARK, {MARK: MARK})
+    return Victim(user_id, email, client, kept, gone, page["projects"]["pageInfo"]["endCursor"], str(told.id))
 
 
 @pytest.mark.parametrize("coordinate", coordinates())
@@ -236,6 +243,8 @@ async def test_what_the_owner_asks_for_is_there(victim: Victim) -> None:
         ("Query.projects", ""),
         ("Query.projects", f'search: "{MARK}"'),
         ("Query.project", 'id: "{project}"'),
+        ("Query.notifications", ""),
+        ("Mutation.markNotificationRead", 'id: "{notification}"'),
         ("Mutation.updateProject", 'id: "{project}", input: {settings: {a: 1}}'),
         ("Mutation.deleteProject", 'id: "{project}"'),
         ("Mutation.restoreProject", 'id: "{deleted_project}"'),
@@ -260,7 +269,7 @@ def ask_for_everything(coordinate: str, arguments: str, victim: Victim) -> str:
     root, name = coordinate.split(".")
     kind = SCHEMA.type_map[root]
     assert isinstance(kind, GraphQLObjectType)
-    for field in ("project", "deleted_project", "cursor", "email", "user_id"):
+    for field in ("project", "deleted_project", "cursor", "email", "user_id", "notification"):
         arguments = arguments.replace(f"{{{field}}}", str(getattr(victim, field)))
     if "first" in kind.fields[name].args and "first:" not in arguments:
         arguments += " first: 2"  # canvases are dear

@@ -2,6 +2,7 @@
 
 import html
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
@@ -12,7 +13,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Body, QueryParameter
 from litestar.types import ExceptionHandlersMap
 
-from ximler.accounts import credentials, email_change, registration
+from ximler.accounts import credentials, email_change, preferences, registration
 from ximler.core.actor import Actor
 from ximler.core.errors import XimlerError
 from ximler.http.problems import documented, status_of
@@ -21,11 +22,13 @@ __all__ = [
     "ask_confirmation",
     "ask_email",
     "ask_password",
+    "ask_unsubscribe",
     "change_email",
     "confirm",
     "front_door",
     "request_reset",
     "reset",
+    "unsubscribe",
 ]
 
 _MAX_USER_AGENT = 300
@@ -202,6 +205,23 @@ async def change_email(
         state.database, state.keyring, _visitor(request), data.token, password=data.password
     )
     return _page("Your address is changed", f"<p>Your account is now that of <b>{html.escape(user.email)}</b>.</p>")
+
+
+@get("/unsubscribe", **_page_of("Where an unsubscribe link leads", _422="The token is missing or too long"))
+async def ask_unsubscribe(token: _Token) -> Response[str]:
+    """Asks before it acts: mail scanners open links too."""
+    action = html.escape(f"/unsubscribe?token={quote(token)}", quote=True)
+    return _page(
+        "No more product updates?",
+        f"<form method='post' action='{action}'><button>Stop them</button></form>",
+    )
+
+
+@post("/unsubscribe", **_page_of("Stop product mail", _422="The link is not ours", _503="The database is away"))
+async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
+    """The page's form, and what a mail program sends when its reader unsubscribes with one click (RFC 8058)."""
+    await preferences.unsubscribe(state.database, state.keyring, _visitor(request), token)
+    return _page("Done", "<p>We send you no more product updates. Mail about your account still comes.</p>")
 
 
 def _visitor(request: Request[Any, Any, Any]) -> Actor:
