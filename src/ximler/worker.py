@@ -61,6 +61,17 @@ async def _send_password_changed(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_notification(tools: Tools, job: Job) -> None:
+    await inbox.send(
+        tools.database,
+        tools.settings,
+        tools.mailer,
+        tools.keyring.sign,
+        notification_id=job.payload["notificationId"],
+        user_id=job.payload["userId"],
+    )
+
+
 async def _send_email_change(tools: Tools, job: Job) -> None:
     await email_change.send_link(
         tools.database,
@@ -76,24 +87,13 @@ async def _send_notice(tools: Tools, job: Job) -> None:
     await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
 
 
-async def _send_notification(tools: Tools, job: Job) -> None:
-    await inbox.send(
-        tools.database,
-        tools.settings,
-        tools.mailer,
-        tools.keyring.sign,
-        notification_id=job.payload["notificationId"],
-        user_id=job.payload["userId"],
-    )
-
-
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
+    inbox.SEND: _send_notification,
     email_change.SEND_LINK: _send_email_change,
     notices.SEND: _send_notice,
-    inbox.SEND: _send_notification,
 }
 
 

@@ -45,8 +45,12 @@ def _values(document: type[Document]) -> dict[str, Any]:
                 value = b"some bytes"
             case inspect.LiteralType() as literal:
                 value = literal.values[-1]
-            case inspect.ListType() as items:
-                value = [7, 8] if isinstance(bare(items.item_type), inspect.IntType) else ["one", "two"]
+            case inspect.ListType(item_type=inspect.IntType()):
+                value = [1, 2]
+            case inspect.ListType(item_type=inspect.CustomType()):
+                value = [ObjectId(), ObjectId()]
+            case inspect.ListType():
+                value = ["one", "two"]
             case inspect.AnyType():
                 value = {"a": {"b": [1, 2.5, None, "x", DAY]}}
             case inspect.StructType() as struct:

@@ -95,16 +95,18 @@ async def prove(
         )
 
 
-async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> None:
-    """In the transaction that starts a session: no factor came to be since `prove` looked. Raises SecondFactorRequired.
+async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> Credential | None:
+    """In the transaction that starts a session: no factor came to be since `prove` looked. Returns what is there now.
 
-    `enrolment.confirm` writes the user's document, as a sign-in does, so that of the two one is repeated and sees the other.
+    Raises SecondFactorRequired. `enrolment.confirm` writes the user's document, as a sign-in does, so that of the two one is
+    repeated and sees the other.
     """
     found = await transaction[CREDENTIALS].find_one({"_id": user_id})
     if found is None or found.totp_secret is None:
-        return
+        return found
     if credential is None or credential.totp_confirmed_at != found.totp_confirmed_at:
         raise SecondFactorRequired("Your account has a second factor: send its code as well")
+    return found
 
 
 def matching_step(secret: bytes, code: str, now_ms: int) -> int | None:

@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import argon2
 from bson import ObjectId
@@ -22,7 +23,7 @@ from ximler.core.settings import Settings
 
 T = TypeVar("T")
 
-__all__ = ["KeyLost", "Keyring"]
+__all__ = ["Busy", "KeyLost", "Keyring"]
 
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
@@ -31,6 +32,11 @@ _SIGNED = re.compile(r"[A-Za-z0-9_-]{59}")  # 12 bytes of id and 32 of MAC
 _NONCE_BYTES, _KEY_ID_BYTES = 12, 4
 MIN_PASSWORD = 10
 MAX_PASSWORD = 1000
+_PATIENCE_S = 30.0
+
+
+class Busy(Unavailable):
+    code = "BUSY"
 
 
 class KeyLost(Unavailable):
@@ -59,6 +65,8 @@ class Keyring:
         )
         self._threads = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
         self._decoy: str | None = None
+        self.breach_lookup_url = settings.breach_lookup_url
+        self._turns = asyncio.Semaphore(settings.argon2_threads)
         self._ciphers: dict[tuple[bytes, str], tuple[bytes, AESGCM]] = {}
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
@@ -69,7 +77,7 @@ class Keyring:
             raise Invalid.field(field, f"must be at most {MAX_PASSWORD} characters")
         if not _is_unicode(password):
             raise Invalid.field(field, "contains an unpaired surrogate: it is not valid Unicode")
-        return await self._in_pool(self._hasher.hash, password)
+        return await self.compute(self._hasher.hash, password)
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
         """Whether the password is the stored one.
@@ -80,10 +88,10 @@ class Keyring:
             return False
         if stored is None or not stored.startswith(_PREFIX):
             if self._decoy is None:
-                self._decoy = await self._in_pool(self._hasher.hash, secrets.token_urlsafe())
-            await self._in_pool(self._matches, self._decoy, password)
+                self._decoy = await self.compute(self._hasher.hash, secrets.token_urlsafe())
+            await self.compute(self._matches, self._decoy, password)
             return False
-        return await self._in_pool(self._matches, stored, password)
+        return await self.compute(self._matches, stored, password)
 
     async def rehash(self, stored: str, password: str) -> str | None:
         """A new hash of the password that `stored` is of, where the settings have changed since that was made; else None.
@@ -92,7 +100,21 @@ class Keyring:
         """
         if not self._hasher.check_needs_rehash(stored):
             return None
-        return await self._in_pool(self._hasher.hash, password)
+        return await self.compute(self._hasher.hash, password)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One of as many turns as hashes are computed at once, for who looks whether they may guess, guesses, and says what
+        came of it: of a burst, however large, each sees what those before it did. Raises Busy after half a minute."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Busy("Too many people sign in at this moment: try again in a minute") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def new_token(self) -> tuple[str, bytes]:
         """A token to hand out, and the id to store it under."""
@@ -104,6 +126,11 @@ class Keyring:
         if len(token) != _TOKEN_LENGTH or not token.isascii():
             return []
         return [self._id(key, token) for key in self._keys]
+
+    def digest(self, purpose: str, text: str) -> bytes:
+        """A keyed hash to find something by without keeping it. Another after the secret key is rotated."""
+        message = f"ximler:{purpose}:".encode() + text.encode(errors="surrogatepass")
+        return hmac.new(self._keys[0], message, hashlib.sha256).digest()
 
     def sign(self, purpose: str, subject: ObjectId) -> str:
         """A token that says `subject`, for one purpose. The same every time, so that a mail sent again has the same link."""
@@ -149,7 +176,8 @@ class Keyring:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_pool(self, work: Callable[..., T], *args: str) -> T:
+    async def compute(self, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)` in the pool, for what takes long."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     def _matches(self, stored: str, password: str) -> bool:

@@ -6,16 +6,14 @@ from datetime import timedelta
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import factors
+from ximler.accounts import attempts, factors
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.registration import address
 from ximler.audit import records
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
-from ximler.database.codec import UnreadableDocument, codec_of
-from ximler.schema.credential import Credential
+from ximler.database.codec import codec_of
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
@@ -43,11 +41,12 @@ class SessionExpired(Unauthenticated):
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """`token` is shown here and nowhere else again."""
+    """`token` is shown here and nowhere else again. `device` makes the next sign-in from here one from a known device."""
 
     token: str
     session: Session
     user: User
+    device: str
 
     def __repr__(self) -> str:
         return f"SignedIn({self.user!r})"
@@ -62,30 +61,41 @@ async def sign_in(
     email: str,
     password: str,
     code: str | None = None,
+    device: str | None = None,
 ) -> SignedIn:
     """A session for the right password and, where the account has a second factor, its code.
 
-    Raises BadCredentials, the same and as fast for an unknown address; only after the right password SecondFactorRequired,
-    WrongCode, TooManyCodes.
+    `device` is what an earlier sign-in answered; with it nobody's attack keeps one out. Raises Throttled, BadCredentials, the
+    same and as fast for an unknown address; only after the right password AccountLocked, SecondFactorRequired, WrongCode,
+    TooManyCodes.
     """
-    try:
-        email = address(email)
-    except Invalid:
-        email = ""  # nobody's: and it takes as long as anybody's
-    user, credential = await _find(database, email)
-    if not await keyring.verify_password(user.password if user else None, password) or user is None:
-        raise BadCredentials("The e-mail address or the password is not right")
+    async with keyring.turn():
+        attempt = await attempts.begin(database, keyring, actor, email=email, device=device)
+        user, credential = attempt.user, attempt.credential
+        if not await keyring.verify_password(user.password if user else None, password) or user is None:
+            await attempts.fail(database, actor, attempt)
+            raise BadCredentials("The e-mail address or the password is not right")
     known = user
+    if credential and credential.locked_at:
+        await attempts.refuse_locked(database, actor, attempt)
     await factors.prove(database, keyring, actor, credential, code)
-    return await start(
+
+    async def unchanged(transaction: Database) -> None:
+        now = await factors.still_proved(transaction, known.id, credential)
+        if now and now.locked_at:
+            raise attempts.locked()
+
+    signed_in = await start(
         database,
         keyring,
         settings,
         actor,
         user,
         fresh_hash=await keyring.rehash(user.password, password),
-        check=lambda transaction: factors.still_proved(transaction, known.id, credential),
+        check=unchanged,
     )
+    await attempts.succeed(database, attempt)
+    return signed_in
 
 
 async def start(
@@ -122,7 +132,7 @@ async def start(
             await check(transaction)
         return await transaction[SESSIONS].insert(session)
 
-    return SignedIn(token, await database.transaction(write), user)
+    return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))
 
 
 async def mine(database: Database, actor: Actor) -> list[Session]:
@@ -183,21 +193,3 @@ async def authenticate(database: Database, keyring: Keyring, token: str) -> tupl
     if not users:
         raise SessionExpired("This session has ended: sign in again")
     return codec_of(Session).decode(found[0]), codec_of(User).decode(users[0])
-
-
-async def _find(database: Database, email: str) -> tuple[User | None, Credential | None]:
-    """The account of an address, with what beside the password decides who signs in. One command."""
-    rows = await database.users.aggregate(
-        [
-            {"$match": {"email": email, "deletedAt": None}},
-            {"$lookup": {"from": "credentials", "localField": "_id", "foreignField": "_id", "as": "credential"}},
-        ]
-    )
-    if not rows:
-        return None, None
-    found = rows[0].pop("credential")
-    try:
-        user = codec_of(User).decode(rows[0])
-    except UnreadableDocument:
-        return None, None  # an account that another application keeps without a password, for instance
-    return user, codec_of(Credential).decode(found[0]) if found else None

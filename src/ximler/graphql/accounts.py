@@ -39,7 +39,9 @@ async def me(ctx: Context) -> User:
 
 @resolvers.mutation("register")
 async def register(ctx: Context, input: RegisterInput) -> Acceptance:  # noqa: A002 (GraphQL's customary name)
-    await registration.register(ctx.database, ctx.keyring, name=input.name, email=input.email, password=input.password)
+    await registration.register(
+        ctx.database, ctx.keyring, ctx.actor, name=input.name, email=input.email, password=input.password
+    )
     return Acceptance("Look into your mailbox: the link in our message makes the account.")
 
 
@@ -50,9 +52,18 @@ async def confirm_email(ctx: Context, token: str, password: str) -> dict[str, ob
 
 
 @resolvers.mutation("signIn")
-async def sign_in(ctx: Context, email: str, password: str, code: str | None = None) -> dict[str, object]:
+async def sign_in(
+    ctx: Context, email: str, password: str, code: str | None = None, device: str | None = None
+) -> dict[str, object]:
     signed_in = await sessions.sign_in(
-        ctx.database, ctx.keyring, ctx.settings, ctx.actor, email=email, password=password, code=code
+        ctx.database,
+        ctx.keyring,
+        ctx.settings,
+        ctx.actor,
+        email=email,
+        password=password,
+        code=code,
+        device=device,
     )
     return _signed_in(signed_in)
 
@@ -87,7 +98,7 @@ async def change_password(ctx: Context, current: str, new: str) -> dict[str, obj
 
 @resolvers.mutation("requestPasswordReset")
 async def request_password_reset(ctx: Context, email: str) -> Acceptance:
-    await credentials.request_reset(ctx.database, email=email)
+    await credentials.request_reset(ctx.database, ctx.keyring, ctx.actor, email=email)
     return Acceptance("If the address has an account, a link to choose a new password is on its way.")
 
 
@@ -162,7 +173,7 @@ async def regenerate_recovery_codes(ctx: Context) -> list[str]:
 
 
 def _signed_in(found: sessions.SignedIn) -> dict[str, object]:
-    return {"token": found.token, "expires_at": found.session.expires_at, "user": found.user}
+    return {"token": found.token, "expires_at": found.session.expires_at, "user": found.user, "device": found.device}
 
 
 def _session(ctx: Context, session: Any) -> dict[str, object]:

@@ -16,7 +16,7 @@ from litestar.types import ExceptionHandlersMap
 from ximler.accounts import credentials, email_change, preferences, registration
 from ximler.core.actor import Actor
 from ximler.core.errors import XimlerError
-from ximler.http.problems import documented, status_of
+from ximler.http.problems import documented, headers_of, status_of
 
 __all__ = [
     "ask_confirmation",
@@ -73,7 +73,9 @@ def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) 
         return _page(
             "That did not work", "<p>This link is not complete: open it as our message has it.</p>", status=422
         )
-    return _page("That did not work", f"<p>{html.escape(error.message)}</p>", status=status_of(error))
+    page = _page("That did not work", f"<p>{html.escape(error.message)}</p>", status=status_of(error))
+    page.headers.update(headers_of(error))
+    return page
 
 
 _ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, ValidationException: _sorry}
@@ -168,12 +170,36 @@ async def reset(
 
 @post(
     "/reset/request",
-    **_page_of("Ask for a reset link", _422="What was sent is not an address", _503="The database is away"),
+    **_page_of(
+        "Ask for a reset link",
+        _422="What was sent is not an address",
+        _429="Too many requests",
+        _503="The database is away",
+    ),
 )
-async def request_reset(data: Annotated[Address, _UrlEncoded], state: State) -> Response[str]:
+async def request_reset(
+    data: Annotated[Address, _UrlEncoded], request: Request[Any, Any, Any], state: State
+) -> Response[str]:
     """Says the same for every address."""
-    await credentials.request_reset(state.database, email=data.email)
+    await credentials.request_reset(state.database, state.keyring, _visitor(request), email=data.email)
     return _page("Look into your mailbox", "<p>If the address has an account, a link is on its way.</p>")
+
+
+@get("/unsubscribe", **_page_of("Where an unsubscribe link leads", _422="The token is missing or too long"))
+async def ask_unsubscribe(token: _Token) -> Response[str]:
+    """Asks before it acts: mail scanners open links too."""
+    action = html.escape(f"/unsubscribe?token={quote(token)}", quote=True)
+    return _page(
+        "No more product updates?",
+        f"<form method='post' action='{action}'><button>Stop them</button></form>",
+    )
+
+
+@post("/unsubscribe", **_page_of("Stop product mail", _422="The link is not ours", _503="The database is away"))
+async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
+    """The page's form, and what a mail program sends when its reader unsubscribes with one click (RFC 8058)."""
+    await preferences.unsubscribe(state.database, state.keyring, _visitor(request), token)
+    return _page("Done", "<p>We send you no more product updates. Mail about your account still comes.</p>")
 
 
 @get("/email", **_page_of("Where the link of a change of address leads", _422="The token is missing or too long"))
@@ -205,23 +231,6 @@ async def change_email(
         state.database, state.keyring, _visitor(request), data.token, password=data.password
     )
     return _page("Your address is changed", f"<p>Your account is now that of <b>{html.escape(user.email)}</b>.</p>")
-
-
-@get("/unsubscribe", **_page_of("Where an unsubscribe link leads", _422="The token is missing or too long"))
-async def ask_unsubscribe(token: _Token) -> Response[str]:
-    """Asks before it acts: mail scanners open links too."""
-    action = html.escape(f"/unsubscribe?token={quote(token)}", quote=True)
-    return _page(
-        "No more product updates?",
-        f"<form method='post' action='{action}'><button>Stop them</button></form>",
-    )
-
-
-@post("/unsubscribe", **_page_of("Stop product mail", _422="The link is not ours", _503="The database is away"))
-async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
-    """The page's form, and what a mail program sends when its reader unsubscribes with one click (RFC 8058)."""
-    await preferences.unsubscribe(state.database, state.keyring, _visitor(request), token)
-    return _page("Done", "<p>We send you no more product updates. Mail about your account still comes.</p>")
 
 
 def _visitor(request: Request[Any, Any, Any]) -> Actor:

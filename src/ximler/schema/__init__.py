@@ -21,10 +21,14 @@ from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
 from ximler.schema.quota import QUOTAS
+from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
+from ximler.schema.throttle import THROTTLES
 from ximler.schema.usage import USAGE
+from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS
+from ximler.schema.usage_event import USAGE_EVENTS
 from ximler.schema.user import USERS
 
 __all__ = ["CATALOGUE", "SPECIFIED"]
@@ -43,4 +47,9 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     META,
     ENTITLEMENTS,
     QUOTAS,
+    THROTTLES,
+    REFUSALS,
+    USAGE_EVENTS,
+    USAGE_BATCHES,
+    USAGE_SETTLEMENTS,
 )
