@@ -20,7 +20,7 @@ from bson import ObjectId
 
 from ximler.accounts import notices
 from ximler.accounts.keyring import KeyLost, Keyring
-from ximler.audit import records
+from ximler.audit import records, refusals
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import LimitExceeded, Unauthenticated
@@ -39,7 +39,6 @@ __all__ = [
     "matching_step",
     "new_recovery_codes",
     "prove",
-    "recovery_hash",
     "rewrap",
     "still_proved",
 ]
@@ -51,6 +50,7 @@ RECOVERY_CODES = 10
 
 _STEP_S = 30
 _CODE = re.compile(r"[0-9]{6}")
+_RECOVERY_CODE = re.compile(r"[a-z2-7]{16}")  # base32, whose alphabet has neither 0 nor 1
 
 
 class SecondFactorRequired(Unauthenticated):
@@ -70,29 +70,32 @@ async def prove(
 ) -> None:
     """Take a code of the user whose password was right a moment ago, if they have a second factor; without one, do nothing.
 
-    No round trip without a factor, two with a code that is right. Raises SecondFactorRequired without a code, WrongCode,
-    TooManyCodes once the budget is used up, KeyLost when the secret key it was encrypted under is gone (recovery codes work
-    even then).
+    No round trip without a factor, two with a code that is right; what is refused is noted in the log. Raises
+    SecondFactorRequired without a code, WrongCode, TooManyCodes once the budget is used up, KeyLost when the secret key it was
+    encrypted under is gone (recovery codes work even then).
     """
     if credential is None or credential.totp_secret is None:
         return
     typed = re.sub(r"[\s-]", "", code or "").lower()
     if not typed:
         raise SecondFactorRequired("Your account has a second factor: send its code as well")
-    if not _CODE.fullmatch(typed):
-        await _use_recovery_code(database, actor, credential, typed)
-        return
-    secret = keyring.decrypt(PURPOSE, credential.id, credential.totp_secret)
-    now = database.clock.now()
-    at = to_ms(now)
-    tried = await _count_attempt(database, credential, at)
-    step = matching_step(secret, typed, at)
-    if step is None or not await _take(database, keyring, credential, secret, step=step, attempt=at):
-        if len(tried) == BUDGET and tried[0] > at - _ms(WINDOW):
-            await _warn(database, actor, credential)
-        raise WrongCode(
-            "The code is not right, or was used already: wait for the next one", fields={"code": "is not right"}
+    try:
+        if _CODE.fullmatch(typed):
+            await _use_code(database, keyring, actor, credential, typed)
+        else:
+            await _use_recovery_code(database, actor, credential, typed)
+    except (WrongCode, TooManyCodes) as refused:
+        await refusals.count(
+            database,
+            actor,
+            "accounts.code.refused",
+            resource="users",
+            resource_id=credential.id,
+            user_id=credential.id,
+            subject=str(credential.id),
+            reason=refused.code.lower(),
         )
+        raise
 
 
 async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> Credential | None:
@@ -121,12 +124,12 @@ def new_recovery_codes(user_id: ObjectId) -> tuple[list[str], list[str]]:
     """Codes to show once, and what to store of them."""
     codes = [base64.b32encode(secrets.token_bytes(10)).decode().lower() for _ in range(RECOVERY_CODES)]
     shown = ["-".join(code[start : start + 4] for start in range(0, 16, 4)) for code in codes]
-    return shown, [recovery_hash(user_id, code) for code in codes]
+    return shown, [_recovery_hash(user_id, code) for code in codes]
 
 
-def recovery_hash(user_id: ObjectId, code: str) -> str:
-    """Of 80 random bits: no guessing reverses it, and no secret key has to survive for it. The alphabet has no 0 and 1."""
-    return hashlib.sha256(user_id.binary + code.replace("0", "o").replace("1", "l").encode()).hexdigest()
+def _recovery_hash(user_id: ObjectId, code: str) -> str:
+    """Of 80 random bits: no guessing reverses it, and no secret key has to survive for it."""
+    return hashlib.sha256(user_id.binary + code.encode()).hexdigest()
 
 
 async def rewrap(database: Database, keyring: Keyring) -> tuple[int, int]:
@@ -149,6 +152,20 @@ async def rewrap(database: Database, keyring: Keyring) -> tuple[int, int]:
             {"_id": credential.id, "totpSecret": stored}, {"$set": {"totpSecret": fresh}}
         )
     return renewed, lost
+
+
+async def _use_code(database: Database, keyring: Keyring, actor: Actor, credential: Credential, typed: str) -> None:
+    """Raises WrongCode, TooManyCodes, KeyLost."""
+    secret = keyring.decrypt(PURPOSE, credential.id, credential.totp_secret or b"")
+    at = to_ms(database.clock.now())
+    tried = await _count_attempt(database, credential, at)
+    step = matching_step(secret, typed, at)
+    if step is None or not await _take(database, keyring, credential, secret, step=step, attempt=at):
+        if len(tried) == BUDGET and tried[0] > at - _ms(WINDOW):
+            await _warn(database, actor, credential)
+        raise WrongCode(
+            "The code is not right, or was used already: wait for the next one", fields={"code": "is not right"}
+        )
 
 
 async def _count_attempt(database: Database, credential: Credential, at: int) -> list[int]:
@@ -190,11 +207,14 @@ async def _take(
 
 async def _use_recovery_code(database: Database, actor: Actor, credential: Credential, typed: str) -> None:
     """Raises WrongCode. What is none of the codes costs no round trip."""
-    hashed = recovery_hash(credential.id, typed)
+    typed = typed.replace("0", "o").replace("1", "l")
     wrong = WrongCode(
         "The code is not right: it has six digits, or is one of your recovery codes, each of which works once",
         fields={"code": "is not right"},
     )
+    if not _RECOVERY_CODE.fullmatch(typed):
+        raise wrong
+    hashed = _recovery_hash(credential.id, typed)
     if hashed not in credential.recovery_codes:
         raise wrong
     left = len(credential.recovery_codes) - 1
