@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 from bson import ObjectId
-from tests.accounts.authenticator import Person
+from tests.accounts.authenticator import PASSWORD, Person
 from tests.mailing import Mailbox
 
-from ximler.accounts import factors, sessions
-from ximler.accounts.factors import BUDGET, SecondFactorRequired, TooManyCodes, WrongCode
+from ximler.accounts import factors, sessions, users
+from ximler.accounts.factors import BUDGET, Renewed, SecondFactorRequired, TooManyCodes, WrongCode
 from ximler.accounts.keyring import KeyLost, Keyring
 from ximler.accounts.sessions import BadCredentials, SignedIn
-from ximler.core.actor import Actor
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.errors import Forbidden
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
 from ximler.database.monitoring import round_trips
@@ -192,9 +193,6 @@ async def test_what_is_no_code_is_refused_and_uses_no_budget(person: Person, cod
 async def test_anothers_codes_are_wrong(
     person: Person, database: Database, keyring: Keyring, settings: Settings
 ) -> None:
-    from ximler.accounts import users
-    from ximler.core.actor import SYSTEM
-
     await person.enrol()
     user = await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
     bob = Person(database, keyring, settings, user)
@@ -202,9 +200,6 @@ async def test_anothers_codes_are_wrong(
     for code in (theirs.next_code(), bob.recovery_codes[0]):
         with pytest.raises(WrongCode):
             await person.enter(code)
-
-
-PASSWORD = "correct horse battery"
 
 
 async def test_neither_secret_nor_codes_are_in_the_database(person: Person, secrets_in: Any) -> None:
@@ -265,9 +260,11 @@ async def test_everybodys_secret_moves_to_the_newest_key_at_once(person: Person,
     old, both, new, other = keys("o" * 32), keys(f"{'n' * 32},{'o' * 32}"), keys("n" * 32), keys("x" * 32)
     person.keyring = old
     app = await person.enrol()
-    assert await factors.rewrap(person.database, other) == (0, 1)
-    assert await factors.rewrap(person.database, both) == (1, 0)
-    assert await factors.rewrap(person.database, both) == (0, 0)
+    with pytest.raises(Forbidden):
+        await factors.renew_secrets(person.database, both, person.actor())
+    assert await factors.renew_secrets(person.database, other, SYSTEM) == Renewed(0, 1)
+    assert await factors.renew_secrets(person.database, both, SYSTEM) == Renewed(1, 0)
+    assert await factors.renew_secrets(person.database, both, SYSTEM) == Renewed(0, 0)
     assert await person.enter(app.next_code(), keyring=new)
 
 

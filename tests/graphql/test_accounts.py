@@ -10,6 +10,7 @@ from tests.serving import PASSWORD, Client
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.database.monitoring import round_trips
 from ximler.schema.user import NotificationSettings
 
 SIGN_IN = """mutation ($email: String!, $password: String!, $code: String) {
@@ -93,6 +94,29 @@ async def test_another_address_by_the_api(ada: Client, database: Database, keyri
     confirm = "mutation ($t: String!, $p: String!) { confirmEmailChange(token: $t, password: $p) }"
     assert (await Client(ada.app).ask(confirm, t=keyring.sign("email", waiting["requestId"]), p=PASSWORD)).data
     assert (await ada.ask("{ me { email } }"))["me"] == {"email": "new@example.com"}
+
+
+ASK = 'mutation { requestEmailChange(email: "new@example.com") { accepted } }'
+COMMIT = ("commitTransaction", "")
+USER, LOG, JOB = ("update", "users"), ("insert", "auditlogs"), ("insert", "outbox")
+COSTS = {
+    "{ secondFactor { enabled } }": [("find", "credentials")],
+    'mutation { updateProfile(name: "Ada L.") { id } }': [("findAndModify", "users"), LOG, COMMIT],
+    ASK: [USER, ("update", "emailchanges"), JOB, JOB, LOG, COMMIT],
+    "mutation { cancelEmailChange }": [USER, ("delete", "emailchanges"), LOG, COMMIT],
+    "mutation { beginTotp { secret } }": [("update", "credentials")],
+    f'mutation {{ reauthenticate(password: "{PASSWORD}") }}': [
+        ("find", "throttles"), ("find", "credentials"), ("update", "sessions"),
+    ],
+}  # fmt: skip
+
+
+async def test_each_operation_costs_what_the_table_says(ada: Client) -> None:
+    for operation, expected in COSTS.items():
+        with round_trips() as trips:
+            answer = await ada.ask(operation)
+        assert not answer.errors, answer.errors
+        assert [trip for trip in trips if trip != ("aggregate", "sessions")] == expected, operation
 
 
 @pytest.mark.parametrize("token", ["<script>alert(1)</script>", "'><img src=x onerror=alert(1)>", "x" * 200])

@@ -15,6 +15,7 @@ import re
 import secrets
 from datetime import timedelta
 
+import msgspec
 import pyotp
 from bson import ObjectId
 
@@ -33,13 +34,14 @@ __all__ = [
     "PURPOSE",
     "RECOVERY_CODES",
     "WINDOW",
+    "Renewed",
     "SecondFactorRequired",
     "TooManyCodes",
     "WrongCode",
     "matching_step",
     "new_recovery_codes",
     "prove",
-    "rewrap",
+    "renew_secrets",
     "still_proved",
 ]
 
@@ -63,6 +65,13 @@ class WrongCode(Unauthenticated):
 
 class TooManyCodes(LimitExceeded):
     code = "TOO_MANY_CODES"
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """How many secrets were under an older key, and how many are under none that is known."""
+
+    renewed: int
+    lost: int
 
 
 async def prove(
@@ -132,26 +141,31 @@ def _recovery_hash(user_id: ObjectId, code: str) -> str:
     return hashlib.sha256(user_id.binary + code.encode()).hexdigest()
 
 
-async def rewrap(database: Database, keyring: Keyring) -> tuple[int, int]:
-    """Encrypt every secret under the newest key, so that older ones may go; (how many that were not, how many are lost).
+async def renew_secrets(database: Database, keyring: Keyring, actor: Actor) -> Renewed:
+    """Encrypt every secret under the newest key, so that older ones may go. Operators only.
 
-    Safe to repeat, and while people sign in.
+    Safe to repeat, and while people sign in. Reads every credential: it is for the day a key is rotated.
     """
+    actor.require_operator()
     renewed = lost = 0
-    async for credential in database[CREDENTIALS].stream({"totpSecret": {"$exists": True}}):
-        stored = credential.totp_secret
-        if stored is None or keyring.is_newest(PURPOSE, stored):
-            continue
-        try:
-            secret = keyring.decrypt(PURPOSE, credential.id, stored)
-        except KeyLost:
-            lost += 1
-            continue
-        fresh = keyring.encrypt(PURPOSE, credential.id, secret)
-        renewed += await database[CREDENTIALS].patch(
-            {"_id": credential.id, "totpSecret": stored}, {"$set": {"totpSecret": fresh}}
-        )
-    return renewed, lost
+    async for credential in database[CREDENTIALS].stream({}):
+        changed: dict[str, bytes] = {}
+        for name, stored in (("totpSecret", credential.totp_secret), ("totpPending", credential.totp_pending)):
+            if stored is None or keyring.is_newest(PURPOSE, stored):
+                continue
+            try:
+                secret = keyring.decrypt(PURPOSE, credential.id, stored)
+            except KeyLost:
+                lost += 1
+                continue
+            changed[name] = keyring.encrypt(PURPOSE, credential.id, secret)
+        same = {"totpSecret": credential.totp_secret, "totpPending": credential.totp_pending}
+        if changed and await database[CREDENTIALS].patch({"_id": credential.id, **same}, {"$set": changed}):
+            renewed += len(changed)
+    await records.write(
+        database, actor, "accounts.secrets.renewed", resource="credentials", renewed=renewed, unreadable=lost
+    )
+    return Renewed(renewed, lost)
 
 
 async def _use_code(database: Database, keyring: Keyring, actor: Actor, credential: Credential, typed: str) -> None:
