@@ -13,7 +13,7 @@ from tests.accounts.authenticator import PASSWORD, Person
 from tests.mailing import Mailbox
 
 from ximler.accounts import factors, sessions, users
-from ximler.accounts.factors import BUDGET, Renewed, SecondFactorRequired, TooManyCodes, WrongCode
+from ximler.accounts.factors import A_DAY, BUDGET, Renewed, SecondFactorRequired, TooManyCodes, WrongCode
 from ximler.accounts.keyring import KeyLost, Keyring
 from ximler.accounts.sessions import BadCredentials, SignedIn
 from ximler.core.actor import SYSTEM, Actor
@@ -136,6 +136,22 @@ async def test_in_no_fifteen_minutes_are_more_codes_looked_at_than_the_budget(
     assert len(looked_at) >= 3 * BUDGET
     for first, sixth in zip(looked_at, looked_at[BUDGET:], strict=False):
         assert sixth - first >= factors.WINDOW - timedelta(seconds=1)
+
+
+async def test_in_no_day_are_more_codes_looked_at_than_fifty(
+    person: Person, database: Database, keyring: Keyring
+) -> None:
+    app = await person.enrol()
+    credential = await database[CREDENTIALS].get(person.user.id)
+    looked_at = []
+    for _ in range(30 * 4):
+        database.clock.offset_ms += 15 * MINUTE_MS
+        wrong = app.wrong_codes(BUDGET)
+        found = await ends(*(factors.prove(database, keyring, Actor(), credential, code) for code in wrong))
+        looked_at += [database.clock.now()] * count(found, WrongCode)
+    assert len(looked_at) > A_DAY
+    for first, beyond in zip(looked_at, looked_at[A_DAY:], strict=False):
+        assert beyond - first >= timedelta(days=1) - timedelta(minutes=1)
 
 
 async def test_who_knows_their_codes_never_uses_the_budget_up(person: Person) -> None:

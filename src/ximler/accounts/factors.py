@@ -1,8 +1,8 @@
 """The second factor at the door: codes of an authenticator app (TOTP, RFC 6238), and recovery codes for who has lost it.
 
 A code is one of a million, so guesses are counted before they are looked at: of any number of codes tried at once, on any
-number of processes, no more than `BUDGET` in `WINDOW` are compared with the right one. A code is taken once (RFC 6238, 5.2).
-Recovery codes have 80 random bits: they need no budget, so nobody's guessing keeps their owner out.
+number of processes, no more than `BUDGET` in `WINDOW`, and `A_DAY` in a day, are compared with the right one. A code is taken
+once (RFC 6238, 5.2). Recovery codes have 80 random bits: they need no budget, so nobody's guessing keeps their owner out.
 
 Making and removing the factor is `enrolment`'s.
 """
@@ -30,6 +30,7 @@ from ximler.database.failures import DocumentExists
 from ximler.schema.credential import CREDENTIALS, Credential
 
 __all__ = [
+    "A_DAY",
     "BUDGET",
     "PURPOSE",
     "RECOVERY_CODES",
@@ -47,9 +48,16 @@ __all__ = [
 
 BUDGET = 5
 WINDOW = timedelta(minutes=15)
+A_DAY = 50
 PURPOSE = "totp"  # of the encryption
 RECOVERY_CODES = 10
 
+
+def _ms(span: timedelta) -> int:
+    return span // timedelta(milliseconds=1)
+
+
+_LIMITS = ((BUDGET, _ms(WINDOW)), (A_DAY, _ms(timedelta(days=1))))
 _STEP_S = 30
 _CODE = re.compile(r"[0-9]{6}")
 _RECOVERY_CODE = re.compile(r"[a-z2-7]{16}")  # base32, whose alphabet has neither 0 nor 1
@@ -175,7 +183,7 @@ async def _use_code(database: Database, keyring: Keyring, actor: Actor, credenti
     tried = await _count_attempt(database, credential, at)
     step = matching_step(secret, typed, at)
     if step is None or not await _take(database, keyring, credential, secret, step=step, attempt=at):
-        if len(tried) == BUDGET and tried[0] > at - _ms(WINDOW):
+        if len(tried) >= BUDGET and tried[BUDGET - 1] > at - _ms(WINDOW):
             await _warn(database, actor, credential)
         raise WrongCode(
             "The code is not right, or was used already: wait for the next one", fields={"code": "is not right"}
@@ -183,23 +191,25 @@ async def _use_code(database: Database, keyring: Keyring, actor: Actor, credenti
 
 
 async def _count_attempt(database: Database, credential: Credential, at: int) -> list[int]:
-    """Reserve one guess, in one guarded update; when the latest few were made, this one included. Raises TooManyCodes.
+    """Reserve one guess, in one guarded update; when the latest were made, this one first. Raises TooManyCodes.
 
-    The list holds the latest `BUDGET` guesses: one more is free when the oldest of them is out of the window.
+    Of n that a span allows the n-th latest must be out of it, or not be: then one more is free.
     """
     free = [
-        {f"factorAttempts.{BUDGET - 1}": {"$exists": False}},
-        {"factorAttempts.0": {"$lte": at - _ms(WINDOW)}},
+        {"$or": [{place: {"$exists": False}}, {place: {"$lte": at - span}}]}
+        for most, span in _LIMITS
+        for place in (f"factorAttempts.{most - 1}",)
     ]
     counted = await database[CREDENTIALS].find_and_patch(
-        {"_id": credential.id, "$or": free}, {"$push": {"factorAttempts": {"$each": [at], "$slice": -BUDGET}}}
+        {"_id": credential.id, "$and": free},
+        {"$push": {"factorAttempts": {"$each": [at], "$position": 0, "$slice": A_DAY}}},
     )
     if counted is not None:
         return counted.factor_attempts
-    since = credential.factor_attempts[0] if len(credential.factor_attempts) == BUDGET else at
+    tried = credential.factor_attempts
+    free_at = max((tried[most - 1] + span for most, span in _LIMITS if len(tried) >= most), default=at + _ms(WINDOW))
     raise TooManyCodes(
-        "Too many wrong codes: wait a while, or use a recovery code",
-        retry_after_s=max(1.0, (since + _ms(WINDOW) - at) / 1000),
+        "Too many wrong codes: wait a while, or use a recovery code", retry_after_s=max(1.0, (free_at - at) / 1000)
     )
 
 
@@ -269,7 +279,3 @@ async def _warn(database: Database, actor: Actor, credential: Credential) -> Non
 
     with contextlib.suppress(DocumentExists):  # a racing guess has told them
         await database.transaction(write)
-
-
-def _ms(span: timedelta) -> int:
-    return span // timedelta(milliseconds=1)
