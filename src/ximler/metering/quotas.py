@@ -88,7 +88,11 @@ async def grant(
     share = {"$min": [{"$floor": {"$divide": ["$$free", _SHARE]}}, cap]}
     units = {"$toLong": {"$min": ["$$free", {"$max": [share, want, need]}]}}
     free = {
-        "$cond": [{"$lt": ["$$limit", 0]}, _UNLIMITED, {"$subtract": ["$$limit", {"$add": ["$granted", "$ingested"]}]}]
+        "$cond": [
+            {"$lt": ["$$limit", 0]},
+            _UNLIMITED,
+            {"$subtract": ["$$limit", {"$add": ["$granted", "$ingested", "$foreign"]}]},
+        ]
     }
     granting = {
         "$let": {
