@@ -127,6 +127,17 @@ async def test_many_units_are_had_at_once_or_none_of_them(database: Database, pe
         await meter.consume(person)
 
 
+async def test_more_than_a_lease_has_left_is_had_with_another_grant(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    (tally,) = meter._all()
+    assert tally.left == 4
+    with round_trips() as trips:
+        await meter.consume(person, units=6)
+    assert len(trips) == 1
+
+
 async def test_hundreds_at_once_take_what_there_is_and_no_more(database: Database, person: Actor, meter: Meter) -> None:
     results = await asyncio.gather(*(meter.consume(person) for _ in range(1300)), return_exceptions=True)
     served = [r for r in results if not isinstance(r, BaseException)]
