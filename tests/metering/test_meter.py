@@ -447,6 +447,21 @@ async def test_a_lease_that_is_not_used_goes_back(database: Database, person: Ac
     assert await spend_all(meter, person) == 999
 
 
+async def test_an_answer_from_before_our_latest_step_is_not_believed(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    """A primary that has just been elected may give one."""
+    await meter.consume(person)
+    old = await database[quotas.QUOTAS].find_one({"userId": person.user_id})
+    assert old is not None
+    assert await spend(meter, person, 4) == 4
+    await meter.sweep()
+    (tally,) = meter._all()
+    assert tally.left == 0
+    tally.see(old, database.clock.now_ms())
+    assert tally.left == 0
+
+
 # Crashes
 
 

@@ -76,7 +76,9 @@ async def forgive(database: Database, actor: Actor, user_id: ObjectId, *, reason
         if back > quota.forfeited:
             raise Conflict(f"Only {quota.forfeited:,} units are forfeited in this period")
         if back:
-            await transaction[QUOTAS].patch({"_id": quota.id}, {"$inc": {"forfeited": -back, "granted": -back}})
+            await transaction[QUOTAS].patch(
+                {"_id": quota.id}, {"$inc": {"steps": 1, "forfeited": -back, "granted": -back}}
+            )
             await records.write(
                 transaction,
                 actor,
@@ -121,7 +123,7 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             await ledger.write(transaction, [msgspec.structs.replace(quota, hours={key: hours[key] for key in behind})])
         if drifts:
             gained = {f"hours.{key}": units for key, units in hours.items() if quota.hours.get(key) != units}
-            await transaction[QUOTAS].patch({"_id": quota.id}, {"$set": {**right, **gained}})
+            await transaction[QUOTAS].patch({"_id": quota.id}, {"$set": {**right, **gained}, "$inc": {"steps": 1}})
             await _tell(transaction, actor, "quotas", quota.id, quota.user_id, drifts)
         return drifts
 

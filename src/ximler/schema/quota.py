@@ -51,6 +51,7 @@ class Quota(Document, kw_only=True):
     forfeited: int = 0
     ingested: int = 0
     foreign: int = 0  # rows of the ledger that other applications wrote, as far as a rebuild has counted them
+    steps: int = 0  # that were taken: of two readings, the one with fewer is older
     leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: see Lease
     look_at: datetime | None = None  # when to look for silent leases; None: there is no lease
     hours: Mixed = field(default_factory=dict[str, Any])
