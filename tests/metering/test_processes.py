@@ -52,11 +52,18 @@ class Hammer:
 
 
 async def start(
-    uri: str, database: Database, user_id: ObjectId, *, tasks: int = 16, patience_s: float = 2, skew_s: float = 0
+    uri: str,
+    database: Database,
+    user_id: ObjectId,
+    *,
+    tasks: int = 16,
+    patience_s: float = 2,
+    skew_s: float = 0,
+    offset_ms: int = 0,
 ) -> Hammer:
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(HAMMER), uri, database.name, str(user_id), str(tasks), str(patience_s), str(SILENT_S),
-        str(skew_s), stdout=asyncio.subprocess.PIPE,
+        str(skew_s), str(offset_ms), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     return Hammer(process)
 
@@ -165,15 +172,22 @@ async def lose_primary(database: Database) -> None:
     os.kill(int(status["pid"]), signal.SIGKILL)
 
 
-async def test_processes_whose_clocks_are_wrong_agree_on_the_period(database: Database, mongodb_uri: str) -> None:
+@pytest.mark.soak
+async def test_processes_whose_clocks_are_wrong_agree_on_when_a_period_ends(
+    database: Database, mongodb_uri: str
+) -> None:
     user_id = await somebody(database, 1000)
+    end = (await entitlements.open_quota(database, user_id, database.clock.now())).period_end
+    before = int((end - database.clock.now()).total_seconds() * 1000) - 8000
     hammers = [
-        await start(mongodb_uri, database, user_id, tasks=2, patience_s=2, skew_s=skew) for skew in (-5.0, 0.0, 5.0)
+        await start(mongodb_uri, database, user_id, tasks=2, patience_s=9, skew_s=skew, offset_ms=before)
+        for skew in (-5.0, 0.0, 5.0)
     ]
-    served = sum([await hammer.ended(60) for hammer in hammers])
-    assert served == 1000
-    quota, ledger = await accounts(database, user_id)
-    assert (quota["settled"], ledger) == (1000, 1000)
-    now = database.clock.now()
-    found = await database.raw["usage"].find({"userId": user_id}).to_list()
-    assert all(row["periodStart"].replace(tzinfo=now.tzinfo) <= now for row in found)
+    assert sum([await hammer.ended(90) for hammer in hammers]) == 2000
+    quotas = await database.raw["quotas"].find({"userId": user_id}).sort("periodStart", 1).to_list()
+    assert [(q["settled"], q["granted"], q["leases"]) for q in quotas] == [(1000, 1000, {})] * 2
+    assert quotas[0]["periodEnd"] == quotas[1]["periodStart"] == end.replace(tzinfo=None)
+    for quota in quotas:
+        rows = await database.raw["usage"].find({"metadata.quota": quota["_id"]}).to_list()
+        assert sum(row["amount"] for row in rows) == 1000
+        assert all(quota["periodStart"] <= row["periodStart"] < quota["periodEnd"] for row in rows)
