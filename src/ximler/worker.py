@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
-from ximler.accounts import credentials, registration
+from ximler.accounts import credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
@@ -72,11 +72,28 @@ async def _send_notification(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_email_change(tools: Tools, job: Job) -> None:
+    await email_change.send_link(
+        tools.database,
+        tools.keyring,
+        tools.settings,
+        tools.mailer,
+        user_id=job.payload["userId"],
+        request_id=job.payload["requestId"],
+    )
+
+
+async def _send_notice(tools: Tools, job: Job) -> None:
+    await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
     inbox.SEND: _send_notification,
+    email_change.SEND_LINK: _send_email_change,
+    notices.SEND: _send_notice,
 }
 
 

@@ -265,7 +265,11 @@ class Meter:
         return QuotaExceeded(
             f"The limit of {tally.limit:,} API calls a month is reached: it resets at {tally.period_end.isoformat()}; "
             "a larger plan has more",
-            fields={"apiCalls": f"limit {tally.limit} reached", "resetsAt": tally.period_end.isoformat()},
+            fields={
+                "apiCalls": f"limit {tally.limit} reached",
+                "used": str(tally.limit - max(0, tally.free or 0)),
+                "resetsAt": tally.period_end.isoformat(),
+            },
             retry_after_s=min(1.0, seconds) if open_still else seconds,
         )
 

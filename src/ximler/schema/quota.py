@@ -44,6 +44,7 @@ class Quota(Document, kw_only=True):
     limit: int  # a copy of the entitlement's, changed with it; -1 is unlimited
     limit_until: datetime | None = None  # when an override ends, and
     limit_then: int | None = None  # the limit from then on
+    alerted: int = 0  # the highest threshold, in per cent, that the user was told of
     opened: bool = False  # the limit was copied in a transaction with the entitlement: only then is anything granted
     superseded: bool = False  # the user's periods begin on another day now: nothing is granted
     granted: int = 0
@@ -52,6 +53,7 @@ class Quota(Document, kw_only=True):
     ingested: int = 0
     foreign: int = 0  # rows of the ledger that other applications wrote, as far as a rebuild has counted them
     steps: int = 0  # that were taken: of two readings, the one with fewer is older
+    ingested_through: int = 0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
     leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: see Lease
     look_at: datetime | None = None  # when to look for silent leases; None: there is no lease
     hours: Mixed = field(default_factory=dict[str, Any])
