@@ -12,14 +12,18 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
-from ximler.database import Database, connect
+from ximler.database import connect
+from ximler.database.changes import Feed
 from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import docs, health, pages
-from ximler.http.authentication import identify
+from ximler.http.authentication import Authentication
+from ximler.http.cookies import Cookies
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.metering.follower import Follower
+from ximler.metering.meter import Meter
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -48,7 +52,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     outgoing = mailer(settings)
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
-    proxies = TrustedProxies(settings.trusted_proxies)
+    proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -56,19 +60,32 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         app.state.database = database
         app.state.keyring = keyring
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
-        working = asyncio.ensure_future(Worker(tools).run()) if settings.worker else None
+        feed = app.state.feed = Feed(database)
+        authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
+        meter = app.state.meter = Meter(database)
+        running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
+        if settings.worker:
+            running.append(asyncio.ensure_future(Follower(database, feed).run()))
+            running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
         finally:
-            if working:
-                await _end(working)
+            await asyncio.gather(*map(_end, running))
+            await meter.close()
             keyring.close()
             await database.close()
 
     async def context(scope: MutableMapping[str, Any]) -> Context:
-        database: Database = app.state.database
-        actor, user = await identify(database, keyring, scope)
-        return Context(database=database, settings=settings, keyring=keyring, actor=actor, user=user)
+        authentication: Authentication = app.state.authentication
+        caller = await authentication.identify(scope)
+        return Context(
+            database=app.state.database,
+            settings=settings,
+            keyring=keyring,
+            actor=caller.actor,
+            user=caller.user,
+            cookies=cookies if caller.by_cookie else None,
+        )
 
     body_limit = settings.max_body_mb * _MB
     serve_graphql = GraphQLApp(
@@ -93,6 +110,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.request_reset,
             pages.ask_unsubscribe,
             pages.unsubscribe,
+            pages.ask_email,
+            pages.change_email,
             docs.assets,
         ],
         lifespan=[lifespan],

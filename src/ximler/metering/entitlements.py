@@ -46,13 +46,14 @@ async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
 
     It holds in every process within a second of the commit. A limit that falls below what is used blocks further use and
     takes nothing away. Where the day of the periods changes, the quota of the new period begins at what was used in it.
-    Two commands; three when something changed. Raises NoFreePlan.
+    Two commands; three when something changed. Raises NotFound, NoFreePlan.
     """
     if transaction.session is None:
         raise RuntimeError("a user is entitled in the transaction of the change")
     rows = await _rows(transaction, [user_id])
-    row = rows[0] if rows else {}
-    new, old = _resolved(user_id, row), entitled(row)
+    if not rows:
+        raise NotFound(f"No user {user_id}")
+    new, old = _resolved(user_id, rows[0]), entitled(rows[0])
     changes = {name: getattr(new, attribute) for name, attribute in _COPIED.items()}
     update = {"$set": changes, "$inc": {"revision": 1}}
     await transaction[ENTITLEMENTS].upsert({"_id": user_id}, update, fresh=new)
@@ -65,7 +66,7 @@ async def open_quota(database: Database, user_id: ObjectId, moment: datetime) ->
     """The user's quota of API calls for the period around `moment`, made if it is not there.
 
     Once a period: five commands. It writes the entitlement that the limit is copied from, so that a change of limits at the
-    same moment comes before or after, and not in between. Raises NoFreePlan.
+    same moment comes before or after, and not in between. Raises NotFound, NoFreePlan.
     """
 
     async def write(transaction: Database) -> Quota:
@@ -194,7 +195,7 @@ def _resolved(user_id: ObjectId, row: dict[str, Any]) -> Entitlement:
     start = row["active"][0].get("startDate") if row.get("active") else None
     return Entitlement(
         id=user_id,
-        plan_id=row["planIds"][1] if row else plan.id,
+        plan_id=row["planIds"][1],
         plan_name=plan.name,
         projects=plan.limits.projects,
         storage_bytes=plan.limits.storage_bytes,
@@ -262,8 +263,6 @@ async def _override(
     *,
     reason: str,
 ) -> Entitlement:
-    if await database.users.find_one({"_id": user_id}) is None:
-        raise NotFound(f"No user {user_id}")
 
     async def write(transaction: Database) -> Entitlement:
         before = await entitle(transaction, user_id)

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import time
 from datetime import datetime, timedelta
+from time import time_ns
 from typing import Any
 
 import msgspec
@@ -24,10 +25,11 @@ from prometheus_client import Counter
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, Unavailable, XimlerError
 from ximler.database import Database
-from ximler.metering import ledger, quotas
+from ximler.metering import ledger, quotas, receipts
 from ximler.metering.entitlements import open_quota
 from ximler.metering.gauges import QuotaExceeded
 from ximler.metering.quotas import Return
+from ximler.metering.receipts import KeyReused
 from ximler.metering.tally import Tally
 from ximler.schema.quota import Quota
 
@@ -61,7 +63,7 @@ class Meter:
 
     def __init__(self, database: Database, *, silent_after: timedelta = quotas.SILENT) -> None:
         self._database = database
-        self._now_ms = database.clock.now_ms
+        self._clock = database.clock
         self._silent_after = silent_after
         self._tallies: dict[ObjectId, Tally] = {}
         self._leaving: list[Tally] = []  # of periods that are over
@@ -73,24 +75,63 @@ class Meter:
         self._closed = False
 
     async def consume(
-        self, actor: Actor, resource: str = "apiCalls", units: int = 1, *, route: str | None = None
+        self,
+        actor: Actor,
+        resource: str = "apiCalls",
+        units: int = 1,
+        *,
+        route: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Allowance:
         """Use units on the actor's account, or raise QuotaExceeded, in which case nothing is used.
 
-        Usually without the database; a command now and then. `route` says what for, in the ledger's metadata.
-        Raises Invalid, Unauthenticated, Unavailable when units must be had from a database that does not answer.
+        Usually without the database; a command now and then. `route` says what for, in the ledger's metadata. Under an
+        `idempotency_key` the same counts once in 24 hours, for one command more, or two the first time.
+        Raises Invalid, Unauthenticated, NotFound, KeyReused, and Unavailable when units must be had from a database that does
+        not answer.
         """
+        if idempotency_key is not None:
+            return await self._consume_once(actor, resource, units, route, idempotency_key)
         tally = self._tallies.get(actor.user_id)  # type: ignore[arg-type]  # None is nobody's
         if (
             tally is None
             or units.__class__ is not int
             or not 0 < units <= tally.left
             or resource != "apiCalls"
-            or self._now_ms() >= tally.hour_end_ms
+            or time_ns() + self._clock.shift_ns >= tally.hour_end_ns
         ):
             tally = await self._obtain(actor, resource, units)
         tally.take(units, actor.api_key_id, route)  # nothing else has run since `left` was looked at
-        return Allowance(None if tally.limit < 0 else tally.limit, tally.remaining, tally.period_end)
+        free = tally.free
+        if free is None:
+            return Allowance(None, None, tally.period_end)
+        return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end)
+
+    async def _consume_once(self, actor: Actor, resource: str, units: int, route: str | None, key: str) -> Allowance:
+        """Use first, then remember: whoever finds that another was faster takes the use back.
+
+        The other way round, a crash in between would leave a key that was served and never counted.
+        """
+        user_id = actor.require_user()
+        _check(resource, units)
+        receipt = receipts.receipt(user_id, "apiCalls", units, key)
+        if await receipts.find(self._database, receipt):
+            return await self._peek(user_id)
+        allowance = await self.consume(actor, resource, units, route=route)
+        tally = self._tallies[user_id]
+        try:
+            first = await receipts.keep(self._database, receipt)
+        except KeyReused:
+            tally.untake(units, actor.api_key_id, route)
+            raise
+        if not first:
+            tally.untake(units, actor.api_key_id, route)
+        return allowance
+
+    async def _peek(self, user_id: ObjectId) -> Allowance:
+        tally = await self._current(user_id)
+        free = None if tally.free is None else max(0, tally.free) + tally.left
+        return Allowance(None if free is None else tally.limit, free, tally.period_end)
 
     async def run(self) -> None:
         """Report, look and reap until cancelled."""
@@ -151,8 +192,8 @@ class Meter:
     async def _current(self, user_id: ObjectId) -> Tally:
         tally = self._tallies.get(user_id)
         if tally is not None:
-            now_ms = self._now_ms()
-            if not tally.over and now_ms < tally.hour_end_ms:
+            now_ms = self._clock.now_ms()
+            if not tally.over and now_ms * 1_000_000 < tally.hour_end_ns:
                 return tally
             if not tally.over and now_ms < tally.period_end_ms:
                 tally.turn_hour(now_ms)
@@ -171,7 +212,7 @@ class Meter:
                 quota = await open_quota(self._database, user_id, self._database.clock.now())
         finally:
             del self._opening[user_id]
-        tally = self._tallies[user_id] = Tally(quota, self._now_ms())
+        tally = self._tallies[user_id] = Tally(quota, self._clock.now_ms())
         return tally
 
     def _leave(self, tally: Tally) -> None:
@@ -212,13 +253,13 @@ class Meter:
             lost = tally.end()
             tally.over = True  # somebody has removed it: it is opened anew
         else:
-            lost = tally.see(quota, self._now_ms())
+            lost = tally.see(quota, self._clock.now_ms())
         if lost:
             LOST.inc(lost)
             _log.warning("usage lost with its lease", quota=tally.quota_id, units=lost)
 
     def _exceeded(self, tally: Tally) -> QuotaExceeded:
-        seconds = max(0.0, (tally.period_end_ms - self._now_ms()) / 1000)
+        seconds = max(0.0, (tally.period_end_ms - self._clock.now_ms()) / 1000)
         open_still = tally.open > tally.unreported  # in leases, and they may come back
         return QuotaExceeded(
             f"The limit of {tally.limit:,} API calls a month is reached: it resets at {tally.period_end.isoformat()}; "
@@ -268,7 +309,7 @@ class Meter:
 
     def _busy(self) -> list[Tally]:
         """Those that have something to say, or that somebody asks for. Others are given up, or forgotten, in time."""
-        now, now_ms = time.monotonic(), self._now_ms()
+        now, now_ms = time.monotonic(), self._clock.now_ms()
         busy = []
         for tally in self._all():
             if now_ms >= tally.period_end_ms:
@@ -320,7 +361,7 @@ class Meter:
         count = 0
         for quota in await quotas.silent(self._database):
             dead, doubtful = [], False
-            silent_ms = self._now_ms() - self._silent_after // timedelta(milliseconds=1)
+            silent_ms = self._clock.now_ms() - self._silent_after // timedelta(milliseconds=1)
             for lease_id in quota.leases:
                 lease = quota.lease(lease_id)
                 if lease is None or lease.at > silent_ms:

@@ -25,10 +25,11 @@ class Tally:
     """One process's part of one quota."""
 
     __slots__ = (
-        "_detail", "_earlier", "_earlier_detail", "_handed_out", "_names", "_rate", "free", "granting", "grants", "hour",
-        "hour_end_ms", "hours_due", "hours_written", "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over",
-        "pending", "period_end", "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "used", "user_id",
-        "waiting", "wanted",
+        "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
+        "_route", "free", "granting", "grants", "hour", "hour_end_ns", "hours_due", "hours_written",
+        "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending", "period_end",
+        "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "used", "user_id", "waiting",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, quota: Quota, now_ms: int) -> None:
@@ -51,6 +52,9 @@ class Tally:
         self._earlier: dict[str, int] = {}
         self._detail: dict[tuple[ObjectId | None, str | None], int] = {}
         self._earlier_detail: dict[str, int] = {}
+        self._key: ObjectId | None = None
+        self._route: str | None = None
+        self._apart = 0  # of `pending`, what that key and route had
         self._names: dict[str, set[str]] = {}
         self._handed_out = 0
         self._rate = 0.0
@@ -63,29 +67,23 @@ class Tally:
         """Hand out units that are `left`. The caller has looked."""
         self.left -= units
         self.pending += units
-        if key is not None or route is not None:
-            detail = self._detail
-            which = (key, route)
-            detail[which] = detail.get(which, 0) + units
+        if key is not self._key or route is not self._route:  # mostly, it is one program that does one thing
+            self._count_apart()
+            self._key, self._route = key, route
+        self._apart += units
 
     def untake(self, units: int, key: ObjectId | None, route: str | None) -> None:
-        """Take back what was handed out a moment ago, unless it has been reported since."""
-        if self.pending >= units:
-            self.pending -= units
-            if not self.returning:
-                self.left += units
-            if (key, route) in self._detail:
-                self._detail[key, route] -= units
+        """Take back what was handed out and did not count. Where it has been reported since, the next report is less."""
+        self.pending -= units
+        if not self.returning:
+            self.left += units
+        self._count_apart()
+        self._detail[key, route] = self._detail.get((key, route), 0) - units
 
     @property
     def unreported(self) -> int:
         sent = self.sent.units if self.sent is not None else 0
         return self.pending + sum(self._earlier.values()) + sent
-
-    @property
-    def remaining(self) -> int | None:
-        """What can still be used, as far as this process knows; None is unlimited."""
-        return None if self.free is None else max(0, self.free) + self.left
 
     @property
     def scarce(self) -> bool:
@@ -106,7 +104,7 @@ class Tally:
 
     def report(self) -> Report | None:
         """What to tell the database: a report that may have been lost once more, or what has come since."""
-        if self.sent is not None or not (self.pending or self._earlier) or not self.grants:
+        if self.sent is not None or self.pending + sum(self._earlier.values()) <= 0 or not self.grants:
             return self.sent
         self._close_hour()
         forget = [hour for hour in self.hours_written if int(hour[1:]) < self.hour - 1]
@@ -160,6 +158,7 @@ class Tally:
         self.pending, self.sent = 0, None
         self._earlier, self._earlier_detail = {}, {}
         self._detail.clear()
+        self._apart = 0
         self.lease_id = secrets.token_hex(6)
         self.n = self.seq = self.grants = self.left = 0
         self.returning = False
@@ -172,6 +171,8 @@ class Tally:
         """
         self.left = 0
         self.returning = True
+        if not self._earlier:
+            self.pending = max(0, self.pending)
 
     def measure(self, seconds: float) -> None:
         """Learn the pace, from what was reported in the last so many seconds."""
@@ -180,17 +181,23 @@ class Tally:
         self._handed_out = 0
 
     def _set_hour(self, now_ms: int) -> None:
-        self.hour_end_ms = min((hour_of(now_ms) + 1) * _HOUR_MS, self.period_end_ms)
+        self.hour_end_ns = min((hour_of(now_ms) + 1) * _HOUR_MS, self.period_end_ms) * 1_000_000
+
+    def _count_apart(self) -> None:
+        which = (self._key, self._route)
+        self._detail[which] = self._detail.get(which, 0) + self._apart
+        self._apart = 0
 
     def _close_hour(self) -> None:
         hour = hour_key(self.hour)
-        if self.pending:
+        self._count_apart()
+        if self.pending > 0:
             self._earlier[hour] = self._earlier.get(hour, 0) + self.pending
             self.pending = 0
         for (key, route), units in self._detail.items():
-            if key is not None:
+            if key is not None and units > 0:
                 self._tell_apart(f"{hour}.keys", str(key), units)
-            if route is not None:
+            if route is not None and units > 0:
                 self._tell_apart(f"{hour}.routes", _storable(route), units)
         self._detail.clear()
 
