@@ -190,8 +190,8 @@ async def test_a_process_that_was_slow_does_not_pay_again_what_another_has_paid(
     assert latest.number == slow.number + 1
 
 
-async def test_what_is_recorded_is_settled_at_once_by_whoever_keeps_settling(database: Database, person: Actor) -> None:
-    keeping = asyncio.create_task(settlement.keep_settling(database))
+async def test_what_is_recorded_is_settled_by_whoever_keeps_settling(database: Database, person: Actor) -> None:
+    keeping = asyncio.create_task(settlement.Settler(database).run())
     try:
         await asyncio.sleep(0.05)  # it has looked, and found nothing
         await record(database, OPERATOR, [event(database, person, amount=3)])
