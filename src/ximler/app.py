@@ -17,7 +17,7 @@ from ximler.database.changes import Feed
 from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import docs, health, pages
+from ximler.http import docs, health, pages, usage
 from ximler.http.authentication import Authentication
 from ximler.http.cookies import Cookies
 from ximler.http.metered import Metered
@@ -25,6 +25,7 @@ from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
 from ximler.metering.follower import Follower
 from ximler.metering.meter import Meter
+from ximler.metering.settlement import Settler
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -67,6 +68,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))
+            settler = Settler(database, feed, thresholds=settings.usage_alerts)
+            running.append(asyncio.ensure_future(settler.run()))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
@@ -114,6 +117,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.ask_email,
             pages.change_email,
             docs.assets,
+            usage.record_events,
         ],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,

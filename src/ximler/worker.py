@@ -18,6 +18,7 @@ from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
+from ximler.metering import alerts
 from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
 from ximler.schema.job import OUTBOX, Job
@@ -87,6 +88,12 @@ async def _send_notice(tools: Tools, job: Job) -> None:
     await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
 
 
+async def _tell_usage(tools: Tools, job: Job) -> None:
+    await alerts.tell(
+        tools.database, job_id=job.id, quota_id=job.payload["quotaId"], threshold=job.payload["threshold"]
+    )
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
@@ -94,6 +101,7 @@ HANDLERS: Mapping[str, Handler] = {
     inbox.SEND: _send_notification,
     email_change.SEND_LINK: _send_email_change,
     notices.SEND: _send_notice,
+    alerts.ALERT: _tell_usage,
 }
 
 

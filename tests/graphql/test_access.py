@@ -48,10 +48,20 @@ class Field(msgspec.Struct, kw_only=True):
     changes: frozenset[str] = frozenset()
 
 
+_SPAN = 'from: "2026-01-01T00:00:00Z", to: "2026-01-09T00:00:00Z"'
+
 FIELDS = {
     "Query.me": Field(stranger=None),
     "Query.plans": Field(anonymous=None, stranger=None),
     "Query.usage": Field(stranger=None),
+    "Query.quota": Field(arguments=('resource: apiCalls, userId: "{user_id}"',), stranger="NOT_FOUND"),
+    "Query.usageSeries": Field(
+        arguments=(f'resource: apiCalls, {_SPAN}, by: DAY, userId: "{{user_id}}"',), stranger="NOT_FOUND"
+    ),
+    "Query.topConsumers": Field(arguments=(f"resource: apiCalls, {_SPAN}",), stranger="FORBIDDEN"),
+    "Mutation.recordUsage": Field(
+        arguments=('events: [{id: "a", at: "2026-01-01T00:00:00Z", userId: "{user_id}"}]',), stranger="FORBIDDEN"
+    ),
     "Query.projects": Field(
         arguments=("", 'after: "{cursor}"', f'search: "{MARK}"', 'search: "."', 'search: ".*", first: 3'),
         stranger=None,

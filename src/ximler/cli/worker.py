@@ -25,6 +25,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
         from ximler.accounts.keyring import Keyring
         from ximler.database.changes import Feed
         from ximler.metering.follower import Follower
+        from ximler.metering.settlement import Settler
         from ximler.notifications.email import mailer
         from ximler.worker import Tools, Worker
 
@@ -37,7 +38,8 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
                     return
                 feed = Feed(database)
                 follower = Follower(database, feed)
-                running = asyncio.gather(feed.run(), follower.run(), Worker(tools, feed=feed).run())
+                settler = Settler(database, feed, thresholds=settings.usage_alerts)
+                running = asyncio.gather(feed.run(), follower.run(), settler.run(), Worker(tools, feed=feed).run())
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, running.cancel)
                 click.echo("The worker is running. Ctrl-C stops it.", err=True)
