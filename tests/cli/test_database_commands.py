@@ -126,6 +126,14 @@ def test_the_shell_awaits(ximler, own):
     assert "['enterprise', 'free', 'pro']" in typed.stdout
 
 
+@pytest.mark.parametrize("code", ["1 / 0", "await db.users.patch({}, {'$set': {'nope': 1}})", "this is no Python"])
+def test_code_that_fails_in_the_shell_is_told_by_the_exit_code(ximler, own, code):
+    env, _ = own
+    result = ximler("shell", "-c", code, env=env)
+    assert result.returncode == 1
+    assert "Error" in result.stderr or "Invalid" in result.stderr
+
+
 def test_commands_on_the_embedded_database_start_one_for_their_own_duration(ximler, tmp_path):
     env = {"XIMLER_LOG_LEVEL": "error"}
     assert ximler("db", "init", env=env).stdout == "The database is ready.\n"
