@@ -28,6 +28,15 @@ def test_init_makes_what_status_then_finds_complete(ximler, own):
     assert (after.returncode, json.loads(after.stdout)) == (0, {"differences": []})
 
 
+def test_a_command_that_went_well_says_its_result_and_nothing_else(ximler, own):
+    env = {name: value for name, value in own[0].items() if name != "XIMLER_LOG_LEVEL"}
+    for command in (("db", "init"), ("db", "status"), ("users", "list")):
+        result = ximler(*command, env=env)
+        assert (result.returncode, result.stderr) == (0, ""), command
+        assert result.stdout
+    assert "database connected" in ximler("users", "list", env={**env, "XIMLER_LOG_LEVEL": "debug"}).stderr
+
+
 def test_status_says_what_to_do_about_each_difference(ximler, own):
     env, database = own
     ximler("db", "init", env=env)

@@ -34,10 +34,11 @@ def database_options(command: F) -> F:
     return click.option("--mongodb-uri", metavar="URI", help="Use this server instead (MONGODB_URI).")(command)
 
 
-def load(**overrides: object) -> Settings:
-    """The settings, logging set up by them."""
+def load(*, serves: bool = False, **overrides: object) -> Settings:
+    """The settings, logging set up by them. A command that does one thing tells its result, and logs only what is wrong."""
     loaded = settings.load(overrides=overrides)
-    logs.configure(loaded)
+    quiet = not serves and loaded.log_level == "info"
+    logs.configure(msgspec.structs.replace(loaded, log_level="warning") if quiet else loaded)
     return loaded
 
 

@@ -48,7 +48,7 @@ def up(
     ten seconds at most (XIMLER_DRAIN_SECONDS), then stops the database.
     """
     settings = context.load(
-        host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
+        serves=True, host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
     ).with_secret()
     if settings.trusted_proxies:  # here, and not in each of the workers
         from ximler.http.requests import TrustedProxies

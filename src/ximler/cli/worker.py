@@ -19,7 +19,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
 
     Any number may run at once, on any number of machines. Ctrl-C or SIGTERM stops it; a job under way is taken up by another.
     """
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
+    settings = context.load(serves=not once, data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
 
     async def work() -> None:
         from ximler.accounts.keyring import Keyring
