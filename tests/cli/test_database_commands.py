@@ -126,6 +126,15 @@ def test_lists_of_users_continue_with_a_cursor(ximler, own):
     assert seen == [f"u{i}@example.com" for i in reversed(range(5))]
 
 
+@pytest.mark.parametrize("command", [("up", "--port", "0"), ("up", "--port", "0", "--no-init"), ("worker", "--once")])
+def test_nothing_works_on_a_database_that_a_newer_ximler_has_written(ximler, own, command):
+    env, database = own
+    database.meta.insert_one({"_id": "schema", "version": 99, "createdHere": True})
+    result = ximler(*command, env=env)
+    assert result.returncode == 6
+    assert "Upgrade Ximler" in result.stderr
+
+
 def test_the_shell_awaits(ximler, own):
     env, _ = own
     ximler("db", "init", env=env)
