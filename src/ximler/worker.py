@@ -12,13 +12,14 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
-from ximler.accounts import credentials, registration
+from ximler.accounts import closing, credentials, registration
 from ximler.accounts.keyring import Keyring
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, changes, outbox
 from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
+from ximler.privacy import erasure
 from ximler.schema.job import OUTBOX, Job
 
 __all__ = ["HANDLERS", "Tools", "Worker"]
@@ -71,10 +72,22 @@ async def _send_notification(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_closed(tools: Tools, job: Job) -> None:
+    await closing.send_closed(
+        tools.database, tools.settings, tools.mailer, job_id=job.id, user_id=job.payload["userId"]
+    )
+
+
+async def _anonymise(tools: Tools, job: Job) -> None:
+    await erasure.erase(tools.database, user_id=job.payload["userId"], closed_at=job.payload["closedAt"])
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
+    closing.SEND_CLOSED: _send_closed,
+    closing.ANONYMISE: _anonymise,
     inbox.SEND: _send_notification,
 }
 

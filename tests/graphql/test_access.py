@@ -84,6 +84,12 @@ FIELDS = {
     "Mutation.changePassword": Field(
         arguments=('current: "the wrong one", new: "the attacker\'s own"',), stranger="FORBIDDEN"
     ),
+    "Mutation.closeAccount": Field(arguments=('password: "the wrong one"',), stranger="FORBIDDEN"),
+    "Mutation.reopenAccount": Field(
+        arguments=('email: "{email}", password: "a wrong password"',),
+        anonymous="BAD_CREDENTIALS",
+        stranger="BAD_CREDENTIALS",
+    ),
     "Mutation.requestPasswordReset": Field(
         arguments=('email: "{email}"',), anonymous=None, stranger=None, changes=frozenset({"outbox"})
     ),

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from pymongo import monitoring
-from tests.serving import Client, serve
+from tests.serving import PASSWORD, Client, serve
 
 from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connection, seeds, sync
+from ximler.privacy import erasure
 from ximler.projects import search
 from ximler.schema import CATALOGUE
 from ximler.schema.plan import Plan
+from ximler.schema.user import User
 
 Command = dict[str, Any]
 
@@ -32,7 +34,12 @@ SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGU
 # (verb, collection) → why it may scan a whole collection.
 SCANS: dict[tuple[str, str], str] = {}
 # (verb, collection) → why a cluster may ask every shard.
-BROADCASTS: dict[tuple[str, str], str] = {}
+BROADCASTS: dict[tuple[str, str], str] = {
+    (
+        "delete",
+        "sessions",
+    ): "ends all of a user's, which lie where their tokens do: at most once a closing or a new password",
+}
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {
     (
@@ -162,6 +169,10 @@ async def customer(client: Client, database: Database) -> None:
     await read_inbox(client, database, user_id)
     await client.sign_in("ada@example.com")  # the session so far stays, so that explaining finds it
     await client.ask("mutation { signOut }")
+    await client.sign_in("ada@example.com")
+    await client.ask("mutation ($p: String!) { closeAccount(password: $p) { erasedAt } }", p=PASSWORD)
+    reopen = 'mutation ($p: String!) { reopenAccount(email: "ada@example.com", password: $p) { token } }'
+    await client.ask(reopen, p=PASSWORD)
     await client.sign_in("ada@example.com", "the wrong password")
     await client.sign_in("nobody@example.com")
 
@@ -202,6 +213,10 @@ async def operator(database: Database, settings: Settings) -> None:
     assert page.has_next
     await users.page(database, actor, first=5, after=(page.items[-1].created_at, page.items[-1].id))
     keyring.close()
+    gone = await database.users.insert(User(name="Eve", email="eve@example.com", password="-"))
+    now = database.clock.now()
+    await database.users.patch({"_id": gone.id}, {"$set": {"deletedAt": now, "closedAt": now}})
+    assert await erasure.erase(database, user_id=gone.id, closed_at=now)
     await sync.check_version(database)
     await seeds.plant(database)
 

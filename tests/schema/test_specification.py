@@ -152,7 +152,10 @@ FIELDS: dict[str, dict[str, Field]] = {
         **CREATED,
     },
 }
-OURS: dict[str, dict[str, Field]] = {"projects": {"searchTerms": ("[String]", NONE)}}
+OURS: dict[str, dict[str, Field]] = {
+    "projects": {"searchTerms": ("[String]", NONE)},
+    "users": {"closedAt": ("Date", NONE)},
+}
 
 # Of the models: schema.index(…), and unique: true.
 MODELS = {

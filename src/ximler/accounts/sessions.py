@@ -5,6 +5,7 @@ from datetime import timedelta
 import msgspec
 from bson import ObjectId
 
+from ximler.accounts import reopening
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
 from ximler.core.actor import Actor
@@ -50,19 +51,32 @@ class SignedIn(msgspec.Struct, frozen=True):
 
 
 async def sign_in(
-    database: Database, keyring: Keyring, settings: Settings, actor: Actor, *, email: str, password: str
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    *,
+    email: str,
+    password: str,
+    reopen: bool = False,
 ) -> SignedIn:
-    """A session for the right password. Raises BadCredentials, the same and as fast for an unknown address."""
+    """A session for the right password. Raises BadCredentials, the same and as fast for an unknown address.
+
+    A closed account raises AccountClosed to the right password alone, unless `reopen` brings it back.
+    """
     try:
         email = address(email)
     except Invalid:
         email = ""  # nobody's: and it takes as long as anybody's
     try:
-        user = await database.users.find_one({"email": email})
+        user = await database.users.find_one({"email": email}, deleted=True)
     except UnreadableDocument:
         user = None  # an account that another application keeps without a password, for instance
-    if not await keyring.verify_password(user.password if user else None, password) or user is None:
+    matches = await keyring.verify_password(user.password if user else None, password)
+    if not matches or user is None or (user.deleted_at is not None and not user.can_reopen):
         raise BadCredentials("The e-mail address or the password is not right")
+    if user.closed_at is not None and user.can_reopen and not reopen:
+        raise reopening.refusal(user.closed_at)
     return await start(
         database, keyring, settings, actor, user, fresh_hash=await keyring.rehash(user.password, password)
     )
@@ -74,7 +88,7 @@ async def start(
     """A new session for a user whose password was just verified. Raises BadCredentials if it was changed meanwhile.
 
     One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by a sign-in
-    with the old one.
+    with the old one. A closed account is opened again.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -88,6 +102,8 @@ async def start(
     touch = {"lastLogin": now} | ({"password": fresh_hash} if fresh_hash else {})
 
     async def write(transaction: Database) -> Session:
+        if user.can_reopen:
+            await reopening.reopen(transaction, actor, user)
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
             raise BadCredentials("The e-mail address or the password is not right")
         return await transaction[SESSIONS].insert(session)

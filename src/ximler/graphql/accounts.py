@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from ximler.accounts import credentials, registration, sessions
+from ximler.accounts import closing, credentials, registration, sessions
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
 from ximler.schema.user import User
@@ -86,6 +86,19 @@ async def request_password_reset(ctx: Context, email: str) -> Acceptance:
 async def reset_password(ctx: Context, token: str, password: str) -> bool:
     await credentials.reset(ctx.database, ctx.keyring, token=token, password=password)
     return True
+
+
+@resolvers.mutation("closeAccount")
+async def close_account(ctx: Context, password: str) -> dict[str, object]:
+    user = ctx.require_user()
+    return {"erased_at": await closing.close(ctx.database, ctx.keyring, ctx.actor, user, password=password)}
+
+
+@resolvers.mutation("reopenAccount")
+async def reopen_account(ctx: Context, email: str, password: str) -> dict[str, object]:
+    return _signed_in(
+        await closing.reopen(ctx.database, ctx.keyring, ctx.settings, ctx.actor, email=email, password=password)
+    )
 
 
 def _signed_in(found: sessions.SignedIn) -> dict[str, object]:

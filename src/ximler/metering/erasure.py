@@ -1,0 +1,16 @@
+"""What a person used: the amounts stay, and say nothing of who or through what."""
+
+from bson import ObjectId
+
+from ximler.database import Database
+from ximler.schema.gauge import GAUGES
+
+__all__ = ["erase"]
+
+_KEPT = ("userId", "resourceType", "amount", "periodStart", "periodEnd", "createdAt")
+
+
+async def erase(database: Database, user_id: ObjectId) -> None:
+    """Remove an erased user's gauge, and from the ledger all but the amounts. Safe to repeat."""
+    await database[GAUGES].delete({"_id": user_id})
+    await database.usage.keep_only({"userId": user_id}, _KEPT)
