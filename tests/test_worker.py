@@ -15,6 +15,7 @@ from ximler.app import _end
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid, NotFound, Unavailable
 from ximler.database import outbox
+from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
 from ximler.notifications.email import MailUnavailable
 from ximler.schema.job import OUTBOX
@@ -224,8 +225,10 @@ async def test_sessions_are_listed_and_revoked_by_their_owner_only(database, key
     assert [s.id for s in await sessions.mine(database, actor)] == [made[0].session.id]
 
 
-async def test_a_waiting_worker_is_woken_within_a_moment(database, worker, mailbox, keyring):
-    running = asyncio.create_task(worker.run())
+async def test_a_waiting_worker_is_woken_within_a_moment(database, settings, mailbox, keyring):
+    feed = Feed(database)
+    worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailbox), feed=feed)
+    running = asyncio.gather(feed.run(), worker.run())
     await asyncio.sleep(0.5)  # it is idle, and would look again after five seconds
     started = time.monotonic()
     await registration.register(database, keyring, name="Ada", email="ada@example.com", password=PASSWORD)

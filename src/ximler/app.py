@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
+from ximler.database.changes import Feed
 from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
@@ -56,12 +57,14 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         app.state.database = database
         app.state.keyring = keyring
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
-        working = asyncio.ensure_future(Worker(tools).run()) if settings.worker else None
+        feed = app.state.feed = Feed(database)
+        running = [asyncio.ensure_future(feed.run())]
+        if settings.worker:
+            running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
         finally:
-            if working:
-                await _end(working)
+            await asyncio.gather(*map(_end, running))
             keyring.close()
             await database.close()
 

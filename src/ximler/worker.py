@@ -1,7 +1,7 @@
 """The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due.
 
-Any number of workers, in any number of processes, share the outbox. A change stream wakes them within milliseconds;
-looking every few seconds catches what it missed.
+Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within
+milliseconds; looking every few seconds catches what it missed.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from ximler.accounts import closing, credentials, registration
 from ximler.accounts.keyring import Keyring
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
-from ximler.database import Database, changes, outbox
+from ximler.database import Database, outbox
+from ximler.database.changes import Change, Feed
 from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
 from ximler.privacy import erasure
@@ -93,17 +94,24 @@ HANDLERS: Mapping[str, Handler] = {
 
 
 class Worker:
-    """Runs jobs until it is cancelled; a job that is under way then keeps its lease, and another worker takes it up later."""
+    """Runs jobs until it is cancelled; a job that is under way then keeps its lease, and another worker takes it up later.
 
-    def __init__(self, tools: Tools, *, handlers: Mapping[str, Handler] = HANDLERS, at_once: int = 4) -> None:
+    Without a `feed` it looks for jobs every few seconds and is not woken.
+    """
+
+    def __init__(
+        self, tools: Tools, *, feed: Feed | None = None, handlers: Mapping[str, Handler] = HANDLERS, at_once: int = 4
+    ) -> None:
         self._tools = tools
         self._handlers = handlers
         self._at_once = at_once
         self._wake = asyncio.Event()
+        if feed is not None:
+            feed.subscribe([OUTBOX.name], self._heard)
+            feed.on_gap(self._wake.set)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
             for _ in range(self._at_once):
                 tasks.create_task(self._work())
 
@@ -115,8 +123,8 @@ class Worker:
             count += 1
         return count
 
-    async def _listen(self) -> None:
-        async for _ in changes.inserts(self._tools.database, OUTBOX):
+    def _heard(self, change: Change) -> None:
+        if change.operation == "insert":
             self._wake.set()
 
     async def _work(self) -> None:

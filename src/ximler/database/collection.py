@@ -23,6 +23,7 @@ from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.ids import Position, encode_cursor
 from ximler.database import monitoring, updates
+from ximler.database.batches import RawBatches
 from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.schema.document import Collection, Document, extras
@@ -422,7 +423,7 @@ class TypedCollection(Generic[D]):
 
     def _batches(self, query: dict[str, Any]) -> Any:
         """A cursor over streams of BSON (PyMongo's annotations say that it gives documents)."""
-        return self.raw.find_raw_batches(**query)
+        return RawBatches(self.raw, **query)
 
     def _decoded_batch(self, batch: bytes, codec: Codec[V]) -> list[V]:
         return [d for raws in few_at_a_time(batch, self.raw.codec_options) for d in self._decoded(raws, codec)]

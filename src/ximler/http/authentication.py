@@ -35,4 +35,12 @@ async def identify(database: Database, keyring: Keyring, scope: MutableMapping[s
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated("Send your session's token as 'Authorization: Bearer <token>'")
     session, user = await sessions.authenticate(database, keyring, token.strip())
-    return Actor(kind="user", via="session", user_id=user.id, session_id=session.id, **origin), user
+    actor = Actor(
+        kind="user",
+        via="session",
+        user_id=user.id,
+        session_id=session.id,
+        authenticated_at=session.proved_at,
+        **origin,
+    )
+    return actor, user

@@ -11,6 +11,7 @@ from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.coupon import COUPONS
 from ximler.schema.credential import CREDENTIALS
 from ximler.schema.document import Collection
+from ximler.schema.entitlement import ENTITLEMENTS
 from ximler.schema.gauge import GAUGES
 from ximler.schema.job import OUTBOX
 from ximler.schema.meta import META
@@ -18,6 +19,7 @@ from ximler.schema.notification import NOTIFICATIONS
 from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
+from ximler.schema.quota import QUOTAS
 from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
@@ -37,4 +39,6 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     GAUGES,
     OUTBOX,
     META,
+    ENTITLEMENTS,
+    QUOTAS,
 )

@@ -18,8 +18,13 @@ class Session(Document, kw_only=True):
     user_id: Annotated[ObjectId, ref("users")]
     created_at: datetime = AT_WRITE
     expires_at: datetime
+    authenticated_at: datetime | None = None  # when its holder last proved who they are; unset: when it began
     address: str | None = None
     user_agent: str | None = None
+
+    @property
+    def proved_at(self) -> datetime:
+        return self.authenticated_at or self.created_at
 
     @property
     def public_id(self) -> str:
