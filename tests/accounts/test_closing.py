@@ -4,15 +4,16 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from tests.mailing import Mailbox, worker_of
 from tests.serving import PASSWORD, Client
 
-from ximler.accounts import closing, registration, sessions
+from ximler.accounts import closing, registration, sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.reopening import AccountClosed
 from ximler.core.actor import Actor
-from ximler.core.errors import Forbidden
+from ximler.core.errors import Conflict, NotFound
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
@@ -39,16 +40,17 @@ class Door:
 
     def __init__(self, database: Database, keyring: Keyring, settings: Settings, ada: User) -> None:
         self.database, self.keyring, self.settings, self.ada = database, keyring, settings, ada
-        self.actor = Actor(kind="user", via="session", user_id=ada.id)
+        self.actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
 
     async def sign_in(self, password: str = PASSWORD, email: str = "ada@example.com") -> sessions.SignedIn:
         return await sessions.sign_in(
             self.database, self.keyring, self.settings, ANYBODY, email=email, password=password
         )
 
-    async def close(self, password: str = PASSWORD) -> Any:
+    async def close(self) -> Any:
         user = await self.database.users.get(self.ada.id)
-        return await closing.close(self.database, self.keyring, self.actor, user, password=password)
+        actor = msgspec.structs.replace(self.actor, authenticated_at=self.database.clock.now())
+        return await closing.close(self.database, actor, user)
 
     async def reopen(self, password: str = PASSWORD) -> sessions.SignedIn:
         return await closing.reopen(
@@ -74,7 +76,7 @@ async def test_closing_ends_every_session_and_says_when_all_is_erased(door: Door
 async def test_closing_costs_six_commands(door: Door) -> None:
     user = await door.database.users.get(door.ada.id)
     with round_trips() as trips:
-        await closing.close(door.database, door.keyring, door.actor, user, password=PASSWORD)
+        await closing.close(door.database, door.actor, user)
     assert trips == [
         ("update", "users"),
         ("delete", "sessions"),
@@ -85,12 +87,17 @@ async def test_closing_costs_six_commands(door: Door) -> None:
     ]
 
 
-async def test_only_the_owner_with_the_password_closes_an_account(door: Door) -> None:
-    with pytest.raises(Forbidden):
-        await door.close("not the right one")
-    door.actor = Actor(kind="user", via="session", user_id=type(door.ada.id)())
-    with pytest.raises(Forbidden):
-        await door.close()
+async def test_only_the_owner_who_signed_in_lately_closes_an_account(door: Door) -> None:
+    user = await door.database.users.get(door.ada.id)
+    stranger = msgspec.structs.replace(door.actor, user_id=type(door.ada.id)())
+    with pytest.raises(NotFound):
+        await closing.close(door.database, stranger, user)
+    door.database.clock.offset_ms += 11 * 60_000
+    with pytest.raises(step_up.StepUpRequired):
+        await closing.close(door.database, door.actor, user)
+    key = msgspec.structs.replace(door.actor, via="api_key", authenticated_at=door.database.clock.now())
+    with pytest.raises(step_up.StepUpRequired):
+        await closing.close(door.database, key, user)
     assert await door.database.users.find_one({"_id": door.ada.id})
 
 
@@ -98,8 +105,8 @@ async def test_a_password_change_at_the_same_moment_comes_before_closing(door: D
     user = await door.database.users.get(door.ada.id)
     fresh = await door.keyring.hash_password("quite another password")
     await door.database.users.patch({"_id": user.id}, {"$set": {"password": fresh}})
-    with pytest.raises(Forbidden):
-        await closing.close(door.database, door.keyring, door.actor, user, password=PASSWORD)
+    with pytest.raises(Conflict):
+        await closing.close(door.database, door.actor, user)
 
 
 async def test_the_right_password_alone_learns_that_an_account_is_closed(door: Door) -> None:
@@ -164,7 +171,7 @@ async def test_closed_and_reopened_by_many_at_once_it_is_one_or_the_other(door: 
         )
         strange = [
             end for end in ends if isinstance(end, Exception) and type(end).__name__ not in
-            ("Forbidden", "NotFound", "BadCredentials")
+            ("Conflict", "NotFound", "BadCredentials")
         ]  # fmt: skip
         assert strange == []
         user = await door.database.users.find_one({"_id": door.ada.id}, deleted=True)
@@ -206,9 +213,7 @@ async def test_registering_a_closed_address_mails_an_offer_to_reopen_and_says_no
 
 async def test_over_graphql(app: Any, database: Database) -> None:
     eve = await Client(app).join("eve@example.com")
-    close = "mutation ($p: String!) { closeAccount(password: $p) { erasedAt } }"
-    assert (await eve.ask(close, p="not the right one")).code == "FORBIDDEN"
-    assert (await eve.ask(close, p=PASSWORD))["closeAccount"]["erasedAt"]
+    assert (await eve.ask("mutation { closeAccount { erasedAt } }"))["closeAccount"]["erasedAt"]
     assert (await eve.ask("{ me { id } }")).code == "SESSION_EXPIRED"
     refused = await eve.sign_in("eve@example.com")
     assert refused.code == "ACCOUNT_CLOSED"

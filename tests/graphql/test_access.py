@@ -84,7 +84,7 @@ FIELDS = {
     "Mutation.changePassword": Field(
         arguments=('current: "the wrong one", new: "the attacker\'s own"',), stranger="FORBIDDEN"
     ),
-    "Mutation.closeAccount": Field(arguments=('password: "the wrong one"',), stranger="FORBIDDEN"),
+    "Mutation.closeAccount": Field(stranger=None, changes=frozenset({"users", "sessions", "outbox", "auditlogs"})),
     "Mutation.reopenAccount": Field(
         arguments=('email: "{email}", password: "a wrong password"',),
         anonymous="BAD_CREDENTIALS",

@@ -52,6 +52,8 @@ FATES = {
     "registrations": "not yet a person's; gone within a day",
     "credentials": "removed",
     "gauges": "removed",
+    "quotas": "removed",
+    "entitlements": "removed",
     "outbox": "dead jobs removed, others gone within a week",
     "meta": "nobody's",
 }
@@ -118,15 +120,20 @@ async def person(database: Database, keyring: Keyring, settings: Settings, email
     )
     await database.api_keys.insert(ApiKey(user_id=ada.id, name=MARK, key_hash=MARK))
     await database.raw["credentials"].insert_one({"_id": ada.id, "lockReason": MARK})
+    override = {"override": {"reason": MARK, "by": "cli"}}
+    limits = {"planId": "pro", "planName": "Pro", "projects": 1, "storageBytes": 1, "apiCalls": 1}
+    await database.raw["entitlements"].insert_one({"_id": ada.id, **limits, **override})
+    period = {"userId": ada.id, "resource": "apiCalls", "periodStart": now, "periodEnd": now, "limit": 1}
+    await database.raw["quotas"].insert_one({"_id": f"{ada.id}:apiCalls:2026-01-01", **period, "detail": {"h": MARK}})
     await inbox.notify(database, await database.users.get(ada.id), "PRODUCT", MARK, MARK)
     await credentials.request_reset(database, email=email)
     await database.raw["outbox"].update_many({"payload.email": email.lower()}, {"$set": {"status": "DEAD"}})
     return ada
 
 
-async def close(database: Database, keyring: Keyring, ada: User) -> None:
-    actor = Actor(kind="user", via="session", user_id=ada.id)
-    await closing.close(database, keyring, actor, await database.users.get(ada.id), password=PASSWORD)
+async def close(database: Database, ada: User) -> None:
+    actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
+    await closing.close(database, actor, await database.users.get(ada.id))
 
 
 async def traces(database: Database) -> list[str]:
@@ -141,7 +148,7 @@ async def traces(database: Database) -> list[str]:
 
 
 async def test_after_thirty_days_nothing_says_who_it_was(database, keyring, worker, ada) -> None:
-    await close(database, keyring, ada)
+    await close(database, ada)
     await worker.run_due()
     assert "users" in await traces(database)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
@@ -154,13 +161,13 @@ async def test_after_thirty_days_nothing_says_who_it_was(database, keyring, work
         *("_id", "name", "email", "password", "emailVerified"),
         *("deletedAt", "closedAt", "createdAt", "updatedAt"),
     }
-    for name in ("projects", "sessions", "credentials", "notifications", "apikeys", "gauges"):
+    for name in ("projects", "sessions", "credentials", "notifications", "apikeys", "gauges", "quotas", "entitlements"):
         assert await database.raw[name].count_documents({}) == 0, name
 
 
 async def test_the_books_stay_whole(database, keyring, worker, ada) -> None:
     before = (await database.payments.find({}), await database.subscriptions.find({}))
-    await close(database, keyring, ada)
+    await close(database, ada)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
     await worker.run_due()
     (payment,), (subscription,) = await database.payments.find({}), await database.subscriptions.find({})
@@ -176,7 +183,7 @@ async def test_others_are_left_alone(database, keyring, settings, worker, ada) -
     await projects.create(database, actor, name="Bridge")
     await database.payments.insert(Payment(user_id=bob.id, amount=5, status="PAID", description="Bob's"))
     before = [await database.users.get(bob.id), await database.payments.find({"userId": bob.id})]
-    await close(database, keyring, ada)
+    await close(database, ada)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
     await worker.run_due()
     assert [await database.users.get(bob.id), await database.payments.find({"userId": bob.id})] == before
@@ -184,7 +191,7 @@ async def test_others_are_left_alone(database, keyring, settings, worker, ada) -
 
 
 async def test_the_address_is_free_again_afterwards(database, keyring, worker, ada) -> None:
-    await close(database, keyring, ada)
+    await close(database, ada)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
     await worker.run_due()
     again = await users.create(database, keyring, SYSTEM, name="New", email=ada.email, password=PASSWORD)
@@ -207,7 +214,7 @@ STEPS = [
 async def test_ended_after_any_step_it_is_done_the_next_time(
     domain: str, verb: str, database, keyring, worker, ada, monkeypatch
 ) -> None:
-    await close(database, keyring, ada)
+    await close(database, ada)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
     module = getattr(erasure, domain)
     step = getattr(module, verb)
@@ -228,7 +235,7 @@ async def test_ended_after_any_step_it_is_done_the_next_time(
 
 
 async def test_erased_twice_nothing_changes(database, keyring, worker, ada) -> None:
-    await close(database, keyring, ada)
+    await close(database, ada)
     closed = await database.users.get(ada.id, deleted=True)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
     for _ in range(2):
@@ -239,7 +246,7 @@ async def test_erased_twice_nothing_changes(database, keyring, worker, ada) -> N
 
 
 async def test_an_account_that_was_closed_at_another_time_is_not_erased(database, keyring, ada) -> None:
-    await close(database, keyring, ada)
+    await close(database, ada)
     assert not await erasure.erase(database, user_id=ada.id, closed_at=database.clock.now() + timedelta(days=1))
     assert "users" in await traces(database)
 
@@ -248,7 +255,7 @@ async def test_reopened_at_the_last_moment_it_is_whole_or_gone(database, keyring
     """Racing the job: either everything is there, or nothing."""
     for n in range(6):
         ada = await person(database, keyring, settings, f"{MARK}{n}@example.com")
-        await close(database, keyring, ada)
+        await close(database, ada)
         database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
 
         async def reopen(email: str = ada.email, wait: float = n / 100) -> bool:
@@ -282,7 +289,7 @@ async def test_a_worker_killed_in_the_middle_leaves_nothing_behind(
         "metadata": {"m": MARK},
     }
     await database.raw["usage"].insert_many([{"userId": ada.id, "amount": n, **hour} for n in range(10_000)])
-    await close(database, keyring, ada)
+    await close(database, ada)
     database.clock.offset_ms = 0
     env = {
         **os.environ,
@@ -310,16 +317,16 @@ async def test_a_worker_killed_in_the_middle_leaves_nothing_behind(
 
 
 async def test_it_costs_the_same_number_of_commands_however_much_there_is(database, keyring, worker, ada) -> None:
-    await close(database, keyring, ada)
+    await close(database, ada)
     closed = await database.users.get(ada.id, deleted=True)
     with round_trips() as trips:
         await erasure.erase(database, user_id=ada.id, closed_at=closed.deleted_at)
-    assert len(trips) <= 16, trips
+    assert len(trips) <= 24, trips
 
 
 async def test_a_job_of_theirs_that_waits_finds_nobody(database, keyring, worker, mailbox, ada) -> None:
     await outbox.enqueue(database, credentials.SEND_CHANGED, {"userId": ada.id}, run_at=database.clock.now() + DAYS * 2)
-    await close(database, keyring, ada)
+    await close(database, ada)
     await worker.run_due()
     mailbox.messages.clear()
     database.clock.offset_ms += 3 * DAYS // timedelta(milliseconds=1)

@@ -8,11 +8,11 @@ from datetime import datetime
 
 from bson import ObjectId
 
-from ximler.accounts import reopening, sessions
+from ximler.accounts import reopening, sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
 from ximler.core.actor import Actor
-from ximler.core.errors import Forbidden
+from ximler.core.errors import Conflict, NotFound
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.updates import Update
@@ -25,25 +25,24 @@ ANONYMISE = "accounts.anonymise"
 SEND_CLOSED = "accounts.send_closed"
 
 
-async def close(database: Database, keyring: Keyring, actor: Actor, user: User, *, password: str) -> datetime:
-    """Close the actor's own account, who proves its password; returns when it will be erased. Every session ends.
+async def close(database: Database, actor: Actor, user: User) -> datetime:
+    """Close the actor's own account; returns when it will be erased. Every session ends.
 
-    Raises Forbidden for a wrong password.
+    Raises StepUpRequired without a recent sign-in, Conflict when the password was changed at the same moment.
     """
-    if user.id != actor.require_user() or not await keyring.verify_password(user.password, password):
-        raise Forbidden("The password is not right", fields={"password": "is not right"})
+    step_up.require(database, actor)
+    if user.id != actor.require_user():
+        raise NotFound("No such user")
     now = database.clock.now()
 
     async def write(transaction: Database) -> None:
-        # Guarded by the password that was verified: a change of it at the same moment comes first.
+        # Guarded by the password: a change of it at the same moment, which ends this session, comes first.
         update: Update = {
             "$set": {"deletedAt": now, "closedAt": now},
             "$unset": {"passwordResetToken": "", "passwordResetExpires": ""},
         }
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, update):
-            raise Forbidden(
-                "The account was changed at the same moment: sign in again", fields={"password": "is not right"}
-            )
+            raise Conflict("The account was changed at the same moment: sign in again")
         await sessions.revoke_all(transaction, user.id)
         about = {"userId": user.id, "closedAt": now}
         await outbox.enqueue(transaction, SEND_CLOSED, about)

@@ -89,9 +89,8 @@ async def reset_password(ctx: Context, token: str, password: str) -> bool:
 
 
 @resolvers.mutation("closeAccount")
-async def close_account(ctx: Context, password: str) -> dict[str, object]:
-    user = ctx.require_user()
-    return {"erased_at": await closing.close(ctx.database, ctx.keyring, ctx.actor, user, password=password)}
+async def close_account(ctx: Context) -> dict[str, object]:
+    return {"erased_at": await closing.close(ctx.database, ctx.actor, ctx.require_user())}
 
 
 @resolvers.mutation("reopenAccount")
