@@ -17,7 +17,7 @@ from ximler.database.changes import Feed
 from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import docs, health, pages
+from ximler.http import avatars, docs, export, health, pages
 from ximler.http.authentication import identify
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
@@ -97,6 +97,10 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.ask_unsubscribe,
             pages.unsubscribe,
             docs.assets,
+            avatars.upload,
+            avatars.remove,
+            avatars.show,
+            export.take_along,
         ],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,
@@ -121,7 +125,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
         expose_headers=["X-Request-Id", "Retry-After"],
         max_age=600,

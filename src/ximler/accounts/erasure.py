@@ -8,6 +8,7 @@ from datetime import datetime
 
 from bson import ObjectId
 
+from ximler.accounts import avatars
 from ximler.audit import records
 from ximler.core.actor import SYSTEM
 from ximler.database import Database
@@ -27,6 +28,7 @@ async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -
     if user is not None:
         await database[SESSIONS].delete_many({"userId": user_id})
         await database[CREDENTIALS].delete({"_id": user_id})
+        await avatars.erase(database, user_id)
     return user
 
 

@@ -9,7 +9,7 @@ and counted; asking for it alone raises `UnreadableDocument`.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -154,7 +154,7 @@ class TypedCollection(Generic[D]):
 
     async def stream(
         self, where: Filter, *, sort: Sort | None = None, deleted: bool = False, batch: int = _BATCH
-    ) -> AsyncIterator[D]:
+    ) -> AsyncGenerator[D, None]:
         """Matches one after the other; memory stays at one batch."""
         batches = self._batches(self._query(where, None, sort, 0, deleted, None)).batch_size(batch)
         try:
