@@ -96,6 +96,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.request_reset,
             pages.ask_unsubscribe,
             pages.unsubscribe,
+            pages.ask_email,
+            pages.change_email,
             docs.assets,
             avatars.upload,
             avatars.remove,

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
-from ximler.accounts import closing, credentials, registration
+from ximler.accounts import closing, credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
@@ -83,6 +83,21 @@ async def _anonymise(tools: Tools, job: Job) -> None:
     await erasure.erase(tools.database, user_id=job.payload["userId"], closed_at=job.payload["closedAt"])
 
 
+async def _send_email_change(tools: Tools, job: Job) -> None:
+    await email_change.send_link(
+        tools.database,
+        tools.keyring,
+        tools.settings,
+        tools.mailer,
+        user_id=job.payload["userId"],
+        request_id=job.payload["requestId"],
+    )
+
+
+async def _send_notice(tools: Tools, job: Job) -> None:
+    await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
@@ -90,6 +105,8 @@ HANDLERS: Mapping[str, Handler] = {
     closing.SEND_CLOSED: _send_closed,
     closing.ANONYMISE: _anonymise,
     inbox.SEND: _send_notification,
+    email_change.SEND_LINK: _send_email_change,
+    notices.SEND: _send_notice,
 }
 
 

@@ -201,7 +201,7 @@ async def test_registering_a_closed_address_mails_an_offer_to_reopen_and_says_no
     await door.close()
     await worker.run_due()
     said = await registration.register(
-        door.database, door.keyring, name="Ada", email="ada@example.com", password="another password"
+        door.database, door.keyring, ANYBODY, name="Ada", email="ada@example.com", password="quite another one"
     )
     assert said is None
     await worker.run_due()

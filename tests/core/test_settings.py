@@ -49,6 +49,7 @@ GIVEN = {
     "argon2_memory_kib": ("47104", 47104),
     "argon2_time_cost": ("1", 1),
     "argon2_threads": ("3", 3),
+    "breach_lookup_url": ("https://breach.example/range/", "https://breach.example/range/"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }

@@ -4,33 +4,14 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 import pytest
 from bson import ObjectId
+from tests.database.following import running, until
 
 from ximler.database import Database, connect, server
 from ximler.database.changes import FRESH_S, Feed
-
-
-@asynccontextmanager
-async def running(feed: Feed) -> AsyncIterator[None]:
-    task = asyncio.create_task(feed.run())
-    try:
-        yield
-    finally:
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=0.5)
-
-
-async def until(condition: Callable[[], object], *, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        await asyncio.sleep(0.005)
-
 
 _ALL_CURSORS = {"$currentOp": {"localOps": True, "idleCursors": True, "allUsers": True}}
 

@@ -209,7 +209,7 @@ async def read_inbox(client: Client, database: Database, user_id: ObjectId) -> N
 async def operator(database: Database, settings: Settings) -> None:
     keyring = Keyring(settings)
     actor = Actor(kind="operator", via="cli")
-    await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough")
+    await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
     page = await users.page(database, actor, first=5)
     assert page.has_next
     await users.page(database, actor, first=5, after=(page.items[-1].created_at, page.items[-1].id))

@@ -51,11 +51,17 @@ FATES = {
     "sessions": "removed",
     "registrations": "not yet a person's; gone within a day",
     "credentials": "removed",
+    "emailchanges": "removed",
     "gauges": "removed",
     "quotas": "removed",
     "entitlements": "removed",
     "outbox": "dead jobs removed, others gone within a week",
     "meta": "nobody's",
+    "throttles": "keyed hashes, gone within days",
+    "refusals": "hashes, gone within minutes",
+    "usageevents": "amounts kept, under hashes",
+    "usagebatches": "amounts, on their way into the ledger",
+    "usagesettlements": "amounts, on their way into the ledger",
 }
 
 
@@ -120,13 +126,22 @@ async def person(database: Database, keyring: Keyring, settings: Settings, email
     )
     await database.api_keys.insert(ApiKey(user_id=ada.id, name=MARK, key_hash=MARK))
     await database.raw["credentials"].insert_one({"_id": ada.id, "lockReason": MARK})
+    await database.raw["emailchanges"].insert_one(
+        {
+            "_id": ada.id,
+            "requestId": ada.id,
+            "email": f"new-{email}",
+            "expiresAt": now + timedelta(days=1),
+            "createdAt": now,
+        }
+    )
     override = {"override": {"reason": MARK, "by": "cli"}}
     limits = {"planId": "pro", "planName": "Pro", "projects": 1, "storageBytes": 1, "apiCalls": 1}
     await database.raw["entitlements"].insert_one({"_id": ada.id, **limits, **override})
     period = {"userId": ada.id, "resource": "apiCalls", "periodStart": now, "periodEnd": now, "limit": 1}
     await database.raw["quotas"].insert_one({"_id": f"{ada.id}:apiCalls:2026-01-01", **period, "detail": {"h": MARK}})
     await inbox.notify(database, await database.users.get(ada.id), "PRODUCT", MARK, MARK)
-    await credentials.request_reset(database, email=email)
+    await credentials.request_reset(database, keyring, Actor(), email=email)
     await database.raw["outbox"].update_many({"payload.email": email.lower()}, {"$set": {"status": "DEAD"}})
     return ada
 
@@ -161,7 +176,17 @@ async def test_after_thirty_days_nothing_says_who_it_was(database, keyring, work
         *("_id", "name", "email", "password", "emailVerified"),
         *("deletedAt", "closedAt", "createdAt", "updatedAt"),
     }
-    for name in ("projects", "sessions", "credentials", "notifications", "apikeys", "gauges", "quotas", "entitlements"):
+    for name in (
+        "projects",
+        "sessions",
+        "credentials",
+        "notifications",
+        "apikeys",
+        "gauges",
+        "emailchanges",
+        "quotas",
+        "entitlements",
+    ):
         assert await database.raw[name].count_documents({}) == 0, name
 
 

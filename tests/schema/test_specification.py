@@ -155,6 +155,11 @@ FIELDS: dict[str, dict[str, Field]] = {
 OURS: dict[str, dict[str, Field]] = {
     "projects": {"searchTerms": ("[String]", NONE)},
     "users": {"closedAt": ("Date", NONE)},
+    "apikeys": {
+        "hint": ("String", NONE),
+        "allowedAddresses": ("[String]", []),
+        "replacedBy": ("ObjectId → apikeys", NONE),
+    },
 }
 
 # Of the models: schema.index(…), and unique: true.

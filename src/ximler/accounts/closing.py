@@ -61,13 +61,23 @@ async def close(database: Database, actor: Actor, user: User) -> datetime:
 
 
 async def reopen(
-    database: Database, keyring: Keyring, settings: Settings, actor: Actor, *, email: str, password: str
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    *,
+    email: str,
+    password: str,
+    code: str | None = None,
+    device: str | None = None,
 ) -> sessions.SignedIn:
     """Sign in, and where the account is closed, open it again in the same transaction.
 
     It asks for all that signing in asks for, and raises what that raises.
     """
-    return await sessions.sign_in(database, keyring, settings, actor, email=email, password=password, reopen=True)
+    return await sessions.sign_in(
+        database, keyring, settings, actor, email=email, password=password, code=code, device=device, reopen=True
+    )
 
 
 async def send_closed(

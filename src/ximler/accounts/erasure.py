@@ -13,6 +13,7 @@ from ximler.audit import records
 from ximler.core.actor import SYSTEM
 from ximler.database import Database
 from ximler.schema.credential import CREDENTIALS
+from ximler.schema.email_change import EMAIL_CHANGES
 from ximler.schema.session import SESSIONS
 from ximler.schema.user import User
 
@@ -28,6 +29,7 @@ async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -
     if user is not None:
         await database[SESSIONS].delete_many({"userId": user_id})
         await database[CREDENTIALS].delete({"_id": user_id})
+        await database[EMAIL_CHANGES].delete({"_id": user_id})
         await avatars.erase(database, user_id)
     return user
 

@@ -31,9 +31,10 @@ def day(moment: datetime) -> str:
     return f"{moment.day} {moment:%B %Y}"
 
 
-def refusal(closed_at: datetime) -> AccountClosed:
+def refusal(closed: User) -> AccountClosed:
     """What whoever has the right password is told."""
-    last = erased_at(closed_at)
+    assert closed.closed_at is not None  # noqa: S101 (for the type checker)
+    last = erased_at(closed.closed_at)
     return AccountClosed(
         f"This account is closed, and everything in it will be erased after {day(last)}: reopen it to sign in",
         fields={"account": f"can be reopened until {last.isoformat().replace('+00:00', 'Z')}"},

@@ -1,18 +1,19 @@
 """Signing in and out, and knowing who comes with a token."""
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import reopening
+from ximler.accounts import attempts, factors, reopening
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.registration import address
+from ximler.audit import records
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
-from ximler.database.codec import UnreadableDocument, codec_of
+from ximler.database.codec import codec_of
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
@@ -40,11 +41,12 @@ class SessionExpired(Unauthenticated):
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """`token` is shown here and nowhere else again."""
+    """`token` is shown here and nowhere else again. `device` makes the next sign-in from here one from a known device."""
 
     token: str
     session: Session
     user: User
+    device: str
 
     def __repr__(self) -> str:
         return f"SignedIn({self.user!r})"
@@ -58,37 +60,62 @@ async def sign_in(
     *,
     email: str,
     password: str,
+    code: str | None = None,
+    device: str | None = None,
     reopen: bool = False,
 ) -> SignedIn:
-    """A session for the right password. Raises BadCredentials, the same and as fast for an unknown address.
+    """A session for the right password and, where the account has a second factor, its code.
 
-    A closed account raises AccountClosed to the right password alone, unless `reopen` brings it back.
+    `device` is what an earlier sign-in answered; with it nobody's attack keeps one out. Raises Throttled, BadCredentials, the
+    same and as fast for an unknown address; only after the right password AccountLocked, AccountClosed (unless `reopen` brings
+    it back), SecondFactorRequired, WrongCode, TooManyCodes.
     """
-    try:
-        email = address(email)
-    except Invalid:
-        email = ""  # nobody's: and it takes as long as anybody's
-    try:
-        user = await database.users.find_one({"email": email}, deleted=True)
-    except UnreadableDocument:
-        user = None  # an account that another application keeps without a password, for instance
-    matches = await keyring.verify_password(user.password if user else None, password)
-    if not matches or user is None or (user.deleted_at is not None and not user.can_reopen):
-        raise BadCredentials("The e-mail address or the password is not right")
-    if user.closed_at is not None and user.can_reopen and not reopen:
-        raise reopening.refusal(user.closed_at)
-    return await start(
-        database, keyring, settings, actor, user, fresh_hash=await keyring.rehash(user.password, password)
+    async with keyring.turn():
+        attempt = await attempts.begin(database, keyring, actor, email=email, device=device)
+        user, credential = attempt.user, attempt.credential
+        if not await keyring.verify_password(user.password if user else None, password) or user is None:
+            await attempts.fail(database, actor, attempt)
+            raise BadCredentials("The e-mail address or the password is not right")
+    known = user
+    if credential and credential.locked_at:
+        await attempts.refuse_locked(database, actor, attempt)
+    if user.can_reopen and not reopen:
+        raise reopening.refusal(user)
+    await factors.prove(database, keyring, actor, credential, code)
+
+    async def unchanged(transaction: Database) -> None:
+        now = await factors.still_proved(transaction, known.id, credential)
+        if now and now.locked_at:
+            raise attempts.locked()
+
+    signed_in = await start(
+        database,
+        keyring,
+        settings,
+        actor,
+        user,
+        fresh_hash=await keyring.rehash(user.password, password),
+        check=unchanged,
     )
+    await attempts.succeed(database, attempt)
+    return signed_in
 
 
 async def start(
-    database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User, *, fresh_hash: str | None = None
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    user: User,
+    *,
+    fresh_hash: str | None = None,
+    check: Callable[[Database], Awaitable[None]] | None = None,
 ) -> SignedIn:
     """A new session for a user whose password was just verified. Raises BadCredentials if it was changed meanwhile.
 
     One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by a sign-in
-    with the old one. A closed account is opened again.
+    with the old one. `check` runs inside it, once the user's document is written: whatever else must hold.
+    A closed account is opened again.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -96,6 +123,7 @@ async def start(
         id=token_id,
         user_id=user.id,
         expires_at=now + timedelta(days=settings.session_days),
+        authenticated_at=now,
         address=actor.address,
         user_agent=actor.user_agent,
     )
@@ -106,9 +134,11 @@ async def start(
             await reopening.reopen(transaction, actor, user)
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
             raise BadCredentials("The e-mail address or the password is not right")
+        if check is not None:
+            await check(transaction)
         return await transaction[SESSIONS].insert(session)
 
-    return SignedIn(token, await database.transaction(write), user)
+    return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))
 
 
 async def mine(database: Database, actor: Actor) -> list[Session]:
@@ -127,12 +157,22 @@ async def revoke(database: Database, actor: Actor, public_id: str) -> Session:
 
 async def revoke_others(database: Database, actor: Actor) -> int:
     """End all of the actor's sessions but the one that asks; returns how many."""
-    return await database[SESSIONS].delete_many({"userId": actor.require_user(), "_id": {"$ne": actor.session_id}})
+    user_id = actor.require_user()
+
+    async def write(transaction: Database) -> int:
+        count = await revoke_all(transaction, user_id, but=actor.session_id)
+        if count:
+            await records.write(
+                transaction, actor, "accounts.sessions.revoked", resource="users", resource_id=user_id, count=count
+            )
+        return count
+
+    return await database.transaction(write)
 
 
-async def revoke_all(transaction: Database, user_id: ObjectId) -> int:
-    """End every session of a user, in the transaction that gives the reason."""
-    return await transaction[SESSIONS].delete_many({"userId": user_id})
+async def revoke_all(transaction: Database, user_id: ObjectId, *, but: bytes | None = None) -> int:
+    """End every session of a user, or all but one, in the transaction that gives the reason; returns how many."""
+    return await transaction[SESSIONS].delete_many({"userId": user_id} | ({"_id": {"$ne": but}} if but else {}))
 
 
 async def sign_out(database: Database, actor: Actor) -> bool:

@@ -123,6 +123,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     argon2_time_cost: Annotated[int, Meta(ge=1, description="Argon2id passes.")] = 2
     argon2_threads: Annotated[int, Meta(ge=1, description="Password hashes computed at once, per process.")] = 2
 
+    breach_lookup_url: Annotated[
+        str | None,
+        Meta(
+            description="Where passwords are looked up among known breaches: `https://api.pwnedpasswords.com/range/`. "
+            "Five digits of a hash are sent, never the password. Unset: nowhere."
+        ),
+    ] = None
+
     # Logs
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe entry that is logged.")

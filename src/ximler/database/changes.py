@@ -56,9 +56,11 @@ class Feed:
         self._database = database
         self._callbacks: dict[str, list[Callback]] = {}
         self._gap_callbacks: list[Callable[[], None]] = []
+        self._forget_callbacks: list[Callable[[str, Any], None]] = []
         self._known_until = -FRESH_S  # everything committed before this moment has been handed on
         self._token: Any = None
         self._widened = asyncio.Event()
+        database.feed = self
         self._proven = False  # whether the stream has been read from since the token was last used
 
     @property
@@ -84,6 +86,21 @@ class Feed:
         What is read after the call will be kept up to date by the changes that follow it.
         """
         self._gap_callbacks.append(callback)
+
+    def on_forget(self, callback: Callable[[str, Any], None]) -> None:
+        """Have `callback(collection, id)` called at once for what this process itself has changed (`Database.forget`)."""
+        self._forget_callbacks.append(callback)
+
+    def forget(self, collection: str, name: Any) -> None:
+        """See `Database.forget`."""
+        for callback in self._forget_callbacks:
+            callback(collection, name)
+
+    async def caught_up(self) -> None:
+        """Returns when everything that was committed before the call has been handed on: for tests, and for leaving."""
+        asked = time.monotonic()
+        while self._known_until < asked:  # noqa: ASYNC110 (nobody waits for this in earnest)
+            await asyncio.sleep(0.01)
 
     async def run(self) -> None:
         """Watch until cancelled. An interruption resumes where it was; where that cannot be, it is a gap."""

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
     from pymongo.asynchronous.database import AsyncDatabase
 
+    from ximler.database.changes import Feed
+
 __all__ = ["Database", "StandaloneServer", "connect"]
 
 D = TypeVar("D", bound=Document)
@@ -76,6 +78,8 @@ class Database:
         self.state = state
         self.session = session
         self.raw: AsyncDatabase[dict[str, Any]] = client[name]
+        self.feed: Feed | None = None
+        self._to_forget: list[tuple[str, Any]] = []
         self._collections: dict[str, TypedCollection[Any]] = {}
 
     def __getitem__(self, spec: Collection[D]) -> TypedCollection[D]:
@@ -128,7 +132,19 @@ class Database:
     @property
     def outside(self) -> "Database":
         """The same database without this transaction: for reading what others have committed."""
-        return Database(self.client, self.name, clock=self.clock, state=self.state)
+        outside = Database(self.client, self.name, clock=self.clock, state=self.state)
+        outside.feed = self.feed
+        return outside
+
+    def forget(self, collection: str, name: Any) -> None:
+        """Have this process's caches forget what stands on a document, now; in a transaction, once it is committed.
+
+        All processes are told by the change feed within milliseconds. This is for who has just signed out, and asks again.
+        """
+        if self.session is not None:
+            self._to_forget.append((collection, name))
+        elif self.feed is not None:
+            self.feed.forget(collection, name)
 
     async def transaction(self, body: Callable[["Database"], Awaitable[T]]) -> T:
         """Run `body` in a transaction, committed with majority; whatever it raises aborts it.
@@ -141,11 +157,14 @@ class Database:
         try:
             async with self.client.start_session() as session:
                 bound = Database(self.client, self.name, clock=self.clock, state=self.state, session=session)
-                return await session.with_transaction(
+                result = await session.with_transaction(
                     lambda _: body(bound),
                     write_concern=WriteConcern("majority"),
                     read_preference=ReadPreference.PRIMARY,
                 )
+            for collection, name in bound._to_forget:
+                self.forget(collection, name)
+            return result
         except PyMongoError as error:
             if error.has_error_label("TransientTransactionError"):
                 raise DatabaseUnavailable(

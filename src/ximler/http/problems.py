@@ -23,7 +23,7 @@ from ximler.core.errors import (
 )
 from ximler.core.logs import printable
 
-__all__ = ["HANDLERS", "Problem", "body", "documented", "status_of"]
+__all__ = ["HANDLERS", "Problem", "body", "documented", "headers_of", "status_of"]
 
 _log = structlog.get_logger("ximler.http")
 
@@ -88,13 +88,18 @@ def body(error: XimlerError, request_id: str | None) -> Problem:
     )
 
 
-def _ours(request: Request[Any, Any, Any], error: XimlerError) -> Response[bytes]:
+def headers_of(error: XimlerError) -> dict[str, str]:
+    """What the status itself asks for: how to sign in, when to come back."""
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, LimitExceeded) and error.retry_after_s is not None:
+    if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    return _response(body(error, _request_id(request)), headers)
+    return headers
+
+
+def _ours(request: Request[Any, Any, Any], error: XimlerError) -> Response[bytes]:
+    return _response(body(error, _request_id(request)), headers_of(error))
 
 
 def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

@@ -6,13 +6,14 @@ began; the 1st for those without one. So an hour of the ledger never lies in two
 """
 
 from calendar import monthrange
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from ximler.core.errors import Invalid
 
-__all__ = ["CALENDAR_MONTH", "anchor_day", "around"]
+__all__ = ["CALENDAR_MONTH", "INSTANT", "anchor_day", "around"]
 
 CALENDAR_MONTH = 1
+INSTANT = timedelta(milliseconds=1)
 
 
 def anchor_day(start: datetime | None) -> int:

@@ -55,7 +55,10 @@ CONTENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "apikeys.json": (
         "apikeys",
-        ("_id", "name", "permissions", "lastUsed", "expiresAt", "revokedAt", "createdAt"),
+        (
+            *("_id", "name", "hint", "permissions", "allowedAddresses", "lastUsed"),
+            *("expiresAt", "revokedAt", "replacedBy", "createdAt"),
+        ),
     ),
     "notifications.json": (
         "notifications",

@@ -23,7 +23,7 @@ class Override(Document, kw_only=True):
 class Entitlement(Document, kw_only=True):
     """The limits are the plan's; `override` goes before them while it holds. -1 is unlimited.
 
-    `opened` counts the quotas opened on the strength of it: opening one writes here, so that it cannot pass a change by.
+    `revision` counts the writes. Opening a quota writes here too, so that it and a change of limits cannot pass each other by.
     """
 
     id: ObjectId = field(name="_id")  # the user's
@@ -35,7 +35,7 @@ class Entitlement(Document, kw_only=True):
     anchor_day: int = 1  # of the month: see metering.periods
     override: Override | None = None
     override_until: datetime | None = None  # None: until it is taken back
-    opened: int = 0
+    revision: int = 0
     created_at: datetime = AT_WRITE
     updated_at: datetime = AT_WRITE
 

@@ -17,12 +17,13 @@ __all__ = ["QUOTAS", "Lease", "Quota", "quota_id"]
 class Lease(msgspec.Struct, frozen=True):
     """Units that one process may hand out on its own. `n` of them are open: granted, and not yet reported as used.
 
-    `seq` counts the lease's changes: each is guarded by it, so that one that is sent again counts once. `at` is when the latest
-    was made (ms since 1970): a lease that stays silent is forfeited.
+    `seq` counts the reports of use and `grants` the grants: each is guarded by its count, so that one that is sent again counts
+    once. `at` is when the latest was made (ms since 1970): a lease that stays silent is forfeited.
     """
 
     n: int
     seq: int
+    grants: int
     at: int
 
 
@@ -42,12 +43,15 @@ class Quota(Document, kw_only=True):
     limit: int  # a copy of the entitlement's, changed with it; -1 is unlimited
     limit_until: datetime | None = None  # when an override ends, and
     limit_then: int | None = None  # the limit from then on
+    alerted: int = 0  # the highest threshold, in per cent, that the user was told of
+    opened: bool = False  # the limit was copied in a transaction with the entitlement: only then is anything granted
     superseded: bool = False  # the user's periods begin on another day now: nothing is granted
     granted: int = 0
     settled: int = 0
     forfeited: int = 0
     ingested: int = 0
-    leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: n, seq, at (see Lease)
+    ingested_through: int = 0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
+    leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: see Lease
     look_at: datetime | None = None  # when to look for silent leases; None: there is no lease
     hours: Mixed = field(default_factory=dict[str, Any])
     detail: Mixed = field(default_factory=dict[str, Any])
@@ -67,7 +71,7 @@ class Quota(Document, kw_only=True):
     def lease(self, lease_id: str) -> Lease | None:
         """None when it was returned, forfeited, or never taken."""
         found = self.leases.get(lease_id)
-        return None if found is None else Lease(int(found["n"]), int(found["seq"]), int(found["at"]))
+        return None if found is None else Lease(*(int(found[name]) for name in ("n", "seq", "grants", "at")))
 
     def limit_at(self, moment: datetime) -> int:
         """-1 is unlimited."""
