@@ -30,6 +30,7 @@ OTHERS = 400
 OWN = 300
 VERBS = ("find", "aggregate", "update", "delete", "findAndModify")
 SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGUE}
+SHARD_KEYS |= {"avatars.files": [], "avatars.chunks": []}  # pictures of a few kB: kept on one shard
 
 # (verb, collection) → why it may scan a whole collection.
 SCANS: dict[tuple[str, str], str] = {}

@@ -76,7 +76,12 @@ async def remove(request: Request[Any, Any, Any], state: State) -> Avatar:
         200: ResponseSpec(bytes, description="The picture", media_type=pictures.CONTENT_TYPE, generate_examples=False),
         304: ResponseSpec(None, description="The caller has it already", media_type=MediaType.TEXT),
     }
-    | documented(_404="It is nobody's picture, any more", _422="That is no id", _503="The database is away"),
+    | documented(
+        _400="The request cannot be read",
+        _404="It is nobody's picture, any more",
+        _422="That is no id",
+        _503="The database is away",
+    ),
 )
 async def show(
     picture: Annotated[str, PathParameter(max_length=100)], request: Request[Any, Any, Any], state: State
