@@ -12,15 +12,19 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
-from ximler.database import Database, connect
+from ximler.database import connect
 from ximler.database.changes import Feed
 from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import avatars, docs, export, health, pages
-from ximler.http.authentication import identify
+from ximler.http.authentication import Authentication
+from ximler.http.cookies import Cookies
+from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.metering.follower import Follower
+from ximler.metering.meter import Meter
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -49,7 +53,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     outgoing = mailer(settings)
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
-    proxies = TrustedProxies(settings.trusted_proxies)
+    proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -58,20 +62,31 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         app.state.keyring = keyring
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
         feed = app.state.feed = Feed(database)
-        running = [asyncio.ensure_future(feed.run())]
+        authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
+        meter = app.state.meter = Meter(database)
+        running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
+            running.append(asyncio.ensure_future(Follower(database, feed).run()))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
         finally:
             await asyncio.gather(*map(_end, running))
+            await meter.close()
             keyring.close()
             await database.close()
 
     async def context(scope: MutableMapping[str, Any]) -> Context:
-        database: Database = app.state.database
-        actor, user = await identify(database, keyring, scope)
-        return Context(database=database, settings=settings, keyring=keyring, actor=actor, user=user)
+        authentication: Authentication = app.state.authentication
+        caller = await authentication.identify(scope)
+        return Context(
+            database=app.state.database,
+            settings=settings,
+            keyring=keyring,
+            actor=caller.actor,
+            user=caller.user,
+            cookies=cookies if caller.by_cookie else None,
+        )
 
     body_limit = settings.max_body_mb * _MB
     serve_graphql = GraphQLApp(
@@ -112,7 +127,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return Requests(app, proxies)
+    return Requests(Metered(app, settings), proxies)
 
 
 async def _end(task: asyncio.Future[None]) -> None:
@@ -129,6 +144,6 @@ def _cors(settings: Settings) -> CORSConfig | None:
         allow_origins=list(settings.cors_origins),
         allow_methods=["GET", "POST", "PUT", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After"],
+        expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"],
         max_age=600,
     )

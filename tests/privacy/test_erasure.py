@@ -59,6 +59,7 @@ FATES = {
     "meta": "nobody's",
     "throttles": "keyed hashes, gone within days",
     "refusals": "hashes, gone within minutes",
+    "receipts": "hashes and amounts, gone within a day",
     "usageevents": "amounts kept, under hashes",
     "usagebatches": "amounts, on their way into the ledger",
     "usagesettlements": "amounts, on their way into the ledger",

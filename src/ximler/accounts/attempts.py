@@ -18,11 +18,12 @@ from bson import ObjectId
 from ximler.accounts import throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
+from ximler.accounts.standing import AccountLocked
 from ximler.accounts.throttle import Gate, Rule, Throttled
 from ximler.audit import refusals
 from ximler.audit.refusals import network
 from ximler.core.actor import Actor
-from ximler.core.errors import Forbidden, Invalid
+from ximler.core.errors import Invalid
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument, codec_of
 from ximler.schema.credential import Credential
@@ -47,10 +48,6 @@ _ADDRESS = Rule(name="sign-in, address", free=50, window=timedelta(hours=1))  # 
 _DEVICE = Rule(name="sign-in, device", free=10, window=timedelta(hours=24))
 _PLACE = Rule(name="sign-in, place", free=5, window=timedelta(hours=24))
 _REMEMBERED = timedelta(days=180)
-
-
-class AccountLocked(Forbidden):
-    code = "ACCOUNT_LOCKED"
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -1,19 +1,19 @@
 """Signing in and out, and knowing who comes with a token."""
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import attempts, factors, reopening
+from ximler.accounts import attempts, factors, recognition, reopening, standing
 from ximler.accounts.keyring import Keyring
+from ximler.accounts.recognition import SessionExpired, family
 from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
-from ximler.database.codec import codec_of
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
@@ -23,6 +23,7 @@ __all__ = [
     "SignedIn",
     "authenticate",
     "mine",
+    "refresh",
     "revoke",
     "revoke_all",
     "revoke_others",
@@ -34,10 +35,6 @@ __all__ = [
 
 class BadCredentials(Unauthenticated):
     code = "BAD_CREDENTIALS"
-
-
-class SessionExpired(Unauthenticated):
-    code = "SESSION_EXPIRED"
 
 
 class SignedIn(msgspec.Struct, frozen=True):
@@ -122,7 +119,8 @@ async def start(
     session = Session(
         id=token_id,
         user_id=user.id,
-        expires_at=now + timedelta(days=settings.session_days),
+        expires_at=_expiry(settings, now, now),
+        ends_at=now + timedelta(days=settings.session_max_days),
         authenticated_at=now,
         address=actor.address,
         user_agent=actor.user_agent,
@@ -143,15 +141,25 @@ async def start(
 
 async def mine(database: Database, actor: Actor) -> list[Session]:
     """The actor's live sessions, newest first."""
-    where = {"userId": actor.require_user(), "expiresAt": {"$gt": database.clock.now()}}
+    where = {"userId": actor.require_user(), "replacedAt": None, "expiresAt": {"$gt": database.clock.now()}}
     return sorted(await database[SESSIONS].find(where), key=lambda session: session.created_at, reverse=True)
 
 
 async def revoke(database: Database, actor: Actor, public_id: str) -> Session:
     """End one of the actor's sessions. Raises NotFound."""
     found = next((session for session in await mine(database, actor) if session.public_id == public_id), None)
-    if found is None or not await database[SESSIONS].delete({"_id": found.id}):
+    if found is None:
         raise NotFound("No such session")
+
+    async def write(transaction: Database) -> None:
+        if not await transaction[SESSIONS].delete_many(family(found)):
+            raise NotFound("No such session")
+        transaction.forget(SESSIONS.name, found.id)
+        await records.write(
+            transaction, actor, "accounts.session.revoked", resource=SESSIONS.name, resource_id=found.public_id
+        )
+
+    await database.transaction(write)
     return found
 
 
@@ -172,6 +180,7 @@ async def revoke_others(database: Database, actor: Actor) -> int:
 
 async def revoke_all(transaction: Database, user_id: ObjectId, *, but: bytes | None = None) -> int:
     """End every session of a user, or all but one, in the transaction that gives the reason; returns how many."""
+    standing.forget(transaction, user_id)
     return await transaction[SESSIONS].delete_many({"userId": user_id} | ({"_id": {"$ne": but}} if but else {}))
 
 
@@ -182,20 +191,47 @@ async def sign_out(database: Database, actor: Actor) -> bool:
     return await database[SESSIONS].delete({"_id": actor.session_id})
 
 
-async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
-    """The session and its user, with one command. Raises SessionExpired for anything but a live session of a live user."""
-    ids = keyring.token_ids(token)
-    found = (
-        await database[SESSIONS].aggregate(
-            [
-                {"$match": {"_id": {"$in": ids}, "expiresAt": {"$gt": database.clock.now()}}},
-                {"$lookup": {"from": "users", "localField": "userId", "foreignField": "_id", "as": "user"}},
-            ]
+async def refresh(database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User) -> SignedIn:
+    """Exchange the actor's token for a new one, of the same sign-in, to the same end. The old one opens nothing from now on.
+
+    A session that was revoked meanwhile is not revived, and of racing exchanges one succeeds. Raises SessionExpired.
+    """
+    if actor.session_id is None:
+        raise Unauthenticated("You are not signed in")
+    now = database.clock.now()
+    token, token_id = keyring.new_token()
+
+    async def write(transaction: Database) -> Session:
+        live = {"_id": actor.session_id, "userId": user.id, "replacedAt": None, "expiresAt": {"$gt": now}}
+        old = await transaction[SESSIONS].find_and_patch(live, {"$set": {"replacedAt": now}}, before=True)
+        if old is None:
+            raise SessionExpired("This session has ended, or its token was exchanged already")
+        fresh = Session(
+            id=token_id,
+            user_id=user.id,
+            created_at=old.created_at,
+            expires_at=_expiry(settings, old.created_at, now),
+            ends_at=old.ends_at or old.created_at + timedelta(days=settings.session_max_days),
+            family=old.family or old.id,
+            authenticated_at=old.proved_at,
+            address=actor.address,
+            user_agent=actor.user_agent,
         )
-        if ids
-        else []
-    )
-    users = [user for row in found for user in row.pop("user") if user.get("deletedAt") is None]
-    if not users:
-        raise SessionExpired("This session has ended: sign in again")
-    return codec_of(Session).decode(found[0]), codec_of(User).decode(users[0])
+        return await transaction[SESSIONS].insert(fresh)
+
+    return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))
+
+
+async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
+    """The session and its user, with one command. Raises SessionExpired for anything but a live session of a live user.
+
+    Requests go through `recognition.Recogniser`, which remembers.
+    """
+    ids = keyring.token_ids(token)
+    found = await recognition.admit(database, (await recognition.read(database, ids))[0] if ids else None, Actor())
+    return found.session, found.standing.user
+
+
+def _expiry(settings: Settings, began: datetime, now: datetime) -> datetime:
+    """Unless it is used before."""
+    return min(now + timedelta(days=settings.session_days), began + timedelta(days=settings.session_max_days))

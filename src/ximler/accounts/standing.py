@@ -11,12 +11,13 @@ import msgspec
 from bson import ObjectId
 
 from ximler.core.errors import Forbidden
+from ximler.database import Database
 from ximler.database.cache import Tag, Watch
 from ximler.database.codec import codec_of
 from ximler.schema.credential import CREDENTIALS, Credential
 from ximler.schema.user import USERS, User
 
-__all__ = ["WATCHES", "AccountLocked", "Standing", "lookups", "read", "tags"]
+__all__ = ["WATCHES", "AccountLocked", "Standing", "forget", "lookups", "read", "tags"]
 
 # What a sign-in with a second factor writes changes nobody's standing.
 _FACTORS = frozenset({"totpLastStep", "totpSecret", "totpConfirmedAt", "recoveryCodes", "updatedAt"})
@@ -41,7 +42,7 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     def require_unlocked(self) -> None:
         """Raises AccountLocked."""
         if self.locked:
-            raise AccountLocked("This account is locked: ask an operator to unlock it")
+            raise AccountLocked("This account is locked: write to support to have it opened")
 
 
 def lookups() -> list[dict[str, Any]]:
@@ -67,3 +68,9 @@ def read(row: Mapping[str, Any]) -> Standing | None:
 
 def tags(user_id: ObjectId) -> Sequence[Tag]:
     return (USERS.name, user_id), (CREDENTIALS.name, user_id)
+
+
+def forget(database: Database, user_id: ObjectId) -> None:
+    """Have this process read again what stands on a user: their sessions, their keys (see `Database.forget`)."""
+    for collection, name in tags(user_id):
+        database.forget(collection, name)

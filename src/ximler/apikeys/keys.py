@@ -124,7 +124,6 @@ async def change(
             raise NotFound("No such key")
         old = {field: before[field] for field in changed}
         await _record(transaction, actor, "apikeys.key.changed", key, before=old, after=changed)
-        transaction.forget(API_KEYS.name, key.id)
         return after
 
     return await database.transaction(write)
@@ -163,7 +162,6 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
             raise KeyNotActive("This key was rotated or revoked at the same moment")
         after = {"replacedBy": fresh.id, "expiresAt": ends}
         await _record(transaction, actor, "apikeys.key.rotated", old, before={"expiresAt": old.expires_at}, after=after)
-        transaction.forget(API_KEYS.name, old.id)
         return await transaction.api_keys.insert(fresh)
 
     return Made(secret, await database.transaction(write))
@@ -184,7 +182,6 @@ async def revoke(database: Database, actor: Actor, key_id: ObjectId) -> ApiKey:
         if after is None:
             raise NotFound("No such key")
         await _record(transaction, actor, "apikeys.key.revoked", key, after={"revokedAt": now})
-        transaction.forget(API_KEYS.name, key.id)
         return after
 
     return await database.transaction(write)

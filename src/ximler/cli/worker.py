@@ -24,6 +24,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     async def work() -> None:
         from ximler.accounts.keyring import Keyring
         from ximler.database.changes import Feed
+        from ximler.metering.follower import Follower
         from ximler.notifications.email import mailer
         from ximler.worker import Tools, Worker
 
@@ -35,7 +36,8 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
                     click.echo(f"{await Worker(tools).run_due()} jobs run")
                     return
                 feed = Feed(database)
-                running = asyncio.gather(feed.run(), Worker(tools, feed=feed).run())
+                follower = Follower(database, feed)
+                running = asyncio.gather(feed.run(), follower.run(), Worker(tools, feed=feed).run())
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, running.cancel)
                 click.echo("The worker is running. Ctrl-C stops it.", err=True)

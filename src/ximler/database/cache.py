@@ -59,7 +59,7 @@ class Cache(Generic[K, V]):
         self._moment = 0
         self._void_before = 0
         feed.subscribe(self._watches, self._heard)
-        feed.on_forget(self._evict)
+        feed.on_forget(self._forget)
         feed.on_gap(self.clear)
 
     def __len__(self) -> int:
@@ -142,6 +142,10 @@ class Cache(Generic[K, V]):
             value = (change.document or change.updated).get(watch.by)
             if value is not None:
                 self._evict(change.collection, value)
+
+    def _forget(self, collection: str, name: Any) -> None:
+        if collection in self._watches:
+            self._evict(collection, name)
 
     def _evict(self, collection: str, name: Any) -> None:
         tag = (collection, name)

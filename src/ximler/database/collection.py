@@ -71,7 +71,7 @@ class Page(msgspec.Struct, Generic[D], frozen=True):
 class TypedCollection(Generic[D]):
     """`database[USERS]` or `database.users`. Cheap to make; a view inside a transaction carries its session."""
 
-    __slots__ = ("_clock", "_codec", "_session", "_setters", "raw", "spec")
+    __slots__ = ("_clock", "_codec", "_forget", "_session", "_setters", "raw", "spec")
 
     def __init__(
         self,
@@ -79,8 +79,10 @@ class TypedCollection(Generic[D]):
         raw: "AsyncCollection[dict[str, Any]]",
         clock: "Clock",
         session: "AsyncClientSession | None",
+        forget: Callable[[str, Any], None],
     ) -> None:
         self.spec = spec
+        self._forget = forget
         self.raw = raw
         self._clock = clock
         self._session = session
@@ -239,6 +241,7 @@ class TypedCollection(Generic[D]):
         """Store a new document and return it as stored. Raises Invalid, DocumentExists."""
         raw = self._codec.encode(document, self._now_naive())
         await self._run(self.raw.insert_one(raw, session=self._session), sent=(raw,))
+        self._changed(raw)
         return self._codec.decode(raw)
 
     async def insert_many(self, documents: Iterable[D], *, ordered: bool = True) -> int:
@@ -380,6 +383,7 @@ class TypedCollection(Generic[D]):
     async def delete(self, where: Filter) -> bool:
         """Remove the first match for good, deleted softly or not."""
         result = await self._run(self.raw.delete_one(self._set(where), session=self._session))
+        self._changed(where)
         return result.deleted_count == 1
 
     async def delete_many(self, where: Filter) -> int:
@@ -519,7 +523,15 @@ class TypedCollection(Generic[D]):
                     raise OperationFailure("a null was in the way", error.code, details) from error
                 return await send()
 
-        return await self._run(attempt())
+        result = await self._run(attempt())
+        self._changed(where)
+        return result
+
+    def _changed(self, where: Filter) -> None:
+        """This process's caches need not wait to be told of what it has written itself, where that is one document."""
+        name = where.get("_id")
+        if name is not None and not isinstance(name, Mapping):
+            self._forget(self.spec.name, name)
 
     async def _remove_nulls(self, where: Filter, built: updates.Update) -> bool:
         removed = 0

@@ -85,7 +85,7 @@ class Database:
     def __getitem__(self, spec: Collection[D]) -> TypedCollection[D]:
         found = self._collections.get(spec.name)
         if found is None:
-            found = TypedCollection(spec, self.raw[spec.name], self.clock, self.session)
+            found = TypedCollection(spec, self.raw[spec.name], self.clock, self.session, self.forget)
             self._collections[spec.name] = found
         return found
 
@@ -140,6 +140,7 @@ class Database:
         """Have this process's caches forget what stands on a document, now; in a transaction, once it is committed.
 
         All processes are told by the change feed within milliseconds. This is for who has just signed out, and asks again.
+        Typed writes to one document, by its `_id`, do it by themselves.
         """
         if self.session is not None:
             self._to_forget.append((collection, name))

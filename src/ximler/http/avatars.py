@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, Response, delete, get, put
 from litestar.datastructures import State, UploadFile
+from litestar.di import NamedDependency
 from litestar.enums import MediaType
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
@@ -13,7 +14,7 @@ from litestar.response import Stream
 from ximler.accounts import avatars, pictures
 from ximler.core.errors import Invalid
 from ximler.core.ids import object_id
-from ximler.http.authentication import identify
+from ximler.http.authentication import Caller, signed_in
 from ximler.http.problems import documented
 
 __all__ = ["remove", "show", "upload"]
@@ -35,35 +36,39 @@ class Avatar(msgspec.Struct, frozen=True):
 
 @put(
     "/avatar",
+    **signed_in(),
     tags=["accounts"],
     summary="Choose your picture",
     request_max_body_size=pictures.MAX_BYTES + _FORM_OVERHEAD,
     responses=documented(
         _400="The form cannot be read",
         _401="Nobody is signed in",
+        _403="It came with an API key, or from another site's page",
         _413="The file is too large",
         _422="It is no picture that can be read",
         _503="The database is away",
     ),
 )
-async def upload(request: Request[Any, Any, Any], state: State) -> Avatar:
+async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State) -> Avatar:
     """PNG, JPEG, WebP or GIF, as the body itself or as the first file of a form. Kept as WebP, at most 512 × 512 pixels."""
-    actor, _ = await identify(state.database, state.keyring, request.scope)  # type: ignore[arg-type]  # a TypedDict
-    actor.require_user()
-    return Avatar(await avatars.set_picture(state.database, actor, await _sent(request)))
+    return Avatar(await avatars.set_picture(state.database, caller.actor, await _sent(request)))
 
 
 @delete(
     "/avatar",
+    **signed_in(),
     status_code=200,
     tags=["accounts"],
     summary="Have no picture",
-    responses=documented(_401="Nobody is signed in", _503="The database is away"),
+    responses=documented(
+        _401="Nobody is signed in",
+        _403="It came with an API key, or from another site's page",
+        _503="The database is away",
+    ),
 )
-async def remove(request: Request[Any, Any, Any], state: State) -> Avatar:
+async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
     """Repeating it changes nothing."""
-    actor, _ = await identify(state.database, state.keyring, request.scope)  # type: ignore[arg-type]  # a TypedDict
-    await avatars.remove(state.database, actor)
+    await avatars.remove(state.database, caller.actor)
     return Avatar(None)
 
 

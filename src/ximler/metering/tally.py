@@ -73,13 +73,12 @@ class Tally:
         self._apart += units
 
     def untake(self, units: int, key: ObjectId | None, route: str | None) -> None:
-        """Take back what was handed out a moment ago, unless it has been reported since."""
-        if self.pending >= units:
-            self.pending -= units
-            if not self.returning:
-                self.left += units
-            self._count_apart()
-            self._detail[key, route] = self._detail.get((key, route), 0) - units
+        """Take back what was handed out and did not count. Where it has been reported since, the next report is less."""
+        self.pending -= units
+        if not self.returning:
+            self.left += units
+        self._count_apart()
+        self._detail[key, route] = self._detail.get((key, route), 0) - units
 
     @property
     def unreported(self) -> int:
@@ -105,7 +104,7 @@ class Tally:
 
     def report(self) -> Report | None:
         """What to tell the database: a report that may have been lost once more, or what has come since."""
-        if self.sent is not None or not (self.pending or self._earlier) or not self.grants:
+        if self.sent is not None or self.pending + sum(self._earlier.values()) <= 0 or not self.grants:
             return self.sent
         self._close_hour()
         forget = [hour for hour in self.hours_written if int(hour[1:]) < self.hour - 1]
@@ -172,6 +171,8 @@ class Tally:
         """
         self.left = 0
         self.returning = True
+        if not self._earlier:
+            self.pending = max(0, self.pending)
 
     def measure(self, seconds: float) -> None:
         """Learn the pace, from what was reported in the last so many seconds."""
@@ -190,13 +191,13 @@ class Tally:
     def _close_hour(self) -> None:
         hour = hour_key(self.hour)
         self._count_apart()
-        if self.pending:
+        if self.pending > 0:
             self._earlier[hour] = self._earlier.get(hour, 0) + self.pending
             self.pending = 0
         for (key, route), units in self._detail.items():
-            if key is not None and units:
+            if key is not None and units > 0:
                 self._tell_apart(f"{hour}.keys", str(key), units)
-            if route is not None and units:
+            if route is not None and units > 0:
                 self._tell_apart(f"{hour}.routes", _storable(route), units)
         self._detail.clear()
 

@@ -21,6 +21,7 @@ from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
 from ximler.schema.quota import QUOTAS
+from ximler.schema.receipt import RECEIPTS
 from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.session import SESSIONS
@@ -52,4 +53,5 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     USAGE_EVENTS,
     USAGE_BATCHES,
     USAGE_SETTLEMENTS,
+    RECEIPTS,
 )
