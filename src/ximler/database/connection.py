@@ -69,12 +69,14 @@ class Database:
         clock: Clock,
         state: ConnectionState,
         session: "AsyncClientSession | None" = None,
+        entry_keys: tuple[bytes, ...] = (),
     ) -> None:
         self.client = client
         self.name = name
         self.clock = clock
         self.state = state
         self.session = session
+        self.entry_keys = entry_keys  # which mark entries of the audit log as ours
         self.raw: AsyncDatabase[dict[str, Any]] = client[name]
         self._collections: dict[str, TypedCollection[Any]] = {}
 
@@ -128,7 +130,7 @@ class Database:
     @property
     def outside(self) -> "Database":
         """The same database without this transaction: for reading what others have committed."""
-        return Database(self.client, self.name, clock=self.clock, state=self.state)
+        return Database(self.client, self.name, clock=self.clock, state=self.state, entry_keys=self.entry_keys)
 
     async def transaction(self, body: Callable[["Database"], Awaitable[T]]) -> T:
         """Run `body` in a transaction, committed with majority; whatever it raises aborts it.
@@ -140,7 +142,14 @@ class Database:
             return await body(self)
         try:
             async with self.client.start_session() as session:
-                bound = Database(self.client, self.name, clock=self.clock, state=self.state, session=session)
+                bound = Database(
+                    self.client,
+                    self.name,
+                    clock=self.clock,
+                    state=self.state,
+                    session=session,
+                    entry_keys=self.entry_keys,
+                )
                 return await session.with_transaction(
                     lambda _: body(bound),
                     write_concern=WriteConcern("majority"),
@@ -215,7 +224,7 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
         )
     state.changed(connected=True)  # the driver's own event comes up to a second later
     clock.observe(hello["localTime"].replace(tzinfo=clock.now().tzinfo))
-    return Database(client, name, clock=clock, state=state)
+    return Database(client, name, clock=clock, state=state, entry_keys=settings.entry_keys)
 
 
 async def _discard(client: AsyncMongoClient[dict[str, Any]], state: ConnectionState) -> None:

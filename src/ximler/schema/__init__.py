@@ -19,6 +19,7 @@ from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
 from ximler.schema.registration import REGISTRATIONS
+from ximler.schema.seal import SEALS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
 from ximler.schema.usage import USAGE
@@ -37,4 +38,5 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     GAUGES,
     OUTBOX,
     META,
+    SEALS,
 )
