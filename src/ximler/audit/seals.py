@@ -38,6 +38,7 @@ __all__ = [
     "last",
     "members_of",
     "pack",
+    "tombstone",
 ]  # fmt: skip
 
 # What was odd about an entry when it was sealed.
@@ -134,9 +135,15 @@ async def last(database: Database) -> SealHead | None:
     return await database[SEALS].find_one({}, into=SealHead, sort=[("_id", -1)])
 
 
-async def from_number(database: Database, number: int) -> AsyncGenerator[Seal, None]:
-    """The seals from `number` on, in order."""
-    async for seal in database[SEALS].stream({"_id": {"$gte": number}}, sort=[("_id", 1)], batch=50):
+async def tombstone(database: Database) -> SealHead | None:
+    """The last seal that says what was pruned. It may be anybody's: check its signature."""
+    return await database[SEALS].find_one({"kind": "pruned"}, into=SealHead, sort=[("_id", -1)])
+
+
+async def from_number(database: Database, number: int, *, to: int | None = None) -> AsyncGenerator[Seal, None]:
+    """The seals from `number` on, in order; none after `to`."""
+    where = {"$gte": number} if to is None else {"$gte": number, "$lte": to}
+    async for seal in database[SEALS].stream({"_id": where}, sort=[("_id", 1)], batch=50):
         yield seal
 
 

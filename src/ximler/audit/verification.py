@@ -16,6 +16,7 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from ximler.audit import fingerprint, seals
+from ximler.audit.erasure import ERASED
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
@@ -23,11 +24,10 @@ from ximler.core.clock import EPOCH
 from ximler.database import Database
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
-from ximler.schema.seal import SEALS, Seal, SealHead
+from ximler.schema.seal import Seal, SealHead
 
-__all__ = ["ERASED", "Problem", "Report", "verify"]
+__all__ = ["Problem", "Report", "verify"]
 
-ERASED = "audit.person.erased"  # the action of the entry that says whose values have been erased
 MAX_PROBLEMS = 100
 _AT_ONCE = 5_000
 _PASS = 1_000_000  # ids in memory at once
@@ -106,6 +106,7 @@ class _Run:
         self._logs = database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
         self._pruned: SealHead | None = None
         self._end: SealHead | None = None
+        self._through = 0  # the last seal that was pruned
         self._reached_at = EPOCH
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
@@ -118,8 +119,10 @@ class _Run:
         await self._start()
         pending: list[_Listed] = []
         previous = seals.START if self._pruned is None else self._pruned.pruned_hash
-        number = 1 if self._pruned is None else (self._pruned.pruned_through or 0) + 1
+        number = self._through + 1
         met = head is None
+        async for seal in seals.from_number(self._database, 1, to=self._through):
+            await self._entries(self._members(seal) if self._signed(seal) else [])  # of a pruning that is under way
         async for seal in seals.from_number(self._database, number):
             if seal.id != number:
                 missing = f"seal {number}" if seal.id == number + 1 else f"seals {number} to {seal.id - 1}"
@@ -145,13 +148,16 @@ class _Run:
 
     async def _start(self) -> None:
         """Where the chain begins: at its first seal, or after what the last tombstone says was pruned."""
-        found = await self._database[SEALS].find_one({"kind": "pruned"}, into=SealHead, sort=[("_id", -1)])
+        found = await seals.tombstone(self._database)
         if found is None:
             return
-        if self._keys.verifies(found.key_id, seals.hash_of(found), found.signature):
-            self._pruned = found
+        if self._signed(found):
+            self._pruned, self._through = found, found.pruned_through or 0
             self.report.pruned = found.pruned_count or 0
         # Otherwise it is no tombstone of ours: the chain is checked from its beginning, and it will be reported there.
+
+    def _signed(self, seal: SealHead) -> bool:
+        return bool(self._keys.verifies(seal.key_id, seals.hash_of(seal), seal.signature))
 
     def _check(self, seal: Seal, previous: bytes | None) -> bytes:
         digest = seals.hash_of(seal)
@@ -177,13 +183,12 @@ class _Run:
         return [(seal.id, *member) for member in members]
 
     def _compare_with_pruned(self, head: Head) -> None:
-        pruned = self._pruned
-        through = 0 if pruned is None else pruned.pruned_through or 0
+        through = self._through
         if head.number > through:
             end = self._end.id if self._end else through
             why = f"the chain ends with seal {end}, but there was a seal {head.number}"
             self.report.add("truncated", why, seal=head.number)
-        elif pruned is not None and head.number == through and (pruned.pruned_hash or b"").hex() != head.hash:
+        elif self._pruned and head.number == through and (self._pruned.pruned_hash or b"").hex() != head.hash:
             self.report.add("truncated", "the chain is not the one that the head was taken from", seal=head.number)
 
     # Entries that seals list
@@ -201,11 +206,13 @@ class _Run:
             self._remember(oid)
             if (raw := there.pop(oid, _NONE)) is not _NONE:
                 known[oid] = self._look(raw, number, digest, odd)
+            elif number <= self._through:
+                continue
             elif oid not in known:
                 self.report.add("missing", "was sealed, and is not there", entry=ObjectId(oid), seal=number)
             elif known[oid] != digest:  # listed twice: it was removed, and put back otherwise
                 self.report.add("altered", "is not what was sealed", entry=ObjectId(oid), seal=number)
-        self.report.entries += len(listed)
+        self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
 
     def _look(self, raw: dict[str, Any], number: int, digest: bytes, odd: int) -> bytes:
@@ -263,7 +270,9 @@ class _Run:
     async def _listed_in(self, turn: int) -> set[bytes]:
         listed: set[bytes] = set()
         async for seal in seals.from_number(self._database, 1):
-            members = seals.members_of(seal) if len(seal.members) % seals.MEMBER_BYTES == 0 else []
+            if seal.id <= self._through and not self._signed(seal):
+                continue
+            members = seals.members_of(seal) if len(seal.members) == seal.count * seals.MEMBER_BYTES else []
             listed.update(oid for oid, _, _ in members if oid[-1] % self._passes == turn)
         return listed
 

@@ -70,6 +70,7 @@ class Database:
         state: ConnectionState,
         session: "AsyncClientSession | None" = None,
         entry_keys: tuple[bytes, ...] = (),
+        audit_uri: str | None = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -77,6 +78,7 @@ class Database:
         self.state = state
         self.session = session
         self.entry_keys = entry_keys  # which mark entries of the audit log as ours
+        self.audit_uri = audit_uri  # the connection that may change and remove them, where this one may not
         self.raw: AsyncDatabase[dict[str, Any]] = client[name]
         self._collections: dict[str, TypedCollection[Any]] = {}
 
@@ -130,7 +132,7 @@ class Database:
     @property
     def outside(self) -> "Database":
         """The same database without this transaction: for reading what others have committed."""
-        return Database(self.client, self.name, clock=self.clock, state=self.state, entry_keys=self.entry_keys)
+        return self._bound(None)
 
     async def transaction(self, body: Callable[["Database"], Awaitable[T]]) -> T:
         """Run `body` in a transaction, committed with majority; whatever it raises aborts it.
@@ -142,14 +144,7 @@ class Database:
             return await body(self)
         try:
             async with self.client.start_session() as session:
-                bound = Database(
-                    self.client,
-                    self.name,
-                    clock=self.clock,
-                    state=self.state,
-                    session=session,
-                    entry_keys=self.entry_keys,
-                )
+                bound = self._bound(session)
                 return await session.with_transaction(
                     lambda _: body(bound),
                     write_concern=WriteConcern("majority"),
@@ -164,6 +159,17 @@ class Database:
             if final is error:
                 raise
             raise final from error
+
+    def _bound(self, session: "AsyncClientSession | None") -> "Database":
+        return Database(
+            self.client,
+            self.name,
+            clock=self.clock,
+            state=self.state,
+            session=session,
+            entry_keys=self.entry_keys,
+            audit_uri=self.audit_uri,
+        )
 
     async def ping(self) -> None:
         """Raises DatabaseUnavailable unless the primary answers."""
@@ -224,7 +230,14 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
         )
     state.changed(connected=True)  # the driver's own event comes up to a second later
     clock.observe(hello["localTime"].replace(tzinfo=clock.now().tzinfo))
-    return Database(client, name, clock=clock, state=state, entry_keys=settings.entry_keys)
+    return Database(
+        client,
+        name,
+        clock=clock,
+        state=state,
+        entry_keys=settings.entry_keys,
+        audit_uri=settings.audit_mongodb_uri,
+    )
 
 
 async def _discard(client: AsyncMongoClient[dict[str, Any]], state: ConnectionState) -> None:
