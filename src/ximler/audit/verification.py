@@ -83,13 +83,15 @@ async def verify(
 
     `others`: entries of other applications, which carry no mark of ours, are no problem. Raises DatabaseUnavailable.
     """
-    run = _Run(database, keys, others, progress)
     try:
-        await run.chain(head)
-        await run.unlisted()
+        while True:
+            run = _Run(database, keys, others, progress)
+            await run.chain(head)
+            await run.unlisted()
+            if not await run.overtaken():
+                return run.report
     except PyMongoError as error:
         raise translated(error, AUDIT_LOGS.name) from error
-    return run.report
 
 
 # An entry as a seal has it: (seal's number, id, hash, what was odd)
@@ -190,6 +192,11 @@ class _Run:
             self.report.add("truncated", why, seal=head.number)
         elif self._pruned and head.number == through and (self._pruned.pruned_hash or b"").hex() != head.hash:
             self.report.add("truncated", "the chain is not the one that the head was taken from", seal=head.number)
+
+    async def overtaken(self) -> bool:
+        """Whether entries have been pruned meanwhile, so that they seemed to be missing."""
+        now = await seals.tombstone(self._database)
+        return now is not None and self._signed(now) and (now.pruned_through or 0) > self._through
 
     # Entries that seals list
 
