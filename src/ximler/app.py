@@ -11,6 +11,7 @@ from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts.keyring import Keyring
+from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
 from ximler.graphql import accounts, billing, metering, projects
@@ -46,6 +47,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
     outgoing = mailer(settings)
+    seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies = TrustedProxies(settings.trusted_proxies)
@@ -55,7 +57,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
-        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
+        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         working = asyncio.ensure_future(Worker(tools).run()) if settings.worker else None
         try:
             yield

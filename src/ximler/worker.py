@@ -1,4 +1,5 @@
-"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due.
+"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due; beside
+it the sealer of the audit log.
 
 Any number of workers, in any number of processes, share the outbox. A change stream wakes them within milliseconds;
 looking every few seconds catches what it missed.
@@ -14,6 +15,8 @@ from prometheus_client import Counter, Histogram
 
 from ximler.accounts import credentials, registration
 from ximler.accounts.keyring import Keyring
+from ximler.audit.keys import SealKeys
+from ximler.audit.sealing import Sealer
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, changes, outbox
@@ -36,6 +39,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     keyring: Keyring
     mailer: Mailer
+    seal_keys: SealKeys | None = None  # without it the audit log is not sealed
 
 
 Handler = Callable[[Tools, Job], Awaitable[None]]
@@ -78,6 +82,8 @@ class Worker:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
+            if self._tools.seal_keys is not None:
+                tasks.create_task(Sealer(self._tools.database, self._tools.seal_keys).run())
             for _ in range(self._at_once):
                 tasks.create_task(self._work())
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Self
 
 import msgspec
+import structlog
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ximler.core.errors import Invalid
 from ximler.core.settings import Settings, SettingsError
 
-__all__ = ["NoSealKey", "SealKeys"]
+__all__ = ["NoSealKey", "SealKeys", "find", "new_key", "replace"]
 
+_log = structlog.get_logger("ximler.audit")
 FILE = "audit_key"
 _PUBLIC = "pub:"
 
@@ -96,6 +98,19 @@ class SealKeys(msgspec.Struct, frozen=True):
     def renewed(self) -> str:
         """The text of a new key, with those before it as retired ones."""
         return "\n".join([new_key(), *self.public])
+
+
+def find(settings: Settings) -> SealKeys | None:
+    """The keys for a worker that seals; None, and a warning, where there are none or none that signs. Raises SettingsError."""
+    try:
+        keys = SealKeys.load(settings)
+    except NoSealKey as problem:
+        _log.warning("the audit log is not sealed", remedy=problem.message)
+        return None
+    if keys.signing is None:
+        _log.warning("the audit log is not sealed", remedy="XIMLER_AUDIT_KEY must begin with a key that is not public")
+        return None
+    return keys
 
 
 def new_key() -> str:

@@ -23,13 +23,20 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
 
     async def work() -> None:
         from ximler.accounts.keyring import Keyring
+        from ximler.audit import keys
         from ximler.notifications.email import mailer
         from ximler.worker import Tools, Worker
 
         keyring = Keyring(settings)
         try:
             async with context.database(settings) as database:
-                tools = Tools(database=database, settings=settings, keyring=keyring, mailer=mailer(settings))
+                tools = Tools(
+                    database=database,
+                    settings=settings,
+                    keyring=keyring,
+                    mailer=mailer(settings),
+                    seal_keys=None if once else keys.find(settings),
+                )
                 if once:
                     click.echo(f"{await Worker(tools).run_due()} jobs run")
                     return
