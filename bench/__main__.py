@@ -1,4 +1,4 @@
-"""`python -m bench [topic …] [--quick] [--json] [--no-fail]`"""
+"""`python -m bench [topic …] [--quick] [--json] [--readme] [--no-fail]`"""
 
 import argparse
 import asyncio
@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from bench.report import Table
+from bench.report import Table, summary
 from bench.setup import Setup, facts, setup
 from ximler.core import logs
 from ximler.core.settings import Settings
@@ -28,6 +28,10 @@ TOPICS = {
 }
 
 
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
@@ -38,20 +42,26 @@ def main() -> int:
     parser.add_argument("topics", nargs="*", metavar="topic", help="all of them unless named")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
     parser.add_argument("--json", action="store_true", help="one JSON object, raw samples included")
+    parser.add_argument("--readme", action="store_true", help="write what was held against a limit into the README")
     parser.add_argument("--no-fail", action="store_true", help="exit code 0 whatever is missed")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in TOPICS]:
         parser.error(f"there is no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
+    if options.readme and (options.topics or options.quick):
+        parser.error("the README quotes one whole run: --readme goes with neither topics nor --quick")
     _silence()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        tables = runner.run(_measure(options.topics or list(TOPICS), quick=options.quick, as_json=options.json))
+        known, tables = runner.run(_measure(options.topics or list(TOPICS), quick=options.quick, as_json=options.json))
+    if options.readme:
+        before, rest = README.read_text("utf-8").split(BEGIN)
+        README.write_text(before + BEGIN + summary(known, tables) + END + rest.split(END)[1], "utf-8")
     missed = [figure for table in tables for figure in table.missed]
     for figure in missed:
         print(f"missed: {figure.what} is {figure.shown}, limit {figure.limit}", file=sys.stderr)
     return 1 if missed and not options.no_fail else 0
 
 
-async def _measure(topics: list[str], *, quick: bool, as_json: bool) -> list[Table]:
+async def _measure(topics: list[str], *, quick: bool, as_json: bool) -> tuple[dict[str, str], list[Table]]:
     tables: list[Table] = []
     async with setup(quick=quick) as ready:
         known = await facts(ready.uri)
@@ -67,7 +77,7 @@ async def _measure(topics: list[str], *, quick: bool, as_json: bool) -> list[Tab
     if as_json:
         document = {"facts": known, "quick": quick, "tables": [table.plain() for table in tables]}
         print(msgspec.json.format(msgspec.json.encode(document)).decode())
-    return tables
+    return known, tables
 
 
 def _silence() -> None:

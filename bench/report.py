@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Figure", "Table", "ms", "spread", "us"]
+__all__ = ["Figure", "Table", "ms", "spread", "summary", "us"]
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +86,20 @@ class Table(msgspec.Struct, kw_only=True):
             "notes": self.notes,
             "samples": self.samples,
         }
+
+
+def summary(facts: dict[str, str], tables: Sequence[Table]) -> str:
+    """For the README: what is held against a limit, and on what it was measured."""
+    rows = [
+        (table.title.split(":")[0] if figure is table.figures[0] else "", figure.what, figure.shown, figure.limit)
+        for table in tables
+        for figure in table.figures
+        if figure.holds is not None
+    ]
+    known = ", ".join(
+        f"{name} {value}" if name != "machine" else value for name, value in facts.items() if "load" not in name
+    )
+    return f"{_grid(('topic', 'measured', '', 'limit'), rows)}\n\nOne run of `make bench` on {known}.\n"
 
 
 def ms(seconds: float) -> str:

@@ -13,14 +13,19 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from ximler.accounts.keyring import Keyring
 from ximler.audit import keys
 from ximler.core.settings import Settings
-from ximler.database import Database, connect
-from ximler.graphql import accounts, billing, metering, projects
+from ximler.database import connect
+from ximler.database.changes import Feed
+from ximler.graphql import accounts, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import docs, health, pages
-from ximler.http.authentication import identify
+from ximler.http.authentication import Authentication
+from ximler.http.cookies import Cookies
+from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.metering.follower import Follower
+from ximler.metering.meter import Meter
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -35,7 +40,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects])
+    return build([accounts, billing, metering, projects, notifications])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -50,7 +55,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
-    proxies = TrustedProxies(settings.trusted_proxies)
+    proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -58,19 +63,32 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         app.state.database = database
         app.state.keyring = keyring
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
-        working = asyncio.ensure_future(Worker(tools).run()) if settings.worker else None
+        feed = app.state.feed = Feed(database)
+        authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
+        meter = app.state.meter = Meter(database)
+        running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
+        if settings.worker:
+            running.append(asyncio.ensure_future(Follower(database, feed).run()))
+            running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
         finally:
-            if working:
-                await _end(working)
+            await asyncio.gather(*map(_end, running))
+            await meter.close()
             keyring.close()
             await database.close()
 
     async def context(scope: MutableMapping[str, Any]) -> Context:
-        database: Database = app.state.database
-        actor, user = await identify(database, keyring, scope)
-        return Context(database=database, settings=settings, keyring=keyring, actor=actor, user=user)
+        authentication: Authentication = app.state.authentication
+        caller = await authentication.identify(scope)
+        return Context(
+            database=app.state.database,
+            settings=settings,
+            keyring=keyring,
+            actor=caller.actor,
+            user=caller.user,
+            cookies=cookies if caller.by_cookie else None,
+        )
 
     body_limit = settings.max_body_mb * _MB
     serve_graphql = GraphQLApp(
@@ -93,6 +111,10 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.ask_password,
             pages.reset,
             pages.request_reset,
+            pages.ask_unsubscribe,
+            pages.unsubscribe,
+            pages.ask_email,
+            pages.change_email,
             docs.assets,
         ],
         lifespan=[lifespan],
@@ -103,7 +125,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return Requests(app, proxies)
+    return Requests(Metered(app, settings), proxies)
 
 
 async def _end(task: asyncio.Future[None]) -> None:
@@ -120,6 +142,6 @@ def _cors(settings: Settings) -> CORSConfig | None:
         allow_origins=list(settings.cors_origins),
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After"],
+        expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"],
         max_age=600,
     )

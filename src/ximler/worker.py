@@ -1,8 +1,8 @@
 """The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due; beside
 it the sealer of the audit log.
 
-Any number of workers, in any number of processes, share the outbox. A change stream wakes them within milliseconds;
-looking every few seconds catches what it missed.
+Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within
+milliseconds; looking every few seconds catches what it missed.
 """
 
 import asyncio
@@ -13,13 +13,15 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
-from ximler.accounts import credentials, registration
+from ximler.accounts import credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import Sealer
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
-from ximler.database import Database, changes, outbox
+from ximler.database import Database, outbox
+from ximler.database.changes import Change, Feed
+from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
 from ximler.schema.job import OUTBOX, Job
 
@@ -63,25 +65,61 @@ async def _send_password_changed(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_notification(tools: Tools, job: Job) -> None:
+    await inbox.send(
+        tools.database,
+        tools.settings,
+        tools.mailer,
+        tools.keyring.sign,
+        notification_id=job.payload["notificationId"],
+        user_id=job.payload["userId"],
+    )
+
+
+async def _send_email_change(tools: Tools, job: Job) -> None:
+    await email_change.send_link(
+        tools.database,
+        tools.keyring,
+        tools.settings,
+        tools.mailer,
+        user_id=job.payload["userId"],
+        request_id=job.payload["requestId"],
+    )
+
+
+async def _send_notice(tools: Tools, job: Job) -> None:
+    await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
+    inbox.SEND: _send_notification,
+    email_change.SEND_LINK: _send_email_change,
+    notices.SEND: _send_notice,
 }
 
 
 class Worker:
-    """Runs jobs until it is cancelled; a job that is under way then keeps its lease, and another worker takes it up later."""
+    """Runs jobs until it is cancelled; a job that is under way then keeps its lease, and another worker takes it up later.
 
-    def __init__(self, tools: Tools, *, handlers: Mapping[str, Handler] = HANDLERS, at_once: int = 4) -> None:
+    Without a `feed` it looks for jobs every few seconds and is not woken.
+    """
+
+    def __init__(
+        self, tools: Tools, *, feed: Feed | None = None, handlers: Mapping[str, Handler] = HANDLERS, at_once: int = 4
+    ) -> None:
         self._tools = tools
         self._handlers = handlers
         self._at_once = at_once
         self._wake = asyncio.Event()
+        if feed is not None:
+            feed.subscribe([OUTBOX.name], self._heard)
+            feed.on_gap(self._wake.set)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
             if self._tools.seal_keys is not None:
                 tasks.create_task(Sealer(self._tools.database, self._tools.seal_keys).run())
             for _ in range(self._at_once):
@@ -95,8 +133,8 @@ class Worker:
             count += 1
         return count
 
-    async def _listen(self) -> None:
-        async for _ in changes.inserts(self._tools.database, OUTBOX):
+    def _heard(self, change: Change) -> None:
+        if change.operation == "insert":
             self._wake.set()
 
     async def _work(self) -> None:

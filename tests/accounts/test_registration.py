@@ -26,13 +26,13 @@ class Door:
         self.database, self.keyring, self.settings = database, keyring, settings
 
     async def register(self, email: str = "ada@example.com", *, name: str = "Ada", password: str = PASSWORD) -> str:
-        await registration.register(self.database, self.keyring, name=name, email=email, password=password)
+        await registration.register(self.database, self.keyring, Actor(), name=name, email=email, password=password)
         newest = await self.database.raw["registrations"].find_one({}, sort=[("_id", -1)])
         assert newest is not None
         return self.keyring.sign("confirm", newest["_id"])
 
     async def confirm(self, token: str, password: str = PASSWORD) -> User:
-        return await registration.confirm(self.database, self.keyring, token, password=password)
+        return await registration.confirm(self.database, self.keyring, ANYBODY, token, password=password)
 
     async def can_sign_in(self, email: str, password: str) -> bool:
         try:

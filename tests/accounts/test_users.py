@@ -8,7 +8,7 @@ from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.core.actor import SYSTEM, Actor
-from ximler.core.errors import Forbidden, Unauthenticated, Invalid
+from ximler.core.errors import Forbidden, Invalid, Unauthenticated
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.schema.user import User

@@ -45,6 +45,10 @@ def _values(document: type[Document]) -> dict[str, Any]:
                 value = b"some bytes"
             case inspect.LiteralType() as literal:
                 value = literal.values[-1]
+            case inspect.ListType(item_type=inspect.IntType()):
+                value = [1, 2]
+            case inspect.ListType(item_type=inspect.CustomType()):
+                value = [ObjectId(), ObjectId()]
             case inspect.ListType():
                 value = ["one", "two"]
             case inspect.AnyType():

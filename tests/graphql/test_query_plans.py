@@ -99,6 +99,11 @@ async def crowd(database: Database) -> None:
             for p in people
             for _ in range(2)
         ],
+        "notifications": [
+            {"userId": p, "type": "PRODUCT", "title": "t", "message": "m", "createdAt": now}
+            for p in people
+            for _ in range(3)
+        ],
         "projects": [
             {"userId": p, "name": "bridge", "storageSize": 10, "searchTerms": ["bridge"], "createdAt": now}
             for p in people
@@ -154,16 +159,45 @@ async def customer(client: Client, database: Database) -> None:
     for verb in ("delete", "restore"):
         await client.ask(f"mutation ($id: ID!) {{ {verb}Project(id: $id) {{ id canvasData }} }}", id=made)
     await client.ask("{ usage { used } }")
+    await read_inbox(client, database, user_id)
     await client.sign_in("ada@example.com")  # the session so far stays, so that explaining finds it
     await client.ask("mutation { signOut }")
     await client.sign_in("ada@example.com", "the wrong password")
     await client.sign_in("nobody@example.com")
 
 
+async def read_inbox(client: Client, database: Database, user_id: ObjectId) -> None:
+    now = database.clock.now()
+    read = {"readAt": now}
+    await database.raw["notifications"].insert_many(
+        [
+            {
+                "userId": user_id,
+                "type": "PRODUCT",
+                "title": "t",
+                "message": "m",
+                "createdAt": now - timedelta(seconds=n),
+            }
+            | (read if n % 3 else {})
+            for n in range(OWN)
+        ]
+    )
+    query = """query ($a: String, $u: Boolean) {
+      notifications(first: 5, after: $a, unread: $u) { nodes { id } pageInfo { endCursor } }
+    }"""
+    for unread in (False, True):
+        shown = (await client.ask(query, u=unread))["notifications"]
+        await client.ask(query, a=shown["pageInfo"]["endCursor"], u=unread)
+    await client.ask("{ me { unreadNotifications } }")
+    await client.ask("mutation ($id: ID!) { markNotificationRead(id: $id) { id } }", id=shown["nodes"][0]["id"])
+    await client.ask("mutation ($id: ID!) { markNotificationRead(id: $id) { id } }", id=shown["nodes"][0]["id"])
+    await client.ask("mutation { markAllNotificationsRead }")
+
+
 async def operator(database: Database, settings: Settings) -> None:
     keyring = Keyring(settings)
     actor = Actor(kind="operator", via="cli")
-    await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough")
+    await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
     page = await users.page(database, actor, first=5)
     assert page.has_next
     await users.page(database, actor, first=5, after=(page.items[-1].created_at, page.items[-1].id))

@@ -1,5 +1,6 @@
 """What each operation costs the database, in commands sent: a figure that no noisy machine can blur."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,8 +11,12 @@ from ximler.database import Database
 from ximler.database.monitoring import RoundTrip, round_trips
 from ximler.schema.subscription import Subscription
 
-SESSION = ("aggregate", "sessions")  # the session joined with its user, in every request that carries a token
+SESSION = (
+    "aggregate",
+    "sessions",
+)  # joined with its user, in the first request that carries its token: then it is known
 LIMITS = ("aggregate", "users")  # the user joined with their active subscription and its plan, or the free one
+THROTTLE = ("findAndModify", "throttles")
 RESERVE = ("update", "gauges")
 COMMIT = ("commitTransaction", "")
 
@@ -22,47 +27,57 @@ ME = """{ me {
   usage { resource used limit }
 } }"""
 
-# What each operation sends. Those after the session in `me` and its children run side by side, except `plans`, which waits
+# What each operation sends. Those in `me` and its children run side by side, except `plans`, which waits
 # for the subscription; everything else is one after the other.
 COSTS: dict[str, list[RoundTrip]] = {
-    "register": [("insert", "registrations"), ("insert", "outbox"), COMMIT],  # the link is mailed by a job
+    "register": [
+        THROTTLE, THROTTLE,  # by address and by mailbox, side by side
+        ("insert", "registrations"), ("insert", "outbox"), COMMIT,  # the link is mailed by a job
+    ],
     "confirm": [
-        ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), COMMIT,
+        ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
         ("update", "users"), ("insert", "sessions"), COMMIT,  # and signed in
     ],
-    # One transaction, guarded by the password: a change of it cannot be overtaken.
-    "signIn": [("find", "users"), ("update", "users"), ("insert", "sessions"), COMMIT],
+    # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by the password and by
+    # what has been proved: neither a change of password nor a new second factor can be overtaken.
+    "signIn": [("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("insert", "sessions"), COMMIT],
+    # Counted by account and by address, noted in the log: side by side.
+    "signIn, refused": [
+        ("aggregate", "users"), THROTTLE, THROTTLE, ("findAndModify", "refusals"), ("insert", "auditlogs"),
+    ],
     "plans": [("find", "plans")],  # nobody needs to sign in
     "me": [SESSION],
+    "me, again": [],
     "me with everything": [
-        SESSION,
         ("find", "subscriptions"),
         ("find", "projects"),
         # usage: the user joined with limits, gauge (or, without one, the count of their projects) and the month's calls
         ("aggregate", "users"),
         ("find", "plans"),
     ],
-    "usage": [SESSION, ("aggregate", "users")],
-    "projects": [SESSION, ("find", "projects")],
-    "projects(search)": [SESSION, ("find", "projects")],
-    "projects with canvas": [SESSION, ("find", "projects"), ("find", "projects")],
-    "project": [SESSION, ("find", "projects")],
+    "usage": [("aggregate", "users")],
+    "projects": [("find", "projects")],
+    "projects(search)": [("find", "projects")],
+    "projects with canvas": [("find", "projects"), ("find", "projects")],
+    "project": [("find", "projects")],
     # The first project: what exists is counted, and found to be nothing.
-    "createProject, the first": [SESSION, LIMITS, RESERVE, ("aggregate", "projects"), ("insert", "projects"), COMMIT],
+    "createProject, the first": [LIMITS, RESERVE, ("aggregate", "projects"), ("insert", "projects"), COMMIT],
     # Once in a user's life, and only where another application made projects before.
     "createProject, the first after another application's": [
-        SESSION, LIMITS, RESERVE, ("aggregate", "projects"), RESERVE, ("insert", "projects"), COMMIT,
+        LIMITS, RESERVE, ("aggregate", "projects"), RESERVE, ("insert", "projects"), COMMIT,
     ],
-    "createProject": [SESSION, LIMITS, RESERVE, ("insert", "projects"), COMMIT],
-    "createProject, refused": [SESSION, LIMITS, RESERVE, ("find", "gauges"), ("abortTransaction", "")],
-    "updateProject, texts": [SESSION, ("aggregate", "projects"), ("findAndModify", "projects"), COMMIT],
+    "createProject": [LIMITS, RESERVE, ("insert", "projects"), COMMIT],
+    "createProject, refused": [LIMITS, RESERVE, ("find", "gauges"), ("abortTransaction", "")],
+    "updateProject, texts": [("aggregate", "projects"), ("findAndModify", "projects"), COMMIT],
     "updateProject, canvas": [
-        SESSION, LIMITS, ("aggregate", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT,
+        LIMITS, ("aggregate", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT,
     ],
-    "deleteProject": [SESSION, ("findAndModify", "projects"), RESERVE, COMMIT],
-    "restoreProject": [SESSION, LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT],
-    "signOut": [SESSION, ("delete", "sessions")],
+    "deleteProject": [("findAndModify", "projects"), RESERVE, COMMIT],
+    "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT],
+    "signOut": [("delete", "sessions")],
 }  # fmt: skip
+
+SIDE_BY_SIDE = ("signIn", "signIn, refused", "me with everything")
 
 CREATE = "mutation ($name: String!) { createProject(input: {name: $name}) { id } }"
 UPDATE = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { name } }"
@@ -71,6 +86,8 @@ RESTORE = "mutation ($id: ID!) { restoreProject(id: $id) { id } }"
 
 
 async def measure(client: Client, query: str, *, code: str | None = None, **variables: Any) -> list[RoundTrip]:
+    while not client.app._app.state.feed.fresh:  # noqa: ASYNC110 (it tells nobody) a machine under load: who is signed in would be asked for
+        await asyncio.sleep(0.01)
     with round_trips() as trips:
         answer = await client.ask(query, **variables)
     assert answer.code == code, answer.errors
@@ -80,6 +97,7 @@ async def measure(client: Client, query: str, *, code: str | None = None, **vari
 @pytest.fixture
 async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]]:
     """Each operation's commands, measured."""
+    await asyncio.gather(*(client.ask("{ plans { id } }") for _ in range(20)))  # opens the pool's connections
     found = {"plans": await measure(client, "{ plans { id limits { projects } } }")}
     with round_trips() as found["register"]:
         await client.ask(REGISTER, input={"name": "Ada", "email": "ada@example.com", "password": PASSWORD})
@@ -88,8 +106,11 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
         await client.confirm(token)
     with round_trips() as found["signIn"]:
         answer = await client.sign_in("ada@example.com")
+    with round_trips() as found["signIn, refused"]:
+        await Client(client.app).sign_in("ada@example.com", "the wrong one")
     user_id = ObjectId(answer["signIn"]["user"]["id"])
     found["me"] = await measure(client, "{ me { id email } }")
+    found["me, again"] = await measure(client, "{ me { id email } }")
     await database.subscriptions.insert(
         Subscription(user_id=user_id, plan_id="pro", status="PAST_DUE", start_date=database.clock.now(), price=29)
     )
@@ -118,16 +139,14 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
 
 
 async def test_each_operation_costs_what_the_table_says(costs: dict[str, list[RoundTrip]]) -> None:
-    for name in ("signIn", "me with everything"):  # side by side: in no order
+    for name in SIDE_BY_SIDE:  # side by side: in no order
         costs[name] = sorted(costs[name])
-    expected = {
-        name: sorted(trips) if name in ("signIn", "me with everything") else trips for name, trips in COSTS.items()
-    }
+    expected = {name: sorted(trips) if name in SIDE_BY_SIDE else trips for name, trips in COSTS.items()}
     assert costs == expected
 
 
 def test_the_table_keeps_the_promised_bounds() -> None:
-    assert len(COSTS["me with everything"]) <= 5
-    assert len(COSTS["projects(search)"]) <= 2
+    assert len(COSTS["me with everything"]) <= 4
+    assert len(COSTS["projects(search)"]) <= 1
     assert len(COSTS["createProject, the first"]) <= 6
     assert len(COSTS["createProject"]) <= 6

@@ -23,6 +23,13 @@ async def person(database: Database) -> Actor:
 
 
 @pytest.fixture
+async def somebody(database: Database) -> Actor:
+    """Another one."""
+    user = await database.users.insert(User(name="Bob", email=f"{ObjectId()}@example.com", password="-"))
+    return Actor(kind="user", via="session", user_id=user.id)
+
+
+@pytest.fixture
 def subscribe(database: Database) -> Subscribe:
     """`await subscribe(actor, "pro", status="CANCELLED")`"""
 

@@ -152,7 +152,14 @@ FIELDS: dict[str, dict[str, Field]] = {
         **CREATED,
     },
 }
-OURS: dict[str, dict[str, Field]] = {"projects": {"searchTerms": ("[String]", NONE)}}
+OURS: dict[str, dict[str, Field]] = {
+    "projects": {"searchTerms": ("[String]", NONE)},
+    "apikeys": {
+        "hint": ("String", NONE),
+        "allowedAddresses": ("[String]", []),
+        "replacedBy": ("ObjectId → apikeys", NONE),
+    },
+}
 
 # Of the models: schema.index(…), and unique: true.
 MODELS = {

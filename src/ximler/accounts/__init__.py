@@ -1,1 +1,1 @@
-"""Who somebody is: registration, credentials, sessions. Owns `users`, `registrations` and `sessions`."""
+"""Who somebody is: registration, credentials, second factor, sessions, profile. Owns `users` and private collections."""

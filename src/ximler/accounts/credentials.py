@@ -1,7 +1,7 @@
 """Passwords: changing one that is known, replacing one that is forgotten.
 
-Either ends every session of the account, in the same transaction. `request_reset` never looks at the accounts: it leaves a job,
-and answers the same for every address, in the same time.
+Either ends every session of the account and a change of address that waits, in the same transaction. `request_reset` never
+looks at the accounts: it leaves a job, and answers the same for every address, in the same time.
 """
 
 import hashlib
@@ -9,9 +9,11 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import sessions
+from ximler.accounts import attempts, sessions, step_up, strength, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
+from ximler.accounts.throttle import Rule
+from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid
 from ximler.core.settings import Settings
@@ -26,6 +28,8 @@ SEND_CHANGED = "accounts.send_password_changed"
 
 _PURPOSE = "reset"
 _VALIDITY = timedelta(hours=1)
+_ADDRESS = Rule(name="reset, address", free=20, window=timedelta(hours=1))
+_MAILBOX = Rule(name="reset, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 
 
 async def change(
@@ -33,12 +37,15 @@ async def change(
 ) -> sessions.SignedIn:
     """A new password for the signed-in user, who proves the current one. Every session ends; a new one is returned.
 
-    Raises Forbidden for a wrong current password, Invalid for a new one that cannot be a password.
+    Raises StepUpRequired, Forbidden for a wrong current password, Invalid or WeakPassword for a new one that cannot be one.
     """
+    step_up.require(database, actor)
     if not await keyring.verify_password(user.password, current):
         raise Forbidden("The current password is not right", fields={"current": "is not right"})
+    await strength.check(keyring, new, field="new", own=(user.name, user.email))
     hashed = await keyring.hash_password(new, field="new")
-    if not await _replace(database, {"_id": user.id, "password": user.password}, user.id, hashed):
+    guard = {"_id": user.id, "password": user.password}
+    if not await _replace(database, actor, guard, user.id, hashed, "accounts.password.changed"):
         raise Forbidden(
             "The password was changed at the same moment: sign in again", fields={"current": "is not right"}
         )
@@ -46,9 +53,17 @@ async def change(
     return await sessions.start(database, keyring, settings, actor, changed)
 
 
-async def request_reset(database: Database, *, email: str) -> None:
-    """Have a reset link mailed, if the address has an account. One command, whatever the address. Raises Invalid."""
-    await outbox.enqueue(database, SEND_RESET, {"email": address(email)})
+async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, email: str) -> None:
+    """Have a reset link mailed, if the address has an account. Three commands, whatever the address.
+
+    Raises Invalid, Throttled.
+    """
+    email = address(email)
+    await throttle.spend(
+        database,
+        throttle.gates(keyring, by_address=_ADDRESS, address=actor.address, by_subject=_MAILBOX, subject=email),
+    )
+    await outbox.enqueue(database, SEND_RESET, {"email": email})
 
 
 async def send_reset(
@@ -73,10 +88,11 @@ async def send_reset(
     await mailer.send(message)
 
 
-async def reset(database: Database, keyring: Keyring, *, token: str, password: str) -> None:
+async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: str, password: str) -> None:
     """Set a new password by a link that works once, within the hour. Every session ends.
 
-    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one.
+    Whoever is kept out by an attack on their account gets in with it: its failed sign-ins are forgotten.
+    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one, WeakPassword.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
     if keyring.verify(_PURPOSE, token) is None:
@@ -85,9 +101,11 @@ async def reset(database: Database, keyring: Keyring, *, token: str, password: s
     user = await database.users.find_one(where)
     if user is None:
         raise spent
+    await strength.check(keyring, password, own=(user.name, user.email))
     hashed = await keyring.hash_password(password)
-    if not await _replace(database, {"_id": user.id, **where}, user.id, hashed):
+    if not await _replace(database, actor, {"_id": user.id, **where}, user.id, hashed, "accounts.password.reset"):
         raise spent
+    await throttle.forgive(database, attempts.account_gate(keyring, user.email))
 
 
 async def send_changed(
@@ -109,14 +127,18 @@ async def send_changed(
     await mailer.send(message)
 
 
-async def _replace(database: Database, guard: dict[str, object], user_id: ObjectId, hashed: str) -> bool:
-    """New password, no reset token, no sessions, a mail: all or nothing. False when the guard no longer holds."""
+async def _replace(
+    database: Database, actor: Actor, guard: dict[str, object], user_id: ObjectId, hashed: str, action: str
+) -> bool:
+    """New password, no links that wait, no sessions, a mail: all or nothing. False when the guard no longer holds."""
 
     async def write(transaction: Database) -> bool:
-        update = {"$set": {"password": hashed}, "$unset": {"passwordResetToken": "", "passwordResetExpires": ""}}
+        links = ("passwordResetToken", "passwordResetExpires", "emailVerificationToken")
+        update = {"$set": {"password": hashed}, "$unset": dict.fromkeys(links, "")}
         if not await transaction.users.patch(guard, update):
             return False
         await sessions.revoke_all(transaction, user_id)
+        await records.write(transaction, actor, action, resource="users", resource_id=user_id, user_id=user_id)
         await outbox.enqueue(transaction, SEND_CHANGED, {"userId": user_id})
         return True
 

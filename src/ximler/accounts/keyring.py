@@ -1,4 +1,4 @@
-"""Secrets: password hashes, and bearer tokens that the database knows only by a keyed hash."""
+"""Secrets: password hashes, bearer tokens that the database knows only by a keyed hash, and what it keeps encrypted."""
 
 import asyncio
 import base64
@@ -6,26 +6,43 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import argon2
 from bson import ObjectId
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ximler.core.errors import Invalid
+from ximler.core.errors import Invalid, Unavailable
 from ximler.core.settings import Settings
 
 T = TypeVar("T")
 
-__all__ = ["Keyring"]
+__all__ = ["Busy", "KeyLost", "Keyring"]
 
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
 _PREFIX = "$argon2"
 _SIGNED = re.compile(r"[A-Za-z0-9_-]{59}")  # 12 bytes of id and 32 of MAC
+_NONCE_BYTES, _KEY_ID_BYTES = 12, 4
 MIN_PASSWORD = 10
 MAX_PASSWORD = 1000
+_PATIENCE_S = 30.0
+
+
+class Busy(Unavailable):
+    code = "BUSY"
+
+
+class KeyLost(Unavailable):
+    """Something was encrypted under a secret key that is no longer among the settings'."""
+
+    code = "KEY_LOST"
 
 
 class Keyring:
@@ -36,6 +53,9 @@ class Keyring:
 
     Tokens: 256 random bits; stored as HMAC-SHA256 with the secret key, so that neither reading nor writing the database is
     enough to sign in. With several keys, the first makes and all verify.
+
+    What must be read again (the secret of a second factor) is encrypted, and bound to its purpose and whose it is. With
+    several keys, the first encrypts and all decrypt.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,6 +65,9 @@ class Keyring:
         )
         self._threads = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
         self._decoy: str | None = None
+        self.breach_lookup_url = settings.breach_lookup_url
+        self._turns = asyncio.Semaphore(settings.argon2_threads)
+        self._ciphers: dict[tuple[bytes, str], tuple[bytes, AESGCM]] = {}
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
         """The Argon2id hash to store. Raises Invalid for a password that is too short or too long to be one."""
@@ -54,7 +77,7 @@ class Keyring:
             raise Invalid.field(field, f"must be at most {MAX_PASSWORD} characters")
         if not _is_unicode(password):
             raise Invalid.field(field, "contains an unpaired surrogate: it is not valid Unicode")
-        return await self._in_pool(self._hasher.hash, password)
+        return await self.compute(self._hasher.hash, password)
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
         """Whether the password is the stored one.
@@ -65,10 +88,10 @@ class Keyring:
             return False
         if stored is None or not stored.startswith(_PREFIX):
             if self._decoy is None:
-                self._decoy = await self._in_pool(self._hasher.hash, secrets.token_urlsafe())
-            await self._in_pool(self._matches, self._decoy, password)
+                self._decoy = await self.compute(self._hasher.hash, secrets.token_urlsafe())
+            await self.compute(self._matches, self._decoy, password)
             return False
-        return await self._in_pool(self._matches, stored, password)
+        return await self.compute(self._matches, stored, password)
 
     async def rehash(self, stored: str, password: str) -> str | None:
         """A new hash of the password that `stored` is of, where the settings have changed since that was made; else None.
@@ -77,7 +100,21 @@ class Keyring:
         """
         if not self._hasher.check_needs_rehash(stored):
             return None
-        return await self._in_pool(self._hasher.hash, password)
+        return await self.compute(self._hasher.hash, password)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One of as many turns as hashes are computed at once, for who looks whether they may guess, guesses, and says what
+        came of it: of a burst, however large, each sees what those before it did. Raises Busy after half a minute."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Busy("Too many people sign in at this moment: try again in a minute") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def new_token(self) -> tuple[str, bytes]:
         """A token to hand out, and the id to store it under."""
@@ -89,6 +126,11 @@ class Keyring:
         if len(token) != _TOKEN_LENGTH or not token.isascii():
             return []
         return [self._id(key, token) for key in self._keys]
+
+    def digest(self, purpose: str, text: str) -> bytes:
+        """A keyed hash to find something by without keeping it. Another after the secret key is rotated."""
+        message = f"ximler:{purpose}:".encode() + text.encode(errors="surrogatepass")
+        return hmac.new(self._keys[0], message, hashlib.sha256).digest()
 
     def sign(self, purpose: str, subject: ObjectId) -> str:
         """A token that says `subject`, for one purpose. The same every time, so that a mail sent again has the same link."""
@@ -103,10 +145,39 @@ class Keyring:
         genuine = any(hmac.compare_digest(mac, self._mac(key, purpose, subject)) for key in self._keys)
         return subject if genuine and _text(raw) == token else None
 
+    def encrypt(self, purpose: str, subject: ObjectId, secret: bytes) -> bytes:
+        """AES-256-GCM under a key derived from the secret key for this purpose alone. Only `decrypt` for the same purpose and
+        subject reads it: moved to somebody else's document it is refused.
+
+        The nonces are random: good for 2³² messages a purpose and key (NIST SP 800-38D, 8.3).
+        """
+        key_id, cipher = self._cipher(self._keys[0], purpose)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return key_id + nonce + cipher.encrypt(nonce, secret, subject.binary)
+
+    def decrypt(self, purpose: str, subject: ObjectId, stored: bytes) -> bytes:
+        """What `encrypt` was given. Raises KeyLost when its key is gone, or the bytes are not its work."""
+        key_id, nonce = stored[:_KEY_ID_BYTES], stored[_KEY_ID_BYTES : _KEY_ID_BYTES + _NONCE_BYTES]
+        for key in self._keys:
+            known, cipher = self._cipher(key, purpose)
+            if known == key_id and len(nonce) == _NONCE_BYTES:
+                try:
+                    return cipher.decrypt(nonce, stored[_KEY_ID_BYTES + _NONCE_BYTES :], subject.binary)
+                except InvalidTag:
+                    continue
+        raise KeyLost(
+            "What was encrypted cannot be read: XIMLER_SECRET_KEY no longer holds the key it was encrypted under"
+        )
+
+    def is_newest(self, purpose: str, stored: bytes) -> bool:
+        """Whether it is encrypted under the first key, and survives the others' going."""
+        return stored[:_KEY_ID_BYTES] == self._cipher(self._keys[0], purpose)[0]
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_pool(self, work: Callable[..., T], *args: str) -> T:
+    async def compute(self, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)` in the pool, for what takes long."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     def _matches(self, stored: str, password: str) -> bool:
@@ -118,6 +189,15 @@ class Keyring:
     @staticmethod
     def _mac(key: bytes, purpose: str, subject: ObjectId) -> bytes:
         return hmac.new(key, f"ximler:{purpose}:".encode() + subject.binary, hashlib.sha256).digest()
+
+    def _cipher(self, key: bytes, purpose: str) -> tuple[bytes, AESGCM]:
+        """A key's name, as stored before what it encrypts, and the key (HKDF, RFC 5869)."""
+        found = self._ciphers.get((key, purpose))
+        if found is None:
+            hkdf = HKDF(SHA256(), _KEY_ID_BYTES + 32, salt=None, info=f"ximler:encrypt:{purpose}".encode())
+            derived = hkdf.derive(key)
+            found = self._ciphers[key, purpose] = derived[:_KEY_ID_BYTES], AESGCM(derived[_KEY_ID_BYTES:])
+        return found
 
     @staticmethod
     def _id(key: bytes, token: str) -> bytes:

@@ -11,7 +11,11 @@ from datetime import timedelta
 from bson import ObjectId
 from email_validator import EmailNotValidError, validate_email
 
+from ximler.accounts import strength, throttle
 from ximler.accounts.keyring import Keyring
+from ximler.accounts.throttle import Rule
+from ximler.audit import records
+from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
@@ -26,6 +30,8 @@ SEND_LINK = "accounts.send_confirmation"
 
 _PURPOSE = "confirm"
 _VALIDITY = timedelta(hours=24)
+_ADDRESS = Rule(name="register, address", free=30, window=timedelta(hours=1))
+_MAILBOX = Rule(name="register, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 _MAX_NAME = 100
 _MAX_ADDRESS = 320  # 64 before the @, 255 after it
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (bidi overrides), surrogate, line, paragraph
@@ -36,14 +42,21 @@ class AccountExists(Conflict):
     code = "ACCOUNT_EXISTS"
 
 
-async def register(database: Database, keyring: Keyring, *, name: str, email: str, password: str) -> None:
-    """Accept a registration, and have its link mailed. Raises Invalid for a name, address or password that cannot be one.
+async def register(database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str) -> None:
+    """Accept a registration, and have its link mailed.
 
-    Three commands, whatever the address.
+    Raises Invalid for a name, address or password that cannot be one, WeakPassword, Throttled.
+    Five commands, whatever the address.
     """
+    name, email = person(name), address(email)
+    await strength.check(keyring, password, own=(name, email))
+    await throttle.spend(
+        database,
+        throttle.gates(keyring, by_address=_ADDRESS, address=actor.address, by_subject=_MAILBOX, subject=email),
+    )
     registration = Registration(
-        name=person(name),
-        email=address(email),
+        name=name,
+        email=email,
         password=await keyring.hash_password(password),
         expires_at=database.clock.now() + _VALIDITY,
     )
@@ -89,7 +102,7 @@ async def send_link(
     await mailer.send(message)
 
 
-async def confirm(database: Database, keyring: Keyring, token: str, *, password: str) -> User:
+async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
     """Make the account that the link's registration describes, for whoever knows the password it was made with.
 
     Both are needed: the link shows that they read the mailbox, the password that they are the one who registered. So nobody
@@ -111,9 +124,18 @@ async def confirm(database: Database, keyring: Keyring, token: str, *, password:
     async def write(transaction: Database) -> User:
         if not await transaction[REGISTRATIONS].delete({"_id": registered.id}):
             raise spent
-        return await transaction.users.insert(
+        user = await transaction.users.insert(
             User(name=registered.name, email=registered.email, password=registered.password, email_verified=True)
         )
+        await records.write(
+            transaction,
+            actor,
+            "accounts.registration.confirmed",
+            resource="users",
+            resource_id=user.id,
+            user_id=user.id,
+        )
+        return user
 
     try:
         return await database.transaction(write)

@@ -1,17 +1,19 @@
 """Signing in and out, and knowing who comes with a token."""
 
-from datetime import timedelta
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 
 import msgspec
 from bson import ObjectId
 
+from ximler.accounts import attempts, factors, recognition, standing
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.registration import address
+from ximler.accounts.recognition import SessionExpired, family
+from ximler.audit import records
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
-from ximler.database.codec import UnreadableDocument, codec_of
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
@@ -21,6 +23,7 @@ __all__ = [
     "SignedIn",
     "authenticate",
     "mine",
+    "refresh",
     "revoke",
     "revoke_all",
     "revoke_others",
@@ -34,54 +37,87 @@ class BadCredentials(Unauthenticated):
     code = "BAD_CREDENTIALS"
 
 
-class SessionExpired(Unauthenticated):
-    code = "SESSION_EXPIRED"
-
-
 class SignedIn(msgspec.Struct, frozen=True):
-    """`token` is shown here and nowhere else again."""
+    """`token` is shown here and nowhere else again. `device` makes the next sign-in from here one from a known device."""
 
     token: str
     session: Session
     user: User
+    device: str
 
     def __repr__(self) -> str:
         return f"SignedIn({self.user!r})"
 
 
 async def sign_in(
-    database: Database, keyring: Keyring, settings: Settings, actor: Actor, *, email: str, password: str
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    *,
+    email: str,
+    password: str,
+    code: str | None = None,
+    device: str | None = None,
 ) -> SignedIn:
-    """A session for the right password. Raises BadCredentials, the same and as fast for an unknown address."""
-    try:
-        email = address(email)
-    except Invalid:
-        email = ""  # nobody's: and it takes as long as anybody's
-    try:
-        user = await database.users.find_one({"email": email})
-    except UnreadableDocument:
-        user = None  # an account that another application keeps without a password, for instance
-    if not await keyring.verify_password(user.password if user else None, password) or user is None:
-        raise BadCredentials("The e-mail address or the password is not right")
-    return await start(
-        database, keyring, settings, actor, user, fresh_hash=await keyring.rehash(user.password, password)
+    """A session for the right password and, where the account has a second factor, its code.
+
+    `device` is what an earlier sign-in answered; with it nobody's attack keeps one out. Raises Throttled, BadCredentials, the
+    same and as fast for an unknown address; only after the right password AccountLocked, SecondFactorRequired, WrongCode,
+    TooManyCodes.
+    """
+    async with keyring.turn():
+        attempt = await attempts.begin(database, keyring, actor, email=email, device=device)
+        user, credential = attempt.user, attempt.credential
+        if not await keyring.verify_password(user.password if user else None, password) or user is None:
+            await attempts.fail(database, actor, attempt)
+            raise BadCredentials("The e-mail address or the password is not right")
+    known = user
+    if credential and credential.locked_at:
+        await attempts.refuse_locked(database, actor, attempt)
+    await factors.prove(database, keyring, actor, credential, code)
+
+    async def unchanged(transaction: Database) -> None:
+        now = await factors.still_proved(transaction, known.id, credential)
+        if now and now.locked_at:
+            raise attempts.locked()
+
+    signed_in = await start(
+        database,
+        keyring,
+        settings,
+        actor,
+        user,
+        fresh_hash=await keyring.rehash(user.password, password),
+        check=unchanged,
     )
+    await attempts.succeed(database, attempt)
+    return signed_in
 
 
 async def start(
-    database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User, *, fresh_hash: str | None = None
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    user: User,
+    *,
+    fresh_hash: str | None = None,
+    check: Callable[[Database], Awaitable[None]] | None = None,
 ) -> SignedIn:
     """A new session for a user whose password was just verified. Raises BadCredentials if it was changed meanwhile.
 
     One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by a sign-in
-    with the old one.
+    with the old one. `check` runs inside it, once the user's document is written: whatever else must hold.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
     session = Session(
         id=token_id,
         user_id=user.id,
-        expires_at=now + timedelta(days=settings.session_days),
+        expires_at=_expiry(settings, now, now),
+        ends_at=now + timedelta(days=settings.session_max_days),
+        authenticated_at=now,
         address=actor.address,
         user_agent=actor.user_agent,
     )
@@ -90,33 +126,56 @@ async def start(
     async def write(transaction: Database) -> Session:
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
             raise BadCredentials("The e-mail address or the password is not right")
+        if check is not None:
+            await check(transaction)
         return await transaction[SESSIONS].insert(session)
 
-    return SignedIn(token, await database.transaction(write), user)
+    return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))
 
 
 async def mine(database: Database, actor: Actor) -> list[Session]:
     """The actor's live sessions, newest first."""
-    where = {"userId": actor.require_user(), "expiresAt": {"$gt": database.clock.now()}}
+    where = {"userId": actor.require_user(), "replacedAt": None, "expiresAt": {"$gt": database.clock.now()}}
     return sorted(await database[SESSIONS].find(where), key=lambda session: session.created_at, reverse=True)
 
 
 async def revoke(database: Database, actor: Actor, public_id: str) -> Session:
     """End one of the actor's sessions. Raises NotFound."""
     found = next((session for session in await mine(database, actor) if session.public_id == public_id), None)
-    if found is None or not await database[SESSIONS].delete({"_id": found.id}):
+    if found is None:
         raise NotFound("No such session")
+
+    async def write(transaction: Database) -> None:
+        if not await transaction[SESSIONS].delete_many(family(found)):
+            raise NotFound("No such session")
+        transaction.forget(SESSIONS.name, found.id)
+        await records.write(
+            transaction, actor, "accounts.session.revoked", resource=SESSIONS.name, resource_id=found.public_id
+        )
+
+    await database.transaction(write)
     return found
 
 
 async def revoke_others(database: Database, actor: Actor) -> int:
     """End all of the actor's sessions but the one that asks; returns how many."""
-    return await database[SESSIONS].delete_many({"userId": actor.require_user(), "_id": {"$ne": actor.session_id}})
+    user_id = actor.require_user()
+
+    async def write(transaction: Database) -> int:
+        count = await revoke_all(transaction, user_id, but=actor.session_id)
+        if count:
+            await records.write(
+                transaction, actor, "accounts.sessions.revoked", resource="users", resource_id=user_id, count=count
+            )
+        return count
+
+    return await database.transaction(write)
 
 
-async def revoke_all(transaction: Database, user_id: ObjectId) -> int:
-    """End every session of a user, in the transaction that gives the reason."""
-    return await transaction[SESSIONS].delete_many({"userId": user_id})
+async def revoke_all(transaction: Database, user_id: ObjectId, *, but: bytes | None = None) -> int:
+    """End every session of a user, or all but one, in the transaction that gives the reason; returns how many."""
+    standing.forget(transaction, user_id)
+    return await transaction[SESSIONS].delete_many({"userId": user_id} | ({"_id": {"$ne": but}} if but else {}))
 
 
 async def sign_out(database: Database, actor: Actor) -> bool:
@@ -126,20 +185,47 @@ async def sign_out(database: Database, actor: Actor) -> bool:
     return await database[SESSIONS].delete({"_id": actor.session_id})
 
 
-async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
-    """The session and its user, with one command. Raises SessionExpired for anything but a live session of a live user."""
-    ids = keyring.token_ids(token)
-    found = (
-        await database[SESSIONS].aggregate(
-            [
-                {"$match": {"_id": {"$in": ids}, "expiresAt": {"$gt": database.clock.now()}}},
-                {"$lookup": {"from": "users", "localField": "userId", "foreignField": "_id", "as": "user"}},
-            ]
+async def refresh(database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User) -> SignedIn:
+    """Exchange the actor's token for a new one, of the same sign-in, to the same end. The old one opens nothing from now on.
+
+    A session that was revoked meanwhile is not revived, and of racing exchanges one succeeds. Raises SessionExpired.
+    """
+    if actor.session_id is None:
+        raise Unauthenticated("You are not signed in")
+    now = database.clock.now()
+    token, token_id = keyring.new_token()
+
+    async def write(transaction: Database) -> Session:
+        live = {"_id": actor.session_id, "userId": user.id, "replacedAt": None, "expiresAt": {"$gt": now}}
+        old = await transaction[SESSIONS].find_and_patch(live, {"$set": {"replacedAt": now}}, before=True)
+        if old is None:
+            raise SessionExpired("This session has ended, or its token was exchanged already")
+        fresh = Session(
+            id=token_id,
+            user_id=user.id,
+            created_at=old.created_at,
+            expires_at=_expiry(settings, old.created_at, now),
+            ends_at=old.ends_at or old.created_at + timedelta(days=settings.session_max_days),
+            family=old.family or old.id,
+            authenticated_at=old.proved_at,
+            address=actor.address,
+            user_agent=actor.user_agent,
         )
-        if ids
-        else []
-    )
-    users = [user for row in found for user in row.pop("user") if user.get("deletedAt") is None]
-    if not users:
-        raise SessionExpired("This session has ended: sign in again")
-    return codec_of(Session).decode(found[0]), codec_of(User).decode(users[0])
+        return await transaction[SESSIONS].insert(fresh)
+
+    return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))
+
+
+async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
+    """The session and its user, with one command. Raises SessionExpired for anything but a live session of a live user.
+
+    Requests go through `recognition.Recogniser`, which remembers.
+    """
+    ids = keyring.token_ids(token)
+    found = await recognition.admit(database, (await recognition.read(database, ids))[0] if ids else None, Actor())
+    return found.session, found.standing.user
+
+
+def _expiry(settings: Settings, began: datetime, now: datetime) -> datetime:
+    """Unless it is used before."""
+    return min(now + timedelta(days=settings.session_days), began + timedelta(days=settings.session_max_days))

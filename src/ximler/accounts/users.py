@@ -1,5 +1,6 @@
 """Users as an operator sees them."""
 
+from ximler.accounts import strength
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address, person
 from ximler.core.actor import Actor
@@ -15,11 +16,11 @@ __all__ = ["create", "page"]
 async def create(
     database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str, verified: bool = True
 ) -> User:
-    """An account without a confirmation link. Operators only. Raises Invalid, AccountExists, Forbidden."""
+    """An account without a confirmation link. Operators only. Raises Invalid, WeakPassword, AccountExists, Forbidden."""
     actor.require_operator()
-    user = User(
-        name=person(name), email=address(email), password=await keyring.hash_password(password), email_verified=verified
-    )
+    name, email = person(name), address(email)
+    await strength.check(keyring, password, own=(name, email))
+    user = User(name=name, email=email, password=await keyring.hash_password(password), email_verified=verified)
     try:
         return await database.users.insert(user)
     except DocumentExists:

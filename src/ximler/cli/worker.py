@@ -24,6 +24,8 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     async def work() -> None:
         from ximler.accounts.keyring import Keyring
         from ximler.audit import keys
+        from ximler.database.changes import Feed
+        from ximler.metering.follower import Follower
         from ximler.notifications.email import mailer
         from ximler.worker import Tools, Worker
 
@@ -40,7 +42,9 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
                 if once:
                     click.echo(f"{await Worker(tools).run_due()} jobs run")
                     return
-                running = asyncio.ensure_future(Worker(tools).run())
+                feed = Feed(database)
+                follower = Follower(database, feed)
+                running = asyncio.gather(feed.run(), follower.run(), Worker(tools, feed=feed).run())
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, running.cancel)
                 click.echo("The worker is running. Ctrl-C stops it.", err=True)

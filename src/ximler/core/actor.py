@@ -1,5 +1,6 @@
 """Who acts, through what, and from where. Every domain function that touches somebody's data takes an Actor."""
 
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -13,6 +14,7 @@ __all__ = ["SYSTEM", "Actor"]
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
     """`user_id` is set for a signed-in user; `session_id` when they came through a session, `api_key_id` when through a key.
 
+    `authenticated_at` is when whoever holds the session last proved who they are (`accounts.step_up`).
     `address` and `user_agent` are what the request said, after `trusted_proxies` has decided whom to believe.
     """
 
@@ -20,6 +22,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     via: Literal["http", "session", "api_key", "cli", "webhook", "worker"] = "http"
     user_id: ObjectId | None = None
     session_id: bytes | None = None
+    authenticated_at: datetime | None = None
     api_key_id: ObjectId | None = None
     scopes: frozenset[str] = frozenset()
     address: str | None = None

@@ -31,17 +31,34 @@ def utc_now() -> datetime:
 
 
 class Clock:
-    """The server's clock: ours plus what it was observed to differ. A test may set `offset_ms` to travel on top of that."""
+    """The server's clock: ours plus what it was observed to differ. A test may set `offset_ms` to travel on top of that.
 
-    __slots__ = ("_latest", "_observed_ms", "offset_ms")
+    `shift_ns` is all that it differs from `time.time_ns()` by, for where a call of a function is too much.
+    """
+
+    __slots__ = ("_latest", "_observed_ms", "_offset_ms", "shift_ns")
 
     def __init__(self) -> None:
         self._latest: deque[int] = deque(maxlen=6)  # a minute of heartbeats
         self._observed_ms = 0
-        self.offset_ms = 0
+        self._offset_ms = 0
+        self.shift_ns = 0
+
+    @property
+    def offset_ms(self) -> int:
+        return self._offset_ms
+
+    @offset_ms.setter
+    def offset_ms(self, milliseconds: int) -> None:
+        self._offset_ms = milliseconds
+        self._shift()
 
     def now(self) -> datetime:
-        return from_ms(time.time_ns() // 1_000_000 + self._observed_ms + self.offset_ms)
+        return from_ms(self.now_ms())
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970: the same moment as `now()`, at a fifth of the price."""
+        return (time.time_ns() + self.shift_ns) // 1_000_000
 
     def observe(self, server_time: datetime) -> None:
         """Learn from the time in an answer of the server's.
@@ -55,3 +72,7 @@ class Clock:
             self._latest.clear()
         self._latest.append(observed)
         self._observed_ms = max(self._latest)
+        self._shift()
+
+    def _shift(self) -> None:
+        self.shift_ns = (self._observed_ms + self._offset_ms) * 1_000_000

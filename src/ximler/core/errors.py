@@ -30,9 +30,10 @@ __all__ = [
 
 
 class XimlerError(Exception):
-    """An error to act on: `code` for programs, the message for people, `fields` for forms."""
+    """An error to act on: `code` for programs, the message for people, `fields` for forms, `retry_after_s` where it helps."""
 
     code: ClassVar[str] = "ERROR"
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, *, fields: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -66,8 +67,6 @@ class Conflict(XimlerError):
 
 
 class LimitExceeded(XimlerError):
-    """`retry_after_s` is set where waiting helps."""
-
     code = "LIMIT_EXCEEDED"
 
     def __init__(

@@ -101,6 +101,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         20000
     )
 
+    # Metering
+    api_rate: Annotated[
+        int,
+        Meta(ge=1, description="Calls a second that one API key may make on average; all of a user's twice as many."),
+    ] = 50
+    api_burst: Annotated[
+        int, Meta(ge=1, description="Calls that one API key may make at once; all of a user's twice as many.")
+    ] = 100
+
     # Accounts
     environment: Annotated[
         Literal["development", "production"] | None,
@@ -137,12 +146,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Meta(description="Sender of e-mails: `Ximler <hello@example.com>`. Unset: no-reply at the public URL."),
     ] = None
-    session_days: Annotated[int, Meta(ge=1, le=400, description="How long a sign-in lasts.")] = 30
+    session_days: Annotated[int, Meta(ge=1, le=400, description="How long a sign-in lasts that is not used.")] = 30
+    session_max_days: Annotated[
+        int, Meta(ge=1, le=400, description="How long a sign-in lasts at most, however much it is used.")
+    ] = 90
     argon2_memory_kib: Annotated[int, Meta(ge=7168, description="Argon2id memory of one password hash (OWASP).")] = (
         19456
     )
     argon2_time_cost: Annotated[int, Meta(ge=1, description="Argon2id passes.")] = 2
     argon2_threads: Annotated[int, Meta(ge=1, description="Password hashes computed at once, per process.")] = 2
+
+    breach_lookup_url: Annotated[
+        str | None,
+        Meta(
+            description="Where passwords are looked up among known breaches: `https://api.pwnedpasswords.com/range/`. "
+            "Five digits of a hash are sent, never the password. Unset: nowhere."
+        ),
+    ] = None
 
     # Logs
     log_level: Annotated[

@@ -1,33 +1,185 @@
-"""Change streams: being told of a write at once, instead of asking again and again."""
+"""Change streams: being told of a write at once, instead of asking again and again.
+
+One `Feed` a process: every watcher costs the server for each write, so all that listens shares one stream. Callbacks are told
+of committed writes by anybody, in the order of their commits, and of gaps, after which anything may have happened.
+
+`fresh` says whether silence means that nothing happened. It is measured from when a question was *sent*: an answer that lay in
+a buffer while this process, or the network, was frozen proves nothing about now.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
+import msgspec
+import pymongo
 import structlog
-from pymongo.errors import PyMongoError
+from pymongo.asynchronous.change_stream import AsyncChangeStream
+from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.database.connection import Database
-from ximler.schema.document import Collection
 
-__all__ = ["inserts"]
+__all__ = ["FRESH_S", "Change", "Feed"]
 
 _log = structlog.get_logger("ximler.database")
-_REOPEN_S = 1.0
+
+FRESH_S = 1.0
+_AWAIT_MS = 250  # the server answers at least this often, if only that nothing happened
+_GIVE_UP_S = 5.0  # a connection that says nothing for so long is dead
+_REOPEN_S = 0.25
+_EVERYTHING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})  # no document is named, all are gone
 
 
-async def inserts(database: Database, collection: Collection[Any]) -> AsyncIterator[None]:
-    """Yields after every insert into the collection, by anybody, from now on; once more whenever it was out of touch.
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One committed write. Fields are as MongoDB has them: camelCase names, naive UTC times.
 
-    It is a hint that comes within milliseconds, not a promise: what must not be missed is looked for from time to time too.
+    `document` is the whole document of an insert or a replace; `updated` has the fields that an update set, by their path
+    (`limits.projects`), and `removed` the paths that it unset.
     """
-    only: list[dict[str, Any]] = [{"$match": {"operationType": "insert"}}, {"$project": {"_id": 1}}]
-    while True:
-        try:
-            async with await database.raw[collection.name].watch(only) as stream:
-                yield
-                async for _ in stream:
-                    yield
-        except PyMongoError as error:
-            _log.debug("change stream lost", collection=collection.name, error=str(error))
+
+    collection: str
+    operation: Literal["insert", "update", "replace", "delete"]
+    id: Any
+    document: dict[str, Any] | None = None
+    updated: dict[str, Any] = {}
+    removed: list[str] = []
+
+
+Callback = Callable[[Change], None]
+
+
+class Feed:
+    """The process's change stream, shared. `run` it for as long as the process lives."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._callbacks: dict[str, list[Callback]] = {}
+        self._gap_callbacks: list[Callable[[], None]] = []
+        self._forget_callbacks: list[Callable[[str, Any], None]] = []
+        self._known_until = -FRESH_S  # everything committed before this moment has been handed on
+        self._token: Any = None
+        self._widened = asyncio.Event()
+        database.feed = self
+        self._proven = False  # whether the stream has been read from since the token was last used
+
+    @property
+    def fresh(self) -> bool:
+        """Whether everything committed up to a second ago has been handed to the callbacks."""
+        return time.monotonic() - self._known_until < FRESH_S
+
+    def subscribe(self, collections: Iterable[str], callback: Callback) -> None:
+        """Have `callback` called for every write into these collections. It must be tiny: everybody waits for it.
+
+        Subscribing to what is not watched yet makes a running feed not fresh until it watches it.
+        """
+        for name in collections:
+            if name not in self._callbacks:
+                self._callbacks[name] = []
+                self._widened.set()
+                self._known_until = -FRESH_S
+            self._callbacks[name].append(callback)
+
+    def on_gap(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when writes may have been missed, the start included: all that was known must go.
+
+        What is read after the call will be kept up to date by the changes that follow it.
+        """
+        self._gap_callbacks.append(callback)
+
+    def on_forget(self, callback: Callable[[str, Any], None]) -> None:
+        """Have `callback(collection, id)` called at once for what this process itself has changed (`Database.forget`)."""
+        self._forget_callbacks.append(callback)
+
+    def forget(self, collection: str, name: Any) -> None:
+        """See `Database.forget`."""
+        for callback in self._forget_callbacks:
+            callback(collection, name)
+
+    async def caught_up(self) -> None:
+        """Returns when everything that was committed before the call has been handed on: for tests, and for leaving."""
+        asked = time.monotonic()
+        while self._known_until < asked:  # noqa: ASYNC110 (nobody waits for this in earnest)
+            await asyncio.sleep(0.01)
+
+    async def run(self) -> None:
+        """Watch until cancelled. An interruption resumes where it was; where that cannot be, it is a gap."""
+        while True:
+            try:
+                await self._watch()
+            except PyMongoError as error:
+                if isinstance(error, OperationFailure) and not self._proven:
+                    self._token = None  # the place it names is gone, or what follows cannot be had
+                _log.debug("change stream lost", error=str(error), resumes=self._token is not None)
+            except Exception as bug:  # or the process would be deaf from now on
+                self._token = None
+                _log.exception("change stream failed", exc_info=bug)
+            self._known_until = -FRESH_S
             await asyncio.sleep(_REOPEN_S)
+
+    async def _watch(self) -> None:
+        self._widened.clear()
+        self._proven = False
+        wanted = {"$or": [{"ns.coll": {"$in": list(self._callbacks)}}, {"operationType": {"$in": list(_EVERYTHING)}}]}
+        sent = time.monotonic()
+        with pymongo.timeout(_GIVE_UP_S):
+            stream = await self._database.raw.watch(
+                [{"$match": wanted}], resume_after=self._token, max_await_time_ms=_AWAIT_MS
+            )
+        try:
+            if self._token is None:
+                self._gap()
+                self._token, self._proven = stream.resume_token, True
+                self._known_until = sent
+            while stream.alive and not self._widened.is_set():
+                if _asks(stream):
+                    sent = time.monotonic()
+                with pymongo.timeout(_GIVE_UP_S):
+                    event = await stream.try_next()
+                if event is not None:
+                    self._hand_on(event)
+                self._token, self._proven = stream.resume_token, True
+                if _asks(stream) and not self._widened.is_set():
+                    self._known_until = sent  # a batch is known whole, or not at all
+            if not stream.alive:
+                self._token = None  # invalidated: the database was dropped
+        finally:
+            self._known_until = -FRESH_S
+            with pymongo.timeout(1):
+                await stream.close()
+
+    def _hand_on(self, event: dict[str, Any]) -> None:
+        operation = event["operationType"]
+        if operation in _EVERYTHING:
+            if event.get("ns", {}).get("coll") in self._callbacks or operation in ("dropDatabase", "invalidate"):
+                self._gap()
+            return
+        collection = event["ns"]["coll"]
+        if operation not in ("insert", "update", "replace", "delete") or collection not in self._callbacks:
+            return
+        description = event.get("updateDescription") or {}
+        change = Change(
+            collection=collection,
+            operation=operation,
+            id=event["documentKey"]["_id"],
+            document=event.get("fullDocument"),
+            updated=description.get("updatedFields", {}),
+            removed=description.get("removedFields", []),
+        )
+        for callback in self._callbacks[collection]:
+            try:
+                callback(change)
+            except Exception as bug:  # one listener's bug must not deafen the others
+                _log.exception("change callback failed", collection=collection, exc_info=bug)
+
+    def _gap(self) -> None:
+        for callback in self._gap_callbacks:
+            try:
+                callback()
+            except Exception as bug:
+                _log.exception("change callback failed", exc_info=bug)
+
+
+def _asks(stream: AsyncChangeStream[Any]) -> bool:
+    """Whether its next step asks the server, rather than taking from the batch that is here."""
+    return not stream._cursor._has_next()  # noqa: SLF001 (the driver says it nowhere else)

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 import structlog
 from bson import ObjectId, Regex, Timestamp
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.ids import Position, encode_cursor
 from ximler.database import monitoring, updates
+from ximler.database.batches import RawBatches
 from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.schema.document import Collection, Document, extras
@@ -70,7 +71,7 @@ class Page(msgspec.Struct, Generic[D], frozen=True):
 class TypedCollection(Generic[D]):
     """`database[USERS]` or `database.users`. Cheap to make; a view inside a transaction carries its session."""
 
-    __slots__ = ("_clock", "_codec", "_session", "_setters", "raw", "spec")
+    __slots__ = ("_clock", "_codec", "_forget", "_session", "_setters", "raw", "spec")
 
     def __init__(
         self,
@@ -78,8 +79,10 @@ class TypedCollection(Generic[D]):
         raw: "AsyncCollection[dict[str, Any]]",
         clock: "Clock",
         session: "AsyncClientSession | None",
+        forget: Callable[[str, Any], None],
     ) -> None:
         self.spec = spec
+        self._forget = forget
         self.raw = raw
         self._clock = clock
         self._session = session
@@ -238,6 +241,7 @@ class TypedCollection(Generic[D]):
         """Store a new document and return it as stored. Raises Invalid, DocumentExists."""
         raw = self._codec.encode(document, self._now_naive())
         await self._run(self.raw.insert_one(raw, session=self._session), sent=(raw,))
+        self._changed(raw)
         return self._codec.decode(raw)
 
     async def insert_many(self, documents: Iterable[D], *, ordered: bool = True) -> int:
@@ -271,19 +275,31 @@ class TypedCollection(Generic[D]):
         the insert; so may one that another process inserts at the same moment: DocumentExists, as where the filter's guards
         refuse the one that is there.
         """
-        now = self._clock.now()
-        built = updates.build(self.spec, update, now)
-        final = self._set(where)
-        decided = {path for path, value in final.items() if not _is_condition(value)}
-        decided |= {path for changes in built.values() for path in changes}
-        defaults = self._codec.encode(fresh, now.replace(tzinfo=None))
-        built["$setOnInsert"] = built.get("$setOnInsert", {}) | _undecided(defaults, decided)
-        if self.spec.soft_delete:
-            final = {"$and": [final, {"deletedAt": {"$not": {"$gt": EPOCH}}}]}  # equality would insert null
+        final, built = self._upsertion(where, update, fresh, self._clock.now())
         result = await self._update(
             final, built, lambda: self.raw.update_one(final, built, upsert=True, session=self._session)
         )
         return result.upserted_id is not None
+
+    async def patch_each(self, changes: Iterable[tuple[Filter, updates.Update]]) -> int:
+        """Each update on the first match of its own filter, in no particular order, with one command; how many matched.
+
+        A connection that breaks may leave some done: guard each by what it changes, so that it can be sent again. Cheap in
+        round trips, and none of the tolerance for nulls.
+        """
+        now = self._clock.now()
+        return await self._each(
+            [UpdateOne(self._where(where, False), updates.build(self.spec, update, now)) for where, update in changes]
+        )
+
+    async def upsert_each(self, changes: Iterable[tuple[Filter, updates.Update, D]]) -> int:
+        """As `patch_each`; where there is no match, the third is inserted with the update in place of its own values."""
+        now = self._clock.now()
+        requests = []
+        for where, update, fresh in changes:
+            final, built = self._upsertion(where, update, fresh, now)
+            requests.append(UpdateOne(final, built, upsert=True))
+        return await self._each(requests)
 
     @overload
     async def find_and_patch(
@@ -337,6 +353,23 @@ class TypedCollection(Generic[D]):
         )
         return None if raw is None else codec.decode(raw)
 
+    async def recompute(self, where: Filter, stages: Sequence[Mapping[str, Any]], *, upsert: bool = False) -> D | None:
+        """Change the match by an aggregation pipeline, which sees what is stored, and return it as it was *before*.
+
+        With `upsert` what is not there is made of the filter and the pipeline, and None is returned. Nothing of it is checked
+        or stamped: for counters whose next value follows from their last, in collections of ours.
+        """
+        raw = await self._run(
+            self.raw.find_one_and_update(
+                self._where(where, deleted=False),
+                list(stages),
+                upsert=upsert,
+                return_document=ReturnDocument.BEFORE,
+                session=self._session,
+            )
+        )
+        return None if raw is None else self._codec.decode(raw)
+
     async def soft_delete(self, where: Filter) -> bool:
         """Mark the match as deleted, now; False when there is none."""
         return await self.patch(where, {"$set": {"deletedAt": self._clock.now()}})
@@ -350,6 +383,7 @@ class TypedCollection(Generic[D]):
     async def delete(self, where: Filter) -> bool:
         """Remove the first match for good, deleted softly or not."""
         result = await self._run(self.raw.delete_one(self._set(where), session=self._session))
+        self._changed(where)
         return result.deleted_count == 1
 
     async def delete_many(self, where: Filter) -> int:
@@ -358,6 +392,26 @@ class TypedCollection(Generic[D]):
         return result.deleted_count
 
     # Inside
+
+    def _upsertion(
+        self, where: Filter, update: updates.Update, fresh: D, now: datetime
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Filter and update of an upsert that inserts `fresh`."""
+        built = updates.build(self.spec, update, now)
+        final = self._set(where)
+        decided = {path for path, value in final.items() if not _is_condition(value)}
+        decided |= {path for changes in built.values() for path in changes}
+        defaults = self._codec.encode(fresh, now.replace(tzinfo=None))
+        built["$setOnInsert"] = built.get("$setOnInsert", {}) | _undecided(defaults, decided)
+        if self.spec.soft_delete:
+            final = {"$and": [final, {"deletedAt": {"$not": {"$gt": EPOCH}}}]}  # equality would insert null
+        return final, built
+
+    async def _each(self, requests: "list[UpdateOne]") -> int:
+        if not requests:
+            return 0
+        result = await self._run(self.raw.bulk_write(requests, ordered=False, session=self._session))
+        return result.matched_count
 
     def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
         """The filter with setters applied and the deleted left out."""
@@ -402,7 +456,7 @@ class TypedCollection(Generic[D]):
 
     def _batches(self, query: dict[str, Any]) -> Any:
         """A cursor over streams of BSON (PyMongo's annotations say that it gives documents)."""
-        return self.raw.find_raw_batches(**query)
+        return RawBatches(self.raw, **query)
 
     def _decoded_batch(self, batch: bytes, codec: Codec[V]) -> list[V]:
         return [d for raws in few_at_a_time(batch, self.raw.codec_options) for d in self._decoded(raws, codec)]
@@ -449,7 +503,15 @@ class TypedCollection(Generic[D]):
                     raise OperationFailure("a null was in the way", error.code, details) from error
                 return await send()
 
-        return await self._run(attempt())
+        result = await self._run(attempt())
+        self._changed(where)
+        return result
+
+    def _changed(self, where: Filter) -> None:
+        """This process's caches need not wait to be told of what it has written itself, where that is one document."""
+        name = where.get("_id")
+        if name is not None and not isinstance(name, Mapping):
+            self._forget(self.spec.name, name)
 
     async def _remove_nulls(self, where: Filter, built: updates.Update) -> bool:
         removed = 0

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
     from pymongo.asynchronous.database import AsyncDatabase
 
+    from ximler.database.changes import Feed
+
 __all__ = ["Database", "StandaloneServer", "connect"]
 
 D = TypeVar("D", bound=Document)
@@ -80,12 +82,14 @@ class Database:
         self.entry_keys = entry_keys  # which mark entries of the audit log as ours
         self.audit_uri = audit_uri  # the connection that may change and remove them, where this one may not
         self.raw: AsyncDatabase[dict[str, Any]] = client[name]
+        self.feed: Feed | None = None
+        self._to_forget: list[tuple[str, Any]] = []
         self._collections: dict[str, TypedCollection[Any]] = {}
 
     def __getitem__(self, spec: Collection[D]) -> TypedCollection[D]:
         found = self._collections.get(spec.name)
         if found is None:
-            found = TypedCollection(spec, self.raw[spec.name], self.clock, self.session)
+            found = TypedCollection(spec, self.raw[spec.name], self.clock, self.session, self.forget)
             self._collections[spec.name] = found
         return found
 
@@ -132,7 +136,20 @@ class Database:
     @property
     def outside(self) -> "Database":
         """The same database without this transaction: for reading what others have committed."""
-        return self._bound(None)
+        outside = self._bound(None)
+        outside.feed = self.feed
+        return outside
+
+    def forget(self, collection: str, name: Any) -> None:
+        """Have this process's caches forget what stands on a document, now; in a transaction, once it is committed.
+
+        All processes are told by the change feed within milliseconds. This is for who has just signed out, and asks again.
+        Typed writes to one document, by its `_id`, do it by themselves.
+        """
+        if self.session is not None:
+            self._to_forget.append((collection, name))
+        elif self.feed is not None:
+            self.feed.forget(collection, name)
 
     async def transaction(self, body: Callable[["Database"], Awaitable[T]]) -> T:
         """Run `body` in a transaction, committed with majority; whatever it raises aborts it.
@@ -144,12 +161,15 @@ class Database:
             return await body(self)
         try:
             async with self.client.start_session() as session:
-                bound = self._bound(session)
-                return await session.with_transaction(
+                bound: Database = self._bound(session)
+                result = await session.with_transaction(
                     lambda _: body(bound),
                     write_concern=WriteConcern("majority"),
                     read_preference=ReadPreference.PRIMARY,
                 )
+            for collection, name in bound._to_forget:
+                self.forget(collection, name)
+            return result
         except PyMongoError as error:
             if error.has_error_label("TransientTransactionError"):
                 raise DatabaseUnavailable(

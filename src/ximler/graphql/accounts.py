@@ -1,10 +1,19 @@
 """Resolvers of accounts."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from ximler.accounts import credentials, registration, sessions
+from ximler.accounts import (
+    credentials,
+    email_change,
+    enrolment,
+    profile,
+    registration,
+    sessions,
+    step_up,
+)
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
 from ximler.schema.user import User
@@ -30,20 +39,31 @@ async def me(ctx: Context) -> User:
 
 @resolvers.mutation("register")
 async def register(ctx: Context, input: RegisterInput) -> Acceptance:  # noqa: A002 (GraphQL's customary name)
-    await registration.register(ctx.database, ctx.keyring, name=input.name, email=input.email, password=input.password)
+    await registration.register(
+        ctx.database, ctx.keyring, ctx.actor, name=input.name, email=input.email, password=input.password
+    )
     return Acceptance("Look into your mailbox: the link in our message makes the account.")
 
 
 @resolvers.mutation("confirmEmail")
 async def confirm_email(ctx: Context, token: str, password: str) -> dict[str, object]:
-    user = await registration.confirm(ctx.database, ctx.keyring, token, password=password)
+    user = await registration.confirm(ctx.database, ctx.keyring, ctx.actor, token, password=password)
     return _signed_in(await sessions.start(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user))
 
 
 @resolvers.mutation("signIn")
-async def sign_in(ctx: Context, email: str, password: str) -> dict[str, object]:
+async def sign_in(
+    ctx: Context, email: str, password: str, code: str | None = None, device: str | None = None
+) -> dict[str, object]:
     signed_in = await sessions.sign_in(
-        ctx.database, ctx.keyring, ctx.settings, ctx.actor, email=email, password=password
+        ctx.database,
+        ctx.keyring,
+        ctx.settings,
+        ctx.actor,
+        email=email,
+        password=password,
+        code=code,
+        device=device,
     )
     return _signed_in(signed_in)
 
@@ -78,18 +98,82 @@ async def change_password(ctx: Context, current: str, new: str) -> dict[str, obj
 
 @resolvers.mutation("requestPasswordReset")
 async def request_password_reset(ctx: Context, email: str) -> Acceptance:
-    await credentials.request_reset(ctx.database, email=email)
+    await credentials.request_reset(ctx.database, ctx.keyring, ctx.actor, email=email)
     return Acceptance("If the address has an account, a link to choose a new password is on its way.")
 
 
 @resolvers.mutation("resetPassword")
 async def reset_password(ctx: Context, token: str, password: str) -> bool:
-    await credentials.reset(ctx.database, ctx.keyring, token=token, password=password)
+    await credentials.reset(ctx.database, ctx.keyring, ctx.actor, token=token, password=password)
     return True
 
 
+@resolvers.mutation("reauthenticate")
+async def reauthenticate(ctx: Context, password: str, code: str | None = None) -> datetime:
+    user = ctx.require_user()
+    return await step_up.reauthenticate(ctx.database, ctx.keyring, ctx.actor, user, password=password, code=code)
+
+
+@resolvers.mutation("updateProfile")
+async def update_profile(ctx: Context, name: str) -> User:
+    return await profile.rename(ctx.database, ctx.actor, ctx.require_user(), name=name)
+
+
+@resolvers.mutation("updateNotificationSettings")
+async def update_notification_settings(ctx: Context, input: dict[str, Any]) -> User:  # noqa: A002 (as above)
+    return await profile.change_notifications(ctx.database, ctx.actor, ctx.require_user(), input)
+
+
+@resolvers.mutation("requestEmailChange")
+async def request_email_change(ctx: Context, email: str) -> Acceptance:
+    await email_change.request(ctx.database, ctx.keyring, ctx.actor, ctx.require_user(), email=email)
+    return Acceptance("Look into the new mailbox: the link in our message, and your password, make the address yours.")
+
+
+@resolvers.mutation("confirmEmailChange")
+async def confirm_email_change(ctx: Context, token: str, password: str) -> bool:
+    await email_change.confirm(ctx.database, ctx.keyring, ctx.actor, token, password=password)
+    return True
+
+
+@resolvers.mutation("cancelEmailChange")
+async def cancel_email_change(ctx: Context) -> bool:
+    return await email_change.cancel(ctx.database, ctx.actor)
+
+
+@resolvers.query("secondFactor")
+async def second_factor(ctx: Context) -> dict[str, object]:
+    found = await enrolment.status(ctx.database, ctx.actor)
+    return {
+        "enabled": found.since is not None,
+        "since": found.since,
+        "recovery_codes_left": found.recovery_codes_left,
+    }
+
+
+@resolvers.mutation("beginTotp")
+async def begin_totp(ctx: Context) -> enrolment.Enrolment:
+    return await enrolment.begin(ctx.database, ctx.keyring, ctx.actor, ctx.require_user())
+
+
+@resolvers.mutation("confirmTotp")
+async def confirm_totp(ctx: Context, code: str) -> list[str]:
+    return await enrolment.confirm(ctx.database, ctx.keyring, ctx.actor, ctx.require_user(), code=code)
+
+
+@resolvers.mutation("disableTotp")
+async def disable_totp(ctx: Context) -> bool:
+    await enrolment.disable(ctx.database, ctx.actor)
+    return True
+
+
+@resolvers.mutation("regenerateRecoveryCodes")
+async def regenerate_recovery_codes(ctx: Context) -> list[str]:
+    return await enrolment.regenerate(ctx.database, ctx.actor, ctx.require_user().id)
+
+
 def _signed_in(found: sessions.SignedIn) -> dict[str, object]:
-    return {"token": found.token, "expires_at": found.session.expires_at, "user": found.user}
+    return {"token": found.token, "expires_at": found.session.expires_at, "user": found.user, "device": found.device}
 
 
 def _session(ctx: Context, session: Any) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """What every resolver is handed."""
 
+from typing import Protocol
+
 import msgspec
 
 from ximler.accounts.keyring import Keyring
@@ -11,15 +13,29 @@ from ximler.schema.user import User
 
 __all__ = ["Context"]
 
+Header = tuple[bytes, bytes]
+
+
+class Cookies(Protocol):
+    """How a browser is given its session, and rid of it (`http.cookies`)."""
+
+    def give(self, token: str, *, seconds: int) -> Header: ...
+    def take(self) -> Header: ...
+
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """One request's: who asks (`user` when they are signed in), and what it takes to answer."""
+    """One request's: who asks (`user` when they are signed in), and what it takes to answer.
+
+    `reply_headers` are sent with the answer.
+    """
 
     database: Database
     settings: Settings
     keyring: Keyring
     actor: Actor
     user: User | None = None
+    cookies: Cookies | None = None  # when the caller is a browser that came with one
+    reply_headers: list[Header] = []
 
     @property
     def request_id(self) -> str | None:

@@ -1,38 +1,139 @@
-"""Who sends a request: nobody in particular, or the user whose session token it carries."""
+"""Who sends a request: nobody in particular, the user whose session it carries, or the one whose API key it shows."""
 
-from collections.abc import MutableMapping
+import asyncio
+import contextlib
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
-from ximler.accounts import sessions
+import msgspec
+from litestar import Request
+from litestar.di import Provide
+
 from ximler.accounts.keyring import Keyring
+from ximler.accounts.recognition import Recogniser
+from ximler.apikeys import scopes, tokens
+from ximler.apikeys.verification import Verifier
 from ximler.core.actor import Actor
-from ximler.core.errors import Unauthenticated
+from ximler.core.errors import Unauthenticated, Unavailable
+from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.database.changes import Feed
+from ximler.http.cookies import Cookies
 from ximler.schema.user import User
 
-__all__ = ["identify"]
+__all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
+_KEY = f" {tokens.PREFIX}".encode()
 
 
-async def identify(database: Database, keyring: Keyring, scope: MutableMapping[str, Any]) -> tuple[Actor, User | None]:
-    """The actor, and their user document when they are signed in. One command with a token, none without.
+class Caller(msgspec.Struct, frozen=True, gc=False):
+    """Who asks: `user` when they are signed in, or use a key; `by_cookie` when it is a browser's session."""
 
-    Raises Unauthenticated for a token that is malformed, unknown or expired: a request that claims to be somebody is never
-    answered as if it came from nobody.
+    actor: Actor
+    user: User | None = None
+    by_cookie: bool = False
+
+
+class Authentication:
+    """One a process, on its feed. `run` it for as long as requests are answered."""
+
+    def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
+        self._keys = Verifier(database, feed)
+        self._sessions = Recogniser(database, keyring, settings, feed)
+        self._cookies = Cookies(settings)
+
+    async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
+        """The caller. At most one command, none for who was seen before; none without a token either.
+
+        Raises Unauthenticated for a token that is malformed, unknown or expired, Forbidden for one that may not be used
+        (locked account, address, foreign page): a request that claims to be somebody is never answered as if it came from
+        nobody.
+        """
+        authorization = user_agent = None
+        cookie = False
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value.decode("latin-1")
+            elif name == b"user-agent":
+                user_agent = value.decode("latin-1")[:_MAX_USER_AGENT]
+            elif name == b"cookie":
+                cookie = True
+        state = scope.get("state", {})
+        if "caller" in state:
+            known_already: Caller = state["caller"]
+            return known_already
+        address, request_id = state.get("address"), state.get("request_id")
+        if authorization is None:
+            token = self._cookies.token(scope["headers"]) if cookie else None
+            if token is None:
+                return Caller(Actor(address=address, user_agent=user_agent, request_id=request_id))
+            self._cookies.require_own_page(scope["method"], dict(scope["headers"]))
+        else:
+            scheme, _, token = authorization.partition(" ")
+            token = token.strip()
+            if scheme.lower() != "bearer" or not token:
+                raise Unauthenticated("Send your session's token, or an API key, as 'Authorization: Bearer <token>'")
+            if tokens.looks_like(token):
+                known = await self._keys.verify(token, address=address)
+                actor = Actor(
+                    kind="user",
+                    via="api_key",
+                    user_id=known.user_id,
+                    api_key_id=known.id,
+                    scopes=known.scopes,
+                    address=address,
+                    user_agent=user_agent,
+                    request_id=request_id,
+                )
+                caller = Caller(actor, known.standing.user if known.standing else None)
+                state["caller"] = caller  # asked once to meter the request, and again to answer it
+                return caller
+        origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
+        found = await self._sessions.recognise(token, origin)
+        session, standing = found.session, found.standing
+        actor = Actor(
+            kind="operator" if standing.operator else "user",
+            via="session",
+            user_id=session.user_id,
+            session_id=session.id,
+            authenticated_at=session.proved_at,
+            address=address,
+            user_agent=user_agent,
+            request_id=request_id,
+        )
+        return Caller(actor, standing.user, by_cookie=authorization is None)
+
+    async def run(self) -> None:
+        """Write down what was used, until cancelled; then what is left."""
+        try:
+            await asyncio.gather(self._keys.run(), self._sessions.run())
+        finally:
+            with contextlib.suppress(Unavailable):
+                await self._keys.write_used()
+                await self._sessions.extend()
+
+
+def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the request means to come with an API key."""
+    return any(name == b"authorization" and _KEY in value for name, value in headers)
+
+
+def signed_in(*, scope: str | None = None) -> dict[str, Any]:
+    """What a route handler is declared with, for those who are signed in: `@get("/export", **signed_in())`.
+
+    The handler takes `caller: Caller`. An API key needs the scope; without one named here, no key may use the route.
     """
-    authorization, user_agent = "", None
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            authorization = value.decode("latin-1")
-        elif name == b"user-agent":
-            user_agent = value.decode("latin-1")[:_MAX_USER_AGENT]
-    state = scope.get("state", {})
-    origin = {"address": state.get("address"), "user_agent": user_agent, "request_id": state.get("request_id")}
-    if not authorization:
-        return Actor(**origin), None
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthenticated("Send your session's token as 'Authorization: Bearer <token>'")
-    session, user = await sessions.authenticate(database, keyring, token.strip())
-    return Actor(kind="user", via="session", user_id=user.id, session_id=session.id, **origin), user
+    return {
+        "dependencies": {"caller": Provide(_caller)},
+        "opt": {"scope": scope},
+        "security": [{"session": []}] if scope is None else [{"session": []}, {"api_key": [scope]}],
+    }
+
+
+async def _caller(request: Request[Any, Any, Any]) -> Caller:
+    authentication: Authentication = request.app.state.authentication
+    caller = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
+    caller.actor.require_user()
+    scopes.require(caller.actor, request.route_handler.opt["scope"], what=f"{request.method} {request.url.path}")
+    return caller

@@ -2,6 +2,7 @@
 
 import html
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
@@ -12,12 +13,25 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Body, QueryParameter
 from litestar.types import ExceptionHandlersMap
 
-from ximler.accounts import credentials, registration
+from ximler.accounts import credentials, email_change, preferences, registration
+from ximler.core.actor import Actor
 from ximler.core.errors import XimlerError
-from ximler.http.problems import documented, status_of
+from ximler.http.problems import documented, headers_of, status_of
 
-__all__ = ["ask_confirmation", "ask_password", "confirm", "front_door", "request_reset", "reset"]
+__all__ = [
+    "ask_confirmation",
+    "ask_email",
+    "ask_password",
+    "ask_unsubscribe",
+    "change_email",
+    "confirm",
+    "front_door",
+    "request_reset",
+    "reset",
+    "unsubscribe",
+]
 
+_MAX_USER_AGENT = 300
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1.5rem;color:#1a1a1a}"
     "h1{font-size:1.5rem}a{color:#0b57d0}button{font:inherit;padding:.6rem 1.2rem;border:0;border-radius:.4rem;"
@@ -59,7 +73,9 @@ def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) 
         return _page(
             "That did not work", "<p>This link is not complete: open it as our message has it.</p>", status=422
         )
-    return _page("That did not work", f"<p>{html.escape(error.message)}</p>", status=status_of(error))
+    page = _page("That did not work", f"<p>{html.escape(error.message)}</p>", status=status_of(error))
+    page.headers.update(headers_of(error))
+    return page
 
 
 _ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, ValidationException: _sorry}
@@ -106,9 +122,13 @@ async def ask_confirmation(token: _Token) -> Response[str]:
         _503="The database is away",
     ),
 )
-async def confirm(data: Annotated[Confirmation, _UrlEncoded], state: State) -> Response[str]:
+async def confirm(
+    data: Annotated[Confirmation, _UrlEncoded], request: Request[Any, Any, Any], state: State
+) -> Response[str]:
     """The confirmation page's form. Works once per link."""
-    user = await registration.confirm(state.database, state.keyring, data.token, password=data.password)
+    user = await registration.confirm(
+        state.database, state.keyring, _visitor(request), data.token, password=data.password
+    )
     return _page("Welcome", f"<p>The account of <b>{html.escape(user.email)}</b> is ready: you can sign in.</p>")
 
 
@@ -137,9 +157,12 @@ async def ask_password(token: _Token = "") -> Response[str]:
         _503="The database is away",
     ),
 )
-async def reset(data: Annotated[Confirmation, _UrlEncoded], state: State) -> Response[str]:
+async def reset(
+    data: Annotated[Confirmation, _UrlEncoded], request: Request[Any, Any, Any], state: State
+) -> Response[str]:
     """The reset page's form. Works once per link, and ends every session."""
-    await credentials.reset(state.database, state.keyring, token=data.token, password=data.password)
+    visitor = _visitor(request)
+    await credentials.reset(state.database, state.keyring, visitor, token=data.token, password=data.password)
     return _page(
         "Your password is changed", "<p>You can sign in with it. Everybody who was signed in is signed out.</p>"
     )
@@ -147,12 +170,76 @@ async def reset(data: Annotated[Confirmation, _UrlEncoded], state: State) -> Res
 
 @post(
     "/reset/request",
-    **_page_of("Ask for a reset link", _422="What was sent is not an address", _503="The database is away"),
+    **_page_of(
+        "Ask for a reset link",
+        _422="What was sent is not an address",
+        _429="Too many requests",
+        _503="The database is away",
+    ),
 )
-async def request_reset(data: Annotated[Address, _UrlEncoded], state: State) -> Response[str]:
+async def request_reset(
+    data: Annotated[Address, _UrlEncoded], request: Request[Any, Any, Any], state: State
+) -> Response[str]:
     """Says the same for every address."""
-    await credentials.request_reset(state.database, email=data.email)
+    await credentials.request_reset(state.database, state.keyring, _visitor(request), email=data.email)
     return _page("Look into your mailbox", "<p>If the address has an account, a link is on its way.</p>")
+
+
+@get("/unsubscribe", **_page_of("Where an unsubscribe link leads", _422="The token is missing or too long"))
+async def ask_unsubscribe(token: _Token) -> Response[str]:
+    """Asks before it acts: mail scanners open links too."""
+    action = html.escape(f"/unsubscribe?token={quote(token)}", quote=True)
+    return _page(
+        "No more product updates?",
+        f"<form method='post' action='{action}'><button>Stop them</button></form>",
+    )
+
+
+@post("/unsubscribe", **_page_of("Stop product mail", _422="The link is not ours", _503="The database is away"))
+async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
+    """The page's form, and what a mail program sends when its reader unsubscribes with one click (RFC 8058)."""
+    said = request.scope.get("state", {})
+    actor = Actor(address=said.get("address"), request_id=said.get("request_id"))
+    await preferences.unsubscribe(state.database, state.keyring, actor, token)
+    return _page("Done", "<p>We send you no more product updates. Mail about your account still comes.</p>")
+
+
+@get("/email", **_page_of("Where the link of a change of address leads", _422="The token is missing or too long"))
+async def ask_email(token: _Token) -> Response[str]:
+    """Asks before it acts, and for the password: somebody else may have asked for this address."""
+    return _page(
+        "Confirm your new e-mail address",
+        "<p>The password of your account makes this address its own. If you did not ask for that, close this page.</p>"
+        f"<form method='post' action='/email'>{_hidden(token)}"
+        "<p><label>Your password<br><input name='password' type='password' required autocomplete='current-password'>"
+        "</label></p><button>Use this address</button></form>",
+    )
+
+
+@post(
+    "/email",
+    **_page_of(
+        "Change the address",
+        _409="The address has an account by now",
+        _422="The link is unknown, used or expired, or the password is not the account's",
+        _503="The database is away",
+    ),
+)
+async def change_email(
+    data: Annotated[Confirmation, _UrlEncoded], request: Request[Any, Any, Any], state: State
+) -> Response[str]:
+    """The page's form. Works once per link."""
+    user = await email_change.confirm(
+        state.database, state.keyring, _visitor(request), data.token, password=data.password
+    )
+    return _page("Your address is changed", f"<p>Your account is now that of <b>{html.escape(user.email)}</b>.</p>")
+
+
+def _visitor(request: Request[Any, Any, Any]) -> Actor:
+    """Whoever opened the page: only where they come from is known."""
+    state = request.scope.get("state", {})
+    agent = request.headers.get("user-agent", "")[:_MAX_USER_AGENT] or None
+    return Actor(address=state.get("address"), user_agent=agent, request_id=state.get("request_id"))
 
 
 def _hidden(token: str) -> str:

@@ -46,7 +46,8 @@ async def overview(
     ids = list(dict.fromkeys(user_ids))
     if actor.kind not in ("operator", "system") and ids != [actor.require_user()]:
         raise NotFound("No such user")
-    start, end = month(database.clock.now())
+    now = database.clock.now()
+    start, end = month(now)
     rows = await database.users.aggregate(
         [
             {"$match": {"_id": {"$in": ids}}},
@@ -60,7 +61,7 @@ async def overview(
         raise NotFound("No such user")
     found = {}
     for row in rows:
-        limits, gauge = limits_from(row), gauge_from(row)
+        limits, gauge = limits_from(row, now), gauge_from(row)
         calls = row["calls"][0]["amount"] if row["calls"] else 0
         found[row["_id"]] = [
             _resource("projects", gauge.projects, limits.projects),

@@ -15,10 +15,14 @@ class ApiKey(Created, kw_only=True):
     user_id: Annotated[ObjectId, ref("users")]
     name: str
     key_hash: str  # SHA-256 of the key; the key itself is shown once and kept nowhere
-    permissions: list[str] = field(default_factory=list)
+    permissions: list[str] = field(default_factory=list)  # scopes, such as `projects:read`
     last_used: datetime | None = None
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    # Ours, all optional: a Mongoose application neither needs nor disturbs them.
+    hint: str | None = None  # its last four characters, to tell one's keys apart
+    allowed_addresses: list[str] = field(default_factory=list)  # networks that it works from; empty: from everywhere
+    replaced_by: Annotated[ObjectId, ref("apikeys")] | None = None  # by rotation; it works on until `expires_at`
 
 
 API_KEYS = Collection(

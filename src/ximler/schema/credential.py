@@ -20,9 +20,12 @@ class Credential(Document, kw_only=True):
     role: Role | None = None
     locked_at: datetime | None = None
     lock_reason: str | None = None
-    totp_secret: bytes | None = None  # encrypted with a key derived from the secret key
-    totp_confirmed_at: datetime | None = None  # a factor that was never proved protects nobody
+    totp_secret: bytes | None = None  # encrypted with a key derived from the secret key; here once it was proved
+    totp_confirmed_at: datetime | None = None
     totp_last_step: int | None = None  # RFC 6238, 5.2: a code is taken once
+    totp_pending: bytes | None = None  # a secret, likewise, that was shown and not proved yet: it protects nobody
+    totp_pending_at: datetime | None = None
+    factor_attempts: list[int] = field(default_factory=list)  # when the latest few codes were tried (ms since 1970)
     recovery_codes: list[str] = field(default_factory=list)  # hashes of those that are left
     created_at: datetime = AT_WRITE
     updated_at: datetime = AT_WRITE

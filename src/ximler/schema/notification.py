@@ -31,6 +31,8 @@ NOTIFICATIONS = Collection(
         ascending("userId", "readAt", why="a user's unread notifications"),
         ascending("type", why="reports"),
         ascending("-createdAt", why="newest first"),
+        ascending("userId", "-createdAt", "-_id", ours=True, why="a user's inbox, newest first"),
+        ascending("userId", "readAt", "-createdAt", "-_id", ours=True, why="what of it is unread, newest first"),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
 )

@@ -17,9 +17,17 @@ class Session(Document, kw_only=True):
     id: bytes = field(name="_id")
     user_id: Annotated[ObjectId, ref("users")]
     created_at: datetime = AT_WRITE
-    expires_at: datetime
+    expires_at: datetime  # unless it is used; extended by use
+    ends_at: datetime | None = None  # in any case; unset: when it expires
+    family: bytes | None = None  # the id of the sign-in's first session, when its token was exchanged since
+    replaced_at: datetime | None = None  # its token was exchanged: whoever still comes with it has a copy
+    authenticated_at: datetime | None = None  # when its holder last proved who they are; unset: when it began
     address: str | None = None
     user_agent: str | None = None
+
+    @property
+    def proved_at(self) -> datetime:
+        return self.authenticated_at or self.created_at
 
     @property
     def public_id(self) -> str:

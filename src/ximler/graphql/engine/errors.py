@@ -78,7 +78,7 @@ def describe(error: XimlerError) -> Described:
     extensions: dict[str, Any] = {"code": error.code, "kind": _kind(error).code}
     if error.fields:
         extensions["fields"] = error.fields
-    if isinstance(error, LimitExceeded) and error.retry_after_s is not None:
+    if error.retry_after_s is not None:
         extensions["retryAfter"] = math.ceil(error.retry_after_s)
     return {"message": error.message, "extensions": extensions}
 
@@ -134,7 +134,7 @@ def http_status(error: XimlerError) -> int:
 
 
 def http_headers(error: XimlerError) -> list[tuple[bytes, bytes]]:
-    if isinstance(error, LimitExceeded) and error.retry_after_s is not None:
+    if error.retry_after_s is not None:
         return [(b"retry-after", b"%d" % math.ceil(error.retry_after_s))]
     return [(b"www-authenticate", b"Bearer")] if isinstance(error, Unauthenticated) else []
 

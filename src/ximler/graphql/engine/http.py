@@ -59,7 +59,7 @@ class GraphQLApp:
 
     It is called only for operations that will run: a request that is malformed, invalid or too large costs no I/O.
     Limits of the body are in bytes; the anonymous one, by default the same, is for requests without an Authorization
-    header, which nobody answers for.
+    header or a cookie, which nobody answers for.
     """
 
     def __init__(
@@ -126,7 +126,8 @@ class GraphQLApp:
             ctx = await self._context_factory(scope)
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
-        return 200, await self._engine.run(prepared, ctx), []
+        response = await self._engine.run(prepared, ctx)
+        return 200, response, getattr(ctx, "reply_headers", [])
 
     async def _receive_body(self, headers: "_Headers", receive: Receive) -> bytes:
         if not is_json(headers.content_type):
@@ -166,7 +167,7 @@ class _Headers:
         for name, value in scope["headers"]:
             if name == b"accept":
                 accept.append(value)
-            elif name == b"authorization":
+            elif name in (b"authorization", b"cookie"):
                 self.authorized = True
             elif name == b"content-type":
                 self.content_type = value

@@ -1,0 +1,200 @@
+"""Attempts to sign in: who may make one, and what becomes of those that fail.
+
+Guessing is slowed down per account and per address. An attack on an account must not lock its owner out, so a device that has
+signed in to it before is counted by itself: one that shows its token (OWASP's device cookie, here a signed one that costs no
+storage), or, where an attack is under way, one from the address and with the browser of a session that is still open.
+
+Everything here depends on the address that was typed, never on whether it has an account.
+"""
+
+import asyncio
+import re
+from datetime import datetime, timedelta
+from typing import NoReturn
+
+import msgspec
+from bson import ObjectId
+
+from ximler.accounts import throttle
+from ximler.accounts.keyring import Keyring
+from ximler.accounts.registration import address
+from ximler.accounts.standing import AccountLocked
+from ximler.accounts.throttle import Gate, Rule, Throttled
+from ximler.audit import refusals
+from ximler.audit.refusals import network
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid
+from ximler.database import Database
+from ximler.database.codec import UnreadableDocument, codec_of
+from ximler.schema.credential import Credential
+from ximler.schema.session import SESSIONS
+from ximler.schema.throttle import THROTTLES, Throttle
+from ximler.schema.user import User
+
+__all__ = [
+    "AccountLocked",
+    "Attempt",
+    "account_gate",
+    "begin",
+    "fail",
+    "locked",
+    "refuse_locked",
+    "remember",
+    "succeed",
+]
+
+_ACCOUNT = Rule(name="sign-in, account", free=5, window=timedelta(hours=24))
+_ADDRESS = Rule(name="sign-in, address", free=50, window=timedelta(hours=1))  # an office, a school
+_DEVICE = Rule(name="sign-in, device", free=10, window=timedelta(hours=24))
+_PLACE = Rule(name="sign-in, place", free=5, window=timedelta(hours=24))
+_REMEMBERED = timedelta(days=180)
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """`user` is None where nobody has that address; `gates` count a failure; `forgiven` is cleared by a success."""
+
+    account: Gate
+    gates: list[Gate]
+    user: User | None
+    credential: Credential | None
+    forgiven: Gate | None
+
+
+def account_gate(keyring: Keyring, email: str) -> Gate:
+    """What counts the failures of an account, by its address as it is stored."""
+    return throttle.gate(keyring, _ACCOUNT, email)
+
+
+def remember(keyring: Keyring, user_id: ObjectId) -> str:
+    """A token by which a device is known at its next sign-in to this account; good for nothing else."""
+    return keyring.sign(_purpose(user_id), ObjectId())
+
+
+async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: str, device: str | None) -> Attempt:
+    """Whose account it is, and that somebody from here may guess its password now. One command, two more under attack.
+
+    Raises Throttled.
+    """
+    try:
+        email = address(email)
+    except Invalid:
+        email = ""  # nobody's: and it takes as long as anybody's
+    account = account_gate(keyring, email)
+    by_address = [throttle.gate(keyring, _ADDRESS, network(actor.address))] if actor.address else []
+    by_device = throttle.gate(keyring, _DEVICE, device or "")
+    user, credential, throttles = await _look(database, email, [account, *by_address, by_device])
+    now = database.clock.now()
+
+    def found(gates: list[Gate]) -> list[Throttle]:
+        return [throttles[each.id] for each in gates if each.id in throttles]
+
+    if _knows(keyring, user, device, now):
+        gates, forgiven = [by_device], by_device
+    elif _is_blocked(throttles.get(account.id), now) and await _has_session(database, actor, user):
+        place = throttle.gate(keyring, _PLACE, f"{email}|{network(actor.address)}|{_family(actor.user_agent)}")
+        if here := await database[THROTTLES].find_one({"_id": place.id}):
+            throttles[place.id] = here
+        gates, forgiven = [place, *by_address], place
+    else:
+        gates, forgiven = [account, *by_address], account
+    try:
+        throttle.check(found(gates), now)
+    except Throttled:
+        await refusals.count(database, actor, "accounts.sign_in.refused", resource="users", reason="throttled")
+        raise
+    return Attempt(account, gates, user, credential, forgiven if forgiven.id in throttles else None)
+
+
+async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
+    """Count it, and note it in the log."""
+    user_id = attempt.user.id if attempt.user else None
+    await asyncio.gather(
+        throttle.fail(database, attempt.gates),
+        refusals.count(
+            database,
+            actor,
+            "accounts.sign_in.failed",
+            resource="users",
+            resource_id=user_id,
+            user_id=user_id,
+            subject=attempt.account.id.hex(),
+        ),
+    )
+
+
+def locked() -> AccountLocked:
+    """Said only to those who know the password: to others a locked account is as any other."""
+    return AccountLocked("This account is locked: write to support to have it opened")
+
+
+async def refuse_locked(database: Database, actor: Actor, attempt: Attempt) -> NoReturn:
+    """Note it in the log. Raises AccountLocked."""
+    user_id = attempt.user.id if attempt.user else None
+    await refusals.count(
+        database,
+        actor,
+        "accounts.sign_in.refused",
+        resource="users",
+        resource_id=user_id,
+        user_id=user_id,
+        subject=attempt.account.id.hex(),
+        reason="locked",
+    )
+    raise locked()
+
+
+async def succeed(database: Database, attempt: Attempt) -> None:
+    """Forget the owner's own slips. The address stays counted: an attacker may have an account too."""
+    if attempt.forgiven:
+        await throttle.forgive(database, attempt.forgiven)
+
+
+async def _look(
+    database: Database, email: str, gates: list[Gate]
+) -> tuple[User | None, Credential | None, dict[bytes, Throttle]]:
+    """The account, what beside its password decides, and what was counted, with one command."""
+    ids = [each.id for each in gates]
+    rows = await database.users.aggregate(
+        [
+            {"$match": {"email": email, "deletedAt": None}},
+            {"$lookup": {"from": "credentials", "localField": "_id", "foreignField": "_id", "as": "credential"}},
+            {"$unionWith": {"coll": "throttles", "pipeline": [{"$match": {"_id": {"$in": ids}}}]}},
+        ]
+    )
+    throttles = {bytes(row["_id"]): codec_of(Throttle).decode(row) for row in rows if isinstance(row["_id"], bytes)}
+    for row in rows:
+        if isinstance(row["_id"], bytes):
+            continue
+        credentials = row.pop("credential")
+        try:
+            user = codec_of(User).decode(row)
+        except UnreadableDocument:
+            break  # an account that another application keeps without a password, for instance
+        return user, codec_of(Credential).decode(credentials[0]) if credentials else None, throttles
+    return None, None, throttles
+
+
+def _knows(keyring: Keyring, user: User | None, device: str | None, now: datetime) -> bool:
+    made = keyring.verify(_purpose(user.id if user else ObjectId()), device) if device else None
+    return made is not None and made.generation_time > now - _REMEMBERED
+
+
+def _purpose(user_id: ObjectId) -> str:
+    return f"device:{user_id}"
+
+
+def _is_blocked(found: Throttle | None, now: datetime) -> bool:
+    return found is not None and found.blocked_until is not None and found.blocked_until > now
+
+
+async def _has_session(database: Database, actor: Actor, user: User | None) -> bool:
+    """Whether somebody from here, with such a browser, is signed in to the account. Asks the same for nobody's."""
+    where = {"userId": user.id if user else ObjectId(), "expiresAt": {"$gt": database.clock.now()}}
+    open_ones = await database[SESSIONS].find(where)
+    here = actor.address and (network(actor.address), _family(actor.user_agent))
+    return any(here == (network(each.address), _family(each.user_agent)) for each in open_ones)
+
+
+def _family(user_agent: str | None) -> str:
+    """A browser without its version, which changes every few weeks."""
+    return re.sub(r"[\d._]+", "", user_agent or "")

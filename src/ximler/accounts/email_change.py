@@ -1,0 +1,187 @@
+"""Another e-mail address: asked for with a recent sign-in, confirmed from the new address, announced to the old one.
+
+As with a registration, the link shows who reads the mailbox, and the password who asked: so nobody can have a stranger's
+address confirmed for their own account by a click of the stranger's. `request` never looks at who has the new address.
+"""
+
+import hashlib
+from datetime import timedelta
+
+from bson import ObjectId
+
+from ximler.accounts import notices, sessions, step_up
+from ximler.accounts.keyring import Keyring
+from ximler.accounts.registration import AccountExists, address
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
+from ximler.database.failures import DocumentExists
+from ximler.notifications.email import Mailer, compose
+from ximler.schema.email_change import EMAIL_CHANGES, EmailChange
+from ximler.schema.user import User
+
+__all__ = ["SEND_LINK", "cancel", "confirm", "request", "send_link"]
+
+SEND_LINK = "accounts.send_email_change"
+
+_PURPOSE = "email"
+_VALIDITY = timedelta(hours=24)
+_MAX_ATTEMPTS = 5
+
+
+async def request(database: Database, keyring: Keyring, actor: Actor, user: User, *, email: str) -> None:
+    """Have a link mailed to the new address, and a notice to the present one. The same commands, whoever has the address.
+
+    Asking again replaces what was asked before. Raises StepUpRequired, and Invalid for what is no address or is the user's own.
+    """
+    step_up.require(database, actor)
+    new = address(email)
+    if new == user.email:
+        raise Invalid.field("email", "is your address already")
+    asked = ObjectId()
+    change = EmailChange(
+        id=user.id,
+        request_id=asked,
+        email=new,
+        session_id=actor.session_id,
+        expires_at=database.clock.now() + _VALIDITY,
+    )
+    values = {"requestId": asked, "email": new, "attempts": 0, "expiresAt": change.expires_at}
+
+    async def write(transaction: Database) -> None:
+        hashed = _stored(keyring.sign(_PURPOSE, asked))
+        if not await transaction.users.patch({"_id": user.id}, {"$set": {"emailVerificationToken": hashed}}):
+            raise NotFound("No such user")
+        await transaction[EMAIL_CHANGES].upsert(
+            {"_id": user.id}, {"$set": values | {"sessionId": actor.session_id}}, fresh=change
+        )
+        await outbox.enqueue(transaction, SEND_LINK, {"userId": user.id, "requestId": asked})
+        await notices.tell(transaction, user.id, "email_requested", to=user.email, address=new)
+        await _record(transaction, actor, user.id, "accounts.email.requested", before=user.email, after=new)
+
+    await database.transaction(write)
+
+
+async def send_link(
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    mailer: Mailer,
+    *,
+    user_id: ObjectId,
+    request_id: ObjectId,
+) -> None:
+    """The job behind `request`. An address that has an account is told so, and gets no link."""
+    found = await database[EMAIL_CHANGES].find_one({"_id": user_id, "requestId": request_id})
+    user = await database.users.find_one({"_id": user_id})
+    if found is None or user is None:
+        return
+    taken = await database.users.find_one({"email": found.email}, deleted=True)
+    key = f"email:{request_id}"
+    if taken is not None:
+        message = compose(
+            "email_taken", settings, to=found.email, subject="This address has an account already", key=key
+        )
+    else:
+        message = compose(
+            "email_change",
+            settings,
+            to=found.email,
+            subject="Confirm your new e-mail address",
+            key=key,
+            name=user.name,
+            link=f"{settings.base_url}/email?token={keyring.sign(_PURPOSE, request_id)}",
+            hours=_VALIDITY // timedelta(hours=1),
+        )
+    await mailer.send(message)
+
+
+async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
+    """Make the new address the account's, by its link and the account's password. Works once, for 24 hours.
+
+    All sessions end but the one that asked, and so does a password reset that was mailed to the old address. Raises Invalid for
+    a token that is unknown, replaced, used or expired, or a wrong password (after five the link is worth nothing), and
+    AccountExists when the address has an account by now.
+    """
+    spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: ask for another")
+    request_id = keyring.verify(_PURPOSE, token)
+    if request_id is None:
+        raise spent
+    hashed = _stored(token)
+    user = await database.users.find_one({"emailVerificationToken": hashed})
+    if user is None:
+        raise spent
+    live = {
+        "_id": user.id,
+        "requestId": request_id,
+        "expiresAt": {"$gt": database.clock.now()},
+        "attempts": {"$lt": _MAX_ATTEMPTS},
+    }
+    change = await database[EMAIL_CHANGES].find_and_patch(live, {"$inc": {"attempts": 1}})
+    if change is None:
+        raise spent
+    if not await keyring.verify_password(user.password, password):
+        raise Invalid.field(
+            "password", "is not that of the account that asked for this: sign in and ask again if it was you"
+        )
+    old, asked = user, change
+
+    async def write(transaction: Database) -> None:
+        same = {"_id": old.id, "email": old.email, "password": old.password, "emailVerificationToken": hashed}
+        update: dict[str, dict[str, object]] = {
+            "$set": {"email": asked.email, "emailVerified": True},
+            "$unset": {"emailVerificationToken": "", "passwordResetToken": "", "passwordResetExpires": ""},
+        }
+        if not await transaction.users.patch(same, update):
+            raise spent
+        await transaction[EMAIL_CHANGES].delete({"_id": old.id})
+        await sessions.revoke_all(transaction, old.id, but=asked.session_id)
+        await notices.tell(transaction, old.id, "email_changed", to=old.email, address=asked.email)
+        await _record(transaction, actor, old.id, "accounts.email.changed", before=old.email, after=asked.email)
+
+    try:
+        await database.transaction(write)
+    except DocumentExists:
+        raise AccountExists(
+            "There is an account with this address already", fields={"email": "has an account"}
+        ) from None
+    return await database.users.get(old.id)
+
+
+async def cancel(database: Database, actor: Actor) -> bool:
+    """Give up a change that waits; its link is worth nothing. False when there is none."""
+    user_id = actor.require_user()
+
+    async def write(transaction: Database) -> bool:
+        waiting = {"_id": user_id, "emailVerificationToken": {"$exists": True}}
+        if not await transaction.users.patch(waiting, {"$unset": {"emailVerificationToken": ""}}):
+            return False
+        await transaction[EMAIL_CHANGES].delete({"_id": user_id})
+        await records.write(
+            transaction, actor, "accounts.email.cancelled", resource="users", resource_id=user_id, user_id=user_id
+        )
+        return True
+
+    return await database.transaction(write)
+
+
+async def _record(
+    transaction: Database, actor: Actor, user_id: ObjectId, action: str, *, before: str, after: str
+) -> None:
+    await records.write(
+        transaction,
+        actor,
+        action,
+        resource="users",
+        resource_id=user_id,
+        user_id=user_id,
+        before={"email": before},
+        after={"email": after},
+    )
+
+
+def _stored(token: str) -> str:
+    """What the database keeps of the link's token."""
+    return hashlib.sha256(token.encode()).hexdigest()

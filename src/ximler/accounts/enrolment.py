@@ -1,0 +1,152 @@
+"""The second factor's life: shown and proved, renewed, removed. What it is worth at the door is `factors`'.
+
+Every change needs a recent sign-in, is audited, and is told to the owner by mail.
+"""
+
+from datetime import datetime, timedelta
+
+import msgspec
+import pyotp
+from bson import ObjectId
+
+from ximler.accounts import factors, notices, sessions, step_up
+from ximler.accounts.keyring import Keyring
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
+from ximler.core.errors import Conflict, Invalid, NotFound
+from ximler.database import Database
+from ximler.schema.credential import CREDENTIALS, Credential
+from ximler.schema.user import User
+
+__all__ = ["Enrolment", "SecondFactor", "begin", "confirm", "disable", "regenerate", "remove", "status"]
+
+_ISSUER = "Ximler"
+_VALIDITY = timedelta(minutes=15)
+_FACTOR = ("totpSecret", "totpConfirmedAt", "totpLastStep", "totpPending", "totpPendingAt", "recoveryCodes")
+
+
+class Enrolment(msgspec.Struct, frozen=True):
+    """Shown once. `uri` (otpauth://) is what authenticator apps read as a QR code; `secret` is for typing."""
+
+    secret: str
+    uri: str
+    expires_at: datetime
+
+    def __repr__(self) -> str:
+        return "Enrolment(…)"
+
+
+class SecondFactor(msgspec.Struct, frozen=True):
+    """`since` is None where there is none."""
+
+    since: datetime | None
+    recovery_codes_left: int
+
+
+async def status(database: Database, actor: Actor) -> SecondFactor:
+    """Whether the actor's account has one. One command."""
+    found = await database[CREDENTIALS].find_one({"_id": actor.require_user()})
+    if found is None or found.totp_secret is None:
+        return SecondFactor(None, 0)
+    return SecondFactor(found.totp_confirmed_at, len(found.recovery_codes))
+
+
+async def begin(database: Database, keyring: Keyring, actor: Actor, user: User) -> Enrolment:
+    """A new secret for the user's authenticator app, to be proved by `confirm` within 15 minutes.
+
+    Until then nothing changes: a factor that is there stays in force. Beginning anew replaces a secret not yet proved.
+    Raises StepUpRequired.
+    """
+    step_up.require(database, actor)
+    secret = pyotp.random_base32()
+    now = database.clock.now()
+    pending = keyring.encrypt(factors.PURPOSE, user.id, secret.encode())
+    await database[CREDENTIALS].upsert(
+        {"_id": user.id}, {"$set": {"totpPending": pending, "totpPendingAt": now}}, fresh=Credential(id=user.id)
+    )
+    uri = pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=_ISSUER)
+    return Enrolment(secret, uri, now + _VALIDITY)
+
+
+async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User, *, code: str) -> list[str]:
+    """Prove the secret that `begin` showed: from now on signing in takes a code. Returns the recovery codes, this once.
+
+    Every other session ends: they were made without it. Raises StepUpRequired, Conflict where nothing was begun or it is
+    too long ago, Invalid for a wrong code.
+    """
+    step_up.require(database, actor)
+    found = await database[CREDENTIALS].find_one({"_id": user.id})
+    now = database.clock.now()
+    if found is None or found.totp_pending is None or (found.totp_pending_at or now) <= now - _VALIDITY:
+        raise Conflict("There is no new second factor to confirm: begin again")
+    pending = found.totp_pending
+    secret = keyring.decrypt(factors.PURPOSE, user.id, pending)
+    step = factors.matching_step(secret, code.strip().replace(" ", ""), to_ms(now))
+    if step is None:
+        raise Invalid.field(
+            "code", "is not right: compare the clock of the device, and type the code that it shows now"
+        )
+    codes, hashes = factors.new_recovery_codes(user.id)
+
+    async def write(transaction: Database) -> None:
+        change: dict[str, dict[str, object]] = {
+            "$set": {"totpSecret": pending, "totpConfirmedAt": now, "totpLastStep": step, "recoveryCodes": hashes},
+            "$unset": {"totpPending": "", "totpPendingAt": ""},
+        }
+        if not await transaction[CREDENTIALS].patch({"_id": user.id, "totpPending": pending}, change):
+            raise Conflict("It was confirmed, or begun anew, at the same moment: begin again")
+        await transaction.users.patch({"_id": user.id}, {"$set": {}})  # a sign-in in flight must meet this, and fail
+        await sessions.revoke_all(transaction, user.id, but=actor.session_id)
+        await _record(transaction, actor, user.id, "accounts.factor.enabled")
+        await notices.tell(transaction, user.id, "factor_enabled")
+
+    await database.transaction(write)
+    return codes
+
+
+async def regenerate(database: Database, actor: Actor, user_id: ObjectId) -> list[str]:
+    """New recovery codes, shown this once; the old ones are worth nothing. Raises StepUpRequired, NotFound without a factor."""
+    step_up.require(database, actor)
+    codes, hashes = factors.new_recovery_codes(user_id)
+
+    async def write(transaction: Database) -> None:
+        await _change(transaction, user_id, {"$set": {"recoveryCodes": hashes}})
+        await _record(transaction, actor, user_id, "accounts.recovery_codes.made")
+        await notices.tell(transaction, user_id, "recovery_codes_made")
+
+    await database.transaction(write)
+    return codes
+
+
+async def disable(database: Database, actor: Actor) -> None:
+    """The password alone signs in again. Raises StepUpRequired, NotFound without a factor."""
+    step_up.require(database, actor)
+    await _remove(database, actor, actor.require_user())
+
+
+async def remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
+    """For a user who has lost device and recovery codes, and has shown an operator who they are. Operators only.
+
+    Raises Forbidden, NotFound without a factor.
+    """
+    actor.require_operator()
+    await _remove(database, actor, user_id)
+
+
+async def _remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
+    async def write(transaction: Database) -> None:
+        await _change(transaction, user_id, {"$unset": dict.fromkeys(_FACTOR, "")})
+        await _record(transaction, actor, user_id, "accounts.factor.disabled")
+        await notices.tell(transaction, user_id, "factor_disabled")
+
+    await database.transaction(write)
+
+
+async def _change(transaction: Database, user_id: ObjectId, update: dict[str, dict[str, object]]) -> None:
+    if not await transaction[CREDENTIALS].patch({"_id": user_id, "totpSecret": {"$exists": True}}, update):
+        raise NotFound("This account has no second factor")
+
+
+async def _record(transaction: Database, actor: Actor, user_id: ObjectId, action: str) -> None:
+    await records.write(transaction, actor, action, resource="users", resource_id=user_id, user_id=user_id)

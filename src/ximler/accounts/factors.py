@@ -1,0 +1,241 @@
+"""The second factor at the door: codes of an authenticator app (TOTP, RFC 6238), and recovery codes for who has lost it.
+
+A code is one of a million, so guesses are counted before they are looked at: of any number of codes tried at once, on any
+number of processes, no more than `BUDGET` in `WINDOW` are compared with the right one. A code is taken once (RFC 6238, 5.2).
+Recovery codes have 80 random bits: they need no budget, so nobody's guessing keeps their owner out.
+
+Making and removing the factor is `enrolment`'s.
+"""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import re
+import secrets
+from datetime import timedelta
+
+import pyotp
+from bson import ObjectId
+
+from ximler.accounts import notices
+from ximler.accounts.keyring import KeyLost, Keyring
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
+from ximler.core.errors import LimitExceeded, Unauthenticated
+from ximler.database import Database
+from ximler.database.failures import DocumentExists
+from ximler.schema.credential import CREDENTIALS, Credential
+
+__all__ = [
+    "BUDGET",
+    "PURPOSE",
+    "RECOVERY_CODES",
+    "WINDOW",
+    "SecondFactorRequired",
+    "TooManyCodes",
+    "WrongCode",
+    "matching_step",
+    "new_recovery_codes",
+    "prove",
+    "recovery_hash",
+    "rewrap",
+    "still_proved",
+]
+
+BUDGET = 5
+WINDOW = timedelta(minutes=15)
+PURPOSE = "totp"  # of the encryption
+RECOVERY_CODES = 10
+
+_STEP_S = 30
+_CODE = re.compile(r"[0-9]{6}")
+
+
+class SecondFactorRequired(Unauthenticated):
+    code = "SECOND_FACTOR_REQUIRED"
+
+
+class WrongCode(Unauthenticated):
+    code = "WRONG_CODE"
+
+
+class TooManyCodes(LimitExceeded):
+    code = "TOO_MANY_CODES"
+
+
+async def prove(
+    database: Database, keyring: Keyring, actor: Actor, credential: Credential | None, code: str | None
+) -> None:
+    """Take a code of the user whose password was right a moment ago, if they have a second factor; without one, do nothing.
+
+    No round trip without a factor, two with a code that is right. Raises SecondFactorRequired without a code, WrongCode,
+    TooManyCodes once the budget is used up, KeyLost when the secret key it was encrypted under is gone (recovery codes work
+    even then).
+    """
+    if credential is None or credential.totp_secret is None:
+        return
+    typed = re.sub(r"[\s-]", "", code or "").lower()
+    if not typed:
+        raise SecondFactorRequired("Your account has a second factor: send its code as well")
+    if not _CODE.fullmatch(typed):
+        await _use_recovery_code(database, actor, credential, typed)
+        return
+    secret = keyring.decrypt(PURPOSE, credential.id, credential.totp_secret)
+    now = database.clock.now()
+    at = to_ms(now)
+    tried = await _count_attempt(database, credential, at)
+    step = matching_step(secret, typed, at)
+    if step is None or not await _take(database, keyring, credential, secret, step=step, attempt=at):
+        if len(tried) == BUDGET and tried[0] > at - _ms(WINDOW):
+            await _warn(database, actor, credential)
+        raise WrongCode(
+            "The code is not right, or was used already: wait for the next one", fields={"code": "is not right"}
+        )
+
+
+async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> Credential | None:
+    """In the transaction that starts a session: no factor came to be since `prove` looked. Returns what is there now.
+
+    Raises SecondFactorRequired. `enrolment.confirm` writes the user's document, as a sign-in does, so that of the two one is
+    repeated and sees the other.
+    """
+    found = await transaction[CREDENTIALS].find_one({"_id": user_id})
+    if found is None or found.totp_secret is None:
+        return found
+    if credential is None or credential.totp_confirmed_at != found.totp_confirmed_at:
+        raise SecondFactorRequired("Your account has a second factor: send its code as well")
+    return found
+
+
+def matching_step(secret: bytes, code: str, now_ms: int) -> int | None:
+    """The time step that a code is of: the present one or, for a clock that is wrong, one beside it (RFC 6238, 5.2)."""
+    totp = pyotp.TOTP(secret.decode())
+    present = now_ms // 1000 // _STEP_S
+    found = [step for step in (present - 1, present, present + 1) if hmac.compare_digest(totp.generate_otp(step), code)]
+    return found[-1] if found else None
+
+
+def new_recovery_codes(user_id: ObjectId) -> tuple[list[str], list[str]]:
+    """Codes to show once, and what to store of them."""
+    codes = [base64.b32encode(secrets.token_bytes(10)).decode().lower() for _ in range(RECOVERY_CODES)]
+    shown = ["-".join(code[start : start + 4] for start in range(0, 16, 4)) for code in codes]
+    return shown, [recovery_hash(user_id, code) for code in codes]
+
+
+def recovery_hash(user_id: ObjectId, code: str) -> str:
+    """Of 80 random bits: no guessing reverses it, and no secret key has to survive for it. The alphabet has no 0 and 1."""
+    return hashlib.sha256(user_id.binary + code.replace("0", "o").replace("1", "l").encode()).hexdigest()
+
+
+async def rewrap(database: Database, keyring: Keyring) -> tuple[int, int]:
+    """Encrypt every secret under the newest key, so that older ones may go; (how many that were not, how many are lost).
+
+    Safe to repeat, and while people sign in.
+    """
+    renewed = lost = 0
+    async for credential in database[CREDENTIALS].stream({"totpSecret": {"$exists": True}}):
+        stored = credential.totp_secret
+        if stored is None or keyring.is_newest(PURPOSE, stored):
+            continue
+        try:
+            secret = keyring.decrypt(PURPOSE, credential.id, stored)
+        except KeyLost:
+            lost += 1
+            continue
+        fresh = keyring.encrypt(PURPOSE, credential.id, secret)
+        renewed += await database[CREDENTIALS].patch(
+            {"_id": credential.id, "totpSecret": stored}, {"$set": {"totpSecret": fresh}}
+        )
+    return renewed, lost
+
+
+async def _count_attempt(database: Database, credential: Credential, at: int) -> list[int]:
+    """Reserve one guess, in one guarded update; when the latest few were made, this one included. Raises TooManyCodes.
+
+    The list holds the latest `BUDGET` guesses: one more is free when the oldest of them is out of the window.
+    """
+    free = [
+        {f"factorAttempts.{BUDGET - 1}": {"$exists": False}},
+        {"factorAttempts.0": {"$lte": at - _ms(WINDOW)}},
+    ]
+    counted = await database[CREDENTIALS].find_and_patch(
+        {"_id": credential.id, "$or": free}, {"$push": {"factorAttempts": {"$each": [at], "$slice": -BUDGET}}}
+    )
+    if counted is not None:
+        return counted.factor_attempts
+    since = credential.factor_attempts[0] if len(credential.factor_attempts) == BUDGET else at
+    raise TooManyCodes(
+        "Too many wrong codes: wait a while, or use a recovery code",
+        retry_after_s=max(1.0, (since + _ms(WINDOW) - at) / 1000),
+    )
+
+
+async def _take(
+    database: Database, keyring: Keyring, credential: Credential, secret: bytes, *, step: int, attempt: int
+) -> bool:
+    """Use the code up, and give its guess back. False when it, or a later one, was used already."""
+    stored = credential.totp_secret
+    unused = {
+        "_id": credential.id,
+        "totpSecret": stored,
+        "$or": [{"totpLastStep": None}, {"totpLastStep": {"$lt": step}}],
+    }
+    change: dict[str, object] = {"totpLastStep": step}
+    if stored is not None and not keyring.is_newest(PURPOSE, stored):
+        change["totpSecret"] = keyring.encrypt(PURPOSE, credential.id, secret)  # keys rotate as people come by
+    return await database[CREDENTIALS].patch(unused, {"$set": change, "$pull": {"factorAttempts": attempt}})
+
+
+async def _use_recovery_code(database: Database, actor: Actor, credential: Credential, typed: str) -> None:
+    """Raises WrongCode. What is none of the codes costs no round trip."""
+    hashed = recovery_hash(credential.id, typed)
+    wrong = WrongCode(
+        "The code is not right: it has six digits, or is one of your recovery codes, each of which works once",
+        fields={"code": "is not right"},
+    )
+    if hashed not in credential.recovery_codes:
+        raise wrong
+    left = len(credential.recovery_codes) - 1
+
+    async def write(transaction: Database) -> None:
+        unused = {"_id": credential.id, "recoveryCodes": hashed}
+        if not await transaction[CREDENTIALS].patch(unused, {"$pull": {"recoveryCodes": hashed}}):
+            raise wrong
+        await records.write(
+            transaction,
+            actor,
+            "accounts.recovery_code.used",
+            resource="users",
+            resource_id=credential.id,
+            user_id=credential.id,
+            left=left,
+        )
+        await notices.tell(transaction, credential.id, "recovery_code_used", left=left)
+
+    await database.transaction(write)
+
+
+async def _warn(database: Database, actor: Actor, credential: Credential) -> None:
+    """The budget was used up by whoever has the password: its owner is told, once a day."""
+
+    async def write(transaction: Database) -> None:
+        await records.write(
+            transaction,
+            actor,
+            "accounts.factor.attempts_exhausted",
+            resource="users",
+            resource_id=credential.id,
+            user_id=credential.id,
+            count=BUDGET,
+        )
+        today = f"{transaction.clock.now():%Y-%m-%d}"
+        await notices.tell(transaction, credential.id, "wrong_codes", once=today, count=BUDGET)
+
+    with contextlib.suppress(DocumentExists):  # a racing guess has told them
+        await database.transaction(write)
+
+
+def _ms(span: timedelta) -> int:
+    return span // timedelta(milliseconds=1)

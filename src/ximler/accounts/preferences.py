@@ -1,0 +1,37 @@
+"""What a user wants to be mailed, as the links in the mails themselves change it."""
+
+from ximler.accounts.keyring import Keyring
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid
+from ximler.database import Database
+from ximler.notifications.inbox import UNSUBSCRIBE
+
+__all__ = ["unsubscribe"]
+
+
+async def unsubscribe(database: Database, keyring: Keyring, actor: Actor, token: str) -> None:
+    """No more product mail, by the link that every such mail has; no sign-in needed (RFC 8058). Repeating it changes nothing.
+
+    Raises Invalid for a link that is not ours. What it says does not tell whether the account still exists.
+    """
+    user_id = keyring.verify(UNSUBSCRIBE, token)
+    if user_id is None:
+        raise Invalid.field("token", "is not valid: open the link as our message has it")
+    wanted = "notificationSettings.email.productUpdates"
+
+    async def write(transaction: Database) -> None:
+        still = {"_id": user_id, wanted: {"$ne": False}}
+        if await transaction.users.patch(still, {"$set": {wanted: False}}):
+            await records.write(
+                transaction,
+                actor,
+                "accounts.notifications.changed",
+                resource="users",
+                resource_id=user_id,
+                user_id=user_id,
+                before={"productUpdates": True},
+                after={"productUpdates": False},
+            )
+
+    await database.transaction(write)

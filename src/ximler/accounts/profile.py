@@ -1,0 +1,81 @@
+"""What a user says about themselves, and what they want to be told."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ximler.accounts.registration import person
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.database import Database
+from ximler.schema.user import User
+
+__all__ = ["change_notifications", "rename"]
+
+
+async def rename(database: Database, actor: Actor, user: User, *, name: str) -> User:
+    """Another name. Raises Invalid for what cannot be one."""
+    return await _change(database, actor, user, "accounts.profile.changed", {"name": person(name)})
+
+
+async def change_notifications(database: Database, actor: Actor, user: User, wanted: Mapping[str, Any]) -> User:
+    """Change what `wanted` names (`{"email": {"product_updates": False}}`); the rest stays. Raises Invalid for a null."""
+    changes: dict[str, Any] = {}
+    for channel, kinds in wanted.items():
+        if kinds is None:
+            raise Invalid.field(channel, "must not be null: leave out what is to stay")
+        for kind, value in kinds.items():
+            name = _camel(kind)
+            if value is None:
+                raise Invalid.field(f"{channel}.{name}", "must be true or false: leave out what is to stay")
+            changes[f"notificationSettings.{channel}.{name}"] = value
+    return await _change(database, actor, user, "accounts.notifications.changed", changes)
+
+
+async def _change(database: Database, actor: Actor, user: User, action: str, changes: dict[str, Any]) -> User:
+    """Nothing is written, nor audited, where all is so already."""
+    before = {path: _value(user, path) for path in changes}
+    if before == changes:
+        return user
+
+    async def write(transaction: Database) -> User:
+        changed = await transaction.users.find_and_patch({"_id": user.id}, {"$set": changes})
+        if changed is None:
+            raise NotFound("No such user")
+        await records.write(
+            transaction,
+            actor,
+            action,
+            resource="users",
+            resource_id=user.id,
+            before=_nested(before),
+            after=_nested(changes),
+        )
+        return changed
+
+    return await database.transaction(write)
+
+
+def _value(user: User, path: str) -> Any:
+    found: Any = user
+    for part in path.split("."):
+        names = dict(zip(found.__struct_encode_fields__, found.__struct_fields__, strict=True))
+        found = getattr(found, names[part])
+    return found
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": 1}` as `{"a": {"b": 1}}`: no key of a stored value may contain a dot."""
+    found: dict[str, Any] = {}
+    for path, value in values.items():
+        *above, last = path.split(".")
+        place = found
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)

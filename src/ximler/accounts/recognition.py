@@ -1,0 +1,138 @@
+"""Whom a session's token stands for: decided in memory for one that was seen before, else by one read.
+
+A session ends when it has not been used for `session_days`, and after `session_max_days` in any case. Its holder may exchange
+its token (`sessions.refresh`); a token that was exchanged and comes back later is somebody's copy, so every session of that
+sign-in ends.
+"""
+
+import asyncio
+import contextlib
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from ximler.accounts import standing
+from ximler.accounts.keyring import Keyring
+from ximler.accounts.standing import Standing
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.errors import Unauthenticated, Unavailable
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.database.cache import Cache, Tag, Watch
+from ximler.database.changes import Feed
+from ximler.database.codec import codec_of
+from ximler.schema.session import SESSIONS, Session
+
+__all__ = ["Recognised", "Recogniser", "SessionExpired", "admit", "family", "read"]
+
+_WATCHES = (Watch(collection=SESSIONS.name), *standing.WATCHES)
+_EXTEND_EVERY = timedelta(hours=1)
+_WRITE_EVERY_S = 5.0
+# Of two requests for a new token the second may come with the old one still: it is refused, and no theft.
+_LEEWAY = timedelta(seconds=10)
+
+
+class SessionExpired(Unauthenticated):
+    code = "SESSION_EXPIRED"
+
+
+class Recognised(msgspec.Struct, frozen=True, gc=False):
+    """A session as it was read, and who its user is."""
+
+    session: Session
+    standing: Standing
+
+
+class Recogniser:
+    """One a process, on its feed. `run` it: it extends the sessions that are used."""
+
+    def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._idle = timedelta(days=settings.session_days)
+        self._cache: Cache[bytes, Recognised] = Cache(feed, _WATCHES)
+        self._used: dict[bytes, Session] = {}
+
+    async def recognise(self, token: str, origin: Actor) -> Recognised:
+        """The live session of a live user. At most one round trip, none when it is known.
+
+        Raises SessionExpired, AccountLocked.
+        """
+        ids = self._keyring.token_ids(token)
+        if not ids:
+            raise SessionExpired("This session has ended: sign in again")
+
+        async def load(_: bytes) -> tuple[Recognised | None, list[Tag]]:
+            return await read(self._database, ids)
+
+        found = await admit(self._database, await self._cache.get(ids[0], load), origin)
+        session, now = found.session, self._database.clock.now()
+        if session.ends_at is not None and session.expires_at < min(session.ends_at, now + self._idle - _EXTEND_EVERY):
+            self._used[session.id] = session
+        return found
+
+    async def run(self) -> None:
+        """Extend sessions until cancelled."""
+        while True:
+            await asyncio.sleep(_WRITE_EVERY_S)
+            with contextlib.suppress(Unavailable):
+                await self.extend()
+
+    async def extend(self) -> None:
+        """Write down that sessions were used; each is written once an hour at most. One that has ended stays so."""
+        used, self._used = self._used, {}
+        now = self._database.clock.now()
+        by_end: dict[datetime, list[bytes]] = {}
+        for session in used.values():
+            end = now + self._idle
+            by_end.setdefault(end if session.ends_at is None else min(end, session.ends_at), []).append(session.id)
+        for end, ids in by_end.items():
+            alive = {"_id": {"$in": ids}, "replacedAt": None, "expiresAt": {"$gt": now}}
+            await self._database[SESSIONS].patch_many(alive, {"$set": {"expiresAt": end}})
+
+
+async def read(database: Database, ids: list[bytes]) -> tuple[Recognised | None, list[Tag]]:
+    """The session under one of these ids, with its user's standing, and what the answer stands on. One command."""
+    tags: list[Tag] = [(SESSIONS.name, each) for each in ids]
+    rows = await database[SESSIONS].aggregate([{"$match": {"_id": {"$in": ids}}}, {"$limit": 1}, *standing.lookups()])
+    if not rows:
+        return None, tags
+    session, owner = codec_of(Session).decode(rows[0]), standing.read(rows[0])
+    tags += standing.tags(session.user_id)
+    return None if owner is None else Recognised(session, owner), tags
+
+
+async def admit(database: Database, found: Recognised | None, origin: Actor) -> Recognised:
+    """The same, if it opens anything now. Raises SessionExpired, AccountLocked."""
+    now = database.clock.now()
+    if found is None or found.session.expires_at <= now:
+        raise SessionExpired("This session has ended: sign in again")
+    replaced = found.session.replaced_at
+    if replaced is not None:
+        if now - replaced < _LEEWAY:
+            raise SessionExpired("This session's token was just exchanged: use the new one")
+        await _end_family(database, found.session, origin)
+        raise SessionExpired("This token was exchanged before and may be somebody's copy: sign in again")
+    found.standing.require_unlocked()
+    return found
+
+
+def family(session: Session) -> dict[str, Any]:
+    """Filter for every session of the same sign-in, exchanged ones too. Served by the index on `userId`."""
+    first = session.family or session.id
+    return {"userId": session.user_id, "$or": [{"_id": first}, {"family": first}]}
+
+
+async def _end_family(database: Database, session: Session, origin: Actor) -> None:
+    async def write(transaction: Database) -> None:
+        if not await transaction[SESSIONS].delete_many(family(session)):
+            return
+        await records.write(
+            transaction, origin, "accounts.session.reused", resource=SESSIONS.name,
+            resource_id=session.public_id, user_id=session.user_id,
+        )  # fmt: skip
+        standing.forget(transaction, session.user_id)
+
+    await database.transaction(write)

@@ -1,0 +1,76 @@
+"""Who somebody is at this moment, read along with whatever names them: their account, its role, its lock.
+
+For caches over the change feed: `lookups` joins it to a document that has a `userId`, `read` takes it from the answer, `tags`
+says what the answer stands on.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core.errors import Forbidden
+from ximler.database import Database
+from ximler.database.cache import Tag, Watch
+from ximler.database.codec import codec_of
+from ximler.schema.credential import CREDENTIALS, Credential
+from ximler.schema.user import USERS, User
+
+__all__ = ["WATCHES", "AccountLocked", "Standing", "forget", "lookups", "read", "tags"]
+
+# What a sign-in with a second factor writes changes nobody's standing.
+_FACTORS = frozenset({"totpLastStep", "totpSecret", "totpConfirmedAt", "recoveryCodes", "updatedAt"})
+
+WATCHES = (
+    Watch(collection=USERS.name),
+    Watch(collection=CREDENTIALS.name, indifferent=_FACTORS),
+)
+
+
+class AccountLocked(Forbidden):
+    code = "ACCOUNT_LOCKED"
+
+
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """A live user, what role they have, and whether an operator has locked them out."""
+
+    user: User
+    operator: bool
+    locked: bool
+
+    def require_unlocked(self) -> None:
+        """Raises AccountLocked."""
+        if self.locked:
+            raise AccountLocked("This account is locked: write to support to have it opened")
+
+
+def lookups() -> list[dict[str, Any]]:
+    """Pipeline stages that join the standing to documents with a `userId`."""
+    return [
+        {"$lookup": {"from": USERS.name, "localField": "userId", "foreignField": "_id", "as": "user"}},
+        {"$lookup": {"from": CREDENTIALS.name, "localField": "userId", "foreignField": "_id", "as": "credential"}},
+    ]
+
+
+def read(row: Mapping[str, Any]) -> Standing | None:
+    """The standing in an answer of `lookups`; None when the account is closed or gone."""
+    users = [user for user in row["user"] if user.get("deletedAt") is None]
+    if not users:
+        return None
+    credential = codec_of(Credential).decode(row["credential"][0]) if row["credential"] else None
+    return Standing(
+        codec_of(User).decode(users[0]),
+        operator=credential is not None and credential.role == "operator",
+        locked=credential is not None and credential.locked_at is not None,
+    )
+
+
+def tags(user_id: ObjectId) -> Sequence[Tag]:
+    return (USERS.name, user_id), (CREDENTIALS.name, user_id)
+
+
+def forget(database: Database, user_id: ObjectId) -> None:
+    """Have this process read again what stands on a user: their sessions, their keys (see `Database.forget`)."""
+    for collection, name in tags(user_id):
+        database.forget(collection, name)

@@ -1,0 +1,63 @@
+"""Step-up: what would let a thief keep an account asks for a sign-in of the last ten minutes, not merely a session.
+
+ASVS 5.0 asks for it before e-mail address, password and factors change.
+"""
+
+from datetime import datetime, timedelta
+
+from ximler.accounts import factors
+from ximler.accounts.keyring import Keyring
+from ximler.accounts.sessions import SessionExpired
+from ximler.core.actor import Actor
+from ximler.core.errors import Forbidden
+from ximler.database import Database
+from ximler.schema.credential import CREDENTIALS
+from ximler.schema.session import SESSIONS
+from ximler.schema.user import User
+
+__all__ = ["RECENT", "StepUpRequired", "reauthenticate", "require"]
+
+RECENT = timedelta(minutes=10)
+
+
+class StepUpRequired(Forbidden):
+    code = "STEP_UP_REQUIRED"
+
+
+def require(database: Database, actor: Actor) -> None:
+    """Refuse unless the actor proved who they are within the last ten minutes. No round trip: the actor says it.
+
+    Operators at the command line and the system itself have no session to prove. An API key cannot step up.
+    Raises Unauthenticated, StepUpRequired.
+    """
+    if actor.via in ("cli", "worker"):
+        return
+    actor.require_user()
+    if actor.via != "session":
+        raise StepUpRequired("An API key cannot do this: sign in as a person")
+    proved = actor.authenticated_at
+    if proved is None or proved < database.clock.now() - RECENT:
+        minutes = RECENT // timedelta(minutes=1)
+        raise StepUpRequired(
+            f"This needs a sign-in of the last {minutes} minutes: call reauthenticate with your password, then try again"
+        )
+
+
+async def reauthenticate(
+    database: Database, keyring: Keyring, actor: Actor, user: User, *, password: str, code: str | None = None
+) -> datetime:
+    """Prove once more who one is, by password and, where there is one, second factor; until when that counts as recent.
+
+    Raises Forbidden for a wrong password, SecondFactorRequired, WrongCode, TooManyCodes, and SessionExpired for a session that
+    ended meanwhile (a change of password ends it, so that nobody steps up with the old one).
+    """
+    actor.require_user()
+    if not await keyring.verify_password(user.password, password):
+        raise Forbidden("The password is not right", fields={"password": "is not right"})
+    credential = await database[CREDENTIALS].find_one({"_id": user.id})
+    await factors.prove(database, keyring, actor, credential, code)
+    now = database.clock.now()
+    mine = {"_id": actor.session_id, "userId": user.id, "expiresAt": {"$gt": now}}
+    if not await database[SESSIONS].patch(mine, {"$set": {"authenticatedAt": now}}):
+        raise SessionExpired("This session has ended: sign in again")
+    return now + RECENT

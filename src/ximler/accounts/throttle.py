@@ -1,0 +1,126 @@
+"""Throttling: whoever tries too often waits, twice as long each time. Counted in the database, so in all processes at once.
+
+A rule lets some tries in a window pass freely; after that each one blocks its subject for a delay that doubles, up to a
+longest. Subjects are kept as keyed hashes. A count is one atomic command; the last free try is never had twice.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from ximler.accounts.keyring import Keyring
+from ximler.audit.refusals import network
+from ximler.core.errors import LimitExceeded
+from ximler.database import Database
+from ximler.schema.throttle import THROTTLES, Throttle
+
+__all__ = ["Gate", "Rule", "Throttled", "check", "fail", "forgive", "gate", "gates", "spend"]
+
+_SECOND_MS = 1000
+
+
+class Throttled(LimitExceeded):
+    code = "TOO_MANY_ATTEMPTS"
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """`free` tries in a `window`, which begins with the first; then a wait of `first_s`, doubled with each, to `longest_s`."""
+
+    name: str
+    free: int
+    window: timedelta
+    first_s: int = 2
+    longest_s: int = 900
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """A rule, and the hash of whom it is applied to."""
+
+    rule: Rule
+    id: bytes
+
+
+def gate(keyring: Keyring, rule: Rule, subject: str) -> Gate:
+    return Gate(rule, keyring.digest("throttle", f"{rule.name}|{subject}"))
+
+
+def gates(keyring: Keyring, *, by_address: Rule, address: str | None, by_subject: Rule, subject: str) -> list[Gate]:
+    """For a request from an address about a subject. Without an address (the command line) only the subject counts."""
+    found = [gate(keyring, by_subject, subject)]
+    return [*found, gate(keyring, by_address, network(address))] if address else found
+
+
+async def spend(database: Database, through: Iterable[Gate]) -> None:
+    """Count one try of something that costs us whether or not it succeeds. One command a gate, side by side.
+
+    A try does not count at the gate that refuses it: whoever waits as long as they are told gets through. Raises Throttled.
+    """
+    now = database.clock.now()
+    befores = await asyncio.gather(*(_count(database, each, now, when_blocked=False) for each in through))
+    check([before for before in befores if before], now)
+
+
+async def fail(database: Database, through: Iterable[Gate]) -> None:
+    """Count one failure. One command a gate, side by side."""
+    now = database.clock.now()
+    await asyncio.gather(*(_count(database, each, now, when_blocked=True) for each in through))
+
+
+async def forgive(database: Database, at: Gate) -> None:
+    """Forget what was counted."""
+    await database[THROTTLES].delete({"_id": at.id})
+
+
+def check(found: Iterable[Throttle], now: datetime) -> None:
+    """Raises Throttled, with the seconds to wait, where one of them is blocked."""
+    until = max((each.blocked_until for each in found if each.blocked_until), default=now)
+    if until > now:
+        wait_s = max(1, round((until - now).total_seconds()))
+        raise Throttled(f"Too many attempts: try again in {_spoken(wait_s)}", retry_after_s=wait_s)
+
+
+async def _count(database: Database, at: Gate, now: datetime, *, when_blocked: bool) -> Throttle | None:
+    """Returns what was there before."""
+    rule = at.rule
+    running: dict[str, Any] = {"$gt": ["$expiresAt", now]}
+    blocked: dict[str, Any] = {"$gt": ["$blockedUntil", now]}
+    one_more: Any = {"$cond": [running, {"$add": ["$count", 1]}, 1]}
+    until: Any = {
+        "$add": [
+            now,
+            {
+                "$multiply": [
+                    _SECOND_MS,
+                    {"$min": [rule.longest_s, {"$multiply": [rule.first_s, {"$pow": [2, _beyond(rule)]}]}]},
+                ]
+            },
+        ]
+    }
+    counted = {"$cond": [{"$gte": ["$count", rule.free]}, until, "$$REMOVE"]}
+    return await database[THROTTLES].recompute(
+        {"_id": at.id},
+        [
+            {
+                "$set": {
+                    "count": one_more if when_blocked else {"$cond": [blocked, "$count", one_more]},
+                    "expiresAt": {"$cond": [running, "$expiresAt", now + rule.window]},
+                }
+            },
+            {"$set": {"blockedUntil": counted if when_blocked else {"$cond": [blocked, "$blockedUntil", counted]}}},
+        ],
+        upsert=True,
+    )
+
+
+def _beyond(rule: Rule) -> dict[str, Any]:
+    """How many doublings; never so many that the power overflows."""
+    return {"$min": [{"$subtract": ["$count", rule.free]}, 30]}
+
+
+def _spoken(seconds: int) -> str:
+    if seconds < 120:
+        return f"{seconds} second{'s' if seconds != 1 else ''}"
+    return f"{-(-seconds // 60)} minutes"

@@ -1,0 +1,257 @@
+"""A user's API keys: made, listed, changed, replaced, revoked. Owns `apikeys`. Whom a key stands for is `verification`'s.
+
+The key itself is shown once, when it is made; stored is its SHA-256. Operators may do this to anybody's keys, but for what
+shows a new secret: that they may only at the command line.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+from bson import ObjectId
+from msgspec import UNSET, UnsetType
+
+from ximler.accounts import step_up
+from ximler.apikeys import scopes, tokens
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound
+from ximler.database import Database
+from ximler.schema.api_key import API_KEYS, ApiKey
+
+__all__ = ["GRACE", "MAX_KEYS", "Made", "State", "change", "create", "mine", "revoke", "rotate", "state"]
+
+GRACE = timedelta(days=1)
+MAX_KEYS = 100  # that work, a user
+_MAX_GRACE = timedelta(days=30)
+_MAX_NAME = 100
+_MAX_NETWORKS = 50
+
+State = Literal["ACTIVE", "ROTATED", "EXPIRED", "REVOKED"]
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A key that was just made. `secret` is the key itself: hand it over, and forget it."""
+
+    secret: str
+    key: ApiKey
+
+
+class KeyNotActive(Conflict):
+    code = "API_KEY_NOT_ACTIVE"
+
+
+async def create(
+    database: Database,
+    actor: Actor,
+    *,
+    name: str,
+    permissions: Sequence[str],
+    expires_at: datetime | None = None,
+    allowed_addresses: Sequence[str] = (),
+    user_id: ObjectId | None = None,
+) -> Made:
+    """A new key of the actor's, or at the command line of `user_id`'s. `allowed_addresses` are addresses or networks (CIDR).
+
+    Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, LimitExceeded.
+    """
+    step_up.require(database, actor)
+    owner = _owner(actor, user_id)
+    if expires_at is not None and expires_at <= database.clock.now():
+        raise Invalid.field("expiresAt", "lies in the past")
+    secret = tokens.mint()
+    key = ApiKey(
+        user_id=owner,
+        name=_name(name),
+        key_hash=tokens.hash_of(secret),
+        permissions=scopes.check(permissions),
+        expires_at=expires_at,
+        hint=secret[-tokens.HINT :],
+        allowed_addresses=_networks(allowed_addresses),
+    )
+
+    async def write(transaction: Database) -> ApiKey:
+        if await transaction.api_keys.count({"userId": owner, **_works(database)}) >= MAX_KEYS:
+            raise LimitExceeded(f"There are {MAX_KEYS} keys already: revoke one that is not needed")
+        await _record(transaction, actor, "apikeys.key.created", key, after=_told(key))
+        return await transaction.api_keys.insert(key)
+
+    return Made(secret, await database.transaction(write))
+
+
+async def mine(database: Database, actor: Actor, *, user_id: ObjectId | None = None) -> list[ApiKey]:
+    """The actor's keys, or for operators `user_id`'s, newest first; revoked and expired ones too."""
+    owner = actor.require_user() if user_id is None else user_id
+    if owner != actor.user_id:
+        actor.require_operator()
+    found = await database.api_keys.find({"userId": owner})
+    return sorted(found, key=lambda key: (key.created_at, key.id), reverse=True)
+
+
+async def change(
+    database: Database,
+    actor: Actor,
+    key_id: ObjectId,
+    *,
+    name: str | UnsetType = UNSET,
+    permissions: Sequence[str] | UnsetType = UNSET,
+    allowed_addresses: Sequence[str] | UnsetType = UNSET,
+) -> ApiKey:
+    """Change what is given. What a key may do more than before, or from more places, needs a recent sign-in.
+
+    Raises Unauthenticated, StepUpRequired, Invalid, NotFound.
+    """
+    wanted: dict[str, Any] = {}
+    if name is not UNSET:
+        wanted["name"] = _name(name)
+    if permissions is not UNSET:
+        wanted["permissions"] = scopes.check(permissions)
+    if allowed_addresses is not UNSET:
+        wanted["allowedAddresses"] = _networks(allowed_addresses)
+
+    async def write(transaction: Database) -> ApiKey:
+        key = await _get(transaction, actor, key_id)
+        if not set(wanted.get("permissions", ())) <= set(key.permissions) or "allowedAddresses" in wanted:
+            step_up.require(database, actor)
+        before = _told(key)
+        changed = {field: value for field, value in wanted.items() if before[field] != value}
+        if not changed:
+            return key
+        after = await transaction.api_keys.find_and_patch({"_id": key.id}, {"$set": changed})
+        if after is None:
+            raise NotFound("No such key")
+        old = {field: before[field] for field in changed}
+        await _record(transaction, actor, "apikeys.key.changed", key, before=old, after=changed)
+        return after
+
+    return await database.transaction(write)
+
+
+async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: timedelta = GRACE) -> Made:
+    """A new key in the place of an old one, which works on for `grace` (up to 30 days), so that nothing stands still.
+
+    The new one may do what the old one may, from where it may, and where the old one had an expiry, lasts as long as that was
+    meant to. Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, NotFound, KeyNotActive.
+    """
+    step_up.require(database, actor)
+    if not timedelta() <= grace <= _MAX_GRACE:
+        raise Invalid.field("grace", f"must be between 0 and {_MAX_GRACE.days} days")
+    secret = tokens.mint()
+
+    async def write(transaction: Database) -> ApiKey:
+        old = await _get(transaction, actor, key_id)
+        if actor.via != "cli" and old.user_id != actor.user_id:
+            raise Forbidden("A new secret is its owner's alone: revoke the key instead")
+        now = database.clock.now()
+        if (was := state(old, now)) != "ACTIVE":
+            raise KeyNotActive(f"This key is {was.lower()}: create a new one")
+        fresh = ApiKey(
+            user_id=old.user_id,
+            name=old.name,
+            key_hash=tokens.hash_of(secret),
+            permissions=old.permissions,
+            expires_at=None if old.expires_at is None else now + (old.expires_at - old.created_at),
+            hint=secret[-tokens.HINT :],
+            allowed_addresses=old.allowed_addresses,
+        )
+        ends = now + grace if old.expires_at is None else min(old.expires_at, now + grace)
+        guard = {"_id": old.id, "replacedBy": None, "revokedAt": None}
+        if not await transaction.api_keys.patch(guard, {"$set": {"replacedBy": fresh.id, "expiresAt": ends}}):
+            raise KeyNotActive("This key was rotated or revoked at the same moment")
+        after = {"replacedBy": fresh.id, "expiresAt": ends}
+        await _record(transaction, actor, "apikeys.key.rotated", old, before={"expiresAt": old.expires_at}, after=after)
+        return await transaction.api_keys.insert(fresh)
+
+    return Made(secret, await database.transaction(write))
+
+
+async def revoke(database: Database, actor: Actor, key_id: ObjectId) -> ApiKey:
+    """End a key for good: within a second no process takes it. One that is revoked stays so.
+
+    Raises Unauthenticated, NotFound.
+    """
+
+    async def write(transaction: Database) -> ApiKey:
+        key = await _get(transaction, actor, key_id)
+        if key.revoked_at is not None:
+            return key
+        now = database.clock.now()
+        after = await transaction.api_keys.find_and_patch({"_id": key.id}, {"$set": {"revokedAt": now}})
+        if after is None:
+            raise NotFound("No such key")
+        await _record(transaction, actor, "apikeys.key.revoked", key, after={"revokedAt": now})
+        return after
+
+    return await database.transaction(write)
+
+
+def state(key: ApiKey, now: datetime) -> State:
+    """ROTATED is a key that was replaced and still works."""
+    if key.revoked_at is not None:
+        return "REVOKED"
+    if key.expires_at is not None and key.expires_at <= now:
+        return "EXPIRED"
+    return "ACTIVE" if key.replaced_by is None else "ROTATED"
+
+
+def _owner(actor: Actor, user_id: ObjectId | None) -> ObjectId:
+    if user_id is None:
+        return actor.require_user()
+    if user_id != actor.user_id and actor.via != "cli":
+        raise Forbidden("A key is made by its owner, or at the command line")
+    return user_id
+
+
+async def _get(transaction: Database, actor: Actor, key_id: ObjectId) -> ApiKey:
+    where: dict[str, Any] = {"_id": key_id}
+    if actor.kind not in ("operator", "system"):
+        where["userId"] = actor.require_user()
+    key = await transaction.api_keys.find_one(where)
+    if key is None:
+        raise NotFound("No such key")
+    return key
+
+
+async def _record(transaction: Database, actor: Actor, action: str, key: ApiKey, **details: Any) -> None:
+    await records.write(
+        transaction, actor, action, resource=API_KEYS.name, resource_id=key.id, user_id=key.user_id, **details
+    )
+
+
+def _told(key: ApiKey) -> dict[str, Any]:
+    """What the audit log says of a key: nothing that opens anything."""
+    return {
+        "name": key.name,
+        "permissions": key.permissions,
+        "allowedAddresses": key.allowed_addresses,
+        "expiresAt": key.expires_at,
+        "hint": key.hint,
+    }
+
+
+def _works(database: Database) -> dict[str, Any]:
+    return {"revokedAt": None, "$or": [{"expiresAt": None}, {"expiresAt": {"$gt": database.clock.now()}}]}
+
+
+def _name(text: str) -> str:
+    name = text.strip()
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise Invalid.field("name", f"must be 1 to {_MAX_NAME} printable characters")
+    return name
+
+
+def _networks(texts: Sequence[str]) -> list[str]:
+    """As `ipaddress` writes them. Raises Invalid."""
+    if len(texts) > _MAX_NETWORKS:
+        raise Invalid.field("allowedAddresses", f"must be at most {_MAX_NETWORKS}")
+    found = []
+    for text in texts:
+        try:
+            network = ipaddress.ip_network(text.strip())
+        except ValueError:
+            problem = f"{text[:60]!r} is no address or network, such as 192.0.2.7 or 2001:db8::/32"
+            raise Invalid.field("allowedAddresses", problem) from None
+        found.append(str(network))
+    return found

@@ -1,0 +1,48 @@
+"""What a key may be permitted to do. Fields and routes name the scope they need; a key has those it was made with."""
+
+from collections.abc import Iterable
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Forbidden, Invalid
+
+__all__ = ["SCOPES", "ScopeMissing", "check", "require"]
+
+SCOPES = {
+    "account:read": "read your profile",
+    "billing:read": "read plans and your subscription",
+    "notifications:read": "read your notifications",
+    "notifications:write": "mark your notifications as read",
+    "projects:read": "read your projects",
+    "projects:write": "create, change, delete and restore your projects",
+    "usage:read": "read your usage and limits",
+    "usage:write": "record usage",
+}
+
+
+class ScopeMissing(Forbidden):
+    """`fields` has the scope that it takes."""
+
+    code = "SCOPE_MISSING"
+
+
+def check(names: Iterable[str]) -> list[str]:
+    """The scopes, sorted, each once. Raises Invalid for one that does not exist, and for none at all."""
+    wanted = sorted(set(names))
+    if not wanted:
+        raise Invalid.field("permissions", f"name at least one of {', '.join(SCOPES)}")
+    if unknown := [name for name in wanted if name not in SCOPES]:
+        raise Invalid.field("permissions", f"{unknown[0][:40]!r} is none of {', '.join(SCOPES)}")
+    return wanted
+
+
+def require(actor: Actor, scope: str | None, *, what: str) -> None:
+    """Refuse an API key that has not the scope; None is for what no key may do. Others than keys have no scopes: they pass.
+
+    Raises Forbidden, ScopeMissing.
+    """
+    if actor.via != "api_key":
+        return
+    if scope is None:
+        raise Forbidden(f"{what} cannot be used with an API key: sign in as a person")
+    if scope and scope not in actor.scopes:
+        raise ScopeMissing(f"{what} needs a key with the scope {scope}", fields={"scope": scope})

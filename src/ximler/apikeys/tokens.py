@@ -1,0 +1,60 @@
+"""What an API key looks like: `xim_`, 160 random bits in base62, and six characters of checksum.
+
+    xim_3kTMd9PVyU0sLqf7Zc1aWb8nRxE0u4F2Q
+
+The checksum finds typing errors, cut ends and whatever else is no key without asking anybody; it is no secret. The prefix lets
+scanners find keys that were published by mistake.
+"""
+
+import hashlib
+import secrets
+import zlib
+
+__all__ = ["HINT", "PREFIX", "hash_of", "is_well_formed", "looks_like", "mint"]
+
+PREFIX = "xim_"
+HINT = 4
+
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_BITS = 160
+_BODY = 27  # 62²⁷ > 2¹⁶⁰
+_CHECK = 6  # 62⁶ > 2³²
+_LENGTH = len(PREFIX) + _BODY + _CHECK
+
+
+def mint() -> str:
+    """A new key: nobody guesses it, and nobody has it."""
+    body = PREFIX + _base62(secrets.randbits(_BITS), _BODY)
+    return body + _checksum(body)
+
+
+def looks_like(text: str) -> bool:
+    """Whether somebody means it to be a key."""
+    return text.startswith(PREFIX)
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether it could be a key that `mint` made."""
+    return (
+        len(text) == _LENGTH
+        and text.startswith(PREFIX)
+        and text.isascii()
+        and _checksum(text[:-_CHECK]) == text[-_CHECK:]
+    )
+
+
+def hash_of(key: str) -> str:
+    """What is stored of it. One round of SHA-256 is enough: there is nothing to guess in 160 random bits."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _checksum(body: str) -> str:
+    return _base62(zlib.crc32(body.encode()), _CHECK)
+
+
+def _base62(number: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, 62)
+        digits.append(_DIGITS[digit])
+    return "".join(reversed(digits))

@@ -1,0 +1,158 @@
+"""Whom an API key stands for, and what it may do: decided in memory for a key that was seen before, else by one read.
+
+What is no key at all costs a checksum; what is known costs a hash and a look-up; what is unknown is remembered as such, up to
+a bound. A key that is revoked, changed or expired, and one whose owner was locked or has closed the account, is refused by
+every process within a second (see `database.cache`).
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from datetime import timedelta
+
+import msgspec
+from bson import ObjectId
+
+from ximler.accounts import standing
+from ximler.accounts.standing import Standing
+from ximler.apikeys import tokens
+from ximler.core.clock import to_ms
+from ximler.core.errors import Forbidden, Unauthenticated, Unavailable
+from ximler.database import Database
+from ximler.database.cache import Cache, Tag, Watch
+from ximler.database.changes import Feed
+from ximler.database.codec import codec_of
+from ximler.schema.api_key import API_KEYS, ApiKey
+
+__all__ = ["AddressRefused", "ApiKeyRefused", "Known", "Verifier"]
+
+_USED_EVERY = timedelta(minutes=1)
+_USED_EVERY_MS = 60_000
+_WRITE_USED_EVERY_S = 5.0
+_NEVER_MS = 1 << 62
+_WATCHES = (Watch(collection=API_KEYS.name, by="keyHash", indifferent=frozenset({"lastUsed"})), *standing.WATCHES)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class ApiKeyRefused(Unauthenticated):
+    code = "API_KEY_REFUSED"
+
+
+class AddressRefused(Forbidden):
+    code = "ADDRESS_NOT_ALLOWED"
+
+
+class Known(msgspec.Struct, kw_only=True):
+    """A key as it was read. `used_ms` is when its last use was last noted down."""
+
+    id: ObjectId
+    user_id: ObjectId
+    scopes: frozenset[str]
+    expires_ms: int
+    revoked: bool
+    restricted: bool
+    networks: tuple[Network, ...]
+    standing: Standing | None
+    used_ms: int
+
+
+class Verifier:
+    """One a process, on its feed. `run` it: it writes down when keys were used."""
+
+    def __init__(self, database: Database, feed: Feed) -> None:
+        self._database = database
+        self._clock = database.clock
+        self._cache: Cache[str, Known] = Cache(feed, _WATCHES)
+        self._used: set[ObjectId] = set()
+
+    async def verify(self, key: str, *, address: str | None) -> Known:
+        """The key, if it opens anything from this address now; `standing` is its owner's. At most one round trip.
+
+        Raises ApiKeyRefused, AddressRefused, AccountLocked.
+        """
+        # A hash is cheaper than the checksum, and most keys are known: they are not checked for typing errors again.
+        digest = tokens.hash_of(key)
+        known = self._cache.peek(digest)
+        if known is None:
+            if not tokens.is_well_formed(key):
+                raise ApiKeyRefused("This is no API key: was it copied whole?")
+            known = await self._cache.get(digest, self._load)
+        if not isinstance(known, Known):
+            raise ApiKeyRefused("This API key is not known: it was never made here, or is deleted")
+        now_ms = self._clock.now_ms()
+        if known.revoked or known.expires_ms <= now_ms:
+            raise ApiKeyRefused(f"This API key {'was revoked' if known.revoked else 'has expired'}: create a new one")
+        if known.standing is None:
+            raise ApiKeyRefused("The account of this API key is closed")
+        if known.standing.locked:
+            known.standing.require_unlocked()
+        if known.restricted and not _is_within(address, known.networks):
+            raise AddressRefused(f"This API key may not be used from {address}")
+        if now_ms - known.used_ms >= _USED_EVERY_MS:
+            known.used_ms = now_ms
+            self._used.add(known.id)
+        return known
+
+    async def run(self) -> None:
+        """Write down uses until cancelled."""
+        while True:
+            await asyncio.sleep(_WRITE_USED_EVERY_S)
+            with contextlib.suppress(Unavailable):
+                await self.write_used()
+
+    async def write_used(self) -> None:
+        """Set `lastUsed` of keys used since the last time, by at most one command. A key's is set once a minute at most, by
+        however many processes."""
+        if not self._used:
+            return
+        used, self._used = self._used, set()
+        now = self._clock.now()
+        long_ago = [{"lastUsed": None}, {"lastUsed": {"$lte": now - _USED_EVERY}}]
+        try:
+            await self._database.api_keys.patch_many(
+                {"_id": {"$in": list(used)}, "$or": long_ago}, {"$set": {"lastUsed": now}}
+            )
+        except Unavailable:
+            self._used |= used
+            raise
+
+    async def _load(self, digest: str) -> tuple[Known | None, list[Tag]]:
+        rows = await self._database.api_keys.aggregate(
+            [{"$match": {"keyHash": digest}}, {"$limit": 1}, *standing.lookups()]
+        )
+        if not rows:
+            return None, [(API_KEYS.name, digest)]
+        owner = standing.read(rows[0])
+        key = codec_of(ApiKey).decode(rows[0])
+        known = Known(
+            id=key.id,
+            user_id=key.user_id,
+            scopes=frozenset(key.permissions),
+            expires_ms=_NEVER_MS if key.expires_at is None else to_ms(key.expires_at),
+            revoked=key.revoked_at is not None,
+            restricted=bool(key.allowed_addresses),
+            networks=_networks(key.allowed_addresses),
+            standing=owner,
+            used_ms=0 if key.last_used is None else to_ms(key.last_used),
+        )
+        return known, [(API_KEYS.name, key.id), *standing.tags(key.user_id)]
+
+
+def _networks(texts: list[str]) -> tuple[Network, ...]:
+    """Those that are networks. What another application wrote and is none admits nobody, instead of failing."""
+    found = []
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            found.append(ipaddress.ip_network(text, strict=False))
+    return tuple(found)
+
+
+def _is_within(address: str | None, networks: tuple[Network, ...]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped
+    return any(parsed in network for network in networks)

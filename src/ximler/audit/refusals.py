@@ -1,0 +1,64 @@
+"""What was refused, in the audit log: counted per address and minute, so that a flood cannot fill it.
+
+Entries are never changed, so the log cannot hold a running count. It gets an entry for the 1st, the 10th, the 100th … refusal
+of a kind within one minute: of a flood of a million, seven entries, the last of which tells its size to within a factor of ten.
+"""
+
+import hashlib
+import ipaddress
+from datetime import timedelta
+from typing import Any
+
+from bson import ObjectId
+
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
+from ximler.database import Database
+from ximler.schema.refusal import REFUSALS
+
+__all__ = ["count", "network"]
+
+_MINUTE_MS = 60_000
+_KEPT = timedelta(minutes=2)
+
+
+async def count(
+    database: Database,
+    actor: Actor,
+    action: str,
+    *,
+    resource: str,
+    resource_id: object | None = None,
+    user_id: ObjectId | None = None,
+    subject: str = "",
+    reason: str | None = None,
+) -> None:
+    """Note a refusal, outside any transaction (what refuses aborts its own). One command, and one more for each entry.
+
+    Different subjects are counted apart; there must not be more of them than may have an entry each.
+    """
+    now = database.clock.now()
+    counted = f"{action}|{network(actor.address)}|{to_ms(now) // _MINUTE_MS}|{subject}"
+    before = await database[REFUSALS].recompute(
+        {"_id": hashlib.sha256(counted.encode(errors="surrogatepass")).digest()},
+        [{"$set": {"count": {"$add": [{"$ifNull": ["$count", 0]}, 1]}, "expiresAt": now + _KEPT}}],
+        upsert=True,
+    )
+    times = before.count + 1 if before else 1
+    if str(times).rstrip("0") != "1":
+        return
+    details: dict[str, Any] = {"count": times} | ({"reason": reason} if reason else {})
+    await records.write(database, actor, action, resource=resource, resource_id=resource_id, user_id=user_id, **details)
+
+
+def network(address: str | None) -> str:
+    """What counts as one address: an IPv4 address, or the /64 that every IPv6 customer has to themselves."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return address or ""
+    if parsed.version == 4:
+        return str(parsed)
+    mapped = parsed.ipv4_mapped
+    return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))

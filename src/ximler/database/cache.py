@@ -1,0 +1,159 @@
+"""What was read, kept in memory for as long as it is known to be true.
+
+An entry stands on documents and names them by tags: `("users", id)`. The change feed tells of every write, and a write evicts
+what stood on it. Never on time alone: an entry is used only while the feed is fresh; else everybody reads the database, so that
+a cut or frozen connection costs speed and never serves what was revoked.
+
+A read that was under way when one of its documents changed may have seen the document before: what it brings is used once, by
+whoever asked, and not kept. That is so too for what a cache was asked before it was listening, and across a gap.
+"""
+
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from cachebox import LRUCache
+
+from ximler.database.changes import Change, Feed
+
+__all__ = ["ABSENT", "Cache", "Tag", "Watch"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+Tag = tuple[str, Any]
+_MOST_RECENT = 10_000  # tags remembered for the reads under way: far more than change during one
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """A collection that entries stand on.
+
+    `by` is a field that documents are looked up by beside their `_id`: writing it evicts `(collection, its value)`, so that a
+    key found absent is looked for again once somebody inserts it. Updates of nothing but `indifferent` fields evict nothing.
+    """
+
+    collection: str
+    by: str | None = None
+    indifferent: frozenset[str] = frozenset()
+
+
+class _Absent:
+    """There is no such thing, and that is known."""
+
+
+ABSENT = _Absent()
+Load = Callable[[K], Awaitable[tuple[V | None, Sequence[Tag]]]]
+
+
+class Cache(Generic[K, V]):
+    """At most `entries` values, the least recently used going first, and, apart from them, `absent` keys known to have none."""
+
+    def __init__(self, feed: Feed, watches: Sequence[Watch], *, entries: int = 20_000, absent: int = 10_000) -> None:
+        self._feed = feed
+        self._watches = {watch.collection: watch for watch in watches}
+        self._present: LRUCache[K, Any] = LRUCache(entries)
+        self._missing: LRUCache[K, Any] = LRUCache(absent)
+        self._keys: dict[Tag, set[K]] = {}
+        self._recent: dict[Tag, int] = {}  # when it was evicted, for the reads that are under way
+        self._reading = 0
+        self._moment = 0
+        self._void_before = 0
+        feed.subscribe(self._watches, self._heard)
+        feed.on_forget(self._forget)
+        feed.on_gap(self.clear)
+
+    def __len__(self) -> int:
+        return len(self._present) + len(self._missing)
+
+    def peek(self, key: K) -> V | _Absent | None:
+        """What is known: the value, ABSENT, or None when it has to be asked for. No I/O."""
+        if not self._feed.fresh:
+            return None
+        found = self._present.get(key, None)
+        if found is not None:
+            value: V = found[0]
+            return value
+        return ABSENT if key in self._missing else None
+
+    async def get(self, key: K, load: Load[K, V]) -> V | None:
+        """The value, by `load` when it is not known.
+
+        `load` reads the primary, outside any transaction, and says what its answer stands on: also where that is None.
+        """
+        known = self.peek(key)
+        if known is not None:
+            return None if isinstance(known, _Absent) else known
+        began, listening = self._moment, self._feed.fresh
+        self._reading += 1
+        try:
+            value, tags = await load(key)
+        finally:
+            self._reading -= 1
+            recent = self._recent
+            if not self._reading:
+                self._recent = {}
+        if listening and began >= self._void_before and all(recent.get(tag, 0) <= began for tag in tags):
+            self._keep(key, value, tags)
+        return value
+
+    def clear(self) -> None:
+        """Forget everything, and whatever is being read."""
+        self._moment += 1
+        self._void_before = self._moment
+        self._present.clear()
+        self._missing.clear()
+        self._keys.clear()
+        self._recent.clear()
+
+    def _keep(self, key: K, value: V | None, tags: Sequence[Tag]) -> None:
+        self._drop(key)
+        shelf: LRUCache[K, Any] = self._missing if value is None else self._present
+        if shelf.is_full():
+            oldest, (_, stood_on) = shelf.popitem()
+            self._unlink(oldest, stood_on)
+        shelf.insert(key, (value, tags))
+        for tag in tags:
+            self._keys.setdefault(tag, set()).add(key)
+
+    def _drop(self, key: K) -> None:
+        shelf: LRUCache[K, Any]
+        for shelf in (self._present, self._missing):
+            found = shelf.pop(key, None)
+            if found is not None:
+                self._unlink(key, found[1])
+
+    def _unlink(self, key: K, tags: Sequence[Tag]) -> None:
+        for tag in tags:
+            keys = self._keys.get(tag)
+            if keys is not None:
+                keys.discard(key)
+                if not keys:
+                    del self._keys[tag]
+
+    def _heard(self, change: Change) -> None:
+        watch = self._watches[change.collection]
+        if change.operation == "update":
+            # A sub-document's field is told of by its path.
+            touched = {path.partition(".")[0] for path in (*change.updated, *change.removed)}
+            if touched and touched <= watch.indifferent:
+                return
+        self._evict(change.collection, change.id)
+        if watch.by is not None:
+            value = (change.document or change.updated).get(watch.by)
+            if value is not None:
+                self._evict(change.collection, value)
+
+    def _forget(self, collection: str, name: Any) -> None:
+        if collection in self._watches:
+            self._evict(collection, name)
+
+    def _evict(self, collection: str, name: Any) -> None:
+        tag = (collection, name)
+        self._moment += 1
+        if self._reading:
+            self._recent[tag] = self._moment
+            if len(self._recent) > _MOST_RECENT:
+                self._recent.clear()
+                self._void_before = self._moment
+        for key in list(self._keys.get(tag, ())):
+            self._drop(key)

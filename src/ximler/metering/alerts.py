@@ -1,0 +1,84 @@
+"""Alerts: a user is told, once in a period, when they have used so and so much of what they may.
+
+Whoever adds to a quota calls `look` with what it was before; the job behind it tells the user, and is the one that makes sure
+of once: an alert is remembered on the quota.
+"""
+
+from collections.abc import Sequence
+
+from bson import ObjectId
+
+from ximler.core.errors import NotFound
+from ximler.database import Database, outbox
+from ximler.notifications import inbox
+from ximler.schema.plan import UNLIMITED
+from ximler.schema.quota import QUOTAS, Quota
+
+__all__ = ["ALERT", "THRESHOLDS", "due", "look", "tell"]
+
+ALERT = "metering.alert"
+THRESHOLDS = (80, 100)  # per cent of the limit
+
+
+def due(before: int, after: int, limit: int, thresholds: Sequence[int] = THRESHOLDS) -> list[int]:
+    """The thresholds, in per cent of the limit, that the step from `before` to `after` reached; none of an unlimited quota.
+
+    Of a limit of 0 nothing can be used, so nobody is told that they have.
+    """
+    if limit <= UNLIMITED + 1:
+        return []
+    return [threshold for threshold in thresholds if before * 100 < limit * threshold <= after * 100]
+
+
+async def look(
+    database: Database,
+    quota_id: str,
+    *,
+    before: int,
+    after: int,
+    limit: int,
+    thresholds: Sequence[int] = THRESHOLDS,
+) -> None:
+    """Ask for the alert of the highest threshold that was reached between the two. No command where there is none.
+
+    May be called again for the same step: one job is asked for, and the user told once.
+    """
+    if reached := due(before, after, limit, thresholds):
+        highest = max(reached)
+        payload = {"quotaId": quota_id, "threshold": highest}
+        await outbox.enqueue(database, ALERT, payload, dedupe_key=f"{ALERT}:{quota_id}:{highest}")
+
+
+async def tell(database: Database, *, job_id: ObjectId, quota_id: str, threshold: int) -> None:
+    """The job: tell the user, unless they were told in this period or the limit was raised meanwhile."""
+    quota = await database[QUOTAS].find_one({"_id": quota_id})
+    if quota is None:
+        raise NotFound(f"There is no quota {quota_id}")
+    limit = quota.limit_at(database.clock.now())
+    user = await database.users.find_one({"_id": quota.user_id})
+    if user is None or quota.alerted >= threshold or not due(0, quota.used, limit, [threshold]):
+        return
+
+    async def once(transaction: Database) -> None:
+        mark = {"_id": quota_id, "alerted": {"$not": {"$gte": threshold}}}
+        if await transaction[QUOTAS].patch(mark, {"$set": {"alerted": threshold}}):
+            title, message = _words(quota, limit, threshold)
+            metadata = {
+                "resource": quota.resource,
+                "threshold": threshold,
+                "used": quota.used,
+                "limit": limit,
+                "periodEnd": quota.period_end,
+            }
+            await inbox.notify(transaction, user, "BILLING", title, message, metadata, occasion=job_id)
+
+    await database.transaction(once)
+
+
+def _words(quota: Quota, limit: int, threshold: int) -> tuple[str, str]:
+    until = f"{quota.period_end:%-d %B %Y}, 00:00 UTC"
+    said = f"You have used {quota.used:,} of {limit:,} API calls."
+    if threshold >= 100:
+        refused = f"{said} Further calls are refused until {until}, unless you choose a larger plan."
+        return "Your API calls of this period are used up", refused
+    return f"You have used {threshold} % of your API calls", f"{said} The count begins anew on {until}."

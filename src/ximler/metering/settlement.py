@@ -1,0 +1,228 @@
+"""Settlement: recorded events reach the ledger and the quotas, each exactly once, within a second or so.
+
+`metering.events` leaves sums behind; a settlement takes what is there, whoever recorded it, and
+
+1. in one transaction removes it, adds it to the ledger's rows, and writes down what it owes the quotas, under the next number;
+2. adds that to each quota that does not have a settlement of this number yet.
+
+One process settles at a time, not by a lock: the number is the guard, so a second one's transaction fails. A process that dies
+between the steps leaves the second to whoever comes next. The quotas are left out of the transaction because leases change
+them all the time: it would conflict with them for ever (docs/decisions/0015).
+"""
+
+import asyncio
+import contextlib
+import random
+import weakref
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from typing import Any
+
+import structlog
+from bson import ObjectId
+from msgspec import field
+
+from ximler.core.clock import from_ms
+from ximler.core.errors import Unavailable
+from ximler.database import Database
+from ximler.database.failures import DocumentExists
+from ximler.metering import alerts, entitlements, periods, recorded
+from ximler.schema.document import Document
+from ximler.schema.entitlement import ENTITLEMENTS
+from ximler.schema.quota import QUOTAS, quota_id
+from ximler.schema.usage import ResourceType
+from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
+
+__all__ = ["expect", "keep_settling", "settle"]
+
+_MOST_ROWS = 20_000  # of one settlement
+_EVERY_S = 1.0
+_HOUR_MS = 3_600_000
+_RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
+_log = structlog.get_logger("ximler.metering")
+
+_Place = tuple[ObjectId, int]  # a user, an hour since 1970
+_expected: "weakref.WeakKeyDictionary[Any, asyncio.Event]" = weakref.WeakKeyDictionary()
+
+
+class _Anchor(Document, kw_only=True):
+    id: ObjectId = field(name="_id")
+    anchor_day: int = periods.CALENDAR_MONTH
+
+
+class _Level(Document, kw_only=True):
+    """What of a quota decides about alerts."""
+
+    id: str = field(name="_id")
+    limit: int
+    settled: int = 0
+    ingested: int = 0
+
+
+class _Overtaken(Exception):
+    """Another process has settled this meanwhile."""
+
+
+def expect(database: Database) -> None:
+    """Wake this process's `keep_settling`, if there is one: something was recorded."""
+    if (wake := _expected.get(database.client)) is not None:
+        wake.set()
+
+
+async def keep_settling(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
+    """Settle whatever anybody records, until cancelled."""
+    wake = _expected.setdefault(database.client, asyncio.Event())
+    while True:
+        try:
+            await settle(database, thresholds=thresholds)
+        except Unavailable as error:
+            _log.warning("usage waits to be settled", reason=error.message)
+        except Exception as bug:
+            _log.exception("usage was not settled", exc_info=bug)
+        wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(wake.wait(), _EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 (so that processes take turns)
+
+
+async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> int:
+    """Settle everything that is recorded by now; returns how many batches this process has.
+
+    Two round trips where there is nothing to do. Safe to race, and to be killed at any moment.
+    """
+    return sum([await _settle(database, resource, thresholds) for resource in _RESOURCES])
+
+
+async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int]) -> int:
+    settled = 0
+    while True:
+        latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
+        if latest.quotas:
+            await _pay(database, latest, thresholds)
+        batches = await _waiting(database, resource)
+        if not batches:
+            return settled
+        sums = _sums(batches)
+        following = await _following(database, latest, sums)
+        try:
+            await database.transaction(partial(_enter, batches=batches, sums=sums, following=following))
+        except _Overtaken:
+            return settled
+        settled += len(batches)
+
+
+async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
+    with contextlib.suppress(DocumentExists):
+        return await database[USAGE_SETTLEMENTS].insert(UsageSettlement(id=resource))
+    return await database[USAGE_SETTLEMENTS].get({"_id": resource})
+
+
+async def _waiting(database: Database, resource: ResourceType) -> list[UsageBatch]:
+    """The oldest batches, as many as one settlement takes."""
+    batches, rows = [], 0
+    async for batch in database[USAGE_BATCHES].stream({"resource": resource}, sort=[("_id", 1)], batch=20):
+        batches.append(batch)
+        rows += len(batch.amounts)
+        if rows >= _MOST_ROWS:
+            break
+    return batches
+
+
+def _sums(batches: list[UsageBatch]) -> dict[_Place, dict[str, int]]:
+    """Units by user and hour, and in each by source."""
+    sums: dict[_Place, dict[str, int]] = {}
+    for batch in batches:
+        for user, hour, source, amount in zip(batch.users, batch.hours, batch.sources, batch.amounts, strict=True):
+            by_source = sums.setdefault((user, hour), {})
+            by_source[source] = by_source.get(source, 0) + amount
+    return sums
+
+
+async def _following(
+    database: Database, latest: UsageSettlement, sums: Mapping[_Place, Mapping[str, int]]
+) -> UsageSettlement:
+    """The next settlement: what each quota is to be given."""
+    users = list(dict.fromkeys(user for user, _ in sums))
+    anchors = {e.id: e.anchor_day for e in await database[ENTITLEMENTS].find({"_id": {"$in": users}}, into=_Anchor)}
+    if strangers := [user for user in users if user not in anchors]:
+        resolved = await entitlements.resolve(database, strangers)
+        anchors |= {user: entitlement.anchor_day for user, entitlement in resolved.items()}
+    due: dict[str, tuple[ObjectId, int]] = {}
+    for (user, hour), by_source in sums.items():
+        start, _ = periods.around(anchors.get(user, periods.CALENDAR_MONTH), from_ms(hour * _HOUR_MS))
+        quota = quota_id(user, latest.id, start)
+        _, amount = due.get(quota, (user, 0))
+        due[quota] = user, amount + sum(by_source.values())
+    return UsageSettlement(
+        id=latest.id,
+        number=latest.number + 1,
+        quotas=list(due),
+        users=[user for user, _ in due.values()],
+        amounts=[amount for _, amount in due.values()],
+    )
+
+
+async def _enter(
+    transaction: Database,
+    *,
+    batches: list[UsageBatch],
+    sums: Mapping[_Place, Mapping[str, int]],
+    following: UsageSettlement,
+) -> None:
+    """The first step. Raises _Overtaken, which must abort the transaction."""
+    due = {
+        "number": following.number,
+        "quotas": following.quotas,
+        "users": following.users,
+        "amounts": following.amounts,
+    }
+    before: dict[str, Any] = {"_id": following.id, "number": following.number - 1, "quotas": []}
+    if not await transaction[USAGE_SETTLEMENTS].patch(before, {"$set": due}):
+        raise _Overtaken
+    ids = [batch.id for batch in batches]
+    if await transaction[USAGE_BATCHES].delete_many({"_id": {"$in": ids}}) != len(ids):
+        raise _Overtaken
+    await recorded.add(transaction, following.id, sums)
+
+
+async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:
+    """The second step: give the quotas what the ledger has. May be repeated, by whomever."""
+    due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
+    await database[QUOTAS].patch_each(_addition(quota, amount, settlement.number) for quota, amount in due.items())
+    found = await database[QUOTAS].find({"_id": {"$in": list(due)}}, into=_Level)
+    if missing := due.keys() - {quota.id for quota in found}:
+        made = await _make(database, settlement, missing)
+        found += await database[QUOTAS].find({"_id": {"$in": made}}, into=_Level)
+    for quota in found:
+        used = quota.settled + quota.ingested
+        await alerts.look(
+            database, quota.id, before=used - due[quota.id], after=used, limit=quota.limit, thresholds=thresholds
+        )
+    done: dict[str, Any] = {"quotas": [], "users": [], "amounts": []}
+    await database[USAGE_SETTLEMENTS].patch({"_id": settlement.id, "number": settlement.number}, {"$set": done})
+
+
+def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    return (
+        {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
+        {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number}},
+    )
+
+
+async def _make(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
+    """Make those of the missing quotas whose period is now, not yet opened for leases; returns their ids.
+
+    What came late for an earlier period without a quota is in the ledger alone.
+    """
+    now = database.clock.now()
+    due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
+    users = [user for quota, user in zip(settlement.quotas, settlement.users, strict=True) if quota in missing]
+    resolved = await entitlements.resolve(database, users)
+    fresh = [entitlements.quota_of(entitlement, now, now=now) for entitlement in resolved.values()]
+    made = [quota for quota in fresh if quota.id in missing]
+    additions = {quota.id: _addition(quota.id, due[quota.id], settlement.number) for quota in made}
+    try:
+        await database[QUOTAS].upsert_each((*additions[quota.id], quota) for quota in made)
+    except DocumentExists:  # somebody made one of them at this moment
+        await database[QUOTAS].patch_each(additions.values())
+    return list(additions)

@@ -1,0 +1,147 @@
+"""A user's inbox: what they are told, and what of it they have read.
+
+Being told is written in the transaction of what it tells of. Everything lands in the inbox; whether it is mailed as well is the
+user's `notificationSettings.email`, asked again when the mail goes out. Owns `notifications`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import NotFound
+from ximler.core.ids import Position
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
+from ximler.database.collection import Page
+from ximler.notifications.email import Mailer, compose
+from ximler.schema.notification import Notification, NotificationType
+from ximler.schema.user import User
+
+__all__ = ["SEND", "UNSUBSCRIBE", "mark_all_read", "mark_read", "notify", "page", "send", "unread_counts"]
+
+SEND = "notifications.send"
+UNSUBSCRIBE = "unsubscribe"  # what an unsubscribe link's token is signed for
+
+Sign = Callable[[str, ObjectId], str]
+
+
+async def notify(
+    transaction: Database,
+    user: User,
+    type: NotificationType,  # noqa: A002 (the field's own name)
+    title: str,
+    message: str,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    occasion: ObjectId | None = None,
+) -> Notification:
+    """Tell a user something, and have it mailed where they want that. One command, two with a mail.
+
+    `occasion` is the id of the job that asks, if one does: a job that runs again tells the user once (one command more).
+    SYSTEM is never mailed: no preference is about it.
+    """
+    if occasion and (told := await transaction.notifications.find_one({"_id": occasion, "userId": user.id})):
+        return told
+    notification = await transaction.notifications.insert(
+        Notification(
+            id=occasion or ObjectId(),
+            user_id=user.id,
+            type=type,
+            title=" ".join(title.split()),  # it becomes a mail's subject, which has one line
+            message=message,
+            metadata=dict(metadata or {}),
+        )
+    )
+    if _wants_mail(user, type):
+        await outbox.enqueue(transaction, SEND, {"notificationId": notification.id, "userId": user.id})
+    return notification
+
+
+async def send(
+    database: Database,
+    settings: Settings,
+    mailer: Mailer,
+    sign: Sign,
+    *,
+    notification_id: ObjectId,
+    user_id: ObjectId,
+) -> None:
+    """The job behind `notify`. Nobody is mailed who has left, or has changed their mind since.
+
+    Product mail can be unsubscribed from with one click (RFC 8058); `sign` makes the link's token.
+    """
+    user = await database.users.find_one({"_id": user_id})
+    notification = await database.notifications.find_one({"_id": notification_id, "userId": user_id})
+    if user is None or notification is None or not _wants_mail(user, notification.type):
+        return
+    unsubscribe = None
+    if notification.type == "PRODUCT":
+        unsubscribe = f"{settings.base_url}/unsubscribe?token={sign(UNSUBSCRIBE, user.id)}"
+    mail = compose(
+        "notification",
+        settings,
+        to=user.email,
+        subject=notification.title,
+        key=f"notification:{notification.id}",
+        name=user.name,
+        text=notification.message,
+        unsubscribe=unsubscribe,
+    )
+    if unsubscribe:
+        mail["List-Unsubscribe"] = f"<{unsubscribe}>"
+        mail["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
+    await mailer.send(mail)
+
+
+async def page(
+    database: Database, actor: Actor, *, unread: bool = False, first: int = 20, after: Position | None = None
+) -> Page[Notification]:
+    """The actor's notifications, newest first. One command."""
+    where = {"userId": actor.require_user()} | ({"readAt": None} if unread else {})
+    return await database.notifications.page(where, first=first, after=after)
+
+
+async def unread_counts(database: Database, actor: Actor, user_ids: Iterable[ObjectId]) -> dict[ObjectId, int]:
+    """How many unread notifications each user has, with one command. Raises NotFound for another's, but to an operator."""
+    ids = set(user_ids)
+    if ids - {actor.require_user()} and actor.kind != "operator":
+        raise NotFound("No such user")
+    found = await database.notifications.aggregate(
+        [
+            {"$match": {"userId": {"$in": list(ids)}, "readAt": None}},
+            {"$group": {"_id": "$userId", "count": {"$sum": 1}}},
+        ]
+    )
+    return dict.fromkeys(ids, 0) | {row["_id"]: row["count"] for row in found}
+
+
+async def mark_read(database: Database, actor: Actor, notification_id: ObjectId) -> Notification:
+    """Say that one was read; the first time counts. Raises NotFound. One command, two when it was read before."""
+    mine = {"_id": notification_id, "userId": actor.require_user()}
+    now = database.clock.now()
+    read = await database.notifications.find_and_patch({**mine, "readAt": None}, {"$set": {"readAt": now}})
+    read = read or await database.notifications.find_one(mine)
+    if read is None:
+        raise NotFound("No such notification")
+    return read
+
+
+async def mark_all_read(database: Database, actor: Actor) -> int:
+    """Say that all were read; returns how many had not been. What arrives meanwhile may stay unread."""
+    unread = {"userId": actor.require_user(), "readAt": None}
+    return await database.notifications.patch_many(unread, {"$set": {"readAt": database.clock.now()}})
+
+
+def _wants_mail(user: User, kind: NotificationType) -> bool:
+    wants = user.notification_settings.email
+    match kind:
+        case "BILLING":
+            return wants.billing_alerts
+        case "SECURITY":
+            return wants.security_alerts
+        case "PRODUCT":
+            return wants.product_updates
+        case "SYSTEM":
+            return False

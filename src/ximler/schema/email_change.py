@@ -1,0 +1,34 @@
+"""`emailchanges`: new e-mail addresses that wait to be confirmed. Private to accounts."""
+
+from datetime import datetime
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, Index, Lowercase, ShardKey
+
+__all__ = ["EMAIL_CHANGES", "EmailChange"]
+
+
+class EmailChange(Document, kw_only=True):
+    """One a user: asking again replaces it. The hash of its link's token is the user's `emailVerificationToken`."""
+
+    id: ObjectId = field(name="_id")  # the user's
+    request_id: ObjectId  # what the link's token is derived from
+    email: Lowercase
+    session_id: bytes | None = None  # the session that asked, which does not end with the others
+    attempts: int = 0  # passwords tried with the link
+    created_at: datetime = AT_WRITE
+    updated_at: datetime = AT_WRITE
+    expires_at: datetime
+
+
+EMAIL_CHANGES = Collection(
+    name="emailchanges",
+    document=EmailChange,
+    purpose="New e-mail addresses that wait to be confirmed.",
+    owner="accounts",
+    indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),),
+    shard_key=ShardKey((("_id", "hashed"),), "written and found by user"),
+    private=True,
+)

@@ -1,0 +1,55 @@
+"""`entitlements`: what each user may use, from when to when. Private to metering."""
+
+from datetime import datetime
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, ShardKey, ascending
+
+__all__ = ["ENTITLEMENTS", "Entitlement", "Override"]
+
+
+class Override(Document, kw_only=True):
+    """An operator's exception. A limit that is None stays the plan's; -1 is unlimited."""
+
+    projects: int | None = None
+    storage_bytes: int | None = None
+    api_calls: int | None = None
+    reason: str
+    by: str  # the operator's id, or how they came ("cli")
+
+
+class Entitlement(Document, kw_only=True):
+    """The limits are the plan's; `override` goes before them while it holds. -1 is unlimited.
+
+    `revision` counts the writes. Opening a quota writes here too, so that it and a change of limits cannot pass each other by.
+    """
+
+    id: ObjectId = field(name="_id")  # the user's
+    plan_id: str
+    plan_name: str
+    projects: int
+    storage_bytes: int
+    api_calls: int
+    anchor_day: int = 1  # of the month: see metering.periods
+    override: Override | None = None
+    override_until: datetime | None = None  # None: until it is taken back
+    revision: int = 0
+    created_at: datetime = AT_WRITE
+    updated_at: datetime = AT_WRITE
+
+    def override_at(self, moment: datetime) -> Override | None:
+        """The override, if it holds then."""
+        return None if self.override_until is not None and moment >= self.override_until else self.override
+
+
+ENTITLEMENTS = Collection(
+    name="entitlements",
+    document=Entitlement,
+    purpose="What each user may use: their plan's limits, an operator's override, the day their periods begin.",
+    owner="metering",
+    indexes=(ascending("planId", ours=True, why="everybody on a plan whose limits change"),),
+    shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
+    private=True,
+)

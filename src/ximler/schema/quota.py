@@ -1,0 +1,109 @@
+"""`quotas`: how much of a resource a user may use in one period, and who holds how much of it. Private to metering."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, Mixed, ShardKey, ascending, ref
+from ximler.schema.plan import UNLIMITED
+from ximler.schema.usage import ResourceType
+
+__all__ = ["QUOTAS", "Lease", "Quota", "quota_id"]
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """Units that one process may hand out on its own. `n` of them are open: granted, and not yet reported as used.
+
+    `seq` counts the reports of use and `grants` the grants: each is guarded by its count, so that one that is sent again counts
+    once. `at` is when the latest was made (ms since 1970): a lease that stays silent is forfeited.
+    """
+
+    n: int
+    seq: int
+    grants: int
+    at: int
+
+
+class Quota(Document, kw_only=True):
+    """Invariants: `granted = settled + forfeited + Σ leases.n`, and `granted + ingested ≤ limit` when the latest was granted.
+
+    `settled` was used and reported by leases, `ingested` came as events after the fact, `forfeited` was held by a process that
+    died: it may have been used, so it is not handed out again. `hours` (`h` and the hours since 1970 → units) are the settled
+    units by the hour, from which the ledger's rows are derived; `detail` is the latest hours' by API key and route.
+    """
+
+    id: str = field(name="_id")  # see `quota_id`
+    user_id: Annotated[ObjectId, ref("users")]
+    resource: ResourceType
+    period_start: datetime
+    period_end: datetime
+    limit: int  # a copy of the entitlement's, changed with it; -1 is unlimited
+    limit_until: datetime | None = None  # when an override ends, and
+    limit_then: int | None = None  # the limit from then on
+    alerted: int = 0  # the highest threshold, in per cent, that the user was told of
+    opened: bool = False  # the limit was copied in a transaction with the entitlement: only then is anything granted
+    superseded: bool = False  # the user's periods begin on another day now: nothing is granted
+    granted: int = 0
+    settled: int = 0
+    forfeited: int = 0
+    ingested: int = 0
+    ingested_through: int = 0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
+    leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: see Lease
+    look_at: datetime | None = None  # when to look for silent leases; None: there is no lease
+    hours: Mixed = field(default_factory=dict[str, Any])
+    detail: Mixed = field(default_factory=dict[str, Any])
+    created_at: datetime = AT_WRITE
+    updated_at: datetime = AT_WRITE
+
+    @property
+    def used(self) -> int:
+        """What was used, as far as it has been reported (within a second)."""
+        return self.settled + self.ingested
+
+    @property
+    def open(self) -> int:
+        """What processes hold and may still hand out, or have handed out within the last second."""
+        return sum(int(lease["n"]) for lease in self.leases.values())
+
+    def lease(self, lease_id: str) -> Lease | None:
+        """None when it was returned, forfeited, or never taken."""
+        found = self.leases.get(lease_id)
+        return None if found is None else Lease(*(int(found[name]) for name in ("n", "seq", "grants", "at")))
+
+    def limit_at(self, moment: datetime) -> int:
+        """-1 is unlimited."""
+        if self.limit_until is not None and moment >= self.limit_until:
+            return UNLIMITED if self.limit_then is None else self.limit_then
+        return self.limit
+
+    def free_at(self, moment: datetime) -> int | None:
+        """What can still be granted; None is unlimited. May be below zero, after a limit was lowered or events came late."""
+        limit = self.limit_at(moment)
+        return None if limit < 0 else limit - self.granted - self.ingested
+
+    def remaining_at(self, moment: datetime) -> int | None:
+        """What can still be used, by whatever process: what is free and what is open. None is unlimited."""
+        free = self.free_at(moment)
+        return None if free is None else max(0, free + self.open)
+
+
+def quota_id(user_id: ObjectId, resource: ResourceType, period_start: datetime) -> str:
+    """`507f1f77bcf86cd799439011:apiCalls:2026-01-31`: periods begin at midnight."""
+    return f"{user_id}:{resource}:{period_start:%Y-%m-%d}"
+
+
+QUOTAS = Collection(
+    name="quotas",
+    document=Quota,
+    purpose="How much of a resource a user may use in one period, how much they did, and which process holds how much.",
+    owner="metering",
+    indexes=(
+        ascending("userId", "resource", "periodStart", ours=True, why="a user's quotas, over time"),
+        ascending("lookAt", ours=True, why="leases whose process may have gone silent"),
+    ),
+    shard_key=ShardKey((("_id", "hashed"),), "every step is one guarded update by `_id`"),
+    private=True,
+)

@@ -1,0 +1,29 @@
+"""`throttles`: what was tried too often lately, and until when it must wait. Private to accounts."""
+
+from datetime import datetime
+
+from msgspec import field
+
+from ximler.schema.document import Collection, Document, Index, ShardKey
+
+__all__ = ["THROTTLES", "Throttle"]
+
+
+class Throttle(Document, kw_only=True):
+    """`id` is a keyed hash of the rule and its subject: neither addresses nor e-mail addresses are kept here."""
+
+    id: bytes = field(name="_id")
+    count: int = 0
+    blocked_until: datetime | None = None
+    expires_at: datetime
+
+
+THROTTLES = Collection(
+    name="throttles",
+    document=Throttle,
+    purpose="What was tried too often lately: sign-ins, registrations, reset links; by account, address and device.",
+    owner="accounts",
+    indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they are over"),),
+    shard_key=ShardKey((("_id", "hashed"),), "read and counted by id"),
+    private=True,
+)

@@ -1,0 +1,56 @@
+"""`usagebatches` and `usagesettlements`: events that are counted and not yet in the ledger. Private to metering.
+
+Both hold tables, column by column, because they may have 20,000 rows: the nth items of the lists belong together.
+"""
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import Collection, Created, Document, ShardKey
+from ximler.schema.usage import ResourceType
+
+__all__ = ["USAGE_BATCHES", "USAGE_SETTLEMENTS", "UsageBatch", "UsageSettlement"]
+
+
+class UsageBatch(Created, kw_only=True):
+    """The sums, by user, hour (since 1970) and source, of the events that one transaction stored. Removed by the transaction
+    that brings them into the ledger."""
+
+    resource: ResourceType
+    users: list[ObjectId]
+    hours: list[int]
+    sources: list[str]
+    amounts: list[int]
+
+
+USAGE_BATCHES = Collection(
+    name="usagebatches",
+    document=UsageBatch,
+    purpose="Sums of recorded events on their way into the ledger.",
+    owner="metering",
+    shard_key=ShardKey((), "a handful of documents at a time, read and removed in their order"),
+    private=True,
+)
+
+
+class UsageSettlement(Document, kw_only=True):
+    """The latest settlement of a resource: its `number`, and what it has brought into the ledger and still owes the quotas.
+
+    A quota remembers the number of the latest settlement that it has, so that one that is tried again counts once.
+    """
+
+    id: ResourceType = field(name="_id")
+    number: int = 0
+    quotas: list[str] = field(default_factory=list[str])
+    users: list[ObjectId] = field(default_factory=list[ObjectId])
+    amounts: list[int] = field(default_factory=list[int])
+
+
+USAGE_SETTLEMENTS = Collection(
+    name="usagesettlements",
+    document=UsageSettlement,
+    purpose="The latest settlement of recorded events: its number, and what it still owes the quotas.",
+    owner="metering",
+    shard_key=ShardKey((), "one document a resource"),
+    private=True,
+)

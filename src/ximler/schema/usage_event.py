@@ -1,0 +1,29 @@
+"""`usageevents`: every event that was ever counted, so that none is counted twice. Private to metering."""
+
+from typing import Annotated
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import Collection, Document, ShardKey, ref
+
+__all__ = ["USAGE_EVENTS", "UsageEvent"]
+
+
+class UsageEvent(Document, kw_only=True):
+    """`id` is the second in which it happened and a hash of its source and id (see metering.events), so that the index grows
+    at its end. What else an event said is in the ledger's row of its hour."""
+
+    id: bytes = field(name="_id")
+    user_id: Annotated[ObjectId, ref("users")]
+    amount: int
+
+
+USAGE_EVENTS = Collection(
+    name="usageevents",
+    document=UsageEvent,
+    purpose="Every event that was counted, so that none is counted twice.",
+    owner="metering",
+    shard_key=ShardKey((("_id", "hashed"),), "looked up by `_id`; in its order all writes would go to one shard"),
+    private=True,
+)

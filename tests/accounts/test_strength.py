@@ -1,0 +1,172 @@
+"""Passwords that are easy to guess are refused, with a word of advice, wherever one is chosen."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from ximler.accounts import credentials, registration, strength, users
+from ximler.accounts.keyring import Keyring
+from ximler.accounts.strength import WeakPassword
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.schema.user import User
+
+OWN = ("Ada Lovelace", "ada.byron@analytical.example")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "password1234", "1234567890", "qwertyuiop", "aaaaaaaaaaaa", "iloveyou123", "P@ssw0rd123", "abcdefghij",
+        "AdaLovelace12", "lovelace2026", "adabyronanalytical", "ximler2026!", "XimlerXimler", "Analytical1!",
+    ],
+)  # fmt: skip
+async def test_what_attackers_try_first_is_refused(keyring: Keyring, password: str) -> None:
+    with pytest.raises(WeakPassword) as refused:
+        await strength.check(keyring, password, field="new", own=OWN)
+    assert refused.value.code == "WEAK_PASSWORD"
+    assert refused.value.fields.keys() == {"new"}
+    assert refused.value.message.startswith("new: is ")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "correct horse battery",
+        "Tr0ub4dor&3xyz",
+        "lovelace correct horse",
+        "größe über alles",
+        "蝶々が花に止まる静かな朝だ",
+    ],
+)
+async def test_what_is_hard_to_guess_passes_whatever_it_is_made_of(keyring: Keyring, password: str) -> None:
+    await strength.check(keyring, password, own=OWN)
+
+
+async def test_the_advice_says_what_to_do(keyring: Keyring) -> None:
+    with pytest.raises(WeakPassword, match=r"is too easy to guess\. This is a very common password\. Add another word"):
+        await strength.check(keyring, "password1234")
+    with pytest.raises(WeakPassword, match="nothing to do with you"):
+        await strength.check(keyring, "lovelace2026", own=OWN)
+
+
+async def test_every_way_to_choose_a_password_asks_for_a_strong_one(
+    database: Database, keyring: Keyring, settings: Settings, ada: User
+) -> None:
+    actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
+    token = keyring.sign("reset", ada.id)
+    expires = database.clock.now() + credentials._VALIDITY
+    stored = {"passwordResetToken": credentials._stored(token), "passwordResetExpires": expires}
+    await database.users.patch({"_id": ada.id}, {"$set": stored})
+    ways = {
+        "register": lambda: registration.register(
+            database, keyring, Actor(), name="Eve", email="eve@example.com", password="password1234"
+        ),
+        "create": lambda: users.create(
+            database, keyring, SYSTEM, name="Eve", email="eve@example.com", password="password1234"
+        ),
+        "change": lambda: credentials.change(
+            database, keyring, settings, actor, ada, current="correct horse battery", new="password1234"
+        ),
+        "reset": lambda: credentials.reset(database, keyring, Actor(), token=token, password="password1234"),
+    }
+    for name, way in ways.items():
+        with pytest.raises(WeakPassword):
+            await way()
+        assert (await database.users.get(ada.id)).password == ada.password, name
+    assert await database.raw["users"].count_documents({}) == 1
+    assert await database.raw["registrations"].count_documents({}) == 0
+
+
+async def test_a_password_that_was_chosen_under_other_rules_still_signs_in(
+    database: Database, keyring: Keyring, settings: Settings, ada: User
+) -> None:
+    from ximler.accounts import sessions
+
+    old = await keyring.hash_password("password1234")
+    await database.users.patch({"_id": ada.id}, {"$set": {"password": old}})
+    await sessions.sign_in(database, keyring, settings, Actor(), email=ada.email, password="password1234")
+
+
+async def test_a_long_password_keeps_nobody_waiting(keyring: Keyring) -> None:
+    await strength.check(keyring, "a first look loads the word lists")
+    slowest = 0.0
+    checking = asyncio.ensure_future(strength.check(keyring, "lkjsdf8273h fkjsdhf8w7yr" * 40, own=OWN))
+    began = time.perf_counter()
+    while not checking.done():
+        turn = time.perf_counter()
+        await asyncio.sleep(0)
+        slowest = max(slowest, time.perf_counter() - turn)
+    assert time.perf_counter() - began < 2
+    assert slowest < 0.25
+
+
+class Service:
+    """A breach service on a port of its own; it remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answer = ""
+        self.status = 200
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.asked.append(head)
+        body = self.answer.encode()
+        writer.write(
+            f"HTTP/1.1 {self.status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+        )
+        await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    service = Service()
+    server = await asyncio.start_server(service.serve, "127.0.0.1", 0)
+    service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/range/"
+    yield service
+    server.close()
+    await server.wait_closed()
+
+
+def looking_up(settings: Settings, url: str) -> Keyring:
+    return Keyring(msgspec.structs.replace(settings, breach_lookup_url=url))
+
+
+async def test_a_breached_password_is_refused_and_five_digits_of_its_hash_are_all_that_is_sent(
+    settings: Settings, service: Service
+) -> None:
+    keyring = looking_up(settings, service.url)
+    digest = hashlib.sha1(b"correct horse battery").hexdigest().upper()
+    service.answer = f"{'0' * 35}:3\r\n{digest[5:]}:42\r\n"
+    with pytest.raises(WeakPassword, match="breach"):
+        await strength.check(keyring, "correct horse battery")
+    assert f"GET /range/{digest[:5]} " in service.asked[0]
+    assert "add-padding: true" in service.asked[0].lower()
+    assert digest[5:10] not in service.asked[0]
+    service.answer = f"{digest[5:]}:0\r\n"  # padding
+    await strength.check(keyring, "correct horse battery")
+    keyring.close()
+
+
+@pytest.mark.parametrize("failure", ["error", "closed", "not a URL"])
+async def test_a_service_that_does_not_answer_refuses_nobody(
+    settings: Settings, service: Service, failure: str
+) -> None:
+    service.status = 503
+    url = {"error": service.url, "closed": "http://127.0.0.1:9/", "not a URL": "http://[x"}[failure]
+    keyring = looking_up(settings, url)
+    await strength.check(keyring, "correct horse battery")
+    keyring.close()
+
+
+async def test_nothing_is_looked_up_unless_it_is_asked_for(keyring: Keyring, service: Service) -> None:
+    await strength.check(keyring, "correct horse battery")
+    assert service.asked == []

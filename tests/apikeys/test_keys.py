@@ -1,0 +1,199 @@
+"""API keys as their owner has them: made once, listed, changed, rotated, revoked; and told of in the audit log."""
+
+import asyncio
+from datetime import timedelta
+
+import bson
+import msgspec
+import pytest
+from bson import ObjectId
+
+from ximler.accounts.step_up import StepUpRequired
+from ximler.apikeys import keys, tokens
+from ximler.core.actor import Actor
+from ximler.core.errors import Forbidden, Invalid, LimitExceeded, NotFound, Unauthenticated
+
+READ = ["projects:read"]
+
+
+async def make(database, actor, **more):
+    return await keys.create(database, actor, **{"name": "ci", "permissions": READ, **more})
+
+
+async def actions(database):
+    return [entry["action"] for entry in await database.raw.auditlogs.find({}).sort("_id").to_list()]
+
+
+async def test_a_key_is_shown_once_and_kept_nowhere(database, actor):
+    made = await make(database, actor)
+    assert tokens.is_well_formed(made.secret)
+    everything = b"".join(
+        [
+            bson.encode(document)
+            for name in await database.raw.list_collection_names()
+            for document in await database.raw[name].find({}).to_list()
+        ]
+    )
+    assert made.secret.encode() not in everything
+    assert made.secret[4:-6].encode() not in everything
+    stored = await database.raw.apikeys.find_one({})
+    assert stored["keyHash"] == tokens.hash_of(made.secret)
+    assert stored["hint"] == made.secret[-4:]
+    assert await actions(database) == ["apikeys.key.created"]
+
+
+async def test_keys_are_listed_newest_first_with_their_state(database, actor):
+    now = database.clock.now()
+    first = await make(database, actor, name="first", expires_at=now + timedelta(hours=1))
+    second = await make(database, actor, name="second")
+    third = await make(database, actor, name="third")
+    await keys.revoke(database, actor, second.key.id)
+    await keys.rotate(database, actor, third.key.id)
+    database.clock.offset_ms += 3_600_001
+    listed = await keys.mine(database, actor)
+    states = {key.id: keys.state(key, database.clock.now()) for key in listed}
+    assert [key.name for key in listed] == ["third", "third", "second", "first"]
+    assert states[first.key.id] == "EXPIRED"
+    assert states[second.key.id] == "REVOKED"
+    assert states[third.key.id] == "ROTATED"
+    assert states[listed[0].id] == "ACTIVE"
+
+
+async def test_whoever_has_only_a_session_makes_no_key_and_widens_none(database, actor):
+    made = await make(database, actor, permissions=["projects:read", "projects:write"])
+    stale = msgspec.structs.replace(actor, authenticated_at=database.clock.now() - timedelta(minutes=11))
+    with pytest.raises(StepUpRequired):
+        await make(database, stale)
+    with pytest.raises(StepUpRequired):
+        await keys.rotate(database, stale, made.key.id)
+    with pytest.raises(StepUpRequired):
+        await keys.change(database, stale, made.key.id, permissions=["projects:read", "usage:write"])
+    with pytest.raises(StepUpRequired):
+        await keys.change(database, stale, made.key.id, allowed_addresses=[])
+    changed = await keys.change(database, stale, made.key.id, name="cd", permissions=READ)
+    assert (changed.name, changed.permissions) == ("cd", READ)
+    assert (await keys.revoke(database, stale, made.key.id)).revoked_at
+
+
+async def test_a_key_makes_no_key(database, actor, ada):
+    by_key = Actor(
+        kind="user", via="api_key", user_id=ada.id, api_key_id=ObjectId(), scopes=frozenset(["projects:read"])
+    )
+    with pytest.raises(StepUpRequired):
+        await make(database, by_key)
+    with pytest.raises(Unauthenticated):
+        await make(database, Actor())
+
+
+async def test_somebody_elses_key_is_not_there(database, actor):
+    made = await make(database, actor)
+    somebody = msgspec.structs.replace(actor, user_id=ObjectId())
+    for attempt in (
+        keys.change(database, somebody, made.key.id, name="mine"),
+        keys.rotate(database, somebody, made.key.id),
+        keys.revoke(database, somebody, made.key.id),
+    ):
+        with pytest.raises(NotFound):
+            await attempt
+    assert await keys.mine(database, somebody) == []
+    with pytest.raises(Forbidden):
+        await make(database, somebody, user_id=actor.user_id)
+    with pytest.raises(Forbidden):
+        await keys.mine(database, somebody, user_id=actor.user_id)
+    assert await actions(database) == ["apikeys.key.created"]
+
+
+async def test_an_operator_revokes_but_gets_no_secret_except_at_the_command_line(database, actor):
+    made = await make(database, actor)
+    operator = msgspec.structs.replace(actor, kind="operator", user_id=ObjectId())
+    with pytest.raises(Forbidden):
+        await make(database, operator, user_id=actor.user_id)
+    with pytest.raises(Forbidden):
+        await keys.rotate(database, operator, made.key.id)
+    assert len(await keys.mine(database, operator, user_id=actor.user_id)) == 1
+    assert (await keys.revoke(database, operator, made.key.id)).revoked_at
+    shell = Actor(kind="operator", via="cli")
+    fresh = await make(database, shell, user_id=actor.user_id)
+    assert (await keys.rotate(database, shell, fresh.key.id)).key.user_id == actor.user_id
+
+
+async def test_rotating_lets_the_old_key_work_on_for_its_grace_and_no_longer_than_it_would_have(database, actor):
+    now = database.clock.now()
+    lasting = await make(database, actor, allowed_addresses=["10.0.0.0/8"])
+    fresh = await keys.rotate(database, actor, lasting.key.id, grace=timedelta(hours=1))
+    old = await database.api_keys.get(lasting.key.id)
+    assert now + timedelta(minutes=59) < old.expires_at < now + timedelta(minutes=61)
+    assert old.replaced_by == fresh.key.id
+    assert (fresh.key.permissions, fresh.key.allowed_addresses) == (READ, ["10.0.0.0/8"])
+    assert fresh.key.expires_at is None
+    assert fresh.secret != lasting.secret
+
+    ending = await make(database, actor, expires_at=now + timedelta(minutes=30))
+    fresh = await keys.rotate(database, actor, ending.key.id)
+    assert (await database.api_keys.get(ending.key.id)).expires_at == ending.key.expires_at
+    assert fresh.key.expires_at > now + timedelta(minutes=29)
+    with pytest.raises(keys.KeyNotActive, match="rotated"):
+        await keys.rotate(database, actor, ending.key.id)
+    await keys.revoke(database, actor, fresh.key.id)
+    with pytest.raises(keys.KeyNotActive, match="revoked"):
+        await keys.rotate(database, actor, fresh.key.id)
+
+
+async def test_of_racing_rotations_one_succeeds(database, actor):
+    made = await make(database, actor)
+    results = await asyncio.gather(
+        *(keys.rotate(database, actor, made.key.id) for _ in range(5)), return_exceptions=True
+    )
+    assert [isinstance(result, keys.Made) for result in results].count(True) == 1
+    assert await database.api_keys.count({}) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": ""},
+        {"name": "  "},
+        {"name": "x" * 101},
+        {"name": "a\nb"},
+        {"permissions": []},
+        {"permissions": ["projects:read", "everything"]},
+        {"permissions": ["read"]},
+        {"allowed_addresses": ["10.0.0.1/8"]},
+        {"allowed_addresses": ["somewhere"]},
+        {"allowed_addresses": ["10.0.0.1"] * 51},
+    ],
+)
+async def test_what_makes_no_sense_is_refused_by_name(database, actor, wrong):
+    with pytest.raises(Invalid) as refused:
+        await make(database, actor, **wrong)
+    assert refused.value.fields
+    assert await database.api_keys.count({}) == 0
+
+
+async def test_a_key_that_would_be_born_expired_is_refused(database, actor):
+    with pytest.raises(Invalid):
+        await make(database, actor, expires_at=database.clock.now())
+
+
+async def test_nobody_has_more_keys_than_the_most(database, actor, monkeypatch):
+    monkeypatch.setattr(keys, "MAX_KEYS", 3)
+    made = [await make(database, actor) for _ in range(3)]
+    with pytest.raises(LimitExceeded):
+        await make(database, actor)
+    await keys.revoke(database, actor, made[0].key.id)
+    await make(database, actor)
+
+
+async def test_the_log_tells_what_changed_and_nothing_that_opens_anything(database, actor):
+    made = await make(database, actor)
+    await keys.change(database, actor, made.key.id, name="cd")
+    await keys.change(database, actor, made.key.id, name="cd")  # changes nothing
+    fresh = await keys.rotate(database, actor, made.key.id)
+    await keys.revoke(database, actor, made.key.id)
+    await keys.revoke(database, actor, made.key.id)
+    assert await actions(database) == [
+        "apikeys.key.created", "apikeys.key.changed", "apikeys.key.rotated", "apikeys.key.revoked",
+    ]  # fmt: skip
+    log = str(await database.raw.auditlogs.find({}).to_list())
+    for secret in (made.secret, fresh.secret, tokens.hash_of(made.secret), tokens.hash_of(fresh.secret)):
+        assert secret not in log

@@ -1,0 +1,29 @@
+"""A change feed that runs for a test, and patience."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from ximler.database.changes import Feed
+
+__all__ = ["running", "until"]
+
+
+@asynccontextmanager
+async def running(feed: Feed) -> AsyncIterator[None]:
+    task = asyncio.create_task(feed.run())
+    try:
+        yield
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.5)
+
+
+async def until(condition: Callable[[], object], *, seconds: float = 10) -> None:
+    """Returns once the condition holds; fails when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        await asyncio.sleep(0.005)
