@@ -15,7 +15,7 @@ from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, projects
+from ximler.graphql import accounts, audit, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import docs, health, pages
@@ -40,7 +40,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications])
+    return build([accounts, billing, metering, projects, notifications, audit])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
