@@ -42,11 +42,13 @@ async def erase(database: Database, user_id: ObjectId, *, actor: Actor = SYSTEM)
     What is not personal stays, the user's id too. It can be repeated, and has to be when it was interrupted. The address and
     browser of somebody else who acted on them stay. Raises NotAllowed, DatabaseUnavailable.
     """
-    # Before the first entry loses its person: an interruption leaves entries whole, never unexplained.
-    await records.write(database, actor, ERASED, resource="users", resource_id=user_id, user_id=user_id)
     count = 0
     async with maintenance(database) as allowed:
         try:
+            logs = allowed.raw[AUDIT_LOGS.name]
+            await logs.update_one({"_id": {"$in": []}}, {"$unset": {"_": ""}})  # whether it is allowed
+            # On record before the first entry loses its person: an interruption leaves none unexplained.
+            await records.write(database, actor, ERASED, resource="users", resource_id=user_id, user_id=user_id)
             for where, whose in (({"userId": user_id}, "person"), ({"metadata.actorId": user_id}, "actor")):
                 count += await _erase(allowed, where, whose)
         except OperationFailure as error:
