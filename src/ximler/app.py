@@ -11,10 +11,11 @@ from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts.keyring import Keyring
+from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, projects
+from ximler.graphql import accounts, audit, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import avatars, docs, export, health, pages
@@ -39,7 +40,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications])
+    return build([accounts, billing, metering, projects, notifications, audit])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -51,6 +52,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
     outgoing = mailer(settings)
+    seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
@@ -60,7 +62,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
-        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
+        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database)

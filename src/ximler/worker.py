@@ -1,4 +1,5 @@
-"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due.
+"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due; beside
+it the sealer of the audit log.
 
 Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within
 milliseconds; looking every few seconds catches what it missed.
@@ -14,6 +15,8 @@ from prometheus_client import Counter, Histogram
 
 from ximler.accounts import closing, credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
+from ximler.audit.keys import SealKeys
+from ximler.audit.sealing import Sealer
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
@@ -39,6 +42,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     keyring: Keyring
     mailer: Mailer
+    seal_keys: SealKeys | None = None  # without it the audit log is not sealed
 
 
 Handler = Callable[[Tools, Job], Awaitable[None]]
@@ -129,6 +133,8 @@ class Worker:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
+            if self._tools.seal_keys is not None:
+                tasks.create_task(Sealer(self._tools.database, self._tools.seal_keys).run())
             for _ in range(self._at_once):
                 tasks.create_task(self._work())
 

@@ -138,6 +138,10 @@ FIELDS = {
     ),
     "Mutation.deleteProject": Field(arguments=('id: "{project}"', 'id: "{deleted_project}"'), stranger="NOT_FOUND"),
     "Mutation.restoreProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
+    "Query.securityHistory": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
+    "Query.auditLog": Field(
+        arguments=("", 'userId: "{user_id}"', 'resource: "projects", resourceId: "{project}"'), stranger="FORBIDDEN"
+    ),
 }
 
 

@@ -15,6 +15,8 @@ from tests.serving import PASSWORD, Client, serve
 
 from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
+from ximler.audit import search as audit
+from ximler.audit.erasure import erase
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connection, seeds, sync
@@ -41,6 +43,10 @@ BROADCASTS: dict[tuple[str, str], str] = {
         "sessions",
     ): "ends all of a user's, which lie where their tokens do: at most once a closing or a new password",
     ("delete", "quotas"): "erases all of a user's, once, 30 days after they left",
+    (
+        "find",
+        "auditlogs",
+    ): "appended to by everybody at once, so spread by `_id`; read by operators, and seldom by its owner",
 }
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {
@@ -119,6 +125,11 @@ async def crowd(database: Database) -> None:
             for _ in range(3)
         ],
     }  # fmt: skip
+    rows["auditlogs"] = [
+        {"userId": p, "action": f"a.b.{n % 2}", "resource": "projects", "resourceId": str(n), "createdAt": now}
+        for p in people
+        for n in range(3)
+    ]
     for name, documents in rows.items():
         await database.raw[name].insert_many(documents)
     for n in range(20):
@@ -210,6 +221,19 @@ async def read_inbox(client: Client, database: Database, user_id: ObjectId) -> N
 async def operator(database: Database, settings: Settings) -> None:
     keyring = Keyring(settings)
     actor = Actor(kind="operator", via="cli")
+    somebody = await database.raw["users"].find_one({"email": {"$ne": "ada@example.com"}}, sort=[("_id", -1)])
+    assert somebody is not None
+    since = database.clock.now() - timedelta(hours=1)
+    for given in (
+        {}, {"user_id": somebody["_id"]}, {"action": "projects.project.created"}, {"resource": "projects"},
+        {"resource": "projects", "resource_id": "7"}, {"user_id": somebody["_id"], "action": "a.b.c", "since": since},
+    ):  # fmt: skip
+        entries = await audit.page(database, actor, **given, first=5)
+        if entries.has_next:
+            await audit.page(
+                database, actor, **given, first=5, after=(entries.items[-1].created_at, entries.items[-1].id)
+            )
+    await erase(database, somebody["_id"])
     await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
     page = await users.page(database, actor, first=5)
     assert page.has_next

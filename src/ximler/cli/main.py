@@ -43,6 +43,7 @@ _COMMANDS = {
     "worker": ("ximler.cli.worker", "worker", "Run jobs (mail, …) apart from `ximler up`."),
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
     "users": ("ximler.cli.users", "users", "Create and list accounts."),
+    "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 
