@@ -11,13 +11,14 @@ from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts.keyring import Keyring
+from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, projects
+from ximler.graphql import accounts, audit, billing, metering, notifications, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import docs, health, pages, usage
+from ximler.http import avatars, docs, export, health, pages, usage
 from ximler.http.authentication import Authentication
 from ximler.http.cookies import Cookies
 from ximler.http.metered import Metered
@@ -40,7 +41,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications])
+    return build([accounts, billing, metering, projects, notifications, audit])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -52,6 +53,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
     outgoing = mailer(settings)
+    seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
@@ -61,7 +63,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
-        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
+        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database)
@@ -118,6 +120,10 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.change_email,
             docs.assets,
             usage.record_events,
+            avatars.upload,
+            avatars.remove,
+            avatars.show,
+            export.take_along,
         ],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,
@@ -142,7 +148,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
         expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"],
         max_age=600,

@@ -95,6 +95,12 @@ FIELDS = {
     "Mutation.changePassword": Field(
         arguments=('current: "the wrong one", new: "the attacker\'s own"',), stranger="FORBIDDEN"
     ),
+    "Mutation.closeAccount": Field(stranger=None, changes=frozenset({"users", "sessions", "outbox", "auditlogs"})),
+    "Mutation.reopenAccount": Field(
+        arguments=('email: "{email}", password: "a wrong password"',),
+        anonymous="BAD_CREDENTIALS",
+        stranger="BAD_CREDENTIALS",
+    ),
     "Query.secondFactor": Field(stranger=None),
     "Mutation.reauthenticate": Field(
         arguments=('password: "a wrong password"', 'password: "a wrong password", code: "000000"'), stranger="FORBIDDEN"
@@ -142,6 +148,10 @@ FIELDS = {
     ),
     "Mutation.deleteProject": Field(arguments=('id: "{project}"', 'id: "{deleted_project}"'), stranger="NOT_FOUND"),
     "Mutation.restoreProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
+    "Query.securityHistory": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
+    "Query.auditLog": Field(
+        arguments=("", 'userId: "{user_id}"', 'resource: "projects", resourceId: "{project}"'), stranger="FORBIDDEN"
+    ),
 }
 
 

@@ -45,6 +45,7 @@ _COMMANDS = {
     "users": ("ximler.cli.users", "users", "Create and list accounts."),
     "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
     "usage": ("ximler.cli.usage", "usage", "Record usage."),
+    "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 
