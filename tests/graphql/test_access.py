@@ -53,6 +53,12 @@ _SPAN = 'from: "2026-01-01T00:00:00Z", to: "2026-01-09T00:00:00Z"'
 FIELDS = {
     "Query.me": Field(stranger=None),
     "Query.plans": Field(anonymous=None, stranger=None),
+    "Query.users": Field(arguments=("", 'search: "{email}"', 'search: "{user_id}"'), stranger="FORBIDDEN"),
+    "Query.user": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.verifyUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.lockUser": Field(arguments=('id: "{user_id}", reason: "r"',), stranger="FORBIDDEN"),
+    "Mutation.unlockUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.revokeUserSessions": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Query.usage": Field(stranger=None),
     "Query.quota": Field(arguments=('resource: apiCalls, userId: "{user_id}"',), stranger="NOT_FOUND"),
     "Query.usageSeries": Field(
