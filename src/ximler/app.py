@@ -14,12 +14,11 @@ from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, projects
-from ximler.graphql.context import Context
+from ximler.graphql import accounts, apikeys, billing, metering, notifications, projects
+from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import docs, health, pages
+from ximler.http import docs, health, pages, session
 from ximler.http.authentication import Authentication
-from ximler.http.cookies import Cookies
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
 from ximler.notifications.email import mailer
@@ -36,7 +35,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications])
+    return build([accounts, billing, metering, projects, notifications, apikeys], guard=permit)
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -50,7 +49,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     outgoing = mailer(settings)
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
-    proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
+    proxies = TrustedProxies(settings.trusted_proxies)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -79,7 +78,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             keyring=keyring,
             actor=caller.actor,
             user=caller.user,
-            cookies=cookies if caller.by_cookie else None,
+            cookies=authentication.cookies if caller.by_cookie else None,
         )
 
     body_limit = settings.max_body_mb * _MB
@@ -97,6 +96,9 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             health.healthz,
             health.readyz,
             health.metrics,
+            session.sign_in,
+            session.refresh,
+            session.sign_out,
             pages.front_door,
             pages.ask_confirmation,
             pages.confirm,

@@ -34,7 +34,14 @@ def openapi() -> OpenAPIConfig:
         version=__version__,
         description="REST beside GraphQL: `POST /graphql` is the main interface; its schema can be introspected.",
         openapi_router=Router("/docs", route_handlers=[], include_in_schema=False, response_headers=_HEADERS),
-        components=Components(security_schemes={"session": SecurityScheme(type="http", scheme="bearer")}),
+        components=Components(
+            security_schemes={
+                "session": SecurityScheme(
+                    type="http", scheme="bearer", description="A session's token, or its cookie."
+                ),
+                "api_key": SecurityScheme(type="http", scheme="bearer", description="An API key with the scope named."),
+            }
+        ),
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",
