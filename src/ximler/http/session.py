@@ -95,7 +95,10 @@ async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[Sig
     tags=["accounts"],
     summary="Sign out",
     status_code=204,
-    responses=_responses(),
+    responses={
+        204: ResponseSpec(None, description="The browser forgets its session", generate_examples=False),
+        **_responses(),
+    },
 )
 async def sign_out(request: Request[Any, Any, Any], state: State) -> Response[None]:
     """Ends the cookie's session and takes the cookie back; that it was over already is no error."""
