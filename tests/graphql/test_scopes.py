@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphql import get_named_type
+from graphql import GraphQLObjectType
 from tests.graphql.test_access import FIELDS, SCHEMA, ask_for_everything, contents, victim
 from tests.serving import Client
 
@@ -95,11 +95,10 @@ async def test_what_lies_below_a_field_asks_for_its_own_scope(ada: Client) -> No
     assert answer["me"]["projects"]["nodes"] == [{"name": "Bridge"}]
 
 
-async def test_every_field_with_a_resolver_below_the_user_asks_for_a_scope(ada: Client) -> None:
+def test_every_field_with_a_resolver_below_the_user_asks_for_a_scope() -> None:
     """Or a key with `account:read` would get whatever a later field adds to the user."""
     user = SCHEMA.type_map["User"]
-    below = [name for name, field in user.fields.items() if get_named_type(field.type).name in ("ProjectConnection",)]
-    assert below == ["projects"]
+    assert isinstance(user, GraphQLObjectType)
     for name, field in user.fields.items():
-        if field.resolve.__qualname__.startswith("batch_field"):
+        if getattr(field.resolve, "__qualname__", "").startswith("batch_field"):
             assert find_scope(field), name
