@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 def test_init_makes_what_status_then_finds_complete(ximler, own):
     env, _ = own

@@ -46,6 +46,7 @@ _COMMANDS = {
     "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
     "usage": ("ximler.cli.usage", "usage", "Record usage."),
     "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
+    "keys": ("ximler.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 
