@@ -16,17 +16,17 @@ from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, audit, billing, metering, notifications, operators, projects
-from ximler.graphql.context import Context
+from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
+from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import avatars, docs, export, health, pages
+from ximler.http import avatars, docs, export, health, pages, session, usage
 from ximler.http.authentication import Authentication
-from ximler.http.cookies import Cookies
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
 from ximler.metering.follower import Follower
 from ximler.metering.meter import Meter
+from ximler.metering.settlement import Settler
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -41,7 +41,8 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications, operators, audit])
+    domains = [accounts, apikeys, billing, metering, projects, notifications, audit, operators]
+    return build(domains, guard=permit)
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -56,7 +57,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
-    proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
+    proxies = TrustedProxies(settings.trusted_proxies)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -70,6 +71,8 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))
+            settler = Settler(database, feed, thresholds=settings.usage_alerts)
+            running.append(asyncio.ensure_future(settler.run()))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
@@ -88,7 +91,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             keyring=keyring,
             actor=caller.actor,
             user=caller.user,
-            cookies=cookies if caller.by_cookie else None,
+            cookies=authentication.cookies if caller.by_cookie else None,
         )
 
     async def once(ctx: Context, key: str, request: bytes, work: Any) -> Any:
@@ -117,6 +120,9 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             health.healthz,
             health.readyz,
             health.metrics,
+            session.sign_in,
+            session.refresh,
+            session.sign_out,
             pages.front_door,
             pages.ask_confirmation,
             pages.confirm,
@@ -128,6 +134,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.ask_email,
             pages.change_email,
             docs.assets,
+            usage.record_events,
             avatars.upload,
             avatars.remove,
             avatars.show,

@@ -21,6 +21,7 @@ from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
+from ximler.metering import alerts
 from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
 from ximler.privacy import erasure
@@ -102,6 +103,12 @@ async def _send_notice(tools: Tools, job: Job) -> None:
     await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
 
 
+async def _tell_usage(tools: Tools, job: Job) -> None:
+    await alerts.tell(
+        tools.database, job_id=job.id, quota_id=job.payload["quotaId"], threshold=job.payload["threshold"]
+    )
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
@@ -111,6 +118,7 @@ HANDLERS: Mapping[str, Handler] = {
     inbox.SEND: _send_notification,
     email_change.SEND_LINK: _send_email_change,
     notices.SEND: _send_notice,
+    alerts.ALERT: _tell_usage,
 }
 
 
@@ -127,6 +135,7 @@ class Worker:
         self._handlers = handlers
         self._at_once = at_once
         self._wake = asyncio.Event()
+        self._waiting = False
         if feed is not None:
             feed.subscribe([OUTBOX.name], self._heard)
             feed.on_gap(self._wake.set)
@@ -154,14 +163,23 @@ class Worker:
         while True:
             try:
                 job = await self._claim()
+                self._waiting = False
                 if job is not None:
                     await self._do(job)
                     continue
                 self._wake.clear()
                 pause = await self._until_due()
             except Unavailable as error:
-                _log.warning("jobs wait", reason=error.message)
+                if not self._waiting:
+                    self._waiting = True
+                    _log.warning("jobs wait", reason=error.message)
                 await asyncio.sleep(_LOOK_EVERY_S)  # not for a wake-up: nothing can be claimed anyway
+                continue
+            except (
+                Exception
+            ) as bug:  # a job that cannot be read, say: its lease runs out, and meanwhile the others are done
+                _log.exception("worker failed", exc_info=bug)
+                await asyncio.sleep(_LOOK_EVERY_S)
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
