@@ -5,6 +5,7 @@ every entry that is there must be listed, except those that are too young to be.
 are compared in several passes when there are many.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from datetime import datetime
@@ -22,6 +23,7 @@ from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
 from ximler.core.clock import EPOCH
 from ximler.database import Database
+from ximler.database.codec import few_at_a_time
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.seal import Seal, SealHead
@@ -112,6 +114,7 @@ class _Run:
         self._reached_at = EPOCH
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
+        self._read_next: tuple[list[_Listed], list[bytes]] = ([], [])
         self._erasures: set[str] = set()  # people whose erasure is sealed
         self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
 
@@ -143,6 +146,7 @@ class _Run:
                 await self._entries(pending[:_AT_ONCE])
                 del pending[:_AT_ONCE]
         await self._entries(pending)
+        await self._rest()
         if self._end is not None:
             self.report.head = Head(self._end.id, (previous or b"").hex(), self._end.sealed_at)
         if head is not None and not met:
@@ -201,15 +205,25 @@ class _Run:
     # Entries that seals list
 
     async def _entries(self, listed: list[_Listed]) -> None:
-        if not listed:
-            return
+        """Check them, while those that come next are being read: the check of these waits for the next call, or `_rest`."""
+        reading = asyncio.create_task(self._read(listed))
+        await asyncio.sleep(0)  # lets it be asked for
+        try:
+            await self._rest()
+        finally:
+            self._read_next = listed, await reading
+
+    async def _rest(self) -> None:
+        listed, batches = self._read_next
+        self._read_next = [], []
         there: dict[bytes, dict[str, Any]] = {}
-        ids = [ObjectId(oid) for _, oid, _, _ in listed]
-        async for batch in self._raw_batches({"_id": {"$in": ids}}, batch_size=_AT_ONCE):
-            for raw in bson.decode_all(batch, fingerprint.OPTIONS):
-                there[raw["_id"].binary] = raw
         known: dict[bytes, bytes] = {}
-        for number, oid, digest, odd in listed:
+        for batch in batches:
+            for few in few_at_a_time(batch, fingerprint.OPTIONS):
+                for raw in few:
+                    there[raw["_id"].binary] = raw
+                await asyncio.sleep(0)  # the next are being received
+        for place, (number, oid, digest, odd) in enumerate(listed):
             self._remember(oid)
             if (raw := there.pop(oid, _NONE)) is not _NONE:
                 known[oid] = self._look(raw, number, digest, odd)
@@ -219,8 +233,14 @@ class _Run:
                 self.report.add("missing", "was sealed, and is not there", entry=ObjectId(oid), seal=number)
             elif known[oid] != digest:  # listed twice: it was removed, and put back otherwise
                 self.report.add("altered", "is not what was sealed", entry=ObjectId(oid), seal=number)
+            if place % 128 == 0:
+                await asyncio.sleep(0)
         self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
+
+    async def _read(self, listed: list[_Listed]) -> list[bytes]:
+        where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
+        return [batch async for batch in self._raw_batches(where, batch_size=_AT_ONCE)] if listed else []
 
     def _look(self, raw: dict[str, Any], number: int, digest: bytes, odd: int) -> bytes:
         """Check one entry, which is used up; returns its hash."""
