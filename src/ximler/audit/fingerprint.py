@@ -90,7 +90,12 @@ def examine(raw: dict[str, Any]) -> Examined:
             if of not in mark:
                 continue
             one = mark[of]
-            values = {path: value for path in one["paths"] if (value := _pop(raw, path)) is not _ABSENT}
+            values = {}
+            for path in one["paths"]:
+                if path in raw:
+                    values[path] = raw.pop(path)
+                elif (value := _pop(raw, path)) is not _ABSENT:
+                    values[path] = value
             salt = one.get("salt")
             if salt is None and not values:
                 erased.append(of)
