@@ -21,6 +21,7 @@ TOPICS = {
     "find": "typed reads beside the bare driver, Beanie, MongoEngine and Mongoose",
     "insert": "typed writes beside the same",
     "journeys": "database round trips and milliseconds of each operation",
+    "audit": "sealing and verifying the audit log",
     "graphql": "the GraphQL engine beside graphql-core",
     "concurrency": "50 clients that want the last 3 projects",
     "signin": "200 people who sign in at once",
