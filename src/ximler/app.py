@@ -20,6 +20,7 @@ from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import docs, health, pages, usage
 from ximler.http.authentication import Authentication
 from ximler.http.cookies import Cookies
+from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
 from ximler.metering.follower import Follower
@@ -126,7 +127,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return Requests(app, proxies)
+    return Requests(Metered(app, settings), proxies)
 
 
 async def _end(task: asyncio.Future[None]) -> None:
@@ -143,6 +144,6 @@ def _cors(settings: Settings) -> CORSConfig | None:
         allow_origins=list(settings.cors_origins),
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After"],
+        expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"],
         max_age=600,
     )

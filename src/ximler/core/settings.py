@@ -94,6 +94,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         20000
     )
 
+    # Metering
+    api_rate: Annotated[
+        int,
+        Meta(ge=1, description="Calls a second that one API key may make on average; all of a user's twice as many."),
+    ] = 50
+    api_burst: Annotated[
+        int, Meta(ge=1, description="Calls that one API key may make at once; all of a user's twice as many.")
+    ] = 100
+
     # Accounts
     environment: Annotated[
         Literal["development", "production"] | None,
