@@ -118,6 +118,7 @@ class Worker:
         self._handlers = handlers
         self._at_once = at_once
         self._wake = asyncio.Event()
+        self._waiting = False
         if feed is not None:
             feed.subscribe([OUTBOX.name], self._heard)
             feed.on_gap(self._wake.set)
@@ -143,14 +144,23 @@ class Worker:
         while True:
             try:
                 job = await self._claim()
+                self._waiting = False
                 if job is not None:
                     await self._do(job)
                     continue
                 self._wake.clear()
                 pause = await self._until_due()
             except Unavailable as error:
-                _log.warning("jobs wait", reason=error.message)
+                if not self._waiting:
+                    self._waiting = True
+                    _log.warning("jobs wait", reason=error.message)
                 await asyncio.sleep(_LOOK_EVERY_S)  # not for a wake-up: nothing can be claimed anyway
+                continue
+            except (
+                Exception
+            ) as bug:  # a job that cannot be read, say: its lease runs out, and meanwhile the others are done
+                _log.exception("worker failed", exc_info=bug)
+                await asyncio.sleep(_LOOK_EVERY_S)
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import pyotp
 import pytest
 from bson import ObjectId
 from pymongo import monitoring
-from tests.serving import Client, serve
+from tests.serving import PASSWORD, Client, serve
 
 from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
@@ -32,7 +33,9 @@ SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGU
 # (verb, collection) → why it may scan a whole collection.
 SCANS: dict[tuple[str, str], str] = {}
 # (verb, collection) → why a cluster may ask every shard.
-BROADCASTS: dict[tuple[str, str], str] = {}
+BROADCASTS: dict[tuple[str, str], str] = {
+    ("delete", "sessions"): "all of a user's end: rare, while every request looks one up by its token",
+}
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {
     (
@@ -88,6 +91,8 @@ async def crowd(database: Database) -> None:
         "registrations": [
             {"_id": p, "name": "n", "email": "e", "password": "-", "expiresAt": soon, "createdAt": now} for p in people
         ],
+        "credentials": [{"_id": p, "recoveryCodes": ["-"], "createdAt": now, "updatedAt": now} for p in people],
+        "emailchanges": [{"_id": p, "requestId": p, "email": "e", "attempts": 0, "expiresAt": soon} for p in people],
         "gauges": [{"_id": p, "projects": 3, "storageBytes": 30, "createdAt": now, "updatedAt": now} for p in people],
         "subscriptions": [
             {"userId": p, "planId": "pro", "status": status, "startDate": now, "price": 29}
@@ -164,6 +169,41 @@ async def customer(client: Client, database: Database) -> None:
     await client.ask("mutation { signOut }")
     await client.sign_in("ada@example.com", "the wrong password")
     await client.sign_in("nobody@example.com")
+    await secure(client, database, user_id)
+
+
+async def secure(client: Client, database: Database, user_id: ObjectId) -> None:
+    """Second factor, another address, another password: each with what is refused on the way."""
+    await client.sign_in("ada@example.com")
+    sign_in = 'mutation ($code: String) {{ signIn(email: "{}", password: "{}", code: $code) {{ token }} }}'
+    sign_in = sign_in.format("ada@example.com", PASSWORD)
+    await client.ask('mutation { updateProfile(name: "Ada L.") { id } }')
+    await client.ask("mutation { updateNotificationSettings(input: {push: {enabled: true}}) { id } }")
+    secret = (await client.ask("mutation { beginTotp { secret } }"))["beginTotp"]["secret"]
+    confirm = "mutation ($code: String!) { confirmTotp(code: $code) }"
+    codes = (await client.ask(confirm, code=pyotp.TOTP(secret).at(database.clock.now())))["confirmTotp"]
+    later = pyotp.TOTP(secret).at(database.clock.now() + timedelta(seconds=30))
+    for code in (None, "000000", later, codes[0], codes[0]):
+        await client.ask(sign_in, code=code)
+    await client.ask("{ secondFactor { recoveryCodesLeft } }")
+    await client.ask(
+        "mutation ($p: String!, $c: String!) { reauthenticate(password: $p, code: $c) }", p=PASSWORD, c=codes[1]
+    )
+    await client.ask("mutation { regenerateRecoveryCodes }")
+    await client.ask('mutation { requestEmailChange(email: "first@example.com") { accepted } }')
+    await client.ask("mutation { cancelEmailChange }")
+    await client.ask('mutation { requestEmailChange(email: "second@example.com") { accepted } }')
+    waiting = await database.raw["emailchanges"].find_one({"_id": user_id})
+    assert waiting is not None
+    state = client.app._app.state  # type: ignore[attr-defined]  # the application inside `Requests`
+    token = state.keyring.sign("email", waiting["requestId"])
+    confirm = "mutation ($t: String!, $p: String!) { confirmEmailChange(token: $t, password: $p) }"
+    for password in ("a wrong one", PASSWORD, PASSWORD):
+        await client.ask(confirm, t=token, p=password)
+    reset = state.keyring.sign("reset", ObjectId())
+    await client.ask('mutation ($t: String!) { resetPassword(token: $t, password: "another long password") }', t=reset)
+    await client.ask("mutation { revokeOtherSessions }")
+    await client.ask("mutation { disableTotp }")
 
 
 async def read_inbox(client: Client, database: Database, user_id: ObjectId) -> None:

@@ -43,6 +43,8 @@ _COMMANDS = {
     "worker": ("ximler.cli.worker", "worker", "Run jobs (mail, …) apart from `ximler up`."),
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
     "users": ("ximler.cli.users", "users", "Create and list accounts."),
+    "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
+    "usage": ("ximler.cli.usage", "usage", "Record usage."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 

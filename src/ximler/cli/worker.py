@@ -19,10 +19,11 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
 
     Any number may run at once, on any number of machines. Ctrl-C or SIGTERM stops it; a job under way is taken up by another.
     """
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
+    settings = context.load(serves=not once, data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
 
     async def work() -> None:
         from ximler.accounts.keyring import Keyring
+        from ximler.database import sync
         from ximler.database.changes import Feed
         from ximler.metering.follower import Follower
         from ximler.metering.settlement import Settler
@@ -32,6 +33,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
         keyring = Keyring(settings)
         try:
             async with context.database(settings) as database:
+                await sync.check_version(database)
                 tools = Tools(database=database, settings=settings, keyring=keyring, mailer=mailer(settings))
                 if once:
                     click.echo(f"{await Worker(tools).run_due()} jobs run")

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, post
+from litestar.di import NamedDependency
 
 from ximler.core.errors import Invalid
 from ximler.http.authentication import Caller, signed_in
@@ -19,7 +20,7 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @post("/usage/events", **signed_in(scope="usage:write"), status_code=200, request_max_body_size=None)
-async def record_events(request: Request[Any, Any, Any], caller: Caller) -> Report:
+async def record_events(request: Request[Any, Any, Any], caller: NamedDependency[Caller]) -> Report:
     """Record usage, each event once, as `{"id", "at", "userId", "amount", "resource", "source"}`.
 
     Of these `id` and `at` are required, and `userId` where no API key is used.
