@@ -44,7 +44,7 @@ _COMMANDS = {
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
     "users": ("ximler.cli.users", "users", "Create and list accounts."),
     "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
-    "usage": ("ximler.cli.usage", "usage", "Record usage."),
+    "usage": ("ximler.cli.usage", "usage", "Show, limit, record and correct what is used."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 
