@@ -22,6 +22,7 @@ TOPICS = {
     "insert": "typed writes beside the same",
     "journeys": "database round trips and milliseconds of each operation",
     "graphql": "the GraphQL engine beside graphql-core",
+    "metering": "deciding about a call in memory, beside a guarded update a call",
     "concurrency": "50 clients that want the last 3 projects",
     "metered": "a request with an API key beside the same route without one",
     "cli": "`ximler --help` and `import ximler`",
