@@ -23,6 +23,7 @@ TOPICS = {
     "journeys": "database round trips and milliseconds of each operation",
     "audit": "sealing and verifying the audit log",
     "graphql": "the GraphQL engine beside graphql-core",
+    "metering": "deciding about a call in memory, beside a guarded update a call",
     "concurrency": "50 clients that want the last 3 projects",
     "signin": "200 people who sign in at once",
     "metered": "a request with an API key beside the same route without one",
