@@ -117,7 +117,8 @@ class Authentication:
 def signed_in(*, scope: str | None = None) -> dict[str, Any]:
     """What a route handler is declared with, for those who are signed in: `@get("/export", **signed_in())`.
 
-    The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, no key may use the route.
+    The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, the route is not
+    for keys.
     """
     return {
         "dependencies": {"caller": Provide(_caller)},
