@@ -24,6 +24,7 @@ TOPICS = {
     "graphql": "the GraphQL engine beside graphql-core",
     "concurrency": "50 clients that want the last 3 projects",
     "auth": "API keys and sessions, in process and over HTTP",
+    "metered": "a request with an API key beside the same route without one",
     "cli": "`ximler --help` and `import ximler`",
     "server": "the embedded server and `ximler up`, cold and warm",
 }

@@ -12,11 +12,13 @@ from bson import ObjectId
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, LimitExceeded, Unauthenticated, Unavailable
+from ximler.core.errors import Conflict, Invalid, LimitExceeded, Unauthenticated, Unavailable
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.metering import entitlements, ledger, quotas
+from ximler.metering import entitlements, ledger, quotas, receipts
 from ximler.metering.meter import Meter
+from ximler.schema.receipt import Receipt
+from ximler.schema.user import User
 
 OPERATOR = Actor(kind="operator", via="cli")
 HOUR_MS = 3_600_000
@@ -123,6 +125,17 @@ async def test_many_units_are_had_at_once_or_none_of_them(database: Database, pe
     await meter.consume(person, units=10)
     with pytest.raises(LimitExceeded):
         await meter.consume(person)
+
+
+async def test_more_than_a_lease_has_left_is_had_with_another_grant(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    (tally,) = meter._all()
+    assert tally.left == 4
+    with round_trips() as trips:
+        await meter.consume(person, units=6)
+    assert len(trips) == 1
 
 
 async def test_hundreds_at_once_take_what_there_is_and_no_more(database: Database, person: Actor, meter: Meter) -> None:
@@ -434,6 +447,21 @@ async def test_a_lease_that_is_not_used_goes_back(database: Database, person: Ac
     assert await spend_all(meter, person) == 999
 
 
+async def test_an_answer_from_before_our_latest_step_is_not_believed(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    """A primary that has just been elected may give one."""
+    await meter.consume(person)
+    old = await database[quotas.QUOTAS].find_one({"userId": person.user_id})
+    assert old is not None
+    assert await spend(meter, person, 4) == 4
+    await meter.sweep()
+    (tally,) = meter._all()
+    assert tally.left == 0
+    tally.see(old, database.clock.now_ms())
+    assert tally.left == 0
+
+
 # Crashes
 
 
@@ -445,7 +473,7 @@ async def test_a_lease_of_a_dead_process_is_forfeited_and_its_ledger_written(
     await dead.consume(person, units=2)
     await dead.consume(person)
     (tally,) = dead._all()
-    await quotas.settle(database, [tally.report()])  # and it dies before it writes the ledger  # type: ignore[list-item]
+    await quotas.settle(database, [tally.report()])  # and it dies before it writes the ledger
     await dead.consume(person)  # and before it reports this
     lease = held(await quota(database, person))
     assert lease > 1
@@ -585,3 +613,82 @@ async def test_a_subscription_begins_periods_of_its_own(
     assert sorted((q["superseded"], q["settled"]) for q in old_and_new) == (
         [(False, 2), (True, 1000)] if start.day != 1 else [(False, 1002)]
     )
+
+
+# Idempotency keys
+
+
+async def test_the_same_under_one_key_counts_once(database: Database, person: Actor, meter: Meter) -> None:
+    for _ in range(3):
+        allowance = await meter.consume(person, units=7, idempotency_key="order 1")
+        assert allowance.remaining == 993
+    await meter.sweep()
+    await meter.consume(person, units=7, idempotency_key="order 2")
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 14
+
+
+async def test_the_same_key_in_many_processes_at_once_counts_once(database: Database, person: Actor) -> None:
+    async with process(database) as one, process(database) as other, process(database) as third:
+        await asyncio.gather(
+            *(
+                meter.consume(person, units=3, route="GET /", idempotency_key=str(number))
+                for number in range(10)
+                for meter in (one, other, third) * 3
+            )
+        )
+    assert (await quota(database, person))["settled"] == 30
+    assert sum(row["amount"] for row in await rows(database, person)) == 30
+
+
+async def test_a_repeat_that_was_reported_before_it_was_known_as_one_is_made_good(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await meter.consume(person, units=2)
+    keep = receipts.keep
+
+    async def slow(database: Database, receipt: Receipt) -> bool:
+        assert await keep(database, receipt)  # by another process, in the same moment
+        await meter.sweep()
+        return await keep(database, receipt)
+
+    monkeypatch.setattr(receipts, "keep", slow)
+    await meter.consume(person, units=7, idempotency_key="order 1")
+    assert (await quota(database, person))["settled"] == 9
+    await meter.consume(person, units=20)
+    await meter.close()
+    document = await quota(database, person)
+    assert (document["settled"], document["granted"], document["leases"]) == (22, 22, {})
+    assert [row["amount"] for row in await rows(database, person)] == [22]
+
+
+async def test_a_key_for_something_else_is_a_conflict_and_costs_nothing(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person, units=7, idempotency_key="order 1")
+    with pytest.raises(Conflict, match="7 apiCalls") as reused:
+        await meter.consume(person, units=8, idempotency_key="order 1")
+    assert reused.value.code == "IDEMPOTENCY_KEY_REUSED"
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 7
+
+
+async def test_a_key_is_known_although_nothing_is_left(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=1000, idempotency_key="all")
+    await meter.consume(person, units=1000, idempotency_key="all")
+    with pytest.raises(LimitExceeded):
+        await meter.consume(person, idempotency_key="more")
+    with pytest.raises(LimitExceeded):
+        await meter.consume(person, idempotency_key="more")
+
+
+async def test_a_key_is_somebodys_own_and_for_a_day(database: Database, person: Actor, meter: Meter) -> None:
+    other = await database.users.insert(User(name="Bob", email="bob@example.com", password="-"))
+    await meter.consume(person, units=7, idempotency_key="order 1")
+    await meter.consume(Actor(kind="user", user_id=other.id), units=8, idempotency_key="order 1")
+    database.clock.offset_ms += 24 * HOUR_MS
+    await meter.consume(person, units=9, idempotency_key="order 1")
+    await meter.close()
+    assert sum(row["amount"] for row in await rows(database, person)) == 16
+    with pytest.raises(Invalid, match="idempotencyKey"):
+        await meter.consume(person, idempotency_key="")

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import msgspec
@@ -21,9 +21,10 @@ from ximler.database.changes import Feed
 from ximler.http.cookies import Cookies
 from ximler.schema.user import User
 
-__all__ = ["Authentication", "Caller", "signed_in"]
+__all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
+_KEY = f" {tokens.PREFIX}".encode()
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +66,9 @@ class Authentication:
             elif name == b"cookie":
                 cookie = True
         state = scope.get("state", {})
+        if "caller" in state:
+            known_already: Caller = state["caller"]
+            return known_already
         address, request_id = state.get("address"), state.get("request_id")
         if authorization is None:
             token = self.cookies.token(scope["headers"]) if cookie else None
@@ -88,7 +92,9 @@ class Authentication:
                     user_agent=user_agent,
                     request_id=request_id,
                 )
-                return Caller(actor, known.standing.user if known.standing else None)
+                caller = Caller(actor, known.standing.user if known.standing else None)
+                state["caller"] = caller  # asked once to meter the request, and again to answer it
+                return caller
         origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
         found = await self._sessions.recognise(token, origin)
         session, standing = found.session, found.standing
@@ -114,11 +120,19 @@ class Authentication:
                 await self._sessions.extend()
 
 
+def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the request means to come with an API key."""
+    for name, value in headers:  # a generator would cost as much as the rest of the decision
+        if name == b"authorization":
+            return _KEY in value
+    return False
+
+
 def signed_in(*, scope: str | None = None) -> dict[str, Any]:
     """What a route handler is declared with, for those who are signed in: `@get("/export", **signed_in())`.
 
-    The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, the route is not
-    for keys.
+    The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, no key may use
+    the route.
     """
     return {
         "dependencies": {"caller": Provide(_caller)},

@@ -31,7 +31,7 @@ class Readiness(msgspec.Struct, frozen=True):
     database: Literal["connected", "disconnected"]
 
 
-@get("/healthz", tags=["operation"], summary="Is the process alive?")
+@get("/healthz", opt={"api_calls": 0}, tags=["operation"], summary="Is the process alive?")
 async def healthz() -> Health:
     """Answers as long as the process can. Touches nothing else: restart it when this fails."""
     return Health("ok", __version__)
@@ -39,6 +39,7 @@ async def healthz() -> Health:
 
 @get(
     "/readyz",
+    opt={"api_calls": 0},
     tags=["operation"],
     summary="Can it do its work?",
     responses={503: ResponseSpec(Readiness, description="The database does not answer", generate_examples=False)},
@@ -54,7 +55,14 @@ async def readyz(state: State) -> Response[Readiness]:
     return Response(Readiness("ok", "connected"))
 
 
-@get("/metrics", tags=["operation"], summary="Numbers for Prometheus", media_type=MediaType.TEXT, sync_to_thread=True)
+@get(
+    "/metrics",
+    opt={"api_calls": 0},
+    tags=["operation"],
+    summary="Numbers for Prometheus",
+    media_type=MediaType.TEXT,
+    sync_to_thread=True,
+)
 def metrics() -> Response[bytes]:
     """Text format, summed over all worker processes."""
     registry = REGISTRY

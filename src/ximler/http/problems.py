@@ -23,7 +23,7 @@ from ximler.core.errors import (
 )
 from ximler.core.logs import printable
 
-__all__ = ["HANDLERS", "Problem", "body", "documented", "headers_of", "status_of"]
+__all__ = ["HANDLERS", "MEDIA_TYPE", "Problem", "body", "documented", "headers_of", "status_of"]
 
 _log = structlog.get_logger("ximler.http")
 
@@ -42,14 +42,14 @@ _CODES = {
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
     413: "BODY_TOO_LARGE",
-    415: "UNSUPPORTED_MEDIA_TYPE",
+    415: "UNSUPPORTEDMEDIA_TYPE",
     422: "INVALID",
 }
 _PHRASES = {
     413: "Content Too Large",
     422: "Unprocessable Content",
 }  # RFC 9110's, which HTTPStatus learns in Python 3.13
-_MEDIA_TYPE = "application/problem+json"
+MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
@@ -67,7 +67,7 @@ class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
 def documented(**reasons: str) -> dict[int, ResponseSpec]:
     """For a route's `responses`: `documented(_422="the token is missing")`."""
     return {
-        int(status[1:]): ResponseSpec(Problem, description=reason, media_type=_MEDIA_TYPE, generate_examples=False)
+        int(status[1:]): ResponseSpec(Problem, description=reason, media_type=MEDIA_TYPE, generate_examples=False)
         for status, reason in reasons.items()
     }
 
@@ -141,7 +141,7 @@ def _response(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
     return Response(
         msgspec.json.encode(problem),
         status_code=problem.status,
-        media_type=_MEDIA_TYPE,
+        media_type=MEDIA_TYPE,
         headers={"Cache-Control": "no-store", **headers},
     )
 

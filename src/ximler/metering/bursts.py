@@ -7,9 +7,22 @@ again. It lives in this process alone: with several worker processes a caller ge
 from collections.abc import Callable, Hashable
 from time import monotonic
 
-__all__ = ["Bursts"]
+from ximler.core.errors import LimitExceeded
+
+__all__ = ["BurstExceeded", "Bursts"]
 
 _SWEEP_AT = 10_000
+
+
+class BurstExceeded(LimitExceeded):
+    """Too fast: nothing is used up, and waiting `retry_after_s` is enough."""
+
+    code = "BURST_EXCEEDED"
+
+    @classmethod
+    def of(cls, who: str, bursts: "Bursts", wait: float) -> "BurstExceeded":
+        limit = f"{bursts.rate:g} calls a second, and {bursts.size} at once"
+        return cls(f"Too fast: {who} may make {limit}", fields={"burst": limit}, retry_after_s=min(wait, 3600.0))
 
 
 class Bursts:
@@ -42,6 +55,11 @@ class Bursts:
         if len(self._full_at) > self._sweep_at:
             self._sweep(now)
         return 0.0
+
+    def put_back(self, caller: Hashable, n: int = 1) -> None:
+        """Undo a `take` that came to nothing."""
+        if caller in self._full_at:
+            self._full_at[caller] -= n * self._per_unit
 
     def left(self, caller: Hashable) -> int:
         """Units that could be taken now."""

@@ -25,10 +25,11 @@ from prometheus_client import Counter
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, Unavailable, XimlerError
 from ximler.database import Database
-from ximler.metering import ledger, quotas
+from ximler.metering import ledger, quotas, receipts
 from ximler.metering.entitlements import open_quota
 from ximler.metering.gauges import QuotaExceeded
 from ximler.metering.quotas import Return
+from ximler.metering.receipts import KeyReused
 from ximler.metering.tally import Tally
 from ximler.schema.quota import Quota
 
@@ -74,13 +75,23 @@ class Meter:
         self._closed = False
 
     async def consume(
-        self, actor: Actor, resource: str = "apiCalls", units: int = 1, *, route: str | None = None
+        self,
+        actor: Actor,
+        resource: str = "apiCalls",
+        units: int = 1,
+        *,
+        route: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Allowance:
         """Use units on the actor's account, or raise QuotaExceeded, in which case nothing is used.
 
-        Usually without the database; a command now and then. `route` says what for, in the ledger's metadata.
-        Raises Invalid, Unauthenticated, Unavailable when units must be had from a database that does not answer.
+        Usually without the database; a command now and then. `route` says what for, in the ledger's metadata. Under an
+        `idempotency_key` the same counts once in 24 hours, for one command more, or two the first time.
+        Raises Invalid, Unauthenticated, NotFound, KeyReused, and Unavailable when units must be had from a database that does
+        not answer.
         """
+        if idempotency_key is not None:
+            return await self._consume_once(actor, resource, units, route, idempotency_key)
         tally = self._tallies.get(actor.user_id)  # type: ignore[arg-type]  # None is nobody's
         if (
             tally is None
@@ -95,6 +106,32 @@ class Meter:
         if free is None:
             return Allowance(None, None, tally.period_end)
         return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end)
+
+    async def _consume_once(self, actor: Actor, resource: str, units: int, route: str | None, key: str) -> Allowance:
+        """Use first, then remember: whoever finds that another was faster takes the use back.
+
+        The other way round, a crash in between would leave a key that was served and never counted.
+        """
+        user_id = actor.require_user()
+        _check(resource, units)
+        receipt = receipts.receipt(user_id, "apiCalls", units, key)
+        if await receipts.find(self._database, receipt):
+            return await self._peek(user_id)
+        allowance = await self.consume(actor, resource, units, route=route)
+        tally = self._tallies[user_id]
+        try:
+            first = await receipts.keep(self._database, receipt)
+        except KeyReused:
+            tally.untake(units, actor.api_key_id, route)
+            raise
+        if not first:
+            tally.untake(units, actor.api_key_id, route)
+        return allowance
+
+    async def _peek(self, user_id: ObjectId) -> Allowance:
+        tally = await self._current(user_id)
+        free = None if tally.free is None else max(0, tally.free) + tally.left
+        return Allowance(None if free is None else tally.limit, free, tally.period_end)
 
     async def run(self) -> None:
         """Report, look and reap until cancelled."""
@@ -148,7 +185,7 @@ class Meter:
                 raise self._exceeded(tally)
             tally.waiting += units
             try:
-                await self._more(tally, need)
+                await self._more(tally, units)
             finally:
                 tally.waiting -= units
 
@@ -185,17 +222,18 @@ class Meter:
             del self._tallies[tally.user_id]
             self._leaving.append(tally)
 
-    async def _more(self, tally: Tally, need: int) -> None:
+    async def _more(self, tally: Tally, units: int) -> None:
         """Take another grant; callers that come meanwhile share it. One that is cancelled leaves it to the others."""
         if tally.granting is None or tally.granting.done():
-            tally.granting = asyncio.create_task(self._grant(tally, need))
+            tally.granting = asyncio.create_task(self._grant(tally, units))
             tally.granting.add_done_callback(_heard)
         await asyncio.shield(tally.granting)
 
-    async def _grant(self, tally: Tally, need: int) -> None:
+    async def _grant(self, tally: Tally, units: int) -> None:
         await asyncio.sleep(0)  # those who come at the same time count as waiting, too
         async with tally.lock:
-            if tally.over or tally.left >= need:
+            need = units - tally.left
+            if tally.over or need <= 0:
                 return
             quota = await quotas.grant(
                 self._database,
@@ -227,7 +265,11 @@ class Meter:
         return QuotaExceeded(
             f"The limit of {tally.limit:,} API calls a month is reached: it resets at {tally.period_end.isoformat()}; "
             "a larger plan has more",
-            fields={"apiCalls": f"limit {tally.limit} reached", "resetsAt": tally.period_end.isoformat()},
+            fields={
+                "apiCalls": f"limit {tally.limit} reached",
+                "used": str(tally.limit - max(0, tally.free or 0)),
+                "resetsAt": tally.period_end.isoformat(),
+            },
             retry_after_s=min(1.0, seconds) if open_still else seconds,
         )
 

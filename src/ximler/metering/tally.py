@@ -28,15 +28,15 @@ class Tally:
         "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
         "_route", "free", "granting", "grants", "hour", "hour_end_ns", "hours_due", "hours_written",
         "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending", "period_end",
-        "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "used", "user_id", "waiting",
-        "wanted",
+        "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used", "user_id",
+        "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, quota: Quota, now_ms: int) -> None:
         self.quota_id = quota.id
         self.user_id: ObjectId = quota.user_id
         self.lease_id = secrets.token_hex(6)
-        self.n = self.seq = self.grants = 0  # of the lease, as last seen
+        self.n = self.seq = self.grants = self.steps = 0  # of the lease and its quota, as last seen
         self.left = 0  # what can be handed out without asking
         self.pending = 0  # handed out in this hour, and in no report yet
         self.sent: Report | None = None  # a report whose arrival has not been seen
@@ -73,13 +73,12 @@ class Tally:
         self._apart += units
 
     def untake(self, units: int, key: ObjectId | None, route: str | None) -> None:
-        """Take back what was handed out a moment ago, unless it has been reported since."""
-        if self.pending >= units:
-            self.pending -= units
-            if not self.returning:
-                self.left += units
-            self._count_apart()
-            self._detail[key, route] = self._detail.get((key, route), 0) - units
+        """Take back what was handed out and did not count. Where it has been reported since, the next report is less."""
+        self.pending -= units
+        if not self.returning:
+            self.left += units
+        self._count_apart()
+        self._detail[key, route] = self._detail.get((key, route), 0) - units
 
     @property
     def unreported(self) -> int:
@@ -105,7 +104,7 @@ class Tally:
 
     def report(self) -> Report | None:
         """What to tell the database: a report that may have been lost once more, or what has come since."""
-        if self.sent is not None or not (self.pending or self._earlier) or not self.grants:
+        if self.sent is not None or self.pending + sum(self._earlier.values()) <= 0 or not self.grants:
             return self.sent
         self._close_hour()
         forget = [hour for hour in self.hours_written if int(hour[1:]) < self.hour - 1]
@@ -124,7 +123,13 @@ class Tally:
         return self.sent
 
     def see(self, quota: Quota, now_ms: int) -> int:
-        """Learn from the quota's document; returns how many units were lost with a lease that is no longer there."""
+        """Learn from the quota's document; returns how many units were lost with a lease that is no longer there.
+
+        What is older than what is known already is no news: its lease would seem to hold what has been handed out since.
+        """
+        if quota.steps < self.steps:
+            return 0
+        self.steps = quota.steps
         lost = 0
         lease = quota.lease(self.lease_id)
         if lease is None:
@@ -172,6 +177,8 @@ class Tally:
         """
         self.left = 0
         self.returning = True
+        if not self._earlier:
+            self.pending = max(0, self.pending)
 
     def measure(self, seconds: float) -> None:
         """Learn the pace, from what was reported in the last so many seconds."""
@@ -190,13 +197,13 @@ class Tally:
     def _close_hour(self) -> None:
         hour = hour_key(self.hour)
         self._count_apart()
-        if self.pending:
+        if self.pending > 0:
             self._earlier[hour] = self._earlier.get(hour, 0) + self.pending
             self.pending = 0
         for (key, route), units in self._detail.items():
-            if key is not None and units:
+            if key is not None and units > 0:
                 self._tell_apart(f"{hour}.keys", str(key), units)
-            if route is not None and units:
+            if route is not None and units > 0:
                 self._tell_apart(f"{hour}.routes", _storable(route), units)
         self._detail.clear()
 

@@ -21,8 +21,11 @@ from ximler.schema.payment import PAYMENTS
 from ximler.schema.plan import PLANS
 from ximler.schema.project import PROJECTS
 from ximler.schema.quota import QUOTAS
+from ximler.schema.receipt import RECEIPTS
 from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
+from ximler.schema.reply import REPLIES
+from ximler.schema.seal import SEALS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
 from ximler.schema.throttle import THROTTLES
@@ -45,11 +48,14 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     GAUGES,
     OUTBOX,
     META,
+    SEALS,
     ENTITLEMENTS,
     QUOTAS,
     THROTTLES,
     REFUSALS,
+    REPLIES,
     USAGE_EVENTS,
     USAGE_BATCHES,
     USAGE_SETTLEMENTS,
+    RECEIPTS,
 )

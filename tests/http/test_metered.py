@@ -1,0 +1,183 @@
+"""Requests with an API key: each is paid for before it is answered, and those that are refused cost nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from bson import ObjectId
+from litestar import Litestar, asgi, get, post
+from litestar.params import FromPath
+from tests.serving import Client, serve
+
+from ximler.apikeys import keys
+from ximler.core.actor import Actor
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.http.metered import Prices
+from ximler.metering import entitlements
+from ximler.metering.meter import Meter
+
+OPERATOR = Actor(kind="operator", via="cli")
+PLANS = "{ plans { id } }"
+
+
+@pytest.fixture
+async def user_id(ada: Client) -> ObjectId:
+    return ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])
+
+
+@pytest.fixture
+async def program(ada: Client, user_id: ObjectId, database: Database) -> AsyncIterator[Client]:
+    """A program that has a key of Ada's."""
+    somebody = await a_program(ada, user_id, database)
+    yield somebody
+    await meter_of(ada).close()
+    meter_of(ada)._closed = False
+    await somebody.http.aclose()
+
+
+async def a_program(ada: Client, user_id: ObjectId, database: Database, app: Any = None) -> Client:
+    actor = Actor(kind="user", via="session", user_id=user_id, authenticated_at=database.clock.now())
+    made = await keys.create(
+        database, actor, name="program", permissions=["billing:read", "projects:read", "projects:write"]
+    )
+    return Client(app or ada.app, token=made.secret)
+
+
+def meter_of(client: Client) -> Meter:
+    meter: Meter = client.app._app.state.meter  # type: ignore[attr-defined]  # inside `Requests`
+    return meter
+
+
+async def allow(database: Database, user_id: ObjectId, calls: int) -> None:
+    await entitlements.override(database, OPERATOR, user_id, api_calls=calls, reason="a test")
+
+
+async def used(client: Client, database: Database) -> dict[str, int]:
+    """By route, as the ledger has it."""
+    await meter_of(client).sweep()
+    await meter_of(client).sweep()
+    rows = await database.usage.find({"resourceType": "apiCalls"})
+    assert all(row.amount == sum(row.metadata["routes"].values()) for row in rows), [row.metadata for row in rows]
+    return {
+        route: sum(row.metadata["routes"].get(route, 0) for row in rows)
+        for row in rows
+        for route in row.metadata["routes"]
+    }
+
+
+async def test_each_request_is_counted_and_says_what_is_left(program: Client, database: Database) -> None:
+    answers = [await program.ask(PLANS) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert [answer.headers["ratelimit"].split('"month";r=')[1].split(";")[0] for answer in answers] == [
+        "999",
+        "998",
+        "997",
+    ]
+    assert answers[0].headers["ratelimit-policy"] == '"burst";q=100;w=2, "month";q=1000'
+    assert answers[0].headers["ratelimit"].startswith('"burst";r=')
+    assert await used(program, database) == {"/graphql": 3}
+
+
+async def test_past_the_limit_nothing_is_done_and_the_answer_says_until_when(
+    program: Client, user_id: ObjectId, database: Database
+) -> None:
+    await allow(database, user_id, 2)
+    assert [(await program.create(f"p{n}")).status for n in range(2)] == [200, 200]
+    response = await program.http.post(
+        "/graphql",
+        json={"query": 'mutation { createProject(input: {name: "x"}) { id } }'},
+        headers={"Authorization": f"Bearer {program.token}"},
+    )
+    problem = response.json()
+    assert response.status_code == 429
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (problem["code"], problem["status"]) == ("QUOTA_EXCEEDED", 429)
+    assert problem["fields"]["apiCalls"] == "limit 2 reached"
+    assert problem["fields"]["used"] == "2"
+    assert "resetsAt" in problem["fields"]
+    assert problem["requestId"] == response.headers["x-request-id"]
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.headers["ratelimit"].startswith('"month";r=0;t=')
+    assert await database.projects.count({}) == 2
+    assert await used(program, database) == {"/graphql": 2}
+
+
+async def test_of_many_at_once_exactly_as_many_are_served_as_are_left(
+    program: Client, user_id: ObjectId, database: Database
+) -> None:
+    await allow(database, user_id, 10)
+    answers = await asyncio.gather(*(program.ask(PLANS) for _ in range(40)))
+    assert sorted(answer.status for answer in answers) == [200] * 10 + [429] * 30
+    assert await used(program, database) == {"/graphql": 10}
+
+
+async def test_a_key_that_opens_nothing_costs_nothing(program: Client, database: Database) -> None:
+    broken = Client(program.app, token=f"{program.token}x")
+    answer = await broken.ask(PLANS)
+    assert (answer.status, answer.code) == (401, "API_KEY_REFUSED")
+    assert "ratelimit" not in answer.headers
+    assert await used(program, database) == {}
+
+
+async def test_people_and_pages_of_operation_are_not_metered(ada: Client, program: Client, database: Database) -> None:
+    assert "ratelimit" not in (await ada.ask(PLANS)).headers
+    health = await program.http.get("/healthz", headers={"Authorization": f"Bearer {program.token}"})
+    assert health.status_code == 200
+    assert "ratelimit" not in health.headers
+    assert await used(program, database) == {}
+
+
+async def test_what_is_nowhere_costs_as_much_as_anything_and_has_one_name(program: Client, database: Database) -> None:
+    for path in ("/nothing", "/nor/here"):
+        response = await program.http.get(path, headers={"Authorization": f"Bearer {program.token}"})
+        assert response.status_code == 404
+    assert await used(program, database) == {"other": 2}
+
+
+async def test_a_burst_is_refused_and_costs_nothing_of_the_month(
+    settings: Settings, mongodb_uri: str, ada: Client, user_id: ObjectId, database: Database
+) -> None:
+    slow = msgspec.structs.replace(settings, database=database.name, api_rate=1, api_burst=3)
+    async with serve(slow, mongodb_uri) as app:
+        program = await a_program(ada, user_id, database, app)
+        answers = await asyncio.gather(*(program.ask(PLANS) for _ in range(8)))
+        served = [answer for answer in answers if answer.status == 200]
+        assert 3 <= len(served) <= 4
+        refused = await program.http.post(
+            "/graphql", json={"query": PLANS}, headers={"Authorization": f"Bearer {program.token}"}
+        )
+        assert (refused.status_code, refused.json()["code"]) == (429, "BURST_EXCEEDED")
+        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["ratelimit"] == '"burst";r=0;t=1'
+        # Another key of the same user has a bucket of its own, until the user's is empty.
+        other = await a_program(ada, user_id, database, app)
+        more = await asyncio.gather(*(other.ask(PLANS) for _ in range(8)))
+        assert 2 <= sum(answer.status == 200 for answer in more) <= 4
+        total = len(served) + sum(answer.status == 200 for answer in more)
+        assert await used(program, database) == {"/graphql": total}
+
+
+def test_a_route_declares_its_price_and_names_itself_by_its_template() -> None:
+    @get("/projects/{project_id:str}/files/{name:str}", opt={"api_calls": 5})
+    async def file(project_id: FromPath[str], name: FromPath[str]) -> str:
+        return name
+
+    @post("/projects")
+    async def create() -> None: ...
+
+    @get("/free", opt={"api_calls": 0})
+    async def free() -> None: ...
+
+    @asgi("/raw", copy_scope=False)
+    async def raw(scope: Any, receive: Any, send: Any) -> None: ...
+
+    prices = Prices(Litestar([file, create, free, raw], openapi_config=None).routes)
+    assert prices.of("/projects/1/files/a.png") == ("/projects/{project_id}/files/{name}", 5)
+    assert prices.of("/projects") == ("/projects", 1)
+    assert prices.of("/projects/") == ("/projects", 1)
+    assert prices.of("/free") == ("/free", 0)
+    assert prices.of("/raw") == ("/raw", 1)
+    assert prices.of("/projects/1/files") == ("other", 1)
