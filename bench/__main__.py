@@ -26,6 +26,7 @@ TOPICS = {
     "metering": "deciding about a call in memory, beside a guarded update a call",
     "concurrency": "50 clients that want the last 3 projects",
     "signin": "200 people who sign in at once",
+    "auth": "API keys and sessions, in process and over HTTP",
     "metered": "a request with an API key beside the same route without one",
     "cli": "`ximler --help` and `import ximler`",
     "server": "the embedded server and `ximler up`, cold and warm",
