@@ -10,11 +10,12 @@ from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from ximler.accounts import idempotency
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, projects
+from ximler.graphql import accounts, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
 from ximler.http import docs, health, pages
@@ -39,7 +40,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications])
+    return build([accounts, billing, metering, projects, notifications, operators])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -88,9 +89,20 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             cookies=cookies if caller.by_cookie else None,
         )
 
+    async def once(ctx: Context, key: str, request: bytes, work: Any) -> Any:
+        async def answer() -> idempotency.Answer:
+            (status, body, headers), final = await work()
+            return idempotency.Answer(status, body, headers, final)
+
+        given, again = await idempotency.once(
+            ctx.database, ctx.keyring, ctx.actor, key=key, request=request, work=answer
+        )
+        headers = [*given.headers, (b"idempotency-replayed", b"true")] if again else given.headers
+        return given.status, given.body, headers
+
     body_limit = settings.max_body_mb * _MB
     serve_graphql = GraphQLApp(
-        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY)
+        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY), once=once
     )
 
     @asgi("/graphql", copy_scope=False)
@@ -139,7 +151,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
+        expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed"],
         max_age=600,
     )

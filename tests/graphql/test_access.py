@@ -51,6 +51,13 @@ class Field(msgspec.Struct, kw_only=True):
 FIELDS = {
     "Query.me": Field(stranger=None),
     "Query.plans": Field(anonymous=None, stranger=None),
+    "Query.users": Field(arguments=("", 'search: "{email}"', 'search: "{user_id}"'), stranger="FORBIDDEN"),
+    "Query.user": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.verifyUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.lockUser": Field(arguments=('id: "{user_id}", reason: "r"',), stranger="FORBIDDEN"),
+    "Mutation.unlockUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.removeSecondFactor": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.revokeUserSessions": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Query.usage": Field(stranger=None),
     "Query.projects": Field(
         arguments=("", 'after: "{cursor}"', f'search: "{MARK}"', 'search: "."', 'search: ".*", first: 3'),

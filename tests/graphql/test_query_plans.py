@@ -240,7 +240,7 @@ async def operator(database: Database, settings: Settings) -> None:
     await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
     page = await users.page(database, actor, first=5)
     assert page.has_next
-    await users.page(database, actor, first=5, after=(page.items[-1].created_at, page.items[-1].id))
+    await users.page(database, actor, first=5, after=(page.items[-1].user.created_at, page.items[-1].user.id))
     keyring.close()
     await sync.check_version(database)
     await seeds.plant(database)

@@ -189,7 +189,11 @@ def _is_blocked(found: Throttle | None, now: datetime) -> bool:
 
 async def _has_session(database: Database, actor: Actor, user: User | None) -> bool:
     """Whether somebody from here, with such a browser, is signed in to the account. Asks the same for nobody's."""
-    where = {"userId": user.id if user else ObjectId(), "expiresAt": {"$gt": database.clock.now()}}
+    where = {
+        "userId": user.id if user else ObjectId(),
+        "replacedAt": None,
+        "expiresAt": {"$gt": database.clock.now()},
+    }
     open_ones = await database[SESSIONS].find(where)
     here = actor.address and (network(actor.address), _family(actor.user_agent))
     return any(here == (network(each.address), _family(each.user_agent)) for each in open_ones)

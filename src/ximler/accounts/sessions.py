@@ -128,6 +128,14 @@ async def start(
             raise BadCredentials("The e-mail address or the password is not right")
         if check is not None:
             await check(transaction)
+        await records.write(
+            transaction,
+            actor,
+            "accounts.session.started",
+            resource="sessions",
+            resource_id=session.public_id,
+            user_id=user.id,
+        )
         return await transaction[SESSIONS].insert(session)
 
     return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))

@@ -42,7 +42,7 @@ _COMMANDS = {
     "db": ("ximler.cli.db", "db", "Create, check and seed the database."),
     "worker": ("ximler.cli.worker", "worker", "Run jobs (mail, …) apart from `ximler up`."),
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
-    "users": ("ximler.cli.users", "users", "Create and list accounts."),
+    "users": ("ximler.cli.users", "users", "Create, find, lock accounts; grant roles."),
     "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }

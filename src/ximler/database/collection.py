@@ -56,10 +56,10 @@ _COMPARING = frozenset({"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte
 _log = structlog.get_logger("ximler.database")
 
 
-class Page(msgspec.Struct, Generic[D], frozen=True):
+class Page(msgspec.Struct, Generic[T], frozen=True):
     """Part of a list, newest first. `cursors[i]` continues after `items[i]`."""
 
-    items: list[D]
+    items: list[T]
     cursors: list[str]
     has_next: bool
 

@@ -24,6 +24,7 @@ from ximler.schema.quota import QUOTAS
 from ximler.schema.receipt import RECEIPTS
 from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
+from ximler.schema.reply import REPLIES
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
 from ximler.schema.throttle import THROTTLES
@@ -50,6 +51,7 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     QUOTAS,
     THROTTLES,
     REFUSALS,
+    REPLIES,
     USAGE_EVENTS,
     USAGE_BATCHES,
     USAGE_SETTLEMENTS,

@@ -56,6 +56,7 @@ USERS = Collection(
         ascending("deletedAt", why="accounts to anonymise"),
         ascending("stripeCustomerId", why="webhooks find their user"),
         ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first"),
+        ascending("name", ours=True, why="operators' search by name"),
     ),
     shard_key=ShardKey((), "found by id, address and token alike, and an address is unique: small, kept on one shard"),
 )
