@@ -23,6 +23,7 @@ TOPICS = {
     "journeys": "database round trips and milliseconds of each operation",
     "graphql": "the GraphQL engine beside graphql-core",
     "concurrency": "50 clients that want the last 3 projects",
+    "metered": "a request with an API key beside the same route without one",
     "cli": "`ximler --help` and `import ximler`",
     "server": "the embedded server and `ximler up`, cold and warm",
 }

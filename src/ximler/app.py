@@ -12,13 +12,14 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts import idempotency
 from ximler.accounts.keyring import Keyring
+from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, operators, projects
+from ximler.graphql import accounts, audit, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import docs, health, pages
+from ximler.http import avatars, docs, export, health, pages, usage
 from ximler.http.authentication import Authentication
 from ximler.http.cookies import Cookies
 from ximler.http.metered import Metered
@@ -26,6 +27,7 @@ from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
 from ximler.metering.follower import Follower
 from ximler.metering.meter import Meter
+from ximler.metering.settlement import Settler
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -40,7 +42,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications, operators])
+    return build([accounts, billing, metering, projects, notifications, operators, audit])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -52,6 +54,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
     outgoing = mailer(settings)
+    seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
@@ -61,13 +64,15 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
-        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
+        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database)
         running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))
+            settler = Settler(database, feed, thresholds=settings.usage_alerts)
+            running.append(asyncio.ensure_future(settler.run()))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield
@@ -126,6 +131,11 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.ask_email,
             pages.change_email,
             docs.assets,
+            usage.record_events,
+            avatars.upload,
+            avatars.remove,
+            avatars.show,
+            export.take_along,
         ],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,
@@ -150,7 +160,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
         expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed"],
         max_age=600,

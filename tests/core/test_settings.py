@@ -45,6 +45,8 @@ GIVEN = {
     "api_burst": ("9", 9),
     "environment": ("production", "production"),
     "secret_key": (KEY, KEY),
+    "audit_key": ("0" * 43, "0" * 43),
+    "audit_mongodb_uri": ("mongodb://db.example/shop", "mongodb://db.example/shop"),
     "smtp_url": ("smtp://mail.example:587", "smtp://mail.example:587"),
     "mail_from": ("Shop <hello@shop.example>", "Shop <hello@shop.example>"),
     "session_days": ("7", 7),
@@ -53,6 +55,7 @@ GIVEN = {
     "argon2_time_cost": ("1", 1),
     "argon2_threads": ("3", 3),
     "breach_lookup_url": ("https://breach.example/range/", "https://breach.example/range/"),
+    "usage_alerts": ("50, 90", (50, 90)),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }

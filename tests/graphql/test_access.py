@@ -48,6 +48,8 @@ class Field(msgspec.Struct, kw_only=True):
     changes: frozenset[str] = frozenset()
 
 
+_SPAN = 'from: "2026-01-01T00:00:00Z", to: "2026-01-09T00:00:00Z"'
+
 FIELDS = {
     "Query.me": Field(stranger=None),
     "Query.plans": Field(anonymous=None, stranger=None),
@@ -59,6 +61,14 @@ FIELDS = {
     "Mutation.removeSecondFactor": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.revokeUserSessions": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Query.usage": Field(stranger=None),
+    "Query.quota": Field(arguments=('resource: apiCalls, userId: "{user_id}"',), stranger="NOT_FOUND"),
+    "Query.usageSeries": Field(
+        arguments=(f'resource: apiCalls, {_SPAN}, by: DAY, userId: "{{user_id}}"',), stranger="NOT_FOUND"
+    ),
+    "Query.topConsumers": Field(arguments=(f"resource: apiCalls, {_SPAN}",), stranger="FORBIDDEN"),
+    "Mutation.recordUsage": Field(
+        arguments=('events: [{id: "a", at: "2026-01-01T00:00:00Z", userId: "{user_id}"}]',), stranger="FORBIDDEN"
+    ),
     "Query.projects": Field(
         arguments=("", 'after: "{cursor}"', f'search: "{MARK}"', 'search: "."', 'search: ".*", first: 3'),
         stranger=None,
@@ -91,6 +101,12 @@ FIELDS = {
     "Mutation.revokeOtherSessions": Field(stranger=None),
     "Mutation.changePassword": Field(
         arguments=('current: "the wrong one", new: "the attacker\'s own"',), stranger="FORBIDDEN"
+    ),
+    "Mutation.closeAccount": Field(stranger=None, changes=frozenset({"users", "sessions", "outbox", "auditlogs"})),
+    "Mutation.reopenAccount": Field(
+        arguments=('email: "{email}", password: "a wrong password"',),
+        anonymous="BAD_CREDENTIALS",
+        stranger="BAD_CREDENTIALS",
     ),
     "Query.secondFactor": Field(stranger=None),
     "Mutation.reauthenticate": Field(
@@ -139,6 +155,10 @@ FIELDS = {
     ),
     "Mutation.deleteProject": Field(arguments=('id: "{project}"', 'id: "{deleted_project}"'), stranger="NOT_FOUND"),
     "Mutation.restoreProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
+    "Query.securityHistory": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
+    "Query.auditLog": Field(
+        arguments=("", 'userId: "{user_id}"', 'resource: "projects", resourceId: "{project}"'), stranger="FORBIDDEN"
+    ),
 }
 
 

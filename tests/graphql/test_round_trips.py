@@ -18,6 +18,7 @@ SESSION = (
 LIMITS = ("aggregate", "users")  # the user joined with their active subscription and its plan, or the free one
 THROTTLE = ("findAndModify", "throttles")
 RESERVE = ("update", "gauges")
+AUDIT = ("insert", "auditlogs")  # in the same transaction
 COMMIT = ("commitTransaction", "")
 
 ME = """{ me {
@@ -61,19 +62,19 @@ COSTS: dict[str, list[RoundTrip]] = {
     "projects with canvas": [("find", "projects"), ("find", "projects")],
     "project": [("find", "projects")],
     # The first project: what exists is counted, and found to be nothing.
-    "createProject, the first": [LIMITS, RESERVE, ("aggregate", "projects"), ("insert", "projects"), COMMIT],
+    "createProject, the first": [LIMITS, RESERVE, ("aggregate", "projects"), ("insert", "projects"), AUDIT, COMMIT],
     # Once in a user's life, and only where another application made projects before.
     "createProject, the first after another application's": [
-        LIMITS, RESERVE, ("aggregate", "projects"), RESERVE, ("insert", "projects"), COMMIT,
+        LIMITS, RESERVE, ("aggregate", "projects"), RESERVE, ("insert", "projects"), AUDIT, COMMIT,
     ],
-    "createProject": [LIMITS, RESERVE, ("insert", "projects"), COMMIT],
+    "createProject": [LIMITS, RESERVE, ("insert", "projects"), AUDIT, COMMIT],
     "createProject, refused": [LIMITS, RESERVE, ("find", "gauges"), ("abortTransaction", "")],
     "updateProject, texts": [("aggregate", "projects"), ("findAndModify", "projects"), COMMIT],
     "updateProject, canvas": [
         LIMITS, ("aggregate", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT,
     ],
-    "deleteProject": [("findAndModify", "projects"), RESERVE, COMMIT],
-    "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT],
+    "deleteProject": [("findAndModify", "projects"), RESERVE, AUDIT, COMMIT],
+    "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), AUDIT, COMMIT],
     "signOut": [("delete", "sessions")],
 }  # fmt: skip
 

@@ -127,6 +127,17 @@ async def test_many_units_are_had_at_once_or_none_of_them(database: Database, pe
         await meter.consume(person)
 
 
+async def test_more_than_a_lease_has_left_is_had_with_another_grant(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    (tally,) = meter._all()
+    assert tally.left == 4
+    with round_trips() as trips:
+        await meter.consume(person, units=6)
+    assert len(trips) == 1
+
+
 async def test_hundreds_at_once_take_what_there_is_and_no_more(database: Database, person: Actor, meter: Meter) -> None:
     results = await asyncio.gather(*(meter.consume(person) for _ in range(1300)), return_exceptions=True)
     served = [r for r in results if not isinstance(r, BaseException)]
@@ -434,6 +445,21 @@ async def test_a_lease_that_is_not_used_goes_back(database: Database, person: Ac
     document = await quota(database, person)
     assert (document["granted"], document["settled"], document["leases"]) == (1, 1, {})
     assert await spend_all(meter, person) == 999
+
+
+async def test_an_answer_from_before_our_latest_step_is_not_believed(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    """A primary that has just been elected may give one."""
+    await meter.consume(person)
+    old = await database[quotas.QUOTAS].find_one({"userId": person.user_id})
+    assert old is not None
+    assert await spend(meter, person, 4) == 4
+    await meter.sweep()
+    (tally,) = meter._all()
+    assert tally.left == 0
+    tally.see(old, database.clock.now_ms())
+    assert tally.left == 0
 
 
 # Crashes

@@ -156,7 +156,7 @@ async def _look(
     ids = [each.id for each in gates]
     rows = await database.users.aggregate(
         [
-            {"$match": {"email": email, "deletedAt": None}},
+            {"$match": {"email": email}},
             {"$lookup": {"from": "credentials", "localField": "_id", "foreignField": "_id", "as": "credential"}},
             {"$unionWith": {"coll": "throttles", "pipeline": [{"$match": {"_id": {"$in": ids}}}]}},
         ]
@@ -170,6 +170,8 @@ async def _look(
             user = codec_of(User).decode(row)
         except UnreadableDocument:
             break  # an account that another application keeps without a password, for instance
+        if user.deleted_at is not None and not user.can_reopen:
+            break
         return user, codec_of(Credential).decode(credentials[0]) if credentials else None, throttles
     return None, None, throttles
 

@@ -44,6 +44,8 @@ _COMMANDS = {
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
     "users": ("ximler.cli.users", "users", "Create, find, lock accounts; grant roles."),
     "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
+    "usage": ("ximler.cli.usage", "usage", "Record usage."),
+    "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 

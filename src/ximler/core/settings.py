@@ -4,6 +4,7 @@ Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` k
 comma-separated. The README's table is generated from here.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -23,7 +24,13 @@ __all__ = ["Settings", "SettingsError", "load"]
 _NAMES = {"mongodb_uri": "MONGODB_URI"}
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
-_SECRETS = ("mongodb_uri", "secret_key", "smtp_url")  # never shown: the first may carry a password
+_SECRETS = (
+    "mongodb_uri",
+    "secret_key",
+    "smtp_url",
+    "audit_key",
+    "audit_mongodb_uri",
+)  # never shown: URIs carry passwords
 
 
 class SettingsError(Invalid):
@@ -115,6 +122,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Rotate by prepending: `new,old`."
         ),
     ] = None
+    audit_key: Annotated[
+        str | None,
+        Meta(
+            description="Key that seals the audit log (`ximler audit key --new`); generated unless `MONGODB_URI` is set. "
+            "Keep it apart from the database."
+        ),
+    ] = None
+    audit_mongodb_uri: Annotated[
+        str | None,
+        Meta(
+            description="Connection for erasing and pruning the audit log, where the one in `MONGODB_URI` may only append "
+            "to it (`ximler db roles`)."
+        ),
+    ] = None
     smtp_url: Annotated[
         str | None,
         Meta(
@@ -142,6 +163,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Five digits of a hash are sent, never the password. Unset: nowhere."
         ),
     ] = None
+
+    # Usage
+    usage_alerts: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=1000)], ...],
+        Meta(description="Per cent of a limit at which a user is told, once a period: `80,100`."),
+    ] = (80, 100)
 
     # Logs
     log_level: Annotated[
@@ -204,6 +231,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         return keys
 
+    @property
+    def entry_keys(self) -> tuple[bytes, ...]:
+        """Keys that mark entries of the audit log as ours, newest first; none without a secret key."""
+        if self.secret_key is None:
+            return ()
+        return tuple(hashlib.sha256(b"ximler audit entries" + key).digest() for key in self.secret_keys)
+
     def with_secret(self) -> Self:
         """These settings with a usable secret key: the given one, or (embedded) one kept in `data_path`."""
         if self.secret_key is None and self.mongodb_uri is None:
@@ -261,6 +295,8 @@ def documentation() -> list[tuple[str, str, str]]:
         default = (
             ""
             if field.default in (None, ())
+            else ",".join(map(str, field.default))
+            if isinstance(field.default, tuple)
             else str(field.default).lower()
             if isinstance(field.default, bool)
             else str(field.default)
@@ -276,7 +312,7 @@ def _choices(name: str) -> list[str]:
 
 
 def _is_list(name: str) -> bool:
-    return name in ("trusted_proxies", "cors_origins")
+    return name in ("trusted_proxies", "cors_origins", "usage_alerts")
 
 
 def _decode(kind: type, value: object) -> object:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from ximler.accounts import (
+    closing,
     credentials,
     email_change,
     enrolment,
@@ -106,6 +107,28 @@ async def request_password_reset(ctx: Context, email: str) -> Acceptance:
 async def reset_password(ctx: Context, token: str, password: str) -> bool:
     await credentials.reset(ctx.database, ctx.keyring, ctx.actor, token=token, password=password)
     return True
+
+
+@resolvers.mutation("closeAccount")
+async def close_account(ctx: Context) -> dict[str, object]:
+    return {"erased_at": await closing.close(ctx.database, ctx.actor, ctx.require_user())}
+
+
+@resolvers.mutation("reopenAccount")
+async def reopen_account(
+    ctx: Context, email: str, password: str, code: str | None = None, device: str | None = None
+) -> dict[str, object]:
+    signed_in = await closing.reopen(
+        ctx.database,
+        ctx.keyring,
+        ctx.settings,
+        ctx.actor,
+        email=email,
+        password=password,
+        code=code,
+        device=device,
+    )
+    return _signed_in(signed_in)
 
 
 @resolvers.mutation("reauthenticate")

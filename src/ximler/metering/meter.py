@@ -185,7 +185,7 @@ class Meter:
                 raise self._exceeded(tally)
             tally.waiting += units
             try:
-                await self._more(tally, need)
+                await self._more(tally, units)
             finally:
                 tally.waiting -= units
 
@@ -222,17 +222,18 @@ class Meter:
             del self._tallies[tally.user_id]
             self._leaving.append(tally)
 
-    async def _more(self, tally: Tally, need: int) -> None:
+    async def _more(self, tally: Tally, units: int) -> None:
         """Take another grant; callers that come meanwhile share it. One that is cancelled leaves it to the others."""
         if tally.granting is None or tally.granting.done():
-            tally.granting = asyncio.create_task(self._grant(tally, need))
+            tally.granting = asyncio.create_task(self._grant(tally, units))
             tally.granting.add_done_callback(_heard)
         await asyncio.shield(tally.granting)
 
-    async def _grant(self, tally: Tally, need: int) -> None:
+    async def _grant(self, tally: Tally, units: int) -> None:
         await asyncio.sleep(0)  # those who come at the same time count as waiting, too
         async with tally.lock:
-            if tally.over or tally.left >= need:
+            need = units - tally.left
+            if tally.over or need <= 0:
                 return
             quota = await quotas.grant(
                 self._database,

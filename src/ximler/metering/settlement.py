@@ -13,7 +13,6 @@ them all the time: it would conflict with them for ever (docs/decisions/0015).
 import asyncio
 import contextlib
 import random
-import weakref
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -26,6 +25,7 @@ from msgspec import field
 from ximler.core.clock import from_ms
 from ximler.core.errors import Unavailable
 from ximler.database import Database
+from ximler.database.changes import Change, Feed
 from ximler.database.failures import DocumentExists
 from ximler.metering import alerts, entitlements, periods, recorded
 from ximler.schema.document import Document
@@ -34,16 +34,16 @@ from ximler.schema.quota import QUOTAS, quota_id
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
 
-__all__ = ["expect", "keep_settling", "settle"]
+__all__ = ["Settler", "settle"]
 
 _MOST_ROWS = 20_000  # of one settlement
-_EVERY_S = 1.0
+_LOOK_EVERY_S = 2.0
+_TOGETHER_S = 0.2
 _HOUR_MS = 3_600_000
 _RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
 _log = structlog.get_logger("ximler.metering")
 
 _Place = tuple[ObjectId, int]  # a user, an hour since 1970
-_expected: "weakref.WeakKeyDictionary[Any, asyncio.Event]" = weakref.WeakKeyDictionary()
 
 
 class _Anchor(Document, kw_only=True):
@@ -64,25 +64,37 @@ class _Overtaken(Exception):
     """Another process has settled this meanwhile."""
 
 
-def expect(database: Database) -> None:
-    """Wake this process's `keep_settling`, if there is one: something was recorded."""
-    if (wake := _expected.get(database.client)) is not None:
-        wake.set()
+class Settler:
+    """`run` it in at least one process; with the feed it hears of what is recorded at once, in whatever process."""
 
+    def __init__(
+        self, database: Database, feed: Feed | None = None, *, thresholds: Sequence[int] = alerts.THRESHOLDS
+    ) -> None:
+        self._database = database
+        self._thresholds = thresholds
+        self._wake = asyncio.Event()
+        if feed is not None:
+            feed.subscribe([USAGE_BATCHES.name], self._heard)
+            feed.on_gap(self._wake.set)
 
-async def keep_settling(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
-    """Settle whatever anybody records, until cancelled."""
-    wake = _expected.setdefault(database.client, asyncio.Event())
-    while True:
-        try:
-            await settle(database, thresholds=thresholds)
-        except Unavailable as error:
-            _log.warning("usage waits to be settled", reason=error.message)
-        except Exception as bug:
-            _log.exception("usage was not settled", exc_info=bug)
-        wake.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(wake.wait(), _EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 (so that processes take turns)
+    async def run(self) -> None:
+        """Settle whatever anybody records, until cancelled."""
+        while True:
+            try:
+                await settle(self._database, thresholds=self._thresholds)
+            except Unavailable as error:
+                _log.warning("usage waits to be settled", reason=error.message)
+            except Exception as bug:  # or nothing would be settled any more
+                _log.exception("usage was not settled", exc_info=bug)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
+            # What comes meanwhile is settled with it; and processes that were woken together take turns.
+            await asyncio.sleep(_TOGETHER_S * random.uniform(0.5, 1.5))  # noqa: S311 (jitter)
+
+    def _heard(self, change: Change) -> None:
+        if change.operation == "insert":
+            self._wake.set()
 
 
 async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> int:

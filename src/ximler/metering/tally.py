@@ -28,15 +28,15 @@ class Tally:
         "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
         "_route", "free", "granting", "grants", "hour", "hour_end_ns", "hours_due", "hours_written",
         "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending", "period_end",
-        "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "used", "user_id", "waiting",
-        "wanted",
+        "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used", "user_id",
+        "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, quota: Quota, now_ms: int) -> None:
         self.quota_id = quota.id
         self.user_id: ObjectId = quota.user_id
         self.lease_id = secrets.token_hex(6)
-        self.n = self.seq = self.grants = 0  # of the lease, as last seen
+        self.n = self.seq = self.grants = self.steps = 0  # of the lease and its quota, as last seen
         self.left = 0  # what can be handed out without asking
         self.pending = 0  # handed out in this hour, and in no report yet
         self.sent: Report | None = None  # a report whose arrival has not been seen
@@ -123,7 +123,13 @@ class Tally:
         return self.sent
 
     def see(self, quota: Quota, now_ms: int) -> int:
-        """Learn from the quota's document; returns how many units were lost with a lease that is no longer there."""
+        """Learn from the quota's document; returns how many units were lost with a lease that is no longer there.
+
+        What is older than what is known already is no news: its lease would seem to hold what has been handed out since.
+        """
+        if quota.steps < self.steps:
+            return 0
+        self.steps = quota.steps
         lost = 0
         lease = quota.lease(self.lease_id)
         if lease is None:

@@ -25,6 +25,7 @@ from ximler.schema.receipt import RECEIPTS
 from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
 from ximler.schema.reply import REPLIES
+from ximler.schema.seal import SEALS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
 from ximler.schema.throttle import THROTTLES
@@ -47,6 +48,7 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     GAUGES,
     OUTBOX,
     META,
+    SEALS,
     ENTITLEMENTS,
     QUOTAS,
     THROTTLES,

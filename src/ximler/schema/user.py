@@ -38,6 +38,12 @@ class User(Stamped, kw_only=True):
     stripe_customer_id: str | None = None
     notification_settings: NotificationSettings = field(default_factory=NotificationSettings)
     deleted_at: datetime | None = None
+    # Ours: `deletedAt` once more where the owner closed the account. Deleted in any other way it is not theirs to reopen.
+    closed_at: datetime | None = None
+
+    @property
+    def can_reopen(self) -> bool:
+        return self.deleted_at is not None and self.closed_at == self.deleted_at
 
     def __repr__(self) -> str:
         """Without hashes and tokens: this lands in shells, logs and tracebacks."""
