@@ -43,7 +43,6 @@ def schema() -> Schema:
     """The GraphQL schema of every domain."""
     domains = [accounts, apikeys, billing, metering, projects, notifications, audit, operators]
     return build(domains, guard=permit)
-    return build([accounts, billing, metering, projects, notifications, operators, audit])
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
