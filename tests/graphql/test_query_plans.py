@@ -14,7 +14,7 @@ from bson import ObjectId
 from pymongo import monitoring
 from tests.serving import PASSWORD, Client, serve
 
-from ximler.accounts import users
+from ximler.accounts import roles, users
 from ximler.accounts.keyring import Keyring
 from ximler.audit import search as audit
 from ximler.audit.erasure import erase
@@ -273,6 +273,15 @@ async def operator(database: Database, settings: Settings) -> None:
     page = await users.page(database, actor, first=5)
     assert page.has_next
     await users.page(database, actor, first=5, after=(page.items[-1].user.created_at, page.items[-1].user.id))
+    for text in ("bob", "bob@example.com", str(page.items[-1].user.id)):
+        await users.page(database, actor, search=text, first=5)
+    bob = await users.id_of(database, actor, "bob@example.com")
+    await roles.grant(database, actor, bob, "operator")
+    await users.lock(database, actor, bob, reason="a test")
+    await users.unlock(database, actor, bob)
+    for look in (users.get, users.verify, users.open_sessions, users.revoke_sessions, users.history):
+        await look(database, actor, bob)
+    await roles.withdraw(database, actor, bob)
     keyring.close()
     gone = await database.users.insert(User(name="Eve", email="eve@example.com", password="-"))
     now = database.clock.now()
