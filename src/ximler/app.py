@@ -67,7 +67,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
-        meter = app.state.meter = Meter(database)
+        meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts)
         running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))

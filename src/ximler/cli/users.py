@@ -137,6 +137,24 @@ def unlock(who: str, as_json: bool, data_dir: Path | None, mongodb_uri: str | No
     _print_account(_act(data_dir, mongodb_uri, who, lambda accounts, *found: accounts.unlock(*found)), as_json)
 
 
+@users.command("remove-factor")
+@click.argument("who")
+@database_options
+def remove_factor(who: str, data_dir: Path | None, mongodb_uri: str | None) -> None:
+    """Take away the second factor of somebody who has lost device and recovery codes.
+
+    Ask them first to show who they are: the password alone signs in afterwards. They are told by mail.
+    """
+
+    def work(_: Any, database: Any, actor: Actor, user_id: Any) -> Any:
+        from ximler.accounts import enrolment
+
+        return enrolment.remove(database, actor, user_id)
+
+    _act(data_dir, mongodb_uri, who, work)
+    click.echo(f"{who} signs in by password alone.")
+
+
 @users.command()
 @click.argument("who")
 @click.option("--role", type=click.Choice(["operator"]), required=True, help="What they may be.")

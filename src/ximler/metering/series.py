@@ -56,7 +56,7 @@ async def series(
     One round trip, which examines the hours asked for. Raises Invalid for more than `MAX_POINTS` points, NotFound.
     """
     own = actor.require_user() if user_id is None else user_id
-    if own != actor.user_id and actor.kind not in ("operator", "system"):
+    if actor.kind not in ("operator", "system") and own != actor.require_user():
         raise NotFound("No such user")
     edges = _edges(since, until, by)
     rows = await database.usage.aggregate(
