@@ -185,7 +185,8 @@ async def customer(client: Client, database: Database) -> None:
     await client.sign_in("ada@example.com")
     await client.ask("mutation { closeAccount { erasedAt } }")
     reopen = 'mutation ($p: String!) { reopenAccount(email: "ada@example.com", password: $p) { token } }'
-    await client.ask(reopen, p=PASSWORD)
+    client.token = None  # it has ended with the account
+    assert (await client.ask(reopen, p=PASSWORD))["reopenAccount"]["token"]
     await client.sign_in("ada@example.com", "the wrong password")
     await client.sign_in("nobody@example.com")
     await secure(client, database, user_id)
