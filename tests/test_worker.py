@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
+import structlog
 
 from ximler.accounts import credentials, registration, sessions
 from ximler.accounts.keyring import Keyring
@@ -242,6 +244,35 @@ async def test_a_waiting_worker_is_woken_within_a_moment(database, settings, mai
     await _end(running)
     assert mailbox.messages
     assert time.monotonic() - started < 2
+
+
+async def test_a_job_that_cannot_be_read_stops_nobody(database, settings, mailbox, keyring):
+    past = datetime(2020, 1, 1, tzinfo=UTC)
+    unreadable = {"kind": registration.SEND_LINK, "status": "PENDING", "runAt": past, "lastError": 5}
+    await database.raw.outbox.insert_one(unreadable, bypass_document_validation=True)
+    worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailbox), at_once=2)
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0.3)
+        await registration.register(database, keyring, Actor(), name="Ada", email="ada@example.com", password=PASSWORD)
+        await asyncio.wait_for(mailbox.arrived.wait(), 10)
+        assert not running.done()
+        await _end(running)
+    (failed,) = [entry for entry in logs if entry["event"] == "worker failed"]
+    assert "cannot be read" in str(failed["exc_info"])
+
+
+async def test_an_outage_is_told_once(database, worker, monkeypatch):
+    async def away(*_):
+        raise Unavailable("gone")
+
+    monkeypatch.setattr(outbox, "claim", away)
+    monkeypatch.setattr("ximler.worker._LOOK_EVERY_S", 0.01)
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0.2)
+        await _end(running)
+    assert [entry["event"] for entry in logs] == ["jobs wait"]
 
 
 async def test_a_bug_in_a_handler_is_retried_and_a_poisoned_job_dies(database, worker):

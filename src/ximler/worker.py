@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
-from ximler.accounts import credentials, email_change, notices, registration
+from ximler.accounts import closing, credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import Sealer
@@ -21,8 +21,10 @@ from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
+from ximler.metering import alerts
 from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
+from ximler.privacy import erasure
 from ximler.schema.job import OUTBOX, Job
 
 __all__ = ["HANDLERS", "Tools", "Worker"]
@@ -76,6 +78,16 @@ async def _send_notification(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_closed(tools: Tools, job: Job) -> None:
+    await closing.send_closed(
+        tools.database, tools.settings, tools.mailer, job_id=job.id, user_id=job.payload["userId"]
+    )
+
+
+async def _anonymise(tools: Tools, job: Job) -> None:
+    await erasure.erase(tools.database, user_id=job.payload["userId"], closed_at=job.payload["closedAt"])
+
+
 async def _send_email_change(tools: Tools, job: Job) -> None:
     await email_change.send_link(
         tools.database,
@@ -91,13 +103,22 @@ async def _send_notice(tools: Tools, job: Job) -> None:
     await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
 
 
+async def _tell_usage(tools: Tools, job: Job) -> None:
+    await alerts.tell(
+        tools.database, job_id=job.id, quota_id=job.payload["quotaId"], threshold=job.payload["threshold"]
+    )
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
+    closing.SEND_CLOSED: _send_closed,
+    closing.ANONYMISE: _anonymise,
     inbox.SEND: _send_notification,
     email_change.SEND_LINK: _send_email_change,
     notices.SEND: _send_notice,
+    alerts.ALERT: _tell_usage,
 }
 
 
@@ -114,6 +135,7 @@ class Worker:
         self._handlers = handlers
         self._at_once = at_once
         self._wake = asyncio.Event()
+        self._waiting = False
         if feed is not None:
             feed.subscribe([OUTBOX.name], self._heard)
             feed.on_gap(self._wake.set)
@@ -141,14 +163,23 @@ class Worker:
         while True:
             try:
                 job = await self._claim()
+                self._waiting = False
                 if job is not None:
                     await self._do(job)
                     continue
                 self._wake.clear()
                 pause = await self._until_due()
             except Unavailable as error:
-                _log.warning("jobs wait", reason=error.message)
+                if not self._waiting:
+                    self._waiting = True
+                    _log.warning("jobs wait", reason=error.message)
                 await asyncio.sleep(_LOOK_EVERY_S)  # not for a wake-up: nothing can be claimed anyway
+                continue
+            except (
+                Exception
+            ) as bug:  # a job that cannot be read, say: its lease runs out, and meanwhile the others are done
+                _log.exception("worker failed", exc_info=bug)
+                await asyncio.sleep(_LOOK_EVERY_S)
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.accounts.authenticator import Person
+from tests.mailing import Mailbox, worker_of
 
 from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
@@ -11,6 +13,7 @@ from ximler.core.actor import SYSTEM
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.user import User
+from ximler.worker import Worker
 
 PASSWORD = "correct horse battery"
 
@@ -43,3 +46,19 @@ def secrets_in(database: Database) -> Any:
         return [text for text in texts if text.encode() in everything]
 
     return find
+
+
+@pytest.fixture
+def person(database: Database, keyring: Keyring, settings: Settings, ada: User) -> Person:
+    """Ada, at her devices."""
+    return Person(database, keyring, settings, ada)
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture
+def worker(database: Database, settings: Settings, keyring: Keyring, mailbox: Mailbox) -> Worker:
+    return worker_of(database, settings, keyring, mailbox)

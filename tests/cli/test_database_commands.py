@@ -1,20 +1,8 @@
 """`ximler db`, `users` and `shell`, typed as a person would, on a database of the test's own."""
 
 import json
-import secrets
 
 import pytest
-from pymongo import MongoClient
-
-
-@pytest.fixture
-def own(mongodb_uri):
-    """Environment for a database of the test's own, and the database."""
-    name = f"ximler_test_cli_{secrets.token_hex(4)}"
-    with MongoClient(mongodb_uri) as client:
-        env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
-        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
-        client.drop_database(name)
 
 
 def test_init_makes_what_status_then_finds_complete(ximler, own):
@@ -26,6 +14,15 @@ def test_init_makes_what_status_then_finds_complete(ximler, own):
     assert (made.returncode, made.stdout) == (0, "The database is ready.\n")
     after = ximler("db", "status", "--json", env=env)
     assert (after.returncode, json.loads(after.stdout)) == (0, {"differences": []})
+
+
+def test_a_command_that_went_well_says_its_result_and_nothing_else(ximler, own):
+    env = {name: value for name, value in own[0].items() if name != "XIMLER_LOG_LEVEL"}
+    for command in (("db", "init"), ("db", "status"), ("users", "list")):
+        result = ximler(*command, env=env)
+        assert (result.returncode, result.stderr) == (0, ""), command
+        assert result.stdout
+    assert "database connected" in ximler("users", "list", env={**env, "XIMLER_LOG_LEVEL": "debug"}).stderr
 
 
 def test_status_says_what_to_do_about_each_difference(ximler, own):
@@ -117,6 +114,15 @@ def test_lists_of_users_continue_with_a_cursor(ximler, own):
     assert seen == [f"u{i}@example.com" for i in reversed(range(5))]
 
 
+@pytest.mark.parametrize("command", [("up", "--port", "0"), ("up", "--port", "0", "--no-init"), ("worker", "--once")])
+def test_nothing_works_on_a_database_that_a_newer_ximler_has_written(ximler, own, command):
+    env, database = own
+    database.meta.insert_one({"_id": "schema", "version": 99, "createdHere": True})
+    result = ximler(*command, env=env)
+    assert result.returncode == 6
+    assert "Upgrade Ximler" in result.stderr
+
+
 def test_the_shell_awaits(ximler, own):
     env, _ = own
     ximler("db", "init", env=env)
@@ -124,6 +130,14 @@ def test_the_shell_awaits(ximler, own):
     assert result.stdout == "3\n"
     typed = ximler("shell", env=env, stdin="plans = await db.plans.find({})\nprint(sorted(p.id for p in plans))\n")
     assert "['enterprise', 'free', 'pro']" in typed.stdout
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "await db.users.patch({}, {'$set': {'nope': 1}})", "this is no Python"])
+def test_code_that_fails_in_the_shell_is_told_by_the_exit_code(ximler, own, code):
+    env, _ = own
+    result = ximler("shell", "-c", code, env=env)
+    assert result.returncode == 1
+    assert "Error" in result.stderr or "Invalid" in result.stderr
 
 
 def test_commands_on_the_embedded_database_start_one_for_their_own_duration(ximler, tmp_path):

@@ -60,6 +60,20 @@ def test_sigterm_lets_running_requests_finish(up, workers):
     assert code == 0
 
 
+def test_workers_that_drain_take_no_new_connections(up):
+    running = up("--workers", "2", env={"XIMLER_ARGON2_TIME_COST": "100", "XIMLER_ARGON2_MEMORY_KIB": "19456"})
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(running.query, REGISTER, i={"name": "A", "email": "a@example.com", "password": PASSWORD})
+        time.sleep(0.3)
+        os.kill(running.process.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        assert not slow.done()
+        # Refused, and not accepted by nobody: whoever balances load goes elsewhere at once.
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{running.url}/healthz", timeout=5)
+        assert slow.result() == {"data": {"register": {"accepted": True}}}
+
+
 def test_ctrl_c_reaches_the_database_only_after_the_requests(up):
     running = up()
     mongod = running.mongod()

@@ -55,6 +55,7 @@ GIVEN = {
     "argon2_time_cost": ("1", 1),
     "argon2_threads": ("3", 3),
     "breach_lookup_url": ("https://breach.example/range/", "https://breach.example/range/"),
+    "usage_alerts": ("50, 90", (50, 90)),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -126,10 +127,11 @@ async def test_more_tasks_than_connections_wait_for_their_turn(mongodb_uri: str,
 
 
 @unanswered
-async def test_where_nothing_listens_the_error_says_so_and_what_to_do(free_port: int) -> None:
+async def test_where_nothing_listens_one_error_says_so_and_what_to_do(free_port: int) -> None:
     uri = f"mongodb://127.0.0.1:{free_port}/shop?replicaSet=rs"
-    with pytest.raises(DatabaseUnavailable) as caught:
+    with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as caught:
         await asyncio.wait_for(connect(uri, settings=soon(uri)), 5)
+    assert logs == []
     message = caught.value.message
     assert message.startswith(f"No MongoDB answers at mongodb://127.0.0.1:{free_port}/shop (")
     assert message.endswith("): start it, or correct MONGODB_URI")
@@ -209,13 +211,24 @@ async def test_a_name_that_no_database_can_have_is_refused(mongodb_uri: str, nam
 @pytest.fixture
 def standalone(tmp_path: Path) -> Iterator[str]:
     """A mongod that belongs to no replica set."""
+    with a_mongod(tmp_path) as uri:
+        yield uri
+
+
+@pytest.fixture
+def uninitiated(tmp_path: Path) -> Iterator[str]:
+    """A mongod that waits for its replica set to be initiated."""
+    with a_mongod(tmp_path, "--replSet", "rs0") as uri:
+        yield uri
+
+
+@contextmanager
+def a_mongod(dbpath: Path, *options: str) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    options = ["--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"]
-    with subprocess.Popen(
-        [find_mongod(), "--dbpath", tmp_path, *options], stdout=subprocess.PIPE, text=True
-    ) as process:
+    where = ["--dbpath", dbpath, "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"]
+    with subprocess.Popen([find_mongod(), *where, *options], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert any("Waiting for connections" in line for line in process.stdout), "mongod ended"
         yield f"mongodb://127.0.0.1:{port}/shop"
@@ -229,6 +242,23 @@ async def test_a_standalone_server_gets_an_error_that_says_how_to_make_it_a_repl
     assert standalone in caught.value.message
     for step in ("--replSet rs0", "rs.initiate()", "unset MONGODB_URI"):
         assert step in caught.value.message
+
+
+@unanswered
+async def test_a_standalone_server_is_recognised_where_the_uri_names_a_replica_set(standalone: str) -> None:
+    uri = f"{standalone}?replicaSet=rs0"
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await connect(uri, settings=soon(uri, server_selection_timeout_ms=1000))
+    for step in ("no member of the replica set", '"rs0"', "--replSet", "rs.initiate()"):
+        assert step in caught.value.message
+
+
+@unanswered
+@pytest.mark.parametrize("options", ["", "?replicaSet=rs0"])
+async def test_a_replica_set_that_nobody_has_initiated_is_recognised(uninitiated: str, options: str) -> None:
+    uri = uninitiated + options
+    with pytest.raises(StandaloneServer, match=r"nobody has initiated: run rs\.initiate\(\) once in mongosh"):
+        await connect(uri, settings=soon(uri, server_selection_timeout_ms=1000))
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import pyotp
 import pytest
 from bson import ObjectId
 from pymongo import monitoring
-from tests.serving import Client, serve
+from tests.serving import PASSWORD, Client, serve
 
 from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
@@ -20,9 +21,11 @@ from ximler.audit.erasure import erase
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connection, seeds, sync
+from ximler.privacy import erasure
 from ximler.projects import search
 from ximler.schema import CATALOGUE
 from ximler.schema.plan import Plan
+from ximler.schema.user import User
 
 Command = dict[str, Any]
 
@@ -30,11 +33,14 @@ OTHERS = 400
 OWN = 300
 VERBS = ("find", "aggregate", "update", "delete", "findAndModify")
 SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGUE}
+SHARD_KEYS |= {"avatars.files": [], "avatars.chunks": []}  # pictures of a few kB: kept on one shard
 
 # (verb, collection) → why it may scan a whole collection.
 SCANS: dict[tuple[str, str], str] = {}
 # (verb, collection) → why a cluster may ask every shard.
 BROADCASTS: dict[tuple[str, str], str] = {
+    ("delete", "sessions"): "all of a user's end: rare, while every request looks one up by its token",
+    ("delete", "quotas"): "erases all of a user's, once, 30 days after they left",
     (
         "find",
         "auditlogs",
@@ -95,6 +101,8 @@ async def crowd(database: Database) -> None:
         "registrations": [
             {"_id": p, "name": "n", "email": "e", "password": "-", "expiresAt": soon, "createdAt": now} for p in people
         ],
+        "credentials": [{"_id": p, "recoveryCodes": ["-"], "createdAt": now, "updatedAt": now} for p in people],
+        "emailchanges": [{"_id": p, "requestId": p, "email": "e", "attempts": 0, "expiresAt": soon} for p in people],
         "gauges": [{"_id": p, "projects": 3, "storageBytes": 30, "createdAt": now, "updatedAt": now} for p in people],
         "subscriptions": [
             {"userId": p, "planId": "pro", "status": status, "startDate": now, "price": 29}
@@ -174,8 +182,47 @@ async def customer(client: Client, database: Database) -> None:
     await read_inbox(client, database, user_id)
     await client.sign_in("ada@example.com")  # the session so far stays, so that explaining finds it
     await client.ask("mutation { signOut }")
+    await client.sign_in("ada@example.com")
+    await client.ask("mutation { closeAccount { erasedAt } }")
+    reopen = 'mutation ($p: String!) { reopenAccount(email: "ada@example.com", password: $p) { token } }'
+    await client.ask(reopen, p=PASSWORD)
     await client.sign_in("ada@example.com", "the wrong password")
     await client.sign_in("nobody@example.com")
+    await secure(client, database, user_id)
+
+
+async def secure(client: Client, database: Database, user_id: ObjectId) -> None:
+    """Second factor, another address, another password: each with what is refused on the way."""
+    await client.sign_in("ada@example.com")
+    sign_in = 'mutation ($code: String) {{ signIn(email: "{}", password: "{}", code: $code) {{ token }} }}'
+    sign_in = sign_in.format("ada@example.com", PASSWORD)
+    await client.ask('mutation { updateProfile(name: "Ada L.") { id } }')
+    await client.ask("mutation { updateNotificationSettings(input: {push: {enabled: true}}) { id } }")
+    secret = (await client.ask("mutation { beginTotp { secret } }"))["beginTotp"]["secret"]
+    confirm = "mutation ($code: String!) { confirmTotp(code: $code) }"
+    codes = (await client.ask(confirm, code=pyotp.TOTP(secret).at(database.clock.now())))["confirmTotp"]
+    later = pyotp.TOTP(secret).at(database.clock.now() + timedelta(seconds=30))
+    for code in (None, "000000", later, codes[0], codes[0]):
+        await client.ask(sign_in, code=code)
+    await client.ask("{ secondFactor { recoveryCodesLeft } }")
+    await client.ask(
+        "mutation ($p: String!, $c: String!) { reauthenticate(password: $p, code: $c) }", p=PASSWORD, c=codes[1]
+    )
+    await client.ask("mutation { regenerateRecoveryCodes }")
+    await client.ask('mutation { requestEmailChange(email: "first@example.com") { accepted } }')
+    await client.ask("mutation { cancelEmailChange }")
+    await client.ask('mutation { requestEmailChange(email: "second@example.com") { accepted } }')
+    waiting = await database.raw["emailchanges"].find_one({"_id": user_id})
+    assert waiting is not None
+    state = client.app._app.state  # type: ignore[attr-defined]  # the application inside `Requests`
+    token = state.keyring.sign("email", waiting["requestId"])
+    confirm = "mutation ($t: String!, $p: String!) { confirmEmailChange(token: $t, password: $p) }"
+    for password in ("a wrong one", PASSWORD, PASSWORD):
+        await client.ask(confirm, t=token, p=password)
+    reset = state.keyring.sign("reset", ObjectId())
+    await client.ask('mutation ($t: String!) { resetPassword(token: $t, password: "another long password") }', t=reset)
+    await client.ask("mutation { revokeOtherSessions }")
+    await client.ask("mutation { disableTotp }")
 
 
 async def read_inbox(client: Client, database: Database, user_id: ObjectId) -> None:
@@ -225,8 +272,12 @@ async def operator(database: Database, settings: Settings) -> None:
     await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
     page = await users.page(database, actor, first=5)
     assert page.has_next
-    await users.page(database, actor, first=5, after=(page.items[-1].created_at, page.items[-1].id))
+    await users.page(database, actor, first=5, after=(page.items[-1].user.created_at, page.items[-1].user.id))
     keyring.close()
+    gone = await database.users.insert(User(name="Eve", email="eve@example.com", password="-"))
+    now = database.clock.now()
+    await database.users.patch({"_id": gone.id}, {"$set": {"deletedAt": now, "closedAt": now}})
+    assert await erasure.erase(database, user_id=gone.id, closed_at=now)
     await sync.check_version(database)
     await seeds.plant(database)
 
@@ -267,9 +318,9 @@ async def test_a_scan_is_found_out_wherever_it_hides(database: Database) -> None
     plain = {"$lookup": {"from": "usage", "localField": "_id", "foreignField": "amount", "as": "u"}}
     inner = {"$lookup": plain["$lookup"] | {"pipeline": [{"$match": {"amount": 1}}]}}
     for command in (
-        {"find": "users", "filter": {"name": "n"}},
-        {"update": "users", "updates": [{"q": {"name": "n"}, "u": {"$set": {"name": "m"}}}]},
-        {"findAndModify": "users", "query": {"name": "n"}, "update": {"$set": {"name": "m"}}},
+        {"find": "users", "filter": {"avatar": "n"}},
+        {"update": "users", "updates": [{"q": {"avatar": "n"}, "u": {"$set": {"avatar": "m"}}}]},
+        {"findAndModify": "users", "query": {"avatar": "n"}, "update": {"$set": {"avatar": "m"}}},
         {"aggregate": "users", "pipeline": [one, plain], "cursor": {}},
         {"aggregate": "users", "pipeline": [one, inner], "cursor": {}},
         {"aggregate": "users", "pipeline": [one, {"$set": {"a": 1}}, inner], "cursor": {}},

@@ -31,7 +31,7 @@ def is_here(url: str) -> bool:
     return url.startswith("data:") or urlsplit(urljoin(PAGE, url)).netloc == "ximler.test"
 
 
-@pytest.mark.parametrize("path", ["/docs", "/docs/", "/docs/oauth2-redirect.html", "/docs/nothing", "/"])
+@pytest.mark.parametrize("path", ["/docs", "/docs/", "/docs/oauth2-redirect.html", "/"])
 async def test_a_page_loads_nothing_from_elsewhere(client: Client, path: str) -> None:
     response = await client.http.get(path)
     page = Links()
@@ -43,6 +43,14 @@ async def test_a_page_loads_nothing_from_elsewhere(client: Client, path: str) ->
     assert policy["frame-ancestors"] == "'none'"
     sources = {source for value in policy.values() for source in value.split()}
     assert sources <= {"'self'", "'none'", "'unsafe-inline'", "data:"}
+
+
+@pytest.mark.parametrize("path", ["/docs/nothing", "/docs/redoc", "/docs/openapi.yaml", "/docs/a/b"])
+async def test_what_is_not_below_the_page_is_problem_details_as_everywhere(client: Client, path: str) -> None:
+    response = await client.http.get(path)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["detail"] == f"There is nothing at {path}"
 
 
 async def test_everything_the_page_loads_is_there_and_loads_nothing_from_elsewhere(client: Client) -> None:
@@ -69,6 +77,8 @@ async def test_the_document_is_openapi_and_names_every_route_that_people_use(cli
         *("/healthz", "/readyz", "/metrics"),
         *("/confirm", "/reset", "/reset/request"),
         *("/unsubscribe", "/email"),
+        *("/avatar", "/avatars/{picture}", "/export"),
+        *("/session", "/session/refresh"),
     }
     for path, operations in document["paths"].items():
         for verb, operation in operations.items():

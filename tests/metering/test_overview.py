@@ -1,6 +1,6 @@
 """What somebody has used, against what they may."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -8,10 +8,13 @@ from bson import Decimal128, Int64, ObjectId
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import SYSTEM, Actor
-from ximler.core.errors import NotFound, Unauthenticated
+from ximler.core.errors import LimitExceeded, NotFound, Unauthenticated
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.metering.overview import ResourceUsage, month, overview
+from ximler.metering import periods, settlement
+from ximler.metering.events import Event, record
+from ximler.metering.meter import Meter
+from ximler.metering.overview import ResourceUsage, overview, quota
 
 
 async def seen(database: Database, actor: Actor) -> dict[str, ResourceUsage]:
@@ -27,7 +30,7 @@ def calls(actor: Actor, amount: Any, start: datetime, **fields: Any) -> dict[str
 
 
 async def test_calls_are_those_of_this_calendar_month(database: Database, person: Actor) -> None:
-    start, end = month(database.clock.now())
+    start, end = periods.around(1, database.clock.now())
     await database.raw["usage"].insert_many(
         [
             calls(person, 5, start),
@@ -44,14 +47,14 @@ async def test_calls_are_those_of_this_calendar_month(database: Database, person
 
 
 async def test_amounts_are_added_whatever_their_number_type(database: Database, person: Actor) -> None:
-    start, _ = month(database.clock.now())
+    start, _ = periods.around(1, database.clock.now())
     amounts = [1, 2.0, Int64(3), Decimal128("4"), float("nan"), None, 2**40]
     await database.raw["usage"].insert_many([calls(person, a, start) for a in amounts], bypass_document_validation=True)
     assert (await seen(database, person))["apiCalls"].used == 10 + 2**40
 
 
 async def test_more_than_the_limit_leaves_nothing_rather_than_less(database: Database, person: Actor) -> None:
-    start, _ = month(database.clock.now())
+    start, _ = periods.around(1, database.clock.now())
     await database.raw["usage"].insert_one(calls(person, 5000, start))
     assert (await seen(database, person))["apiCalls"].remaining == 0
 
@@ -102,14 +105,57 @@ async def test_nobody_sees_what_others_have_used(database: Database, person: Act
         await overview(database, SYSTEM, [ObjectId()])
 
 
-@pytest.mark.parametrize(
-    ("moment", "start", "end"),
-    [
-        (datetime(2026, 1, 31, 23, 59, 59, 999000, UTC), datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)),
-        (datetime(2026, 2, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC)),
-        (datetime(2024, 2, 29, 12, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC)),
-        (datetime(2026, 12, 31, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)),
-    ],
-)  # fmt: skip
-def test_a_month_is_the_calendars(moment: datetime, start: datetime, end: datetime) -> None:
-    assert month(moment) == (start, end)
+async def test_calls_are_what_the_quota_says_so_that_they_agree_with_what_is_enforced(
+    database: Database, person: Actor
+) -> None:
+    meter = Meter(database)
+    for _ in range(3):
+        await meter.consume(person)
+    await meter.sweep()
+    await record(database, SYSTEM, [Event(id="a", user_id=str(person.user_id), at=database.clock.now(), amount=100)])
+    await settlement.settle(database)
+    start, _ = periods.around(1, database.clock.now())
+    await database.raw["usage"].insert_one(calls(person, 4711, start))  # somebody else's: not what is enforced
+    found = (await seen(database, person))["apiCalls"]
+    assert (found.used, found.remaining) == (103, 1000 - 103)
+    for _ in range(found.remaining or 0):
+        await meter.consume(person)
+    with pytest.raises(LimitExceeded):
+        await meter.consume(person)
+    await meter.sweep()
+    found = (await seen(database, person))["apiCalls"]
+    assert (found.used, found.remaining) == (1000, 0)
+    await meter.close()
+
+
+async def test_calls_are_counted_by_the_anniversaries_of_the_subscription(
+    database: Database, person: Actor, subscribe: Subscribe
+) -> None:
+    now = database.clock.now()
+    began = now - timedelta(days=3)
+    await subscribe(person, "pro", start_date=began)
+    midnight = began.replace(hour=0, minute=0, second=0, microsecond=0)
+    await database.raw["usage"].insert_many(
+        [calls(person, 5, midnight), calls(person, 70, midnight - timedelta(hours=1))]
+    )
+    found = (await seen(database, person))["apiCalls"]
+    assert (found.used, found.period_start) == (5, midnight)
+
+
+async def test_what_will_have_been_used_is_in_proportion_to_the_time_that_has_passed(
+    database: Database, person: Actor
+) -> None:
+    start, end = periods.around(1, database.clock.now())
+    database.clock.offset_ms += (start + (end - start) / 4 - database.clock.now()) // timedelta(milliseconds=1)
+    await database.raw["usage"].insert_one(calls(person, 100, start))
+    found = await quota(database, person, "apiCalls")
+    assert found.projected in (399, 400)
+    assert (await quota(database, person, "projects")).projected is None
+
+
+async def test_operators_see_anybodys_quota_and_others_their_own(
+    database: Database, person: Actor, somebody: Actor
+) -> None:
+    assert (await quota(database, SYSTEM, "storage", user_id=person.user_id)).resource == "storage"
+    with pytest.raises(NotFound):
+        await quota(database, somebody, "storage", user_id=person.user_id)

@@ -5,6 +5,7 @@ import email.policy
 import socket
 
 import pytest
+import structlog
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP
 
@@ -112,7 +113,25 @@ async def test_in_development_messages_are_files(tmp_path):
     assert b"token=3Dabc" in file.read_bytes()
 
 
-@pytest.mark.parametrize("url", ["http://x", "smtp://", "smtp://host:port", "mail.example.com"])
+@pytest.mark.parametrize(
+    ("environment", "uri", "logged"),
+    [
+        (None, None, True),
+        ("development", "mongodb://h/x", True),
+        (None, "mongodb://h/x", False),
+        ("production", None, False),
+    ],
+)
+async def test_links_that_open_accounts_are_logged_in_development_only(tmp_path, environment, uri, logged):
+    settings = Settings(environment=environment, mongodb_uri=uri, data_dir=tmp_path)
+    with structlog.testing.capture_logs() as entries:
+        await mailer(settings).send(message())
+    (entry,) = entries
+    assert entry["event"] == "e-mail written"
+    assert ("token=abc" in str(entry)) is logged
+
+
+@pytest.mark.parametrize("url", ["http://x", "smtp://", "smtp://host:port", "smtp://[::1", "mail.example.com"])
 def test_an_unusable_url_is_said_at_start(url):
     with pytest.raises(SettingsError, match="XIMLER_SMTP_URL"):
         mailer(Settings(smtp_url=url))

@@ -37,11 +37,11 @@ async def change(
 ) -> sessions.SignedIn:
     """A new password for the signed-in user, who proves the current one. Every session ends; a new one is returned.
 
-    Raises StepUpRequired, Forbidden for a wrong current password, Invalid or WeakPassword for a new one that cannot be one.
+    Raises StepUpRequired, Throttled, Forbidden for a wrong current password, Invalid or WeakPassword for a new one that cannot
+    be one.
     """
     step_up.require(database, actor)
-    if not await keyring.verify_password(user.password, current):
-        raise Forbidden("The current password is not right", fields={"current": "is not right"})
+    await step_up.prove_password(database, keyring, actor, user, current, field="current")
     await strength.check(keyring, new, field="new", own=(user.name, user.email))
     hashed = await keyring.hash_password(new, field="new")
     guard = {"_id": user.id, "password": user.password}

@@ -1,8 +1,8 @@
 """The second factor at the door: codes of an authenticator app (TOTP, RFC 6238), and recovery codes for who has lost it.
 
 A code is one of a million, so guesses are counted before they are looked at: of any number of codes tried at once, on any
-number of processes, no more than `BUDGET` in `WINDOW` are compared with the right one. A code is taken once (RFC 6238, 5.2).
-Recovery codes have 80 random bits: they need no budget, so nobody's guessing keeps their owner out.
+number of processes, no more than `BUDGET` in `WINDOW`, and `A_DAY` in a day, are compared with the right one. A code is taken
+once (RFC 6238, 5.2). Recovery codes have 80 random bits: they need no budget, so nobody's guessing keeps their owner out.
 
 Making and removing the factor is `enrolment`'s.
 """
@@ -15,12 +15,13 @@ import re
 import secrets
 from datetime import timedelta
 
+import msgspec
 import pyotp
 from bson import ObjectId
 
 from ximler.accounts import notices
 from ximler.accounts.keyring import KeyLost, Keyring
-from ximler.audit import records
+from ximler.audit import records, refusals
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import LimitExceeded, Unauthenticated
@@ -29,28 +30,37 @@ from ximler.database.failures import DocumentExists
 from ximler.schema.credential import CREDENTIALS, Credential
 
 __all__ = [
+    "A_DAY",
     "BUDGET",
     "PURPOSE",
     "RECOVERY_CODES",
     "WINDOW",
+    "Renewed",
     "SecondFactorRequired",
     "TooManyCodes",
     "WrongCode",
     "matching_step",
     "new_recovery_codes",
     "prove",
-    "recovery_hash",
-    "rewrap",
+    "renew_secrets",
     "still_proved",
 ]
 
 BUDGET = 5
 WINDOW = timedelta(minutes=15)
+A_DAY = 50
 PURPOSE = "totp"  # of the encryption
 RECOVERY_CODES = 10
 
+
+def _ms(span: timedelta) -> int:
+    return span // timedelta(milliseconds=1)
+
+
+_LIMITS = ((BUDGET, _ms(WINDOW)), (A_DAY, _ms(timedelta(days=1))))
 _STEP_S = 30
 _CODE = re.compile(r"[0-9]{6}")
+_RECOVERY_CODE = re.compile(r"[a-z2-7]{16}")  # base32, whose alphabet has neither 0 nor 1
 
 
 class SecondFactorRequired(Unauthenticated):
@@ -65,34 +75,44 @@ class TooManyCodes(LimitExceeded):
     code = "TOO_MANY_CODES"
 
 
+class Renewed(msgspec.Struct, frozen=True):
+    """How many secrets were under an older key, and how many are under none that is known."""
+
+    renewed: int
+    lost: int
+
+
 async def prove(
     database: Database, keyring: Keyring, actor: Actor, credential: Credential | None, code: str | None
 ) -> None:
     """Take a code of the user whose password was right a moment ago, if they have a second factor; without one, do nothing.
 
-    No round trip without a factor, two with a code that is right. Raises SecondFactorRequired without a code, WrongCode,
-    TooManyCodes once the budget is used up, KeyLost when the secret key it was encrypted under is gone (recovery codes work
-    even then).
+    No round trip without a factor, two with a code that is right; what is refused is noted in the log. Raises
+    SecondFactorRequired without a code, WrongCode, TooManyCodes once the budget is used up, KeyLost when the secret key it was
+    encrypted under is gone (recovery codes work even then).
     """
     if credential is None or credential.totp_secret is None:
         return
     typed = re.sub(r"[\s-]", "", code or "").lower()
     if not typed:
         raise SecondFactorRequired("Your account has a second factor: send its code as well")
-    if not _CODE.fullmatch(typed):
-        await _use_recovery_code(database, actor, credential, typed)
-        return
-    secret = keyring.decrypt(PURPOSE, credential.id, credential.totp_secret)
-    now = database.clock.now()
-    at = to_ms(now)
-    tried = await _count_attempt(database, credential, at)
-    step = matching_step(secret, typed, at)
-    if step is None or not await _take(database, keyring, credential, secret, step=step, attempt=at):
-        if len(tried) == BUDGET and tried[0] > at - _ms(WINDOW):
-            await _warn(database, actor, credential)
-        raise WrongCode(
-            "The code is not right, or was used already: wait for the next one", fields={"code": "is not right"}
+    try:
+        if _CODE.fullmatch(typed):
+            await _use_code(database, keyring, actor, credential, typed)
+        else:
+            await _use_recovery_code(database, actor, credential, typed)
+    except (WrongCode, TooManyCodes) as refused:
+        await refusals.count(
+            database,
+            actor,
+            "accounts.code.refused",
+            resource="users",
+            resource_id=credential.id,
+            user_id=credential.id,
+            subject=str(credential.id),
+            reason=refused.code.lower(),
         )
+        raise
 
 
 async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> Credential | None:
@@ -121,54 +141,75 @@ def new_recovery_codes(user_id: ObjectId) -> tuple[list[str], list[str]]:
     """Codes to show once, and what to store of them."""
     codes = [base64.b32encode(secrets.token_bytes(10)).decode().lower() for _ in range(RECOVERY_CODES)]
     shown = ["-".join(code[start : start + 4] for start in range(0, 16, 4)) for code in codes]
-    return shown, [recovery_hash(user_id, code) for code in codes]
+    return shown, [_recovery_hash(user_id, code) for code in codes]
 
 
-def recovery_hash(user_id: ObjectId, code: str) -> str:
-    """Of 80 random bits: no guessing reverses it, and no secret key has to survive for it. The alphabet has no 0 and 1."""
-    return hashlib.sha256(user_id.binary + code.replace("0", "o").replace("1", "l").encode()).hexdigest()
+def _recovery_hash(user_id: ObjectId, code: str) -> str:
+    """Of 80 random bits: no guessing reverses it, and no secret key has to survive for it."""
+    return hashlib.sha256(user_id.binary + code.encode()).hexdigest()
 
 
-async def rewrap(database: Database, keyring: Keyring) -> tuple[int, int]:
-    """Encrypt every secret under the newest key, so that older ones may go; (how many that were not, how many are lost).
+async def renew_secrets(database: Database, keyring: Keyring, actor: Actor) -> Renewed:
+    """Encrypt every secret under the newest key, so that older ones may go. Operators only.
 
-    Safe to repeat, and while people sign in.
+    Safe to repeat, and while people sign in. Reads every credential: it is for the day a key is rotated.
     """
+    actor.require_operator()
     renewed = lost = 0
-    async for credential in database[CREDENTIALS].stream({"totpSecret": {"$exists": True}}):
-        stored = credential.totp_secret
-        if stored is None or keyring.is_newest(PURPOSE, stored):
-            continue
-        try:
-            secret = keyring.decrypt(PURPOSE, credential.id, stored)
-        except KeyLost:
-            lost += 1
-            continue
-        fresh = keyring.encrypt(PURPOSE, credential.id, secret)
-        renewed += await database[CREDENTIALS].patch(
-            {"_id": credential.id, "totpSecret": stored}, {"$set": {"totpSecret": fresh}}
+    async for credential in database[CREDENTIALS].stream({}):
+        changed: dict[str, bytes] = {}
+        for name, stored in (("totpSecret", credential.totp_secret), ("totpPending", credential.totp_pending)):
+            if stored is None or keyring.is_newest(PURPOSE, stored):
+                continue
+            try:
+                secret = keyring.decrypt(PURPOSE, credential.id, stored)
+            except KeyLost:
+                lost += 1
+                continue
+            changed[name] = keyring.encrypt(PURPOSE, credential.id, secret)
+        same = {"totpSecret": credential.totp_secret, "totpPending": credential.totp_pending}
+        if changed and await database[CREDENTIALS].patch({"_id": credential.id, **same}, {"$set": changed}):
+            renewed += len(changed)
+    await records.write(
+        database, actor, "accounts.secrets.renewed", resource="credentials", renewed=renewed, unreadable=lost
+    )
+    return Renewed(renewed, lost)
+
+
+async def _use_code(database: Database, keyring: Keyring, actor: Actor, credential: Credential, typed: str) -> None:
+    """Raises WrongCode, TooManyCodes, KeyLost."""
+    secret = keyring.decrypt(PURPOSE, credential.id, credential.totp_secret or b"")
+    at = to_ms(database.clock.now())
+    tried = await _count_attempt(database, credential, at)
+    step = matching_step(secret, typed, at)
+    if step is None or not await _take(database, keyring, credential, secret, step=step, attempt=at):
+        if len(tried) >= BUDGET and tried[BUDGET - 1] > at - _ms(WINDOW):
+            await _warn(database, actor, credential)
+        raise WrongCode(
+            "The code is not right, or was used already: wait for the next one", fields={"code": "is not right"}
         )
-    return renewed, lost
 
 
 async def _count_attempt(database: Database, credential: Credential, at: int) -> list[int]:
-    """Reserve one guess, in one guarded update; when the latest few were made, this one included. Raises TooManyCodes.
+    """Reserve one guess, in one guarded update; when the latest were made, this one first. Raises TooManyCodes.
 
-    The list holds the latest `BUDGET` guesses: one more is free when the oldest of them is out of the window.
+    Of n that a span allows the n-th latest must be out of it, or not be: then one more is free.
     """
     free = [
-        {f"factorAttempts.{BUDGET - 1}": {"$exists": False}},
-        {"factorAttempts.0": {"$lte": at - _ms(WINDOW)}},
+        {"$or": [{place: {"$exists": False}}, {place: {"$lte": at - span}}]}
+        for most, span in _LIMITS
+        for place in (f"factorAttempts.{most - 1}",)
     ]
     counted = await database[CREDENTIALS].find_and_patch(
-        {"_id": credential.id, "$or": free}, {"$push": {"factorAttempts": {"$each": [at], "$slice": -BUDGET}}}
+        {"_id": credential.id, "$and": free},
+        {"$push": {"factorAttempts": {"$each": [at], "$position": 0, "$slice": A_DAY}}},
     )
     if counted is not None:
         return counted.factor_attempts
-    since = credential.factor_attempts[0] if len(credential.factor_attempts) == BUDGET else at
+    tried = credential.factor_attempts
+    free_at = max((tried[most - 1] + span for most, span in _LIMITS if len(tried) >= most), default=at + _ms(WINDOW))
     raise TooManyCodes(
-        "Too many wrong codes: wait a while, or use a recovery code",
-        retry_after_s=max(1.0, (since + _ms(WINDOW) - at) / 1000),
+        "Too many wrong codes: wait a while, or use a recovery code", retry_after_s=max(1.0, (free_at - at) / 1000)
     )
 
 
@@ -190,11 +231,14 @@ async def _take(
 
 async def _use_recovery_code(database: Database, actor: Actor, credential: Credential, typed: str) -> None:
     """Raises WrongCode. What is none of the codes costs no round trip."""
-    hashed = recovery_hash(credential.id, typed)
+    typed = typed.replace("0", "o").replace("1", "l")
     wrong = WrongCode(
         "The code is not right: it has six digits, or is one of your recovery codes, each of which works once",
         fields={"code": "is not right"},
     )
+    if not _RECOVERY_CODE.fullmatch(typed):
+        raise wrong
+    hashed = _recovery_hash(credential.id, typed)
     if hashed not in credential.recovery_codes:
         raise wrong
     left = len(credential.recovery_codes) - 1
@@ -235,7 +279,3 @@ async def _warn(database: Database, actor: Actor, credential: Credential) -> Non
 
     with contextlib.suppress(DocumentExists):  # a racing guess has told them
         await database.transaction(write)
-
-
-def _ms(span: timedelta) -> int:
-    return span // timedelta(milliseconds=1)

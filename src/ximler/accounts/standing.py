@@ -20,7 +20,12 @@ from ximler.schema.user import USERS, User
 __all__ = ["WATCHES", "AccountLocked", "Standing", "forget", "lookups", "read", "tags"]
 
 # What a sign-in with a second factor writes changes nobody's standing.
-_FACTORS = frozenset({"totpLastStep", "totpSecret", "totpConfirmedAt", "recoveryCodes", "updatedAt"})
+_FACTORS = frozenset(
+    {
+        *("totpLastStep", "totpSecret", "totpConfirmedAt", "totpPending", "totpPendingAt"),
+        *("factorAttempts", "recoveryCodes", "updatedAt"),
+    }
+)
 
 WATCHES = (
     Watch(collection=USERS.name),

@@ -5,19 +5,25 @@ ASVS 5.0 asks for it before e-mail address, password and factors change.
 
 from datetime import datetime, timedelta
 
-from ximler.accounts import factors
+from ximler.accounts import factors, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.sessions import SessionExpired
+from ximler.accounts.throttle import Rule
+from ximler.audit import refusals
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden
 from ximler.database import Database
 from ximler.schema.credential import CREDENTIALS
 from ximler.schema.session import SESSIONS
+from ximler.schema.throttle import THROTTLES
 from ximler.schema.user import User
 
-__all__ = ["RECENT", "StepUpRequired", "reauthenticate", "require"]
+__all__ = ["RECENT", "StepUpRequired", "prove_password", "reauthenticate", "require"]
 
 RECENT = timedelta(minutes=10)
+
+# Of one session: whoever stole it may guess, and slow down nobody but themselves.
+_GUESSES = Rule(name="password, session", free=5, window=timedelta(hours=24))
 
 
 class StepUpRequired(Forbidden):
@@ -48,12 +54,11 @@ async def reauthenticate(
 ) -> datetime:
     """Prove once more who one is, by password and, where there is one, second factor; until when that counts as recent.
 
-    Raises Forbidden for a wrong password, SecondFactorRequired, WrongCode, TooManyCodes, and SessionExpired for a session that
-    ended meanwhile (a change of password ends it, so that nobody steps up with the old one).
+    Raises Forbidden for a wrong password, Throttled, SecondFactorRequired, WrongCode, TooManyCodes, and SessionExpired for a
+    session that ended meanwhile (a change of password ends it, so that nobody steps up with the old one).
     """
     actor.require_user()
-    if not await keyring.verify_password(user.password, password):
-        raise Forbidden("The password is not right", fields={"password": "is not right"})
+    await prove_password(database, keyring, actor, user, password)
     credential = await database[CREDENTIALS].find_one({"_id": user.id})
     await factors.prove(database, keyring, actor, credential, code)
     now = database.clock.now()
@@ -61,3 +66,29 @@ async def reauthenticate(
     if not await database[SESSIONS].patch(mine, {"$set": {"authenticatedAt": now}}):
         raise SessionExpired("This session has ended: sign in again")
     return now + RECENT
+
+
+async def prove_password(
+    database: Database, keyring: Keyring, actor: Actor, user: User, password: str, *, field: str = "password"
+) -> None:
+    """That somebody who is signed in knows the password. One command; wrong guesses are counted, and slowed down.
+
+    Raises Forbidden naming `field`, Throttled.
+    """
+    gate = throttle.gate(keyring, _GUESSES, (actor.session_id or user.id.binary).hex())
+    async with keyring.turn():
+        counted = await database[THROTTLES].find_one({"_id": gate.id})
+        throttle.check([counted] if counted else [], database.clock.now())
+        if await keyring.verify_password(user.password, password):
+            return
+        await throttle.fail(database, [gate])
+    await refusals.count(
+        database,
+        actor,
+        "accounts.password.refused",
+        resource="users",
+        resource_id=user.id,
+        user_id=user.id,
+        subject=gate.id.hex(),
+    )
+    raise Forbidden("The password is not right", fields={field: "is not right"})

@@ -1,6 +1,7 @@
 """What commands share: settings with the common options, a connected database, and output for people or programs."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["database", "database_options", "load", "print_json", "print_table", "run"]
 
+_ENDLESS = 10_000  # columns
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,10 +34,11 @@ def database_options(command: F) -> F:
     return click.option("--mongodb-uri", metavar="URI", help="Use this server instead (MONGODB_URI).")(command)
 
 
-def load(**overrides: object) -> Settings:
-    """The settings, logging set up by them."""
+def load(*, serves: bool = False, **overrides: object) -> Settings:
+    """The settings, logging set up by them. A command that does one thing tells its result, and logs only what is wrong."""
     loaded = settings.load(overrides=overrides)
-    logs.configure(loaded)
+    quiet = not serves and loaded.log_level == "info"
+    logs.configure(msgspec.structs.replace(loaded, log_level="warning") if quiet else loaded)
     return loaded
 
 
@@ -64,15 +68,21 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """For people. Cells are text as it is: what others stored is neither markup nor control characters."""
+    """For people. Cells are text as it is: what others stored is neither markup nor control characters.
+
+    Nothing is cut off, because ids and remedies are there to be copied: a narrow terminal folds them, all but
+    the first column, and a pipe or file, which has no width, gets one line a row.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     for row in rows:
         table.add_row(*(Text("".join(c if c.isprintable() else "\ufffd" for c in str(cell))) for cell in row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _ENDLESS).print(table)
 
 
 def print_json(value: object) -> None:

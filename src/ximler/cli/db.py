@@ -1,5 +1,6 @@
 """`ximler db`: create, check and seed the database."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,9 @@ def init(repair: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | 
 
     async def work() -> list[sync.Difference]:
         async with context.database(settings) as database:
-            with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
+            with Progress(
+                console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty()
+            ) as bar:
                 task = bar.add_task("Collections and indexes", total=len(CATALOGUE))
                 return await sync.initialise(database, repair=repair, progress=lambda _: bar.advance(task))
 

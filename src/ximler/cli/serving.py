@@ -119,6 +119,7 @@ async def serve_in_children(
                     )
         finally:
             stopping.cancel()
+            listener.close()  # the children close theirs, too: who comes now is refused, and not left waiting
             await asyncio.gather(*(child.finish(settings.drain_seconds + 5) for child in children))
 
 

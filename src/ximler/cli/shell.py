@@ -19,8 +19,8 @@ from ximler.cli.context import database_options
     "-c", "source", metavar="CODE", help="Run this instead of asking for input; `await` works at the top level."
 )
 @database_options
-def shell(source: str | None, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Python with a connected database, in which `await` works.
+def shell(source: str | None, data_dir: Path | None, mongodb_uri: str | None) -> int:
+    """Python with a connected database, in which `await` works. With -c, exit code 1 when the code raises.
 
     \b
     >>> await db.plans.find({})
@@ -28,18 +28,20 @@ def shell(source: str | None, data_dir: Path | None, mongodb_uri: str | None) ->
     """
     settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
 
-    async def work() -> None:
+    async def work() -> int:
         async with context.database(settings) as database:
             console = _Console(
                 {"db": database, "settings": settings, "__name__": "ximler shell"}, asyncio.get_running_loop()
             )
             if source is not None:
-                await asyncio.to_thread(console.run_source, source)
-            else:
-                banner = f"Ximler {__version__}, database {database.name!r}. `db` is connected; `await` works; Ctrl-D leaves."
-                await asyncio.to_thread(console.interact, banner, "")
+                return 0 if await asyncio.to_thread(console.run_source, source) else 1
+            banner = (
+                f"Ximler {__version__}, database {database.name!r}. `db` is connected; `await` works; Ctrl-D leaves."
+            )
+            await asyncio.to_thread(console.interact, banner, "")
+            return 0
 
-    context.run(work())
+    return context.run(work())
 
 
 class _Console(code.InteractiveConsole):
@@ -49,9 +51,17 @@ class _Console(code.InteractiveConsole):
         super().__init__(names)
         self.compile.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         self._loop = loop
+        self._raised = False
 
-    def run_source(self, source: str) -> None:
-        self.runcode(compile(source, "<-c>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+    def run_source(self, source: str) -> bool:
+        """False when it raised, or is no Python; what is wrong has been shown."""
+        try:
+            compiled = compile(source, "<-c>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        except (SyntaxError, ValueError):
+            self.showsyntaxerror("<-c>")
+            return False
+        self.runcode(compiled)
+        return not self._raised
 
     def runcode(self, code: types.CodeType) -> None:
         try:
@@ -61,4 +71,5 @@ class _Console(code.InteractiveConsole):
         except SystemExit:
             raise
         except BaseException:
+            self._raised = True
             self.showtraceback()

@@ -48,7 +48,7 @@ def up(
     ten seconds at most (XIMLER_DRAIN_SECONDS), then stops the database.
     """
     settings = context.load(
-        host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
+        serves=True, host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
     ).with_secret()
     if settings.trusted_proxies:  # here, and not in each of the workers
         from ximler.http.requests import TrustedProxies
@@ -134,9 +134,15 @@ async def _initialise(settings: Settings, uri: str) -> None:
 
 
 async def _connect(settings: Settings, uri: str) -> None:
-    from ximler.database import connect
+    from ximler.database import connect, sync
 
-    await (await connect(uri, settings=settings)).close()
+    database = await connect(uri, settings=settings)
+    try:
+        # Not more than a warning, for one that a newer map of the same version has been over.
+        if not await sync.check_version(database):
+            _log.warning("database is not up to date", remedy="ximler db init")
+    finally:
+        await database.close()
 
 
 def _announce(settings: Settings) -> None:

@@ -19,19 +19,22 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
 
     Any number may run at once, on any number of machines. Ctrl-C or SIGTERM stops it; a job under way is taken up by another.
     """
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
+    settings = context.load(serves=not once, data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
 
     async def work() -> None:
         from ximler.accounts.keyring import Keyring
         from ximler.audit import keys
+        from ximler.database import sync
         from ximler.database.changes import Feed
         from ximler.metering.follower import Follower
+        from ximler.metering.settlement import Settler
         from ximler.notifications.email import mailer
         from ximler.worker import Tools, Worker
 
         keyring = Keyring(settings)
         try:
             async with context.database(settings) as database:
+                await sync.check_version(database)
                 tools = Tools(
                     database=database,
                     settings=settings,
@@ -44,7 +47,8 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
                     return
                 feed = Feed(database)
                 follower = Follower(database, feed)
-                running = asyncio.gather(feed.run(), follower.run(), Worker(tools, feed=feed).run())
+                settler = Settler(database, feed, thresholds=settings.usage_alerts)
+                running = asyncio.gather(feed.run(), follower.run(), settler.run(), Worker(tools, feed=feed).run())
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, running.cancel)
                 click.echo("The worker is running. Ctrl-C stops it.", err=True)

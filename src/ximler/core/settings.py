@@ -164,6 +164,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = None
 
+    # Usage
+    usage_alerts: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=1000)], ...],
+        Meta(description="Per cent of a limit at which a user is told, once a period: `80,100`."),
+    ] = (80, 100)
+
     # Logs
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe entry that is logged.")
@@ -289,6 +295,8 @@ def documentation() -> list[tuple[str, str, str]]:
         default = (
             ""
             if field.default in (None, ())
+            else ",".join(map(str, field.default))
+            if isinstance(field.default, tuple)
             else str(field.default).lower()
             if isinstance(field.default, bool)
             else str(field.default)
@@ -304,7 +312,7 @@ def _choices(name: str) -> list[str]:
 
 
 def _is_list(name: str) -> bool:
-    return name in ("trusted_proxies", "cors_origins")
+    return name in ("trusted_proxies", "cors_origins", "usage_alerts")
 
 
 def _decode(kind: type, value: object) -> object:

@@ -18,9 +18,10 @@ from pymongo.errors import (
     InvalidURI,
     OperationFailure,
     PyMongoError,
-    ServerSelectionTimeoutError,
 )
 from pymongo.server_api import ServerApi
+from pymongo.server_type import SERVER_TYPE
+from pymongo.topology_description import TopologyDescription
 from pymongo.write_concern import WriteConcern
 
 from ximler import __version__
@@ -28,7 +29,7 @@ from ximler.core.clock import Clock
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings, SettingsError
 from ximler.database.collection import TypedCollection
-from ximler.database.failures import DatabaseUnavailable, translated
+from ximler.database.failures import DatabaseUnavailable, reason, redacted, translated
 from ximler.database.monitoring import ConnectionState, listeners
 from ximler.schema.api_key import API_KEYS, ApiKey
 from ximler.schema.audit_log import AUDIT_LOGS, AuditLog
@@ -196,7 +197,7 @@ class Database:
         try:
             await self.client.admin.command("ping")
         except PyMongoError as error:
-            raise DatabaseUnavailable(f"The database does not answer: {_reason(error)}") from error
+            raise DatabaseUnavailable(f"The database does not answer: {reason(error)}") from error
 
     async def close(self) -> None:
         self.state.closing = True
@@ -226,7 +227,7 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
         raise SettingsError(
-            f"MONGODB_URI is not usable: {_reason(error)}", fields={"mongodb_uri": "is not a usable MongoDB URI"}
+            f"MONGODB_URI is not usable: {reason(error)}", fields={"mongodb_uri": "is not a usable MongoDB URI"}
         ) from None
     try:
         hello = await client.admin.command("hello")
@@ -236,12 +237,11 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
             raise DatabaseUnavailable(
                 f"{redacted(uri)} does not accept this user and password: correct MONGODB_URI"
             ) from error
-        raise DatabaseUnavailable(f"{redacted(uri)} refused: {_reason(error)}") from error
+        raise DatabaseUnavailable(f"{redacted(uri)} refused: {reason(error)}") from error
     except PyMongoError as error:
+        found = client.topology_description
         await _discard(client, state)
-        raise DatabaseUnavailable(
-            f"No MongoDB answers at {redacted(uri)} ({_reason(error)}): start it, or correct MONGODB_URI"
-        ) from error
+        raise _not_reached(uri, error, found) from error
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         await _discard(client, state)
         raise StandaloneServer(
@@ -257,6 +257,25 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
         state=state,
         entry_keys=settings.entry_keys,
         audit_uri=settings.audit_mongodb_uri,
+    )
+
+
+def _not_reached(uri: str, error: PyMongoError, found: TopologyDescription) -> Unavailable:
+    """What to do depends on whether nobody answered, or somebody who is not what the URI asks for."""
+    servers = found.server_descriptions()
+    if any(server.server_type == SERVER_TYPE.RSGhost for server in servers.values()):
+        return StandaloneServer(
+            f"The MongoDB at {redacted(uri)} belongs to a replica set that nobody has initiated: run rs.initiate() once in "
+            "mongosh."
+        )
+    if found.replica_set_name and not servers:  # all that answered have been dismissed
+        return DatabaseUnavailable(
+            f"The MongoDB at {redacted(uri)} is no member of the replica set that MONGODB_URI names ({reason(error)}): correct "
+            "`replicaSet` in it; or, where it is a standalone server, start mongod with --replSet and that name, then run "
+            "rs.initiate() once in mongosh."
+        )
+    return DatabaseUnavailable(
+        f"No MongoDB answers at {redacted(uri)} ({reason(error)}): start it, or correct MONGODB_URI"
     )
 
 
@@ -295,15 +314,3 @@ def _options(uri: str, settings: Settings) -> dict[str, Any]:
         "retryWrites": True,
     }
     return {name: value for name, value in ours.items() if name.lower() not in said}
-
-
-def redacted(uri: str) -> str:
-    """A URI fit for people's eyes: no credentials, no options."""
-    return re.sub(r"//.*@", "//", uri, flags=re.DOTALL).split("?", 1)[0]
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).split(", Timeout:", 1)[0].split(", full error:", 1)[0]
-    if isinstance(error, ServerSelectionTimeoutError):
-        text = text.split(" (configured timeouts", 1)[0]
-    return redacted(text)

@@ -21,7 +21,7 @@ from pymongo.errors import (
 
 from ximler.core.errors import Conflict, Invalid, Unavailable
 
-__all__ = ["DRIVER_ERRORS", "DatabaseUnavailable", "DocumentExists", "translated"]
+__all__ = ["DRIVER_ERRORS", "DatabaseUnavailable", "DocumentExists", "reason", "redacted", "translated"]
 
 DRIVER_ERRORS = (PyMongoError, InvalidDocument, OverflowError, UnicodeEncodeError)
 
@@ -128,3 +128,14 @@ def _failed_rules(details: dict[str, Any], prefix: str = "") -> dict[str, str]:
                     reason = f"must be one of {part.get('specifiedAs', {}).get('enum')}"
             found |= nested or {name: reason}
     return found
+
+
+def redacted(uri: str) -> str:
+    """A URI fit for people's eyes: no credentials, no options."""
+    return re.sub(r"//.*@", "//", uri, flags=re.DOTALL).split("?", 1)[0]
+
+
+def reason(error: Exception) -> str:
+    """What a driver's error says first, for people: it goes on with timeouts, topologies and whole replies."""
+    text = str(error).split(", Timeout:", 1)[0].split(", full error:", 1)[0]
+    return redacted(text.split(" (configured timeouts", 1)[0]) or type(error).__name__

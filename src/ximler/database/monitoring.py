@@ -16,6 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from pymongo import monitoring
 
 from ximler.core.clock import Clock
+from ximler.database.failures import reason
 
 __all__ = ["UNREADABLE", "ConnectionState", "RoundTrip", "listeners", "round_trips"]
 
@@ -62,7 +63,7 @@ class ConnectionState:
     def __init__(self) -> None:
         self.connected = False
         self.closing = False
-        self._was_connected = False
+        self.was_connected = False
 
     def changed(self, *, connected: bool) -> None:
         if connected == self.connected or self.closing:
@@ -71,11 +72,11 @@ class ConnectionState:
         UP.set(int(connected))
         if not connected:
             _log.warning("database disconnected")
-        elif self._was_connected:
+        elif self.was_connected:
             _log.info("database reconnected")
         else:
             _log.info("database connected")
-        self._was_connected = self._was_connected or connected
+        self.was_connected = self.was_connected or connected
 
 
 def listeners(state: ConnectionState, clock: Clock) -> list[Any]:
@@ -184,9 +185,8 @@ class _Heartbeats(monitoring.ServerHeartbeatListener):
             self._clock.observe(local if local.tzinfo else local.replace(tzinfo=UTC))
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
-        if event.connection_id not in self._failing:
+        # Before the first connection whoever connects says what is wrong.
+        if event.connection_id not in self._failing and self._state.was_connected:
             self._failing.add(event.connection_id)
             host, port = event.connection_id
-            _log.warning(
-                "database error", server=f"{host}:{port}", error=str(event.reply) or type(event.reply).__name__
-            )
+            _log.warning("database error", server=f"{host}:{port}", error=reason(event.reply))

@@ -1,9 +1,19 @@
 """Resolvers of metering."""
 
+from datetime import datetime
+
+from ximler.core.errors import Invalid
+from ximler.core.ids import object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
+from ximler.metering import events as recording
+from ximler.metering import overview as standing
 from ximler.metering.overview import ResourceUsage, overview
+from ximler.metering.series import Consumer, Interval, Point, series, top_consumers
+from ximler.schema.usage import ResourceType
 from ximler.schema.user import User
+
+_MAX_EVENTS = 1000
 
 resolvers = Resolvers()
 
@@ -12,6 +22,42 @@ resolvers = Resolvers()
 async def usage(ctx: Context) -> list[ResourceUsage]:
     user_id = ctx.actor.require_user()
     return (await overview(ctx.database, ctx.actor, [user_id]))[user_id]
+
+
+@resolvers.query("quota")
+async def quota(ctx: Context, resource: ResourceType, user_id: str | None = None) -> ResourceUsage:
+    return await standing.quota(
+        ctx.database, ctx.actor, resource, user_id=None if user_id is None else object_id(user_id, "userId")
+    )
+
+
+@resolvers.query("usageSeries")
+async def usage_series(
+    ctx: Context, resource: ResourceType, from_: datetime, to: datetime, by: Interval, user_id: str | None = None
+) -> list[Point]:
+    return await series(
+        ctx.database,
+        ctx.actor,
+        resource,
+        since=from_,
+        until=to,
+        by=by,
+        user_id=None if user_id is None else object_id(user_id, "userId"),
+    )
+
+
+@resolvers.query("topConsumers")
+async def most_used(ctx: Context, resource: ResourceType, from_: datetime, to: datetime, first: int) -> list[Consumer]:
+    return await top_consumers(ctx.database, ctx.actor, resource, since=from_, until=to, first=first)
+
+
+@resolvers.mutation("recordUsage")
+async def record_usage(ctx: Context, events: list[recording.Event]) -> list[recording.Outcome]:
+    if len(events) > _MAX_EVENTS:
+        raise Invalid.field(
+            "events", f"{len(events):,} are too many: send {_MAX_EVENTS:,} at most, or POST /usage/events"
+        )
+    return await recording.record(ctx.database, ctx.actor, events)
 
 
 @resolvers.field("User", "usage")

@@ -3,8 +3,9 @@
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from litestar import Router, get
+from litestar import Request, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
@@ -28,13 +29,32 @@ _HEADERS = {
 }
 
 
+async def _refuse_unknown(request: Request[Any, Any, Any]) -> None:
+    """Litestar adds a page of its own for whatever else is below the path: the only route there with a parameter."""
+    if request.path_params:
+        raise NotFoundException
+
+
 def openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Ximler",
         version=__version__,
         description="REST beside GraphQL: `POST /graphql` is the main interface; its schema can be introspected.",
-        openapi_router=Router("/docs", route_handlers=[], include_in_schema=False, response_headers=_HEADERS),
-        components=Components(security_schemes={"session": SecurityScheme(type="http", scheme="bearer")}),
+        openapi_router=Router(
+            "/docs",
+            route_handlers=[],
+            include_in_schema=False,
+            response_headers=_HEADERS,
+            before_request=_refuse_unknown,
+        ),
+        components=Components(
+            security_schemes={
+                "session": SecurityScheme(
+                    type="http", scheme="bearer", description="A session's token, or its cookie."
+                ),
+                "api_key": SecurityScheme(type="http", scheme="bearer", description="An API key with the scope named."),
+            }
+        ),
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",

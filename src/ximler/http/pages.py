@@ -198,9 +198,7 @@ async def ask_unsubscribe(token: _Token) -> Response[str]:
 @post("/unsubscribe", **_page_of("Stop product mail", _422="The link is not ours", _503="The database is away"))
 async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
     """The page's form, and what a mail program sends when its reader unsubscribes with one click (RFC 8058)."""
-    said = request.scope.get("state", {})
-    actor = Actor(address=said.get("address"), request_id=said.get("request_id"))
-    await preferences.unsubscribe(state.database, state.keyring, actor, token)
+    await preferences.unsubscribe(state.database, state.keyring, _visitor(request), token)
     return _page("Done", "<p>We send you no more product updates. Mail about your account still comes.</p>")
 
 

@@ -82,7 +82,7 @@ async def open_quota(database: Database, user_id: ObjectId, moment: datetime) ->
             "periodEnd": fresh.period_end,
         }
         changed = await transaction[QUOTAS].find_and_patch(
-            {"_id": fresh.id}, {"$set": {**limits, "opened": True, "superseded": False}}
+            {"_id": fresh.id}, {"$set": {**limits, "opened": True, "superseded": False}, "$inc": {"steps": 1}}
         )
         return changed or found
 
@@ -240,6 +240,7 @@ async def _follow(transaction: Database, entitlement: Entitlement) -> None:
                     "limitThen": "$$REMOVE" if then is None else then,
                     "superseded": {"$not": [{"$in": ["$periodStart", [start, end]]}]},
                     "periodEnd": {"$cond": [{"$eq": ["$periodStart", start]}, end, "$periodEnd"]},
+                    "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
                     "updatedAt": now,
                 }
             }

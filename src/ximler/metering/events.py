@@ -22,7 +22,6 @@ from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Forbidden, Invalid
 from ximler.database import Database
-from ximler.metering import settlement
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, UsageBatch
 from ximler.schema.usage_event import USAGE_EVENTS
@@ -123,8 +122,6 @@ async def record(database: Database, actor: Actor, events: Sequence[Event]) -> l
         return decision
 
     decision = await database.transaction(store)
-    if decision.documents:
-        settlement.expect(database)
     for index, outcome in decision.outcomes.items():
         outcomes[index] = outcome
     return outcomes

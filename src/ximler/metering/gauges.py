@@ -15,7 +15,7 @@ from ximler.database.failures import DocumentExists
 from ximler.metering.limits import Limits
 from ximler.schema.gauge import GAUGES, Gauge
 
-__all__ = ["GAUGE_STAGES", "STORAGE_SIZE", "QuotaExceeded", "gauge_from", "release", "reserve"]
+__all__ = ["GAUGE_STAGES", "STORAGE_SIZE", "QuotaExceeded", "gauge_from", "recount", "release", "reserve"]
 
 # A project's `storageSize` as whole bytes, whatever kind of number another application wrote.
 STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
@@ -92,6 +92,15 @@ async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0
         await _change(transaction, user_id, {}, -projects, -storage_bytes)
         left = await _count(transaction, user_id)
         await _set(transaction, user_id, left.projects, left.storage_bytes)
+
+
+async def recount(transaction: Database, user_id: ObjectId) -> tuple[Gauge, Gauge]:
+    """Count anew what exists; returns the gauge as it was, and as it is now. Four commands."""
+    was = await transaction[GAUGES].find_one({"_id": user_id}) or Gauge(id=user_id)
+    await _change(transaction, user_id, {}, 0, 0)  # where this and a write that passes by would meet
+    now = await _count(transaction, user_id)
+    await _set(transaction, user_id, now.projects, now.storage_bytes)
+    return was, now
 
 
 def gauge_from(row: dict[str, Any]) -> Gauge:

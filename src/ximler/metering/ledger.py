@@ -7,19 +7,21 @@ lease ends only after its hours are written), so whoever forfeits the lease writ
 
 import hashlib
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from bson import ObjectId
 
-from ximler.core.clock import from_ms
+from ximler.core.clock import from_ms, to_ms
 from ximler.database import Database
 from ximler.schema.quota import Quota
 from ximler.schema.usage import Usage
 
-__all__ = ["LEASED", "row_id", "write"]
+__all__ = ["LEASED", "RECORDED", "hour_key_of", "row_id", "write"]
 
-LEASED = "leases"  # metadata.source of the rows written here
+# A row's metadata.source: those written here, and those of events that were recorded. Any other row is somebody else's.
+LEASED = "leases"
+RECORDED = "events"
 _HOUR = timedelta(hours=1)
 
 
@@ -35,6 +37,11 @@ def row_id(quota_id: str, hour: int) -> ObjectId:
     """The same for the same hour of the same quota; in the order of time, as every ObjectId."""
     digest = hashlib.sha256(f"{quota_id}:{hour}".encode()).digest()
     return ObjectId((hour * 3600).to_bytes(4, "big") + digest[:8])
+
+
+def hour_key_of(start: datetime) -> str:
+    """The key, in a quota's hours, of the hour that begins then."""
+    return f"h{to_ms(start) // 3_600_000}"
 
 
 def _row(quota: Quota, key: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Usage]:

@@ -3,7 +3,8 @@
 Invariant: `granted = settled + forfeited + Σ open leases`; nothing is granted past the limit. Every step names the lease and
 the count it was seen with, so one that is sent twice, or overtaken, counts once. What a step did is read from the document.
 
-Reads are majority reads: what a primary that is about to be replaced has not replicated must not be spent.
+Reads are majority reads: what a primary that is about to be replaced has not replicated must not be spent. A new primary may
+answer one with what was so before our latest step: `steps` tells.
 """
 
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
@@ -88,7 +89,11 @@ async def grant(
     share = {"$min": [{"$floor": {"$divide": ["$$free", _SHARE]}}, cap]}
     units = {"$toLong": {"$min": ["$$free", {"$max": [share, want, need]}]}}
     free = {
-        "$cond": [{"$lt": ["$$limit", 0]}, _UNLIMITED, {"$subtract": ["$$limit", {"$add": ["$granted", "$ingested"]}]}]
+        "$cond": [
+            {"$lt": ["$$limit", 0]},
+            _UNLIMITED,
+            {"$subtract": ["$$limit", {"$add": ["$granted", "$ingested", "$foreign"]}]},
+        ]
     }
     granting = {
         "$let": {
@@ -109,6 +114,7 @@ async def grant(
         {
             "$set": {
                 "granted": {"$add": ["$granted", "$granting"]},
+                "steps": {"$add": ["$steps", 1]},
                 lease: {"$cond": [{"$gt": ["$granting", 0]}, granted, f"${lease}" if grants else "$$REMOVE"]},
                 "lookAt": {
                     "$cond": [{"$gt": ["$granting", 0]}, {"$ifNull": ["$lookAt", now + silent_after]}, "$lookAt"]
@@ -179,7 +185,7 @@ async def settle(database: Database, reports: Iterable[Report], returns: Iterabl
 
 def _settlement(report: Report, now: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     lease = f"leases.{report.lease_id}"
-    counted = {"settled": report.units, f"{lease}.n": -report.units, f"{lease}.seq": 1}
+    counted = {"steps": 1, "settled": report.units, f"{lease}.n": -report.units, f"{lease}.seq": 1}
     counted |= {f"hours.{hour}": units for hour, units in report.hours.items()}
     counted |= {f"detail.{path}": units for path, units in report.detail.items()}
     update: dict[str, dict[str, Any]] = {"$inc": counted, "$set": {f"{lease}.at": now}}
@@ -191,7 +197,7 @@ def _settlement(report: Report, now: int) -> tuple[dict[str, Any], dict[str, dic
 def _return(ended: Return) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     lease = f"leases.{ended.lease_id}"
     where = {"_id": ended.quota_id, f"{lease}.seq": ended.seq, f"{lease}.grants": ended.grants}
-    return where, {"$inc": {"granted": -ended.n}, "$unset": {lease: ""}}
+    return where, {"$inc": {"steps": 1, "granted": -ended.n}, "$unset": {lease: ""}}
 
 
 async def silent(database: Database, *, limit: int = 100) -> list[Quota]:
@@ -218,7 +224,7 @@ async def forfeit(
         where["lookAt"] = quota.look_at
     update: dict[str, Mapping[str, Any]] = {"$set": {"lookAt": look}}
     if lost:
-        update["$inc"] = {"forfeited": sum(lease.n for lease in lost.values())}
+        update["$inc"] = {"steps": 1, "forfeited": sum(lease.n for lease in lost.values())}
         update["$unset"] = {f"leases.{lease_id}": "" for lease_id in lost}
     return await database[QUOTAS].patch(where, update)
 

@@ -57,7 +57,7 @@ def mailer(settings: Settings) -> Mailer:
     """By `smtp_url`; without one, messages are written to the folder `mail` in the data directory. Raises SettingsError."""
     if settings.smtp_url:
         return Smtp(settings.smtp_url)
-    return Folder(settings.data_path / "mail")
+    return Folder(settings.data_path / "mail", log_links=settings.development)
 
 
 def compose(template: str, settings: Settings, *, to: str, subject: str, key: str, **values: object) -> EmailMessage:
@@ -79,23 +79,19 @@ def compose(template: str, settings: Settings, *, to: str, subject: str, key: st
 
 
 class Folder:
-    """Development: every message becomes an .eml file."""
+    """Every message becomes an .eml file. With `log_links`, for development, its link is logged too."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, log_links: bool = False) -> None:
         self._folder = folder
+        self._log_links = log_links
 
     async def send(self, message: EmailMessage) -> None:
         path = await asyncio.to_thread(self._write, message)
-        # The link is what a developer waits for. Only here: a folder is no place for real mail.
-        body = message.get_body(("plain",))
-        link = _LINK.search(body.get_content()) if body else None
-        _log.info(
-            "e-mail written",
-            to=str(message["To"]),
-            subject=str(message["Subject"]),
-            file=str(path),
-            link=link[0] if link else None,
-        )
+        link = {}
+        # What a developer waits for, and whoever else reads the log must not have: it opens an account.
+        if self._log_links and (body := message.get_body(("plain",))) and (found := _LINK.search(body.get_content())):
+            link["link"] = found[0]
+        _log.info("e-mail written", to=str(message["To"]), subject=str(message["Subject"]), file=str(path), **link)
 
     def _write(self, message: EmailMessage) -> Path:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -111,12 +107,12 @@ class Smtp:
     """`smtp://user:password@host:587` (STARTTLS where the server offers it, required with a password) or `smtps://…:465`."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
         problem = SettingsError(
             "XIMLER_SMTP_URL must look like smtp://user:password@host:587 or smtps://user:password@host:465",
             fields={"smtp_url": "is not a usable SMTP URL"},
         )
         try:
+            parts = urlsplit(url)
             port = parts.port
         except ValueError:
             raise problem from None

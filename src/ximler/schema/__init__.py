@@ -24,6 +24,7 @@ from ximler.schema.quota import QUOTAS
 from ximler.schema.receipt import RECEIPTS
 from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
+from ximler.schema.reply import REPLIES
 from ximler.schema.seal import SEALS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
@@ -52,6 +53,7 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     QUOTAS,
     THROTTLES,
     REFUSALS,
+    REPLIES,
     USAGE_EVENTS,
     USAGE_BATCHES,
     USAGE_SETTLEMENTS,

@@ -28,7 +28,8 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Quota(Document, kw_only=True):
-    """Invariants: `granted = settled + forfeited + Σ leases.n`, and `granted + ingested ≤ limit` when the latest was granted.
+    """Invariants: `granted = settled + forfeited + Σ leases.n`, and `granted + ingested + foreign ≤ limit` whenever units are
+    granted.
 
     `settled` was used and reported by leases, `ingested` came as events after the fact, `forfeited` was held by a process that
     died: it may have been used, so it is not handed out again. `hours` (`h` and the hours since 1970 → units) are the settled
@@ -50,6 +51,8 @@ class Quota(Document, kw_only=True):
     settled: int = 0
     forfeited: int = 0
     ingested: int = 0
+    foreign: int = 0  # rows of the ledger that other applications wrote, as far as a rebuild has counted them
+    steps: int = 0  # that were taken: of two readings, the one with fewer is older
     ingested_through: int = 0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
     leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: see Lease
     look_at: datetime | None = None  # when to look for silent leases; None: there is no lease
@@ -61,7 +64,7 @@ class Quota(Document, kw_only=True):
     @property
     def used(self) -> int:
         """What was used, as far as it has been reported (within a second)."""
-        return self.settled + self.ingested
+        return self.settled + self.ingested + self.foreign
 
     @property
     def open(self) -> int:
@@ -82,7 +85,7 @@ class Quota(Document, kw_only=True):
     def free_at(self, moment: datetime) -> int | None:
         """What can still be granted; None is unlimited. May be below zero, after a limit was lowered or events came late."""
         limit = self.limit_at(moment)
-        return None if limit < 0 else limit - self.granted - self.ingested
+        return None if limit < 0 else limit - self.granted - self.ingested - self.foreign
 
     def remaining_at(self, moment: datetime) -> int | None:
         """What can still be used, by whatever process: what is free and what is open. None is unlimited."""

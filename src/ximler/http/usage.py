@@ -1,0 +1,51 @@
+"""Recording usage over REST: a stream of events, as long as it may be."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from litestar import Request, post
+from litestar.di import NamedDependency
+
+from ximler.core.errors import Invalid
+from ximler.http.authentication import Caller, signed_in
+from ximler.metering.ingest import Report, ingest
+
+__all__ = ["record_events"]
+
+_MAX_ARRAY = 20_000_000
+_BATCH = 5000  # others are served by the same process between two of them
+_NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+_array = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+@post("/usage/events", **signed_in(scope="usage:write"), status_code=200, request_max_body_size=None)
+async def record_events(request: Request[Any, Any, Any], caller: NamedDependency[Caller]) -> Report:
+    """Record usage, each event once, as `{"id", "at", "userId", "amount", "resource", "source"}`.
+
+    Of these `id` and `at` are required, and `userId` where no API key is used.
+
+    As newline-delimited JSON (`application/x-ndjson`) a stream of any length, or a JSON array of 20 MB at most. For
+    operators, and API keys with the scope `usage:write`, which record for their owner. Everything accepted is stored when
+    this answers; sending all of it again is safe.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    chunks = request.stream() if kind in _NDJSON else _lines(request, kind)
+    return await ingest(request.app.state.database, caller.actor, chunks, batch=_BATCH)
+
+
+async def _lines(request: Request[Any, Any, Any], kind: str) -> AsyncIterator[bytes]:
+    """The events of an array, one a line."""
+    if kind != "application/json":
+        raise Invalid.field("Content-Type", f"send {_NDJSON[0]}, or application/json for an array")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_ARRAY:
+            raise Invalid(f"An array may have {_MAX_ARRAY:,} bytes: send more as {_NDJSON[0]}, one event a line")
+    try:
+        events = _array.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        raise Invalid(f"This is no JSON array of events: {problem}") from None
+    for event in events:
+        yield bytes(event).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"

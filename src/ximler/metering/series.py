@@ -1,0 +1,135 @@
+"""Usage over time, from the ledger: by hour, day or month in UTC, and who used most.
+
+What was served is in the ledger within a second of it. Of projects and storage the ledger has what was added and removed, so
+their series are changes, not levels.
+"""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, Literal
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.database import Database
+from ximler.metering.overview import WHOLE_AMOUNT
+from ximler.schema.usage import ResourceType
+
+__all__ = ["MAX_POINTS", "Consumer", "Interval", "Point", "series", "top_consumers"]
+
+Interval = Literal["HOUR", "DAY", "MONTH"]
+
+MAX_POINTS = 1000
+_MOST_MONTHS = 120
+_MOST_DAYS_OF_ALL = 31  # of everybody's ledger
+_MOST_CONSUMERS = 100
+
+
+class Point(msgspec.Struct, frozen=True):
+    """What was used from `start` to just before `end`."""
+
+    start: datetime
+    end: datetime
+    amount: int
+
+
+class Consumer(msgspec.Struct, frozen=True):
+    user_id: ObjectId
+    amount: int
+
+
+async def series(
+    database: Database,
+    actor: Actor,
+    resource: ResourceType,
+    *,
+    since: datetime,
+    until: datetime,
+    by: Interval,
+    user_id: ObjectId | None = None,
+) -> list[Point]:
+    """The actor's own usage, or, for operators, anybody's, with a point for every hour, day or month that begins before
+    `until` and ends after `since`; those without use have 0.
+
+    One round trip, which examines the hours asked for. Raises Invalid for more than `MAX_POINTS` points, NotFound.
+    """
+    own = actor.require_user() if user_id is None else user_id
+    if own != actor.user_id and actor.kind not in ("operator", "system"):
+        raise NotFound("No such user")
+    edges = _edges(since, until, by)
+    rows = await database.usage.aggregate(
+        [
+            {
+                "$match": {
+                    "userId": own,
+                    "resourceType": resource,
+                    "periodStart": {"$gte": edges[0], "$lt": edges[-1]},
+                }
+            },
+            {
+                "$group": {
+                    "_id": {"$dateTrunc": {"date": "$periodStart", "unit": by.lower()}},
+                    "amount": {"$sum": WHOLE_AMOUNT},
+                }
+            },
+        ]
+    )
+    amounts: dict[datetime, int] = {row["_id"].replace(tzinfo=UTC): row["amount"] for row in rows}
+    return [Point(start, end, amounts.get(start, 0)) for start, end in pairwise(edges)]
+
+
+async def top_consumers(
+    database: Database, actor: Actor, resource: ResourceType, *, since: datetime, until: datetime, first: int = 10
+) -> list[Consumer]:
+    """Who used most of it from `since` to just before `until`, 31 days at most; for operators. One round trip, which reads
+    everybody's hours of that time. Raises Invalid, Forbidden, Unauthenticated."""
+    actor.require_operator()
+    if not 1 <= first <= _MOST_CONSUMERS:
+        raise Invalid.field("first", f"{first} is not between 1 and {_MOST_CONSUMERS}")
+    if not timedelta() < until - since <= timedelta(days=_MOST_DAYS_OF_ALL):
+        raise Invalid.field("to", f"must be after `from`, and {_MOST_DAYS_OF_ALL} days at most")
+    rows = await database.usage.aggregate(
+        [
+            {"$match": {"periodStart": {"$gte": since, "$lt": until}, "resourceType": resource}},
+            {"$group": {"_id": "$userId", "amount": {"$sum": WHOLE_AMOUNT}}},
+            {"$sort": {"amount": -1, "_id": 1}},
+            {"$limit": first},
+        ]
+    )
+    return [Consumer(row["_id"], row["amount"]) for row in rows]
+
+
+def _edges(since: datetime, until: datetime, by: Interval) -> list[datetime]:
+    """Where the points begin, and where the last one ends."""
+    if until <= since:
+        raise Invalid.field("to", "must be after `from`")
+    if not (since.year >= 1970 and until.year <= 9998):
+        raise Invalid.field("from", "must be in 1970 or later")
+    edges = [_floor(since.astimezone(UTC), by)]
+    most = _MOST_MONTHS if by == "MONTH" else MAX_POINTS
+    while edges[-1] < until:
+        if len(edges) > most:
+            raise Invalid.field(
+                "to", f"is more than {most:,} {by.lower()}s after `from`: ask for less, or by a longer interval"
+            )
+        edges.append(_next(edges[-1], by))
+    return edges
+
+
+def _floor(moment: datetime, by: Interval) -> datetime:
+    parts: dict[str, Any] = {"minute": 0, "second": 0, "microsecond": 0}
+    if by != "HOUR":
+        parts["hour"] = 0
+    if by == "MONTH":
+        parts["day"] = 1
+    return moment.replace(**parts)
+
+
+def _next(start: datetime, by: Interval) -> datetime:
+    if by == "HOUR":
+        return start + timedelta(hours=1)
+    if by == "DAY":
+        return start + timedelta(days=1)
+    return _floor(start + timedelta(days=31), "MONTH")

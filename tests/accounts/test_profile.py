@@ -1,0 +1,33 @@
+"""What a user says about themselves: changed by part, stored as it was typed, noted in the log."""
+
+import pytest
+from tests.accounts.authenticator import Person
+
+from ximler.accounts import profile
+from ximler.core.errors import Invalid
+from ximler.database import Database
+from ximler.database.monitoring import round_trips
+
+
+async def test_another_name(person: Person, database: Database) -> None:
+    with round_trips() as trips:
+        changed = await profile.rename(database, person.actor(), person.user, name="  Ada Lovelace ")
+    assert changed.name == "Ada Lovelace"
+    assert len(trips) == 3  # the change, its entry in the log, the commit
+    (entry,) = await database.audit_logs.find({"action": "accounts.profile.changed"})
+    assert (entry.user_id, entry.resource_id) == (person.user.id, str(person.user.id))
+
+
+async def test_what_is_so_already_is_not_written(person: Person, database: Database) -> None:
+    with round_trips() as trips:
+        await profile.rename(database, person.actor(), person.user, name="Ada")
+        await profile.change_notifications(database, person.actor(), person.user, {"email": {"billing_alerts": True}})
+        await profile.change_notifications(database, person.actor(), person.user, {})
+    assert trips == []
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\r\nBcc: b@example.com", "a\0", "\u202ea", "x" * 101, "\ud800"])
+async def test_what_cannot_be_a_name_is_refused(person: Person, database: Database, name: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        await profile.rename(database, person.actor(), person.user, name=name)
+    assert refused.value.fields.keys() == {"name"}

@@ -1,0 +1,86 @@
+"""Recording usage over REST and GraphQL."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from bson import ObjectId
+from tests.serving import Client
+
+from ximler.apikeys import keys
+from ximler.core.actor import Actor
+from ximler.database import Database
+from ximler.metering import settlement
+
+
+@pytest.fixture
+async def key(ada: Client, database: Database) -> Client:
+    """A program of Ada's that may record usage."""
+    return await with_scope(ada, database, "usage:write")
+
+
+async def with_scope(ada: Client, database: Database, *scopes: str) -> Client:
+    user_id = ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])
+    owner = Actor(kind="user", via="session", user_id=user_id, authenticated_at=database.clock.now())
+    made = await keys.create(database, owner, name="gateway", permissions=list(scopes))
+    program = Client(ada.app)
+    program.token = made.secret
+    return program
+
+
+def events(database: Database, count: int, **fields: Any) -> list[dict[str, Any]]:
+    return [{"id": str(n), "at": database.clock.now(), **fields} for n in range(count)]
+
+
+async def test_a_program_records_as_lines_or_as_an_array(key: Client, database: Database) -> None:
+    sent = events(database, 7)
+    lines = b"\n".join(map(msgspec.json.encode, sent))
+    answer = await key.http.post("/usage/events", content=lines, headers=head(key, "application/x-ndjson"))
+    assert answer.status_code == 200
+    assert answer.json() == {"lines": 7, "accepted": 7, "duplicates": 0, "refused": [], "complete": True}
+    body = msgspec.json.encode([*sent, {"id": "more", "at": "yesterday"}])
+    answer = await key.http.post("/usage/events", content=body, headers=head(key, "application/json"))
+    assert (answer.json()["accepted"], answer.json()["duplicates"]) == (0, 7)
+    assert answer.json()["refused"] == [
+        {"line": 8, "status": "INVALID", "reason": "at: Invalid RFC3339 encoded datetime"}
+    ]
+    await settlement.settle(database)
+    [row] = await database.usage.find({})
+    assert row.amount == 7
+
+
+async def test_a_stream_may_be_longer_than_any_other_body(key: Client, database: Database) -> None:
+    async def body() -> Any:
+        for event in events(database, 3000, source="x" * 100):
+            yield msgspec.json.encode(event) + b"\n"
+
+    answer = await key.http.post("/usage/events", content=body(), headers=head(key, "application/x-ndjson"))
+    assert answer.json()["accepted"] == 3000
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "says"),
+    [
+        ("text/csv", b"a,b", "send application/x-ndjson"),
+        ("application/json", b"{}", "no JSON array"),
+        ("application/json", b"[1", "no JSON array"),
+        ("application/json", b"\xff", "no JSON array"),
+    ],
+)
+async def test_what_is_neither_is_refused(kind: str, body: bytes, says: str, key: Client) -> None:
+    answer = await key.http.post("/usage/events", content=body, headers=head(key, kind))
+    assert answer.status_code == 422
+    assert says in answer.text
+
+
+async def test_nobody_invents_usage(ada: Client, client: Client, database: Database) -> None:
+    reader = await with_scope(ada, database, "usage:read")
+    for who, status in ((client, 401), (ada, 403), (reader, 403)):
+        answer = await who.http.post("/usage/events", content=b"[]", headers=head(who, "application/json"))
+        assert answer.status_code == status
+    said = await ada.ask('mutation { recordUsage(events: [{id: "a", at: "2026-01-01T00:00:00Z"}]) { status } }')
+    assert said.code == "FORBIDDEN"
+
+
+def head(who: Client, kind: str) -> dict[str, str]:
+    return {"Content-Type": kind} | ({"Authorization": f"Bearer {who.token}"} if who.token else {})
