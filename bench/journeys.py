@@ -35,13 +35,13 @@ SHAPES = {
     "projects": "session⋈user → projects",
     "projects(search)": "session⋈user → projects",
     "project": "session⋈user → project",
-    "createProject, the first": "session⋈user → user⋈limits → gauge → count projects → project → commit",
-    "createProject": "session⋈user → user⋈limits → gauge → project → commit",
+    "createProject, the first": "session⋈user → user⋈limits → gauge → count projects → project → audit → commit",
+    "createProject": "session⋈user → user⋈limits → gauge → project → audit → commit",
     "createProject, refused": "session⋈user → user⋈limits → gauge → why → abort",
     "updateProject, text": "session⋈user → texts and sizes → project → commit",
     "updateProject, canvas": "session⋈user → user⋈limits → texts and sizes → gauge → project → commit",
-    "deleteProject": "session⋈user → project → gauge → commit",
-    "restoreProject": "session⋈user → user⋈limits → project → gauge → project → commit",
+    "deleteProject": "session⋈user → project → gauge → audit → commit",
+    "restoreProject": "session⋈user → user⋈limits → project → gauge → project → audit → commit",
     "signOut": "session⋈user → delete session",
 }
 LIMITS = {

@@ -26,6 +26,7 @@ from ximler.schema import CATALOGUE
 from ximler.schema.meta import META
 
 _URI = pytest.StashKey[str]()
+_ADMIN_URI = pytest.StashKey[str]()
 _STOP = pytest.StashKey[Any]()
 
 
@@ -49,14 +50,15 @@ class _Loop:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.stash[_URI] = config.workerinput["mongodb_uri"]
+        config.stash[_ADMIN_URI] = config.workerinput["mongodb_admin_uri"]
         return
     if uri := os.environ.get("MONGODB_TEST_URI"):
-        config.stash[_URI] = uri
+        config.stash[_URI] = config.stash[_ADMIN_URI] = uri
         return
     folder = Path(tempfile.mkdtemp(prefix="ximler-tests-"))
     loop = _Loop()
     running = loop.run(server.start(folder / "data"))
-    config.stash[_URI] = running.uri
+    config.stash[_URI], config.stash[_ADMIN_URI] = running.uri, running.admin_uri
 
     def stop() -> None:
         loop.run(running.stop())
@@ -69,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Called by xdist in the controller, for each worker."""
     node.workerinput["mongodb_uri"] = node.config.stash[_URI]
+    node.workerinput["mongodb_admin_uri"] = node.config.stash[_ADMIN_URI]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -79,6 +82,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def mongodb_uri(pytestconfig: pytest.Config) -> str:
     return pytestconfig.stash[_URI]
+
+
+@pytest.fixture(scope="session")
+def mongodb_admin_uri(pytestconfig: pytest.Config) -> str:
+    """Of a user that may make users and roles."""
+    return pytestconfig.stash[_ADMIN_URI]
 
 
 @pytest.fixture(scope="session")

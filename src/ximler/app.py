@@ -10,16 +10,17 @@ from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from ximler.accounts import idempotency
 from ximler.accounts.keyring import Keyring
+from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, billing, metering, notifications, projects
-from ximler.graphql.context import Context
+from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
+from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import docs, health, pages, usage
+from ximler.http import avatars, docs, export, health, pages, session, usage
 from ximler.http.authentication import Authentication
-from ximler.http.cookies import Cookies
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
@@ -40,7 +41,8 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications])
+    domains = [accounts, apikeys, billing, metering, projects, notifications, audit, operators]
+    return build(domains, guard=permit)
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -52,19 +54,20 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
     outgoing = mailer(settings)
+    seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
-    proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
+    proxies = TrustedProxies(settings.trusted_proxies)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
-        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing)
+        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
-        meter = app.state.meter = Meter(database)
+        meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts)
         running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))
@@ -88,12 +91,23 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             keyring=keyring,
             actor=caller.actor,
             user=caller.user,
-            cookies=cookies if caller.by_cookie else None,
+            cookies=authentication.cookies if caller.by_cookie else None,
         )
+
+    async def once(ctx: Context, key: str, request: bytes, work: Any) -> Any:
+        async def answer() -> idempotency.Answer:
+            (status, body, headers), final = await work()
+            return idempotency.Answer(status, body, headers, final)
+
+        given, again = await idempotency.once(
+            ctx.database, ctx.keyring, ctx.actor, key=key, request=request, work=answer
+        )
+        headers = [*given.headers, (b"idempotency-replayed", b"true")] if again else given.headers
+        return given.status, given.body, headers
 
     body_limit = settings.max_body_mb * _MB
     serve_graphql = GraphQLApp(
-        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY)
+        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY), once=once
     )
 
     @asgi("/graphql", copy_scope=False)
@@ -106,6 +120,9 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             health.healthz,
             health.readyz,
             health.metrics,
+            session.sign_in,
+            session.refresh,
+            session.sign_out,
             pages.front_door,
             pages.ask_confirmation,
             pages.confirm,
@@ -118,6 +135,10 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             pages.change_email,
             docs.assets,
             usage.record_events,
+            avatars.upload,
+            avatars.remove,
+            avatars.show,
+            export.take_along,
         ],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,
@@ -142,8 +163,8 @@ def _cors(settings: Settings) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
+        expose_headers=["X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed"],
         max_age=600,
     )

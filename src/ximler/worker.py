@@ -1,4 +1,5 @@
-"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due.
+"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due; beside
+it the sealer of the audit log.
 
 Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within
 milliseconds; looking every few seconds catches what it missed.
@@ -12,8 +13,10 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
-from ximler.accounts import credentials, email_change, notices, registration
+from ximler.accounts import closing, credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
+from ximler.audit.keys import SealKeys
+from ximler.audit.sealing import Sealer
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
@@ -21,6 +24,7 @@ from ximler.database.changes import Change, Feed
 from ximler.metering import alerts
 from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
+from ximler.privacy import erasure
 from ximler.schema.job import OUTBOX, Job
 
 __all__ = ["HANDLERS", "Tools", "Worker"]
@@ -39,6 +43,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     keyring: Keyring
     mailer: Mailer
+    seal_keys: SealKeys | None = None  # without it the audit log is not sealed
 
 
 Handler = Callable[[Tools, Job], Awaitable[None]]
@@ -73,6 +78,16 @@ async def _send_notification(tools: Tools, job: Job) -> None:
     )
 
 
+async def _send_closed(tools: Tools, job: Job) -> None:
+    await closing.send_closed(
+        tools.database, tools.settings, tools.mailer, job_id=job.id, user_id=job.payload["userId"]
+    )
+
+
+async def _anonymise(tools: Tools, job: Job) -> None:
+    await erasure.erase(tools.database, user_id=job.payload["userId"], closed_at=job.payload["closedAt"])
+
+
 async def _send_email_change(tools: Tools, job: Job) -> None:
     await email_change.send_link(
         tools.database,
@@ -98,6 +113,8 @@ HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
     credentials.SEND_CHANGED: _send_password_changed,
+    closing.SEND_CLOSED: _send_closed,
+    closing.ANONYMISE: _anonymise,
     inbox.SEND: _send_notification,
     email_change.SEND_LINK: _send_email_change,
     notices.SEND: _send_notice,
@@ -125,6 +142,8 @@ class Worker:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
+            if self._tools.seal_keys is not None:
+                tasks.create_task(Sealer(self._tools.database, self._tools.seal_keys).run())
             for _ in range(self._at_once):
                 tasks.create_task(self._work())
 

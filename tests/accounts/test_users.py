@@ -69,7 +69,7 @@ async def test_the_list_is_read_to_its_end_newest_first_without_the_deleted(
     seen, after = [], None
     while True:
         page = await users.page(database, OPERATOR, first=2, after=after)
-        seen += [user.email for user in page.items]
+        seen += [account.user.email for account in page.items]
         if not page.has_next:
             break
         assert page.end_cursor is not None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,9 +17,21 @@ from typing import Any
 
 import httpx
 import pytest
+from pymongo import MongoClient
 
 Ximler = Callable[..., "subprocess.CompletedProcess[str]"]
 _PLAIN = {key: value for key, value in os.environ.items() if not key.startswith(("XIMLER_", "MONGODB_"))}
+
+
+@pytest.fixture
+def own(mongodb_uri: str) -> Iterator[tuple[dict[str, str], Any]]:
+    """Environment for a database of the test's own, and the database."""
+    name = f"ximler_test_cli_{secrets.token_hex(4)}"
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(mongodb_uri) as client:
+        env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
+        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
+        client.drop_database(name)
 
 
 @pytest.fixture

@@ -1,20 +1,8 @@
 """`ximler db`, `users` and `shell`, typed as a person would, on a database of the test's own."""
 
 import json
-import secrets
 
 import pytest
-from pymongo import MongoClient
-
-
-@pytest.fixture
-def own(mongodb_uri):
-    """Environment for a database of the test's own, and the database."""
-    name = f"ximler_test_cli_{secrets.token_hex(4)}"
-    with MongoClient(mongodb_uri) as client:
-        env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
-        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
-        client.drop_database(name)
 
 
 def test_init_makes_what_status_then_finds_complete(ximler, own):

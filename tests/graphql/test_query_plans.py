@@ -16,12 +16,16 @@ from tests.serving import PASSWORD, Client, serve
 
 from ximler.accounts import users
 from ximler.accounts.keyring import Keyring
+from ximler.audit import search as audit
+from ximler.audit.erasure import erase
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connection, seeds, sync
+from ximler.privacy import erasure
 from ximler.projects import search
 from ximler.schema import CATALOGUE
 from ximler.schema.plan import Plan
+from ximler.schema.user import User
 
 Command = dict[str, Any]
 
@@ -29,12 +33,18 @@ OTHERS = 400
 OWN = 300
 VERBS = ("find", "aggregate", "update", "delete", "findAndModify")
 SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGUE}
+SHARD_KEYS |= {"avatars.files": [], "avatars.chunks": []}  # pictures of a few kB: kept on one shard
 
 # (verb, collection) → why it may scan a whole collection.
 SCANS: dict[tuple[str, str], str] = {}
 # (verb, collection) → why a cluster may ask every shard.
 BROADCASTS: dict[tuple[str, str], str] = {
     ("delete", "sessions"): "all of a user's end: rare, while every request looks one up by its token",
+    ("delete", "quotas"): "erases all of a user's, once, 30 days after they left",
+    (
+        "find",
+        "auditlogs",
+    ): "appended to by everybody at once, so spread by `_id`; read by operators, and seldom by its owner",
 }
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {
@@ -115,6 +125,11 @@ async def crowd(database: Database) -> None:
             for _ in range(3)
         ],
     }  # fmt: skip
+    rows["auditlogs"] = [
+        {"userId": p, "action": f"a.b.{n % 2}", "resource": "projects", "resourceId": str(n), "createdAt": now}
+        for p in people
+        for n in range(3)
+    ]
     for name, documents in rows.items():
         await database.raw[name].insert_many(documents)
     for n in range(20):
@@ -167,6 +182,10 @@ async def customer(client: Client, database: Database) -> None:
     await read_inbox(client, database, user_id)
     await client.sign_in("ada@example.com")  # the session so far stays, so that explaining finds it
     await client.ask("mutation { signOut }")
+    await client.sign_in("ada@example.com")
+    await client.ask("mutation { closeAccount { erasedAt } }")
+    reopen = 'mutation ($p: String!) { reopenAccount(email: "ada@example.com", password: $p) { token } }'
+    await client.ask(reopen, p=PASSWORD)
     await client.sign_in("ada@example.com", "the wrong password")
     await client.sign_in("nobody@example.com")
     await secure(client, database, user_id)
@@ -237,11 +256,28 @@ async def read_inbox(client: Client, database: Database, user_id: ObjectId) -> N
 async def operator(database: Database, settings: Settings) -> None:
     keyring = Keyring(settings)
     actor = Actor(kind="operator", via="cli")
+    somebody = await database.raw["users"].find_one({"email": {"$ne": "ada@example.com"}}, sort=[("_id", -1)])
+    assert somebody is not None
+    since = database.clock.now() - timedelta(hours=1)
+    for given in (
+        {}, {"user_id": somebody["_id"]}, {"action": "projects.project.created"}, {"resource": "projects"},
+        {"resource": "projects", "resource_id": "7"}, {"user_id": somebody["_id"], "action": "a.b.c", "since": since},
+    ):  # fmt: skip
+        entries = await audit.page(database, actor, **given, first=5)
+        if entries.has_next:
+            await audit.page(
+                database, actor, **given, first=5, after=(entries.items[-1].created_at, entries.items[-1].id)
+            )
+    await erase(database, somebody["_id"])
     await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
     page = await users.page(database, actor, first=5)
     assert page.has_next
-    await users.page(database, actor, first=5, after=(page.items[-1].created_at, page.items[-1].id))
+    await users.page(database, actor, first=5, after=(page.items[-1].user.created_at, page.items[-1].user.id))
     keyring.close()
+    gone = await database.users.insert(User(name="Eve", email="eve@example.com", password="-"))
+    now = database.clock.now()
+    await database.users.patch({"_id": gone.id}, {"$set": {"deletedAt": now, "closedAt": now}})
+    assert await erasure.erase(database, user_id=gone.id, closed_at=now)
     await sync.check_version(database)
     await seeds.plant(database)
 
@@ -282,9 +318,9 @@ async def test_a_scan_is_found_out_wherever_it_hides(database: Database) -> None
     plain = {"$lookup": {"from": "usage", "localField": "_id", "foreignField": "amount", "as": "u"}}
     inner = {"$lookup": plain["$lookup"] | {"pipeline": [{"$match": {"amount": 1}}]}}
     for command in (
-        {"find": "users", "filter": {"name": "n"}},
-        {"update": "users", "updates": [{"q": {"name": "n"}, "u": {"$set": {"name": "m"}}}]},
-        {"findAndModify": "users", "query": {"name": "n"}, "update": {"$set": {"name": "m"}}},
+        {"find": "users", "filter": {"avatar": "n"}},
+        {"update": "users", "updates": [{"q": {"avatar": "n"}, "u": {"$set": {"avatar": "m"}}}]},
+        {"findAndModify": "users", "query": {"avatar": "n"}, "update": {"$set": {"avatar": "m"}}},
         {"aggregate": "users", "pipeline": [one, plain], "cursor": {}},
         {"aggregate": "users", "pipeline": [one, inner], "cursor": {}},
         {"aggregate": "users", "pipeline": [one, {"$set": {"a": 1}}, inner], "cursor": {}},

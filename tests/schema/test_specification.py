@@ -154,6 +154,7 @@ FIELDS: dict[str, dict[str, Field]] = {
 }
 OURS: dict[str, dict[str, Field]] = {
     "projects": {"searchTerms": ("[String]", NONE)},
+    "users": {"closedAt": ("Date", NONE)},
     "apikeys": {
         "hint": ("String", NONE),
         "allowedAddresses": ("[String]", []),

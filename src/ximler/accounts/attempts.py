@@ -156,7 +156,7 @@ async def _look(
     ids = [each.id for each in gates]
     rows = await database.users.aggregate(
         [
-            {"$match": {"email": email, "deletedAt": None}},
+            {"$match": {"email": email}},
             {"$lookup": {"from": "credentials", "localField": "_id", "foreignField": "_id", "as": "credential"}},
             {"$unionWith": {"coll": "throttles", "pipeline": [{"$match": {"_id": {"$in": ids}}}]}},
         ]
@@ -170,6 +170,8 @@ async def _look(
             user = codec_of(User).decode(row)
         except UnreadableDocument:
             break  # an account that another application keeps without a password, for instance
+        if user.deleted_at is not None and not user.can_reopen:
+            break
         return user, codec_of(Credential).decode(credentials[0]) if credentials else None, throttles
     return None, None, throttles
 
@@ -189,7 +191,11 @@ def _is_blocked(found: Throttle | None, now: datetime) -> bool:
 
 async def _has_session(database: Database, actor: Actor, user: User | None) -> bool:
     """Whether somebody from here, with such a browser, is signed in to the account. Asks the same for nobody's."""
-    where = {"userId": user.id if user else ObjectId(), "expiresAt": {"$gt": database.clock.now()}}
+    where = {
+        "userId": user.id if user else ObjectId(),
+        "replacedAt": None,
+        "expiresAt": {"$gt": database.clock.now()},
+    }
     open_ones = await database[SESSIONS].find(where)
     here = actor.address and (network(actor.address), _family(actor.user_agent))
     return any(here == (network(each.address), _family(each.user_agent)) for each in open_ones)

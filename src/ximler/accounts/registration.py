@@ -11,7 +11,7 @@ from datetime import timedelta
 from bson import ObjectId
 from email_validator import EmailNotValidError, validate_email
 
-from ximler.accounts import strength, throttle
+from ximler.accounts import reopening, strength, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
@@ -71,14 +71,26 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
 async def send_link(
     database: Database, keyring: Keyring, settings: Settings, mailer: Mailer, *, registration_id: ObjectId
 ) -> None:
-    """The job behind `register`: mail the link, or to somebody who has an account already, that they have one.
+    """The job behind `register`: mail the link; or to somebody who has an account, that they have one, or can reopen it.
 
     Sent again it is the same message with the same link. A registration that is gone by now needs none.
     """
     found = await database[REGISTRATIONS].find_one({"_id": registration_id})
     if found is None:
         return
-    if await database.users.find_one({"email": found.email}):
+    holder = await database.users.find_one({"email": found.email}, deleted=True)
+    if holder is not None and holder.closed_at is not None and holder.can_reopen:
+        message = compose(
+            "reopen_offer",
+            settings,
+            to=found.email,
+            subject="Your account can be reopened",
+            key=f"reopen:{found.id}",
+            name=found.name,
+            until=reopening.day(reopening.erased_at(holder.closed_at)),
+            link=settings.base_url,
+        )
+    elif holder is not None:
         message = compose(
             "account_exists",
             settings,

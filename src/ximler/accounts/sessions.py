@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import attempts, factors, recognition, standing
+from ximler.accounts import attempts, factors, recognition, reopening, standing
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.recognition import SessionExpired, family
 from ximler.audit import records
@@ -59,12 +59,13 @@ async def sign_in(
     password: str,
     code: str | None = None,
     device: str | None = None,
+    reopen: bool = False,
 ) -> SignedIn:
     """A session for the right password and, where the account has a second factor, its code.
 
     `device` is what an earlier sign-in answered; with it nobody's attack keeps one out. Raises Throttled, BadCredentials, the
-    same and as fast for an unknown address; only after the right password AccountLocked, SecondFactorRequired, WrongCode,
-    TooManyCodes.
+    same and as fast for an unknown address; only after the right password AccountLocked, AccountClosed (unless `reopen` brings
+    it back), SecondFactorRequired, WrongCode, TooManyCodes.
     """
     async with keyring.turn():
         attempt = await attempts.begin(database, keyring, actor, email=email, device=device)
@@ -75,6 +76,8 @@ async def sign_in(
     known = user
     if credential and credential.locked_at:
         await attempts.refuse_locked(database, actor, attempt)
+    if user.can_reopen and not reopen:
+        raise reopening.refusal(user)
     await factors.prove(database, keyring, actor, credential, code)
 
     async def unchanged(transaction: Database) -> None:
@@ -109,6 +112,7 @@ async def start(
 
     One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by a sign-in
     with the old one. `check` runs inside it, once the user's document is written: whatever else must hold.
+    A closed account is opened again.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -124,10 +128,20 @@ async def start(
     touch = {"lastLogin": now} | ({"password": fresh_hash} if fresh_hash else {})
 
     async def write(transaction: Database) -> Session:
+        if user.can_reopen:
+            await reopening.reopen(transaction, actor, user)
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
             raise BadCredentials("The e-mail address or the password is not right")
         if check is not None:
             await check(transaction)
+        await records.write(
+            transaction,
+            actor,
+            "accounts.session.started",
+            resource="sessions",
+            resource_id=session.public_id,
+            user_id=user.id,
+        )
         return await transaction[SESSIONS].insert(session)
 
     return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))

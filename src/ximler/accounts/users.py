@@ -1,35 +1,303 @@
-"""Users as an operator sees them."""
+"""Users as an operator sees them: found, looked at, verified, locked, signed out.
 
-from ximler.accounts import strength
+Every function here takes an operator, and writes to the audit log what they did *and what they saw*: an entry for each page
+that was read, naming the people on it by id.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from bson import ObjectId
+
+from ximler.accounts import sessions, strength
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address, person
+from ximler.audit import records
 from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
 from ximler.database.failures import DocumentExists
+from ximler.schema.audit_log import AuditLog
+from ximler.schema.credential import CREDENTIALS, Credential, Role
+from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
-__all__ = ["create", "page"]
+__all__ = [
+    "Account",
+    "Event",
+    "create",
+    "get",
+    "history",
+    "id_of",
+    "lock",
+    "open_sessions",
+    "page",
+    "revoke_sessions",
+    "unlock",
+    "verify",
+]
+
+_MAX_REASON = 500
+_MAX_SEARCH = 320
+_LAST = "\U0010ffff"
+_HISTORY = (
+    "accounts.session.started",
+    "accounts.sign_in.failed",
+    "accounts.sign_in.refused",
+    "accounts.sessions.revoked",
+    "accounts.user.locked",
+    "accounts.user.unlocked",
+)
+
+
+class Account(msgspec.Struct, frozen=True):
+    """A user, with what beside the password decides about them."""
+
+    user: User
+    role: Role | None = None
+    locked_at: datetime | None = None
+    lock_reason: str | None = None
+    second_factor: bool = False
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened to somebody's account; `count` times within a minute, where it was refused."""
+
+    at: datetime
+    action: str
+    address: str | None
+    user_agent: str | None
+    count: int
+    reason: str | None
 
 
 async def create(
     database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str, verified: bool = True
 ) -> User:
-    """An account without a confirmation link. Operators only. Raises Invalid, WeakPassword, AccountExists, Forbidden."""
+    """An account without a confirmation link. Raises Invalid, WeakPassword, AccountExists, Forbidden."""
     actor.require_operator()
     name, email = person(name), address(email)
     await strength.check(keyring, password, own=(name, email))
     user = User(name=name, email=email, password=await keyring.hash_password(password), email_verified=verified)
+
+    async def write(transaction: Database) -> User:
+        made = await transaction.users.insert(user)
+        await _note(transaction, actor, "created", made.id, after={"emailVerified": verified})
+        return made
+
     try:
-        return await database.users.insert(user)
+        return await database.transaction(write)
     except DocumentExists:
         raise AccountExists(
             f"There is an account with the address {user.email} already", fields={"email": "is taken"}
         ) from None
 
 
-async def page(database: Database, actor: Actor, *, first: int = 20, after: Position | None = None) -> Page[User]:
-    """Users, newest first. Operators only."""
+async def page(
+    database: Database,
+    actor: Actor,
+    *,
+    search: str | None = None,
+    first: int = 20,
+    after: Position | None = None,
+) -> Page[Account]:
+    """Users, newest first; with `search`, those whose e-mail address or name begins with it, or whose id it is.
+
+    Raises Invalid, Forbidden.
+    """
     actor.require_operator()
-    return await database.users.page({}, first=first, after=after)
+    found = await database.users.page(_matching(search), first=first, after=after)
+    accounts = await _accounts(database, found.items)
+    seen = [user.id for user in found.items]
+    await records.write(database, actor, "accounts.users.listed", resource="users", seen=seen)
+    return Page(accounts, found.cursors, has_next=found.has_next)
+
+
+async def id_of(database: Database, actor: Actor, who: str) -> ObjectId:
+    """The id of the account with this e-mail address, or with this id. Raises NotFound, Forbidden."""
+    actor.require_operator()
+    if "@" not in who and ObjectId.is_valid(who):
+        return ObjectId(who)
+    user = await database.users.find_one({"email": who.strip().lower()}, deleted=True)
+    if user is None:
+        raise NotFound(f"There is no account with the address {who}")
+    return user.id
+
+
+async def get(database: Database, actor: Actor, user_id: ObjectId) -> Account:
+    """One account, closed or not. Raises NotFound, Forbidden."""
+    actor.require_operator()
+    user = await database.users.get(user_id, deleted=True)
+    await _note(database, actor, "viewed", user_id)
+    return (await _accounts(database, [user]))[0]
+
+
+async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account:
+    """Say that the address is the person's own, on an operator's word. Raises NotFound, Forbidden."""
+    actor.require_operator()
+
+    async def write(transaction: Database) -> None:
+        if await transaction.users.patch({"_id": user_id, "emailVerified": {"$ne": True}}, _VERIFIED):
+            await _note(
+                transaction, actor, "verified", user_id, before={"emailVerified": False}, after=_VERIFIED["$set"]
+            )
+
+    await database.transaction(write)
+    return await _account(database, user_id)
+
+
+async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Account:
+    """Nobody signs in to the account, nor stays signed in. Every session ends in the same transaction.
+
+    A sign-in under way cannot outlive it: it writes the same document, so one of the two is repeated and sees the other.
+    Raises NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
+    """
+    actor.require_operator()
+    reason = reason.strip()
+    if not 0 < len(reason) <= _MAX_REASON:
+        raise Invalid.field("reason", f"is required, in 1 to {_MAX_REASON} characters: the next operator reads it")
+    if user_id == actor.user_id:
+        raise Conflict("Your own account cannot be locked by yourself: ask another operator")
+
+    async def write(transaction: Database) -> None:
+        await _touch(transaction, user_id)
+        locked = {"lockedAt": transaction.clock.now(), "lockReason": reason}
+        await transaction[CREDENTIALS].upsert({"_id": user_id}, {"$set": locked}, fresh=Credential(id=user_id))
+        ended = await sessions.revoke_all(transaction, user_id)
+        await _note(transaction, actor, "locked", user_id, reason=reason, sessions=ended)
+
+    await database.transaction(write)
+    return await _account(database, user_id)
+
+
+async def unlock(database: Database, actor: Actor, user_id: ObjectId) -> Account:
+    """The account may be used again. Raises NotFound, Forbidden."""
+    actor.require_operator()
+
+    async def write(transaction: Database) -> None:
+        await _touch(transaction, user_id)
+        before = await transaction[CREDENTIALS].find_and_patch(
+            {"_id": user_id, "lockedAt": {"$ne": None}}, {"$unset": {"lockedAt": "", "lockReason": ""}}, before=True
+        )
+        if before is not None:
+            await _note(transaction, actor, "unlocked", user_id, reason=before.lock_reason)
+
+    await database.transaction(write)
+    return await _account(database, user_id)
+
+
+async def open_sessions(database: Database, actor: Actor, user_id: ObjectId) -> list[Session]:
+    """Where somebody is signed in, newest first. Raises NotFound, Forbidden."""
+    actor.require_operator()
+    await database.users.get(user_id, deleted=True)
+    await _note(database, actor, "viewed", user_id, part="sessions")
+    where = {"userId": user_id, "replacedAt": None, "expiresAt": {"$gt": database.clock.now()}}
+    return sorted(await database[SESSIONS].find(where), key=lambda session: session.created_at, reverse=True)
+
+
+async def revoke_sessions(database: Database, actor: Actor, user_id: ObjectId) -> int:
+    """End every session of somebody; returns how many. Raises NotFound, Forbidden."""
+    actor.require_operator()
+
+    async def write(transaction: Database) -> int:
+        await _touch(transaction, user_id)
+        ended = await sessions.revoke_all(transaction, user_id)
+        await records.write(
+            transaction,
+            actor,
+            "accounts.sessions.revoked",
+            resource="users",
+            resource_id=user_id,
+            user_id=user_id,
+            count=ended,
+        )
+        return ended
+
+    return await database.transaction(write)
+
+
+async def history(
+    database: Database, actor: Actor, user_id: ObjectId, *, first: int = 20, after: Position | None = None
+) -> Page[Event]:
+    """Somebody's sign-ins, those that failed too, newest first, from the audit log. Raises NotFound, Forbidden."""
+    actor.require_operator()
+    await database.users.get(user_id, deleted=True)
+    await _note(database, actor, "viewed", user_id, part="history")
+    where = {"userId": user_id, "action": {"$in": list(_HISTORY)}}
+    page = await database.audit_logs.page(where, first=first, after=after)
+    return Page([_event(entry) for entry in page.items], page.cursors, has_next=page.has_next)
+
+
+def _event(entry: AuditLog) -> Event:
+    details = entry.metadata or {}
+    return Event(
+        at=entry.created_at,
+        action=entry.action,
+        address=entry.ip_address,
+        user_agent=entry.user_agent,
+        count=details.get("count", 1),
+        reason=details.get("reason"),
+    )
+
+
+_VERIFIED = {"$set": {"emailVerified": True}}
+
+
+def _matching(search: str | None) -> dict[str, object]:
+    text = (search or "").strip()
+    if len(text) > _MAX_SEARCH:
+        raise Invalid.field("search", f"is longer than {_MAX_SEARCH} characters")
+    if not text:
+        return {}
+    if "@" not in text and ObjectId.is_valid(text):
+        return {"_id": ObjectId(text)}
+    # Ranges, not patterns: they walk an index whatever is typed. Names are found as typed, and as most people write them.
+    names = {text, text.title(), text.capitalize()}
+    return {"$or": [_beginning("email", text.lower()), *(_beginning("name", name) for name in sorted(names))]}
+
+
+def _beginning(field: str, text: str) -> dict[str, object]:
+    return {field: {"$gte": text, "$lt": text + _LAST}}
+
+
+async def _touch(transaction: Database, user_id: ObjectId) -> None:
+    """Write the user's document, so that whatever else decides about them at this moment is repeated. Raises NotFound."""
+    if not await transaction.users.patch({"_id": user_id}, {}, deleted=True):
+        raise NotFound("No such user")
+
+
+async def _note(database: Database, actor: Actor, verb: str, user_id: ObjectId, **details: object) -> None:
+    await records.write(
+        database,
+        actor,
+        f"accounts.user.{verb}",
+        resource="users",
+        resource_id=user_id,
+        user_id=user_id,
+        **details,  # type: ignore[arg-type]  # `before` and `after` are mappings
+    )
+
+
+async def _account(database: Database, user_id: ObjectId) -> Account:
+    return (await _accounts(database, [await database.users.get(user_id, deleted=True)]))[0]
+
+
+async def _accounts(database: Database, users: Sequence[User]) -> list[Account]:
+    found = await database[CREDENTIALS].find({"_id": {"$in": [user.id for user in users]}}) if users else []
+    by_id = {credential.id: credential for credential in found}
+    return [_joined(user, by_id.get(user.id)) for user in users]
+
+
+def _joined(user: User, credential: Credential | None) -> Account:
+    if credential is None:
+        return Account(user)
+    return Account(
+        user,
+        role=credential.role,
+        locked_at=credential.locked_at,
+        lock_reason=credential.lock_reason,
+        second_factor=credential.totp_secret is not None,
+    )

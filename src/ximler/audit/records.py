@@ -5,11 +5,16 @@ from typing import Any
 
 from bson import ObjectId
 
+from ximler.audit import fingerprint
+from ximler.audit.redaction import cleaned, personal_paths
 from ximler.core.actor import Actor
 from ximler.database import Database
+from ximler.database.codec import codec_of
 from ximler.schema.audit_log import AuditLog
 
-__all__ = ["write"]
+__all__ = ["entry", "write"]
+
+_MAX_AGENT = 512
 
 
 async def write(
@@ -28,7 +33,8 @@ async def write(
 
     `action` is `source.subject.verb` in the past tense, the source being the domain that writes: `accounts.password.changed`.
     `resource` is a collection's name. `user_id` is whose data it is, the actor's unless given. `before` and `after` hold what
-    changed and nothing else; never a secret.
+    changed and nothing else. Values whose name tells a secret are redacted, and personal ones can be erased later without
+    breaking the entry's fingerprint: see `redaction`. Raises Invalid for values that cannot be stored.
     """
     metadata: dict[str, Any] = {"actor": actor.kind, "via": actor.via, **details}
     if actor.user_id is not None and user_id not in (None, actor.user_id):
@@ -42,13 +48,48 @@ async def write(
     if after is not None:
         metadata["after"] = dict(after)
     await transaction.audit_logs.insert(
-        AuditLog(
-            user_id=user_id or actor.user_id,
-            action=action,
-            resource=resource,
-            resource_id=None if resource_id is None else str(resource_id),
-            metadata=metadata,
-            ip_address=actor.address,
-            user_agent=actor.user_agent,
+        entry(
+            transaction, actor, action, resource=resource, resource_id=resource_id, user_id=user_id, metadata=metadata
         )
     )
+
+
+def entry(
+    database: Database,
+    actor: Actor,
+    action: str,
+    *,
+    resource: str,
+    resource_id: object | None = None,
+    user_id: ObjectId | None = None,
+    metadata: dict[str, Any],
+) -> AuditLog:
+    """An entry with its fingerprint, ready to be inserted."""
+    made = AuditLog(
+        user_id=user_id or actor.user_id,
+        action=action,
+        resource=resource,
+        resource_id=None if resource_id is None else str(resource_id),
+        metadata=cleaned(metadata),
+        ip_address=actor.address,
+        user_agent=None if actor.user_agent is None else actor.user_agent[:_MAX_AGENT],
+        created_at=database.clock.now(),
+    )
+    made.metadata["_audit"] = _fingerprint(made, database)
+    return made
+
+
+def _fingerprint(made: AuditLog, database: Database) -> dict[str, Any]:
+    # Encoded once more for it: the hash is of what will be stored, to the byte.
+    raw = codec_of(AuditLog).encode(made, made.created_at.replace(tzinfo=None))
+    whose = "actor" if "actorId" in made.metadata else "person"
+    personal: list[tuple[str, str, Any]]
+    personal = [(name, whose, raw[name]) for name in ("ipAddress", "userAgent") if name in raw]
+    personal += [(path, "person", _at(raw, path)) for path in personal_paths(raw["metadata"])]
+    return fingerprint.make(raw, personal, database.entry_keys)
+
+
+def _at(raw: dict[str, Any], path: str) -> Any:
+    for name in path.split("."):
+        raw = raw[name]
+    return raw

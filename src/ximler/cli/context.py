@@ -54,6 +54,7 @@ async def database(loaded: Settings) -> "AsyncIterator[Database]":
         finally:
             await connected.close()
         return
+    loaded = loaded.with_secret()
     async with server.running(loaded.data_path, mongod=loaded.mongod, cache_mb=loaded.mongod_cache_mb) as uri:
         connected = await connect(uri, settings=loaded)
         try:

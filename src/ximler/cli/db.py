@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from ximler.cli import context
 from ximler.cli.context import database_options
@@ -115,6 +116,41 @@ def adopt(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None
         context.print_json({"moved": moved})
     else:
         click.echo(f"{moved} documents moved from usages to usage." if moved else "There is nothing to move.")
+
+
+@db.command()
+@click.option("--apply", is_flag=True, help="Make them, or bring them up to date, as an administrator.")
+@click.option("--json", "as_json", is_flag=True, help="Print the roles as JSON.")
+@database_options
+def roles(apply: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
+    """Print or make the roles for a MongoDB of your own: with the application's, the audit log can only be appended to.
+
+    ximlerApplication is for Ximler itself (MONGODB_URI), ximlerAuditKeeper for erasing and pruning (XIMLER_AUDIT_MONGODB_URI).
+    Run 'ximler db init' as an administrator first, and both again after an upgrade.
+    """
+    from ximler.database import roles as definitions
+
+    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
+    if apply:
+
+        async def work() -> list[str]:
+            async with context.database(settings) as database:
+                return await definitions.create(database)
+
+        made = context.run(work())
+        if as_json:
+            context.print_json({"made": made})
+        else:
+            click.echo(f"{' and '.join(made)} are in the database {settings.database_name!r}.")
+        return
+    found = definitions.definitions(settings.database_name)
+    if as_json:
+        context.print_json(found)
+        return
+    click.echo(f"use {settings.database_name}")
+    for role, privileges in found.items():
+        document = msgspec.json.encode({"role": role, "privileges": privileges, "roles": []}).decode()
+        click.echo(f"db.createRole({document})")
 
 
 @db.command()

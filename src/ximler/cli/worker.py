@@ -23,6 +23,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
 
     async def work() -> None:
         from ximler.accounts.keyring import Keyring
+        from ximler.audit import keys
         from ximler.database import sync
         from ximler.database.changes import Feed
         from ximler.metering.follower import Follower
@@ -34,7 +35,13 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
         try:
             async with context.database(settings) as database:
                 await sync.check_version(database)
-                tools = Tools(database=database, settings=settings, keyring=keyring, mailer=mailer(settings))
+                tools = Tools(
+                    database=database,
+                    settings=settings,
+                    keyring=keyring,
+                    mailer=mailer(settings),
+                    seal_keys=None if once else keys.find(settings),
+                )
                 if once:
                     click.echo(f"{await Worker(tools).run_due()} jobs run")
                     return

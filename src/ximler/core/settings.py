@@ -4,6 +4,7 @@ Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` k
 comma-separated. The README's table is generated from here.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -23,7 +24,13 @@ __all__ = ["Settings", "SettingsError", "load"]
 _NAMES = {"mongodb_uri": "MONGODB_URI"}
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
-_SECRETS = ("mongodb_uri", "secret_key", "smtp_url")  # never shown: the first may carry a password
+_SECRETS = (
+    "mongodb_uri",
+    "secret_key",
+    "smtp_url",
+    "audit_key",
+    "audit_mongodb_uri",
+)  # never shown: URIs carry passwords
 
 
 class SettingsError(Invalid):
@@ -113,6 +120,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             description="Key of session tokens, 32 characters or more; generated unless `MONGODB_URI` is set. "
             "Rotate by prepending: `new,old`."
+        ),
+    ] = None
+    audit_key: Annotated[
+        str | None,
+        Meta(
+            description="Key that seals the audit log (`ximler audit key --new`); generated unless `MONGODB_URI` is set. "
+            "Keep it apart from the database."
+        ),
+    ] = None
+    audit_mongodb_uri: Annotated[
+        str | None,
+        Meta(
+            description="Connection for erasing and pruning the audit log, where the one in `MONGODB_URI` may only append "
+            "to it (`ximler db roles`)."
         ),
     ] = None
     smtp_url: Annotated[
@@ -209,6 +230,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"XIMLER_SECRET_KEY must be {_MIN_SECRET} characters or more.", fields={"secret_key": "is too short"}
             )
         return keys
+
+    @property
+    def entry_keys(self) -> tuple[bytes, ...]:
+        """Keys that mark entries of the audit log as ours, newest first; none without a secret key."""
+        if self.secret_key is None:
+            return ()
+        return tuple(hashlib.sha256(b"ximler audit entries" + key).digest() for key in self.secret_keys)
 
     def with_secret(self) -> Self:
         """These settings with a usable secret key: the given one, or (embedded) one kept in `data_path`."""

@@ -72,12 +72,16 @@ class Database:
         clock: Clock,
         state: ConnectionState,
         session: "AsyncClientSession | None" = None,
+        entry_keys: tuple[bytes, ...] = (),
+        audit_uri: str | None = None,
     ) -> None:
         self.client = client
         self.name = name
         self.clock = clock
         self.state = state
         self.session = session
+        self.entry_keys = entry_keys  # which mark entries of the audit log as ours
+        self.audit_uri = audit_uri  # the connection that may change and remove them, where this one may not
         self.raw: AsyncDatabase[dict[str, Any]] = client[name]
         self.feed: Feed | None = None
         self._to_forget: list[tuple[str, Any]] = []
@@ -133,7 +137,7 @@ class Database:
     @property
     def outside(self) -> "Database":
         """The same database without this transaction: for reading what others have committed."""
-        outside = Database(self.client, self.name, clock=self.clock, state=self.state)
+        outside = self._bound(None)
         outside.feed = self.feed
         return outside
 
@@ -158,7 +162,7 @@ class Database:
             return await body(self)
         try:
             async with self.client.start_session() as session:
-                bound = Database(self.client, self.name, clock=self.clock, state=self.state, session=session)
+                bound: Database = self._bound(session)
                 result = await session.with_transaction(
                     lambda _: body(bound),
                     write_concern=WriteConcern("majority"),
@@ -176,6 +180,17 @@ class Database:
             if final is error:
                 raise
             raise final from error
+
+    def _bound(self, session: "AsyncClientSession | None") -> "Database":
+        return Database(
+            self.client,
+            self.name,
+            clock=self.clock,
+            state=self.state,
+            session=session,
+            entry_keys=self.entry_keys,
+            audit_uri=self.audit_uri,
+        )
 
     async def ping(self) -> None:
         """Raises DatabaseUnavailable unless the primary answers."""
@@ -235,7 +250,14 @@ async def connect(uri: str, *, settings: Settings | None = None, name: str | Non
         )
     state.changed(connected=True)  # the driver's own event comes up to a second later
     clock.observe(hello["localTime"].replace(tzinfo=clock.now().tzinfo))
-    return Database(client, name, clock=clock, state=state)
+    return Database(
+        client,
+        name,
+        clock=clock,
+        state=state,
+        entry_keys=settings.entry_keys,
+        audit_uri=settings.audit_mongodb_uri,
+    )
 
 
 def _not_reached(uri: str, error: PyMongoError, found: TopologyDescription) -> Unavailable:

@@ -6,6 +6,7 @@ the job is kept.
 """
 
 import random
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ __all__ = [
     "due_at",
     "enqueue",
     "fail",
+    "forget",
     "page",
     "renew",
     "retry",
@@ -136,6 +138,13 @@ async def cancel(database: Database, job_id: ObjectId) -> Job:
     where = {"_id": job_id, "status": {"$in": ["PENDING", "DEAD"]}}
     now = database.clock.now()
     return await _changed(database, job_id, where, {"$set": {"status": "CANCELLED", "doneAt": now}})
+
+
+async def forget(database: Database, user_id: ObjectId, email: str) -> int:
+    """Remove the dead jobs of a person, or whose error names their address; returns how many. The others go in time."""
+    said = {"$regex": re.escape(email)}
+    about = [{"payload.userId": user_id}, {"payload.email": email}, {"lastError": said}]
+    return await database[OUTBOX].delete_many({"status": {"$in": ["DEAD", "CANCELLED"]}, "$or": about})
 
 
 async def _changed(database: Database, job_id: ObjectId, where: dict[str, Any], update: dict[str, Any]) -> Job:

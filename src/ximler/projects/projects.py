@@ -12,6 +12,7 @@ import bson
 import msgspec
 from bson import ObjectId
 
+from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
@@ -64,7 +65,7 @@ async def create(
 ) -> Project:
     """A new project of the actor's. Raises Invalid, QuotaExceeded.
 
-    Safe to race: exactly as many succeed as the plan allows. Four commands, the user's first project one more.
+    Safe to race: exactly as many succeed as the plan allows. Five commands, the user's first project one more.
     """
     user_id = actor.require_user()
     settings = {} if settings is None else settings
@@ -82,7 +83,9 @@ async def create(
 
     async def write(transaction: Database) -> Project:
         await gauges.reserve(transaction, user_id, limits, projects=1, storage_bytes=project.storage_size)
-        return await transaction.projects.insert(project)
+        made = await transaction.projects.insert(project)
+        await _record(transaction, actor, "created", made, after={"name": made.name})
+        return made
 
     return await database.transaction(write)
 
@@ -139,6 +142,7 @@ async def delete(database: Database, actor: Actor, project_id: ObjectId) -> Proj
         if gone is None:
             raise _not_found()
         await gauges.release(transaction, user_id, projects=1, storage_bytes=gone.storage_size)
+        await _record(transaction, actor, "deleted", gone, before={"name": gone.name})
         return gone
 
     return await database.transaction(write)
@@ -160,6 +164,7 @@ async def restore(database: Database, actor: Actor, project_id: ObjectId) -> Pro
         )
         if back is None:
             raise _not_found()
+        await _record(transaction, actor, "restored", back, after={"name": back.name})
         return back
 
     return await database.transaction(write)
@@ -191,6 +196,22 @@ async def canvases(database: Database, actor: Actor, project_ids: Iterable[Objec
 async def settings_of(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:
     """The settings of the actor's projects, deleted ones included, with one command."""
     return {found.id: found.settings for found in await _mine(database, actor, project_ids, Settings)}
+
+
+async def _record(
+    transaction: Database, actor: Actor, verb: str, project: Project | ProjectSummary, **changed: dict[str, Any]
+) -> None:
+    """Its life is in the audit log; what is drawn on it is not."""
+    before, after = changed.get("before"), changed.get("after")
+    await records.write(
+        transaction,
+        actor,
+        f"projects.project.{verb}",
+        resource="projects",
+        resource_id=project.id,
+        before=before,
+        after=after,
+    )
 
 
 async def _mine(database: Database, actor: Actor, project_ids: Iterable[ObjectId], into: type[V]) -> list[V]:

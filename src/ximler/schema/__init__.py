@@ -24,6 +24,8 @@ from ximler.schema.quota import QUOTAS
 from ximler.schema.receipt import RECEIPTS
 from ximler.schema.refusal import REFUSALS
 from ximler.schema.registration import REGISTRATIONS
+from ximler.schema.reply import REPLIES
+from ximler.schema.seal import SEALS
 from ximler.schema.session import SESSIONS
 from ximler.schema.subscription import SUBSCRIPTIONS
 from ximler.schema.throttle import THROTTLES
@@ -46,10 +48,12 @@ CATALOGUE: tuple[Collection[Any], ...] = (
     GAUGES,
     OUTBOX,
     META,
+    SEALS,
     ENTITLEMENTS,
     QUOTAS,
     THROTTLES,
     REFUSALS,
+    REPLIES,
     USAGE_EVENTS,
     USAGE_BATCHES,
     USAGE_SETTLEMENTS,

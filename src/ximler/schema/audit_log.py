@@ -11,6 +11,9 @@ __all__ = ["AUDIT_LOGS", "AuditLog"]
 
 
 class AuditLog(Created, kw_only=True):
+    """`metadata`: `actor` and `via` (who, through what), `actorId` where that is not the user, `before` and `after`, and
+    `_audit`, the entry's fingerprint (see `ximler.audit.fingerprint`)."""
+
     user_id: Annotated[ObjectId | None, ref("users")] = None
     action: str
     resource: str
@@ -30,6 +33,11 @@ AUDIT_LOGS = Collection(
         ascending("action", why="search by action"),
         ascending("resource", "resourceId", why="a thing's history"),
         ascending("-createdAt", why="newest first"),
+        ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first, by pages"),
+        ascending("userId", "-createdAt", "-_id", ours=True, why="a user's history, newest first"),
+        ascending("action", "-createdAt", "-_id", ours=True, why="an action's, newest first"),
+        ascending("resource", "resourceId", "-createdAt", "-_id", ours=True, why="a thing's history, newest first"),
+        ascending("metadata.actorId", ours=True, why="what somebody did to others, when they are erased"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "appended to by everybody at once; searched across shards, by operators"),
 )

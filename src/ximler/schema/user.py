@@ -38,6 +38,12 @@ class User(Stamped, kw_only=True):
     stripe_customer_id: str | None = None
     notification_settings: NotificationSettings = field(default_factory=NotificationSettings)
     deleted_at: datetime | None = None
+    # Ours: `deletedAt` once more where the owner closed the account. Deleted in any other way it is not theirs to reopen.
+    closed_at: datetime | None = None
+
+    @property
+    def can_reopen(self) -> bool:
+        return self.deleted_at is not None and self.closed_at == self.deleted_at
 
     def __repr__(self) -> str:
         """Without hashes and tokens: this lands in shells, logs and tracebacks."""
@@ -56,6 +62,7 @@ USERS = Collection(
         ascending("deletedAt", why="accounts to anonymise"),
         ascending("stripeCustomerId", why="webhooks find their user"),
         ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first"),
+        ascending("name", ours=True, why="operators' search by name"),
     ),
     shard_key=ShardKey((), "found by id, address and token alike, and an address is unique: small, kept on one shard"),
 )

@@ -13,12 +13,13 @@ from types import CoroutineType
 from typing import Any, TypeGuard
 
 import msgspec
-from graphql import ExecutionResult, Executor
+from graphql import ExecutionResult, Executor, FieldNode
 
 from ximler.graphql.engine.batches import Batches, Slot
 from ximler.graphql.engine.documents import Documents, Operation
 from ximler.graphql.engine.errors import (
     BAD_INPUT,
+    INTERNAL,
     RequestRefused,
     describe_field_errors,
     describe_over_limit,
@@ -38,6 +39,21 @@ class Prepared(msgspec.Struct, frozen=True):
 
     operation: Operation
     executor: Executor[Any]
+
+    def changed_nothing(self, response: Response) -> bool:
+        """Whether its one root field refused, on purpose, before there was anything to select from; so it may be tried again.
+
+        Of several, one that refuses makes the whole answer null, and hides what those before it did.
+        """
+        roots = self.executor.operation.selection_set.selections
+        errors = response.get("errors", [])
+        return (
+            len(roots) == 1
+            and isinstance(roots[0], FieldNode)
+            and len(errors) == 1
+            and len(errors[0].get("path", ())) == 1
+            and errors[0]["extensions"]["code"] != INTERNAL
+        )
 
 
 class Engine:

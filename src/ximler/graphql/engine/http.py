@@ -5,6 +5,8 @@ Follows https://graphql.github.io/graphql-over-http/draft/. POST takes JSON, GET
 is 400; everybody else gets `application/json`, where GraphQL errors come with 200. A request that is not well formed,
 and a context that refuses the caller (401, 403, 429, 503), have their status under both.
 
+A mutation with an `Idempotency-Key` is handed to the application's `once`, which answers a key that it knows.
+
 Requests that a browser sends without asking (form content types, mutations by GET) are refused, so there is nothing to
 forge across sites. CORS, OPTIONS and compression belong to the application around this.
 """
@@ -16,7 +18,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from ximler.core.errors import XimlerError
-from ximler.graphql.engine.engine import Engine, Response
+from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
 from ximler.graphql.engine.negotiation import JSON, RESPONSE_JSON, choose_response_type, is_json
 
@@ -28,6 +30,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 ContextFactory = Callable[[Scope], Awaitable[Any]]
+Whole = tuple[int, bytes, Headers]
+"""Status, body and headers of an answer."""
+Once = Callable[[Any, str, bytes, Callable[[], Awaitable[tuple[Whole, bool]]]], Awaitable[Whole]]
+"""`once(ctx, key, request, work)`: do the work unless this key was answered before; `work` also says whether to keep it."""
 
 MIB = 1024 * 1024
 
@@ -69,9 +75,11 @@ class GraphQLApp:
         *,
         body_limit: int = 20 * MIB,
         anonymous_body_limit: int | None = None,
+        once: Once | None = None,
     ) -> None:
         self._engine = engine
         self._context_factory = context_factory
+        self._once = once
         self._body_limit = body_limit
         self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
 
@@ -93,14 +101,14 @@ class GraphQLApp:
         except Exception as error:
             status, response = 500, {"errors": [describe_bug(error)]}
         try:
-            body = _encode(response)
+            body = response if isinstance(response, bytes) else _encode(response)
         except Exception as error:  # a resolver gave JSON what is no JSON: circular, say, or too deep
             status, body = 500, _encode({"errors": [describe_bug(error)]})
         await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
 
     async def _answer(
         self, scope: Scope, headers: "_Headers", media_type: bytes | None, receive: Receive
-    ) -> tuple[int, Response, Headers]:
+    ) -> tuple[int, Response | bytes, Headers]:
         method = scope["method"]
         if method not in ("GET", "POST"):
             raise NotWellFormed(
@@ -126,8 +134,24 @@ class GraphQLApp:
             ctx = await self._context_factory(scope)
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
+        if headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation:
+            return await self._run_once(prepared, ctx, headers.idempotency_key, parameters, self._once)
         response = await self._engine.run(prepared, ctx)
         return 200, response, getattr(ctx, "reply_headers", [])
+
+    async def _run_once(
+        self, prepared: Prepared, ctx: Any, key: str, parameters: Parameters, once: Once
+    ) -> tuple[int, Response | bytes, Headers]:
+        async def work() -> tuple[Whole, bool]:
+            response = await self._engine.run(prepared, ctx)
+            answer = 200, _encode(response), list(getattr(ctx, "reply_headers", []))
+            return answer, not prepared.changed_nothing(response)
+
+        asked = [parameters.query, parameters.operation_name, parameters.variables]
+        try:
+            return await once(ctx, key, msgspec.json.encode(asked, order="sorted"), work)
+        except XimlerError as error:
+            return http_status(error), {"errors": [describe(error)]}, http_headers(error)
 
     async def _receive_body(self, headers: "_Headers", receive: Receive) -> bytes:
         if not is_json(headers.content_type):
@@ -157,11 +181,12 @@ class GraphQLApp:
 class _Headers:
     """The few headers that matter here."""
 
-    __slots__ = ("accept", "authorized", "content_encoding", "content_length", "content_type")
+    __slots__ = ("accept", "authorized", "content_encoding", "content_length", "content_type", "idempotency_key")
 
     def __init__(self, scope: Scope) -> None:
         self.content_type = self.content_encoding = b""
         self.content_length = 0
+        self.idempotency_key: str | None = None
         self.authorized = False
         accept = []
         for name, value in scope["headers"]:
@@ -173,6 +198,8 @@ class _Headers:
                 self.content_type = value
             elif name == b"content-encoding":
                 self.content_encoding = value.strip().lower()
+            elif name == b"idempotency-key":
+                self.idempotency_key = value.decode("latin-1")
             elif name == b"content-length" and value.isdigit():
                 self.content_length = int(value[:20])
         self.accept = b",".join(accept)

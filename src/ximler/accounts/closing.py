@@ -1,0 +1,100 @@
+"""Closing an account, and coming back within 30 days.
+
+Closed, it is as good as gone: its sessions end, its keys open nothing, nobody finds it. It keeps its address, so that nobody
+else takes it meanwhile. After 30 days the job that `close` leaves has it anonymised (privacy.erasure).
+"""
+
+from datetime import datetime
+
+from bson import ObjectId
+
+from ximler.accounts import reopening, sessions, step_up
+from ximler.accounts.keyring import Keyring
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, NotFound
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
+from ximler.database.updates import Update
+from ximler.notifications.email import Mailer, compose
+from ximler.schema.user import User
+
+__all__ = ["ANONYMISE", "SEND_CLOSED", "close", "reopen", "send_closed"]
+
+ANONYMISE = "accounts.anonymise"
+SEND_CLOSED = "accounts.send_closed"
+
+
+async def close(database: Database, actor: Actor, user: User) -> datetime:
+    """Close the actor's own account; returns when it will be erased. Every session ends.
+
+    Raises StepUpRequired without a recent sign-in, Conflict when the password was changed at the same moment.
+    """
+    step_up.require(database, actor)
+    if user.id != actor.require_user():
+        raise NotFound("No such user")
+    now = database.clock.now()
+
+    async def write(transaction: Database) -> None:
+        # Guarded by the password: a change of it at the same moment, which ends this session, comes first.
+        update: Update = {
+            "$set": {"deletedAt": now, "closedAt": now},
+            "$unset": {"passwordResetToken": "", "passwordResetExpires": ""},
+        }
+        if not await transaction.users.patch({"_id": user.id, "password": user.password}, update):
+            raise Conflict("The account was changed at the same moment: sign in again")
+        await sessions.revoke_all(transaction, user.id)
+        about = {"userId": user.id, "closedAt": now}
+        await outbox.enqueue(transaction, SEND_CLOSED, about)
+        await outbox.enqueue(transaction, ANONYMISE, about, run_at=reopening.erased_at(now))
+        await records.write(
+            transaction,
+            actor,
+            "accounts.account.closed",
+            resource="users",
+            resource_id=user.id,
+            after={"deletedAt": now},
+        )
+
+    await database.transaction(write)
+    return reopening.erased_at(now)
+
+
+async def reopen(
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    actor: Actor,
+    *,
+    email: str,
+    password: str,
+    code: str | None = None,
+    device: str | None = None,
+) -> sessions.SignedIn:
+    """Sign in, and where the account is closed, open it again in the same transaction.
+
+    It asks for all that signing in asks for, and raises what that raises.
+    """
+    return await sessions.sign_in(
+        database, keyring, settings, actor, email=email, password=password, code=code, device=device, reopen=True
+    )
+
+
+async def send_closed(
+    database: Database, settings: Settings, mailer: Mailer, *, job_id: ObjectId, user_id: ObjectId
+) -> None:
+    """The job behind `close`: tell the owner until when they can come back, or that somebody else closed it."""
+    user = await database.users.find_one({"_id": user_id}, deleted=True)
+    if user is None or user.closed_at is None:
+        return  # back already
+    message = compose(
+        "account_closed",
+        settings,
+        to=user.email,
+        subject="Your account is closed",
+        key=f"account_closed:{job_id}",
+        name=user.name,
+        until=reopening.day(reopening.erased_at(user.closed_at)),
+        link=settings.base_url,
+    )
+    await mailer.send(message)

@@ -1,0 +1,53 @@
+"""The account itself, anonymised in place: its id stays, for payments and the audit log name it, and nothing says whose it was.
+
+`begin` and `finish` enclose what other domains erase. From `begin` on nobody can come back, and until `finish` the address is
+still there for those that look for it. Both may run any number of times.
+"""
+
+from datetime import datetime
+
+from bson import ObjectId
+
+from ximler.accounts import avatars
+from ximler.audit import records
+from ximler.core.actor import SYSTEM
+from ximler.database import Database
+from ximler.schema.credential import CREDENTIALS
+from ximler.schema.email_change import EMAIL_CHANGES
+from ximler.schema.session import SESSIONS
+from ximler.schema.user import User
+
+__all__ = ["begin", "finish"]
+
+_NO_PASSWORD = "erased"  # noqa: S105 (no hash: nothing matches it)
+
+
+async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -> User | None:
+    """Take away the account's password and its sign-ins; the account as it is by now, or None when that closing was undone."""
+    closed = {"_id": user_id, "deletedAt": closed_at, "closedAt": closed_at}
+    user = await database.users.find_and_patch(closed, {"$set": {"password": _NO_PASSWORD}}, deleted=True)
+    if user is not None:
+        await database[SESSIONS].delete_many({"userId": user_id})
+        await database[CREDENTIALS].delete({"_id": user_id})
+        await database[EMAIL_CHANGES].delete({"_id": user_id})
+        await avatars.erase(database, user_id)
+    return user
+
+
+async def finish(database: Database, user_id: ObjectId) -> None:
+    """Take away what says who it was, whoever wrote it, and say in the log that it is done."""
+    email = f"erased-{user_id}@erased.invalid"
+
+    async def write(transaction: Database) -> None:
+        left = await transaction.users.keep_only(
+            {"_id": user_id, "email": {"$ne": email}},
+            ("password", "deletedAt", "closedAt", "createdAt"),
+            {"name": "Erased", "email": email, "emailVerified": False},
+            deleted=True,
+        )
+        if left:
+            await records.write(
+                transaction, SYSTEM, "privacy.account.erased", resource="users", resource_id=user_id, user_id=user_id
+            )
+
+    await database.transaction(write)

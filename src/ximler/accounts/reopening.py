@@ -1,0 +1,67 @@
+"""A closed account, for as long as it can come back: what says so, and coming back.
+
+Only the right password is told that an account is closed; to every other it does not exist.
+"""
+
+from datetime import datetime, timedelta
+
+from ximler.audit import records
+from ximler.core.actor import Actor
+from ximler.core.errors import Unauthenticated
+from ximler.database import Database
+from ximler.notifications import inbox
+from ximler.schema.user import User
+
+__all__ = ["GRACE", "AccountClosed", "day", "erased_at", "refusal", "reopen"]
+
+GRACE = timedelta(days=30)
+
+
+class AccountClosed(Unauthenticated):
+    code = "ACCOUNT_CLOSED"
+
+
+def erased_at(closed_at: datetime) -> datetime:
+    """When an account that was closed then is anonymised."""
+    return closed_at + GRACE
+
+
+def day(moment: datetime) -> str:
+    """For people: `24 December 2026`, UTC."""
+    return f"{moment.day} {moment:%B %Y}"
+
+
+def refusal(closed: User) -> AccountClosed:
+    """What whoever has the right password is told."""
+    assert closed.closed_at is not None  # noqa: S101 (for the type checker)
+    last = erased_at(closed.closed_at)
+    return AccountClosed(
+        f"This account is closed, and everything in it will be erased after {day(last)}: reopen it to sign in",
+        fields={"account": f"can be reopened until {last.isoformat().replace('+00:00', 'Z')}"},
+    )
+
+
+async def reopen(transaction: Database, actor: Actor, user: User) -> bool:
+    """Bring a closed account back, in the transaction that signs its owner in. False when it was erased or reopened since."""
+    closed = {"_id": user.id, "password": user.password, "deletedAt": user.deleted_at}
+    if not await transaction.users.patch(closed, {"$unset": {"deletedAt": "", "closedAt": ""}}, deleted=True):
+        return False
+    await records.write(
+        transaction,
+        actor,
+        "accounts.account.reopened",
+        resource="users",
+        resource_id=user.id,
+        user_id=user.id,
+        before={"deletedAt": user.deleted_at},
+        after={"deletedAt": None},
+    )
+    title = "Your account is open again"
+    await inbox.notify(
+        transaction,
+        user,
+        "SECURITY",
+        title,
+        "Everything is where it was. If it was not you, choose a new password at once.",
+    )
+    return True

@@ -1,0 +1,99 @@
+"""Taking a person out of the log, so that the rest still can be verified.
+
+What is personal in their entries goes, with its salt: a digest that nobody can undo stays, and the entry's hash holds. That it
+was asked for is an entry of its own; verifying wants to see it, in a seal, for every entry that has lost its person.
+
+The application's own database user may not be allowed to change entries: then `XIMLER_AUDIT_MONGODB_URI` is whose may
+(see docs/audit.md).
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bson import ObjectId
+from pymongo import UpdateOne
+from pymongo.errors import OperationFailure, PyMongoError
+
+from ximler.audit import fingerprint, records
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.errors import Forbidden
+from ximler.core.settings import Settings
+from ximler.database import Database, connect
+from ximler.database.failures import translated
+from ximler.schema.audit_log import AUDIT_LOGS
+
+__all__ = ["ERASED", "NotAllowed", "erase", "maintenance"]
+
+ERASED = "audit.person.erased"
+_AT_ONCE = 500
+_UNAUTHORIZED = 13
+
+
+class NotAllowed(Forbidden):
+    """The database user may append to the log, but not change it."""
+
+    code = "AUDIT_LOG_APPEND_ONLY"
+
+
+async def erase(database: Database, user_id: ObjectId, *, actor: Actor = SYSTEM) -> int:
+    """Remove the person from the log: from entries about them, and from what they did to others. Returns how many entries.
+
+    What is not personal stays, the user's id too. It can be repeated, and has to be when it was interrupted. The address and
+    browser of somebody else who acted on them stay. Raises NotAllowed, DatabaseUnavailable.
+    """
+    count = 0
+    async with maintenance(database) as allowed:
+        try:
+            logs = allowed.raw[AUDIT_LOGS.name]
+            await logs.update_one({"_id": {"$in": []}}, {"$unset": {"_": ""}})  # whether it is allowed
+            # On record before the first entry loses its person: an interruption leaves none unexplained.
+            await records.write(database, actor, ERASED, resource="users", resource_id=user_id, user_id=user_id)
+            for where, whose in (({"userId": user_id}, "person"), ({"metadata.actorId": user_id}, "actor")):
+                count += await _erase(allowed, where, whose)
+        except OperationFailure as error:
+            raise refused(error) from error
+        except PyMongoError as error:
+            raise translated(error, AUDIT_LOGS.name) from error
+    return count
+
+
+@asynccontextmanager
+async def maintenance(database: Database) -> AsyncIterator[Database]:
+    """The database by the connection that may change the log: the one of `audit_mongodb_uri`, or the same."""
+    if database.audit_uri is None:
+        yield database
+        return
+    allowed = await connect(database.audit_uri, settings=Settings(mongodb_uri=database.audit_uri), name=database.name)
+    try:
+        yield allowed
+    finally:
+        await allowed.close()
+
+
+def refused(error: OperationFailure) -> BaseException:
+    """What to raise for the server's refusal to change or remove entries."""
+    if error.code == _UNAUTHORIZED:
+        return NotAllowed(
+            "This database user may only append to the audit log: set XIMLER_AUDIT_MONGODB_URI to one with the role "
+            "ximlerAuditKeeper ('ximler db roles' shows how to make it)"
+        )
+    return translated(error, AUDIT_LOGS.name)
+
+
+async def _erase(database: Database, where: dict[str, Any], whose: str) -> int:
+    logs = database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
+    mark = f"metadata._audit.{whose}"
+    salt = f"{mark}.salt"
+    count = 0
+    changes: list[UpdateOne] = []
+    async for raw in logs.find({**where, salt: {"$exists": True}}, {f"{mark}.paths": 1}):
+        paths = raw["metadata"]["_audit"][whose]["paths"]
+        # One command an entry, so value and salt go together.
+        changes.append(UpdateOne({"_id": raw["_id"]}, {"$unset": dict.fromkeys([*paths, salt], "")}))
+        if len(changes) == _AT_ONCE:
+            count += (await logs.bulk_write(changes, ordered=False)).modified_count
+            changes = []
+    if changes:
+        count += (await logs.bulk_write(changes, ordered=False)).modified_count
+    return count

@@ -1,0 +1,109 @@
+"""Removing what is older than it has to be kept, so that what is left still can be verified.
+
+Whole seals go, from the chain's beginning, when all their entries are old enough. First a tombstone is appended: a
+seal that says, signed, through which seal, and what that one's hash was. Then the entries go, then their seals. A run that was
+interrupted is finished by the next.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from bson import ObjectId
+from pymongo.errors import OperationFailure, PyMongoError
+
+from ximler.audit import records, seals
+from ximler.audit.erasure import maintenance, refused
+from ximler.audit.keys import SealKeys
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, Invalid
+from ximler.database import Database
+from ximler.database.failures import translated
+from ximler.schema.audit_log import AUDIT_LOGS
+from ximler.schema.seal import SEALS
+
+__all__ = ["prune"]
+
+PRUNED = "audit.log.pruned"
+_AT_ONCE = 5_000
+_CLOCKS_DIFFER = timedelta(seconds=5)
+
+
+async def prune(
+    database: Database,
+    keys: SealKeys,
+    actor: Actor,
+    *,
+    before: datetime,
+    progress: Callable[[int], object] = lambda _: None,
+) -> int:
+    """Remove sealed entries from before `before`; returns how many. Operators only.
+
+    An entry in no seal stays. Raises Invalid for a time to come, Forbidden, NoSealKey, NotAllowed.
+    """
+    actor.require_operator()
+    if before > database.clock.now() + _CLOCKS_DIFFER:
+        raise Invalid.field("before", "lies in the future")
+    async with maintenance(database) as allowed:
+        try:
+            await allowed.raw[AUDIT_LOGS.name].delete_one({"_id": {"$in": []}})  # whether it is allowed
+            await _bury(database, keys, actor, before)
+            return await _remove(allowed, progress)
+        except OperationFailure as error:
+            raise refused(error) from error
+        except PyMongoError as error:
+            raise translated(error, AUDIT_LOGS.name) from error
+
+
+async def _bury(database: Database, keys: SealKeys, actor: Actor, before: datetime) -> None:
+    """Append the tombstone, if there is something to prune."""
+    through, count = None, 0
+    former = await seals.tombstone(database)
+    first = 1 if former is None else (former.pruned_through or 0) + 1
+    end = await seals.last(database)
+    async for seal in seals.from_number(database, first):
+        if end is None or seal.id >= end.id or (seal.last_at or seal.reached_at) >= before:
+            break  # the last seal stays: it says how far the log is sealed
+        if seal.kind == "entries":
+            through, count = seal, count + seal.count
+        elif former is not None and seal.id == former.id:
+            break  # what the present tombstone says holds until there is another
+    if through is None or end is None:
+        return
+    total = count + (former.pruned_count or 0 if former else 0)
+    for _ in range(20):
+        tombstone = await seals.append(
+            database,
+            keys,
+            end,
+            kind="pruned",
+            reached_at=end.reached_at,
+            position=end.position,
+            pruned_through=through.id,
+            pruned_hash=seals.hash_of(through),
+            pruned_count=total,
+        )
+        if tombstone is not None:
+            await records.write(
+                database, actor, PRUNED, resource=AUDIT_LOGS.name, until=before, entries=count, through_seal=through.id
+            )
+            return
+        end = await seals.last(database)
+        assert end is not None  # noqa: S101 (somebody has just appended to it)
+    raise Conflict("The log is being sealed by others all the time: try again")
+
+
+async def _remove(database: Database, progress: Callable[[int], object]) -> int:
+    """What the tombstone says is gone."""
+    tombstone = await seals.tombstone(database)
+    if tombstone is None or tombstone.pruned_through is None:
+        return 0
+    count = 0
+    async for seal in seals.from_number(database, 1, to=tombstone.pruned_through):
+        ids = [ObjectId(oid) for oid, _, _ in seals.members_of(seal)]
+        for start in range(0, len(ids), _AT_ONCE):
+            where = {"_id": {"$in": ids[start : start + _AT_ONCE]}}
+            count += (await database.raw[AUDIT_LOGS.name].delete_many(where)).deleted_count
+        # After its entries: what is in a seal still is no surprise to whoever verifies meanwhile.
+        await database[SEALS].delete({"_id": seal.id})
+        progress(count)
+    return count

@@ -1,0 +1,326 @@
+"""The sealer: lists new entries in seals, in the order in which they were committed.
+
+It reads the change stream of `auditlogs` from where the last seal ended, so neither a clock that is wrong nor a transaction
+that stays open for long can hide an entry, and one that is removed before it is sealed leaves its trace all the same. Where the
+stream's history is lost, and for the very first seal, it looks through the collection instead.
+
+Any number of sealers may run: `seals.append` lets one of them win.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import bson
+import msgspec
+import structlog
+from bson import ObjectId, Timestamp
+from prometheus_client import Counter
+from pymongo.errors import OperationFailure, PyMongoError
+
+from ximler.audit import fingerprint, seals
+from ximler.audit.keys import SealKeys
+from ximler.audit.seals import BACKDATED, FORGED, FOUND, OTHERS, Member
+from ximler.core.clock import EPOCH, from_ms
+from ximler.core.errors import Unavailable
+from ximler.database import Database
+from ximler.database.failures import translated
+from ximler.schema.audit_log import AUDIT_LOGS
+from ximler.schema.seal import SEALS, Seal, SealHead
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.client_session import AsyncClientSession
+
+__all__ = ["MAX_DELAY", "Sealer"]
+
+_log = structlog.get_logger("ximler.audit")
+
+EVERY_S = 20.0
+MAX_DELAY = timedelta(
+    seconds=120
+)  # a transaction lives 60 s at most, a clock may be 5 s behind, a seal follows after 20 s
+_HEARTBEAT = timedelta(hours=1)
+_CAUGHT_UP_S = 5.0  # how long to wait for the stream to reach the time at which the sealer looked
+_AWAIT_MS = 250
+_MANY = 1_000
+_LOST_HISTORY = frozenset({136, 222, 237, 260, 280, 286})
+_FIRST_LOOK = timedelta(minutes=10)
+_EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
+
+SEALED = Counter("ximler_audit_sealed_total", "Audit entries listed in seals by this process.")
+
+# What a seal needs of an event or a document. Of one without a fingerprint, all of it: its hash is made here.
+_SEEN = {
+    "h": {"$ifNull": ["$fullDocument.metadata._audit.hash", "$fullDocument"]},
+    "m": "$fullDocument.metadata._audit.mac",
+    "c": "$fullDocument.createdAt",
+}
+_PIPELINE: list[dict[str, Any]] = [
+    {"$match": {"operationType": "insert"}},
+    {"$project": {"_id": 1, "documentKey": 1, "clusterTime": 1, **_SEEN}},
+]
+_LOOKED = {
+    "h": {"$ifNull": ["$metadata._audit.hash", "$$ROOT"]},
+    "m": "$metadata._audit.mac",
+    "c": "$createdAt",
+}
+
+
+class _Batch(msgspec.Struct):
+    members: list[Member]
+    times: list[datetime]  # naive, of the entries
+    position: bytes | None
+    reached_at: datetime
+
+
+class Sealer:
+    """`seal` lists what has been written since the last seal; `run` does so every 20 seconds, until it is cancelled."""
+
+    def __init__(self, database: Database, keys: SealKeys) -> None:
+        self._database = database
+        self._keys = keys
+        # How far the stream has been read after a seal, without finding anything to seal.
+        self._read_on: tuple[int, bytes, datetime] | None = None
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S * random.uniform(0.75, 1.0))  # noqa: S311 (jitter)
+            try:
+                if await self._is_due():
+                    await self.seal()
+            except Unavailable as error:
+                _log.warning("sealing waits", reason=error.message)
+            except Exception as bug:
+                _log.exception("sealing failed", exc_info=bug)
+
+    async def seal(self, *, progress: Callable[[int], object] = lambda _: None) -> int:
+        """Seal everything that is committed now; returns how many entries. `progress` is told how many so far.
+
+        Raises NoSealKey, DatabaseUnavailable. What another sealer seals meanwhile does not count.
+        """
+        self._keys.sign(b"")  # without a key nothing needs to be read
+        try:
+            return await self._seal(progress)
+        except PyMongoError as error:
+            final = translated(error, AUDIT_LOGS.name)
+            if final is error:
+                raise
+            raise final from error
+
+    async def _is_due(self) -> bool:
+        """Whether nobody else has sealed lately."""
+        end = await seals.last(self._database)
+        return end is None or end.sealed_at < self._database.clock.now() - timedelta(seconds=EVERY_S / 2)
+
+    async def _seal(self, progress: Callable[[int], object]) -> int:
+        count, look = 0, False
+        while True:
+            end = await seals.last(self._database)
+            batches = self._streamed(end) if end and end.position and not look else self._looked_through(end)
+            try:
+                async with aclosing(batches):
+                    async for batch in batches:
+                        if not batch.members and not self._heartbeat_due(end):
+                            if end is not None and batch.position is not None:
+                                self._read_on = end.id, batch.position, batch.reached_at
+                            continue
+                        seal = await self._append(end, batch)
+                        if seal is None:
+                            break
+                        end = seal
+                        count += seal.count
+                        SEALED.inc(seal.count)
+                        progress(count)
+                    else:
+                        return count
+                look = False  # somebody else was faster: on from their seal
+            except OperationFailure as error:
+                if error.code not in _LOST_HISTORY or look:
+                    raise
+                _log.warning(
+                    "the change stream's history is lost", code=error.code, reached=str(end and end.reached_at)
+                )
+                look = True
+
+    def _heartbeat_due(self, end: SealHead | None) -> bool:
+        """An empty seal shows that the sealer lives, and lets the next start from a position that is not too old."""
+        return end is None or end.sealed_at < self._database.clock.now() - _HEARTBEAT
+
+    async def _append(self, end: SealHead | None, batch: _Batch) -> Seal | None:
+        return await seals.append(
+            self._database,
+            self._keys,
+            end,
+            batch.members,
+            first_at=_aware(min(batch.times, default=None)),
+            last_at=_aware(max(batch.times, default=None)),
+            reached_at=batch.reached_at,
+            position=batch.position,
+        )
+
+    # By the change stream
+
+    async def _streamed(self, end: SealHead) -> AsyncGenerator[_Batch, None]:
+        """What has been committed after the seal until now, in batches that a seal can hold."""
+        position, reached_at = end.position, end.reached_at
+        if self._read_on is not None and self._read_on[0] == end.id:
+            _, position, reached_at = self._read_on
+        assert position is not None  # noqa: S101 (for the type checker; the caller has looked)
+        async with self._database.client.start_session() as session:
+            now = await self._now(session)
+            deadline = asyncio.get_running_loop().time() + _CAUGHT_UP_S
+            async with aclosing(self._events(session, {"resumeAfter": bson.decode(position)})) as received:
+                async for events, token in received:
+                    seen = [(event["documentKey"]["_id"], event, event["clusterTime"]) for event in events]
+                    moment = _time_of(token)
+                    reached_at = reached_at if moment is None else _at(moment)
+                    yield self._batch(seen, token, reached_at)
+                    late = asyncio.get_running_loop().time() > deadline
+                    if (not events and (moment is None or late)) or (moment is not None and moment >= now):
+                        return
+
+    async def _events(
+        self, session: "AsyncClientSession", start: Mapping[str, Any]
+    ) -> AsyncGenerator[tuple[list[dict[str, Any]], Mapping[str, Any]], None]:
+        """Batches of events, each with the token to go on from: as the driver's `watch`, which gives one at a time."""
+        raw = self._database.raw
+        options = fingerprint.OPTIONS
+        answer = await raw.command(
+            {
+                "aggregate": AUDIT_LOGS.name,
+                "pipeline": [{"$changeStream": dict(start)}, *_PIPELINE],
+                "cursor": {"batchSize": seals.MAX_MEMBERS},
+            },
+            codec_options=options,
+            session=session,
+        )
+        cursor = answer["cursor"]
+        try:
+            more = {"getMore": cursor["id"], "collection": AUDIT_LOGS.name, "batchSize": seals.MAX_MEMBERS}
+            batch, token = cursor["firstBatch"], cursor["postBatchResumeToken"]
+            while True:
+                following: asyncio.Task[dict[str, Any]] | None = None
+                if len(batch) > _MANY:
+                    # The server makes the next batch while this one is sealed.
+                    asked = raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
+                    following = asyncio.create_task(asked)
+                    await asyncio.sleep(0)  # lets it be asked for
+                try:
+                    yield batch, token
+                finally:
+                    if following is not None:
+                        await following
+                if following is not None:
+                    answer = following.result()
+                else:
+                    answer = await raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
+                batch, token = answer["cursor"]["nextBatch"], answer["cursor"]["postBatchResumeToken"]
+        finally:
+            await raw.command({"killCursors": AUDIT_LOGS.name, "cursors": [cursor["id"]]}, session=session)
+
+    async def _now(self, session: "AsyncClientSession") -> Timestamp:
+        """The newest time of the server's log: what the stream has to reach."""
+        answer = await self._database.client.admin.command("ping", session=session)
+        found: Timestamp = answer.get("operationTime") or Timestamp(0, 0)
+        return found
+
+    # By looking through the collection
+
+    async def _looked_through(self, end: SealHead | None) -> AsyncGenerator[_Batch, None]:
+        """What is in no seal and new enough that it may have been written since the stream was last read (all of it, if it
+        never was); then the stream takes over.
+
+        The position is taken before the first entry is read, and goes into the last seal: should this end before, the next
+        looks again. What is committed meanwhile comes again, in a later seal; to be in two does no harm.
+        """
+        base = None if end is None else await self._last_position()
+        since = None if base is None else base.reached_at - _FIRST_LOOK
+        known = set() if end is None else await self._sealed_since(since)
+        async with self._database.client.start_session() as session:
+            async with aclosing(self._events(session, {})) as events:
+                _, token = await anext(events)
+            moment = _time_of(token)
+            now = self._database.clock.now() if moment is None else _at(moment)
+            raw = self._database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
+            where = {} if since is None else {"createdAt": {"$gte": since}}
+            found: Any = raw.find_raw_batches(
+                where, _LOOKED, sort=[("createdAt", 1)], session=session, batch_size=seals.MAX_MEMBERS
+            )
+            seen: list[tuple[Any, Mapping[str, Any], Timestamp | None]] = []
+            async for received in found:
+                for document in bson.decode_all(received, fingerprint.OPTIONS):
+                    if type(document["_id"]) is ObjectId and document["_id"].binary not in known:
+                        seen.append((document["_id"], document, None))
+                        if len(seen) == seals.MAX_MEMBERS:
+                            yield self._batch(seen, None, EPOCH if base is None else base.reached_at)
+                            seen = []
+            yield self._batch(seen, token, now)
+
+    async def _last_position(self) -> SealHead | None:
+        """The last seal that says how far the stream had been read."""
+        where = {"position": {"$type": "binData"}}
+        return await self._database[SEALS].find_one(where, into=SealHead, sort=[("_id", -1)])
+
+    async def _sealed_since(self, since: datetime | None) -> set[bytes]:
+        known: set[bytes] = set()
+        async for seal in self._database[SEALS].stream({}, sort=[("_id", -1)], batch=20):
+            if since is not None and seal.sealed_at < since:
+                break
+            known |= {member[0] for member in seals.members_of(seal)}
+        return known
+
+    def _batch(
+        self,
+        seen: Sequence[tuple[Any, Mapping[str, Any], Timestamp | None]],
+        token: Mapping[str, Any] | None,
+        reached_at: datetime,
+    ) -> _Batch:
+        keys = self._database.entry_keys
+        members: list[Member] = []
+        times: list[datetime] = []
+        for oid, found, committed in seen:
+            if type(oid) is not ObjectId:
+                continue  # not one of the log's: `verify` reports it
+            digest, mac, created = found["h"], found.get("m"), found.get("c")
+            odd = 0 if committed else FOUND
+            if type(digest) is bytes and len(digest) == 32:
+                if mac is None:
+                    odd |= OTHERS
+                elif not fingerprint.authentic(digest, mac, keys):
+                    odd |= FORGED
+            elif isinstance(digest, dict) and "_id" in digest:
+                odd |= OTHERS
+                digest = fingerprint.examine(digest).hash
+            else:
+                odd |= FORGED
+                digest = bytes(32)
+            if type(created) is not datetime:
+                odd |= BACKDATED
+            else:
+                times.append(created)
+                if committed and abs((created - _EPOCH_NAIVE).total_seconds() - committed.time) > _MAX_DELAY_S:
+                    odd |= BACKDATED
+            members.append((oid.binary, digest, odd))
+        return _Batch(members, times, None if token is None else bson.encode(token), reached_at)
+
+
+_MAX_DELAY_S = MAX_DELAY.total_seconds()
+
+
+def _time_of(token: Mapping[str, Any]) -> Timestamp | None:
+    """The time that a resume token stands for: it begins with it (https://www.mongodb.com/docs/manual/changeStreams)."""
+    data = token.get("_data")
+    if not isinstance(data, str) or len(data) < 18 or data[:2] != "82":
+        return None
+    return Timestamp(int(data[2:10], 16), int(data[10:18], 16))
+
+
+def _at(moment: Timestamp) -> datetime:
+    return from_ms(moment.time * 1000)
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return None if moment is None else EPOCH + (moment - _EPOCH_NAIVE)

@@ -1,0 +1,349 @@
+"""Whether the log is what was sealed: names what was altered, what is missing, and what was put in.
+
+First along the chain, seal by seal: numbers, hashes, signatures, and every entry that they list. Then the other way round:
+every entry that is there must be listed, except those that are too young to be. Memory is bounded whatever the log's size: ids
+are compared in several passes when there are many.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from ximler.audit import fingerprint, seals
+from ximler.audit.erasure import ERASED
+from ximler.audit.keys import SealKeys
+from ximler.audit.sealing import MAX_DELAY
+from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
+from ximler.core.clock import EPOCH
+from ximler.database import Database
+from ximler.database.failures import translated
+from ximler.schema.audit_log import AUDIT_LOGS
+from ximler.schema.seal import Seal, SealHead
+
+__all__ = ["Problem", "Report", "verify"]
+
+MAX_PROBLEMS = 100
+_AT_ONCE = 2_000
+_PASS = 1_000_000  # ids in memory at once
+_EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
+
+_NONE: dict[str, Any] = {}
+
+What = Literal["altered", "missing", "inserted", "unsealed", "chain", "truncated"]
+
+
+class Problem(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`entry` and `seal` name where; `why` says what is wrong, for people."""
+
+    what: What
+    why: str
+    entry: str | None = None
+    seal: int | None = None
+
+
+class Report(msgspec.Struct, rename="camel"):
+    """What `verify` found. The first problems are spelled out, in the log's order; `counts` has all of them by kind."""
+
+    entries: int = 0  # that were checked against a seal
+    seals: int = 0
+    erased: int = 0  # of the entries, without the person
+    others: int = 0  # written by other applications
+    waiting: int = 0  # too young to be in a seal
+    pruned: int = 0  # removed by age, before what is left
+    head: Head | None = None
+    problems: list[Problem] = []
+    counts: dict[str, int] = {}
+
+    @property
+    def sound(self) -> bool:
+        return not self.counts
+
+    def add(self, what: What, why: str, *, entry: Any = None, seal: int | None = None) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(what, why, None if entry is None else str(entry), seal))
+
+
+async def verify(
+    database: Database,
+    keys: SealKeys,
+    *,
+    head: Head | None = None,
+    others: bool = False,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Report:
+    """Check the whole log; changes nothing. With `head`, an earlier end of the chain, also that nothing was cut off since.
+
+    `others`: entries of other applications, which carry no mark of ours, are no problem. Raises DatabaseUnavailable.
+    """
+    try:
+        while True:
+            run = _Run(database, keys, others, progress)
+            await run.chain(head)
+            await run.unlisted()
+            if not await run.overtaken():
+                return run.report
+    except PyMongoError as error:
+        raise translated(error, AUDIT_LOGS.name) from error
+
+
+# An entry as a seal has it: (seal's number, id, hash, what was odd)
+_Listed = tuple[int, bytes, bytes, int]
+
+
+class _Run:
+    def __init__(self, database: Database, keys: SealKeys, others: bool, progress: Callable[[int], object]) -> None:
+        self.report = Report(problems=[], counts={})
+        self._database = database
+        self._keys = keys
+        self._others = others
+        self._progress = progress
+        self._logs = database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
+        self._pruned: SealHead | None = None
+        self._end: SealHead | None = None
+        self._through = 0  # the last seal that was pruned
+        self._reached_at = EPOCH
+        self._listed: set[bytes] = set()  # of the first pass
+        self._passes = 1
+        self._read_next: tuple[list[_Listed], list[dict[str, Any]]] = ([], [])
+        self._erasures: set[str] = set()  # people whose erasure is sealed
+        self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
+
+    # Along the chain
+
+    async def chain(self, head: Head | None) -> None:
+        await self._start()
+        pending: list[_Listed] = []
+        previous = seals.START if self._pruned is None else self._pruned.pruned_hash
+        number = self._through + 1
+        met = head is None
+        async for seal in seals.from_number(self._database, 1, to=self._through):
+            await self._entries(self._members(seal) if self._signed(seal) else [])  # of a pruning that is under way
+        async for seal in seals.from_number(self._database, number):
+            if seal.id != number:
+                missing = f"seal {number}" if seal.id == number + 1 else f"seals {number} to {seal.id - 1}"
+                self.report.add("chain", f"{missing} missing", seal=number)
+                previous = None
+            digest = self._check(seal, previous)
+            if head is not None and seal.id == head.number:
+                met = True
+                if digest.hex() != head.hash:
+                    self.report.add("truncated", "the chain is not the one that the head was taken from", seal=seal.id)
+            previous, number, self._end = digest, seal.id + 1, seal
+            self.report.seals += 1
+            self._reached_at = max(self._reached_at, seal.reached_at)
+            pending += self._members(seal)
+            while len(pending) >= _AT_ONCE:
+                await self._entries(pending[:_AT_ONCE])
+                del pending[:_AT_ONCE]
+        await self._entries(pending)
+        await self._rest()
+        if self._end is not None:
+            self.report.head = Head(self._end.id, (previous or b"").hex(), self._end.sealed_at)
+        if head is not None and not met:
+            self._compare_with_pruned(head)
+
+    async def _start(self) -> None:
+        """Where the chain begins: at its first seal, or after what the last tombstone says was pruned."""
+        found = await seals.tombstone(self._database)
+        if found is None:
+            return
+        if self._signed(found):
+            self._pruned, self._through = found, found.pruned_through or 0
+            self.report.pruned = found.pruned_count or 0
+        # Otherwise it is no tombstone of ours: the chain is checked from its beginning, and it will be reported there.
+
+    def _signed(self, seal: SealHead) -> bool:
+        return bool(self._keys.verifies(seal.key_id, seals.hash_of(seal), seal.signature))
+
+    def _check(self, seal: Seal, previous: bytes | None) -> bytes:
+        digest = seals.hash_of(seal)
+        match self._keys.verifies(seal.key_id, digest, seal.signature):
+            case None:
+                self.report.add("chain", f"signed by a key that is not known ({seal.key_id})", seal=seal.id)
+            case False:
+                self.report.add(
+                    "chain", "its signature is wrong: the seal was altered, or made by somebody else", seal=seal.id
+                )
+        if previous is not None and seal.previous != previous:
+            self.report.add("chain", "does not follow the seal before it", seal=seal.id)
+        return digest
+
+    def _members(self, seal: Seal) -> list[_Listed]:
+        try:
+            if seals.digest_of(seal.members) != seal.members_hash:
+                raise ValueError
+            members = seals.members_of(seal)
+        except ValueError:
+            self.report.add("chain", "its list of entries was altered", seal=seal.id)
+            return []
+        return [(seal.id, *member) for member in members]
+
+    def _compare_with_pruned(self, head: Head) -> None:
+        through = self._through
+        if head.number > through:
+            end = self._end.id if self._end else through
+            why = f"the chain ends with seal {end}, but there was a seal {head.number}"
+            self.report.add("truncated", why, seal=head.number)
+        elif self._pruned and head.number == through and (self._pruned.pruned_hash or b"").hex() != head.hash:
+            self.report.add("truncated", "the chain is not the one that the head was taken from", seal=head.number)
+
+    async def overtaken(self) -> bool:
+        """Whether entries have been pruned meanwhile, so that they seemed to be missing."""
+        now = await seals.tombstone(self._database)
+        return now is not None and self._signed(now) and (now.pruned_through or 0) > self._through
+
+    # Entries that seals list
+
+    async def _entries(self, listed: list[_Listed]) -> None:
+        """Check them, while those that come next are being read: the check of these waits for the next call, or `_rest`."""
+        reading = asyncio.create_task(self._read(listed))
+        await asyncio.sleep(0)  # lets it be asked for
+        try:
+            await self._rest()
+        finally:
+            self._read_next = listed, await reading
+
+    async def _rest(self) -> None:
+        listed, found = self._read_next
+        self._read_next = [], []
+        there = {raw["_id"].binary: raw for raw in found}
+        known: dict[bytes, bytes] = {}
+        for place, (number, oid, digest, odd) in enumerate(listed):
+            self._remember(oid)
+            if (raw := there.pop(oid, _NONE)) is not _NONE:
+                known[oid] = self._look(raw, number, digest, odd)
+            elif number <= self._through:
+                continue
+            elif oid not in known:
+                self.report.add("missing", "was sealed, and is not there", entry=ObjectId(oid), seal=number)
+            elif known[oid] != digest:  # listed twice: it was removed, and put back otherwise
+                self.report.add("altered", "is not what was sealed", entry=ObjectId(oid), seal=number)
+            if place % 128 == 0:
+                await asyncio.sleep(0)  # the next are being received
+        self.report.entries += sum(number > self._through for number, _, _, _ in listed)
+        self._progress(self.report.entries)
+
+    async def _read(self, listed: list[_Listed]) -> list[dict[str, Any]]:
+        where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
+        return await self._logs.find(where, batch_size=_AT_ONCE).to_list() if listed else []
+
+    def _look(self, raw: dict[str, Any], number: int, digest: bytes, odd: int) -> bytes:
+        """Check one entry, which is used up; returns its hash."""
+        oid, metadata = raw["_id"], raw.get("metadata")
+        mark = metadata.get("_audit") if type(metadata) is dict else None
+        found = fingerprint.examine(raw)
+        if found.hash != digest or found.problem:
+            why = found.problem or "is not what was sealed"
+            self.report.add("altered", why, entry=oid, seal=number)
+            return digest
+        if odd & (OTHERS | FORGED) and not (
+            mark and fingerprint.authentic(found.hash, mark.get("mac"), self._database.entry_keys)
+        ):
+            if odd & FORGED:
+                self.report.add("inserted", "carries a mark that is not ours", entry=oid, seal=number)
+            else:
+                self.report.others += 1
+                if not self._others:
+                    self.report.add("inserted", "carries no mark of ours: another application wrote it, or somebody by hand",
+                                    entry=oid, seal=number)  # fmt: skip
+        elif raw.get("action") == ERASED:
+            self._erasures.add(str(raw.get("resourceId")))
+        if odd & BACKDATED and not (odd & OTHERS and self._others):
+            self.report.add("inserted", "was written at another time than it says", entry=oid, seal=number)
+        if found.erased:
+            self.report.erased += 1
+            for of in found.erased:
+                self._erased.setdefault(_person(raw, of), (oid, number))
+        return digest
+
+    def _remember(self, oid: bytes) -> None:
+        """For the passes over all ids: the first is remembered right away, as far as memory allows."""
+        if oid[-1] % self._passes == 0:
+            self._listed.add(oid)
+            if len(self._listed) > _PASS:
+                self._passes *= 2
+                self._listed = {one for one in self._listed if one[-1] % self._passes == 0}
+
+    # Entries that no seal lists
+
+    async def unlisted(self) -> None:
+        """And what could only be judged at the end: erased entries need an erasure that is on record."""
+        now = self._database.clock.now()
+        for turn in range(self._passes):
+            listed = self._listed if turn == 0 else await self._listed_in(turn)
+            suspects = [oid async for oid in self._not_in(listed, turn)]
+            if suspects:
+                await self._judge(suspects, now)
+        for person, (oid, number) in self._erased.items():
+            if person not in self._erasures:
+                why = "the person in it is gone, and no erasure of them is on record"
+                self.report.add("altered", why, entry=oid, seal=number)
+
+    async def _listed_in(self, turn: int) -> set[bytes]:
+        listed: set[bytes] = set()
+        async for seal in seals.from_number(self._database, 1):
+            if seal.id <= self._through and not self._signed(seal):
+                continue
+            members = seals.members_of(seal) if len(seal.members) == seal.count * seals.MEMBER_BYTES else []
+            listed.update(oid for oid, _, _ in members if oid[-1] % self._passes == turn)
+        return listed
+
+    async def _not_in(self, listed: set[bytes], turn: int) -> AsyncGenerator[Any, None]:
+        passes = self._passes
+        cursor = self._logs.find({}, {"_id": 1}, hint="_id_", batch_size=50_000)
+        while batch := await cursor.to_list(50_000):
+            for raw in batch:
+                oid = raw["_id"]
+                if type(oid) is not ObjectId:
+                    if turn == 0:
+                        yield oid
+                elif (known := oid.binary) not in listed and known[-1] % passes == turn:
+                    yield oid
+
+    async def _judge(self, suspects: list[Any], now: datetime) -> None:
+        """Some have been sealed since the seals were read; some are too young; the others should not be there."""
+        later = self._end.id + 1 if self._end else 1
+        async with aclosing(seals.from_number(self._database, later)) as new:
+            since = {ObjectId(oid) async for seal in new for oid, _, _ in seals.members_of(seal)}
+        suspects = [oid for oid in suspects if oid not in since]
+        for start in range(0, len(suspects), _AT_ONCE):
+            where = {"_id": {"$in": suspects[start : start + _AT_ONCE]}}
+            for raw in await self._logs.find(where).sort("createdAt", 1).to_list():
+                self._judge_one(raw, now)
+
+    def _judge_one(self, raw: dict[str, Any], now: datetime) -> None:
+        oid, created, metadata = raw["_id"], raw.get("createdAt"), raw.get("metadata")
+        if type(created) is not datetime or type(oid) is not ObjectId:
+            self.report.add("inserted", "is in no seal, and not made as entries are", entry=oid)
+            return
+        moment = EPOCH + (created - _EPOCH_NAIVE)
+        if moment > now + MAX_DELAY:
+            self.report.add(
+                "inserted", f"is in no seal, and says that it was written in the future ({moment})", entry=oid
+            )
+        elif moment + MAX_DELAY >= now:
+            self.report.waiting += 1
+            mark = metadata.get("_audit", {}) if type(metadata) is dict else {}
+            found = fingerprint.examine(raw)
+            if raw.get("action") == ERASED and not found.problem and fingerprint.authentic(
+                found.hash, mark.get("mac"), self._database.entry_keys
+            ):  # fmt: skip
+                self._erasures.add(str(raw.get("resourceId")))
+        elif moment + MAX_DELAY < self._reached_at:
+            self.report.add("inserted", f"is in no seal, though its time ({moment}) has been sealed", entry=oid)
+        else:
+            why = f"is in no seal since {moment}: no worker seals the log, or it was put in behind its back"
+            self.report.add("unsealed", why, entry=oid)
+
+
+def _person(raw: dict[str, Any], of: str) -> str:
+    metadata = raw.get("metadata")
+    actor = metadata.get("actorId") if type(metadata) is dict else None
+    return str(actor if of == "actor" else raw.get("userId"))

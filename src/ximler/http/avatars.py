@@ -1,0 +1,112 @@
+"""Pictures of people: sent as they are or as a form's file, shown to everybody."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, delete, get, put
+from litestar.datastructures import State, UploadFile
+from litestar.di import NamedDependency
+from litestar.enums import MediaType
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import PathParameter
+from litestar.response import Stream
+
+from ximler.accounts import avatars, pictures
+from ximler.core.errors import Invalid
+from ximler.core.ids import object_id
+from ximler.http.authentication import Caller, signed_in
+from ximler.http.problems import documented
+
+__all__ = ["remove", "show", "upload"]
+
+_FORM_OVERHEAD = 10_000  # bytes around the file in a multipart body
+# A picture runs nothing, whatever a browser takes it for; a day in caches, so that it is gone soon after its owner.
+_HEADERS = {
+    "Cache-Control": "public, max-age=86400",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+
+
+class Avatar(msgspec.Struct, frozen=True):
+    """`avatar` is the picture's path; null is none."""
+
+    avatar: str | None
+
+
+@put(
+    "/avatar",
+    **signed_in(),
+    tags=["accounts"],
+    summary="Choose your picture",
+    request_max_body_size=pictures.MAX_BYTES + _FORM_OVERHEAD,
+    responses=documented(
+        _400="The form cannot be read",
+        _401="Nobody is signed in",
+        _403="It came with an API key, or from another site's page",
+        _413="The file is too large",
+        _422="It is no picture that can be read",
+        _503="The database is away",
+    ),
+)
+async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State) -> Avatar:
+    """PNG, JPEG, WebP or GIF, as the body itself or as the first file of a form. Kept as WebP, at most 512 × 512 pixels."""
+    return Avatar(await avatars.set_picture(state.database, caller.actor, await _sent(request)))
+
+
+@delete(
+    "/avatar",
+    **signed_in(),
+    status_code=200,
+    tags=["accounts"],
+    summary="Have no picture",
+    responses=documented(
+        _401="Nobody is signed in",
+        _403="It came with an API key, or from another site's page",
+        _503="The database is away",
+    ),
+)
+async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
+    """Repeating it changes nothing."""
+    await avatars.remove(state.database, caller.actor)
+    return Avatar(None)
+
+
+@get(
+    "/avatars/{picture:str}",
+    tags=["accounts"],
+    summary="Somebody's picture",
+    media_type=pictures.CONTENT_TYPE,
+    responses={
+        200: ResponseSpec(bytes, description="The picture", media_type=pictures.CONTENT_TYPE, generate_examples=False),
+        304: ResponseSpec(None, description="The caller has it already", media_type=MediaType.TEXT),
+    }
+    | documented(
+        _400="The request cannot be read",
+        _404="It is nobody's picture, any more",
+        _422="That is no id",
+        _503="The database is away",
+    ),
+)
+async def show(
+    picture: Annotated[str, PathParameter(max_length=100)], request: Request[Any, Any, Any], state: State
+) -> Response[Any]:
+    """What is under a path never changes; it ends when its owner chooses another picture, or leaves."""
+    file = await avatars.get(state.database, object_id(picture, "picture"))
+    headers = {**_HEADERS, "ETag": f'"{file.id}"'}
+    if f'"{file.id}"' in request.headers.get("if-none-match", ""):
+        return Response(b"", status_code=304, headers=headers, media_type=file.content_type)
+    return Stream(
+        avatars.read(state.database, file),
+        headers={**headers, "Content-Length": str(file.size_bytes)},
+        media_type=file.content_type,
+    )
+
+
+async def _sent(request: Request[Any, Any, Any]) -> bytes:
+    if request.content_type[0] != "multipart/form-data":
+        return await request.body()
+    for part in (await request.form()).values():
+        if isinstance(part, UploadFile):
+            return await part.read()
+    raise Invalid.field("avatar", "is missing: the form has no file")

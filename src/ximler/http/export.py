@@ -1,0 +1,36 @@
+"""Taking along all that is kept of one."""
+
+from litestar import get
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.response import Stream
+
+from ximler.http.authentication import Caller, signed_in
+from ximler.http.problems import documented
+from ximler.privacy import export
+
+__all__ = ["take_along"]
+
+_ZIP = "application/zip"
+
+
+@get(
+    "/export",
+    **signed_in(),
+    tags=["accounts"],
+    summary="Everything that is kept of you",
+    media_type=_ZIP,
+    responses={200: ResponseSpec(bytes, description="A zip archive", media_type=_ZIP, generate_examples=False)}
+    | documented(
+        _401="Nobody is signed in",
+        _403="The sign-in is older than ten minutes, or it is an API key's",
+        _503="The database is away",
+    ),
+)
+async def take_along(caller: NamedDependency[Caller], state: State) -> Stream:
+    """A zip archive of JSON files, and of files of your own, made as it is sent. One that ends early does not open."""
+    archive = await export.take(state.database, caller.actor, caller.actor.require_user())
+    day = f"{state.database.clock.now():%Y-%m-%d}"
+    headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}
+    return Stream(archive, media_type=_ZIP, headers=headers)

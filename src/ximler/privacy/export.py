@@ -1,0 +1,184 @@
+"""All that is kept of a person, as one zip archive of JSON files and their own files, made while it is read.
+
+Memory stays at a batch of documents and the compressor's window, whatever the size of the archive. It is no snapshot: what
+changes meanwhile may be in it or not. A reader that gets no end of it got no archive: a zip's directory comes last.
+"""
+
+import asyncio
+import io
+import zipfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from bson import ObjectId
+
+from ximler.accounts import export as accounts
+from ximler.accounts import step_up
+from ximler.accounts.avatars import BUCKET as AVATARS
+from ximler.audit import records, search
+from ximler.core.actor import Actor
+from ximler.core.errors import NotFound
+from ximler.database import Database, files
+from ximler.database.collection import TypedCollection
+from ximler.schema.audit_log import AUDIT_LOGS
+
+__all__ = ["CONTENTS", "take"]
+
+# By file: the collection, and of each of its documents the fields that are the person's to take. What is not named stays here:
+# hashes, and what only serves a search. A new field needs a decision; a test says so.
+CONTENTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "projects.json": (
+        "projects",
+        (
+            *("_id", "name", "description", "settings", "canvasData", "storageSize"),
+            *("createdAt", "updatedAt", "deletedAt"),
+        ),
+    ),
+    "subscriptions.json": (
+        "subscriptions",
+        (
+            *("_id", "planId", "status", "startDate", "endDate", "autoRenew", "price", "currency"),
+            *("stripeSubscriptionId", "stripeCustomerId", "createdAt", "updatedAt"),
+        ),
+    ),
+    "payments.json": (
+        "payments",
+        (
+            *("_id", "subscriptionId", "amount", "currency", "status", "description", "paidAt"),
+            *("stripePaymentIntentId", "stripeInvoiceId", "invoiceUrl", "createdAt", "updatedAt"),
+        ),
+    ),
+    "usage.json": (
+        "usage",
+        ("_id", "resourceType", "amount", "periodStart", "periodEnd", "metadata", "createdAt"),
+    ),
+    "apikeys.json": (
+        "apikeys",
+        (
+            *("_id", "name", "hint", "permissions", "allowedAddresses", "lastUsed"),
+            *("expiresAt", "revokedAt", "replacedBy", "createdAt"),
+        ),
+    ),
+    "notifications.json": (
+        "notifications",
+        ("_id", "type", "title", "message", "readAt", "metadata", "createdAt"),
+    ),
+    "history.json": (  # as customers see it: without what it says of others who acted
+        "auditlogs",
+        ("_id", "action", "resource", "resourceId", "metadata", "ipAddress", "userAgent", "createdAt"),
+    ),
+}
+_BUCKETS = {"avatars": AVATARS}
+_EXTENSIONS = {"image/webp": "webp"}
+_BATCH = 200  # documents asked for at once; MongoDB ends a batch at 16 MB
+_PIECE = 256_000  # bytes handed to the compressor at once, in a thread
+
+
+async def take(database: Database, actor: Actor, user_id: ObjectId) -> AsyncIterator[bytes]:
+    """The archive's bytes, as they are read. One's own, with a recent sign-in; an operator anybody's; the log says who took it.
+
+    Raises Unauthenticated, StepUpRequired, NotFound before the first byte.
+    """
+    step_up.require(database, actor)
+    if user_id != actor.user_id and actor.kind not in ("operator", "system"):
+        raise NotFound("No such user")
+    account = await accounts.account(database, user_id)
+
+    async def write(transaction: Database) -> None:
+        await records.write(
+            transaction, actor, "privacy.data.exported", resource="users", resource_id=user_id, user_id=user_id
+        )
+
+    await database.transaction(write)
+    return _archive(database, user_id, account)
+
+
+async def _archive(database: Database, user_id: ObjectId, account: dict[str, Any]) -> AsyncIterator[bytes]:
+    out = _Out()
+    now = database.clock.now()
+    with zipfile.ZipFile(out, "w") as made:
+        async for name, pieces in _entries(database, user_id, account):
+            entry = zipfile.ZipInfo(name, now.timetuple()[:6])
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            async with aclosing(pieces):  # at once, when the reader leaves
+                with made.open(entry, "w", force_zip64=True) as opened:
+                    async for piece in pieces:
+                        await asyncio.to_thread(opened.write, piece)
+                        yield out.taken()
+    yield out.taken()
+
+
+async def _entries(
+    database: Database, user_id: ObjectId, account: dict[str, Any]
+) -> AsyncIterator[tuple[str, AsyncGenerator[bytes, None]]]:
+    yield "account.json", _whole(_json(account))
+    for name, (collection, fields) in CONTENTS.items():
+        yield name, _documents(_typed(database, collection), user_id, fields)
+    for folder, bucket in _BUCKETS.items():
+        for file in await files.stored_by(database, bucket, user_id):
+            extension = _EXTENSIONS.get(file.content_type, "bin")
+            yield f"{folder}/{file.id}.{extension}", files.read(database, bucket, file.id)
+
+
+async def _whole(content: bytes) -> AsyncGenerator[bytes, None]:
+    yield content
+
+
+async def _documents(
+    collection: TypedCollection[Any], user_id: ObjectId, fields: tuple[str, ...]
+) -> AsyncGenerator[bytes, None]:
+    """A JSON array, one document a line, in pieces."""
+    document = collection.spec.document
+    attributes = dict(zip(document.__struct_encode_fields__, document.__struct_fields__, strict=True))
+    pairs = [(name, attributes[name]) for name in fields]
+    piece = bytearray(b"[")
+    separator = b"\n"
+    log = collection.spec is AUDIT_LOGS
+    where = search.told(user_id) if log else {"userId": user_id}
+    async with aclosing(collection.stream(where, deleted=True, batch=_BATCH)) as found:
+        async for each in found:
+            if log:
+                search.without_others(each)
+            piece += separator
+            piece += _json({name: getattr(each, attribute) for name, attribute in pairs})
+            separator = b",\n"
+            if len(piece) >= _PIECE:
+                yield bytes(piece)
+                piece.clear()
+    yield bytes(piece) + b"\n]\n"
+
+
+def _typed(database: Database, name: str) -> TypedCollection[Any]:
+    match name:
+        case "apikeys":
+            return database.api_keys
+        case "auditlogs":
+            return database.audit_logs
+        case _:
+            found: TypedCollection[Any] = getattr(database, name)
+            return found
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+class _Out(io.RawIOBase):
+    """What zipfile writes to: it keeps the bytes until they are taken, and cannot go back."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._kept += data
+        return len(data)
+
+    def taken(self) -> bytes:
+        taken = bytes(self._kept)
+        self._kept.clear()
+        return taken

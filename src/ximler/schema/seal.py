@@ -1,0 +1,48 @@
+"""`auditseals`: the chain that proves the audit log. Private to audit."""
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, ShardKey, ascending
+
+__all__ = ["SEALS", "Seal", "SealHead"]
+
+
+class SealHead(Document, kw_only=True):
+    """A seal without its members. `id` counts from 1: who inserts the next number has sealed, everybody else has not."""
+
+    id: int = field(name="_id")
+    kind: Literal["entries", "pruned"] = "entries"
+    previous: bytes  # hash of the seal before
+    count: int = 0
+    first_at: datetime | None = None  # of its entries
+    last_at: datetime | None = None
+    reached_at: datetime  # what was committed until then is in this seal or in one before
+    position: bytes | None = None  # of the change stream, to go on from
+    pruned_through: int | None = None  # the last seal whose entries have been removed
+    pruned_hash: bytes | None = None
+    pruned_count: int | None = None
+    members_hash: bytes
+    sealed_at: datetime
+    key_id: str
+    signature: bytes
+
+
+class Seal(SealHead, kw_only=True):
+    """`members`: of each entry its id (12 bytes), hash (32) and what was odd about it (1), in order of commit."""
+
+    members: bytes = b""
+    created_at: datetime = AT_WRITE
+
+
+SEALS = Collection(
+    name="auditseals",
+    document=Seal,
+    purpose="Signed lists of audit entries and their hashes, each bound to the one before.",
+    owner="audit",
+    indexes=(ascending("kind", "-_id", ours=True, why="the last tombstone"),),
+    shard_key=ShardKey((), "a chain: appended to at its end, read in order"),
+    private=True,
+)

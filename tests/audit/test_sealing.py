@@ -1,0 +1,228 @@
+"""The chain of seals: complete, in the order of commits, and the same whoever seals and however often."""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from bson import ObjectId
+from pymongo.errors import OperationFailure
+from tests.audit.conftest import Written
+
+from ximler.audit import records, sealing, seals
+from ximler.audit.keys import NoSealKey, SealKeys
+from ximler.audit.sealing import Sealer
+from ximler.audit.seals import BACKDATED, FORGED, FOUND, OTHERS
+from ximler.core.actor import Actor
+from ximler.database import Database
+from ximler.schema.seal import SEALS, Seal
+
+
+async def chain(database: Database) -> list[Seal]:
+    found = [seal async for seal in seals.from_number(database, 1)]
+    assert [seal.id for seal in found] == list(range(1, len(found) + 1))
+    previous = seals.START
+    for seal in found:
+        assert seal.previous == previous
+        previous = seals.hash_of(seal)
+    return found
+
+
+async def sealed(database: Database) -> list[tuple[ObjectId, int]]:
+    """(id, what was odd) of every entry in the chain, in its order."""
+    found = await chain(database)
+    return [(ObjectId(oid), odd) for seal in found for oid, _, odd in seals.members_of(seal)]
+
+
+async def test_what_is_written_is_sealed_once_and_in_order(database: Database, sealer: Sealer, write: Written) -> None:
+    first = await write(3)
+    assert await sealer.seal() == 3
+    second = await write(2)
+    assert await sealer.seal() == 2
+    assert await sealer.seal() == 0
+    assert await sealed(database) == [(oid, FOUND) for oid in first] + [(oid, 0) for oid in second]
+
+
+async def test_a_seal_is_signed_and_any_change_of_it_shows(
+    database: Database, keys: SealKeys, sealer: Sealer, write: Written
+) -> None:
+    await write()
+    await sealer.seal()
+    seal = (await chain(database))[-1]
+    digest = seals.hash_of(seal)
+    assert keys.verifies(seal.key_id, digest, seal.signature)
+    others: dict[type, Any] = {
+        int: 99,
+        bytes: b"x",
+        str: "pruned",
+        type(None): 5,
+        datetime: seal.sealed_at + timedelta(1),
+    }
+    for name in seal.__struct_fields__:
+        if name not in ("signature", "members", "created_at"):  # the members enter by their hash
+            altered = msgspec.structs.replace(seal, **{name: others[type(getattr(seal, name))]})
+            assert seals.hash_of(altered) != digest, name
+
+
+async def test_sealers_that_race_make_one_chain_with_every_entry_once(
+    database: Database, keys: SealKeys, write: Written
+) -> None:
+    sealers = [Sealer(database, keys) for _ in range(4)]
+    await sealers[0].seal()
+    written: list[ObjectId] = []
+    for _ in range(5):
+        ids, *_ = await asyncio.gather(write(10), *(sealer.seal() for sealer in sealers))
+        written += ids
+    assert sum([await sealer.seal() for sealer in sealers]) >= 0
+    assert [oid for oid, _ in await sealed(database)] == written
+
+
+async def test_the_first_sealers_of_a_log_that_has_entries_already_race_too(
+    database: Database, keys: SealKeys, write: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seals, "MAX_MEMBERS", 7)
+    written = await write(40)
+    await asyncio.gather(*(Sealer(database, keys).seal() for _ in range(4)))
+    assert {oid for oid, _ in await sealed(database)} == set(written)
+    assert len(await sealed(database)) == 40
+
+
+async def test_entries_are_listed_as_they_were_committed_even_after_30_seconds_in_a_transaction(
+    database: Database, sealer: Sealer, ada: Actor, write: Written
+) -> None:
+    await sealer.seal()
+    slow = asyncio.Event()
+
+    async def body(transaction: Database) -> None:
+        await records.write(transaction, ada, "slow.slow.slow", resource="users")
+        slow.set()
+        await finish.wait()
+
+    finish = asyncio.Event()
+    database.clock.offset_ms = -30_000
+    running = asyncio.create_task(database.transaction(body))
+    await slow.wait()
+    database.clock.offset_ms = 0
+    fast = await write(2)
+    await sealer.seal()
+    finish.set()
+    await running
+    await sealer.seal()
+    late = await database.raw["auditlogs"].find_one({"action": "slow.slow.slow"})
+    assert late is not None
+    assert await sealed(database) == [(fast[0], 0), (fast[1], 0), (late["_id"], 0)]
+
+
+async def test_an_entry_that_is_removed_before_it_was_sealed_leaves_its_trace(
+    database: Database, sealer: Sealer, write: Written
+) -> None:
+    await sealer.seal()
+    (oid,) = await write()
+    await database.raw["auditlogs"].delete_one({"_id": oid})
+    assert await sealer.seal() == 1
+    assert await sealed(database) == [(oid, 0)]
+
+
+async def test_what_was_odd_about_an_entry_is_noted(database: Database, sealer: Sealer, write: Written) -> None:
+    await sealer.seal()
+    (ours,) = await write()
+    raw = await database.raw["auditlogs"].find_one({"_id": ours})
+    assert raw is not None
+    others, forged, backdated = ObjectId(), ObjectId(), ObjectId()
+    now = database.clock.now()
+    await database.raw["auditlogs"].insert_one({"_id": others, "action": "a", "resource": "r", "createdAt": now})
+    await database.raw["auditlogs"].insert_one({**raw, "_id": forged})
+    await database.raw["auditlogs"].insert_one(
+        {"_id": backdated, "action": "a", "resource": "r", "createdAt": now - timedelta(hours=1)}
+    )
+    await sealer.seal()
+    # The mark is not made for another id, but that shows only when the entry itself is looked at.
+    assert await sealed(database) == [(ours, 0), (others, OTHERS), (forged, 0), (backdated, OTHERS | BACKDATED)]
+    mark = raw["metadata"]["_audit"]
+    await database.raw["auditlogs"].insert_one(
+        {**raw, "_id": forged, "metadata": {"_audit": {**mark, "mac": b"x" * 16}}} | {"_id": ObjectId()}
+    )
+    await sealer.seal()
+    assert (await sealed(database))[-1][1] == FORGED
+
+
+async def test_when_the_streams_history_is_lost_the_collection_is_looked_through(
+    database: Database, keys: SealKeys, write: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await write(3)
+    await Sealer(database, keys).seal()
+    second = await write(2)
+    events = Sealer._events
+
+    def lost(self: Sealer, session: Any, start: Any) -> Any:  # a server's log would have to be filled for it: gigabytes
+        if "resumeAfter" in start:
+            raise OperationFailure("history lost", 286)
+        return events(self, session, start)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sealer, "_events", lost)
+        assert await Sealer(database, keys).seal() == 2
+    third = await write(1)
+    assert await Sealer(database, keys).seal() == 1
+    assert await sealed(database) == [(oid, FOUND) for oid in first + second] + [(third[0], 0)]
+
+
+async def test_a_first_look_that_was_interrupted_is_taken_up_again(
+    database: Database, keys: SealKeys, write: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seals, "MAX_MEMBERS", 4)
+    written = await write(10)
+    append = seals.append
+    calls = 0
+
+    async def failing(*args: Any, **content: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("killed")
+        return await append(*args, **content)
+
+    monkeypatch.setattr(seals, "append", failing)
+    with pytest.raises(RuntimeError):
+        await Sealer(database, keys).seal()
+    assert len(await sealed(database)) == 4
+    await Sealer(database, keys).seal()
+    assert [oid for oid, _ in await sealed(database)] == written
+
+
+async def test_a_log_without_news_gets_an_empty_seal_every_hour(database: Database, sealer: Sealer) -> None:
+    for _ in range(3):
+        await sealer.seal()
+    assert len(await chain(database)) == 1
+    database.clock.offset_ms = 3_700_000
+    for _ in range(3):
+        await sealer.seal()
+    assert [seal.count for seal in await chain(database)] == [0, 0]
+
+
+async def test_only_one_of_several_running_sealers_is_due(
+    database: Database, keys: SealKeys, write: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "EVERY_S", 0.05)
+    await write(5)
+    tasks = [asyncio.create_task(Sealer(database, keys).run()) for _ in range(3)]
+    try:
+        async with asyncio.timeout(20):
+            while len(await sealed(database)) < 5:  # noqa: ASYNC110 (the database is what changes)
+                await asyncio.sleep(0.02)
+            more = await write(5)
+            while len(await sealed(database)) < 10:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.02)
+    finally:
+        while any(not task.done() for task in tasks):  # the driver swallows a cancellation now and then
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=0.5)
+    assert [oid for oid, _ in await sealed(database)][-5:] == more
+
+
+async def test_a_public_key_seals_nothing(database: Database, keys: SealKeys) -> None:
+    with pytest.raises(NoSealKey):
+        await Sealer(database, SealKeys.parse(keys.public[0])).seal()
+    assert await database[SEALS].count({}) == 0

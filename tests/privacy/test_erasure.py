@@ -1,0 +1,362 @@
+"""Thirty days after an account was closed: nothing in the database says who it was, whatever ended the job in the middle."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import bson
+import pytest
+from bson import ObjectId
+from tests.mailing import Mailbox, worker_of
+
+from ximler.accounts import closing, credentials, sessions, users
+from ximler.accounts.keyring import Keyring
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
+from ximler.database.monitoring import round_trips
+from ximler.notifications import inbox
+from ximler.privacy import erasure
+from ximler.projects import projects
+from ximler.schema import CATALOGUE
+from ximler.schema.api_key import ApiKey
+from ximler.schema.payment import Payment
+from ximler.schema.subscription import Subscription
+from ximler.schema.usage import Usage
+from ximler.schema.user import User
+from ximler.worker import Worker
+
+MARK = "Xanadu"  # in everything that says who she was
+PASSWORD = "correct horse battery"
+DAYS = timedelta(days=30)
+
+# What becomes of a person in each collection. A new one needs an entry, and if it says anything of a person, a step in
+# `privacy.erasure` and something of theirs in `person` below.
+FATES = {
+    "users": "anonymised",
+    "plans": "nobody's",
+    "subscriptions": "kept without customer",
+    "payments": "kept without words and links",
+    "usage": "amounts kept",
+    "projects": "removed",
+    "apikeys": "removed",
+    "notifications": "removed",
+    "coupons": "nobody's",
+    "auditlogs": "kept without values",
+    "sessions": "removed",
+    "registrations": "not yet a person's; gone within a day",
+    "credentials": "removed",
+    "emailchanges": "removed",
+    "gauges": "removed",
+    "quotas": "removed",
+    "entitlements": "removed",
+    "outbox": "dead jobs removed, others gone within a week",
+    "meta": "nobody's",
+    "throttles": "keyed hashes, gone within days",
+    "refusals": "hashes, gone within minutes",
+    "replies": "encrypted under what nobody here knows, gone within a day",
+    "auditseals": "hashes",
+    "receipts": "hashes and amounts, gone within a day",
+    "usageevents": "amounts kept, under hashes",
+    "usagebatches": "amounts, on their way into the ledger",
+    "usagesettlements": "amounts, on their way into the ledger",
+}
+
+
+def test_it_is_decided_for_every_collection_what_becomes_of_a_person() -> None:
+    assert set(FATES) == {c.name for c in CATALOGUE}
+
+
+@pytest.fixture
+def keyring(settings: Settings) -> Any:
+    keyring = Keyring(settings)
+    yield keyring
+    keyring.close()
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture
+def worker(database: Database, settings: Settings, keyring: Keyring, mailbox: Mailbox) -> Worker:
+    return worker_of(database, settings, keyring, mailbox)
+
+
+@pytest.fixture
+async def ada(database: Database, keyring: Keyring, settings: Settings) -> User:
+    return await person(database, keyring, settings, f"{MARK}@example.com")
+
+
+async def person(database: Database, keyring: Keyring, settings: Settings, email: str) -> User:
+    """Somebody with something of everything, each part marked; and what another application knows of them."""
+    ada = await users.create(database, keyring, SYSTEM, name=MARK, email=email, password=PASSWORD)
+    actor = Actor(kind="user", via="session", user_id=ada.id)
+    await database.raw["users"].update_one(
+        {"_id": ada.id},
+        {"$set": {"phone": MARK, "avatar": MARK, "stripeCustomerId": MARK, "lastLogin": ada.created_at}},
+    )
+    await sessions.sign_in(database, keyring, settings, Actor(user_agent=MARK), email=email, password=PASSWORD)
+    for _ in range(2):
+        made = await projects.create(database, actor, name=MARK, canvas_data={"a": MARK})
+    await projects.delete(database, actor, made.id)
+    now = database.clock.now()
+    about: Any = {"user_id": ada.id, "currency": "USD"}
+    subscription = await database.subscriptions.insert(
+        Subscription(**about, plan_id="pro", status="ACTIVE", start_date=now, price=29, stripe_customer_id=MARK)
+    )
+    await database.payments.insert(
+        Payment(
+            **about,
+            subscription_id=subscription.id,
+            amount=29,
+            status="PAID",
+            description=MARK,
+            invoice_url=MARK,
+            paid_at=now,
+        )
+    )
+    await database.usage.insert(
+        Usage(
+            user_id=ada.id, resource_type="apiCalls", amount=7, period_start=now, period_end=now, metadata={"r": MARK}
+        )
+    )
+    await database.api_keys.insert(ApiKey(user_id=ada.id, name=MARK, key_hash=MARK))
+    await database.raw["credentials"].insert_one({"_id": ada.id, "lockReason": MARK})
+    await database.raw["emailchanges"].insert_one(
+        {
+            "_id": ada.id,
+            "requestId": ada.id,
+            "email": f"new-{email}",
+            "expiresAt": now + timedelta(days=1),
+            "createdAt": now,
+        }
+    )
+    override = {"override": {"reason": MARK, "by": "cli"}}
+    limits = {"planId": "pro", "planName": "Pro", "projects": 1, "storageBytes": 1, "apiCalls": 1}
+    await database.raw["entitlements"].insert_one({"_id": ada.id, **limits, **override})
+    period = {"userId": ada.id, "resource": "apiCalls", "periodStart": now, "periodEnd": now, "limit": 1}
+    await database.raw["quotas"].insert_one({"_id": f"{ada.id}:apiCalls:2026-01-01", **period, "detail": {"h": MARK}})
+    await inbox.notify(database, await database.users.get(ada.id), "PRODUCT", MARK, MARK)
+    await credentials.request_reset(database, keyring, Actor(), email=email)
+    await database.raw["outbox"].update_many({"payload.email": email.lower()}, {"$set": {"status": "DEAD"}})
+    return ada
+
+
+async def close(database: Database, ada: User) -> None:
+    actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
+    await closing.close(database, actor, await database.users.get(ada.id))
+
+
+async def traces(database: Database) -> list[str]:
+    """Where something still says who it was."""
+    return [
+        name
+        for name in sorted(await database.raw.list_collection_names())
+        for document in await database.raw[name].find({}).to_list()
+        if MARK.lower().encode() in bson.encode(document).lower()
+    ]
+
+
+async def test_after_thirty_days_nothing_says_who_it_was(database, keyring, worker, ada) -> None:
+    await close(database, ada)
+    await worker.run_due()
+    assert "users" in await traces(database)
+    database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+    await worker.run_due()
+    assert await traces(database) == []
+    left = await database.raw["users"].find_one({"_id": ada.id})
+    assert left is not None
+    assert (left["name"], left["email"]) == ("Erased", f"erased-{ada.id}@erased.invalid")
+    assert left.keys() == {
+        *("_id", "name", "email", "password", "emailVerified"),
+        *("deletedAt", "closedAt", "createdAt", "updatedAt"),
+    }
+    for name in (
+        "projects",
+        "sessions",
+        "credentials",
+        "notifications",
+        "apikeys",
+        "gauges",
+        "emailchanges",
+        "quotas",
+        "entitlements",
+    ):
+        assert await database.raw[name].count_documents({}) == 0, name
+
+
+async def test_the_books_stay_whole(database, keyring, worker, ada) -> None:
+    before = (await database.payments.find({}), await database.subscriptions.find({}))
+    await close(database, ada)
+    database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+    await worker.run_due()
+    (payment,), (subscription,) = await database.payments.find({}), await database.subscriptions.find({})
+    for name in ("id", "user_id", "subscription_id", "amount", "currency", "status", "paid_at", "created_at"):
+        assert getattr(payment, name) == getattr(before[0][0], name)
+    assert (subscription.status, subscription.auto_renew, subscription.price) == ("CANCELLED", False, 29)
+    assert [row.amount for row in await database.usage.find({})] == [7]
+
+
+async def test_others_are_left_alone(database, keyring, settings, worker, ada) -> None:
+    bob = await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    actor = Actor(kind="user", via="session", user_id=bob.id)
+    await projects.create(database, actor, name="Bridge")
+    await database.payments.insert(Payment(user_id=bob.id, amount=5, status="PAID", description="Bob's"))
+    before = [await database.users.get(bob.id), await database.payments.find({"userId": bob.id})]
+    await close(database, ada)
+    database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+    await worker.run_due()
+    assert [await database.users.get(bob.id), await database.payments.find({"userId": bob.id})] == before
+    assert len((await projects.page(database, actor)).items) == 1
+
+
+async def test_the_address_is_free_again_afterwards(database, keyring, worker, ada) -> None:
+    await close(database, ada)
+    database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+    await worker.run_due()
+    again = await users.create(database, keyring, SYSTEM, name="New", email=ada.email, password=PASSWORD)
+    assert again.id != ada.id
+
+
+STEPS = [
+    ("accounts", "begin"),
+    ("apikeys", "erase"),
+    ("projects", "erase"),
+    ("metering", "erase"),
+    ("billing", "erase"),
+    ("inbox", "erase"),
+    ("outbox", "forget"),
+    ("accounts", "finish"),
+    ("audit", "erase"),
+]
+
+
+@pytest.mark.parametrize(("domain", "verb"), STEPS, ids=[f"{domain}.{verb}" for domain, verb in STEPS])
+async def test_ended_after_any_step_it_is_done_the_next_time(
+    domain: str, verb: str, database, keyring, worker, ada, monkeypatch
+) -> None:
+    await close(database, ada)
+    database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+    module = getattr(erasure, domain)
+    step = getattr(module, verb)
+
+    async def ends(*args: Any, **more: Any) -> Any:
+        await step(*args, **more)
+        raise ConnectionError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, verb, ends)
+        await worker.run_due()
+    with pytest.raises(sessions.BadCredentials):  # whatever is left of it, nobody comes back
+        await closing.reopen(database, keyring, worker._tools.settings, Actor(), email=ada.email, password=PASSWORD)
+    database.clock.offset_ms += 3600_000
+    await worker.run_due()
+    assert await traces(database) == []
+    assert await database.audit_logs.count({"action": "privacy.account.erased"}) == 1
+
+
+async def test_erased_twice_nothing_changes(database, keyring, worker, ada) -> None:
+    await close(database, ada)
+    closed = await database.users.get(ada.id, deleted=True)
+    database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+    for _ in range(2):
+        assert await erasure.erase(database, user_id=ada.id, closed_at=closed.deleted_at)
+        state = await database.raw["users"].find_one({"_id": ada.id}, {"updatedAt": 0})
+    assert state == await database.raw["users"].find_one({"_id": ada.id}, {"updatedAt": 0})
+    assert await database.audit_logs.count({"action": "privacy.account.erased"}) == 1
+
+
+async def test_an_account_that_was_closed_at_another_time_is_not_erased(database, keyring, ada) -> None:
+    await close(database, ada)
+    assert not await erasure.erase(database, user_id=ada.id, closed_at=database.clock.now() + timedelta(days=1))
+    assert "users" in await traces(database)
+
+
+async def test_reopened_at_the_last_moment_it_is_whole_or_gone(database, keyring, settings, worker) -> None:
+    """Racing the job: either everything is there, or nothing."""
+    for n in range(6):
+        ada = await person(database, keyring, settings, f"{MARK}{n}@example.com")
+        await close(database, ada)
+        database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+
+        async def reopen(email: str = ada.email, wait: float = n / 100) -> bool:
+            await asyncio.sleep(wait)
+            try:
+                await closing.reopen(database, keyring, settings, Actor(), email=email, password=PASSWORD)
+            except sessions.BadCredentials:
+                return False
+            return True
+
+        back, _ = await asyncio.gather(reopen(), worker.run_due())
+        user = await database.users.find_one({"_id": ada.id}, deleted=True)
+        assert user is not None
+        assert (user.name == MARK) == back
+        kept = await database.projects.count({"userId": ada.id}, deleted=True)
+        assert kept == (2 if back else 0)
+
+
+async def test_a_worker_killed_in_the_middle_leaves_nothing_behind(
+    database, keyring, settings, ada, mongodb_uri: str, tmp_path: Path
+) -> None:
+    database.clock.offset_ms = -31 * 24 * 3600_000
+    many = [
+        {"_id": ObjectId(), "userId": ada.id, "title": MARK, "message": MARK, "type": "SYSTEM"} for _ in range(10_000)
+    ]
+    await database.raw["notifications"].insert_many(many)
+    hour = {
+        "periodStart": ada.created_at,
+        "periodEnd": ada.created_at,
+        "resourceType": "apiCalls",
+        "metadata": {"m": MARK},
+    }
+    await database.raw["usage"].insert_many([{"userId": ada.id, "amount": n, **hour} for n in range(10_000)])
+    await close(database, ada)
+    database.clock.offset_ms = 0
+    env = {
+        **os.environ,
+        "MONGODB_URI": mongodb_uri,
+        "XIMLER_DATABASE": database.name,
+        "XIMLER_SECRET_KEY": "a secret key that is only for the tests",
+        "XIMLER_DATA_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "ximler", "worker", "--once"]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while await database.raw["apikeys"].count_documents({}):  # it has begun
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+    process.kill()
+    await process.wait()
+    assert await traces(database) != []
+    await database.raw["outbox"].update_many({"status": "RUNNING"}, {"$set": {"runAt": database.clock.now()}})
+    again = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
+    assert await again.wait() == 0
+    assert await traces(database) == []
+    assert await database.raw["usage"].count_documents({"userId": ada.id}) == 10_001
+
+
+async def test_it_costs_the_same_number_of_commands_however_much_there_is(database, keyring, worker, ada) -> None:
+    await close(database, ada)
+    closed = await database.users.get(ada.id, deleted=True)
+    with round_trips() as trips:
+        await erasure.erase(database, user_id=ada.id, closed_at=closed.deleted_at)
+    assert len(trips) <= 24, trips
+
+
+async def test_a_job_of_theirs_that_waits_finds_nobody(database, keyring, worker, mailbox, ada) -> None:
+    await outbox.enqueue(database, credentials.SEND_CHANGED, {"userId": ada.id}, run_at=database.clock.now() + DAYS * 2)
+    await close(database, ada)
+    await worker.run_due()
+    mailbox.messages.clear()
+    database.clock.offset_ms += 3 * DAYS // timedelta(milliseconds=1)
+    await worker.run_due()
+    assert mailbox.messages == []

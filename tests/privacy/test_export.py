@@ -1,0 +1,197 @@
+"""Taking along all that is kept of one: everything of one's own, nothing that lets anybody in, in constant memory."""
+
+import io
+import json
+import tracemalloc
+import zipfile
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from tests.serving import Client
+
+from ximler.accounts import avatars, sessions, step_up, users
+from ximler.accounts.keyring import Keyring
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.errors import NotFound, Unauthenticated
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.notifications import inbox
+from ximler.privacy import export
+from ximler.projects import projects
+from ximler.schema import SPECIFIED
+from ximler.schema.api_key import ApiKey
+from ximler.schema.payment import Payment
+from ximler.schema.user import User
+
+PASSWORD = "correct horse battery"
+# Of the collections that a person's data is in, what stays here.
+LEFT_OUT = {
+    "projects": {"userId", "searchTerms"},
+    "subscriptions": {"userId"},
+    "payments": {"userId"},
+    "usage": {"userId"},
+    "apikeys": {"userId", "keyHash"},
+    "notifications": {"userId"},
+    "auditlogs": {"userId"},
+}
+
+
+def test_it_is_decided_for_every_field_whether_it_can_be_taken_along() -> None:
+    taken = dict(export.CONTENTS.values())
+    theirs = {
+        c.name: set(c.document.__struct_encode_fields__) for c in SPECIFIED if "user_id" in c.document.__struct_fields__
+    }
+    assert theirs.keys() == taken.keys()
+    assert {name: fields - set(taken[name]) for name, fields in theirs.items()} == LEFT_OUT
+    assert all(set(taken[name]) <= fields for name, fields in theirs.items())
+
+
+@pytest.fixture
+def keyring(settings: Settings) -> Any:
+    keyring = Keyring(settings)
+    yield keyring
+    keyring.close()
+
+
+@pytest.fixture
+async def ada(database: Database, keyring: Keyring) -> User:
+    return await users.create(database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD)
+
+
+@pytest.fixture
+def me(database: Database, ada: User) -> Actor:
+    return Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
+
+
+async def taken(database: Database, actor: Actor, user_id: ObjectId) -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(b"".join([part async for part in await export.take(database, actor, user_id)])))
+
+
+async def test_everything_of_ones_own_is_in_it_and_nothing_of_others(database, keyring, settings, ada, me) -> None:
+    bob = await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    for user in (ada, bob):
+        actor = Actor(kind="user", via="session", user_id=user.id)
+        made = [
+            await projects.create(database, actor, name=f"{user.name}'s {n}", canvas_data={"n": n}) for n in range(2)
+        ]
+        await projects.delete(database, actor, made[0].id)
+        await database.payments.insert(Payment(user_id=user.id, amount=29.99, status="PAID", description=user.name))
+        await inbox.notify(database, user, "BILLING", f"{user.name} paid", "Thank you.")
+        await database.api_keys.insert(ApiKey(user_id=user.id, name=user.name, key_hash="SECRET"))
+        await sessions.sign_in(
+            database, keyring, settings, Actor(user_agent="a browser"), email=user.email, password=PASSWORD
+        )
+    archive = await taken(database, me, ada.id)
+    assert archive.testzip() is None
+    said = {name: json.loads(archive.read(name)) for name in archive.namelist()}
+    assert set(said) == {"account.json", *export.CONTENTS}
+    assert {p["name"]: p["canvasData"] for p in said["projects.json"]} == {"Ada's 0": {"n": 0}, "Ada's 1": {"n": 1}}
+    assert [p["amount"] for p in said["payments.json"]] == [29.99]
+    assert [n["title"] for n in said["notifications.json"]] == ["Ada paid"]
+    assert said["account.json"]["email"] == "ada@example.com"
+    assert said["account.json"]["sessions"][0]["userAgent"] == "a browser"
+    assert said["history.json"][-1]["action"] == "privacy.data.exported"
+    assert said["history.json"][-1]["metadata"] == {"actor": "user", "via": "session"}
+    everything = b"".join(archive.read(name) for name in archive.namelist())
+    for secret in (b"SECRET", b"argon2", b"Bob", b"bob@"):
+        assert secret not in everything
+
+
+async def test_whatever_another_application_stored_can_be_taken_along(database, ada, me) -> None:
+    import bson
+    from bson import Decimal128, Regex, Timestamp
+
+    odd = {
+        "d": Decimal128("1.5"),
+        "r": Regex("x"),
+        "t": Timestamp(1, 1),
+        "b": b"\xff\0",
+        "f": float("nan"),
+        "o": ObjectId(),
+    }
+    odd |= {"binary": bson.Binary(b"x", 5), "code": bson.Code("f()"), "text": "\u2028 <&> \0 é"}
+    await database.raw["projects"].insert_one({"userId": ada.id, "name": "odd", "canvasData": odd})
+    (project,) = json.loads((await taken(database, me, ada.id)).read("projects.json"))
+    assert project["canvasData"]["d"] in (1.5, "1.5")
+    assert project["canvasData"]["text"] == odd["text"]
+    assert project["canvasData"]["f"] is None
+
+
+async def test_a_picture_is_in_it(database, ada, me) -> None:
+    from tests.accounts.test_avatars import picture
+
+    path = await avatars.set_picture(database, me, picture())
+    archive = await taken(database, me, ada.id)
+    assert archive.read(f"{path.removeprefix('/')}.webp").startswith(b"RIFF")
+    await avatars.remove(database, me)
+
+
+async def test_ones_own_alone_and_after_a_recent_sign_in(database, ada, me) -> None:
+    stranger = Actor(kind="user", via="session", user_id=ObjectId(), authenticated_at=database.clock.now())
+    for actor, refusal in (
+        (stranger, NotFound),
+        (Actor(), Unauthenticated),
+        (Actor(kind="user", via="session", user_id=ada.id), step_up.StepUpRequired),
+    ):
+        with pytest.raises(refusal):
+            await export.take(database, actor, ada.id)
+    with pytest.raises(NotFound):
+        await export.take(database, Actor(kind="operator", via="cli"), ObjectId())
+    assert await database.audit_logs.count({"action": "privacy.data.exported"}) == 0
+    await taken(database, Actor(kind="operator", via="cli"), ada.id)
+    assert await database.audit_logs.count({"action": "privacy.data.exported", "userId": ada.id}) == 1
+
+
+async def test_memory_stays_flat_over_fifty_thousand_documents(database, ada, me) -> None:
+    text = "".join(chr(33 + n % 90) for n in range(500))
+    for start in range(0, 50_000, 5000):
+        await database.raw["notifications"].insert_many(
+            [
+                {
+                    "userId": ada.id,
+                    "type": "PRODUCT",
+                    "title": f"{start + n}",
+                    "message": text,
+                    "createdAt": ada.created_at,
+                }
+                for n in range(5000)
+            ]
+        )
+    size = 0
+    tracemalloc.start()
+    try:
+        async for part in await export.take(database, me, ada.id):
+            size += len(part)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000  # of 35 MB of JSON
+    assert size > 300_000
+
+
+async def test_a_reader_that_leaves_lets_go_of_everything(database, ada, me) -> None:
+    await database.raw["notifications"].insert_many(
+        [{"userId": ada.id, "type": "PRODUCT", "title": "t" * 100, "message": "m" * 1000} for _ in range(3000)]
+    )
+    archive: Any = await export.take(database, me, ada.id)
+    for _ in range(12):
+        await anext(archive)
+    await archive.aclose()
+    status = await database.client.admin.command("serverStatus")
+    assert status["metrics"]["cursor"]["open"]["total"] <= 3  # those of change streams
+
+
+async def test_over_http(app: Any) -> None:
+    eve = await Client(app).join("eve@example.com")
+    await eve.create("Bridge")
+    assert (await eve.http.get("/export")).status_code == 401
+    answer = await eve.http.get("/export", headers={"Authorization": f"Bearer {eve.token}"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"].startswith('attachment; filename="ximler-20')
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.testzip() is None
+    names = [project["name"] for project in json.loads(archive.read("projects.json"))]
+    assert names == ["Bridge"]
+    await eve.http.aclose()
