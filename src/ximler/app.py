@@ -16,12 +16,11 @@ from ximler.audit import keys
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
-from ximler.graphql import accounts, audit, billing, metering, notifications, operators, projects
-from ximler.graphql.context import Context
+from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
+from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import avatars, docs, export, health, pages, usage
+from ximler.http import avatars, docs, export, health, pages, session, usage
 from ximler.http.authentication import Authentication
-from ximler.http.cookies import Cookies
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
@@ -42,7 +41,8 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    return build([accounts, billing, metering, projects, notifications, operators, audit])
+    domains = [accounts, apikeys, billing, metering, projects, notifications, audit, operators]
+    return build(domains, guard=permit)
 
 
 def create(settings: Settings, *, uri: str) -> ASGIApp:
@@ -57,7 +57,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
-    proxies, cookies = TrustedProxies(settings.trusted_proxies), Cookies(settings)
+    proxies = TrustedProxies(settings.trusted_proxies)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -67,7 +67,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
-        meter = app.state.meter = Meter(database)
+        meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts)
         running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
         if settings.worker:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))
@@ -91,7 +91,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             keyring=keyring,
             actor=caller.actor,
             user=caller.user,
-            cookies=cookies if caller.by_cookie else None,
+            cookies=authentication.cookies if caller.by_cookie else None,
         )
 
     async def once(ctx: Context, key: str, request: bytes, work: Any) -> Any:
@@ -120,6 +120,9 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             health.healthz,
             health.readyz,
             health.metrics,
+            session.sign_in,
+            session.refresh,
+            session.sign_out,
             pages.front_door,
             pages.ask_confirmation,
             pages.confirm,

@@ -27,7 +27,20 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "db", "db init", "db status", "db seed", "db adopt", "users create", "users list", "shell"]
+    "command",
+    [
+        "up",
+        "db",
+        "db init",
+        "db status",
+        "db seed",
+        "db adopt",
+        "users create",
+        "users list",
+        "keys create",
+        "keys rotate",
+        "shell",
+    ],
 )
 def test_every_command_explains_itself(ximler, command):
     result = ximler(*command.split(), "--help")

@@ -318,9 +318,9 @@ async def test_a_scan_is_found_out_wherever_it_hides(database: Database) -> None
     plain = {"$lookup": {"from": "usage", "localField": "_id", "foreignField": "amount", "as": "u"}}
     inner = {"$lookup": plain["$lookup"] | {"pipeline": [{"$match": {"amount": 1}}]}}
     for command in (
-        {"find": "users", "filter": {"name": "n"}},
-        {"update": "users", "updates": [{"q": {"name": "n"}, "u": {"$set": {"name": "m"}}}]},
-        {"findAndModify": "users", "query": {"name": "n"}, "update": {"$set": {"name": "m"}}},
+        {"find": "users", "filter": {"avatar": "n"}},
+        {"update": "users", "updates": [{"q": {"avatar": "n"}, "u": {"$set": {"avatar": "m"}}}]},
+        {"findAndModify": "users", "query": {"avatar": "n"}, "update": {"$set": {"avatar": "m"}}},
         {"aggregate": "users", "pipeline": [one, plain], "cursor": {}},
         {"aggregate": "users", "pipeline": [one, inner], "cursor": {}},
         {"aggregate": "users", "pipeline": [one, {"$set": {"a": 1}}, inner], "cursor": {}},

@@ -27,8 +27,8 @@ def api(_worker_database: Database, mongodb_uri: str) -> Iterator[OpenApiSchema]
     asgi.shutdown_lifespans()
 
 
-# The application runs in another thread meanwhile, where the driver of the database draws random numbers.
-@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+# The application's thread chooses among servers by `random`, at any moment.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_every_route_keeps_its_promise(api: OpenApiSchema, mode: schemathesis.GenerationMode) -> None:
     for found in api.get_all_operations():

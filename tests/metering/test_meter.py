@@ -462,6 +462,28 @@ async def test_an_answer_from_before_our_latest_step_is_not_believed(
     assert tally.left == 0
 
 
+async def test_what_is_to_be_told_is_asked_for_once_in_a_period(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    async def asked() -> list[int]:
+        jobs = await database.raw["outbox"].find({"kind": "metering.alert"}).sort("_id", 1).to_list()
+        return [job["payload"]["threshold"] for job in jobs]
+
+    await meter.consume(person, units=799)
+    await meter.sweep()
+    assert await asked() == []
+    await meter.consume(person)
+    for _ in range(2):
+        await meter.sweep()
+    assert await asked() == [80]
+    await meter.consume(person, units=200)
+    await meter.close()
+    other = Meter(database)
+    await spend(other, person, 1)
+    await other.close()
+    assert await asked() == [80, 100]
+
+
 # Crashes
 
 
@@ -641,7 +663,7 @@ async def test_the_same_key_in_many_processes_at_once_counts_once(database: Data
     assert sum(row["amount"] for row in await rows(database, person)) == 30
 
 
-async def test_a_repeat_that_was_reported_before_it_was_known_as_one_is_made_good(
+async def test_what_another_process_has_remembered_meanwhile_is_not_counted(
     database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await meter.consume(person, units=2)
@@ -649,17 +671,25 @@ async def test_a_repeat_that_was_reported_before_it_was_known_as_one_is_made_goo
 
     async def slow(database: Database, receipt: Receipt) -> bool:
         assert await keep(database, receipt)  # by another process, in the same moment
-        await meter.sweep()
+        grow_old(meter)
+        await meter.sweep()  # which must not give back what is held
         return await keep(database, receipt)
 
     monkeypatch.setattr(receipts, "keep", slow)
     await meter.consume(person, units=7, idempotency_key="order 1")
-    assert (await quota(database, person))["settled"] == 9
-    await meter.consume(person, units=20)
     await meter.close()
     document = await quota(database, person)
-    assert (document["settled"], document["granted"], document["leases"]) == (22, 22, {})
-    assert [row["amount"] for row in await rows(database, person)] == [22]
+    assert (document["settled"], document["granted"], document["leases"]) == (2, 2, {})
+
+
+async def test_a_use_whose_receipt_may_have_been_kept_counts(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "keep", _refuse)
+    with pytest.raises(Unavailable):
+        await meter.consume(person, units=7, idempotency_key="order 1")
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 7
 
 
 async def test_a_key_for_something_else_is_a_conflict_and_costs_nothing(

@@ -10,6 +10,7 @@ from tests.metering.conftest import Subscribe
 from tests.metering.test_events import OPERATOR, at, event
 
 from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.metering import periods, recorded, settlement
@@ -138,9 +139,11 @@ async def test_of_those_who_settle_at_once_each_batch_counts_once(
     assert await database[USAGE_BATCHES].count({}) == 0
 
 
-@pytest.mark.parametrize("after", ["the ledger", "some quotas", "all quotas"])
+@pytest.mark.parametrize(
+    "before", ["recorded.add", "some rows", "settlement._pay", "some quotas", "alerts.look", "settlement._close"]
+)
 async def test_a_settlement_whose_process_died_is_finished_once_by_the_next(
-    after: str, database: Database, person: Actor, somebody: Actor, monkeypatch: pytest.MonkeyPatch
+    before: str, database: Database, person: Actor, somebody: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Died(Exception):
         pass
@@ -150,15 +153,16 @@ async def test_a_settlement_whose_process_died_is_finished_once_by_the_next(
 
     sent = [event(database, who, id="a", source=str(who.user_id)) for who in (person, somebody)]
     await record(database, OPERATOR, sent)
+    step = {"some rows": "recorded.add", "some quotas": "settlement._pay"}.get(before, before)
     with monkeypatch.context() as patch:
-        if after == "all quotas":
-            patch.setattr("ximler.metering.alerts.look", die)
-        else:
-            patch.setattr(settlement, "_pay", die)
+        patch.setattr(f"ximler.metering.{step}", die)
         with pytest.raises(Died):
             await settlement.settle(database)
-    if after == "some quotas":
-        [due] = await database[USAGE_SETTLEMENTS].find({})
+    [due] = await database[USAGE_SETTLEMENTS].find({})
+    if before == "some rows":
+        sums = settlement._sums(await database[USAGE_BATCHES].find({}))
+        await recorded.add(database, "apiCalls", dict([*sums.items()][:1]), number=due.number)
+    if before == "some quotas":
         await database[QUOTAS].patch_each([settlement._addition(due.quotas[0], due.amounts[0], due.number)])
     await record(database, OPERATOR, [event(database, person, id="b")])
     await settlement.settle(database)
@@ -180,12 +184,14 @@ async def test_a_process_that_was_slow_does_not_pay_again_what_another_has_paid(
     quota = await quota_of(database, person)
     assert quota is not None
     slow = type(latest)(id="apiCalls", number=latest.number, quotas=[quota.id], users=[quota.user_id], amounts=[1])
+    hour = to_ms(database.clock.now()) // 3_600_000
     await record(database, OPERATOR, [event(database, person, id="b")])
     await settlement.settle(database)
-    await settlement._pay(database, slow, (80, 100))
+    await settlement._carry_out(database, slow, {(quota.user_id, hour): {"": 1}}, (80, 100))
     after = await quota_of(database, person)
     assert after is not None
     assert after.ingested == 2
+    assert [row.amount for row in await database.usage.find({})] == [2]
     [latest] = await database[USAGE_SETTLEMENTS].find({})
     assert latest.number == slow.number + 1
 

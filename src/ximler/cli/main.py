@@ -44,8 +44,9 @@ _COMMANDS = {
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
     "users": ("ximler.cli.users", "users", "Create, find, lock accounts; grant roles."),
     "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
-    "usage": ("ximler.cli.usage", "usage", "Record usage."),
+    "usage": ("ximler.cli.usage", "usage", "Show, limit, record and correct what is used."),
     "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
+    "keys": ("ximler.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 

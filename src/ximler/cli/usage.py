@@ -3,11 +3,13 @@
 import click
 
 from ximler.cli.usage_import import import_events
+from ximler.cli.usage_quotas import forgive, override, rebuild, show
 
 
 @click.group()
 def usage() -> None:
-    """Record usage."""
+    """Show, limit, record and correct what is used."""
 
 
-usage.add_command(import_events)
+for command in (show, override, rebuild, forgive, import_events):
+    usage.add_command(command)

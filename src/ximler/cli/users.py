@@ -1,7 +1,9 @@
 """`ximler users`: accounts, for operators."""
 
+import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -256,6 +258,42 @@ def history(who: str, limit: int, as_json: bool, data_dir: Path | None, mongodb_
         context.print_table(("At", "What", "Times", "Address", "Browser", "Reason"), rows)
     else:
         click.echo("Nothing is known of them.")
+
+
+@users.command()
+@click.argument("who")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, writable=True))
+@database_options
+def export(who: str, file: Path, data_dir: Path | None, mongodb_uri: str | None) -> None:
+    """Write all that is kept of somebody into a zip archive, for them.
+
+    FILE must not exist. It is readable by you alone, and there only once it is complete.
+    """
+    if file.exists():
+        raise click.BadParameter(f"{file} exists already: choose another name", param_hint="FILE")
+    try:
+        handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # readable by its owner alone
+    except OSError as problem:
+        raise click.FileError(str(file), problem.strerror or str(problem)) from None
+
+    async def work(_: Any, database: Any, actor: Actor, user_id: Any) -> int:
+        from ximler.privacy import export as privacy
+
+        size = 0
+        archive = await privacy.take(database, actor, user_id)
+        with os.fdopen(handle, "wb") as out:
+            async for part in archive:
+                size += out.write(part)
+        return size
+
+    try:
+        size = _act(data_dir, mongodb_uri, who, work)
+        Path(partial).rename(file)
+    except OSError as problem:
+        raise click.FileError(str(file), problem.strerror or str(problem)) from None
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    click.echo(f"{file}: {size:,} bytes")
 
 
 def _act(data_dir: Path | None, mongodb_uri: str | None, who: str, work: Callable[..., Any]) -> Any:

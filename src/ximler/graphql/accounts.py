@@ -49,7 +49,7 @@ async def register(ctx: Context, input: RegisterInput) -> Acceptance:  # noqa: A
 @resolvers.mutation("confirmEmail")
 async def confirm_email(ctx: Context, token: str, password: str) -> dict[str, object]:
     user = await registration.confirm(ctx.database, ctx.keyring, ctx.actor, token, password=password)
-    return _signed_in(await sessions.start(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user))
+    return _signed_in(ctx, await sessions.start(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user))
 
 
 @resolvers.mutation("signIn")
@@ -66,11 +66,19 @@ async def sign_in(
         code=code,
         device=device,
     )
-    return _signed_in(signed_in)
+    return _signed_in(ctx, signed_in)
+
+
+@resolvers.mutation("refreshSession")
+async def refresh_session(ctx: Context) -> dict[str, object]:
+    user = ctx.require_user()
+    return _signed_in(ctx, await sessions.refresh(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user))
 
 
 @resolvers.mutation("signOut")
 async def sign_out(ctx: Context) -> bool:
+    if ctx.cookies is not None:
+        ctx.reply_headers.append(ctx.cookies.take())
     return await sessions.sign_out(ctx.database, ctx.actor)
 
 
@@ -93,7 +101,8 @@ async def revoke_other_sessions(ctx: Context) -> int:
 async def change_password(ctx: Context, current: str, new: str) -> dict[str, object]:
     user = ctx.require_user()
     return _signed_in(
-        await credentials.change(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user, current=current, new=new)
+        ctx,
+        await credentials.change(ctx.database, ctx.keyring, ctx.settings, ctx.actor, user, current=current, new=new),
     )
 
 
@@ -128,7 +137,7 @@ async def reopen_account(
         code=code,
         device=device,
     )
-    return _signed_in(signed_in)
+    return _signed_in(ctx, signed_in)
 
 
 @resolvers.mutation("reauthenticate")
@@ -195,8 +204,14 @@ async def regenerate_recovery_codes(ctx: Context) -> list[str]:
     return await enrolment.regenerate(ctx.database, ctx.actor, ctx.require_user().id)
 
 
-def _signed_in(found: sessions.SignedIn) -> dict[str, object]:
-    return {"token": found.token, "expires_at": found.session.expires_at, "user": found.user, "device": found.device}
+def _signed_in(ctx: Context, found: sessions.SignedIn) -> dict[str, object]:
+    """A browser that came with a session's cookie gets the new one as a cookie too, and no script sees it."""
+    token: str | None = found.token
+    if ctx.cookies is not None:
+        seconds = ctx.settings.session_max_days * 24 * 3600
+        ctx.reply_headers.append(ctx.cookies.give(found.token, seconds=seconds))
+        token = None
+    return {"token": token, "expires_at": found.session.expires_at, "user": found.user, "device": found.device}
 
 
 def _session(ctx: Context, session: Any) -> dict[str, object]:

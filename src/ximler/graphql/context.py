@@ -5,13 +5,14 @@ from typing import Protocol
 import msgspec
 
 from ximler.accounts.keyring import Keyring
+from ximler.apikeys import scopes
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.user import User
 
-__all__ = ["Context"]
+__all__ = ["Context", "permit"]
 
 Header = tuple[bytes, bytes]
 
@@ -47,3 +48,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         if self.user is None:
             raise Unauthenticated("Sign in as a person to do this")
         return self.user
+
+
+def permit(ctx: Context, coordinate: str, scope: str | None) -> None:
+    """Refuse an API key that may not use a field (see `engine.scopes`). Raises Forbidden, ScopeMissing."""
+    if ctx.actor.via == "api_key":
+        scopes.require(ctx.actor, scope, what=coordinate)

@@ -41,7 +41,13 @@ class Authentication:
     def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
         self._keys = Verifier(database, feed)
         self._sessions = Recogniser(database, keyring, settings, feed)
-        self._cookies = Cookies(settings)
+        self.cookies = Cookies(settings)
+        self.settings = settings
+
+    @property
+    def cookie_seconds(self) -> int:
+        """How long a browser keeps the cookie: the session may end before, never after."""
+        return self.settings.session_max_days * 24 * 3600
 
     async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
         """The caller. At most one command, none for who was seen before; none without a token either.
@@ -65,10 +71,10 @@ class Authentication:
             return known_already
         address, request_id = state.get("address"), state.get("request_id")
         if authorization is None:
-            token = self._cookies.token(scope["headers"]) if cookie else None
+            token = self.cookies.token(scope["headers"]) if cookie else None
             if token is None:
                 return Caller(Actor(address=address, user_agent=user_agent, request_id=request_id))
-            self._cookies.require_own_page(scope["method"], dict(scope["headers"]))
+            self.cookies.require_own_page(scope["method"], dict(scope["headers"]))
         else:
             scheme, _, token = authorization.partition(" ")
             token = token.strip()
@@ -125,7 +131,8 @@ def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 def signed_in(*, scope: str | None = None) -> dict[str, Any]:
     """What a route handler is declared with, for those who are signed in: `@get("/export", **signed_in())`.
 
-    The handler takes `caller: Caller`. An API key needs the scope; without one named here, no key may use the route.
+    The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, no key may use
+    the route.
     """
     return {
         "dependencies": {"caller": Provide(_caller)},

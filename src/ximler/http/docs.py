@@ -47,7 +47,14 @@ def openapi() -> OpenAPIConfig:
             response_headers=_HEADERS,
             before_request=_refuse_unknown,
         ),
-        components=Components(security_schemes={"session": SecurityScheme(type="http", scheme="bearer")}),
+        components=Components(
+            security_schemes={
+                "session": SecurityScheme(
+                    type="http", scheme="bearer", description="A session's token, or its cookie."
+                ),
+                "api_key": SecurityScheme(type="http", scheme="bearer", description="An API key with the scope named."),
+            }
+        ),
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",

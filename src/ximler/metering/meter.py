@@ -13,6 +13,7 @@ Not here: how many may come at once (bursts), and projects and bytes (`gauges`).
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from time import time_ns
 from typing import Any
@@ -25,7 +26,7 @@ from prometheus_client import Counter
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, Unavailable, XimlerError
 from ximler.database import Database
-from ximler.metering import ledger, quotas, receipts
+from ximler.metering import alerts, ledger, quotas, receipts
 from ximler.metering.entitlements import open_quota
 from ximler.metering.gauges import QuotaExceeded
 from ximler.metering.quotas import Return
@@ -61,10 +62,17 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 class Meter:
     """One a process: `run` it beside what it meters, and `close` it, which gives back what was not used."""
 
-    def __init__(self, database: Database, *, silent_after: timedelta = quotas.SILENT) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        silent_after: timedelta = quotas.SILENT,
+        thresholds: Sequence[int] = alerts.THRESHOLDS,
+    ) -> None:
         self._database = database
         self._clock = database.clock
         self._silent_after = silent_after
+        self._thresholds = thresholds
         self._tallies: dict[ObjectId, Tally] = {}
         self._leaving: list[Tally] = []  # of periods that are over
         self._opening: dict[ObjectId, asyncio.Task[Tally]] = {}
@@ -102,36 +110,35 @@ class Meter:
         ):
             tally = await self._obtain(actor, resource, units)
         tally.take(units, actor.api_key_id, route)  # nothing else has run since `left` was looked at
-        free = tally.free
+        free = tally.free  # as `_allowance`; a call less is worth a tenth
         if free is None:
             return Allowance(None, None, tally.period_end)
         return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end)
 
     async def _consume_once(self, actor: Actor, resource: str, units: int, route: str | None, key: str) -> Allowance:
-        """Use first, then remember: whoever finds that another was faster takes the use back.
+        """Hold the units while the key is remembered, and count them if nobody has remembered it before.
 
-        The other way round, a crash in between would leave a key that was served and never counted.
+        Remembering first, a crash in between would leave a key that is served and was never counted.
         """
         user_id = actor.require_user()
         _check(resource, units)
         receipt = receipts.receipt(user_id, "apiCalls", units, key)
         if await receipts.find(self._database, receipt):
             return await self._peek(user_id)
-        allowance = await self.consume(actor, resource, units, route=route)
-        tally = self._tallies[user_id]
+        tally = await self._obtain(actor, resource, units)
+        lease_id = tally.hold(units)
+        used = True  # where the answer is lost: it may have been remembered
         try:
-            first = await receipts.keep(self._database, receipt)
+            used = await receipts.keep(self._database, receipt)
         except KeyReused:
-            tally.untake(units, actor.api_key_id, route)
+            used = False
             raise
-        if not first:
-            tally.untake(units, actor.api_key_id, route)
-        return allowance
+        finally:
+            tally.release(units, lease_id, actor.api_key_id, route, used=used)
+        return _allowance(tally)
 
     async def _peek(self, user_id: ObjectId) -> Allowance:
-        tally = await self._current(user_id)
-        free = None if tally.free is None else max(0, tally.free) + tally.left
-        return Allowance(None if free is None else tally.limit, free, tally.period_end)
+        return _allowance(await self._current(user_id))
 
     async def run(self) -> None:
         """Report, look and reap until cancelled."""
@@ -285,6 +292,7 @@ class Meter:
             seen = await self._exchange(busy)
             self._measure()
             await self._write_rows(busy, seen)
+            await self._alert(busy, seen)
             self._leaving = [tally for tally in self._leaving if _is_open(tally)]
 
     async def _exchange(self, busy: list[Tally]) -> dict[str, Quota]:
@@ -295,7 +303,7 @@ class Meter:
             returns = [
                 Return(quota_id=t.quota_id, lease_id=t.lease_id, seq=t.seq, grants=t.grants, n=t.n)
                 for t in busy
-                if t.returning and t.grants and not t.unreported and not t.hours_due
+                if t.returning and t.grants and not (t.unreported or t.held or t.hours_due)
             ]
             hours = {hour for report in reports for hour in report.hours}
             hours |= {hour for tally in busy for hour in tally.hours_due}
@@ -339,6 +347,23 @@ class Meter:
                 written = tally.hours_due & seen[tally.quota_id].hours.keys()
                 tally.hours_due -= written
                 tally.hours_written |= written
+
+    async def _alert(self, busy: list[Tally], seen: dict[str, Quota]) -> None:
+        """Ask for what the users are to be told. No command, but when a threshold is reached.
+
+        What was reached while nobody looked, because a process had died, is seen from `alerted`.
+        """
+        for tally in busy:
+            quota = seen.get(tally.quota_id)
+            if quota is None:
+                continue
+            limit = quota.limit_at(self._clock.now())
+            reached = max(alerts.due(0, quota.used, limit, self._thresholds), default=0)
+            if reached > max(quota.alerted, tally.alerted):
+                await alerts.look(
+                    self._database, quota.id, before=0, after=quota.used, limit=limit, thresholds=self._thresholds
+                )
+            tally.alerted = reached
 
     def _measure(self) -> None:
         now = time.monotonic()
@@ -391,6 +416,12 @@ class Meter:
                     _log.warning("usage forfeited", quota=quota.id, units=units, reason="its process is gone")
         self._suspects = suspects
         return count
+
+
+def _allowance(tally: Tally) -> Allowance:
+    if tally.free is None:
+        return Allowance(None, None, tally.period_end)
+    return Allowance(tally.limit, tally.left + max(0, tally.free), tally.period_end)
 
 
 def _is_open(tally: Tally) -> bool:

@@ -3,18 +3,22 @@
 The rows of what leases handed out are others (`metering.ledger`): those are derived, these are the only account there is.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from bson import ObjectId
-from pymongo import UpdateOne
+from msgspec import field
 
 from ximler.core.clock import from_ms, to_ms
 from ximler.database import Database
-from ximler.schema.usage import ResourceType
+from ximler.database.failures import DocumentExists
+from ximler.schema.document import Document, Mixed
+from ximler.schema.usage import ResourceType, Usage
 
-__all__ = ["MAX_SOURCES", "OTHER", "RECORDED", "add", "row_id"]
+__all__ = ["MAX_SOURCES", "OTHER", "RECORDED", "Sums", "add", "row_id"]
 
 MAX_SOURCES = 16  # named in one row; the others are added up as
 OTHER = "other"
@@ -22,7 +26,15 @@ RECORDED = "events"  # metadata.source of the rows written here
 _HOUR = timedelta(hours=1)
 _IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})  # MongoDB takes dots for paths and dollars for operators
 
-_Place = tuple[ObjectId, int]  # a user, an hour since 1970
+# By user and hour (since 1970), and in each by source: units.
+Sums = Mapping[tuple[ObjectId, int], Mapping[str, int]]
+
+
+class _Named(Document, kw_only=True):
+    """What of a row says which sources it names."""
+
+    id: ObjectId = field(name="_id")
+    metadata: Mixed = field(default_factory=dict[str, Any])
 
 
 def row_id(user_id: ObjectId, resource: ResourceType, hour: datetime) -> ObjectId:
@@ -31,30 +43,39 @@ def row_id(user_id: ObjectId, resource: ResourceType, hour: datetime) -> ObjectI
     return ObjectId((to_ms(hour) // 1000).to_bytes(4, "big") + of_whom.digest())
 
 
-async def add(transaction: Database, resource: ResourceType, sums: Mapping[_Place, Mapping[str, int]]) -> None:
-    """Add units, by user and hour (since 1970) and in each by source, in the transaction that nobody else's row is in.
+async def add(database: Database, resource: ResourceType, sums: Sums, *, number: int) -> None:
+    """Add a settlement's units to the rows that do not have it yet. Two round trips; may be done again.
 
-    Two round trips. A row names sources as `metadata.sources`, `MAX_SOURCES` at most.
+    A row names sources as `metadata.sources`, `MAX_SOURCES` at most.
     """
     rows = {place: row_id(place[0], resource, _start(place[1])) for place in sums}
-    usage, now = transaction.usage.raw, transaction.clock.now()
-    known = usage.find(
-        {"_id": {"$in": list(rows.values())}},
-        {"metadata.sources": 1},
-        session=transaction.session,
-        batch_size=len(rows) + 1,
-    )
-    named = {raw["_id"]: set((raw.get("metadata") or {}).get("sources") or ()) async for raw in known}
-    updates = []
+    found = await database.usage.find({"_id": {"$in": list(rows.values())}}, into=_Named)
+    named = {row.id: set((row.metadata or {}).get("sources") or ()) for row in found}
+    changes = []
     for place, _id in rows.items():
         user, start = place[0], _start(place[1])
-        # The whole shard key, so that a cluster asks one shard.
-        where = {"_id": _id, "userId": user, "resourceType": resource, "periodStart": start}
-        fresh = {"periodEnd": start + _HOUR, "metadata.source": RECORDED, "createdAt": now}
+        fresh = Usage(
+            id=_id,
+            user_id=user,
+            resource_type=resource,
+            amount=0,
+            period_start=start,
+            period_end=start + _HOUR,
+            metadata={"source": RECORDED},
+        )
+        where = {
+            # The whole shard key, so that a cluster asks one shard.
+            "_id": _id,
+            "userId": user,
+            "resourceType": resource,
+            "periodStart": start,
+            "metadata.through": {"$not": {"$gte": number}},
+        }
         more = _more(sums[place], named.get(_id, set()))
-        updates.append(UpdateOne(where, {"$inc": more, "$setOnInsert": fresh}, upsert=True))
-    # Not through the typed collection: thousands of updates, all of this one form.
-    await usage.bulk_write(updates, ordered=False, session=transaction.session)
+        changes.append((where, {"$inc": more, "$set": {"metadata.through": number}}, fresh))
+    # A row that has the settlement does not match, and is in the way of being made anew.
+    with contextlib.suppress(DocumentExists):
+        await database.usage.upsert_each(changes)
 
 
 def _more(by_source: Mapping[str, int], named: set[str]) -> dict[str, int]:

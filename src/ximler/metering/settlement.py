@@ -1,21 +1,20 @@
 """Settlement: recorded events reach the ledger and the quotas, each exactly once, within a second or so.
 
-`metering.events` leaves sums behind; a settlement takes what is there, whoever recorded it, and
+`metering.events` leaves sums behind; a settlement takes what is there, whoever recorded it. It is first written down, under
+the next number, then carried out: added to each row of the ledger and to each quota that has no settlement of this number yet.
+Whoever finds one that is not carried out begins it again, so it does not matter who dies when, or who comes late; and of two
+that write one down at the same time one is too late.
 
-1. in one transaction removes it, adds it to the ledger's rows, and writes down what it owes the quotas, under the next number;
-2. adds that to each quota that does not have a settlement of this number yet.
-
-One process settles at a time, not by a lock: the number is the guard, so a second one's transaction fails. A process that dies
-between the steps leaves the second to whoever comes next. The quotas are left out of the transaction because leases change
-them all the time: it would conflict with them for ever (docs/decisions/0015).
+There is no transaction in it: it would conflict for ever with the leases, which change the quotas all the time, and when its
+process is killed it would hold everybody up until the server gives it up, a minute later (docs/decisions/0015).
 """
 
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
 from typing import Any
 
 import structlog
@@ -28,6 +27,7 @@ from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.database.failures import DocumentExists
 from ximler.metering import alerts, entitlements, periods, recorded
+from ximler.metering.recorded import Sums
 from ximler.schema.document import Document
 from ximler.schema.entitlement import ENTITLEMENTS
 from ximler.schema.quota import QUOTAS, quota_id
@@ -43,8 +43,6 @@ _HOUR_MS = 3_600_000
 _RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
 _log = structlog.get_logger("ximler.metering")
 
-_Place = tuple[ObjectId, int]  # a user, an hour since 1970
-
 
 class _Anchor(Document, kw_only=True):
     id: ObjectId = field(name="_id")
@@ -58,10 +56,6 @@ class _Level(Document, kw_only=True):
     limit: int
     settled: int = 0
     ingested: int = 0
-
-
-class _Overtaken(Exception):
-    """Another process has settled this meanwhile."""
 
 
 class Settler:
@@ -80,17 +74,20 @@ class Settler:
     async def run(self) -> None:
         """Settle whatever anybody records, until cancelled."""
         while True:
+            began = time.monotonic()
             try:
                 await settle(self._database, thresholds=self._thresholds)
             except Unavailable as error:
                 _log.warning("usage waits to be settled", reason=error.message)
             except Exception as bug:  # or nothing would be settled any more
                 _log.exception("usage was not settled", exc_info=bug)
+            took = time.monotonic() - began
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
-            # What comes meanwhile is settled with it; and processes that were woken together take turns.
-            await asyncio.sleep(_TOGETHER_S * random.uniform(0.5, 1.5))  # noqa: S311 (jitter)
+            # What comes meanwhile is settled with it, so that it costs a third of the time at most; and processes that were
+            # woken together take turns.
+            await asyncio.sleep(min(max(_TOGETHER_S, 2 * took), 1.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
 
     def _heard(self, change: Change) -> None:
         if change.operation == "insert":
@@ -109,17 +106,17 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
     settled = 0
     while True:
         latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
-        if latest.quotas:
-            await _pay(database, latest, thresholds)
+        if latest.batches:
+            begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
+            await _carry_out(database, latest, _sums(begun), thresholds)
         batches = await _waiting(database, resource)
         if not batches:
             return settled
         sums = _sums(batches)
-        following = await _following(database, latest, sums)
-        try:
-            await database.transaction(partial(_enter, batches=batches, sums=sums, following=following))
-        except _Overtaken:
+        following = await _following(database, latest, batches, sums)
+        if not await _write_down(database, following):
             return settled
+        await _carry_out(database, following, sums, thresholds)
         settled += len(batches)
 
 
@@ -140,9 +137,8 @@ async def _waiting(database: Database, resource: ResourceType) -> list[UsageBatc
     return batches
 
 
-def _sums(batches: list[UsageBatch]) -> dict[_Place, dict[str, int]]:
-    """Units by user and hour, and in each by source."""
-    sums: dict[_Place, dict[str, int]] = {}
+def _sums(batches: list[UsageBatch]) -> Sums:
+    sums: dict[tuple[ObjectId, int], dict[str, int]] = {}
     for batch in batches:
         for user, hour, source, amount in zip(batch.users, batch.hours, batch.sources, batch.amounts, strict=True):
             by_source = sums.setdefault((user, hour), {})
@@ -151,9 +147,9 @@ def _sums(batches: list[UsageBatch]) -> dict[_Place, dict[str, int]]:
 
 
 async def _following(
-    database: Database, latest: UsageSettlement, sums: Mapping[_Place, Mapping[str, int]]
+    database: Database, latest: UsageSettlement, batches: list[UsageBatch], sums: Sums
 ) -> UsageSettlement:
-    """The next settlement: what each quota is to be given."""
+    """The next settlement, with what each quota is due."""
     users = list(dict.fromkeys(user for user, _ in sums))
     anchors = {e.id: e.anchor_day for e in await database[ENTITLEMENTS].find({"_id": {"$in": users}}, into=_Anchor)}
     if strangers := [user for user in users if user not in anchors]:
@@ -168,37 +164,37 @@ async def _following(
     return UsageSettlement(
         id=latest.id,
         number=latest.number + 1,
+        batches=[batch.id for batch in batches],
         quotas=list(due),
         users=[user for user, _ in due.values()],
         amounts=[amount for _, amount in due.values()],
     )
 
 
-async def _enter(
-    transaction: Database,
-    *,
-    batches: list[UsageBatch],
-    sums: Mapping[_Place, Mapping[str, int]],
-    following: UsageSettlement,
-) -> None:
-    """The first step. Raises _Overtaken, which must abort the transaction."""
-    due = {
-        "number": following.number,
-        "quotas": following.quotas,
-        "users": following.users,
-        "amounts": following.amounts,
-    }
-    before: dict[str, Any] = {"_id": following.id, "number": following.number - 1, "quotas": []}
-    if not await transaction[USAGE_SETTLEMENTS].patch(before, {"$set": due}):
-        raise _Overtaken
-    ids = [batch.id for batch in batches]
-    if await transaction[USAGE_BATCHES].delete_many({"_id": {"$in": ids}}) != len(ids):
-        raise _Overtaken
-    await recorded.add(transaction, following.id, sums)
+async def _write_down(database: Database, settlement: UsageSettlement) -> bool:
+    """False when somebody else was first."""
+    free: dict[str, Any] = {"_id": settlement.id, "number": settlement.number - 1, "batches": []}
+    return await database[USAGE_SETTLEMENTS].patch(free, {"$set": _values(settlement)})
+
+
+async def _carry_out(database: Database, settlement: UsageSettlement, sums: Sums, thresholds: Sequence[int]) -> None:
+    """Bring it into ledger and quotas. May be done again, by whomever: the batches are there until all has been done."""
+    await recorded.add(database, settlement.id, sums, number=settlement.number)
+    await _pay(database, settlement, thresholds)
+    await database[USAGE_BATCHES].delete_many({"_id": {"$in": settlement.batches}})
+    await _close(database, settlement)
+
+
+async def _close(database: Database, settlement: UsageSettlement) -> None:
+    done = _values(UsageSettlement(id=settlement.id, number=settlement.number))
+    await database[USAGE_SETTLEMENTS].patch({"_id": settlement.id, "number": settlement.number}, {"$set": done})
+
+
+def _values(settlement: UsageSettlement) -> dict[str, Any]:
+    return {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
 
 
 async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:
-    """The second step: give the quotas what the ledger has. May be repeated, by whomever."""
     due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
     await database[QUOTAS].patch_each(_addition(quota, amount, settlement.number) for quota, amount in due.items())
     found = await database[QUOTAS].find({"_id": {"$in": list(due)}}, into=_Level)
@@ -210,8 +206,6 @@ async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequ
         await alerts.look(
             database, quota.id, before=used - due[quota.id], after=used, limit=quota.limit, thresholds=thresholds
         )
-    done: dict[str, Any] = {"quotas": [], "users": [], "amounts": []}
-    await database[USAGE_SETTLEMENTS].patch({"_id": settlement.id, "number": settlement.number}, {"$set": done})
 
 
 def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:

@@ -1,7 +1,7 @@
 """A tally: what this process holds of one quota, and what it has handed out and not yet reported. No I/O.
 
-Invariant: `left = n − unreported`, with `n` the lease's open units as the database has them. So whatever a step's answer turns
-out to be, `see` makes the tally right again.
+Invariant: `left = n − unreported − held`, with `n` the lease's open units as the database has them. So whatever a step's answer
+turns out to be, `see` makes the tally right again.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ class Tally:
 
     __slots__ = (
         "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
-        "_route", "free", "granting", "grants", "hour", "hour_end_ns", "hours_due", "hours_written",
-        "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending", "period_end",
-        "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used", "user_id",
-        "waiting", "wanted",
+        "_route", "alerted", "free", "granting", "grants", "held", "hour", "hour_end_ns", "hours_due",
+        "hours_written", "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending",
+        "period_end", "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used",
+        "user_id", "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, quota: Quota, now_ms: int) -> None:
@@ -38,6 +38,7 @@ class Tally:
         self.lease_id = secrets.token_hex(6)
         self.n = self.seq = self.grants = self.steps = 0  # of the lease and its quota, as last seen
         self.left = 0  # what can be handed out without asking
+        self.held = 0  # set aside: neither left nor handed out
         self.pending = 0  # handed out in this hour, and in no report yet
         self.sent: Report | None = None  # a report whose arrival has not been seen
         self.hours_due: set[str] = set()  # whose rows in the ledger are behind
@@ -47,6 +48,7 @@ class Tally:
         self.returning = False
         self.over = False  # no period any more: only to be given back
         self.wanted = False  # somebody asked since the last look
+        self.alerted = 0  # the highest threshold that was asked to be told
         self.waiting = 0  # units that callers wait for
         self.last_use = time.monotonic()
         self._earlier: dict[str, int] = {}
@@ -72,13 +74,22 @@ class Tally:
             self._key, self._route = key, route
         self._apart += units
 
-    def untake(self, units: int, key: ObjectId | None, route: str | None) -> None:
-        """Take back what was handed out and did not count. Where it has been reported since, the next report is less."""
-        self.pending -= units
-        if not self.returning:
+    def hold(self, units: int) -> str:
+        """Set units that are `left` aside, until it is known whether they are used; returns what to `release` them by."""
+        self.left -= units
+        self.held += units
+        return self.lease_id
+
+    def release(self, units: int, lease_id: str, key: ObjectId | None, route: str | None, *, used: bool) -> None:
+        """Count what was held, or have it left again. Where the lease is gone they went with it."""
+        if lease_id != self.lease_id:
+            return
+        self.held -= units
+        if used:
             self.left += units
-        self._count_apart()
-        self._detail[key, route] = self._detail.get((key, route), 0) - units
+            self.take(units, key, route)
+        elif not (self.returning or self.over):
+            self.left += units
 
     @property
     def unreported(self) -> int:
@@ -104,7 +115,7 @@ class Tally:
 
     def report(self) -> Report | None:
         """What to tell the database: a report that may have been lost once more, or what has come since."""
-        if self.sent is not None or self.pending + sum(self._earlier.values()) <= 0 or not self.grants:
+        if self.sent is not None or not (self.pending or self._earlier) or not self.grants:
             return self.sent
         self._close_hour()
         forget = [hour for hour in self.hours_written if int(hour[1:]) < self.hour - 1]
@@ -142,7 +153,7 @@ class Tally:
             if lease.grants > self.grants:
                 self.returning = False  # what was sent to end it cannot arrive any more
             self.n, self.seq, self.grants = lease.n, lease.seq, lease.grants
-            self.left = 0 if self.returning or self.over else self.n - self.unreported
+            self.left = 0 if self.returning or self.over else self.n - self.unreported - self.held
         now = from_ms(now_ms)
         self.limit = quota.limit_at(now)
         self.free = quota.free_at(now)
@@ -166,7 +177,7 @@ class Tally:
         self._detail.clear()
         self._apart = 0
         self.lease_id = secrets.token_hex(6)
-        self.n = self.seq = self.grants = self.left = 0
+        self.n = self.seq = self.grants = self.left = self.held = 0
         self.returning = False
         return lost
 
@@ -177,8 +188,6 @@ class Tally:
         """
         self.left = 0
         self.returning = True
-        if not self._earlier:
-            self.pending = max(0, self.pending)
 
     def measure(self, seconds: float) -> None:
         """Learn the pace, from what was reported in the last so many seconds."""
@@ -197,13 +206,13 @@ class Tally:
     def _close_hour(self) -> None:
         hour = hour_key(self.hour)
         self._count_apart()
-        if self.pending > 0:
+        if self.pending:
             self._earlier[hour] = self._earlier.get(hour, 0) + self.pending
             self.pending = 0
         for (key, route), units in self._detail.items():
-            if key is not None and units > 0:
+            if key is not None and units:
                 self._tell_apart(f"{hour}.keys", str(key), units)
-            if route is not None and units > 0:
+            if route is not None and units:
                 self._tell_apart(f"{hour}.routes", _storable(route), units)
         self._detail.clear()
 

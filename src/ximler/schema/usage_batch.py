@@ -13,8 +13,8 @@ __all__ = ["USAGE_BATCHES", "USAGE_SETTLEMENTS", "UsageBatch", "UsageSettlement"
 
 
 class UsageBatch(Created, kw_only=True):
-    """The sums, by user, hour (since 1970) and source, of the events that one transaction stored. Removed by the transaction
-    that brings them into the ledger."""
+    """The sums, by user, hour (since 1970) and source, of the events that one transaction stored. Removed when they are in the
+    ledger and in the quotas."""
 
     resource: ResourceType
     users: list[ObjectId]
@@ -34,13 +34,16 @@ USAGE_BATCHES = Collection(
 
 
 class UsageSettlement(Document, kw_only=True):
-    """The latest settlement of a resource: its `number`, and what it has brought into the ledger and still owes the quotas.
+    """The latest settlement of a resource: its `number`, and, until it is carried out, whose `batches` it settles and what each
+    of the quotas is due.
 
-    A quota remembers the number of the latest settlement that it has, so that one that is tried again counts once.
+    The ledger's rows and the quotas remember the number of the latest settlement that they have, so that one that is carried
+    out again, in part or whole, counts once.
     """
 
     id: ResourceType = field(name="_id")
     number: int = 0
+    batches: list[ObjectId] = field(default_factory=list[ObjectId])
     quotas: list[str] = field(default_factory=list[str])
     users: list[ObjectId] = field(default_factory=list[ObjectId])
     amounts: list[int] = field(default_factory=list[int])
@@ -49,7 +52,7 @@ class UsageSettlement(Document, kw_only=True):
 USAGE_SETTLEMENTS = Collection(
     name="usagesettlements",
     document=UsageSettlement,
-    purpose="The latest settlement of recorded events: its number, and what it still owes the quotas.",
+    purpose="The latest settlement of recorded events, and what of it is still to be done.",
     owner="metering",
     shard_key=ShardKey((), "one document a resource"),
     private=True,

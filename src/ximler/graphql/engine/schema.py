@@ -34,7 +34,7 @@ from graphql import (
 )
 from graphql.validation.validate import validate_sdl
 
-from ximler.graphql.engine import connections, cost, scalars
+from ximler.graphql.engine import connections, cost, scalars, scopes
 from ximler.graphql.engine.arguments import Reader, find_mismatches, struct_readers
 from ximler.graphql.engine.fields import attribute, batch_field, name_type, root_field
 from ximler.graphql.engine.names import snake
@@ -65,20 +65,25 @@ class Schema(msgspec.Struct, frozen=True):
     bound: Mapping[str, Bound]
 
     def sdl(self) -> str:
-        """The schema as text, with the weight of fields where they have one."""
+        """The schema as text, with the weight and the scope of fields where they have them."""
         text = print_schema(self.core)
         # graphql-core prints what directives are declared, not where they stand.
         places = [
-            (field.loc.end, weight)
+            (field.loc.end, said)
             for type_ in parse(text).definitions
             if isinstance(type_, ObjectTypeDefinitionNode | InterfaceTypeDefinitionNode)
             for field in type_.fields or ()
-            if field.loc
-            and (weight := cost.find_weight(_get_field(self.core, type_.name.value, field.name.value))) != 1
+            if field.loc and (said := _directives(_get_field(self.core, type_.name.value, field.name.value)))
         ]
-        for end, weight in reversed(places):
-            text = f"{text[:end]} @cost(weight: {weight}){text[end:]}"
+        for end, said in reversed(places):
+            text = f"{text[:end]}{said}{text[end:]}"
         return text
+
+
+def _directives(field: GraphQLField) -> str:
+    scope, weight = scopes.find_scope(field), cost.find_weight(field)
+    said = "" if scope is None else f' @scope(requires: "{scope}")' if scope else " @scope"
+    return said if weight == 1 else f"{said} @cost(weight: {weight})"
 
 
 def _get_field(core: GraphQLSchema, type_name: str, field_name: str) -> GraphQLField:
@@ -88,18 +93,24 @@ def _get_field(core: GraphQLSchema, type_name: str, field_name: str) -> GraphQLF
     return field
 
 
-def build(sources: Iterable[ModuleType | Path | str], registries: Iterable[Resolvers] = ()) -> Schema:
+def build(
+    sources: Iterable[ModuleType | Path | str],
+    registries: Iterable[Resolvers] = (),
+    *,
+    guard: scopes.Guard | None = None,
+) -> Schema:
     """Build a schema from SDL and resolvers; raises SchemaError naming every problem.
 
     A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's `resolvers`), an
     SDL file, or SDL text. `Query` and `Mutation` exist already: files extend them. So do the scalars DateTime, JSON and
-    Long, and PageInfo. There are no GraphQL subscriptions: `Subscription` is a type like any other.
+    Long, and PageInfo. There are no GraphQL subscriptions: `Subscription` is a type like any other. `guard` is asked before
+    every root field, and before every other that has a `@scope`.
     """
     sources, registries = list(sources), list(registries)
     registries += [_find_registry(source) for source in sources if isinstance(source, ModuleType)]
     core = _build_types(_read(sources))
     resolvers = list(chain.from_iterable(registries))
-    bound, problems = _bind(core, resolvers)
+    bound, problems = _bind(core, resolvers, guard)
     if problems:
         raise SchemaError(problems)
     for type_ in core.type_map.values():
@@ -119,7 +130,7 @@ def _find_registry(module: ModuleType) -> Resolvers:
 
 
 def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
-    texts = [Source(scalars.SDL + connections.SDL + cost.SDL, "ximler.graphql.engine")]
+    texts = [Source(scalars.SDL + connections.SDL + cost.SDL + scopes.SDL, "ximler.graphql.engine")]
     for number, source in enumerate(sources, 1):
         if isinstance(source, str):
             texts.append(Source(source, f"SDL text {number}"))
@@ -156,7 +167,7 @@ def _build_types(document: DocumentNode) -> GraphQLSchema:
     problems = [_located(error) for error in validate_schema(core)]
     for name, type_ in core.type_map.items():
         if isinstance(type_, GraphQLObjectType | GraphQLInterfaceType):
-            problems += _weight_problems(type_)
+            problems += _directive_problems(type_)
         if isinstance(type_, GraphQLScalarType) and not is_specified_scalar_type(type_):
             python = scalars.SCALARS.get(name)
             if python is None:
@@ -172,15 +183,18 @@ def _build_types(document: DocumentNode) -> GraphQLSchema:
     return core
 
 
-def _weight_problems(type_: GraphQLObjectType | GraphQLInterfaceType) -> Iterator[str]:
+def _directive_problems(type_: GraphQLObjectType | GraphQLInterfaceType) -> Iterator[str]:
     for name, field in type_.fields.items():
         try:
             cost.find_weight(field)
+            scopes.find_scope(field)
         except ValueError as error:
             yield f"{type_.name}.{name}: {_place(field)}{error}"
 
 
-def _bind(core: GraphQLSchema, resolvers: Iterable[Resolver]) -> tuple[dict[str, Bound], list[str]]:
+def _bind(
+    core: GraphQLSchema, resolvers: Iterable[Resolver], guard: scopes.Guard | None
+) -> tuple[dict[str, Bound], list[str]]:
     bound: dict[str, Bound] = {}
     problems = []
     for resolver in resolvers:
@@ -194,6 +208,10 @@ def _bind(core: GraphQLSchema, resolvers: Iterable[Resolver]) -> tuple[dict[str,
         except (TypeError, NameError) as error:
             problems.append(f"{resolver.coordinate}: {resolver.where}: {error}")
             continue
+        scope = scopes.find_scope(field)
+        if guard is not None:
+            resolver = scopes.guarded(resolver, scope, guard)  # noqa: PLW2901 (the same, guarded)
+        scopes.describe(field, scope)
         field.resolve = (batch_field if resolver.batch else root_field)(resolver, readers)
         bound[resolver.coordinate] = Bound(resolver, readers)
     answered = {resolver.coordinate for resolver in resolvers}
@@ -233,6 +251,8 @@ def _unanswered(core: GraphQLSchema, answered: set[str]) -> Iterator[str]:
             coordinate = f"{type_.name}.{name}"
             if coordinate in answered:
                 continue
+            if scopes.find_scope(field) is not None:
+                yield f"{coordinate}: {_place(field)}@scope stands on a field without a resolver, which asks nobody"
             if type_.name in ROOT_TYPES:
                 yield f"{coordinate}: {_place(field)}this root field has no resolver"
             elif field.args:

@@ -1,0 +1,144 @@
+"""Topic `metering`: what it costs to decide whether a user may make another call, beside a guarded `$inc` a call."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from bson import ObjectId
+
+from bench.contest import Contestant, compete, ratio
+from bench.report import Figure, Table, spread
+from bench.setup import Setup
+from ximler.core.actor import Actor
+from ximler.database import Database
+from ximler.database.monitoring import round_trips
+from ximler.metering import entitlements
+from ximler.metering.meter import Meter
+from ximler.schema.user import User
+
+__all__ = ["run"]
+
+OURS, BURST, NAIVE = "meter.consume", "meter.consume, 16 users in turn", "guarded $inc a call"
+BUSY = "meter.consume, by processor time alone"
+CALLS = 200_000
+NAIVE_CALLS, NAIVE_TASKS = 2_000, 16
+STEADY_S = 3.0
+STEADY_CALLS_A_S = 4_000
+_LIMIT = 10**12
+_OPERATOR = Actor(kind="operator", via="cli")
+
+
+async def run(setup: Setup) -> list[Table]:
+    async with setup.database(initialised=True) as database, setup.driver(database) as driver:
+        actors = [await _person(database) for _ in range(16)]
+        await driver["naive"].insert_one({"_id": 1, "limit": _LIMIT, "used": 0})
+        meter = Meter(database)
+        running = asyncio.create_task(meter.run())
+
+        busy: list[float] = []
+
+        async def one() -> float:
+            began = time.process_time()
+            taken = await _spend(meter, actors[:1])
+            busy.append((time.process_time() - began) / CALLS)
+            return taken
+
+        async def many() -> float:
+            return await _spend(meter, actors)
+
+        async def naive() -> float:
+            return await _inc(driver["naive"])
+
+        try:
+            for actor in actors:
+                await meter.consume(actor)
+            samples = await compete(
+                [Contestant(OURS, one), Contestant(BURST, many), Contestant(NAIVE, naive)], setup.rounds(12)
+            )
+            served, commands = await _steady(meter, actors[0])
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            await meter.close()
+        exact = await _is_exact(database)
+    samples[BUSY] = busy[1:]  # after the round that warms up
+    return [_table(samples, served, commands, exact=exact)]
+
+
+async def _person(database: Database) -> Actor:
+    user = await database.users.insert(User(name="Ada", email=f"{ObjectId()}@example.com", password="-"))
+    await entitlements.override(database, _OPERATOR, user.id, reason="a benchmark", api_calls=_LIMIT)
+    return Actor(kind="user", via="api_key", user_id=user.id, api_key_id=ObjectId())
+
+
+async def _spend(meter: Meter, actors: list[Actor]) -> float:
+    began = time.perf_counter()
+    for _ in range(CALLS // 2000):  # a server gets to its other tasks now and then
+        for _ in range(2000 // len(actors)):
+            for actor in actors:
+                await meter.consume(actor, route="GET /v1/things")
+        await asyncio.sleep(0)
+    return (time.perf_counter() - began) / CALLS
+
+
+async def _inc(collection: Any) -> float:
+    async def task() -> None:
+        for _ in range(NAIVE_CALLS // NAIVE_TASKS):
+            where = {"_id": 1, "$expr": {"$lt": ["$used", "$limit"]}}
+            assert (await collection.update_one(where, {"$inc": {"used": 1}})).modified_count
+
+    began = time.perf_counter()
+    await asyncio.gather(*(task() for _ in range(NAIVE_TASKS)))
+    return (time.perf_counter() - began) / NAIVE_CALLS
+
+
+async def _steady(meter: Meter, actor: Actor) -> tuple[int, int]:
+    """Calls at an even pace, and the commands that this process sent meanwhile: its reports and looks included."""
+    await asyncio.sleep(1)
+    with round_trips() as trips:
+        sweeping = asyncio.create_task(meter.run())  # in this context, so that its commands are counted
+        served, end = 0, time.perf_counter() + STEADY_S
+        while time.perf_counter() < end:
+            for _ in range(STEADY_CALLS_A_S // 100):
+                await meter.consume(actor)
+            served += STEADY_CALLS_A_S // 100
+            await asyncio.sleep(0.01)
+        sweeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sweeping
+        return served, len(trips)
+
+
+async def _is_exact(database: Database) -> bool:
+    quotas = await database.raw["quotas"].find({}).to_list()
+    rows = await database.raw["usage"].find({}).to_list()
+    settled = sum(quota["settled"] for quota in quotas)
+    return all(q["granted"] == q["settled"] for q in quotas) and settled == sum(row["amount"] for row in rows)
+
+
+def _table(samples: dict[str, list[float]], served: int, commands: int, *, exact: bool) -> Table:
+    def rate(name: str) -> float:
+        taken = sorted(samples[name])
+        return 1 / taken[len(taken) // 2]
+
+    return Table(
+        title="metering: may this user make another call?",
+        figures=[
+            Figure(what="calls a second that one process decides", value=rate(OURS), unit="/s", least=300_000),
+            Figure(what=f"{OURS} beside a {NAIVE}, in speed", value=ratio(samples[NAIVE], samples[OURS]), least=100),
+            Figure(
+                what="calls a database command, at steady load", value=served / max(commands, 1), unit="", least=100
+            ),
+            Figure(what="every call is in quota and ledger, once", value=int(exact), unit="", exactly=1),
+        ],
+        columns=("", "a second", "spread"),
+        rows=[(name, f"{rate(name):,.0f}", spread(taken)) for name, taken in samples.items()],
+        notes=[
+            f"{OURS}: {CALLS:,} calls one after the other with API key and route, reporting to a real mongod meanwhile. "
+            f"{NAIVE}: {NAIVE_CALLS:,} calls by {NAIVE_TASKS} tasks through the bare driver, on one document. "
+            f"Steady: {served:,} calls in {STEADY_S:g} s cost {commands} commands.",
+        ],
+        samples=samples,
+    )

@@ -1,0 +1,132 @@
+"""A browser's session: signing in to a cookie, exchanging it, signing out. Programs use GraphQL's `signIn` and a header."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, delete, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
+
+from ximler.accounts import sessions
+from ximler.core.actor import Actor
+from ximler.core.errors import Unauthenticated
+from ximler.http.authentication import Authentication, Caller, signed_in
+from ximler.http.problems import documented
+
+__all__ = ["refresh", "sign_in", "sign_out"]
+
+_NO_STORE = {"Cache-Control": "no-store"}
+_Text = Annotated[str, msgspec.Meta(max_length=1000)]
+
+
+class Credentials(msgspec.Struct, frozen=True, rename="camel"):
+    email: _Text
+    password: _Text
+    code: _Text | None = None  # of the second factor
+    device: _Text | None = None  # what an earlier sign-in answered
+
+
+class Person(msgspec.Struct, frozen=True, rename="camel"):
+    id: str
+    name: str
+    email: str
+
+
+class SignedIn(msgspec.Struct, frozen=True, rename="camel"):
+    """The session itself is in the cookie, where no script reads it."""
+
+    expires_at: datetime
+    device: str
+    user: Person
+
+
+def _responses(**reasons: str) -> dict[int, ResponseSpec]:
+    return documented(_400="The request cannot be read", _403="Another site sent it", _413="It is too long", **reasons)
+
+
+@post(
+    "/session",
+    tags=["accounts"],
+    summary="Sign in, to a cookie",
+    status_code=200,
+    responses=_responses(
+        _401="Wrong e-mail address, password or code", _422="A field is missing or wrong", _429="Too many attempts"
+    ),
+)
+async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[Credentials]) -> Response[SignedIn]:
+    """Only for pages of our own: the request must come from one (Sec-Fetch-Site or Origin)."""
+    authentication: Authentication = state.authentication
+    authentication.cookies.require_own_page(request.method, dict(request.scope["headers"]))
+    found = await sessions.sign_in(
+        state.database,
+        state.keyring,
+        authentication.settings,
+        _origin(request),
+        email=data.email,
+        password=data.password,
+        code=data.code,
+        device=data.device,
+    )
+    return _answer(authentication, found)
+
+
+@post(
+    "/session/refresh",
+    tags=["accounts"],
+    summary="Exchange the session's cookie for a new one",
+    status_code=200,
+    responses=_responses(_401="There is no session, or it has ended"),
+    **signed_in(),
+)
+async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[SignedIn]:
+    """The old one opens nothing from now on. If it comes back later somebody has a copy, and the whole sign-in ends."""
+    if not caller.by_cookie or caller.user is None:
+        raise Unauthenticated("This is for a session's cookie: with a token, use GraphQL's refreshSession")
+    authentication: Authentication = state.authentication
+    found = await sessions.refresh(state.database, state.keyring, authentication.settings, caller.actor, caller.user)
+    return _answer(authentication, found)
+
+
+@delete(
+    "/session",
+    tags=["accounts"],
+    summary="Sign out",
+    status_code=204,
+    responses={
+        204: ResponseSpec(None, description="The browser forgets its session", generate_examples=False),
+        **_responses(),
+    },
+)
+async def sign_out(request: Request[Any, Any, Any], state: State) -> Response[None]:
+    """Ends the cookie's session and takes the cookie back; that it was over already is no error."""
+    authentication: Authentication = state.authentication
+    response: Response[None] = Response(None, status_code=204, headers=_NO_STORE)
+    try:
+        caller = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's, typed by two libraries
+    except Unauthenticated:
+        pass
+    else:
+        if caller.by_cookie:
+            await sessions.sign_out(state.database, caller.actor)
+    _set(response, authentication.cookies.take())
+    return response
+
+
+def _answer(authentication: Authentication, found: sessions.SignedIn) -> Response[SignedIn]:
+    user = Person(str(found.user.id), found.user.name, found.user.email)
+    response = Response(SignedIn(found.session.expires_at, found.device, user), status_code=200, headers=_NO_STORE)
+    _set(response, authentication.cookies.give(found.token, seconds=authentication.cookie_seconds))
+    return response
+
+
+def _set(response: Response[Any], header: tuple[bytes, bytes]) -> None:
+    response.headers[header[0].decode()] = header[1].decode()
+
+
+def _origin(request: Request[Any, Any, Any]) -> Actor:
+    known = request.scope.get("state", {})
+    agent = request.headers.get("user-agent", "")[:300] or None
+    return Actor(address=known.get("address"), user_agent=agent, request_id=known.get("request_id"))

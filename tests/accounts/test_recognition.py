@@ -1,0 +1,223 @@
+"""Sessions over time: known without asking, extended by use, exchanged, and ended by whoever shows a token twice."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from tests.database.following import running, until
+
+from ximler.accounts import sessions
+from ximler.accounts.recognition import Recogniser, SessionExpired
+from ximler.accounts.standing import AccountLocked
+from ximler.core.actor import Actor
+from ximler.database.changes import Feed
+from ximler.database.monitoring import round_trips
+from ximler.schema.credential import CREDENTIALS, Credential
+from ximler.schema.session import SESSIONS
+
+PASSWORD = "correct horse battery"
+ANYBODY = Actor(address="192.0.2.7", user_agent="a browser")
+
+
+@pytest.fixture
+async def recogniser(database, keyring, settings):
+    feed = Feed(database)
+    recogniser = Recogniser(database, keyring, settings, feed)
+    async with running(feed):
+        await until(lambda: feed.fresh)
+        yield recogniser
+    database.feed = None
+
+
+@pytest.fixture
+def enter(database, keyring, settings, ada):
+    async def enter():
+        return await sessions.sign_in(database, keyring, settings, ANYBODY, email="ada@example.com", password=PASSWORD)
+
+    return enter
+
+
+def acting(signed_in):
+    return Actor(
+        kind="user", via="session", user_id=signed_in.user.id, session_id=signed_in.session.id, address="192.0.2.7"
+    )
+
+
+async def refresh(database, keyring, settings, signed_in):
+    return await sessions.refresh(database, keyring, settings, acting(signed_in), signed_in.user)
+
+
+async def is_over(recogniser, token):
+    try:
+        await recogniser.recognise(token, ANYBODY)
+    except SessionExpired:
+        return True
+    return False
+
+
+async def travel(database, **delta):
+    database.clock.offset_ms += int(timedelta(**delta).total_seconds() * 1000)
+    await database.feed.caught_up()
+
+
+async def test_a_session_costs_one_round_trip_and_then_none(database, ada, enter, recogniser):
+    token = (await enter()).token
+    await database.feed.caught_up()
+    with round_trips() as trips:
+        found = await recogniser.recognise(token, ANYBODY)
+    assert trips == [("aggregate", "sessions")]
+    assert (found.standing.user.id, found.standing.operator) == (ada.id, False)
+    with round_trips() as trips:
+        for _ in range(100):
+            await recogniser.recognise(token, ANYBODY)
+    assert trips == []
+
+
+async def test_what_ends_a_session_is_heard_of_whoever_did_it(database, ada, enter, recogniser):
+    for end in (
+        lambda _: database.raw.sessions.delete_many({"userId": ada.id}),
+        lambda _: database.transaction(lambda transaction: sessions.revoke_all(transaction, ada.id)),
+        lambda signed_in: sessions.sign_out(database, acting(signed_in)),
+        lambda signed_in: sessions.revoke(database, acting(signed_in), signed_in.session.public_id),
+    ):
+        signed_in = await enter()
+        await database.feed.caught_up()
+        assert not await is_over(recogniser, signed_in.token)
+        await end(signed_in)
+        await database.feed.caught_up()
+        assert await is_over(recogniser, signed_in.token)
+
+
+async def test_our_own_ending_holds_with_the_next_request(database, ada, enter, recogniser):
+    signed_in, other = await enter(), await enter()
+    await database.feed.caught_up()
+    assert not await is_over(recogniser, signed_in.token)
+    assert not await is_over(recogniser, other.token)
+    await sessions.revoke_others(database, acting(signed_in))
+    assert await is_over(recogniser, other.token)
+    await sessions.sign_out(database, acting(signed_in))
+    assert await is_over(recogniser, signed_in.token)
+
+
+async def test_a_lock_and_a_role_hold_from_the_next_moment(database, ada, enter, recogniser):
+    token = (await enter()).token
+    await database.feed.caught_up()
+    assert not (await recogniser.recognise(token, ANYBODY)).standing.operator
+    await database[CREDENTIALS].insert(Credential(id=ada.id, role="operator"))
+    await database.feed.caught_up()
+    assert (await recogniser.recognise(token, ANYBODY)).standing.operator
+    await database.raw.credentials.update_one({"_id": ada.id}, {"$set": {"lockedAt": database.clock.now()}})
+    await database.feed.caught_up()
+    with pytest.raises(AccountLocked):
+        await recogniser.recognise(token, ANYBODY)
+
+
+async def test_use_extends_a_session_to_its_end_and_no_further(database, settings, enter, recogniser):
+    signed_in = await enter()
+    ends = signed_in.session.created_at + timedelta(days=settings.session_max_days)
+    for _ in range(4):
+        await travel(database, days=20)
+        await recogniser.recognise(signed_in.token, ANYBODY)
+        await recogniser.extend()
+    await database.feed.caught_up()
+    stored = await database[SESSIONS].get(signed_in.session.id)
+    assert abs(stored.expires_at - ends) < timedelta(seconds=1)
+    await travel(database, days=11)
+    assert await is_over(recogniser, signed_in.token)
+
+
+async def test_a_session_that_is_not_used_ends(database, enter, recogniser):
+    token = (await enter()).token
+    await travel(database, days=31)
+    assert await is_over(recogniser, token)
+
+
+async def test_use_is_written_down_once_an_hour(database, enter, recogniser):
+    token = (await enter()).token
+    await travel(database, minutes=59)
+    await recogniser.recognise(token, ANYBODY)
+    with round_trips() as trips:
+        await recogniser.extend()
+    assert trips == []
+    await travel(database, minutes=2)
+    for _ in range(20):
+        await recogniser.recognise(token, ANYBODY)
+    with round_trips() as trips:
+        await recogniser.extend()
+        await recogniser.extend()
+    assert trips == [("update", "sessions")]
+
+
+async def test_extending_revives_nothing(database, ada, enter, recogniser):
+    signed_in = await enter()
+    await travel(database, days=1)
+    await recogniser.recognise(signed_in.token, ANYBODY)  # its use waits to be written down
+    await database.transaction(lambda transaction: sessions.revoke_all(transaction, ada.id))
+    await recogniser.extend()
+    assert await database[SESSIONS].count({}) == 0
+
+
+async def test_an_exchange_keeps_the_sign_in_and_its_end(database, keyring, settings, enter, recogniser):
+    first = await enter()
+    await travel(database, days=10)
+    fresh = await refresh(database, keyring, settings, first)
+    assert fresh.token != first.token
+    assert fresh.session.created_at == first.session.created_at
+    assert fresh.session.ends_at == first.session.ends_at
+    assert fresh.session.proved_at == first.session.proved_at  # an exchange proves nothing
+    assert fresh.session.expires_at > first.session.expires_at
+    assert not await is_over(recogniser, fresh.token)
+    assert await is_over(recogniser, first.token)
+    assert [session.id for session in await sessions.mine(database, acting(fresh))] == [fresh.session.id]
+
+
+async def test_a_token_that_comes_back_ends_the_whole_sign_in_and_no_other(
+    database, keyring, settings, enter, recogniser
+):
+    other, first = await enter(), await enter()
+    second = await refresh(database, keyring, settings, first)
+    third = await refresh(database, keyring, settings, second)
+    assert await is_over(recogniser, first.token)  # too soon to be a theft: it was on its way
+    assert not await is_over(recogniser, third.token)
+    await travel(database, seconds=11)
+    assert await is_over(recogniser, first.token)
+    assert await is_over(recogniser, third.token)
+    assert await is_over(recogniser, second.token)
+    assert not await is_over(recogniser, other.token)
+    (entry,) = await database.raw.auditlogs.find({"action": "accounts.session.reused"}).to_list()
+    assert entry["userId"] == first.user.id
+
+
+async def test_of_racing_exchanges_one_succeeds(database, keyring, settings, enter, recogniser):
+    first = await enter()
+    results = await asyncio.gather(
+        *(refresh(database, keyring, settings, first) for _ in range(8)), return_exceptions=True
+    )
+    won = [result for result in results if isinstance(result, sessions.SignedIn)]
+    assert len(won) == 1
+    assert {type(result) for result in results} == {sessions.SignedIn, SessionExpired}
+    assert not await is_over(recogniser, won[0].token)
+
+
+async def test_an_exchange_under_way_revives_no_session_that_is_revoked(database, keyring, settings, ada, enter):
+    """Whoever wins: after the revocation has returned, nothing of the sign-in opens anything."""
+    for _ in range(25):
+        first = await enter()
+        await asyncio.gather(
+            refresh(database, keyring, settings, first),
+            database.transaction(lambda transaction: sessions.revoke_all(transaction, ada.id)),
+            return_exceptions=True,
+        )
+        assert await database[SESSIONS].count({"userId": ada.id}) == 0
+
+
+async def test_a_frozen_recogniser_asks_the_database(database, ada, enter, keyring, settings):
+    feed = Feed(database)
+    recogniser = Recogniser(database, keyring, settings, feed)
+    token = (await enter()).token
+    async with running(feed):
+        await until(lambda: feed.fresh)
+        assert not await is_over(recogniser, token)
+    await database.raw.sessions.delete_many({})  # nobody tells us
+    assert await is_over(recogniser, token)
+    database.feed = None

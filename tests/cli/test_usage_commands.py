@@ -1,0 +1,77 @@
+"""`ximler usage`, typed as an operator would, on a database of the test's own."""
+
+import json
+import secrets
+
+import pytest
+from pymongo import MongoClient
+
+
+@pytest.fixture(scope="module")
+def own(mongodb_uri):
+    """A command on a database of the module's own, in which Ada has an account."""
+    name = f"ximler_test_cli_{secrets.token_hex(4)}"
+    env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
+    with MongoClient(mongodb_uri) as client:
+        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
+        client.drop_database(name)
+
+
+def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
+    env, database = own
+    ximler("db", "init", env=env)
+    made = ximler("users", "create", "--name", "Ada", "--email", "ada@example.com", "--password-stdin", "--json", env=env,
+                  stdin="correct horse battery staple\n")  # fmt: skip
+    user = json.loads(made.stdout)["id"]
+
+    shown = ximler("usage", "show", "ada@example.com", env=env)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "plan Free" in shown.stdout
+    assert "1,000" in shown.stdout
+
+    done = ximler("usage", "override", user, "--api-calls", "-1", "--storage-gb", "2.5", "--until", "2999-12-31",
+                  "--reason", "a pilot", env=env)  # fmt: skip
+    assert done.stdout == "The limits of ada@example.com are overridden.\n"
+    shown = json.loads(ximler("usage", "show", user, "--json", env=env).stdout)
+    assert {usage["resource"]: usage["limit"] for usage in shown["usage"]} == {
+        "projects": 3, "storage": 2_500_000_000, "apiCalls": None,
+    }  # fmt: skip
+    assert (shown["override"]["reason"], shown["override"]["by"]) == ("a pilot", "cli")
+    assert "a pilot" in ximler("usage", "show", user, env=env).stdout
+    done = ximler("usage", "override", user, "--end", "--reason", "over", env=env)
+    assert done.stdout == "ada@example.com has the plan's limits again.\n"
+
+    assert ximler("usage", "rebuild", user, env=env).stdout == "There is no difference.\n"
+    owner = database.users.find_one({"email": "ada@example.com"})["_id"]
+    database.gauges.update_one({"_id": owner}, {"$set": {"projects": 2, "storageBytes": 0}}, upsert=True)
+    looked = ximler("usage", "rebuild", "--all", "--dry-run", "--json", env=env)
+    assert looked.returncode == 1
+    assert json.loads(looked.stdout)["drift"] == [{"user": user, "of": "gauge", "what": "projects", "was": 2, "is": 0}]
+    assert ximler("usage", "rebuild", "--all", env=env).returncode == 0
+    assert ximler("usage", "rebuild", "--all", "--dry-run", env=env).returncode == 0
+
+    refused = ximler("usage", "forgive", user, "--reason", "a power cut", env=env)
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert {entry["action"] for entry in database.auditlogs.find({"resource": "entitlements"})} == {
+        "metering.override.set",
+        "metering.override.ended",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["show", "nobody@example.com"], 5, "There is no user"),
+        (["show", "no-id"], 2, "is not an id"),
+        (["override", "a@example.com", "--api-calls", "5"], 2, "--reason"),
+        (["override", "a@example.com", "--api-calls", "-2", "--reason", "x"], 2, "-2"),
+        (["override", "a@example.com", "--end", "--projects", "1", "--reason", "x"], 2, "--end takes no limits"),
+        (["rebuild"], 2, "--all"),
+        (["rebuild", "a@example.com", "--all"], 2, "--all"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(ximler, own, arguments, code, said):
+    env, _ = own
+    result = ximler("usage", *arguments, env=env)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
