@@ -76,7 +76,7 @@ async def test_after_shutdown_nothing_of_it_runs(ours: Settings, mongodb_uri: st
         50
     ):  # threads end on their own once their pool is closed, and the driver's tasks once they are asked to
         left = {t.name for t in set(threading.enumerate()) - threads if t.name.startswith("argon2")}
-        left |= {str(task) for task in asyncio.all_tasks() - before if "pymongo" in str(task)}
+        left |= {str(task) for task in asyncio.all_tasks() - before if "ximler" in str(task)}
         if not left:
             break
         await asyncio.sleep(0.05)
