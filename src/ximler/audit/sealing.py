@@ -20,6 +20,7 @@ import structlog
 from bson import ObjectId, Timestamp
 from prometheus_client import Counter
 from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from ximler.audit import fingerprint, seals
 from ximler.audit.keys import SealKeys
@@ -254,7 +255,10 @@ class Sealer:
                 _, token = await anext(events)
             moment = _time_of(token)
             now = self._database.clock.now() if moment is None else _at(moment)
-            raw = self._database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
+            raw = self._database.raw[AUDIT_LOGS.name].with_options(
+                codec_options=fingerprint.OPTIONS,
+                read_concern=ReadConcern("majority"),  # what a lost primary takes with it must not be in a seal
+            )
             where = {} if since is None else {"createdAt": {"$gte": since}}
             found: Any = raw.find_raw_batches(
                 where, _LOOKED, sort=[("createdAt", 1)], session=session, batch_size=seals.MAX_MEMBERS
