@@ -25,6 +25,7 @@ _PACKAGES = ("pymongo", "msgspec", "beanie", "pydantic", "mongoengine", "graphql
 class Setup(msgspec.Struct, frozen=True):
     uri: str
     quick: bool
+    full: bool = False
 
     def rounds(self, thorough: int) -> int:
         return max(3, thorough // 4) if self.quick else thorough
@@ -50,15 +51,15 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def setup(*, quick: bool) -> AsyncIterator[Setup]:
+async def setup(*, quick: bool, full: bool = False) -> AsyncIterator[Setup]:
     """On MONGODB_TEST_URI, or on the embedded server in a temporary folder."""
     if uri := os.environ.get("MONGODB_TEST_URI"):
-        yield Setup(uri, quick)
+        yield Setup(uri, quick, full)
         return
     with scratch() as folder:
         running = await server.start(Path(folder) / "data")
         try:
-            yield Setup(running.uri, quick)
+            yield Setup(running.uri, quick, full)
         finally:
             await running.stop()
 

@@ -124,6 +124,10 @@ async def test_an_operator_removes_the_factor_of_who_lost_everything_and_nobody_
     await person.enrol()
     with pytest.raises(Forbidden):
         await enrolment.remove(person.database, person.actor(), person.user.id)
+    with pytest.raises(StepUpRequired):
+        await enrolment.remove(
+            person.database, Actor(kind="operator", via="session", user_id=ObjectId()), person.user.id
+        )
     with pytest.raises(NotFound):
         await enrolment.remove(person.database, SYSTEM, ObjectId())
     await enrolment.remove(person.database, Actor(kind="operator", via="cli"), person.user.id)

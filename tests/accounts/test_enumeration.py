@@ -4,11 +4,13 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 
-from ximler.accounts import registration, sessions
+from ximler.accounts import credentials, registration, sessions
 from ximler.accounts.keyring import Keyring
+from ximler.accounts.throttle import Throttled
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database
@@ -94,16 +96,50 @@ async def test_registering_says_and_takes_the_same_whoever_has_the_address(
 
         return run
 
+    unknown, known = attempt(lambda: f"new{next(fresh)}@example.com"), attempt(lambda: "ada@example.com")
+    taken = await medians(database, 200, {"new": unknown, "known": known})
+    assert 0.67 < taken["known"] / taken["new"] < 1.5
+    waiting = attempt(lambda: "waiting@example.com")
+    taken = await medians(database, 30, {"new": unknown, "waiting": waiting})
+    assert 0.6 < taken["waiting"] / taken["new"] < 1.67
+
+
+async def test_asking_for_a_reset_says_and_takes_the_same_whoever_has_the_address(
+    database: Database, keyring: Keyring, ada: User
+) -> None:
+    def attempt(email: str) -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            said = await credentials.request_reset(database, keyring, Actor(address="192.0.2.7"), email=email)
+            assert said is None
+
+        return run
+
     taken = await medians(
-        database,
-        200,
-        {
-            "new": attempt(lambda: f"new{next(fresh)}@example.com"),
-            "known": attempt(lambda: "ada@example.com"),
-            "waiting": attempt(lambda: "waiting@example.com"),
-        },
+        database, 200, {"known": attempt("ada@example.com"), "unknown": attempt("nobody@example.com")}
     )
-    assert max(taken.values()) / min(taken.values()) < 1.5
+    assert 0.67 < taken["unknown"] / taken["known"] < 1.5
+
+
+async def test_an_attack_on_nobody_is_refused_as_one_on_somebody_is_and_as_fast(
+    database: Database, keyring: Keyring, settings: Settings, ada: User
+) -> None:
+    def attempt(email: str) -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            await database.raw["throttles"].update_many({}, {"$set": {"count": 9, "blockedUntil": soon}})
+            with pytest.raises(Throttled) as refused:
+                await sessions.sign_in(database, keyring, settings, Actor(), email=email, password="a wrong guess")
+            said.add((refused.value.code, refused.value.message, refused.value.retry_after_s))
+
+        return run
+
+    said: set[object] = set()
+    soon = database.clock.now() + timedelta(hours=1)
+    for email in ("ada@example.com", "nobody@example.com"):
+        with pytest.raises(sessions.BadCredentials):
+            await sessions.sign_in(database, keyring, settings, Actor(), email=email, password="a wrong guess")
+    taken = await medians(database, 60, {"known": attempt("ada@example.com"), "unknown": attempt("nobody@example.com")})
+    assert 0.6 < taken["unknown"] / taken["known"] < 1.67
+    assert {code for code, _, _ in said} == {"TOO_MANY_ATTEMPTS"}  # type: ignore[misc]
 
 
 async def test_ten_people_who_sign_in_at_once_all_do(

@@ -127,8 +127,9 @@ async def test_the_fingerprint_covers_every_field(database: Database, ada: Actor
     assert examined(raw, added=1).problem
     for path, value in (
         ("before.email", "c@example.com"), ("before.n", 2), ("after.email", ""), ("actor", "operator"), ("new", 1),
-        ("_audit.v", 2), ("_audit.salts.person", b"x" * 16), ("_audit.hash", bytes(32)), ("_audit.extra", 1),
-        ("_audit.personal", []), ("_audit", None),
+        ("_audit.v", 2), ("_audit.person.salt", b"x" * 16), ("_audit.hash", bytes(32)), ("_audit.extra", 1),
+        ("_audit.person.paths", []), ("_audit.person.paths", ["ipAddress"]),
+        ("_audit.person.digest", bytes(32)), ("_audit", None),
     ):  # fmt: skip
         changed = bson.decode(raw, fingerprint.OPTIONS)
         *above, last = path.split(".")
@@ -145,7 +146,7 @@ async def test_a_value_and_its_salt_can_go_and_the_hash_holds(database: Database
     erased = bson.decode(raw, fingerprint.OPTIONS)
     del erased["ipAddress"], erased["userAgent"], erased["metadata"]["before"]["email"]
     half = bson.decode(bson.encode(erased), fingerprint.OPTIONS)
-    del erased["metadata"]["_audit"]["salts"]["person"]
+    del erased["metadata"]["_audit"]["person"]["salt"]
     found = fingerprint.examine(erased)
     assert (found.problem, found.erased, found.hash) == (None, ("person",), examined(raw).hash)
     assert fingerprint.examine(half).problem  # the value without its salt

@@ -47,7 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "address": {"$set": {"ipAddress": "203.0.113.9"}},
     "address gone": {"$unset": {"ipAddress": ""}},
     "before": {"$set": {"metadata.before.email": "mallory@example.com"}},
-    "salt": {"$set": {"metadata._audit.salts.person": b"x" * 16}},
+    "salt": {"$set": {"metadata._audit.person.salt": b"x" * 16}},
     "more": {"$set": {"metadata.approved": True}},
     "one more field": {"$set": {"approved": True}},
     "fingerprint gone": {"$unset": {"metadata._audit": ""}},
@@ -87,7 +87,7 @@ async def test_a_forged_entry_with_a_recomputed_fingerprint_is_found_although_it
     mark = raw["metadata"].pop("_audit")
     for forged in (fingerprint.make(raw, [], [b"a guess"]), fingerprint.make(raw, [], []), {**mark, "hash": bytes(32)}):
         entry = {**raw, "_id": ObjectId(), "metadata": {**raw["metadata"], "_audit": forged}}
-        if "personal" not in forged:
+        if "person" not in forged:
             entry["metadata"]["_audit"] = fingerprint.make({**entry, "metadata": raw["metadata"]}, [],
                                                            [b"a guess"] if "mac" in forged else [])  # fmt: skip
         await database.raw["auditlogs"].insert_one(entry)

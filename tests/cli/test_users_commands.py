@@ -1,6 +1,7 @@
 """An operator's day at the command line."""
 
 import json
+import zipfile
 
 import pytest
 
@@ -71,3 +72,20 @@ def test_nobody_of_that_name_is_not_found(shop, command):
     for who in ("nobody@example.com", "0" * 24):
         result = run(command, who)
         assert (result.returncode, result.stdout) == (5, ""), result.stderr
+
+
+def test_all_that_is_kept_of_somebody_is_written_to_a_file(shop, tmp_path):
+    run, database = shop
+    file = tmp_path / "ada.zip"
+    assert run("export", "nobody@example.com", str(file)).returncode == 5
+    assert list(tmp_path.glob("*ada.zip*")) == []
+    written = run("export", ADA, str(file))
+    assert written.stdout.startswith(f"{file}: "), written.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        assert json.loads(archive.read("account.json"))["email"] == ADA
+    assert database.auditlogs.count_documents({"action": "privacy.data.exported"}) == 1
+    assert "exists already" in run("export", ADA, str(file)).stderr
+    assert run("export", ADA, str(tmp_path / "no" / "such" / "folder.zip")).returncode == 1
+    assert list(tmp_path.glob(".ada*")) == []

@@ -59,6 +59,7 @@ FIELDS = {
     "Mutation.verifyUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.lockUser": Field(arguments=('id: "{user_id}", reason: "r"',), stranger="FORBIDDEN"),
     "Mutation.unlockUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Mutation.removeSecondFactor": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.revokeUserSessions": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Query.usage": Field(stranger=None),
     "Query.quota": Field(arguments=('resource: apiCalls, userId: "{user_id}"',), stranger="NOT_FOUND"),

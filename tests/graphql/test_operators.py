@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+import pyotp
 import pytest
 from bson import ObjectId
 from tests.serving import Client
@@ -46,6 +47,18 @@ async def test_an_operator_finds_looks_at_locks_and_opens_an_account(grace: Clie
     ended = await grace.ask("mutation ($id: ID!) { revokeUserSessions(id: $id) }", id=ada_id)
     assert ended["revokeUserSessions"] == 1
     assert (await grace.ask("mutation ($id: ID!) { verifyUser(id: $id) { emailVerified } }", id=ada_id)).errors == []
+
+
+async def test_an_operator_frees_who_lost_their_second_factor(grace: Client, ada: Client, database: Database) -> None:
+    secret = (await ada.ask("mutation { beginTotp { secret } }"))["beginTotp"]["secret"]
+    code = pyotp.TOTP(secret).at(database.clock.now())
+    assert (await ada.ask("mutation ($c: String!) { confirmTotp(code: $c) }", c=code)).errors == []
+    remove, ada_id = "mutation ($id: ID!) { removeSecondFactor(id: $id) { secondFactor } }", await id_of(ada)
+    assert (await ada.ask(remove, id=ada_id)).code == "FORBIDDEN"
+    assert (await ada.sign_in("ada@example.com")).code == "SECOND_FACTOR_REQUIRED"
+    assert (await grace.ask(remove, id=ada_id))["removeSecondFactor"] == {"secondFactor": False}
+    assert (await ada.sign_in("ada@example.com")).errors == []
+    assert (await grace.ask(remove, id=ada_id)).code == "NOT_FOUND"
 
 
 async def test_the_role_goes_at_once_when_it_is_taken_away(grace: Client, database: Database) -> None:

@@ -16,6 +16,7 @@ SESSION = (
     "sessions",
 )  # joined with its user, in the first request that carries its token: then it is known
 LIMITS = ("aggregate", "users")  # the user joined with their active subscription and its plan, or the free one
+NOTE = ("insert", "auditlogs")
 THROTTLE = ("findAndModify", "throttles")
 RESERVE = ("update", "gauges")
 AUDIT = ("insert", "auditlogs")  # in the same transaction
@@ -32,16 +33,16 @@ ME = """{ me {
 # for the subscription; everything else is one after the other.
 COSTS: dict[str, list[RoundTrip]] = {
     "register": [
-        THROTTLE, THROTTLE,  # by address and by mailbox, side by side
+        THROTTLE, THROTTLE,  # by address, and by mailbox
         ("insert", "registrations"), ("insert", "outbox"), COMMIT,  # the link is mailed by a job
     ],
     "confirm": [
         ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
-        ("update", "users"), ("insert", "sessions"), COMMIT,  # and signed in
+        ("update", "users"), NOTE, ("insert", "sessions"), COMMIT,  # and signed in
     ],
     # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by the password and by
     # what has been proved: neither a change of password nor a new second factor can be overtaken.
-    "signIn": [("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("insert", "sessions"), COMMIT],
+    "signIn": [("aggregate", "users"), ("update", "users"), ("find", "credentials"), NOTE, ("insert", "sessions"), COMMIT],
     # Counted by account and by address, noted in the log: side by side.
     "signIn, refused": [
         ("aggregate", "users"), THROTTLE, THROTTLE, ("findAndModify", "refusals"), ("insert", "auditlogs"),

@@ -128,9 +128,10 @@ async def disable(database: Database, actor: Actor) -> None:
 async def remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
     """For a user who has lost device and recovery codes, and has shown an operator who they are. Operators only.
 
-    Raises Forbidden, NotFound without a factor.
+    Raises Forbidden, StepUpRequired, NotFound without a factor.
     """
     actor.require_operator()
+    step_up.require(database, actor)
     await _remove(database, actor, user_id)
 
 

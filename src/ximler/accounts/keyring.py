@@ -32,7 +32,8 @@ _SIGNED = re.compile(r"[A-Za-z0-9_-]{59}")  # 12 bytes of id and 32 of MAC
 _NONCE_BYTES, _KEY_ID_BYTES = 12, 4
 MIN_PASSWORD = 10
 MAX_PASSWORD = 1000
-_PATIENCE_S = 30.0
+_TURNS_A_THREAD = 2  # one hashes while the other waits for the database
+_PATIENCE_S = 60.0
 
 
 class Busy(Unavailable):
@@ -66,7 +67,7 @@ class Keyring:
         self._threads = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
         self._decoy: str | None = None
         self.breach_lookup_url = settings.breach_lookup_url
-        self._turns = asyncio.Semaphore(settings.argon2_threads)
+        self._turns = asyncio.Semaphore(_TURNS_A_THREAD * settings.argon2_threads)
         self._ciphers: dict[tuple[bytes, str], tuple[bytes, AESGCM]] = {}
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
@@ -104,8 +105,8 @@ class Keyring:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One of as many turns as hashes are computed at once, for who looks whether they may guess, guesses, and says what
-        came of it: of a burst, however large, each sees what those before it did. Raises Busy after half a minute."""
+        """One of a few turns, two a thread, for who looks whether they may guess, guesses, and says what came of it: of a
+        burst, however large, each sees what those before it did. Raises Busy after a minute."""
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._turns.acquire()
@@ -201,7 +202,7 @@ class Keyring:
 
     @staticmethod
     def _id(key: bytes, token: str) -> bytes:
-        return hmac.new(key, token.encode(), hashlib.sha256).digest()
+        return hmac.digest(key, token.encode(), "sha256")  # in one go: a third of the time
 
 
 def _text(raw: bytes) -> str:

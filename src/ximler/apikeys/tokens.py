@@ -19,6 +19,7 @@ _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BITS = 160
 _BODY = 27  # 62²⁷ > 2¹⁶⁰
 _CHECK = 6  # 62⁶ > 2³²
+_PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
 _LENGTH = len(PREFIX) + _BODY + _CHECK
 
 
@@ -49,7 +50,10 @@ def hash_of(key: str) -> str:
 
 
 def _checksum(body: str) -> str:
-    return _base62(zlib.crc32(body.encode()), _CHECK)
+    """Six digits, by pairs: this is done for whatever anybody sends."""
+    high, low = divmod(zlib.crc32(body.encode()), 62**2)
+    first, middle = divmod(high, 62**2)
+    return _PAIRS[first] + _PAIRS[middle] + _PAIRS[low]
 
 
 def _base62(number: int, width: int) -> str:

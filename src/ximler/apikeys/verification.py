@@ -44,7 +44,7 @@ class AddressRefused(Forbidden):
 
 
 class Known(msgspec.Struct, kw_only=True):
-    """A key as it was read. `used_ms` is when its last use was last noted down."""
+    """A key as it was read. `used_ms` is when its last use was last noted down; until `clear_ms` there is nothing to decide."""
 
     id: ObjectId
     user_id: ObjectId
@@ -55,6 +55,7 @@ class Known(msgspec.Struct, kw_only=True):
     networks: tuple[Network, ...]
     standing: Standing | None
     used_ms: int
+    clear_ms: int = 0
 
 
 class Verifier:
@@ -73,25 +74,30 @@ class Verifier:
         """
         # A hash is cheaper than the checksum, and most keys are known: they are not checked for typing errors again.
         digest = tokens.hash_of(key)
-        known = self._cache.peek(digest)
+        known, now_ms = self._cache.peek(digest), self._clock.now_ms()
+        if known.__class__ is Known and now_ms < known.clear_ms:
+            return known
         if known is None:
             if not tokens.is_well_formed(key):
                 raise ApiKeyRefused("This is no API key: was it copied whole?")
             known = await self._cache.get(digest, self._load)
         if not isinstance(known, Known):
             raise ApiKeyRefused("This API key is not known: it was never made here, or is deleted")
-        now_ms = self._clock.now_ms()
+        return self._admit(known, now_ms, address)
+
+    def _admit(self, known: Known, now_ms: int, address: str | None) -> Known:
         if known.revoked or known.expires_ms <= now_ms:
             raise ApiKeyRefused(f"This API key {'was revoked' if known.revoked else 'has expired'}: create a new one")
         if known.standing is None:
             raise ApiKeyRefused("The account of this API key is closed")
-        if known.standing.locked:
-            known.standing.require_unlocked()
+        known.standing.require_unlocked()
         if known.restricted and not _is_within(address, known.networks):
             raise AddressRefused(f"This API key may not be used from {address}")
         if now_ms - known.used_ms >= _USED_EVERY_MS:
             known.used_ms = now_ms
             self._used.add(known.id)
+        if not known.restricted:
+            known.clear_ms = min(known.expires_ms, known.used_ms + _USED_EVERY_MS)
         return known
 
     async def run(self) -> None:

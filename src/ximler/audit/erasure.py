@@ -83,12 +83,12 @@ def refused(error: OperationFailure) -> BaseException:
 
 async def _erase(database: Database, where: dict[str, Any], whose: str) -> int:
     logs = database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
-    salt = f"metadata._audit.salts.{whose}"
+    mark = f"metadata._audit.{whose}"
+    salt = f"{mark}.salt"
     count = 0
     changes: list[UpdateOne] = []
-    async for raw in logs.find({**where, salt: {"$exists": True}}, {"metadata._audit.personal": 1}):
-        marks = raw["metadata"]["_audit"].get("personal", ())
-        paths = [mark["path"] for mark in marks if mark["of"] == whose]
+    async for raw in logs.find({**where, salt: {"$exists": True}}, {f"{mark}.paths": 1}):
+        paths = raw["metadata"]["_audit"][whose]["paths"]
         # One command an entry, so value and salt go together.
         changes.append(UpdateOne({"_id": raw["_id"]}, {"$unset": dict.fromkeys([*paths, salt], "")}))
         if len(changes) == _AT_ONCE:

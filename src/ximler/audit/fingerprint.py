@@ -1,16 +1,17 @@
 """The fingerprint of an entry: a hash of every field, that still can be checked when the person in it has been erased.
 
-    hash    = SHA-256("ximler audit 1" ‖ BSON(rest) ‖ for each personal value: path ‖ NUL ‖ of ‖ NUL ‖ digest)
-    digest  = SHA-256(salt ‖ path ‖ NUL ‖ BSON({"v": value}))
+    hash    = SHA-256("ximler audit 1" ‖ BSON(rest) ‖ of person and actor, if any: its name ‖ digest ‖ paths, NUL between ‖ NUL)
+    digest  = SHA-256(salt ‖ BSON({path: value, …}))
     mac     = BLAKE2b-128(hash), keyed: who writes to the database, but does not know the secret key, cannot make one
     keyId   = which key that was
 
 `rest` is the document as it is stored, in its order of fields, without personal values and without `metadata._audit`, where
-the fingerprint is kept: `{v, hash, mac, keyId, personal: [{path, of, digest}], salts: {person, actor}}`. BSON is a
+the fingerprint is kept: `{v, hash, mac, keyId, person: {paths, salt, digest}, actor: {paths, salt, digest}}`. BSON is a
 deterministic encoding of what MongoDB keeps: reading and writing it again gives the same bytes.
 
-Personal values (see `redaction`) enter as salted digests. Without value and salt nothing can be learnt from a digest, and the
-hash holds as before: that is what erasing does. `of` says whose they are: the `person` (`userId`) or the `actor` (`actorId`).
+Personal values (see `redaction`) enter as a salted digest, one of the `person` (`userId`) and one of an `actor` who is somebody
+else (`actorId`). Without values and salt nothing can be learnt from a digest, and the hash holds as before: that is what
+erasing does.
 
 An entry without `metadata._audit` (another application's) has SHA-256("ximler audit foreign" ‖ BSON(document)).
 """
@@ -32,7 +33,7 @@ OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 ERASABLE = ("person", "actor")
 _PREFIX, _FOREIGN = b"ximler audit 1", b"ximler audit foreign"
-_KEYS = frozenset({"v", "hash", "mac", "keyId", "personal", "salts"})
+_KEYS = frozenset({"v", "hash", "mac", "keyId", *ERASABLE})
 _SALT_BYTES = 16
 
 Personal = Sequence[tuple[str, str, Any]]  # (path, of, value)
@@ -52,15 +53,16 @@ def make(raw: dict[str, Any], personal: Personal, keys: Sequence[bytes]) -> dict
 
     Without a key there is no `mac`, and the entry will count as somebody else's.
     """
-    salts = {of: secrets.token_bytes(_SALT_BYTES) for of in ERASABLE if any(whose == of for _, whose, _ in personal)}
-    marks = [{"path": path, "of": of, "digest": _digest(salts[of], path, value)} for path, of, value in personal]
+    marks: dict[str, dict[str, Any]] = {}
+    for of in ERASABLE:
+        if values := {path: value for path, whose, value in personal if whose == of}:
+            salt = secrets.token_bytes(_SALT_BYTES)
+            marks[of] = {"paths": list(values), "salt": salt, "digest": _digest(salt, values)}
     digest = _hash(rest_of(raw, [path for path, _, _ in personal]), marks)
     made: dict[str, Any] = {"v": 1, "hash": digest}
     if keys:
         made |= {"mac": _mac(keys[0], digest), "keyId": _key_id(keys[0])}
-    if marks:
-        made |= {"personal": marks, "salts": salts}
-    return made
+    return made | marks
 
 
 def rest_of(raw: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
@@ -80,24 +82,33 @@ def examine(raw: dict[str, Any]) -> Examined:
     mark = metadata.pop("_audit", None) if type(metadata) is dict else None
     if mark is None:
         return Examined(hashlib.sha256(_FOREIGN + bson.encode(raw)).digest(), ours=False)
+    problem, erased = None, []
     try:
-        marks, salts = mark.get("personal", ()), mark.get("salts", {})
-        missing, problem = set(), None if _KEYS.issuperset(mark) and mark["v"] == 1 else "its fingerprint is malformed"
-        for one in marks:
-            path, of = one["path"], one["of"]
-            value, salt = _pop(raw, path), salts.get(of)
-            if value is _ABSENT and salt is None:
-                missing.add(of)
-            elif value is _ABSENT or salt is None or _digest(salt, path, value) != one["digest"]:
-                problem = f"{path} is not what was written"
-            elif of in missing:
-                problem = f"{path} was left where others were erased"
-        found = _hash(raw, marks)
-        if found != mark["hash"] and problem is None:
-            problem = "it does not match its own fingerprint"
+        if mark["v"] != 1 or not _KEYS.issuperset(mark):
+            problem = "its fingerprint is malformed"
+        for of in ERASABLE:
+            if of not in mark:
+                continue
+            one = mark[of]
+            values = {}
+            for path in one["paths"]:
+                if path in raw:
+                    values[path] = raw.pop(path)
+                elif (value := _pop(raw, path)) is not _ABSENT:
+                    values[path] = value
+            salt = one.get("salt")
+            if salt is None and not values:
+                erased.append(of)
+            elif salt is None:
+                problem = f"{', '.join(values)}: left where what is personal was erased"
+            elif len(values) != len(one["paths"]) or _digest(salt, values) != one["digest"]:
+                problem = f"{', '.join(one['paths'])}: not what was written"
+        found = _hash(raw, mark)
     except (KeyError, TypeError, AttributeError, ValueError):
         return Examined(b"", ours=True, problem="its fingerprint is malformed")
-    return Examined(found, ours=True, problem=problem, erased=tuple(missing))
+    if problem is None and found != mark["hash"]:
+        problem = "it does not match its own fingerprint"
+    return Examined(found, ours=True, problem=problem, erased=tuple(erased))
 
 
 def authentic(digest: bytes, mac: object, keys: Sequence[bytes]) -> bool:
@@ -108,14 +119,17 @@ def authentic(digest: bytes, mac: object, keys: Sequence[bytes]) -> bool:
 _ABSENT = object()
 
 
-def _hash(rest: Mapping[str, Any], marks: Sequence[Mapping[str, Any]]) -> bytes:
-    parts = [_PREFIX, bson.encode(rest)]
-    parts += [b"%b\0%b\0%b" % (mark["path"].encode(), mark["of"].encode(), mark["digest"]) for mark in marks]
-    return hashlib.sha256(b"".join(parts)).digest()
+def _hash(rest: Mapping[str, Any], marks: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256(_PREFIX + bson.encode(rest))
+    for of in ERASABLE:
+        if of in marks:
+            one = marks[of]
+            digest.update(b"%b%b%b\0" % (of.encode(), one["digest"], "\0".join(one["paths"]).encode()))
+    return digest.digest()
 
 
-def _digest(salt: bytes, path: str, value: Any) -> bytes:
-    return hashlib.sha256(b"%b%b\0%b" % (salt, path.encode(), bson.encode({"v": value}))).digest()
+def _digest(salt: bytes, values: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(salt + bson.encode(values)).digest()
 
 
 def _mac(key: bytes, digest: bytes) -> bytes:

@@ -12,7 +12,7 @@ from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.schema.audit_log import AuditLog
 
-__all__ = ["write"]
+__all__ = ["entry", "write"]
 
 _MAX_AGENT = 512
 
@@ -47,7 +47,25 @@ async def write(
         metadata["before"] = dict(before)
     if after is not None:
         metadata["after"] = dict(after)
-    entry = AuditLog(
+    await transaction.audit_logs.insert(
+        entry(
+            transaction, actor, action, resource=resource, resource_id=resource_id, user_id=user_id, metadata=metadata
+        )
+    )
+
+
+def entry(
+    database: Database,
+    actor: Actor,
+    action: str,
+    *,
+    resource: str,
+    resource_id: object | None = None,
+    user_id: ObjectId | None = None,
+    metadata: dict[str, Any],
+) -> AuditLog:
+    """An entry with its fingerprint, ready to be inserted."""
+    made = AuditLog(
         user_id=user_id or actor.user_id,
         action=action,
         resource=resource,
@@ -55,16 +73,16 @@ async def write(
         metadata=cleaned(metadata),
         ip_address=actor.address,
         user_agent=None if actor.user_agent is None else actor.user_agent[:_MAX_AGENT],
-        created_at=transaction.clock.now(),
+        created_at=database.clock.now(),
     )
-    entry.metadata["_audit"] = _fingerprint(entry, transaction)
-    await transaction.audit_logs.insert(entry)
+    made.metadata["_audit"] = _fingerprint(made, database)
+    return made
 
 
-def _fingerprint(entry: AuditLog, database: Database) -> dict[str, Any]:
+def _fingerprint(made: AuditLog, database: Database) -> dict[str, Any]:
     # Encoded once more for it: the hash is of what will be stored, to the byte.
-    raw = codec_of(AuditLog).encode(entry, entry.created_at.replace(tzinfo=None))
-    whose = "actor" if "actorId" in entry.metadata else "person"
+    raw = codec_of(AuditLog).encode(made, made.created_at.replace(tzinfo=None))
+    whose = "actor" if "actorId" in made.metadata else "person"
     personal: list[tuple[str, str, Any]]
     personal = [(name, whose, raw[name]) for name in ("ipAddress", "userAgent") if name in raw]
     personal += [(path, "person", _at(raw, path)) for path in personal_paths(raw["metadata"])]

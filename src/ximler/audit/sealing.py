@@ -45,6 +45,7 @@ MAX_DELAY = timedelta(
 _HEARTBEAT = timedelta(hours=1)
 _CAUGHT_UP_S = 5.0  # how long to wait for the stream to reach the time at which the sealer looked
 _AWAIT_MS = 250
+_MANY = 1_000
 _LOST_HISTORY = frozenset({136, 222, 237, 260, 280, 286})
 _FIRST_LOOK = timedelta(minutes=10)
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
@@ -198,11 +199,25 @@ class Sealer:
         )
         cursor = answer["cursor"]
         try:
-            yield cursor["firstBatch"], cursor["postBatchResumeToken"]
+            more = {"getMore": cursor["id"], "collection": AUDIT_LOGS.name, "batchSize": seals.MAX_MEMBERS}
+            batch, token = cursor["firstBatch"], cursor["postBatchResumeToken"]
             while True:
-                more = {"getMore": cursor["id"], "collection": AUDIT_LOGS.name, "batchSize": seals.MAX_MEMBERS}
-                answer = await raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
-                yield answer["cursor"]["nextBatch"], answer["cursor"]["postBatchResumeToken"]
+                following: asyncio.Task[dict[str, Any]] | None = None
+                if len(batch) > _MANY:
+                    # The server makes the next batch while this one is sealed.
+                    asked = raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
+                    following = asyncio.create_task(asked)
+                    await asyncio.sleep(0)  # lets it be asked for
+                try:
+                    yield batch, token
+                finally:
+                    if following is not None:
+                        await following
+                if following is not None:
+                    answer = following.result()
+                else:
+                    answer = await raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
+                batch, token = answer["cursor"]["nextBatch"], answer["cursor"]["postBatchResumeToken"]
         finally:
             await raw.command({"killCursors": AUDIT_LOGS.name, "cursors": [cursor["id"]]}, session=session)
 
@@ -231,14 +246,17 @@ class Sealer:
             now = self._database.clock.now() if moment is None else _at(moment)
             raw = self._database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
             where = {} if since is None else {"createdAt": {"$gte": since}}
-            cursor = raw.find(where, _LOOKED, sort=[("createdAt", 1)], session=session, batch_size=seals.MAX_MEMBERS)
+            found: Any = raw.find_raw_batches(
+                where, _LOOKED, sort=[("createdAt", 1)], session=session, batch_size=seals.MAX_MEMBERS
+            )
             seen: list[tuple[Any, Mapping[str, Any], Timestamp | None]] = []
-            async for document in cursor:
-                if type(document["_id"]) is ObjectId and document["_id"].binary not in known:
-                    seen.append((document["_id"], document, None))
-                if len(seen) == seals.MAX_MEMBERS:
-                    yield self._batch(seen, None, EPOCH if base is None else base.reached_at)
-                    seen = []
+            async for received in found:
+                for document in bson.decode_all(received, fingerprint.OPTIONS):
+                    if type(document["_id"]) is ObjectId and document["_id"].binary not in known:
+                        seen.append((document["_id"], document, None))
+                        if len(seen) == seals.MAX_MEMBERS:
+                            yield self._batch(seen, None, EPOCH if base is None else base.reached_at)
+                            seen = []
             yield self._batch(seen, token, now)
 
     async def _last_position(self) -> SealHead | None:

@@ -54,14 +54,23 @@ async def history(
     database: Database, actor: Actor, *, first: int = 20, after: Position | None = None
 ) -> Page[AuditLog]:
     """What was done by the actor and to their account, newest first; without what is of others. One command."""
-    # What operators only looked at is theirs to know.
-    where = {"userId": actor.require_user(), "action": {"$not": {"$regex": r"\.read$"}}}
-    found = await database.audit_logs.page(where, first=first, after=after)
+    found = await database.audit_logs.page(told(actor.require_user()), first=first, after=after)
     for entry in found.items:
-        if "actorId" in entry.metadata or entry.metadata.get("actor") not in (None, "user", "anonymous"):
-            entry.ip_address = entry.user_agent = None
-        entry.metadata = {name: entry.metadata[name] for name in _SAFE & entry.metadata.keys()}
+        without_others(entry)
     return found
+
+
+def told(user_id: ObjectId) -> dict[str, Any]:
+    """The entries that a customer may see: what operators only looked at is theirs to know."""
+    return {"userId": user_id, "action": {"$not": {"$regex": r"\.read$"}}}
+
+
+def without_others(entry: AuditLog) -> AuditLog:
+    """The same entry, without what it says of somebody else who acted."""
+    if "actorId" in entry.metadata or entry.metadata.get("actor") not in (None, "user", "anonymous"):
+        entry.ip_address = entry.user_agent = None
+    entry.metadata = {name: entry.metadata[name] for name in _SAFE & entry.metadata.keys()}
+    return entry
 
 
 def condition(

@@ -5,12 +5,12 @@ every entry that is there must be listed, except those that are too young to be.
 are compared in several passes when there are many.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Literal
 
-import bson
 import msgspec
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -29,9 +29,8 @@ from ximler.schema.seal import Seal, SealHead
 __all__ = ["Problem", "Report", "verify"]
 
 MAX_PROBLEMS = 100
-_AT_ONCE = 5_000
+_AT_ONCE = 2_000
 _PASS = 1_000_000  # ids in memory at once
-_ID_DOCUMENT = 22  # bytes of {_id: ObjectId} in BSON
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 _NONE: dict[str, Any] = {}
@@ -112,6 +111,7 @@ class _Run:
         self._reached_at = EPOCH
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
+        self._read_next: tuple[list[_Listed], list[dict[str, Any]]] = ([], [])
         self._erasures: set[str] = set()  # people whose erasure is sealed
         self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
 
@@ -143,6 +143,7 @@ class _Run:
                 await self._entries(pending[:_AT_ONCE])
                 del pending[:_AT_ONCE]
         await self._entries(pending)
+        await self._rest()
         if self._end is not None:
             self.report.head = Head(self._end.id, (previous or b"").hex(), self._end.sealed_at)
         if head is not None and not met:
@@ -201,15 +202,20 @@ class _Run:
     # Entries that seals list
 
     async def _entries(self, listed: list[_Listed]) -> None:
-        if not listed:
-            return
-        there: dict[bytes, dict[str, Any]] = {}
-        ids = [ObjectId(oid) for _, oid, _, _ in listed]
-        async for batch in self._raw_batches({"_id": {"$in": ids}}, batch_size=_AT_ONCE):
-            for raw in bson.decode_all(batch, fingerprint.OPTIONS):
-                there[raw["_id"].binary] = raw
+        """Check them, while those that come next are being read: the check of these waits for the next call, or `_rest`."""
+        reading = asyncio.create_task(self._read(listed))
+        await asyncio.sleep(0)  # lets it be asked for
+        try:
+            await self._rest()
+        finally:
+            self._read_next = listed, await reading
+
+    async def _rest(self) -> None:
+        listed, found = self._read_next
+        self._read_next = [], []
+        there = {raw["_id"].binary: raw for raw in found}
         known: dict[bytes, bytes] = {}
-        for number, oid, digest, odd in listed:
+        for place, (number, oid, digest, odd) in enumerate(listed):
             self._remember(oid)
             if (raw := there.pop(oid, _NONE)) is not _NONE:
                 known[oid] = self._look(raw, number, digest, odd)
@@ -219,8 +225,14 @@ class _Run:
                 self.report.add("missing", "was sealed, and is not there", entry=ObjectId(oid), seal=number)
             elif known[oid] != digest:  # listed twice: it was removed, and put back otherwise
                 self.report.add("altered", "is not what was sealed", entry=ObjectId(oid), seal=number)
+            if place % 128 == 0:
+                await asyncio.sleep(0)  # the next are being received
         self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
+
+    async def _read(self, listed: list[_Listed]) -> list[dict[str, Any]]:
+        where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
+        return await self._logs.find(where, batch_size=_AT_ONCE).to_list() if listed else []
 
     def _look(self, raw: dict[str, Any], number: int, digest: bytes, odd: int) -> bytes:
         """Check one entry, which is used up; returns its hash."""
@@ -285,17 +297,15 @@ class _Run:
 
     async def _not_in(self, listed: set[bytes], turn: int) -> AsyncGenerator[Any, None]:
         passes = self._passes
-        async for batch in self._raw_batches({}, {"_id": 1}, hint="_id_", batch_size=100_000):
-            for oid in _ids(batch):
-                if type(oid) is not bytes:
+        cursor = self._logs.find({}, {"_id": 1}, hint="_id_", batch_size=50_000)
+        while batch := await cursor.to_list(50_000):
+            for raw in batch:
+                oid = raw["_id"]
+                if type(oid) is not ObjectId:
                     if turn == 0:
                         yield oid
-                elif oid[-1] % passes == turn and oid not in listed:
-                    yield ObjectId(oid)
-
-    def _raw_batches(self, *query: Any, **options: Any) -> Any:
-        """A cursor over streams of BSON (PyMongo's annotations say that it gives documents)."""
-        return self._logs.find_raw_batches(*query, **options)
+                elif (known := oid.binary) not in listed and known[-1] % passes == turn:
+                    yield oid
 
     async def _judge(self, suspects: list[Any], now: datetime) -> None:
         """Some have been sealed since the seals were read; some are too young; the others should not be there."""
@@ -337,13 +347,3 @@ def _person(raw: dict[str, Any], of: str) -> str:
     metadata = raw.get("metadata")
     actor = metadata.get("actorId") if type(metadata) is dict else None
     return str(actor if of == "actor" else raw.get("userId"))
-
-
-def _ids(batch: bytes) -> Iterable[Any]:
-    """The ids of a batch of `{_id: …}`: cut out where all are ObjectIds, which is much faster than decoding."""
-    size = _ID_DOCUMENT
-    plain = b"\x16\0\0\0\x07_id\0"
-    if len(batch) % size == 0 and all(batch.startswith(plain, at) for at in range(0, len(batch), size)):
-        return [batch[at + 9 : at + 21] for at in range(0, len(batch), size)]
-    found = (raw["_id"] for raw in bson.decode_all(batch, fingerprint.OPTIONS))
-    return [oid.binary if type(oid) is ObjectId else oid for oid in found]

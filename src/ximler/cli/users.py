@@ -1,7 +1,9 @@
 """`ximler users`: accounts, for operators."""
 
+import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -135,6 +137,24 @@ def unlock(who: str, as_json: bool, data_dir: Path | None, mongodb_uri: str | No
     _print_account(_act(data_dir, mongodb_uri, who, lambda accounts, *found: accounts.unlock(*found)), as_json)
 
 
+@users.command("remove-factor")
+@click.argument("who")
+@database_options
+def remove_factor(who: str, data_dir: Path | None, mongodb_uri: str | None) -> None:
+    """Take away the second factor of somebody who has lost device and recovery codes.
+
+    Ask them first to show who they are: the password alone signs in afterwards. They are told by mail.
+    """
+
+    def work(_: Any, database: Any, actor: Actor, user_id: Any) -> Any:
+        from ximler.accounts import enrolment
+
+        return enrolment.remove(database, actor, user_id)
+
+    _act(data_dir, mongodb_uri, who, work)
+    click.echo(f"{who} signs in by password alone.")
+
+
 @users.command()
 @click.argument("who")
 @click.option("--role", type=click.Choice(["operator"]), required=True, help="What they may be.")
@@ -235,9 +255,45 @@ def history(who: str, limit: int, as_json: bool, data_dir: Path | None, mongodb_
             )
             for entry in page.items
         ]
-        context.print_table(("At", "What", "Times", "Address", "Browser", "Reason"), rows)
+        context.print_table(("At", "What", "At least", "Address", "Browser", "Reason"), rows)
     else:
         click.echo("Nothing is known of them.")
+
+
+@users.command()
+@click.argument("who")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, writable=True))
+@database_options
+def export(who: str, file: Path, data_dir: Path | None, mongodb_uri: str | None) -> None:
+    """Write all that is kept of somebody into a zip archive, for them.
+
+    FILE must not exist. It is readable by you alone, and there only once it is complete.
+    """
+    if file.exists():
+        raise click.BadParameter(f"{file} exists already: choose another name", param_hint="FILE")
+    try:
+        handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # readable by its owner alone
+    except OSError as problem:
+        raise click.FileError(str(file), problem.strerror or str(problem)) from None
+
+    async def work(_: Any, database: Any, actor: Actor, user_id: Any) -> int:
+        from ximler.privacy import export as privacy
+
+        size = 0
+        archive = await privacy.take(database, actor, user_id)
+        with os.fdopen(handle, "wb") as out:
+            async for part in archive:
+                size += out.write(part)
+        return size
+
+    try:
+        size = _act(data_dir, mongodb_uri, who, work)
+        Path(partial).rename(file)
+    except OSError as problem:
+        raise click.FileError(str(file), problem.strerror or str(problem)) from None
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    click.echo(f"{file}: {size:,} bytes")
 
 
 def _act(data_dir: Path | None, mongodb_uri: str | None, who: str, work: Callable[..., Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ximler.accounts import users
+from ximler.accounts import enrolment, users
 from ximler.accounts.users import Account, Event
 from ximler.core.ids import decode_cursor, object_id
 from ximler.database.collection import Page
@@ -46,6 +46,12 @@ async def lock_user(ctx: Context, id: str, reason: str) -> dict[str, object]:  #
 @resolvers.mutation("unlockUser")
 async def unlock_user(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (as above)
     return _account(await users.unlock(ctx.database, ctx.actor, object_id(id)))
+
+
+@resolvers.mutation("removeSecondFactor")
+async def remove_second_factor(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (as above)
+    await enrolment.remove(ctx.database, ctx.actor, object_id(id))
+    return _account(await users.get(ctx.database, ctx.actor, object_id(id)))
 
 
 @resolvers.mutation("revokeUserSessions")

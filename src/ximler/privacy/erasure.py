@@ -11,6 +11,7 @@ from bson import ObjectId
 
 from ximler.accounts import erasure as accounts
 from ximler.apikeys import erasure as apikeys
+from ximler.audit import erasure as audit
 from ximler.billing import erasure as billing
 from ximler.database import Database, outbox
 from ximler.metering import erasure as metering
@@ -32,4 +33,5 @@ async def erase(database: Database, *, user_id: ObjectId, closed_at: datetime) -
     await inbox.erase(database, user_id)
     await outbox.forget(database, user_id, user.email)
     await accounts.finish(database, user_id)
+    await audit.erase(database, user_id)  # last: it may want a database user of its own, and wait for one to be set up
     return True

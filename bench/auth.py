@@ -1,0 +1,238 @@
+"""Topic `auth`: knowing who asks. In this process, key by key; and over HTTP, the same request with an API key and without."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import cast
+from urllib.parse import urlsplit
+
+from bench.contest import Contestant, compete, ratio
+from bench.report import Figure, Table, spread, us
+from bench.setup import Setup
+from ximler.accounts import sessions
+from ximler.accounts.keyring import Keyring
+from ximler.accounts.recognition import Recogniser
+from ximler.apikeys import keys, tokens
+from ximler.apikeys.verification import ApiKeyRefused, Verifier
+from ximler.core.actor import Actor
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.database.changes import Feed
+from ximler.database.monitoring import round_trips
+from ximler.schema.user import User
+
+__all__ = ["run"]
+
+CACHED, COLD = "API key, known", "API key, not known before"
+GARBAGE, SESSION = "no key at all: the checksum is wrong", "session, known"
+OPEN, KEYED = "over HTTP, without authentication", "over HTTP, with an API key"
+ADDRESS = "192.0.2.1"
+BATCH, COLD_BATCH, REQUESTS, CONNECTIONS = 20_000, 100, 4000, 16
+_PATIENCE_S = 60
+
+
+async def run(setup: Setup) -> list[Table]:
+    async with setup.database(initialised=True) as database:
+        settings = Settings(mongodb_uri=setup.uri, database=database.name, secret_key="k" * 32)
+        user = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
+        feed = Feed(database)
+        running = asyncio.create_task(feed.run())
+        try:
+            return [
+                await _inside(setup, database, settings, user, feed),
+                await _over_http(setup, database, settings, user),
+            ]
+        finally:
+            running.cancel()
+            await asyncio.wait([running], timeout=1)
+
+
+async def _make(database: Database, user: User) -> str:
+    actor = Actor(kind="operator", via="cli")
+    return (await keys.create(database, actor, name="bench", permissions=["account:read"], user_id=user.id)).secret
+
+
+async def _inside(setup: Setup, database: Database, settings: Settings, user: User, feed: Feed) -> Table:
+    keyring = Keyring(settings)
+    verifier, recogniser = Verifier(database, feed), Recogniser(database, keyring, settings, feed)
+    key = await _make(database, user)
+    token = (await sessions.start(database, keyring, settings, Actor(), user)).token
+    origin = Actor(address=ADDRESS)
+    garbage = tokens.mint()[:-1] + "!"
+    await feed.caught_up()
+    with round_trips() as trips:
+        await verifier.verify(key, address=ADDRESS)
+    cold_trips = len(trips)
+
+    async def known() -> float:
+        await verifier.verify(key, address=ADDRESS)
+        began = time.perf_counter()
+        for _ in range(BATCH):
+            await verifier.verify(key, address=ADDRESS)
+        return (time.perf_counter() - began) / BATCH
+
+    async def unknown() -> float:
+        taken = 0.0
+        for _ in range(COLD_BATCH):
+            fresh = Verifier(database, feed)
+            began = time.perf_counter()
+            await fresh.verify(key, address=ADDRESS)
+            taken += time.perf_counter() - began
+        return taken / COLD_BATCH
+
+    async def nothing() -> float:
+        began = time.perf_counter()
+        for _ in range(BATCH):
+            with suppress(ApiKeyRefused):
+                await verifier.verify(garbage, address=ADDRESS)
+        return (time.perf_counter() - began) / BATCH
+
+    async def session() -> float:
+        await recogniser.recognise(token, origin)
+        began = time.perf_counter()
+        for _ in range(BATCH):
+            await recogniser.recognise(token, origin)
+        return (time.perf_counter() - began) / BATCH
+
+    pairs = ((CACHED, known), (COLD, unknown), (GARBAGE, nothing), (SESSION, session))
+    samples = await compete([Contestant(name, work) for name, work in pairs], setup.rounds(12))
+    keyring.close()
+    rate = 1 / min(samples[CACHED])
+    return Table(
+        title="auth: knowing who asks",
+        figures=[
+            Figure(what="API keys verified a second, known ones", value=rate, unit="/s", least=300_000),
+            Figure(what="round trips of a key that is not known", value=cold_trips, unit="", exactly=1),
+        ],
+        columns=("", "each", "spread"),
+        rows=[(name, us(median(taken)), spread(taken)) for name, taken in samples.items()],
+        notes=[
+            f"{len(samples[CACHED])} rounds of {BATCH:,}, {COLD_BATCH} where the database is asked. The rate is the best "
+            "round's: whatever else the machine does can only make it lower.",
+        ],
+        samples=samples,
+    )
+
+
+async def _over_http(setup: Setup, database: Database, settings: Settings, user: User) -> Table:
+    key = await _make(database, user)
+    async with _served(setup, database) as (host, port):
+        body = b'{"query":"{ __typename }"}'
+        head = (
+            f"POST /graphql HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n"
+        ).encode()
+        requests = {
+            OPEN: head + b"\r\n" + body,
+            KEYED: head + f"authorization: Bearer {key}\r\n".encode() + b"\r\n" + body,
+        }
+
+        def contestant(name: str) -> Contestant:
+            async def send() -> float:
+                return await _volley(host, port, requests[name])
+
+            return Contestant(name, send)
+
+        samples = await compete([contestant(OPEN), contestant(KEYED)], setup.rounds(16))
+    return Table(
+        title="auth: over HTTP",
+        figures=[
+            Figure(
+                what="requests a second with an API key ÷ without authentication",
+                value=ratio(samples[OPEN], samples[KEYED]),
+                least=0.8,
+            )
+        ],
+        columns=("", "requests a second", "spread"),
+        rows=[(name, f"{REQUESTS / median(taken):,.0f}", spread(taken)) for name, taken in samples.items()],
+        notes=[
+            f"`POST /graphql` with `{{ __typename }}` to `ximler up` (uvicorn, one process): {len(samples[OPEN])} rounds of "
+            f"{REQUESTS:,} requests on {CONNECTIONS} connections, in turn.",
+        ],
+        samples=samples,
+    )
+
+
+@asynccontextmanager
+async def _served(setup: Setup, database: Database) -> AsyncIterator[tuple[str, int]]:
+    """`ximler up` on the database."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XIMLER_", "MONGODB_"))}
+    environment |= {
+        "MONGODB_URI": setup.uri,
+        "XIMLER_DATABASE": database.name,
+        "XIMLER_SECRET_KEY": "k" * 32,
+        "XIMLER_LOG_LEVEL": "warning",
+        "XIMLER_WORKER": "false",
+    }
+    with tempfile.NamedTemporaryFile("r") as said:
+        command = [sys.executable, "-m", "ximler", "up", "--port", "0"]
+        with Path(said.name).open("w") as stderr:  # noqa: ASYNC230 (a moment)
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            began = datetime.now(UTC)
+            while not (found := re.search(r"(http://\S+)/graphql", Path(said.name).read_text())):  # noqa: ASYNC240 (tiny)
+                if process.poll() is not None or (datetime.now(UTC) - began).total_seconds() > _PATIENCE_S:
+                    raise RuntimeError(f"ximler up ended: {Path(said.name).read_text()}")  # noqa: ASYNC240 (the end)
+                await asyncio.sleep(0.05)
+            url = urlsplit(found[1])
+            yield str(url.hostname), int(url.port or 80)
+        finally:
+            process.terminate()
+            await asyncio.to_thread(process.wait, 30)
+
+
+async def _volley(host: str, port: int, request: bytes) -> float:
+    """Seconds for all requests, each connection sending the next when it has its answer."""
+    loop = asyncio.get_running_loop()
+    made = [await loop.create_connection(_Sender, host, port) for _ in range(CONNECTIONS)]
+    began = time.perf_counter()
+    await asyncio.gather(*(sender.send(request, REQUESTS // CONNECTIONS) for _, sender in made))
+    taken = time.perf_counter() - began
+    for transport, _ in made:
+        transport.close()
+    return taken
+
+
+class _Sender(asyncio.Protocol):
+    """The least that an HTTP client can be, so that it is the server that is measured."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._received = b""
+
+    def send(self, request: bytes, count: int) -> "asyncio.Future[None]":
+        self._request, self._left = request, count
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._done
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if not found:
+            return
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        if len(body) < length:
+            return
+        if not head.startswith(b"HTTP/1.1 200") or b'"data"' not in body:
+            self._done.set_exception(RuntimeError((head + body).decode()))
+            return
+        self._received = b""
+        self._left -= 1
+        if self._left:
+            self._transport.write(self._request)
+        else:
+            self._done.set_result(None)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        if not self._done.done():
+            self._done.set_exception(problem or ConnectionError("the server closed the connection"))
