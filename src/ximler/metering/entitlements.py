@@ -46,7 +46,7 @@ async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
     """Write down what the user may use now, in the transaction that has changed it: call it after the change.
 
     It holds in every process within a second of the commit. A limit that falls below what is used blocks further use and
-    takes nothing away. Where the day of the periods changes, the quota of the new period begins at what was used in it.
+    takes nothing away. Where the day of the periods moves, another quota begins; moving back finds the earlier one as it was.
     Two commands; three when something changed. Raises NotFound, NoFreePlan.
     """
     found = await _entitle(transaction, [user_id])
