@@ -53,6 +53,7 @@ WIDE = {
         "projects",
     ): "a search reads all of the user's own projects that have no terms, and those with the first word",
     ("aggregate", "projects"): "a user's own projects are counted, once in their life",
+    ("find", "auditlogs"): "whoever is erased has all their own entries read",
     ("aggregate", "users"): "a user's own projects are counted while they have no gauge",
 }
 
@@ -185,7 +186,8 @@ async def customer(client: Client, database: Database) -> None:
     await client.sign_in("ada@example.com")
     await client.ask("mutation { closeAccount { erasedAt } }")
     reopen = 'mutation ($p: String!) { reopenAccount(email: "ada@example.com", password: $p) { token } }'
-    await client.ask(reopen, p=PASSWORD)
+    client.token = None  # the session has ended with the account
+    assert (await client.ask(reopen, p=PASSWORD)).errors == []
     await client.sign_in("ada@example.com", "the wrong password")
     await client.sign_in("nobody@example.com")
     await secure(client, database, user_id)
@@ -291,12 +293,13 @@ async def test_every_query_is_served_by_an_index_and_reads_little(capture: Captu
     problems = []
     for command in capture.commands:
         place = verb(command), command[verb(command)]
-        explained = await database.raw.command("explain", bare(command), verbosity="executionStats")
-        if place not in SCANS and any(scans(explained)):
-            problems.append(f"{place} scans: {shown(command)}")
-        most = OWN + 10 if place in WIDE else 25  # of the user's own, never of others' 1,200
-        if (read := max(examined(explained), default=0)) > most:
-            problems.append(f"{place} reads {read} documents: {shown(command)}")
+        for single in singly(command):
+            explained = await database.raw.command("explain", bare(single), verbosity="executionStats")
+            if place not in SCANS and any(scans(explained)):
+                problems.append(f"{place} scans: {shown(command)}")
+            most = OWN + 10 if place in WIDE else 25  # of the user's own, never of others' 1,200
+            if (read := max(examined(explained), default=0)) > most:
+                problems.append(f"{place} reads {read} documents: {shown(command)}")
     assert not problems, "\n".join(sorted(set(problems)))
 
 
@@ -343,6 +346,15 @@ def test_a_query_without_the_shard_key_is_found_out() -> None:
 
 def verb(command: Command) -> str:
     return next(iter(command))
+
+
+def singly(command: Command) -> Iterator[Command]:
+    """A batch of writes, one by one: the server explains no more than one at a time."""
+    statements = {"update": "updates", "delete": "deletes"}.get(verb(command))
+    if statements is None:
+        yield command
+    else:
+        yield from ({**command, statements: [statement]} for statement in command[statements])
 
 
 def shown(command: Command) -> str:
