@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from pymongo.errors import InvalidOperation
 from tests.serving import Client, serve
 
 from ximler.app import create
@@ -70,17 +71,18 @@ async def test_after_shutdown_nothing_of_it_runs(ours: Settings, mongodb_uri: st
     threads = set(threading.enumerate())
     async with serve(ours, mongodb_uri) as app:
         await Client(app).join("ada@example.com")
+        client = app._app.state.database.client  # type: ignore[attr-defined]  # the application inside `Requests`
         assert set(threading.enumerate()) - threads
     left: set[str] = set()
-    for _ in range(
-        50
-    ):  # threads end on their own once their pool is closed, and the driver's tasks once they are asked to
+    for _ in range(50):  # threads end on their own once their pool is closed
         left = {t.name for t in set(threading.enumerate()) - threads if t.name.startswith("argon2")}
         left |= {str(task) for task in asyncio.all_tasks() - before if "ximler" in str(task)}
         if not left:
             break
         await asyncio.sleep(0.05)
     assert not left
+    with pytest.raises(InvalidOperation):
+        await client.admin.command("ping")
 
 
 async def test_two_applications_share_one_database(ours: Settings, mongodb_uri: str) -> None:
