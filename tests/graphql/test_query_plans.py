@@ -56,6 +56,7 @@ WIDE = {
     ): "a search reads all of the user's own projects that have no terms, and those with the first word",
     ("find", "auditlogs"): "all of a person's entries are read when they are erased, and a resource's are put in order",
     ("aggregate", "projects"): "a user's own projects are counted, once in their life",
+    ("find", "auditlogs"): "whoever is erased has all their own entries read",
     ("aggregate", "users"): "a user's own projects are counted while they have no gauge",
 }
 
@@ -311,12 +312,13 @@ async def test_every_query_is_served_by_an_index_and_reads_little(capture: Captu
     problems = []
     for command in (single for whole in capture.commands for single in statements(whole)):
         place = verb(command), command[verb(command)]
-        explained = await database.raw.command("explain", bare(command), verbosity="executionStats")
-        if place not in SCANS and any(scans(explained)):
-            problems.append(f"{place} scans: {shown(command)}")
-        most = OWN + 10 if place in WIDE else 25  # of the user's own, never of others' 1,200
-        if (read := max(examined(explained), default=0)) > most:
-            problems.append(f"{place} reads {read} documents: {shown(command)}")
+        for single in singly(command):
+            explained = await database.raw.command("explain", bare(single), verbosity="executionStats")
+            if place not in SCANS and any(scans(explained)):
+                problems.append(f"{place} scans: {shown(command)}")
+            most = OWN + 10 if place in WIDE else 25  # of the user's own, never of others' 1,200
+            if (read := max(examined(explained), default=0)) > most:
+                problems.append(f"{place} reads {read} documents: {shown(command)}")
     assert not problems, "\n".join(sorted(set(problems)))
 
 
@@ -363,6 +365,15 @@ def test_a_query_without_the_shard_key_is_found_out() -> None:
 
 def verb(command: Command) -> str:
     return next(iter(command))
+
+
+def singly(command: Command) -> Iterator[Command]:
+    """A batch of writes, one by one: the server explains no more than one at a time."""
+    statements = {"update": "updates", "delete": "deletes"}.get(verb(command))
+    if statements is None:
+        yield command
+    else:
+        yield from ({**command, statements: [statement]} for statement in command[statements])
 
 
 def shown(command: Command) -> str:
