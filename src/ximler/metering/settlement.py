@@ -86,9 +86,9 @@ class Settler:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
-            # What comes meanwhile is settled with it, so that it costs a third of the time at most; and processes that were
+            # What comes meanwhile is settled with it, so that it costs a fifth of the time at most; and processes that were
             # woken together take turns.
-            await asyncio.sleep(min(max(_TOGETHER_S, 2 * took), 1.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
+            await asyncio.sleep(min(max(_TOGETHER_S, 4 * took), 2.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
 
     def _heard(self, change: Change) -> None:
         if change.operation == "insert":
