@@ -67,7 +67,9 @@ class Capture(monitoring.CommandListener):
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
         if event.command_name in VERBS and event.command.get("sort") != {"_id": -1}:  # not the tests' look at a mailbox
-            self.commands.append(copy.deepcopy(dict(event.command)))
+            command = copy.deepcopy(dict(event.command))
+            for part in command.get("updates", [None]):  # the server explains one at a time
+                self.commands.append(command if part is None else command | {"updates": [part]})
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
 
