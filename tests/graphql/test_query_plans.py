@@ -52,6 +52,10 @@ WIDE = {
         "find",
         "projects",
     ): "a search reads all of the user's own projects that have no terms, and those with the first word",
+    (
+        "find",
+        "auditlogs",
+    ): "erasing a person reads all their entries; a search by collection alone walks the log in order of time",
     ("aggregate", "projects"): "a user's own projects are counted, once in their life",
     ("aggregate", "users"): "a user's own projects are counted while they have no gauge",
 }
@@ -63,7 +67,10 @@ class Capture(monitoring.CommandListener):
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
         if event.command_name in VERBS and event.command.get("sort") != {"_id": -1}:  # not the tests' look at a mailbox
-            self.commands.append(copy.deepcopy(dict(event.command)))
+            command = copy.deepcopy(dict(event.command))
+            # One statement at a time can be explained.
+            batch = [{**command, "updates": [one]} for one in command.get("updates", ())]
+            self.commands += batch or [command]
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
 
