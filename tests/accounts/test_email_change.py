@@ -256,5 +256,6 @@ async def test_the_log_tells_of_both_addresses_and_of_no_secret(move: Move, secr
     assert await secrets_in(token, token[16:], PASSWORD) == []
     await move.confirm(token)
     entries = await move.database.audit_logs.find({"userId": move.person.user.id})
-    assert [entry.action for entry in entries] == ["accounts.email.requested", "accounts.email.changed"]
+    actions = [entry.action for entry in entries if entry.action.startswith("accounts.email.")]
+    assert actions == ["accounts.email.requested", "accounts.email.changed"]
     assert await secrets_in(token, token[16:]) == []

@@ -8,7 +8,7 @@ import pytest
 from bson import ObjectId
 
 from ximler.accounts import idempotency
-from ximler.accounts.idempotency import LEASE, Answer, KeyInUse, KeyReused
+from ximler.accounts.idempotency import LEASE, MAX_ANSWER, Answer, AnswerNotKept, KeyInUse, KeyReused
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
@@ -132,6 +132,20 @@ async def test_work_that_fails_or_changed_nothing_leaves_the_key_free(
     assert (await once())[1] is False
     assert till.times == 2
     assert await database.raw["replies"].count_documents({}) == 0
+
+
+async def test_an_answer_too_large_to_keep_is_not_given_again_and_nothing_is_done_again(once: Once) -> None:
+    times = 0
+
+    async def work() -> Answer:
+        nonlocal times
+        times += 1
+        return Answer(200, b"x" * (MAX_ANSWER + 1))
+
+    assert len((await once(work=work))[0].body) == MAX_ANSWER + 1
+    with pytest.raises(AnswerNotKept):
+        await once(work=work)
+    assert times == 1
 
 
 async def test_after_a_day_a_key_is_new(database: Database, till: Till, once: Once) -> None:

@@ -137,6 +137,9 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         ("log_level", "LOUD", "debug, info, warning, error"),
         ("log_format", "xml", "json, console"),
         ("session_days", "99999999999999999999999999", "400"),
+        ("public_url", "ximler.example", "https://"),
+        ("public_url", "javascript:alert(1)", "https://"),
+        ("public_url", "https://x.example/?a", "https://"),
     ],
 )
 def test_a_wrong_value_names_the_variable_the_value_and_what_was_expected(name: str, text: str, expected: str) -> None:

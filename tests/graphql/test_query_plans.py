@@ -21,6 +21,7 @@ from ximler.audit.erasure import erase
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connection, seeds, sync
+from ximler.metering import events, settlement
 from ximler.privacy import erasure
 from ximler.projects import search
 from ximler.schema import CATALOGUE
@@ -185,7 +186,10 @@ async def customer(client: Client, database: Database) -> None:
     await client.ask(update, id=made, input={"canvasData": {"a": [1, 2]}})
     for verb in ("delete", "restore"):
         await client.ask(f"mutation ($id: ID!) {{ {verb}Project(id: $id) {{ id canvasData }} }}", id=made)
-    await client.ask("{ usage { used } }")
+    await client.ask("{ usage { used } quota(resource: apiCalls) { used projected } }")
+    span = f'from: "{now:%Y-%m-%d}T00:00:00Z", to: "{now:%Y-%m-%d}T23:59:59Z"'
+    for by in ("HOUR", "DAY", "MONTH"):
+        await client.ask(f"{{ usageSeries(resource: apiCalls, {span}, by: {by}) {{ amount }} }}")
     await read_inbox(client, database, user_id)
     await client.sign_in("ada@example.com")  # the session so far stays, so that explaining finds it
     await client.ask("mutation { signOut }")
@@ -277,6 +281,10 @@ async def operator(database: Database, settings: Settings) -> None:
                 database, actor, **given, first=5, after=(entries.items[-1].created_at, entries.items[-1].id)
             )
     await erase(database, somebody["_id"])
+    for n in range(2):  # the first makes the quota and the ledger's row, the second adds to them
+        told = events.Event(id=str(n), user_id=str(somebody["_id"]), at=database.clock.now())
+        await events.record(database, actor, [told])
+        await settlement.settle(database)
     await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
     page = await users.page(database, actor, first=5)
     assert page.has_next

@@ -33,7 +33,7 @@ ME = """{ me {
 # for the subscription; everything else is one after the other.
 COSTS: dict[str, list[RoundTrip]] = {
     "register": [
-        THROTTLE, THROTTLE,  # by address and by mailbox, side by side
+        THROTTLE, THROTTLE,  # by address, and by mailbox
         ("insert", "registrations"), ("insert", "outbox"), COMMIT,  # the link is mailed by a job
     ],
     "confirm": [

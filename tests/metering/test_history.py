@@ -215,7 +215,7 @@ class History(RuleBasedStateMachine):
 
 
 def test_any_history_adds_up(mongodb_uri: str) -> None:
-    _run(mongodb_uri, examples=12, steps=25)
+    _run(mongodb_uri, examples=8, steps=25)
 
 
 @pytest.mark.soak

@@ -80,7 +80,7 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     except Invalid:
         email = ""  # nobody's: and it takes as long as anybody's
     account = account_gate(keyring, email)
-    by_address = [throttle.gate(keyring, _ADDRESS, network(actor.address))] if actor.address else []
+    by_address = throttle.at_address(keyring, _ADDRESS, actor.address)
     by_device = throttle.gate(keyring, _DEVICE, device or "")
     user, credential, throttles = await _look(database, email, [account, *by_address, by_device])
     now = database.clock.now()

@@ -59,10 +59,8 @@ async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, e
     Raises Invalid, Throttled.
     """
     email = address(email)
-    await throttle.spend(
-        database,
-        throttle.gates(keyring, by_address=_ADDRESS, address=actor.address, by_subject=_MAILBOX, subject=email),
-    )
+    gates = [throttle.gate(keyring, _MAILBOX, email), *throttle.at_address(keyring, _ADDRESS, actor.address)]
+    await throttle.spend(database, gates)
     await outbox.enqueue(database, SEND_RESET, {"email": email})
 
 

@@ -27,9 +27,11 @@ from ximler.database import Database
 from ximler.database.failures import DocumentExists
 from ximler.schema.reply import REPLIES, Reply
 
-__all__ = ["LEASE", "Answer", "KeyInUse", "KeyReused", "once"]
+__all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReused", "once"]
 
 LEASE = timedelta(seconds=60)
+MAX_ANSWER = 256_000  # bytes: what mutations answer is small, and a day of it is kept
+_TOO_LARGE = b"too large"
 _KEPT = timedelta(hours=24)
 _KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII
 _NONCE_BYTES = 12
@@ -38,6 +40,10 @@ _RETRY_S = 1.0
 
 class KeyReused(Conflict):
     code = "IDEMPOTENCY_KEY_REUSED"
+
+
+class AnswerNotKept(Conflict):
+    code = "IDEMPOTENT_ANSWER_NOT_KEPT"
 
 
 class KeyInUse(Conflict):
@@ -65,7 +71,7 @@ async def once(
     """The answer of `work`, or the one that this key was given before; and whether it is that. Two commands more than the work.
 
     Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the seconds to wait) while
-    the first is under way.
+    the first is under way, AnswerNotKept when it was done and answered with more than `MAX_ANSWER`.
     """
     if not _KEY.fullmatch(key):
         raise Invalid.field("Idempotency-Key", "must be 1 to 255 visible ASCII characters: a random UUID, for example")
@@ -74,6 +80,8 @@ async def once(
     fingerprint = hmac.new(keyring.digest("reply request", subject), request, hashlib.sha256).digest()
     cipher = AESGCM(keyring.digest("reply answer", subject))
     claim = await _claim(database, reply_id, fingerprint)
+    if claim.answer == _TOO_LARGE:
+        raise AnswerNotKept("This was done, and its answer was too large to be kept: read what it made")
     if claim.answer is not None:
         sealed = claim.answer
         opened = cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], reply_id)
@@ -86,7 +94,11 @@ async def once(
         raise
     if answer.final:
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        sealed = nonce + cipher.encrypt(nonce, msgspec.msgpack.encode(answer), reply_id)
+        sealed = (
+            nonce + cipher.encrypt(nonce, msgspec.msgpack.encode(answer), reply_id)
+            if len(answer.body) <= MAX_ANSWER
+            else _TOO_LARGE
+        )
         await database[REPLIES].patch(mine, {"$set": {"answer": sealed}})
     else:
         await database[REPLIES].delete(mine)

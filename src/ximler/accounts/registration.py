@@ -49,11 +49,11 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
     Five commands, whatever the address.
     """
     name, email = person(name), address(email)
-    await strength.check(keyring, password, own=(name, email))
     await throttle.spend(
-        database,
-        throttle.gates(keyring, by_address=_ADDRESS, address=actor.address, by_subject=_MAILBOX, subject=email),
-    )
+        database, throttle.at_address(keyring, _ADDRESS, actor.address)
+    )  # looking at a password takes time
+    await strength.check(keyring, password, own=(name, email))
+    await throttle.spend(database, [throttle.gate(keyring, _MAILBOX, email)])
     registration = Registration(
         name=name,
         email=email,

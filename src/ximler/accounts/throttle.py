@@ -17,7 +17,7 @@ from ximler.core.errors import LimitExceeded
 from ximler.database import Database
 from ximler.schema.throttle import THROTTLES, Throttle
 
-__all__ = ["Gate", "Rule", "Throttled", "check", "fail", "forgive", "gate", "gates", "spend"]
+__all__ = ["Gate", "Rule", "Throttled", "at_address", "check", "fail", "forgive", "gate", "spend"]
 
 _SECOND_MS = 1000
 
@@ -47,10 +47,9 @@ def gate(keyring: Keyring, rule: Rule, subject: str) -> Gate:
     return Gate(rule, keyring.digest("throttle", f"{rule.name}|{subject}"))
 
 
-def gates(keyring: Keyring, *, by_address: Rule, address: str | None, by_subject: Rule, subject: str) -> list[Gate]:
-    """For a request from an address about a subject. Without an address (the command line) only the subject counts."""
-    found = [gate(keyring, by_subject, subject)]
-    return [*found, gate(keyring, by_address, network(address))] if address else found
+def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[Gate]:
+    """The gate of a network address; none where there is no address (the command line)."""
+    return [gate(keyring, rule, network(address))] if address else []
 
 
 async def spend(database: Database, through: Iterable[Gate]) -> None:

@@ -255,7 +255,7 @@ def history(who: str, limit: int, as_json: bool, data_dir: Path | None, mongodb_
             )
             for entry in page.items
         ]
-        context.print_table(("At", "What", "Times", "Address", "Browser", "Reason"), rows)
+        context.print_table(("At", "What", "At least", "Address", "Browser", "Reason"), rows)
     else:
         click.echo("Nothing is known of them.")
 

@@ -80,7 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, le=600, description="How long running requests may finish after SIGTERM or Ctrl-C.")
     ] = 10
     public_url: Annotated[
-        str | None, Meta(description="Where people reach Ximler; links in e-mails start with it. Unset: host and port.")
+        Annotated[str, Meta(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] | None,
+        Meta(description="Where people reach Ximler; links in e-mails start with it. Unset: host and port."),
     ] = None
     trusted_proxies: Annotated[
         tuple[str, ...], Meta(description="Addresses or networks whose `X-Forwarded-For` is believed.")
@@ -278,6 +279,8 @@ def load(
             name, message = unknown[1], "is no setting of Ximler"
         elif message.startswith("Invalid enum value"):
             message = f"Expected one of {', '.join(_choices(name))}"
+        elif "matching regex" in message:
+            message = "Expected a URL, such as https://ximler.example"
         shown = sources.get(name, "settings")
         value = "" if name in _SECRETS or name not in Settings.__struct_fields__ else f" (got {_shown(values[name])})"
         raise SettingsError(f"{shown}: {message}{value}", fields={name or "settings": message}) from None

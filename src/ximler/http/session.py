@@ -14,6 +14,7 @@ from ximler.accounts import sessions
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated
 from ximler.http.authentication import Authentication, Caller, signed_in
+from ximler.http.idempotency import idempotent
 from ximler.http.problems import documented
 
 __all__ = ["refresh", "sign_in", "sign_out"]
@@ -52,6 +53,7 @@ def _responses(**reasons: str) -> dict[int, ResponseSpec]:
     tags=["accounts"],
     summary="Sign in, to a cookie",
     status_code=200,
+    middleware=[idempotent],
     responses=_responses(
         _401="Wrong e-mail address, password or code", _422="A field is missing or wrong", _429="Too many attempts"
     ),

@@ -141,8 +141,9 @@ def _one(line: bytes) -> _Line:
 
 def _words(problem: Exception) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.amount`" the other way round."""
-    message, _, place = str(problem).replace("`", "").partition(" - at $.")
-    return f"{place}: {message}"[:300] if place else message[:300]
+    message, _, place = str(problem).partition(" - at `$.")
+    message = message.replace("`", "'")
+    return f"{place.rstrip('`')}: {message}"[:300] if place else message[:300]
 
 
 async def _audit(database: Database, actor: Actor, report: Report) -> None:

@@ -15,14 +15,14 @@ from msgspec import field
 from ximler.core.clock import from_ms, to_ms
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
+from ximler.metering.ledger import RECORDED
 from ximler.schema.document import Document, Mixed
 from ximler.schema.usage import ResourceType, Usage
 
-__all__ = ["MAX_SOURCES", "OTHER", "RECORDED", "Sums", "add", "row_id"]
+__all__ = ["MAX_SOURCES", "OTHER", "Sums", "add", "row_id"]
 
 MAX_SOURCES = 16  # named in one row; the others are added up as
 OTHER = "other"
-RECORDED = "events"  # metadata.source of the rows written here
 _HOUR = timedelta(hours=1)
 _IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})  # MongoDB takes dots for paths and dollars for operators
 

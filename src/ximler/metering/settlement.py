@@ -56,6 +56,7 @@ class _Level(Document, kw_only=True):
     limit: int
     settled: int = 0
     ingested: int = 0
+    foreign: int = 0
 
 
 class Settler:
@@ -202,7 +203,7 @@ async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequ
         made = await _make(database, settlement, missing)
         found += await database[QUOTAS].find({"_id": {"$in": made}}, into=_Level)
     for quota in found:
-        used = quota.settled + quota.ingested
+        used = quota.settled + quota.ingested + quota.foreign
         await alerts.look(
             database, quota.id, before=used - due[quota.id], after=used, limit=quota.limit, thresholds=thresholds
         )
@@ -211,7 +212,7 @@ async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequ
 def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
     return (
         {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
-        {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number}},
+        {"$inc": {"ingested": amount, "steps": 1}, "$set": {"ingestedThrough": number}},
     )
 
 

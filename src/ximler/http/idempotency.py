@@ -1,0 +1,91 @@
+"""`Idempotency-Key` on routes that do something new each time: `@post(…, middleware=[idempotent])`.
+
+What PUT and DELETE do twice they have done once (RFC 9110, 9.2.2), and events of usage have ids of their own.
+"""
+
+from typing import Any
+
+import msgspec
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from ximler.accounts import idempotency
+from ximler.accounts.idempotency import Answer
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, XimlerError
+from ximler.http.authentication import Authentication
+
+__all__ = ["idempotent"]
+
+_MAX_BODY = 1_000_000
+
+
+def idempotent(app: ASGIApp) -> ASGIApp:
+    """The same route; with the header, a request that comes again within 24 hours is answered as before and does nothing."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        key = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"), None)
+        if key is None:
+            await app(scope, receive, send)
+            return
+        state = scope["litestar_app"].state
+        body = await _read(receive)
+        asked: Any = [scope.get("method"), scope["path"], scope.get("query_string", b""), body]
+
+        async def work() -> Answer:
+            return await _recorded(app, scope, body)
+
+        answer, again = await idempotency.once(
+            state.database,
+            state.keyring,
+            await _caller(state.authentication, scope),
+            key=key,
+            request=msgspec.json.encode(asked),
+            work=work,
+        )
+        headers = [*answer.headers, (b"idempotency-replayed", b"true")] if again else answer.headers
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+    return serve
+
+
+async def _recorded(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
+    status, headers, parts = 500, [], []
+    given = False
+
+    async def receive() -> Any:
+        nonlocal given
+        if given:
+            return {"type": "http.disconnect"}
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status, headers
+        if message["type"] == "http.response.start":
+            status, headers = message["status"], list(message["headers"])
+        elif message["type"] == "http.response.body":
+            parts.append(message["body"])
+
+    await app(scope, receive, send)
+    # What was refused has changed nothing, and may be tried again.
+    return Answer(status, b"".join(parts), headers, final=status < 400)
+
+
+async def _read(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message: Any = await receive()
+        body += bytes(message.get("body", b""))
+        if len(body) > _MAX_BODY:
+            raise Invalid(f"The body is longer than {_MAX_BODY:,} bytes, the limit of requests with an Idempotency-Key")
+        if not message.get("more_body"):
+            return body
+
+
+async def _caller(authentication: Authentication, scope: Scope) -> Actor:
+    """Who asks; nobody in particular where that cannot be said: the route itself decides what that means."""
+    try:
+        return (await authentication.identify(scope)).actor  # type: ignore[arg-type]  # ASGI's, typed by two libraries
+    except XimlerError:
+        return Actor(address=scope.get("state", {}).get("address"))
