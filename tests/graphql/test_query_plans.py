@@ -56,7 +56,6 @@ WIDE = {
     ): "a search reads all of the user's own projects that have no terms, and those with the first word",
     ("find", "auditlogs"): "all of a person's entries are read when they are erased, and a resource's are put in order",
     ("aggregate", "projects"): "a user's own projects are counted, once in their life",
-    ("find", "auditlogs"): "whoever is erased has all their own entries read",
     ("aggregate", "users"): "a user's own projects are counted while they have no gauge",
 }
 
