@@ -49,6 +49,7 @@ BROADCASTS: dict[tuple[str, str], str] = {
 }
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {
+    ("find", "auditlogs"): "erasing a person reads all of their entries",
     (
         "find",
         "projects",
