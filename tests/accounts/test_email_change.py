@@ -16,6 +16,7 @@ from ximler.accounts import credentials, email_change, registration, sessions, u
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.accounts.sessions import BadCredentials, SessionExpired
+from ximler.accounts.throttle import Throttled
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Invalid
 from ximler.core.settings import Settings
@@ -189,6 +190,21 @@ async def test_two_accounts_that_race_for_one_address_end_with_one_that_has_it(
     tokens = [await move.request(), await bob.request()]
     found = await asyncio.gather(*(move.confirm(token) for token in tokens), return_exceptions=True)
     assert sorted(type(end).__name__ for end in found) == ["AccountExists", "User"]
+
+
+async def test_nobodys_mailbox_is_flooded_by_asking(move: Move) -> None:
+    for _ in range(5):
+        await move.request("victim@example.com")
+    with pytest.raises(Throttled) as refused:
+        await move.request("victim@example.com")
+    assert refused.value.retry_after_s == 60
+
+
+async def test_an_account_asks_for_so_many_addresses_a_day(move: Move) -> None:
+    for number in range(10):
+        await move.request(f"victim{number}@example.com")
+    with pytest.raises(Throttled):
+        await move.request("another@example.com")
 
 
 @pytest.mark.parametrize("email", ["ada@example.com", " ADA@example.com"])

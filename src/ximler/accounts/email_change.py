@@ -9,9 +9,10 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import notices, sessions, step_up
+from ximler.accounts import notices, sessions, step_up, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address
+from ximler.accounts.throttle import Rule
 from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
@@ -29,17 +30,24 @@ SEND_LINK = "accounts.send_email_change"
 _PURPOSE = "email"
 _VALIDITY = timedelta(hours=24)
 _MAX_ATTEMPTS = 5
+_ACCOUNT = Rule(
+    name="email, account", free=10, window=timedelta(hours=24), first_s=60
+)  # nobody's mailbox is flooded from here
+_MAILBOX = Rule(name="email, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 
 
 async def request(database: Database, keyring: Keyring, actor: Actor, user: User, *, email: str) -> None:
     """Have a link mailed to the new address, and a notice to the present one. The same commands, whoever has the address.
 
-    Asking again replaces what was asked before. Raises StepUpRequired, and Invalid for what is no address or is the user's own.
+    Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no address or is the
+    user's own.
     """
     step_up.require(database, actor)
     new = address(email)
     if new == user.email:
         raise Invalid.field("email", "is your address already")
+    gates = [throttle.gate(keyring, _ACCOUNT, str(user.id)), throttle.gate(keyring, _MAILBOX, new)]
+    await throttle.spend(database, gates)
     asked = ObjectId()
     change = EmailChange(
         id=user.id,

@@ -49,7 +49,9 @@ async def add(database: Database, resource: ResourceType, sums: Sums, *, number:
     A row names sources as `metadata.sources`, `MAX_SOURCES` at most.
     """
     rows = {place: row_id(place[0], resource, _start(place[1])) for place in sums}
-    found = await database.usage.find({"_id": {"$in": list(rows.values())}}, into=_Named)
+    # The users, too, so that a cluster asks only the shards that have them.
+    which = {"_id": {"$in": list(rows.values())}, "userId": {"$in": list({user for user, _ in sums})}}
+    found = await database.usage.find(which, into=_Named, hint="_id_")
     named = {row.id: set((row.metadata or {}).get("sources") or ()) for row in found}
     changes = []
     for place, _id in rows.items():

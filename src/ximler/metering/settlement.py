@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -38,6 +39,7 @@ __all__ = ["Settler", "settle"]
 
 _MOST_ROWS = 20_000  # of one settlement
 _LOOK_EVERY_S = 2.0
+_PATIENCE = timedelta(seconds=5)  # with a settlement that is not carried out: its process may be slow, or gone
 _TOGETHER_S = 0.2
 _HOUR_MS = 3_600_000
 _RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
@@ -76,19 +78,20 @@ class Settler:
         """Settle whatever anybody records, until cancelled."""
         while True:
             began = time.monotonic()
+            self._wake.clear()
             try:
-                await settle(self._database, thresholds=self._thresholds)
+                for resource in _RESOURCES:
+                    await _settle(self._database, resource, self._thresholds, all_of_it=False)
             except Unavailable as error:
                 _log.warning("usage waits to be settled", reason=error.message)
             except Exception as bug:  # or nothing would be settled any more
                 _log.exception("usage was not settled", exc_info=bug)
             took = time.monotonic() - began
-            self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
-            # What comes meanwhile is settled with it, so that it costs a third of the time at most; and processes that were
+            # What comes meanwhile is settled with it, so that it costs a fifth of the time at most; and processes that were
             # woken together take turns.
-            await asyncio.sleep(min(max(_TOGETHER_S, 2 * took), 1.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
+            await asyncio.sleep(min(max(_TOGETHER_S, 4 * took), 2.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
 
     def _heard(self, change: Change) -> None:
         if change.operation == "insert":
@@ -100,14 +103,18 @@ async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRES
 
     Two round trips where there is nothing to do. Safe to race, and to be killed at any moment.
     """
-    return sum([await _settle(database, resource, thresholds) for resource in _RESOURCES])
+    return sum([await _settle(database, resource, thresholds, all_of_it=True) for resource in _RESOURCES])
 
 
-async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int]) -> int:
+async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int], *, all_of_it: bool) -> int:
+    """Until nothing waits, or only until less than a full settlement does: what comes meanwhile is the next round's."""
     settled = 0
     while True:
         latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
         if latest.batches:
+            begun_at = latest.begun_at
+            if not all_of_it and begun_at is not None and database.clock.now() - begun_at < _PATIENCE:
+                return settled  # it is being carried out
             begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
             await _carry_out(database, latest, _sums(begun), thresholds)
         batches = await _waiting(database, resource)
@@ -119,6 +126,8 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
             return settled
         await _carry_out(database, following, sums, thresholds)
         settled += len(batches)
+        if not all_of_it and sum(len(batch.amounts) for batch in batches) < _MOST_ROWS:
+            return settled
 
 
 async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
@@ -165,6 +174,7 @@ async def _following(
     return UsageSettlement(
         id=latest.id,
         number=latest.number + 1,
+        begun_at=database.clock.now(),
         batches=[batch.id for batch in batches],
         quotas=list(due),
         users=[user for user, _ in due.values()],
@@ -192,7 +202,8 @@ async def _close(database: Database, settlement: UsageSettlement) -> None:
 
 
 def _values(settlement: UsageSettlement) -> dict[str, Any]:
-    return {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
+    told = {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
+    return {**told, "begunAt": settlement.begun_at}
 
 
 async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:
