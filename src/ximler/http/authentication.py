@@ -24,7 +24,7 @@ from ximler.schema.user import User
 __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
-_KEY = f" {tokens.PREFIX}".encode()
+_KEY = tokens.PREFIX.encode()
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +60,8 @@ class Authentication:
         cookie = False
         for name, value in scope["headers"]:
             if name == b"authorization":
+                if authorization is not None:  # whose request it is must not depend on who reads which
+                    raise Unauthenticated("Send one Authorization header")
                 authorization = value.decode("latin-1")
             elif name == b"user-agent":
                 user_agent = value.decode("latin-1")[:_MAX_USER_AGENT]
@@ -121,10 +123,10 @@ class Authentication:
 
 
 def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the request means to come with an API key."""
+    """Whether the request may come with an API key. True for whatever `identify` could take for one, however it is spaced."""
     for name, value in headers:  # a generator would cost as much as the rest of the decision
-        if name == b"authorization":
-            return _KEY in value
+        if name == b"authorization" and _KEY in value:
+            return True
     return False
 
 
