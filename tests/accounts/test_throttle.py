@@ -172,7 +172,9 @@ async def test_a_known_device_has_a_budget_of_its_own(ada: User, enter: Any) -> 
 async def test_a_device_is_known_to_one_account_only_and_for_half_a_year(
     database: Database, keyring: Keyring, ada: User, enter: Any, exhaust: Any
 ) -> None:
-    mine, theirs = (await enter(by=HOME)).device, attempts.remember(keyring, ObjectId())
+    signed_in = await enter(by=HOME)
+    somebody_elses = msgspec.structs.replace(signed_in.session, user_id=ObjectId())
+    mine, theirs = signed_in.device, attempts.remember(keyring, somebody_elses)
     await exhaust()
     for wrong in (theirs, mine[:-1] + "_", mine[:20], "x" * 59, "", "\ud800" * 59, "ü" * 59):
         with pytest.raises(Throttled):

@@ -105,6 +105,7 @@ class Authentication:
             via="session",
             user_id=session.user_id,
             session_id=session.id,
+            sign_in_id=session.sign_in_id,
             authenticated_at=session.proved_at,
             address=address,
             user_agent=user_agent,
@@ -124,7 +125,7 @@ class Authentication:
 
 def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether the request may come with an API key. True for whatever `identify` could take for one, however it is spaced."""
-    for name, value in headers:  # a generator would cost as much as the rest of the decision
+    for name, value in headers:  # noqa: SIM110 (a generator would cost as much as the rest of the decision)
         if name == b"authorization" and _KEY in value:
             return True
     return False
