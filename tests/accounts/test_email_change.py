@@ -16,6 +16,8 @@ from ximler.accounts import credentials, email_change, registration, sessions, u
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.accounts.sessions import BadCredentials, SessionExpired
+from ximler.accounts.standing import AccountLocked
+from ximler.accounts.throttle import Throttled
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Invalid
 from ximler.core.settings import Settings
@@ -258,3 +260,38 @@ async def test_the_log_tells_of_both_addresses_and_of_no_secret(move: Move, secr
     entries = await move.database.audit_logs.find({"userId": move.person.user.id})
     assert [entry.action for entry in entries] == ["accounts.email.requested", "accounts.email.changed"]
     assert await secrets_in(token, token[16:]) == []
+
+
+async def test_a_thief_takes_no_account_away_that_was_locked(move: Move, database: Database, person: Person) -> None:
+    token = await move.request("thief@example.com")
+    await users.lock(database, SYSTEM, person.user.id, reason="a break-in")
+    await move.is_refused(token)
+    await users.unlock(database, SYSTEM, person.user.id)
+    await move.is_refused(token)
+    assert (await database.users.get(person.user.id)).email == "ada@example.com"
+
+
+async def test_a_request_that_a_lock_overtook_ends_with_it(move: Move, database: Database, person: Person) -> None:
+    await users.lock(database, SYSTEM, person.user.id, reason="a break-in")
+    token = await move.request("thief@example.com")  # by a session that was recognised a moment before
+    with pytest.raises(AccountLocked):
+        await move.confirm(token)
+    await users.unlock(database, SYSTEM, person.user.id)
+    await move.is_refused(token)
+
+
+async def test_nobody_has_us_write_to_strangers_without_end(move: Move, person: Person) -> None:
+    for n in range(10):
+        await move.request(f"stranger{n}@example.com")
+    with pytest.raises(Throttled):
+        await move.request("another@example.com")
+    person.database.clock.offset_ms += 61_000
+    await move.request("another@example.com")
+
+
+async def test_nobody_has_us_write_to_one_stranger_again_and_again(move: Move) -> None:
+    for _ in range(5):
+        await move.request()
+    with pytest.raises(Throttled):
+        await move.request()
+    await move.request("another@example.com")

@@ -14,6 +14,7 @@ from ximler.accounts.throttle import Throttled
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
+from ximler.schema.throttle import THROTTLES
 from ximler.schema.user import User
 
 PASSWORD = "correct horse battery"
@@ -251,3 +252,14 @@ async def test_a_window_that_is_over_begins_anew(database: Database, keyring: Ke
         with pytest.raises(Throttled):
             await throttle.spend(database, [at])
         database.clock.offset_ms += 61_000
+
+
+async def test_who_has_to_wait_keeps_no_mailbox_from_being_asked_for(database: Database, keyring: Keyring) -> None:
+    attacker = Actor(address="198.51.100.7")
+    for n in range(20):
+        await credentials.request_reset(database, keyring, attacker, email=f"p{n}@example.com")
+    counted = await database[THROTTLES].count({})
+    for n in range(10):
+        with pytest.raises(Throttled):
+            await credentials.request_reset(database, keyring, attacker, email=f"q{n}@example.com")
+    assert await database[THROTTLES].count({}) == counted

@@ -9,9 +9,10 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import notices, sessions, step_up
+from ximler.accounts import attempts, notices, sessions, step_up, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address
+from ximler.accounts.throttle import Rule
 from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
@@ -19,6 +20,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.failures import DocumentExists
 from ximler.notifications.email import Mailer, compose
+from ximler.schema.credential import CREDENTIALS
 from ximler.schema.email_change import EMAIL_CHANGES, EmailChange
 from ximler.schema.user import User
 
@@ -29,17 +31,23 @@ SEND_LINK = "accounts.send_email_change"
 _PURPOSE = "email"
 _VALIDITY = timedelta(hours=24)
 _MAX_ATTEMPTS = 5
+# Whoever has an account would else have us write to strangers, in their own name, as often as they like.
+_ASKER = Rule(name="email change, account", free=10, window=timedelta(hours=24), first_s=60)
+_MAILBOX = Rule(name="email change, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 
 
 async def request(database: Database, keyring: Keyring, actor: Actor, user: User, *, email: str) -> None:
     """Have a link mailed to the new address, and a notice to the present one. The same commands, whoever has the address.
 
-    Asking again replaces what was asked before. Raises StepUpRequired, and Invalid for what is no address or is the user's own.
+    Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no address or is
+    the user's own.
     """
     step_up.require(database, actor)
     new = address(email)
     if new == user.email:
         raise Invalid.field("email", "is your address already")
+    await throttle.spend(database, [throttle.gate(keyring, _ASKER, str(user.id))])
+    await throttle.spend(database, [throttle.gate(keyring, _MAILBOX, new)])
     asked = ObjectId()
     change = EmailChange(
         id=user.id,
@@ -102,8 +110,8 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
     """Make the new address the account's, by its link and the account's password. Works once, for 24 hours.
 
     All sessions end but the one that asked, and so does a password reset that was mailed to the old address. Raises Invalid for
-    a token that is unknown, replaced, used or expired, or a wrong password (after five the link is worth nothing), and
-    AccountExists when the address has an account by now.
+    a token that is unknown, replaced, used or expired, or a wrong password (after five the link is worth nothing),
+    AccountExists when the address has an account by now, and AccountLocked.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: ask for another")
     request_id = keyring.verify(_PURPOSE, token)
@@ -136,6 +144,9 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
         }
         if not await transaction.users.patch(same, update):
             raise spent
+        credential = await transaction[CREDENTIALS].find_one({"_id": old.id})
+        if credential and credential.locked_at:
+            raise attempts.locked()
         await transaction[EMAIL_CHANGES].delete({"_id": old.id})
         await sessions.revoke_all(transaction, old.id, but=asked.session_id)
         await notices.tell(transaction, old.id, "email_changed", to=old.email, address=asked.email)
