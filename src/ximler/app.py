@@ -1,6 +1,7 @@
 """The ASGI application: every interface, on one database."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts import idempotency
 from ximler.accounts.keyring import Keyring
-from ximler.audit import keys
+from ximler.audit import keys, refusals
+from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
@@ -105,9 +107,27 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         headers = [*given.headers, (b"idempotency-replayed", b"true")] if again else given.headers
         return given.status, given.body, headers
 
+    async def refused(ctx: Context, code: str) -> None:
+        who = ctx.actor.user_id
+        with contextlib.suppress(Unavailable):  # the answer stands, whether or not it can be noted
+            await refusals.count(
+                ctx.database,
+                ctx.actor,
+                "graphql.request.refused",
+                resource="users",
+                resource_id=who,
+                subject=str(ctx.actor.api_key_id or who),
+                reason=code,
+            )
+
     body_limit = settings.max_body_mb * _MB
     serve_graphql = GraphQLApp(
-        engine, context, body_limit=body_limit, anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY), once=once
+        engine,
+        context,
+        body_limit=body_limit,
+        anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY),
+        once=once,
+        refused=refused,
     )
 
     @asgi("/graphql", copy_scope=False)

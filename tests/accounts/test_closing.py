@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
+import pyotp
 import pytest
 from tests.mailing import Mailbox, worker_of
 from tests.serving import PASSWORD, Client
 
-from ximler.accounts import closing, registration, sessions, step_up
+from ximler.accounts import closing, credentials, enrolment, factors, registration, sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.reopening import AccountClosed
 from ximler.core.actor import Actor
@@ -52,9 +53,9 @@ class Door:
         actor = msgspec.structs.replace(self.actor, authenticated_at=self.database.clock.now())
         return await closing.close(self.database, actor, user)
 
-    async def reopen(self, password: str = PASSWORD) -> sessions.SignedIn:
+    async def reopen(self, password: str = PASSWORD, **more: Any) -> sessions.SignedIn:
         return await closing.reopen(
-            self.database, self.keyring, self.settings, ANYBODY, email="Ada@example.com", password=password
+            self.database, self.keyring, self.settings, ANYBODY, email="Ada@example.com", password=password, **more
         )
 
 
@@ -209,6 +210,57 @@ async def test_registering_a_closed_address_mails_an_offer_to_reopen_and_says_no
     body = mailbox.messages[-1].get_body(("plain",))
     assert body is not None
     assert "token=" not in body.get_content()
+
+
+async def test_a_password_that_was_forgotten_can_be_replaced_to_come_back(
+    door: Door, worker: Worker, mailbox: Mailbox
+) -> None:
+    await door.close()
+    await credentials.request_reset(door.database, door.keyring, ANYBODY, email="ada@example.com")
+    await worker.run_due()
+    new = "quite another password"
+    await credentials.reset(door.database, door.keyring, ANYBODY, token=mailbox.last_token, password=new)
+    assert (await door.database.users.find_one({"_id": door.ada.id})) is None  # still closed
+    with pytest.raises(sessions.BadCredentials):
+        await door.reopen()
+    await door.reopen(new)
+    await door.database.users.soft_delete({"_id": door.ada.id})  # by somebody else: nothing is mailed
+    await worker.run_due()
+    mailbox.messages.clear()
+    await credentials.request_reset(door.database, door.keyring, ANYBODY, email="ada@example.com")
+    await worker.run_due()
+    assert mailbox.messages == []
+
+
+async def test_coming_back_takes_the_second_factor_too(door: Door) -> None:
+    enrolment_ = await enrolment.begin(door.database, door.keyring, door.actor, door.ada)
+    totp = pyotp.TOTP(enrolment_.secret)
+    code = totp.at(door.database.clock.now())
+    await enrolment.confirm(door.database, door.keyring, door.actor, door.ada, code=code)
+    await door.close()
+    with pytest.raises(AccountClosed):
+        await door.sign_in()
+    with pytest.raises(factors.SecondFactorRequired):
+        await door.reopen()
+    assert await door.database.users.find_one({"_id": door.ada.id}) is None
+    door.database.clock.offset_ms += 60_000
+    await door.reopen(code=totp.at(door.database.clock.now()))
+    assert await door.database.users.find_one({"_id": door.ada.id})
+
+
+async def test_keys_of_a_closed_account_open_nothing_until_it_is_back(app: Any) -> None:
+    eve = await Client(app).join("eve@example.com")
+    create = 'mutation { createApiKey(input: {name: "CI", permissions: ["account:read"]}) { secret } }'
+    key = Client(app, token=(await eve.ask(create))["createApiKey"]["secret"])
+    assert (await key.ask("{ me { email } }"))["me"]["email"] == "eve@example.com"
+    await eve.ask("mutation { closeAccount { erasedAt } }")
+    deadline = asyncio.get_running_loop().time() + 2
+    while (refused := await key.ask("{ me { email } }")).status != 401:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.02)
+    assert refused.data is None
+    for client in (eve, key):
+        await client.http.aclose()
 
 
 async def test_over_graphql(app: Any, database: Database) -> None:

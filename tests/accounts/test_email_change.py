@@ -193,6 +193,21 @@ async def test_two_accounts_that_race_for_one_address_end_with_one_that_has_it(
     assert sorted(type(end).__name__ for end in found) == ["AccountExists", "User"]
 
 
+async def test_nobodys_mailbox_is_flooded_by_asking(move: Move) -> None:
+    for _ in range(5):
+        await move.request("victim@example.com")
+    with pytest.raises(Throttled) as refused:
+        await move.request("victim@example.com")
+    assert refused.value.retry_after_s == 60
+
+
+async def test_an_account_asks_for_so_many_addresses_a_day(move: Move) -> None:
+    for number in range(10):
+        await move.request(f"victim{number}@example.com")
+    with pytest.raises(Throttled):
+        await move.request("another@example.com")
+
+
 @pytest.mark.parametrize("email", ["ada@example.com", " ADA@example.com"])
 async def test_ones_own_address_is_no_new_one(move: Move, email: str) -> None:
     with pytest.raises(Invalid, match="already"):
@@ -258,7 +273,8 @@ async def test_the_log_tells_of_both_addresses_and_of_no_secret(move: Move, secr
     assert await secrets_in(token, token[16:], PASSWORD) == []
     await move.confirm(token)
     entries = await move.database.audit_logs.find({"userId": move.person.user.id})
-    assert [entry.action for entry in entries] == ["accounts.email.requested", "accounts.email.changed"]
+    actions = [entry.action for entry in entries if entry.action.startswith("accounts.email.")]
+    assert actions == ["accounts.email.requested", "accounts.email.changed"]
     assert await secrets_in(token, token[16:]) == []
 
 
@@ -278,20 +294,3 @@ async def test_a_request_that_a_lock_overtook_ends_with_it(move: Move, database:
         await move.confirm(token)
     await users.unlock(database, SYSTEM, person.user.id)
     await move.is_refused(token)
-
-
-async def test_nobody_has_us_write_to_strangers_without_end(move: Move, person: Person) -> None:
-    for n in range(10):
-        await move.request(f"stranger{n}@example.com")
-    with pytest.raises(Throttled):
-        await move.request("another@example.com")
-    person.database.clock.offset_ms += 61_000
-    await move.request("another@example.com")
-
-
-async def test_nobody_has_us_write_to_one_stranger_again_and_again(move: Move) -> None:
-    for _ in range(5):
-        await move.request()
-    with pytest.raises(Throttled):
-        await move.request()
-    await move.request("another@example.com")

@@ -161,6 +161,9 @@ async def test_who_knows_their_codes_never_uses_the_budget_up(person: Person) ->
 
 
 async def test_whose_budget_was_used_up_is_told_once_a_day(person: Person, worker: Worker, mailbox: Mailbox) -> None:
+    now = person.database.clock.now()
+    noon = now.replace(hour=12, minute=0) + timedelta(days=1)  # so that all of it is on one day
+    person.database.clock.offset_ms += (noon - now) // timedelta(milliseconds=1)
     app = await person.enrol()
     for _ in range(2):
         await ends(*(person.enter(code) for code in app.wrong_codes(8)))

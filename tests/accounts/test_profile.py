@@ -13,17 +13,28 @@ async def test_another_name(person: Person, database: Database) -> None:
     with round_trips() as trips:
         changed = await profile.rename(database, person.actor(), person.user, name="  Ada Lovelace ")
     assert changed.name == "Ada Lovelace"
-    assert len(trips) == 3  # the change, its entry in the log, the commit
+    assert len(trips) == 4  # what there was, the change, its entry in the log, the commit
     (entry,) = await database.audit_logs.find({"action": "accounts.profile.changed"})
     assert (entry.user_id, entry.resource_id) == (person.user.id, str(person.user.id))
 
 
 async def test_what_is_so_already_is_not_written(person: Person, database: Database) -> None:
+    before = await database.raw["users"].find_one({})
     with round_trips() as trips:
         await profile.rename(database, person.actor(), person.user, name="Ada")
         await profile.change_notifications(database, person.actor(), person.user, {"email": {"billing_alerts": True}})
         await profile.change_notifications(database, person.actor(), person.user, {})
-    assert trips == []
+    assert {verb for verb, _ in trips} == {"find", "commitTransaction"}
+    assert await database.raw["users"].find_one({}) == before
+    assert await database.audit_logs.find({"action": {"$regex": "profile|notifications"}}) == []
+
+
+async def test_what_changed_a_moment_ago_is_not_taken_for_what_there_is(person: Person, database: Database) -> None:
+    """The user that came with the request was read before."""
+    await profile.rename(database, person.actor(), person.user, name="Ada Lovelace")
+    assert (await profile.rename(database, person.actor(), person.user, name="Ada")).name == "Ada"
+    entries = await database.audit_logs.find({"action": "accounts.profile.changed"})
+    assert len(entries) == 2
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\r\nBcc: b@example.com", "a\0", "\u202ea", "x" * 101, "\ud800"])

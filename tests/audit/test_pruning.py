@@ -8,12 +8,12 @@ from bson import ObjectId
 from tests.audit.conftest import Written
 
 from ximler.audit import pruning, seals
-from ximler.audit.keys import SealKeys
+from ximler.audit.keys import SealKeys, new_key
 from ximler.audit.pruning import prune
 from ximler.audit.sealing import Sealer
 from ximler.audit.verification import verify
 from ximler.core.actor import SYSTEM, Actor
-from ximler.core.errors import Forbidden, Invalid
+from ximler.core.errors import Conflict, Forbidden, Invalid
 from ximler.database import Database
 
 DAY_MS = 24 * 3_600_000
@@ -94,3 +94,21 @@ async def test_sealing_goes_on_after_a_tombstone(
     assert backdated(report)
     assert report.entries == 9
     assert set(more) <= await there(database)
+
+
+async def test_a_tombstone_or_seal_that_somebody_put_in_removes_nothing(
+    database: Database, keys: SealKeys, days: list[list[ObjectId]]
+) -> None:
+    end = await seals.last(database)
+    assert end is not None
+    forged = await seals.append(database, SealKeys.parse(new_key()), end, kind="pruned", pruned_through=end.id,
+                                pruned_hash=seals.hash_of(end), pruned_count=0, reached_at=end.reached_at)  # fmt: skip
+    assert forged is not None
+    before = database.clock.now() - timedelta(days=900)
+    with pytest.raises(Conflict, match="not genuine"):
+        await prune(database, keys, SYSTEM, before=before)
+    await database.raw["auditseals"].delete_one({"_id": forged.id})
+    await database.raw["auditseals"].update_one({"_id": 1}, {"$set": {"lastAt": before - timedelta(days=1)}})
+    with pytest.raises(Conflict, match="not genuine"):
+        await prune(database, keys, SYSTEM, before=before)
+    assert len(await there(database)) == 15

@@ -1,6 +1,7 @@
 """The chain of seals: complete, in the order of commits, and the same whoever seals and however often."""
 
 import asyncio
+import sys
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,10 +12,12 @@ from pymongo.errors import OperationFailure
 from tests.audit.conftest import Written
 
 from ximler.audit import records, sealing, seals
-from ximler.audit.keys import NoSealKey, SealKeys
+from ximler.audit.keys import NoSealKey, SealKeys, new_key
 from ximler.audit.sealing import Sealer
 from ximler.audit.seals import BACKDATED, FORGED, FOUND, OTHERS
+from ximler.audit.verification import verify
 from ximler.core.actor import Actor
+from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.seal import SEALS, Seal
 
@@ -226,3 +229,80 @@ async def test_a_public_key_seals_nothing(database: Database, keys: SealKeys) ->
     with pytest.raises(NoSealKey):
         await Sealer(database, SealKeys.parse(keys.public[0])).seal()
     assert await database[SEALS].count({}) == 0
+
+
+async def test_an_entry_as_large_as_a_document_can_be_does_not_stop_the_sealer(
+    database: Database, keys: SealKeys, sealer: Sealer, write: Written
+) -> None:
+    await sealer.seal()
+    large = {"_id": ObjectId(), "action": "a", "resource": "r", "createdAt": database.clock.now()}
+    large["metadata"] = {"x": "x" * (16 * 1024 * 1024 - 120)}
+    await database.raw["auditlogs"].insert_one(large)
+    (after,) = await write()
+    assert await sealer.seal() == 2
+    assert await sealed(database) == [(large["_id"], OTHERS), (after, 0)]
+    await database.raw["auditseals"].delete_many({})
+    assert await Sealer(database, keys).seal() == 2
+    assert (await verify(database, keys, others=True)).sound
+
+
+async def test_a_log_that_was_dropped_is_sealed_on_and_what_is_missing_shows(
+    empty_database: Database, keys: SealKeys, settings: Settings, ada: Actor
+) -> None:
+    database = empty_database
+    database.entry_keys = settings.entry_keys
+    write, sealer = Written(database, ada), Sealer(database, keys)
+    await write(2)
+    await sealer.seal()
+    await sealer.seal()
+    await database.raw["auditlogs"].drop()
+    await sealer.seal()
+    (after,) = await write(1)
+    await sealer.seal()
+    await sealer.seal()
+    report = await verify(database, keys)
+    assert report.counts == {"missing": 2}
+    assert report.waiting == 0
+    assert after in {oid for oid, _ in await sealed(database)}
+
+
+SEAL_FOR_EVER = """
+import asyncio, sys
+from ximler.audit.keys import SealKeys
+from ximler.audit.sealing import Sealer
+from ximler.core.settings import Settings
+from ximler.database import connect
+
+async def main():
+    uri, name, keys, secret = sys.argv[1:]
+    database = await connect(uri, settings=Settings(mongodb_uri=uri, secret_key=secret), name=name)
+    sealer = Sealer(database, SealKeys.parse(keys))
+    print("ready", flush=True)
+    while True:
+        await sealer.seal()
+
+asyncio.run(main())
+"""
+
+
+async def test_sealers_that_are_killed_leave_a_chain_that_others_go_on_with(
+    database: Database, mongodb_uri: str, settings: Settings, write: Written
+) -> None:
+    text = new_key()
+    keys = SealKeys.parse(text)
+    await Sealer(database, keys).seal()
+    written: list[ObjectId] = []
+    for _ in range(3):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", SEAL_FOR_EVER, mongodb_uri, database.name, text, str(settings.secret_key),
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        while b"ready" not in await process.stdout.readline():
+            assert process.returncode is None
+        written += await write(20)
+        process.kill()
+        await process.wait()
+    await Sealer(database, keys).seal()
+    assert [oid for oid, _ in await sealed(database)] == written
+    assert (await verify(database, keys)).sound

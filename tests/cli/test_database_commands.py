@@ -145,3 +145,13 @@ def test_commands_on_the_embedded_database_start_one_for_their_own_duration(ximl
     assert ximler("db", "init", env=env).stdout == "The database is ready.\n"
     assert ximler("db", "status", env=env).returncode == 0
     assert not list((tmp_path / "ximler" / "mongodb").glob("*/mongod.lock.running"))
+
+
+def test_an_index_of_the_operators_own_is_told_and_keeps_nothing_from_starting(ximler, own):
+    env, database = own
+    ximler("db", "init", env=env)
+    database.projects.create_index("name")
+    again = ximler("db", "init", "--json", env=env)
+    [found] = json.loads(again.stdout)["differences"]
+    assert (again.returncode, found["name"], found["state"]) == (0, "name_1", "extra")
+    assert ximler("db", "status", env=env).returncode == 1

@@ -99,10 +99,11 @@ async def test_another_address_by_the_api(ada: Client, database: Database, keyri
 ASK = 'mutation { requestEmailChange(email: "new@example.com") { accepted } }'
 COMMIT = ("commitTransaction", "")
 USER, LOG, JOB = ("update", "users"), ("insert", "auditlogs"), ("insert", "outbox")
+THROTTLE = ("findAndModify", "throttles")  # by account and by mailbox, side by side
 COSTS = {
     "{ secondFactor { enabled } }": [("find", "credentials")],
-    'mutation { updateProfile(name: "Ada L.") { id } }': [("findAndModify", "users"), LOG, COMMIT],
-    ASK: [USER, ("update", "emailchanges"), JOB, JOB, LOG, COMMIT],
+    'mutation { updateProfile(name: "Ada L.") { id } }': [("find", "users"), ("findAndModify", "users"), LOG, COMMIT],
+    ASK: [THROTTLE, THROTTLE, USER, ("update", "emailchanges"), JOB, JOB, LOG, COMMIT],
     "mutation { cancelEmailChange }": [USER, ("delete", "emailchanges"), LOG, COMMIT],
     "mutation { beginTotp { secret } }": [("update", "credentials")],
     f'mutation {{ reauthenticate(password: "{PASSWORD}") }}': [

@@ -88,3 +88,19 @@ async def test_a_throttled_sign_in_says_when_to_come_back(client: Client) -> Non
     pages = [await client.http.post("/reset/request", data={"email": "nobody@example.com"}) for _ in range(6)]
     assert [page.status_code for page in pages] == [200] * 5 + [429]
     assert 55 <= int(pages[-1].headers["retry-after"]) <= 60
+
+
+async def test_what_is_refused_is_noted_and_a_flood_of_it_leaves_a_handful_of_entries(
+    ada: Client, database: Database
+) -> None:
+    for _ in range(12):
+        assert (await ada.ask("{ users { nodes { id } } }")).code == "FORBIDDEN"
+    entries = await database.raw["auditlogs"].find({"action": "graphql.request.refused"}).sort("_id").to_list()
+    assert [entry["metadata"]["count"] for entry in entries] in (
+        [1, 10],
+        [1, 1],
+        [1, 1, 10],
+        [1, 10, 1],
+    )  # a minute may end
+    assert entries[0]["metadata"]["reason"] == "FORBIDDEN"
+    assert str(entries[0]["userId"]) == await id_of(ada)

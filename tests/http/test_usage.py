@@ -45,7 +45,7 @@ async def test_a_program_records_as_lines_or_as_an_array(key: Client, database: 
         {"line": 8, "status": "INVALID", "reason": "at: Invalid RFC3339 encoded datetime"}
     ]
     await settlement.settle(database)
-    [row] = await database.usage.find({})
+    [row] = await database.usage.find({"metadata.source": "events"})
     assert row.amount == 7
 
 

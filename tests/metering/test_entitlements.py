@@ -19,6 +19,7 @@ from ximler.metering.follower import Follower
 from ximler.metering.limits import Limits, limits_of
 from ximler.projects import projects
 from ximler.schema.quota import Quota
+from ximler.schema.user import User
 
 OPERATOR = Actor(kind="operator", via="cli")
 
@@ -262,3 +263,20 @@ async def test_what_was_missed_is_found_by_looking_at_everybody(
     assert await entitlements.heal_plan(database) == 1
     assert await limit(database, person) == 100_000
     assert await entitlements.heal_plan(database, "pro") == 0
+
+
+async def test_everybody_on_a_plan_is_healed_with_few_commands(database: Database, subscribe: Subscribe) -> None:
+    people = [
+        await database.users.insert(User(name="n", email=f"{number}@example.com", password="-")) for number in range(20)
+    ]
+    first = database.clock.now().replace(day=1)
+    for user in people:
+        await subscribe(Actor(kind="user", user_id=user.id), "pro", start_date=first)
+        await entitlements.open_quota(database, user.id, database.clock.now())
+    await entitlements.override(database, OPERATOR, people[0].id, reason="x", api_calls=9)
+    await database.raw["plans"].update_one({"id": "pro"}, {"$set": {"limits.apiCalls": 7}})
+    with round_trips() as trips:
+        assert await entitlements.heal_plan(database, "pro") == 20
+    assert len(trips) < 10
+    limits = [quota["limit"] async for quota in database.raw["quotas"].find({}).sort("limit", 1)]
+    assert limits == [7] * 19 + [9]

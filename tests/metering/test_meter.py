@@ -484,6 +484,68 @@ async def test_what_is_to_be_told_is_asked_for_once_in_a_period(
     assert await asked() == [80, 100]
 
 
+async def test_a_user_whose_period_ended_unnoticed_is_not_forgotten_with_it(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    await meter.sweep()
+    grow_old(meter)
+    await meter.sweep()
+    database.clock.offset_ms += 32 * 24 * HOUR_MS
+    grow_old(meter)
+    for tally in meter._all():
+        tally.last_use -= 600
+    await meter.consume(person, units=7)
+    await meter.sweep()
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 7
+
+
+async def test_a_quota_that_somebody_removed_is_opened_anew(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=7)
+    await database.raw["quotas"].delete_many({})
+    await meter.sweep()
+    await meter.consume(person, units=2)
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 2
+
+
+async def test_a_lease_taken_while_the_quota_is_looked_at_will_be_looked_at(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    await meter.sweep()
+    grow_old(meter)
+    await meter.sweep()
+    seen = await database[quotas.QUOTAS].find_one({"userId": person.user_id})
+    assert seen is not None
+    assert seen.leases == {}
+    await meter.consume(person)
+    assert not await quotas.forfeit(database, seen, [])
+    assert "lookAt" in await quota(database, person)
+
+
+@pytest.mark.parametrize("verb", ["current", "read_many", "silent", "rows", "all of a user"])
+async def test_what_the_meter_looks_for_is_found_by_an_index(database: Database, verb: str) -> None:
+    now = database.clock.now()
+    user = {"userId": ObjectId(), "resource": "apiCalls"}
+    where = {
+        "current": {
+            **user,
+            "periodStart": {"$lte": now},
+            "periodEnd": {"$gt": now},
+            "opened": True,
+            "superseded": False,
+        },
+        "read_many": {"_id": {"$in": ["a", "b"]}},
+        "silent": {"lookAt": {"$lte": now}},
+        "rows": {"userId": ObjectId(), "resourceType": "apiCalls", "periodStart": {"$gte": now}},
+        "all of a user": {"userId": ObjectId()},
+    }[verb]
+    explained = await database.raw["usage" if verb == "rows" else "quotas"].find(where).explain()
+    assert "IXSCAN" in str(explained["queryPlanner"]["winningPlan"])
+
+
 # Crashes
 
 

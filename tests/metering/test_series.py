@@ -124,3 +124,13 @@ async def test_operators_see_who_used_most(database: Database, person: Actor, so
     for wrong in ({"first": 0}, {"since": now - timedelta(days=32)}, {"since": now}):
         with pytest.raises(Invalid):
             await top_consumers(database, SYSTEM, "apiCalls", **{"since": now - HOUR, "until": now, **wrong})
+
+
+async def test_who_used_most_is_read_from_an_index_over_time(database: Database, person: Actor) -> None:
+    now = edges_hour(database.clock.now())
+    await database.raw["usage"].insert_many(hourly(person.user_id, now - 500 * HOUR, 501))
+    between = {"periodStart": {"$gte": now - 24 * HOUR, "$lt": now}, "resourceType": "apiCalls"}
+    explained = await database.raw.command(
+        "explain", {"aggregate": "usage", "pipeline": [{"$match": between}], "cursor": {}}, verbosity="executionStats"
+    )
+    assert explained["executionStats"]["totalDocsExamined"] == 24

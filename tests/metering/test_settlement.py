@@ -13,7 +13,7 @@ from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.metering import periods, recorded, settlement
+from ximler.metering import ledger, periods, recorded, settlement
 from ximler.metering.entitlements import open_quota
 from ximler.metering.events import Event, record
 from ximler.schema.quota import QUOTAS, Quota, quota_id
@@ -97,7 +97,7 @@ async def test_a_row_of_the_ledger_names_the_sources_up_to_a_bound(database: Dat
     assert sum(named.values()) == row.amount == 32
     assert named[recorded.OTHER] == 16
     assert (named["https://a_example/_x"], named["unnamed"]) == (1, 1)
-    assert row.metadata["source"] == recorded.RECORDED
+    assert row.metadata["source"] == ledger.RECORDED
 
 
 async def test_many_users_and_hours_are_settled_with_a_handful_of_commands(database: Database) -> None:

@@ -11,7 +11,11 @@ from ximler.database.codec import bare
 from ximler.schema.document import Document, extras
 
 SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
-OURS = {"Project": {"searchTerms"}, "User": {"closedAt"}}  # optional, and documented in the schema
+OURS = {
+    "Project": {"searchTerms"},
+    "User": {"closedAt"},
+    "ApiKey": {"hint", "allowedAddresses", "replacedBy"},
+}  # optional, and documented in the schema
 
 
 def type_of(kind: inspect.Type) -> str:

@@ -176,7 +176,7 @@ async def test_after_thirty_days_nothing_says_who_it_was(database, keyring, work
     assert (left["name"], left["email"]) == ("Erased", f"erased-{ada.id}@erased.invalid")
     assert left.keys() == {
         *("_id", "name", "email", "password", "emailVerified"),
-        *("deletedAt", "closedAt", "createdAt", "updatedAt"),
+        *("deletedAt", "createdAt", "updatedAt"),
     }
     for name in (
         "projects",

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import attempts, sessions, step_up, strength, throttle
+from ximler.accounts import attempts, reopening, sessions, step_up, strength, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
 from ximler.accounts.throttle import Rule
@@ -79,7 +79,8 @@ async def send_reset(
     """The job behind `request_reset`. Sent again it is the same message with the same link; a newer request replaces it."""
     token = keyring.sign(_PURPOSE, job_id)
     update = {"passwordResetToken": _stored(token), "passwordResetExpires": database.clock.now() + _VALIDITY}
-    user = await database.users.find_and_patch({"email": email}, {"$set": update})
+    # Whoever closed their account may need one to come back.
+    user = await database.users.find_and_patch({"email": email, **reopening.THEIRS}, {"$set": update}, deleted=True)
     if user is None:
         return
     message = compose(
@@ -104,13 +105,15 @@ async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: st
     spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
     if keyring.verify(_PURPOSE, token) is None:
         raise spent
-    where = {"passwordResetToken": _stored(token), "passwordResetExpires": {"$gt": database.clock.now()}}
-    user = await database.users.find_one(where)
+    now = database.clock.now()
+    where = {"passwordResetToken": _stored(token), "passwordResetExpires": {"$gt": now}, **reopening.THEIRS}
+    user = await database.users.find_one(where, deleted=True)
     if user is None:
         raise spent
     await strength.check(keyring, password, own=(user.name, user.email))
     hashed = await keyring.hash_password(password)
-    if not await _replace(database, actor, {"_id": user.id, **where}, user.id, hashed, "accounts.password.reset"):
+    guard = {"_id": user.id, **where}
+    if not await _replace(database, actor, guard, user.id, hashed, "accounts.password.reset", closed=True):
         raise spent
     await throttle.forgive(database, attempts.account_gate(keyring, user.email))
 
@@ -119,7 +122,7 @@ async def send_changed(
     database: Database, settings: Settings, mailer: Mailer, *, job_id: ObjectId, user_id: ObjectId
 ) -> None:
     """The job behind every change: tell the owner, who may not have been the one who did it."""
-    user = await database.users.find_one({"_id": user_id})
+    user = await database.users.find_one({"_id": user_id, **reopening.THEIRS}, deleted=True)
     if user is None:
         return
     message = compose(
@@ -135,14 +138,21 @@ async def send_changed(
 
 
 async def _replace(
-    database: Database, actor: Actor, guard: dict[str, object], user_id: ObjectId, hashed: str, action: str
+    database: Database,
+    actor: Actor,
+    guard: dict[str, object],
+    user_id: ObjectId,
+    hashed: str,
+    action: str,
+    *,
+    closed: bool = False,
 ) -> bool:
     """New password, no links that wait, no sessions, a mail: all or nothing. False when the guard no longer holds."""
 
     async def write(transaction: Database) -> bool:
         links = ("passwordResetToken", "passwordResetExpires", "emailVerificationToken")
         update = {"$set": {"password": hashed}, "$unset": dict.fromkeys(links, "")}
-        if not await transaction.users.patch(guard, update):
+        if not await transaction.users.patch(guard, update, deleted=closed):
             return False
         await sessions.revoke_all(transaction, user_id)
         await records.write(transaction, actor, action, resource="users", resource_id=user_id, user_id=user_id)

@@ -31,23 +31,24 @@ SEND_LINK = "accounts.send_email_change"
 _PURPOSE = "email"
 _VALIDITY = timedelta(hours=24)
 _MAX_ATTEMPTS = 5
-# Whoever has an account would else have us write to strangers, in their own name, as often as they like.
-_ASKER = Rule(name="email change, account", free=10, window=timedelta(hours=24), first_s=60)
-_MAILBOX = Rule(name="email change, mailbox", free=5, window=timedelta(hours=1), first_s=60)
+_ACCOUNT = Rule(
+    name="email, account", free=10, window=timedelta(hours=24), first_s=60
+)  # nobody's mailbox is flooded from here
+_MAILBOX = Rule(name="email, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 
 
 async def request(database: Database, keyring: Keyring, actor: Actor, user: User, *, email: str) -> None:
     """Have a link mailed to the new address, and a notice to the present one. The same commands, whoever has the address.
 
-    Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no address or is
-    the user's own.
+    Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no address or is the
+    user's own.
     """
     step_up.require(database, actor)
     new = address(email)
     if new == user.email:
         raise Invalid.field("email", "is your address already")
-    await throttle.spend(database, [throttle.gate(keyring, _ASKER, str(user.id))])
-    await throttle.spend(database, [throttle.gate(keyring, _MAILBOX, new)])
+    gates = [throttle.gate(keyring, _ACCOUNT, str(user.id)), throttle.gate(keyring, _MAILBOX, new)]
+    await throttle.spend(database, gates)
     asked = ObjectId()
     change = EmailChange(
         id=user.id,

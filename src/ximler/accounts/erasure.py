@@ -12,6 +12,7 @@ from ximler.accounts import avatars
 from ximler.audit import records
 from ximler.core.actor import SYSTEM
 from ximler.database import Database
+from ximler.database.updates import Update
 from ximler.schema.credential import CREDENTIALS
 from ximler.schema.email_change import EMAIL_CHANGES
 from ximler.schema.session import SESSIONS
@@ -24,8 +25,15 @@ _NO_PASSWORD = "erased"  # noqa: S105 (no hash: nothing matches it)
 
 async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -> User | None:
     """Take away the account's password and its sign-ins; the account as it is by now, or None when that closing was undone."""
-    closed = {"_id": user_id, "deletedAt": closed_at, "closedAt": closed_at}
-    user = await database.users.find_and_patch(closed, {"$set": {"password": _NO_PASSWORD}}, deleted=True)
+    # Without `closedAt` it cannot be reopened, nor its password reset; the second time that is how it is found.
+    begun = [{"closedAt": closed_at}, {"password": _NO_PASSWORD}]
+    update: Update = {
+        "$set": {"password": _NO_PASSWORD},
+        "$unset": {"closedAt": "", "passwordResetToken": "", "passwordResetExpires": ""},
+    }
+    user = await database.users.find_and_patch(
+        {"_id": user_id, "deletedAt": closed_at, "$or": begun}, update, deleted=True
+    )
     if user is not None:
         await database[SESSIONS].delete_many({"userId": user_id})
         await database[CREDENTIALS].delete({"_id": user_id})
@@ -41,7 +49,7 @@ async def finish(database: Database, user_id: ObjectId) -> None:
     async def write(transaction: Database) -> None:
         left = await transaction.users.keep_only(
             {"_id": user_id, "email": {"$ne": email}},
-            ("password", "deletedAt", "closedAt", "createdAt"),
+            ("password", "deletedAt", "createdAt"),
             {"name": "Erased", "email": email, "emailVerified": False},
             deleted=True,
         )

@@ -34,11 +34,14 @@ async def change_notifications(database: Database, actor: Actor, user: User, wan
 
 async def _change(database: Database, actor: Actor, user: User, action: str, changes: dict[str, Any]) -> User:
     """Nothing is written, nor audited, where all is so already."""
-    before = {path: _value(user, path) for path in changes}
-    if before == changes:
+    if not changes:
         return user
 
     async def write(transaction: Database) -> User:
+        now = await transaction.users.get(user.id)  # what the actor came with may be a second old
+        before = {path: _value(now, path) for path in changes}
+        if before == changes:
+            return now
         changed = await transaction.users.find_and_patch({"_id": user.id}, {"$set": changes})
         if changed is None:
             raise NotFound("No such user")

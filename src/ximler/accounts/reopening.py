@@ -4,17 +4,23 @@ Only the right password is told that an account is closed; to every other it doe
 """
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from ximler.audit import records
 from ximler.core.actor import Actor
+from ximler.core.clock import EPOCH
 from ximler.core.errors import Unauthenticated
 from ximler.database import Database
 from ximler.notifications import inbox
 from ximler.schema.user import User
 
-__all__ = ["GRACE", "AccountClosed", "day", "erased_at", "refusal", "reopen"]
+__all__ = ["GRACE", "THEIRS", "AccountClosed", "day", "erased_at", "refusal", "reopen"]
 
 GRACE = timedelta(days=30)
+
+
+# Accounts that are open, or closed by their owner: they may get in, or back in.
+THEIRS: dict[str, Any] = {"$or": [{"deletedAt": None}, {"closedAt": {"$gt": EPOCH}}]}
 
 
 class AccountClosed(Unauthenticated):

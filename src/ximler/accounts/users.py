@@ -48,6 +48,8 @@ _HISTORY = (
     "accounts.session.started",
     "accounts.sign_in.failed",
     "accounts.sign_in.refused",
+    "accounts.code.refused",
+    "accounts.recovery_code.used",
     "accounts.sessions.revoked",
     "accounts.user.locked",
     "accounts.user.unlocked",

@@ -19,7 +19,7 @@ from ximler.core.errors import Conflict, Invalid
 from ximler.database import Database
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
-from ximler.schema.seal import SEALS
+from ximler.schema.seal import SEALS, SealHead
 
 __all__ = ["prune"]
 
@@ -38,7 +38,8 @@ async def prune(
 ) -> int:
     """Remove sealed entries from before `before`; returns how many. Operators only.
 
-    An entry in no seal stays. Raises Invalid for a time to come, Forbidden, NoSealKey, NotAllowed.
+    An entry in no seal stays. Raises Invalid for a time to come, Forbidden, NoSealKey, NotAllowed, and
+    Conflict for a seal that is not genuine.
     """
     actor.require_operator()
     if before > database.clock.now() + _CLOCKS_DIFFER:
@@ -47,7 +48,7 @@ async def prune(
         try:
             await allowed.raw[AUDIT_LOGS.name].delete_one({"_id": {"$in": []}})  # whether it is allowed
             await _bury(database, keys, actor, before)
-            return await _remove(allowed, progress)
+            return await _remove(allowed, keys, progress)
         except OperationFailure as error:
             raise refused(error) from error
         except PyMongoError as error:
@@ -57,12 +58,13 @@ async def prune(
 async def _bury(database: Database, keys: SealKeys, actor: Actor, before: datetime) -> None:
     """Append the tombstone, if there is something to prune."""
     through, count = None, 0
-    former = await seals.tombstone(database)
+    former = await _tombstone(database, keys)
     first = 1 if former is None else (former.pruned_through or 0) + 1
     end = await seals.last(database)
     async for seal in seals.from_number(database, first):
         if end is None or seal.id >= end.id or (seal.last_at or seal.reached_at) >= before:
             break  # the last seal stays: it says how far the log is sealed
+        _require_genuine(seal, keys)
         if seal.kind == "entries":
             through, count = seal, count + seal.count
         elif former is not None and seal.id == former.id:
@@ -92,13 +94,14 @@ async def _bury(database: Database, keys: SealKeys, actor: Actor, before: dateti
     raise Conflict("The log is being sealed by others all the time: try again")
 
 
-async def _remove(database: Database, progress: Callable[[int], object]) -> int:
+async def _remove(database: Database, keys: SealKeys, progress: Callable[[int], object]) -> int:
     """What the tombstone says is gone."""
-    tombstone = await seals.tombstone(database)
+    tombstone = await _tombstone(database, keys)
     if tombstone is None or tombstone.pruned_through is None:
         return 0
     count = 0
     async for seal in seals.from_number(database, 1, to=tombstone.pruned_through):
+        _require_genuine(seal, keys)
         ids = [ObjectId(oid) for oid, _, _ in seals.members_of(seal)]
         for start in range(0, len(ids), _AT_ONCE):
             where = {"_id": {"$in": ids[start : start + _AT_ONCE]}}
@@ -107,3 +110,16 @@ async def _remove(database: Database, progress: Callable[[int], object]) -> int:
         await database[SEALS].delete({"_id": seal.id})
         progress(count)
     return count
+
+
+async def _tombstone(database: Database, keys: SealKeys) -> SealHead | None:
+    found = await seals.tombstone(database)
+    if found is not None:
+        _require_genuine(found, keys)
+    return found
+
+
+def _require_genuine(seal: SealHead, keys: SealKeys) -> None:
+    """What anybody who can insert a document says is no reason to remove others."""
+    if not seals.genuine(seal, keys):
+        raise Conflict(f"Seal {seal.id} is not genuine: see what 'ximler audit verify' says before anything is removed")

@@ -20,6 +20,7 @@ import structlog
 from bson import ObjectId, Timestamp
 from prometheus_client import Counter
 from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from ximler.audit import fingerprint, seals
 from ximler.audit.keys import SealKeys
@@ -52,18 +53,24 @@ _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 SEALED = Counter("ximler_audit_sealed_total", "Audit entries listed in seals by this process.")
 
-# What a seal needs of an event or a document. Of one without a fingerprint, all of it: its hash is made here.
-_SEEN = {
-    "h": {"$ifNull": ["$fullDocument.metadata._audit.hash", "$fullDocument"]},
-    "m": "$fullDocument.metadata._audit.mac",
-    "c": "$fullDocument.createdAt",
-}
+# What a seal needs of an event or a document. Not the whole: an event of more than 16 MB would stop the stream.
 _PIPELINE: list[dict[str, Any]] = [
     {"$match": {"operationType": "insert"}},
-    {"$project": {"_id": 1, "documentKey": 1, "clusterTime": 1, **_SEEN}},
+    {
+        "$project": {
+            "_id": 1,
+            "documentKey": 1,
+            "clusterTime": 1,
+            "a": {"$type": "$fullDocument.metadata._audit"},
+            "h": "$fullDocument.metadata._audit.hash",
+            "m": "$fullDocument.metadata._audit.mac",
+            "c": "$fullDocument.createdAt",
+        }
+    },
 ]
 _LOOKED = {
-    "h": {"$ifNull": ["$metadata._audit.hash", "$$ROOT"]},
+    "a": {"$type": "$metadata._audit"},
+    "h": "$metadata._audit.hash",
     "m": "$metadata._audit.mac",
     "c": "$createdAt",
 }
@@ -177,7 +184,7 @@ class Sealer:
                     seen = [(event["documentKey"]["_id"], event, event["clusterTime"]) for event in events]
                     moment = _time_of(token)
                     reached_at = reached_at if moment is None else _at(moment)
-                    yield self._batch(seen, token, reached_at)
+                    yield await self._batch(seen, token, reached_at)
                     late = asyncio.get_running_loop().time() > deadline
                     if (not events and (moment is None or late)) or (moment is not None and moment >= now):
                         return
@@ -203,13 +210,15 @@ class Sealer:
             batch, token = cursor["firstBatch"], cursor["postBatchResumeToken"]
             while True:
                 following: asyncio.Task[dict[str, Any]] | None = None
-                if len(batch) > _MANY:
+                if len(batch) > _MANY and cursor["id"]:
                     # The server makes the next batch while this one is sealed.
                     asked = raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
                     following = asyncio.create_task(asked)
                     await asyncio.sleep(0)  # lets it be asked for
                 try:
                     yield batch, token
+                    if not cursor["id"]:  # the collection was dropped, or renamed: its stream ends with it
+                        return
                 finally:
                     if following is not None:
                         await following
@@ -217,9 +226,11 @@ class Sealer:
                     answer = following.result()
                 else:
                     answer = await raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
-                batch, token = answer["cursor"]["nextBatch"], answer["cursor"]["postBatchResumeToken"]
+                cursor = answer["cursor"]
+                batch, token = cursor["nextBatch"], cursor["postBatchResumeToken"]
         finally:
-            await raw.command({"killCursors": AUDIT_LOGS.name, "cursors": [cursor["id"]]}, session=session)
+            if cursor["id"]:
+                await raw.command({"killCursors": AUDIT_LOGS.name, "cursors": [cursor["id"]]}, session=session)
 
     async def _now(self, session: "AsyncClientSession") -> Timestamp:
         """The newest time of the server's log: what the stream has to reach."""
@@ -244,7 +255,10 @@ class Sealer:
                 _, token = await anext(events)
             moment = _time_of(token)
             now = self._database.clock.now() if moment is None else _at(moment)
-            raw = self._database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
+            raw = self._database.raw[AUDIT_LOGS.name].with_options(
+                codec_options=fingerprint.OPTIONS,
+                read_concern=ReadConcern("majority"),  # what a lost primary takes with it must not be in a seal
+            )
             where = {} if since is None else {"createdAt": {"$gte": since}}
             found: Any = raw.find_raw_batches(
                 where, _LOOKED, sort=[("createdAt", 1)], session=session, batch_size=seals.MAX_MEMBERS
@@ -255,9 +269,9 @@ class Sealer:
                     if type(document["_id"]) is ObjectId and document["_id"].binary not in known:
                         seen.append((document["_id"], document, None))
                         if len(seen) == seals.MAX_MEMBERS:
-                            yield self._batch(seen, None, EPOCH if base is None else base.reached_at)
+                            yield await self._batch(seen, None, EPOCH if base is None else base.reached_at)
                             seen = []
-            yield self._batch(seen, token, now)
+            yield await self._batch(seen, token, now)
 
     async def _last_position(self) -> SealHead | None:
         """The last seal that says how far the stream had been read."""
@@ -272,7 +286,7 @@ class Sealer:
             known |= {member[0] for member in seals.members_of(seal)}
         return known
 
-    def _batch(
+    async def _batch(
         self,
         seen: Sequence[tuple[Any, Mapping[str, Any], Timestamp | None]],
         token: Mapping[str, Any] | None,
@@ -281,22 +295,22 @@ class Sealer:
         keys = self._database.entry_keys
         members: list[Member] = []
         times: list[datetime] = []
+        others = await self._hashes([oid for oid, found, _ in seen if found["a"] == "missing"])
         for oid, found, committed in seen:
             if type(oid) is not ObjectId:
                 continue  # not one of the log's: `verify` reports it
-            digest, mac, created = found["h"], found.get("m"), found.get("c")
+            digest, mac, created = found.get("h"), found.get("m"), found.get("c")
             odd = 0 if committed else FOUND
-            if type(digest) is bytes and len(digest) == 32:
-                if mac is None:
-                    odd |= OTHERS
-                elif not fingerprint.authentic(digest, mac, keys):
-                    odd |= FORGED
-            elif isinstance(digest, dict) and "_id" in digest:
+            if found["a"] == "missing":
                 odd |= OTHERS
-                digest = fingerprint.examine(digest).hash
-            else:
+                digest = others.get(oid, _NO_HASH)
+            elif type(digest) is not bytes or len(digest) != len(_NO_HASH):
                 odd |= FORGED
-                digest = bytes(32)
+                digest = _NO_HASH
+            elif mac is None:
+                odd |= OTHERS
+            elif not fingerprint.authentic(digest, mac, keys):
+                odd |= FORGED
             if type(created) is not datetime:
                 odd |= BACKDATED
             else:
@@ -306,7 +320,15 @@ class Sealer:
             members.append((oid.binary, digest, odd))
         return _Batch(members, times, None if token is None else bson.encode(token), reached_at)
 
+    async def _hashes(self, ids: Sequence[Any]) -> dict[ObjectId, bytes]:
+        """Of entries without a fingerprint, as they are now: whoever wrote them has to live with that."""
+        if not ids:
+            return {}
+        logs = self._database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
+        return {raw["_id"]: fingerprint.examine(raw).hash async for raw in logs.find({"_id": {"$in": list(ids)}})}
 
+
+_NO_HASH = bytes(32)
 _MAX_DELAY_S = MAX_DELAY.total_seconds()
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "append",
     "digest_of",
     "from_number",
+    "genuine",
     "hash_of",
     "head",
     "last",
@@ -88,10 +89,10 @@ def pack(members: Iterable[Member]) -> bytes:
 
 
 def members_of(seal: Seal) -> list[Member]:
-    """Raises ValueError where they are not as many as the seal says."""
+    """Its entries; none where the list is not the one that the seal was made of."""
     packed = seal.members
-    if len(packed) != seal.count * MEMBER_BYTES:
-        raise ValueError
+    if len(packed) != seal.count * MEMBER_BYTES or digest_of(packed) != seal.members_hash:
+        return []
     return [
         (packed[at : at + _ID], packed[at + _ID : at + _ID + _HASH], packed[at + MEMBER_BYTES - 1])
         for at in range(0, len(packed), MEMBER_BYTES)
@@ -106,6 +107,11 @@ def hash_of(seal: SealHead) -> bytes:
         seal.key_id,
     )  # fmt: skip
     return hashlib.sha256(_PREFIX + bson.encode({"c": content})).digest()
+
+
+def genuine(seal: SealHead, keys: SealKeys) -> bool:
+    """Whether one of our keys signed it."""
+    return bool(keys.verifies(seal.key_id, hash_of(seal), seal.signature))
 
 
 async def append(

@@ -124,7 +124,9 @@ class _Run:
         number = self._through + 1
         met = head is None
         async for seal in seals.from_number(self._database, 1, to=self._through):
-            await self._entries(self._members(seal) if self._signed(seal) else [])  # of a pruning that is under way
+            await self._entries(
+                self._members(seal) if seals.genuine(seal, self._keys) else []
+            )  # of a pruning that is under way
         async for seal in seals.from_number(self._database, number):
             if seal.id != number:
                 missing = f"seal {number}" if seal.id == number + 1 else f"seals {number} to {seal.id - 1}"
@@ -154,13 +156,10 @@ class _Run:
         found = await seals.tombstone(self._database)
         if found is None:
             return
-        if self._signed(found):
+        if seals.genuine(found, self._keys):
             self._pruned, self._through = found, found.pruned_through or 0
             self.report.pruned = found.pruned_count or 0
         # Otherwise it is no tombstone of ours: the chain is checked from its beginning, and it will be reported there.
-
-    def _signed(self, seal: SealHead) -> bool:
-        return bool(self._keys.verifies(seal.key_id, seals.hash_of(seal), seal.signature))
 
     def _check(self, seal: Seal, previous: bytes | None) -> bytes:
         digest = seals.hash_of(seal)
@@ -176,13 +175,9 @@ class _Run:
         return digest
 
     def _members(self, seal: Seal) -> list[_Listed]:
-        try:
-            if seals.digest_of(seal.members) != seal.members_hash:
-                raise ValueError
-            members = seals.members_of(seal)
-        except ValueError:
+        members = seals.members_of(seal)
+        if len(members) != seal.count or seals.digest_of(seal.members) != seal.members_hash:
             self.report.add("chain", "its list of entries was altered", seal=seal.id)
-            return []
         return [(seal.id, *member) for member in members]
 
     def _compare_with_pruned(self, head: Head) -> None:
@@ -197,7 +192,7 @@ class _Run:
     async def overtaken(self) -> bool:
         """Whether entries have been pruned meanwhile, so that they seemed to be missing."""
         now = await seals.tombstone(self._database)
-        return now is not None and self._signed(now) and (now.pruned_through or 0) > self._through
+        return now is not None and seals.genuine(now, self._keys) and (now.pruned_through or 0) > self._through
 
     # Entries that seals list
 
@@ -289,10 +284,9 @@ class _Run:
     async def _listed_in(self, turn: int) -> set[bytes]:
         listed: set[bytes] = set()
         async for seal in seals.from_number(self._database, 1):
-            if seal.id <= self._through and not self._signed(seal):
+            if seal.id <= self._through and not seals.genuine(seal, self._keys):
                 continue
-            members = seals.members_of(seal) if len(seal.members) == seal.count * seals.MEMBER_BYTES else []
-            listed.update(oid for oid, _, _ in members if oid[-1] % self._passes == turn)
+            listed.update(oid for oid, _, _ in seals.members_of(seal) if oid[-1] % self._passes == turn)
         return listed
 
     async def _not_in(self, listed: set[bytes], turn: int) -> AsyncGenerator[Any, None]:
@@ -339,7 +333,9 @@ class _Run:
         elif moment + MAX_DELAY < self._reached_at:
             self.report.add("inserted", f"is in no seal, though its time ({moment}) has been sealed", entry=oid)
         else:
-            why = f"is in no seal since {moment}: no worker seals the log, or it was put in behind its back"
+            why = (
+                f"is in no seal since {moment}: no worker runs ('ximler audit seal' seals it), or it was put in by hand"
+            )
             self.report.add("unsealed", why, entry=oid)
 
 

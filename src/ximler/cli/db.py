@@ -30,7 +30,7 @@ def init(repair: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | 
     """Make collections, validators, indexes and seeds.
 
     Can be run again at any time, also by several processes at once. Nothing is dropped or rebuilt without --repair. Exit code 1
-    when something still differs afterwards.
+    when something still differs afterwards; an index of your own is shown, and is no failure.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -48,7 +48,9 @@ def init(repair: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | 
                 task = bar.add_task("Collections and indexes", total=len(CATALOGUE))
                 return await sync.initialise(database, repair=repair, progress=lambda _: bar.advance(task))
 
-    return _report(context.run(work()), as_json, "The database is ready.")
+    differences = context.run(work())
+    _report(differences, as_json, "The database is ready.")
+    return int(any(found.state != "extra" for found in differences))
 
 
 @db.command()

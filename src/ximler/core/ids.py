@@ -23,7 +23,7 @@ Position = tuple[datetime | None, ObjectId]
 def object_id(text: str, field: str = "id") -> ObjectId:
     """An ObjectId from its 24 lowercase hexadecimal digits. Raises Invalid naming `field`."""
     if not _HEX.fullmatch(text):
-        raise Invalid.field(field, f"{_shown(text)} is not an id (24 hexadecimal digits)")
+        raise Invalid.field(field, f"{_shown(text)} is not an id (24 hexadecimal digits, in lower case)")
     return ObjectId(text)
 
 

@@ -25,7 +25,7 @@ __all__ = ["FRESH_S", "Change", "Feed"]
 _log = structlog.get_logger("ximler.database")
 
 FRESH_S = 1.0
-_AWAIT_MS = 250  # the server answers at least this often, if only that nothing happened
+_AWAIT_MS = 100  # the server answers at least this often, if only that nothing happened; see decision 6
 _GIVE_UP_S = 5.0  # a connection that says nothing for so long is dead
 _REOPEN_S = 0.25
 _EVERYTHING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})  # no document is named, all are gone

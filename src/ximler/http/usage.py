@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 
 from ximler.core.errors import Invalid
 from ximler.http.authentication import Caller, signed_in
+from ximler.http.problems import documented
 from ximler.metering.ingest import Report, ingest
 
 __all__ = ["record_events"]
@@ -19,7 +20,22 @@ _NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-@post("/usage/events", **signed_in(scope="usage:write"), status_code=200, request_max_body_size=None)
+@post(
+    "/usage/events",
+    **signed_in(scope="usage:write"),
+    status_code=200,
+    tags=["usage"],
+    summary="Record usage, each event once",
+    request_max_body_size=None,
+    responses=documented(
+        _400="The request cannot be read",
+        _401="There is no session or key, or it has ended",
+        _403="You are no operator, and no key with the scope usage:write",
+        _422="The body is neither lines nor an array of JSON",
+        _429="The key's owner has no API calls left",
+        _503="The database does not answer: send all of it again",
+    ),
+)
 async def record_events(request: Request[Any, Any, Any], caller: NamedDependency[Caller]) -> Report:
     """Record usage, each event once, as `{"id", "at", "userId", "amount", "resource", "source"}`.
 

@@ -30,6 +30,7 @@ __all__ = ["end_override", "entitle", "heal", "heal_plan", "open_quota", "overri
 _MAX_REASON = 500
 _MAX_LIMIT = 2**53
 _AT_ONCE = 500
+_TOGETHER = 50  # of users entitled in one transaction: the more, the likelier one's leases get in its way
 
 
 async def resolve(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, Entitlement]:
@@ -45,21 +46,13 @@ async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
     """Write down what the user may use now, in the transaction that has changed it: call it after the change.
 
     It holds in every process within a second of the commit. A limit that falls below what is used blocks further use and
-    takes nothing away. Where the day of the periods changes, the quota of the new period begins at what was used in it.
+    takes nothing away. Where the day of the periods moves, another quota begins; moving back finds the earlier one as it was.
     Two commands; three when something changed. Raises NotFound, NoFreePlan.
     """
-    if transaction.session is None:
-        raise RuntimeError("a user is entitled in the transaction of the change")
-    rows = await _rows(transaction, [user_id])
-    if not rows:
+    found = await _entitle(transaction, [user_id])
+    if not found:
         raise NotFound(f"No user {user_id}")
-    new, old = _resolved(user_id, rows[0]), entitled(rows[0])
-    changes = {name: getattr(new, attribute) for name, attribute in _COPIED.items()}
-    update = {"$set": changes, "$inc": {"revision": 1}}
-    await transaction[ENTITLEMENTS].upsert({"_id": user_id}, update, fresh=new)
-    if old is None or any(getattr(old, attribute) != getattr(new, attribute) for attribute in _COPIED.values()):
-        await _follow(transaction, new)
-    return new
+    return found[0]
 
 
 async def open_quota(database: Database, user_id: ObjectId, moment: datetime) -> Quota:
@@ -149,13 +142,15 @@ async def heal(database: Database, user_ids: Iterable[ObjectId]) -> int:
 
     One command for those where nothing did.
     """
-    count = 0
+    changed = []
     for row in await _rows(database, list(dict.fromkeys(user_ids))):
-        old, new = entitled(row), _resolved(row["_id"], row)
-        if old is not None and any(getattr(old, name) != getattr(new, name) for name in _COPIED.values()):
-            await database.transaction(lambda transaction, user_id=row["_id"]: entitle(transaction, user_id))  # type: ignore[misc]
-            count += 1
-    return count
+        old = entitled(row)
+        if old is not None and _differs(old, _resolved(row["_id"], row)):
+            changed.append(row["_id"])
+    for first in range(0, len(changed), _TOGETHER):
+        some = changed[first : first + _TOGETHER]
+        await database.transaction(lambda transaction, some=some: _entitle(transaction, some))  # type: ignore[misc]
+    return len(changed)
 
 
 async def heal_plan(database: Database, plan_id: str | None = None) -> int:
@@ -216,37 +211,66 @@ def _limit(entitlement: Entitlement, now: datetime) -> tuple[int, datetime | Non
     return override.api_calls, entitlement.override_until, entitlement.api_calls
 
 
-async def _follow(transaction: Database, entitlement: Entitlement) -> None:
-    """Bring the user's current quotas in line. One command.
+async def _entitle(transaction: Database, user_ids: list[ObjectId]) -> list[Entitlement]:
+    if transaction.session is None:
+        raise RuntimeError("a user is entitled in the transaction of the change")
+    rows = await _rows(transaction, user_ids)
+    resolved = [_resolved(row["_id"], row) for row in rows]
+    await transaction[ENTITLEMENTS].upsert_each(
+        [
+            (
+                {"_id": new.id},
+                {"$set": {name: getattr(new, of) for name, of in _COPIED.items()}, "$inc": {"revision": 1}},
+                new,
+            )
+            for new in resolved
+        ]
+    )
+    olds = [entitled(row) for row in rows]
+    await _follow(
+        transaction, [new for new, old in zip(resolved, olds, strict=True) if old is None or _differs(old, new)]
+    )
+    return resolved
+
+
+def _differs(old: Entitlement, new: Entitlement) -> bool:
+    return any(getattr(old, name) != getattr(new, name) for name in _COPIED.values())
+
+
+async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
+    """Bring these users' current quotas in line. One command for all who have the same limit and the same day.
 
     A quota that begins when no period does any more is superseded: the anchor has moved. The next period's may be there
     already, from a process whose clock is a little ahead.
     """
     now = transaction.clock.now()
-    start, end = periods.around(entitlement.anchor_day, now)
-    limit, until, then = _limit(entitlement, now)
-    await transaction[QUOTAS].raw.update_many(
-        {
-            "userId": entitlement.id,
-            "resource": "apiCalls",
-            "periodStart": {"$gt": _long_before(start)},
-            "periodEnd": {"$gt": now},
-        },
-        [
+    alike: dict[Any, list[ObjectId]] = {}
+    for entitlement in changed:
+        key = (*_limit(entitlement, now), *periods.around(entitlement.anchor_day, now))
+        alike.setdefault(key, []).append(entitlement.id)
+    for (limit, until, then, start, end), user_ids in alike.items():
+        await transaction[QUOTAS].raw.update_many(
             {
-                "$set": {
-                    "limit": limit,
-                    "limitUntil": "$$REMOVE" if until is None else until,
-                    "limitThen": "$$REMOVE" if then is None else then,
-                    "superseded": {"$not": [{"$in": ["$periodStart", [start, end]]}]},
-                    "periodEnd": {"$cond": [{"$eq": ["$periodStart", start]}, end, "$periodEnd"]},
-                    "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
-                    "updatedAt": now,
+                "userId": {"$in": user_ids},
+                "resource": "apiCalls",
+                "periodStart": {"$gt": _long_before(start)},
+                "periodEnd": {"$gt": now},
+            },
+            [
+                {
+                    "$set": {
+                        "limit": limit,
+                        "limitUntil": "$$REMOVE" if until is None else until,
+                        "limitThen": "$$REMOVE" if then is None else then,
+                        "superseded": {"$not": [{"$in": ["$periodStart", [start, end]]}]},
+                        "periodEnd": {"$cond": [{"$eq": ["$periodStart", start]}, end, "$periodEnd"]},
+                        "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
+                        "updatedAt": now,
+                    }
                 }
-            }
-        ],
-        session=transaction.session,
-    )
+            ],
+            session=transaction.session,
+        )
 
 
 def _long_before(start: datetime) -> datetime:
@@ -274,7 +298,7 @@ async def _override(
         )
         if changed is None:
             raise NotFound(f"No user {user_id}")
-        await _follow(transaction, changed)
+        await _follow(transaction, [changed])
         await records.write(
             transaction,
             actor,

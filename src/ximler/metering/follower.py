@@ -19,7 +19,7 @@ from ximler.schema.subscription import SUBSCRIPTIONS
 __all__ = ["Follower"]
 
 _log = structlog.get_logger("ximler.metering")
-_AGAIN_S = 1.0
+_AGAIN_S = 5.0
 
 
 class Follower:
@@ -47,6 +47,8 @@ class Follower:
                 await asyncio.sleep(_AGAIN_S)
             except XimlerError as error:  # one plan or user that cannot be made sense of
                 _log.warning("entitlements not healed", reason=error.message)
+            except Exception as bug:  # or nothing would be healed any more
+                _log.exception("healing failed", exc_info=bug)
 
     async def heal(self) -> int:
         """Look at what was heard of since; returns for how many users it made a difference."""

@@ -259,6 +259,7 @@ class Meter:
     def _see(self, tally: Tally, quota: Quota | None) -> None:
         if quota is None or not quota.opened:
             lost = tally.end()
+            tally.hours_due.clear()
             tally.over = True  # somebody has removed it: it is opened anew
         else:
             lost = tally.see(quota, self._clock.now_ms())
@@ -334,8 +335,8 @@ class Meter:
                 tally.give_up()
             if _is_open(tally) or tally.wanted:
                 busy.append(tally)
-            elif idle > _FORGET_S and not tally.lock.locked():
-                self._tallies.pop(tally.user_id, None)
+            elif idle > _FORGET_S and self._tallies.get(tally.user_id) is tally and not tally.lock.locked():
+                del self._tallies[tally.user_id]
             tally.wanted = False
         return busy
 

@@ -221,7 +221,7 @@ async def forfeit(
     if kept:
         look = max(from_ms(min(lease.at for lease in kept)) + silent_after, database.clock.now() + silent_after / 6)
     else:
-        where["lookAt"] = quota.look_at
+        where["steps"] = quota.steps  # or a lease that was taken meanwhile would never be looked at
     update: dict[str, Mapping[str, Any]] = {"$set": {"lookAt": look}}
     if lost:
         update["$inc"] = {"steps": 1, "forfeited": sum(lease.n for lease in lost.values())}

@@ -15,14 +15,14 @@ from msgspec import field
 from ximler.core.clock import from_ms, to_ms
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
+from ximler.metering.ledger import RECORDED
 from ximler.schema.document import Document, Mixed
 from ximler.schema.usage import ResourceType, Usage
 
-__all__ = ["MAX_SOURCES", "OTHER", "RECORDED", "Sums", "add", "row_id"]
+__all__ = ["MAX_SOURCES", "OTHER", "Sums", "add", "row_id"]
 
 MAX_SOURCES = 16  # named in one row; the others are added up as
 OTHER = "other"
-RECORDED = "events"  # metadata.source of the rows written here
 _HOUR = timedelta(hours=1)
 _IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})  # MongoDB takes dots for paths and dollars for operators
 
@@ -49,7 +49,9 @@ async def add(database: Database, resource: ResourceType, sums: Sums, *, number:
     A row names sources as `metadata.sources`, `MAX_SOURCES` at most.
     """
     rows = {place: row_id(place[0], resource, _start(place[1])) for place in sums}
-    found = await database.usage.find({"_id": {"$in": list(rows.values())}}, into=_Named)
+    # The users, too, so that a cluster asks only the shards that have them.
+    which = {"_id": {"$in": list(rows.values())}, "userId": {"$in": list({user for user, _ in sums})}}
+    found = await database.usage.find(which, into=_Named, hint="_id_")
     named = {row.id: set((row.metadata or {}).get("sources") or ()) for row in found}
     changes = []
     for place, _id in rows.items():

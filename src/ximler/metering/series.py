@@ -55,9 +55,11 @@ async def series(
 
     One round trip, which examines the hours asked for. Raises Invalid for more than `MAX_POINTS` points, NotFound.
     """
-    own = actor.require_user() if user_id is None else user_id
-    if actor.kind not in ("operator", "system") and own != actor.require_user():
-        raise NotFound("No such user")
+    if actor.kind not in ("operator", "system"):
+        actor.require_user()
+        if user_id not in (None, actor.user_id):
+            raise NotFound("No such user")
+    own = user_id or actor.require_user()
     edges = _edges(since, until, by)
     rows = await database.usage.aggregate(
         [

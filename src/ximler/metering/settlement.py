@@ -56,6 +56,7 @@ class _Level(Document, kw_only=True):
     limit: int
     settled: int = 0
     ingested: int = 0
+    foreign: int = 0
 
 
 class Settler:
@@ -75,19 +76,20 @@ class Settler:
         """Settle whatever anybody records, until cancelled."""
         while True:
             began = time.monotonic()
+            self._wake.clear()
             try:
-                await settle(self._database, thresholds=self._thresholds)
+                for resource in _RESOURCES:
+                    await _settle(self._database, resource, self._thresholds, all_of_it=False)
             except Unavailable as error:
                 _log.warning("usage waits to be settled", reason=error.message)
             except Exception as bug:  # or nothing would be settled any more
                 _log.exception("usage was not settled", exc_info=bug)
             took = time.monotonic() - began
-            self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
-            # What comes meanwhile is settled with it, so that it costs a third of the time at most; and processes that were
+            # What comes meanwhile is settled with it, so that it costs a fifth of the time at most; and processes that were
             # woken together take turns.
-            await asyncio.sleep(min(max(_TOGETHER_S, 2 * took), 1.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
+            await asyncio.sleep(min(max(_TOGETHER_S, 4 * took), 2.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
 
     def _heard(self, change: Change) -> None:
         if change.operation == "insert":
@@ -99,10 +101,11 @@ async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRES
 
     Two round trips where there is nothing to do. Safe to race, and to be killed at any moment.
     """
-    return sum([await _settle(database, resource, thresholds) for resource in _RESOURCES])
+    return sum([await _settle(database, resource, thresholds, all_of_it=True) for resource in _RESOURCES])
 
 
-async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int]) -> int:
+async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int], *, all_of_it: bool) -> int:
+    """Until nothing waits, or only until less than a full settlement does: what comes meanwhile is the next round's."""
     settled = 0
     while True:
         latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
@@ -118,6 +121,8 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
             return settled
         await _carry_out(database, following, sums, thresholds)
         settled += len(batches)
+        if not all_of_it and sum(len(batch.amounts) for batch in batches) < _MOST_ROWS:
+            return settled
 
 
 async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
@@ -202,7 +207,7 @@ async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequ
         made = await _make(database, settlement, missing)
         found += await database[QUOTAS].find({"_id": {"$in": made}}, into=_Level)
     for quota in found:
-        used = quota.settled + quota.ingested
+        used = quota.settled + quota.ingested + quota.foreign
         await alerts.look(
             database, quota.id, before=used - due[quota.id], after=used, limit=quota.limit, thresholds=thresholds
         )
@@ -211,7 +216,7 @@ async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequ
 def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
     return (
         {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
-        {"$inc": {"ingested": amount}, "$set": {"ingestedThrough": number}},
+        {"$inc": {"ingested": amount, "steps": 1}, "$set": {"ingestedThrough": number}},
     )
 
 

@@ -37,6 +37,7 @@ AUDIT_LOGS = Collection(
         ascending("userId", "-createdAt", "-_id", ours=True, why="a user's history, newest first"),
         ascending("action", "-createdAt", "-_id", ours=True, why="an action's, newest first"),
         ascending("resource", "resourceId", "-createdAt", "-_id", ours=True, why="a thing's history, newest first"),
+        ascending("resource", "-createdAt", "-_id", ours=True, why="what was done to things of a kind, newest first"),
         ascending("metadata.actorId", ours=True, why="what somebody did to others, when they are erased"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "appended to by everybody at once; searched across shards, by operators"),

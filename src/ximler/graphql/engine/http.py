@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from ximler.core.errors import XimlerError
+from ximler.core.errors import Forbidden, XimlerError
 from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
 from ximler.graphql.engine.negotiation import JSON, RESPONSE_JSON, choose_response_type, is_json
@@ -34,6 +34,8 @@ Whole = tuple[int, bytes, Headers]
 """Status, body and headers of an answer."""
 Once = Callable[[Any, str, bytes, Callable[[], Awaitable[tuple[Whole, bool]]]], Awaitable[Whole]]
 """`once(ctx, key, request, work)`: do the work unless this key was answered before; `work` also says whether to keep it."""
+Refused = Callable[[Any, str], Awaitable[None]]
+"""`refused(ctx, code)`: this request asked for what its caller may not have."""
 
 MIB = 1024 * 1024
 
@@ -76,10 +78,12 @@ class GraphQLApp:
         body_limit: int = 20 * MIB,
         anonymous_body_limit: int | None = None,
         once: Once | None = None,
+        refused: Refused | None = None,
     ) -> None:
         self._engine = engine
         self._context_factory = context_factory
         self._once = once
+        self._refused = refused
         self._body_limit = body_limit
         self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
 
@@ -136,14 +140,22 @@ class GraphQLApp:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
         if headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation:
             return await self._run_once(prepared, ctx, headers.idempotency_key, parameters, self._once)
-        response = await self._engine.run(prepared, ctx)
+        response = await self._run(prepared, ctx)
         return 200, response, getattr(ctx, "reply_headers", [])
+
+    async def _run(self, prepared: Prepared, ctx: Any) -> Response:
+        response = await self._engine.run(prepared, ctx)
+        if self._refused is not None and "errors" in response:
+            refusals = (error for error in response["errors"] if error["extensions"].get("kind") == Forbidden.code)
+            if (first := next(refusals, None)) is not None:
+                await self._refused(ctx, first["extensions"]["code"])
+        return response
 
     async def _run_once(
         self, prepared: Prepared, ctx: Any, key: str, parameters: Parameters, once: Once
     ) -> tuple[int, Response | bytes, Headers]:
         async def work() -> tuple[Whole, bool]:
-            response = await self._engine.run(prepared, ctx)
+            response = await self._run(prepared, ctx)
             answer = 200, _encode(response), list(getattr(ctx, "reply_headers", []))
             return answer, not prepared.changed_nothing(response)
 

@@ -1,0 +1,49 @@
+"""Every REST route for those who are signed in × nobody, a key without its scope, and a key with all scopes."""
+
+from typing import Any
+
+from litestar.handlers import HTTPRouteHandler
+from tests.graphql.test_scopes import key_of
+from tests.serving import Client
+
+from ximler.apikeys.scopes import SCOPES
+from ximler.database import Database
+from ximler.database.monitoring import round_trips
+
+
+def routes(app: Any) -> list[tuple[str, str, str | None]]:
+    """Method, path and scope of each."""
+    found = []
+    for route in app._app._app.routes if hasattr(app._app, "_app") else app._app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            if isinstance(handler, HTTPRouteHandler) and "scope" in handler.opt:
+                found += [(method, route.path, handler.opt["scope"]) for method in sorted(handler.http_methods)]
+    return [entry for entry in found if entry[0] not in ("HEAD", "OPTIONS")]
+
+
+async def test_a_route_is_for_who_its_declaration_says(ada: Client) -> None:
+    declared = routes(ada.app)
+    assert len(declared) >= 2
+    everything = await key_of(ada, *SCOPES)
+    for method, path, scope in declared:
+        assert scope is None or scope in SCOPES
+        assert (await Client(ada.app).http.request(method, path)).status_code == 401, path
+        wrong = await key_of(ada, *(name for name in SCOPES if name != scope)) if scope else everything
+        answer = await ada.http.request(method, path, headers={"Authorization": f"Bearer {wrong.token}"})
+        assert answer.status_code == 403, (path, answer.text)
+        assert answer.json()["code"] == ("SCOPE_MISSING" if scope else "FORBIDDEN")
+
+
+async def test_who_was_seen_before_costs_no_round_trip_and_who_was_not_one(ada: Client, database: Database) -> None:
+    key = await key_of(ada, "account:read")
+    assert database.name
+    await ada.app._app.state.feed.caught_up()  # type: ignore[attr-defined]  # the application inside `Requests`
+    for caller, first in ((Client(ada.app, token=ada.token), None), (key, ("aggregate", "apikeys"))):
+        with round_trips() as trips:
+            assert (await caller.ask("{ me { email } }"))["me"]["email"] == "ada@example.com"
+        assert trips.count(("aggregate", "sessions")) <= 1
+        if first:
+            assert trips[0] == first
+        with round_trips() as trips:
+            await caller.ask("{ me { email } }")
+        assert [trip for trip in trips if trip[1] in ("sessions", "apikeys", "users")] == []
