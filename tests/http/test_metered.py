@@ -216,3 +216,21 @@ async def test_a_session_whose_token_looks_a_little_like_a_key_is_not_metered(ad
     answer = await Client(ada.app, token=token).ask("{ me { id } }")
     assert answer.status == 200
     assert "ratelimit" not in answer.headers
+
+
+async def test_a_key_that_is_revoked_while_its_request_arrives_opens_nothing(
+    program: Client, user_id: ObjectId, database: Database
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"query":'
+        (key,) = await database.api_keys.find({"userId": user_id})
+        await keys.revoke(database, OPERATOR, key.id)
+        await asyncio.sleep(1)  # within which a revocation holds
+        yield msgspec.json.encode(PLANS) + b"}"
+
+    response = await program.http.post(
+        "/graphql",
+        content=body(),
+        headers={"Authorization": f"Bearer {program.token}", "Content-Type": "application/json"},
+    )
+    assert (response.status_code, response.json()["errors"][0]["extensions"]["code"]) == (401, "API_KEY_REFUSED")
