@@ -128,6 +128,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY),
         once=once,
         refused=refused,
+        is_known=lambda ctx: ctx.actor.user_id is not None,
     )
 
     @asgi("/graphql", copy_scope=False)

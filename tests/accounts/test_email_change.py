@@ -16,6 +16,7 @@ from ximler.accounts import credentials, email_change, registration, sessions, u
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.accounts.sessions import BadCredentials, SessionExpired
+from ximler.accounts.standing import AccountLocked
 from ximler.accounts.throttle import Throttled
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Invalid
@@ -275,3 +276,21 @@ async def test_the_log_tells_of_both_addresses_and_of_no_secret(move: Move, secr
     actions = [entry.action for entry in entries if entry.action.startswith("accounts.email.")]
     assert actions == ["accounts.email.requested", "accounts.email.changed"]
     assert await secrets_in(token, token[16:]) == []
+
+
+async def test_a_thief_takes_no_account_away_that_was_locked(move: Move, database: Database, person: Person) -> None:
+    token = await move.request("thief@example.com")
+    await users.lock(database, SYSTEM, person.user.id, reason="a break-in")
+    await move.is_refused(token)
+    await users.unlock(database, SYSTEM, person.user.id)
+    await move.is_refused(token)
+    assert (await database.users.get(person.user.id)).email == "ada@example.com"
+
+
+async def test_a_request_that_a_lock_overtook_ends_with_it(move: Move, database: Database, person: Person) -> None:
+    await users.lock(database, SYSTEM, person.user.id, reason="a break-in")
+    token = await move.request("thief@example.com")  # by a session that was recognised a moment before
+    with pytest.raises(AccountLocked):
+        await move.confirm(token)
+    await users.unlock(database, SYSTEM, person.user.id)
+    await move.is_refused(token)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ximler.accounts import roles, sessions, users
+from ximler.accounts import credentials, roles, sessions, users
 from ximler.accounts.attempts import AccountLocked
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.sessions import BadCredentials, SessionExpired, SignedIn
@@ -72,6 +72,22 @@ async def test_no_sign_in_under_way_outlives_a_lock(
         assert wrong == []
         assert await users.open_sessions(database, CLI, ada.id) == []
         await users.unlock(database, CLI, ada.id)
+
+
+async def test_no_change_of_password_under_way_outlives_a_lock(
+    database: Database, keyring: Keyring, settings: Settings, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
+    start = sessions.start
+
+    async def lock_first(*args: Any, **kwargs: Any) -> Any:
+        await users.lock(database, CLI, ada.id, reason="an attack")
+        return await start(*args, **kwargs)
+
+    monkeypatch.setattr(sessions, "start", lock_first)
+    with pytest.raises(AccountLocked):
+        await credentials.change(database, keyring, settings, actor, ada, current=PASSWORD, new="a bridge over sighs")
+    assert await users.open_sessions(database, CLI, ada.id) == []
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "x" * 501])

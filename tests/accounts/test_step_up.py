@@ -91,6 +91,16 @@ async def test_a_thief_who_guesses_the_password_is_slowed_down_and_the_owner_is_
     assert {entry.user_id for entry in log} == {person.user.id}
 
 
+async def test_exchanging_a_token_makes_no_second_known_device(person: Person) -> None:
+    signed_in = await person.enter()
+    later = await sessions.refresh(
+        person.database, person.keyring, person.settings, person.actor(signed_in), person.user
+    )
+    again = await sessions.refresh(person.database, person.keyring, person.settings, person.actor(later), person.user)
+    assert signed_in.device == later.device == again.device
+    assert (await person.enter()).device != signed_in.device
+
+
 async def test_a_session_that_ended_meanwhile_cannot_step_up(person: Person) -> None:
     signed_in = await person.enter()
     stale = await person.database.users.get(person.user.id)

@@ -14,6 +14,7 @@ from ximler.accounts.throttle import Throttled
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
+from ximler.schema.throttle import THROTTLES
 from ximler.schema.user import User
 
 PASSWORD = "correct horse battery"
@@ -172,7 +173,9 @@ async def test_a_known_device_has_a_budget_of_its_own(ada: User, enter: Any) -> 
 async def test_a_device_is_known_to_one_account_only_and_for_half_a_year(
     database: Database, keyring: Keyring, ada: User, enter: Any, exhaust: Any
 ) -> None:
-    mine, theirs = (await enter(by=HOME)).device, attempts.remember(keyring, ObjectId())
+    signed_in = await enter(by=HOME)
+    somebody_elses = msgspec.structs.replace(signed_in.session, user_id=ObjectId())
+    mine, theirs = signed_in.device, attempts.remember(keyring, somebody_elses)
     await exhaust()
     for wrong in (theirs, mine[:-1] + "_", mine[:20], "x" * 59, "", "\ud800" * 59, "ü" * 59):
         with pytest.raises(Throttled):
@@ -249,3 +252,14 @@ async def test_a_window_that_is_over_begins_anew(database: Database, keyring: Ke
         with pytest.raises(Throttled):
             await throttle.spend(database, [at])
         database.clock.offset_ms += 61_000
+
+
+async def test_who_has_to_wait_keeps_no_mailbox_from_being_asked_for(database: Database, keyring: Keyring) -> None:
+    attacker = Actor(address="198.51.100.7")
+    for n in range(20):
+        await credentials.request_reset(database, keyring, attacker, email=f"p{n}@example.com")
+    counted = await database[THROTTLES].count({})
+    for n in range(10):
+        with pytest.raises(Throttled):
+            await credentials.request_reset(database, keyring, attacker, email=f"q{n}@example.com")
+    assert await database[THROTTLES].count({}) == counted

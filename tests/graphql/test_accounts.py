@@ -185,3 +185,12 @@ async def test_a_null_is_no_setting(ada: Client, database: Database, wanted: dic
     assert (await ada.ask(SETTINGS, input=wanted)).code == "INVALID"
     (user,) = await database.users.find({})
     assert user.notification_settings == NotificationSettings()
+
+
+async def test_exchanging_a_stolen_token_buys_no_more_guesses(ada: Client) -> None:
+    guess = 'mutation { reauthenticate(password: "a guess") }'
+    codes = []
+    for _ in range(6):
+        codes.append((await ada.ask(guess)).code)
+        ada.token = (await ada.ask("mutation { refreshSession { token } }"))["refreshSession"]["token"]
+    assert codes == ["FORBIDDEN"] * 5 + ["TOO_MANY_ATTEMPTS"]

@@ -11,6 +11,7 @@ from litestar import Litestar, asgi, get, post
 from litestar.params import FromPath
 from tests.serving import Client, serve
 
+from ximler.accounts.keyring import Keyring
 from ximler.apikeys import keys
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
@@ -18,6 +19,7 @@ from ximler.database import Database
 from ximler.http.metered import Prices
 from ximler.metering import entitlements
 from ximler.metering.meter import Meter
+from ximler.schema.session import SESSIONS
 
 OPERATOR = Actor(kind="operator", via="cli")
 PLANS = "{ plans { id } }"
@@ -181,3 +183,54 @@ def test_a_route_declares_its_price_and_names_itself_by_its_template() -> None:
     assert prices.of("/free") == ("/free", 0)
     assert prices.of("/raw") == ("/raw", 1)
     assert prices.of("/projects/1/files") == ("other", 1)
+
+
+@pytest.mark.parametrize("between", [" ", "  ", " \t", "\t ", " \u00a0", " \u0085 "])
+async def test_a_key_is_paid_for_however_its_header_is_spaced(
+    program: Client, database: Database, between: str
+) -> None:
+    response = await program.http.post(
+        "/graphql",
+        json={"query": PLANS},
+        headers={"Authorization": f"bearer{between}{program.token}".encode("latin-1")},
+    )
+    served = response.status_code == 200
+    assert await used(program, database) == ({"/graphql": 1} if served else {})
+
+
+async def test_of_two_authorization_headers_none_is_taken(program: Client, database: Database) -> None:
+    for first, second in ((f"Bearer {program.token}", "Bearer x"), ("Bearer x", f"Bearer {program.token}")):
+        response = await program.http.post(
+            "/graphql", json={"query": PLANS}, headers=[("Authorization", first), ("Authorization", second)]
+        )
+        assert response.status_code == 401
+    assert await used(program, database) == {}
+
+
+async def test_a_session_whose_token_looks_a_little_like_a_key_is_not_metered(ada: Client, database: Database) -> None:
+    made: Keyring = ada.app._app.state.keyring  # type: ignore[attr-defined]  # inside `Requests`
+    token = "A" * 20 + "xim_" + "A" * 19
+    ids = [session.id for session in await database[SESSIONS].find({})]
+    session = (await database[SESSIONS].find({"_id": ids[0]}))[0]
+    await database[SESSIONS].insert(msgspec.structs.replace(session, id=made.token_ids(token)[0]))
+    answer = await Client(ada.app, token=token).ask("{ me { id } }")
+    assert answer.status == 200
+    assert "ratelimit" not in answer.headers
+
+
+async def test_a_key_that_is_revoked_while_its_request_arrives_opens_nothing(
+    program: Client, user_id: ObjectId, database: Database
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"query":'
+        (key,) = await database.api_keys.find({"userId": user_id})
+        await keys.revoke(database, OPERATOR, key.id)
+        await asyncio.sleep(1)  # within which a revocation holds
+        yield msgspec.json.encode(PLANS) + b"}"
+
+    response = await program.http.post(
+        "/graphql",
+        content=body(),
+        headers={"Authorization": f"Bearer {program.token}", "Content-Type": "application/json"},
+    )
+    assert (response.status_code, response.json()["errors"][0]["extensions"]["code"]) == (401, "API_KEY_REFUSED")

@@ -23,11 +23,12 @@ from ximler.accounts.throttle import Gate, Rule, Throttled
 from ximler.audit import refusals
 from ximler.audit.refusals import network
 from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
 from ximler.core.errors import Invalid
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument, codec_of
 from ximler.schema.credential import Credential
-from ximler.schema.session import SESSIONS
+from ximler.schema.session import SESSIONS, Session
 from ximler.schema.throttle import THROTTLES, Throttle
 from ximler.schema.user import User
 
@@ -65,9 +66,13 @@ def account_gate(keyring: Keyring, email: str) -> Gate:
     return throttle.gate(keyring, _ACCOUNT, email)
 
 
-def remember(keyring: Keyring, user_id: ObjectId) -> str:
-    """A token by which a device is known at its next sign-in to this account; good for nothing else."""
-    return keyring.sign(_purpose(user_id), ObjectId())
+def remember(keyring: Keyring, session: Session) -> str:
+    """A token by which a device is known at its next sign-in to this account; good for nothing else.
+
+    One a sign-in, however often its session is exchanged: each may guess a few times by itself.
+    """
+    began = to_ms(session.created_at) // 1000
+    return keyring.sign(_purpose(session.user_id), ObjectId(began.to_bytes(4, "big") + session.sign_in_id[:8]))
 
 
 async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: str, device: str | None) -> Attempt:

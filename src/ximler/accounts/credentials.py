@@ -19,6 +19,7 @@ from ximler.core.errors import Forbidden, Invalid
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.notifications.email import Mailer, compose
+from ximler.schema.credential import CREDENTIALS
 from ximler.schema.user import User
 
 __all__ = ["SEND_CHANGED", "SEND_RESET", "change", "request_reset", "reset", "send_changed", "send_reset"]
@@ -38,7 +39,7 @@ async def change(
     """A new password for the signed-in user, who proves the current one. Every session ends; a new one is returned.
 
     Raises StepUpRequired, Throttled, Forbidden for a wrong current password, Invalid or WeakPassword for a new one that cannot
-    be one.
+    be one, AccountLocked.
     """
     step_up.require(database, actor)
     await step_up.prove_password(database, keyring, actor, user, current, field="current")
@@ -50,7 +51,14 @@ async def change(
             "The password was changed at the same moment: sign in again", fields={"current": "is not right"}
         )
     changed = await database.users.get(user.id)
-    return await sessions.start(database, keyring, settings, actor, changed)
+
+    async def unlocked(transaction: Database) -> None:
+        """A lock that came since would not find the new session to end it."""
+        credential = await transaction[CREDENTIALS].find_one({"_id": user.id})
+        if credential and credential.locked_at:
+            raise attempts.locked()
+
+    return await sessions.start(database, keyring, settings, actor, changed, check=unlocked)
 
 
 async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, email: str) -> None:
@@ -59,8 +67,9 @@ async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, e
     Raises Invalid, Throttled.
     """
     email = address(email)
-    gates = [throttle.gate(keyring, _MAILBOX, email), *throttle.at_address(keyring, _ADDRESS, actor.address)]
-    await throttle.spend(database, gates)
+    # The asker's first: whoever has to wait counts nothing for others' mailboxes meanwhile.
+    await throttle.spend(database, throttle.at_address(keyring, _ADDRESS, actor.address))
+    await throttle.spend(database, [throttle.gate(keyring, _MAILBOX, email)])
     await outbox.enqueue(database, SEND_RESET, {"email": email})
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import notices, sessions, step_up, throttle
+from ximler.accounts import attempts, notices, sessions, step_up, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address
 from ximler.accounts.throttle import Rule
@@ -20,6 +20,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.failures import DocumentExists
 from ximler.notifications.email import Mailer, compose
+from ximler.schema.credential import CREDENTIALS
 from ximler.schema.email_change import EMAIL_CHANGES, EmailChange
 from ximler.schema.user import User
 
@@ -110,8 +111,8 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
     """Make the new address the account's, by its link and the account's password. Works once, for 24 hours.
 
     All sessions end but the one that asked, and so does a password reset that was mailed to the old address. Raises Invalid for
-    a token that is unknown, replaced, used or expired, or a wrong password (after five the link is worth nothing), and
-    AccountExists when the address has an account by now.
+    a token that is unknown, replaced, used or expired, or a wrong password (after five the link is worth nothing),
+    AccountExists when the address has an account by now, and AccountLocked.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: ask for another")
     request_id = keyring.verify(_PURPOSE, token)
@@ -144,6 +145,9 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
         }
         if not await transaction.users.patch(same, update):
             raise spent
+        credential = await transaction[CREDENTIALS].find_one({"_id": old.id})
+        if credential and credential.locked_at:
+            raise attempts.locked()
         await transaction[EMAIL_CHANGES].delete({"_id": old.id})
         await sessions.revoke_all(transaction, old.id, but=asked.session_id)
         await notices.tell(transaction, old.id, "email_changed", to=old.email, address=asked.email)

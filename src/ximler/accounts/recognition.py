@@ -121,7 +121,7 @@ async def admit(database: Database, found: Recognised | None, origin: Actor) -> 
 
 def family(session: Session) -> dict[str, Any]:
     """Filter for every session of the same sign-in, exchanged ones too. Served by the index on `userId`."""
-    first = session.family or session.id
+    first = session.sign_in_id
     return {"userId": session.user_id, "$or": [{"_id": first}, {"family": first}]}
 
 

@@ -144,7 +144,8 @@ async def start(
         )
         return await transaction[SESSIONS].insert(session)
 
-    return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))
+    begun = await database.transaction(write)
+    return SignedIn(token, begun, user, attempts.remember(keyring, begun))
 
 
 async def mine(database: Database, actor: Actor) -> list[Session]:
@@ -220,14 +221,15 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
             created_at=old.created_at,
             expires_at=_expiry(settings, old.created_at, now),
             ends_at=old.ends_at or old.created_at + timedelta(days=settings.session_max_days),
-            family=old.family or old.id,
+            family=old.sign_in_id,
             authenticated_at=old.proved_at,
             address=actor.address,
             user_agent=actor.user_agent,
         )
         return await transaction[SESSIONS].insert(fresh)
 
-    return SignedIn(token, await database.transaction(write), user, attempts.remember(keyring, user.id))
+    exchanged = await database.transaction(write)
+    return SignedIn(token, exchanged, user, attempts.remember(keyring, exchanged))
 
 
 async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:

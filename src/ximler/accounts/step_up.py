@@ -22,7 +22,7 @@ __all__ = ["RECENT", "StepUpRequired", "prove_password", "reauthenticate", "requ
 
 RECENT = timedelta(minutes=10)
 
-# Of one session: whoever stole it may guess, and slow down nobody but themselves.
+# Of one sign-in: whoever stole its token may guess, and slow down nobody but themselves, however often they exchange it.
 _GUESSES = Rule(name="password, session", free=5, window=timedelta(hours=24))
 
 
@@ -75,7 +75,7 @@ async def prove_password(
 
     Raises Forbidden naming `field`, Throttled.
     """
-    gate = throttle.gate(keyring, _GUESSES, (actor.session_id or user.id.binary).hex())
+    gate = throttle.gate(keyring, _GUESSES, (actor.sign_in_id or actor.session_id or user.id.binary).hex())
     async with keyring.turn():
         counted = await database[THROTTLES].find_one({"_id": gate.id})
         throttle.check([counted] if counted else [], database.clock.now())

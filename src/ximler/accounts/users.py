@@ -20,6 +20,7 @@ from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
 from ximler.database.failures import DocumentExists
+from ximler.database.updates import Update
 from ximler.schema.audit_log import AuditLog
 from ximler.schema.credential import CREDENTIALS, Credential, Role
 from ximler.schema.session import SESSIONS, Session
@@ -152,7 +153,7 @@ async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account
 
 
 async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Account:
-    """Nobody signs in to the account, nor stays signed in. Every session ends in the same transaction.
+    """Nobody signs in to the account, nor stays signed in. Sessions and links that wait end in the same transaction.
 
     A sign-in under way cannot outlive it: it writes the same document, so one of the two is repeated and sees the other.
     Raises NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
@@ -165,7 +166,7 @@ async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: s
         raise Conflict("Your own account cannot be locked by yourself: ask another operator")
 
     async def write(transaction: Database) -> None:
-        await _touch(transaction, user_id)
+        await _touch(transaction, user_id, _NO_LINKS)
         locked = {"lockedAt": transaction.clock.now(), "lockReason": reason}
         await transaction[CREDENTIALS].upsert({"_id": user_id}, {"$set": locked}, fresh=Credential(id=user_id))
         ended = await sessions.revoke_all(transaction, user_id)
@@ -185,6 +186,7 @@ async def unlock(database: Database, actor: Actor, user_id: ObjectId) -> Account
             {"_id": user_id, "lockedAt": {"$ne": None}}, {"$unset": {"lockedAt": "", "lockReason": ""}}, before=True
         )
         if before is not None:
+            await _touch(transaction, user_id, _NO_LINKS)  # asked for by a session that ended at the lock's moment
             await _note(transaction, actor, "unlocked", user_id, reason=before.lock_reason)
 
     await database.transaction(write)
@@ -245,6 +247,10 @@ def _event(entry: AuditLog) -> Event:
     )
 
 
+# Whoever had the account locked may have had a change of its address under way.
+_NO_LINKS: Update = {
+    "$unset": dict.fromkeys(("passwordResetToken", "passwordResetExpires", "emailVerificationToken"), "")
+}
 _VERIFIED = {"$set": {"emailVerified": True}}
 
 
@@ -265,9 +271,9 @@ def _beginning(field: str, text: str) -> dict[str, object]:
     return {field: {"$gte": text, "$lt": text + _LAST}}
 
 
-async def _touch(transaction: Database, user_id: ObjectId) -> None:
+async def _touch(transaction: Database, user_id: ObjectId, change: Update | None = None) -> None:
     """Write the user's document, so that whatever else decides about them at this moment is repeated. Raises NotFound."""
-    if not await transaction.users.patch({"_id": user_id}, {}, deleted=True):
+    if not await transaction.users.patch({"_id": user_id}, change or {}, deleted=True):
         raise NotFound("No such user")
 
 

@@ -14,6 +14,7 @@ __all__ = ["SYSTEM", "Actor"]
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
     """`user_id` is set for a signed-in user; `session_id` when they came through a session, `api_key_id` when through a key.
 
+    `sign_in_id` stays the same when the session's token is exchanged; `session_id` does not.
     `authenticated_at` is when whoever holds the session last proved who they are (`accounts.step_up`).
     `address` and `user_agent` are what the request said, after `trusted_proxies` has decided whom to believe.
     """
@@ -22,6 +23,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     via: Literal["http", "session", "api_key", "cli", "webhook", "worker"] = "http"
     user_id: ObjectId | None = None
     session_id: bytes | None = None
+    sign_in_id: bytes | None = None
     authenticated_at: datetime | None = None
     api_key_id: ObjectId | None = None
     scopes: frozenset[str] = frozenset()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable, MutableMapping
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -24,7 +25,8 @@ from ximler.schema.user import User
 __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
-_KEY = f" {tokens.PREFIX}".encode()
+_AGAIN_S = 0.5  # between the two a client may take its time to send the body, and its key be revoked
+_KEY = tokens.PREFIX.encode()
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +62,8 @@ class Authentication:
         cookie = False
         for name, value in scope["headers"]:
             if name == b"authorization":
+                if authorization is not None:  # whose request it is must not depend on who reads which
+                    raise Unauthenticated("Send one Authorization header")
                 authorization = value.decode("latin-1")
             elif name == b"user-agent":
                 user_agent = value.decode("latin-1")[:_MAX_USER_AGENT]
@@ -67,8 +71,10 @@ class Authentication:
                 cookie = True
         state = scope.get("state", {})
         if "caller" in state:
-            known_already: Caller = state["caller"]
-            return known_already
+            known_already: Caller
+            known_already, at = state["caller"]
+            if monotonic() - at < _AGAIN_S:
+                return known_already
         address, request_id = state.get("address"), state.get("request_id")
         if authorization is None:
             token = self.cookies.token(scope["headers"]) if cookie else None
@@ -93,7 +99,7 @@ class Authentication:
                     request_id=request_id,
                 )
                 caller = Caller(actor, known.standing.user if known.standing else None)
-                state["caller"] = caller  # asked once to meter the request, and again to answer it
+                state["caller"] = caller, monotonic()  # asked once to meter the request, and again to answer it
                 return caller
         origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
         found = await self._sessions.recognise(token, origin)
@@ -103,6 +109,7 @@ class Authentication:
             via="session",
             user_id=session.user_id,
             session_id=session.id,
+            sign_in_id=session.sign_in_id,
             authenticated_at=session.proved_at,
             address=address,
             user_agent=user_agent,
@@ -121,10 +128,10 @@ class Authentication:
 
 
 def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the request means to come with an API key."""
-    for name, value in headers:  # a generator would cost as much as the rest of the decision
-        if name == b"authorization":
-            return _KEY in value
+    """Whether the request may come with an API key. True for whatever `identify` could take for one, however it is spaced."""
+    for name, value in headers:  # noqa: SIM110 (a generator would cost as much as the rest of the decision)
+        if name == b"authorization" and _KEY in value:
+            return True
     return False
 
 

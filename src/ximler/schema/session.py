@@ -30,6 +30,11 @@ class Session(Document, kw_only=True):
         return self.authenticated_at or self.created_at
 
     @property
+    def sign_in_id(self) -> bytes:
+        """The same for all that its token was exchanged for."""
+        return self.family or self.id
+
+    @property
     def public_id(self) -> str:
         """To name it in lists: the beginning of a keyed hash tells nothing of the token."""
         return self.id[:12].hex()

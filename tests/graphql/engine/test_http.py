@@ -1,5 +1,6 @@
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -261,10 +262,38 @@ async def test_whoever_does_not_say_who_they_are_may_send_less(serve: Any) -> No
     body = {"query": "{ hello }", "variables": {"a": "x" * 2_000}}
     refused = await client.post("/", json=body)
     assert refused.status_code == 413
-    assert "1,000 bytes, the limit of requests without an Authorization header" in refused.text
+    assert "1,000 bytes, the limit of requests that come from nobody in particular" in refused.text
     assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 200
     body["variables"] = {"a": "x" * 20_000}
     assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 413
+
+
+async def test_a_header_alone_does_not_make_one_known(serve: Any) -> None:
+    made = []
+
+    async def context(scope: Any) -> Any:
+        made.append(dict(scope["headers"]).get(b"authorization"))
+        if made[-1] == b"Bearer wrong":
+            raise Unauthenticated("Nobody")
+        return SimpleNamespace(known=made[-1] is not None)
+
+    client = serve(context, body_limit=10_000, anonymous_body_limit=1_000, is_known=lambda ctx: ctx.known)
+    body = json.dumps({**HELLO, "variables": {"a": "x" * 2_000}})
+
+    async def chunks() -> Any:
+        for start in range(0, len(body), 500):
+            yield body[start : start + 500].encode()
+
+    for content in (body, chunks):
+        for headers, status in (
+            ({"cookie": "a=b"}, 413),
+            ({"authorization": "Bearer wrong"}, 401),
+            ({"authorization": "Bearer right"}, 200),
+        ):
+            sent = content if isinstance(content, str) else content()
+            response = await client.post("/", content=sent, headers={"content-type": OLD, **headers})
+            assert response.status_code == status, (headers, response.text)
+    assert made == [None, b"Bearer wrong", b"Bearer right", b"Bearer right"] * 2
 
 
 async def test_a_body_past_the_limit_is_413(serve: Any) -> None:

@@ -66,8 +66,9 @@ class GraphQLApp:
     """Serves one engine. `context_factory(scope)` makes each request's context; an error it raises is the answer.
 
     It is called only for operations that will run: a request that is malformed, invalid or too large costs no I/O.
-    Limits of the body are in bytes; the anonymous one, by default the same, is for requests without an Authorization
-    header or a cookie, which nobody answers for.
+    Limits of the body are in bytes; the anonymous one, by default the same, is for requests that nobody answers for. What
+    is larger, and has an Authorization header or a cookie, has a context made before it is read, of which `is_known` must
+    hold: anybody can send such a header.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class GraphQLApp:
         anonymous_body_limit: int | None = None,
         once: Once | None = None,
         refused: Refused | None = None,
+        is_known: Callable[[Any], bool] = lambda _: True,
     ) -> None:
         self._engine = engine
         self._context_factory = context_factory
         self._once = once
+        self._is_known = is_known
         self._refused = refused
         self._body_limit = body_limit
         self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
@@ -123,7 +126,11 @@ class GraphQLApp:
         if method == "GET":
             parameters = _read_query_string(scope.get("query_string", b""))
         else:
-            parameters = _read_body(await self._receive_body(headers, receive))
+            try:
+                body = await self._receive_body(scope, headers, receive)
+            except XimlerError as error:
+                return http_status(error), {"errors": [describe(error)]}, http_headers(error)
+            parameters = _read_body(body)
         try:
             prepared = self._engine.prepare(
                 parameters.query,
@@ -165,16 +172,14 @@ class GraphQLApp:
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
 
-    async def _receive_body(self, headers: "_Headers", receive: Receive) -> bytes:
+    async def _receive_body(self, scope: Scope, headers: "_Headers", receive: Receive) -> bytes:
         if not is_json(headers.content_type):
             raise NotWellFormed(415, "Content-Type must be application/json, in UTF-8")
         if headers.content_encoding not in (b"", b"identity"):
             raise NotWellFormed(415, "A compressed body is not accepted", [(b"accept-encoding", b"identity")])
-        limit = self._body_limit if headers.authorized else self._anonymous_body_limit
-        unsigned = "" if limit == self._body_limit else ", the limit of requests without an Authorization header"
-        too_large = NotWellFormed(413, f"The body is longer than {limit:,} bytes{unsigned}")
-        if headers.content_length > limit:
-            raise too_large
+        limit, size = self._anonymous_body_limit, headers.content_length
+        if size > limit:
+            limit = await self._larger_limit(scope, headers, size)
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -184,10 +189,19 @@ class GraphQLApp:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
-                raise too_large
+                limit = await self._larger_limit(scope, headers, size)
             chunks.append(chunk)
             if not message.get("more_body"):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _larger_limit(self, scope: Scope, headers: "_Headers", size: int) -> int:
+        """The limit for a body that is past the anonymous one, if it may be. The context is not kept: a body takes its time."""
+        limit, whose = self._body_limit, ""
+        if size <= limit and not (headers.authorized and self._is_known(await self._context_factory(scope))):
+            limit, whose = self._anonymous_body_limit, ", the limit of requests that come from nobody in particular"
+        if size > limit:
+            raise NotWellFormed(413, f"The body is longer than {limit:,} bytes{whose}")
+        return limit
 
 
 class _Headers:
