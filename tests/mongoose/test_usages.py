@@ -18,7 +18,7 @@ async def without_usages(database: Database) -> Any:
     """`database` empties only what it knows."""
     yield
     for name in await database.raw.list_collection_names():
-        if name.startswith("usages"):
+        if name == "usages" or name.startswith("usages_"):
             await database.raw.drop_collection(name)
 
 

@@ -14,6 +14,7 @@ from bson import ObjectId
 
 from ximler.core.clock import from_ms, to_ms
 from ximler.database import Database
+from ximler.database.failures import DocumentExists
 from ximler.schema.quota import Quota
 from ximler.schema.usage import Usage
 
@@ -29,7 +30,10 @@ async def write(database: Database, quotas: Iterable[Quota]) -> int:
     """Write the rows of all hours that these quotas were read with; returns how many. One command."""
     changes = [_row(quota, key) for quota in quotas for key in quota.hours]
     if changes:
-        await database.usage.upsert_each(changes)
+        try:
+            await database.usage.upsert_each(changes)
+        except DocumentExists:  # another process began a row at the same moment: now it is there to be found
+            await database.usage.upsert_each(changes)
     return len(changes)
 
 
