@@ -188,6 +188,7 @@ async def customer(client: Client, database: Database) -> None:
     for by in ("HOUR", "DAY", "MONTH"):
         await client.ask(f"{{ usageSeries(resource: apiCalls, {span}, by: {by}) {{ amount }} }}")
     await read_inbox(client, database, user_id)
+    await use_keys(client)
     await client.sign_in("ada@example.com")  # the session so far stays, so that explaining finds it
     await client.ask("mutation { signOut }")
     await client.sign_in("ada@example.com")
@@ -232,6 +233,17 @@ async def secure(client: Client, database: Database, user_id: ObjectId) -> None:
     await client.ask('mutation ($t: String!) { resetPassword(token: $t, password: "another long password") }', t=reset)
     await client.ask("mutation { revokeOtherSessions }")
     await client.ask("mutation { disableTotp }")
+
+
+async def use_keys(client: Client) -> None:
+    make = 'mutation { createApiKey(input: {name: "k", permissions: ["account:read"]}) { secret key { id } } }'
+    made = (await client.ask(make))["createApiKey"]
+    await client.ask("{ apiKeys { id } }")
+    await client.ask('mutation ($id: ID!) { updateApiKey(id: $id, input: {name: "n"}) { id } }', id=made["key"]["id"])
+    header = (b"authorization", f"Bearer {made['secret']}".encode())
+    await client.app._app.state.authentication.identify({"method": "GET", "headers": [header]})  # type: ignore[attr-defined]
+    await client.ask("mutation ($id: ID!) { rotateApiKey(id: $id) { key { id } } }", id=made["key"]["id"])
+    await client.ask("mutation ($id: ID!) { revokeApiKey(id: $id) { id } }", id=made["key"]["id"])
 
 
 async def read_inbox(client: Client, database: Database, user_id: ObjectId) -> None:

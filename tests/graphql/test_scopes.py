@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from graphql import GraphQLObjectType
-from tests.graphql.test_access import FIELDS, MARK, SCHEMA, ask_for_everything, contents, victim
+from tests.graphql.test_access import COUNTED, FIELDS, MARK, SCHEMA, ask_for_everything, contents, victim
 from tests.serving import Client
 
 from ximler.apikeys.scopes import SCOPES
@@ -81,9 +81,9 @@ async def test_a_key_may_use_a_field_exactly_if_it_has_its_scope(victim: Any, ad
 
 
 async def kept(database: Database) -> dict[str, list[bytes]]:
-    """Everything but what counts and notes the use of keys."""
+    """Everything but what counts the use of keys, and notes refusals."""
     everything = await contents(database)
-    return {name: documents for name, documents in everything.items() if name not in METERED}
+    return {name: documents for name, documents in everything.items() if name not in METERED | COUNTED}
 
 
 async def test_what_lies_below_a_field_asks_for_its_own_scope(ada: Client) -> None:

@@ -211,3 +211,20 @@ async def test_what_is_recorded_is_settled_by_whoever_keeps_settling(database: D
         while not keeping.done():  # the driver swallows a cancellation now and then
             keeping.cancel()
             await asyncio.wait([keeping], timeout=0.2)
+
+
+async def test_whoever_keeps_settling_leaves_a_settlement_to_its_process_for_five_seconds(
+    database: Database, person: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError
+
+    await record(database, OPERATOR, [event(database, person)])
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded, "add", die)
+        with pytest.raises(ValueError):  # noqa: PT011 (ours)
+            await settlement.settle(database)
+    for age_ms, settled in ((0, 0), (4000, 0), (5100, 1)):
+        database.clock.offset_ms = age_ms
+        await settlement._settle(database, "apiCalls", (80, 100), all_of_it=False)
+        assert await database.usage.count({}) == settled

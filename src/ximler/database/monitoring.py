@@ -97,7 +97,7 @@ class _Commands(monitoring.CommandListener):
             # A command whose task is cancelled is never heard of again: the oldest go.
             del self._places[next(iter(self._places))]
         trips = _recording.get()
-        if trips is not None:
+        if trips is not None and not verb.startswith("sasl"):  # a new connection's, which is the pool's affair
             trips.append((verb, collection))
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:

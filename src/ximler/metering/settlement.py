@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -38,6 +39,7 @@ __all__ = ["Settler", "settle"]
 
 _MOST_ROWS = 20_000  # of one settlement
 _LOOK_EVERY_S = 2.0
+_PATIENCE = timedelta(seconds=5)  # with a settlement that is not carried out: its process may be slow, or gone
 _TOGETHER_S = 0.2
 _HOUR_MS = 3_600_000
 _RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
@@ -110,6 +112,9 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
     while True:
         latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
         if latest.batches:
+            begun_at = latest.begun_at
+            if not all_of_it and begun_at is not None and database.clock.now() - begun_at < _PATIENCE:
+                return settled  # it is being carried out
             begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
             await _carry_out(database, latest, _sums(begun), thresholds)
         batches = await _waiting(database, resource)
@@ -169,6 +174,7 @@ async def _following(
     return UsageSettlement(
         id=latest.id,
         number=latest.number + 1,
+        begun_at=database.clock.now(),
         batches=[batch.id for batch in batches],
         quotas=list(due),
         users=[user for user, _ in due.values()],
@@ -196,7 +202,8 @@ async def _close(database: Database, settlement: UsageSettlement) -> None:
 
 
 def _values(settlement: UsageSettlement) -> dict[str, Any]:
-    return {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
+    told = {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
+    return {**told, "begunAt": settlement.begun_at}
 
 
 async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:

@@ -36,7 +36,6 @@ AUDIT_LOGS = Collection(
         ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first, by pages"),
         ascending("userId", "-createdAt", "-_id", ours=True, why="a user's history, newest first"),
         ascending("action", "-createdAt", "-_id", ours=True, why="an action's, newest first"),
-        ascending("resource", "resourceId", "-createdAt", "-_id", ours=True, why="a thing's history, newest first"),
         ascending("resource", "-createdAt", "-_id", ours=True, why="what was done to things of a kind, newest first"),
         ascending("metadata.actorId", ours=True, why="what somebody did to others, when they are erased"),
     ),

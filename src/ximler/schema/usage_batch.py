@@ -3,6 +3,8 @@
 Both hold tables, column by column, because they may have 20,000 rows: the nth items of the lists belong together.
 """
 
+from datetime import datetime
+
 from bson import ObjectId
 from msgspec import field
 
@@ -43,6 +45,7 @@ class UsageSettlement(Document, kw_only=True):
 
     id: ResourceType = field(name="_id")
     number: int = 0
+    begun_at: datetime | None = None
     batches: list[ObjectId] = field(default_factory=list[ObjectId])
     quotas: list[str] = field(default_factory=list[str])
     users: list[ObjectId] = field(default_factory=list[ObjectId])
