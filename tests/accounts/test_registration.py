@@ -183,3 +183,20 @@ def test_what_is_no_name_is_refused_by_name(name: str) -> None:
     with pytest.raises(Invalid) as refused:
         registration.person(name)
     assert refused.value.fields.keys() == {"name"}
+
+
+async def test_the_owner_of_a_mistyped_address_does_not_guess_the_password(door: Door) -> None:
+    token = await door.register("somebody.else@example.com")
+    for guess in range(5):
+        with pytest.raises(Invalid, match="password"):
+            await door.confirm(token, f"guess number {guess}")
+    with pytest.raises(Invalid, match="token"):
+        await door.confirm(token)
+    assert await door.database.users.count({}) == 0
+    await door.confirm(await door.register("somebody.else@example.com"))  # whoever registered does so again
+
+
+async def test_a_registration_that_was_made_before_passwords_were_counted_still_works(door: Door) -> None:
+    token = await door.register()
+    await door.database.raw["registrations"].update_one({}, {"$unset": {"attempts": ""}})
+    assert await door.confirm(token)

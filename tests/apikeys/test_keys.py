@@ -186,6 +186,25 @@ async def test_nobody_has_more_keys_than_the_most(database, actor, monkeypatch):
     await make(database, actor)
 
 
+async def test_nobody_has_more_keys_by_asking_for_them_at_once(database, actor, monkeypatch):
+    monkeypatch.setattr(keys, "MAX_KEYS", 3)
+    ends = await asyncio.gather(*(make(database, actor) for _ in range(10)), return_exceptions=True)
+    assert sum(isinstance(end, LimitExceeded) for end in ends) == 7
+    assert len(await keys.mine(database, actor)) == 3
+
+
+async def test_nobody_has_more_keys_by_rotating_one_again_and_again(database, actor, monkeypatch):
+    monkeypatch.setattr(keys, "MAX_KEYS", 3)
+    newest = (await make(database, actor)).key
+    await make(database, actor)
+    await make(database, actor)
+    for _ in range(3):
+        newest = (await keys.rotate(database, actor, newest.id, grace=timedelta(days=30))).key
+    with pytest.raises(LimitExceeded):
+        await keys.rotate(database, actor, newest.id, grace=timedelta(days=30))
+    assert len(await keys.mine(database, actor)) == 6
+
+
 async def test_the_log_tells_what_changed_and_nothing_that_opens_anything(database, actor):
     made = await make(database, actor)
     await keys.change(database, actor, made.key.id, name="cd")

@@ -37,7 +37,7 @@ COSTS: dict[str, list[RoundTrip]] = {
         ("insert", "registrations"), ("insert", "outbox"), COMMIT,  # the link is mailed by a job
     ],
     "confirm": [
-        ("find", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
+        ("findAndModify", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
         ("update", "users"), NOTE, ("insert", "sessions"), COMMIT,  # and signed in
     ],
     # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by the password and by

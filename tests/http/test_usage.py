@@ -1,5 +1,6 @@
 """Recording usage over REST and GraphQL."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -56,6 +57,23 @@ async def test_a_stream_may_be_longer_than_any_other_body(key: Client, database:
 
     answer = await key.http.post("/usage/events", content=body(), headers=head(key, "application/x-ndjson"))
     assert answer.json()["accepted"] == 3000
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/json"])
+async def test_a_stream_ends_when_its_key_is_revoked(kind: str, key: Client, database: Database) -> None:
+    first, second = (msgspec.json.encode(event) for event in events(database, 2))
+    opened, between, closed = (b"", b"\n", b"\n") if kind.endswith("ndjson") else (b"[", b",", b"]")
+
+    async def body() -> Any:
+        yield opened + first + between
+        (made,) = await database.api_keys.find({})
+        await keys.revoke(database, Actor(kind="operator", via="cli"), made.id)
+        await asyncio.sleep(1)  # within which a revocation holds
+        yield second + closed
+
+    answer = await key.http.post("/usage/events", content=body(), headers=head(key, kind))
+    assert (answer.status_code, answer.json()["code"]) == (401, "API_KEY_REFUSED")
+    assert await database.raw["usageevents"].count_documents({}) == 0
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ _PURPOSE = "confirm"
 _VALIDITY = timedelta(hours=24)
 _ADDRESS = Rule(name="register, address", free=30, window=timedelta(hours=1))
 _MAILBOX = Rule(name="register, mailbox", free=5, window=timedelta(hours=1), first_s=60)
+_MAX_ATTEMPTS = 5
 _MAX_NAME = 100
 _MAX_ADDRESS = 320  # 64 before the @, 255 after it
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (bidi overrides), surrogate, line, paragraph
@@ -118,15 +119,22 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
     """Make the account that the link's registration describes, for whoever knows the password it was made with.
 
     Both are needed: the link shows that they read the mailbox, the password that they are the one who registered. So nobody
-    can have a stranger confirm an account whose password they chose. The link works once.
+    can have a stranger confirm an account whose password they chose. The link works once, and takes five passwords: whoever
+    mistyped their own address does not have its owner guess theirs.
 
     Raises Invalid for a token that is unknown, used or expired, or a wrong password, AccountExists when the address has an
     account by now.
     """
     registration_id = keyring.verify(_PURPOSE, token)
-    waiting = {"_id": registration_id, "expiresAt": {"$gt": database.clock.now()}}
+    waiting = {
+        "_id": registration_id,
+        "expiresAt": {"$gt": database.clock.now()},
+        "attempts": {"$not": {"$gte": _MAX_ATTEMPTS}},
+    }
     spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: register again")
-    found = await database[REGISTRATIONS].find_one(waiting) if registration_id else None
+    found = (
+        await database[REGISTRATIONS].find_and_patch(waiting, {"$inc": {"attempts": 1}}) if registration_id else None
+    )
     if found is None:
         raise spent
     if not await keyring.verify_password(found.password, password):

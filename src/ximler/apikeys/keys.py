@@ -73,8 +73,7 @@ async def create(
     )
 
     async def write(transaction: Database) -> ApiKey:
-        if await transaction.api_keys.count({"userId": owner, **_works(database)}) >= MAX_KEYS:
-            raise LimitExceeded(f"There are {MAX_KEYS} keys already: revoke one that is not needed")
+        await _require_room(transaction, owner, MAX_KEYS)
         await _record(transaction, actor, "apikeys.key.created", key, after=_told(key))
         return await transaction.api_keys.insert(key)
 
@@ -133,7 +132,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
     """A new key in the place of an old one, which works on for `grace` (up to 30 days), so that nothing stands still.
 
     The new one may do what the old one may, from where it may, and where the old one had an expiry, lasts as long as that was
-    meant to. Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, NotFound, KeyNotActive.
+    meant to. Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, NotFound, KeyNotActive, LimitExceeded.
     """
     step_up.require(database, actor)
     if not timedelta() <= grace <= _MAX_GRACE:
@@ -161,6 +160,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
         if not await transaction.api_keys.patch(guard, {"$set": {"replacedBy": fresh.id, "expiresAt": ends}}):
             raise KeyNotActive("This key was rotated or revoked at the same moment")
         after = {"replacedBy": fresh.id, "expiresAt": ends}
+        await _require_room(transaction, old.user_id, 2 * MAX_KEYS)  # each may work on beside its successor
         await _record(transaction, actor, "apikeys.key.rotated", old, before={"expiresAt": old.expires_at}, after=after)
         return await transaction.api_keys.insert(fresh)
 
@@ -194,6 +194,13 @@ def state(key: ApiKey, now: datetime) -> State:
     if key.expires_at is not None and key.expires_at <= now:
         return "EXPIRED"
     return "ACTIVE" if key.replaced_by is None else "ROTATED"
+
+
+async def _require_room(transaction: Database, owner: ObjectId, most: int) -> None:
+    """Raises LimitExceeded. Writes the owner's document, so that of keys made at the same moment each counts the others."""
+    await transaction.users.patch({"_id": owner}, {})
+    if await transaction.api_keys.count({"userId": owner, **_works(transaction)}) >= most:
+        raise LimitExceeded(f"There are {most} keys already: revoke one that is not needed")
 
 
 def _owner(actor: Actor, user_id: ObjectId | None) -> ObjectId:

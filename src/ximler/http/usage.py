@@ -8,8 +8,9 @@ from litestar import Request, post
 from litestar.di import NamedDependency
 
 from ximler.core.errors import Invalid
-from ximler.http.authentication import Caller, signed_in
+from ximler.http.authentication import Authentication, Caller, signed_in
 from ximler.http.problems import documented
+from ximler.metering.events import require_recorder
 from ximler.metering.ingest import Report, ingest
 
 __all__ = ["record_events"]
@@ -46,8 +47,17 @@ async def record_events(request: Request[Any, Any, Any], caller: NamedDependency
     this answers; sending all of it again is safe.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    chunks = request.stream() if kind in _NDJSON else _lines(request, kind)
+    chunks = _while_allowed(request) if kind in _NDJSON else _lines(request, kind)
     return await ingest(request.app.state.database, caller.actor, chunks, batch=_BATCH)
+
+
+async def _while_allowed(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """The body, for as long as whoever sends it may: a stream can last for hours, and a key be revoked meanwhile."""
+    authentication: Authentication = request.app.state.authentication
+    async for chunk in request.stream():
+        now = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
+        require_recorder(now.actor)
+        yield chunk
 
 
 async def _lines(request: Request[Any, Any, Any], kind: str) -> AsyncIterator[bytes]:
@@ -55,7 +65,7 @@ async def _lines(request: Request[Any, Any, Any], kind: str) -> AsyncIterator[by
     if kind != "application/json":
         raise Invalid.field("Content-Type", f"send {_NDJSON[0]}, or application/json for an array")
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in _while_allowed(request):
         body += chunk
         if len(body) > _MAX_ARRAY:
             raise Invalid(f"An array may have {_MAX_ARRAY:,} bytes: send more as {_NDJSON[0]}, one event a line")

@@ -19,6 +19,7 @@ class Registration(Document, kw_only=True):
     name: Trimmed
     email: Lowercase
     password: str
+    attempts: int = 0  # passwords tried with the link
     created_at: datetime = AT_WRITE
     expires_at: datetime
 
