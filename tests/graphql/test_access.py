@@ -165,7 +165,7 @@ FIELDS = {
     "Mutation.createApiKey": Field(
         arguments=('input: {name: "mine", permissions: ["projects:read"]}',),
         stranger=None,
-        changes=frozenset({"apikeys", "auditlogs"}),
+        changes=frozenset({"apikeys", "users", "auditlogs"}),
     ),
     "Mutation.updateApiKey": Field(
         arguments=('id: "{api_key}", input: {name: "taken"}', 'id: "{api_key}", input: {permissions: ["usage:read"]}'),

@@ -67,6 +67,9 @@ async def everything_says_so(client: Client) -> None:
         "{ projects { nodes { id } } }",
         'mutation { createProject(input: {name: "n"}) { id } }',
     )
+    async with asyncio.timeout(5):
+        while client.app._app.state.feed.fresh:  # type: ignore[attr-defined]  # noqa: ASYNC110 (who is known is so for a second)
+            await asyncio.sleep(0.05)
     link = client.app._app.state.keyring.sign("confirm", ObjectId())  # type: ignore[attr-defined]  # inside `Requests`
     without = (
         "{ plans { id } }",
