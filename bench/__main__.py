@@ -49,21 +49,22 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
     parser.add_argument("--full", action="store_true", help="with 10 million events stored, which takes minutes")
     parser.add_argument("--json", action="store_true", help="one JSON object, raw samples included")
-    parser.add_argument("--readme", action="store_true", help="write what was held against a limit into the README")
+    parser.add_argument("--readme", action="store_true", help="write what is held against a limit into the README")
     parser.add_argument("--no-fail", action="store_true", help="exit code 0 whatever is missed")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in TOPICS]:
         parser.error(f"there is no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
-    if options.readme and (options.topics or options.quick):
-        parser.error("the README quotes one whole run: --readme goes with neither topics nor --quick")
+    if options.readme and options.quick:
+        parser.error("the README quotes thorough runs: --readme does not go with --quick")
     _silence()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         known, tables = runner.run(
             _measure(options.topics or list(TOPICS), quick=options.quick, full=options.full, as_json=options.json)
         )
     if options.readme:
-        before, rest = README.read_text("utf-8").split(BEGIN)
-        README.write_text(before + BEGIN + summary(known, tables) + END + rest.split(END)[1], "utf-8")
+        above, rest = README.read_text("utf-8").split(BEGIN)
+        figures, below = rest.split(END)
+        README.write_text(above + BEGIN + summary(known, tables, figures) + END + below, "utf-8")
     missed = [figure for table in tables for figure in table.missed]
     for figure in missed:
         print(f"missed: {figure.what} is {figure.shown}, limit {figure.limit}", file=sys.stderr)

@@ -88,18 +88,30 @@ class Table(msgspec.Struct, kw_only=True):
         }
 
 
-def summary(facts: dict[str, str], tables: Sequence[Table]) -> str:
-    """For the README: what is held against a limit, and on what it was measured."""
-    rows = [
-        (table.title.split(":")[0] if figure is table.figures[0] else "", figure.what, figure.shown, figure.limit)
-        for table in tables
-        for figure in table.figures
-        if figure.holds is not None
-    ]
+def summary(facts: dict[str, str], tables: Sequence[Table], before: str = "") -> str:
+    """For the README: what is held against a limit, and on what it was measured.
+
+    Topics that were not measured this time keep their rows of `before`, an earlier summary.
+    """
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    topic = ""
+    for line in before.splitlines():
+        cells = tuple(cell.strip() for cell in line.strip("|").split("|"))
+        if line.startswith("|") and cells[0] != "topic" and set(cells[0]) != {"-"}:
+            topic = cells[0] or topic
+            rows.setdefault(topic, []).append(cells)
+    for topic in {_topic(table): None for table in tables}:
+        judged = [f for table in tables if _topic(table) == topic for f in table.figures if f.holds is not None]
+        rows[topic] = [(topic if f is judged[0] else "", f.what, f.shown, f.limit) for f in judged]
     known = ", ".join(
-        f"{name} {value}" if name != "machine" else value for name, value in facts.items() if "load" not in name
+        value if name == "machine" else f"{name} {value}" for name, value in facts.items() if "load" not in name
     )
-    return f"{_grid(('topic', 'measured', '', 'limit'), rows)}\n\nOne run of `make bench` on {known}.\n"
+    grid = _grid(("topic", "measured", "", "limit"), [row for found in rows.values() for row in found])
+    return f"{grid}\n\nMeasured by `make bench` on {known}.\n"
+
+
+def _topic(table: Table) -> str:
+    return table.title.split(":")[0]
 
 
 def ms(seconds: float) -> str:
