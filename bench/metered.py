@@ -1,6 +1,7 @@
 """A metered request with an API key beside the same route without either, by a real server."""
 
 import asyncio
+import gc
 import os
 import re
 import socket
@@ -65,6 +66,8 @@ def served() -> ASGIApp:
         keyring, feed = Keyring(settings), Feed(database)
         app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database)
+        gc.collect()
+        gc.freeze()  # as `ximler up` does
         tasks = [asyncio.ensure_future(part.run()) for part in (feed, app.state.authentication, meter)]
         yield
         for task in tasks:

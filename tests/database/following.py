@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from ximler.database.changes import Feed
 
-__all__ = ["running", "until"]
+__all__ = ["end", "running", "until"]
 
 
 @asynccontextmanager
@@ -16,9 +17,15 @@ async def running(feed: Feed) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        while not task.done():
+        await end(task)
+
+
+async def end(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel until they are over: the driver swallows a cancellation now and then."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
             task.cancel()
-            await asyncio.wait([task], timeout=0.5)
+        await asyncio.wait(left, timeout=0.5)
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 10) -> None:

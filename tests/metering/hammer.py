@@ -41,8 +41,9 @@ async def main(uri: str, name: str, user_id: str, tasks: int, seconds: float, si
                 await asyncio.sleep(0)
 
     await asyncio.gather(*(hammer() for _ in range(tasks)))
-    running.cancel()
-    await asyncio.wait([running])
+    while not running.done():  # the driver swallows a cancellation now and then
+        running.cancel()
+        await asyncio.wait([running], timeout=0.5)
     await meter.close()
     await database.close()
 

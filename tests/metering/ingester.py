@@ -55,7 +55,9 @@ async def main(uri: str, name: str, first: int, end: int, now: datetime) -> None
     report = await ingest(database, SYSTEM, stream(), batch=500)
     assert report.accepted + report.duplicates == end - first, report
     print("done", flush=True)
-    settling.cancel()
+    while not settling.done():  # the driver swallows a cancellation now and then
+        settling.cancel()
+        await asyncio.wait([settling], timeout=0.5)
 
 
 if __name__ == "__main__":

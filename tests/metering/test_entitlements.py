@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from tests.database.following import end
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import Actor
@@ -241,9 +242,7 @@ async def test_changes_of_another_application_are_followed(
         await database.raw["subscriptions"].delete_many({})
         await settled(database, person, 1000)
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running)
+        await end(*running)
 
 
 async def settled(database: Database, actor: Actor, expected: int) -> None:

@@ -35,7 +35,7 @@ async def database(uri: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.mark.parametrize("count", [12_000, pytest.param(200_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [48_000, pytest.param(200_000, marks=pytest.mark.soak)])
 async def test_two_processes_record_overlapping_events_and_one_is_killed_again_and_again(
     count: int, database: Database, uri: str
 ) -> None:
@@ -60,7 +60,7 @@ async def test_two_processes_record_overlapping_events_and_one_is_killed_again_a
             try:
                 assert await process.stdout.readline() == b"begun\n"
                 if killed < kills:
-                    await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=random.uniform(0.05, 0.6))
+                    await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=random.uniform(0.02, 0.3))
                     if process.returncode is None:
                         process.kill()
                         killed += 1
@@ -74,7 +74,7 @@ async def test_two_processes_record_overlapping_events_and_one_is_killed_again_a
                 return killed
 
     _, killed = await asyncio.gather(
-        through(0, 2 * overlap), through(overlap, count, kills=5 if count < 20_000 else 40)
+        through(0, 2 * overlap), through(overlap, count, kills=5 if count < 100_000 else 40)
     )
     assert killed >= 3
     await settlement.settle(database)

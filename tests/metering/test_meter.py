@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from tests.database.following import end
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import Actor
@@ -74,8 +75,7 @@ async def process(database: Database, **more: Any) -> AsyncIterator[Meter]:
     try:
         yield meter
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        await end(running)
         await meter.close()
 
 
@@ -161,9 +161,7 @@ async def test_five_processes_share_one_quota_to_its_last_unit(database: Databas
     meters = [Meter(database) for _ in range(5)]
     running = [asyncio.create_task(meter.run()) for meter in meters]
     served = await asyncio.gather(*(hammer(meter) for meter in meters for _ in range(3)))
-    for task in running:
-        task.cancel()
-    await asyncio.wait(running)
+    await end(*running)
     await asyncio.gather(*(meter.close() for meter in meters))
     assert sum(served) == 1000
     document = await quota(database, person)
