@@ -187,6 +187,7 @@ async def test_a_reader_that_leaves_lets_go_of_everything(database, ada, me) -> 
     archive: Any = await export.take(database, me, ada.id)
     for _ in range(12):
         await anext(archive)
+    assert await readers(database), "nothing is open to be let go of"
     await archive.aclose()
     assert await readers(database) == []
 
