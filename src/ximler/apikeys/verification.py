@@ -44,7 +44,10 @@ class AddressRefused(Forbidden):
 
 
 class Known(msgspec.Struct, kw_only=True):
-    """A key as it was read. `used_ms` is when its last use was last noted down; until `clear_ms` there is nothing to decide."""
+    """A key as it was read. `used_ms` is when its last use was last noted down; until `clear_ms` there is nothing to decide.
+
+    `names` are the bytes of its id and its owner's, to count by in memory: an ObjectId's hash is computed anew each time.
+    """
 
     id: ObjectId
     user_id: ObjectId
@@ -56,6 +59,10 @@ class Known(msgspec.Struct, kw_only=True):
     standing: Standing | None
     used_ms: int
     clear_ms: int = 0
+    names: tuple[bytes, bytes] = (b"", b"")
+
+    def __post_init__(self) -> None:
+        self.names = self.id.binary, self.user_id.binary
 
 
 class Verifier:
@@ -72,11 +79,18 @@ class Verifier:
 
         Raises ApiKeyRefused, AddressRefused, AccountLocked.
         """
+        known = self.known(key)
+        return known if known is not None else await self._decide(key, address)
+
+    def known(self, key: str) -> Known | None:
+        """The key, if nothing needs to be decided: it was admitted a moment ago, from wherever, and nothing has changed."""
         # A hash is cheaper than the checksum, and most keys are known: they are not checked for typing errors again.
+        known = self._cache.peek(tokens.hash_of(key))
+        return known if known.__class__ is Known and self._clock.now_ms() < known.clear_ms else None
+
+    async def _decide(self, key: str, address: str | None) -> Known:
         digest = tokens.hash_of(key)
         known, now_ms = self._cache.peek(digest), self._clock.now_ms()
-        if known.__class__ is Known and now_ms < known.clear_ms:
-            return known
         if known is None:
             if not tokens.is_well_formed(key):
                 raise ApiKeyRefused("This is no API key: was it copied whole?")

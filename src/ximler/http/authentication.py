@@ -13,7 +13,7 @@ from litestar.di import Provide
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.recognition import Recogniser
 from ximler.apikeys import scopes, tokens
-from ximler.apikeys.verification import Verifier
+from ximler.apikeys.verification import Known, Verifier
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated, Unavailable
 from ximler.core.settings import Settings
@@ -27,14 +27,19 @@ __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 _MAX_USER_AGENT = 300
 _AGAIN_S = 0.5  # between the two a client may take its time to send the body, and its key be revoked
 _KEY = tokens.PREFIX.encode()
+_BEARER_KEY = b"Bearer " + _KEY
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks: `user` when they are signed in, or use a key; `by_cookie` when it is a browser's session."""
+    """Who asks: `user` when they are signed in, or use a key; `by_cookie` when it is a browser's session.
+
+    `names`, of who uses an API key, are that of the key and its owner's, as bytes.
+    """
 
     actor: Actor
     user: User | None = None
     by_cookie: bool = False
+    names: tuple[bytes, bytes] | None = None
 
 
 class Authentication:
@@ -50,6 +55,28 @@ class Authentication:
     def cookie_seconds(self) -> int:
         """How long a browser keeps the cookie: the session may end before, never after."""
         return self.settings.session_max_days * 24 * 3600
+
+    def at_hand(self, scope: MutableMapping[str, Any]) -> Caller | None:
+        """The caller, when it shows an API key of which nothing needs to be decided: what `identify` says, without waiting.
+
+        None says nothing, not even that there is no key: ask `identify`.
+        """
+        authorization = user_agent = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                if authorization is not None:
+                    return None
+                authorization = value
+            elif name == b"user-agent":
+                user_agent = value
+        if authorization is None or not authorization.startswith(_BEARER_KEY):
+            return None
+        known = self._keys.known(authorization[7:].decode("latin-1"))
+        if known is None:
+            return None
+        return _by_key(
+            known, scope["state"], None if user_agent is None else user_agent.decode("latin-1")[:_MAX_USER_AGENT]
+        )
 
     async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
         """The caller. At most one command, none for who was seen before; none without a token either.
@@ -87,20 +114,7 @@ class Authentication:
             if scheme.lower() != "bearer" or not token:
                 raise Unauthenticated("Send your session's token, or an API key, as 'Authorization: Bearer <token>'")
             if tokens.looks_like(token):
-                known = await self._keys.verify(token, address=address)
-                actor = Actor(
-                    kind="user",
-                    via="api_key",
-                    user_id=known.user_id,
-                    api_key_id=known.id,
-                    scopes=known.scopes,
-                    address=address,
-                    user_agent=user_agent,
-                    request_id=request_id,
-                )
-                caller = Caller(actor, known.standing.user if known.standing else None)
-                state["caller"] = caller, monotonic()  # asked once to meter the request, and again to answer it
-                return caller
+                return _by_key(await self._keys.verify(token, address=address), state, user_agent)
         origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
         found = await self._sessions.recognise(token, origin)
         session, standing = found.session, found.standing
@@ -125,6 +139,22 @@ class Authentication:
             with contextlib.suppress(Unavailable):
                 await self._keys.write_used()
                 await self._sessions.extend()
+
+
+def _by_key(known: Known, state: MutableMapping[str, Any], user_agent: str | None) -> Caller:
+    actor = Actor(
+        kind="user",
+        via="api_key",
+        user_id=known.user_id,
+        api_key_id=known.id,
+        scopes=known.scopes,
+        address=state.get("address"),
+        user_agent=user_agent,
+        request_id=state.get("request_id"),
+    )
+    caller = Caller(actor, known.standing.user if known.standing else None, False, known.names)
+    state["caller"] = caller, monotonic()  # asked once to meter the request, and again to answer it
+    return caller
 
 
 def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:

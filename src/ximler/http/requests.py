@@ -79,7 +79,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Requests:
-    """The outermost layer."""
+    """The outermost layer. What is in it may leave headers for the answer in the request's state, as `reply_headers`."""
 
     def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
         self._app = app
@@ -110,7 +110,7 @@ class Requests:
                 headers = list(message["headers"])
                 said = {name for name, _ in headers}
                 headers += [header for header in _SAFE_HEADERS if header[0] not in said]
-                message["headers"] = [*headers, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*headers, *state.get("reply_headers", ()), (b"x-request-id", request_id.encode())]
             elif method == "HEAD" and message["type"] == "http.response.body":
                 message["body"] = b""
             await send(message)

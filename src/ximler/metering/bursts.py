@@ -38,12 +38,13 @@ class Bursts:
         self._full_at: dict[Hashable, float] = {}
         self._sweep_at = _SWEEP_AT
 
-    def take(self, caller: Hashable, n: int = 1) -> float:
+    def take(self, caller: Hashable, n: int = 1, now: float | None = None) -> float:
         """0 when `n` units were taken; else none was, and it is the seconds after which they can be.
 
-        Never possible (`n` above `size`) is infinity.
+        Never possible (`n` above `size`) is infinity. Who asks several buckets reads the clock once, and says `now`.
         """
-        now = self._clock()
+        if now is None:
+            now = self._clock()
         full_at = self._full_at.get(caller, now)
         if full_at < now:
             full_at = now
@@ -61,9 +62,10 @@ class Bursts:
         if caller in self._full_at:
             self._full_at[caller] -= n * self._per_unit
 
-    def left(self, caller: Hashable) -> int:
+    def left(self, caller: Hashable, now: float | None = None) -> int:
         """Units that could be taken now."""
-        now = self._clock()
+        if now is None:
+            now = self._clock()
         return int((self._span - max(self._full_at.get(caller, now) - now, 0.0)) * self.rate + 1e-6)
 
     def __len__(self) -> int:

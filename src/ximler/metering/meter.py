@@ -100,16 +100,24 @@ class Meter:
         """
         if idempotency_key is not None:
             return await self._consume_once(actor, resource, units, route, idempotency_key)
+        allowance = self.take(actor, units, route=route) if resource == "apiCalls" else None
+        if allowance is None:
+            tally = await self._obtain(actor, resource, units)
+            tally.take(units, actor.api_key_id, route)  # nothing else has run since `left` was looked at
+            allowance = _allowance(tally)
+        return allowance
+
+    def take(self, actor: Actor, units: int = 1, *, route: str | None = None) -> Allowance | None:
+        """Use units of API calls that are here to be used, or None, in which case nothing is used: `consume` gets them."""
         tally = self._tallies.get(actor.user_id)  # type: ignore[arg-type]  # None is nobody's
         if (
             tally is None
             or units.__class__ is not int
             or not 0 < units <= tally.left
-            or resource != "apiCalls"
             or time_ns() + self._clock.shift_ns >= tally.hour_end_ns
         ):
-            tally = await self._obtain(actor, resource, units)
-        tally.take(units, actor.api_key_id, route)  # nothing else has run since `left` was looked at
+            return None
+        tally.take(units, actor.api_key_id, route)
         free = tally.free  # as `_allowance`; a call less is worth a tenth
         if free is None:
             return Allowance(None, None, tally.period_end)
