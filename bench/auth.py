@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import cast
 from urllib.parse import urlsplit
 
 from bench.contest import Contestant, compete, ratio
+from bench.load import burst
 from bench.report import Figure, Table, spread, us
 from bench.setup import Setup
 from ximler.accounts import sessions
@@ -37,6 +37,7 @@ CACHED, COLD = "API key, known", "API key, not known before"
 GARBAGE, SESSION = "no key at all: the checksum is wrong", "session, known"
 OPEN, KEYED, SIGNED_IN = "without authentication", "with an API key, metered", "with a session's token"
 ADDRESS = "192.0.2.1"
+ANSWER = b'{"data":{"__typename":"Query"}}'
 BATCH, COLD_BATCH, REQUESTS, CONNECTIONS = 20_000, 100, 4000, 16
 _PATIENCE_S = 60
 
@@ -133,10 +134,10 @@ async def _over_http(setup: Setup, database: Database, settings: Settings, user:
     await database.subscriptions.insert(
         Subscription(user_id=user.id, plan_id="enterprise", status="ACTIVE", start_date=now, price=99)
     )
-    async with _served(setup, database) as (host, port):
+    async with _served(setup, database) as port:
         body = b'{"query":"{ __typename }"}'
         head = (
-            f"POST /graphql HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+            f"POST /graphql HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n"
         ).encode()
         requests = {
@@ -147,7 +148,9 @@ async def _over_http(setup: Setup, database: Database, settings: Settings, user:
 
         def contestant(name: str) -> Contestant:
             async def send() -> float:
-                return await _volley(host, port, requests[name])
+                return (
+                    await burst(port, requests[name], ends=ANSWER, requests=REQUESTS, connections=CONNECTIONS)
+                ).seconds
 
             return Contestant(name, send)
 
@@ -169,7 +172,7 @@ async def _over_http(setup: Setup, database: Database, settings: Settings, user:
 
 
 @asynccontextmanager
-async def _served(setup: Setup, database: Database) -> AsyncIterator[tuple[str, int]]:
+async def _served(setup: Setup, database: Database) -> AsyncIterator[int]:
     """`ximler up` on the database."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XIMLER_", "MONGODB_"))}
     environment |= {
@@ -191,56 +194,7 @@ async def _served(setup: Setup, database: Database) -> AsyncIterator[tuple[str, 
                 if process.poll() is not None or (datetime.now(UTC) - began).total_seconds() > _PATIENCE_S:
                     raise RuntimeError(f"ximler up ended: {Path(said.name).read_text()}")  # noqa: ASYNC240 (the end)
                 await asyncio.sleep(0.05)
-            url = urlsplit(found[1])
-            yield str(url.hostname), int(url.port or 80)
+            yield urlsplit(found[1]).port or 80
         finally:
             process.terminate()
             await asyncio.to_thread(process.wait, 30)
-
-
-async def _volley(host: str, port: int, request: bytes) -> float:
-    """Seconds for all requests, each connection sending the next when it has its answer."""
-    loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(_Sender, host, port) for _ in range(CONNECTIONS)]
-    began = time.perf_counter()
-    await asyncio.gather(*(sender.send(request, REQUESTS // CONNECTIONS) for _, sender in made))
-    taken = time.perf_counter() - began
-    for transport, _ in made:
-        transport.close()
-    return taken
-
-
-class _Sender(asyncio.Protocol):
-    """The least that an HTTP client can be, so that it is the server that is measured."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        self._received = b""
-
-    def send(self, request: bytes, count: int) -> "asyncio.Future[None]":
-        self._request, self._left = request, count
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return self._done
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, found, body = self._received.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        if len(body) < length:
-            return
-        if not head.startswith(b"HTTP/1.1 200") or b'"data"' not in body:
-            self._done.set_exception(RuntimeError((head + body).decode()))
-            return
-        self._received = b""
-        self._left -= 1
-        if self._left:
-            self._transport.write(self._request)
-        else:
-            self._done.set_result(None)
-
-    def connection_lost(self, problem: Exception | None) -> None:
-        if not self._done.done():
-            self._done.set_exception(problem or ConnectionError("the server closed the connection"))

@@ -66,6 +66,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         database = await connect(uri, settings=settings)
         app.state.database = database
         app.state.keyring = keyring
+        app.state.metrics_token = settings.metrics_token
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)

@@ -35,6 +35,7 @@ GIVEN = {
     "public_url": ("https://x.example", "https://x.example"),
     "trusted_proxies": ("10.0.0.0/8, ::1 ,", ("10.0.0.0/8", "::1")),
     "cors_origins": ("https://a.example,https://b.example", ("https://a.example", "https://b.example")),
+    "metrics_token": ("a token for Prometheus", "a token for Prometheus"),
     "max_body_mb": ("5", 5),
     "max_connections": ("200", 200),
     "graphql_introspection": ("false", False),

@@ -3,11 +3,13 @@
 import asyncio
 import re
 
+import msgspec
 import pytest
-from tests.serving import Client
+from tests.serving import Client, serve
 
 from ximler import __version__
 from ximler.core.errors import Unavailable
+from ximler.core.settings import Settings
 from ximler.database import Database
 
 SAMPLE = re.compile(r'[a-zA-Z_:][a-zA-Z0-9_:]*(\{([a-zA-Z_]\w*="(\\.|[^"\\])*",?)*\})? \S+')
@@ -49,6 +51,22 @@ async def test_metrics_are_prometheus_text_and_cover_requests_commands_pool_and_
         'ximler_database_servers{type="RSPrimary"} ',
     ):
         assert any(line.startswith(expected) for line in lines), expected
+
+
+async def test_metrics_take_their_token_where_there_is_one(
+    settings: Settings, database: Database, mongodb_uri: str
+) -> None:
+    token = "a token for Prometheus"
+    settings = msgspec.structs.replace(settings, database=database.name, metrics_token=token)
+    async with serve(settings, mongodb_uri) as app:
+        http = Client(app).http
+        assert (await http.get("/metrics", headers={"Authorization": f"Bearer {token}"})).status_code == 200
+        for wrong in ({}, {"Authorization": token[:-1]}, {"Authorization": f"Bearer {token}x"}, {"Authorization": "é"}):
+            refused = await http.get(
+                "/metrics", headers={name: value.encode("latin-1") for name, value in wrong.items()}
+            )
+            assert refused.status_code == 401
+            assert "ximler_" not in refused.text.replace("ximler_metrics_token", "")
 
 
 async def test_metrics_tell_nothing_about_anybody(ada: Client) -> None:

@@ -162,6 +162,26 @@ async def test_a_burst_is_refused_and_costs_nothing_of_the_month(
         assert await used(program, database) == {"/graphql": total}
 
 
+async def test_a_page_of_a_listed_origin_sees_why_it_is_refused(
+    settings: Settings, mongodb_uri: str, ada: Client, user_id: ObjectId, database: Database
+) -> None:
+    ours = "https://app.example.com"
+    listing = msgspec.structs.replace(settings, database=database.name, cors_origins=(ours,), api_rate=1, api_burst=1)
+    async with serve(listing, mongodb_uri) as app:
+        program = await a_program(ada, user_id, database, app)
+        for origin in (ours, "https://evil.example.com"):
+            refused = None
+            while refused is None or refused.status_code != 429:
+                refused = await program.http.post(
+                    "/graphql",
+                    json={"query": PLANS},
+                    headers={"Authorization": f"Bearer {program.token}", "Origin": origin},
+                )
+            assert refused.headers.get("access-control-allow-origin") == (ours if origin == ours else None)
+            exposed = refused.headers.get("access-control-expose-headers", "").lower()
+            assert ("ratelimit" in exposed) == (origin == ours)
+
+
 def test_a_route_declares_its_price_and_names_itself_by_its_template() -> None:
     @get("/projects/{project_id:str}/files/{name:str}", opt={"api_calls": 5})
     async def file(project_id: FromPath[str], name: FromPath[str]) -> str:

@@ -13,7 +13,7 @@ SCOPES = {
     "notifications:read": "read your notifications",
     "notifications:write": "mark your notifications as read",
     "projects:read": "read your projects",
-    "projects:write": "create, change, delete and restore your projects",
+    "projects:write": "create, change, delete and restore your projects, and see those in the answers",
     "usage:read": "read your usage and limits",
     "usage:write": "record usage",
 }

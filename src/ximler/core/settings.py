@@ -28,6 +28,7 @@ _SECRETS = (
     "mongodb_uri",
     "secret_key",
     "smtp_url",
+    "metrics_token",
     "audit_key",
     "audit_mongodb_uri",
 )  # never shown: URIs carry passwords
@@ -89,6 +90,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cors_origins: Annotated[
         tuple[str, ...], Meta(description="Origins whose pages may call the API from a browser.")
     ] = ()
+    metrics_token: Annotated[
+        Annotated[str, Meta(min_length=16)] | None,
+        Meta(
+            description="What `GET /metrics` takes as a bearer token, 16 characters or more. Unset: anybody reads it."
+        ),
+    ] = None
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20
 
     worker: Annotated[bool, Meta(description="Whether `ximler up` also runs jobs; else run `ximler worker` apart.")] = (

@@ -1,18 +1,19 @@
 """For whoever runs Ximler: is it alive, can it work, what is it doing?"""
 
 import asyncio
+import hmac
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-from litestar import MediaType, Response, get
+from litestar import MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ximler import __version__
-from ximler.core.errors import Unavailable
+from ximler.core.errors import Unauthenticated, Unavailable
 from ximler.database import Database
 
 __all__ = ["healthz", "metrics", "readyz"]
@@ -63,8 +64,13 @@ async def readyz(state: State) -> Response[Readiness]:
     media_type=MediaType.TEXT,
     sync_to_thread=True,
 )
-def metrics() -> Response[bytes]:
-    """Text format, summed over all worker processes."""
+def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+    """Text format, summed over all worker processes. Takes `XIMLER_METRICS_TOKEN` as a bearer token, where that is set."""
+    expected = state.metrics_token
+    if expected is not None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), expected.encode()):
+            raise Unauthenticated("Send the token of XIMLER_METRICS_TOKEN as 'Authorization: Bearer <token>'")
     registry = REGISTRY
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         registry = CollectorRegistry()

@@ -84,6 +84,7 @@ class Metered:
         self.state = app.state
         self._parts: _Parts | None = None
         self._prices = Prices(app.routes)
+        self._cors = app.cors_config
         rate, size = settings.api_rate, settings.api_burst
         self._keys = Bursts(rate=rate, size=size)
         self._users = Bursts(rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size)
@@ -111,7 +112,7 @@ class Metered:
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except (LimitExceeded, Unavailable) as error:
-            await self._refuse(send, caller, error)
+            await self._refuse(scope, send, caller, error)
             return
         scope["state"]["reply_headers"] = self._headers(key, allowance, clock, now)
         await self._app(scope, receive, send)
@@ -142,7 +143,7 @@ class Metered:
         self._parts = parts = (state.authentication, state.meter, state.database.clock)
         return parts
 
-    async def _refuse(self, send: Send, caller: Caller, error: XimlerError) -> None:
+    async def _refuse(self, scope: Scope, send: Send, caller: Caller, error: XimlerError) -> None:
         body = msgspec.json.encode(problems.body(error, caller.actor.request_id))
         said: Mapping[str, str] = {
             "Content-Type": problems.MEDIA_TYPE,
@@ -155,8 +156,16 @@ class Metered:
             said = {**said, "RateLimit": f'"burst";r=0;t={math.ceil(error.retry_after_s or 0)}'}
         elif isinstance(error, LimitExceeded):
             said = {**said, "RateLimit": f'"month";r=0;t={math.ceil(error.retry_after_s or 0)}'}
+        said = {**said, **self._shared_with(scope)}
         headers = [(name.lower().encode(), value.encode()) for name, value in said.items()]
         start: Any = {"type": "http.response.start", "status": problems.status_of(error), "headers": headers}
         await send(start)
         end: Any = {"type": "http.response.body", "body": body, "more_body": False}
         await send(end)
+
+    def _shared_with(self, scope: Scope) -> Mapping[str, str]:
+        """What lets a page of another origin see the refusal, as the application, which was not asked, says of its answers."""
+        origin = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), None)
+        if origin is None or self._cors is None or not self._cors.is_origin_allowed(origin):
+            return {}
+        return {**self._cors.simple_headers, "Access-Control-Allow-Origin": origin, "Vary": "Origin"}
