@@ -387,7 +387,8 @@ def _explain(status: int, said: list[str], *, binary: Path, dbpath: Path, log_pa
     for cause in _CAUSES:
         if re.search(cause.pattern, text):
             return cause.kind(cause.sentence.format(binary=binary, dbpath=dbpath, log_path=log_path))
-    return EmbeddedServerError(f"mongod ended with status {status}{_last_words(said)}: {log_path} says more.")
+    more = f"{log_path} says more." if log_path.exists() else f"is {binary} a mongod?"
+    return EmbeddedServerError(f"mongod ended with status {status}{_last_words(said)}: {more}")
 
 
 def _last_words(said: list[str]) -> str:
