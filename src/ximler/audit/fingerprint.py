@@ -76,14 +76,23 @@ def rest_of(raw: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
     return rest
 
 
-def examine(raw: dict[str, Any]) -> Examined:
-    """Look at a stored document, which is used up."""
+def examine(raw: dict[str, Any], stored: bytes | None = None) -> Examined:
+    """Look at a stored document, which is used up.
+
+    With `stored`, the bytes that it was decoded from, also whether they hold nothing else: of a field that is there twice we
+    read the last, and the server searches the first.
+    """
     metadata = raw.get("metadata")
-    mark = metadata.pop("_audit", None) if type(metadata) is dict else None
+    mark = metadata.get("_audit") if type(metadata) is dict else None
     if mark is None:
+        if type(metadata) is dict:
+            metadata.pop("_audit", None)
         return Examined(hashlib.sha256(_FOREIGN + bson.encode(raw)).digest(), ours=False)
     problem, erased = None, []
     try:
+        if stored is not None and bson.encode(raw) != stored:
+            problem = "it holds more than can be read"
+        del raw["metadata"]["_audit"]
         if mark["v"] != 1 or not _KEYS.issuperset(mark):
             problem = "its fingerprint is malformed"
         for of in ERASABLE:
