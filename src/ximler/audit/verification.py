@@ -11,6 +11,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Literal
 
+import bson
 import msgspec
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -22,6 +23,8 @@ from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
 from ximler.core.clock import EPOCH
 from ximler.database import Database
+from ximler.database.batches import RawBatches
+from ximler.database.codec import apart, object_id_in
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.seal import Seal, SealHead
@@ -32,8 +35,6 @@ MAX_PROBLEMS = 100
 _AT_ONCE = 2_000
 _PASS = 1_000_000  # ids in memory at once
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
-
-_NONE: dict[str, Any] = {}
 
 What = Literal["altered", "missing", "inserted", "unsealed", "chain", "truncated"]
 
@@ -111,7 +112,7 @@ class _Run:
         self._reached_at = EPOCH
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
-        self._read_next: tuple[list[_Listed], list[dict[str, Any]]] = ([], [])
+        self._read_next: tuple[list[_Listed], dict[bytes | None, bytes]] = ([], {})
         self._erasures: set[str] = set()  # people whose erasure is sealed
         self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
 
@@ -206,13 +207,12 @@ class _Run:
             self._read_next = listed, await reading
 
     async def _rest(self) -> None:
-        listed, found = self._read_next
-        self._read_next = [], []
-        there = {raw["_id"].binary: raw for raw in found}
+        listed, there = self._read_next
+        self._read_next = [], {}
         known: dict[bytes, bytes] = {}
         for place, (number, oid, digest, odd) in enumerate(listed):
             self._remember(oid)
-            if (raw := there.pop(oid, _NONE)) is not _NONE:
+            if (raw := there.pop(oid, None)) is not None:
                 known[oid] = self._look(raw, number, digest, odd)
             elif number <= self._through:
                 continue
@@ -225,15 +225,23 @@ class _Run:
         self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
 
-    async def _read(self, listed: list[_Listed]) -> list[dict[str, Any]]:
-        where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
-        return await self._logs.find(where, batch_size=_AT_ONCE).to_list() if listed else []
+    async def _read(self, listed: list[_Listed]) -> dict[bytes | None, bytes]:
+        """The entries as they are stored, by their ids."""
+        there: dict[bytes | None, bytes] = {}
+        if listed:
+            where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
+            found: Any = RawBatches(self._logs, where, batch_size=_AT_ONCE)
+            async for stream in found:
+                there.update((object_id_in(raw), raw) for raw in apart(stream))
+        return there
 
-    def _look(self, raw: dict[str, Any], number: int, digest: bytes, odd: int) -> bytes:
-        """Check one entry, which is used up; returns its hash."""
+    def _look(self, stored: bytes, number: int, digest: bytes, odd: int) -> bytes:
+        """Check one entry; returns its hash."""
+        # Decoded one by one: thousands of dicts at once would be looked at, again and again, by garbage collection.
+        raw = bson.decode(stored, fingerprint.OPTIONS)
         oid, metadata = raw["_id"], raw.get("metadata")
         mark = metadata.get("_audit") if type(metadata) is dict else None
-        found = fingerprint.examine(raw)
+        found = fingerprint.examine(raw, stored)
         if found.hash != digest or found.problem:
             why = found.problem or "is not what was sealed"
             self.report.add("altered", why, entry=oid, seal=number)
@@ -291,15 +299,14 @@ class _Run:
 
     async def _not_in(self, listed: set[bytes], turn: int) -> AsyncGenerator[Any, None]:
         passes = self._passes
-        cursor = self._logs.find({}, {"_id": 1}, hint="_id_", batch_size=50_000)
-        while batch := await cursor.to_list(50_000):
-            for raw in batch:
-                oid = raw["_id"]
-                if type(oid) is not ObjectId:
+        found: Any = RawBatches(self._logs, {}, {"_id": 1}, hint="_id_", batch_size=50_000)
+        async for stream in found:
+            for raw in apart(stream):
+                if (oid := object_id_in(raw)) is None:
                     if turn == 0:
-                        yield oid
-                elif (known := oid.binary) not in listed and known[-1] % passes == turn:
-                    yield oid
+                        yield bson.decode(raw, fingerprint.OPTIONS)["_id"]
+                elif oid not in listed and oid[-1] % passes == turn:
+                    yield ObjectId(oid)
 
     async def _judge(self, suspects: list[Any], now: datetime) -> None:
         """Some have been sealed since the seals were read; some are too young; the others should not be there."""
