@@ -91,8 +91,8 @@ def _whole(samples: dict[str, list[float]]) -> Table:
         columns=("", "median", "an entry", "spread"),
         rows=[(name, ms(median(taken)), us(median(taken) / COUNT), spread(taken)) for name, taken in samples.items()],
         notes=[
-            f"{len(samples[READ])} rounds, in turn. Each entry has four personal values. One process; seals of "
-            "10,000 entries or fewer.",
+            f"{len(samples[READ])} rounds, in turn. Each entry has four personal values. One process seals, in seals "
+            "of 10,000 entries or fewer; verifying starts as many as there are processors to help it, and ends them.",
             "To verify is to read every entry, hash it and its personal values, compare it with its seal, and to look at every id "
             "once more for entries that no seal lists.",
         ],

@@ -47,6 +47,42 @@ async def test_what_is_written_is_sealed_once_and_in_order(database: Database, s
     assert await sealed(database) == [(oid, FOUND) for oid in first] + [(oid, 0) for oid in second]
 
 
+@pytest.mark.parametrize("count", [0, 1, 20, 64])
+async def test_a_backlog_is_sealed_in_order_while_the_next_part_of_it_is_read(
+    count: int, database: Database, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seals, "MAX_MEMBERS", 20)
+    monkeypatch.setattr(sealing, "_MANY", 7)
+    await sealer.seal()
+    written: list[tuple[ObjectId, int]] = []
+    now = database.clock.now()
+    for number in range(count):
+        if number % 3:
+            others = {"_id": ObjectId(), "action": f"a{number}", "resource": "r", "createdAt": now}
+            await database.raw["auditlogs"].insert_one(others)
+            written.append((others["_id"], OTHERS))
+        else:
+            written.append(((await write())[0], 0))
+    assert await sealer.seal() == count
+    assert await sealed(database) == written
+    assert await sealer.seal() == 0
+    report = await verify(database, sealer._keys, others=True)
+    assert (report.sound, report.entries, report.others) == (True, count, count - len(range(0, count, 3)))
+
+
+async def test_who_has_reached_the_end_of_the_stream_does_not_wait_for_more(
+    database: Database, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "_AWAIT_MS", 60_000)
+    monkeypatch.setattr(seals, "MAX_MEMBERS", 2)
+    await sealer.seal()
+    await write(2)
+    await database.raw["users"].insert_one({"email": "ada@example.com"}, bypass_document_validation=True)
+    async with asyncio.timeout(30):
+        assert await sealer.seal() == 2
+        assert await sealer.seal() == 0
+
+
 async def test_a_seal_is_signed_and_any_change_of_it_shows(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import bson
 import pytest
 from bson import ObjectId
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
 from tests.audit.conftest import Written
 
 from ximler.audit import fingerprint, records, seals, verification
@@ -17,6 +19,12 @@ from ximler.audit.seals import Head
 from ximler.audit.verification import Report, verify
 from ximler.core.actor import Actor
 from ximler.database import Database
+
+
+@pytest.fixture(params=[0, 2], autouse=True)
+def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is found by this process alone, and with the help of two others."""
+    monkeypatch.setattr(verification, "_processes", lambda _: request.param)
 
 
 def first(report: Report) -> tuple[str, str | None]:
@@ -65,6 +73,49 @@ async def test_the_entry_that_was_altered_is_named(
     report = await verify(database, keys)
     assert first(report) == ("altered", str(written[2]))
     assert report.counts == {"altered": 1}
+
+
+@pytest.mark.parametrize("field", ["action", "resourceId", "ipAddress", "metadata"])
+async def test_a_field_that_is_there_twice_is_found(
+    field: str, database: Database, keys: SealKeys, sealer: Sealer, write: Written
+) -> None:
+    """The server searches the first, and drivers read the last, from which everything that was sealed can be computed."""
+    written = await write(3)
+    await sealer.seal()
+    raw: Any = database.raw["auditlogs"].with_options(codec_options=CodecOptions(document_class=RawBSONDocument))
+    stored = bytes((await raw.find_one({"_id": written[1]})).raw)
+    value = bson.decode(stored)[field]
+    where = stored.index(bson.encode({field: value})[4:-1])
+    put_in = bson.encode({field: {"forged": True} if field == "metadata" else "forged"})[4:-1]
+    forged = stored[4:where] + put_in + stored[where:]
+    forged = (len(forged) + 4).to_bytes(4, "little") + forged
+    assert bson.decode(forged) == bson.decode(stored)
+    await raw.replace_one({"_id": written[1]}, RawBSONDocument(forged), bypass_document_validation=True)
+    report = await verify(database, keys)
+    assert first(report) == ("altered", str(written[1]))
+    assert report.counts == {"altered": 1}
+
+
+async def test_problems_are_in_the_order_of_the_seals_whatever_the_order_of_ids(
+    database: Database, keys: SealKeys, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "_AT_ONCE", 5)
+    await write(1)
+    (raw,) = await logs(database)
+    del raw["metadata"]["_audit"]
+    ids = [ObjectId(bytes([255 - n]) + bytes(11)) for n in range(17)]
+    for oid in ids:
+        entry = raw | {"_id": oid}
+        marked = fingerprint.make(entry, [], database.entry_keys)
+        await database.raw["auditlogs"].insert_one(entry | {"metadata": {**entry["metadata"], "_audit": marked}})
+        await sealer.seal()
+    assert (await verify(database, keys)).sound
+    await database.raw["auditlogs"].delete_many({"_id": {"$in": [ids[3], ids[12]]}})
+    await database.raw["auditlogs"].update_many({"_id": {"$in": [ids[4], ids[6], ids[16]]}}, {"$set": {"action": "x"}})
+    report = await verify(database, keys)
+    found = [(problem.what, problem.entry) for problem in report.problems if problem.entry]
+    assert found == [("missing", str(ids[3])), ("altered", str(ids[4])), ("altered", str(ids[6])),
+                     ("missing", str(ids[12])), ("altered", str(ids[16]))]  # fmt: skip
 
 
 async def test_an_altered_entry_with_a_recomputed_fingerprint_is_found(

@@ -44,7 +44,7 @@ def test_a_log_is_sealed_verified_and_tampering_named(ximler: Ximler, own: Own) 
     assert ximler("audit", "seal", env=env).stdout == "Everything is sealed.\n"
     sound = ximler("audit", "verify", env=env)
     assert sound.returncode == 0
-    assert sound.stdout.startswith("The log is what was sealed: 2 entries in 1 seals.\nHead: 1:")
+    assert sound.stdout.startswith("The log is what was sealed: 2 entries in 1 seal.\nHead: 1:")
     head = ximler("audit", "head", "--json", env=env).stdout
     first = database.auditlogs.find_one({}, sort=[("_id", 1)])
     database.auditlogs.update_one({"_id": first["_id"]}, {"$set": {"action": "nothing.was.read"}})

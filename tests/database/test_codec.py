@@ -19,7 +19,7 @@ from tests.database.documents import BY_NAME, DAY, any_document, complete
 
 from ximler.core.errors import Invalid
 from ximler.database import Database
-from ximler.database.codec import Codec, UnreadableDocument, bare, codec_of
+from ximler.database.codec import Codec, UnreadableDocument, apart, bare, codec_of, object_id_in
 from ximler.schema import CATALOGUE
 from ximler.schema.coupon import COUPONS, Coupon
 from ximler.schema.document import Collection, Document, Stamped, extras
@@ -536,3 +536,18 @@ def test_a_setter_that_does_not_exist_is_noticed_at_once() -> None:
     assert Codec(Odd)
     with pytest.raises(TypeError, match="unknown setter '__class__'"):
         Codec(Wrong)
+
+
+@given(texts=st.lists(st.text(max_size=300), max_size=9))
+def test_a_stream_is_taken_apart_into_its_documents(texts: list[str]) -> None:
+    documents = [encode({"a": text}) for text in texts]
+    assert list(apart(b"".join(documents))) == documents
+
+
+@pytest.mark.parametrize("other", ["x" * 11, 7, None, bytes(12), {"_id": ObjectId()}])
+def test_an_object_id_is_read_where_the_document_begins_with_it(other: Any) -> None:
+    oid = ObjectId()
+    assert object_id_in(encode({"_id": oid, "a": 1})) == oid.binary
+    assert object_id_in(encode({"_id": other, "a": 1})) is None
+    assert object_id_in(encode({"a": 1})) is None
+    assert object_id_in(encode({"a": {"_id": oid}})) is None

@@ -16,6 +16,7 @@ from pymongo import UpdateOne
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.audit import fingerprint, records
+from ximler.audit.fingerprint import ERASED
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Forbidden
 from ximler.core.settings import Settings
@@ -25,7 +26,6 @@ from ximler.schema.audit_log import AUDIT_LOGS
 
 __all__ = ["ERASED", "NotAllowed", "erase", "maintenance"]
 
-ERASED = "audit.person.erased"
 _AT_ONCE = 500
 _UNAUTHORIZED = 13
 

@@ -25,13 +25,14 @@ import bson
 import msgspec
 from bson.codec_options import CodecOptions, DatetimeConversion
 
-__all__ = ["ERASABLE", "OPTIONS", "Examined", "authentic", "examine", "make", "rest_of"]
+__all__ = ["ERASABLE", "ERASED", "OPTIONS", "Examined", "authentic", "examine", "make", "rest_of"]
 
 # Times that Python has no room for stay as they are; text that is no Unicode does not stop the rest from being read.
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
 ERASABLE = ("person", "actor")
+ERASED = "audit.person.erased"  # action of the entry that tells of an erasure
 _PREFIX, _FOREIGN = b"ximler audit 1", b"ximler audit foreign"
 _KEYS = frozenset({"v", "hash", "mac", "keyId", *ERASABLE})
 _SALT_BYTES = 16
@@ -76,14 +77,23 @@ def rest_of(raw: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
     return rest
 
 
-def examine(raw: dict[str, Any]) -> Examined:
-    """Look at a stored document, which is used up."""
+def examine(raw: dict[str, Any], stored: bytes | None = None) -> Examined:
+    """Look at a stored document, which is used up.
+
+    With `stored`, the bytes that it was decoded from, also whether they hold nothing else: of a field that is there twice we
+    read the last, and the server searches the first.
+    """
     metadata = raw.get("metadata")
-    mark = metadata.pop("_audit", None) if type(metadata) is dict else None
+    mark = metadata.get("_audit") if type(metadata) is dict else None
     if mark is None:
+        if type(metadata) is dict:
+            metadata.pop("_audit", None)
         return Examined(hashlib.sha256(_FOREIGN + bson.encode(raw)).digest(), ours=False)
     problem, erased = None, []
     try:
+        if stored is not None and bson.encode(raw) != stored:
+            problem = "it holds more than can be read"
+        del raw["metadata"]["_audit"]
         if mark["v"] != 1 or not _KEYS.issuperset(mark):
             problem = "its fingerprint is malformed"
         for of in ERASABLE:

@@ -18,6 +18,8 @@ import bson
 import msgspec
 import structlog
 from bson import ObjectId, Timestamp
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
 from prometheus_client import Counter
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
@@ -28,6 +30,8 @@ from ximler.audit.seals import BACKDATED, FORGED, FOUND, OTHERS, Member
 from ximler.core.clock import EPOCH, from_ms
 from ximler.core.errors import Unavailable
 from ximler.database import Database
+from ximler.database.batches import RawBatches
+from ximler.database.codec import apart, object_id_in
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.seal import SEALS, Seal, SealHead
@@ -59,8 +63,8 @@ _PIPELINE: list[dict[str, Any]] = [
     {
         "$project": {
             "_id": 1,
-            "documentKey": 1,
-            "clusterTime": 1,
+            "i": "$documentKey._id",
+            "t": "$clusterTime",
             "a": {"$type": "$fullDocument.metadata._audit"},
             "h": "$fullDocument.metadata._audit.hash",
             "m": "$fullDocument.metadata._audit.mac",
@@ -69,11 +73,15 @@ _PIPELINE: list[dict[str, Any]] = [
     },
 ]
 _LOOKED = {
+    "_id": 1,
+    "i": "$_id",
     "a": {"$type": "$metadata._audit"},
     "h": "$metadata._audit.hash",
     "m": "$metadata._audit.mac",
     "c": "$createdAt",
 }
+# Decoded one by one, when they are looked at: 10,000 dicts at once cost twice as much, by garbage collection.
+_UNREAD: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 
 
 class _Batch(msgspec.Struct):
@@ -181,40 +189,42 @@ class Sealer:
             deadline = asyncio.get_running_loop().time() + _CAUGHT_UP_S
             async with aclosing(self._events(session, {"resumeAfter": bson.decode(position)})) as received:
                 async for events, token in received:
-                    seen = [(event["documentKey"]["_id"], event, event["clusterTime"]) for event in events]
                     moment = _time_of(token)
                     reached_at = reached_at if moment is None else _at(moment)
-                    yield await self._batch(seen, token, reached_at)
+                    yield await self._batch([bytes(event.raw) for event in events], token, reached_at)
                     late = asyncio.get_running_loop().time() > deadline
                     if (not events and (moment is None or late)) or (moment is not None and moment >= now):
                         return
 
     async def _events(
         self, session: "AsyncClientSession", start: Mapping[str, Any]
-    ) -> AsyncGenerator[tuple[list[dict[str, Any]], Mapping[str, Any]], None]:
+    ) -> AsyncGenerator[tuple[list[RawBSONDocument], Mapping[str, Any]], None]:
         """Batches of events, each with the token to go on from: as the driver's `watch`, which gives one at a time."""
         raw = self._database.raw
-        options = fingerprint.OPTIONS
-        answer = await raw.command(
+        answer: Mapping[str, Any] = await raw.command(
             {
                 "aggregate": AUDIT_LOGS.name,
                 "pipeline": [{"$changeStream": dict(start)}, *_PIPELINE],
                 "cursor": {"batchSize": seals.MAX_MEMBERS},
             },
-            codec_options=options,
+            codec_options=_UNREAD,
             session=session,
         )
         cursor = answer["cursor"]
+
+        async def more() -> Mapping[str, Any]:
+            asked = {"getMore": cursor["id"], "collection": AUDIT_LOGS.name, "batchSize": seals.MAX_MEMBERS}
+            return await raw.command({**asked, "maxTimeMS": wait_ms}, codec_options=_UNREAD, session=session)
+
+        wait_ms = 1
         try:
-            more = {"getMore": cursor["id"], "collection": AUDIT_LOGS.name, "batchSize": seals.MAX_MEMBERS}
             batch, token = cursor["firstBatch"], cursor["postBatchResumeToken"]
             while True:
-                following: asyncio.Task[dict[str, Any]] | None = None
+                # Only a server that has shown nothing new is waited for, longer each time.
+                wait_ms = 1 if batch else min(2 * wait_ms, _AWAIT_MS)
+                following: asyncio.Task[Mapping[str, Any]] | None = None
                 if len(batch) > _MANY and cursor["id"]:
-                    # The server makes the next batch while this one is sealed.
-                    asked = raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
-                    following = asyncio.create_task(asked)
-                    await asyncio.sleep(0)  # lets it be asked for
+                    following = asyncio.create_task(more())  # the server makes it while this batch is sealed
                 try:
                     yield batch, token
                     if not cursor["id"]:  # the collection was dropped, or renamed: its stream ends with it
@@ -222,10 +232,7 @@ class Sealer:
                 finally:
                     if following is not None:
                         await following
-                if following is not None:
-                    answer = following.result()
-                else:
-                    answer = await raw.command({**more, "maxTimeMS": _AWAIT_MS}, codec_options=options, session=session)
+                answer = await (following or more())
                 cursor = answer["cursor"]
                 batch, token = cursor["nextBatch"], cursor["postBatchResumeToken"]
         finally:
@@ -260,14 +267,14 @@ class Sealer:
                 read_concern=ReadConcern("majority"),  # what a lost primary takes with it must not be in a seal
             )
             where = {} if since is None else {"createdAt": {"$gte": since}}
-            found: Any = raw.find_raw_batches(
-                where, _LOOKED, sort=[("createdAt", 1)], session=session, batch_size=seals.MAX_MEMBERS
+            found: Any = RawBatches(
+                raw, where, _LOOKED, sort=[("createdAt", 1)], session=session, batch_size=seals.MAX_MEMBERS
             )
-            seen: list[tuple[Any, Mapping[str, Any], Timestamp | None]] = []
-            async for received in found:
-                for document in bson.decode_all(received, fingerprint.OPTIONS):
-                    if type(document["_id"]) is ObjectId and document["_id"].binary not in known:
-                        seen.append((document["_id"], document, None))
+            seen: list[bytes] = []
+            async for stream in found:
+                for document in apart(stream):
+                    if object_id_in(document) not in known:
+                        seen.append(document)
                         if len(seen) == seals.MAX_MEMBERS:
                             yield await self._batch(seen, None, EPOCH if base is None else base.reached_at)
                             seen = []
@@ -288,22 +295,28 @@ class Sealer:
 
     async def _batch(
         self,
-        seen: Sequence[tuple[Any, Mapping[str, Any], Timestamp | None]],
+        seen: Sequence[bytes],
         token: Mapping[str, Any] | None,
         reached_at: datetime,
     ) -> _Batch:
+        """Of what `_PIPELINE` or `_LOOKED` gives."""
         keys = self._database.entry_keys
         members: list[Member] = []
         times: list[datetime] = []
-        others = await self._hashes([oid for oid, found, _ in seen if found["a"] == "missing"])
-        for oid, found, committed in seen:
+        unmarked: list[int] = []  # places in `members`
+        for place, raw in enumerate(seen):
+            if place % 128 == 0:
+                await asyncio.sleep(0)  # the next are being asked for, and received
+            found = bson.decode(raw, fingerprint.OPTIONS)
+            oid, committed = found["i"], found.get("t")
             if type(oid) is not ObjectId:
                 continue  # not one of the log's: `verify` reports it
             digest, mac, created = found.get("h"), found.get("m"), found.get("c")
             odd = 0 if committed else FOUND
             if found["a"] == "missing":
                 odd |= OTHERS
-                digest = others.get(oid, _NO_HASH)
+                digest = _NO_HASH
+                unmarked.append(len(members))
             elif type(digest) is not bytes or len(digest) != len(_NO_HASH):
                 odd |= FORGED
                 digest = _NO_HASH
@@ -318,14 +331,20 @@ class Sealer:
                 if committed and abs((created - _EPOCH_NAIVE).total_seconds() - committed.time) > _MAX_DELAY_S:
                     odd |= BACKDATED
             members.append((oid.binary, digest, odd))
+        hashes = await self._hashes([ObjectId(members[place][0]) for place in unmarked])
+        for place in unmarked:
+            oid, digest, odd = members[place]
+            members[place] = oid, hashes.get(oid, digest), odd
         return _Batch(members, times, None if token is None else bson.encode(token), reached_at)
 
-    async def _hashes(self, ids: Sequence[Any]) -> dict[ObjectId, bytes]:
+    async def _hashes(self, ids: Sequence[ObjectId]) -> dict[bytes, bytes]:
         """Of entries without a fingerprint, as they are now: whoever wrote them has to live with that."""
         if not ids:
             return {}
         logs = self._database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
-        return {raw["_id"]: fingerprint.examine(raw).hash async for raw in logs.find({"_id": {"$in": list(ids)}})}
+        return {
+            raw["_id"].binary: fingerprint.examine(raw).hash async for raw in logs.find({"_id": {"$in": list(ids)}})
+        }
 
 
 _NO_HASH = bytes(32)

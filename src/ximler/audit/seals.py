@@ -8,6 +8,7 @@ and no entry is listed twice or left out because of a race.
 import hashlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime
+from struct import Struct as Layout
 from typing import Any, TypeVar
 
 import bson
@@ -51,8 +52,9 @@ FOUND = 8  # by looking through the whole collection: the time of its commit is 
 MAX_MEMBERS = 10_000
 START = bytes(32)  # what the first seal has for the hash of the one before
 _PREFIX = b"ximler seal 1"
-_ID, _HASH = 12, 32
-MEMBER_BYTES = _ID + _HASH + 1
+_HASH = 32
+_MEMBER = Layout(f"12s{_HASH}sB")
+MEMBER_BYTES = _MEMBER.size
 
 Member = tuple[bytes, bytes, int]  # (id, hash, what was odd)
 H = TypeVar("H", bound=SealHead)
@@ -93,10 +95,7 @@ def members_of(seal: Seal) -> list[Member]:
     packed = seal.members
     if len(packed) != seal.count * MEMBER_BYTES or digest_of(packed) != seal.members_hash:
         return []
-    return [
-        (packed[at : at + _ID], packed[at + _ID : at + _ID + _HASH], packed[at + MEMBER_BYTES - 1])
-        for at in range(0, len(packed), MEMBER_BYTES)
-    ]
+    return list(_MEMBER.iter_unpack(packed))
 
 
 def hash_of(seal: SealHead) -> bytes:

@@ -3,25 +3,34 @@
 First along the chain, seal by seal: numbers, hashes, signatures, and every entry that they list. Then the other way round:
 every entry that is there must be listed, except those that are too young to be. Memory is bounded whatever the log's size: ids
 are compared in several passes when there are many.
+
+Where there are many entries, other processes examine them (see `examination`); this one reads, keeps the order and decides.
 """
 
 import asyncio
+import os
+import sys
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Literal
 
+import bson
 import msgspec
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from ximler.audit import fingerprint, seals
-from ximler.audit.erasure import ERASED
+from ximler.audit.examination import Entry, Examiners, Finding, examiners
+from ximler.audit.fingerprint import ERASED
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
 from ximler.core.clock import EPOCH
 from ximler.database import Database
+from ximler.database.batches import RawBatches
+from ximler.database.codec import apart, object_id_in
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.seal import Seal, SealHead
@@ -31,9 +40,9 @@ __all__ = ["Problem", "Report", "verify"]
 MAX_PROBLEMS = 100
 _AT_ONCE = 2_000
 _PASS = 1_000_000  # ids in memory at once
+_MANY = 20_000  # entries for which it is worth it to start processes
+_MOST = 8  # so many are fed by one that reads
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
-
-_NONE: dict[str, Any] = {}
 
 What = Literal["altered", "missing", "inserted", "unsealed", "chain", "truncated"]
 
@@ -80,25 +89,41 @@ async def verify(
 ) -> Report:
     """Check the whole log; changes nothing. With `head`, an earlier end of the chain, also that nothing was cut off since.
 
-    `others`: entries of other applications, which carry no mark of ours, are no problem. Raises DatabaseUnavailable.
+    `others`: entries of other applications, which carry no mark of ours, are no problem. Raises DatabaseUnavailable, and
+    ExaminerEnded for a process that was killed.
     """
     try:
-        while True:
-            run = _Run(database, keys, others, progress)
-            await run.chain(head)
-            await run.unlisted()
-            if not await run.overtaken():
-                return run.report
+        count = await database.raw[AUDIT_LOGS.name].estimated_document_count()
+        async with examiners(_processes(count)) as looking:
+            while True:
+                run = _Run(database, keys, others, progress, looking)
+                try:
+                    await run.chain(head)
+                finally:
+                    await run.leave()
+                await run.unlisted()
+                if not await run.overtaken():
+                    return run.report
     except PyMongoError as error:
         raise translated(error, AUDIT_LOGS.name) from error
 
 
+def _processes(entries: int) -> int:
+    """How many may help."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processors, _MOST) if entries >= _MANY and processors > 1 and sys.executable else 0
+
+
 # An entry as a seal has it: (seal's number, id, hash, what was odd)
 _Listed = tuple[int, bytes, bytes, int]
+# Places in a list of these whose entries are there, and what was found about some
+_Looked = tuple[set[int], dict[int, Finding]]
 
 
 class _Run:
-    def __init__(self, database: Database, keys: SealKeys, others: bool, progress: Callable[[int], object]) -> None:
+    def __init__(
+        self, database: Database, keys: SealKeys, others: bool, progress: Callable[[int], object], looking: Examiners
+    ) -> None:
         self.report = Report(problems=[], counts={})
         self._database = database
         self._keys = keys
@@ -111,7 +136,8 @@ class _Run:
         self._reached_at = EPOCH
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
-        self._read_next: tuple[list[_Listed], list[dict[str, Any]]] = ([], [])
+        self._looking = looking
+        self._pending: deque[tuple[list[_Listed], asyncio.Task[_Looked]]] = deque()  # in the order of the seals
         self._erasures: set[str] = set()  # people whose erasure is sealed
         self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
 
@@ -145,7 +171,8 @@ class _Run:
                 await self._entries(pending[:_AT_ONCE])
                 del pending[:_AT_ONCE]
         await self._entries(pending)
-        await self._rest()
+        while self._pending:
+            await self._next()
         if self._end is not None:
             self.report.head = Head(self._end.id, (previous or b"").hex(), self._end.sealed_at)
         if head is not None and not met:
@@ -197,50 +224,66 @@ class _Run:
     # Entries that seals list
 
     async def _entries(self, listed: list[_Listed]) -> None:
-        """Check them, while those that come next are being read: the check of these waits for the next call, or `_rest`."""
-        reading = asyncio.create_task(self._read(listed))
-        await asyncio.sleep(0)  # lets it be asked for
-        try:
-            await self._rest()
-        finally:
-            self._read_next = listed, await reading
+        """Have them read and looked at, while this waits for those before: which is when what was found is reported."""
+        self._pending.append((listed, asyncio.create_task(self._looked_at(listed))))
+        if len(self._pending) > 1 + 2 * len(self._looking.processes):
+            await self._next()
 
-    async def _rest(self) -> None:
-        listed, found = self._read_next
-        self._read_next = [], []
-        there = {raw["_id"].binary: raw for raw in found}
+    async def _looked_at(self, listed: list[_Listed]) -> _Looked:
+        there = await self._read(listed)
+        places: list[int] = []
+        entries: list[Entry] = []
+        for place, (_, oid, digest, odd) in enumerate(listed):
+            if (stored := there.pop(oid, None)) is not None:
+                places.append(place)
+                entries.append((stored, digest, odd))
+        findings = await self._looking.look(entries) if entries else []
+        return set(places), {places[finding.place]: finding for finding in findings}
+
+    async def _next(self) -> None:
+        listed, looking = self._pending[0]
+        there, findings = await looking
+        self._pending.popleft()
         known: dict[bytes, bytes] = {}
         for place, (number, oid, digest, odd) in enumerate(listed):
             self._remember(oid)
-            if (raw := there.pop(oid, _NONE)) is not _NONE:
-                known[oid] = self._look(raw, number, digest, odd)
+            if place in there:
+                known[oid] = digest
+                if (finding := findings.get(place)) is not None:
+                    self._note(finding, number, odd)
             elif number <= self._through:
                 continue
             elif oid not in known:
                 self.report.add("missing", "was sealed, and is not there", entry=ObjectId(oid), seal=number)
             elif known[oid] != digest:  # listed twice: it was removed, and put back otherwise
                 self.report.add("altered", "is not what was sealed", entry=ObjectId(oid), seal=number)
-            if place % 128 == 0:
-                await asyncio.sleep(0)  # the next are being received
         self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
 
-    async def _read(self, listed: list[_Listed]) -> list[dict[str, Any]]:
-        where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
-        return await self._logs.find(where, batch_size=_AT_ONCE).to_list() if listed else []
+    async def leave(self) -> None:
+        """End what is under way, where something has failed."""
+        for _, looking in self._pending:
+            looking.cancel()
+        await asyncio.gather(*(looking for _, looking in self._pending), return_exceptions=True)
 
-    def _look(self, raw: dict[str, Any], number: int, digest: bytes, odd: int) -> bytes:
-        """Check one entry, which is used up; returns its hash."""
-        oid, metadata = raw["_id"], raw.get("metadata")
-        mark = metadata.get("_audit") if type(metadata) is dict else None
-        found = fingerprint.examine(raw)
-        if found.hash != digest or found.problem:
-            why = found.problem or "is not what was sealed"
-            self.report.add("altered", why, entry=oid, seal=number)
-            return digest
-        if odd & (OTHERS | FORGED) and not (
-            mark and fingerprint.authentic(found.hash, mark.get("mac"), self._database.entry_keys)
-        ):
+    async def _read(self, listed: list[_Listed]) -> dict[bytes | None, bytes]:
+        """The entries as they are stored, by their ids."""
+        there: dict[bytes | None, bytes] = {}
+        if listed:
+            where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
+            found: Any = RawBatches(self._logs, where, batch_size=_AT_ONCE)
+            async for stream in found:
+                there.update((object_id_in(raw), raw) for raw in apart(stream))
+        return there
+
+    def _note(self, finding: Finding, number: int, odd: int) -> None:
+        oid = ObjectId(finding.id)
+        if finding.problem:
+            self.report.add("altered", finding.problem, entry=oid, seal=number)
+            return
+        if odd & (OTHERS | FORGED) and not fingerprint.authentic(
+            finding.hash, finding.mac, self._database.entry_keys
+        ):  # fmt: skip
             if odd & FORGED:
                 self.report.add("inserted", "carries a mark that is not ours", entry=oid, seal=number)
             else:
@@ -248,15 +291,14 @@ class _Run:
                 if not self._others:
                     self.report.add("inserted", "carries no mark of ours: another application wrote it, or somebody by hand",
                                     entry=oid, seal=number)  # fmt: skip
-        elif raw.get("action") == ERASED:
-            self._erasures.add(str(raw.get("resourceId")))
+        elif finding.tells_of is not None:
+            self._erasures.add(finding.tells_of)
         if odd & BACKDATED and not (odd & OTHERS and self._others):
             self.report.add("inserted", "was written at another time than it says", entry=oid, seal=number)
-        if found.erased:
+        if finding.gone:
             self.report.erased += 1
-            for of in found.erased:
-                self._erased.setdefault(_person(raw, of), (oid, number))
-        return digest
+            for person in finding.gone:
+                self._erased.setdefault(person, (oid, number))
 
     def _remember(self, oid: bytes) -> None:
         """For the passes over all ids: the first is remembered right away, as far as memory allows."""
@@ -291,15 +333,14 @@ class _Run:
 
     async def _not_in(self, listed: set[bytes], turn: int) -> AsyncGenerator[Any, None]:
         passes = self._passes
-        cursor = self._logs.find({}, {"_id": 1}, hint="_id_", batch_size=50_000)
-        while batch := await cursor.to_list(50_000):
-            for raw in batch:
-                oid = raw["_id"]
-                if type(oid) is not ObjectId:
+        found: Any = RawBatches(self._logs, {}, {"_id": 1}, hint="_id_", batch_size=50_000)
+        async for stream in found:
+            for raw in apart(stream):
+                if (oid := object_id_in(raw)) is None:
                     if turn == 0:
-                        yield oid
-                elif (known := oid.binary) not in listed and known[-1] % passes == turn:
-                    yield oid
+                        yield bson.decode(raw, fingerprint.OPTIONS)["_id"]
+                elif oid not in listed and oid[-1] % passes == turn:
+                    yield ObjectId(oid)
 
     async def _judge(self, suspects: list[Any], now: datetime) -> None:
         """Some have been sealed since the seals were read; some are too young; the others should not be there."""
@@ -337,9 +378,3 @@ class _Run:
                 f"is in no seal since {moment}: no worker runs ('ximler audit seal' seals it), or it was put in by hand"
             )
             self.report.add("unsealed", why, entry=oid)
-
-
-def _person(raw: dict[str, Any], of: str) -> str:
-    metadata = raw.get("metadata")
-    actor = metadata.get("actorId") if type(metadata) is dict else None
-    return str(actor if of == "actor" else raw.get("userId"))

@@ -84,7 +84,7 @@ def seal(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     if as_json:
         context.print_json({"sealed": count})
     else:
-        click.echo(f"{count} entries sealed." if count else "Everything is sealed.")
+        click.echo(f"{_counted(count, 'entry', 'entries')} sealed." if count else "Everything is sealed.")
 
 
 @audit.command()
@@ -230,7 +230,7 @@ def export(
 
     count = context.run(work())
     if output:
-        click.echo(f"{count} lines written to {output}.", err=True)
+        click.echo(f"{_counted(count, 'line', 'lines')} written to {output}.", err=True)
 
 
 @audit.command()
@@ -257,7 +257,7 @@ def prune(before: datetime, yes: bool, as_json: bool, data_dir: Path | None, mon
     if as_json:
         context.print_json({"removed": count})
     else:
-        click.echo(f"{count} entries removed.")
+        click.echo(f"{_counted(count, 'entry', 'entries')} removed.")
 
 
 @audit.command()
@@ -284,7 +284,7 @@ def erase(user_id: str, yes: bool, as_json: bool, data_dir: Path | None, mongodb
     if as_json:
         context.print_json({"erased": count})
     else:
-        click.echo(f"The person was removed from {count} entries.")
+        click.echo(f"The person was removed from {_counted(count, 'entry', 'entries')}.")
 
 
 @audit.command()
@@ -361,7 +361,7 @@ def _show(report: Any) -> None:
         click.echo(f"{problem.what}: {where}: {problem.why}")
     if (rest := sum(report.counts.values()) - len(report.problems)) > 0:
         click.echo(f"… and {rest} more")
-    parts = [f"{report.entries:,} entries in {report.seals:,} seals"]
+    parts = [f"{_counted(report.entries, 'entry', 'entries')} in {_counted(report.seals, 'seal', 'seals')}"]
     for name, text in (("erased", "without the person"), ("others", "of other applications"), ("pruned", "pruned before"),
                        ("waiting", "not sealed yet")):  # fmt: skip
         if count := getattr(report, name):
@@ -370,6 +370,10 @@ def _show(report: Any) -> None:
     click.echo(f"{verdict}: {', '.join(parts)}.")
     if report.head:
         click.echo(f"Head: {report.head.number}:{report.head.hash}")
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _fields(report: Any) -> dict[str, Any]:

@@ -27,7 +27,17 @@ from ximler.core.errors import Conflict, Invalid
 from ximler.database import mixed
 from ximler.schema.document import AT_WRITE, Document, extras
 
-__all__ = ["Codec", "UnreadableDocument", "bare", "check_storable", "codec_of", "few_at_a_time", "invalid_type"]
+__all__ = [
+    "Codec",
+    "UnreadableDocument",
+    "apart",
+    "bare",
+    "check_storable",
+    "codec_of",
+    "few_at_a_time",
+    "invalid_type",
+    "object_id_in",
+]
 
 D = TypeVar("D", bound=Document)
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
@@ -89,6 +99,20 @@ def few_at_a_time(stream: bytes, options: CodecOptions[dict[str, Any]]) -> Itera
             start, count = end, 0
     if count:
         yield bson.decode_all(view[start:], options)
+
+
+def apart(stream: bytes) -> Iterator[bytes]:
+    """The documents of a stream of BSON, each as its bytes."""
+    start, size = 0, len(stream)
+    while start < size:
+        end = start + _length_at(stream, start)[0]
+        yield stream[start:end]
+        start = end
+
+
+def object_id_in(document: bytes) -> bytes | None:
+    """The 12 bytes of its `_id`, which the server puts first; None where that is no ObjectId."""
+    return document[9:21] if document.startswith(b"\x07_id\0", 4) else None
 
 
 def _compile_decoder(document: type[D]) -> Callable[[dict[str, Any]], D]:
