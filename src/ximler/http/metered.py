@@ -20,7 +20,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.routes import ASGIRoute, BaseRoute, HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from ximler.core.clock import Clock, to_ms
+from ximler.core.clock import Clock
 from ximler.core.errors import LimitExceeded, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.http import problems
@@ -86,8 +86,9 @@ class Metered:
         self._prices = Prices(app.routes)
         self._cors = app.cors_config
         rate, size = settings.api_rate, settings.api_burst
-        self._keys = Bursts(rate=rate, size=size)
-        self._users = Bursts(rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size)
+        self._keys = Bursts("this API key", rate=rate, size=size)
+        users = "all API keys of this account together"
+        self._users = Bursts(users, rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size)
         self._policy = b'"burst";q=%d;w=%d' % (size, math.ceil(size / rate))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,34 +108,30 @@ class Metered:
         actor, (key, owner) = caller.actor, caller.names
         try:
             now = monotonic()
-            self._take_burst(key, owner, units, now)
+            left = self._keys.take(key, units, now)
+            try:
+                self._users.take(owner, units, now)
+            except BurstExceeded:
+                self._keys.put_back(key, units)
+                raise
             allowance = meter.take(actor, units, route=route)
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except (LimitExceeded, Unavailable) as error:
             await self._refuse(scope, send, caller, error)
             return
-        scope["state"]["reply_headers"] = self._headers(key, allowance, clock, now)
+        scope["state"]["reply_headers"] = self._headers(left, allowance, clock)
         await self._app(scope, receive, send)
 
-    def _take_burst(self, key: bytes, owner: bytes, units: int, now: float) -> None:
-        wait = self._keys.take(key, units, now)
-        if wait:
-            raise BurstExceeded.of("this API key", self._keys, wait)
-        wait = self._users.take(owner, units, now)
-        if wait:
-            self._keys.put_back(key, units)
-            raise BurstExceeded.of("all API keys of this account together", self._users, wait)
-
-    def _headers(self, key: bytes, allowance: Allowance, clock: Clock, now: float) -> list[tuple[bytes, bytes]]:
-        left = self._keys.left(key, now)
-        t = math.ceil((self._keys.size - left) / self._keys.rate)
-        if allowance.limit is None or allowance.remaining is None:
-            return [(b"ratelimit-policy", self._policy), (b"ratelimit", b'"burst";r=%d;t=%d' % (left, t))]
-        resets_s = max(0, math.ceil((to_ms(allowance.resets_at) - clock.now_ms()) / 1000))
+    def _headers(self, left: int, allowance: Allowance, clock: Clock) -> list[tuple[bytes, bytes]]:
+        keys, limit, remaining = self._keys, allowance.limit, allowance.remaining
+        full_s = math.ceil((keys.size - left) / keys.rate)
+        if limit is None or remaining is None:
+            return [(b"ratelimit-policy", self._policy), (b"ratelimit", b'"burst";r=%d;t=%d' % (left, full_s))]
+        resets_s = max(0, -(-(allowance.resets_ms - clock.now_ms()) // 1000))
         return [
-            (b"ratelimit-policy", b'%b, "month";q=%d' % (self._policy, allowance.limit)),
-            (b"ratelimit", b'"burst";r=%d;t=%d, "month";r=%d;t=%d' % (left, t, allowance.remaining, resets_s)),
+            (b"ratelimit-policy", b'%b, "month";q=%d' % (self._policy, limit)),
+            (b"ratelimit", b'"burst";r=%d;t=%d, "month";r=%d;t=%d' % (left, full_s, remaining, resets_s)),
         ]
 
     def _find_parts(self) -> "_Parts":

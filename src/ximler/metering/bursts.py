@@ -4,14 +4,14 @@ A token bucket a caller, kept as one number (the generic cell rate algorithm): t
 again. It lives in this process alone: with several worker processes a caller gets the rate of each that it reaches.
 """
 
-from collections.abc import Callable, Hashable
-from time import monotonic
+from collections.abc import Hashable
 
 from ximler.core.errors import LimitExceeded
 
 __all__ = ["BurstExceeded", "Bursts"]
 
 _SWEEP_AT = 10_000
+_LONGEST_S = 3600.0
 
 
 class BurstExceeded(LimitExceeded):
@@ -19,54 +19,47 @@ class BurstExceeded(LimitExceeded):
 
     code = "BURST_EXCEEDED"
 
-    @classmethod
-    def of(cls, who: str, bursts: "Bursts", wait: float) -> "BurstExceeded":
-        limit = f"{bursts.rate:g} calls a second, and {bursts.size} at once"
-        return cls(f"Too fast: {who} may make {limit}", fields={"burst": limit}, retry_after_s=min(wait, 3600.0))
-
 
 class Bursts:
-    """`rate` units a second, and up to `size` at once."""
+    """`rate` units a second, and up to `size` at once. `whose` is whom a refusal names."""
 
-    __slots__ = ("_clock", "_full_at", "_per_unit", "_span", "_sweep_at", "rate", "size")
+    __slots__ = ("_full_at", "_per_unit", "_span", "_sweep_at", "rate", "size", "whose")
 
-    def __init__(self, *, rate: float, size: int, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, whose: str, *, rate: float, size: int) -> None:
+        self.whose = whose
         self.rate, self.size = rate, size
         self._per_unit = 1 / rate
         self._span = size / rate
-        self._clock = clock
         self._full_at: dict[Hashable, float] = {}
         self._sweep_at = _SWEEP_AT
 
-    def take(self, caller: Hashable, n: int = 1, now: float | None = None) -> float:
-        """0 when `n` units were taken; else none was, and it is the seconds after which they can be.
+    def take(self, caller: Hashable, n: int, now: float) -> int:
+        """Take `n` units at this moment of `time.monotonic()`; returns how many are left. Raises BurstExceeded: none is taken.
 
-        Never possible (`n` above `size`) is infinity. Who asks several buckets reads the clock once, and says `now`.
+        More than `size` are never to be had: they are refused with the longest wait there is, an hour.
         """
-        if now is None:
-            now = self._clock()
         full_at = self._full_at.get(caller, now)
         if full_at < now:
             full_at = now
         full_at += n * self._per_unit
-        wait = full_at - now - self._span
-        if wait > 1e-9:  # what float arithmetic leaves over
-            return wait if n <= self.size else float("inf")
+        left = self._span - (full_at - now)
+        if left < -1e-9:  # what float arithmetic leaves over
+            raise self._refusal(-left if n <= self.size else _LONGEST_S)
         self._full_at[caller] = full_at
         if len(self._full_at) > self._sweep_at:
             self._sweep(now)
-        return 0.0
+        return int(left * self.rate + 1e-6)
+
+    def _refusal(self, wait_s: float) -> BurstExceeded:
+        limit = f"{self.rate:g} calls a second, and {self.size} at once"
+        return BurstExceeded(
+            f"Too fast: {self.whose} may make {limit}", fields={"burst": limit}, retry_after_s=min(wait_s, _LONGEST_S)
+        )
 
     def put_back(self, caller: Hashable, n: int = 1) -> None:
         """Undo a `take` that came to nothing."""
         if caller in self._full_at:
             self._full_at[caller] -= n * self._per_unit
-
-    def left(self, caller: Hashable, now: float | None = None) -> int:
-        """Units that could be taken now."""
-        if now is None:
-            now = self._clock()
-        return int((self._span - max(self._full_at.get(caller, now) - now, 0.0)) * self.rate + 1e-6)
 
     def __len__(self) -> int:
         return len(self._full_at)

@@ -24,6 +24,7 @@ from bson import ObjectId
 from prometheus_client import Counter
 
 from ximler.core.actor import Actor
+from ximler.core.clock import from_ms
 from ximler.core.errors import Invalid, Unavailable, XimlerError
 from ximler.database import Database
 from ximler.metering import alerts, ledger, quotas, receipts
@@ -56,7 +57,11 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 
     limit: int | None
     remaining: int | None
-    resets_at: datetime
+    resets_ms: int  # since 1970
+
+    @property
+    def resets_at(self) -> datetime:
+        return from_ms(self.resets_ms)
 
 
 class Meter:
@@ -120,8 +125,8 @@ class Meter:
         tally.take(units, actor.api_key_id, route)
         free = tally.free  # as `_allowance`; a call less is worth a tenth
         if free is None:
-            return Allowance(None, None, tally.period_end)
-        return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end)
+            return Allowance(None, None, tally.period_end_ms)
+        return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end_ms)
 
     async def _consume_once(self, actor: Actor, resource: str, units: int, route: str | None, key: str) -> Allowance:
         """Hold the units while the key is remembered, and count them if nobody has remembered it before.
@@ -429,8 +434,8 @@ class Meter:
 
 def _allowance(tally: Tally) -> Allowance:
     if tally.free is None:
-        return Allowance(None, None, tally.period_end)
-    return Allowance(tally.limit, tally.left + max(0, tally.free), tally.period_end)
+        return Allowance(None, None, tally.period_end_ms)
+    return Allowance(tally.limit, tally.left + max(0, tally.free), tally.period_end_ms)
 
 
 def _is_open(tally: Tally) -> bool:
