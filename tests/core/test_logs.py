@@ -1,5 +1,9 @@
 """Logs show what clients sent without doing what it says."""
 
+import json
+import subprocess
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,3 +23,25 @@ def test_long_texts_are_cut() -> None:
 def test_whatever_comes_is_one_printable_line(text: str) -> None:
     assert printable(text).isprintable()
     printable(text).encode()
+
+
+LOGS = """
+import structlog
+from bson import ObjectId
+from ximler.core import logs
+from ximler.core.settings import Settings
+
+logs.configure(Settings(log_format="json"))
+oid = ObjectId("6b02cc3a1345f7068c5e95c5")
+for value in ("half \\ud800", 2**70, oid, ValueError("no"), {oid: 1, "a": [1, None, 0.5]}, "a\\nb\\x1b[2J"):
+    structlog.get_logger().error("seen", value=value)
+"""
+
+
+def test_whatever_is_logged_is_one_line_of_json() -> None:
+    said = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, check=True, timeout=60).stderr
+    lines = said.splitlines()
+    oid = "ObjectId('6b02cc3a1345f7068c5e95c5')"
+    shown = ["half \ud800", 2**70, oid, "ValueError('no')", {oid: 1, "a": [1, None, 0.5]}, "a\nb\x1b[2J"]
+    assert [json.loads(line)["value"] for line in lines] == shown
+    assert all(line.isprintable() for line in lines)

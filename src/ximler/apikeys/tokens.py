@@ -44,9 +44,9 @@ def is_well_formed(text: str) -> bool:
     )
 
 
-def hash_of(key: str) -> str:
+def hash_of(key: str | bytes) -> str:
     """What is stored of it. One round of SHA-256 is enough: there is nothing to guess in 160 random bits."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
 def _checksum(body: str) -> str:

@@ -82,7 +82,7 @@ class Verifier:
         known = self.known(key)
         return known if known is not None else await self._decide(key, address)
 
-    def known(self, key: str) -> Known | None:
+    def known(self, key: str | bytes) -> Known | None:
         """The key, if nothing needs to be decided: it was admitted a moment ago, from wherever, and nothing has changed."""
         # A hash is cheaper than the checksum, and most keys are known: they are not checked for typing errors again.
         known = self._cache.peek(tokens.hash_of(key))

@@ -1,8 +1,10 @@
 """Structured logs: one line an event, to standard error; JSON for machines, columns for a terminal."""
 
+import json
 import logging
 import sys
 
+import msgspec
 import structlog
 
 from ximler.core.settings import Settings
@@ -22,6 +24,17 @@ def _spell(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
+def _json(event: structlog.typing.EventDict, **_: object) -> str:
+    """In a third of the standard library's time, which does what is no proper JSON: half a character, a number of 65 bits."""
+    try:
+        return _encode(event).decode()
+    except (TypeError, ValueError, OverflowError):
+        return json.dumps(event, default=repr, skipkeys=True)
+
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
 def configure(settings: Settings) -> None:
     """Set up structlog and pass what libraries log (from warnings up) through it."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -38,7 +51,7 @@ def configure(settings: Settings) -> None:
     render: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [tracebacks, structlog.processors.JSONRenderer()]
+        else [tracebacks, structlog.processors.JSONRenderer(serializer=_json)]
     )
     structlog.configure(
         processors=[*shared, *render],

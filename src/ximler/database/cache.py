@@ -69,7 +69,7 @@ class Cache(Generic[K, V]):
         """What is known: the value, ABSENT, or None when it has to be asked for. No I/O."""
         if not self._feed.fresh:
             return None
-        found = self._present.get(key, None)
+        found = self._present.get(key)
         if found is not None:
             value: V = found[0]
             return value

@@ -71,7 +71,7 @@ class Authentication:
                 user_agent = value
         if authorization is None or not authorization.startswith(_BEARER_KEY):
             return None
-        known = self._keys.known(authorization[7:].decode("latin-1"))
+        known = self._keys.known(authorization[7:])
         if known is None:
             return None
         return _by_key(
