@@ -8,13 +8,18 @@ import sys
 import time
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 import structlog
 
 from ximler.accounts import credentials, registration, sessions
 from ximler.accounts.keyring import Keyring
 from ximler.app import _end
-from ximler.core.actor import Actor
+from ximler.audit import records
+from ximler.audit.keys import SealKeys, new_key
+from ximler.audit.sealing import Sealer
+from ximler.audit.verification import verify
+from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Forbidden, Invalid, NotFound, Unavailable
 from ximler.database import outbox
 from ximler.database.changes import Feed
@@ -22,7 +27,7 @@ from ximler.database.monitoring import round_trips
 from ximler.notifications.email import MailUnavailable
 from ximler.schema.job import OUTBOX
 from ximler.schema.session import SESSIONS
-from ximler.worker import Tools, Worker
+from ximler.worker import PRUNE, Tools, Worker
 
 PASSWORD = "correct horse battery"
 OTHER = "another long password"
@@ -338,3 +343,33 @@ async def test_without_a_database_the_worker_waits_instead_of_dying(database, wo
     await asyncio.sleep(0.2)
     assert not running.done()
     await _end(running)
+
+
+async def test_the_audit_log_is_pruned_daily_where_it_may_not_be_kept(database, settings, keyring, mailbox):
+    keys = SealKeys.parse(new_key())
+    for ago in (20, 5, 0):
+        database.clock.offset_ms = -ago * 24 * 3_600_000
+        await records.write(database, SYSTEM, "a.thing.done", resource="things")
+        await Sealer(database, keys).seal()
+    kept = msgspec.structs.replace(settings, audit_retention_days=10)
+    tools = Tools(database=database, settings=kept, keyring=keyring, mailer=mailbox, seal_keys=keys)
+    workers = [asyncio.ensure_future(Worker(tools).run()) for _ in range(2)]
+    try:
+        async with asyncio.timeout(20):
+            while await database.audit_logs.count({"action": "a.thing.done"}) != 2:  # noqa: ASYNC110 (nothing tells)
+                await asyncio.sleep(0.05)
+    finally:
+        await asyncio.gather(*map(_end, workers))
+    jobs = await database[OUTBOX].find({"kind": PRUNE})
+    assert len(jobs) == 1
+    await verify(database, keys)
+
+
+async def test_pruning_without_the_key_is_tried_again_where_it_is(database, settings, keyring, mailbox):
+    await outbox.enqueue(database, PRUNE, {})
+    kept = msgspec.structs.replace(settings, audit_retention_days=10)
+    tools = Tools(database=database, settings=kept, keyring=keyring, mailer=mailbox)
+    assert await Worker(tools).run_due() == 1
+    (job,) = await database[OUTBOX].find({"kind": PRUNE})
+    assert job.status == "PENDING"
+    assert "XIMLER_AUDIT_KEY" in job.last_error

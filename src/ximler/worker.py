@@ -1,5 +1,5 @@
 """The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due; beside
-it the sealer of the audit log.
+it the sealer of the audit log, and what is to be done daily.
 
 Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within
 milliseconds; looking every few seconds catches what it missed.
@@ -8,6 +8,7 @@ milliseconds; looking every few seconds catches what it missed.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 
 import msgspec
 import structlog
@@ -15,8 +16,10 @@ from prometheus_client import Counter, Histogram
 
 from ximler.accounts import closing, credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
+from ximler.audit import pruning
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import Sealer
+from ximler.core.actor import SYSTEM
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
@@ -31,6 +34,8 @@ __all__ = ["HANDLERS", "Tools", "Worker"]
 
 _log = structlog.get_logger("ximler.worker")
 _LOOK_EVERY_S = 5.0
+_DAILY_LOOK_S = 3600.0
+PRUNE = "audit.prune"
 
 DONE = Counter("ximler_jobs_total", "Jobs, by what became of them.", ("kind", "outcome"))
 SECONDS = Histogram("ximler_job_seconds", "Time a job took.", ("kind",), buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60))
@@ -109,6 +114,19 @@ async def _tell_usage(tools: Tools, job: Job) -> None:
     )
 
 
+async def _prune(tools: Tools, job: Job) -> None:  # noqa: ARG001 (a handler's signature)
+    database, days = tools.database, tools.settings.audit_retention_days
+    if days is None:
+        return  # not any more
+    if tools.seal_keys is None:
+        raise Unavailable(
+            "Pruning the audit log takes the key that seals it: set XIMLER_AUDIT_KEY where the worker runs"
+        )
+    before = database.clock.now() - timedelta(days=days)
+    count = await pruning.prune(database, tools.seal_keys, SYSTEM, before=before)
+    _log.info("audit log pruned", entries=count, before=before.isoformat())
+
+
 HANDLERS: Mapping[str, Handler] = {
     registration.SEND_LINK: _send_confirmation,
     credentials.SEND_RESET: _send_reset,
@@ -119,6 +137,7 @@ HANDLERS: Mapping[str, Handler] = {
     email_change.SEND_LINK: _send_email_change,
     notices.SEND: _send_notice,
     alerts.ALERT: _tell_usage,
+    PRUNE: _prune,
 }
 
 
@@ -144,8 +163,18 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             if self._tools.seal_keys is not None:
                 tasks.create_task(Sealer(self._tools.database, self._tools.seal_keys).run())
+            if self._tools.settings.audit_retention_days is not None:
+                tasks.create_task(self._daily())
             for _ in range(self._at_once):
                 tasks.create_task(self._work())
+
+    async def _daily(self) -> None:
+        """Ask for what is done once a day, by whichever worker is first."""
+        database = self._tools.database
+        while True:
+            with contextlib.suppress(Unavailable):
+                await outbox.enqueue(database, PRUNE, {}, dedupe_key=f"{PRUNE}:{database.clock.now():%Y-%m-%d}")
+            await asyncio.sleep(_DAILY_LOOK_S)
 
     async def run_due(self) -> int:
         """Run everything that is due now, one after the other; returns how many jobs. For commands and tests."""

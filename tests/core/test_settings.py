@@ -47,6 +47,7 @@ GIVEN = {
     "environment": ("production", "production"),
     "secret_key": (KEY, KEY),
     "audit_key": ("0" * 43, "0" * 43),
+    "audit_retention_days": ("400", 400),
     "audit_mongodb_uri": ("mongodb://db.example/shop", "mongodb://db.example/shop"),
     "smtp_url": ("smtp://mail.example:587", "smtp://mail.example:587"),
     "mail_from": ("Shop <hello@shop.example>", "Shop <hello@shop.example>"),

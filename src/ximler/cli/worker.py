@@ -40,7 +40,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
                     settings=settings,
                     keyring=keyring,
                     mailer=mailer(settings),
-                    seal_keys=None if once else keys.find(settings),
+                    seal_keys=keys.find(settings),
                 )
                 if once:
                     click.echo(f"{await Worker(tools).run_due()} jobs run")

@@ -137,6 +137,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Keep it apart from the database."
         ),
     ] = None
+    audit_retention_days: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Sealed entries of the audit log that are older are removed, daily. Unset: they are kept."),
+    ] = None
     audit_mongodb_uri: Annotated[
         str | None,
         Meta(
