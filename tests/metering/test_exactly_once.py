@@ -81,7 +81,7 @@ async def test_two_processes_record_overlapping_events_and_one_is_killed_again_a
     expected = sum(amount(n) for n in range(count))
     rows = await database.usage.find({"userId": {"$in": USERS}})
     assert sum(row.amount for row in rows) == expected
-    assert sum(sum(row.metadata["sources"].values()) for row in rows) == expected
+    assert sum(sum(row.metadata["recorded"]["sources"].values()) for row in rows) == expected
     assert len({(row.user_id, row.period_start) for row in rows}) == len(rows)
     quotas = await database[QUOTAS].find({"userId": {"$in": USERS}})
     months = {quota.period_start: quota.period_end for quota in quotas}

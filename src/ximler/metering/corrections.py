@@ -12,9 +12,10 @@ from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.database import Database
-from ximler.metering import gauges, ledger
+from ximler.metering import gauges, ledger, recorded
 from ximler.schema.document import Number
 from ximler.schema.quota import QUOTAS, Quota
+from ximler.schema.usage import Usage
 
 __all__ = ["Drift", "forgive", "rebuild", "rebuild_all"]
 
@@ -100,25 +101,30 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
         quota = await transaction[QUOTAS].find_one({"_id": quota_id})
         if quota is None:
             return []
-        rows, foreign = await _rows(transaction, quota)
-        hours = {key: max(int(quota.hours.get(key, 0)), rows.get(key, 0)) for key in {*quota.hours, *rows}}
+        rows = await _rows(transaction, quota)
+        hours = {
+            key: max(int(quota.hours.get(key, 0)), rows.leased.get(key, 0)) for key in {*quota.hours, *rows.leased}
+        }
         settled = sum(hours.values())
         right = {
             "settled": settled,
             "granted": settled + quota.forfeited + quota.open,
-            "foreign": quota.foreign if quota.superseded else foreign,
+            "foreign": quota.foreign if quota.superseded else rows.foreign,
         }
         drifts = [
             Drift(user_id=quota.user_id, of=quota.id, what=name, was=getattr(quota, name), now=value)
             for name, value in right.items()
             if getattr(quota, name) != value
         ]
-        behind = [key for key, units in hours.items() if rows.get(key, 0) < units]
-        if behind and not quota.leases:  # else it is on its way
-            was = sum(rows.values())
+        behind = [key for key, units in hours.items() if rows.leased.get(key, 0) < units]
+        if rows.short or (behind and not quota.leases):  # else what is behind is on its way
+            was = sum(rows.leased.values()) - rows.missing
             drifts.append(Drift(user_id=quota.user_id, of=quota.id, what="ledger", was=was, now=settled))
         if dry_run:
             return drifts
+        await transaction.usage.patch_each(
+            ({"_id": row, "userId": quota.user_id}, {"$set": {"amount": units}}) for row, units in rows.short.items()
+        )
         if behind:
             await ledger.write(transaction, [msgspec.structs.replace(quota, hours={key: hours[key] for key in behind})])
         if drifts:
@@ -130,25 +136,47 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
     return await database.transaction(write)
 
 
-async def _rows(transaction: Database, quota: Quota) -> tuple[dict[str, int], int]:
-    """What the ledger has of a quota's hours, and what others wrote into its period."""
-    rows: dict[str, int] = {}
-    foreign = 0
-    found = await transaction.usage.find(
+class _Rows(msgspec.Struct):
+    """What the ledger has of a quota's period."""
+
+    leased: dict[str, int] = {}  # by the quota's hours: what this quota leased
+    foreign: int = 0  # what others wrote, in rows of their own or on top of ours
+    short: dict[ObjectId, int] = {}  # rows whose amount is less than their parts: what it is to be
+    missing: int = 0  # in those
+
+
+async def _rows(transaction: Database, quota: Quota) -> _Rows:
+    found = _Rows()
+    day = ledger.day_of(quota.period_start)
+    for row in await transaction.usage.find(
         {
             "userId": quota.user_id,
             "resourceType": quota.resource,
             "periodStart": {"$gte": quota.period_start, "$lt": quota.period_end},
         }
-    )
-    for row in found:
-        source = row.metadata.get("source") if isinstance(row.metadata, dict) else None
-        if source == ledger.LEASED:
-            if row.metadata.get("quota") == quota.id:
-                rows[ledger.hour_key_of(row.period_start)] = _whole(row.amount)
-        elif source != ledger.RECORDED:
-            foreign += _whole(row.amount)
-    return rows, foreign
+    ):
+        amount, hour = _whole(row.amount), ledger.hour_key_of(row.period_start)
+        leased, events = _parts(row, quota, amount)
+        if day in leased:
+            found.leased[hour] = max(found.leased.get(hour, 0), leased[day])
+        ours = sum(leased.values()) + sum(events.values())
+        if amount < ours:
+            found.short[row.id] = ours
+            found.missing += ours - amount
+        else:
+            found.foreign += amount - ours
+    return found
+
+
+def _parts(row: Usage, quota: Quota, amount: int) -> tuple[dict[str, int], dict[str, int]]:
+    """What of a row was leased, and what was recorded, by the day on which the quota's period began."""
+    day = ledger.day_of(quota.period_start)
+    match row.metadata.get("source") if isinstance(row.metadata, dict) else None:  # of a row of before 0.1.0
+        case "leases":
+            return {day if row.metadata.get("quota") == quota.id else "": amount}, {}
+        case "events":
+            return {}, {day: amount}
+    return ledger.leased(row.metadata), recorded.by_period(row.metadata)
 
 
 def _whole(amount: Number) -> int:

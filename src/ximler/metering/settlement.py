@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -31,7 +31,7 @@ from ximler.metering import alerts, entitlements, periods, recorded
 from ximler.metering.recorded import Sums
 from ximler.schema.document import Document
 from ximler.schema.entitlement import ENTITLEMENTS
-from ximler.schema.quota import QUOTAS, quota_id
+from ximler.schema.quota import QUOTAS, period_start_of, quota_id
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
 
@@ -190,10 +190,23 @@ async def _write_down(database: Database, settlement: UsageSettlement) -> bool:
 
 async def _carry_out(database: Database, settlement: UsageSettlement, sums: Sums, thresholds: Sequence[int]) -> None:
     """Bring it into ledger and quotas. May be done again, by whomever: the batches are there until all has been done."""
-    await recorded.add(database, settlement.id, sums, number=settlement.number)
+    await recorded.add(database, settlement.id, sums, number=settlement.number, periods=_periods(settlement, sums))
     await _pay(database, settlement, thresholds)
     await database[USAGE_BATCHES].delete_many({"_id": {"$in": settlement.batches}})
     await _close(database, settlement)
+
+
+def _periods(settlement: UsageSettlement, sums: Sums) -> dict[tuple[ObjectId, int], datetime]:
+    """When the period began in which each user's hour counts: as it was written down, whatever has changed since.
+
+    All of a user's periods in one settlement have the same anchor, so the hour's is the latest that began before it.
+    """
+    starts: dict[ObjectId, list[datetime]] = {}
+    for quota, user in zip(settlement.quotas, settlement.users, strict=True):
+        starts.setdefault(user, []).append(period_start_of(quota))
+    return {
+        (user, hour): max(start for start in starts[user] if start <= from_ms(hour * _HOUR_MS)) for user, hour in sums
+    }
 
 
 async def _close(database: Database, settlement: UsageSettlement) -> None:
