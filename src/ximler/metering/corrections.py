@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -10,16 +11,18 @@ from bson import ObjectId
 
 from ximler.audit import records
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid, NotFound
+from ximler.core.errors import Conflict, Invalid, NotFound, Unavailable
 from ximler.database import Database
-from ximler.metering import gauges, ledger, recorded
+from ximler.metering import gauges, ledger, recorded, settlement
 from ximler.schema.document import Number
 from ximler.schema.quota import QUOTAS, Quota
-from ximler.schema.usage import Usage
+from ximler.schema.usage import ResourceType, Usage
 
 __all__ = ["Drift", "forgive", "rebuild", "rebuild_all"]
 
 _MAX_REASON = 500
+_ATTEMPTS = 20
+_LONGEST = timedelta(days=31)  # of a period
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +39,8 @@ async def rebuild(database: Database, actor: Actor, user_id: ObjectId, *, dry_ru
     """Make the user's quotas what the ledger says and their gauge what exists; returns every difference that there was.
 
     Rows of the ledger that other applications wrote count from then on. What is forfeited stays so: no row tells of it.
-    Operators only; a correction is audited. Raises Unauthenticated, Forbidden, NotFound.
+    A settlement of recorded events that is under way is carried out first. Operators only; a correction is audited.
+    Raises Unauthenticated, Forbidden, NotFound, and Unavailable where one settlement after the other is under way.
     """
     actor.require_operator()
     if await database.users.find_one({"_id": user_id}, deleted=True) is None:
@@ -101,6 +105,8 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
         quota = await transaction[QUOTAS].find_one({"_id": quota_id})
         if quota is None:
             return []
+        if await settlement.is_under_way(transaction, quota):
+            raise _UnderWay(quota.resource)
         rows = await _rows(transaction, quota)
         hours = {
             key: max(int(quota.hours.get(key, 0)), rows.leased.get(key, 0)) for key in {*quota.hours, *rows.leased}
@@ -109,6 +115,7 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
         right = {
             "settled": settled,
             "granted": settled + quota.forfeited + quota.open,
+            "ingested": rows.recorded,
             "foreign": quota.foreign if quota.superseded else rows.foreign,
         }
         drifts = [
@@ -133,13 +140,27 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             await _tell(transaction, actor, "quotas", quota.id, quota.user_id, drifts)
         return drifts
 
-    return await database.transaction(write)
+    for _ in range(_ATTEMPTS):
+        try:
+            return await database.transaction(write)
+        except _UnderWay as settling:
+            await settlement.finish(database, settling.resource)
+    raise Unavailable("Recorded events are settled without a pause: try again in a moment")
+
+
+class _UnderWay(Exception):
+    """A settlement that the quota or its rows may have, or not: neither can be told from the other."""
+
+    def __init__(self, resource: ResourceType) -> None:
+        super().__init__(resource)
+        self.resource = resource
 
 
 class _Rows(msgspec.Struct):
     """What the ledger has of a quota's period."""
 
     leased: dict[str, int] = {}  # by the quota's hours: what this quota leased
+    recorded: int = 0  # of events that count against this quota
     foreign: int = 0  # what others wrote, in rows of their own or on top of ours
     short: dict[ObjectId, int] = {}  # rows whose amount is less than their parts: what it is to be
     missing: int = 0  # in those
@@ -148,22 +169,20 @@ class _Rows(msgspec.Struct):
 async def _rows(transaction: Database, quota: Quota) -> _Rows:
     found = _Rows()
     day = ledger.day_of(quota.period_start)
-    for row in await transaction.usage.find(
-        {
-            "userId": quota.user_id,
-            "resourceType": quota.resource,
-            "periodStart": {"$gte": quota.period_start, "$lt": quota.period_end},
-        }
-    ):
+    # A period that ends earlier than it did, because the anniversary has moved, may have counted what is after its end.
+    end = max(quota.period_end, quota.period_start + _LONGEST)
+    where = {"userId": quota.user_id, "resourceType": quota.resource}
+    for row in await transaction.usage.find({**where, "periodStart": {"$gte": quota.period_start, "$lt": end}}):
         amount, hour = _whole(row.amount), ledger.hour_key_of(row.period_start)
         leased, events = _parts(row, quota, amount)
         if day in leased:
             found.leased[hour] = max(found.leased.get(hour, 0), leased[day])
+        found.recorded += events.get(day, 0)
         ours = sum(leased.values()) + sum(events.values())
         if amount < ours:
             found.short[row.id] = ours
             found.missing += ours - amount
-        else:
+        elif row.period_start < quota.period_end:
             found.foreign += amount - ours
     return found
 
@@ -175,7 +194,7 @@ def _parts(row: Usage, quota: Quota, amount: int) -> tuple[dict[str, int], dict[
         case "leases":
             return {day if row.metadata.get("quota") == quota.id else "": amount}, {}
         case "events":
-            return {}, {day: amount}
+            return {}, {day if row.period_start < quota.period_end else "": amount}
     return ledger.leased(row.metadata), recorded.by_period(row.metadata)
 
 

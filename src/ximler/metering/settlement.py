@@ -31,11 +31,11 @@ from ximler.metering import alerts, entitlements, periods, recorded
 from ximler.metering.recorded import Sums
 from ximler.schema.document import Document
 from ximler.schema.entitlement import ENTITLEMENTS
-from ximler.schema.quota import QUOTAS, period_start_of, quota_id
+from ximler.schema.quota import QUOTAS, Quota, period_start_of, quota_id
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
 
-__all__ = ["Settler", "settle"]
+__all__ = ["Settler", "finish", "is_under_way", "settle"]
 
 _MOST_ROWS = 20_000  # of one settlement
 _LOOK_EVERY_S = 2.0
@@ -106,6 +106,19 @@ async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRES
     return sum([await _settle(database, resource, thresholds, all_of_it=True) for resource in _RESOURCES])
 
 
+async def is_under_way(transaction: Database, quota: Quota) -> bool:
+    """Whether a settlement is written down that the quota, or its rows of the ledger, may not have yet, as the transaction
+    sees it. Where none is, they agree. One command."""
+    return await transaction[USAGE_SETTLEMENTS].count({"_id": quota.resource, "quotas": quota.id}) > 0
+
+
+async def finish(database: Database, resource: ResourceType, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
+    """Carry out the settlement that is under way, if there is one, whoever else is about to."""
+    latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource})
+    if latest is not None and latest.batches:
+        await _finish(database, latest, thresholds)
+
+
 async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int], *, all_of_it: bool) -> int:
     """Until nothing waits, or only until less than a full settlement does: what comes meanwhile is the next round's."""
     settled = 0
@@ -115,8 +128,7 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
             begun_at = latest.begun_at
             if not all_of_it and begun_at is not None and database.clock.now() - begun_at < _PATIENCE:
                 return settled  # it is being carried out
-            begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
-            await _carry_out(database, latest, _sums(begun), thresholds)
+            await _finish(database, latest, thresholds)
         batches = await _waiting(database, resource)
         if not batches:
             return settled
@@ -128,6 +140,11 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
         settled += len(batches)
         if not all_of_it and sum(len(batch.amounts) for batch in batches) < _MOST_ROWS:
             return settled
+
+
+async def _finish(database: Database, latest: UsageSettlement, thresholds: Sequence[int]) -> None:
+    begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
+    await _carry_out(database, latest, _sums(begun), thresholds)
 
 
 async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
@@ -241,15 +258,16 @@ def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dic
 
 
 async def _make(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
-    """Make those of the missing quotas whose period is now, not yet opened for leases; returns their ids.
+    """Make those of the missing quotas whose period is now or about to begin, not yet opened for leases; returns their ids.
 
     What came late for an earlier period without a quota is in the ledger alone.
     """
     now = database.clock.now()
+    moments = {max(now, period_start_of(quota)) for quota in missing}
     due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
     users = [user for quota, user in zip(settlement.quotas, settlement.users, strict=True) if quota in missing]
     resolved = await entitlements.resolve(database, users)
-    fresh = [entitlements.quota_of(entitlement, now, now=now) for entitlement in resolved.values()]
+    fresh = [entitlements.quota_of(entitlement, at, now=now) for entitlement in resolved.values() for at in moments]
     made = [quota for quota in fresh if quota.id in missing]
     additions = {quota.id: _addition(quota.id, due[quota.id], settlement.number) for quota in made}
     try:
