@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bson import ObjectId
@@ -13,8 +14,10 @@ from bench.setup import Setup
 from ximler.core.actor import Actor
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.metering import entitlements
+from ximler.metering import entitlements, ledger, periods, recorded
 from ximler.metering.meter import Meter
+from ximler.metering.series import series
+from ximler.schema.quota import Quota, quota_id
 from ximler.schema.user import User
 
 __all__ = ["run"]
@@ -63,8 +66,9 @@ async def run(setup: Setup) -> list[Table]:
                 await running
             await meter.close()
         exact = await _is_exact(database)
+        reading = await _month_to_date(database)
     samples[BUSY] = busy[1:]  # after the round that warms up
-    return [_table(samples, served, commands, exact=exact)]
+    return [_table(samples, served, commands, exact=exact), reading]
 
 
 async def _person(database: Database) -> Actor:
@@ -116,6 +120,59 @@ async def _is_exact(database: Database) -> bool:
     rows = await database.raw["usage"].find({}).to_list()
     settled = sum(quota["settled"] for quota in quotas)
     return all(q["granted"] == q["settled"] for q in quotas) and settled == sum(row["amount"] for row in rows)
+
+
+async def _month_to_date(database: Database) -> Table:
+    """By day, at the end of a month of 31 days, of somebody who used something by leases and by events in each hour of a year."""
+    actor = await _person(database)
+    user_id = actor.require_user()
+    end = datetime(2026, 9, 1, tzinfo=UTC)
+    last = int(end.timestamp()) // 3600
+    hours = range(last - 8760, last)
+    starts = {(user_id, hour): periods.around(1, ledger.start_of(hour))[0] for hour in hours}
+    for start in sorted({*starts.values()}):
+        of_period = {f"h{hour}": 2 for (_, hour), its in starts.items() if its == start}
+        quota = Quota(
+            id=quota_id(user_id, "apiCalls", start),
+            user_id=user_id,
+            resource="apiCalls",
+            period_start=start,
+            period_end=periods.around(1, start)[1],
+            limit=-1,
+            hours=of_period,
+        )
+        await ledger.write(database, [quota])
+    sums = {place: {"events": 1} for place in starts}
+    await recorded.add(database, "apiCalls", sums, number=1, periods=starts)
+    since = end - timedelta(days=31)
+    taken = []
+    for _ in range(20):
+        began = time.perf_counter()
+        with round_trips() as trips:
+            points = await series(database, actor, "apiCalls", since=since, until=end, by="DAY")
+        taken.append(time.perf_counter() - began)
+    assert [point.amount for point in points] == [72] * 31
+    where = {"userId": user_id, "resourceType": "apiCalls", "periodStart": {"$gte": since, "$lt": end}}
+    explained = await database.raw.command(
+        "explain",
+        {"aggregate": "usage", "pipeline": [{"$match": where}], "cursor": {}},
+        verbosity="executionStats",
+    )
+    return Table(
+        title="metering: a month to date by day, of a year of hours with leased and recorded calls",
+        figures=[
+            Figure(what="month to date by day: round trips", value=len(trips), unit="", most=2),
+            Figure(
+                what="month to date by day: keys examined",
+                value=explained["executionStats"]["totalKeysExamined"],
+                unit="",
+                most=800,
+            ),
+        ],
+        columns=("", "ms", "spread"),
+        rows=[("usageSeries(by: DAY)", f"{sorted(taken)[10] * 1000:.1f}", spread(taken))],
+        samples={"month to date": taken},
+    )
 
 
 def _table(samples: dict[str, list[float]], served: int, commands: int, *, exact: bool) -> Table:

@@ -46,8 +46,8 @@ async def test_a_program_records_as_lines_or_as_an_array(key: Client, database: 
         {"line": 8, "status": "INVALID", "reason": "at: Invalid RFC3339 encoded datetime"}
     ]
     await settlement.settle(database)
-    [row] = await database.usage.find({"metadata.source": "events"})
-    assert row.amount == 7
+    [row] = await database.usage.find({"metadata.recorded.through": {"$exists": True}})
+    assert sum(row.metadata["recorded"]["periods"].values()) == 7
 
 
 async def test_a_stream_may_be_longer_than_any_other_body(key: Client, database: Database) -> None:

@@ -1,15 +1,19 @@
 """What an operator can put right, and that there is nothing to put right unless somebody interfered."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from bson import Int64, ObjectId
+from tests.metering.conftest import Subscribe
+from tests.metering.test_events import event
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound
 from ximler.database import Database
-from ximler.metering import corrections
+from ximler.metering import corrections, entitlements, periods, settlement
+from ximler.metering.events import record
 from ximler.metering.meter import Meter
 from ximler.projects import projects
 from ximler.schema.quota import QUOTAS
@@ -165,3 +169,122 @@ async def test_only_operators_correct(database: Database, person: Actor) -> None
         await corrections.forgive(database, person, person.user_id, reason="please")
     with pytest.raises(NotFound):
         await corrections.rebuild(database, OPERATOR, ObjectId())
+
+
+# Recorded events
+
+
+async def recorded(database: Database, person: Actor, count: int) -> None:
+    await record(database, OPERATOR, [event(database, person, id=str(n), amount=2) for n in range(count)])
+
+
+async def test_what_was_recorded_is_made_what_the_ledger_says(database: Database, person: Actor) -> None:
+    await used(database, person, 7)
+    await recorded(database, person, 5)
+    await settlement.settle(database)
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+    await database.raw["quotas"].update_one({}, {"$set": {"ingested": 990}})
+    looked = await corrections.rebuild(database, OPERATOR, person.user_id, dry_run=True)
+    assert shown(looked) == {("ingested", 990, 10)}
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == looked
+    assert await remaining(database, person) == 1000 - 7 - 10
+    await record(database, OPERATOR, [event(database, person, id="late", amount=3)])
+    await settlement.settle(database)
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+    assert await remaining(database, person) == 1000 - 7 - 13
+
+
+async def test_events_of_a_moved_anniversary_stay_with_the_quota_that_they_counted_in(
+    database: Database, person: Actor, subscribe: Subscribe
+) -> None:
+    await recorded(database, person, 5)
+    await settlement.settle(database)
+    await subscribe(person, "pro", start_date=database.clock.now() - timedelta(days=1))
+    await entitlements.heal(database, [person.user_id])
+    await record(database, OPERATOR, [event(database, person, id="after", amount=9)])
+    await settlement.settle(database)
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+    quotas = await database.raw["quotas"].find({"userId": person.user_id}).to_list()
+    assert sum(quota["ingested"] for quota in quotas) == 19
+    assert sum(row["amount"] for row in await database.raw["usage"].find({}).to_list()) == 19
+
+
+async def test_events_of_the_next_minutes_count_in_the_period_that_begins_with_them(
+    database: Database, person: Actor
+) -> None:
+    now = database.clock.now()
+    _, following = periods.around(1, now)
+    database.clock.offset_ms = int((following - now).total_seconds() * 1000) - 60_000
+    await record(database, OPERATOR, [event(database, person, at=following + timedelta(minutes=1), amount=9)])
+    await settlement.settle(database)
+    database.clock.offset_ms += 120_000
+    quota = await used(database, person, 1)
+    assert (quota["ingested"], quota["settled"], quota["opened"]) == (9, 1, True)
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+
+
+@pytest.mark.parametrize("step", ["recorded.add", "settlement._pay", "settlement._close"])
+async def test_a_settlement_that_is_under_way_is_neither_drift_nor_lost(
+    step: str, database: Database, person: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger, or the quota, has what the other has not."""
+
+    class Died(Exception):
+        pass
+
+    async def die(*args: Any, **kwargs: Any) -> Any:
+        raise Died
+
+    await recorded(database, person, 5)
+    await settlement.settle(database)
+    await record(database, OPERATOR, [event(database, person, id="b", amount=7)])
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ximler.metering.{step}", die)
+        with pytest.raises(Died):
+            await settlement.settle(database)
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+    assert (await stored(database, person))["ingested"] == 17
+    await settlement.settle(database)
+    assert (await stored(database, person))["ingested"] == 17
+
+
+async def test_rebuilding_while_events_are_recorded_and_settled_finds_nothing_and_breaks_nothing(
+    database: Database, person: Actor
+) -> None:
+    busy = True
+    total = 0
+
+    async def record_on() -> None:
+        nonlocal total
+        while busy:
+            await record(database, OPERATOR, [event(database, person, id=f"e{total}", amount=1)])
+            total += 1
+
+    async def settle_on() -> None:
+        while busy:
+            await settlement.settle(database)
+
+    working = [asyncio.create_task(work) for work in (record_on(), settle_on(), settle_on())]
+    try:
+        for _ in range(25):
+            assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+            assert not any(task.done() for task in working)
+    finally:
+        busy = False
+        await asyncio.gather(*working)
+    await settlement.settle(database)
+    assert total > 25
+    assert (await stored(database, person))["ingested"] == total
+    # And where there is something to correct.
+    await database.raw["quotas"].update_one({}, {"$inc": {"ingested": 5}})
+    busy = True
+    working = [asyncio.create_task(work) for work in (record_on(), settle_on(), settle_on())]
+    try:
+        await asyncio.sleep(0.1)
+        found = await corrections.rebuild(database, OPERATOR, person.user_id)
+        assert [(drift.what, drift.was - drift.now) for drift in found] == [("ingested", 5)]
+    finally:
+        busy = False
+        await asyncio.gather(*working)
+    await settlement.settle(database)
+    assert (await stored(database, person))["ingested"] == total

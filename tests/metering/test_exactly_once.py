@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tests.metering.ingester import USERS, amount
 
+from ximler.core.actor import SYSTEM
 from ximler.core.clock import to_ms
 from ximler.database import Database, connect, server, sync
-from ximler.metering import settlement
+from ximler.metering import corrections, settlement
 from ximler.schema.quota import QUOTAS
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS
 
@@ -81,7 +82,7 @@ async def test_two_processes_record_overlapping_events_and_one_is_killed_again_a
     expected = sum(amount(n) for n in range(count))
     rows = await database.usage.find({"userId": {"$in": USERS}})
     assert sum(row.amount for row in rows) == expected
-    assert sum(sum(row.metadata["sources"].values()) for row in rows) == expected
+    assert sum(sum(row.metadata["recorded"]["sources"].values()) for row in rows) == expected
     assert len({(row.user_id, row.period_start) for row in rows}) == len(rows)
     quotas = await database[QUOTAS].find({"userId": {"$in": USERS}})
     months = {quota.period_start: quota.period_end for quota in quotas}
@@ -90,3 +91,4 @@ async def test_two_processes_record_overlapping_events_and_one_is_killed_again_a
     assert await database.raw["usageevents"].count_documents({}) == count
     assert await database[USAGE_BATCHES].count({}) == 0
     assert (await database[USAGE_SETTLEMENTS].get({"_id": "apiCalls"})).quotas == []
+    assert [drifts async for drifts in corrections.rebuild_all(database, SYSTEM)] == [[]] * len(USERS)

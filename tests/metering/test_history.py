@@ -209,8 +209,13 @@ class History(RuleBasedStateMachine):
         for quota in await self.database[QUOTAS].find({"userId": self.user_id}):
             assert quota.leases == {}
             assert quota.settled <= self.served[quota.id] <= quota.settled + quota.forfeited + self.forgiven[quota.id]
-            rows = await self.database.raw["usage"].find({"metadata.quota": quota.id}).to_list()
-            assert sum(row["amount"] for row in rows) == quota.settled
+            day = f"{quota.period_start:%Y-%m-%d}"
+            rows = await self.database.raw["usage"].find({"userId": self.user_id}).to_list()
+            assert sum(row["metadata"]["leased"].get(day, {}).get("units", 0) for row in rows) == quota.settled
+        rows = await self.database.raw["usage"].find({"userId": self.user_id}).to_list()
+        for row in rows:
+            assert row["amount"] == sum(part["units"] for part in row["metadata"]["leased"].values())
+        assert len({row["periodStart"] for row in rows}) == len(rows)
         assert await corrections.rebuild(self.database, OPERATOR, self.user_id) == []
 
 

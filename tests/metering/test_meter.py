@@ -16,7 +16,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, LimitExceeded, Unauthenticated, Unavailable
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.metering import entitlements, ledger, quotas, receipts
+from ximler.metering import entitlements, quotas, receipts
 from ximler.metering.meter import Meter
 from ximler.schema.receipt import Receipt
 from ximler.schema.user import User
@@ -308,11 +308,12 @@ async def test_the_ledger_tells_keys_and_routes_apart_and_never_too_many(
     await meter.close()
     (row,) = await rows(database, person)
     assert row["amount"] == 201
-    assert row["metadata"]["source"] == ledger.LEASED
-    assert row["metadata"]["routes"] == {f"GET /v1%2E0/%24things/{n}": 68 if n == 0 else 66 for n in range(3)}
-    assert len(row["metadata"]["keys"]) == 33
-    assert row["metadata"]["keys"]["other"] == 68 * 2
-    assert sum(row["metadata"]["keys"].values()) == 200
+    (leased,) = row["metadata"]["leased"].values()
+    assert leased["units"] == 201
+    assert leased["routes"] == {f"GET /v1%2E0/%24things/{n}": 68 if n == 0 else 66 for n in range(3)}
+    assert len(leased["keys"]) == 33
+    assert leased["keys"]["other"] == 68 * 2
+    assert sum(leased["keys"].values()) == 200
 
 
 async def test_each_hour_has_its_own_row(database: Database, person: Actor, meter: Meter) -> None:

@@ -188,6 +188,7 @@ async def test_processes_whose_clocks_are_wrong_agree_on_when_a_period_ends(
     assert [(q["settled"], q["granted"], q["leases"]) for q in quotas] == [(1000, 1000, {})] * 2
     assert quotas[0]["periodEnd"] == quotas[1]["periodStart"] == end.replace(tzinfo=None)
     for quota in quotas:
-        rows = await database.raw["usage"].find({"metadata.quota": quota["_id"]}).to_list()
-        assert sum(row["amount"] for row in rows) == 1000
+        day = f"{quota['periodStart']:%Y-%m-%d}"
+        rows = await database.raw["usage"].find({f"metadata.leased.{day}": {"$exists": True}}).to_list()
+        assert sum(row["metadata"]["leased"][day]["units"] for row in rows) == 1000
         assert all(quota["periodStart"] <= row["periodStart"] < quota["periodEnd"] for row in rows)

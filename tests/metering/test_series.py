@@ -11,7 +11,9 @@ from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Forbidden, Invalid, NotFound, Unauthenticated
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
+from ximler.metering import ledger, periods, recorded
 from ximler.metering.series import Interval, series, top_consumers
+from ximler.schema.quota import Quota, quota_id
 
 HOUR = timedelta(hours=1)
 
@@ -29,24 +31,51 @@ def hourly(user_id: ObjectId | None, since: datetime, hours: int, amount: int = 
     ]
 
 
+@pytest.fixture
+async def year(database: Database, person: Actor) -> datetime:
+    """A year in each hour of which the person used 2 units by leases and 1 by events; returns its last hour's end."""
+    assert person.user_id is not None
+    end = datetime(2026, 9, 1, tzinfo=UTC)  # the most that a month to date can be
+    first = int(end.timestamp()) // 3600 - 8760
+    month, sums = datetime(2025, 9, 1, tzinfo=UTC), {}
+    while month < end:
+        start, following = periods.around(1, month)
+        hours = range(int(start.timestamp()) // 3600, int(following.timestamp()) // 3600)
+        leased = Quota(
+            id=quota_id(person.user_id, "apiCalls", start),
+            user_id=person.user_id,
+            resource="apiCalls",
+            period_start=start,
+            period_end=following,
+            limit=-1,
+            hours={f"h{hour}": 2 for hour in hours},
+        )
+        await ledger.write(database, [leased])
+        month = following
+        sums |= {(person.user_id, hour): {"events": 1} for hour in hours}
+    starts = {place: periods.around(1, ledger.start_of(place[1]))[0] for place in sums}
+    await recorded.add(database, "apiCalls", sums, number=1, periods=starts)
+    assert min(hour for _, hour in sums) == first
+    return end
+
+
 async def test_a_month_to_date_by_day_of_a_year_of_hours_is_one_round_trip_and_examines_that_months_hours(
-    database: Database, person: Actor
+    database: Database, person: Actor, year: datetime
 ) -> None:
-    now = datetime(2026, 8, 31, 23, tzinfo=UTC)  # the most that a month to date can be
-    await database.raw["usage"].insert_many(hourly(person.user_id, now - 8760 * HOUR, 8761))
-    await database.raw["usage"].insert_many(hourly(ObjectId(), now - 1000 * HOUR, 1001))
-    start = now.replace(day=1, hour=0)
+    """Whatever it was that counted in them."""
+    start = year - timedelta(days=31)
+    await database.raw["usage"].insert_many(hourly(ObjectId(), year - 1000 * HOUR, 1000))
     with round_trips() as trips:
-        points = await series(database, person, "apiCalls", since=start, until=now + HOUR, by="DAY")
+        points = await series(database, person, "apiCalls", since=start, until=year, by="DAY")
     assert len(trips) == 1
-    assert [point.amount for point in points] == [24] * 31
-    assert (points[0].start, points[-1].end) == (start, datetime(2026, 9, 1, tzinfo=UTC))
+    assert [point.amount for point in points] == [72] * 31
+    assert (points[0].start, points[-1].end) == (start, year)
     pipeline = [
         {
             "$match": {
                 "userId": person.user_id,
                 "resourceType": "apiCalls",
-                "periodStart": {"$gte": start, "$lt": now + HOUR},
+                "periodStart": {"$gte": start, "$lt": year},
             }
         }
     ]

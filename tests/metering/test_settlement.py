@@ -13,7 +13,7 @@ from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.metering import ledger, periods, recorded, settlement
+from ximler.metering import periods, recorded, settlement
 from ximler.metering.entitlements import open_quota
 from ximler.metering.events import Event, record
 from ximler.schema.quota import QUOTAS, Quota, quota_id
@@ -92,12 +92,12 @@ async def test_a_row_of_the_ledger_names_the_sources_up_to_a_bound(database: Dat
         await record(database, OPERATOR, part)
         await settlement.settle(database)
     [row] = await database.usage.find({"userId": person.user_id})
-    named = row.metadata["sources"]
+    named = row.metadata["recorded"]["sources"]
     assert len(named) == recorded.MAX_SOURCES + 1
     assert sum(named.values()) == row.amount == 32
     assert named[recorded.OTHER] == 16
     assert (named["https://a_example/_x"], named["unnamed"]) == (1, 1)
-    assert row.metadata["source"] == ledger.RECORDED
+    assert sum(row.metadata["recorded"]["periods"].values()) == 32
 
 
 async def test_many_users_and_hours_are_settled_with_a_handful_of_commands(database: Database) -> None:
@@ -161,7 +161,8 @@ async def test_a_settlement_whose_process_died_is_finished_once_by_the_next(
     [due] = await database[USAGE_SETTLEMENTS].find({})
     if before == "some rows":
         sums = settlement._sums(await database[USAGE_BATCHES].find({}))
-        await recorded.add(database, "apiCalls", dict([*sums.items()][:1]), number=due.number)
+        periods_of = settlement._periods(due, sums)
+        await recorded.add(database, "apiCalls", dict([*sums.items()][:1]), number=due.number, periods=periods_of)
     if before == "some quotas":
         await database[QUOTAS].patch_each([settlement._addition(due.quotas[0], due.amounts[0], due.number)])
     await record(database, OPERATOR, [event(database, person, id="b")])

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -10,15 +11,18 @@ from bson import ObjectId
 
 from ximler.audit import records
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid, NotFound
+from ximler.core.errors import Conflict, Invalid, NotFound, Unavailable
 from ximler.database import Database
-from ximler.metering import gauges, ledger
+from ximler.metering import gauges, ledger, recorded, settlement
 from ximler.schema.document import Number
 from ximler.schema.quota import QUOTAS, Quota
+from ximler.schema.usage import ResourceType, Usage
 
 __all__ = ["Drift", "forgive", "rebuild", "rebuild_all"]
 
 _MAX_REASON = 500
+_ATTEMPTS = 20
+_LONGEST = timedelta(days=31)  # of a period
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +39,8 @@ async def rebuild(database: Database, actor: Actor, user_id: ObjectId, *, dry_ru
     """Make the user's quotas what the ledger says and their gauge what exists; returns every difference that there was.
 
     Rows of the ledger that other applications wrote count from then on. What is forfeited stays so: no row tells of it.
-    Operators only; a correction is audited. Raises Unauthenticated, Forbidden, NotFound.
+    A settlement of recorded events that is under way is carried out first. Operators only; a correction is audited.
+    Raises Unauthenticated, Forbidden, NotFound, and Unavailable where one settlement after the other is under way.
     """
     actor.require_operator()
     if await database.users.find_one({"_id": user_id}, deleted=True) is None:
@@ -100,25 +105,33 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
         quota = await transaction[QUOTAS].find_one({"_id": quota_id})
         if quota is None:
             return []
-        rows, foreign = await _rows(transaction, quota)
-        hours = {key: max(int(quota.hours.get(key, 0)), rows.get(key, 0)) for key in {*quota.hours, *rows}}
+        if await settlement.is_under_way(transaction, quota):
+            raise _UnderWay(quota.resource)
+        rows = await _rows(transaction, quota)
+        hours = {
+            key: max(int(quota.hours.get(key, 0)), rows.leased.get(key, 0)) for key in {*quota.hours, *rows.leased}
+        }
         settled = sum(hours.values())
         right = {
             "settled": settled,
             "granted": settled + quota.forfeited + quota.open,
-            "foreign": quota.foreign if quota.superseded else foreign,
+            "ingested": rows.recorded,
+            "foreign": quota.foreign if quota.superseded else rows.foreign,
         }
         drifts = [
             Drift(user_id=quota.user_id, of=quota.id, what=name, was=getattr(quota, name), now=value)
             for name, value in right.items()
             if getattr(quota, name) != value
         ]
-        behind = [key for key, units in hours.items() if rows.get(key, 0) < units]
-        if behind and not quota.leases:  # else it is on its way
-            was = sum(rows.values())
+        behind = [key for key, units in hours.items() if rows.leased.get(key, 0) < units]
+        if rows.short or (behind and not quota.leases):  # else what is behind is on its way
+            was = sum(rows.leased.values()) - rows.missing
             drifts.append(Drift(user_id=quota.user_id, of=quota.id, what="ledger", was=was, now=settled))
         if dry_run:
             return drifts
+        await transaction.usage.patch_each(
+            ({"_id": row, "userId": quota.user_id}, {"$set": {"amount": units}}) for row, units in rows.short.items()
+        )
         if behind:
             await ledger.write(transaction, [msgspec.structs.replace(quota, hours={key: hours[key] for key in behind})])
         if drifts:
@@ -127,28 +140,62 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             await _tell(transaction, actor, "quotas", quota.id, quota.user_id, drifts)
         return drifts
 
-    return await database.transaction(write)
+    for _ in range(_ATTEMPTS):
+        try:
+            return await database.transaction(write)
+        except _UnderWay as settling:
+            await settlement.finish(database, settling.resource)
+    raise Unavailable("Recorded events are settled without a pause: try again in a moment")
 
 
-async def _rows(transaction: Database, quota: Quota) -> tuple[dict[str, int], int]:
-    """What the ledger has of a quota's hours, and what others wrote into its period."""
-    rows: dict[str, int] = {}
-    foreign = 0
-    found = await transaction.usage.find(
-        {
-            "userId": quota.user_id,
-            "resourceType": quota.resource,
-            "periodStart": {"$gte": quota.period_start, "$lt": quota.period_end},
-        }
-    )
-    for row in found:
-        source = row.metadata.get("source") if isinstance(row.metadata, dict) else None
-        if source == ledger.LEASED:
-            if row.metadata.get("quota") == quota.id:
-                rows[ledger.hour_key_of(row.period_start)] = _whole(row.amount)
-        elif source != ledger.RECORDED:
-            foreign += _whole(row.amount)
-    return rows, foreign
+class _UnderWay(Exception):
+    """A settlement that the quota or its rows may have, or not: neither can be told from the other."""
+
+    def __init__(self, resource: ResourceType) -> None:
+        super().__init__(resource)
+        self.resource = resource
+
+
+class _Rows(msgspec.Struct):
+    """What the ledger has of a quota's period."""
+
+    leased: dict[str, int] = {}  # by the quota's hours: what this quota leased
+    recorded: int = 0  # of events that count against this quota
+    foreign: int = 0  # what others wrote, in rows of their own or on top of ours
+    short: dict[ObjectId, int] = {}  # rows whose amount is less than their parts: what it is to be
+    missing: int = 0  # in those
+
+
+async def _rows(transaction: Database, quota: Quota) -> _Rows:
+    found = _Rows()
+    day = ledger.day_of(quota.period_start)
+    # A period that ends earlier than it did, because the anniversary has moved, may have counted what is after its end.
+    end = max(quota.period_end, quota.period_start + _LONGEST)
+    where = {"userId": quota.user_id, "resourceType": quota.resource}
+    for row in await transaction.usage.find({**where, "periodStart": {"$gte": quota.period_start, "$lt": end}}):
+        amount, hour = _whole(row.amount), ledger.hour_key_of(row.period_start)
+        leased, events = _parts(row, quota, amount)
+        if day in leased:
+            found.leased[hour] = max(found.leased.get(hour, 0), leased[day])
+        found.recorded += events.get(day, 0)
+        ours = sum(leased.values()) + sum(events.values())
+        if amount < ours:
+            found.short[row.id] = ours
+            found.missing += ours - amount
+        elif row.period_start < quota.period_end:
+            found.foreign += amount - ours
+    return found
+
+
+def _parts(row: Usage, quota: Quota, amount: int) -> tuple[dict[str, int], dict[str, int]]:
+    """What of a row was leased, and what was recorded, by the day on which the quota's period began."""
+    day = ledger.day_of(quota.period_start)
+    match row.metadata.get("source") if isinstance(row.metadata, dict) else None:  # of a row of before 0.1.0
+        case "leases":
+            return {day if row.metadata.get("quota") == quota.id else "": amount}, {}
+        case "events":
+            return {}, {day if row.period_start < quota.period_end else "": amount}
+    return ledger.leased(row.metadata), recorded.by_period(row.metadata)
 
 
 def _whole(amount: Number) -> int:

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -31,11 +31,11 @@ from ximler.metering import alerts, entitlements, periods, recorded
 from ximler.metering.recorded import Sums
 from ximler.schema.document import Document
 from ximler.schema.entitlement import ENTITLEMENTS
-from ximler.schema.quota import QUOTAS, quota_id
+from ximler.schema.quota import QUOTAS, Quota, period_start_of, quota_id
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
 
-__all__ = ["Settler", "settle"]
+__all__ = ["Settler", "finish", "is_under_way", "settle"]
 
 _MOST_ROWS = 20_000  # of one settlement
 _LOOK_EVERY_S = 2.0
@@ -106,6 +106,19 @@ async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRES
     return sum([await _settle(database, resource, thresholds, all_of_it=True) for resource in _RESOURCES])
 
 
+async def is_under_way(transaction: Database, quota: Quota) -> bool:
+    """Whether a settlement is written down that the quota, or its rows of the ledger, may not have yet, as the transaction
+    sees it. Where none is, they agree. One command."""
+    return await transaction[USAGE_SETTLEMENTS].count({"_id": quota.resource, "quotas": quota.id}) > 0
+
+
+async def finish(database: Database, resource: ResourceType, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
+    """Carry out the settlement that is under way, if there is one, whoever else is about to."""
+    latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource})
+    if latest is not None and latest.batches:
+        await _finish(database, latest, thresholds)
+
+
 async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int], *, all_of_it: bool) -> int:
     """Until nothing waits, or only until less than a full settlement does: what comes meanwhile is the next round's."""
     settled = 0
@@ -115,8 +128,7 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
             begun_at = latest.begun_at
             if not all_of_it and begun_at is not None and database.clock.now() - begun_at < _PATIENCE:
                 return settled  # it is being carried out
-            begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
-            await _carry_out(database, latest, _sums(begun), thresholds)
+            await _finish(database, latest, thresholds)
         batches = await _waiting(database, resource)
         if not batches:
             return settled
@@ -128,6 +140,11 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
         settled += len(batches)
         if not all_of_it and sum(len(batch.amounts) for batch in batches) < _MOST_ROWS:
             return settled
+
+
+async def _finish(database: Database, latest: UsageSettlement, thresholds: Sequence[int]) -> None:
+    begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
+    await _carry_out(database, latest, _sums(begun), thresholds)
 
 
 async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
@@ -190,10 +207,23 @@ async def _write_down(database: Database, settlement: UsageSettlement) -> bool:
 
 async def _carry_out(database: Database, settlement: UsageSettlement, sums: Sums, thresholds: Sequence[int]) -> None:
     """Bring it into ledger and quotas. May be done again, by whomever: the batches are there until all has been done."""
-    await recorded.add(database, settlement.id, sums, number=settlement.number)
+    await recorded.add(database, settlement.id, sums, number=settlement.number, periods=_periods(settlement, sums))
     await _pay(database, settlement, thresholds)
     await database[USAGE_BATCHES].delete_many({"_id": {"$in": settlement.batches}})
     await _close(database, settlement)
+
+
+def _periods(settlement: UsageSettlement, sums: Sums) -> dict[tuple[ObjectId, int], datetime]:
+    """When the period began in which each user's hour counts: as it was written down, whatever has changed since.
+
+    All of a user's periods in one settlement have the same anchor, so the hour's is the latest that began before it.
+    """
+    starts: dict[ObjectId, list[datetime]] = {}
+    for quota, user in zip(settlement.quotas, settlement.users, strict=True):
+        starts.setdefault(user, []).append(period_start_of(quota))
+    return {
+        (user, hour): max(start for start in starts[user] if start <= from_ms(hour * _HOUR_MS)) for user, hour in sums
+    }
 
 
 async def _close(database: Database, settlement: UsageSettlement) -> None:
@@ -228,15 +258,16 @@ def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dic
 
 
 async def _make(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
-    """Make those of the missing quotas whose period is now, not yet opened for leases; returns their ids.
+    """Make those of the missing quotas whose period is now or about to begin, not yet opened for leases; returns their ids.
 
     What came late for an earlier period without a quota is in the ledger alone.
     """
     now = database.clock.now()
+    moments = {max(now, period_start_of(quota)) for quota in missing}
     due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
     users = [user for quota, user in zip(settlement.quotas, settlement.users, strict=True) if quota in missing]
     resolved = await entitlements.resolve(database, users)
-    fresh = [entitlements.quota_of(entitlement, now, now=now) for entitlement in resolved.values()]
+    fresh = [entitlements.quota_of(entitlement, at, now=now) for entitlement in resolved.values() for at in moments]
     made = [quota for quota in fresh if quota.id in missing]
     additions = {quota.id: _addition(quota.id, due[quota.id], settlement.number) for quota in made}
     try:

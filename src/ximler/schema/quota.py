@@ -1,6 +1,6 @@
 """`quotas`: how much of a resource a user may use in one period, and who holds how much of it. Private to metering."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -11,7 +11,7 @@ from ximler.schema.document import AT_WRITE, Collection, Document, Mixed, ShardK
 from ximler.schema.plan import UNLIMITED
 from ximler.schema.usage import ResourceType
 
-__all__ = ["QUOTAS", "Lease", "Quota", "quota_id"]
+__all__ = ["QUOTAS", "Lease", "Quota", "period_start_of", "quota_id"]
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -96,6 +96,11 @@ class Quota(Document, kw_only=True):
 def quota_id(user_id: ObjectId, resource: ResourceType, period_start: datetime) -> str:
     """`507f1f77bcf86cd799439011:apiCalls:2026-01-31`: periods begin at midnight."""
     return f"{user_id}:{resource}:{period_start:%Y-%m-%d}"
+
+
+def period_start_of(quota_id: str) -> datetime:
+    """When the period of the quota with that id began."""
+    return datetime.strptime(quota_id[-10:], "%Y-%m-%d").replace(tzinfo=UTC)
 
 
 QUOTAS = Collection(
