@@ -26,6 +26,7 @@ from ximler.http.authentication import Authentication
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
+from ximler.metering import changed
 from ximler.metering.follower import Follower
 from ximler.metering.meter import Meter
 from ximler.metering.settlement import Settler
@@ -76,6 +77,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))
             settler = Settler(database, feed, thresholds=settings.usage_alerts)
             running.append(asyncio.ensure_future(settler.run()))
+            running.append(asyncio.ensure_future(changed.keep_settling(database)))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield

@@ -26,6 +26,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
         from ximler.audit import keys
         from ximler.database import sync
         from ximler.database.changes import Feed
+        from ximler.metering import changed
         from ximler.metering.follower import Follower
         from ximler.metering.settlement import Settler
         from ximler.notifications.email import mailer
@@ -48,7 +49,8 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
                 feed = Feed(database)
                 follower = Follower(database, feed)
                 settler = Settler(database, feed, thresholds=settings.usage_alerts)
-                running = asyncio.gather(feed.run(), follower.run(), settler.run(), Worker(tools, feed=feed).run())
+                parts = (feed, follower, settler, Worker(tools, feed=feed))
+                running = asyncio.gather(*(part.run() for part in parts), changed.keep_settling(database))
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, running.cancel)
                 click.echo("The worker is running. Ctrl-C stops it.", err=True)

@@ -370,14 +370,16 @@ class TypedCollection(Generic[D]):
         )
         return None if raw is None else self._codec.decode(raw)
 
-    async def recompute_each(self, changes: Iterable[tuple[Filter, Sequence[Mapping[str, Any]]]]) -> int:
-        """Each pipeline on the match of its own filter, which is made of filter and pipeline where there is none; in no
-        particular order, with one command; how many matched.
+    async def recompute_each(
+        self, changes: Iterable[tuple[Filter, Sequence[Mapping[str, Any]]]], *, upsert: bool = False
+    ) -> int:
+        """Each pipeline on the match of its own filter, in no particular order, with one command; how many matched.
 
-        As `recompute`: nothing of it is checked or stamped. As `patch_each`: what it does must be safe to be sent again.
+        As `recompute`: with `upsert` what is not there is made, and nothing is checked or stamped. As `patch_each`: what it
+        does must be safe to be sent again.
         """
         return await self._each(
-            [UpdateOne(self._where(where, False), list(stages), upsert=True) for where, stages in changes]
+            [UpdateOne(self._where(where, False), list(stages), upsert=upsert) for where, stages in changes]
         )
 
     async def soft_delete(self, where: Filter) -> bool:

@@ -1,6 +1,5 @@
 """What an operator puts right: quotas and gauges that are not what the ledger and the documents say, and forfeited units."""
 
-import contextlib
 import math
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -13,8 +12,10 @@ from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, Unavailable
 from ximler.database import Database
-from ximler.metering import gauges, ledger, recorded, settlement
+from ximler.metering import changed, gauges, ledger, recorded, settlement
+from ximler.metering.overview import WHOLE_AMOUNT
 from ximler.schema.document import Number
+from ximler.schema.gauge import Gauge
 from ximler.schema.quota import QUOTAS, Quota
 from ximler.schema.usage import ResourceType, Usage
 
@@ -29,7 +30,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """One number that was not what it should be."""
 
     user_id: ObjectId
-    of: str  # a quota's id, or "gauge"
+    of: str  # a quota's id, "gauge", or "ledger": what it has of a gauge
     what: str
     was: int
     now: int
@@ -101,12 +102,16 @@ async def forgive(database: Database, actor: Actor, user_id: ObjectId, *, reason
 
 
 async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: bool) -> list[Drift]:
+    resource: ResourceType = "apiCalls"
+
     async def write(transaction: Database) -> list[Drift]:
+        nonlocal resource
         quota = await transaction[QUOTAS].find_one({"_id": quota_id})
         if quota is None:
             return []
         if await settlement.is_under_way(transaction, quota):
-            raise _UnderWay(quota.resource)
+            resource = quota.resource
+            raise _UnderWay
         rows = await _rows(transaction, quota)
         hours = {
             key: max(int(quota.hours.get(key, 0)), rows.leased.get(key, 0)) for key in {*quota.hours, *rows.leased}
@@ -143,17 +148,13 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
     for _ in range(_ATTEMPTS):
         try:
             return await database.transaction(write)
-        except _UnderWay as settling:
-            await settlement.finish(database, settling.resource)
+        except _UnderWay:
+            await settlement.finish(database, resource)
     raise Unavailable("Recorded events are settled without a pause: try again in a moment")
 
 
 class _UnderWay(Exception):
-    """A settlement that the quota or its rows may have, or not: neither can be told from the other."""
-
-    def __init__(self, resource: ResourceType) -> None:
-        super().__init__(resource)
-        self.resource = resource
+    """Something is on its way into the ledger: it may be there, or not, so that nothing can be told from it."""
 
 
 class _Rows(msgspec.Struct):
@@ -208,18 +209,50 @@ async def _recount(database: Database, actor: Actor, user_id: ObjectId, *, dry_r
 
     async def write(transaction: Database) -> None:
         was, now = await gauges.recount(transaction, user_id)
+        if was.sent:
+            raise _UnderWay
+        told = await _told(transaction, was)
         drifts[:] = [
-            Drift(user_id=user_id, of="gauge", what=name, was=getattr(was, name), now=getattr(now, name))
+            Drift(user_id=user_id, of=of, what=name, was=getattr(said, name), now=getattr(now, name))
+            for of, said in (("gauge", was), ("ledger", told))
             for name in ("projects", "storage_bytes")
-            if getattr(was, name) != getattr(now, name)
+            if getattr(said, name) != getattr(now, name)
         ]
         if dry_run or not drifts:
             raise _NothingToDo
+        # By how much the gauge was wrong has been noted; by how much the ledger differed from it has not.
+        await gauges.note(
+            transaction,
+            user_id,
+            projects=was.projects - told.projects,
+            storage_bytes=was.storage_bytes - told.storage_bytes,
+        )
         await _tell(transaction, actor, "gauges", str(user_id), user_id, drifts)
 
-    with contextlib.suppress(_NothingToDo):
-        await database.transaction(write)
-    return drifts
+    for _ in range(_ATTEMPTS):
+        try:
+            await database.transaction(write)
+        except _NothingToDo:
+            return drifts
+        except _UnderWay:
+            await changed.settle(database, user_id=user_id)
+        else:
+            await changed.settle(database, user_id=user_id)
+            return drifts
+    raise Unavailable("The user's changes are brought into the ledger without a pause: try again in a moment")
+
+
+async def _told(transaction: Database, gauge: Gauge) -> Gauge:
+    """What the ledger says that the user has, when it has all that the gauge has noted."""
+    rows = await transaction.usage.aggregate(
+        [
+            {"$match": {"userId": gauge.id, "resourceType": {"$in": list(changed.RESOURCES)}}},
+            {"$group": {"_id": "$resourceType", "amount": {"$sum": WHOLE_AMOUNT}}},
+        ]
+    )
+    amounts = {row["_id"]: int(row["amount"]) for row in rows}
+    projects, storage = (amounts.get(name, 0) + changed.noted(gauge, name) for name in changed.RESOURCES)
+    return Gauge(id=gauge.id, projects=projects, storage_bytes=storage)
 
 
 class _NothingToDo(Exception):
@@ -229,8 +262,9 @@ class _NothingToDo(Exception):
 async def _tell(
     transaction: Database, actor: Actor, resource: str, resource_id: str, user_id: ObjectId, drifts: list[Drift]
 ) -> None:
-    before: dict[str, Any] = {drift.what: drift.was for drift in drifts}
-    after: dict[str, Any] = {drift.what: drift.now for drift in drifts}
+    names = [f"ledger {drift.what}" if drift.of == "ledger" else drift.what for drift in drifts]
+    before: dict[str, Any] = {name: drift.was for name, drift in zip(names, drifts, strict=True)}
+    after: dict[str, Any] = {name: drift.now for name, drift in zip(names, drifts, strict=True)}
     await records.write(
         transaction,
         actor,

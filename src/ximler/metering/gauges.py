@@ -2,6 +2,9 @@
 
 Invariant: a gauge never passes the limit it was reserved against. The limit is in the filter of one guarded update, so of any
 number of racing reservations exactly as many succeed as fit.
+
+The same update notes the change with its hour, which costs nothing; `metering.changed` brings it into the ledger later.
+Invariant: all that was ever noted adds up to the gauge.
 """
 
 from typing import Any
@@ -12,10 +15,11 @@ from ximler.core.errors import LimitExceeded
 from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.database.failures import DocumentExists
+from ximler.metering import ledger
 from ximler.metering.limits import Limits
 from ximler.schema.gauge import GAUGES, Gauge
 
-__all__ = ["GAUGE_STAGES", "STORAGE_SIZE", "QuotaExceeded", "gauge_from", "recount", "release", "reserve"]
+__all__ = ["GAUGE_STAGES", "STORAGE_SIZE", "QuotaExceeded", "gauge_from", "note", "recount", "release", "reserve"]
 
 # A project's `storageSize` as whole bytes, whatever kind of number another application wrote.
 STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
@@ -87,8 +91,7 @@ async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0
     each other by, the other would count what this one removes.
     """
     enough = {"_id": user_id, "projects": {"$gte": projects}, "storageBytes": {"$gte": storage_bytes}}
-    change = {"$inc": {"projects": -projects, "storageBytes": -storage_bytes}}
-    if not await transaction[GAUGES].patch(enough, change):
+    if not await transaction[GAUGES].patch(enough, _by(transaction, -projects, -storage_bytes)):
         await _change(transaction, user_id, {}, -projects, -storage_bytes)
         left = await _count(transaction, user_id)
         await _set(transaction, user_id, left.projects, left.storage_bytes)
@@ -103,6 +106,13 @@ async def recount(transaction: Database, user_id: ObjectId) -> tuple[Gauge, Gaug
     return was, now
 
 
+async def note(transaction: Database, user_id: ObjectId, *, projects: int, storage_bytes: int) -> None:
+    """Note a change that was not noted when it was made: the ledger will have it in this hour. One command."""
+    noted = _by(transaction, projects, storage_bytes)
+    del noted["$inc"]["projects"], noted["$inc"]["storageBytes"]
+    await transaction[GAUGES].patch({"_id": user_id}, noted)
+
+
 def gauge_from(row: dict[str, Any]) -> Gauge:
     """From a user's document that went through `GAUGE_STAGES`: what they have now."""
     found = row["gauge"] or row["counted"]
@@ -115,12 +125,33 @@ async def _change(
     """True when the gauge is new: it holds the change alone, and what exists must be counted."""
     if transaction.session is None:
         raise RuntimeError("a gauge changes in the transaction of the write that it is for")
-    change = {"$inc": {"projects": projects, "storageBytes": storage_bytes}}
+    change = _by(transaction, projects, storage_bytes)
     return await transaction[GAUGES].upsert({"_id": user_id, **guards}, change, fresh=Gauge(id=user_id))
 
 
+def _by(transaction: Database, projects: int, storage_bytes: int) -> dict[str, dict[str, Any]]:
+    """The update that changes the gauge, and notes it."""
+    now = transaction.clock.now()
+    hour = f"hours.{ledger.hour_key_of(now)}"
+    change: dict[str, dict[str, Any]] = {"$inc": {"projects": projects, "storageBytes": storage_bytes}}
+    if projects:
+        change["$inc"][f"{hour}.projects"] = projects
+    if storage_bytes:
+        change["$inc"][f"{hour}.storage"] = storage_bytes
+    if projects or storage_bytes:
+        change["$set"] = {"due": now}
+    return change
+
+
 async def _set(transaction: Database, user_id: ObjectId, projects: int, storage_bytes: int) -> None:
-    await transaction[GAUGES].patch({"_id": user_id}, {"$set": {"projects": projects, "storageBytes": storage_bytes}})
+    """Whatever it was before, note the difference."""
+    now = transaction.clock.now()
+    hour = f"hours.{ledger.hour_key_of(now)}"
+    values: dict[str, Any] = {"projects": projects, "storageBytes": storage_bytes, "due": now, "updatedAt": now}
+    for count, name in (("projects", f"{hour}.projects"), ("storageBytes", f"{hour}.storage")):
+        difference = {"$subtract": [values[count], {"$ifNull": [f"${count}", 0]}]}
+        values[name] = {"$add": [{"$ifNull": [f"${name}", 0]}, difference]}
+    await transaction[GAUGES].recompute_each([({"_id": user_id}, [{"$set": values}])])
 
 
 async def _count(database: Database, user_id: ObjectId) -> Gauge:

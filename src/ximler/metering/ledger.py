@@ -7,8 +7,8 @@ writes into rows of its own, counts as well:
 - `leased`, by the day on which the quota's period began: `units`, and some of them by `keys` and `routes`. Derived from the
   quota's hours by `write`: they only ever grow, so a row takes the larger of what it has and what it is told, whoever writes
   it, how often, or in which order.
-- others, as `recorded` (`metering.recorded`), are `add`ed in numbered steps, and a part remembers the number of the latest,
-  `through` which it has them. So a step that is taken again, in part or whole, counts once.
+- `recorded` (`metering.recorded`) and `changed` (`metering.changed`) are `add`ed to in numbered steps, and a part remembers
+  the number of the latest, `through` which it has them. So a step that is taken again, in part or whole, counts once.
 
 Invariant: an hour of which the ledger does not have all that was leased belongs to a quota with an open lease (a lease ends
 only after its hours are written), so whoever forfeits the lease writes them.
@@ -30,7 +30,7 @@ from ximler.schema.usage import ResourceType, Usage
 
 __all__ = ["Addition", "Part", "add", "day_of", "hour_key_of", "leased", "row_id", "start_of", "write"]
 
-Part = Literal["recorded"]
+Part = Literal["recorded", "changed"]
 _HOUR = timedelta(hours=1)
 _HOUR_MS = 3_600_000
 
@@ -52,9 +52,9 @@ async def write(database: Database, quotas: Iterable[Quota]) -> int:
     changes = [_leased(quota, key, now) for quota in quotas for key in quota.hours]
     if changes:
         try:
-            await database.usage.recompute_each(changes)
+            await database.usage.recompute_each(changes, upsert=True)
         except DocumentExists:  # somebody began a row at the same moment: now it is there to be found
-            await database.usage.recompute_each(changes)
+            await database.usage.recompute_each(changes, upsert=True)
     return len(changes)
 
 

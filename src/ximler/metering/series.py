@@ -1,11 +1,12 @@
 """Usage over time, from the ledger: by hour, day or month in UTC, and who used most.
 
-What was served is in the ledger within a second of it. Of projects and storage the ledger has what was added and removed, so
-their series are changes, not levels.
+What was served is in the ledger within a second of it, and what was added or removed of projects and storage within two. Of
+these a series has both: the changes, which add up over any time as calls do, and the level that they led to, which is what one
+draws. The ledger begins where Ximler first counted a user's projects: what was there before is a change of that hour.
 """
 
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -25,14 +26,17 @@ MAX_POINTS = 1000
 _MOST_MONTHS = 120
 _MOST_DAYS_OF_ALL = 31  # of everybody's ledger
 _MOST_CONSUMERS = 100
+_BEFORE = datetime(1, 1, 1, tzinfo=UTC)  # stands for everything before the first point
 
 
 class Point(msgspec.Struct, frozen=True):
-    """What was used from `start` to just before `end`."""
+    """What was used from `start` to just before `end`; of projects and storage what was added, less what was removed, and
+    the `level` at the end: how many there were then. API calls have no level."""
 
     start: datetime
     end: datetime
     amount: int
+    level: int | None = None
 
 
 class Consumer(msgspec.Struct, frozen=True):
@@ -53,7 +57,8 @@ async def series(
     """The actor's own usage, or, for operators, anybody's, with a point for every hour, day or month that begins before
     `until` and ends after `since`; those without use have 0.
 
-    One round trip, which examines the hours asked for. Raises Invalid for more than `MAX_POINTS` points, NotFound.
+    One round trip, which examines the hours asked for, and of projects and storage all before them that knew a change. Raises
+    Invalid for more than `MAX_POINTS` points, NotFound.
     """
     if actor.kind not in ("operator", "system"):
         actor.require_user()
@@ -61,25 +66,28 @@ async def series(
             raise NotFound("No such user")
     own = user_id or actor.require_user()
     edges = _edges(since, until, by)
+    is_gauge = resource != "apiCalls"
+    start: dict[str, Any] = {"$dateTrunc": {"date": "$periodStart", "unit": by.lower()}}
+    if is_gauge:
+        start = {"$cond": [{"$lt": ["$periodStart", edges[0]]}, _BEFORE, start]}
     rows = await database.usage.aggregate(
         [
             {
                 "$match": {
                     "userId": own,
                     "resourceType": resource,
-                    "periodStart": {"$gte": edges[0], "$lt": edges[-1]},
+                    "periodStart": {"$lt": edges[-1]} if is_gauge else {"$gte": edges[0], "$lt": edges[-1]},
                 }
             },
-            {
-                "$group": {
-                    "_id": {"$dateTrunc": {"date": "$periodStart", "unit": by.lower()}},
-                    "amount": {"$sum": WHOLE_AMOUNT},
-                }
-            },
+            {"$group": {"_id": start, "amount": {"$sum": WHOLE_AMOUNT}}},
         ]
     )
     amounts: dict[datetime, int] = {row["_id"].replace(tzinfo=UTC): row["amount"] for row in rows}
-    return [Point(start, end, amounts.get(start, 0)) for start, end in pairwise(edges)]
+    points = [Point(start, end, amounts.get(start, 0)) for start, end in pairwise(edges)]
+    if not is_gauge:
+        return points
+    levels = accumulate((point.amount for point in points), initial=amounts.get(_BEFORE, 0))
+    return [Point(p.start, p.end, p.amount, level) for p, level in zip(points, islice(levels, 1, None), strict=True)]
 
 
 async def top_consumers(

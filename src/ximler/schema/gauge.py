@@ -1,21 +1,31 @@
 """`gauges`: how much of what exists a user has now. Private to metering."""
 
 from datetime import datetime
+from typing import Any
 
 from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, ShardKey
+from ximler.schema.document import AT_WRITE, Collection, Document, Mixed, ShardKey, ascending
 
 __all__ = ["GAUGES", "Gauge"]
 
 
 class Gauge(Document, kw_only=True):
-    """Projects and bytes in one document, so that one guarded update reserves both. The limits are the plan's."""
+    """Projects and bytes in one document, so that one guarded update reserves both. The limits are the plan's.
+
+    `hours` (`h` and the hours since 1970 → `projects` and `storage`, signed) are changes that the ledger does not have yet, and
+    `sent` those that are on their way into it, under `number` (see metering.changed). Whatever changes the counts changes
+    `hours` by as much.
+    """
 
     id: ObjectId = field(name="_id")  # the user's
     projects: int = 0
     storage_bytes: int = 0
+    hours: Mixed = field(default_factory=dict[str, Any])
+    sent: Mixed = field(default_factory=dict[str, Any])
+    number: int = 0
+    due: datetime | None = None  # when it was last changed; None: the ledger has everything
     created_at: datetime = AT_WRITE
     updated_at: datetime = AT_WRITE
 
@@ -25,6 +35,7 @@ GAUGES = Collection(
     document=Gauge,
     purpose="How many projects and bytes a user has now.",
     owner="metering",
+    indexes=(ascending("due", ours=True, why="gauges whose changes the ledger does not have yet"),),
     shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
     private=True,
 )
