@@ -1,8 +1,12 @@
 """What each user may use follows whatever changes it, ours or another application's, and an operator's word goes first."""
 
 import asyncio
+import contextlib
 import itertools
+import sys
+import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +24,11 @@ from ximler.metering.follower import Follower
 from ximler.metering.limits import Limits, limits_of
 from ximler.projects import projects
 from ximler.schema.quota import Quota
+from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
 
 OPERATOR = Actor(kind="operator", via="cli")
+HAMMER = str(Path(__file__).parent / "hammer.py")
 
 
 async def stored(database: Database, actor: Actor) -> dict[str, Any] | None:
@@ -279,3 +285,76 @@ async def test_everybody_on_a_plan_is_healed_with_few_commands(database: Databas
     assert len(trips) < 10
     limits = [quota["limit"] async for quota in database.raw["quotas"].find({}).sort("limit", 1)]
     assert limits == [7] * 19 + [9]
+
+
+@pytest.mark.parametrize("others", [3000, pytest.param(20_000, marks=pytest.mark.soak)])
+async def test_a_plans_new_limit_holds_within_a_second_however_many_are_on_it(
+    database: Database, mongodb_uri: str, subscribe: Subscribe, others: int
+) -> None:
+    await database.raw["plans"].update_one({"id": "enterprise"}, {"$set": {"limits.apiCalls": 10**9}})
+    await everybody(database, others)
+    busy = [
+        (await database.users.insert(User(name="n", email=f"busy{n}@example.com", password="-"))).id for n in range(2)
+    ]
+    for user_id in busy:
+        await subscribe(Actor(kind="user", user_id=user_id), "enterprise")
+    feed = Feed(database)
+    running = [asyncio.create_task(part.run()) for part in (feed, Follower(database, feed))]
+    await feed.caught_up()
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, HAMMER, mongodb_uri, database.name, str(user_id), "4", "1.5", "30", "0", "0",
+            stdout=asyncio.subprocess.PIPE,
+        )
+        for user_id in busy
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            await process.stdout.readexactly(1000)
+        changed_at = time.monotonic()
+        await database.raw["plans"].update_one({"id": "enterprise"}, {"$set": {"limits.apiCalls": 1}})
+        reading = [asyncio.create_task(latest_call(process)) for process in processes]
+        while await database.raw["quotas"].count_documents({"limit": {"$ne": 1}}):  # noqa: ASYNC110 (it is asked, nothing tells)
+            await asyncio.sleep(0.02)
+        everywhere = time.monotonic() - changed_at
+        served = [at - changed_at for at in await asyncio.gather(*reading)]
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        await end(*running)
+    assert max(served) < 1, (served, everywhere)
+    assert everywhere < 1
+
+
+async def latest_call(process: asyncio.subprocess.Process) -> float:
+    """When the process served its last one."""
+    assert process.stdout is not None
+    latest = time.monotonic()
+    while await process.stdout.read(1 << 16):
+        latest = time.monotonic()
+    return latest
+
+
+async def everybody(database: Database, count: int) -> None:
+    """So many users with quotas of their own, as `open_quota` leaves them."""
+    now = database.clock.now()
+    user = await database.users.insert(User(name="n", email="first@example.com", password="-"))
+    subscription = Subscription(user_id=user.id, plan_id="enterprise", status="ACTIVE", start_date=now, price=0)
+    await database.subscriptions.insert(subscription)
+    await entitlements.open_quota(database, user.id, now)
+    ids = [ObjectId() for _ in range(count)]
+    for name, key in (("users", "_id"), ("subscriptions", "userId"), ("entitlements", "_id"), ("quotas", "userId")):
+        model = await database.raw[name].find_one({})
+        assert model is not None
+        copies = []
+        for user_id in ids:
+            copy = {**model, "_id": ObjectId(), key: user_id}
+            if name == "users":
+                copy["email"] = f"{user_id}@example.com"
+            if name == "quotas":
+                copy["_id"] = str(model["_id"]).replace(str(user.id), str(user_id))
+            copies.append(copy)
+        await database.raw[name].insert_many(copies)

@@ -83,7 +83,9 @@ async def _move_aside(database: Database, user_ids: list[ObjectId]) -> int:
         "number": {"$max": [{"$add": [{"$ifNull": ["$number", 0]}, 1]}, to_ms(database.clock.now())]},
     }
     nothing = {"sent": {"$in": [None, {}]}, "due": {"$gt": EPOCH}}
-    return await database[GAUGES].recompute_each(({"_id": user_id, **nothing}, [{"$set": aside}]) for user_id in user_ids)
+    return await database[GAUGES].recompute_each(
+        ({"_id": user_id, **nothing}, [{"$set": aside}]) for user_id in user_ids
+    )
 
 
 async def _moved(database: Database, user_ids: list[ObjectId]) -> list[Gauge]:

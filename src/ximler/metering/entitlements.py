@@ -16,16 +16,27 @@ from bson import ObjectId
 
 from ximler.audit import records
 from ximler.core.actor import Actor
+from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
-from ximler.database.failures import DocumentExists
+from ximler.database.failures import DRIVER_ERRORS, DocumentExists, translated
 from ximler.metering import periods
 from ximler.metering.limits import LIMITS, PLAN_STAGES, entitled, plan_from
 from ximler.schema.entitlement import ENTITLEMENTS, Entitlement, Override
 from ximler.schema.plan import UNLIMITED
 from ximler.schema.quota import QUOTAS, Quota, quota_id
 
-__all__ = ["end_override", "entitle", "heal", "heal_plan", "open_quota", "override", "quota_of", "resolve"]
+__all__ = [
+    "copy_limit",
+    "end_override",
+    "entitle",
+    "heal",
+    "heal_plan",
+    "open_quota",
+    "override",
+    "quota_of",
+    "resolve",
+]
 
 _MAX_REASON = 500
 _MAX_LIMIT = 2**53
@@ -72,6 +83,7 @@ async def open_quota(database: Database, user_id: ObjectId, moment: datetime) ->
             "limit": fresh.limit,
             "limitUntil": fresh.limit_until,
             "limitThen": fresh.limit_then,
+            "planId": fresh.plan_id,
             "periodEnd": fresh.period_end,
         }
         changed = await transaction[QUOTAS].find_and_patch(
@@ -98,6 +110,7 @@ def quota_of(entitlement: Entitlement, moment: datetime, *, now: datetime) -> Qu
         limit=limit,
         limit_until=until,
         limit_then=then,
+        plan_id=_followed(entitlement, now),
     )
 
 
@@ -166,6 +179,39 @@ async def heal_plan(database: Database, plan_id: str | None = None) -> int:
     return count + (await heal(database, batch) if batch else 0)
 
 
+async def copy_limit(database: Database, plan_id: str) -> None:
+    """Copy the plan's limit of calls to the current quotas that follow it, which is what holds; `heal_plan` writes it down
+    afterwards, some users at a time. Three commands, however many users there are, and three more to see that none is left.
+
+    Not in a transaction: one that changes thousands of quotas would meet their leases, and never end. So the plan is looked at
+    again afterwards, or of two that do this the slower one might leave an earlier limit behind. A quota that is being opened
+    meanwhile, with the earlier limit, is found by the next pass, or by `heal`, because its entitlement has that limit, too.
+    """
+    while (plan := await database.plans.find_one({"id": plan_id})) is not None:
+        limit, now = plan.limits.api_calls, database.clock.now()
+        other = [
+            {"limitUntil": None, "limit": {"$ne": limit}},
+            {"limitUntil": {"$ne": None}, "limitThen": {"$ne": limit}},
+        ]
+        where: dict[str, Any] = {"planId": plan_id, "periodEnd": {"$gt": now}, "$or": other}
+        ends = {"$ne": [{"$ifNull": ["$limitUntil", None]}, None]}
+        values = {
+            "limit": {"$cond": [ends, "$limit", limit]},
+            "limitThen": {"$cond": [ends, limit, "$$REMOVE"]},
+            "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
+            "updatedAt": now,
+        }
+        found = 0
+        for which in ({"lookAt": {"$gt": EPOCH}}, {}):  # those in use are not to wait for thousands that are not
+            try:
+                changed = await database[QUOTAS].raw.update_many(where | which, [{"$set": values}])
+            except DRIVER_ERRORS as error:
+                raise translated(error, QUOTAS.name) from error
+            found += changed.matched_count
+        if not found:
+            return
+
+
 # What is copied from subscription and plan: MongoDB's name → attribute.
 _COPIED = {
     "planId": "plan_id",
@@ -211,6 +257,13 @@ def _limit(entitlement: Entitlement, now: datetime) -> tuple[int, datetime | Non
     return override.api_calls, entitlement.override_until, entitlement.api_calls
 
 
+def _followed(entitlement: Entitlement, now: datetime) -> str | None:
+    """The plan whose limit of calls holds, now or when the override ends."""
+    override = entitlement.override_at(now)
+    overridden = override is not None and override.api_calls is not None and entitlement.override_until is None
+    return None if overridden else entitlement.plan_id
+
+
 async def _entitle(transaction: Database, user_ids: list[ObjectId]) -> list[Entitlement]:
     if transaction.session is None:
         raise RuntimeError("a user is entitled in the transaction of the change")
@@ -246,9 +299,9 @@ async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
     now = transaction.clock.now()
     alike: dict[Any, list[ObjectId]] = {}
     for entitlement in changed:
-        key = (*_limit(entitlement, now), *periods.around(entitlement.anchor_day, now))
+        key = (_followed(entitlement, now), *_limit(entitlement, now), *periods.around(entitlement.anchor_day, now))
         alike.setdefault(key, []).append(entitlement.id)
-    for (limit, until, then, start, end), user_ids in alike.items():
+    for (plan_id, limit, until, then, start, end), user_ids in alike.items():
         await transaction[QUOTAS].raw.update_many(
             {
                 "userId": {"$in": user_ids},
@@ -262,6 +315,7 @@ async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
                         "limit": limit,
                         "limitUntil": "$$REMOVE" if until is None else until,
                         "limitThen": "$$REMOVE" if then is None else then,
+                        "planId": "$$REMOVE" if plan_id is None else {"$literal": plan_id},
                         "superseded": {"$not": [{"$in": ["$periodStart", [start, end]]}]},
                         "periodEnd": {"$cond": [{"$eq": ["$periodStart", start]}, end, "$periodEnd"]},
                         "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},

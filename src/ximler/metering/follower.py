@@ -5,6 +5,7 @@ by making no difference.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 from bson import ObjectId
@@ -29,18 +30,30 @@ class Follower:
         self._database = database
         self._subscriptions: set[ObjectId] = set()
         self._plans: set[ObjectId] = set()
+        self._all_plans = False
+        self._heard_of = asyncio.Event()
+        self._on_plans: set[str] = set()  # whose users' entitlements are to be looked at
         self._everybody = False
-        self._wake = asyncio.Event()
+        self._due = asyncio.Event()
         feed.subscribe([SUBSCRIPTIONS.name, PLANS.name], self._heard)
         feed.on_gap(self._missed)
 
     async def run(self) -> None:
-        """Heal whatever was heard of, until cancelled."""
+        """Heal whatever was heard of, until cancelled. What is urgent does not wait for going through thousands of users."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep(self._heard_of, self._follow))
+            tasks.create_task(self._keep(self._due, self._look_through))
+
+    async def heal(self) -> int:
+        """Look at what was heard of since; returns for how many users it made a difference."""
+        return await self._follow() + await self._look_through()
+
+    async def _keep(self, wake: asyncio.Event, work: Callable[[], Awaitable[int]]) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            await wake.wait()
+            wake.clear()
             try:
-                await self.heal()
+                await work()
             except Unavailable as error:
                 _log.warning("entitlements wait to be healed", reason=error.message)
                 self._missed()
@@ -50,30 +63,37 @@ class Follower:
             except Exception as bug:  # or nothing would be healed any more
                 _log.exception("healing failed", exc_info=bug)
 
-    async def heal(self) -> int:
-        """Look at what was heard of since; returns for how many users it made a difference."""
-        subscriptions, plans, everybody = self._subscriptions, self._plans, self._everybody
-        self._subscriptions, self._plans, self._everybody = set(), set(), False
+    async def _follow(self) -> int:
+        """The users whose subscription has changed, and the limits of plans that have."""
+        subscriptions, plans, all_plans = self._subscriptions, self._plans, self._all_plans
+        self._subscriptions, self._plans, self._all_plans = set(), set(), False
+        if plans or all_plans:
+            for plan in await self._database.plans.find({} if all_plans else {"_id": {"$in": list(plans)}}):
+                await entitlements.copy_limit(self._database, plan.id)
+                self._on_plans.add(plan.id)
+            self._due.set()
+        if not subscriptions:
+            return 0
+        found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
+        return await entitlements.heal(self._database, [subscription.user_id for subscription in found])
+
+    async def _look_through(self) -> int:
+        """Everybody on these plans, or everybody."""
+        plans, everybody = self._on_plans, self._everybody
+        self._on_plans, self._everybody = set(), False
         if everybody:
             return await entitlements.heal_plan(self._database)
-        count = 0
-        if subscriptions:
-            found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
-            count += await entitlements.heal(self._database, [subscription.user_id for subscription in found])
-        if plans:
-            for plan in await self._database.plans.find({"_id": {"$in": list(plans)}}):
-                count += await entitlements.heal_plan(self._database, plan.id)
-        return count
+        return sum([await entitlements.heal_plan(self._database, plan_id) for plan_id in plans])
 
     def _heard(self, change: Change) -> None:
         if change.operation == "delete":  # whose it was is not told
             self._everybody = True
-        elif change.collection == PLANS.name:
-            self._plans.add(change.id)
-        else:
-            self._subscriptions.add(change.id)
-        self._wake.set()
+            self._due.set()
+            return
+        (self._plans if change.collection == PLANS.name else self._subscriptions).add(change.id)
+        self._heard_of.set()
 
     def _missed(self) -> None:
-        self._everybody = True
-        self._wake.set()
+        self._all_plans = self._everybody = True
+        self._heard_of.set()
+        self._due.set()

@@ -44,6 +44,9 @@ class Quota(Document, kw_only=True):
     limit: int  # a copy of the entitlement's, changed with it; -1 is unlimited
     limit_until: datetime | None = None  # when an override ends, and
     limit_then: int | None = None  # the limit from then on
+    plan_id: str | None = (
+        None  # whose limit is copied, to `limit_then` where there is one; None: an override without an end
+    )
     alerted: int = 0  # the highest threshold, in per cent, that the user was told of
     opened: bool = False  # the limit was copied in a transaction with the entitlement: only then is anything granted
     superseded: bool = False  # the user's periods begin on another day now: nothing is granted
@@ -110,6 +113,7 @@ QUOTAS = Collection(
     owner="metering",
     indexes=(
         ascending("userId", "resource", "periodStart", ours=True, why="a user's quotas, over time"),
+        ascending("planId", "periodEnd", ours=True, why="current quotas of everybody on a plan whose limit changes"),
         ascending("lookAt", ours=True, why="leases whose process may have gone silent"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "every step is one guarded update by `_id`"),
