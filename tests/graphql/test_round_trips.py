@@ -62,11 +62,10 @@ COSTS: dict[str, list[RoundTrip]] = {
     "projects(search)": [("find", "projects")],
     "projects with canvas": [("find", "projects"), ("find", "projects")],
     "project": [("find", "projects")],
-    # The first project: what exists is counted, and found to be nothing.
-    "createProject, the first": [LIMITS, RESERVE, ("aggregate", "projects"), ("insert", "projects"), AUDIT, COMMIT],
+    "createProject, the first": [LIMITS, RESERVE, ("insert", "projects"), AUDIT, COMMIT],
     # Once in a user's life, and only where another application made projects before.
     "createProject, the first after another application's": [
-        LIMITS, RESERVE, ("aggregate", "projects"), RESERVE, ("insert", "projects"), AUDIT, COMMIT,
+        LIMITS, RESERVE, RESERVE, ("insert", "projects"), AUDIT, COMMIT,
     ],
     "createProject": [LIMITS, RESERVE, ("insert", "projects"), AUDIT, COMMIT],
     "createProject, refused": [LIMITS, RESERVE, ("find", "gauges"), ("abortTransaction", "")],

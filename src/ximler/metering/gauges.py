@@ -16,10 +16,20 @@ from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.database.failures import DocumentExists
 from ximler.metering import ledger
-from ximler.metering.limits import Limits
+from ximler.metering.limits import PLAN_STAGES, Limits, limits_from
 from ximler.schema.gauge import GAUGES, Gauge
 
-__all__ = ["GAUGE_STAGES", "STORAGE_SIZE", "QuotaExceeded", "gauge_from", "note", "recount", "release", "reserve"]
+__all__ = [
+    "GAUGE_STAGES",
+    "STORAGE_SIZE",
+    "QuotaExceeded",
+    "gauge_from",
+    "note",
+    "recount",
+    "release",
+    "reserve",
+    "room_of",
+]
 
 # A project's `storageSize` as whole bytes, whatever kind of number another application wrote.
 STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
@@ -52,13 +62,29 @@ class QuotaExceeded(LimitExceeded):
     code = "QUOTA_EXCEEDED"
 
 
+async def room_of(database: Database, user_id: ObjectId) -> tuple[Limits, Gauge]:
+    """What the user may have, and what they have. One round trip. Raises NoFreePlan."""
+    found = await database.users.aggregate(
+        [{"$match": {"_id": user_id}}, {"$project": {"_id": 1}}, *PLAN_STAGES, *GAUGE_STAGES]
+    )
+    limits = limits_from(found[0] if found else {}, database.clock.now())
+    return limits, gauge_from(found[0]) if found else Gauge(id=user_id)
+
+
 async def reserve(
-    transaction: Database, user_id: ObjectId, limits: Limits, *, projects: int = 0, storage_bytes: int = 0
+    transaction: Database,
+    user_id: ObjectId,
+    limits: Limits,
+    *,
+    projects: int = 0,
+    storage_bytes: int = 0,
+    existing: Gauge | None = None,
 ) -> None:
     """Take that many, before they are written, or raise QuotaExceeded, which must abort the transaction.
 
-    One round trip; a second the first time a user is seen, to count what exists already, and a third when there is some.
-    Negative amounts give back, and always succeed, even above a limit that was lowered.
+    One round trip; the first time a user is seen a second, to count what exists already, unless `room_of` has counted the
+    `existing` a moment before, and one more when there is some: whatever else of ours changes it makes a gauge, too, and then
+    this is not the first time. Negative amounts give back, and always succeed, even above a limit that was lowered.
     """
     guards: dict[str, Any] = {}
     if projects > 0 and limits.projects >= 0:
@@ -74,7 +100,8 @@ async def reserve(
         over_projects = "storageBytes" not in guards or gauge.projects + projects > limits.projects
         raise _exceeded(limits, over_projects="projects" in guards and over_projects) from None
     if is_new:
-        existing = await _count(transaction, user_id)
+        if existing is None:
+            existing = await _count(transaction, user_id)
         total_projects, total_bytes = existing.projects + projects, existing.storage_bytes + storage_bytes
         over_projects = "projects" in guards and total_projects > limits.projects
         if over_projects or ("storageBytes" in guards and total_bytes > limits.storage_bytes):

@@ -65,7 +65,8 @@ async def create(
 ) -> Project:
     """A new project of the actor's. Raises Invalid, QuotaExceeded.
 
-    Safe to race: exactly as many succeed as the plan allows. Five commands, the user's first project one more.
+    Safe to race: exactly as many succeed as the plan allows. Five commands; one more for the first where another
+    application has made some before.
     """
     user_id = actor.require_user()
     settings = {} if settings is None else settings
@@ -79,10 +80,12 @@ async def create(
         storage_size=_total({"settings": _size("settings", settings), "canvasData": _size("canvasData", canvas_data)}),
         search_terms=search.terms(name, description),
     )
-    limits = await limits_of(database, user_id)
+    limits, existing = await gauges.room_of(database, user_id)
 
     async def write(transaction: Database) -> Project:
-        await gauges.reserve(transaction, user_id, limits, projects=1, storage_bytes=project.storage_size)
+        await gauges.reserve(
+            transaction, user_id, limits, projects=1, storage_bytes=project.storage_size, existing=existing
+        )
         made = await transaction.projects.insert(project)
         await _record(transaction, actor, "created", made, after={"name": made.name})
         return made
