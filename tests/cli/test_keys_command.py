@@ -61,7 +61,7 @@ def test_an_operator_makes_lists_rotates_and_revokes(ximler, own):
     listed = ximler("keys", "list", "ada@example.com", env=env).stdout
     assert "REVOKED" in listed
     assert "ACTIVE" in listed
-    actions = [entry["action"] for entry in database.auditlogs.find({"resource": "apikeys"}).sort("_id")]
+    actions = [entry["action"] for entry in database.auditlogs.find({"resource": "apikeys"}).sort("createdAt")]
     assert actions == ["apikeys.key.created", "apikeys.key.rotated", "apikeys.key.revoked"]
 
 
