@@ -69,8 +69,8 @@ async def run(setup: Setup) -> list[Table]:
         for name, said in (("one process", one), ("two processes", two), ("random ids, unordered", [usual]))
     ]
     figures = [
-        Figure(what="events a second, one process", value=_rate(one), unit="", least=50_000),
-        Figure(what="events a second, two processes", value=_rate(two), unit="", least=85_000),
+        Figure(what=f"events a second, one process, {stored:,} stored", value=_rate(one), unit="", least=50_000),
+        Figure(what=f"events a second, two processes, {stored:,} stored", value=_rate(two), unit="", least=85_000),
         Figure(what="acknowledgement of a batch, p99", value=slowest, unit="ms", most=1000),
         Figure(what="one process ÷ random ids, events a second", value=_rate(one) / _rate([usual])),
         Figure(what="random ids ÷ one process, CPU an event", value=_cpu([usual]) / _cpu(one)),
