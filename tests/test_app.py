@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,9 +10,12 @@ import pytest
 from pymongo.errors import InvalidOperation
 from tests.serving import Client, serve
 
+import ximler
 from ximler.app import create
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import Database
+
+PACKAGE = Path(ximler.__file__).parent
 
 
 @pytest.fixture
@@ -76,13 +80,18 @@ async def test_after_shutdown_nothing_of_it_runs(ours: Settings, mongodb_uri: st
     left: set[str] = set()
     for _ in range(50):  # threads end on their own once their pool is closed
         left = {t.name for t in set(threading.enumerate()) - threads if t.name.startswith("argon2")}
-        left |= {str(task) for task in asyncio.all_tasks() - before if "ximler" in str(task)}
+        left |= {str(task) for task in asyncio.all_tasks() - before if _is_ours(task)}
         if not left:
             break
         await asyncio.sleep(0.05)
     assert not left
     with pytest.raises(InvalidOperation):
         await client.admin.command("ping")
+
+
+def _is_ours(task: asyncio.Task[object]) -> bool:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and Path(code.co_filename).is_relative_to(PACKAGE)
 
 
 async def test_two_applications_share_one_database(ours: Settings, mongodb_uri: str) -> None:
