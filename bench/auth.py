@@ -20,7 +20,7 @@ from bench.report import Figure, Table, spread, us
 from bench.setup import Setup
 from ximler.accounts import sessions
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.recognition import Recogniser
+from ximler.accounts.session_authentication import SessionAuthenticator
 from ximler.apikeys import keys, tokens
 from ximler.apikeys.verification import ApiKeyRefused, Verifier
 from ximler.core.actor import Actor
@@ -65,7 +65,7 @@ async def _make(database: Database, user: User) -> str:
 
 async def _inside(setup: Setup, database: Database, settings: Settings, user: User, feed: Feed) -> Table:
     keyring = Keyring(settings)
-    verifier, recogniser = Verifier(database, feed), Recogniser(database, keyring, settings, feed)
+    verifier, authenticator = Verifier(database, feed), SessionAuthenticator(database, keyring, settings, feed)
     key = await _make(database, user)
     token = (await sessions.start(database, keyring, settings, Actor(), user)).token
     origin = Actor(address=ADDRESS)
@@ -99,10 +99,10 @@ async def _inside(setup: Setup, database: Database, settings: Settings, user: Us
         return (time.perf_counter() - began) / BATCH
 
     async def session() -> float:
-        await recogniser.recognise(token, origin)
+        await authenticator.authenticate(token, origin)
         began = time.perf_counter()
         for _ in range(BATCH):
-            await recogniser.recognise(token, origin)
+            await authenticator.authenticate(token, origin)
         return (time.perf_counter() - began) / BATCH
 
     pairs = ((CACHED, known), (COLD, unknown), (GARBAGE, nothing), (SESSION, session))

@@ -18,7 +18,7 @@ from litestar.types import ASGIApp
 from bench.load import Burst, burst
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
-from ximler.accounts import users
+from ximler.accounts import administration
 from ximler.accounts.keyring import Keyring
 from ximler.apikeys import keys
 from ximler.core import logs
@@ -92,7 +92,7 @@ async def run(setup: Setup) -> list[Table]:
         await sync.initialise(database)
         secret = "a secret key that is only for this benchmark"
         keyring = Keyring(Settings(secret_key=secret))
-        person = await users.create(
+        person = await administration.create(
             database, keyring, SYSTEM, name="Ada", email="ada@example.com", password="an unguessable phrase, or two"
         )
         keyring.close()

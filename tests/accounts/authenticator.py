@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pyotp
 
-from ximler.accounts import enrolment, sessions
+from ximler.accounts import second_factor_enrolment, sessions
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.sessions import SignedIn
 from ximler.core.actor import Actor
@@ -67,7 +67,9 @@ class Person:
     async def enrol(self, signed_in: SignedIn | None = None) -> Authenticator:
         """Give them a second factor, used just now."""
         actor = self.actor(signed_in)
-        shown = await enrolment.begin(self.database, self.keyring, actor, self.user)
+        shown = await second_factor_enrolment.begin(self.database, self.keyring, actor, self.user)
         app = Authenticator(self.database, shown.secret)
-        self.recovery_codes = await enrolment.confirm(self.database, self.keyring, actor, self.user, code=app.code())
+        self.recovery_codes = await second_factor_enrolment.confirm(
+            self.database, self.keyring, actor, self.user, code=app.code()
+        )
         return app

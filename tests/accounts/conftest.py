@@ -7,7 +7,7 @@ import pytest
 from tests.accounts.authenticator import Person
 from tests.mailing import Mailbox, worker_of
 
-from ximler.accounts import users
+from ximler.accounts import administration
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import SYSTEM
 from ximler.core.settings import Settings
@@ -27,7 +27,9 @@ def keyring(settings: Settings) -> Iterator[Keyring]:
 
 @pytest.fixture
 async def ada(database: Database, keyring: Keyring) -> User:
-    return await users.create(database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD)
+    return await administration.create(
+        database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,15 @@ import pytest
 from tests.mailing import Mailbox, worker_of
 from tests.serving import PASSWORD, Client
 
-from ximler.accounts import closing, credentials, enrolment, factors, registration, sessions, step_up
+from ximler.accounts import (
+    closing,
+    credentials,
+    registration,
+    second_factor,
+    second_factor_enrolment,
+    sessions,
+    step_up,
+)
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.reopening import AccountClosed
 from ximler.core.actor import Actor
@@ -233,14 +241,14 @@ async def test_a_password_that_was_forgotten_can_be_replaced_to_come_back(
 
 
 async def test_coming_back_takes_the_second_factor_too(door: Door) -> None:
-    enrolment_ = await enrolment.begin(door.database, door.keyring, door.actor, door.ada)
+    enrolment_ = await second_factor_enrolment.begin(door.database, door.keyring, door.actor, door.ada)
     totp = pyotp.TOTP(enrolment_.secret)
     code = totp.at(door.database.clock.now())
-    await enrolment.confirm(door.database, door.keyring, door.actor, door.ada, code=code)
+    await second_factor_enrolment.confirm(door.database, door.keyring, door.actor, door.ada, code=code)
     await door.close()
     with pytest.raises(AccountClosed):
         await door.sign_in()
-    with pytest.raises(factors.SecondFactorRequired):
+    with pytest.raises(second_factor.SecondFactorRequired):
         await door.reopen()
     assert await door.database.users.find_one({"_id": door.ada.id}) is None
     door.database.clock.offset_ms += 60_000

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tests.accounts.authenticator import PASSWORD, Person
 from tests.mailing import Mailbox
 
-from ximler.accounts import credentials, email_change, registration, sessions, users
+from ximler.accounts import administration, credentials, email_change, registration, sessions
+from ximler.accounts.account_status import AccountLocked
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.accounts.sessions import BadCredentials, SessionExpired
-from ximler.accounts.standing import AccountLocked
 from ximler.accounts.throttle import Throttled
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Invalid
@@ -155,8 +155,10 @@ async def test_giving_up_ends_the_link(move: Move, person: Person) -> None:
 async def test_a_taken_address_is_asked_for_alike_and_told_by_mail(
     move: Move, database: Database, keyring: Keyring
 ) -> None:
-    await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
-    gone = await users.create(database, keyring, SYSTEM, name="Eve", email="eve@example.com", password=PASSWORD)
+    await administration.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    gone = await administration.create(
+        database, keyring, SYSTEM, name="Eve", email="eve@example.com", password=PASSWORD
+    )
     await database.users.soft_delete({"_id": gone.id})
     trips = []
     await move.request("before@example.com")
@@ -176,7 +178,7 @@ async def test_an_address_that_was_taken_meanwhile_stays_whose_it_is(
     move: Move, database: Database, keyring: Keyring
 ) -> None:
     token = await move.request()
-    bob = await users.create(database, keyring, SYSTEM, name="Bob", email=NEW, password=PASSWORD)
+    bob = await administration.create(database, keyring, SYSTEM, name="Bob", email=NEW, password=PASSWORD)
     with pytest.raises(AccountExists):
         await move.confirm(token)
     assert (await database.users.get(bob.id)).email == NEW
@@ -186,7 +188,9 @@ async def test_an_address_that_was_taken_meanwhile_stays_whose_it_is(
 async def test_two_accounts_that_race_for_one_address_end_with_one_that_has_it(
     move: Move, database: Database, keyring: Keyring, settings: Settings
 ) -> None:
-    user = await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    user = await administration.create(
+        database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD
+    )
     bob = Move(Person(database, keyring, settings, user), move.worker, move.mailbox)
     tokens = [await move.request(), await bob.request()]
     found = await asyncio.gather(*(move.confirm(token) for token in tokens), return_exceptions=True)
@@ -280,17 +284,17 @@ async def test_the_log_tells_of_both_addresses_and_of_no_secret(move: Move, secr
 
 async def test_a_thief_takes_no_account_away_that_was_locked(move: Move, database: Database, person: Person) -> None:
     token = await move.request("thief@example.com")
-    await users.lock(database, SYSTEM, person.user.id, reason="a break-in")
+    await administration.lock(database, SYSTEM, person.user.id, reason="a break-in")
     await move.is_refused(token)
-    await users.unlock(database, SYSTEM, person.user.id)
+    await administration.unlock(database, SYSTEM, person.user.id)
     await move.is_refused(token)
     assert (await database.users.get(person.user.id)).email == "ada@example.com"
 
 
 async def test_a_request_that_a_lock_overtook_ends_with_it(move: Move, database: Database, person: Person) -> None:
-    await users.lock(database, SYSTEM, person.user.id, reason="a break-in")
+    await administration.lock(database, SYSTEM, person.user.id, reason="a break-in")
     token = await move.request("thief@example.com")  # by a session that was recognised a moment before
     with pytest.raises(AccountLocked):
         await move.confirm(token)
-    await users.unlock(database, SYSTEM, person.user.id)
+    await administration.unlock(database, SYSTEM, person.user.id)
     await move.is_refused(token)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ximler.accounts import credentials, roles, sessions, users
+from ximler.accounts import administration, credentials, roles, sessions
 from ximler.accounts.attempts import AccountLocked
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.sessions import BadCredentials, SessionExpired, SignedIn
@@ -36,7 +36,7 @@ async def test_a_locked_account_ends_its_sessions_and_says_so_only_to_whoever_kn
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:
     token = (await enter()).token
-    account = await users.lock(database, CLI, ada.id, reason="a chargeback")
+    account = await administration.lock(database, CLI, ada.id, reason="a chargeback")
     assert (account.lock_reason, account.locked_at is not None) == ("a chargeback", True)
     with pytest.raises(SessionExpired):
         await sessions.authenticate(database, keyring, token)
@@ -44,7 +44,7 @@ async def test_a_locked_account_ends_its_sessions_and_says_so_only_to_whoever_kn
         await enter()
     with pytest.raises(BadCredentials):
         await enter("a wrong guess")
-    account = await users.unlock(database, CLI, ada.id)
+    account = await administration.unlock(database, CLI, ada.id)
     assert (account.lock_reason, account.locked_at) == (None, None)
     with pytest.raises(SessionExpired):  # unlocking revives nothing
         await sessions.authenticate(database, keyring, token)
@@ -64,14 +64,14 @@ async def test_no_sign_in_under_way_outlives_a_lock(
     for _ in range(5):
         ends = await asyncio.gather(
             *(enter() for _ in range(6)),
-            users.lock(database, CLI, ada.id, reason="an attack"),
+            administration.lock(database, CLI, ada.id, reason="an attack"),
             *(enter() for _ in range(6)),
             return_exceptions=True,
         )
         wrong = [end for end in ends if isinstance(end, BaseException) and not isinstance(end, AccountLocked)]
         assert wrong == []
-        assert await users.open_sessions(database, CLI, ada.id) == []
-        await users.unlock(database, CLI, ada.id)
+        assert await administration.open_sessions(database, CLI, ada.id) == []
+        await administration.unlock(database, CLI, ada.id)
 
 
 async def test_no_change_of_password_under_way_outlives_a_lock(
@@ -81,33 +81,37 @@ async def test_no_change_of_password_under_way_outlives_a_lock(
     start = sessions.start
 
     async def lock_first(*args: Any, **kwargs: Any) -> Any:
-        await users.lock(database, CLI, ada.id, reason="an attack")
+        await administration.lock(database, CLI, ada.id, reason="an attack")
         return await start(*args, **kwargs)
 
     monkeypatch.setattr(sessions, "start", lock_first)
     with pytest.raises(AccountLocked):
         await credentials.change(database, keyring, settings, actor, ada, current=PASSWORD, new="a bridge over sighs")
-    assert await users.open_sessions(database, CLI, ada.id) == []
+    assert await administration.open_sessions(database, CLI, ada.id) == []
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "x" * 501])
 async def test_a_lock_needs_a_reason(database: Database, ada: User, reason: str) -> None:
     with pytest.raises(Invalid, match="reason"):
-        await users.lock(database, CLI, ada.id, reason=reason)
+        await administration.lock(database, CLI, ada.id, reason=reason)
 
 
 async def test_operators_cannot_lock_themselves_out(database: Database, ada: User) -> None:
     with pytest.raises(Conflict):
-        await users.lock(database, Actor(kind="operator", via="session", user_id=ada.id), ada.id, reason="oops")
+        await administration.lock(
+            database, Actor(kind="operator", via="session", user_id=ada.id), ada.id, reason="oops"
+        )
 
 
 async def test_accounts_are_found_by_the_beginning_of_address_or_name_and_by_id(
     database: Database, keyring: Keyring, ada: User
 ) -> None:
-    bob = await users.create(database, keyring, SYSTEM, name="Bob Adams", email="bob@example.com", password=PASSWORD)
+    bob = await administration.create(
+        database, keyring, SYSTEM, name="Bob Adams", email="bob@example.com", password=PASSWORD
+    )
 
     async def found(text: str) -> set[str]:
-        return {account.user.email for account in (await users.page(database, CLI, search=text)).items}
+        return {account.user.email for account in (await administration.page(database, CLI, search=text)).items}
 
     assert await found("ada") == {"ada@example.com"}
     assert await found("ADA@EX") == {"ada@example.com"}
@@ -123,10 +127,10 @@ async def test_accounts_are_found_by_the_beginning_of_address_or_name_and_by_id(
 
 async def test_what_operators_read_is_noted_with_whom_they_saw(database: Database, ada: User, enter: Any) -> None:
     await enter()
-    await users.page(database, CLI, search="ada")
-    await users.get(database, CLI, ada.id)
-    await users.open_sessions(database, CLI, ada.id)
-    await users.history(database, CLI, ada.id)
+    await administration.page(database, CLI, search="ada")
+    await administration.get(database, CLI, ada.id)
+    await administration.open_sessions(database, CLI, ada.id)
+    await administration.history(database, CLI, ada.id)
     assert (await entries(database, "accounts.users.listed"))[0]["metadata"]["seen"] == [ada.id]
     viewed = await entries(database, "accounts.user.viewed")
     assert [entry["metadata"].get("part") for entry in viewed] == [None, "sessions", "history"]
@@ -141,11 +145,11 @@ async def test_the_history_has_sign_ins_that_succeeded_and_those_that_failed(
     for n in range(3):
         with pytest.raises(BadCredentials):
             await enter("a wrong guess", Actor(address=f"203.0.113.{n}"))
-    page = await users.history(database, CLI, ada.id)
+    page = await administration.history(database, CLI, ada.id)
     assert [(event.action.split(".")[1], event.address) for event in page.items] == [
         ("sign_in", "203.0.113.2"), ("sign_in", "203.0.113.1"), ("sign_in", "203.0.113.0"), ("session", "192.0.2.7"),
     ]  # fmt: skip
-    short = await users.history(database, CLI, ada.id, first=2)
+    short = await administration.history(database, CLI, ada.id, first=2)
     assert (len(short.items), short.has_next) == (2, True)
 
 
@@ -153,14 +157,14 @@ async def test_sessions_are_ended_by_operators_and_addresses_verified(
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:
     tokens = [(await enter()).token for _ in range(3)]
-    assert len(await users.open_sessions(database, CLI, ada.id)) == 3
-    assert await users.revoke_sessions(database, CLI, ada.id) == 3
+    assert len(await administration.open_sessions(database, CLI, ada.id)) == 3
+    assert await administration.revoke_sessions(database, CLI, ada.id) == 3
     for token in tokens:
         with pytest.raises(SessionExpired):
             await sessions.authenticate(database, keyring, token)
     await database.users.patch({"_id": ada.id}, {"$set": {"emailVerified": False}})
-    assert (await users.verify(database, CLI, ada.id)).user.email_verified
-    await users.verify(database, CLI, ada.id)  # nothing left to do
+    assert (await administration.verify(database, CLI, ada.id)).user.email_verified
+    await administration.verify(database, CLI, ada.id)  # nothing left to do
     assert len(await entries(database, "accounts.user.verified")) == 1
 
 
@@ -175,11 +179,11 @@ async def test_roles_are_granted_and_withdrawn_on_the_command_line_only(
             await roles.grant(database, actor, ada.id, "operator")
     assert await roles.grant(database, CLI, ada.id, "operator")
     assert not await roles.grant(database, CLI, ada.id, "operator")
-    assert (await users.get(database, CLI, ada.id)).role == "operator"
+    assert (await administration.get(database, CLI, ada.id)).role == "operator"
     token = (await enter()).token
     assert await roles.withdraw(database, CLI, ada.id)
     assert not await roles.withdraw(database, CLI, ada.id)
-    assert (await users.get(database, CLI, ada.id)).role is None
+    assert (await administration.get(database, CLI, ada.id)).role is None
     with pytest.raises(SessionExpired):
         await sessions.authenticate(database, keyring, token)
     assert (
@@ -196,14 +200,14 @@ async def test_nobody_but_operators_does_any_of_it_and_strangers_are_not_found(
 
     stranger = ObjectId()
     calls = {
-        "page": lambda actor, _: users.page(database, actor),
-        "get": lambda actor, who: users.get(database, actor, who),
-        "verify": lambda actor, who: users.verify(database, actor, who),
-        "lock": lambda actor, who: users.lock(database, actor, who, reason="r"),
-        "unlock": lambda actor, who: users.unlock(database, actor, who),
-        "open_sessions": lambda actor, who: users.open_sessions(database, actor, who),
-        "revoke_sessions": lambda actor, who: users.revoke_sessions(database, actor, who),
-        "history": lambda actor, who: users.history(database, actor, who),
+        "page": lambda actor, _: administration.page(database, actor),
+        "get": lambda actor, who: administration.get(database, actor, who),
+        "verify": lambda actor, who: administration.verify(database, actor, who),
+        "lock": lambda actor, who: administration.lock(database, actor, who, reason="r"),
+        "unlock": lambda actor, who: administration.unlock(database, actor, who),
+        "open_sessions": lambda actor, who: administration.open_sessions(database, actor, who),
+        "revoke_sessions": lambda actor, who: administration.revoke_sessions(database, actor, who),
+        "history": lambda actor, who: administration.history(database, actor, who),
         "grant": lambda actor, who: roles.grant(database, actor, who, "operator"),
         "withdraw": lambda actor, who: roles.withdraw(database, actor, who),
     }

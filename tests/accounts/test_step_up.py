@@ -6,7 +6,7 @@ import pytest
 from tests.accounts.authenticator import PASSWORD, Person
 
 from ximler.accounts import credentials, email_change, sessions, step_up
-from ximler.accounts.factors import SecondFactorRequired, WrongCode
+from ximler.accounts.second_factor import SecondFactorRequired, WrongCode
 from ximler.accounts.sessions import SessionExpired
 from ximler.accounts.step_up import StepUpRequired
 from ximler.accounts.throttle import Throttled

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from ximler.accounts import credentials, registration, strength, users
+from ximler.accounts import administration, credentials, registration, strength
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.strength import WeakPassword
 from ximler.core.actor import SYSTEM, Actor
@@ -67,7 +67,7 @@ async def test_every_way_to_choose_a_password_asks_for_a_strong_one(
         "register": lambda: registration.register(
             database, keyring, Actor(), name="Eve", email="eve@example.com", password="password1234"
         ),
-        "create": lambda: users.create(
+        "create": lambda: administration.create(
             database, keyring, SYSTEM, name="Eve", email="eve@example.com", password="password1234"
         ),
         "change": lambda: credentials.change(

@@ -245,7 +245,7 @@ async def test_what_is_counted_names_nobody(ada: User, enter: Any, database: Dat
 
 async def test_a_window_that_is_over_begins_anew(database: Database, keyring: Keyring) -> None:
     rule = throttle.Rule(name="t", free=2, window=throttle.timedelta(minutes=1))
-    at = throttle.gate(keyring, rule, "subject")
+    at = throttle.key(keyring, rule, "subject")
     for _ in range(3):
         await throttle.spend(database, [at])
         await throttle.spend(database, [at])

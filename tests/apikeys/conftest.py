@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.database.following import running, until
 
-from ximler.accounts import users
+from ximler.accounts import administration
 from ximler.accounts.keyring import Keyring
 from ximler.apikeys.verification import Verifier
 from ximler.core.actor import SYSTEM, Actor
@@ -21,7 +21,9 @@ PASSWORD = "correct horse battery"
 async def ada(database: Database, settings: Settings) -> User:
     keyring = Keyring(settings)
     try:
-        return await users.create(database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD)
+        return await administration.create(
+            database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD
+        )
     finally:
         keyring.close()
 

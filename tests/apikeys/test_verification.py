@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from tests.database.following import running, until
 
-from ximler.accounts.standing import AccountLocked
+from ximler.accounts.account_status import AccountLocked
 from ximler.apikeys import keys, tokens
 from ximler.apikeys.verification import AddressRefused, ApiKeyRefused, Verifier
 from ximler.core.errors import XimlerError
@@ -42,7 +42,7 @@ async def test_an_unknown_key_costs_one_read_and_a_known_one_none(database, acto
     with round_trips() as trips:
         known = await verifier.verify(made.secret, address=HOME)
     assert trips == [("aggregate", "apikeys")]
-    assert (known.user_id, known.scopes, known.standing.user.email) == (ada.id, frozenset(READ), "ada@example.com")
+    assert (known.user_id, known.scopes, known.account.user.email) == (ada.id, frozenset(READ), "ada@example.com")
     with round_trips() as trips:
         for _ in range(100):
             await verifier.verify(made.secret, address=HOME)

@@ -36,11 +36,11 @@ class Users:
         options = "&".join(part for part in self._uri.query.split("&") if not part.startswith("authSource"))
         return f"mongodb://{role}:pass@{place}/{quote(self.admin.name)}?{options}"
 
-    async def connect(self, role: str, *, keeper: bool = False) -> Database:
+    async def connect(self, role: str, *, maintenance: bool = False) -> Database:
         settings = Settings(
             mongodb_uri=self.uri(role),
             secret_key=self._settings.secret_key,
-            audit_mongodb_uri=self.uri(roles.KEEPER) if keeper else None,
+            audit_mongodb_uri=self.uri(roles.MAINTENANCE) if maintenance else None,
         )
         database = await connect(self.uri(role), settings=settings, name=self.admin.name)
         self._open.append(database)
@@ -55,9 +55,9 @@ class Users:
 async def users(empty_database: Database, mongodb_admin_uri: str, settings: Settings) -> AsyncIterator[Users]:
     admin = await connect(mongodb_admin_uri, name=empty_database.name)
     await sync.initialise(admin)
-    assert await roles.create(admin) == [roles.APPLICATION, roles.KEEPER]
-    assert await roles.create(admin) == [roles.APPLICATION, roles.KEEPER]  # and again, brought up to date
-    for role in (roles.APPLICATION, roles.KEEPER):
+    assert await roles.create(admin) == [roles.APPLICATION, roles.MAINTENANCE]
+    assert await roles.create(admin) == [roles.APPLICATION, roles.MAINTENANCE]  # and again, brought up to date
+    for role in (roles.APPLICATION, roles.MAINTENANCE):
         await admin.raw.command({"createUser": role, "pwd": "pass", "roles": [role]})
     users = Users(admin, mongodb_admin_uri, settings)
     yield users
@@ -119,7 +119,7 @@ async def test_the_applications_user_can_neither_change_nor_remove_what_it_has_w
     assert await raw.find({}).to_list() == before
 
 
-async def test_erasing_and_pruning_take_the_keepers_role(users: Users, ada: Actor, keys: SealKeys) -> None:
+async def test_erasing_and_pruning_take_the_maintenance_role(users: Users, ada: Actor, keys: SealKeys) -> None:
     assert ada.user_id is not None
     alone = await users.connect(roles.APPLICATION)
     await records.write(alone, ada, "a.b.c", resource="users")
@@ -128,7 +128,7 @@ async def test_erasing_and_pruning_take_the_keepers_role(users: Users, ada: Acto
     await Sealer(alone, keys).seal()
     with pytest.raises(NotAllowed, match="XIMLER_AUDIT_MONGODB_URI"):
         await erase(alone, ada.user_id)
-    database = await users.connect(roles.APPLICATION, keeper=True)
+    database = await users.connect(roles.APPLICATION, maintenance=True)
     assert await erase(database, ada.user_id) == 2
     await Sealer(database, keys).seal()
     report = await verify(database, keys)
@@ -144,8 +144,8 @@ async def test_erasing_and_pruning_take_the_keepers_role(users: Users, ada: Acto
     assert end.kind == "pruned"
 
 
-async def test_the_keeper_reads_and_writes_nothing_else(users: Users) -> None:
-    database = await users.connect(roles.KEEPER)
+async def test_the_maintenance_role_reads_and_writes_nothing_else(users: Users) -> None:
+    database = await users.connect(roles.MAINTENANCE)
     for attempt in (
         lambda: database.raw["users"].find_one({}),
         lambda: database.raw["auditlogs"].insert_one({"_id": ObjectId()}),

@@ -7,8 +7,8 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
-from ximler.accounts.factors import PURPOSE
 from ximler.accounts.keyring import Keyring
+from ximler.accounts.second_factor import PURPOSE
 from ximler.core.settings import Settings
 
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32

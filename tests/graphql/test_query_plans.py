@@ -14,7 +14,7 @@ from bson import ObjectId
 from pymongo import monitoring
 from tests.serving import PASSWORD, Client, serve
 
-from ximler.accounts import roles, users
+from ximler.accounts import administration, roles
 from ximler.accounts.keyring import Keyring
 from ximler.audit import search as audit
 from ximler.audit.erasure import erase
@@ -297,17 +297,25 @@ async def operator(database: Database, settings: Settings) -> None:
         told = events.Event(id=str(n), user_id=str(somebody["_id"]), at=database.clock.now())
         await events.record(database, actor, [told])
         await settlement.settle(database)
-    await users.create(database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one")
-    page = await users.page(database, actor, first=5)
+    await administration.create(
+        database, keyring, actor, name="Bob", email="bob@example.com", password="long enough to be one"
+    )
+    page = await administration.page(database, actor, first=5)
     assert page.has_next
-    await users.page(database, actor, first=5, after=(page.items[-1].user.created_at, page.items[-1].user.id))
+    await administration.page(database, actor, first=5, after=(page.items[-1].user.created_at, page.items[-1].user.id))
     for text in ("bob", "bob@example.com", str(page.items[-1].user.id)):
-        await users.page(database, actor, search=text, first=5)
-    bob = await users.id_of(database, actor, "bob@example.com")
+        await administration.page(database, actor, search=text, first=5)
+    bob = await administration.id_of(database, actor, "bob@example.com")
     await roles.grant(database, actor, bob, "operator")
-    await users.lock(database, actor, bob, reason="a test")
-    await users.unlock(database, actor, bob)
-    for look in (users.get, users.verify, users.open_sessions, users.revoke_sessions, users.history):
+    await administration.lock(database, actor, bob, reason="a test")
+    await administration.unlock(database, actor, bob)
+    for look in (
+        administration.get,
+        administration.verify,
+        administration.open_sessions,
+        administration.revoke_sessions,
+        administration.history,
+    ):
         await look(database, actor, bob)
     await roles.withdraw(database, actor, bob)
     keyring.close()

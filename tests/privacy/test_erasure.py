@@ -14,7 +14,7 @@ import pytest
 from bson import ObjectId
 from tests.mailing import Mailbox, worker_of
 
-from ximler.accounts import closing, credentials, sessions, users
+from ximler.accounts import administration, closing, credentials, sessions
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.settings import Settings
@@ -96,7 +96,7 @@ async def ada(database: Database, keyring: Keyring, settings: Settings) -> User:
 
 async def person(database: Database, keyring: Keyring, settings: Settings, email: str) -> User:
     """Somebody with something of everything, each part marked; and what another application knows of them."""
-    ada = await users.create(database, keyring, SYSTEM, name=MARK, email=email, password=PASSWORD)
+    ada = await administration.create(database, keyring, SYSTEM, name=MARK, email=email, password=PASSWORD)
     actor = Actor(kind="user", via="session", user_id=ada.id)
     await database.raw["users"].update_one(
         {"_id": ada.id},
@@ -205,7 +205,7 @@ async def test_the_books_stay_whole(database, keyring, worker, ada) -> None:
 
 
 async def test_others_are_left_alone(database, keyring, settings, worker, ada) -> None:
-    bob = await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    bob = await administration.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
     actor = Actor(kind="user", via="session", user_id=bob.id)
     await projects.create(database, actor, name="Bridge")
     await database.payments.insert(Payment(user_id=bob.id, amount=5, status="PAID", description="Bob's"))
@@ -221,7 +221,7 @@ async def test_the_address_is_free_again_afterwards(database, keyring, worker, a
     await close(database, ada)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
     await worker.run_due()
-    again = await users.create(database, keyring, SYSTEM, name="New", email=ada.email, password=PASSWORD)
+    again = await administration.create(database, keyring, SYSTEM, name="New", email=ada.email, password=PASSWORD)
     assert again.id != ada.id
 
 

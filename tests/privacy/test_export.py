@@ -10,7 +10,7 @@ import pytest
 from bson import ObjectId
 from tests.serving import Client
 
-from ximler.accounts import avatars, sessions, step_up, users
+from ximler.accounts import administration, avatars, sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import NotFound, Unauthenticated
@@ -56,7 +56,9 @@ def keyring(settings: Settings) -> Any:
 
 @pytest.fixture
 async def ada(database: Database, keyring: Keyring) -> User:
-    return await users.create(database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD)
+    return await administration.create(
+        database, keyring, SYSTEM, name="Ada", email="ada@example.com", password=PASSWORD
+    )
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ async def taken(database: Database, actor: Actor, user_id: ObjectId) -> zipfile.
 
 
 async def test_everything_of_ones_own_is_in_it_and_nothing_of_others(database, keyring, settings, ada, me) -> None:
-    bob = await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    bob = await administration.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
     for user in (ada, bob):
         actor = Actor(kind="user", via="session", user_id=user.id)
         made = [

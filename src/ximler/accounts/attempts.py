@@ -16,10 +16,10 @@ import msgspec
 from bson import ObjectId
 
 from ximler.accounts import throttle
+from ximler.accounts.account_status import AccountLocked
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
-from ximler.accounts.standing import AccountLocked
-from ximler.accounts.throttle import Gate, Rule, Throttled
+from ximler.accounts.throttle import RateLimitKey, Rule, Throttled
 from ximler.audit import refusals
 from ximler.audit.refusals import network
 from ximler.core.actor import Actor
@@ -35,7 +35,7 @@ from ximler.schema.user import User
 __all__ = [
     "AccountLocked",
     "Attempt",
-    "account_gate",
+    "account_key",
     "begin",
     "fail",
     "locked",
@@ -52,18 +52,18 @@ _REMEMBERED = timedelta(days=180)
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """`user` is None where nobody has that address; `gates` count a failure; `forgiven` is cleared by a success."""
+    """`user` is None where nobody has that address; `keys` count a failure; `forgiven` is cleared by a success."""
 
-    account: Gate
-    gates: list[Gate]
+    account: RateLimitKey
+    keys: list[RateLimitKey]
     user: User | None
     credential: Credential | None
-    forgiven: Gate | None
+    forgiven: RateLimitKey | None
 
 
-def account_gate(keyring: Keyring, email: str) -> Gate:
+def account_key(keyring: Keyring, email: str) -> RateLimitKey:
     """What counts the failures of an account, by its address as it is stored."""
-    return throttle.gate(keyring, _ACCOUNT, email)
+    return throttle.key(keyring, _ACCOUNT, email)
 
 
 def remember(keyring: Keyring, session: Session) -> str:
@@ -84,37 +84,37 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
         email = address(email)
     except Invalid:
         email = ""  # nobody's: and it takes as long as anybody's
-    account = account_gate(keyring, email)
+    account = account_key(keyring, email)
     by_address = throttle.at_address(keyring, _ADDRESS, actor.address)
-    by_device = throttle.gate(keyring, _DEVICE, device or "")
+    by_device = throttle.key(keyring, _DEVICE, device or "")
     user, credential, throttles = await _look(database, email, [account, *by_address, by_device])
     now = database.clock.now()
 
-    def found(gates: list[Gate]) -> list[Throttle]:
-        return [throttles[each.id] for each in gates if each.id in throttles]
+    def found(keys: list[RateLimitKey]) -> list[Throttle]:
+        return [throttles[each.id] for each in keys if each.id in throttles]
 
     if _knows(keyring, user, device, now):
-        gates, forgiven = [by_device], by_device
+        keys, forgiven = [by_device], by_device
     elif _is_blocked(throttles.get(account.id), now) and await _has_session(database, actor, user):
-        place = throttle.gate(keyring, _PLACE, f"{email}|{network(actor.address)}|{_family(actor.user_agent)}")
+        place = throttle.key(keyring, _PLACE, f"{email}|{network(actor.address)}|{_family(actor.user_agent)}")
         if here := await database[THROTTLES].find_one({"_id": place.id}):
             throttles[place.id] = here
-        gates, forgiven = [place, *by_address], place
+        keys, forgiven = [place, *by_address], place
     else:
-        gates, forgiven = [account, *by_address], account
+        keys, forgiven = [account, *by_address], account
     try:
-        throttle.check(found(gates), now)
+        throttle.check(found(keys), now)
     except Throttled:
         await refusals.count(database, actor, "accounts.sign_in.refused", resource="users", reason="throttled")
         raise
-    return Attempt(account, gates, user, credential, forgiven if forgiven.id in throttles else None)
+    return Attempt(account, keys, user, credential, forgiven if forgiven.id in throttles else None)
 
 
 async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
     """Count it, and note it in the log."""
     user_id = attempt.user.id if attempt.user else None
     await asyncio.gather(
-        throttle.fail(database, attempt.gates),
+        throttle.fail(database, attempt.keys),
         refusals.count(
             database,
             actor,
@@ -155,10 +155,10 @@ async def succeed(database: Database, attempt: Attempt) -> None:
 
 
 async def _look(
-    database: Database, email: str, gates: list[Gate]
+    database: Database, email: str, keys: list[RateLimitKey]
 ) -> tuple[User | None, Credential | None, dict[bytes, Throttle]]:
     """The account, what beside its password decides, and what was counted, with one command."""
-    ids = [each.id for each in gates]
+    ids = [each.id for each in keys]
     rows = await database.users.aggregate(
         [
             {"$match": {"email": email}},

@@ -69,7 +69,7 @@ async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, e
     email = address(email)
     # The asker's first: whoever has to wait counts nothing for others' mailboxes meanwhile.
     await throttle.spend(database, throttle.at_address(keyring, _ADDRESS, actor.address))
-    await throttle.spend(database, [throttle.gate(keyring, _MAILBOX, email)])
+    await throttle.spend(database, [throttle.key(keyring, _MAILBOX, email)])
     await outbox.enqueue(database, SEND_RESET, {"email": email})
 
 
@@ -115,7 +115,7 @@ async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: st
     guard = {"_id": user.id, **where}
     if not await _replace(database, actor, guard, user.id, hashed, "accounts.password.reset", closed=True):
         raise spent
-    await throttle.forgive(database, attempts.account_gate(keyring, user.email))
+    await throttle.forgive(database, attempts.account_key(keyring, user.email))
 
 
 async def send_changed(

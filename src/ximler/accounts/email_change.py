@@ -47,8 +47,8 @@ async def request(database: Database, keyring: Keyring, actor: Actor, user: User
     new = address(email)
     if new == user.email:
         raise Invalid.field("email", "is your address already")
-    gates = [throttle.gate(keyring, _ACCOUNT, str(user.id)), throttle.gate(keyring, _MAILBOX, new)]
-    await throttle.spend(database, gates)
+    keys = [throttle.key(keyring, _ACCOUNT, str(user.id)), throttle.key(keyring, _MAILBOX, new)]
+    await throttle.spend(database, keys)
     asked = ObjectId()
     change = EmailChange(
         id=user.id,

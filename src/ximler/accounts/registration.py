@@ -54,7 +54,7 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
         database, throttle.at_address(keyring, _ADDRESS, actor.address)
     )  # looking at a password takes time
     await strength.check(keyring, password, own=(name, email))
-    await throttle.spend(database, [throttle.gate(keyring, _MAILBOX, email)])
+    await throttle.spend(database, [throttle.key(keyring, _MAILBOX, email)])
     registration = Registration(
         name=name,
         email=email,

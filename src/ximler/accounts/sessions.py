@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import attempts, factors, recognition, reopening, standing
+from ximler.accounts import account_status, attempts, reopening, second_factor, session_authentication
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.recognition import SessionExpired, family
+from ximler.accounts.session_authentication import SessionExpired, family
 from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound, Unauthenticated
@@ -78,10 +78,10 @@ async def sign_in(
         await attempts.refuse_locked(database, actor, attempt)
     if user.can_reopen and not reopen:
         raise reopening.refusal(user)
-    await factors.prove(database, keyring, actor, credential, code)
+    await second_factor.prove(database, keyring, actor, credential, code)
 
     async def unchanged(transaction: Database) -> None:
-        now = await factors.still_proved(transaction, known.id, credential)
+        now = await second_factor.still_proved(transaction, known.id, credential)
         if now and now.locked_at:
             raise attempts.locked()
 
@@ -189,7 +189,7 @@ async def revoke_others(database: Database, actor: Actor) -> int:
 
 async def revoke_all(transaction: Database, user_id: ObjectId, *, but: bytes | None = None) -> int:
     """End every session of a user, or all but one, in the transaction that gives the reason; returns how many."""
-    standing.forget(transaction, user_id)
+    account_status.forget(transaction, user_id)
     return await transaction[SESSIONS].delete_many({"userId": user_id} | ({"_id": {"$ne": but}} if but else {}))
 
 
@@ -235,11 +235,13 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
 async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
     """The session and its user, with one command. Raises SessionExpired for anything but a live session of a live user.
 
-    Requests go through `recognition.Recogniser`, which remembers.
+    Requests go through `session_authentication.SessionAuthenticator`, which remembers.
     """
     ids = keyring.token_ids(token)
-    found = await recognition.admit(database, (await recognition.read(database, ids))[0] if ids else None, Actor())
-    return found.session, found.standing.user
+    found = await session_authentication.admit(
+        database, (await session_authentication.read(database, ids))[0] if ids else None, Actor()
+    )
+    return found.session, found.account.user
 
 
 def _expiry(settings: Settings, began: datetime, now: datetime) -> datetime:

@@ -5,7 +5,7 @@ ASVS 5.0 asks for it before e-mail address, password and factors change.
 
 from datetime import datetime, timedelta
 
-from ximler.accounts import factors, throttle
+from ximler.accounts import second_factor, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.sessions import SessionExpired
 from ximler.accounts.throttle import Rule
@@ -60,7 +60,7 @@ async def reauthenticate(
     actor.require_user()
     await prove_password(database, keyring, actor, user, password)
     credential = await database[CREDENTIALS].find_one({"_id": user.id})
-    await factors.prove(database, keyring, actor, credential, code)
+    await second_factor.prove(database, keyring, actor, credential, code)
     now = database.clock.now()
     mine = {"_id": actor.session_id, "userId": user.id, "expiresAt": {"$gt": now}}
     if not await database[SESSIONS].patch(mine, {"$set": {"authenticatedAt": now}}):
@@ -75,13 +75,13 @@ async def prove_password(
 
     Raises Forbidden naming `field`, Throttled.
     """
-    gate = throttle.gate(keyring, _GUESSES, (actor.sign_in_id or actor.session_id or user.id.binary).hex())
+    key = throttle.key(keyring, _GUESSES, (actor.sign_in_id or actor.session_id or user.id.binary).hex())
     async with keyring.turn():
-        counted = await database[THROTTLES].find_one({"_id": gate.id})
+        counted = await database[THROTTLES].find_one({"_id": key.id})
         throttle.check([counted] if counted else [], database.clock.now())
         if await keyring.verify_password(user.password, password):
             return
-        await throttle.fail(database, [gate])
+        await throttle.fail(database, [key])
     await refusals.count(
         database,
         actor,
@@ -89,6 +89,6 @@ async def prove_password(
         resource="users",
         resource_id=user.id,
         user_id=user.id,
-        subject=gate.id.hex(),
+        subject=key.id.hex(),
     )
     raise Forbidden("The password is not right", fields={field: "is not right"})

@@ -17,7 +17,7 @@ from ximler.core.errors import LimitExceeded
 from ximler.database import Database
 from ximler.schema.throttle import THROTTLES, Throttle
 
-__all__ = ["Gate", "Rule", "Throttled", "at_address", "check", "fail", "forgive", "gate", "spend"]
+__all__ = ["RateLimitKey", "Rule", "Throttled", "at_address", "check", "fail", "forgive", "key", "spend"]
 
 _SECOND_MS = 1000
 
@@ -36,39 +36,39 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     longest_s: int = 900
 
 
-class Gate(msgspec.Struct, frozen=True):
+class RateLimitKey(msgspec.Struct, frozen=True):
     """A rule, and the hash of whom it is applied to."""
 
     rule: Rule
     id: bytes
 
 
-def gate(keyring: Keyring, rule: Rule, subject: str) -> Gate:
-    return Gate(rule, keyring.digest("throttle", f"{rule.name}|{subject}"))
+def key(keyring: Keyring, rule: Rule, subject: str) -> RateLimitKey:
+    return RateLimitKey(rule, keyring.digest("throttle", f"{rule.name}|{subject}"))
 
 
-def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[Gate]:
-    """The gate of a network address; none where there is no address (the command line)."""
-    return [gate(keyring, rule, network(address))] if address else []
+def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[RateLimitKey]:
+    """The key of a network address; none where there is no address (the command line)."""
+    return [key(keyring, rule, network(address))] if address else []
 
 
-async def spend(database: Database, through: Iterable[Gate]) -> None:
-    """Count one try of something that costs us whether or not it succeeds. One command a gate, side by side.
+async def spend(database: Database, through: Iterable[RateLimitKey]) -> None:
+    """Count one try of something that costs us whether or not it succeeds. One command a key, concurrently.
 
-    A try does not count at the gate that refuses it: whoever waits as long as they are told gets through. Raises Throttled.
+    A try does not count at the key that refuses it: whoever waits as long as they are told gets through. Raises Throttled.
     """
     now = database.clock.now()
     befores = await asyncio.gather(*(_count(database, each, now, when_blocked=False) for each in through))
     check([before for before in befores if before], now)
 
 
-async def fail(database: Database, through: Iterable[Gate]) -> None:
-    """Count one failure. One command a gate, side by side."""
+async def fail(database: Database, through: Iterable[RateLimitKey]) -> None:
+    """Count one failure. One command a key, concurrently."""
     now = database.clock.now()
     await asyncio.gather(*(_count(database, each, now, when_blocked=True) for each in through))
 
 
-async def forgive(database: Database, at: Gate) -> None:
+async def forgive(database: Database, at: RateLimitKey) -> None:
     """Forget what was counted."""
     await database[THROTTLES].delete({"_id": at.id})
 
@@ -81,7 +81,7 @@ def check(found: Iterable[Throttle], now: datetime) -> None:
         raise Throttled(f"Too many attempts: try again in {_spoken(wait_s)}", retry_after_s=wait_s)
 
 
-async def _count(database: Database, at: Gate, now: datetime, *, when_blocked: bool) -> Throttle | None:
+async def _count(database: Database, at: RateLimitKey, now: datetime, *, when_blocked: bool) -> Throttle | None:
     """Returns what was there before."""
     rule = at.rule
     running: dict[str, Any] = {"$gt": ["$expiresAt", now]}

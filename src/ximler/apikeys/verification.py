@@ -13,8 +13,8 @@ from datetime import timedelta
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import standing
-from ximler.accounts.standing import Standing
+from ximler.accounts import account_status
+from ximler.accounts.account_status import AccountStatus
 from ximler.apikeys import tokens
 from ximler.core.clock import to_ms
 from ximler.core.errors import Forbidden, Unauthenticated, Unavailable
@@ -30,7 +30,7 @@ _USED_EVERY = timedelta(minutes=1)
 _USED_EVERY_MS = 60_000
 _WRITE_USED_EVERY_S = 5.0
 _NEVER_MS = 1 << 62
-_WATCHES = (Watch(collection=API_KEYS.name, by="keyHash", indifferent=frozenset({"lastUsed"})), *standing.WATCHES)
+_WATCHES = (Watch(collection=API_KEYS.name, by="keyHash", indifferent=frozenset({"lastUsed"})), *account_status.WATCHES)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -56,7 +56,7 @@ class Known(msgspec.Struct, kw_only=True):
     revoked: bool
     restricted: bool
     networks: tuple[Network, ...]
-    standing: Standing | None
+    account: AccountStatus | None
     used_ms: int
     clear_ms: int = 0
     names: tuple[bytes, bytes] = (b"", b"")
@@ -75,7 +75,7 @@ class Verifier:
         self._used: set[ObjectId] = set()
 
     async def verify(self, key: str, *, address: str | None) -> Known:
-        """The key, if it opens anything from this address now; `standing` is its owner's. At most one round trip.
+        """The key, if it opens anything from this address now; `account` is its owner's. At most one round trip.
 
         Raises ApiKeyRefused, AddressRefused, AccountLocked.
         """
@@ -102,9 +102,9 @@ class Verifier:
     def _admit(self, known: Known, now_ms: int, address: str | None) -> Known:
         if known.revoked or known.expires_ms <= now_ms:
             raise ApiKeyRefused(f"This API key {'was revoked' if known.revoked else 'has expired'}: create a new one")
-        if known.standing is None:
+        if known.account is None:
             raise ApiKeyRefused("The account of this API key is closed")
-        known.standing.require_unlocked()
+        known.account.require_unlocked()
         if known.restricted and not _is_within(address, known.networks):
             raise AddressRefused(f"This API key may not be used from {address}")
         if now_ms - known.used_ms >= _USED_EVERY_MS:
@@ -139,11 +139,11 @@ class Verifier:
 
     async def _load(self, digest: str) -> tuple[Known | None, list[Tag]]:
         rows = await self._database.api_keys.aggregate(
-            [{"$match": {"keyHash": digest}}, {"$limit": 1}, *standing.lookups()]
+            [{"$match": {"keyHash": digest}}, {"$limit": 1}, *account_status.lookups()]
         )
         if not rows:
             return None, [(API_KEYS.name, digest)]
-        owner = standing.read(rows[0])
+        owner = account_status.read(rows[0])
         key = codec_of(ApiKey).decode(rows[0])
         known = Known(
             id=key.id,
@@ -153,10 +153,10 @@ class Verifier:
             revoked=key.revoked_at is not None,
             restricted=bool(key.allowed_addresses),
             networks=_networks(key.allowed_addresses),
-            standing=owner,
+            account=owner,
             used_ms=0 if key.last_used is None else to_ms(key.last_used),
         )
-        return known, [(API_KEYS.name, key.id), *standing.tags(key.user_id)]
+        return known, [(API_KEYS.name, key.id), *account_status.tags(key.user_id)]
 
 
 def _networks(texts: list[str]) -> tuple[Network, ...]:

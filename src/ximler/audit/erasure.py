@@ -76,7 +76,7 @@ def refused(error: OperationFailure) -> BaseException:
     if error.code == _UNAUTHORIZED:
         return NotAllowed(
             "This database user may only append to the audit log: set XIMLER_AUDIT_MONGODB_URI to one with the role "
-            "ximlerAuditKeeper ('ximler db roles' shows how to make it)"
+            "ximlerAuditMaintenance ('ximler db roles' shows how to make it)"
         )
     return translated(error, AUDIT_LOGS.name)
 

@@ -127,7 +127,8 @@ def adopt(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None
 def roles(apply: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     """Print or make the roles for a MongoDB of your own: with the application's, the audit log can only be appended to.
 
-    ximlerApplication is for Ximler itself (MONGODB_URI), ximlerAuditKeeper for erasing and pruning (XIMLER_AUDIT_MONGODB_URI).
+    ximlerApplication is for Ximler itself (MONGODB_URI), ximlerAuditMaintenance for erasing and pruning
+    (XIMLER_AUDIT_MONGODB_URI).
     Run 'ximler db init' as an administrator first, and both again after an upgrade.
     """
     from ximler.database import roles as definitions

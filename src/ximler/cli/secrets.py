@@ -27,13 +27,13 @@ def renew(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None
     settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
 
     async def work() -> Any:
-        from ximler.accounts import factors
+        from ximler.accounts import second_factor
         from ximler.accounts.keyring import Keyring
 
         keyring = Keyring(settings)
         try:
             async with context.database(settings) as database:
-                return await factors.renew_secrets(database, keyring, Actor(kind="operator", via="cli"))
+                return await second_factor.renew_secrets(database, keyring, Actor(kind="operator", via="cli"))
         finally:
             keyring.close()
 

@@ -50,7 +50,7 @@ def create(
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
 
     async def work() -> Any:
-        from ximler.accounts import users as accounts
+        from ximler.accounts import administration as accounts
         from ximler.accounts.keyring import Keyring
         from ximler.database import sync
 
@@ -147,9 +147,9 @@ def remove_factor(who: str, data_dir: Path | None, mongodb_uri: str | None) -> N
     """
 
     def work(_: Any, database: Any, actor: Actor, user_id: Any) -> Any:
-        from ximler.accounts import enrolment
+        from ximler.accounts import second_factor_enrolment
 
-        return enrolment.remove(database, actor, user_id)
+        return second_factor_enrolment.remove(database, actor, user_id)
 
     _act(data_dir, mongodb_uri, who, work)
     click.echo(f"{who} signs in by password alone.")
@@ -301,7 +301,7 @@ def _act(data_dir: Path | None, mongodb_uri: str | None, who: str, work: Callabl
     settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
 
     async def run() -> Any:
-        from ximler.accounts import users as accounts
+        from ximler.accounts import administration as accounts
 
         async with context.database(settings) as database:
             return await work(accounts, database, _OPERATOR, await accounts.id_of(database, _OPERATOR, who))
@@ -316,7 +316,7 @@ def _page(search: str | None, limit: int, after: str | None, data_dir: Path | No
     position = None if after is None else decode_cursor(after)
 
     async def work() -> Any:
-        from ximler.accounts import users as accounts
+        from ximler.accounts import administration as accounts
 
         async with context.database(settings) as database:
             return await accounts.page(database, _OPERATOR, search=search, first=limit, after=position)

@@ -14,9 +14,9 @@ from ximler.database.failures import translated
 from ximler.schema import CATALOGUE
 from ximler.schema.audit_log import AUDIT_LOGS
 
-__all__ = ["APPLICATION", "KEEPER", "create", "definitions"]
+__all__ = ["APPLICATION", "MAINTENANCE", "create", "definitions"]
 
-APPLICATION, KEEPER = "ximlerApplication", "ximlerAuditKeeper"
+APPLICATION, MAINTENANCE = "ximlerApplication", "ximlerAuditMaintenance"
 SEALS_NAME = next(c.name for c in CATALOGUE if c.owner == "audit" and c.name.endswith("seals"))
 _APPENDED = (AUDIT_LOGS.name, SEALS_NAME)
 _BUCKETS = ("fs", "avatars", "assets", "canvases", "exports")  # GridFS: two collections each
@@ -40,7 +40,7 @@ def definitions(name: str, *, others: tuple[str, ...] = ()) -> dict[str, list[di
             *(on(collection, _CHANGE) for collection in ordinary),
             *(on(collection, [*_READ, "insert"]) for collection in _APPENDED),
         ],
-        KEEPER: [on(AUDIT_LOGS.name, ["find", "update", "remove"]), on(SEALS_NAME, ["find", "remove"])],
+        MAINTENANCE: [on(AUDIT_LOGS.name, ["find", "update", "remove"]), on(SEALS_NAME, ["find", "remove"])],
     }
 
 

@@ -9,9 +9,9 @@ from ximler.accounts import (
     closing,
     credentials,
     email_change,
-    enrolment,
     profile,
     registration,
+    second_factor_enrolment,
     sessions,
     step_up,
 )
@@ -175,7 +175,7 @@ async def cancel_email_change(ctx: Context) -> bool:
 
 @resolvers.query("secondFactor")
 async def second_factor(ctx: Context) -> dict[str, object]:
-    found = await enrolment.status(ctx.database, ctx.actor)
+    found = await second_factor_enrolment.status(ctx.database, ctx.actor)
     return {
         "enabled": found.since is not None,
         "since": found.since,
@@ -184,24 +184,24 @@ async def second_factor(ctx: Context) -> dict[str, object]:
 
 
 @resolvers.mutation("beginTotp")
-async def begin_totp(ctx: Context) -> enrolment.Enrolment:
-    return await enrolment.begin(ctx.database, ctx.keyring, ctx.actor, ctx.require_user())
+async def begin_totp(ctx: Context) -> second_factor_enrolment.Enrolment:
+    return await second_factor_enrolment.begin(ctx.database, ctx.keyring, ctx.actor, ctx.require_user())
 
 
 @resolvers.mutation("confirmTotp")
 async def confirm_totp(ctx: Context, code: str) -> list[str]:
-    return await enrolment.confirm(ctx.database, ctx.keyring, ctx.actor, ctx.require_user(), code=code)
+    return await second_factor_enrolment.confirm(ctx.database, ctx.keyring, ctx.actor, ctx.require_user(), code=code)
 
 
 @resolvers.mutation("disableTotp")
 async def disable_totp(ctx: Context) -> bool:
-    await enrolment.disable(ctx.database, ctx.actor)
+    await second_factor_enrolment.disable(ctx.database, ctx.actor)
     return True
 
 
 @resolvers.mutation("regenerateRecoveryCodes")
 async def regenerate_recovery_codes(ctx: Context) -> list[str]:
-    return await enrolment.regenerate(ctx.database, ctx.actor, ctx.require_user().id)
+    return await second_factor_enrolment.regenerate(ctx.database, ctx.actor, ctx.require_user().id)
 
 
 def _signed_in(ctx: Context, found: sessions.SignedIn) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from ximler.accounts import enrolment, users
-from ximler.accounts.users import Account, Event
+from ximler.accounts import administration, second_factor_enrolment
+from ximler.accounts.administration import Account, Event
 from ximler.core.ids import decode_cursor, object_id
 from ximler.database.collection import Page
 from ximler.graphql.context import Context
@@ -18,7 +18,7 @@ _HISTORY = 100
 async def list_users(
     ctx: Context, search: str | None = None, first: int | None = None, after: str | None = None
 ) -> Connection[dict[str, object]]:
-    page = await users.page(
+    page = await administration.page(
         ctx.database,
         ctx.actor,
         search=search,
@@ -30,39 +30,39 @@ async def list_users(
 
 @resolvers.query("user")
 async def user(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (the argument's name in GraphQL)
-    return _account(await users.get(ctx.database, ctx.actor, object_id(id)))
+    return _account(await administration.get(ctx.database, ctx.actor, object_id(id)))
 
 
 @resolvers.mutation("verifyUser")
 async def verify_user(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (as above)
-    return _account(await users.verify(ctx.database, ctx.actor, object_id(id)))
+    return _account(await administration.verify(ctx.database, ctx.actor, object_id(id)))
 
 
 @resolvers.mutation("lockUser")
 async def lock_user(ctx: Context, id: str, reason: str) -> dict[str, object]:  # noqa: A002 (as above)
-    return _account(await users.lock(ctx.database, ctx.actor, object_id(id), reason=reason))
+    return _account(await administration.lock(ctx.database, ctx.actor, object_id(id), reason=reason))
 
 
 @resolvers.mutation("unlockUser")
 async def unlock_user(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (as above)
-    return _account(await users.unlock(ctx.database, ctx.actor, object_id(id)))
+    return _account(await administration.unlock(ctx.database, ctx.actor, object_id(id)))
 
 
 @resolvers.mutation("removeSecondFactor")
 async def remove_second_factor(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (as above)
-    await enrolment.remove(ctx.database, ctx.actor, object_id(id))
-    return _account(await users.get(ctx.database, ctx.actor, object_id(id)))
+    await second_factor_enrolment.remove(ctx.database, ctx.actor, object_id(id))
+    return _account(await administration.get(ctx.database, ctx.actor, object_id(id)))
 
 
 @resolvers.mutation("revokeUserSessions")
 async def revoke_user_sessions(ctx: Context, id: str) -> int:  # noqa: A002 (as above)
-    return await users.revoke_sessions(ctx.database, ctx.actor, object_id(id))
+    return await administration.revoke_sessions(ctx.database, ctx.actor, object_id(id))
 
 
 @resolvers.field("Account", "sessions")
 async def sessions(ctx: Context, accounts: list[dict[str, object]]) -> list[list[dict[str, object]]]:
     async def of(account: dict[str, object]) -> list[dict[str, object]]:
-        found = await users.open_sessions(ctx.database, ctx.actor, object_id(str(account["id"])))
+        found = await administration.open_sessions(ctx.database, ctx.actor, object_id(str(account["id"])))
         return [
             {
                 "id": each.public_id,
@@ -80,7 +80,7 @@ async def sessions(ctx: Context, accounts: list[dict[str, object]]) -> list[list
 @resolvers.field("Account", "history")
 async def history(ctx: Context, accounts: list[dict[str, object]]) -> list[list[Event]]:
     async def of(account: dict[str, object]) -> list[Event]:
-        page = await users.history(ctx.database, ctx.actor, object_id(str(account["id"])), first=_HISTORY)
+        page = await administration.history(ctx.database, ctx.actor, object_id(str(account["id"])), first=_HISTORY)
         return page.items
 
     return await asyncio.gather(*(of(account) for account in accounts))

@@ -11,7 +11,7 @@ from litestar import Request
 from litestar.di import Provide
 
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.recognition import Recogniser
+from ximler.accounts.session_authentication import SessionAuthenticator
 from ximler.apikeys import scopes, tokens
 from ximler.apikeys.verification import Known, Verifier
 from ximler.core.actor import Actor
@@ -47,7 +47,7 @@ class Authentication:
 
     def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
         self._keys = Verifier(database, feed)
-        self._sessions = Recogniser(database, keyring, settings, feed)
+        self._sessions = SessionAuthenticator(database, keyring, settings, feed)
         self.cookies = Cookies(settings)
         self.settings = settings
 
@@ -116,10 +116,10 @@ class Authentication:
             if tokens.looks_like(token):
                 return _by_key(await self._keys.verify(token, address=address), state, user_agent)
         origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
-        found = await self._sessions.recognise(token, origin)
-        session, standing = found.session, found.standing
+        found = await self._sessions.authenticate(token, origin)
+        session, account = found.session, found.account
         actor = Actor(
-            kind="operator" if standing.operator else "user",
+            kind="operator" if account.operator else "user",
             via="session",
             user_id=session.user_id,
             session_id=session.id,
@@ -129,7 +129,7 @@ class Authentication:
             user_agent=user_agent,
             request_id=request_id,
         )
-        return Caller(actor, standing.user, by_cookie=authorization is None)
+        return Caller(actor, account.user, by_cookie=authorization is None)
 
     async def run(self) -> None:
         """Write down what was used, until cancelled; then what is left."""
@@ -152,7 +152,7 @@ def _by_key(known: Known, state: MutableMapping[str, Any], user_agent: str | Non
         user_agent=user_agent,
         request_id=state.get("request_id"),
     )
-    caller = Caller(actor, known.standing.user if known.standing else None, False, known.names)
+    caller = Caller(actor, known.account.user if known.account else None, False, known.names)
     state["caller"] = caller, monotonic()  # asked once to meter the request, and again to answer it
     return caller
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from bson import ObjectId
 
-from ximler.accounts import erasure as accounts
+from ximler.accounts import anonymisation as accounts
 from ximler.apikeys import erasure as apikeys
 from ximler.audit import erasure as audit
 from ximler.billing import erasure as billing

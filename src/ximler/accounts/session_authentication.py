@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from ximler.accounts import standing
+from ximler.accounts import account_status
+from ximler.accounts.account_status import AccountStatus
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.standing import Standing
 from ximler.audit import records
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated, Unavailable
@@ -25,9 +25,9 @@ from ximler.database.changes import Feed
 from ximler.database.codec import codec_of
 from ximler.schema.session import SESSIONS, Session
 
-__all__ = ["Recognised", "Recogniser", "SessionExpired", "admit", "family", "read"]
+__all__ = ["AuthenticatedSession", "SessionAuthenticator", "SessionExpired", "admit", "family", "read"]
 
-_WATCHES = (Watch(collection=SESSIONS.name), *standing.WATCHES)
+_WATCHES = (Watch(collection=SESSIONS.name), *account_status.WATCHES)
 _EXTEND_EVERY = timedelta(hours=1)
 _WRITE_EVERY_S = 5.0
 # Of two requests for a new token the second may come with the old one still: it is refused, and no theft.
@@ -38,24 +38,24 @@ class SessionExpired(Unauthenticated):
     code = "SESSION_EXPIRED"
 
 
-class Recognised(msgspec.Struct, frozen=True, gc=False):
-    """A session as it was read, and who its user is."""
+class AuthenticatedSession(msgspec.Struct, frozen=True, gc=False):
+    """A session as it was read, and its user's account."""
 
     session: Session
-    standing: Standing
+    account: AccountStatus
 
 
-class Recogniser:
+class SessionAuthenticator:
     """One a process, on its feed. `run` it: it extends the sessions that are used."""
 
     def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
         self._database = database
         self._keyring = keyring
         self._idle = timedelta(days=settings.session_days)
-        self._cache: Cache[bytes, Recognised] = Cache(feed, _WATCHES)
+        self._cache: Cache[bytes, AuthenticatedSession] = Cache(feed, _WATCHES)
         self._used: dict[bytes, Session] = {}
 
-    async def recognise(self, token: str, origin: Actor) -> Recognised:
+    async def authenticate(self, token: str, origin: Actor) -> AuthenticatedSession:
         """The live session of a live user. At most one round trip, none when it is known.
 
         Raises SessionExpired, AccountLocked.
@@ -64,7 +64,7 @@ class Recogniser:
         if not ids:
             raise SessionExpired("This session has ended: sign in again")
 
-        async def load(_: bytes) -> tuple[Recognised | None, list[Tag]]:
+        async def load(_: bytes) -> tuple[AuthenticatedSession | None, list[Tag]]:
             return await read(self._database, ids)
 
         found = await admit(self._database, await self._cache.get(ids[0], load), origin)
@@ -93,18 +93,20 @@ class Recogniser:
             await self._database[SESSIONS].patch_many(alive, {"$set": {"expiresAt": end}})
 
 
-async def read(database: Database, ids: list[bytes]) -> tuple[Recognised | None, list[Tag]]:
+async def read(database: Database, ids: list[bytes]) -> tuple[AuthenticatedSession | None, list[Tag]]:
     """The session under one of these ids, with its user's standing, and what the answer stands on. One command."""
     tags: list[Tag] = [(SESSIONS.name, each) for each in ids]
-    rows = await database[SESSIONS].aggregate([{"$match": {"_id": {"$in": ids}}}, {"$limit": 1}, *standing.lookups()])
+    rows = await database[SESSIONS].aggregate(
+        [{"$match": {"_id": {"$in": ids}}}, {"$limit": 1}, *account_status.lookups()]
+    )
     if not rows:
         return None, tags
-    session, owner = codec_of(Session).decode(rows[0]), standing.read(rows[0])
-    tags += standing.tags(session.user_id)
-    return None if owner is None else Recognised(session, owner), tags
+    session, owner = codec_of(Session).decode(rows[0]), account_status.read(rows[0])
+    tags += account_status.tags(session.user_id)
+    return None if owner is None else AuthenticatedSession(session, owner), tags
 
 
-async def admit(database: Database, found: Recognised | None, origin: Actor) -> Recognised:
+async def admit(database: Database, found: AuthenticatedSession | None, origin: Actor) -> AuthenticatedSession:
     """The same, if it opens anything now. Raises SessionExpired, AccountLocked."""
     now = database.clock.now()
     if found is None or found.session.expires_at <= now:
@@ -115,7 +117,7 @@ async def admit(database: Database, found: Recognised | None, origin: Actor) -> 
             raise SessionExpired("This session's token was just exchanged: use the new one")
         await _end_family(database, found.session, origin)
         raise SessionExpired("This token was exchanged before and may be somebody's copy: sign in again")
-    found.standing.require_unlocked()
+    found.account.require_unlocked()
     return found
 
 
@@ -133,6 +135,6 @@ async def _end_family(database: Database, session: Session, origin: Actor) -> No
             transaction, origin, "accounts.session.reused", resource=SESSIONS.name,
             resource_id=session.public_id, user_id=session.user_id,
         )  # fmt: skip
-        standing.forget(transaction, session.user_id)
+        account_status.forget(transaction, session.user_id)
 
     await database.transaction(write)

@@ -1,4 +1,4 @@
-"""The second factor's life: shown and proved, renewed, removed. What it is worth at the door is `factors`'.
+"""The second factor's life: shown and proved, renewed, removed. What it is worth at the door is `second_factor`'.
 
 Every change needs a recent sign-in, is audited, and is told to the owner by mail.
 """
@@ -9,7 +9,7 @@ import msgspec
 import pyotp
 from bson import ObjectId
 
-from ximler.accounts import factors, notices, sessions, step_up
+from ximler.accounts import notices, second_factor, sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
 from ximler.core.actor import Actor
@@ -61,7 +61,7 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, user: User) 
     step_up.require(database, actor)
     secret = pyotp.random_base32()
     now = database.clock.now()
-    pending = keyring.encrypt(factors.PURPOSE, user.id, secret.encode())
+    pending = keyring.encrypt(second_factor.PURPOSE, user.id, secret.encode())
     await database[CREDENTIALS].upsert(
         {"_id": user.id}, {"$set": {"totpPending": pending, "totpPendingAt": now}}, fresh=Credential(id=user.id)
     )
@@ -81,13 +81,13 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User
     if found is None or found.totp_pending is None or (found.totp_pending_at or now) <= now - _VALIDITY:
         raise Conflict("There is no new second factor to confirm: begin again")
     pending = found.totp_pending
-    secret = keyring.decrypt(factors.PURPOSE, user.id, pending)
-    step = factors.matching_step(secret, code.strip().replace(" ", ""), to_ms(now))
+    secret = keyring.decrypt(second_factor.PURPOSE, user.id, pending)
+    step = second_factor.matching_step(secret, code.strip().replace(" ", ""), to_ms(now))
     if step is None:
         raise Invalid.field(
             "code", "is not right: compare the clock of the device, and type the code that it shows now"
         )
-    codes, hashes = factors.new_recovery_codes(user.id)
+    codes, hashes = second_factor.new_recovery_codes(user.id)
 
     async def write(transaction: Database) -> None:
         change: dict[str, dict[str, object]] = {
@@ -108,7 +108,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User
 async def regenerate(database: Database, actor: Actor, user_id: ObjectId) -> list[str]:
     """New recovery codes, shown this once; the old ones are worth nothing. Raises StepUpRequired, NotFound without a factor."""
     step_up.require(database, actor)
-    codes, hashes = factors.new_recovery_codes(user_id)
+    codes, hashes = second_factor.new_recovery_codes(user_id)
 
     async def write(transaction: Database) -> None:
         await _change(transaction, user_id, {"$set": {"recoveryCodes": hashes}})

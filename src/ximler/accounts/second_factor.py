@@ -4,7 +4,7 @@ A code is one of a million, so guesses are counted before they are looked at: of
 number of processes, no more than `BUDGET` in `WINDOW`, and `A_DAY` in a day, are compared with the right one. A code is taken
 once (RFC 6238, 5.2). Recovery codes have 80 random bits: they need no budget, so nobody's guessing keeps their owner out.
 
-Making and removing the factor is `enrolment`'s.
+Making and removing the factor is `second_factor_enrolment`'s.
 """
 
 import base64
@@ -118,8 +118,8 @@ async def prove(
 async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> Credential | None:
     """In the transaction that starts a session: no factor came to be since `prove` looked. Returns what is there now.
 
-    Raises SecondFactorRequired. `enrolment.confirm` writes the user's document, as a sign-in does, so that of the two one is
-    repeated and sees the other.
+    Raises SecondFactorRequired. `second_factor_enrolment.confirm` writes the user's document, as a sign-in does: of the two,
+    one is retried and sees the other.
     """
     found = await transaction[CREDENTIALS].find_one({"_id": user_id})
     if found is None or found.totp_secret is None:

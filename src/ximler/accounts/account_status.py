@@ -17,7 +17,7 @@ from ximler.database.codec import codec_of
 from ximler.schema.credential import CREDENTIALS, Credential
 from ximler.schema.user import USERS, User
 
-__all__ = ["WATCHES", "AccountLocked", "Standing", "forget", "lookups", "read", "tags"]
+__all__ = ["WATCHES", "AccountLocked", "AccountStatus", "forget", "lookups", "read", "tags"]
 
 # What a sign-in with a second factor writes changes nobody's standing.
 _FACTORS = frozenset(
@@ -37,7 +37,7 @@ class AccountLocked(Forbidden):
     code = "ACCOUNT_LOCKED"
 
 
-class Standing(msgspec.Struct, frozen=True, gc=False):
+class AccountStatus(msgspec.Struct, frozen=True, gc=False):
     """A live user, what role they have, and whether an operator has locked them out."""
 
     user: User
@@ -58,13 +58,13 @@ def lookups() -> list[dict[str, Any]]:
     ]
 
 
-def read(row: Mapping[str, Any]) -> Standing | None:
+def read(row: Mapping[str, Any]) -> AccountStatus | None:
     """The standing in an answer of `lookups`; None when the account is closed or gone."""
     users = [user for user in row["user"] if user.get("deletedAt") is None]
     if not users:
         return None
     credential = codec_of(Credential).decode(row["credential"][0]) if row["credential"] else None
-    return Standing(
+    return AccountStatus(
         codec_of(User).decode(users[0]),
         operator=credential is not None and credential.role == "operator",
         locked=credential is not None and credential.locked_at is not None,

@@ -10,8 +10,8 @@ from bson import ObjectId
 from tests.accounts.authenticator import Authenticator, Person
 from tests.mailing import Mailbox
 
-from ximler.accounts import enrolment, sessions
-from ximler.accounts.factors import SecondFactorRequired, WrongCode
+from ximler.accounts import second_factor_enrolment, sessions
+from ximler.accounts.second_factor import SecondFactorRequired, WrongCode
 from ximler.accounts.step_up import StepUpRequired
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid, NotFound
@@ -20,7 +20,7 @@ from ximler.worker import Worker
 
 
 async def test_what_is_shown_is_what_authenticator_apps_read(person: Person) -> None:
-    shown = await enrolment.begin(person.database, person.keyring, person.actor(), person.user)
+    shown = await second_factor_enrolment.begin(person.database, person.keyring, person.actor(), person.user)
     parts = urlsplit(shown.uri)
     assert (parts.scheme, parts.netloc, unquote(parts.path)) == ("otpauth", "totp", "/Ximler:ada@example.com")
     assert parse_qs(parts.query) == {"secret": [shown.secret], "issuer": ["Ximler"]}
@@ -29,41 +29,45 @@ async def test_what_is_shown_is_what_authenticator_apps_read(person: Person) -> 
 
 
 async def test_nothing_changes_until_the_secret_is_proved(person: Person) -> None:
-    shown = await enrolment.begin(person.database, person.keyring, person.actor(), person.user)
+    shown = await second_factor_enrolment.begin(person.database, person.keyring, person.actor(), person.user)
     assert await person.enter()
     app = Authenticator(person.database, shown.secret)
     with pytest.raises(Invalid) as refused:
-        await enrolment.confirm(
+        await second_factor_enrolment.confirm(
             person.database, person.keyring, person.actor(), person.user, code=app.wrong_codes(1)[0]
         )
     assert refused.value.fields.keys() == {"code"}
     assert await person.enter()
-    assert (await enrolment.status(person.database, person.actor())).since is None
+    assert (await second_factor_enrolment.status(person.database, person.actor())).since is None
 
 
 async def test_a_factor_in_force_stays_so_until_the_new_one_is_proved(person: Person) -> None:
     old = await person.enrol()
-    shown = await enrolment.begin(person.database, person.keyring, person.actor(), person.user)
+    shown = await second_factor_enrolment.begin(person.database, person.keyring, person.actor(), person.user)
     assert await person.enter(old.next_code())
     new = Authenticator(person.database, shown.secret)
-    await enrolment.confirm(person.database, person.keyring, person.actor(), person.user, code=new.next_code())
+    await second_factor_enrolment.confirm(
+        person.database, person.keyring, person.actor(), person.user, code=new.next_code()
+    )
     with pytest.raises(WrongCode):
         await person.enter(old.next_code())
     assert await person.enter(new.next_code())
 
 
 async def test_a_secret_has_to_be_proved_within_a_quarter_of_an_hour(person: Person) -> None:
-    shown = await enrolment.begin(person.database, person.keyring, person.actor(), person.user)
+    shown = await second_factor_enrolment.begin(person.database, person.keyring, person.actor(), person.user)
     app = Authenticator(person.database, shown.secret)
     person.database.clock.offset_ms += 15 * 60_000
     with pytest.raises(Conflict, match="begin again"):
-        await enrolment.confirm(person.database, person.keyring, person.actor(), person.user, code=app.code())
+        await second_factor_enrolment.confirm(
+            person.database, person.keyring, person.actor(), person.user, code=app.code()
+        )
 
 
 async def test_of_racing_confirmations_one_shows_recovery_codes(person: Person) -> None:
-    shown = await enrolment.begin(person.database, person.keyring, person.actor(), person.user)
+    shown = await second_factor_enrolment.begin(person.database, person.keyring, person.actor(), person.user)
     app = Authenticator(person.database, shown.secret)
-    confirm = enrolment.confirm
+    confirm = second_factor_enrolment.confirm
     found = await asyncio.gather(
         *(confirm(person.database, person.keyring, person.actor(), person.user, code=app.code()) for _ in range(6)),
         return_exceptions=True,
@@ -82,12 +86,12 @@ async def test_a_new_factor_ends_every_session_but_the_one_that_made_it(person: 
 
 async def test_a_removed_factor_asks_for_nothing_and_its_recovery_codes_are_gone(person: Person) -> None:
     await person.enrol()
-    await enrolment.disable(person.database, person.actor())
+    await second_factor_enrolment.disable(person.database, person.actor())
     assert await person.enter()
     with pytest.raises(NotFound):
-        await enrolment.disable(person.database, person.actor())
+        await second_factor_enrolment.disable(person.database, person.actor())
     with pytest.raises(NotFound):
-        await enrolment.regenerate(person.database, person.actor(), person.user.id)
+        await second_factor_enrolment.regenerate(person.database, person.actor(), person.user.id)
     old = person.recovery_codes
     await person.enrol()
     with pytest.raises(WrongCode):
@@ -97,9 +101,9 @@ async def test_a_removed_factor_asks_for_nothing_and_its_recovery_codes_are_gone
 async def test_new_recovery_codes_replace_the_old(person: Person) -> None:
     await person.enrol()
     await person.enter(person.recovery_codes[0])
-    assert (await enrolment.status(person.database, person.actor())).recovery_codes_left == 9
-    fresh = await enrolment.regenerate(person.database, person.actor(), person.user.id)
-    assert (await enrolment.status(person.database, person.actor())).recovery_codes_left == 10
+    assert (await second_factor_enrolment.status(person.database, person.actor())).recovery_codes_left == 9
+    fresh = await second_factor_enrolment.regenerate(person.database, person.actor(), person.user.id)
+    assert (await second_factor_enrolment.status(person.database, person.actor())).recovery_codes_left == 10
     with pytest.raises(WrongCode):
         await person.enter(person.recovery_codes[1])
     assert await person.enter(fresh[0])
@@ -109,10 +113,10 @@ async def test_every_change_needs_a_recent_sign_in(person: Person) -> None:
     app = await person.enrol()
     stale = person.actor(ago=timedelta(minutes=10, seconds=1))
     for change in (
-        enrolment.begin(person.database, person.keyring, stale, person.user),
-        enrolment.confirm(person.database, person.keyring, stale, person.user, code=app.code()),
-        enrolment.regenerate(person.database, stale, person.user.id),
-        enrolment.disable(person.database, stale),
+        second_factor_enrolment.begin(person.database, person.keyring, stale, person.user),
+        second_factor_enrolment.confirm(person.database, person.keyring, stale, person.user, code=app.code()),
+        second_factor_enrolment.regenerate(person.database, stale, person.user.id),
+        second_factor_enrolment.disable(person.database, stale),
     ):
         with pytest.raises(StepUpRequired):
             await change
@@ -123,14 +127,14 @@ async def test_every_change_needs_a_recent_sign_in(person: Person) -> None:
 async def test_an_operator_removes_the_factor_of_who_lost_everything_and_nobody_else_does(person: Person) -> None:
     await person.enrol()
     with pytest.raises(Forbidden):
-        await enrolment.remove(person.database, person.actor(), person.user.id)
+        await second_factor_enrolment.remove(person.database, person.actor(), person.user.id)
     with pytest.raises(StepUpRequired):
-        await enrolment.remove(
+        await second_factor_enrolment.remove(
             person.database, Actor(kind="operator", via="session", user_id=ObjectId()), person.user.id
         )
     with pytest.raises(NotFound):
-        await enrolment.remove(person.database, SYSTEM, ObjectId())
-    await enrolment.remove(person.database, Actor(kind="operator", via="cli"), person.user.id)
+        await second_factor_enrolment.remove(person.database, SYSTEM, ObjectId())
+    await second_factor_enrolment.remove(person.database, Actor(kind="operator", via="cli"), person.user.id)
     assert await person.enter()
 
 
@@ -139,8 +143,8 @@ async def test_every_change_is_in_the_log_and_in_the_mail(
 ) -> None:
     await person.enrol()
     await person.enter(person.recovery_codes[0])
-    await enrolment.regenerate(database, person.actor(), person.user.id)
-    await enrolment.disable(database, person.actor())
+    await second_factor_enrolment.regenerate(database, person.actor(), person.user.id)
+    await second_factor_enrolment.disable(database, person.actor())
     entries = await database.audit_logs.find({"userId": person.user.id, "resourceId": str(person.user.id)})
     actions = [entry.action for entry in entries if "sign_in" not in entry.action]
     expected = ["factor.enabled", "recovery_code.used", "recovery_codes.made", "factor.disabled"]

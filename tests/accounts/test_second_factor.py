@@ -12,9 +12,9 @@ from bson import ObjectId
 from tests.accounts.authenticator import PASSWORD, Person
 from tests.mailing import Mailbox
 
-from ximler.accounts import factors, sessions, users
-from ximler.accounts.factors import A_DAY, BUDGET, Renewed, SecondFactorRequired, TooManyCodes, WrongCode
+from ximler.accounts import administration, second_factor, sessions
 from ximler.accounts.keyring import KeyLost, Keyring
+from ximler.accounts.second_factor import A_DAY, BUDGET, Renewed, SecondFactorRequired, TooManyCodes, WrongCode
 from ximler.accounts.sessions import BadCredentials, SignedIn
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Forbidden
@@ -80,7 +80,7 @@ async def test_a_clock_may_be_wrong_by_one_step(person: Person, steps: int, pass
 )
 def test_codes_are_those_of_rfc_6238(second: int, code: str) -> None:
     secret = base64.b32encode(b"12345678901234567890")
-    assert factors.matching_step(secret, code, second * 1000) == second // 30
+    assert second_factor.matching_step(secret, code, second * 1000) == second // 30
 
 
 async def test_after_a_code_no_earlier_one_is_taken(person: Person) -> None:
@@ -98,13 +98,13 @@ async def test_of_a_hundred_wrong_codes_at_once_five_are_looked_at(
     """On two connections, as from two processes."""
     app = await person.enrol()
     looked_at = []
-    matching = factors.matching_step
-    monkeypatch.setattr(factors, "matching_step", lambda *args: looked_at.append(args) or matching(*args))
+    matching = second_factor.matching_step
+    monkeypatch.setattr(second_factor, "matching_step", lambda *args: looked_at.append(args) or matching(*args))
     other = await connect(mongodb_uri, name=database.name)
     stale = await database[CREDENTIALS].get(person.user.id)
     found = await ends(
         *(
-            factors.prove((database, other)[number % 2], keyring, Actor(), stale, code)
+            second_factor.prove((database, other)[number % 2], keyring, Actor(), stale, code)
             for number, code in enumerate(app.wrong_codes(100))
         )
     )
@@ -130,12 +130,12 @@ async def test_in_no_fifteen_minutes_are_more_codes_looked_at_than_the_budget(
     for _ in range(60):
         database.clock.offset_ms += MINUTE_MS
         found = await ends(
-            *(factors.prove(database, keyring, Actor(), credential, code) for code in app.wrong_codes(3))
+            *(second_factor.prove(database, keyring, Actor(), credential, code) for code in app.wrong_codes(3))
         )
         looked_at += [database.clock.now()] * count(found, WrongCode)
     assert len(looked_at) >= 3 * BUDGET
     for first, sixth in zip(looked_at, looked_at[BUDGET:], strict=False):
-        assert sixth - first >= factors.WINDOW - timedelta(seconds=1)
+        assert sixth - first >= second_factor.WINDOW - timedelta(seconds=1)
 
 
 async def test_in_no_day_are_more_codes_looked_at_than_fifty(
@@ -147,7 +147,7 @@ async def test_in_no_day_are_more_codes_looked_at_than_fifty(
     for _ in range(30 * 4):
         database.clock.offset_ms += 15 * MINUTE_MS
         wrong = app.wrong_codes(BUDGET)
-        found = await ends(*(factors.prove(database, keyring, Actor(), credential, code) for code in wrong))
+        found = await ends(*(second_factor.prove(database, keyring, Actor(), credential, code) for code in wrong))
         looked_at += [database.clock.now()] * count(found, WrongCode)
     assert len(looked_at) > A_DAY
     for first, beyond in zip(looked_at, looked_at[A_DAY:], strict=False):
@@ -213,7 +213,9 @@ async def test_anothers_codes_are_wrong(
     person: Person, database: Database, keyring: Keyring, settings: Settings
 ) -> None:
     await person.enrol()
-    user = await users.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    user = await administration.create(
+        database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD
+    )
     bob = Person(database, keyring, settings, user)
     theirs = await bob.enrol()
     for code in (theirs.next_code(), bob.recovery_codes[0]):
@@ -237,17 +239,17 @@ async def test_a_secret_moved_to_another_account_is_worth_nothing(
     stored = (await database[CREDENTIALS].get(person.user.id)).totp_secret
     assert stored is not None
     with pytest.raises(KeyLost):
-        keyring.decrypt(factors.PURPOSE, ObjectId(), stored)
+        keyring.decrypt(second_factor.PURPOSE, ObjectId(), stored)
     with pytest.raises(KeyLost):
         keyring.decrypt("another purpose", person.user.id, stored)
     for position in (0, 5, 20, len(stored) - 1):
         changed = bytearray(stored)
         changed[position] ^= 1
         with pytest.raises(KeyLost):
-            keyring.decrypt(factors.PURPOSE, person.user.id, bytes(changed))
+            keyring.decrypt(second_factor.PURPOSE, person.user.id, bytes(changed))
     for length in (0, 3, 4, 10, 16, 17):
         with pytest.raises(KeyLost):
-            keyring.decrypt(factors.PURPOSE, person.user.id, stored[:length])
+            keyring.decrypt(second_factor.PURPOSE, person.user.id, stored[:length])
 
 
 @pytest.fixture
@@ -280,10 +282,10 @@ async def test_everybodys_secret_moves_to_the_newest_key_at_once(person: Person,
     person.keyring = old
     app = await person.enrol()
     with pytest.raises(Forbidden):
-        await factors.renew_secrets(person.database, both, person.actor())
-    assert await factors.renew_secrets(person.database, other, SYSTEM) == Renewed(0, 1)
-    assert await factors.renew_secrets(person.database, both, SYSTEM) == Renewed(1, 0)
-    assert await factors.renew_secrets(person.database, both, SYSTEM) == Renewed(0, 0)
+        await second_factor.renew_secrets(person.database, both, person.actor())
+    assert await second_factor.renew_secrets(person.database, other, SYSTEM) == Renewed(0, 1)
+    assert await second_factor.renew_secrets(person.database, both, SYSTEM) == Renewed(1, 0)
+    assert await second_factor.renew_secrets(person.database, both, SYSTEM) == Renewed(0, 0)
     assert await person.enter(app.next_code(), keyring=new)
 
 
@@ -322,12 +324,12 @@ async def test_of_sign_ins_that_race_an_enrolment_no_session_is_left(person: Per
 async def test_a_code_costs_two_round_trips(person: Person, database: Database, keyring: Keyring) -> None:
     none = await database[CREDENTIALS].find_one({"_id": person.user.id})
     with round_trips() as trips:
-        await factors.prove(database, keyring, Actor(), none, None)
+        await second_factor.prove(database, keyring, Actor(), none, None)
     assert trips == []
     app = await person.enrol()
     credential = await database[CREDENTIALS].get(person.user.id)
     with round_trips() as trips:
-        await factors.prove(database, keyring, Actor(), credential, app.next_code())
+        await second_factor.prove(database, keyring, Actor(), credential, app.next_code())
     assert trips == [("findAndModify", "credentials"), ("update", "credentials")]
 
 

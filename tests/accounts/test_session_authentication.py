@@ -7,8 +7,8 @@ import pytest
 from tests.database.following import running, until
 
 from ximler.accounts import sessions
-from ximler.accounts.recognition import Recogniser, SessionExpired
-from ximler.accounts.standing import AccountLocked
+from ximler.accounts.account_status import AccountLocked
+from ximler.accounts.session_authentication import SessionAuthenticator, SessionExpired
 from ximler.core.actor import Actor
 from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
@@ -20,12 +20,12 @@ ANYBODY = Actor(address="192.0.2.7", user_agent="a browser")
 
 
 @pytest.fixture
-async def recogniser(database, keyring, settings):
+async def authenticator(database, keyring, settings):
     feed = Feed(database)
-    recogniser = Recogniser(database, keyring, settings, feed)
+    authenticator = SessionAuthenticator(database, keyring, settings, feed)
     async with running(feed):
         await until(lambda: feed.fresh)
-        yield recogniser
+        yield authenticator
     database.feed = None
 
 
@@ -47,9 +47,9 @@ async def refresh(database, keyring, settings, signed_in):
     return await sessions.refresh(database, keyring, settings, acting(signed_in), signed_in.user)
 
 
-async def is_over(recogniser, token):
+async def is_over(authenticator, token):
     try:
-        await recogniser.recognise(token, ANYBODY)
+        await authenticator.authenticate(token, ANYBODY)
     except SessionExpired:
         return True
     return False
@@ -60,20 +60,20 @@ async def travel(database, **delta):
     await database.feed.caught_up()
 
 
-async def test_a_session_costs_one_round_trip_and_then_none(database, ada, enter, recogniser):
+async def test_a_session_costs_one_round_trip_and_then_none(database, ada, enter, authenticator):
     token = (await enter()).token
     await database.feed.caught_up()
     with round_trips() as trips:
-        found = await recogniser.recognise(token, ANYBODY)
+        found = await authenticator.authenticate(token, ANYBODY)
     assert trips == [("aggregate", "sessions")]
-    assert (found.standing.user.id, found.standing.operator) == (ada.id, False)
+    assert (found.account.user.id, found.account.operator) == (ada.id, False)
     with round_trips() as trips:
         for _ in range(100):
-            await recogniser.recognise(token, ANYBODY)
+            await authenticator.authenticate(token, ANYBODY)
     assert trips == []
 
 
-async def test_what_ends_a_session_is_heard_of_whoever_did_it(database, ada, enter, recogniser):
+async def test_what_ends_a_session_is_heard_of_whoever_did_it(database, ada, enter, authenticator):
     for end in (
         lambda _: database.raw.sessions.delete_many({"userId": ada.id}),
         lambda _: database.transaction(lambda transaction: sessions.revoke_all(transaction, ada.id)),
@@ -82,82 +82,82 @@ async def test_what_ends_a_session_is_heard_of_whoever_did_it(database, ada, ent
     ):
         signed_in = await enter()
         await database.feed.caught_up()
-        assert not await is_over(recogniser, signed_in.token)
+        assert not await is_over(authenticator, signed_in.token)
         await end(signed_in)
         await database.feed.caught_up()
-        assert await is_over(recogniser, signed_in.token)
+        assert await is_over(authenticator, signed_in.token)
 
 
-async def test_our_own_ending_holds_with_the_next_request(database, ada, enter, recogniser):
+async def test_our_own_ending_holds_with_the_next_request(database, ada, enter, authenticator):
     signed_in, other = await enter(), await enter()
     await database.feed.caught_up()
-    assert not await is_over(recogniser, signed_in.token)
-    assert not await is_over(recogniser, other.token)
+    assert not await is_over(authenticator, signed_in.token)
+    assert not await is_over(authenticator, other.token)
     await sessions.revoke_others(database, acting(signed_in))
-    assert await is_over(recogniser, other.token)
+    assert await is_over(authenticator, other.token)
     await sessions.sign_out(database, acting(signed_in))
-    assert await is_over(recogniser, signed_in.token)
+    assert await is_over(authenticator, signed_in.token)
 
 
-async def test_a_lock_and_a_role_hold_from_the_next_moment(database, ada, enter, recogniser):
+async def test_a_lock_and_a_role_hold_from_the_next_moment(database, ada, enter, authenticator):
     token = (await enter()).token
     await database.feed.caught_up()
-    assert not (await recogniser.recognise(token, ANYBODY)).standing.operator
+    assert not (await authenticator.authenticate(token, ANYBODY)).account.operator
     await database[CREDENTIALS].insert(Credential(id=ada.id, role="operator"))
     await database.feed.caught_up()
-    assert (await recogniser.recognise(token, ANYBODY)).standing.operator
+    assert (await authenticator.authenticate(token, ANYBODY)).account.operator
     await database.raw.credentials.update_one({"_id": ada.id}, {"$set": {"lockedAt": database.clock.now()}})
     await database.feed.caught_up()
     with pytest.raises(AccountLocked):
-        await recogniser.recognise(token, ANYBODY)
+        await authenticator.authenticate(token, ANYBODY)
 
 
-async def test_use_extends_a_session_to_its_end_and_no_further(database, settings, enter, recogniser):
+async def test_use_extends_a_session_to_its_end_and_no_further(database, settings, enter, authenticator):
     signed_in = await enter()
     ends = signed_in.session.created_at + timedelta(days=settings.session_max_days)
     for _ in range(4):
         await travel(database, days=20)
-        await recogniser.recognise(signed_in.token, ANYBODY)
-        await recogniser.extend()
+        await authenticator.authenticate(signed_in.token, ANYBODY)
+        await authenticator.extend()
     await database.feed.caught_up()
     stored = await database[SESSIONS].get(signed_in.session.id)
     assert abs(stored.expires_at - ends) < timedelta(seconds=1)
     await travel(database, days=11)
-    assert await is_over(recogniser, signed_in.token)
+    assert await is_over(authenticator, signed_in.token)
 
 
-async def test_a_session_that_is_not_used_ends(database, enter, recogniser):
+async def test_a_session_that_is_not_used_ends(database, enter, authenticator):
     token = (await enter()).token
     await travel(database, days=31)
-    assert await is_over(recogniser, token)
+    assert await is_over(authenticator, token)
 
 
-async def test_use_is_written_down_once_an_hour(database, enter, recogniser):
+async def test_use_is_written_down_once_an_hour(database, enter, authenticator):
     token = (await enter()).token
     await travel(database, minutes=59)
-    await recogniser.recognise(token, ANYBODY)
+    await authenticator.authenticate(token, ANYBODY)
     with round_trips() as trips:
-        await recogniser.extend()
+        await authenticator.extend()
     assert trips == []
     await travel(database, minutes=2)
     for _ in range(20):
-        await recogniser.recognise(token, ANYBODY)
+        await authenticator.authenticate(token, ANYBODY)
     with round_trips() as trips:
-        await recogniser.extend()
-        await recogniser.extend()
+        await authenticator.extend()
+        await authenticator.extend()
     assert trips == [("update", "sessions")]
 
 
-async def test_extending_revives_nothing(database, ada, enter, recogniser):
+async def test_extending_revives_nothing(database, ada, enter, authenticator):
     signed_in = await enter()
     await travel(database, days=1)
-    await recogniser.recognise(signed_in.token, ANYBODY)  # its use waits to be written down
+    await authenticator.authenticate(signed_in.token, ANYBODY)  # its use waits to be written down
     await database.transaction(lambda transaction: sessions.revoke_all(transaction, ada.id))
-    await recogniser.extend()
+    await authenticator.extend()
     assert await database[SESSIONS].count({}) == 0
 
 
-async def test_an_exchange_keeps_the_sign_in_and_its_end(database, keyring, settings, enter, recogniser):
+async def test_an_exchange_keeps_the_sign_in_and_its_end(database, keyring, settings, enter, authenticator):
     first = await enter()
     await travel(database, days=10)
     fresh = await refresh(database, keyring, settings, first)
@@ -166,29 +166,29 @@ async def test_an_exchange_keeps_the_sign_in_and_its_end(database, keyring, sett
     assert fresh.session.ends_at == first.session.ends_at
     assert fresh.session.proved_at == first.session.proved_at  # an exchange proves nothing
     assert fresh.session.expires_at > first.session.expires_at
-    assert not await is_over(recogniser, fresh.token)
-    assert await is_over(recogniser, first.token)
+    assert not await is_over(authenticator, fresh.token)
+    assert await is_over(authenticator, first.token)
     assert [session.id for session in await sessions.mine(database, acting(fresh))] == [fresh.session.id]
 
 
 async def test_a_token_that_comes_back_ends_the_whole_sign_in_and_no_other(
-    database, keyring, settings, enter, recogniser
+    database, keyring, settings, enter, authenticator
 ):
     other, first = await enter(), await enter()
     second = await refresh(database, keyring, settings, first)
     third = await refresh(database, keyring, settings, second)
-    assert await is_over(recogniser, first.token)  # too soon to be a theft: it was on its way
-    assert not await is_over(recogniser, third.token)
+    assert await is_over(authenticator, first.token)  # too soon to be a theft: it was on its way
+    assert not await is_over(authenticator, third.token)
     await travel(database, seconds=11)
-    assert await is_over(recogniser, first.token)
-    assert await is_over(recogniser, third.token)
-    assert await is_over(recogniser, second.token)
-    assert not await is_over(recogniser, other.token)
+    assert await is_over(authenticator, first.token)
+    assert await is_over(authenticator, third.token)
+    assert await is_over(authenticator, second.token)
+    assert not await is_over(authenticator, other.token)
     (entry,) = await database.raw.auditlogs.find({"action": "accounts.session.reused"}).to_list()
     assert entry["userId"] == first.user.id
 
 
-async def test_of_racing_exchanges_one_succeeds(database, keyring, settings, enter, recogniser):
+async def test_of_racing_exchanges_one_succeeds(database, keyring, settings, enter, authenticator):
     first = await enter()
     results = await asyncio.gather(
         *(refresh(database, keyring, settings, first) for _ in range(8)), return_exceptions=True
@@ -196,7 +196,7 @@ async def test_of_racing_exchanges_one_succeeds(database, keyring, settings, ent
     won = [result for result in results if isinstance(result, sessions.SignedIn)]
     assert len(won) == 1
     assert {type(result) for result in results} == {sessions.SignedIn, SessionExpired}
-    assert not await is_over(recogniser, won[0].token)
+    assert not await is_over(authenticator, won[0].token)
 
 
 async def test_an_exchange_under_way_revives_no_session_that_is_revoked(database, keyring, settings, ada, enter):
@@ -213,11 +213,11 @@ async def test_an_exchange_under_way_revives_no_session_that_is_revoked(database
 
 async def test_a_frozen_recogniser_asks_the_database(database, ada, enter, keyring, settings):
     feed = Feed(database)
-    recogniser = Recogniser(database, keyring, settings, feed)
+    authenticator = SessionAuthenticator(database, keyring, settings, feed)
     token = (await enter()).token
     async with running(feed):
         await until(lambda: feed.fresh)
-        assert not await is_over(recogniser, token)
+        assert not await is_over(authenticator, token)
     await database.raw.sessions.delete_many({})  # nobody tells us
-    assert await is_over(recogniser, token)
+    assert await is_over(authenticator, token)
     database.feed = None

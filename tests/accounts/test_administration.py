@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ximler.accounts import users
+from ximler.accounts import administration
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.core.actor import SYSTEM, Actor
@@ -21,10 +21,12 @@ async def test_an_address_has_one_account_however_it_is_written(
     database: Database, keyring: Keyring, ada: User
 ) -> None:
     async def create() -> User:
-        return await users.create(database, keyring, OPERATOR, name="B", email=" BOB@Example.com", password=PASSWORD)
+        return await administration.create(
+            database, keyring, OPERATOR, name="B", email=" BOB@Example.com", password=PASSWORD
+        )
 
     with pytest.raises(AccountExists) as refused:
-        await users.create(database, keyring, OPERATOR, name="Ada", email="ADA@example.COM", password=PASSWORD)
+        await administration.create(database, keyring, OPERATOR, name="Ada", email="ADA@example.COM", password=PASSWORD)
     assert refused.value.fields == {"email": "is taken"}
     ends = await asyncio.gather(*(create() for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(end, User) for end in ends) == 1
@@ -34,9 +36,9 @@ async def test_an_address_has_one_account_however_it_is_written(
 async def test_only_operators_make_and_list_accounts(database: Database, keyring: Keyring, ada: User) -> None:
     for actor, error in ((Actor(), Unauthenticated), (Actor(kind="user", via="session", user_id=ada.id), Forbidden)):
         with pytest.raises(error):
-            await users.create(database, keyring, actor, name="B", email="b@example.com", password=PASSWORD)
+            await administration.create(database, keyring, actor, name="B", email="b@example.com", password=PASSWORD)
         with pytest.raises(error):
-            await users.page(database, actor)
+            await administration.page(database, actor)
     assert await database.users.count({}) == 1
 
 
@@ -54,7 +56,7 @@ async def test_what_is_wrong_is_named_and_nothing_is_stored(
 ) -> None:
     given = {"name": "Ada", "email": "ada@example.com", "password": PASSWORD} | wrong
     with pytest.raises(Invalid) as refused:
-        await users.create(database, keyring, OPERATOR, **given)
+        await administration.create(database, keyring, OPERATOR, **given)
     assert refused.value.fields.keys() == {field}
     assert await database.raw["users"].count_documents({}) == 0
 
@@ -64,11 +66,11 @@ async def test_the_list_is_read_to_its_end_newest_first_without_the_deleted(
 ) -> None:
     emails = [f"p{n}@example.com" for n in range(7)]
     for email in emails:
-        await users.create(database, keyring, SYSTEM, name="P", email=email, password=PASSWORD)
+        await administration.create(database, keyring, SYSTEM, name="P", email=email, password=PASSWORD)
     await database.users.soft_delete({"email": emails[3]})
     seen, after = [], None
     while True:
-        page = await users.page(database, OPERATOR, first=2, after=after)
+        page = await administration.page(database, OPERATOR, first=2, after=after)
         seen += [account.user.email for account in page.items]
         if not page.has_next:
             break
