@@ -349,14 +349,14 @@ async def test_the_audit_log_is_pruned_daily_where_it_may_not_be_kept(database, 
     keys = SealKeys.parse(new_key())
     for ago in (20, 5, 0):
         database.clock.offset_ms = -ago * 24 * 3_600_000
-        await records.write(database, SYSTEM, "a.thing.done", resource="things")
+        await records.write(database, SYSTEM, "accounts.profile.changed", resource="things")
         await Sealer(database, keys).seal()
     kept = msgspec.structs.replace(settings, audit_retention_days=10)
     tools = Tools(database=database, settings=kept, keyring=keyring, mailer=mailbox, seal_keys=keys)
     workers = [asyncio.ensure_future(Worker(tools).run()) for _ in range(2)]
     try:
         async with asyncio.timeout(20):
-            while await database.audit_logs.count({"action": "a.thing.done"}) != 2:  # noqa: ASYNC110 (nothing tells)
+            while await database.audit_logs.count({"action": "accounts.profile.changed"}) != 2:  # noqa: ASYNC110 (nothing tells)
                 await asyncio.sleep(0.05)
     finally:
         await asyncio.gather(*map(_end, workers))

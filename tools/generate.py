@@ -2,6 +2,7 @@
 
 docs/schema.md       collections, fields and indexes
 docs/schema.graphql  the GraphQL schema
+docs/audit.md        the table of actions, between its markers
 README.md            the table of settings, between its markers
 
 --check also says which dependency of pyproject.toml its lock does not pin: `make lock` does that, for it asks a registry.
@@ -15,11 +16,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from ximler.app import schema
+from ximler.audit.actions import Action
 from ximler.core import settings
 from ximler.database.describe import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- settings -->\n", "<!-- /settings -->\n"
 
 
 def main() -> int:
@@ -66,21 +67,31 @@ def not_locked() -> list[tuple[str, str]]:
 
 
 def generated() -> dict[Path, str]:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
     return {
         ROOT / "docs" / "schema.md": markdown(),
         ROOT / "docs" / "schema.graphql": schema().sdl() + "\n",
-        ROOT / "README.md": before + BEGIN + settings_table() + END + after,
+        ROOT / "docs" / "audit.md": _between(ROOT / "docs" / "audit.md", "actions", _actions()),
+        ROOT / "README.md": _between(ROOT / "README.md", "settings", _settings()),
     }
 
 
-def settings_table() -> str:
+def _between(path: Path, name: str, rows: list[str]) -> str:
+    """The file, with the rows between its markers `<!-- name -->` and `<!-- /name -->`."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    before, rest = path.read_text("utf-8").split(begin)
+    _, after = rest.split(end)
+    return before + begin + "\n".join(rows) + "\n" + end + after
+
+
+def _settings() -> list[str]:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for variable, default, meaning in settings.documentation():
         rows.append(f"| `{variable}` | {f'`{default}`' if default else ''} | {meaning} |")
-    return "\n".join(rows) + "\n"
+    return rows
+
+
+def _actions() -> list[str]:
+    return ["| action | meaning |", "|---|---|", *(f"| `{action}` | {action.meaning} |" for action in Action)]
 
 
 if __name__ == "__main__":

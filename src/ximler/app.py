@@ -14,6 +14,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from ximler.accounts import idempotency
 from ximler.accounts.keyring import Keyring
 from ximler.audit import keys, refusals
+from ximler.audit.actions import Action
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings
 from ximler.database import connect
@@ -116,7 +117,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             await refusals.count(
                 ctx.database,
                 ctx.actor,
-                "graphql.request.refused",
+                Action.REQUEST_REFUSED,
                 resource="users",
                 resource_id=who,
                 subject=str(ctx.actor.api_key_id or who),

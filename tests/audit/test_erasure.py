@@ -5,6 +5,7 @@ from bson import ObjectId
 from tests.audit.conftest import Written
 
 from ximler.audit import erasure, records
+from ximler.audit.actions import Action
 from ximler.audit.erasure import erase
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import Sealer
@@ -26,7 +27,7 @@ async def test_a_person_is_gone_from_the_log_and_the_rest_is_still_verified(
     await records.write(database, operator, "accounts.user.locked", resource="users", user_id=ada.user_id, reason="Ada said no",
                         after={"amount": 4711})  # fmt: skip
     await records.write(
-        database, ada, "projects.project.shared", resource="projects", user_id=ObjectId(), note="ada's note"
+        database, ada, "projects.project.deleted", resource="projects", user_id=ObjectId(), note="ada's note"
     )
     await sealer.seal()
     assert await erase(database, ada.user_id) == 5
@@ -91,7 +92,7 @@ async def test_an_erasure_that_was_interrupted_is_no_alarm_and_can_be_finished(
 ) -> None:
     written = await write(4)
     await sealer.seal()
-    await records.write(database, ada, erasure.ERASED, resource="users", resource_id=ada.user_id)
+    await records.write(database, ada, Action.PERSON_ERASED, resource="users", resource_id=ada.user_id)
     await erasure._erase(database, {"_id": {"$in": written[:2]}}, "person")
     assert (await verify(database, keys)).sound
     assert await erase(database, ada.require_user()) >= 2

@@ -8,6 +8,7 @@ from bson import ObjectId
 from tests.audit.conftest import Written
 
 from ximler.audit import pruning, seals
+from ximler.audit.actions import Action
 from ximler.audit.keys import SealKeys, new_key
 from ximler.audit.pruning import prune
 from ximler.audit.sealing import Sealer
@@ -31,7 +32,9 @@ async def days(database: Database, sealer: Sealer, write: Written) -> list[list[
 
 
 async def there(database: Database) -> set[ObjectId]:
-    return {raw["_id"] async for raw in database.raw["auditlogs"].find({"action": {"$ne": pruning.PRUNED}}, {"_id": 1})}
+    return {
+        raw["_id"] async for raw in database.raw["auditlogs"].find({"action": {"$ne": Action.LOG_PRUNED}}, {"_id": 1})
+    }
 
 
 def backdated(report: Any) -> bool:

@@ -76,7 +76,13 @@ async def test_secrets_are_redacted_by_their_name_wherever_they_are(database: Da
         "recoveryCodes": ["hunter2"], "totp_secret": b"hunter2", "deep": [{"clientSecret": "hunter2"}], "code": "hunter2",
     }  # fmt: skip
     await records.write(
-        database, ada, "a.b.c", resource="users", before=secret, after={"password": None}, token="hunter2"
+        database,
+        ada,
+        "accounts.profile.changed",
+        resource="users",
+        before=secret,
+        after={"password": None},
+        token="hunter2",
     )
     entry = await only(database)
     assert b"hunter2" not in bson.encode(entry)
@@ -100,7 +106,7 @@ def test_what_is_personal_is_known_by_its_name_and_a_list_is_so_as_a_whole() -> 
 
 
 async def stored(database: Database, actor: Actor, **fields: Any) -> bytes:
-    await records.write(database, actor, "a.b.c", resource="users", **fields)
+    await records.write(database, actor, "accounts.profile.changed", resource="users", **fields)
     raw = await database.raw["auditlogs"].find_one({}, sort=[("_id", -1)])
     return bson.encode(raw)
 

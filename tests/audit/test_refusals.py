@@ -16,22 +16,24 @@ async def entries(database: Database) -> list[dict[str, Any]]:
 
 async def test_a_thousand_refusals_at_once_make_four_entries(database: Database) -> None:
     database.clock.offset_ms = -int(database.clock.now().timestamp() * 1000) % 60_000  # a minute begins
-    await asyncio.gather(*(refusals.count(database, HERE, "http.key.refused", resource="apikeys") for _ in range(1000)))
+    await asyncio.gather(
+        *(refusals.count(database, HERE, "accounts.sign_in.refused", resource="apikeys") for _ in range(1000))
+    )
     found = await entries(database)
     assert sorted(entry["metadata"]["count"] for entry in found) == [1, 10, 100, 1000]
     assert {(entry["action"], entry["ipAddress"], entry["resource"]) for entry in found} == {
-        ("http.key.refused", "192.0.2.7", "apikeys")
+        ("accounts.sign_in.refused", "192.0.2.7", "apikeys")
     }
 
 
 async def test_other_addresses_minutes_kinds_and_subjects_are_counted_apart(database: Database) -> None:
-    await refusals.count(database, HERE, "a.b.refused", resource="users")
-    await refusals.count(database, HERE, "a.b.refused", resource="users")
-    await refusals.count(database, Actor(address="192.0.2.8"), "a.b.refused", resource="users")
-    await refusals.count(database, HERE, "a.c.refused", resource="users")
-    await refusals.count(database, HERE, "a.b.refused", resource="users", subject="x")
+    await refusals.count(database, HERE, "accounts.sign_in.refused", resource="users")
+    await refusals.count(database, HERE, "accounts.sign_in.refused", resource="users")
+    await refusals.count(database, Actor(address="192.0.2.8"), "accounts.sign_in.refused", resource="users")
+    await refusals.count(database, HERE, "accounts.code.refused", resource="users")
+    await refusals.count(database, HERE, "accounts.sign_in.refused", resource="users", subject="x")
     database.clock.offset_ms = 60_000
-    await refusals.count(database, HERE, "a.b.refused", resource="users", reason="late")
+    await refusals.count(database, HERE, "accounts.sign_in.refused", resource="users", reason="late")
     found = await entries(database)
     assert len(found) == 5
     assert found[-1]["metadata"]["reason"] == "late"

@@ -83,7 +83,7 @@ async def test_the_application_works_and_appends_seals_and_verifies_with_its_own
     await projects.delete(database, ada, made.id)
     sealer = Sealer(database, keys)
     assert await sealer.seal() == 2
-    await records.write(database, ada, "a.b.c", resource="users")
+    await records.write(database, ada, "accounts.profile.changed", resource="users")
     assert await sealer.seal() == 1
     assert (await verify(database, keys)).sound
     assert len((await search.page(database, OPERATOR)).items) == 3
@@ -94,7 +94,7 @@ async def test_the_applications_user_can_neither_change_nor_remove_what_it_has_w
     collection: str, users: Users, ada: Actor, keys: SealKeys
 ) -> None:
     database = await users.connect(roles.APPLICATION)
-    await records.write(database, ada, "a.b.c", resource="users")
+    await records.write(database, ada, "accounts.profile.changed", resource="users")
     await Sealer(database, keys).seal()
     raw = database.raw[collection]
     attempts: dict[str, Any] = {
@@ -122,8 +122,8 @@ async def test_the_applications_user_can_neither_change_nor_remove_what_it_has_w
 async def test_erasing_and_pruning_take_the_maintenance_role(users: Users, ada: Actor, keys: SealKeys) -> None:
     assert ada.user_id is not None
     alone = await users.connect(roles.APPLICATION)
-    await records.write(alone, ada, "a.b.c", resource="users")
-    await records.write(alone, ada, "a.b.d", resource="users")
+    await records.write(alone, ada, "accounts.profile.changed", resource="users")
+    await records.write(alone, ada, "accounts.avatar.changed", resource="users")
     await Sealer(alone, keys).seal()
     await Sealer(alone, keys).seal()
     with pytest.raises(NotAllowed, match="XIMLER_AUDIT_MONGODB_URI"):

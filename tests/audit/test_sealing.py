@@ -134,7 +134,7 @@ async def test_entries_are_listed_as_they_were_committed_even_after_30_seconds_i
     slow = asyncio.Event()
 
     async def body(transaction: Database) -> None:
-        await records.write(transaction, ada, "slow.slow.slow", resource="users")
+        await records.write(transaction, ada, "accounts.profile.changed", resource="users")
         slow.set()
         await finish.wait()
 
@@ -148,7 +148,7 @@ async def test_entries_are_listed_as_they_were_committed_even_after_30_seconds_i
     finish.set()
     await running
     await sealer.seal()
-    late = await database.raw["auditlogs"].find_one({"action": "slow.slow.slow"})
+    late = await database.raw["auditlogs"].find_one({"action": "accounts.profile.changed"})
     assert late is not None
     assert await sealed(database) == [(fast[0], 0), (fast[1], 0), (late["_id"], 0)]
 

@@ -11,6 +11,7 @@ from bson import ObjectId
 from tests.audit.conftest import Written
 
 from ximler.audit import export, records, search
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid, Unauthenticated
 from ximler.core.ids import decode_cursor
@@ -31,7 +32,7 @@ async def test_entries_are_found_by_user_action_resource_and_time(
 
     async def found(**given: Any) -> list[ObjectId]:
         page = await search.page(database, operator, **given)
-        return [entry.id for entry in page.items if entry.action != search.READ]
+        return [entry.id for entry in page.items if entry.action != Action.LOG_READ]
 
     assert await found() == [hers, new, old]
     assert await found(user_id=ada.user_id) == [new, old]
@@ -66,7 +67,7 @@ async def test_that_an_operator_looked_at_somebodys_entries_is_in_the_log(
 ) -> None:
     await write(2)
     await search.page(database, operator, user_id=ada.user_id, action="accounts.email.changed")
-    found = await database.audit_logs.find({"action": search.READ})
+    found = await database.audit_logs.find({"action": Action.LOG_READ})
     assert [(entry.user_id, entry.metadata["actorId"]) for entry in found] == [(ada.user_id, operator.user_id)]
 
 
@@ -115,4 +116,4 @@ async def test_ndjson_has_everything_and_csv_what_people_read(
     assert rows[0]["action"] == "'=1+1"
     assert [row["id"] for row in rows][1:4] == [str(oid) for oid in written]
     assert json.loads(rows[1]["details"])["note"].startswith("=HYPERLINK")
-    assert await database.audit_logs.count({"action": search.READ}) == 2
+    assert await database.audit_logs.count({"action": Action.LOG_READ}) == 2

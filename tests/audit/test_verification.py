@@ -252,7 +252,7 @@ async def test_neither_a_slow_transaction_nor_a_slow_clock_raises_an_alarm(
     opened, finish = asyncio.Event(), asyncio.Event()
 
     async def body(transaction: Database) -> None:
-        await records.write(transaction, ada, "slow.slow.slow", resource="users")
+        await records.write(transaction, ada, "accounts.profile.changed", resource="users")
         opened.set()
         await finish.wait()
 

@@ -14,6 +14,7 @@ from ximler.accounts import sessions, strength
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address, person
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import Position
@@ -45,14 +46,14 @@ _MAX_REASON = 500
 _MAX_SEARCH = 320
 _LAST = "\U0010ffff"
 _HISTORY = (
-    "accounts.session.started",
-    "accounts.sign_in.failed",
-    "accounts.sign_in.refused",
-    "accounts.code.refused",
-    "accounts.recovery_code.used",
-    "accounts.sessions.revoked",
-    "accounts.user.locked",
-    "accounts.user.unlocked",
+    Action.SESSION_STARTED,
+    Action.SIGN_IN_FAILED,
+    Action.SIGN_IN_REFUSED,
+    Action.CODE_REFUSED,
+    Action.RECOVERY_CODE_USED,
+    Action.SESSIONS_REVOKED,
+    Action.USER_LOCKED,
+    Action.USER_UNLOCKED,
 )
 
 
@@ -88,7 +89,7 @@ async def create(
 
     async def write(transaction: Database) -> User:
         made = await transaction.users.insert(user)
-        await _note(transaction, actor, "created", made.id, after={"emailVerified": verified})
+        await _note(transaction, actor, Action.USER_CREATED, made.id, after={"emailVerified": verified})
         return made
 
     try:
@@ -115,7 +116,7 @@ async def page(
     found = await database.users.page(_matching(search), first=first, after=after)
     accounts = await _accounts(database, found.items)
     seen = [user.id for user in found.items]
-    await records.write(database, actor, "accounts.users.listed", resource="users", seen=seen)
+    await records.write(database, actor, Action.USERS_LISTED, resource="users", seen=seen)
     return Page(accounts, found.cursors, has_next=found.has_next)
 
 
@@ -134,7 +135,7 @@ async def get(database: Database, actor: Actor, user_id: ObjectId) -> Account:
     """One account, closed or not. Raises NotFound, Forbidden."""
     actor.require_operator()
     user = await database.users.get(user_id, deleted=True)
-    await _note(database, actor, "viewed", user_id)
+    await _note(database, actor, Action.USER_VIEWED, user_id)
     return (await _accounts(database, [user]))[0]
 
 
@@ -145,7 +146,12 @@ async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account
     async def write(transaction: Database) -> None:
         if await transaction.users.patch({"_id": user_id, "emailVerified": {"$ne": True}}, _VERIFIED):
             await _note(
-                transaction, actor, "verified", user_id, before={"emailVerified": False}, after=_VERIFIED["$set"]
+                transaction,
+                actor,
+                Action.USER_VERIFIED,
+                user_id,
+                before={"emailVerified": False},
+                after=_VERIFIED["$set"],
             )
 
     await database.transaction(write)
@@ -170,7 +176,7 @@ async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: s
         locked = {"lockedAt": transaction.clock.now(), "lockReason": reason}
         await transaction[CREDENTIALS].upsert({"_id": user_id}, {"$set": locked}, fresh=Credential(id=user_id))
         ended = await sessions.revoke_all(transaction, user_id)
-        await _note(transaction, actor, "locked", user_id, reason=reason, sessions=ended)
+        await _note(transaction, actor, Action.USER_LOCKED, user_id, reason=reason, sessions=ended)
 
     await database.transaction(write)
     return await _account(database, user_id)
@@ -187,7 +193,7 @@ async def unlock(database: Database, actor: Actor, user_id: ObjectId) -> Account
         )
         if before is not None:
             await _touch(transaction, user_id, _NO_LINKS)  # asked for by a session that ended at the lock's moment
-            await _note(transaction, actor, "unlocked", user_id, reason=before.lock_reason)
+            await _note(transaction, actor, Action.USER_UNLOCKED, user_id, reason=before.lock_reason)
 
     await database.transaction(write)
     return await _account(database, user_id)
@@ -197,7 +203,7 @@ async def open_sessions(database: Database, actor: Actor, user_id: ObjectId) -> 
     """Where somebody is signed in, newest first. Raises NotFound, Forbidden."""
     actor.require_operator()
     await database.users.get(user_id, deleted=True)
-    await _note(database, actor, "viewed", user_id, part="sessions")
+    await _note(database, actor, Action.USER_VIEWED, user_id, part="sessions")
     where = {"userId": user_id, "replacedAt": None, "expiresAt": {"$gt": database.clock.now()}}
     return sorted(await database[SESSIONS].find(where), key=lambda session: session.created_at, reverse=True)
 
@@ -212,7 +218,7 @@ async def revoke_sessions(database: Database, actor: Actor, user_id: ObjectId) -
         await records.write(
             transaction,
             actor,
-            "accounts.sessions.revoked",
+            Action.SESSIONS_REVOKED,
             resource="users",
             resource_id=user_id,
             user_id=user_id,
@@ -229,7 +235,7 @@ async def history(
     """Somebody's sign-ins, those that failed too, newest first, from the audit log. Raises NotFound, Forbidden."""
     actor.require_operator()
     await database.users.get(user_id, deleted=True)
-    await _note(database, actor, "viewed", user_id, part="history")
+    await _note(database, actor, Action.USER_VIEWED, user_id, part="history")
     where = {"userId": user_id, "action": {"$in": list(_HISTORY)}}
     page = await database.audit_logs.page(where, first=first, after=after)
     return Page([_event(entry) for entry in page.items], page.cursors, has_next=page.has_next)
@@ -277,11 +283,11 @@ async def _touch(transaction: Database, user_id: ObjectId, change: Update | None
         raise NotFound("No such user")
 
 
-async def _note(database: Database, actor: Actor, verb: str, user_id: ObjectId, **details: object) -> None:
+async def _note(database: Database, actor: Actor, action: Action, user_id: ObjectId, **details: object) -> None:
     await records.write(
         database,
         actor,
-        f"accounts.user.{verb}",
+        action,
         resource="users",
         resource_id=user_id,
         user_id=user_id,

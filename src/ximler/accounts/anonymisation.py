@@ -10,6 +10,7 @@ from bson import ObjectId
 
 from ximler.accounts import avatars
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import SYSTEM
 from ximler.database import Database
 from ximler.database.updates import Update
@@ -55,7 +56,7 @@ async def finish(database: Database, user_id: ObjectId) -> None:
         )
         if left:
             await records.write(
-                transaction, SYSTEM, "privacy.account.erased", resource="users", resource_id=user_id, user_id=user_id
+                transaction, SYSTEM, Action.ACCOUNT_ERASED, resource="users", resource_id=user_id, user_id=user_id
             )
 
     await database.transaction(write)

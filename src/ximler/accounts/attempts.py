@@ -21,6 +21,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
 from ximler.accounts.throttle import RateLimitKey, Rule, Throttled
 from ximler.audit import refusals
+from ximler.audit.actions import Action
 from ximler.audit.refusals import network
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
@@ -105,7 +106,7 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     try:
         throttle.check(found(keys), now)
     except Throttled:
-        await refusals.count(database, actor, "accounts.sign_in.refused", resource="users", reason="throttled")
+        await refusals.count(database, actor, Action.SIGN_IN_REFUSED, resource="users", reason="throttled")
         raise
     return Attempt(account, keys, user, credential, forgiven if forgiven.id in throttles else None)
 
@@ -118,7 +119,7 @@ async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
         refusals.count(
             database,
             actor,
-            "accounts.sign_in.failed",
+            Action.SIGN_IN_FAILED,
             resource="users",
             resource_id=user_id,
             user_id=user_id,
@@ -138,7 +139,7 @@ async def refuse_locked(database: Database, actor: Actor, attempt: Attempt) -> N
     await refusals.count(
         database,
         actor,
-        "accounts.sign_in.refused",
+        Action.SIGN_IN_REFUSED,
         resource="users",
         resource_id=user_id,
         user_id=user_id,

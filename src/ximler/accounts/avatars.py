@@ -10,6 +10,7 @@ from bson import ObjectId
 
 from ximler.accounts import pictures
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database, files
@@ -69,7 +70,7 @@ async def _point(database: Database, actor: Actor, path: str | None) -> str | No
             await records.write(
                 transaction,
                 actor,
-                "accounts.avatar.changed",
+                Action.AVATAR_CHANGED,
                 resource="users",
                 resource_id=user_id,
                 before={"avatar": user.avatar},

@@ -11,6 +11,7 @@ from bson import ObjectId
 from ximler.accounts import reopening, sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, NotFound
 from ximler.core.settings import Settings
@@ -50,7 +51,7 @@ async def close(database: Database, actor: Actor, user: User) -> datetime:
         await records.write(
             transaction,
             actor,
-            "accounts.account.closed",
+            Action.ACCOUNT_CLOSED,
             resource="users",
             resource_id=user.id,
             after={"deletedAt": now},

@@ -14,6 +14,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import address
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid
 from ximler.core.settings import Settings
@@ -46,7 +47,7 @@ async def change(
     await strength.check(keyring, new, field="new", own=(user.name, user.email))
     hashed = await keyring.hash_password(new, field="new")
     guard = {"_id": user.id, "password": user.password}
-    if not await _replace(database, actor, guard, user.id, hashed, "accounts.password.changed"):
+    if not await _replace(database, actor, guard, user.id, hashed, Action.PASSWORD_CHANGED):
         raise Forbidden(
             "The password was changed at the same moment: sign in again", fields={"current": "is not right"}
         )
@@ -113,7 +114,7 @@ async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: st
     await strength.check(keyring, password, own=(user.name, user.email))
     hashed = await keyring.hash_password(password)
     guard = {"_id": user.id, **where}
-    if not await _replace(database, actor, guard, user.id, hashed, "accounts.password.reset", closed=True):
+    if not await _replace(database, actor, guard, user.id, hashed, Action.PASSWORD_RESET, closed=True):
         raise spent
     await throttle.forgive(database, attempts.account_key(keyring, user.email))
 
@@ -143,7 +144,7 @@ async def _replace(
     guard: dict[str, object],
     user_id: ObjectId,
     hashed: str,
-    action: str,
+    action: Action,
     *,
     closed: bool = False,
 ) -> bool:

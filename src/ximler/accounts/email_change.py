@@ -14,6 +14,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists, address
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.settings import Settings
@@ -68,7 +69,7 @@ async def request(database: Database, keyring: Keyring, actor: Actor, user: User
         )
         await outbox.enqueue(transaction, SEND_LINK, {"userId": user.id, "requestId": asked})
         await notices.tell(transaction, user.id, "email_requested", to=user.email, address=new)
-        await _record(transaction, actor, user.id, "accounts.email.requested", before=user.email, after=new)
+        await _record(transaction, actor, user.id, Action.EMAIL_CHANGE_REQUESTED, before=user.email, after=new)
 
     await database.transaction(write)
 
@@ -151,7 +152,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
         await transaction[EMAIL_CHANGES].delete({"_id": old.id})
         await sessions.revoke_all(transaction, old.id, but=asked.session_id)
         await notices.tell(transaction, old.id, "email_changed", to=old.email, address=asked.email)
-        await _record(transaction, actor, old.id, "accounts.email.changed", before=old.email, after=asked.email)
+        await _record(transaction, actor, old.id, Action.EMAIL_CHANGED, before=old.email, after=asked.email)
 
     try:
         await database.transaction(write)
@@ -172,7 +173,7 @@ async def cancel(database: Database, actor: Actor) -> bool:
             return False
         await transaction[EMAIL_CHANGES].delete({"_id": user_id})
         await records.write(
-            transaction, actor, "accounts.email.cancelled", resource="users", resource_id=user_id, user_id=user_id
+            transaction, actor, Action.EMAIL_CHANGE_CANCELLED, resource="users", resource_id=user_id, user_id=user_id
         )
         return True
 
@@ -180,7 +181,7 @@ async def cancel(database: Database, actor: Actor) -> bool:
 
 
 async def _record(
-    transaction: Database, actor: Actor, user_id: ObjectId, action: str, *, before: str, after: str
+    transaction: Database, actor: Actor, user_id: ObjectId, action: Action, *, before: str, after: str
 ) -> None:
     await records.write(
         transaction,

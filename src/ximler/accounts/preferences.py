@@ -2,6 +2,7 @@
 
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.database import Database
@@ -26,7 +27,7 @@ async def unsubscribe(database: Database, keyring: Keyring, actor: Actor, token:
             await records.write(
                 transaction,
                 actor,
-                "accounts.notifications.changed",
+                Action.NOTIFICATIONS_CHANGED,
                 resource="users",
                 resource_id=user_id,
                 user_id=user_id,

@@ -5,6 +5,7 @@ from typing import Any
 
 from ximler.accounts.registration import person
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
@@ -15,7 +16,7 @@ __all__ = ["change_notifications", "rename"]
 
 async def rename(database: Database, actor: Actor, user: User, *, name: str) -> User:
     """Another name. Raises Invalid for what cannot be one."""
-    return await _change(database, actor, user, "accounts.profile.changed", {"name": person(name)})
+    return await _change(database, actor, user, Action.PROFILE_CHANGED, {"name": person(name)})
 
 
 async def change_notifications(database: Database, actor: Actor, user: User, wanted: Mapping[str, Any]) -> User:
@@ -29,10 +30,10 @@ async def change_notifications(database: Database, actor: Actor, user: User, wan
             if value is None:
                 raise Invalid.field(f"{channel}.{name}", "must be true or false: leave out what is to stay")
             changes[f"notificationSettings.{channel}.{name}"] = value
-    return await _change(database, actor, user, "accounts.notifications.changed", changes)
+    return await _change(database, actor, user, Action.NOTIFICATIONS_CHANGED, changes)
 
 
-async def _change(database: Database, actor: Actor, user: User, action: str, changes: dict[str, Any]) -> User:
+async def _change(database: Database, actor: Actor, user: User, action: Action, changes: dict[str, Any]) -> User:
     """Nothing is written, nor audited, where all is so already."""
     if not changes:
         return user

@@ -15,6 +15,7 @@ from ximler.accounts import reopening, strength, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
 from ximler.core.settings import Settings
@@ -150,7 +151,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
         await records.write(
             transaction,
             actor,
-            "accounts.registration.confirmed",
+            Action.REGISTRATION_CONFIRMED,
             resource="users",
             resource_id=user.id,
             user_id=user.id,

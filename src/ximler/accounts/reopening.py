@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Unauthenticated
@@ -55,7 +56,7 @@ async def reopen(transaction: Database, actor: Actor, user: User) -> bool:
     await records.write(
         transaction,
         actor,
-        "accounts.account.reopened",
+        Action.ACCOUNT_REOPENED,
         resource="users",
         resource_id=user.id,
         user_id=user.id,

@@ -4,6 +4,7 @@ from bson import ObjectId
 
 from ximler.accounts import sessions
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, NotFound
 from ximler.database import Database
@@ -47,7 +48,7 @@ async def _set(database: Database, actor: Actor, user_id: ObjectId, role: Role |
         await records.write(
             transaction,
             actor,
-            "accounts.role.granted" if role else "accounts.role.withdrawn",
+            Action.ROLE_GRANTED if role else Action.ROLE_WITHDRAWN,
             resource="users",
             resource_id=user_id,
             user_id=user_id,

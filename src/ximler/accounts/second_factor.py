@@ -22,6 +22,7 @@ from bson import ObjectId
 from ximler.accounts import notices
 from ximler.accounts.keyring import KeyLost, Keyring
 from ximler.audit import records, refusals
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import LimitExceeded, Unauthenticated
@@ -105,7 +106,7 @@ async def prove(
         await refusals.count(
             database,
             actor,
-            "accounts.code.refused",
+            Action.CODE_REFUSED,
             resource="users",
             resource_id=credential.id,
             user_id=credential.id,
@@ -171,7 +172,7 @@ async def renew_secrets(database: Database, keyring: Keyring, actor: Actor) -> R
         if changed and await database[CREDENTIALS].patch({"_id": credential.id, **same}, {"$set": changed}):
             renewed += len(changed)
     await records.write(
-        database, actor, "accounts.secrets.renewed", resource="credentials", renewed=renewed, unreadable=lost
+        database, actor, Action.SECRETS_RENEWED, resource="credentials", renewed=renewed, unreadable=lost
     )
     return Renewed(renewed, lost)
 
@@ -250,7 +251,7 @@ async def _use_recovery_code(database: Database, actor: Actor, credential: Crede
         await records.write(
             transaction,
             actor,
-            "accounts.recovery_code.used",
+            Action.RECOVERY_CODE_USED,
             resource="users",
             resource_id=credential.id,
             user_id=credential.id,
@@ -268,7 +269,7 @@ async def _warn(database: Database, actor: Actor, credential: Credential) -> Non
         await records.write(
             transaction,
             actor,
-            "accounts.factor.attempts_exhausted",
+            Action.FACTOR_ATTEMPTS_EXHAUSTED,
             resource="users",
             resource_id=credential.id,
             user_id=credential.id,

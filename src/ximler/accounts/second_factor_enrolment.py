@@ -12,6 +12,7 @@ from bson import ObjectId
 from ximler.accounts import notices, second_factor, sessions, step_up
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import Conflict, Invalid, NotFound
@@ -98,7 +99,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User
             raise Conflict("It was confirmed, or begun anew, at the same moment: begin again")
         await transaction.users.patch({"_id": user.id}, {"$set": {}})  # a sign-in in flight must meet this, and fail
         await sessions.revoke_all(transaction, user.id, but=actor.session_id)
-        await _record(transaction, actor, user.id, "accounts.factor.enabled")
+        await _record(transaction, actor, user.id, Action.FACTOR_ENABLED)
         await notices.tell(transaction, user.id, "factor_enabled")
 
     await database.transaction(write)
@@ -112,7 +113,7 @@ async def regenerate(database: Database, actor: Actor, user_id: ObjectId) -> lis
 
     async def write(transaction: Database) -> None:
         await _change(transaction, user_id, {"$set": {"recoveryCodes": hashes}})
-        await _record(transaction, actor, user_id, "accounts.recovery_codes.made")
+        await _record(transaction, actor, user_id, Action.RECOVERY_CODES_MADE)
         await notices.tell(transaction, user_id, "recovery_codes_made")
 
     await database.transaction(write)
@@ -138,7 +139,7 @@ async def remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
 async def _remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
     async def write(transaction: Database) -> None:
         await _change(transaction, user_id, {"$unset": dict.fromkeys(_FACTOR, "")})
-        await _record(transaction, actor, user_id, "accounts.factor.disabled")
+        await _record(transaction, actor, user_id, Action.FACTOR_DISABLED)
         await notices.tell(transaction, user_id, "factor_disabled")
 
     await database.transaction(write)
@@ -149,5 +150,5 @@ async def _change(transaction: Database, user_id: ObjectId, update: dict[str, di
         raise NotFound("This account has no second factor")
 
 
-async def _record(transaction: Database, actor: Actor, user_id: ObjectId, action: str) -> None:
+async def _record(transaction: Database, actor: Actor, user_id: ObjectId, action: Action) -> None:
     await records.write(transaction, actor, action, resource="users", resource_id=user_id, user_id=user_id)

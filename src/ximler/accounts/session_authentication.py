@@ -16,6 +16,7 @@ from ximler.accounts import account_status
 from ximler.accounts.account_status import AccountStatus
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated, Unavailable
 from ximler.core.settings import Settings
@@ -132,7 +133,7 @@ async def _end_family(database: Database, session: Session, origin: Actor) -> No
         if not await transaction[SESSIONS].delete_many(family(session)):
             return
         await records.write(
-            transaction, origin, "accounts.session.reused", resource=SESSIONS.name,
+            transaction, origin, Action.SESSION_REUSED, resource=SESSIONS.name,
             resource_id=session.public_id, user_id=session.user_id,
         )  # fmt: skip
         account_status.forget(transaction, session.user_id)

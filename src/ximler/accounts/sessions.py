@@ -10,6 +10,7 @@ from ximler.accounts import account_status, attempts, reopening, second_factor, 
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.session_authentication import SessionExpired, family
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.settings import Settings
@@ -137,7 +138,7 @@ async def start(
         await records.write(
             transaction,
             actor,
-            "accounts.session.started",
+            Action.SESSION_STARTED,
             resource="sessions",
             resource_id=session.public_id,
             user_id=user.id,
@@ -165,7 +166,7 @@ async def revoke(database: Database, actor: Actor, public_id: str) -> Session:
             raise NotFound("No such session")
         transaction.forget(SESSIONS.name, found.id)
         await records.write(
-            transaction, actor, "accounts.session.revoked", resource=SESSIONS.name, resource_id=found.public_id
+            transaction, actor, Action.SESSION_REVOKED, resource=SESSIONS.name, resource_id=found.public_id
         )
 
     await database.transaction(write)
@@ -180,7 +181,7 @@ async def revoke_others(database: Database, actor: Actor) -> int:
         count = await revoke_all(transaction, user_id, but=actor.session_id)
         if count:
             await records.write(
-                transaction, actor, "accounts.sessions.revoked", resource="users", resource_id=user_id, count=count
+                transaction, actor, Action.SESSIONS_REVOKED, resource="users", resource_id=user_id, count=count
             )
         return count
 

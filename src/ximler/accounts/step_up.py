@@ -10,6 +10,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.accounts.sessions import SessionExpired
 from ximler.accounts.throttle import Rule
 from ximler.audit import refusals
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden
 from ximler.database import Database
@@ -85,7 +86,7 @@ async def prove_password(
     await refusals.count(
         database,
         actor,
-        "accounts.password.refused",
+        Action.PASSWORD_REFUSED,
         resource="users",
         resource_id=user.id,
         user_id=user.id,

@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from ximler.accounts import step_up
 from ximler.apikeys import scopes, tokens
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound
 from ximler.database import Database
@@ -74,7 +75,7 @@ async def create(
 
     async def write(transaction: Database) -> ApiKey:
         await _require_room(transaction, owner, MAX_KEYS)
-        await _record(transaction, actor, "apikeys.key.created", key, after=_told(key))
+        await _record(transaction, actor, Action.KEY_CREATED, key, after=_told(key))
         return await transaction.api_keys.insert(key)
 
     return Made(secret, await database.transaction(write))
@@ -122,7 +123,7 @@ async def change(
         if after is None:
             raise NotFound("No such key")
         old = {field: before[field] for field in changed}
-        await _record(transaction, actor, "apikeys.key.changed", key, before=old, after=changed)
+        await _record(transaction, actor, Action.KEY_CHANGED, key, before=old, after=changed)
         return after
 
     return await database.transaction(write)
@@ -161,7 +162,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
             raise KeyNotActive("This key was rotated or revoked at the same moment")
         after = {"replacedBy": fresh.id, "expiresAt": ends}
         await _require_room(transaction, old.user_id, 2 * MAX_KEYS)  # each may work on beside its successor
-        await _record(transaction, actor, "apikeys.key.rotated", old, before={"expiresAt": old.expires_at}, after=after)
+        await _record(transaction, actor, Action.KEY_ROTATED, old, before={"expiresAt": old.expires_at}, after=after)
         return await transaction.api_keys.insert(fresh)
 
     return Made(secret, await database.transaction(write))
@@ -181,7 +182,7 @@ async def revoke(database: Database, actor: Actor, key_id: ObjectId) -> ApiKey:
         after = await transaction.api_keys.find_and_patch({"_id": key.id}, {"$set": {"revokedAt": now}})
         if after is None:
             raise NotFound("No such key")
-        await _record(transaction, actor, "apikeys.key.revoked", key, after={"revokedAt": now})
+        await _record(transaction, actor, Action.KEY_REVOKED, key, after={"revokedAt": now})
         return after
 
     return await database.transaction(write)
@@ -221,7 +222,7 @@ async def _get(transaction: Database, actor: Actor, key_id: ObjectId) -> ApiKey:
     return key
 
 
-async def _record(transaction: Database, actor: Actor, action: str, key: ApiKey, **details: Any) -> None:
+async def _record(transaction: Database, actor: Actor, action: Action, key: ApiKey, **details: Any) -> None:
     await records.write(
         transaction, actor, action, resource=API_KEYS.name, resource_id=key.id, user_id=key.user_id, **details
     )

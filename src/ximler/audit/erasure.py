@@ -16,7 +16,7 @@ from pymongo import UpdateOne
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.audit import fingerprint, records
-from ximler.audit.fingerprint import ERASED
+from ximler.audit.actions import Action
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Forbidden
 from ximler.core.settings import Settings
@@ -24,7 +24,7 @@ from ximler.database import Database, connect
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
 
-__all__ = ["ERASED", "NotAllowed", "erase", "maintenance"]
+__all__ = ["NotAllowed", "erase", "maintenance"]
 
 _AT_ONCE = 500
 _UNAUTHORIZED = 13
@@ -48,7 +48,9 @@ async def erase(database: Database, user_id: ObjectId, *, actor: Actor = SYSTEM)
             logs = allowed.raw[AUDIT_LOGS.name]
             await logs.update_one({"_id": {"$in": []}}, {"$unset": {"_": ""}})  # whether it is allowed
             # On record before the first entry loses its person: an interruption leaves none unexplained.
-            await records.write(database, actor, ERASED, resource="users", resource_id=user_id, user_id=user_id)
+            await records.write(
+                database, actor, Action.PERSON_ERASED, resource="users", resource_id=user_id, user_id=user_id
+            )
             for where, whose in (({"userId": user_id}, "person"), ({"metadata.actorId": user_id}, "actor")):
                 count += await _erase(allowed, where, whose)
         except OperationFailure as error:

@@ -18,6 +18,7 @@ import bson
 import msgspec
 
 from ximler.audit import fingerprint
+from ximler.audit.actions import Action
 from ximler.core.errors import Unavailable
 
 __all__ = ["Entry", "ExaminerEnded", "Examiners", "Finding", "examiners", "look"]
@@ -55,7 +56,7 @@ def look(entries: Sequence[Entry]) -> list[Finding]:
         mark = metadata.get("_audit") if type(metadata) is dict else None
         found = fingerprint.examine(raw, stored)
         problem = found.problem or (None if found.hash == digest else "is not what was sealed")
-        tells_of = str(raw.get("resourceId")) if raw.get("action") == fingerprint.ERASED else None
+        tells_of = str(raw.get("resourceId")) if raw.get("action") == Action.PERSON_ERASED else None
         if problem or odd or found.erased or tells_of is not None:
             mac = mark.get("mac") if type(mark) is dict else None
             findings.append(

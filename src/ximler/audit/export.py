@@ -10,7 +10,7 @@ import bson
 import msgspec
 
 from ximler.audit import fingerprint, records
-from ximler.audit.search import READ
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.database import Database
 from ximler.database.failures import DRIVER_ERRORS, translated
@@ -34,7 +34,9 @@ async def lines(
     In CSV a cell that a spreadsheet would take for a formula starts with an apostrophe. Raises Forbidden.
     """
     actor.require_operator()
-    await records.write(database, actor, READ, resource=AUDIT_LOGS.name, user_id=where.get("userId"), export=form)
+    await records.write(
+        database, actor, Action.LOG_READ, resource=AUDIT_LOGS.name, user_id=where.get("userId"), export=form
+    )
     if form == "csv":
         yield _row(dict(zip(COLUMNS, COLUMNS, strict=True)))
     text = _json if form == "ndjson" else _csv

@@ -25,14 +25,13 @@ import bson
 import msgspec
 from bson.codec_options import CodecOptions, DatetimeConversion
 
-__all__ = ["ERASABLE", "ERASED", "OPTIONS", "Examined", "authentic", "examine", "make", "rest_of"]
+__all__ = ["ERASABLE", "OPTIONS", "Examined", "authentic", "examine", "make", "rest_of"]
 
 # Times that Python has no room for stay as they are; text that is no Unicode does not stop the rest from being read.
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
 ERASABLE = ("person", "actor")
-ERASED = "audit.person.erased"  # action of the entry that tells of an erasure
 _PREFIX, _FOREIGN = b"ximler audit 1", b"ximler audit foreign"
 _KEYS = frozenset({"v", "hash", "mac", "keyId", *ERASABLE})
 _SALT_BYTES = 16

@@ -12,6 +12,7 @@ from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.audit import records, seals
+from ximler.audit.actions import Action
 from ximler.audit.erasure import maintenance, refused
 from ximler.audit.keys import SealKeys
 from ximler.core.actor import Actor
@@ -23,7 +24,6 @@ from ximler.schema.seal import SEALS, SealHead
 
 __all__ = ["prune"]
 
-PRUNED = "audit.log.pruned"
 _AT_ONCE = 5_000
 _CLOCKS_DIFFER = timedelta(seconds=5)
 
@@ -86,7 +86,13 @@ async def _bury(database: Database, keys: SealKeys, actor: Actor, before: dateti
         )
         if tombstone is not None:
             await records.write(
-                database, actor, PRUNED, resource=AUDIT_LOGS.name, until=before, entries=count, through_seal=through.id
+                database,
+                actor,
+                Action.LOG_PRUNED,
+                resource=AUDIT_LOGS.name,
+                until=before,
+                entries=count,
+                through_seal=through.id,
             )
             return
         end = await seals.last(database)

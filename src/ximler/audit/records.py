@@ -6,6 +6,7 @@ from typing import Any
 from bson import ObjectId
 
 from ximler.audit import fingerprint
+from ximler.audit.actions import Action
 from ximler.audit.redaction import cleaned, personal_paths
 from ximler.core.actor import Actor
 from ximler.database import Database
@@ -20,7 +21,7 @@ _MAX_AGENT = 512
 async def write(
     transaction: Database,
     actor: Actor,
-    action: str,
+    action: Action,
     *,
     resource: str,
     resource_id: object | None = None,
@@ -31,7 +32,6 @@ async def write(
 ) -> None:
     """Append an entry to the log. One command, in the transaction that `transaction` is bound to.
 
-    `action` is `source.subject.verb` in the past tense, the source being the domain that writes: `accounts.password.changed`.
     `resource` is a collection's name. `user_id` is whose data it is, the actor's unless given. `before` and `after` hold what
     changed and nothing else. Values whose name tells a secret are redacted, and personal ones can be erased later without
     breaking the entry's fingerprint: see `redaction`. Raises Invalid for values that cannot be stored.
@@ -57,7 +57,7 @@ async def write(
 def entry(
     database: Database,
     actor: Actor,
-    action: str,
+    action: Action,
     *,
     resource: str,
     resource_id: object | None = None,
@@ -67,7 +67,7 @@ def entry(
     """An entry with its fingerprint, ready to be inserted."""
     made = AuditLog(
         user_id=user_id or actor.user_id,
-        action=action,
+        action=Action(action).value,
         resource=resource,
         resource_id=None if resource_id is None else str(resource_id),
         metadata=cleaned(metadata),

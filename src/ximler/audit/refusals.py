@@ -12,6 +12,7 @@ from typing import Any
 from bson import ObjectId
 
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.database import Database
@@ -26,7 +27,7 @@ _KEPT = timedelta(minutes=2)
 async def count(
     database: Database,
     actor: Actor,
-    action: str,
+    action: Action,
     *,
     resource: str,
     resource_id: object | None = None,

@@ -9,6 +9,7 @@ from typing import Any
 from bson import ObjectId
 
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.ids import Position
@@ -16,9 +17,8 @@ from ximler.database import Database
 from ximler.database.collection import Page
 from ximler.schema.audit_log import AuditLog
 
-__all__ = ["READ", "condition", "details", "history", "page"]
+__all__ = ["condition", "details", "history", "page"]
 
-READ = "audit.log.read"
 # Of what others did to an account, its owner sees that and when, not from where.
 _SAFE = frozenset({"actor", "via"})
 
@@ -46,7 +46,9 @@ async def page(
     )
     found = await database.audit_logs.page(where, first=first, after=after)
     if user_id is not None and after is None:
-        await records.write(database, actor, READ, resource="auditlogs", user_id=user_id, matching=action or resource)
+        await records.write(
+            database, actor, Action.LOG_READ, resource="auditlogs", user_id=user_id, matching=action or resource
+        )
     return found
 
 

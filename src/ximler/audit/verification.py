@@ -22,8 +22,8 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from ximler.audit import fingerprint, seals
+from ximler.audit.actions import Action
 from ximler.audit.examination import Entry, Examiners, Finding, examiners
-from ximler.audit.fingerprint import ERASED
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
@@ -367,7 +367,7 @@ class _Run:
             self.report.waiting += 1
             mark = metadata.get("_audit", {}) if type(metadata) is dict else {}
             found = fingerprint.examine(raw)
-            if raw.get("action") == ERASED and not found.problem and fingerprint.authentic(
+            if raw.get("action") == Action.PERSON_ERASED and not found.problem and fingerprint.authentic(
                 found.hash, mark.get("mac"), self._database.entry_keys
             ):  # fmt: skip
                 self._erasures.add(str(raw.get("resourceId")))

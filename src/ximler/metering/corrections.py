@@ -9,6 +9,7 @@ import msgspec
 from bson import ObjectId
 
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, Unavailable
 from ximler.database import Database
@@ -88,7 +89,7 @@ async def forgive(database: Database, actor: Actor, user_id: ObjectId, *, reason
             await records.write(
                 transaction,
                 actor,
-                "metering.usage.forgiven",
+                Action.USAGE_FORGIVEN,
                 resource="quotas",
                 resource_id=quota.id,
                 user_id=user_id,
@@ -268,7 +269,7 @@ async def _tell(
     await records.write(
         transaction,
         actor,
-        "metering.usage.rebuilt",
+        Action.USAGE_REBUILT,
         resource=resource,
         resource_id=resource_id,
         user_id=user_id,

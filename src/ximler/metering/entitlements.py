@@ -15,6 +15,7 @@ import msgspec
 from bson import ObjectId
 
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
@@ -141,13 +142,13 @@ async def override(
     if expires_at is not None and expires_at <= now:
         raise Invalid.field("expires_at", f"{expires_at.isoformat()} has passed")
     new = Override(**limits, reason=_reason(reason), by=str(actor.user_id or actor.via))
-    return await _override(database, actor, user_id, new, expires_at, "metering.override.set", reason=new.reason)
+    return await _override(database, actor, user_id, new, expires_at, Action.OVERRIDE_SET, reason=new.reason)
 
 
 async def end_override(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Entitlement:
     """Go back to the plan's limits, within a second everywhere. Operators only; audited. Raises Invalid, NotFound."""
     actor.require_operator()
-    return await _override(database, actor, user_id, None, None, "metering.override.ended", reason=_reason(reason))
+    return await _override(database, actor, user_id, None, None, Action.OVERRIDE_ENDED, reason=_reason(reason))
 
 
 async def heal(database: Database, user_ids: Iterable[ObjectId]) -> int:
@@ -338,7 +339,7 @@ async def _override(
     user_id: ObjectId,
     new: Override | None,
     until: datetime | None,
-    action: str,
+    action: Action,
     *,
     reason: str,
 ) -> Entitlement:

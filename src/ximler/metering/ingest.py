@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.database import Database
 from ximler.metering.events import Event, Outcome, record, require_recorder
@@ -150,6 +151,6 @@ def _words(problem: Exception) -> str:
 async def _audit(database: Database, actor: Actor, report: Report) -> None:
     async def write(transaction: Database) -> None:
         counts = {"accepted": report.accepted, "duplicates": report.duplicates, "refused": len(report.refused)}
-        await records.write(transaction, actor, "metering.usage.imported", resource="usage", after=counts)
+        await records.write(transaction, actor, Action.USAGE_IMPORTED, resource="usage", after=counts)
 
     await database.transaction(write)

@@ -18,6 +18,7 @@ from ximler.accounts import export as accounts
 from ximler.accounts import step_up
 from ximler.accounts.avatars import BUCKET as AVATARS
 from ximler.audit import records, search
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database, files
@@ -88,7 +89,7 @@ async def take(database: Database, actor: Actor, user_id: ObjectId) -> AsyncIter
 
     async def write(transaction: Database) -> None:
         await records.write(
-            transaction, actor, "privacy.data.exported", resource="users", resource_id=user_id, user_id=user_id
+            transaction, actor, Action.DATA_EXPORTED, resource="users", resource_id=user_id, user_id=user_id
         )
 
     await database.transaction(write)

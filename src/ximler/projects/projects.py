@@ -13,6 +13,7 @@ import msgspec
 from bson import ObjectId
 
 from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
@@ -87,7 +88,7 @@ async def create(
             transaction, user_id, limits, projects=1, storage_bytes=project.storage_size, existing=existing
         )
         made = await transaction.projects.insert(project)
-        await _record(transaction, actor, "created", made, after={"name": made.name})
+        await _record(transaction, actor, Action.PROJECT_CREATED, made, after={"name": made.name})
         return made
 
     return await database.transaction(write)
@@ -145,7 +146,7 @@ async def delete(database: Database, actor: Actor, project_id: ObjectId) -> Proj
         if gone is None:
             raise _not_found()
         await gauges.release(transaction, user_id, projects=1, storage_bytes=gone.storage_size)
-        await _record(transaction, actor, "deleted", gone, before={"name": gone.name})
+        await _record(transaction, actor, Action.PROJECT_DELETED, gone, before={"name": gone.name})
         return gone
 
     return await database.transaction(write)
@@ -167,7 +168,7 @@ async def restore(database: Database, actor: Actor, project_id: ObjectId) -> Pro
         )
         if back is None:
             raise _not_found()
-        await _record(transaction, actor, "restored", back, after={"name": back.name})
+        await _record(transaction, actor, Action.PROJECT_RESTORED, back, after={"name": back.name})
         return back
 
     return await database.transaction(write)
@@ -202,14 +203,14 @@ async def settings_of(database: Database, actor: Actor, project_ids: Iterable[Ob
 
 
 async def _record(
-    transaction: Database, actor: Actor, verb: str, project: Project | ProjectSummary, **changed: dict[str, Any]
+    transaction: Database, actor: Actor, action: Action, project: Project | ProjectSummary, **changed: dict[str, Any]
 ) -> None:
     """Its life is in the audit log; what is drawn on it is not."""
     before, after = changed.get("before"), changed.get("after")
     await records.write(
         transaction,
         actor,
-        f"projects.project.{verb}",
+        action,
         resource="projects",
         resource_id=project.id,
         before=before,
