@@ -1,61 +1,24 @@
-"""The map of the database: one module a collection. No I/O.
+"""The map of the database: one module per collection. No I/O.
 
-`CATALOGUE` lists every collection; `docs/schema.md` is generated from it. The first ten are the specification's; the
-others are private to their owner.
+`CATALOGUE` holds every `Collection` of this package: the specification's ten in its order, then Ximler's own by name. A new
+module here is a new collection: validators, indexes, docs/schema.md, import rules, export and erasure follow from it.
 """
 
+import pkgutil
+from importlib import import_module
 from typing import Any
 
-from ximler.schema.api_key import API_KEYS
-from ximler.schema.audit_log import AUDIT_LOGS
-from ximler.schema.coupon import COUPONS
-from ximler.schema.credential import CREDENTIALS
-from ximler.schema.document import Collection
-from ximler.schema.email_change import EMAIL_CHANGES
-from ximler.schema.entitlement import ENTITLEMENTS
-from ximler.schema.gauge import GAUGES
-from ximler.schema.job import OUTBOX
-from ximler.schema.meta import META
-from ximler.schema.notification import NOTIFICATIONS
-from ximler.schema.payment import PAYMENTS
-from ximler.schema.plan import PLANS
-from ximler.schema.project import PROJECTS
-from ximler.schema.quota import QUOTAS
-from ximler.schema.receipt import RECEIPTS
-from ximler.schema.refusal import REFUSALS
-from ximler.schema.registration import REGISTRATIONS
-from ximler.schema.reply import REPLIES
-from ximler.schema.seal import SEALS
-from ximler.schema.session import SESSIONS
-from ximler.schema.subscription import SUBSCRIPTIONS
-from ximler.schema.throttle import THROTTLES
-from ximler.schema.usage import USAGE
-from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS
-from ximler.schema.usage_event import USAGE_EVENTS
-from ximler.schema.user import USERS
+from ximler.schema.document import SPECIFIED_NAMES, Collection
 
 __all__ = ["CATALOGUE", "SPECIFIED"]
 
-SPECIFIED: tuple[Collection[Any], ...] = (
-    USERS, PLANS, SUBSCRIPTIONS, PAYMENTS, USAGE, PROJECTS, API_KEYS, NOTIFICATIONS, COUPONS, AUDIT_LOGS,
-)  # fmt: skip
-CATALOGUE: tuple[Collection[Any], ...] = (
-    *SPECIFIED,
-    SESSIONS,
-    REGISTRATIONS,
-    CREDENTIALS,
-    EMAIL_CHANGES,
-    GAUGES,
-    OUTBOX,
-    META,
-    SEALS,
-    ENTITLEMENTS,
-    QUOTAS,
-    THROTTLES,
-    REFUSALS,
-    REPLIES,
-    USAGE_EVENTS,
-    USAGE_BATCHES,
-    USAGE_SETTLEMENTS,
-    RECEIPTS,
-)
+
+def _collections() -> dict[str, Collection[Any]]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    values = (value for module in modules for value in vars(module).values())
+    return {value.name: value for value in values if isinstance(value, Collection)}
+
+
+_found = _collections()
+SPECIFIED: tuple[Collection[Any], ...] = tuple(_found[name] for name in SPECIFIED_NAMES)
+CATALOGUE: tuple[Collection[Any], ...] = (*SPECIFIED, *(c for _, c in sorted(_found.items()) if c.private))

@@ -40,5 +40,4 @@ CREDENTIALS = Collection(
     purpose="Role, lock and second factor of a user.",
     owner="accounts",
     shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
-    private=True,
 )

@@ -12,9 +12,14 @@ from bson import ObjectId
 from msgspec import Meta, field
 
 __all__ = [
-    "AT_WRITE", "Collection", "Created", "Document", "Index", "Lowercase", "Mixed", "Number", "ShardKey", "Stamped",
-    "Trimmed", "Uppercase", "ascending", "extras", "ref",
+    "AT_WRITE", "SPECIFIED_NAMES", "Collection", "Created", "Document", "Index", "Lowercase", "Mixed", "Number",
+    "ShardKey", "Stamped", "Trimmed", "Uppercase", "ascending", "extras", "ref",
 ]  # fmt: skip
+
+# The specification's collections, in its order. All others hold state of Ximler's own.
+SPECIFIED_NAMES = (
+    "users", "plans", "subscriptions", "payments", "usage", "projects", "apikeys", "notifications", "coupons", "auditlogs",
+)  # fmt: skip
 
 # A Number as MongoDB keeps it. Counts are `int`; what may carry a fraction is `Number`.
 Number = int | float
@@ -99,7 +104,7 @@ class ShardKey(msgspec.Struct, frozen=True):
 
 
 class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
-    """One collection of the map. `private` ones hold state of ours that the specification does not know."""
+    """One collection of the map. `owner` is the package under `ximler` that alone writes it."""
 
     name: str
     document: type[D]
@@ -107,7 +112,11 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
     owner: str
     indexes: tuple[Index, ...] = ()
     shard_key: ShardKey
-    private: bool = False
+
+    @property
+    def private(self) -> bool:
+        """Whether it holds state of Ximler's own. Only the owner imports the schema module of a private collection."""
+        return self.name not in SPECIFIED_NAMES
 
     @property
     def soft_delete(self) -> bool:

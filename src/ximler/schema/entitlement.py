@@ -51,5 +51,4 @@ ENTITLEMENTS = Collection(
     owner="metering",
     indexes=(ascending("planId", ours=True, why="everybody on a plan whose limits change"),),
     shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
-    private=True,
 )

@@ -37,5 +37,4 @@ GAUGES = Collection(
     owner="metering",
     indexes=(ascending("due", ours=True, why="gauges whose changes the ledger does not have yet"),),
     shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
-    private=True,
 )

@@ -45,5 +45,4 @@ OUTBOX = Collection(
         Index(keys=(("doneAt", 1),), ttl_seconds=KEEP_DONE_S, ours=True, why="finished jobs are removed after a week"),
     ),
     shard_key=ShardKey((), "claimed in order of time: short-lived, kept on one shard"),
-    private=True,
 )

@@ -29,5 +29,4 @@ META = Collection(
     purpose="The schema's version.",
     owner="database",
     shard_key=ShardKey((), "one document"),
-    private=True,
 )

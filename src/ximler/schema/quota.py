@@ -117,5 +117,4 @@ QUOTAS = Collection(
         ascending("lookAt", ours=True, why="leases whose process may have gone silent"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "every step is one guarded update by `_id`"),
-    private=True,
 )

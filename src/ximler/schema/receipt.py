@@ -31,5 +31,4 @@ RECEIPTS = Collection(
     owner="metering",
     indexes=(Index(keys=(("createdAt", 1),), ttl_seconds=KEEP_S, ours=True, why="removed after a day"),),
     shard_key=ShardKey((("_id", "hashed"),), "looked up by key"),
-    private=True,
 )

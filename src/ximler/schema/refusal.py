@@ -26,5 +26,4 @@ REFUSALS = Collection(
         Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when their minute is over"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "counted by id"),
-    private=True,
 )

@@ -31,5 +31,4 @@ REGISTRATIONS = Collection(
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),),
     shard_key=ShardKey((("_id", "hashed"),), "written and found by id"),
-    private=True,
 )

@@ -27,5 +27,4 @@ REPLIES = Collection(
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB after 24 hours"),),
     shard_key=ShardKey((("_id", "hashed"),), "claimed and answered by id"),
-    private=True,
 )

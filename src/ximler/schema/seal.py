@@ -44,5 +44,4 @@ SEALS = Collection(
     owner="audit",
     indexes=(ascending("kind", "-_id", ours=True, why="the last tombstone"),),
     shard_key=ShardKey((), "a chain: appended to at its end, read in order"),
-    private=True,
 )

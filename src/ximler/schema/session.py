@@ -50,5 +50,4 @@ SESSIONS = Collection(
         Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "looked up by token on every request"),
-    private=True,
 )

@@ -25,5 +25,4 @@ THROTTLES = Collection(
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they are over"),),
     shard_key=ShardKey((("_id", "hashed"),), "read and counted by id"),
-    private=True,
 )

@@ -31,7 +31,6 @@ USAGE_BATCHES = Collection(
     purpose="Sums of recorded events on their way into the ledger.",
     owner="metering",
     shard_key=ShardKey((), "a handful of documents at a time, read and removed in their order"),
-    private=True,
 )
 
 
@@ -58,5 +57,4 @@ USAGE_SETTLEMENTS = Collection(
     purpose="The latest settlement of recorded events, and what of it is still to be done.",
     owner="metering",
     shard_key=ShardKey((), "one document a resource"),
-    private=True,
 )

@@ -25,5 +25,4 @@ USAGE_EVENTS = Collection(
     purpose="Every event that was counted, so that none is counted twice.",
     owner="metering",
     shard_key=ShardKey((("_id", "hashed"),), "looked up by `_id`; in its order all writes would go to one shard"),
-    private=True,
 )
