@@ -16,7 +16,7 @@ from pymongo import AsyncMongoClient
 
 from bench.report import Figure, Table, ms, spread
 from bench.setup import Setup, scratch
-from ximler.database import server
+from ximler.embedded import server
 
 __all__ = ["run"]
 

@@ -15,7 +15,8 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from ximler import __version__
-from ximler.database import Database, connect, server, sync
+from ximler.database import Database, connect, sync
+from ximler.embedded import server
 
 __all__ = ["Setup", "facts", "scratch", "setup"]
 

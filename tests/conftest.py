@@ -21,7 +21,8 @@ from tests.serving import Client, serve
 
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
-from ximler.database import Database, connect, server, sync
+from ximler.database import Database, connect, sync
+from ximler.embedded import server
 from ximler.schema import CATALOGUE
 from ximler.schema.meta import META
 

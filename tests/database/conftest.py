@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from ximler.database import server
+from ximler.embedded import server
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 from bson import ObjectId
 from tests.database.following import running, until
 
-from ximler.database import Database, connect, server
+from ximler.database import Database, connect
 from ximler.database.changes import FRESH_S, Feed
+from ximler.embedded import server
 
 _ALL_CURSORS = {"$currentOp": {"localOps": True, "idleCursors": True, "allUsers": True}}
 

@@ -17,11 +17,12 @@ from pymongo.errors import PyMongoError
 from ximler.core.clock import utc_now
 from ximler.core.errors import Invalid, Unavailable
 from ximler.core.settings import Settings, SettingsError
-from ximler.database import Database, connect, server
+from ximler.database import Database, connect
 from ximler.database.connection import StandaloneServer, redacted
 from ximler.database.failures import DatabaseUnavailable
-from ximler.database.mongod import find_mongod
 from ximler.database.monitoring import POOL, UP
+from ximler.embedded import server
+from ximler.embedded.mongod import find_mongod
 from ximler.schema.audit_log import AuditLog
 from ximler.schema.project import Project
 

@@ -13,9 +13,10 @@ from bson import ObjectId
 from tests.serving import Client, serve
 
 from ximler.core.settings import Settings
-from ximler.database import connect, server, sync
+from ximler.database import connect, sync
 from ximler.database.failures import DatabaseUnavailable
-from ximler.database.server import Server
+from ximler.embedded import server
+from ximler.embedded.server import Server
 
 # PyMongo leaves a socket to the garbage collector where a connection that is being made is given up.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")

@@ -20,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import LimitExceeded, NotFound
-from ximler.database import Database, connect, server, sync
+from ximler.database import Database, connect, sync
 from ximler.database.monitoring import round_trips
+from ximler.embedded import server
 from ximler.metering import changed, corrections, ledger
 from ximler.metering.series import series
 from ximler.projects import projects

@@ -11,7 +11,8 @@ from tests.metering.ingester import USERS, amount
 
 from ximler.core.actor import SYSTEM
 from ximler.core.clock import to_ms
-from ximler.database import Database, connect, server, sync
+from ximler.database import Database, connect, sync
+from ximler.embedded import server
 from ximler.metering import corrections, settlement
 from ximler.schema.quota import QUOTAS
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS

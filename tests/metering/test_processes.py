@@ -15,7 +15,8 @@ import pytest
 from bson import ObjectId
 
 from ximler.core.actor import Actor
-from ximler.database import Database, connect, server, sync
+from ximler.database import Database, connect, sync
+from ximler.embedded import server
 from ximler.metering import corrections, entitlements
 from ximler.metering.meter import Meter
 from ximler.schema.user import User

@@ -45,7 +45,8 @@ def load(*, serves: bool = False, **overrides: object) -> Settings:
 @asynccontextmanager
 async def database(loaded: Settings) -> "AsyncIterator[Database]":
     """A connected database: yours, the running embedded one, or one started for as long as this takes."""
-    from ximler.database import connect, server
+    from ximler.database import connect
+    from ximler.embedded import server
 
     if loaded.mongodb_uri:
         connected = await connect(loaded.mongodb_uri, settings=loaded)

@@ -20,7 +20,7 @@ from ximler.core.errors import XimlerError
 from ximler.core.settings import Settings
 
 if TYPE_CHECKING:
-    from ximler.database.server import Server
+    from ximler.embedded.server import Server
 
 _log = structlog.get_logger("ximler")
 _MOST_DEATHS = 5
@@ -94,7 +94,7 @@ async def _run(settings: Settings, listener: socket.socket, *, init: bool) -> No
 
 
 async def _start_database(settings: Settings) -> "Server":
-    from ximler.database import server
+    from ximler.embedded import server
 
     # The application's imports take as long as mongod's start: side by side.
     starting = asyncio.ensure_future(

@@ -1,4 +1,4 @@
-"""The database: connection, embedded server, typed collections, index sync, validators, seeds.
+"""The database: connection, typed collections, index sync, validators, seeds.
 
 Owns how documents are read and written, not what they mean: that is the domains'. `connect` gives a `Database`.
 """

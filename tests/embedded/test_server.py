@@ -20,14 +20,14 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.core.errors import Invalid
-from ximler.database import mongod, server
+from ximler.embedded import mongod, server
 
 Start = Callable[..., Any]
 
 _OWNER = """
 import asyncio, json, multiprocessing, os, signal, subprocess, sys
 from pathlib import Path
-from ximler.database import server
+from ximler.embedded import server
 
 data_dir, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
 
@@ -68,7 +68,7 @@ _VISITOR = """
 import asyncio, sys
 from pathlib import Path
 from pymongo import AsyncMongoClient
-from ximler.database import server
+from ximler.embedded import server
 
 async def main():
     async with server.running(Path(sys.argv[1])) as uri, AsyncMongoClient(uri) as client:

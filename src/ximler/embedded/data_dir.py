@@ -23,7 +23,7 @@ from typing import Self
 
 import msgspec
 
-from ximler.database.mongod import DataDirInUse, DataDirUnusable, DiskFull, disown, own, unusable
+from ximler.embedded.mongod import DataDirInUse, DataDirUnusable, DiskFull, disown, own, unusable
 
 __all__ = ["ADMIN", "SET", "USER", "Claim", "DataDir", "Endpoint", "Holder", "State", "hosts", "lock"]
 

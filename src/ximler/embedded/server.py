@@ -23,8 +23,8 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from ximler.core.errors import Invalid
-from ximler.database.data_dir import ADMIN, SET, USER, Claim, DataDir, Endpoint, Holder, hosts, lock
-from ximler.database.mongod import (
+from ximler.embedded.data_dir import ADMIN, SET, USER, Claim, DataDir, Endpoint, Holder, hosts, lock
+from ximler.embedded.mongod import (
     DataDirInUse,
     DataDirUnusable,
     DiskFull,
