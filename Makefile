@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help run test soak check format bench docs lock wheel clean
+.PHONY: help run test test-fast soak check format bench docs lock wheel clean
 .DEFAULT_GOAL := help
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Install what is needed and start Ximler on http://127.0.0.1:8000
 	$(BIN)/ximler up
 
 test: $(VENV)/.dev ## Run the tests, on a MongoDB of their own (or on MONGODB_TEST_URI)
 	$(BIN)/pytest -n $(WORKERS) -m "not soak" $(ARGS)
+
+test-fast: $(VENV)/.dev ## Run the tests that take milliseconds: two minutes
+	$(BIN)/pytest -n $(WORKERS) -m "not soak and not slow" $(ARGS)
 
 soak: $(VENV)/.dev ## Run the long tests
 	$(BIN)/pytest -m soak $(ARGS)

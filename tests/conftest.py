@@ -29,6 +29,7 @@ from ximler.schema.meta import META
 _URI = pytest.StashKey[str]()
 _ADMIN_URI = pytest.StashKey[str]()
 _STOP = pytest.StashKey[Any]()
+_SLOW_FOLDERS = {"cli", "embedded", "mongoose"}  # their tests start processes of their own
 
 
 class _Loop:
@@ -67,6 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
     config.stash[_STOP] = stop
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(config.rootpath / "tests").parts[0] in _SLOW_FOLDERS:
+            item.add_marker("slow")
 
 
 def pytest_configure_node(node: Any) -> None:

@@ -303,6 +303,7 @@ async def test_a_job_that_kills_every_worker_is_given_up(database, worker):
     assert (await database[OUTBOX].find({}))[0].status == "DEAD"
 
 
+@pytest.mark.slow
 async def test_a_killed_worker_process_loses_no_mail(database, keyring, mongodb_uri, tmp_path):
     env = {
         **os.environ,

@@ -16,6 +16,8 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.user import User
 
+pytestmark = pytest.mark.slow
+
 BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 
 

@@ -150,6 +150,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_five_processes_that_start_at_once_make_one_database(empty_database: Database, mongodb_uri: str) -> None:
     environment = {**os.environ, "URI": mongodb_uri, "NAME": empty_database.name}
     pipe = asyncio.subprocess.PIPE

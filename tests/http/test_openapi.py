@@ -30,6 +30,7 @@ def api(_worker_database: Database, mongodb_uri: str) -> Iterator[OpenApiSchema]
 # The application's thread chooses among servers by `random`, at any moment.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
+@pytest.mark.slow
 def test_every_route_keeps_its_promise(api: OpenApiSchema, mode: schemathesis.GenerationMode) -> None:
     for found in api.get_all_operations():
         operation = found.ok()

@@ -5,12 +5,15 @@ import time
 from statistics import median
 
 import msgspec
+import pytest
 from tests.serving import PASSWORD, Client, serve
 
 from ximler.accounts.keyring import Keyring
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.user import User
+
+pytestmark = pytest.mark.slow
 
 AT_ONCE = 24
 

@@ -288,6 +288,7 @@ async def test_everybody_on_a_plan_is_healed_with_few_commands(database: Databas
 
 
 @pytest.mark.parametrize("others", [3000, pytest.param(20_000, marks=pytest.mark.soak)])
+@pytest.mark.slow
 async def test_a_plans_new_limit_holds_within_a_second_however_many_are_on_it(
     database: Database, mongodb_uri: str, subscribe: Subscribe, others: int
 ) -> None:

@@ -17,6 +17,8 @@ from ximler.metering import corrections, settlement
 from ximler.schema.quota import QUOTAS
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

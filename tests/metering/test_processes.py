@@ -21,6 +21,8 @@ from ximler.metering import corrections, entitlements
 from ximler.metering.meter import Meter
 from ximler.schema.user import User
 
+pytestmark = pytest.mark.slow
+
 HAMMER = Path(__file__).with_name("hammer.py")
 OPERATOR = Actor(kind="operator", via="cli")
 SILENT_S = 2.0

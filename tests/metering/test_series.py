@@ -59,6 +59,7 @@ async def year(database: Database, person: Actor) -> datetime:
     return end
 
 
+@pytest.mark.slow
 async def test_a_month_to_date_by_day_of_a_year_of_hours_is_one_round_trip_and_examines_that_months_hours(
     database: Database, person: Actor, year: datetime
 ) -> None:

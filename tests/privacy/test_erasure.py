@@ -302,6 +302,7 @@ async def test_reopened_at_the_last_moment_it_is_whole_or_gone(database, keyring
         assert kept == (2 if back else 0)
 
 
+@pytest.mark.slow
 async def test_a_worker_killed_in_the_middle_leaves_nothing_behind(
     database, keyring, settings, ada, mongodb_uri: str, tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ async def test_ones_own_alone_and_after_a_recent_sign_in(database, ada, me) -> N
     assert await database.audit_logs.count({"action": "privacy.data.exported", "userId": ada.id}) == 1
 
 
+@pytest.mark.slow
 async def test_memory_stays_flat_over_fifty_thousand_documents(database, ada, me) -> None:
     text = "".join(chr(33 + n % 90) for n in range(500))
     for start in range(0, 50_000, 5000):
