@@ -29,9 +29,9 @@ from ximler.core.actor import SYSTEM
 from ximler.core.clock import from_ms, to_ms
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
-from ximler.metering import settlement
-from ximler.metering.ingest import ingest
-from ximler.metering.settlement import Settler
+from ximler.metering.ledger import settlement
+from ximler.metering.ledger.ingest import ingest
+from ximler.metering.ledger.settlement import Settler
 
 __all__ = ["run"]
 

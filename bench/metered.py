@@ -29,8 +29,8 @@ from ximler.database.changes import Feed
 from ximler.http.authentication import Authentication
 from ximler.http.metered import Metered
 from ximler.http.requests import Requests, TrustedProxies
-from ximler.metering.entitlements import override
-from ximler.metering.meter import Meter
+from ximler.metering.limits.entitlements import override
+from ximler.metering.quota.meter import Meter
 
 __all__ = ["run", "served"]
 

@@ -14,9 +14,10 @@ from bench.setup import Setup
 from ximler.core.actor import Actor
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.metering import entitlements, ledger, periods, recorded
-from ximler.metering.meter import Meter
-from ximler.metering.series import series
+from ximler.metering.ledger import recorded, rows
+from ximler.metering.limits import entitlements, periods
+from ximler.metering.quota.meter import Meter
+from ximler.metering.reports.series import series
 from ximler.schema.quota import Quota, quota_id
 from ximler.schema.user import User
 
@@ -117,9 +118,9 @@ async def _steady(meter: Meter, actor: Actor) -> tuple[int, int]:
 
 async def _is_exact(database: Database) -> bool:
     quotas = await database.raw["quotas"].find({}).to_list()
-    rows = await database.raw["usage"].find({}).to_list()
+    ledger = await database.raw["usage"].find({}).to_list()
     settled = sum(quota["settled"] for quota in quotas)
-    return all(q["granted"] == q["settled"] for q in quotas) and settled == sum(row["amount"] for row in rows)
+    return all(q["granted"] == q["settled"] for q in quotas) and settled == sum(row["amount"] for row in ledger)
 
 
 async def _month_to_date(database: Database) -> Table:
@@ -129,7 +130,7 @@ async def _month_to_date(database: Database) -> Table:
     end = datetime(2026, 9, 1, tzinfo=UTC)
     last = int(end.timestamp()) // 3600
     hours = range(last - 8760, last)
-    starts = {(user_id, hour): periods.around(1, ledger.start_of(hour))[0] for hour in hours}
+    starts = {(user_id, hour): periods.around(1, rows.start_of(hour))[0] for hour in hours}
     for start in sorted({*starts.values()}):
         of_period = {f"h{hour}": 2 for (_, hour), its in starts.items() if its == start}
         quota = Quota(
@@ -141,7 +142,7 @@ async def _month_to_date(database: Database) -> Table:
             limit=-1,
             hours=of_period,
         )
-        await ledger.write(database, [quota])
+        await rows.write(database, [quota])
     sums = {place: {"events": 1} for place in starts}
     await recorded.add(database, "apiCalls", sums, number=1, periods=starts)
     since = end - timedelta(days=31)

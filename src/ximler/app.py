@@ -27,10 +27,10 @@ from ximler.http.authentication import Authentication
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
-from ximler.metering import changed
-from ximler.metering.follower import Follower
-from ximler.metering.meter import Meter
-from ximler.metering.settlement import Settler
+from ximler.metering.ledger import changes
+from ximler.metering.ledger.settlement import Settler
+from ximler.metering.limits.follower import Follower
+from ximler.metering.quota.meter import Meter
 from ximler.notifications.email import mailer
 from ximler.worker import Tools, Worker
 
@@ -78,7 +78,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
             running.append(asyncio.ensure_future(Follower(database, feed).run()))
             settler = Settler(database, feed, thresholds=settings.usage_alerts)
             running.append(asyncio.ensure_future(settler.run()))
-            running.append(asyncio.ensure_future(changed.keep_settling(database)))
+            running.append(asyncio.ensure_future(changes.keep_settling(database)))
             running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
         try:
             yield

@@ -24,7 +24,7 @@ from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
-from ximler.metering import alerts
+from ximler.metering.reports import alerts
 from ximler.notifications import inbox
 from ximler.notifications.email import Mailer
 from ximler.privacy import erasure

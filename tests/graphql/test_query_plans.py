@@ -21,7 +21,7 @@ from ximler.audit.erasure import erase
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database, connection, seeds, sync
-from ximler.metering import events, settlement
+from ximler.metering.ledger import events, settlement
 from ximler.privacy import erasure
 from ximler.projects import search
 from ximler.schema import CATALOGUE

@@ -17,8 +17,8 @@ from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.http.metered import Prices
-from ximler.metering import entitlements
-from ximler.metering.meter import Meter
+from ximler.metering.limits import entitlements
+from ximler.metering.quota.meter import Meter
 from ximler.schema.session import SESSIONS
 
 OPERATOR = Actor(kind="operator", via="cli")

@@ -11,7 +11,7 @@ from tests.serving import Client
 from ximler.apikeys import keys
 from ximler.core.actor import Actor
 from ximler.database import Database
-from ximler.metering import settlement
+from ximler.metering.ledger import settlement
 
 
 @pytest.fixture

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from bson import Int64, ObjectId
 from tests.metering.conftest import Subscribe
-from tests.metering.test_events import event
+from tests.metering.ledger.test_events import event
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound
 from ximler.database import Database
-from ximler.metering import corrections, entitlements, periods, settlement
-from ximler.metering.events import record
-from ximler.metering.meter import Meter
+from ximler.metering import corrections
+from ximler.metering.ledger import settlement
+from ximler.metering.ledger.events import record
+from ximler.metering.limits import entitlements, periods
+from ximler.metering.quota.meter import Meter
 from ximler.projects import projects
 from ximler.schema.quota import QUOTAS
 
@@ -239,7 +241,7 @@ async def test_a_settlement_that_is_under_way_is_neither_drift_nor_lost(
     await settlement.settle(database)
     await record(database, OPERATOR, [event(database, person, id="b", amount=7)])
     with monkeypatch.context() as patch:
-        patch.setattr(f"ximler.metering.{step}", die)
+        patch.setattr(f"ximler.metering.ledger.{step}", die)
         with pytest.raises(Died):
             await settlement.settle(database)
     assert await corrections.rebuild(database, OPERATOR, person.user_id) == []

@@ -12,7 +12,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
-from ximler.metering.limits import NoFreePlan
+from ximler.metering.limits.plans import NoFreePlan
 from ximler.projects import projects
 from ximler.projects.projects import MAX_CONTENT
 from ximler.schema.project import Project

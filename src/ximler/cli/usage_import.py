@@ -13,7 +13,7 @@ from ximler.cli.context import database_options
 from ximler.core.actor import Actor
 
 if TYPE_CHECKING:
-    from ximler.metering.ingest import Report
+    from ximler.metering.ledger.ingest import Report
 
 _CHUNK = 1 << 20
 _SHOWN = 20
@@ -34,8 +34,8 @@ def import_events(file: IO[bytes], as_json: bool, data_dir: Path | None, mongodb
 
     async def work() -> Any:
         from ximler.database import sync
-        from ximler.metering import settlement
-        from ximler.metering.ingest import ingest
+        from ximler.metering.ledger import settlement
+        from ximler.metering.ledger.ingest import ingest
 
         async with context.database(settings) as database:
             await sync.require_ready(database)

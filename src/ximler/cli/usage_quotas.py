@@ -32,8 +32,8 @@ def show(user: str, as_json: bool, data_dir: Path | None, mongodb_uri: str | Non
     settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
 
     async def work() -> Any:
-        from ximler.metering import entitlements
-        from ximler.metering.overview import overview
+        from ximler.metering.limits import entitlements
+        from ximler.metering.reports.overview import overview
 
         async with context.database(settings) as database:
             found = await _find(database, user)
@@ -104,7 +104,7 @@ def override(
     settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
 
     async def work() -> Any:
-        from ximler.metering import entitlements
+        from ximler.metering.limits import entitlements
 
         async with context.database(settings) as database:
             found = await _find(database, user)

@@ -26,9 +26,9 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
         from ximler.audit import keys
         from ximler.database import sync
         from ximler.database.changes import Feed
-        from ximler.metering import changed
-        from ximler.metering.follower import Follower
-        from ximler.metering.settlement import Settler
+        from ximler.metering.ledger import changes
+        from ximler.metering.ledger.settlement import Settler
+        from ximler.metering.limits.follower import Follower
         from ximler.notifications.email import mailer
         from ximler.worker import Tools, Worker
 
@@ -50,7 +50,7 @@ def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
                 follower = Follower(database, feed)
                 settler = Settler(database, feed, thresholds=settings.usage_alerts)
                 parts = (feed, follower, settler, Worker(tools, feed=feed))
-                running = asyncio.gather(*(part.run() for part in parts), changed.keep_settling(database))
+                running = asyncio.gather(*(part.run() for part in parts), changes.keep_settling(database))
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, running.cancel)
                 click.echo("The worker is running. Ctrl-C stops it.", err=True)

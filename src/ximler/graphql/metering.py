@@ -6,10 +6,10 @@ from ximler.core.errors import Invalid
 from ximler.core.ids import object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
-from ximler.metering import events as recording
-from ximler.metering import overview as standing
-from ximler.metering.overview import ResourceUsage, overview
-from ximler.metering.series import Consumer, Interval, Point, series, top_consumers
+from ximler.metering.ledger import events as recording
+from ximler.metering.reports import overview as standing
+from ximler.metering.reports.overview import ResourceUsage, overview
+from ximler.metering.reports.series import Consumer, Interval, Point, series, top_consumers
 from ximler.schema.usage import ResourceType
 from ximler.schema.user import User
 

@@ -25,8 +25,8 @@ from ximler.core.errors import LimitExceeded, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.http import problems
 from ximler.http.authentication import Authentication, Caller, shows_key
-from ximler.metering.bursts import BurstExceeded, Bursts
-from ximler.metering.meter import Allowance, Meter
+from ximler.metering.quota.bursts import BurstExceeded, Bursts
+from ximler.metering.quota.meter import Allowance, Meter
 
 __all__ = ["Metered", "Prices"]
 

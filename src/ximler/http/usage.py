@@ -10,8 +10,8 @@ from litestar.di import NamedDependency
 from ximler.core.errors import Invalid
 from ximler.http.authentication import Authentication, Caller, signed_in
 from ximler.http.problems import documented
-from ximler.metering.events import require_recorder
-from ximler.metering.ingest import Report, ingest
+from ximler.metering.ledger.events import require_recorder
+from ximler.metering.ledger.ingest import Report, ingest
 
 __all__ = ["record_events"]
 

@@ -13,8 +13,9 @@ from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, Unavailable
 from ximler.database import Database
-from ximler.metering import changed, gauges, ledger, recorded, settlement
-from ximler.metering.overview import WHOLE_AMOUNT
+from ximler.metering.ledger import changes, recorded, rows, settlement
+from ximler.metering.quota import gauges
+from ximler.metering.reports.overview import WHOLE_AMOUNT
 from ximler.schema.document import Number
 from ximler.schema.gauge import Gauge
 from ximler.schema.quota import QUOTAS, Quota
@@ -113,33 +114,33 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
         if await settlement.is_under_way(transaction, quota):
             resource = quota.resource
             raise _UnderWay
-        rows = await _rows(transaction, quota)
+        found = await _rows(transaction, quota)
         hours = {
-            key: max(int(quota.hours.get(key, 0)), rows.leased.get(key, 0)) for key in {*quota.hours, *rows.leased}
+            key: max(int(quota.hours.get(key, 0)), found.leased.get(key, 0)) for key in {*quota.hours, *found.leased}
         }
         settled = sum(hours.values())
         right = {
             "settled": settled,
             "granted": settled + quota.forfeited + quota.open,
-            "ingested": rows.recorded,
-            "foreign": quota.foreign if quota.superseded else rows.foreign,
+            "ingested": found.recorded,
+            "foreign": quota.foreign if quota.superseded else found.foreign,
         }
         drifts = [
             Drift(user_id=quota.user_id, of=quota.id, what=name, was=getattr(quota, name), now=value)
             for name, value in right.items()
             if getattr(quota, name) != value
         ]
-        behind = [key for key, units in hours.items() if rows.leased.get(key, 0) < units]
-        if rows.short or (behind and not quota.leases):  # else what is behind is on its way
-            was = sum(rows.leased.values()) - rows.missing
+        behind = [key for key, units in hours.items() if found.leased.get(key, 0) < units]
+        if found.short or (behind and not quota.leases):  # else what is behind is on its way
+            was = sum(found.leased.values()) - found.missing
             drifts.append(Drift(user_id=quota.user_id, of=quota.id, what="ledger", was=was, now=settled))
         if dry_run:
             return drifts
         await transaction.usage.patch_each(
-            ({"_id": row, "userId": quota.user_id}, {"$set": {"amount": units}}) for row, units in rows.short.items()
+            ({"_id": row, "userId": quota.user_id}, {"$set": {"amount": units}}) for row, units in found.short.items()
         )
         if behind:
-            await ledger.write(transaction, [msgspec.structs.replace(quota, hours={key: hours[key] for key in behind})])
+            await rows.write(transaction, [msgspec.structs.replace(quota, hours={key: hours[key] for key in behind})])
         if drifts:
             gained = {f"hours.{key}": units for key, units in hours.items() if quota.hours.get(key) != units}
             await transaction[QUOTAS].patch({"_id": quota.id}, {"$set": {**right, **gained}, "$inc": {"steps": 1}})
@@ -170,12 +171,12 @@ class _Rows(msgspec.Struct):
 
 async def _rows(transaction: Database, quota: Quota) -> _Rows:
     found = _Rows()
-    day = ledger.day_of(quota.period_start)
+    day = rows.day_of(quota.period_start)
     # A period that ends earlier than it did, because the anniversary has moved, may have counted what is after its end.
     end = max(quota.period_end, quota.period_start + _LONGEST)
     where = {"userId": quota.user_id, "resourceType": quota.resource}
     for row in await transaction.usage.find({**where, "periodStart": {"$gte": quota.period_start, "$lt": end}}):
-        amount, hour = _whole(row.amount), ledger.hour_key_of(row.period_start)
+        amount, hour = _whole(row.amount), rows.hour_key_of(row.period_start)
         leased, events = _parts(row, quota, amount)
         if day in leased:
             found.leased[hour] = max(found.leased.get(hour, 0), leased[day])
@@ -191,13 +192,13 @@ async def _rows(transaction: Database, quota: Quota) -> _Rows:
 
 def _parts(row: Usage, quota: Quota, amount: int) -> tuple[dict[str, int], dict[str, int]]:
     """What of a row was leased, and what was recorded, by the day on which the quota's period began."""
-    day = ledger.day_of(quota.period_start)
+    day = rows.day_of(quota.period_start)
     match row.metadata.get("source") if isinstance(row.metadata, dict) else None:  # of a row of before 0.1.0
         case "leases":
             return {day if row.metadata.get("quota") == quota.id else "": amount}, {}
         case "events":
             return {}, {day if row.period_start < quota.period_end else "": amount}
-    return ledger.leased(row.metadata), recorded.by_period(row.metadata)
+    return rows.leased(row.metadata), recorded.by_period(row.metadata)
 
 
 def _whole(amount: Number) -> int:
@@ -236,23 +237,23 @@ async def _recount(database: Database, actor: Actor, user_id: ObjectId, *, dry_r
         except _NothingToDo:
             return drifts
         except _UnderWay:
-            await changed.settle(database, user_id=user_id)
+            await changes.settle(database, user_id=user_id)
         else:
-            await changed.settle(database, user_id=user_id)
+            await changes.settle(database, user_id=user_id)
             return drifts
     raise Unavailable("The user's changes are brought into the ledger without a pause: try again in a moment")
 
 
 async def _told(transaction: Database, gauge: Gauge) -> Gauge:
     """What the ledger says that the user has, when it has all that the gauge has noted."""
-    rows = await transaction.usage.aggregate(
+    found = await transaction.usage.aggregate(
         [
-            {"$match": {"userId": gauge.id, "resourceType": {"$in": list(changed.RESOURCES)}}},
+            {"$match": {"userId": gauge.id, "resourceType": {"$in": list(changes.RESOURCES)}}},
             {"$group": {"_id": "$resourceType", "amount": {"$sum": WHOLE_AMOUNT}}},
         ]
     )
-    amounts = {row["_id"]: int(row["amount"]) for row in rows}
-    projects, storage = (amounts.get(name, 0) + changed.noted(gauge, name) for name in changed.RESOURCES)
+    amounts = {row["_id"]: int(row["amount"]) for row in found}
+    projects, storage = (amounts.get(name, 0) + changes.noted(gauge, name) for name in changes.RESOURCES)
     return Gauge(id=gauge.id, projects=projects, storage_bytes=storage)
 
 

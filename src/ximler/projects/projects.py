@@ -1,6 +1,6 @@
 """A customer's projects: create, change, delete, restore, list.
 
-Invariant: a user never has more projects or bytes than their plan allows, however many requests race (metering.gauges).
+Invariant: a user never has more projects or bytes than their plan allows, however many requests race (metering.quota.gauges).
 Somebody else's project is NotFound, because the owner is part of every filter.
 """
 
@@ -21,8 +21,8 @@ from ximler.core.ids import Position
 from ximler.database import Database, mixed
 from ximler.database.collection import Page
 from ximler.database.failures import DRIVER_ERRORS, translated
-from ximler.metering import gauges
-from ximler.metering.limits import limits_of
+from ximler.metering.limits.plans import limits_of
+from ximler.metering.quota import gauges
 from ximler.projects import search
 from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
 from ximler.schema.project import Project

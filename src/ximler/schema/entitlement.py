@@ -32,7 +32,7 @@ class Entitlement(Document, kw_only=True):
     projects: int
     storage_bytes: int
     api_calls: int
-    anchor_day: int = 1  # of the month: see metering.periods
+    anchor_day: int = 1  # of the month: see metering.limits.periods
     override: Override | None = None
     override_until: datetime | None = None  # None: until it is taken back
     revision: int = 0

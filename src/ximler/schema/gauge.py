@@ -15,8 +15,8 @@ class Gauge(Document, kw_only=True):
     """Projects and bytes in one document, so that one guarded update reserves both. The limits are the plan's.
 
     `hours` (`h` and the hours since 1970 → `projects` and `storage`, signed) are changes that the ledger does not have yet, and
-    `sent` those that are on their way into it, under `number` (see metering.changed). Whatever changes the counts changes
-    `hours` by as much.
+    `sent` those that are on their way into it, under `number` (see metering.ledger.changes). Every change
+    of the counts changes `hours` by as much.
     """
 
     id: ObjectId = field(name="_id")  # the user's

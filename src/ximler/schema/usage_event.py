@@ -11,8 +11,8 @@ __all__ = ["USAGE_EVENTS", "UsageEvent"]
 
 
 class UsageEvent(Document, kw_only=True):
-    """`id` is the second in which it happened and a hash of its source and id (see metering.events), so that the index grows
-    at its end. What else an event said is in the ledger's row of its hour."""
+    """`id` is the second in which it happened and a hash of its source and id (see metering.ledger.events), so that the index
+    grows at its end. The ledger's row of its hour has the rest."""
 
     id: bytes = field(name="_id")
     user_id: Annotated[ObjectId, ref("users")]

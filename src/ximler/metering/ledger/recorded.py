@@ -1,0 +1,85 @@
+"""The ledger's account of recorded events: what settlements, and nobody else, add to its rows (see `metering.ledger.rows`).
+
+A row's `metadata.recorded` has the units by the quota that they count against (`periods`, by the day on which its period
+began), and by what told of them (`sources`). It is the only account there is.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.database import Database
+from ximler.metering.ledger import rows
+from ximler.metering.ledger.rows import Addition
+from ximler.schema.document import Document, Mixed
+from ximler.schema.usage import ResourceType
+
+__all__ = ["MAX_SOURCES", "OTHER", "Sums", "add", "by_period"]
+
+MAX_SOURCES = 16  # named in one row; the others are added up as
+OTHER = "other"
+_IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})  # MongoDB takes dots for paths and dollars for operators
+
+# By user and hour (since 1970), and in each by source: units.
+Sums = Mapping[tuple[ObjectId, int], Mapping[str, int]]
+
+
+class _Named(Document, kw_only=True):
+    """What of a row says which sources it names."""
+
+    id: ObjectId = field(name="_id")
+    metadata: Mixed = field(default_factory=dict[str, Any])
+
+
+async def add(
+    database: Database,
+    resource: ResourceType,
+    sums: Sums,
+    *,
+    number: int,
+    periods: Mapping[tuple[ObjectId, int], datetime],
+) -> None:
+    """Add a settlement's units to the rows that do not have it yet. Two round trips; may be done again.
+
+    `periods` says of each user and hour when the period began that they count in. A row names `MAX_SOURCES` sources at most.
+    """
+    ids = {place: rows.row_id(place[0], resource, place[1]) for place in sums}
+    # The users, too, so that a cluster asks only the shards that have them.
+    which = {"_id": {"$in": list(ids.values())}, "userId": {"$in": list({user for user, _ in sums})}}
+    found = await database.usage.find(which, into=_Named, hint="_id_")
+    named = {row.id: set(_part(row.metadata).get("sources") or ()) for row in found}
+    additions = []
+    for (user, hour), by_source in sums.items():
+        amount = sum(by_source.values())
+        counts = {f"periods.{rows.day_of(periods[user, hour])}": amount}
+        counts |= _by_source(by_source, named.get(ids[user, hour], set()))
+        additions.append(
+            Addition(user_id=user, resource=resource, hour=hour, number=number, amount=amount, counts=counts)
+        )
+    await rows.add(database, "recorded", additions)
+
+
+def by_period(metadata: Any) -> dict[str, int]:
+    """Of a row's metadata: the units of recorded events, by the day on which the period began that they count in."""
+    found = _part(metadata).get("periods")
+    return {day: int(units) for day, units in found.items()} if isinstance(found, dict) else {}
+
+
+def _part(metadata: Any) -> dict[str, Any]:
+    found = metadata.get("recorded") if isinstance(metadata, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _by_source(by_source: Mapping[str, int], named: set[str]) -> dict[str, int]:
+    more: dict[str, int] = {}
+    for source, amount in by_source.items():
+        name = source.translate(_IN_KEYS) or "unnamed"
+        if name not in named and len(named) >= MAX_SOURCES:
+            name = OTHER
+        named.add(name)
+        path = f"sources.{name}"
+        more[path] = more.get(path, 0) + amount
+    return more

@@ -1,0 +1,279 @@
+"""Settlement: recorded events reach the ledger and the quotas, each exactly once, within a second or so.
+
+`ledger.events` leaves sums behind; a settlement takes what is there, whoever recorded it. It is first written down, under
+the next number, then carried out: added to each row of the ledger and to each quota that has no settlement of this number yet.
+Whoever finds one that is not carried out begins it again, so it does not matter who dies when, or who comes late; and of two
+that write one down at the same time one is too late.
+
+There is no transaction in it: it would conflict for ever with the leases, which change the quotas all the time, and when its
+process is killed it would hold everybody up until the server gives it up, a minute later (docs/decisions/0015).
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from bson import ObjectId
+from msgspec import field
+
+from ximler.core.clock import from_ms
+from ximler.core.errors import Unavailable
+from ximler.database import Database
+from ximler.database.changes import Change, Feed
+from ximler.database.failures import DocumentExists
+from ximler.metering.ledger import recorded
+from ximler.metering.ledger.recorded import Sums
+from ximler.metering.limits import entitlements, periods
+from ximler.metering.reports import alerts
+from ximler.schema.document import Document
+from ximler.schema.entitlement import ENTITLEMENTS
+from ximler.schema.quota import QUOTAS, Quota, period_start_of, quota_id
+from ximler.schema.usage import ResourceType
+from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
+
+__all__ = ["Settler", "finish", "is_under_way", "settle"]
+
+_MOST_ROWS = 20_000  # of one settlement
+_LOOK_EVERY_S = 2.0
+_PATIENCE = timedelta(seconds=5)  # with a settlement that is not carried out: its process may be slow, or gone
+_TOGETHER_S = 0.2
+_HOUR_MS = 3_600_000
+_RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
+_log = structlog.get_logger("ximler.metering")
+
+
+class _Anchor(Document, kw_only=True):
+    id: ObjectId = field(name="_id")
+    anchor_day: int = periods.CALENDAR_MONTH
+
+
+class _Level(Document, kw_only=True):
+    """What of a quota decides about alerts."""
+
+    id: str = field(name="_id")
+    limit: int
+    settled: int = 0
+    ingested: int = 0
+    foreign: int = 0
+
+
+class Settler:
+    """`run` it in at least one process; with the feed it hears of what is recorded at once, in whatever process."""
+
+    def __init__(
+        self, database: Database, feed: Feed | None = None, *, thresholds: Sequence[int] = alerts.THRESHOLDS
+    ) -> None:
+        self._database = database
+        self._thresholds = thresholds
+        self._wake = asyncio.Event()
+        if feed is not None:
+            feed.subscribe([USAGE_BATCHES.name], self._heard)
+            feed.on_gap(self._wake.set)
+
+    async def run(self) -> None:
+        """Settle whatever anybody records, until cancelled."""
+        while True:
+            began = time.monotonic()
+            self._wake.clear()
+            try:
+                for resource in _RESOURCES:
+                    await _settle(self._database, resource, self._thresholds, all_of_it=False)
+            except Unavailable as error:
+                _log.warning("usage waits to be settled", reason=error.message)
+            except Exception as bug:  # or nothing would be settled any more
+                _log.exception("usage was not settled", exc_info=bug)
+            took = time.monotonic() - began
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
+            # What comes meanwhile is settled with it, so that it costs a fifth of the time at most; and processes that were
+            # woken together take turns.
+            await asyncio.sleep(min(max(_TOGETHER_S, 4 * took), 2.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
+
+    def _heard(self, change: Change) -> None:
+        if change.operation == "insert":
+            self._wake.set()
+
+
+async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> int:
+    """Settle everything that is recorded by now; returns how many batches this process has.
+
+    Two round trips where there is nothing to do. Safe to race, and to be killed at any moment.
+    """
+    return sum([await _settle(database, resource, thresholds, all_of_it=True) for resource in _RESOURCES])
+
+
+async def is_under_way(transaction: Database, quota: Quota) -> bool:
+    """Whether a settlement is written down that the quota, or its rows of the ledger, may not have yet, as the transaction
+    sees it. Where none is, they agree. One command."""
+    return await transaction[USAGE_SETTLEMENTS].count({"_id": quota.resource, "quotas": quota.id}) > 0
+
+
+async def finish(database: Database, resource: ResourceType, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
+    """Carry out the settlement that is under way, if there is one, whoever else is about to."""
+    latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource})
+    if latest is not None and latest.batches:
+        await _finish(database, latest, thresholds)
+
+
+async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int], *, all_of_it: bool) -> int:
+    """Until nothing waits, or only until less than a full settlement does: what comes meanwhile is the next round's."""
+    settled = 0
+    while True:
+        latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
+        if latest.batches:
+            begun_at = latest.begun_at
+            if not all_of_it and begun_at is not None and database.clock.now() - begun_at < _PATIENCE:
+                return settled  # it is being carried out
+            await _finish(database, latest, thresholds)
+        batches = await _waiting(database, resource)
+        if not batches:
+            return settled
+        sums = _sums(batches)
+        following = await _following(database, latest, batches, sums)
+        if not await _write_down(database, following):
+            return settled
+        await _carry_out(database, following, sums, thresholds)
+        settled += len(batches)
+        if not all_of_it and sum(len(batch.amounts) for batch in batches) < _MOST_ROWS:
+            return settled
+
+
+async def _finish(database: Database, latest: UsageSettlement, thresholds: Sequence[int]) -> None:
+    begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
+    await _carry_out(database, latest, _sums(begun), thresholds)
+
+
+async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
+    with contextlib.suppress(DocumentExists):
+        return await database[USAGE_SETTLEMENTS].insert(UsageSettlement(id=resource))
+    return await database[USAGE_SETTLEMENTS].get({"_id": resource})
+
+
+async def _waiting(database: Database, resource: ResourceType) -> list[UsageBatch]:
+    """The oldest batches, as many as one settlement takes."""
+    batches, rows = [], 0
+    async for batch in database[USAGE_BATCHES].stream({"resource": resource}, sort=[("_id", 1)], batch=20):
+        batches.append(batch)
+        rows += len(batch.amounts)
+        if rows >= _MOST_ROWS:
+            break
+    return batches
+
+
+def _sums(batches: list[UsageBatch]) -> Sums:
+    sums: dict[tuple[ObjectId, int], dict[str, int]] = {}
+    for batch in batches:
+        for user, hour, source, amount in zip(batch.users, batch.hours, batch.sources, batch.amounts, strict=True):
+            by_source = sums.setdefault((user, hour), {})
+            by_source[source] = by_source.get(source, 0) + amount
+    return sums
+
+
+async def _following(
+    database: Database, latest: UsageSettlement, batches: list[UsageBatch], sums: Sums
+) -> UsageSettlement:
+    """The next settlement, with what each quota is due."""
+    users = list(dict.fromkeys(user for user, _ in sums))
+    anchors = {e.id: e.anchor_day for e in await database[ENTITLEMENTS].find({"_id": {"$in": users}}, into=_Anchor)}
+    if strangers := [user for user in users if user not in anchors]:
+        resolved = await entitlements.resolve(database, strangers)
+        anchors |= {user: entitlement.anchor_day for user, entitlement in resolved.items()}
+    due: dict[str, tuple[ObjectId, int]] = {}
+    for (user, hour), by_source in sums.items():
+        start, _ = periods.around(anchors.get(user, periods.CALENDAR_MONTH), from_ms(hour * _HOUR_MS))
+        quota = quota_id(user, latest.id, start)
+        _, amount = due.get(quota, (user, 0))
+        due[quota] = user, amount + sum(by_source.values())
+    return UsageSettlement(
+        id=latest.id,
+        number=latest.number + 1,
+        begun_at=database.clock.now(),
+        batches=[batch.id for batch in batches],
+        quotas=list(due),
+        users=[user for user, _ in due.values()],
+        amounts=[amount for _, amount in due.values()],
+    )
+
+
+async def _write_down(database: Database, settlement: UsageSettlement) -> bool:
+    """False when somebody else was first."""
+    free: dict[str, Any] = {"_id": settlement.id, "number": settlement.number - 1, "batches": []}
+    return await database[USAGE_SETTLEMENTS].patch(free, {"$set": _values(settlement)})
+
+
+async def _carry_out(database: Database, settlement: UsageSettlement, sums: Sums, thresholds: Sequence[int]) -> None:
+    """Bring it into ledger and quotas. May be done again, by whomever: the batches are there until all has been done."""
+    await recorded.add(database, settlement.id, sums, number=settlement.number, periods=_periods(settlement, sums))
+    await _pay(database, settlement, thresholds)
+    await database[USAGE_BATCHES].delete_many({"_id": {"$in": settlement.batches}})
+    await _close(database, settlement)
+
+
+def _periods(settlement: UsageSettlement, sums: Sums) -> dict[tuple[ObjectId, int], datetime]:
+    """When the period began in which each user's hour counts: as it was written down, whatever has changed since.
+
+    All of a user's periods in one settlement have the same anchor, so the hour's is the latest that began before it.
+    """
+    starts: dict[ObjectId, list[datetime]] = {}
+    for quota, user in zip(settlement.quotas, settlement.users, strict=True):
+        starts.setdefault(user, []).append(period_start_of(quota))
+    return {
+        (user, hour): max(start for start in starts[user] if start <= from_ms(hour * _HOUR_MS)) for user, hour in sums
+    }
+
+
+async def _close(database: Database, settlement: UsageSettlement) -> None:
+    done = _values(UsageSettlement(id=settlement.id, number=settlement.number))
+    await database[USAGE_SETTLEMENTS].patch({"_id": settlement.id, "number": settlement.number}, {"$set": done})
+
+
+def _values(settlement: UsageSettlement) -> dict[str, Any]:
+    told = {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
+    return {**told, "begunAt": settlement.begun_at}
+
+
+async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:
+    due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
+    await database[QUOTAS].patch_each(_addition(quota, amount, settlement.number) for quota, amount in due.items())
+    found = await database[QUOTAS].find({"_id": {"$in": list(due)}}, into=_Level)
+    if missing := due.keys() - {quota.id for quota in found}:
+        made = await _make(database, settlement, missing)
+        found += await database[QUOTAS].find({"_id": {"$in": made}}, into=_Level)
+    for quota in found:
+        used = quota.settled + quota.ingested + quota.foreign
+        await alerts.look(
+            database, quota.id, before=used - due[quota.id], after=used, limit=quota.limit, thresholds=thresholds
+        )
+
+
+def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    return (
+        {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
+        {"$inc": {"ingested": amount, "steps": 1}, "$set": {"ingestedThrough": number}},
+    )
+
+
+async def _make(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
+    """Make those of the missing quotas whose period is now or about to begin, not yet opened for leases; returns their ids.
+
+    What came late for an earlier period without a quota is in the ledger alone.
+    """
+    now = database.clock.now()
+    moments = {max(now, period_start_of(quota)) for quota in missing}
+    due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
+    users = [user for quota, user in zip(settlement.quotas, settlement.users, strict=True) if quota in missing]
+    resolved = await entitlements.resolve(database, users)
+    fresh = [entitlements.quota_of(entitlement, at, now=now) for entitlement in resolved.values() for at in moments]
+    made = [quota for quota in fresh if quota.id in missing]
+    additions = {quota.id: _addition(quota.id, due[quota.id], settlement.number) for quota in made}
+    try:
+        await database[QUOTAS].upsert_each((*additions[quota.id], quota) for quota in made)
+    except DocumentExists:  # somebody made one of them at this moment
+        await database[QUOTAS].patch_each(additions.values())
+    return list(additions)

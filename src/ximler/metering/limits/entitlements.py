@@ -1,0 +1,386 @@
+"""Entitlements: what each user may use, written down by whoever changes it.
+
+The truth is the active subscription's plan, else the free one, and an operator's override before either. It is copied into
+`entitlements`, and from there into the limits of the user's open quotas, in one transaction; processes read a quota's limit
+twice a second. Changes that other applications make are followed by `heal`.
+
+Projects and bytes are not counted by quotas but by gauges, which look at the truth itself (see `limits_of`).
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from bson import ObjectId
+
+from ximler.audit import records
+from ximler.audit.actions import Action
+from ximler.core.actor import Actor
+from ximler.core.clock import EPOCH
+from ximler.core.errors import Invalid, NotFound
+from ximler.database import Database
+from ximler.database.failures import DRIVER_ERRORS, DocumentExists, translated
+from ximler.metering.limits import periods
+from ximler.metering.limits.plans import LIMITS, PLAN_STAGES, entitled, plan_from
+from ximler.schema.entitlement import ENTITLEMENTS, Entitlement, Override
+from ximler.schema.plan import UNLIMITED
+from ximler.schema.quota import QUOTAS, Quota, quota_id
+
+__all__ = [
+    "copy_limit",
+    "end_override",
+    "entitle",
+    "heal",
+    "heal_plan",
+    "open_quota",
+    "override",
+    "quota_of",
+    "resolve",
+]
+
+_MAX_REASON = 500
+_MAX_LIMIT = 2**53
+_AT_ONCE = 500
+_TOGETHER = 50  # of users entitled in one transaction: the more, the likelier one's leases get in its way
+
+
+async def resolve(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, Entitlement]:
+    """What each of the users may use, by their subscriptions, plans and overrides as they are now. Unknown users are left out.
+
+    One round trip; nothing is written. Raises NoFreePlan.
+    """
+    rows = await _rows(database, list(dict.fromkeys(user_ids)))
+    return {row["_id"]: _resolved(row["_id"], row) for row in rows}
+
+
+async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
+    """Write down what the user may use now, in the transaction that has changed it: call it after the change.
+
+    It holds in every process within a second of the commit. A limit that falls below what is used blocks further use and
+    takes nothing away. Where the day of the periods moves, another quota begins; moving back finds the earlier one as it was.
+    Two commands; three when something changed. Raises NotFound, NoFreePlan.
+    """
+    found = await _entitle(transaction, [user_id])
+    if not found:
+        raise NotFound(f"No user {user_id}")
+    return found[0]
+
+
+async def open_quota(database: Database, user_id: ObjectId, moment: datetime) -> Quota:
+    """The user's quota of API calls for the period around `moment`, made if it is not there.
+
+    Once a period: five commands. It writes the entitlement that the limit is copied from, so that a change of limits at the
+    same moment comes before or after, and not in between. Raises NotFound, NoFreePlan.
+    """
+
+    async def write(transaction: Database) -> Quota:
+        entitlement = await entitle(transaction, user_id)
+        fresh = quota_of(entitlement, moment, now=transaction.clock.now())
+        found = await transaction[QUOTAS].find_one({"_id": fresh.id})
+        if found is None:
+            return await transaction[QUOTAS].insert(msgspec.structs.replace(fresh, opened=True))
+        limits = {
+            "limit": fresh.limit,
+            "limitUntil": fresh.limit_until,
+            "limitThen": fresh.limit_then,
+            "planId": fresh.plan_id,
+            "periodEnd": fresh.period_end,
+        }
+        changed = await transaction[QUOTAS].find_and_patch(
+            {"_id": fresh.id}, {"$set": {**limits, "opened": True, "superseded": False}, "$inc": {"steps": 1}}
+        )
+        return changed or found
+
+    try:
+        return await database.transaction(write)
+    except DocumentExists:  # another process opened it at this moment
+        return await database.transaction(write)
+
+
+def quota_of(entitlement: Entitlement, moment: datetime, *, now: datetime) -> Quota:
+    """The quota of API calls that the entitlement gives for the period around `moment`, as it is before anything is used."""
+    start, end = periods.around(entitlement.anchor_day, moment)
+    limit, until, then = _limit(entitlement, now)
+    return Quota(
+        id=quota_id(entitlement.id, "apiCalls", start),
+        user_id=entitlement.id,
+        resource="apiCalls",
+        period_start=start,
+        period_end=end,
+        limit=limit,
+        limit_until=until,
+        limit_then=then,
+        plan_id=_followed(entitlement, now),
+    )
+
+
+async def override(
+    database: Database,
+    actor: Actor,
+    user_id: ObjectId,
+    *,
+    reason: str,
+    projects: int | None = None,
+    storage_bytes: int | None = None,
+    api_calls: int | None = None,
+    expires_at: datetime | None = None,
+) -> Entitlement:
+    """Give the user other limits than their plan's, in place of an earlier override; -1 is unlimited, None the plan's.
+
+    Operators only; audited. It holds within a second everywhere, and ends at `expires_at` by itself.
+    Raises Invalid, NotFound, Unauthenticated, Forbidden.
+    """
+    actor.require_operator()
+    now = database.clock.now()
+    limits = {"projects": projects, "storage_bytes": storage_bytes, "api_calls": api_calls}
+    for name, limit in limits.items():
+        if limit is not None and not (type(limit) is int and UNLIMITED <= limit <= _MAX_LIMIT):
+            raise Invalid.field(name, f"{limit!r} is not a limit: a whole number, or -1 for unlimited")
+    if set(limits.values()) == {None}:
+        raise Invalid("An override needs a limit: projects, storage or API calls")
+    if expires_at is not None and expires_at <= now:
+        raise Invalid.field("expires_at", f"{expires_at.isoformat()} has passed")
+    new = Override(**limits, reason=_reason(reason), by=str(actor.user_id or actor.via))
+    return await _override(database, actor, user_id, new, expires_at, Action.OVERRIDE_SET, reason=new.reason)
+
+
+async def end_override(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Entitlement:
+    """Go back to the plan's limits, within a second everywhere. Operators only; audited. Raises Invalid, NotFound."""
+    actor.require_operator()
+    return await _override(database, actor, user_id, None, None, Action.OVERRIDE_ENDED, reason=_reason(reason))
+
+
+async def heal(database: Database, user_ids: Iterable[ObjectId]) -> int:
+    """Follow what others changed of these users' subscriptions and plans; returns for how many it made a difference.
+
+    One command for those where nothing did.
+    """
+    changed = []
+    for row in await _rows(database, list(dict.fromkeys(user_ids))):
+        old = entitled(row)
+        if old is not None and _differs(old, _resolved(row["_id"], row)):
+            changed.append(row["_id"])
+    for first in range(0, len(changed), _TOGETHER):
+        some = changed[first : first + _TOGETHER]
+        await database.transaction(lambda transaction, some=some: _entitle(transaction, some))  # type: ignore[misc]
+    return len(changed)
+
+
+async def heal_plan(database: Database, plan_id: str | None = None) -> int:
+    """As `heal`, for everybody on a plan; None is everybody there is, for when changes may have been missed."""
+    where = {} if plan_id is None else {"planId": plan_id}
+    batch: list[ObjectId] = []
+    count = 0
+    async for entitlement in database[ENTITLEMENTS].stream(where):
+        batch.append(entitlement.id)
+        if len(batch) == _AT_ONCE:
+            count += await heal(database, batch)
+            batch.clear()
+    return count + (await heal(database, batch) if batch else 0)
+
+
+async def copy_limit(database: Database, plan_id: str) -> None:
+    """Copy the plan's limit of calls to the current quotas that follow it, which is what holds; `heal_plan` writes it down
+    afterwards, some users at a time. Three commands, however many users there are, and three more to see that none is left.
+
+    Not in a transaction: one that changes thousands of quotas would meet their leases, and never end. So the plan is looked at
+    again afterwards, or of two that do this the slower one might leave an earlier limit behind. A quota that is being opened
+    meanwhile, with the earlier limit, is found by the next pass, or by `heal`, because its entitlement has that limit, too.
+    """
+    while (plan := await database.plans.find_one({"id": plan_id})) is not None:
+        limit, now = plan.limits.api_calls, database.clock.now()
+        other = [
+            {"limitUntil": None, "limit": {"$ne": limit}},
+            {"limitUntil": {"$ne": None}, "limitThen": {"$ne": limit}},
+        ]
+        where: dict[str, Any] = {"planId": plan_id, "periodEnd": {"$gt": now}, "$or": other}
+        ends = {"$ne": [{"$ifNull": ["$limitUntil", None]}, None]}
+        values = {
+            "limit": {"$cond": [ends, "$limit", limit]},
+            "limitThen": {"$cond": [ends, limit, "$$REMOVE"]},
+            "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
+            "updatedAt": now,
+        }
+        found = 0
+        for which in ({"lookAt": {"$gt": EPOCH}}, {}):  # those in use are not to wait for thousands that are not
+            try:
+                changed = await database[QUOTAS].raw.update_many(where | which, [{"$set": values}])
+            except DRIVER_ERRORS as error:
+                raise translated(error, QUOTAS.name) from error
+            found += changed.matched_count
+        if not found:
+            return
+
+
+# What is copied from subscription and plan: MongoDB's name → attribute.
+_COPIED = {
+    "planId": "plan_id",
+    "planName": "plan_name",
+    "projects": "projects",
+    "storageBytes": "storage_bytes",
+    "apiCalls": "api_calls",
+    "anchorDay": "anchor_day",
+}
+
+
+async def _rows(database: Database, user_ids: list[ObjectId]) -> list[dict[str, Any]]:
+    if not user_ids:
+        return []
+    return await database.users.aggregate(
+        [{"$match": {"_id": {"$in": user_ids}}}, {"$project": {"_id": 1}}, *PLAN_STAGES]
+    )
+
+
+def _resolved(user_id: ObjectId, row: dict[str, Any]) -> Entitlement:
+    plan, old = plan_from(row), entitled(row)
+    start = row["active"][0].get("startDate") if row.get("active") else None
+    return Entitlement(
+        id=user_id,
+        plan_id=row["planIds"][1],
+        plan_name=plan.name,
+        projects=plan.limits.projects,
+        storage_bytes=plan.limits.storage_bytes,
+        api_calls=plan.limits.api_calls,
+        anchor_day=periods.anchor_day(start.replace(tzinfo=UTC) if isinstance(start, datetime) else None),
+        override=old.override if old else None,
+        override_until=old.override_until if old else None,
+    )
+
+
+def _limit(entitlement: Entitlement, now: datetime) -> tuple[int, datetime | None, int | None]:
+    """Of API calls: the limit, until when, and what it is then."""
+    override = entitlement.override_at(now)
+    if override is None or override.api_calls is None:
+        return entitlement.api_calls, None, None
+    if entitlement.override_until is None:
+        return override.api_calls, None, None
+    return override.api_calls, entitlement.override_until, entitlement.api_calls
+
+
+def _followed(entitlement: Entitlement, now: datetime) -> str | None:
+    """The plan whose limit of calls holds, now or when the override ends."""
+    override = entitlement.override_at(now)
+    overridden = override is not None and override.api_calls is not None and entitlement.override_until is None
+    return None if overridden else entitlement.plan_id
+
+
+async def _entitle(transaction: Database, user_ids: list[ObjectId]) -> list[Entitlement]:
+    if transaction.session is None:
+        raise RuntimeError("a user is entitled in the transaction of the change")
+    rows = await _rows(transaction, user_ids)
+    resolved = [_resolved(row["_id"], row) for row in rows]
+    await transaction[ENTITLEMENTS].upsert_each(
+        [
+            (
+                {"_id": new.id},
+                {"$set": {name: getattr(new, of) for name, of in _COPIED.items()}, "$inc": {"revision": 1}},
+                new,
+            )
+            for new in resolved
+        ]
+    )
+    olds = [entitled(row) for row in rows]
+    await _follow(
+        transaction, [new for new, old in zip(resolved, olds, strict=True) if old is None or _differs(old, new)]
+    )
+    return resolved
+
+
+def _differs(old: Entitlement, new: Entitlement) -> bool:
+    return any(getattr(old, name) != getattr(new, name) for name in _COPIED.values())
+
+
+async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
+    """Bring these users' current quotas in line. One command for all who have the same limit and the same day.
+
+    A quota that begins when no period does any more is superseded: the anchor has moved. The next period's may be there
+    already, from a process whose clock is a little ahead.
+    """
+    now = transaction.clock.now()
+    alike: dict[Any, list[ObjectId]] = {}
+    for entitlement in changed:
+        key = (_followed(entitlement, now), *_limit(entitlement, now), *periods.around(entitlement.anchor_day, now))
+        alike.setdefault(key, []).append(entitlement.id)
+    for (plan_id, limit, until, then, start, end), user_ids in alike.items():
+        await transaction[QUOTAS].raw.update_many(
+            {
+                "userId": {"$in": user_ids},
+                "resource": "apiCalls",
+                "periodStart": {"$gt": _long_before(start)},
+                "periodEnd": {"$gt": now},
+            },
+            [
+                {
+                    "$set": {
+                        "limit": limit,
+                        "limitUntil": "$$REMOVE" if until is None else until,
+                        "limitThen": "$$REMOVE" if then is None else then,
+                        "planId": "$$REMOVE" if plan_id is None else {"$literal": plan_id},
+                        "superseded": {"$not": [{"$in": ["$periodStart", [start, end]]}]},
+                        "periodEnd": {"$cond": [{"$eq": ["$periodStart", start]}, end, "$periodEnd"]},
+                        "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
+                        "updatedAt": now,
+                    }
+                }
+            ],
+            session=transaction.session,
+        )
+
+
+def _long_before(start: datetime) -> datetime:
+    """No period that is not over began before this: it lets the index skip the years before."""
+    return periods.around(1, periods.around(1, start)[0] - periods.INSTANT)[0]
+
+
+async def _override(
+    database: Database,
+    actor: Actor,
+    user_id: ObjectId,
+    new: Override | None,
+    until: datetime | None,
+    action: Action,
+    *,
+    reason: str,
+) -> Entitlement:
+
+    async def write(transaction: Database) -> Entitlement:
+        before = await entitle(transaction, user_id)
+        changed = await transaction[ENTITLEMENTS].find_and_patch(
+            {"_id": user_id},
+            # Removed first: a limit that the new one leaves alone must not stay from the old one.
+            {"$set": {"override": new, "overrideUntil": until}},
+        )
+        if changed is None:
+            raise NotFound(f"No user {user_id}")
+        await _follow(transaction, [changed])
+        await records.write(
+            transaction,
+            actor,
+            action,
+            resource="entitlements",
+            resource_id=user_id,
+            user_id=user_id,
+            before=_shown(before.override, before.override_until),
+            after=_shown(changed.override, changed.override_until),
+            reason=reason,
+        )
+        return changed
+
+    return await database.transaction(write)
+
+
+def _shown(override: Override | None, until: datetime | None) -> dict[str, Any]:
+    if override is None:
+        return {}
+    limits = {name: value for name in LIMITS if (value := getattr(override, name)) is not None}
+    return {**limits, "reason": override.reason, "by": override.by} | ({"until": until} if until else {})
+
+
+def _reason(reason: str) -> str:
+    reason = reason.strip()
+    if not reason:
+        raise Invalid.field("reason", "is required and must not be empty")
+    if len(reason) > _MAX_REASON:
+        raise Invalid.field("reason", f"is longer than {_MAX_REASON} characters")
+    return reason

@@ -1,0 +1,99 @@
+"""Following what other applications change of subscriptions and plans, so that it holds within a second as our own changes do.
+
+What was missed while nobody listened is looked for when somebody begins to. Changes of ours come by too: they are recognised
+by making no difference.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+from bson import ObjectId
+
+from ximler.core.errors import Unavailable, XimlerError
+from ximler.database import Database
+from ximler.database.changes import Change, Feed
+from ximler.metering.limits import entitlements
+from ximler.schema.plan import PLANS
+from ximler.schema.subscription import SUBSCRIPTIONS
+
+__all__ = ["Follower"]
+
+_log = structlog.get_logger("ximler.metering")
+_AGAIN_S = 5.0
+
+
+class Follower:
+    """`run` it beside the feed, in at least one process."""
+
+    def __init__(self, database: Database, feed: Feed) -> None:
+        self._database = database
+        self._subscriptions: set[ObjectId] = set()
+        self._plans: set[ObjectId] = set()
+        self._all_plans = False
+        self._heard_of = asyncio.Event()
+        self._on_plans: set[str] = set()  # whose users' entitlements are to be looked at
+        self._everybody = False
+        self._due = asyncio.Event()
+        feed.subscribe([SUBSCRIPTIONS.name, PLANS.name], self._heard)
+        feed.on_gap(self._missed)
+
+    async def run(self) -> None:
+        """Heal whatever was heard of, until cancelled. What is urgent does not wait for going through thousands of users."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep(self._heard_of, self._follow))
+            tasks.create_task(self._keep(self._due, self._look_through))
+
+    async def heal(self) -> int:
+        """Look at what was heard of since; returns for how many users it made a difference."""
+        return await self._follow() + await self._look_through()
+
+    async def _keep(self, wake: asyncio.Event, work: Callable[[], Awaitable[int]]) -> None:
+        while True:
+            await wake.wait()
+            wake.clear()
+            try:
+                await work()
+            except Unavailable as error:
+                _log.warning("entitlements wait to be healed", reason=error.message)
+                self._missed()
+                await asyncio.sleep(_AGAIN_S)
+            except XimlerError as error:  # one plan or user that cannot be made sense of
+                _log.warning("entitlements not healed", reason=error.message)
+            except Exception as bug:  # or nothing would be healed any more
+                _log.exception("healing failed", exc_info=bug)
+
+    async def _follow(self) -> int:
+        """The users whose subscription has changed, and the limits of plans that have."""
+        subscriptions, plans, all_plans = self._subscriptions, self._plans, self._all_plans
+        self._subscriptions, self._plans, self._all_plans = set(), set(), False
+        if plans or all_plans:
+            for plan in await self._database.plans.find({} if all_plans else {"_id": {"$in": list(plans)}}):
+                await entitlements.copy_limit(self._database, plan.id)
+                self._on_plans.add(plan.id)
+            self._due.set()
+        if not subscriptions:
+            return 0
+        found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
+        return await entitlements.heal(self._database, [subscription.user_id for subscription in found])
+
+    async def _look_through(self) -> int:
+        """Everybody on these plans, or everybody."""
+        plans, everybody = self._on_plans, self._everybody
+        self._on_plans, self._everybody = set(), False
+        if everybody:
+            return await entitlements.heal_plan(self._database)
+        return sum([await entitlements.heal_plan(self._database, plan_id) for plan_id in plans])
+
+    def _heard(self, change: Change) -> None:
+        if change.operation == "delete":  # whose it was is not told
+            self._everybody = True
+            self._due.set()
+            return
+        (self._plans if change.collection == PLANS.name else self._subscriptions).add(change.id)
+        self._heard_of.set()
+
+    def _missed(self) -> None:
+        self._all_plans = self._everybody = True
+        self._heard_of.set()
+        self._due.set()

@@ -1,0 +1,201 @@
+"""Gauges: projects and bytes that exist now, reserved in the transaction of the write that makes them.
+
+Invariant: a gauge never passes the limit it was reserved against. The limit is in the filter of one guarded update, so of any
+number of racing reservations exactly as many succeed as fit.
+
+The same update notes the change with its hour, which costs nothing; `metering.ledger.changes` brings it into the ledger later.
+Invariant: all that was ever noted adds up to the gauge.
+"""
+
+from typing import Any
+
+from bson import ObjectId
+
+from ximler.core.errors import LimitExceeded
+from ximler.database import Database
+from ximler.database.codec import codec_of
+from ximler.database.failures import DocumentExists
+from ximler.metering.ledger import rows
+from ximler.metering.limits.plans import PLAN_STAGES, Limits, limits_from
+from ximler.schema.gauge import GAUGES, Gauge
+
+__all__ = [
+    "GAUGE_STAGES",
+    "STORAGE_SIZE",
+    "QuotaExceeded",
+    "gauge_from",
+    "note",
+    "recount",
+    "release",
+    "reserve",
+    "room_of",
+]
+
+# A project's `storageSize` as whole bytes, whatever kind of number another application wrote.
+STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
+
+_COUNT: list[dict[str, Any]] = [
+    {"$match": {"deletedAt": None}},
+    {"$group": {"_id": "$userId", "projects": {"$sum": 1}, "storageBytes": {"$sum": STORAGE_SIZE}}},
+]
+
+# After these, a user's document has `gauge` and `counted`: what `gauge_from` reads. Projects are counted only for users
+# without a gauge: for the others `uncounted` is what no project's userId can be, and an index says so at once.
+GAUGE_STAGES: list[dict[str, Any]] = [
+    {"$lookup": {"from": "gauges", "localField": "_id", "foreignField": "_id", "as": "gauge"}},
+    {"$set": {"uncounted": {"$cond": [{"$eq": ["$gauge", []]}, "$_id", "nobody"]}}},
+    {
+        "$lookup": {
+            "from": "projects",
+            "localField": "uncounted",
+            "foreignField": "userId",
+            "pipeline": _COUNT,
+            "as": "counted",
+        }
+    },
+]
+
+
+class QuotaExceeded(LimitExceeded):
+    """`fields` names the resource that is used up."""
+
+    code = "QUOTA_EXCEEDED"
+
+
+async def room_of(database: Database, user_id: ObjectId) -> tuple[Limits, Gauge]:
+    """What the user may have, and what they have. One round trip. Raises NoFreePlan."""
+    found = await database.users.aggregate(
+        [{"$match": {"_id": user_id}}, {"$project": {"_id": 1}}, *PLAN_STAGES, *GAUGE_STAGES]
+    )
+    limits = limits_from(found[0] if found else {}, database.clock.now())
+    return limits, gauge_from(found[0]) if found else Gauge(id=user_id)
+
+
+async def reserve(
+    transaction: Database,
+    user_id: ObjectId,
+    limits: Limits,
+    *,
+    projects: int = 0,
+    storage_bytes: int = 0,
+    existing: Gauge | None = None,
+) -> None:
+    """Take that many, before they are written, or raise QuotaExceeded, which must abort the transaction.
+
+    One round trip; the first time a user is seen a second, to count what exists already, unless `room_of` has counted the
+    `existing` a moment before, and one more when there is some: whatever else of ours changes it makes a gauge, too, and then
+    this is not the first time. Negative amounts give back, and always succeed, even above a limit that was lowered.
+    """
+    guards: dict[str, Any] = {}
+    if projects > 0 and limits.projects >= 0:
+        guards["projects"] = {"$lte": limits.projects - projects}
+    if storage_bytes > 0 and limits.storage_bytes >= 0:
+        guards["storageBytes"] = {"$lte": limits.storage_bytes - storage_bytes}
+    try:
+        # A full gauge does not match, so the upsert tries to insert its `_id` again: that is how "full" is told from "new".
+        is_new = await _change(transaction, user_id, guards, projects, storage_bytes)
+    except DocumentExists:
+        # The transaction is lost by now; what the gauge says is read beside it, and may have changed since.
+        gauge = await transaction.outside[GAUGES].find_one({"_id": user_id}) or Gauge(id=user_id)
+        over_projects = "storageBytes" not in guards or gauge.projects + projects > limits.projects
+        raise _exceeded(limits, over_projects="projects" in guards and over_projects) from None
+    if is_new:
+        if existing is None:
+            existing = await _count(transaction, user_id)
+        total_projects, total_bytes = existing.projects + projects, existing.storage_bytes + storage_bytes
+        over_projects = "projects" in guards and total_projects > limits.projects
+        if over_projects or ("storageBytes" in guards and total_bytes > limits.storage_bytes):
+            raise _exceeded(limits, over_projects=over_projects)
+        if existing.projects:
+            await _set(transaction, user_id, total_projects, total_bytes)
+
+
+async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0, storage_bytes: int = 0) -> None:
+    """Give back, after it was removed. One round trip; three more the first time a user is seen, or where another
+    application added what the gauge has not counted and this would take it below zero: then everything is counted anew.
+
+    A user without a gauge is given one: it is where this transaction and one that counts the user's projects meet. Passing
+    each other by, the other would count what this one removes.
+    """
+    enough = {"_id": user_id, "projects": {"$gte": projects}, "storageBytes": {"$gte": storage_bytes}}
+    if not await transaction[GAUGES].patch(enough, _by(transaction, -projects, -storage_bytes)):
+        await _change(transaction, user_id, {}, -projects, -storage_bytes)
+        left = await _count(transaction, user_id)
+        await _set(transaction, user_id, left.projects, left.storage_bytes)
+
+
+async def recount(transaction: Database, user_id: ObjectId) -> tuple[Gauge, Gauge]:
+    """Count anew what exists; returns the gauge as it was, and as it is now. Four commands."""
+    was = await transaction[GAUGES].find_one({"_id": user_id}) or Gauge(id=user_id)
+    await _change(transaction, user_id, {}, 0, 0)  # where this and a write that passes by would meet
+    now = await _count(transaction, user_id)
+    await _set(transaction, user_id, now.projects, now.storage_bytes)
+    return was, now
+
+
+async def note(transaction: Database, user_id: ObjectId, *, projects: int, storage_bytes: int) -> None:
+    """Note a change that was not noted when it was made: the ledger will have it in this hour. One command."""
+    noted = _by(transaction, projects, storage_bytes)
+    del noted["$inc"]["projects"], noted["$inc"]["storageBytes"]
+    await transaction[GAUGES].patch({"_id": user_id}, noted)
+
+
+def gauge_from(row: dict[str, Any]) -> Gauge:
+    """From a user's document that went through `GAUGE_STAGES`: what they have now."""
+    found = row["gauge"] or row["counted"]
+    return codec_of(Gauge).decode(found[0] | {"_id": row["_id"]}) if found else Gauge(id=row["_id"])
+
+
+async def _change(
+    transaction: Database, user_id: ObjectId, guards: dict[str, Any], projects: int, storage_bytes: int
+) -> bool:
+    """True when the gauge is new: it holds the change alone, and what exists must be counted."""
+    if transaction.session is None:
+        raise RuntimeError("a gauge changes in the transaction of the write that it is for")
+    change = _by(transaction, projects, storage_bytes)
+    return await transaction[GAUGES].upsert({"_id": user_id, **guards}, change, fresh=Gauge(id=user_id))
+
+
+def _by(transaction: Database, projects: int, storage_bytes: int) -> dict[str, dict[str, Any]]:
+    """The update that changes the gauge, and notes it."""
+    now = transaction.clock.now()
+    hour = f"hours.{rows.hour_key_of(now)}"
+    change: dict[str, dict[str, Any]] = {"$inc": {"projects": projects, "storageBytes": storage_bytes}}
+    if projects:
+        change["$inc"][f"{hour}.projects"] = projects
+    if storage_bytes:
+        change["$inc"][f"{hour}.storage"] = storage_bytes
+    if projects or storage_bytes:
+        change["$set"] = {"due": now}
+    return change
+
+
+async def _set(transaction: Database, user_id: ObjectId, projects: int, storage_bytes: int) -> None:
+    """Whatever it was before, note the difference."""
+    now = transaction.clock.now()
+    hour = f"hours.{rows.hour_key_of(now)}"
+    values: dict[str, Any] = {"projects": projects, "storageBytes": storage_bytes, "due": now, "updatedAt": now}
+    for count, name in (("projects", f"{hour}.projects"), ("storageBytes", f"{hour}.storage")):
+        difference = {"$subtract": [values[count], {"$ifNull": [f"${count}", 0]}]}
+        values[name] = {"$add": [{"$ifNull": [f"${name}", 0]}, difference]}
+    await transaction[GAUGES].recompute_each([({"_id": user_id}, [{"$set": values}])])
+
+
+async def _count(database: Database, user_id: ObjectId) -> Gauge:
+    """What exists, project by project: other applications make some without telling the gauge."""
+    found = await database.projects.aggregate([{"$match": {"userId": user_id}}, *_COUNT])
+    return codec_of(Gauge).decode(found[0]) if found else Gauge(id=user_id)
+
+
+def _exceeded(limits: Limits, *, over_projects: bool) -> QuotaExceeded:
+    if over_projects:
+        return QuotaExceeded(
+            f"The plan {limits.plan_name} allows {limits.projects} projects, and they are used: "
+            "delete a project or choose a larger plan",
+            fields={"projects": f"limit {limits.projects} reached"},
+        )
+    return QuotaExceeded(
+        f"The plan {limits.plan_name} allows {limits.storage_bytes:,} bytes of storage, and this would be more: "
+        "delete something or choose a larger plan",
+        fields={"storage": f"limit {limits.storage_bytes} reached"},
+    )

@@ -1,0 +1,234 @@
+"""A tally: what this process holds of one quota, and what it has handed out and not yet reported. No I/O.
+
+Invariant: `left = n − unreported − held`, with `n` the lease's open units as the database has them. So whatever a step's answer
+turns out to be, `see` makes the tally right again.
+"""
+
+import asyncio
+import secrets
+import time
+
+from bson import ObjectId
+
+from ximler.core.clock import from_ms, to_ms
+from ximler.metering.quota.leases import Report, hour_key, hour_of
+from ximler.schema.quota import Quota
+
+__all__ = ["Tally"]
+
+_HOUR_MS = 3_600_000
+_MAX_NAMES = 32  # keys, and routes, told apart in an hour
+OTHER = "other"
+
+
+class Tally:
+    """One process's part of one quota."""
+
+    __slots__ = (
+        "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
+        "_route", "alerted", "free", "granting", "grants", "held", "hour", "hour_end_ns", "hours_due",
+        "hours_written", "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending",
+        "period_end", "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used",
+        "user_id", "waiting", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, quota: Quota, now_ms: int) -> None:
+        self.quota_id = quota.id
+        self.user_id: ObjectId = quota.user_id
+        self.lease_id = secrets.token_hex(6)
+        self.n = self.seq = self.grants = self.steps = 0  # of the lease and its quota, as last seen
+        self.left = 0  # what can be handed out without asking
+        self.held = 0  # set aside: neither left nor handed out
+        self.pending = 0  # handed out in this hour, and in no report yet
+        self.sent: Report | None = None  # a report whose arrival has not been seen
+        self.hours_due: set[str] = set()  # whose rows in the ledger are behind
+        self.hours_written: set[str] = set()
+        self.lock = asyncio.Lock()  # around every step, so that its answer is not older than what is known
+        self.granting: asyncio.Task[None] | None = None
+        self.returning = False
+        self.over = False  # no period any more: only to be given back
+        self.wanted = False  # somebody asked since the last look
+        self.alerted = 0  # the highest threshold that was asked to be told
+        self.waiting = 0  # units that callers wait for
+        self.last_use = time.monotonic()
+        self._earlier: dict[str, int] = {}
+        self._detail: dict[tuple[ObjectId | None, str | None], int] = {}
+        self._earlier_detail: dict[str, int] = {}
+        self._key: ObjectId | None = None
+        self._route: str | None = None
+        self._apart = 0  # of `pending`, what that key and route had
+        self._names: dict[str, set[str]] = {}
+        self._handed_out = 0
+        self._rate = 0.0
+        self.period_end_ms = to_ms(quota.period_end)
+        self.hour = hour_of(now_ms)
+        self._set_hour(now_ms)
+        self.see(quota, now_ms)
+
+    def take(self, units: int, key: ObjectId | None, route: str | None) -> None:
+        """Hand out units that are `left`. The caller has looked."""
+        self.left -= units
+        self.pending += units
+        if key is not self._key or route is not self._route:  # mostly, it is one program that does one thing
+            self._count_apart()
+            self._key, self._route = key, route
+        self._apart += units
+
+    def hold(self, units: int) -> str:
+        """Set units that are `left` aside, until it is known whether they are used; returns what to `release` them by."""
+        self.left -= units
+        self.held += units
+        return self.lease_id
+
+    def release(self, units: int, lease_id: str, key: ObjectId | None, route: str | None, *, used: bool) -> None:
+        """Count what was held, or have it left again. Where the lease is gone they went with it."""
+        if lease_id != self.lease_id:
+            return
+        self.held -= units
+        if used:
+            self.left += units
+            self.take(units, key, route)
+        elif not (self.returning or self.over):
+            self.left += units
+
+    @property
+    def unreported(self) -> int:
+        sent = self.sent.units if self.sent is not None else 0
+        return self.pending + sum(self._earlier.values()) + sent
+
+    @property
+    def scarce(self) -> bool:
+        """Whether what this lease holds would be missed elsewhere."""
+        return self.free is not None and self.free < 8 * self.n
+
+    @property
+    def pace(self) -> int:
+        """Half a second of what is handed out here."""
+        return int(self._rate / 2)
+
+    def turn_hour(self, now_ms: int) -> None:
+        """Begin another hour of the same period."""
+        self._close_hour()
+        self._names.clear()
+        self.hour = hour_of(now_ms)
+        self._set_hour(now_ms)
+
+    def report(self) -> Report | None:
+        """What to tell the database: a report that may have been lost once more, or what has come since."""
+        if self.sent is not None or not (self.pending or self._earlier) or not self.grants:
+            return self.sent
+        self._close_hour()
+        forget = [hour for hour in self.hours_written if int(hour[1:]) < self.hour - 1]
+        self.hours_written.difference_update(forget)
+        self.sent = Report(
+            quota_id=self.quota_id,
+            lease_id=self.lease_id,
+            seq=self.seq,
+            units=sum(self._earlier.values()),
+            hours=self._earlier,
+            detail=self._earlier_detail,
+            forget=forget,
+        )
+        self._handed_out += self.sent.units
+        self._earlier, self._earlier_detail = {}, {}
+        return self.sent
+
+    def see(self, quota: Quota, now_ms: int) -> int:
+        """Learn from the quota's document; returns how many units were lost with a lease that is no longer there.
+
+        What is older than what is known already is no news: its lease would seem to hold what has been handed out since.
+        """
+        if quota.steps < self.steps:
+            return 0
+        self.steps = quota.steps
+        lost = 0
+        lease = quota.lease(self.lease_id)
+        if lease is None:
+            if self.grants:
+                lost = self.end()
+        else:
+            if self.sent is not None and lease.seq > self.sent.seq:
+                self.hours_due |= self.sent.hours.keys()
+                self.sent = None
+            if lease.grants > self.grants:
+                self.returning = False  # what was sent to end it cannot arrive any more
+            self.n, self.seq, self.grants = lease.n, lease.seq, lease.grants
+            self.left = 0 if self.returning or self.over else self.n - self.unreported - self.held
+        now = from_ms(now_ms)
+        self.limit = quota.limit_at(now)
+        self.free = quota.free_at(now)
+        self.used, self.open = quota.used, quota.open
+        self.period_end = quota.period_end
+        self.period_end_ms = to_ms(quota.period_end)
+        self.over = self.over or quota.superseded or now_ms >= self.period_end_ms
+        if self.grants and (self.over or (self.free is not None and self.free < 0)):
+            self.give_up()
+        self.seen_at = time.monotonic()
+        return lost
+
+    def end(self) -> int:
+        """The lease is gone; returns how many units that were handed out went with it, unreported.
+
+        They are forfeited: somebody took this process for dead.
+        """
+        lost = self.unreported
+        self.pending, self.sent = 0, None
+        self._earlier, self._earlier_detail = {}, {}
+        self._detail.clear()
+        self._apart = 0
+        self.lease_id = secrets.token_hex(6)
+        self.n = self.seq = self.grants = self.left = self.held = 0
+        self.returning = False
+        return lost
+
+    def give_up(self) -> None:
+        """Hand out nothing more of this lease; it goes back when all is reported.
+
+        Only another grant takes this back: it moves the count that guards the return, which may be on its way.
+        """
+        self.left = 0
+        self.returning = True
+
+    def measure(self, seconds: float) -> None:
+        """Learn the pace, from what was reported in the last so many seconds."""
+        rate = self._handed_out / max(seconds, 0.01)
+        self._rate = rate if rate > self._rate else (self._rate + rate) / 2
+        self._handed_out = 0
+
+    def _set_hour(self, now_ms: int) -> None:
+        self.hour_end_ns = min((hour_of(now_ms) + 1) * _HOUR_MS, self.period_end_ms) * 1_000_000
+
+    def _count_apart(self) -> None:
+        which = (self._key, self._route)
+        self._detail[which] = self._detail.get(which, 0) + self._apart
+        self._apart = 0
+
+    def _close_hour(self) -> None:
+        hour = hour_key(self.hour)
+        self._count_apart()
+        if self.pending:
+            self._earlier[hour] = self._earlier.get(hour, 0) + self.pending
+            self.pending = 0
+        for (key, route), units in self._detail.items():
+            if key is not None and units:
+                self._tell_apart(f"{hour}.keys", str(key), units)
+            if route is not None and units:
+                self._tell_apart(f"{hour}.routes", _storable(route), units)
+        self._detail.clear()
+
+    def _tell_apart(self, kind: str, name: str, units: int) -> None:
+        """However many keys and routes there are, an hour tells only so many of them apart."""
+        names = self._names.setdefault(kind, set())
+        if name not in names:
+            if len(names) >= _MAX_NAMES:
+                name = OTHER
+            else:
+                names.add(name)
+        path = f"{kind}.{name}"
+        self._earlier_detail[path] = self._earlier_detail.get(path, 0) + units
+
+
+def _storable(route: str) -> str:
+    """As the name of a field: without dots, and not beginning with a dollar."""
+    name = route[:100].replace("%", "%25").replace(".", "%2E").replace("$", "%24").replace("\0", "%00")
+    return name or "-"

@@ -1,0 +1,176 @@
+"""What a user has used, against what they may: the numbers that decide.
+
+API calls are what the quota says, as far as it has been reported (within a second), so what is shown agrees with what is
+enforced. For a user whom Ximler has not metered in this period it is what the ledger says that others counted.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import NotFound
+from ximler.database import Database
+from ximler.database.codec import codec_of
+from ximler.metering.limits import periods
+from ximler.metering.limits.plans import PLAN_STAGES, limits_from
+from ximler.metering.quota.gauges import GAUGE_STAGES, gauge_from
+from ximler.schema.plan import UNLIMITED
+from ximler.schema.quota import Quota
+from ximler.schema.usage import ResourceType
+
+__all__ = ["WHOLE_AMOUNT", "ResourceUsage", "overview", "quota"]
+
+_SOON = timedelta(hours=1)
+_MONTH = timedelta(days=31)
+
+
+class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """`projects` and `storage` (bytes) are what exists now and have no period; `apiCalls` are counted by the period.
+
+    `projected` is what will have been used at the period's end, if it goes on as it did.
+    """
+
+    resource: ResourceType
+    used: int
+    limit: int | None  # None is unlimited
+    remaining: int | None
+    period_start: datetime | None = None
+    period_end: datetime | None = None
+    projected: int | None = None
+
+
+async def quota(
+    database: Database, actor: Actor, resource: ResourceType, *, user_id: ObjectId | None = None
+) -> ResourceUsage:
+    """One resource of the actor's own, or, for operators, of anybody's. One round trip. Raises NotFound, Unauthenticated."""
+    user_id = user_id or actor.require_user()
+    found = (await overview(database, actor, [user_id]))[user_id]
+    return next(usage for usage in found if usage.resource == resource)
+
+
+async def overview(
+    database: Database, actor: Actor, user_ids: Iterable[ObjectId]
+) -> dict[ObjectId, list[ResourceUsage]]:
+    """The three resources of each user that the actor may see: themselves; an operator sees all. Others are NotFound.
+
+    One round trip for all of them.
+    """
+    ids = list(dict.fromkeys(user_ids))
+    if actor.kind not in ("operator", "system") and ids != [actor.require_user()]:
+        raise NotFound("No such user")
+    now = database.clock.now()
+    rows = await database.users.aggregate(
+        [
+            {"$match": {"_id": {"$in": ids}}},
+            {"$project": {"_id": 1}},
+            *PLAN_STAGES,
+            *GAUGE_STAGES,
+            *_quota_stages(now),
+        ]
+    )
+    if len(rows) < len(ids):
+        raise NotFound("No such user")
+    found = {}
+    for row in rows:
+        limits, gauge = limits_from(row, now), gauge_from(row)
+        found[row["_id"]] = [
+            _resource("projects", gauge.projects, limits.projects),
+            _resource("storage", gauge.storage_bytes, limits.storage_bytes),
+            _calls(row, limits.api_calls, now),
+        ]
+    return found
+
+
+def _calls(row: dict[str, Any], limit: int, now: datetime) -> ResourceUsage:
+    start, end = periods.around(row["anchor"], now)
+    if not row["quota"]:
+        used = sum(day["amount"] for day in row["calls"] if start <= day["_id"].replace(tzinfo=UTC) < end)
+        return _resource("apiCalls", used, limit, start, end, _projected(used, start, end, now))
+    quota = codec_of(Quota).decode(row["quota"][0])
+    if quota.opened:
+        limit = quota.limit_at(now)
+    projected = _projected(quota.used, start, end, now)
+    shown = _resource("apiCalls", quota.used, limit, start, end, projected)
+    # What is held by leases can still be used, and what was forfeited cannot.
+    return msgspec.structs.replace(shown, remaining=quota.remaining_at(now)) if quota.opened else shown
+
+
+def _projected(used: int, start: datetime, end: datetime, now: datetime) -> int:
+    """In proportion to the time that has passed; of a period that has hardly begun, to an hour."""
+    return max(used, round(used * ((end - start) / max(now - start, _SOON))))
+
+
+def _resource(
+    resource: ResourceType,
+    used: int,
+    limit: int,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    projected: int | None = None,
+) -> ResourceUsage:
+    unlimited = limit <= UNLIMITED
+    return ResourceUsage(
+        resource=resource,
+        used=used,
+        limit=None if unlimited else limit,
+        remaining=None if unlimited else max(0, limit - used),
+        period_start=start,
+        period_end=end,
+        projected=projected,
+    )
+
+
+# Whatever kind of number another application wrote.
+WHOLE_AMOUNT = {"$convert": {"input": "$amount", "to": "long", "onError": 0, "onNull": 0}}
+
+
+def _quota_stages(now: datetime) -> list[dict[str, Any]]:
+    """After these (and `PLAN_STAGES`), a user's document has `anchor`, `quota`, and `calls` by day where there is no quota.
+
+    A quota is found by its `_id`, which a cluster can be asked one shard for; so it is put together from a table of the days
+    on which the period around now begins, by anchor.
+    """
+    begins = [f"{periods.around(day, now)[0]:%Y-%m-%d}" for day in range(1, 32)]
+    started = {"$first": "$active.startDate"}
+    anchor = {"$cond": [{"$eq": [{"$type": started}, "date"]}, {"$dayOfMonth": started}, periods.CALENDAR_MONTH]}
+    day = {"$arrayElemAt": [begins, {"$subtract": ["$anchor", 1]}]}
+    return [
+        {"$set": {"anchor": anchor}},
+        {"$set": {"quotaId": {"$concat": [{"$toString": "$_id"}, ":apiCalls:", day]}}},
+        {
+            "$lookup": {
+                "from": "quotas",
+                "localField": "quotaId",
+                "foreignField": "_id",
+                "pipeline": [{"$project": {"hours": 0, "detail": 0}}],
+                "as": "quota",
+            }
+        },
+        {"$set": {"unmetered": {"$cond": [{"$eq": ["$quota", []]}, "$_id", "nobody"]}}},
+        {
+            "$lookup": {
+                "from": "usage",
+                "localField": "unmetered",
+                "foreignField": "userId",
+                "pipeline": [
+                    {
+                        "$match": {
+                            "resourceType": "apiCalls",
+                            "periodStart": {"$gte": now - _MONTH, "$lt": now + _MONTH},
+                        }
+                    },
+                    {
+                        "$group": {
+                            "_id": {"$dateTrunc": {"date": "$periodStart", "unit": "day"}},
+                            "amount": {"$sum": WHOLE_AMOUNT},
+                        }
+                    },
+                ],
+                "as": "calls",
+            }
+        },
+    ]

@@ -1,0 +1,409 @@
+"""Projects and bytes over time: what the ledger says adds up to what exists, whatever happens on the way."""
+
+import asyncio
+import contextlib
+import secrets
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from bson import ObjectId
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
+from ximler.core.errors import LimitExceeded, NotFound
+from ximler.database import Database, connect, sync
+from ximler.database.monitoring import round_trips
+from ximler.embedded import server
+from ximler.metering import corrections
+from ximler.metering.ledger import changes, rows
+from ximler.metering.reports.series import series
+from ximler.projects import projects
+from ximler.schema.gauge import GAUGES
+from ximler.schema.user import User
+
+OPERATOR = Actor(kind="operator", via="cli")
+HOUR_MS = 3_600_000
+ROOT = Path(__file__).parents[3]
+
+
+async def told(database: Database, user_id: ObjectId | None) -> dict[tuple[str, int], int]:
+    """By resource and hour: what the ledger has."""
+    documents = await database.usage.find({"userId": user_id})
+    found = {(row.resource_type, to_ms(row.period_start) // HOUR_MS): int(row.amount) for row in documents}
+    assert len(found) == len(documents)
+    return {place: amount for place, amount in found.items() if amount}
+
+
+async def existing(database: Database, user_id: ObjectId | None) -> dict[str, int]:
+    alive = await database.raw["projects"].find({"userId": user_id, "deletedAt": None}).to_list()
+    return {"projects": len(alive), "storage": sum(int(project["storageSize"]) for project in alive)}
+
+
+def sums(by_hour: dict[tuple[str, int], int]) -> dict[str, int]:
+    total = Counter({"projects": 0, "storage": 0})
+    for (resource, _), amount in by_hour.items():
+        total[resource] += amount
+    return dict(total)
+
+
+async def test_what_is_made_and_deleted_is_in_the_ledger_by_the_hour(database: Database, person: Actor) -> None:
+    made = [await projects.create(database, person, name="P", canvas_data={"x": "y" * n}) for n in (10, 20, 30)]
+    sizes = [project.storage_size for project in made]
+    first = to_ms(database.clock.now()) // HOUR_MS
+    assert await changes.settle(database) == 1
+    database.clock.offset_ms += 2 * HOUR_MS
+    await projects.delete(database, person, made[0].id)
+    await projects.update(database, person, made[1].id, {"canvas_data": None})
+    smaller = (await projects.get(database, person, made[1].id)).storage_size
+    assert await changes.settle(database) == 1
+    assert await changes.settle(database) == 0
+    assert await told(database, person.user_id) == {
+        ("projects", first): 3,
+        ("storage", first): sum(sizes),
+        ("projects", first + 2): -1,
+        ("storage", first + 2): smaller - sizes[1] - sizes[0],
+    }
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+
+
+async def test_a_series_of_projects_has_the_changes_and_the_level(database: Database, person: Actor) -> None:
+    start = rows.start_of(to_ms(database.clock.now()) // HOUR_MS)
+    made = [await projects.create(database, person, name="P") for _ in range(3)]
+    database.clock.offset_ms += 2 * HOUR_MS
+    await projects.delete(database, person, made[0].id)
+    await changes.settle(database)
+    until = start + timedelta(hours=4)
+    points = await series(database, person, "projects", since=start - timedelta(hours=1), until=until, by="HOUR")
+    assert [(point.amount, point.level) for point in points] == [(0, 0), (3, 3), (0, 3), (-1, 2), (0, 2)]
+    points = await series(database, person, "projects", since=start + timedelta(hours=1), until=until, by="HOUR")
+    assert [(point.amount, point.level) for point in points] == [(0, 3), (-1, 2), (0, 2)]
+    points = await series(database, person, "storage", since=start, until=start + timedelta(days=40), by="MONTH")
+    assert points[-1].level == (await existing(database, person.user_id))["storage"]
+    [calls] = await series(database, person, "apiCalls", since=start, until=start + timedelta(hours=1), by="HOUR")
+    assert calls.level is None
+
+
+@pytest.mark.parametrize("theirs", [0, 2])
+async def test_what_another_application_made_before_is_a_change_of_the_hour_in_which_it_is_first_counted(
+    database: Database, person: Actor, theirs: int
+) -> None:
+    for _ in range(theirs):
+        await database.raw["projects"].insert_one({"userId": person.user_id, "name": "n", "storageSize": 10})
+    await projects.create(database, person, name="P")
+    await changes.settle(database)
+    assert sums(await told(database, person.user_id)) == await existing(database, person.user_id)
+
+
+async def test_a_user_whom_only_another_application_knows_deletes_a_project(database: Database, person: Actor) -> None:
+    """There is no gauge: everything is counted anew."""
+    for size in (10, 5):
+        await database.raw["projects"].insert_one({"userId": person.user_id, "name": "n", "storageSize": size})
+    [one, _] = (await projects.page(database, person)).items
+    await projects.delete(database, person, one.id)
+    await changes.settle(database)
+    assert sums(await told(database, person.user_id)) == await existing(database, person.user_id)
+
+
+async def test_a_ledger_that_differs_from_what_exists_is_put_right_by_a_change_of_this_hour(
+    database: Database, person: Actor
+) -> None:
+    made = [await projects.create(database, person, name="P") for _ in range(2)]
+    await changes.settle(database)
+    before = await told(database, person.user_id)
+    await database.raw["usage"].update_one({"resourceType": "projects"}, {"$inc": {"amount": 7}})
+    await database.raw["projects"].delete_one({"_id": made[0].id})
+    size = made[0].storage_size
+    expected = {
+        ("gauge", "projects", 2, 1),
+        ("gauge", "storage_bytes", 2 * size, size),
+        ("ledger", "projects", 9, 1),
+        ("ledger", "storage_bytes", 2 * size, size),
+    }
+    database.clock.offset_ms += HOUR_MS
+    for dry_run in (True, False):
+        found = await corrections.rebuild(database, OPERATOR, person.user_id, dry_run=dry_run)
+        assert {(drift.of, drift.what, drift.was, drift.now) for drift in found} == expected
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+    after = await told(database, person.user_id)
+    assert sums(after) == {"projects": 1, "storage": size}
+    assert max(after)[1] == max(before)[1] + 1
+    (entry,) = await database.raw["auditlogs"].find({"action": "metering.usage.rebuilt"}).to_list()
+    assert entry["metadata"]["before"]["ledger projects"] == 9
+
+
+async def test_settling_costs_five_commands_however_many_users_and_one_for_none(database: Database) -> None:
+    people = [
+        (await database.users.insert(User(name="n", email=f"{ObjectId()}@example.com", password="-"))).id
+        for _ in range(20)
+    ]
+    for user_id in people:
+        await projects.create(database, Actor(kind="user", user_id=user_id), name="P")
+    with round_trips() as trips:
+        assert await changes.settle(database) == 20
+    assert trips == [
+        ("find", "gauges"),
+        ("update", "gauges"),
+        ("find", "gauges"),
+        ("update", "usage"),
+        ("update", "gauges"),
+    ]
+    with round_trips() as trips:
+        assert await changes.settle(database) == 0
+    assert trips == [("find", "gauges")]
+    kept = await database.raw["gauges"].find({}).to_list()
+    assert all(gauge["hours"] == gauge["sent"] == {} and "due" not in gauge for gauge in kept)
+
+
+async def test_a_gauge_that_was_removed_and_made_anew_is_not_taken_for_the_old_one(
+    database: Database, person: Actor
+) -> None:
+    made = await projects.create(database, person, name="P")
+    await changes.settle(database)
+    await database.raw["gauges"].delete_many({})
+    await projects.delete(database, person, made.id)
+    await projects.create(database, person, name="Q")
+    await changes.settle(database)
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) != []  # it was counted anew, from nothing
+    assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
+    assert sums(await told(database, person.user_id)) == await existing(database, person.user_id)
+
+
+class Died(Exception):
+    pass
+
+
+async def die(*_: Any, **__: Any) -> Any:
+    raise Died
+
+
+class History(RuleBasedStateMachine):
+    """Writes, settlers that die at any step or come late, and hours that pass."""
+
+    uri = ""
+    loop: asyncio.AbstractEventLoop
+    database: Database
+
+    @initialize(theirs=st.integers(0, 1))
+    def begin(self, theirs: int) -> None:
+        self.expected: Counter[tuple[str, int]] = Counter()
+        self.level = {"projects": 0, "storage": 0}
+        self.known: list[ObjectId] = []
+        self.late: list[Any] = []
+        self.run(self._begin(theirs))
+
+    async def _begin(self, theirs: int) -> None:
+        self.database.clock.offset_ms = 0
+        user = await self.database.users.insert(User(name="Ada", email=f"{ObjectId()}@example.com", password="-"))
+        self.user_id, self.actor = user.id, Actor(kind="user", via="session", user_id=user.id)
+        for _ in range(theirs):
+            made = {"userId": user.id, "name": "theirs", "storageSize": 10}
+            self.known.append((await self.database.raw["projects"].insert_one(made)).inserted_id)
+
+    def run(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    async def _write(self, *works: Any) -> None:
+        """All at once; what they change is expected in this hour."""
+        hour = to_ms(self.database.clock.now()) // HOUR_MS
+        for end in await asyncio.gather(*works, return_exceptions=True):
+            if isinstance(end, BaseException) and not isinstance(end, LimitExceeded | NotFound):
+                raise end
+        if await self.database[GAUGES].find_one({"_id": self.user_id}) is None:
+            return
+        now = await existing(self.database, self.user_id)
+        for resource, count in now.items():
+            self.expected[resource, hour] += count - self.level[resource]
+        self.level = now
+
+    async def _create(self, size: int) -> None:
+        made = await projects.create(self.database, self.actor, name="n", canvas_data={"x": "y" * size})
+        self.known.append(made.id)
+
+    def _one(self, which: int) -> ObjectId:
+        return self.known[which % len(self.known)] if self.known else ObjectId()
+
+    @rule(size=st.integers(0, 300))
+    def create(self, size: int) -> None:
+        self.run(self._write(self._create(size)))
+
+    @rule(which=st.integers(0, 9), size=st.integers(0, 300))
+    def update(self, which: int, size: int) -> None:
+        canvas = {"canvas_data": {"x": "y" * size}}
+        self.run(self._write(projects.update(self.database, self.actor, self._one(which), canvas)))
+
+    @rule(which=st.integers(0, 9))
+    def delete(self, which: int) -> None:
+        self.run(self._write(projects.delete(self.database, self.actor, self._one(which))))
+
+    @rule(which=st.integers(0, 9))
+    def restore(self, which: int) -> None:
+        self.run(self._write(projects.restore(self.database, self.actor, self._one(which))))
+
+    @rule(which=st.integers(0, 9), size=st.integers(0, 300))
+    def all_at_once(self, which: int, size: int) -> None:
+        self.run(
+            self._write(
+                self._create(size),
+                changes.settle(self.database),
+                projects.delete(self.database, self.actor, self._one(which)),
+                changes.settle(self.database),
+                self._create(size),
+                projects.restore(self.database, self.actor, self._one(which + 1)),
+            )
+        )
+
+    @rule(hours=st.sampled_from([1, 1, 30, 24 * 60]))
+    def wait(self, hours: int) -> None:
+        self.database.clock.offset_ms += hours * HOUR_MS
+
+    @rule(step=st.sampled_from(["changes._moved", "rows.add", "changes._forget"]), some=st.integers(0, 3))
+    def die_while_settling(self, step: str, some: int) -> None:
+        add = rows.add
+
+        async def add_some(database: Database, part: Any, additions: Any) -> None:
+            await add(database, part, list(additions)[:some])
+            raise Died
+
+        async def work() -> None:
+            broken = add_some if step == "rows.add" else die
+            with mock.patch(f"ximler.metering.ledger.{step}", broken), contextlib.suppress(Died):
+                await changes.settle(self.database)
+
+        self.run(work())
+
+    @rule()
+    def read_what_is_moved_aside_and_be_held_up(self) -> None:
+        self.late.append(self.run(changes._moved(self.database, [self.user_id])))
+
+    @precondition(lambda self: self.late)
+    @rule(which=st.integers(0, 9))
+    def go_on_late(self, which: int) -> None:
+        moved = self.late[which % len(self.late)]
+
+        async def work() -> None:
+            await rows.add(self.database, "changed", [a for gauge in moved for a in changes._additions(gauge)])
+            await changes._forget(self.database, moved)
+
+        self.run(work())
+
+    @rule()
+    def settle(self) -> None:
+        async def work() -> None:
+            await changes.settle(self.database)
+            assert await told(self.database, self.user_id) == {k: n for k, n in self.expected.items() if n}
+
+        self.run(work())
+
+    @rule(dry_run=st.booleans())
+    def rebuild(self, dry_run: bool) -> None:
+        if self.level["projects"]:  # no precondition: races decide it, and it must not decide what comes next
+            assert self.run(corrections.rebuild(self.database, OPERATOR, self.user_id, dry_run=dry_run)) == []
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if hasattr(self, "user_id"):
+            self.run(self._check())
+
+    async def _check(self) -> None:
+        gauge = await self.database[GAUGES].find_one({"_id": self.user_id})
+        if gauge is not None:
+            assert {"projects": gauge.projects, "storage": gauge.storage_bytes} == self.level
+            if not gauge.sent:
+                in_ledger = sums(await told(self.database, self.user_id))
+                assert {r: in_ledger[r] + changes.noted(gauge, r) for r in changes.RESOURCES} == self.level
+
+    def teardown(self) -> None:
+        if hasattr(self, "user_id"):
+            self.settle()
+            self.run(self._end())
+
+    async def _end(self) -> None:
+        if await self.database[GAUGES].find_one({"_id": self.user_id}) is None:
+            return
+        assert await corrections.rebuild(self.database, OPERATOR, self.user_id) == []
+        now = self.database.clock.now()
+        for resource in changes.RESOURCES:
+            points = await series(
+                self.database, self.actor, resource, since=now, until=now + timedelta(hours=1), by="HOUR"
+            )
+            assert points[-1].level == self.level[resource]
+
+
+def test_any_history_of_projects_adds_up(mongodb_uri: str) -> None:
+    _run(mongodb_uri, examples=12, steps=30)
+
+
+@pytest.mark.soak
+def test_a_thousand_histories_of_projects_add_up(mongodb_uri: str) -> None:
+    _run(mongodb_uri, examples=1000, steps=60)
+
+
+def _run(uri: str, *, examples: int, steps: int) -> None:
+    loop = asyncio.new_event_loop()
+    database = loop.run_until_complete(connect(uri, name=f"ximler_test_{secrets.token_hex(4)}"))
+    try:
+        loop.run_until_complete(sync.initialise(database))
+        History.loop, History.database = loop, database
+        case = History.TestCase
+        case.settings = settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+        )
+        case().runTest()
+    finally:
+        loop.run_until_complete(database.client.drop_database(database.name))
+        loop.run_until_complete(database.close())
+        loop.close()
+
+
+@pytest.fixture
+async def own_server(tmp_path: Path) -> AsyncIterator[server.Server]:
+    """One that gives up the transactions of a process that is gone after 3 seconds, instead of a minute."""
+    running = await server.start(tmp_path / "data", parameters={"transactionLifetimeLimitSeconds": "3"})
+    yield running
+    await running.stop()
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.slow
+async def test_processes_that_are_killed_while_they_write_and_settle_leave_a_true_history(
+    own_server: server.Server, kills: int
+) -> None:
+    database = await connect(own_server.uri, name="ximler")
+    try:
+        await sync.initialise(database)
+        user = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
+
+        async def start() -> asyncio.subprocess.Process:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.metering.ledger.maker", own_server.uri, database.name, str(user.id),
+                cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"begun\n"
+            return process
+
+        running = [await start(), await start()]
+        for n in range(kills):
+            await asyncio.sleep(0.1 + secrets.randbelow(300) / 1000)
+            running[n % 2].kill()
+            await running[n % 2].wait()
+            running[n % 2] = await start()
+        for process in running:
+            process.kill()
+            await process.wait()
+        await changes.settle(database)
+        by_hour = await told(database, user.id)
+        assert sums(by_hour) == await existing(database, user.id)
+        assert await database.raw["projects"].count_documents({}) > kills
+        assert await corrections.rebuild(database, OPERATOR, user.id) == []
+    finally:
+        await database.close()

@@ -1,0 +1,786 @@
+"""The meter, in one process and in several: never one unit over, none stranded, each counted once."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from tests.database.following import end
+from tests.metering.conftest import Subscribe
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, Invalid, LimitExceeded, Unauthenticated, Unavailable
+from ximler.database import Database
+from ximler.database.monitoring import round_trips
+from ximler.metering.limits import entitlements
+from ximler.metering.quota import leases, receipts
+from ximler.metering.quota.meter import Meter
+from ximler.schema.receipt import Receipt
+from ximler.schema.user import User
+
+OPERATOR = Actor(kind="operator", via="cli")
+HOUR_MS = 3_600_000
+
+
+async def quota(database: Database, actor: Actor) -> dict[str, Any]:
+    """The newest."""
+    found = await database.raw["quotas"].find({"userId": actor.user_id}).sort("periodStart", -1).to_list()
+    return found[0]
+
+
+async def rows(database: Database, actor: Actor) -> list[dict[str, Any]]:
+    return await database.raw["usage"].find({"userId": actor.user_id}).sort("periodStart", 1).to_list()
+
+
+def held(document: dict[str, Any]) -> int:
+    return sum(lease["n"] for lease in document["leases"].values())
+
+
+async def spend(meter: Meter, actor: Actor, times: int, **more: Any) -> int:
+    """How many of so many calls were served before the first was refused."""
+    for served in range(times):
+        try:
+            await meter.consume(actor, **more)
+        except LimitExceeded:
+            return served
+    return times
+
+
+async def spend_all(meter: Meter, actor: Actor) -> int:
+    """Everything that can be had, in ever smaller amounts; how many units that was."""
+    served = 0
+    for units in (1000, 300, 100, 30, 10, 3, 1):
+        served += units * await spend(meter, actor, 10_000, units=units)
+    return served
+
+
+async def until(meter: Meter, actor: Actor, *, within_s: float) -> bool:
+    """Whether a call is served within that time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if await spend(meter, actor, 1):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+@asynccontextmanager
+async def process(database: Database, **more: Any) -> AsyncIterator[Meter]:
+    """A meter as a process of its own has it, running."""
+    meter = Meter(database, **more)
+    running = asyncio.create_task(meter.run())
+    try:
+        yield meter
+    finally:
+        await end(running)
+        await meter.close()
+
+
+@pytest.fixture
+async def meter(database: Database) -> AsyncIterator[Meter]:
+    """One that sweeps when it is told to."""
+    meter = Meter(database)
+    yield meter
+    await meter.close()
+
+
+def grow_old(meter: Meter) -> None:
+    """As if nobody had used anything for a while."""
+    for tally in meter._all():
+        tally.last_use -= 60
+        tally.seen_at -= 2
+
+
+# Serving
+
+
+async def test_exactly_the_limit_is_served_and_accounted_for(database: Database, person: Actor, meter: Meter) -> None:
+    assert await spend(meter, person, 1100) == 1000
+    with pytest.raises(LimitExceeded, match="1,000 API calls") as refused:
+        await meter.consume(person)
+    assert refused.value.code == "QUOTA_EXCEEDED"
+    await meter.close()
+    document = await quota(database, person)
+    assert (document["granted"], document["settled"], document["leases"]) == (1000, 1000, {})
+    assert [row["amount"] for row in await rows(database, person)] == [1000]
+
+
+async def test_what_is_left_is_told_with_every_use(database: Database, person: Actor, meter: Meter) -> None:
+    for used in range(1, 31):
+        allowance = await meter.consume(person)
+        assert (allowance.limit, allowance.remaining) == (1000, 1000 - used)
+    assert (
+        allowance.resets_at
+        == (await entitlements.open_quota(database, person.user_id, database.clock.now())).period_end
+    )
+
+
+async def test_many_units_are_had_at_once_or_none_of_them(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=990)
+    with pytest.raises(LimitExceeded):
+        await meter.consume(person, units=11)
+    await meter.consume(person, units=10)
+    with pytest.raises(LimitExceeded):
+        await meter.consume(person)
+
+
+async def test_more_than_a_lease_has_left_is_had_with_another_grant(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    (tally,) = meter._all()
+    assert tally.left == 4
+    with round_trips() as trips:
+        await meter.consume(person, units=6)
+    assert len(trips) == 1
+
+
+async def test_hundreds_at_once_take_what_there_is_and_no_more(database: Database, person: Actor, meter: Meter) -> None:
+    results = await asyncio.gather(*(meter.consume(person) for _ in range(1300)), return_exceptions=True)
+    served = [r for r in results if not isinstance(r, BaseException)]
+    assert len(served) == 1000
+    assert all(isinstance(r, LimitExceeded) for r in results if isinstance(r, BaseException))
+
+
+async def test_five_processes_share_one_quota_to_its_last_unit(database: Database, person: Actor) -> None:
+    async def hammer(meter: Meter) -> int:
+        served = refused = 0
+        while refused < 40:  # two seconds without a unit: there is none left
+            try:
+                await meter.consume(person)
+                served += 1
+                refused = 0
+            except LimitExceeded:
+                refused += 1
+                await asyncio.sleep(0.05)
+        return served
+
+    meters = [Meter(database) for _ in range(5)]
+    running = [asyncio.create_task(meter.run()) for meter in meters]
+    served = await asyncio.gather(*(hammer(meter) for meter in meters for _ in range(3)))
+    await end(*running)
+    await asyncio.gather(*(meter.close() for meter in meters))
+    assert sum(served) == 1000
+    document = await quota(database, person)
+    assert (document["granted"], document["settled"], document["leases"]) == (1000, 1000, {})
+    assert sum(row["amount"] for row in await rows(database, person)) == 1000
+
+
+async def test_a_unit_held_by_an_idle_process_comes_back_for_another(database: Database, person: Actor) -> None:
+    async with process(database) as one, process(database) as other:
+        await one.consume(person)  # its lease holds four more
+        assert await spend_all(other, person) == 995
+        with pytest.raises(LimitExceeded) as refused:
+            await other.consume(person)
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s <= 1
+        assert await until(other, person, within_s=4)
+        assert await spend_all(other, person) == 3
+        with pytest.raises(LimitExceeded) as refused:
+            await other.consume(person)
+        assert refused.value.retry_after_s > 1 or database.clock.now().day == 1
+
+
+async def test_unlimited_is_metered_all_the_same(database: Database, person: Actor, meter: Meter) -> None:
+    await entitlements.override(database, OPERATOR, person.user_id, reason="a friend", api_calls=-1)
+    await meter.consume(person, units=5000)
+    allowance = await meter.consume(person)
+    assert (allowance.limit, allowance.remaining) == (None, None)
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 5001
+    assert [row["amount"] for row in await rows(database, person)] == [5001]
+
+
+@pytest.mark.parametrize("units", [0, -1, 1.5, 1.0, True, "1", 10**7, 2**64, float("nan"), None])
+async def test_an_amount_that_is_none_is_refused(person: Actor, meter: Meter, units: Any) -> None:
+    await meter.consume(person)
+    with pytest.raises(Invalid, match="units"):
+        await meter.consume(person, units=units)
+
+
+@pytest.mark.parametrize("resource", ["projects", "storage", "apicalls", "", "x" * 10**6])
+async def test_only_api_calls_are_consumed(person: Actor, meter: Meter, resource: str) -> None:
+    await meter.consume(person)
+    with pytest.raises(Invalid, match="resource"):
+        await meter.consume(person, resource)
+
+
+async def test_nobody_consumes_without_being_known(meter: Meter) -> None:
+    with pytest.raises(Unauthenticated):
+        await meter.consume(Actor())
+
+
+async def test_a_caller_that_gives_up_leaves_the_units_to_the_others(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    impatient = [asyncio.create_task(meter.consume(person)) for _ in range(20)]
+    patient = [asyncio.create_task(meter.consume(person)) for _ in range(20)]
+    await asyncio.sleep(0)
+    for task in impatient:
+        task.cancel()
+    await asyncio.wait(impatient)
+    await asyncio.gather(*patient)
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 20
+
+
+async def test_a_process_that_ends_serves_nothing_more(person: Actor, meter: Meter) -> None:
+    await meter.consume(person)
+    await meter.close()
+    with pytest.raises(Unavailable):
+        await meter.consume(person)
+
+
+# What it costs
+
+
+async def test_the_first_call_of_a_period_takes_nine_commands_and_of_a_process_two(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    with round_trips() as trips:
+        await meter.consume(person)
+    assert len(trips) <= 9
+    other = Meter(database)
+    with round_trips() as trips:
+        await other.consume(person)
+    assert trips == [("find", "quotas"), ("findAndModify", "quotas")]
+    await other.close()
+
+
+async def test_a_busy_process_speaks_to_the_database_less_than_once_in_a_hundred_calls(
+    database: Database, person: Actor, subscribe: Subscribe
+) -> None:
+    await subscribe(person, "pro")
+    with round_trips() as trips:
+        async with process(database) as meter:
+            await meter.consume(person)
+            trips.clear()
+            served = 0
+            end = asyncio.get_running_loop().time() + 2
+            while asyncio.get_running_loop().time() < end:
+                for _ in range(50):
+                    await meter.consume(person)
+                served += 50
+                await asyncio.sleep(0.005)
+    assert served > 2000
+    assert len(trips) * 100 <= served, (len(trips), served)
+
+
+async def test_any_number_of_users_is_reported_with_three_commands(database: Database, meter: Meter) -> None:
+    people = [Actor(kind="user", user_id=ObjectId()) for _ in range(30)]
+    await database.raw["users"].insert_many(
+        [{"_id": p.user_id, "name": "n", "email": f"{p.user_id}@example.com", "password": "-"} for p in people]
+    )
+    await asyncio.gather(*(meter.consume(somebody) for somebody in people))
+    with round_trips() as trips:
+        await meter.sweep()
+    assert trips == [("update", "quotas"), ("find", "quotas"), ("update", "usage")]
+
+
+async def test_a_refusal_costs_nothing_while_it_is_known(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=1000)
+    assert await spend(meter, person, 1) == 0
+    with round_trips() as trips:
+        for _ in range(100):
+            assert await spend(meter, person, 1) == 0
+    assert trips == []
+    grow_old(meter)
+    with round_trips() as trips:
+        assert await spend(meter, person, 1) == 0
+    assert len(trips) == 1
+
+
+# Accounting
+
+
+async def test_the_ledger_tells_keys_and_routes_apart_and_never_too_many(
+    database: Database, person: Actor, subscribe: Subscribe, meter: Meter
+) -> None:
+    await subscribe(person, "pro")
+    keys = [ObjectId() for _ in range(100)]
+    for number, key in enumerate(keys):
+        actor = Actor(kind="user", via="api_key", user_id=person.user_id, api_key_id=key)
+        await meter.consume(actor, units=2, route=f"GET /v1.0/$things/{number % 3}")
+    await meter.consume(person)
+    await meter.close()
+    (row,) = await rows(database, person)
+    assert row["amount"] == 201
+    (leased,) = row["metadata"]["leased"].values()
+    assert leased["units"] == 201
+    assert leased["routes"] == {f"GET /v1%2E0/%24things/{n}": 68 if n == 0 else 66 for n in range(3)}
+    assert len(leased["keys"]) == 33
+    assert leased["keys"]["other"] == 68 * 2
+    assert sum(leased["keys"].values()) == 200
+
+
+async def test_each_hour_has_its_own_row(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=3)
+    database.clock.offset_ms += HOUR_MS
+    await meter.consume(person, units=5)
+    database.clock.offset_ms += 2 * HOUR_MS
+    await meter.consume(person, units=7)
+    await meter.close()
+    found = await rows(database, person)
+    assert [row["amount"] for row in found] == [3, 5, 7]
+    assert [row["periodEnd"] - row["periodStart"] for row in found] == [timedelta(hours=1)] * 3
+    assert [row["periodStart"].hour for row in found][1:] == [
+        (found[0]["periodStart"].hour + 1) % 24,
+        (found[0]["periodStart"].hour + 3) % 24,
+    ]
+
+
+async def test_a_report_that_is_sent_twice_counts_once(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=7)
+    (tally,) = meter._all()
+    report = tally.report()
+    assert report is not None
+    for _ in range(3):
+        await leases.settle(database, [report])
+    await meter.sweep()
+    await meter.consume(person, units=2)
+    await leases.settle(database, [report])
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 9
+    assert [row["amount"] for row in await rows(database, person)] == [9]
+
+
+async def test_a_report_whose_answer_is_lost_is_sent_again_and_what_came_since_goes_with_the_next(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await meter.consume(person, units=7)
+    settle = leases.settle
+
+    async def deaf(*args: Any) -> None:
+        await settle(*args)
+        raise Unavailable("the connection broke")
+
+    for lost in (False, True):
+        monkeypatch.setattr(leases, "settle", deaf if lost else _refuse)
+        with pytest.raises(Unavailable):
+            await meter.sweep()
+        await meter.consume(person, units=5)
+    monkeypatch.setattr(leases, "settle", settle)
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 17
+    assert [row["amount"] for row in await rows(database, person)] == [17]
+
+
+async def _refuse(*args: Any) -> None:
+    raise Unavailable("the connection broke")
+
+
+async def test_a_grant_whose_answer_is_lost_is_found_and_used(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = leases.grant
+
+    async def deaf(*args: Any, **more: Any) -> None:
+        await grant(*args, **more)
+        raise Unavailable("the connection broke")
+
+    monkeypatch.setattr(leases, "grant", deaf)
+    with pytest.raises(Unavailable):
+        await meter.consume(person)
+    monkeypatch.setattr(leases, "grant", grant)
+    assert await spend_all(meter, person) == 1000
+
+
+async def test_a_return_whose_answer_is_lost_gives_nothing_back_twice(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await meter.consume(person)
+    await meter.sweep()
+    grow_old(meter)
+    settle = leases.settle
+
+    async def deaf(*args: Any) -> None:
+        await settle(*args)
+        raise Unavailable("the connection broke")
+
+    monkeypatch.setattr(leases, "settle", deaf)
+    with pytest.raises(Unavailable):
+        await meter.sweep()
+    monkeypatch.setattr(leases, "settle", settle)
+    document = await quota(database, person)
+    assert (document["granted"], document["leases"]) == (1, {})
+    assert await spend_all(meter, person) == 999
+
+
+async def test_a_return_that_arrives_late_takes_nothing_from_a_lease_that_goes_on(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer did not come, the lease is used again, and then the return arrives after all."""
+    await meter.consume(person)
+    await meter.sweep()
+    grow_old(meter)
+    settle = leases.settle
+    late: list[Any] = []
+
+    async def delayed(*args: Any) -> None:
+        late.append(args)
+        raise Unavailable("the connection broke")
+
+    monkeypatch.setattr(leases, "settle", delayed)
+    with pytest.raises(Unavailable):
+        await meter.sweep()
+    monkeypatch.setattr(leases, "settle", settle)
+    assert await spend(meter, person, 100) == 100
+    await settle(*late[0])
+    assert await spend_all(meter, person) == 899
+    await meter.close()
+    document = await quota(database, person)
+    assert (document["granted"], document["settled"], document["leases"]) == (1000, 1000, {})
+
+
+async def test_a_lease_that_is_not_used_goes_back(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person)
+    await meter.sweep()
+    assert held(await quota(database, person)) == 4
+    grow_old(meter)
+    await meter.sweep()
+    document = await quota(database, person)
+    assert (document["granted"], document["settled"], document["leases"]) == (1, 1, {})
+    assert await spend_all(meter, person) == 999
+
+
+async def test_an_answer_from_before_our_latest_step_is_not_believed(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    """A primary that has just been elected may give one."""
+    await meter.consume(person)
+    old = await database[leases.QUOTAS].find_one({"userId": person.user_id})
+    assert old is not None
+    assert await spend(meter, person, 4) == 4
+    await meter.sweep()
+    (tally,) = meter._all()
+    assert tally.left == 0
+    tally.see(old, database.clock.now_ms())
+    assert tally.left == 0
+
+
+async def test_what_is_to_be_told_is_asked_for_once_in_a_period(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    async def asked() -> list[int]:
+        jobs = await database.raw["outbox"].find({"kind": "metering.alert"}).sort("_id", 1).to_list()
+        return [job["payload"]["threshold"] for job in jobs]
+
+    await meter.consume(person, units=799)
+    await meter.sweep()
+    assert await asked() == []
+    await meter.consume(person)
+    for _ in range(2):
+        await meter.sweep()
+    assert await asked() == [80]
+    await meter.consume(person, units=200)
+    await meter.close()
+    other = Meter(database)
+    await spend(other, person, 1)
+    await other.close()
+    assert await asked() == [80, 100]
+
+
+async def test_a_user_whose_period_ended_unnoticed_is_not_forgotten_with_it(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    await meter.sweep()
+    grow_old(meter)
+    await meter.sweep()
+    database.clock.offset_ms += 32 * 24 * HOUR_MS
+    grow_old(meter)
+    for tally in meter._all():
+        tally.last_use -= 600
+    await meter.consume(person, units=7)
+    await meter.sweep()
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 7
+
+
+async def test_a_quota_that_somebody_removed_is_opened_anew(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=7)
+    await database.raw["quotas"].delete_many({})
+    await meter.sweep()
+    await meter.consume(person, units=2)
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 2
+
+
+async def test_a_lease_taken_while_the_quota_is_looked_at_will_be_looked_at(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    await meter.sweep()
+    grow_old(meter)
+    await meter.sweep()
+    seen = await database[leases.QUOTAS].find_one({"userId": person.user_id})
+    assert seen is not None
+    assert seen.leases == {}
+    await meter.consume(person)
+    assert not await leases.forfeit(database, seen, [])
+    assert "lookAt" in await quota(database, person)
+
+
+@pytest.mark.parametrize("verb", ["current", "read_many", "silent", "rows", "all of a user"])
+async def test_what_the_meter_looks_for_is_found_by_an_index(database: Database, verb: str) -> None:
+    now = database.clock.now()
+    user = {"userId": ObjectId(), "resource": "apiCalls"}
+    where = {
+        "current": {
+            **user,
+            "periodStart": {"$lte": now},
+            "periodEnd": {"$gt": now},
+            "opened": True,
+            "superseded": False,
+        },
+        "read_many": {"_id": {"$in": ["a", "b"]}},
+        "silent": {"lookAt": {"$lte": now}},
+        "rows": {"userId": ObjectId(), "resourceType": "apiCalls", "periodStart": {"$gte": now}},
+        "all of a user": {"userId": ObjectId()},
+    }[verb]
+    explained = await database.raw["usage" if verb == "rows" else "quotas"].find(where).explain()
+    assert "IXSCAN" in str(explained["queryPlanner"]["winningPlan"])
+
+
+# Crashes
+
+
+async def test_a_lease_of_a_dead_process_is_forfeited_and_its_ledger_written(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    patience = timedelta(milliseconds=300)
+    dead = Meter(database, silent_after=patience)
+    await dead.consume(person, units=2)
+    await dead.consume(person)
+    (tally,) = dead._all()
+    await leases.settle(database, [tally.report()])  # and it dies before it writes the ledger
+    await dead.consume(person)  # and before it reports this
+    lease = held(await quota(database, person))
+    assert lease > 1
+
+    alive = Meter(database, silent_after=patience)
+    assert await alive.reap() == 0
+    await asyncio.sleep(0.4)
+    assert await alive.reap() == 0  # suspected; it may only have been the database that nobody could reach
+    await asyncio.sleep(0.15)
+    assert await alive.reap() == lease
+    document = await quota(database, person)
+    assert (document["forfeited"], document["settled"], document["granted"]) == (lease, 3, 3 + lease)
+    assert document["leases"] == {}
+    assert "lookAt" not in document
+    assert [row["amount"] for row in await rows(database, person)] == [3]
+    assert await spend_all(alive, person) == 1000 - 3 - lease
+    await alive.close()
+
+
+async def test_a_process_that_was_taken_for_dead_serves_no_more_of_its_lease_once_it_knows(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    document = await database[leases.QUOTAS].find_one({"userId": person.user_id})
+    assert document is not None
+    assert await leases.forfeit(database, document, list(document.leases))
+    await meter.consume(person)  # of what was granted, so that it is within the limit
+    await meter.sweep()
+    assert await spend_all(meter, person) == 995
+    await meter.close()
+    document = await database[leases.QUOTAS].find_one({"userId": person.user_id})
+    assert document is not None
+    assert (document.granted, document.settled, document.forfeited) == (1000, 995, 5)
+
+
+async def test_a_lease_that_moves_while_it_is_judged_is_left_alone(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person)
+    seen = await database[leases.QUOTAS].find_one({"userId": person.user_id})
+    assert seen is not None
+    await meter.sweep()
+    assert not await leases.forfeit(database, seen, list(seen.leases))
+    assert (await quota(database, person))["forfeited"] == 0
+
+
+async def test_a_process_that_is_out_of_touch_for_long_stops_serving(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await meter.consume(person)
+    grow_old(meter)
+    for tally in meter._all():
+        tally.seen_at -= 60
+    monkeypatch.setattr(leases, "settle", _refuse)
+    with pytest.raises(Unavailable):
+        await meter.sweep()
+    monkeypatch.setattr(leases, "grant", _refuse_grant)
+    with pytest.raises(Unavailable):
+        await meter.consume(person)
+
+
+async def _refuse_grant(*args: Any, **more: Any) -> None:
+    raise Unavailable("the connection broke")
+
+
+# Periods
+
+
+async def test_a_lease_does_not_cross_into_the_next_period(database: Database, person: Actor, meter: Meter) -> None:
+    end = (await entitlements.open_quota(database, person.user_id, database.clock.now())).period_end
+    database.clock.offset_ms += int((end - database.clock.now()).total_seconds() * 1000) - 400
+    before = database.clock.now()
+    assert await spend(meter, person, 1) == 1
+    assert database.clock.now() < end, "too slow a machine"
+    database.clock.offset_ms += 400
+    assert await spend_all(meter, person) == 1000
+    await meter.close()
+    old, new = await database.raw["quotas"].find({"userId": person.user_id}).sort("periodStart", 1).to_list()
+    assert (old["granted"], old["settled"], old["leases"]) == (1, 1, {})
+    assert (new["granted"], new["settled"], new["leases"]) == (1000, 1000, {})
+    assert old["periodEnd"] == new["periodStart"] == end.replace(tzinfo=None)
+    first, second = await rows(database, person)
+    assert first["periodStart"] <= before.replace(tzinfo=None) < second["periodStart"] == new["periodStart"]
+
+
+# Changes of limits
+
+
+async def test_a_larger_plan_is_felt_at_once_where_everything_was_used(database: Database, person: Actor) -> None:
+    async with process(database) as meter:
+        assert await spend_all(meter, person) == 1000
+        await entitlements.override(database, OPERATOR, person.user_id, reason="more", api_calls=1010)
+        assert await until(meter, person, within_s=1)
+        assert await spend(meter, person, 100) == 9
+
+
+async def test_a_smaller_plan_is_felt_by_those_who_hold_leases(database: Database, person: Actor) -> None:
+    async with process(database) as meter:
+        assert await spend(meter, person, 100) == 100
+        await entitlements.override(database, OPERATOR, person.user_id, reason="less", api_calls=50)
+        await asyncio.sleep(1)
+        assert await spend(meter, person, 1) == 0
+        await asyncio.sleep(1)
+        document = await quota(database, person)
+        assert (document["granted"], document["settled"], document["limit"]) == (100, 100, 50)
+        await entitlements.end_override(database, OPERATOR, person.user_id, reason="enough")
+        await asyncio.sleep(1)
+        assert await spend_all(meter, person) == 900
+
+
+async def test_an_override_ends_by_itself(database: Database, person: Actor, meter: Meter) -> None:
+    until = database.clock.now() + timedelta(minutes=1)
+    if until.hour == 0:
+        database.clock.offset_ms += 2 * HOUR_MS
+        until += timedelta(hours=2)
+    await entitlements.override(database, OPERATOR, person.user_id, reason="a day", api_calls=5000, expires_at=until)
+    await meter.consume(person, units=3000)
+    database.clock.offset_ms += 60_000
+    await meter.sweep()
+    assert await spend(meter, person, 1) == 0
+    assert (await quota(database, person))["settled"] == 3000
+
+
+async def test_a_subscription_begins_periods_of_its_own(
+    database: Database, person: Actor, subscribe: Subscribe
+) -> None:
+    async with process(database) as meter:
+        assert await spend_all(meter, person) == 1000
+        start = database.clock.now() - timedelta(days=3)
+        await subscribe(person, "pro", start_date=start)
+        await entitlements.heal(database, [person.user_id])
+        assert await until(meter, person, within_s=1)
+        allowance = await meter.consume(person)
+        assert allowance.limit == 100_000
+        assert allowance.resets_at.day == start.day
+    old_and_new = await database.raw["quotas"].find({"userId": person.user_id}).to_list()
+    assert sorted((q["superseded"], q["settled"]) for q in old_and_new) == (
+        [(False, 2), (True, 1000)] if start.day != 1 else [(False, 1002)]
+    )
+
+
+# Idempotency keys
+
+
+async def test_the_same_under_one_key_counts_once(database: Database, person: Actor, meter: Meter) -> None:
+    for _ in range(3):
+        allowance = await meter.consume(person, units=7, idempotency_key="order 1")
+        assert allowance.remaining == 993
+    await meter.sweep()
+    await meter.consume(person, units=7, idempotency_key="order 2")
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 14
+
+
+async def test_the_same_key_in_many_processes_at_once_counts_once(database: Database, person: Actor) -> None:
+    async with process(database) as one, process(database) as other, process(database) as third:
+        await asyncio.gather(
+            *(
+                meter.consume(person, units=3, route="GET /", idempotency_key=str(number))
+                for number in range(10)
+                for meter in (one, other, third) * 3
+            )
+        )
+    assert (await quota(database, person))["settled"] == 30
+    assert sum(row["amount"] for row in await rows(database, person)) == 30
+
+
+async def test_what_another_process_has_remembered_meanwhile_is_not_counted(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await meter.consume(person, units=2)
+    keep = receipts.keep
+
+    async def slow(database: Database, receipt: Receipt) -> bool:
+        assert await keep(database, receipt)  # by another process, in the same moment
+        grow_old(meter)
+        await meter.sweep()  # which must not give back what is held
+        return await keep(database, receipt)
+
+    monkeypatch.setattr(receipts, "keep", slow)
+    await meter.consume(person, units=7, idempotency_key="order 1")
+    await meter.close()
+    document = await quota(database, person)
+    assert (document["settled"], document["granted"], document["leases"]) == (2, 2, {})
+
+
+async def test_a_use_whose_receipt_may_have_been_kept_counts(
+    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "keep", _refuse)
+    with pytest.raises(Unavailable):
+        await meter.consume(person, units=7, idempotency_key="order 1")
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 7
+
+
+async def test_a_key_for_something_else_is_a_conflict_and_costs_nothing(
+    database: Database, person: Actor, meter: Meter
+) -> None:
+    await meter.consume(person, units=7, idempotency_key="order 1")
+    with pytest.raises(Conflict, match="7 apiCalls") as reused:
+        await meter.consume(person, units=8, idempotency_key="order 1")
+    assert reused.value.code == "IDEMPOTENCY_KEY_REUSED"
+    await meter.close()
+    assert (await quota(database, person))["settled"] == 7
+
+
+async def test_a_key_is_known_although_nothing_is_left(database: Database, person: Actor, meter: Meter) -> None:
+    await meter.consume(person, units=1000, idempotency_key="all")
+    await meter.consume(person, units=1000, idempotency_key="all")
+    with pytest.raises(LimitExceeded):
+        await meter.consume(person, idempotency_key="more")
+    with pytest.raises(LimitExceeded):
+        await meter.consume(person, idempotency_key="more")
+
+
+async def test_a_key_is_somebodys_own_and_for_a_day(database: Database, person: Actor, meter: Meter) -> None:
+    other = await database.users.insert(User(name="Bob", email="bob@example.com", password="-"))
+    await meter.consume(person, units=7, idempotency_key="order 1")
+    await meter.consume(Actor(kind="user", user_id=other.id), units=8, idempotency_key="order 1")
+    database.clock.offset_ms += 24 * HOUR_MS
+    await meter.consume(person, units=9, idempotency_key="order 1")
+    await meter.close()
+    assert sum(row["amount"] for row in await rows(database, person)) == 16
+    with pytest.raises(Invalid, match="idempotencyKey"):
+        await meter.consume(person, idempotency_key="")
