@@ -22,7 +22,7 @@ from ximler.database.changes import Feed
 from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
-from ximler.http import avatars, docs, export, health, pages, session, usage
+from ximler.http import docs, routes
 from ximler.http.authentication import Authentication
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
@@ -142,28 +142,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     app = Litestar(
         route_handlers=[
             graphql,
-            health.healthz,
-            health.readyz,
-            health.metrics,
-            session.sign_in,
-            session.refresh,
-            session.sign_out,
-            pages.front_door,
-            pages.ask_confirmation,
-            pages.confirm,
-            pages.ask_password,
-            pages.reset,
-            pages.request_reset,
-            pages.ask_unsubscribe,
-            pages.unsubscribe,
-            pages.ask_email,
-            pages.change_email,
-            docs.assets,
-            usage.record_events,
-            avatars.upload,
-            avatars.remove,
-            avatars.show,
-            export.take_along,
+            *routes(),
         ],
         lifespan=[lifespan],
         exception_handlers=HANDLERS,

@@ -43,7 +43,7 @@ async def no_files(database: Database) -> Any:
 
 
 async def content(database: Database, path: str) -> bytes:
-    file = await avatars.get(database, ObjectId(path.removeprefix("/avatars/")))
+    file = await avatars.get(database, ObjectId(path.removeprefix("/v1/avatars/")))
     return b"".join([chunk async for chunk in avatars.read(database, file)])
 
 
@@ -150,7 +150,7 @@ async def test_a_new_picture_replaces_the_old_one_for_good(database, me) -> None
     assert first != second
     with pytest.raises(NotFound):
         await content(database, first)
-    assert [f"/avatars/{f.id}" for f in await files.stored_by(database, "avatars", me.require_user())] == [second]
+    assert [f"/v1/avatars/{f.id}" for f in await files.stored_by(database, "avatars", me.require_user())] == [second]
     log = await database.audit_logs.find({"action": "accounts.avatar.changed"}, sort=[("_id", 1)])
     assert [e.metadata["after"]["avatar"] for e in log] == [first, second]
 
@@ -199,9 +199,9 @@ async def test_a_picture_ends_with_its_owners_account(database, me, ada: User) -
 async def test_over_http(app: Any, client: Client) -> None:
     eve = await Client(app).join("eve@example.com")
     signed_in = {"Authorization": f"Bearer {eve.token}"}
-    assert (await eve.http.put("/avatar", content=picture())).status_code == 401
+    assert (await eve.http.put("/v1/avatar", content=picture())).status_code == 401
     for more in ({"content": picture()}, {"files": {"file": ("me.png", picture(), "image/png")}}):
-        answer = await eve.http.put("/avatar", headers=signed_in, **more)
+        answer = await eve.http.put("/v1/avatar", headers=signed_in, **more)
         assert answer.status_code == 200, answer.text
         path = answer.json()["avatar"]
         shown = await client.http.get(path)
@@ -214,15 +214,15 @@ async def test_over_http(app: Any, client: Client) -> None:
         assert (again.status_code, again.content) == (304, b"")
         assert (await client.http.head(path)).status_code == 200
     assert (await eve.ask("{ me { avatar } }"))["me"]["avatar"] == path
-    assert (await client.http.get(f"/avatars/{ObjectId()}")).status_code == 404
-    assert (await client.http.get("/avatars/../../etc/passwd")).status_code in (404, 422)
-    assert (await client.http.get("/avatars/x")).status_code == 422
+    assert (await client.http.get(f"/v1/avatars/{ObjectId()}")).status_code == 404
+    assert (await client.http.get("/v1/avatars/../../etc/passwd")).status_code in (404, 422)
+    assert (await client.http.get("/v1/avatars/x")).status_code == 422
     for bad, status in ((SVG, 422), (b"\0" * 10_100_000, 413), (b"", 422)):
-        answer = await eve.http.put("/avatar", headers=signed_in, content=bad)
+        answer = await eve.http.put("/v1/avatar", headers=signed_in, content=bad)
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"
-    no_file = await eve.http.put("/avatar", headers=signed_in, files={"file": (None, "just text")})
+    no_file = await eve.http.put("/v1/avatar", headers=signed_in, files={"file": (None, "just text")})
     assert no_file.status_code == 422
-    assert (await eve.http.delete("/avatar", headers=signed_in)).json() == {"avatar": None}
+    assert (await eve.http.delete("/v1/avatar", headers=signed_in)).json() == {"avatar": None}
     assert (await client.http.get(path)).status_code == 404
     await eve.http.aclose()

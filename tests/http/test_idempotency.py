@@ -13,7 +13,7 @@ OURS = {"Sec-Fetch-Site": "same-origin", "Idempotency-Key": "a-key"}
 async def sign_in(client: Client, *, password: str = PASSWORD, **headers: Any) -> httpx.Response:
     client.http.cookies.clear()
     body = {"email": "ada@example.com", "password": password}
-    return await client.http.post("/session", json=body, headers={**OURS, **headers})
+    return await client.http.post("/v1/session", json=body, headers={**OURS, **headers})
 
 
 async def test_a_browser_that_signs_in_twice_with_a_key_has_one_session(
@@ -39,5 +39,5 @@ async def test_what_was_refused_may_be_tried_again_with_the_same_key(ada: Client
 
 async def test_a_key_that_is_none_and_a_body_without_end_are_refused(client: Client) -> None:
     assert (await sign_in(client, **{"Idempotency-Key": "a key"})).status_code == 422
-    large = await client.http.post("/session", content=b"x" * 1_100_000, headers=OURS)
+    large = await client.http.post("/v1/session", content=b"x" * 1_100_000, headers=OURS)
     assert large.status_code in (413, 422)

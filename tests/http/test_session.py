@@ -17,7 +17,7 @@ RENAME = {"query": 'mutation { updateProfile(name: "Eve") { name } }'}
 
 
 async def enter(client: Client, email: str = "ada@example.com") -> httpx.Response:
-    return await client.http.post("/session", json={"email": email, "password": PASSWORD}, headers=OURS)
+    return await client.http.post("/v1/session", json={"email": email, "password": PASSWORD}, headers=OURS)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_over_plain_http_elsewhere_no_cookie_is_given() -> None:
 
 async def test_a_wrong_password_gives_no_cookie(ada: Client) -> None:
     answer = await Client(ada.app).http.post(
-        "/session", json={"email": "ada@example.com", "password": "the wrong one"}, headers=OURS
+        "/v1/session", json={"email": "ada@example.com", "password": "the wrong one"}, headers=OURS
     )
     assert answer.status_code == 401
     assert answer.json()["code"] == "BAD_CREDENTIALS"
@@ -90,9 +90,9 @@ async def test_another_sites_page_changes_nothing_by_our_cookie(
     answer = await browser.http.post("/graphql", json=RENAME, headers=headers)
     assert answer.status_code == 403
     assert answer.json()["errors"][0]["extensions"]["code"] == "FOREIGN_ORIGIN"
-    assert (await browser.http.delete("/session", headers=headers)).status_code == 403
-    assert (await browser.http.post("/session/refresh", headers=headers)).status_code == 403
-    stranger = await browser.http.post("/session", json={"email": "e@example.com", "password": "x"}, headers=headers)
+    assert (await browser.http.delete("/v1/session", headers=headers)).status_code == 403
+    assert (await browser.http.post("/v1/session/refresh", headers=headers)).status_code == 403
+    stranger = await browser.http.post("/v1/session", json={"email": "e@example.com", "password": "x"}, headers=headers)
     assert stranger.status_code == 403  # nor signs our browser in to an account of its own
     user = await database.raw["users"].find_one({"email": "ada@example.com"})
     assert user is not None
@@ -109,7 +109,7 @@ async def test_a_page_of_ours_does(browser: Client, headers: dict[str, str]) -> 
 async def test_a_form_cannot_carry_it_even_from_an_origin_that_is_believed(browser: Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         headers = {"Origin": "http://ximler.test", "Content-Type": kind}
-        answer = await browser.http.post("/session/refresh", content=b"{}", headers=headers)
+        answer = await browser.http.post("/v1/session/refresh", content=b"{}", headers=headers)
         assert answer.status_code == 403
 
 
@@ -127,13 +127,13 @@ async def test_a_header_goes_before_the_cookie(browser: Client, ada: Client) -> 
 
 async def test_signing_out_ends_the_session_and_takes_the_cookie(browser: Client, database: Database) -> None:
     token = browser.http.cookies["ximler"]
-    answer = await browser.http.delete("/session", headers=OURS)
+    answer = await browser.http.delete("/v1/session", headers=OURS)
     assert answer.status_code == 204
     assert "Max-Age=0" in answer.headers["set-cookie"]
     assert "ximler" not in browser.http.cookies
     again = await browser.http.post("/graphql", json=ME, headers={**OURS, "Cookie": f"ximler={token}"})
     assert again.status_code == 401
-    assert (await browser.http.delete("/session", headers=OURS)).status_code == 204
+    assert (await browser.http.delete("/v1/session", headers=OURS)).status_code == 204
 
 
 async def test_signing_out_by_graphql_takes_the_cookie_too(browser: Client) -> None:
@@ -144,7 +144,7 @@ async def test_signing_out_by_graphql_takes_the_cookie_too(browser: Client) -> N
 
 async def test_a_refresh_gives_a_new_cookie_and_the_old_one_opens_nothing(browser: Client) -> None:
     old = browser.http.cookies["ximler"]
-    answer = await browser.http.post("/session/refresh", headers=OURS)
+    answer = await browser.http.post("/v1/session/refresh", headers=OURS)
     assert answer.status_code == 200
     assert browser.http.cookies["ximler"] != old
     assert old not in answer.text

@@ -36,11 +36,11 @@ def events(database: Database, count: int, **fields: Any) -> list[dict[str, Any]
 async def test_a_program_records_as_lines_or_as_an_array(key: Client, database: Database) -> None:
     sent = events(database, 7)
     lines = b"\n".join(map(msgspec.json.encode, sent))
-    answer = await key.http.post("/usage/events", content=lines, headers=head(key, "application/x-ndjson"))
+    answer = await key.http.post("/v1/usage/events", content=lines, headers=head(key, "application/x-ndjson"))
     assert answer.status_code == 200
     assert answer.json() == {"lines": 7, "accepted": 7, "duplicates": 0, "refused": [], "complete": True}
     body = msgspec.json.encode([*sent, {"id": "more", "at": "yesterday"}])
-    answer = await key.http.post("/usage/events", content=body, headers=head(key, "application/json"))
+    answer = await key.http.post("/v1/usage/events", content=body, headers=head(key, "application/json"))
     assert (answer.json()["accepted"], answer.json()["duplicates"]) == (0, 7)
     assert answer.json()["refused"] == [
         {"line": 8, "status": "INVALID", "reason": "at: Invalid RFC3339 encoded datetime"}
@@ -55,7 +55,7 @@ async def test_a_stream_may_be_longer_than_any_other_body(key: Client, database:
         for event in events(database, 3000, source="x" * 100):
             yield msgspec.json.encode(event) + b"\n"
 
-    answer = await key.http.post("/usage/events", content=body(), headers=head(key, "application/x-ndjson"))
+    answer = await key.http.post("/v1/usage/events", content=body(), headers=head(key, "application/x-ndjson"))
     assert answer.json()["accepted"] == 3000
 
 
@@ -71,7 +71,7 @@ async def test_a_stream_ends_when_its_key_is_revoked(kind: str, key: Client, dat
         await asyncio.sleep(1)  # within which a revocation holds
         yield second + closed
 
-    answer = await key.http.post("/usage/events", content=body(), headers=head(key, kind))
+    answer = await key.http.post("/v1/usage/events", content=body(), headers=head(key, kind))
     assert (answer.status_code, answer.json()["code"]) == (401, "API_KEY_REFUSED")
     assert await database.raw["usageevents"].count_documents({}) == 0
 
@@ -86,7 +86,7 @@ async def test_a_stream_ends_when_its_key_is_revoked(kind: str, key: Client, dat
     ],
 )
 async def test_what_is_neither_is_refused(kind: str, body: bytes, says: str, key: Client) -> None:
-    answer = await key.http.post("/usage/events", content=body, headers=head(key, kind))
+    answer = await key.http.post("/v1/usage/events", content=body, headers=head(key, kind))
     assert answer.status_code == 422
     assert says in answer.text
 
@@ -94,7 +94,7 @@ async def test_what_is_neither_is_refused(kind: str, body: bytes, says: str, key
 async def test_nobody_invents_usage(ada: Client, client: Client, database: Database) -> None:
     reader = await with_scope(ada, database, "usage:read")
     for who, status in ((client, 401), (ada, 403), (reader, 403)):
-        answer = await who.http.post("/usage/events", content=b"[]", headers=head(who, "application/json"))
+        answer = await who.http.post("/v1/usage/events", content=b"[]", headers=head(who, "application/json"))
         assert answer.status_code == status
     said = await ada.ask('mutation { recordUsage(events: [{id: "a", at: "2026-01-01T00:00:00Z"}]) { status } }')
     assert said.code == "FORBIDDEN"

@@ -125,7 +125,7 @@ async def test_a_picture_is_in_it(database, ada, me) -> None:
 
     path = await avatars.set_picture(database, me, picture())
     archive = await taken(database, me, ada.id)
-    assert archive.read(f"{path.removeprefix('/')}.webp").startswith(b"RIFF")
+    assert archive.read(f"{path.removeprefix('/v1/')}.webp").startswith(b"RIFF")
     await avatars.remove(database, me)
 
 
@@ -198,8 +198,8 @@ async def test_a_reader_that_leaves_lets_go_of_everything(database, ada, me) -> 
 async def test_over_http(app: Any) -> None:
     eve = await Client(app).join("eve@example.com")
     await eve.create("Bridge")
-    assert (await eve.http.get("/export")).status_code == 401
-    answer = await eve.http.get("/export", headers={"Authorization": f"Bearer {eve.token}"})
+    assert (await eve.http.get("/v1/export")).status_code == 401
+    answer = await eve.http.get("/v1/export", headers={"Authorization": f"Bearer {eve.token}"})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/zip"
     assert answer.headers["content-disposition"].startswith('attachment; filename="ximler-20')

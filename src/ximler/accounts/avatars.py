@@ -19,7 +19,7 @@ from ximler.database.files import File
 __all__ = ["BUCKET", "erase", "get", "read", "remove", "set_picture"]
 
 BUCKET = "avatars"
-_PATH = "/avatars/"
+_PATH = "/v1/avatars/"
 _FORGOTTEN = timedelta(hours=1)  # an upload that has not become anybody's avatar by then never will
 
 

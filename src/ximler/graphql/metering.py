@@ -55,7 +55,7 @@ async def most_used(ctx: Context, resource: ResourceType, from_: datetime, to: d
 async def record_usage(ctx: Context, events: list[recording.Event]) -> list[recording.Outcome]:
     if len(events) > _MAX_EVENTS:
         raise Invalid.field(
-            "events", f"{len(events):,} are too many: send {_MAX_EVENTS:,} at most, or POST /usage/events"
+            "events", f"{len(events):,} are too many: send {_MAX_EVENTS:,} at most, or POST /v1/usage/events"
         )
     return await recording.record(ctx.database, ctx.actor, events)
 

@@ -1,1 +1,18 @@
-"""Ximler over HTTP, beside GraphQL: who asks, how errors look, health and metrics, the pages that links lead to."""
+"""REST routes, pages for people, and what every request passes through.
+
+Each module lists its own handlers in `routes`; nothing else registers them. REST is under `/v1`. Pages, health, metrics, docs
+and webhooks are not, because their addresses are kept by browsers, probes and other services.
+"""
+
+import pkgutil
+from importlib import import_module
+
+from litestar.types import ControllerRouterHandler
+
+__all__ = ["routes"]
+
+
+def routes() -> list[ControllerRouterHandler]:
+    """The handlers of every module of this package."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [handler for module in modules for handler in getattr(module, "routes", ())]

@@ -166,7 +166,7 @@ def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def signed_in(*, scope: str | None = None) -> dict[str, Any]:
-    """What a route handler is declared with, for those who are signed in: `@get("/export", **signed_in())`.
+    """What a route handler is declared with, for those who are signed in: `@get("/v1/export", **signed_in())`.
 
     The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, no key may use
     the route.

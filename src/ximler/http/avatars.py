@@ -17,7 +17,7 @@ from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.problems import documented
 
-__all__ = ["remove", "show", "upload"]
+__all__ = ["routes"]
 
 _FORM_OVERHEAD = 10_000  # bytes around the file in a multipart body
 # A picture runs nothing, whatever a browser takes it for; a day in caches, so that it is gone soon after its owner.
@@ -35,7 +35,7 @@ class Avatar(msgspec.Struct, frozen=True):
 
 
 @put(
-    "/avatar",
+    "/v1/avatar",
     **signed_in(),
     tags=["accounts"],
     summary="Choose your picture",
@@ -55,7 +55,7 @@ async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any
 
 
 @delete(
-    "/avatar",
+    "/v1/avatar",
     **signed_in(),
     status_code=200,
     tags=["accounts"],
@@ -73,7 +73,7 @@ async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
 
 
 @get(
-    "/avatars/{picture:str}",
+    "/v1/avatars/{picture:str}",
     tags=["accounts"],
     summary="Somebody's picture",
     media_type=pictures.CONTENT_TYPE,
@@ -110,3 +110,6 @@ async def _sent(request: Request[Any, Any, Any]) -> bytes:
         if isinstance(part, UploadFile):
             return await part.read()
     raise Invalid.field("avatar", "is missing: the form has no file")
+
+
+routes = (upload, remove, show)

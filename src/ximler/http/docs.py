@@ -15,7 +15,7 @@ from litestar.response import File
 
 from ximler import __version__
 
-__all__ = ["assets", "openapi"]
+__all__ = ["openapi", "routes"]
 
 _PATH = "/docs/assets"
 _ASSETS = {
@@ -82,3 +82,6 @@ def _static() -> Path:
     if spec is None or spec.origin is None:
         raise RuntimeError("the package swagger-ui-py is not installed")
     return Path(spec.origin).parent / "static"
+
+
+routes = (assets,)

@@ -10,13 +10,13 @@ from ximler.http.authentication import Caller, signed_in
 from ximler.http.problems import documented
 from ximler.privacy import export
 
-__all__ = ["take_along"]
+__all__ = ["routes"]
 
 _ZIP = "application/zip"
 
 
 @get(
-    "/export",
+    "/v1/export",
     **signed_in(),
     tags=["accounts"],
     summary="Everything that is kept of you",
@@ -34,3 +34,6 @@ async def take_along(caller: NamedDependency[Caller], state: State) -> Stream:
     day = f"{state.database.clock.now():%Y-%m-%d}"
     headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}
     return Stream(archive, media_type=_ZIP, headers=headers)
+
+
+routes = (take_along,)

@@ -16,7 +16,7 @@ from ximler import __version__
 from ximler.core.errors import Unauthenticated, Unavailable
 from ximler.database import Database
 
-__all__ = ["healthz", "metrics", "readyz"]
+__all__ = ["routes"]
 
 
 _PATIENCE_S = 2  # whoever asks has less than the driver's 5 s to find a server, and 45 s for an answer
@@ -32,7 +32,7 @@ class Readiness(msgspec.Struct, frozen=True):
     database: Literal["connected", "disconnected"]
 
 
-@get("/healthz", opt={"api_calls": 0}, tags=["operation"], summary="Is the process alive?")
+@get("/healthz", opt={"api_calls": 0, "quiet": True}, tags=["operation"], summary="Is the process alive?")
 async def healthz() -> Health:
     """Answers as long as the process can. Touches nothing else: restart it when this fails."""
     return Health("ok", __version__)
@@ -40,7 +40,7 @@ async def healthz() -> Health:
 
 @get(
     "/readyz",
-    opt={"api_calls": 0},
+    opt={"api_calls": 0, "quiet": True},
     tags=["operation"],
     summary="Can it do its work?",
     responses={503: ResponseSpec(Readiness, description="The database does not answer", generate_examples=False)},
@@ -58,7 +58,7 @@ async def readyz(state: State) -> Response[Readiness]:
 
 @get(
     "/metrics",
-    opt={"api_calls": 0},
+    opt={"api_calls": 0, "quiet": True},
     tags=["operation"],
     summary="Numbers for Prometheus",
     media_type=MediaType.TEXT,
@@ -76,3 +76,6 @@ def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's own signature
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+routes = (healthz, readyz, metrics)

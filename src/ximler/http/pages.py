@@ -18,18 +18,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import XimlerError
 from ximler.http.problems import documented, headers_of, status_of
 
-__all__ = [
-    "ask_confirmation",
-    "ask_email",
-    "ask_password",
-    "ask_unsubscribe",
-    "change_email",
-    "confirm",
-    "front_door",
-    "request_reset",
-    "reset",
-    "unsubscribe",
-]
+__all__ = ["routes"]
 
 _MAX_USER_AGENT = 300
 _STYLE = (
@@ -252,3 +241,17 @@ def _page(title: str, content: str, *, status: int = 200) -> Response[str]:
         f"<body><main><h1>{title}</h1>{content}</main></body></html>"
     )
     return Response(document, status_code=status, media_type=MediaType.HTML, headers=_HEADERS)
+
+
+routes = (
+    front_door,
+    ask_confirmation,
+    confirm,
+    ask_password,
+    reset,
+    request_reset,
+    ask_unsubscribe,
+    unsubscribe,
+    ask_email,
+    change_email,
+)

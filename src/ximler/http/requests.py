@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import structlog
 from litestar.enums import HttpMethod, ScopeType
+from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
@@ -21,7 +22,6 @@ __all__ = ["Requests", "TrustedProxies"]
 
 _log = structlog.get_logger("ximler.http")
 _ID = re.compile(rb"[A-Za-z0-9._~-]{8,64}")
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 SERVED = Counter("ximler_http_requests_total", "Requests answered.", ("method", "route", "status"))
 SECONDS = Histogram(
@@ -122,7 +122,8 @@ class Requests:
             seconds = time.perf_counter() - started
             route = scope.get("path_template") or "other"
             self._count(method, route, status, seconds)
-            log = _log.debug if scope["path"] in _QUIET else _log.info
+            handler: BaseRouteHandler | None = scope.get("route_handler")  # None where nothing is at the path
+            log = _log.debug if handler and handler.opt.get("quiet") else _log.info
             log("request", method=method, path=printable(scope["path"]), status=status, ms=round(seconds * 1000, 2))
 
     def _count(self, method: str, route: str, status: int, seconds: float) -> None:

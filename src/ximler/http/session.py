@@ -17,7 +17,7 @@ from ximler.http.authentication import Authentication, Caller, signed_in
 from ximler.http.idempotency import idempotent
 from ximler.http.problems import documented
 
-__all__ = ["refresh", "sign_in", "sign_out"]
+__all__ = ["routes"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _Text = Annotated[str, msgspec.Meta(max_length=1000)]
@@ -49,7 +49,7 @@ def _responses(**reasons: str) -> dict[int, ResponseSpec]:
 
 
 @post(
-    "/session",
+    "/v1/session",
     tags=["accounts"],
     summary="Sign in, to a cookie",
     status_code=200,
@@ -76,7 +76,7 @@ async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[
 
 
 @post(
-    "/session/refresh",
+    "/v1/session/refresh",
     tags=["accounts"],
     summary="Exchange the session's cookie for a new one",
     status_code=200,
@@ -93,7 +93,7 @@ async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[Sig
 
 
 @delete(
-    "/session",
+    "/v1/session",
     tags=["accounts"],
     summary="Sign out",
     status_code=204,
@@ -132,3 +132,6 @@ def _origin(request: Request[Any, Any, Any]) -> Actor:
     known = request.scope.get("state", {})
     agent = request.headers.get("user-agent", "")[:300] or None
     return Actor(address=known.get("address"), user_agent=agent, request_id=known.get("request_id"))
+
+
+routes = (sign_in, refresh, sign_out)

@@ -13,7 +13,7 @@ from ximler.http.problems import documented
 from ximler.metering.ledger.events import require_recorder
 from ximler.metering.ledger.ingest import Report, ingest
 
-__all__ = ["record_events"]
+__all__ = ["routes"]
 
 _MAX_ARRAY = 20_000_000
 _BATCH = 5000  # others are served by the same process between two of them
@@ -22,7 +22,7 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @post(
-    "/usage/events",
+    "/v1/usage/events",
     **signed_in(scope="usage:write"),
     status_code=200,
     tags=["usage"],
@@ -75,3 +75,6 @@ async def _lines(request: Request[Any, Any, Any], kind: str) -> AsyncIterator[by
         raise Invalid(f"This is no JSON array of events: {problem}") from None
     for event in events:
         yield bytes(event).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+
+
+routes = (record_events,)
