@@ -1,7 +1,9 @@
 """Passwords and tokens: what is stored, what is refused, and that neither blocks anybody else."""
 
 import asyncio
+import unicodedata
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ from ximler.accounts.keyring import MAX_PASSWORD, MIN_PASSWORD, Keyring
 from ximler.core.errors import Invalid
 from ximler.core.settings import Settings, SettingsError
 
+Form = Literal["NFC", "NFD", "NFKC"]
 KEY = "the first secret key that is long enough"
 
 
@@ -125,3 +128,59 @@ def test_a_key_that_is_missing_or_too_short_is_refused_before_anything_is_served
 ) -> None:
     with pytest.raises(SettingsError, match="XIMLER_SECRET_KEY"):
         make(secret_key=key)
+
+
+FORMS = [
+    ("Amélie à Genève", "NFC", "NFD"),
+    ("Amélie à Genève", "NFD", "NFC"),
+    ("ﬁne ①② passwords", "NFC", "NFKC"),
+    ("ｐａｓｓｗｏｒｄ in full width", "NFC", "NFKC"),
+    ("비밀번호는 길어야 한다", "NFC", "NFD"),
+    ("Å is an Å and so is A with a ring", "NFC", "NFD"),
+]
+
+
+@pytest.mark.parametrize(("password", "chosen", "typed"), FORMS)
+async def test_a_password_is_the_same_in_every_unicode_form(
+    keyring: Keyring, password: str, chosen: Form, typed: Form
+) -> None:
+    stored = await keyring.hash_password(unicodedata.normalize(chosen, password))
+    assert await keyring.verify_password(stored, unicodedata.normalize(typed, password))
+    assert not await keyring.verify_password(stored, unicodedata.normalize(typed, password + "!"))
+    assert await keyring.rehash(stored, unicodedata.normalize(typed, password)) is None
+
+
+@pytest.mark.parametrize(("password", "chosen", "typed"), FORMS)
+async def test_a_hash_of_the_form_that_was_typed_verifies_and_is_rewritten(
+    keyring: Keyring, password: str, chosen: Form, typed: Form
+) -> None:
+    raw = unicodedata.normalize("NFD", password)  # hashed before passwords were normalised
+    old = keyring._hasher.hash(raw)
+    assert await keyring.verify_password(old, raw)
+    fresh = await keyring.rehash(old, raw)
+    if fresh is not None:
+        assert await keyring.verify_password(fresh, unicodedata.normalize(chosen, password))
+        assert await keyring.verify_password(fresh, unicodedata.normalize(typed, password))
+        assert await keyring.rehash(fresh, raw) is None
+    else:
+        assert raw == unicodedata.normalize("NFKC", password)
+
+
+async def test_a_wrong_password_costs_the_same_with_and_without_an_account(keyring: Keyring) -> None:
+    hashed = []
+    compute = keyring.compute
+
+    async def counted(work, *args):  # type: ignore[no-untyped-def]
+        hashed.append(work)
+        return await compute(work, *args)
+
+    stored = await keyring.hash_password("correct horse battery")
+    await keyring.verify_password(None, "the decoy is made once")
+    keyring.compute = counted  # type: ignore[method-assign]
+    for password in ("plain ASCII, wrong", "Ame\u0301lie, decomposed", "Amélie, composed"):
+        costs = []
+        for known in (stored, None, "$2b$10$abcdefghijklmnopqrstuv"):
+            hashed.clear()
+            assert not await keyring.verify_password(known, password)
+            costs.append(len(hashed))
+        assert len(set(costs)) == 1, password

@@ -1,4 +1,4 @@
-"""Secrets: password hashes, bearer tokens that the database knows only by a keyed hash, and what it keeps encrypted."""
+"""Secrets: password hashes, bearer tokens (stored as keyed hashes only), signed tokens, and encryption at rest."""
 
 import asyncio
 import base64
@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,12 +19,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from ximler.accounts.breaches import Breaches
 from ximler.core.errors import Invalid, Unavailable
 from ximler.core.settings import Settings
 
 T = TypeVar("T")
 
-__all__ = ["Busy", "KeyLost", "Keyring"]
+__all__ = ["MAX_PASSWORD", "MIN_PASSWORD", "Busy", "KeyLost", "Keyring", "normalised"]
 
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
@@ -49,14 +51,14 @@ class KeyLost(Unavailable):
 class Keyring:
     """What settings say about secrets, ready for use. One a process; `close` ends its threads.
 
-    Passwords: Argon2id (OWASP's parameters), in a bounded pool of threads, so that many sign-ins at once neither block the
-    event loop nor take more than `argon2_threads` × `argon2_memory_kib` of memory.
+    Passwords: Argon2id (OWASP's parameters), in a bounded pool of threads, so that many sign-ins at once
+    neither block the event loop nor take more than `argon2_threads` × `argon2_memory_kib` of memory.
 
-    Tokens: 256 random bits; stored as HMAC-SHA256 with the secret key, so that neither reading nor writing the database is
-    enough to sign in. With several keys, the first makes and all verify.
+    Tokens: 256 random bits; stored as HMAC-SHA256 with the secret key, so that neither reading nor writing
+    the database is enough to sign in. With several keys, the first makes and all verify.
 
-    What must be read again (the secret of a second factor) is encrypted, and bound to its purpose and whose it is. With
-    several keys, the first encrypts and all decrypt.
+    What must be read again (the secret of a second factor) is encrypted, and bound to its purpose and whose
+    it is. With several keys, the first encrypts and all decrypt.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -66,12 +68,15 @@ class Keyring:
         )
         self._threads = ThreadPoolExecutor(settings.argon2_threads, thread_name_prefix="argon2")
         self._decoy: str | None = None
-        self.breach_lookup_url = settings.breach_lookup_url
+        self.breaches = Breaches(settings.breach_lookup_url) if settings.breach_lookup_url else None
         self._turns = asyncio.Semaphore(_TURNS_A_THREAD * settings.argon2_threads)
         self._ciphers: dict[tuple[bytes, str], tuple[bytes, AESGCM]] = {}
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
-        """The Argon2id hash to store. Raises Invalid for a password that is too short or too long to be one."""
+        """The Argon2id hash to store, of the normalised password. Raises Invalid for one that is too short or
+        too long.
+        """
+        password = normalised(password)
         if len(password) < MIN_PASSWORD:
             raise Invalid.field(field, f"must be {MIN_PASSWORD} characters or more")
         if len(password) > MAX_PASSWORD:
@@ -81,32 +86,43 @@ class Keyring:
         return await self.compute(self._hasher.hash, password)
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
-        """Whether the password is the stored one.
+        """Whether the password matches the stored hash, in its normalised form or, for older hashes, as it
+        was typed.
 
-        Without a stored one (no such account), or with one of a kind that is not ours, it takes the same time to say no.
+        Without a stored hash (no such account), or with one of an unknown kind, rejecting takes the same
+        time.
         """
         if len(password) > MAX_PASSWORD or not _is_unicode(password):
             return False
+        forms = dict.fromkeys((normalised(password), password))
         if stored is None or not stored.startswith(_PREFIX):
             if self._decoy is None:
                 self._decoy = await self.compute(self._hasher.hash, secrets.token_urlsafe())
-            await self.compute(self._matches, self._decoy, password)
+            for form in forms:
+                await self.compute(self._matches, self._decoy, form)
             return False
-        return await self.compute(self._matches, stored, password)
+        for form in forms:
+            if await self.compute(self._matches, stored, form):
+                return True
+        return False
 
     async def rehash(self, stored: str, password: str) -> str | None:
-        """A new hash of the password that `stored` is of, where the settings have changed since that was made; else None.
+        """A new hash of the password that `stored` matches, if that was made with other settings or of
+        another Unicode form.
 
-        It asks nothing of the password: whoever has it may have chosen it under other rules.
+        Today's rules for passwords do not apply: the password may be older than they are.
         """
-        if not self._hasher.check_needs_rehash(stored):
+        form = normalised(password)
+        current = not self._hasher.check_needs_rehash(stored)
+        if current and (form == password or await self.compute(self._matches, stored, form)):
             return None
-        return await self.compute(self._hasher.hash, password)
+        return await self.compute(self._hasher.hash, form)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One of a few turns, two a thread, for who looks whether they may guess, guesses, and says what came of it: of a
-        burst, however large, each sees what those before it did. Raises Busy after a minute."""
+        """One of a few turns, two a thread, for who looks whether they may guess, guesses, and says what came
+        of it: of a burst, however large, each sees what those before it did. Raises Busy after a minute.
+        """
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._turns.acquire()
@@ -134,7 +150,9 @@ class Keyring:
         return hmac.new(self._keys[0], message, hashlib.sha256).digest()
 
     def sign(self, purpose: str, subject: ObjectId) -> str:
-        """A token that says `subject`, for one purpose. The same every time, so that a mail sent again has the same link."""
+        """A token that says `subject`, for one purpose. The same every time, so that a mail sent again has
+        the same link.
+        """
         return _text(subject.binary + self._mac(self._keys[0], purpose, subject))
 
     def verify(self, purpose: str, token: str) -> ObjectId | None:
@@ -147,8 +165,8 @@ class Keyring:
         return subject if genuine and _text(raw) == token else None
 
     def encrypt(self, purpose: str, subject: ObjectId, secret: bytes) -> bytes:
-        """AES-256-GCM under a key derived from the secret key for this purpose alone. Only `decrypt` for the same purpose and
-        subject reads it: moved to somebody else's document it is refused.
+        """AES-256-GCM under a key derived from the secret key for this purpose alone. Only `decrypt` for the
+        same purpose and subject reads it: moved to somebody else's document it is refused.
 
         The nonces are random: good for 2³² messages a purpose and key (NIST SP 800-38D, 8.3).
         """
@@ -176,6 +194,8 @@ class Keyring:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self.breaches:
+            self.breaches.close()
 
     async def compute(self, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)` in the pool, for what takes long."""
@@ -203,6 +223,15 @@ class Keyring:
     @staticmethod
     def _id(key: bytes, token: str) -> bytes:
         return hmac.digest(key, token.encode(), "sha256")  # in one go: a third of the time
+
+
+def normalised(password: str) -> str:
+    """The form that is hashed: NFKC (NIST SP 800-63B, 3.1.1.2), so that it does not matter how a keyboard
+    composes `é`.
+
+    One that is too long to be a password is returned as it is.
+    """
+    return unicodedata.normalize("NFKC", password) if len(password) <= MAX_PASSWORD else password
 
 
 def _text(raw: bytes) -> str:
