@@ -11,12 +11,15 @@ import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bson import ObjectId
 from litestar.types import ASGIApp
+from pymongo import AsyncMongoClient
+from tests.failing import Failing
 from tests.serving import Client, serve
 
 from ximler.core.actor import Actor
@@ -110,13 +113,42 @@ async def _worker_database(mongodb_uri: str) -> AsyncIterator[Database]:
 @pytest.fixture
 async def database(_worker_database: Database) -> AsyncIterator[Database]:
     """Initialised and seeded, as a new installation; emptied after the test."""
-    database = _worker_database
+    async with _restored(_worker_database) as database:
+        yield database
+
+
+@asynccontextmanager
+async def _restored(database: Database) -> AsyncIterator[Database]:
     seeds = {name: await database.raw[name].find({}).to_list() for name in ("plans", "coupons")}
     yield database
     database.clock.offset_ms = 0
     await asyncio.gather(*(database.raw[c.name].delete_many({}) for c in CATALOGUE if c is not META))
     for name, documents in seeds.items():
         await database.raw[name].insert_many(documents)
+
+
+@pytest.fixture(scope="session")
+async def own_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[server.Server]:
+    """A replica set with passwords that a test may kill and restart."""
+    running = await server.start(tmp_path_factory.mktemp("own") / "data", parameters={"enableTestCommands": "1"})
+    yield running
+    await running.stop()
+
+
+@pytest.fixture(scope="session")
+async def _failing(own_server: server.Server) -> AsyncIterator[Failing]:
+    database = await connect(own_server.uri, name="failing")
+    assert await sync.initialise(database) == []
+    async with AsyncMongoClient(own_server.admin_uri) as admin:
+        yield Failing(database, admin)
+    await database.close()
+
+
+@pytest.fixture
+async def failing(_failing: Failing) -> AsyncIterator[Failing]:
+    """A database, as `database`, whose commands can be made to fail."""
+    async with _restored(_failing.database):
+        yield _failing
 
 
 @pytest.fixture

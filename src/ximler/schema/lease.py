@@ -1,0 +1,28 @@
+"""`leases`: which process does what one process at a time may do. Private to database."""
+
+from datetime import datetime
+
+from msgspec import field
+
+from ximler.schema.document import Collection, Document, ShardKey
+
+__all__ = ["LEASES", "Lease"]
+
+
+class Lease(Document, kw_only=True):
+    """`fence` grows by one with each new holder, so a document is never removed. `writes` counts guarded transactions."""
+
+    id: str = field(name="_id")
+    holder: str
+    until: datetime  # by the server's clock
+    fence: int
+    writes: int = 0
+
+
+LEASES = Collection(
+    name="leases",
+    document=Lease,
+    purpose="Which process does what one process at a time may do: settlement, sealing, migrations.",
+    owner="database",
+    shard_key=ShardKey((), "a handful of documents"),
+)
