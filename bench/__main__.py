@@ -105,4 +105,5 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,22 +1,14 @@
 """Topic `auth`: knowing who asks. In this process, key by key; and over HTTP, the same request with a key, a session, neither."""
 
 import asyncio
-import os
-import re
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
-from pathlib import Path
+from contextlib import suppress
 from statistics import median
-from urllib.parse import urlsplit
 
 from bench.contest import Contestant, compete, ratio
 from bench.load import burst
 from bench.report import Figure, Table, spread, us
+from bench.served import SECRET, served
 from bench.setup import Setup
 from ximler.accounts import sessions
 from ximler.accounts.keyring import Keyring
@@ -39,12 +31,11 @@ OPEN, KEYED, SIGNED_IN = "without authentication", "with an API key, metered", "
 ADDRESS = "192.0.2.1"
 ANSWER = b'{"data":{"__typename":"Query"}}'
 BATCH, COLD_BATCH, REQUESTS, CONNECTIONS = 20_000, 100, 4000, 16
-_PATIENCE_S = 60
 
 
 async def run(setup: Setup) -> list[Table]:
     async with setup.database(initialised=True) as database:
-        settings = Settings(mongodb_uri=setup.uri, database=database.name, secret_key="k" * 32)
+        settings = Settings(mongodb_uri=setup.uri, database=database.name, secret_key=SECRET)
         user = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
         feed = Feed(database)
         running = asyncio.create_task(feed.run())
@@ -134,7 +125,7 @@ async def _over_http(setup: Setup, database: Database, settings: Settings, user:
     await database.subscriptions.insert(
         Subscription(user_id=user.id, plan_id="enterprise", status="ACTIVE", start_date=now, price=99)
     )
-    async with _served(setup, database) as port:
+    async with served(setup, database, log_level="warning") as (port, _):
         body = b'{"query":"{ __typename }"}'
         head = (
             f"POST /graphql HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
@@ -169,32 +160,3 @@ async def _over_http(setup: Setup, database: Database, settings: Settings, user:
         ],
         samples=samples,
     )
-
-
-@asynccontextmanager
-async def _served(setup: Setup, database: Database) -> AsyncIterator[int]:
-    """`ximler up` on the database."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XIMLER_", "MONGODB_"))}
-    environment |= {
-        "MONGODB_URI": setup.uri,
-        "XIMLER_DATABASE": database.name,
-        "XIMLER_SECRET_KEY": "k" * 32,
-        "XIMLER_LOG_LEVEL": "warning",
-        "XIMLER_WORKER": "false",
-        "XIMLER_API_RATE": "1000000",
-        "XIMLER_API_BURST": "1000000",
-    }
-    with tempfile.NamedTemporaryFile("r") as said:
-        command = [sys.executable, "-m", "ximler", "up", "--port", "0"]
-        with Path(said.name).open("w") as stderr:  # noqa: ASYNC230 (a moment)
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
-        try:
-            began = datetime.now(UTC)
-            while not (found := re.search(r"(http://\S+)/graphql", Path(said.name).read_text())):  # noqa: ASYNC240 (tiny)
-                if process.poll() is not None or (datetime.now(UTC) - began).total_seconds() > _PATIENCE_S:
-                    raise RuntimeError(f"ximler up ended: {Path(said.name).read_text()}")  # noqa: ASYNC240 (the end)
-                await asyncio.sleep(0.05)
-            yield urlsplit(found[1]).port or 80
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait, 30)

@@ -1,4 +1,4 @@
-"""Topic `graphql`: the engine's own cost, beside plain graphql-core, on data that is in memory already."""
+"""Topic `graphql`: the engine's own cost, beside plain graphql-core, on data in memory; then whole queries (`bench.queries`)."""
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import graphql
 import msgspec
 
+from bench import queries
 from bench.client import post
 from bench.contest import Contestant, compete, ratio
 from bench.report import Figure, Table, spread, us
@@ -80,7 +81,8 @@ async def _things(ctx: object) -> list[Thing]:
 
 
 async def run(setup: Setup) -> list[Table]:
-    return [await _compare(setup, shape, requests) for shape, requests in (("1 × 2", 300), ("50 × 9", 20))]
+    inside = [await _compare(setup, shape, requests) for shape, requests in (("1 × 2", 300), ("50 × 9", 20))]
+    return inside + await queries.run(setup)
 
 
 async def _compare(setup: Setup, shape: str, requests: int) -> Table:
