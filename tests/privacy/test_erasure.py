@@ -61,7 +61,6 @@ FATES = {
     "refusals": "hashes, gone within minutes",
     "replies": "encrypted under what nobody here knows, gone within a day",
     "auditseals": "hashes",
-    "receipts": "hashes and amounts, gone within a day",
     "usageevents": "amounts kept, under hashes",
     "usagebatches": "amounts, on their way into the ledger",
     "usagesettlements": "amounts, on their way into the ledger",

@@ -67,23 +67,6 @@ class History(RuleBasedStateMachine):
 
         self.run(work())
 
-    @rule(who=WHO, units=st.integers(1, 30), key=st.integers(0, 3))
-    def consume_under_a_key(self, who: int, units: int, key: int) -> None:
-        async def receipts() -> dict[Any, Any]:
-            found = self.database.raw["receipts"].find({"userId": self.user_id})
-            return {receipt["_id"]: receipt["createdAt"] async for receipt in found}
-
-        async def work() -> None:
-            meter, before = self.meters[who], await receipts()
-            try:
-                await meter.consume(self.actor, units=units, idempotency_key=f"{units}:{key}")
-            except LimitExceeded:
-                return
-            if await receipts() != before:  # a new one, or one for a key that was a day old
-                self.served[meter._tallies[self.user_id].quota_id] += units
-
-        self.run(work())
-
     @rule(who=WHO)
     def sweep(self, who: int) -> None:
         self.run(self.meters[who].sweep())

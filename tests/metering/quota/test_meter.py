@@ -13,14 +13,12 @@ from tests.database.following import end
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid, LimitExceeded, Unauthenticated, Unavailable
+from ximler.core.errors import Invalid, LimitExceeded, Unauthenticated, Unavailable
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.metering.limits import entitlements
-from ximler.metering.quota import leases, receipts
+from ximler.metering.quota import leases
 from ximler.metering.quota.meter import Meter
-from ximler.schema.receipt import Receipt
-from ximler.schema.user import User
 
 OPERATOR = Actor(kind="operator", via="cli")
 HOUR_MS = 3_600_000
@@ -697,90 +695,3 @@ async def test_a_subscription_begins_periods_of_its_own(
     assert sorted((q["superseded"], q["settled"]) for q in old_and_new) == (
         [(False, 2), (True, 1000)] if start.day != 1 else [(False, 1002)]
     )
-
-
-# Idempotency keys
-
-
-async def test_the_same_under_one_key_counts_once(database: Database, person: Actor, meter: Meter) -> None:
-    for _ in range(3):
-        allowance = await meter.consume(person, units=7, idempotency_key="order 1")
-        assert allowance.remaining == 993
-    await meter.sweep()
-    await meter.consume(person, units=7, idempotency_key="order 2")
-    await meter.close()
-    assert (await quota(database, person))["settled"] == 14
-
-
-async def test_the_same_key_in_many_processes_at_once_counts_once(database: Database, person: Actor) -> None:
-    async with process(database) as one, process(database) as other, process(database) as third:
-        await asyncio.gather(
-            *(
-                meter.consume(person, units=3, route="GET /", idempotency_key=str(number))
-                for number in range(10)
-                for meter in (one, other, third) * 3
-            )
-        )
-    assert (await quota(database, person))["settled"] == 30
-    assert sum(row["amount"] for row in await rows(database, person)) == 30
-
-
-async def test_what_another_process_has_remembered_meanwhile_is_not_counted(
-    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await meter.consume(person, units=2)
-    keep = receipts.keep
-
-    async def slow(database: Database, receipt: Receipt) -> bool:
-        assert await keep(database, receipt)  # by another process, in the same moment
-        grow_old(meter)
-        await meter.sweep()  # which must not give back what is held
-        return await keep(database, receipt)
-
-    monkeypatch.setattr(receipts, "keep", slow)
-    await meter.consume(person, units=7, idempotency_key="order 1")
-    await meter.close()
-    document = await quota(database, person)
-    assert (document["settled"], document["granted"], document["leases"]) == (2, 2, {})
-
-
-async def test_a_use_whose_receipt_may_have_been_kept_counts(
-    database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(receipts, "keep", _refuse)
-    with pytest.raises(Unavailable):
-        await meter.consume(person, units=7, idempotency_key="order 1")
-    await meter.close()
-    assert (await quota(database, person))["settled"] == 7
-
-
-async def test_a_key_for_something_else_is_a_conflict_and_costs_nothing(
-    database: Database, person: Actor, meter: Meter
-) -> None:
-    await meter.consume(person, units=7, idempotency_key="order 1")
-    with pytest.raises(Conflict, match="7 apiCalls") as reused:
-        await meter.consume(person, units=8, idempotency_key="order 1")
-    assert reused.value.code == "IDEMPOTENCY_KEY_REUSED"
-    await meter.close()
-    assert (await quota(database, person))["settled"] == 7
-
-
-async def test_a_key_is_known_although_nothing_is_left(database: Database, person: Actor, meter: Meter) -> None:
-    await meter.consume(person, units=1000, idempotency_key="all")
-    await meter.consume(person, units=1000, idempotency_key="all")
-    with pytest.raises(LimitExceeded):
-        await meter.consume(person, idempotency_key="more")
-    with pytest.raises(LimitExceeded):
-        await meter.consume(person, idempotency_key="more")
-
-
-async def test_a_key_is_somebodys_own_and_for_a_day(database: Database, person: Actor, meter: Meter) -> None:
-    other = await database.users.insert(User(name="Bob", email="bob@example.com", password="-"))
-    await meter.consume(person, units=7, idempotency_key="order 1")
-    await meter.consume(Actor(kind="user", user_id=other.id), units=8, idempotency_key="order 1")
-    database.clock.offset_ms += 24 * HOUR_MS
-    await meter.consume(person, units=9, idempotency_key="order 1")
-    await meter.close()
-    assert sum(row["amount"] for row in await rows(database, person)) == 16
-    with pytest.raises(Invalid, match="idempotencyKey"):
-        await meter.consume(person, idempotency_key="")

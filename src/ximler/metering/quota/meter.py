@@ -29,10 +29,9 @@ from ximler.core.errors import Invalid, Unavailable, XimlerError
 from ximler.database import Database
 from ximler.metering.ledger import rows
 from ximler.metering.limits.entitlements import open_quota
-from ximler.metering.quota import leases, receipts
+from ximler.metering.quota import leases
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.metering.quota.leases import Return
-from ximler.metering.quota.receipts import KeyReused
 from ximler.metering.quota.tally import Tally
 from ximler.metering.reports import alerts
 from ximler.schema.quota import Quota
@@ -90,23 +89,13 @@ class Meter:
         self._closed = False
 
     async def consume(
-        self,
-        actor: Actor,
-        resource: str = "apiCalls",
-        units: int = 1,
-        *,
-        route: str | None = None,
-        idempotency_key: str | None = None,
+        self, actor: Actor, resource: str = "apiCalls", units: int = 1, *, route: str | None = None
     ) -> Allowance:
         """Use units on the actor's account, or raise QuotaExceeded, in which case nothing is used.
 
-        Usually without the database; a command now and then. `route` says what for, in the ledger's metadata. Under an
-        `idempotency_key` the same counts once in 24 hours, for one command more, or two the first time.
-        Raises Invalid, Unauthenticated, NotFound, KeyReused, and Unavailable when units must be had from a database that does
-        not answer.
+        Usually without a round trip, otherwise one. `route` is recorded in the ledger's metadata. Raises Invalid,
+        Unauthenticated, NotFound, and Unavailable where units must be granted by a database that does not answer.
         """
-        if idempotency_key is not None:
-            return await self._consume_once(actor, resource, units, route, idempotency_key)
         allowance = self.take(actor, units, route=route) if resource == "apiCalls" else None
         if allowance is None:
             tally = await self._obtain(actor, resource, units)
@@ -129,31 +118,6 @@ class Meter:
         if free is None:
             return Allowance(None, None, tally.period_end_ms)
         return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end_ms)
-
-    async def _consume_once(self, actor: Actor, resource: str, units: int, route: str | None, key: str) -> Allowance:
-        """Hold the units while the key is remembered, and count them if nobody has remembered it before.
-
-        Remembering first, a crash in between would leave a key that is served and was never counted.
-        """
-        user_id = actor.require_user()
-        _check(resource, units)
-        receipt = receipts.receipt(user_id, "apiCalls", units, key)
-        if await receipts.find(self._database, receipt):
-            return await self._peek(user_id)
-        tally = await self._obtain(actor, resource, units)
-        lease_id = tally.hold(units)
-        used = True  # where the answer is lost: it may have been remembered
-        try:
-            used = await receipts.keep(self._database, receipt)
-        except KeyReused:
-            used = False
-            raise
-        finally:
-            tally.release(units, lease_id, actor.api_key_id, route, used=used)
-        return _allowance(tally)
-
-    async def _peek(self, user_id: ObjectId) -> Allowance:
-        return _allowance(await self._current(user_id))
 
     async def run(self) -> None:
         """Report, look and reap until cancelled."""
@@ -319,7 +283,7 @@ class Meter:
             returns = [
                 Return(quota_id=t.quota_id, lease_id=t.lease_id, seq=t.seq, grants=t.grants, n=t.n)
                 for t in busy
-                if t.returning and t.grants and not (t.unreported or t.held or t.hours_due)
+                if t.returning and t.grants and not (t.unreported or t.hours_due)
             ]
             hours = {hour for report in reports for hour in report.hours}
             hours |= {hour for tally in busy for hour in tally.hours_due}

@@ -1,6 +1,6 @@
 """A tally: what this process holds of one quota, and what it has handed out and not yet reported. No I/O.
 
-Invariant: `left = n − unreported − held`, with `n` the lease's open units as the database has them. So whatever a step's answer
+Invariant: `left = n − unreported`, with `n` the lease's open units as the database has them. So whatever a step's answer
 turns out to be, `see` makes the tally right again.
 """
 
@@ -26,7 +26,7 @@ class Tally:
 
     __slots__ = (
         "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
-        "_route", "alerted", "free", "granting", "grants", "held", "hour", "hour_end_ns", "hours_due",
+        "_route", "alerted", "free", "granting", "grants", "hour", "hour_end_ns", "hours_due",
         "hours_written", "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending",
         "period_end", "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used",
         "user_id", "waiting", "wanted",
@@ -38,7 +38,6 @@ class Tally:
         self.lease_id = secrets.token_hex(6)
         self.n = self.seq = self.grants = self.steps = 0  # of the lease and its quota, as last seen
         self.left = 0  # what can be handed out without asking
-        self.held = 0  # set aside: neither left nor handed out
         self.pending = 0  # handed out in this hour, and in no report yet
         self.sent: Report | None = None  # a report whose arrival has not been seen
         self.hours_due: set[str] = set()  # whose rows in the ledger are behind
@@ -73,23 +72,6 @@ class Tally:
             self._count_apart()
             self._key, self._route = key, route
         self._apart += units
-
-    def hold(self, units: int) -> str:
-        """Set units that are `left` aside, until it is known whether they are used; returns what to `release` them by."""
-        self.left -= units
-        self.held += units
-        return self.lease_id
-
-    def release(self, units: int, lease_id: str, key: ObjectId | None, route: str | None, *, used: bool) -> None:
-        """Count what was held, or have it left again. Where the lease is gone they went with it."""
-        if lease_id != self.lease_id:
-            return
-        self.held -= units
-        if used:
-            self.left += units
-            self.take(units, key, route)
-        elif not (self.returning or self.over):
-            self.left += units
 
     @property
     def unreported(self) -> int:
@@ -153,7 +135,7 @@ class Tally:
             if lease.grants > self.grants:
                 self.returning = False  # what was sent to end it cannot arrive any more
             self.n, self.seq, self.grants = lease.n, lease.seq, lease.grants
-            self.left = 0 if self.returning or self.over else self.n - self.unreported - self.held
+            self.left = 0 if self.returning or self.over else self.n - self.unreported
         now = from_ms(now_ms)
         self.limit = quota.limit_at(now)
         self.free = quota.free_at(now)
@@ -177,7 +159,7 @@ class Tally:
         self._detail.clear()
         self._apart = 0
         self.lease_id = secrets.token_hex(6)
-        self.n = self.seq = self.grants = self.left = self.held = 0
+        self.n = self.seq = self.grants = self.left = 0
         self.returning = False
         return lost
 
