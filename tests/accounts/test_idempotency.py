@@ -1,6 +1,7 @@
 """A request that comes again with its key is answered as before, and does nothing more."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from ximler.accounts import idempotency
 from ximler.accounts.idempotency import LEASE, MAX_ANSWER, Answer, AnswerNotKept, KeyInUse, KeyReused
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid
+from ximler.core.errors import Invalid, Unavailable
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 
@@ -132,6 +133,27 @@ async def test_work_that_fails_or_changed_nothing_leaves_the_key_free(
     assert (await once())[1] is False
     assert till.times == 2
     assert await database.raw["replies"].count_documents({}) == 0
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_work_that_was_committed_is_not_done_again_whatever_became_of_its_answer(
+    once: Once, database: Database, fails: bool
+) -> None:
+    async def work() -> Answer:
+        async def write(transaction: Database) -> None:
+            await transaction.raw.sold.insert_one({"n": 1}, session=transaction.session)
+
+        await asyncio.gather(asyncio.ensure_future(database.transaction(write)))  # resolvers run in tasks, too
+        if fails:
+            raise Unavailable("the session could not be started")
+        return Answer(503, b"", final=False)
+
+    with pytest.raises(Unavailable) if fails else contextlib.nullcontext():
+        await once(work=work)
+    with pytest.raises(AnswerNotKept):
+        await once(work=work)
+    assert await database.raw.sold.count_documents({}) == 1
+    await database.raw.sold.drop()
 
 
 async def test_an_answer_too_large_to_keep_is_not_given_again_and_nothing_is_done_again(once: Once) -> None:

@@ -52,6 +52,74 @@ def test_now_is_now_in_whole_milliseconds() -> None:
         assert now.microsecond % 1000 == 0
 
 
+class Moments:
+    """This process's own clock and its monotonic one, moved by hand; and a server whose heartbeats come every 10 seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.own = self.running = self.server = 1_800_000_000_000
+        monkeypatch.setattr(time, "time_ns", lambda: self.own * 1_000_000)
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _: self.running * 1_000_000)
+        self.clock = Clock()
+
+    def pass_s(self, seconds: float) -> None:
+        for name in ("own", "running", "server"):
+            setattr(self, name, getattr(self, name) + round(seconds * 1000))
+
+    def heartbeat(self, *, sent_s_ago: float = 0) -> None:
+        self.clock.observe(from_ms(self.server - round(sent_s_ago * 1000)))
+
+    @property
+    def wrong_by_s(self) -> float:
+        return (self.clock.now_ms() - self.server) / 1000
+
+
+@pytest.fixture
+def moments(monkeypatch: pytest.MonkeyPatch) -> Moments:
+    made = Moments(monkeypatch)
+    for _ in range(3):
+        made.pass_s(10)
+        made.heartbeat()
+    return made
+
+
+@pytest.mark.parametrize("late_s", [0.5, 11, 25, 300])
+def test_a_late_heartbeat_does_not_set_the_clock(moments: Moments, late_s: float) -> None:
+    moments.pass_s(late_s)
+    moments.heartbeat(sent_s_ago=late_s)
+    assert moments.wrong_by_s == 0
+
+
+def test_nor_does_a_row_of_heartbeats_that_waited_while_the_process_was_stopped(moments: Moments) -> None:
+    moments.pass_s(200)
+    for sent_s_ago in range(195, 0, -10):
+        moments.heartbeat(sent_s_ago=sent_s_ago)
+        assert moments.wrong_by_s == 0
+
+
+@pytest.mark.parametrize("by_s", [-3600, -25, 2, 25, 3600])
+def test_a_server_whose_clock_was_set_is_followed_at_its_next_heartbeat(moments: Moments, by_s: int) -> None:
+    moments.server += by_s * 1000
+    moments.pass_s(10)
+    moments.heartbeat()
+    assert moments.wrong_by_s == 0
+
+
+def test_a_server_that_was_set_back_by_less_than_a_heartbeat_is_followed_within_a_minute(moments: Moments) -> None:
+    moments.server -= 5000
+    for _ in range(6):
+        moments.pass_s(10)
+        moments.heartbeat()
+    assert moments.wrong_by_s == 0
+
+
+@pytest.mark.parametrize("by_s", [-3600, -25, -2, 2, 25, 3600])
+def test_a_process_whose_own_clock_was_set_still_goes_by_the_server(moments: Moments, by_s: int) -> None:
+    moments.own += by_s * 1000
+    moments.pass_s(10)
+    moments.heartbeat()
+    assert moments.wrong_by_s == 0
+
+
 @pytest.mark.parametrize("hours", [-30, 0, 5])
 def test_a_clock_goes_by_what_the_server_said_last(hours: int) -> None:
     clock = Clock()

@@ -3,8 +3,11 @@
 import asyncio
 from typing import Any
 
-from tests.serving import PASSWORD, Answer, Client
+import pytest
+from tests.serving import CONFIRM, PASSWORD, Answer, Client
 
+from ximler.accounts import sessions
+from ximler.core.errors import Unavailable
 from ximler.database import Database
 
 CREATE = "mutation ($name: String!) { createProject(input: {name: $name}) { id name } }"
@@ -61,6 +64,21 @@ async def test_an_answer_of_which_a_part_was_done_is_kept(ada: Client, database:
     for _ in range(3):
         assert (await send(ada, query, "a-key")).code == "INVALID"
     assert await database.raw["projects"].count_documents({}) == 1
+
+
+async def test_an_account_is_confirmed_once_though_its_session_could_not_be_started(
+    client: Client, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise Unavailable("the database went away in between")
+
+    token = await client.register("ada@example.com")
+    monkeypatch.setattr(sessions, "start", fail)
+    assert (await send(client, CONFIRM, "a-key", token=token, password=PASSWORD)).code == "UNAVAILABLE"
+    monkeypatch.undo()
+    again = await send(client, CONFIRM, "a-key", token=token, password=PASSWORD)
+    assert (again.status, again.code) == (409, "IDEMPOTENT_ANSWER_NOT_KEPT")
+    assert (await client.sign_in("ada@example.com")).errors == []
 
 
 async def test_queries_do_without(ada: Client, database: Database) -> None:

@@ -3,10 +3,14 @@
 from typing import Any
 
 import httpx
+import msgspec
+import pytest
+from structlog.testing import capture_logs
 from tests.serving import PASSWORD, Client
 
 from ximler.database import Database
 
+BODY = msgspec.json.encode({"email": "ada@example.com", "password": PASSWORD})
 OURS = {"Sec-Fetch-Site": "same-origin", "Idempotency-Key": "a-key"}
 
 
@@ -41,3 +45,33 @@ async def test_a_key_that_is_none_and_a_body_without_end_are_refused(client: Cli
     assert (await sign_in(client, **{"Idempotency-Key": "a key"})).status_code == 422
     large = await client.http.post("/v1/session", content=b"x" * 1_100_000, headers=OURS)
     assert large.status_code in (413, 422)
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "a-key"}])
+async def test_a_client_that_leaves_before_the_end_of_its_body_has_sent_nothing(
+    ada: Client, database: Database, key: dict[str, str]
+) -> None:
+    """What came so far may be complete JSON: it is not carried out."""
+    messages = iter([{"type": "http.request", "body": BODY, "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+    before = await database.raw["sessions"].count_documents({})
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    head = {"content-type": "application/json", **OURS, "Idempotency-Key": "", **key}
+    headers = [(name.lower().encode(), value.encode()) for name, value in head.items() if value]
+    with capture_logs() as logs:
+        await ada.app(
+        {"type": "http", "method": "POST", "path": "/v1/session", "raw_path": b"/v1/session", "query_string": b"",
+         "headers": headers, "client": ("127.0.0.1", 1), "server": ("test", 80), "scheme": "http", "root_path": "",
+         "http_version": "1.1", "asgi": {"version": "3.0"}},
+        receive, send,
+        )  # fmt: skip
+    assert await database.raw["sessions"].count_documents({}) == before
+    assert await database.raw["replies"].count_documents({}) == 0
+    assert [message.get("status") for message in sent] in ([], [499, None])
+    assert "request failed" not in [line["event"] for line in logs]

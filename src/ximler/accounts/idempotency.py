@@ -24,6 +24,7 @@ from ximler.audit.refusals import network
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
 from ximler.database import Database
+from ximler.database.connection import commits
 from ximler.database.failures import DocumentExists
 from ximler.schema.reply import REPLIES, Reply
 
@@ -31,7 +32,7 @@ __all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReu
 
 LEASE = timedelta(seconds=60)
 MAX_ANSWER = 256_000  # bytes: what mutations answer is small, and a day of it is kept
-_TOO_LARGE = b"too large"
+_NOT_KEPT = b"not kept"  # the work was done, and its answer is too large, or was lost
 _KEPT = timedelta(hours=24)
 _KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII
 _NONCE_BYTES = 12
@@ -71,7 +72,8 @@ async def once(
     """The answer of `work`, or the one that this key was given before; and whether it is that. Two commands more than the work.
 
     Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the seconds to wait) while
-    the first is under way, AnswerNotKept when it was done and answered with more than `MAX_ANSWER`.
+    the first is under way, AnswerNotKept when it was done and its answer is larger than `MAX_ANSWER`, or it failed after a
+    transaction of it was committed.
     """
     if not _KEY.fullmatch(key):
         raise Invalid.field("Idempotency-Key", "must be 1 to 255 visible ASCII characters: a random UUID, for example")
@@ -80,28 +82,32 @@ async def once(
     fingerprint = hmac.new(keyring.digest("reply request", subject), request, hashlib.sha256).digest()
     cipher = AESGCM(keyring.digest("reply answer", subject))
     claim = await _claim(database, reply_id, fingerprint)
-    if claim.answer == _TOO_LARGE:
-        raise AnswerNotKept("This was done, and its answer was too large to be kept: read what it made")
+    if claim.answer == _NOT_KEPT:
+        raise AnswerNotKept(
+            "This request was carried out, but its response was not kept: read the current state instead"
+        )
     if claim.answer is not None:
         sealed = claim.answer
         opened = cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], reply_id)
         return msgspec.msgpack.decode(opened, type=Answer), True
     mine = {"_id": reply_id, "leasedUntil": claim.leased_until}
-    try:
-        answer = await work()
-    except Exception:
+    with commits() as committed:
+        try:
+            answer = await work()
+        except BaseException as error:
+            if committed:  # it failed after a part of it was done
+                await database[REPLIES].patch(mine, {"$set": {"answer": _NOT_KEPT}})
+            elif isinstance(error, Exception):
+                await database[REPLIES].delete(mine)
+            raise
+    if not answer.final and not committed:
         await database[REPLIES].delete(mine)
-        raise
-    if answer.final:
+        return answer, False
+    kept = _NOT_KEPT
+    if answer.final and len(answer.body) <= MAX_ANSWER:
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        sealed = (
-            nonce + cipher.encrypt(nonce, msgspec.msgpack.encode(answer), reply_id)
-            if len(answer.body) <= MAX_ANSWER
-            else _TOO_LARGE
-        )
-        await database[REPLIES].patch(mine, {"$set": {"answer": sealed}})
-    else:
-        await database[REPLIES].delete(mine)
+        kept = nonce + cipher.encrypt(nonce, msgspec.msgpack.encode(answer), reply_id)
+    await database[REPLIES].patch(mine, {"$set": {"answer": kept}})
     return answer, False
 
 

@@ -6,7 +6,9 @@ the URI: the server's default is majority, and a client-wide `w` is an error ins
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs
@@ -59,6 +61,26 @@ class StandaloneServer(Unavailable):
     """Transactions and change streams need a replica set."""
 
     code = "STANDALONE_SERVER"
+
+
+_commits: ContextVar[list[bool] | None] = ContextVar("commits", default=None)
+
+
+@contextmanager
+def commits() -> Iterator[list[bool]]:
+    """Record transactions that this task and those it starts commit inside the block, or may have committed."""
+    recorded: list[bool] = []
+    token = _commits.set(recorded)
+    try:
+        yield recorded
+    finally:
+        _commits.reset(token)
+
+
+def _record_commit() -> None:
+    recorded = _commits.get()
+    if recorded is not None:
+        recorded.append(True)
 
 
 class Database:
@@ -168,10 +190,13 @@ class Database:
                     write_concern=WriteConcern("majority"),
                     read_preference=ReadPreference.PRIMARY,
                 )
+            _record_commit()
             for collection, name in bound._to_forget:
                 self.forget(collection, name)
             return result
         except PyMongoError as error:
+            if error.has_error_label("UnknownTransactionCommitResult"):
+                _record_commit()
             if error.has_error_label("TransientTransactionError"):
                 raise DatabaseUnavailable(
                     "The database could not finish the transaction: try again in a moment"

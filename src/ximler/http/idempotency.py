@@ -29,6 +29,8 @@ def idempotent(app: ASGIApp) -> ASGIApp:
             return
         state = scope["litestar_app"].state
         body = await _read(receive)
+        if body is None:
+            return
         asked: Any = [scope.get("method"), scope["path"], scope.get("query_string", b""), body]
 
         async def work() -> Answer:
@@ -72,10 +74,13 @@ async def _recorded(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
     return Answer(status, b"".join(parts), headers, final=status < 400)
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None when the client disconnects before its end. Raises Invalid."""
     body = b""
     while True:
         message: Any = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         body += bytes(message.get("body", b""))
         if len(body) > _MAX_BODY:
             raise Invalid(f"The body is longer than {_MAX_BODY:,} bytes, the limit of requests with an Idempotency-Key")

@@ -50,6 +50,8 @@ _PHRASES = {
     422: "Unprocessable Content",
 }  # RFC 9110's, which HTTPStatus learns in Python 3.13
 MEDIA_TYPE = "application/problem+json"
+# Litestar's detail where the body ends before its end, and the status that proxies log then (nginx's 499).
+_DISCONNECTED, _CLIENT_CLOSED = "client disconnected prematurely", 499
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
@@ -104,6 +106,8 @@ def _ours(request: Request[Any, Any, Any], error: XimlerError) -> Response[bytes
 
 def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Routing and parsing: no such path, wrong method, a body that is not what the route takes."""
+    if error.detail == _DISCONNECTED:
+        return Response(b"", status_code=_CLIENT_CLOSED)  # nobody reads it; it is for the log and the metrics
     if error.status_code >= 500:
         return _unexpected(request, error)
     extra = error.extra if isinstance(error.extra, list) else []
