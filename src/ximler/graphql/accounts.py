@@ -205,7 +205,7 @@ async def regenerate_recovery_codes(ctx: Context) -> list[str]:
 
 
 def _signed_in(ctx: Context, found: sessions.SignedIn) -> dict[str, object]:
-    """A browser that came with a session's cookie gets the new one as a cookie too, and no script sees it."""
+    """Return the new session to a browser with a session cookie as a cookie, which no script can read."""
     token: str | None = found.token
     if ctx.cookies is not None:
         seconds = ctx.settings.session_max_days * 24 * 3600

@@ -1,4 +1,4 @@
-"""What every resolver is handed."""
+"""The context that every resolver receives."""
 
 from typing import Protocol
 
@@ -18,14 +18,14 @@ Header = tuple[bytes, bytes]
 
 
 class Cookies(Protocol):
-    """How a browser is given its session, and rid of it (`http.cookies`)."""
+    """Sets and clears the session cookie of a browser (`http.cookies`)."""
 
     def give(self, token: str, *, seconds: int) -> Header: ...
     def take(self) -> Header: ...
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """One request's: who asks (`user` when they are signed in), and what it takes to answer.
+    """One request: the actor (with `user` when signed in), and the resources that resolvers use.
 
     `reply_headers` are sent with the answer.
     """
@@ -35,7 +35,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     keyring: Keyring
     actor: Actor
     user: User | None = None
-    cookies: Cookies | None = None  # when the caller is a browser that came with one
+    cookies: Cookies | None = None  # for a browser that sent one
     reply_headers: list[Header] = []
 
     @property
@@ -51,6 +51,6 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def permit(ctx: Context, coordinate: str, scope: str | None) -> None:
-    """Refuse an API key that may not use a field (see `engine.scopes`). Raises Forbidden, ScopeMissing."""
+    """Reject an API key without the scope of a field (see `engine.scopes`). Raises Forbidden, ScopeMissing."""
     if ctx.actor.via == "api_key":
         scopes.require(ctx.actor, scope, what=coordinate)

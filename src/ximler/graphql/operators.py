@@ -1,4 +1,4 @@
-"""Resolvers for operators: other people's accounts."""
+"""Resolvers for operators: accounts of users."""
 
 import asyncio
 
