@@ -61,8 +61,9 @@ async def _send_confirmation(tools: Tools, job: Job) -> None:
 
 
 async def _send_reset(tools: Tools, job: Job) -> None:
+    email = job.payload.get("typed", job.payload["email"])
     await credentials.send_reset(
-        tools.database, tools.keyring, tools.settings, tools.mailer, job_id=job.id, email=job.payload["email"]
+        tools.database, tools.keyring, tools.settings, tools.mailer, job_id=job.id, email=email
     )
 
 

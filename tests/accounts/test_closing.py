@@ -196,7 +196,7 @@ async def test_closing_and_reopening_are_mailed_and_logged(door: Door, worker: W
     assert [m["Subject"] for m in mailbox.messages] == ["Your account is closed"]
     body = mailbox.messages[0].get_body(("plain",))
     assert body is not None
-    assert "come back" in body.get_content()
+    assert "You can reopen it until" in body.get_content()
     await door.reopen()
     await worker.run_due()
     assert mailbox.messages[-1]["Subject"] == "Your account is open again"

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from ximler.accounts import registration, sessions
+from ximler.accounts import addresses, registration, sessions
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
+from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.settings import Settings
@@ -139,7 +140,7 @@ async def test_neither_token_nor_password_is_in_the_database(door: Door, secrets
     ],
 )  # fmt: skip
 def test_an_address_is_stored_normalised(given: str, stored: str) -> None:
-    assert registration.address(given) == stored
+    assert addresses.normalised(given) == stored
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_an_address_is_stored_normalised(given: str, stored: str) -> None:
 )  # fmt: skip
 def test_what_is_no_address_is_refused_by_name(email: str) -> None:
     with pytest.raises(Invalid) as refused:
-        registration.address(email)
+        addresses.normalised(email)
     assert refused.value.fields.keys() == {"email"}
     assert len(refused.value.message) < 300
 
@@ -173,7 +174,7 @@ async def test_a_megabyte_of_address_is_refused_at_once(door: Door) -> None:
     "name", ["Ada", "Nguyễn Văn A", "محمد", "علی‌رضا", "山田　太郎", "👩‍🚀 Ada", "O'Neill-Šmit", "x" * 100, "José"]
 )
 def test_peoples_names_are_taken_as_they_are(name: str) -> None:
-    assert registration.person(f" {name} ") == name
+    assert names.checked(f" {name} ", most=names.MAX_PERSON) == name
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_peoples_names_are_taken_as_they_are(name: str) -> None:
 )
 def test_what_is_no_name_is_refused_by_name(name: str) -> None:
     with pytest.raises(Invalid) as refused:
-        registration.person(name)
+        names.checked(name, most=names.MAX_PERSON)
     assert refused.value.fields.keys() == {"name"}
 
 

@@ -119,10 +119,12 @@ async def test_texts_that_cannot_be_stored_are_refused_by_name(attacker: Attacke
 
 
 async def test_unusual_texts_that_are_texts_come_back_as_they_were_sent(attacker: Attacker, database: Database) -> None:
+    no_names = {"\u202eabc", "a\nb", "\ufeffbom"}  # invisible characters and line breaks
     texts = ["x" * 200, "👩‍🚀 Ünïcödé", "مرحبا بالعالم", "\u202eabc", "日本語 プロジェクト", "'; drop table--", "a\nb", "%00",
              "null", "<script>alert(1)</script>", "${7*7}", "{{7*7}}", "\\u0000", "\ufeffbom", "\U0010ffff"]  # fmt: skip
     for text in texts:
-        given = {"name": text, "description": text, "canvasData": {text.replace("$", "").replace(".", ""): text}}
+        name = "n" if text in no_names else text
+        given = {"name": name, "description": text, "canvasData": {text.replace("$", "").replace(".", ""): text}}
         await attacker.expect_answer(UPDATE, id=attacker.project_id, input=given)
         seen = await attacker.expect_answer(
             "query ($id: ID!) { project(id: $id) { name description canvasData } }", id=attacker.project_id

@@ -1,1 +1,3 @@
-"""Who somebody is: registration, credentials, second factor, sessions, profile. Owns `users` and private collections."""
+"""Who somebody is: registration, credentials, second factor, sessions, profile. Owns `users` and private
+collections.
+"""

@@ -1,7 +1,7 @@
 """Users as an operator sees them: found, looked at, verified, locked, signed out.
 
-Every function here takes an operator, and writes to the audit log what they did *and what they saw*: an entry for each page
-that was read, naming the people on it by id.
+Every function here takes an operator, and writes to the audit log what they did *and what they saw*: an entry
+for each page that was read, naming the people on it by id.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ from datetime import datetime
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import sessions, strength
+from ximler.accounts import addresses, sessions, strength
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.registration import AccountExists, address, person
+from ximler.accounts.registration import AccountExists
 from ximler.audit import records
 from ximler.audit.actions import Action
+from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import Position
@@ -83,7 +84,7 @@ async def create(
 ) -> User:
     """An account without a confirmation link. Raises Invalid, WeakPassword, AccountExists, Forbidden."""
     actor.require_operator()
-    name, email = person(name), address(email)
+    name, email = names.checked(name, most=names.MAX_PERSON), addresses.normalised(email)
     await strength.check(keyring, password, own=(name, email))
     user = User(name=name, email=email, password=await keyring.hash_password(password), email_verified=verified)
 
@@ -108,7 +109,8 @@ async def page(
     first: int = 20,
     after: Position | None = None,
 ) -> Page[Account]:
-    """Users, newest first; with `search`, those whose e-mail address or name begins with it, or whose id it is.
+    """Users, newest first; with `search`, those whose e-mail address or name begins with it, or whose id it
+    is.
 
     Raises Invalid, Forbidden.
     """
@@ -125,7 +127,7 @@ async def id_of(database: Database, actor: Actor, who: str) -> ObjectId:
     actor.require_operator()
     if "@" not in who and ObjectId.is_valid(who):
         return ObjectId(who)
-    user = await database.users.find_one({"email": who.strip().lower()}, deleted=True)
+    user = await addresses.holder(database, who)
     if user is None:
         raise NotFound(f"There is no account with the address {who}")
     return user.id
@@ -159,10 +161,11 @@ async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account
 
 
 async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Account:
-    """Nobody signs in to the account, nor stays signed in. Sessions and links that wait end in the same transaction.
+    """Nobody signs in to the account, nor stays signed in. Sessions and links that wait end in the same
+    transaction.
 
-    A sign-in under way cannot outlive it: it writes the same document, so one of the two is repeated and sees the other.
-    Raises NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
+    A sign-in under way cannot outlive it: it writes the same document, so one of the two is repeated and sees
+    the other. Raises NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
     """
     actor.require_operator()
     reason = reason.strip()
@@ -232,7 +235,9 @@ async def revoke_sessions(database: Database, actor: Actor, user_id: ObjectId) -
 async def history(
     database: Database, actor: Actor, user_id: ObjectId, *, first: int = 20, after: Position | None = None
 ) -> Page[Event]:
-    """Somebody's sign-ins, those that failed too, newest first, from the audit log. Raises NotFound, Forbidden."""
+    """Somebody's sign-ins, those that failed too, newest first, from the audit log. Raises NotFound,
+    Forbidden.
+    """
     actor.require_operator()
     await database.users.get(user_id, deleted=True)
     await _note(database, actor, Action.USER_VIEWED, user_id, part="history")
@@ -268,7 +273,8 @@ def _matching(search: str | None) -> dict[str, object]:
         return {}
     if "@" not in text and ObjectId.is_valid(text):
         return {"_id": ObjectId(text)}
-    # Ranges, not patterns: they walk an index whatever is typed. Names are found as typed, and as most people write them.
+    # Ranges, not patterns: they walk an index whatever is typed. Names are found as typed, and as most people
+    # write them.
     names = {text, text.title(), text.capitalize()}
     return {"$or": [_beginning("email", text.lower()), *(_beginning("name", name) for name in sorted(names))]}
 
@@ -278,7 +284,9 @@ def _beginning(field: str, text: str) -> dict[str, object]:
 
 
 async def _touch(transaction: Database, user_id: ObjectId, change: Update | None = None) -> None:
-    """Write the user's document, so that whatever else decides about them at this moment is repeated. Raises NotFound."""
+    """Write the user's document, so that whatever else decides about them at this moment is repeated. Raises
+    NotFound.
+    """
     if not await transaction.users.patch({"_id": user_id}, change or {}, deleted=True):
         raise NotFound("No such user")
 

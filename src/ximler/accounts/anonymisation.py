@@ -1,7 +1,8 @@
-"""The account itself, anonymised in place: its id stays, for payments and the audit log name it, and nothing says whose it was.
+"""The account itself, anonymised in place: its id stays, for payments and the audit log name it, and nothing
+says whose it was.
 
-`begin` and `finish` enclose what other domains erase. From `begin` on nobody can come back, and until `finish` the address is
-still there for those that look for it. Both may run any number of times.
+`begin` and `finish` enclose what other domains erase. From `begin` on nobody can come back, and until
+`finish` the address is still there for those that look for it. Both may run any number of times.
 """
 
 from datetime import datetime
@@ -25,8 +26,11 @@ _NO_PASSWORD = "erased"  # noqa: S105 (no hash: nothing matches it)
 
 
 async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -> User | None:
-    """Take away the account's password and its sign-ins; the account as it is by now, or None when that closing was undone."""
-    # Without `closedAt` it cannot be reopened, nor its password reset; the second time that is how it is found.
+    """Take away the account's password and its sign-ins; the account as it is by now, or None when that
+    closing was undone.
+    """
+    # Without `closedAt` it cannot be reopened, nor its password reset; the second time that is how it is
+    # found.
     begun = [{"closedAt": closed_at}, {"password": _NO_PASSWORD}]
     update: Update = {
         "$set": {"password": _NO_PASSWORD},

@@ -1,8 +1,9 @@
 """Attempts to sign in: who may make one, and what becomes of those that fail.
 
-Guessing is slowed down per account and per address. An attack on an account must not lock its owner out, so a device that has
-signed in to it before is counted by itself: one that shows its token (OWASP's device cookie, here a signed one that costs no
-storage), or, where an attack is under way, one from the address and with the browser of a session that is still open.
+Guessing is slowed down per account and per address. An attack on an account must not lock its owner out, so a
+device that has signed in to it before is counted by itself: one that shows its token (OWASP's device cookie,
+here a signed one that costs no storage), or, where an attack is under way, one from the address and with the
+browser of a session that is still open.
 
 Everything here depends on the address that was typed, never on whether it has an account.
 """
@@ -15,19 +16,17 @@ from typing import NoReturn
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import throttle
+from ximler.accounts import addresses, throttle
 from ximler.accounts.account_status import AccountLocked
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.registration import address
 from ximler.accounts.throttle import RateLimitKey, Rule, Throttled
 from ximler.audit import refusals
 from ximler.audit.actions import Action
 from ximler.audit.refusals import network
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
-from ximler.core.errors import Invalid
 from ximler.database import Database
-from ximler.database.codec import UnreadableDocument, codec_of
+from ximler.database.codec import codec_of
 from ximler.schema.credential import Credential
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.throttle import THROTTLES, Throttle
@@ -53,7 +52,9 @@ _REMEMBERED = timedelta(days=180)
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """`user` is None where nobody has that address; `keys` count a failure; `forgiven` is cleared by a success."""
+    """`user` is None where nobody has that address; `keys` count a failure; `forgiven` is cleared by a
+    success.
+    """
 
     account: RateLimitKey
     keys: list[RateLimitKey]
@@ -77,18 +78,17 @@ def remember(keyring: Keyring, session: Session) -> str:
 
 
 async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: str, device: str | None) -> Attempt:
-    """Whose account it is, and that somebody from here may guess its password now. One command, two more under attack.
+    """Whose account it is, and that somebody from here may guess its password now. One command, two more
+    under attack.
 
     Raises Throttled.
     """
-    try:
-        email = address(email)
-    except Invalid:
-        email = ""  # nobody's: and it takes as long as anybody's
+    forms = addresses.alternatives(email)
+    email = forms[0] if forms else ""  # no account has that: rejecting takes the same time
     account = account_key(keyring, email)
     by_address = throttle.at_address(keyring, _ADDRESS, actor.address)
     by_device = throttle.key(keyring, _DEVICE, device or "")
-    user, credential, throttles = await _look(database, email, [account, *by_address, by_device])
+    user, credential, throttles = await _look(database, forms, [account, *by_address, by_device])
     now = database.clock.now()
 
     def found(keys: list[RateLimitKey]) -> list[Throttle]:
@@ -156,30 +156,26 @@ async def succeed(database: Database, attempt: Attempt) -> None:
 
 
 async def _look(
-    database: Database, email: str, keys: list[RateLimitKey]
+    database: Database, forms: list[str], keys: list[RateLimitKey]
 ) -> tuple[User | None, Credential | None, dict[bytes, Throttle]]:
     """The account, what beside its password decides, and what was counted, with one command."""
     ids = [each.id for each in keys]
     rows = await database.users.aggregate(
         [
-            {"$match": {"email": email}},
+            {"$match": {"email": {"$in": forms}}},
             {"$lookup": {"from": "credentials", "localField": "_id", "foreignField": "_id", "as": "credential"}},
             {"$unionWith": {"coll": "throttles", "pipeline": [{"$match": {"_id": {"$in": ids}}}]}},
         ]
     )
     throttles = {bytes(row["_id"]): codec_of(Throttle).decode(row) for row in rows if isinstance(row["_id"], bytes)}
-    for row in rows:
-        if isinstance(row["_id"], bytes):
-            continue
-        credentials = row.pop("credential")
-        try:
-            user = codec_of(User).decode(row)
-        except UnreadableDocument:
-            break  # an account that another application keeps without a password, for instance
-        if user.deleted_at is not None and not user.can_reopen:
-            break
-        return user, codec_of(Credential).decode(credentials[0]) if credentials else None, throttles
-    return None, None, throttles
+    found = [row for row in rows if not isinstance(row["_id"], bytes)]
+    credentials = {row["_id"]: row.pop("credential") for row in found}
+    # Unreadable is an account that another application keeps without a password, for instance.
+    user = addresses.first(database.users.readable(found), forms)
+    if user is None or (user.deleted_at is not None and not user.can_reopen):
+        return None, None, throttles
+    stored = credentials[user.id]
+    return user, codec_of(Credential).decode(stored[0]) if stored else None, throttles
 
 
 def _knows(keyring: Keyring, user: User | None, device: str | None, now: datetime) -> bool:
@@ -196,7 +192,9 @@ def _is_blocked(found: Throttle | None, now: datetime) -> bool:
 
 
 async def _has_session(database: Database, actor: Actor, user: User | None) -> bool:
-    """Whether somebody from here, with such a browser, is signed in to the account. Asks the same for nobody's."""
+    """Whether somebody from here, with such a browser, is signed in to the account. Asks the same for
+    nobody's.
+    """
     where = {
         "userId": user.id if user else ObjectId(),
         "replacedAt": None,

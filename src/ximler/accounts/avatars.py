@@ -1,4 +1,5 @@
-"""A user's picture: stored as a file, named by `users.avatar`, shown to everybody for as long as it is theirs.
+"""A user's picture: stored as a file, named by `users.avatar`, shown to everybody for as long as it is
+theirs.
 
 Another application may keep any URL in `users.avatar`: it is left alone until a picture is uploaded here.
 """
@@ -24,7 +25,9 @@ _FORGOTTEN = timedelta(hours=1)  # an upload that has not become anybody's avata
 
 
 async def set_picture(database: Database, actor: Actor, sent: bytes) -> str:
-    """Make a picture the actor's avatar; returns its path, a new one each time. Raises Invalid for what is no picture."""
+    """Make a picture the actor's avatar; returns its path, a new one each time. Raises Invalid for what is no
+    picture.
+    """
     user_id = actor.require_user()
     picture = await pictures.thumbnail(sent)
     file_id = await files.store(database, BUCKET, user_id, picture, content_type=pictures.CONTENT_TYPE)
@@ -42,7 +45,9 @@ async def remove(database: Database, actor: Actor) -> bool:
 
 
 async def get(database: Database, file_id: ObjectId) -> File:
-    """A picture that is somebody's avatar now. For everybody: no actor needed. Raises NotFound, also when they left."""
+    """A picture that is somebody's avatar now. For everybody: no actor needed. Raises NotFound, also when
+    they left.
+    """
     file = await files.find(database, BUCKET, file_id)
     if file is None or not await database.users.count({"_id": file.owner, "avatar": f"{_PATH}{file_id}"}):
         raise NotFound("No such picture")
@@ -82,7 +87,8 @@ async def _point(database: Database, actor: Actor, path: str | None) -> str | No
 
 
 async def _clean(database: Database, user_id: ObjectId, before: str | None, *, kept: ObjectId | None) -> None:
-    """Remove the file that was pointed to, and older ones that nothing ever pointed to, because a process died between.
+    """Remove the file that was pointed to, and older ones that nothing ever pointed to, because a process
+    died between.
 
     Younger ones may be those of an upload that is under way.
     """

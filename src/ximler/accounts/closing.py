@@ -1,7 +1,8 @@
 """Closing an account, and coming back within 30 days.
 
-Closed, it is as good as gone: its sessions end, its keys open nothing, nobody finds it. It keeps its address, so that nobody
-else takes it meanwhile. After 30 days the job that `close` leaves has it anonymised (privacy.erasure).
+Closed, it is as good as gone: its sessions end, its keys open nothing, nobody finds it. It keeps its address,
+so that nobody else takes it meanwhile. After 30 days the job that `close` leaves has it anonymised
+(privacy.erasure).
 """
 
 from datetime import datetime
@@ -17,7 +18,7 @@ from ximler.core.errors import Conflict, NotFound
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.updates import Update
-from ximler.notifications.email import Mailer, compose
+from ximler.notifications.email import Mailer, compose, greeting
 from ximler.schema.user import User
 
 __all__ = ["ANONYMISE", "SEND_CLOSED", "close", "reopen", "send_closed"]
@@ -94,8 +95,9 @@ async def send_closed(
         to=user.email,
         subject="Your account is closed",
         key=f"account_closed:{job_id}",
-        name=user.name,
+        greeting=greeting(user),
         until=reopening.day(reopening.erased_at(user.closed_at)),
         link=settings.base_url,
+        label="Reopen my account",
     )
     await mailer.send(message)

@@ -1,7 +1,8 @@
 """Passwords: changing one that is known, replacing one that is forgotten.
 
-Either ends every session of the account and a change of address that waits, in the same transaction. `request_reset` never
-looks at the accounts: it leaves a job, and answers the same for every address, in the same time.
+Either ends every session of the account and a change of address that waits, in the same transaction.
+`request_reset` never looks at the accounts: it leaves a job, and answers the same for every address, in the
+same time.
 """
 
 import hashlib
@@ -9,9 +10,8 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import attempts, reopening, sessions, step_up, strength, throttle
+from ximler.accounts import addresses, attempts, reopening, sessions, step_up, strength, throttle
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.registration import address
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
 from ximler.audit.actions import Action
@@ -19,7 +19,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
-from ximler.notifications.email import Mailer, compose
+from ximler.notifications.email import Mailer, compose, greeting
 from ximler.schema.credential import CREDENTIALS
 from ximler.schema.user import User
 
@@ -37,10 +37,11 @@ _MAILBOX = Rule(name="reset, mailbox", free=5, window=timedelta(hours=1), first_
 async def change(
     database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User, *, current: str, new: str
 ) -> sessions.SignedIn:
-    """A new password for the signed-in user, who proves the current one. Every session ends; a new one is returned.
+    """A new password for the signed-in user, who proves the current one. Every session ends; a new one is
+    returned.
 
-    Raises StepUpRequired, Throttled, Forbidden for a wrong current password, Invalid or WeakPassword for a new one that cannot
-    be one, AccountLocked.
+    Raises StepUpRequired, Throttled, Forbidden for a wrong current password, Invalid or WeakPassword for a
+    new one that cannot be one, AccountLocked.
     """
     step_up.require(database, actor)
     await step_up.prove_password(database, keyring, actor, user, current, field="current")
@@ -67,22 +68,24 @@ async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, e
 
     Raises Invalid, Throttled.
     """
-    email = address(email)
+    normal = addresses.normalised(email)
     # The asker's first: whoever has to wait counts nothing for others' mailboxes meanwhile.
     await throttle.spend(database, throttle.at_address(keyring, _ADDRESS, actor.address))
-    await throttle.spend(database, [throttle.key(keyring, _MAILBOX, email)])
-    await outbox.enqueue(database, SEND_RESET, {"email": email})
+    await throttle.spend(database, [throttle.key(keyring, _MAILBOX, normal)])
+    await outbox.enqueue(database, SEND_RESET, {"email": normal, "typed": email.strip()})
 
 
 async def send_reset(
     database: Database, keyring: Keyring, settings: Settings, mailer: Mailer, *, job_id: ObjectId, email: str
 ) -> None:
-    """The job behind `request_reset`. Sent again it is the same message with the same link; a newer request replaces it."""
+    """The job behind `request_reset`. Sent again it is the same message with the same link; a newer request
+    replaces it.
+    """
     token = keyring.sign(_PURPOSE, job_id)
     update = {"passwordResetToken": _stored(token), "passwordResetExpires": database.clock.now() + _VALIDITY}
-    # Whoever closed their account may need one to come back.
-    user = await database.users.find_and_patch({"email": email, **reopening.THEIRS}, {"$set": update}, deleted=True)
-    if user is None:
+    # The owner of a closed account may need a new password to reopen it.
+    user = await addresses.holder(database, email, reopening.THEIRS)
+    if user is None or not await database.users.patch({"_id": user.id}, {"$set": update}, deleted=True):
         return
     message = compose(
         "reset",
@@ -90,8 +93,9 @@ async def send_reset(
         to=user.email,
         subject="Choose a new password",
         key=f"reset:{job_id}",
-        name=user.name,
+        greeting=greeting(user),
         link=f"{settings.base_url}/reset?token={token}",
+        label="Choose a new password",
         minutes=_VALIDITY // timedelta(minutes=1),
     )
     await mailer.send(message)
@@ -101,7 +105,8 @@ async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: st
     """Set a new password by a link that works once, within the hour. Every session ends.
 
     Whoever is kept out by an attack on their account gets in with it: its failed sign-ins are forgotten.
-    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one, WeakPassword.
+    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one,
+    WeakPassword.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
     if keyring.verify(_PURPOSE, token) is None:
@@ -116,7 +121,7 @@ async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: st
     guard = {"_id": user.id, **where}
     if not await _replace(database, actor, guard, user.id, hashed, Action.PASSWORD_RESET, closed=True):
         raise spent
-    await throttle.forgive(database, attempts.account_key(keyring, user.email))
+    await throttle.forgive(database, attempts.account_key(keyring, addresses.alternatives(user.email)[0]))
 
 
 async def send_changed(
@@ -132,8 +137,9 @@ async def send_changed(
         to=user.email,
         subject="Your password was changed",
         key=f"password_changed:{job_id}",
-        name=user.name,
+        greeting=greeting(user),
         link=f"{settings.base_url}/reset",
+        label="Choose a new password",
     )
     await mailer.send(message)
 
@@ -148,7 +154,9 @@ async def _replace(
     *,
     closed: bool = False,
 ) -> bool:
-    """New password, no links that wait, no sessions, a mail: all or nothing. False when the guard no longer holds."""
+    """New password, no links that wait, no sessions, a mail: all or nothing. False when the guard no longer
+    holds.
+    """
 
     async def write(transaction: Database) -> bool:
         links = ("passwordResetToken", "passwordResetExpires", "emailVerificationToken")

@@ -1,7 +1,9 @@
-"""Another e-mail address: asked for with a recent sign-in, confirmed from the new address, announced to the old one.
+"""Another e-mail address: asked for with a recent sign-in, confirmed from the new address, announced to the
+old one.
 
-As with a registration, the link shows who reads the mailbox, and the password who asked: so nobody can have a stranger's
-address confirmed for their own account by a click of the stranger's. `request` never looks at who has the new address.
+As with a registration, the link shows who reads the mailbox, and the password who asked: so nobody can have a
+stranger's address confirmed for their own account by a click of the stranger's. `request` never looks at who
+has the new address.
 """
 
 import hashlib
@@ -9,9 +11,9 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from ximler.accounts import attempts, notices, sessions, step_up, throttle
+from ximler.accounts import addresses, attempts, notices, sessions, step_up, throttle
 from ximler.accounts.keyring import Keyring
-from ximler.accounts.registration import AccountExists, address
+from ximler.accounts.registration import AccountExists
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
 from ximler.audit.actions import Action
@@ -39,13 +41,14 @@ _MAILBOX = Rule(name="email, mailbox", free=5, window=timedelta(hours=1), first_
 
 
 async def request(database: Database, keyring: Keyring, actor: Actor, user: User, *, email: str) -> None:
-    """Have a link mailed to the new address, and a notice to the present one. The same commands, whoever has the address.
+    """Have a link mailed to the new address, and a notice to the present one. The same commands, whoever has
+    the address.
 
-    Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no address or is the
-    user's own.
+    Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no
+    address or is the user's own.
     """
     step_up.require(database, actor)
-    new = address(email)
+    new = addresses.normalised(email)
     if new == user.email:
         raise Invalid.field("email", "is your address already")
     keys = [throttle.key(keyring, _ACCOUNT, str(user.id)), throttle.key(keyring, _MAILBOX, new)]
@@ -88,7 +91,7 @@ async def send_link(
     user = await database.users.find_one({"_id": user_id})
     if found is None or user is None:
         return
-    taken = await database.users.find_one({"email": found.email}, deleted=True)
+    taken = await addresses.holder(database, found.email)
     key = f"email:{request_id}"
     if taken is not None:
         message = compose(
@@ -101,8 +104,8 @@ async def send_link(
             to=found.email,
             subject="Confirm your new e-mail address",
             key=key,
-            name=user.name,
             link=f"{settings.base_url}/email?token={keyring.sign(_PURPOSE, request_id)}",
+            label="Use this address",
             hours=_VALIDITY // timedelta(hours=1),
         )
     await mailer.send(message)
@@ -111,9 +114,9 @@ async def send_link(
 async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
     """Make the new address the account's, by its link and the account's password. Works once, for 24 hours.
 
-    All sessions end but the one that asked, and so does a password reset that was mailed to the old address. Raises Invalid for
-    a token that is unknown, replaced, used or expired, or a wrong password (after five the link is worth nothing),
-    AccountExists when the address has an account by now, and AccountLocked.
+    All sessions end but the one that asked, and so does a password reset that was mailed to the old address.
+    Raises Invalid for a token that is unknown, replaced, used or expired, or a wrong password (after five the
+    link is worth nothing), AccountExists when the address has an account by now, and AccountLocked.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: ask for another")
     request_id = keyring.verify(_PURPOSE, token)

@@ -1,12 +1,13 @@
-"""`Idempotency-Key`: a request that comes again within 24 hours is answered as it was the first time, and does nothing more.
+"""`Idempotency-Key`: a request that comes again within 24 hours is answered as it was the first time, and
+does nothing more.
 
-A key belongs to whoever sent it: a user, an API key, or for people who have not signed in, their network address. It is claimed
-before the work and answered after it, with one command each. Answers may hold what is shown once (session tokens, API keys):
-they are encrypted under the secret key *and* the client's own, which is not stored, so neither the database nor the server can
-read them before the client asks again.
+A key belongs to whoever sent it: a user, an API key, or for people who have not signed in, their network
+address. It is claimed before the work and answered after it, with one command each. Answers may hold what is
+shown once (session tokens, API keys): they are encrypted under the secret key *and* the client's own, which
+is not stored, so neither the database nor the server can read them before the client asks again.
 
-What it cannot do: a process that dies between its work and the answer leaves a claim that runs out after a minute; asking again
-then works again.
+What it cannot do: a process that dies between its work and the answer leaves a claim that runs out after a
+minute; asking again then works again.
 """
 
 import hashlib
@@ -69,11 +70,12 @@ async def once(
     request: bytes,
     work: Callable[[], Awaitable[Answer]],
 ) -> tuple[Answer, bool]:
-    """The answer of `work`, or the one that this key was given before; and whether it is that. Two commands more than the work.
+    """The answer of `work`, or the one that this key was given before; and whether it is that. Two commands
+    more than the work.
 
-    Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the seconds to wait) while
-    the first is under way, AnswerNotKept when it was done and its answer is larger than `MAX_ANSWER`, or it failed after a
-    transaction of it was committed.
+    Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the seconds
+    to wait) while the first is under way, AnswerNotKept when it was done and its answer is larger than
+    `MAX_ANSWER`, or it failed after a transaction of it was committed.
     """
     if not _KEY.fullmatch(key):
         raise Invalid.field("Idempotency-Key", "must be 1 to 255 visible ASCII characters: a random UUID, for example")

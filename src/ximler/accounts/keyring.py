@@ -1,4 +1,6 @@
-"""Secrets: password hashes, bearer tokens (stored as keyed hashes only), signed tokens, and encryption at rest."""
+"""Secrets: password hashes, bearer tokens (stored as keyed hashes only), signed tokens, and encryption at
+rest.
+"""
 
 import asyncio
 import base64

@@ -6,7 +6,7 @@ from bson import ObjectId
 
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
-from ximler.notifications.email import Mailer, compose
+from ximler.notifications.email import Mailer, compose, greeting
 
 __all__ = ["SEND", "send", "tell"]
 
@@ -66,7 +66,8 @@ async def tell(
     once: str | None = None,
     **details: Any,
 ) -> None:
-    """Have a notice mailed, in the transaction of what it tells of: to the user's address, or `to` the one they had.
+    """Have a notice mailed, in the transaction of what it tells of: to the user's address, or `to` the one
+    they had.
 
     With `once`, a second one of the same name is not sent. One command, with `once` two.
     """
@@ -88,8 +89,9 @@ async def send(
         to=payload.get("to") or user.email,
         subject=subject,
         key=f"notice:{job_id}",
-        name=user.name,
+        greeting=greeting(user),
         what=what.format(**payload["details"]),
         link=None if payload["notice"] == _TOO_LATE else f"{settings.base_url}/reset",
+        label="Choose a new password",
     )
     await mailer.send(message)

@@ -1,6 +1,7 @@
 """Making a picture of ours out of whatever somebody sends: decoded, bounded, and encoded anew.
 
-Nothing of what was sent survives but its pixels: no EXIF (with where it was taken), no second file behind the picture.
+Nothing of what was sent survives but its pixels: no EXIF (with where it was taken), no second file behind the
+picture.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
 
 async def thumbnail(sent: bytes, field: str = "avatar") -> bytes:
-    """A WebP picture of at most 512 × 512 pixels, upright, its proportions kept; of an animation, the first frame.
+    """A WebP picture of at most 512 × 512 pixels, upright, its proportions kept; of an animation, the first
+    frame.
 
     Raises Invalid for what is no PNG, JPEG, WebP or GIF picture, or is too large to be decoded.
     """

@@ -12,7 +12,8 @@ __all__ = ["unsubscribe"]
 
 
 async def unsubscribe(database: Database, keyring: Keyring, actor: Actor, token: str) -> None:
-    """No more product mail, by the link that every such mail has; no sign-in needed (RFC 8058). Repeating it changes nothing.
+    """No more product mail, by the link that every such mail has; no sign-in needed (RFC 8058). Repeating it
+    changes nothing.
 
     Raises Invalid for a link that is not ours. What it says does not tell whether the account still exists.
     """

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ximler.accounts.registration import person
 from ximler.audit import records
 from ximler.audit.actions import Action
+from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
@@ -16,11 +16,15 @@ __all__ = ["change_notifications", "rename"]
 
 async def rename(database: Database, actor: Actor, user: User, *, name: str) -> User:
     """Another name. Raises Invalid for what cannot be one."""
-    return await _change(database, actor, user, Action.PROFILE_CHANGED, {"name": person(name)})
+    return await _change(
+        database, actor, user, Action.PROFILE_CHANGED, {"name": names.checked(name, most=names.MAX_PERSON)}
+    )
 
 
 async def change_notifications(database: Database, actor: Actor, user: User, wanted: Mapping[str, Any]) -> User:
-    """Change what `wanted` names (`{"email": {"product_updates": False}}`); the rest stays. Raises Invalid for a null."""
+    """Change what `wanted` names (`{"email": {"product_updates": False}}`); the rest stays. Raises Invalid
+    for a null.
+    """
     changes: dict[str, Any] = {}
     for channel, kinds in wanted.items():
         if kinds is None:

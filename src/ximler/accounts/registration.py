@@ -1,21 +1,21 @@
 """Becoming a user: `register`, a confirmation link, `confirm`.
 
-`register` never looks at the accounts: it stores a registration and answers the same, in the same time, for a new address, a
-taken one and one that is waiting. Only whoever reads the mailbox learns more. A registration carries its own password, and its
-link asks for it: an attacker who registers a victim's address gains nothing, whether or not the victim follows their link.
+`register` never looks at the accounts: it stores a registration and answers the same, in the same time, for a
+new address, a taken one and one that is waiting. Only whoever reads the mailbox learns more. A registration
+carries its own password, and its link asks for it: an attacker who registers a victim's address gains
+nothing, whether or not the victim follows their link.
 """
 
-import unicodedata
 from datetime import timedelta
 
 from bson import ObjectId
-from email_validator import EmailNotValidError, validate_email
 
-from ximler.accounts import reopening, strength, throttle
+from ximler.accounts import addresses, reopening, strength, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
 from ximler.audit.actions import Action
+from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
 from ximler.core.settings import Settings
@@ -25,7 +25,7 @@ from ximler.notifications.email import Mailer, compose
 from ximler.schema.registration import REGISTRATIONS, Registration
 from ximler.schema.user import User
 
-__all__ = ["SEND_LINK", "AccountExists", "address", "confirm", "person", "register", "send_link"]
+__all__ = ["SEND_LINK", "AccountExists", "confirm", "register", "send_link"]
 
 SEND_LINK = "accounts.send_confirmation"
 
@@ -34,10 +34,6 @@ _VALIDITY = timedelta(hours=24)
 _ADDRESS = Rule(name="register, address", free=30, window=timedelta(hours=1))
 _MAILBOX = Rule(name="register, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 _MAX_ATTEMPTS = 5
-_MAX_NAME = 100
-_MAX_ADDRESS = 320  # 64 before the @, 255 after it
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (bidi overrides), surrogate, line, paragraph
-_JOINERS = "\u200c\u200d"  # format characters too, and part of Persian and Indic spelling, and of emoji
 
 
 class AccountExists(Conflict):
@@ -50,7 +46,7 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
     Raises Invalid for a name, address or password that cannot be one, WeakPassword, Throttled.
     Five commands, whatever the address.
     """
-    name, email = person(name), address(email)
+    name, email = names.checked(name, most=names.MAX_PERSON), addresses.normalised(email)
     await throttle.spend(
         database, throttle.at_address(keyring, _ADDRESS, actor.address)
     )  # looking at a password takes time
@@ -73,14 +69,15 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
 async def send_link(
     database: Database, keyring: Keyring, settings: Settings, mailer: Mailer, *, registration_id: ObjectId
 ) -> None:
-    """The job behind `register`: mail the link; or to somebody who has an account, that they have one, or can reopen it.
+    """The job behind `register`: mail the link; or to somebody who has an account, that they have one, or can
+    reopen it.
 
     Sent again it is the same message with the same link. A registration that is gone by now needs none.
     """
     found = await database[REGISTRATIONS].find_one({"_id": registration_id})
     if found is None:
         return
-    holder = await database.users.find_one({"email": found.email}, deleted=True)
+    holder = await addresses.holder(database, found.email)
     if holder is not None and holder.closed_at is not None and holder.can_reopen:
         message = compose(
             "reopen_offer",
@@ -88,9 +85,9 @@ async def send_link(
             to=found.email,
             subject="Your account can be reopened",
             key=f"reopen:{found.id}",
-            name=found.name,
             until=reopening.day(reopening.erased_at(holder.closed_at)),
             link=settings.base_url,
+            label="Reopen my account",
         )
     elif holder is not None:
         message = compose(
@@ -99,8 +96,8 @@ async def send_link(
             to=found.email,
             subject="You have an account already",
             key=f"exists:{found.id}",
-            name=found.name,
             link=settings.base_url,
+            label="Sign in",
         )
     else:
         message = compose(
@@ -109,7 +106,7 @@ async def send_link(
             to=found.email,
             subject="Confirm your e-mail address",
             key=f"confirm:{found.id}",
-            name=found.name,
+            label="Create my account",
             link=f"{settings.base_url}/confirm?token={keyring.sign(_PURPOSE, found.id)}",
             hours=_VALIDITY // timedelta(hours=1),
         )
@@ -117,14 +114,15 @@ async def send_link(
 
 
 async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
-    """Make the account that the link's registration describes, for whoever knows the password it was made with.
+    """Make the account that the link's registration describes, for whoever knows the password it was made
+    with.
 
-    Both are needed: the link shows that they read the mailbox, the password that they are the one who registered. So nobody
-    can have a stranger confirm an account whose password they chose. The link works once, and takes five passwords: whoever
-    mistyped their own address does not have its owner guess theirs.
+    Both are needed: the link shows that they read the mailbox, the password that they are the one who
+    registered. So nobody can have a stranger confirm an account whose password they chose. The link works
+    once, and takes five passwords: whoever mistyped their own address does not have its owner guess theirs.
 
-    Raises Invalid for a token that is unknown, used or expired, or a wrong password, AccountExists when the address has an
-    account by now.
+    Raises Invalid for a token that is unknown, used or expired, or a wrong password, AccountExists when the
+    address has an account by now.
     """
     registration_id = keyring.verify(_PURPOSE, token)
     waiting = {
@@ -164,25 +162,3 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
         raise AccountExists(
             "There is an account with this address already: sign in instead", fields={"email": "has an account"}
         ) from None
-
-
-def address(email: str, field: str = "email") -> str:
-    """An e-mail address as it is stored: lowercase, Unicode-normalised. Raises Invalid (RFC 5322, RFC 6531)."""
-    if len(email) > _MAX_ADDRESS:  # looked at first: telling what is wrong with a megabyte takes a second
-        raise Invalid.field(field, f"is longer than {_MAX_ADDRESS} characters")
-    try:
-        return validate_email(email.strip(), check_deliverability=False).normalized.lower()
-    except EmailNotValidError as problem:
-        raise Invalid.field(field, str(problem).rstrip(".")) from None
-
-
-def person(name: str, field: str = "name") -> str:
-    """A person's name as it is stored. Raises Invalid."""
-    name = name.strip()
-    if not name.strip(_JOINERS):
-        raise Invalid.field(field, "is required and must not be empty")
-    if len(name) > _MAX_NAME:
-        raise Invalid.field(field, f"is longer than {_MAX_NAME} characters")
-    if any(unicodedata.category(character) in _UNSEEN and character not in _JOINERS for character in name):
-        raise Invalid.field(field, "must not contain control characters or line breaks")
-    return name

@@ -49,7 +49,9 @@ def refusal(closed: User) -> AccountClosed:
 
 
 async def reopen(transaction: Database, actor: Actor, user: User) -> bool:
-    """Bring a closed account back, in the transaction that signs its owner in. False when it was erased or reopened since."""
+    """Bring a closed account back, in the transaction that signs its owner in. False when it was erased or
+    reopened since.
+    """
     closed = {"_id": user.id, "password": user.password, "deletedAt": user.deleted_at}
     if not await transaction.users.patch(closed, {"$unset": {"deletedAt": "", "closedAt": ""}}, deleted=True):
         return False

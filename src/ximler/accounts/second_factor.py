@@ -1,8 +1,10 @@
-"""The second factor at the door: codes of an authenticator app (TOTP, RFC 6238), and recovery codes for who has lost it.
+"""The second factor at the door: codes of an authenticator app (TOTP, RFC 6238), and recovery codes for who
+has lost it.
 
-A code is one of a million, so guesses are counted before they are looked at: of any number of codes tried at once, on any
-number of processes, no more than `BUDGET` in `WINDOW`, and `A_DAY` in a day, are compared with the right one. A code is taken
-once (RFC 6238, 5.2). Recovery codes have 80 random bits: they need no budget, so nobody's guessing keeps their owner out.
+A code is one of a million, so guesses are counted before they are looked at: of any number of codes tried at
+once, on any number of processes, no more than `BUDGET` in `WINDOW`, and `A_DAY` in a day, are compared with
+the right one. A code is taken once (RFC 6238, 5.2). Recovery codes have 80 random bits: they need no budget,
+so nobody's guessing keeps their owner out.
 
 Making and removing the factor is `second_factor_enrolment`'s.
 """
@@ -86,11 +88,12 @@ class Renewed(msgspec.Struct, frozen=True):
 async def prove(
     database: Database, keyring: Keyring, actor: Actor, credential: Credential | None, code: str | None
 ) -> None:
-    """Take a code of the user whose password was right a moment ago, if they have a second factor; without one, do nothing.
+    """Take a code of the user whose password was right a moment ago, if they have a second factor; without
+    one, do nothing.
 
     No round trip without a factor, two with a code that is right; what is refused is noted in the log. Raises
-    SecondFactorRequired without a code, WrongCode, TooManyCodes once the budget is used up, KeyLost when the secret key it was
-    encrypted under is gone (recovery codes work even then).
+    SecondFactorRequired without a code, WrongCode, TooManyCodes once the budget is used up, KeyLost when the
+    secret key it was encrypted under is gone (recovery codes work even then).
     """
     if credential is None or credential.totp_secret is None:
         return
@@ -117,10 +120,11 @@ async def prove(
 
 
 async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> Credential | None:
-    """In the transaction that starts a session: no factor came to be since `prove` looked. Returns what is there now.
+    """In the transaction that starts a session: no factor came to be since `prove` looked. Returns what is
+    there now.
 
-    Raises SecondFactorRequired. `second_factor_enrolment.confirm` writes the user's document, as a sign-in does: of the two,
-    one is retried and sees the other.
+    Raises SecondFactorRequired. `second_factor_enrolment.confirm` writes the user's document, as a sign-in
+    does: of the two, one is retried and sees the other.
     """
     found = await transaction[CREDENTIALS].find_one({"_id": user_id})
     if found is None or found.totp_secret is None:
@@ -131,7 +135,9 @@ async def still_proved(transaction: Database, user_id: ObjectId, credential: Cre
 
 
 def matching_step(secret: bytes, code: str, now_ms: int) -> int | None:
-    """The time step that a code is of: the present one or, for a clock that is wrong, one beside it (RFC 6238, 5.2)."""
+    """The time step that a code is of: the present one or, for a clock that is wrong, one beside it (RFC
+    6238, 5.2).
+    """
     totp = pyotp.TOTP(secret.decode())
     present = now_ms // 1000 // _STEP_S
     found = [step for step in (present - 1, present, present + 1) if hmac.compare_digest(totp.generate_otp(step), code)]
@@ -192,7 +198,8 @@ async def _use_code(database: Database, keyring: Keyring, actor: Actor, credenti
 
 
 async def _count_attempt(database: Database, credential: Credential, at: int) -> list[int]:
-    """Reserve one guess, in one guarded update; when the latest were made, this one first. Raises TooManyCodes.
+    """Reserve one guess, in one guarded update; when the latest were made, this one first. Raises
+    TooManyCodes.
 
     Of n that a span allows the n-th latest must be out of it, or not be: then one more is free.
     """

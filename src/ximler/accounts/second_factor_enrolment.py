@@ -1,4 +1,5 @@
-"""The second factor's life: shown and proved, renewed, removed. What it is worth at the door is `second_factor`'.
+"""The second factor's life: shown and proved, renewed, removed. What it is worth at the door is
+`second_factor`'.
 
 Every change needs a recent sign-in, is audited, and is told to the owner by mail.
 """
@@ -56,8 +57,8 @@ async def status(database: Database, actor: Actor) -> SecondFactor:
 async def begin(database: Database, keyring: Keyring, actor: Actor, user: User) -> Enrolment:
     """A new secret for the user's authenticator app, to be proved by `confirm` within 15 minutes.
 
-    Until then nothing changes: a factor that is there stays in force. Beginning anew replaces a secret not yet proved.
-    Raises StepUpRequired.
+    Until then nothing changes: a factor that is there stays in force. Beginning anew replaces a secret not
+    yet proved. Raises StepUpRequired.
     """
     step_up.require(database, actor)
     secret = pyotp.random_base32()
@@ -71,10 +72,11 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, user: User) 
 
 
 async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User, *, code: str) -> list[str]:
-    """Prove the secret that `begin` showed: from now on signing in takes a code. Returns the recovery codes, this once.
+    """Prove the secret that `begin` showed: from now on signing in takes a code. Returns the recovery codes,
+    this once.
 
-    Every other session ends: they were made without it. Raises StepUpRequired, Conflict where nothing was begun or it is
-    too long ago, Invalid for a wrong code.
+    Every other session ends: they were made without it. Raises StepUpRequired, Conflict where nothing was
+    begun or it is too long ago, Invalid for a wrong code.
     """
     step_up.require(database, actor)
     found = await database[CREDENTIALS].find_one({"_id": user.id})
@@ -107,7 +109,9 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User
 
 
 async def regenerate(database: Database, actor: Actor, user_id: ObjectId) -> list[str]:
-    """New recovery codes, shown this once; the old ones are worth nothing. Raises StepUpRequired, NotFound without a factor."""
+    """New recovery codes, shown this once; the old ones are worth nothing. Raises StepUpRequired, NotFound
+    without a factor.
+    """
     step_up.require(database, actor)
     codes, hashes = second_factor.new_recovery_codes(user_id)
 
@@ -127,7 +131,8 @@ async def disable(database: Database, actor: Actor) -> None:
 
 
 async def remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
-    """For a user who has lost device and recovery codes, and has shown an operator who they are. Operators only.
+    """For a user who has lost device and recovery codes, and has shown an operator who they are. Operators
+    only.
 
     Raises Forbidden, StepUpRequired, NotFound without a factor.
     """

@@ -1,8 +1,8 @@
 """Whom a session's token stands for: decided in memory for one that was seen before, else by one read.
 
-A session ends when it has not been used for `session_days`, and after `session_max_days` in any case. Its holder may exchange
-its token (`sessions.refresh`); a token that was exchanged and comes back later is somebody's copy, so every session of that
-sign-in ends.
+A session ends when it has not been used for `session_days`, and after `session_max_days` in any case. Its
+holder may exchange its token (`sessions.refresh`); a token that was exchanged and comes back later is
+somebody's copy, so every session of that sign-in ends.
 """
 
 import asyncio
@@ -82,7 +82,9 @@ class SessionAuthenticator:
                 await self.extend()
 
     async def extend(self) -> None:
-        """Write down that sessions were used; each is written once an hour at most. One that has ended stays so."""
+        """Write down that sessions were used; each is written once an hour at most. One that has ended stays
+        so.
+        """
         used, self._used = self._used, {}
         now = self._database.clock.now()
         by_end: dict[datetime, list[bytes]] = {}
@@ -95,7 +97,9 @@ class SessionAuthenticator:
 
 
 async def read(database: Database, ids: list[bytes]) -> tuple[AuthenticatedSession | None, list[Tag]]:
-    """The session under one of these ids, with its user's standing, and what the answer stands on. One command."""
+    """The session under one of these ids, with its user's standing, and what the answer stands on. One
+    command.
+    """
     tags: list[Tag] = [(SESSIONS.name, each) for each in ids]
     rows = await database[SESSIONS].aggregate(
         [{"$match": {"_id": {"$in": ids}}}, {"$limit": 1}, *account_status.lookups()]

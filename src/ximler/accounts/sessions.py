@@ -39,7 +39,9 @@ class BadCredentials(Unauthenticated):
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """`token` is shown here and nowhere else again. `device` makes the next sign-in from here one from a known device."""
+    """`token` is shown here and nowhere else again. `device` makes the next sign-in from here one from a
+    known device.
+    """
 
     token: str
     session: Session
@@ -64,9 +66,9 @@ async def sign_in(
 ) -> SignedIn:
     """A session for the right password and, where the account has a second factor, its code.
 
-    `device` is what an earlier sign-in answered; with it nobody's attack keeps one out. Raises Throttled, BadCredentials, the
-    same and as fast for an unknown address; only after the right password AccountLocked, AccountClosed (unless `reopen` brings
-    it back), SecondFactorRequired, WrongCode, TooManyCodes.
+    `device` is what an earlier sign-in answered; with it nobody's attack keeps one out. Raises Throttled,
+    BadCredentials, the same and as fast for an unknown address; only after the right password AccountLocked,
+    AccountClosed (unless `reopen` brings it back), SecondFactorRequired, WrongCode, TooManyCodes.
     """
     async with keyring.turn():
         attempt = await attempts.begin(database, keyring, actor, email=email, device=device)
@@ -109,11 +111,12 @@ async def start(
     fresh_hash: str | None = None,
     check: Callable[[Database], Awaitable[None]] | None = None,
 ) -> SignedIn:
-    """A new session for a user whose password was just verified. Raises BadCredentials if it was changed meanwhile.
+    """A new session for a user whose password was just verified. Raises BadCredentials if it was changed
+    meanwhile.
 
-    One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by a sign-in
-    with the old one. `check` runs inside it, once the user's document is written: whatever else must hold.
-    A closed account is opened again.
+    One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by
+    a sign-in with the old one. `check` runs inside it, once the user's document is written: whatever else
+    must hold. A closed account is opened again.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -189,7 +192,9 @@ async def revoke_others(database: Database, actor: Actor) -> int:
 
 
 async def revoke_all(transaction: Database, user_id: ObjectId, *, but: bytes | None = None) -> int:
-    """End every session of a user, or all but one, in the transaction that gives the reason; returns how many."""
+    """End every session of a user, or all but one, in the transaction that gives the reason; returns how
+    many.
+    """
     account_status.forget(transaction, user_id)
     return await transaction[SESSIONS].delete_many({"userId": user_id} | ({"_id": {"$ne": but}} if but else {}))
 
@@ -202,9 +207,11 @@ async def sign_out(database: Database, actor: Actor) -> bool:
 
 
 async def refresh(database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User) -> SignedIn:
-    """Exchange the actor's token for a new one, of the same sign-in, to the same end. The old one opens nothing from now on.
+    """Exchange the actor's token for a new one, of the same sign-in, to the same end. The old one opens
+    nothing from now on.
 
-    A session that was revoked meanwhile is not revived, and of racing exchanges one succeeds. Raises SessionExpired.
+    A session that was revoked meanwhile is not revived, and of racing exchanges one succeeds. Raises
+    SessionExpired.
     """
     if actor.session_id is None:
         raise Unauthenticated("You are not signed in")
@@ -234,7 +241,8 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
 
 
 async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
-    """The session and its user, with one command. Raises SessionExpired for anything but a live session of a live user.
+    """The session and its user, with one command. Raises SessionExpired for anything but a live session of a
+    live user.
 
     Requests go through `session_authentication.SessionAuthenticator`, which remembers.
     """

@@ -1,4 +1,5 @@
-"""Step-up: what would let a thief keep an account asks for a sign-in of the last ten minutes, not merely a session.
+"""Step-up: what would let a thief keep an account asks for a sign-in of the last ten minutes, not merely a
+session.
 
 ASVS 5.0 asks for it before e-mail address, password and factors change.
 """
@@ -23,7 +24,8 @@ __all__ = ["RECENT", "StepUpRequired", "prove_password", "reauthenticate", "requ
 
 RECENT = timedelta(minutes=10)
 
-# Of one sign-in: whoever stole its token may guess, and slow down nobody but themselves, however often they exchange it.
+# Of one sign-in: whoever stole its token may guess, and slow down nobody but themselves, however often they
+# exchange it.
 _GUESSES = Rule(name="password, session", free=5, window=timedelta(hours=24))
 
 
@@ -32,7 +34,8 @@ class StepUpRequired(Forbidden):
 
 
 def require(database: Database, actor: Actor) -> None:
-    """Refuse unless the actor proved who they are within the last ten minutes. No round trip: the actor says it.
+    """Refuse unless the actor proved who they are within the last ten minutes. No round trip: the actor says
+    it.
 
     Operators at the command line and the system itself have no session to prove. An API key cannot step up.
     Raises Unauthenticated, StepUpRequired.
@@ -53,10 +56,12 @@ def require(database: Database, actor: Actor) -> None:
 async def reauthenticate(
     database: Database, keyring: Keyring, actor: Actor, user: User, *, password: str, code: str | None = None
 ) -> datetime:
-    """Prove once more who one is, by password and, where there is one, second factor; until when that counts as recent.
+    """Prove once more who one is, by password and, where there is one, second factor; until when that counts
+    as recent.
 
-    Raises Forbidden for a wrong password, Throttled, SecondFactorRequired, WrongCode, TooManyCodes, and SessionExpired for a
-    session that ended meanwhile (a change of password ends it, so that nobody steps up with the old one).
+    Raises Forbidden for a wrong password, Throttled, SecondFactorRequired, WrongCode, TooManyCodes, and
+    SessionExpired for a session that ended meanwhile (a change of password ends it, so that nobody steps up
+    with the old one).
     """
     actor.require_user()
     await prove_password(database, keyring, actor, user, password)
@@ -72,7 +77,8 @@ async def reauthenticate(
 async def prove_password(
     database: Database, keyring: Keyring, actor: Actor, user: User, password: str, *, field: str = "password"
 ) -> None:
-    """That somebody who is signed in knows the password. One command; wrong guesses are counted, and slowed down.
+    """That somebody who is signed in knows the password. One command; wrong guesses are counted, and slowed
+    down.
 
     Raises Forbidden naming `field`, Throttled.
     """

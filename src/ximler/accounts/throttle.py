@@ -1,7 +1,9 @@
-"""Throttling: whoever tries too often waits, twice as long each time. Counted in the database, so in all processes at once.
+"""Throttling: whoever tries too often waits, twice as long each time. Counted in the database, so in all
+processes at once.
 
-A rule lets some tries in a window pass freely; after that each one blocks its subject for a delay that doubles, up to a
-longest. Subjects are kept as keyed hashes. A count is one atomic command; the last free try is never had twice.
+A rule lets some tries in a window pass freely; after that each one blocks its subject for a delay that
+doubles, up to a longest. Subjects are kept as keyed hashes. A count is one atomic command; the last free try
+is never had twice.
 """
 
 import asyncio
@@ -27,7 +29,9 @@ class Throttled(LimitExceeded):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """`free` tries in a `window`, which begins with the first; then a wait of `first_s`, doubled with each, to `longest_s`."""
+    """`free` tries in a `window`, which begins with the first; then a wait of `first_s`, doubled with each,
+    to `longest_s`.
+    """
 
     name: str
     free: int
@@ -55,7 +59,8 @@ def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[RateLi
 async def spend(database: Database, through: Iterable[RateLimitKey]) -> None:
     """Count one try of something that costs us whether or not it succeeds. One command a key, concurrently.
 
-    A try does not count at the key that refuses it: whoever waits as long as they are told gets through. Raises Throttled.
+    A try does not count at the key that refuses it: whoever waits as long as they are told gets through.
+    Raises Throttled.
     """
     now = database.clock.now()
     befores = await asyncio.gather(*(_count(database, each, now, when_blocked=False) for each in through))

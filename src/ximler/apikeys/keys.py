@@ -17,6 +17,7 @@ from ximler.accounts import step_up
 from ximler.apikeys import scopes, tokens
 from ximler.audit import records
 from ximler.audit.actions import Action
+from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound
 from ximler.database import Database
@@ -65,7 +66,7 @@ async def create(
     secret = tokens.mint()
     key = ApiKey(
         user_id=owner,
-        name=_name(name),
+        name=names.checked(name, most=_MAX_NAME),
         key_hash=tokens.hash_of(secret),
         permissions=scopes.check(permissions),
         expires_at=expires_at,
@@ -105,7 +106,7 @@ async def change(
     """
     wanted: dict[str, Any] = {}
     if name is not UNSET:
-        wanted["name"] = _name(name)
+        wanted["name"] = names.checked(name, most=_MAX_NAME)
     if permissions is not UNSET:
         wanted["permissions"] = scopes.check(permissions)
     if allowed_addresses is not UNSET:
@@ -241,13 +242,6 @@ def _told(key: ApiKey) -> dict[str, Any]:
 
 def _works(database: Database) -> dict[str, Any]:
     return {"revokedAt": None, "$or": [{"expiresAt": None}, {"expiresAt": {"$gt": database.clock.now()}}]}
-
-
-def _name(text: str) -> str:
-    name = text.strip()
-    if not name or len(name) > _MAX_NAME or not name.isprintable():
-        raise Invalid.field("name", f"must be 1 to {_MAX_NAME} printable characters")
-    return name
 
 
 def _networks(texts: Sequence[str]) -> list[str]:

@@ -18,13 +18,14 @@ from typing import Any, Generic, TypeVar
 
 import bson
 import msgspec
+import structlog
 from bson import Decimal128, ObjectId
 from bson.codec_options import CodecOptions
 from msgspec import inspect
 
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Conflict, Invalid
-from ximler.database import mixed
+from ximler.database import mixed, monitoring
 from ximler.schema.document import AT_WRITE, Document, extras
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 D = TypeVar("D", bound=Document)
+_log = structlog.get_logger("ximler.database")
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _STR_METHODS = {"strip", "lower", "upper"}
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
@@ -155,12 +157,34 @@ def _compile_decoder(document: type[D]) -> Callable[[dict[str, Any]], D]:
 
 
 def _tolerant(document: type[D], raw: dict[str, Any]) -> D:
-    try:
-        return msgspec.convert(_normal_struct(raw, document), document, builtin_types=(datetime, bytes))
-    except msgspec.ValidationError as problem:
-        raise UnreadableDocument(
-            f"{document.__name__} {raw.get('_id')!s} cannot be read: {problem}. Repair it in the database."
-        ) from None
+    normal = _normal_struct(raw, document)
+    while True:
+        try:
+            return msgspec.convert(normal, document, builtin_types=(datetime, bytes))
+        except msgspec.ValidationError as problem:
+            if not _forgive(document, normal, str(problem)):
+                raise UnreadableDocument(
+                    f"{document.__name__} {raw.get('_id')!s} cannot be read: {problem}. Repair it in the database."
+                ) from None
+
+
+def _forgive(document: type[Document], normal: dict[str, Any], problem: str) -> bool:
+    """Drop the value that `convert` stumbled over, so that the field takes its default, if the document allows that."""
+    _, _, place = problem.partition(" - at `$.")
+    *above, name = place.rstrip("`").split(".")
+    if (above or [name])[0] not in document.FORGIVEN:
+        return False
+    inner = normal
+    for part in above:
+        inner = inner[part]
+    del inner[name]
+    if name == "createdAt" and isinstance(normal.get("_id"), ObjectId):
+        normal |= {"createdAt": normal["_id"].generation_time.astimezone(UTC)}
+    elif name == "updatedAt" and "createdAt" in normal:
+        normal |= {"updatedAt": normal["createdAt"]}
+    monitoring.FORGIVEN.labels(document.__name__, place.rstrip("`")).inc()
+    _log.warning("stored field ignored", document=document.__name__, id=str(normal.get("_id")), reason=problem)
+    return True
 
 
 def _normal(value: Any, kind: inspect.Type) -> Any:

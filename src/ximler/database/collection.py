@@ -490,6 +490,10 @@ class TypedCollection(Generic[D]):
         """A cursor over streams of BSON (PyMongo's annotations say that it gives documents)."""
         return RawBatches(self.raw, **query)
 
+    def readable(self, raws: list[dict[str, Any]]) -> list[D]:
+        """The documents, as `aggregate` returned them. One that cannot be read is left out, logged and counted."""
+        return self._decoded(raws, self._codec)
+
     def _decoded_batch(self, batch: bytes, codec: Codec[V]) -> list[V]:
         return [d for raws in few_at_a_time(batch, self.raw.codec_options) for d in self._decoded(raws, codec)]
 

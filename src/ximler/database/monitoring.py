@@ -39,6 +39,9 @@ CHECKOUT_FAILURES = Counter("ximler_database_pool_wait_failures_total", "Waits f
 UP = Gauge("ximler_database_up", "Processes that see a primary.", multiprocess_mode="livesum")
 SERVERS = Gauge("ximler_database_servers", "Known servers, by type.", ("type",), multiprocess_mode="livemax")
 UNREADABLE = Counter("ximler_database_unreadable_documents_total", "Documents left out of a list.", ("collection",))
+FORGIVEN = Counter(
+    "ximler_database_ignored_fields_total", "Stored values of a wrong type, read as the default.", ("document", "field")
+)
 
 _IN_FLIGHT = 5000  # more than any pool has connections
 

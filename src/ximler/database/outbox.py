@@ -143,7 +143,7 @@ async def cancel(database: Database, job_id: ObjectId) -> Job:
 async def forget(database: Database, user_id: ObjectId, email: str) -> int:
     """Remove the dead jobs of a person, or whose error names their address; returns how many. The others go in time."""
     said = {"$regex": re.escape(email)}
-    about = [{"payload.userId": user_id}, {"payload.email": email}, {"lastError": said}]
+    about = [{"payload.userId": user_id}, {"payload.email": email}, {"payload.typed": email}, {"lastError": said}]
     return await database[OUTBOX].delete_many({"status": {"$in": ["DEAD", "CANCELLED"]}, "$or": about})
 
 

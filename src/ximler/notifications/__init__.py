@@ -1,1 +1,3 @@
-"""Telling people: e-mail for now. Knows messages and addresses, not what they are about: that is the caller's."""
+"""Telling people: e-mail for now. Knows messages and addresses, not what they are about: that is the
+caller's.
+"""

@@ -1,31 +1,54 @@
 """E-mail: composed from templates, sent by SMTP or, in development, written to a folder.
 
-`send` either hands the message over or raises; retrying is the outbox's. A message's id is derived from its job, so that a
-message that went out twice (the server took it, and the answer was lost) can be recognised as one.
+`send` either hands the message over or raises; the outbox retries. The Message-ID is derived from the job, so
+that a message that was sent twice (the server took it, and its answer was lost) can be recognised as one.
 """
 
 import asyncio
+import contextlib
 import hashlib
+import ipaddress
 import re
 import ssl
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
+import idna
 import jinja2
 import structlog
 
+from ximler.core import names
 from ximler.core.errors import Invalid, Unavailable
 from ximler.core.settings import Settings, SettingsError
+from ximler.schema.user import User
 
-__all__ = ["Folder", "MailUnavailable", "Mailer", "Rejected", "Smtp", "compose", "mailer"]
+__all__ = [
+    "Folder",
+    "MailUnavailable",
+    "Mailer",
+    "Rejected",
+    "Smtp",
+    "compose",
+    "deliverable",
+    "greeting",
+    "is_final",
+    "mailer",
+]
 
 _log = structlog.get_logger("ximler.mail")
 _TIMEOUT_S = 30.0
 _LINK = re.compile(r"https?://\S+")
+_OPTIONAL = "starttls=optional"
+_ENHANCED = re.compile(r"\s*[245]\.([0-7])\.\d{1,3}\b")
+_ABOUT_US = frozenset(
+    {500, 501, 502, 503, 504, 530, 534, 535, 538}
+)  # syntax, sequence, authentication (RFC 5321, RFC 4954)
 
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("ximler.notifications"),
@@ -37,13 +60,13 @@ _templates = jinja2.Environment(
 
 
 class MailUnavailable(Unavailable):
-    """The server did not take it now: worth another try."""
+    """The message was not taken now. It is worth another try."""
 
     code = "MAIL_UNAVAILABLE"
 
 
 class Rejected(Invalid):
-    """The server will never take it: the address does not exist, or is refused."""
+    """This recipient will never receive the message: the address does not exist, or cannot be served."""
 
     code = "MAIL_REJECTED"
 
@@ -54,28 +77,76 @@ class Mailer(Protocol):
 
 
 def mailer(settings: Settings) -> Mailer:
-    """By `smtp_url`; without one, messages are written to the folder `mail` in the data directory. Raises SettingsError."""
+    """By `smtp_url`; without one, messages are written to the folder `mail` in the data directory. Raises
+    SettingsError.
+    """
     if settings.smtp_url:
         return Smtp(settings.smtp_url)
     return Folder(settings.data_path / "mail", log_links=settings.development)
 
 
-def compose(template: str, settings: Settings, *, to: str, subject: str, key: str, **values: object) -> EmailMessage:
-    """A message with a plain and an HTML part, from `<template>.txt` and `<template>.html`.
+def compose(
+    template: str,
+    settings: Settings,
+    *,
+    to: str,
+    subject: str,
+    key: str,
+    link: str | None = None,
+    label: str = "",
+    **values: object,
+) -> EmailMessage:
+    """A message with a plain part, from `<template>.txt`, and an HTML part made of the same paragraphs.
 
-    `key` says which occasion it is for: the same key makes the same Message-ID.
+    The paragraph that is the `link` becomes a button with that label; no other text becomes a link. `key`
+    names the occasion: the same key makes the same Message-ID.
     """
-    host = urlsplit(settings.base_url).hostname or "localhost"
+    host = _ascii_domain(urlsplit(settings.base_url).hostname or "localhost")
     message = EmailMessage(policy=SMTP)
-    message["From"] = settings.mail_from or f"Ximler <no-reply@{host}>"
-    message["To"] = to
+    name, sender = parseaddr(settings.mail_from or f"Ximler <no-reply@{host}>")
+    message["From"] = Address(name, *deliverable(sender).rsplit("@", 1))
+    message["To"] = deliverable(to)
     message["Subject"] = subject
     message["Message-ID"] = f"<{hashlib.sha256(key.encode()).hexdigest()[:32]}@{host}>"
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday notes in answer
-    values = {"subject": subject, "site": settings.base_url, **values}
-    message.set_content(_templates.get_template(f"{template}.txt").render(values))
-    message.add_alternative(_templates.get_template(f"{template}.html").render(values), subtype="html")
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies
+    text = _templates.get_template(f"{template}.txt").render(link=link, **values)
+    message.set_content(f"{text}\n\nSent by {settings.base_url}\n")
+    paragraphs = [paragraph.strip() for paragraph in text.split("\n\n")]
+    html = _templates.get_template("base.html").render(
+        subject=subject, site=settings.base_url, paragraphs=paragraphs, link=link, label=label
+    )
+    message.add_alternative(html, subtype="html")
     return message
+
+
+def greeting(user: User) -> str:
+    """`Hello Ada,`; without the name where the address is not confirmed, or the name is not one that may be
+    chosen today.
+
+    The name is somebody's text: it must not reach a stranger's mailbox, nor become a link there.
+    """
+    if user.email_verified:
+        with contextlib.suppress(Invalid):
+            return f"Hello {names.checked(user.name, most=names.MAX_PERSON)},"
+    return "Hello,"
+
+
+def deliverable(address: str) -> str:
+    """The address for the envelope: with an A-label as its domain wherever the local part is ASCII (RFC
+    5890).
+
+    Servers without SMTPUTF8 take it then. The domain of `jörg@münchen.de` stays as it is: SMTPUTF8 is needed
+    anyhow.
+    """
+    local, _, domain = address.rpartition("@")
+    return f"{local}@{_ascii_domain(domain)}" if local.isascii() else address
+
+
+def _ascii_domain(domain: str) -> str:
+    try:
+        return domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+    except idna.IDNAError:
+        return domain
 
 
 class Folder:
@@ -88,7 +159,7 @@ class Folder:
     async def send(self, message: EmailMessage) -> None:
         path = await asyncio.to_thread(self._write, message)
         link = {}
-        # What a developer waits for, and whoever else reads the log must not have: it opens an account.
+        # A developer needs the link. In production it must not be logged: it opens an account.
         if self._log_links and (body := message.get_body(("plain",))) and (found := _LINK.search(body.get_content())):
             link["link"] = found[0]
         _log.info("e-mail written", to=str(message["To"]), subject=str(message["Subject"]), file=str(path), **link)
@@ -104,7 +175,11 @@ class Folder:
 
 
 class Smtp:
-    """`smtp://user:password@host:587` (STARTTLS where the server offers it, required with a password) or `smtps://…:465`."""
+    """`smtp://user:password@host:587` (with STARTTLS) or `smtps://…:465`.
+
+    STARTTLS is required with a password, and for every host that is not on a private network.
+    `smtp://host?starttls=optional` makes it optional for a server without a password.
+    """
 
     def __init__(self, url: str) -> None:
         problem = SettingsError(
@@ -116,35 +191,87 @@ class Smtp:
             port = parts.port
         except ValueError:
             raise problem from None
-        if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.query not in ("", _OPTIONAL):
             raise problem
         self._host = parts.hostname
         self._port = port or (465 if parts.scheme == "smtps" else 587)
         self._tls = parts.scheme == "smtps"
         self._user = unquote(parts.username) if parts.username else None
         self._password = unquote(parts.password) if parts.password else None
+        private = parts.query == _OPTIONAL or _is_private(self._host)
+        self._starttls = False if self._tls else (None if private and self._password is None else True)
+        self._context: ssl.SSLContext | None = None
 
     async def send(self, message: EmailMessage) -> None:
+        """Hand the message over. Raises Rejected if the recipient is refused for good, MailUnavailable for
+        all other failures.
+
+        A server that is busy, out of quota, wrongly configured or does not accept the password says nothing
+        about the recipient.
+        """
+        if self._context is None:  # reads the certificate authorities: 0.1 s
+            self._context = await asyncio.to_thread(ssl.create_default_context)
         client = aiosmtplib.SMTP(
             hostname=self._host,
             port=self._port,
             use_tls=self._tls,
-            start_tls=True if self._password and not self._tls else None,
+            start_tls=self._starttls,
+            tls_context=self._context,
             username=self._user,
             password=self._password,
             timeout=_TIMEOUT_S,
         )
         try:
-            async with client:
-                await client.send_message(message)
-        except aiosmtplib.SMTPRecipientsRefused as error:
-            codes = [refused.code for refused in error.recipients]
-            if all(code >= 500 for code in codes):
-                raise Rejected(f"The mail server refuses {message['To']}: {error.recipients[0].message}") from error
-            raise MailUnavailable(f"The mail server does not take {message['To']} now") from error
+            await client.connect()
+            await self._deliver(client, message)
         except aiosmtplib.SMTPResponseException as error:
-            if error.code >= 500 and not isinstance(error, aiosmtplib.SMTPAuthenticationError):
-                raise Rejected(f"The mail server refuses the message: {error.code} {error.message}") from error
-            raise MailUnavailable(f"The mail server answered {error.code}") from error
+            raise MailUnavailable(f"The mail server answered {error.code} {error.message}") from error
         except (aiosmtplib.SMTPException, OSError, ssl.SSLError) as error:
-            raise MailUnavailable(f"The mail server at {self._host}:{self._port} cannot be reached: {error}") from error
+            raise MailUnavailable(f"The mail server at {self._host}:{self._port} cannot be used: {error}") from error
+        finally:
+            with contextlib.suppress(aiosmtplib.SMTPException, OSError, ssl.SSLError):
+                await client.quit()  # the message is delivered or not by now, whatever the server answers
+            client.close()
+
+    async def _deliver(self, client: aiosmtplib.SMTP, message: EmailMessage) -> None:
+        to = message["To"]
+        try:
+            await client.send_message(message)
+        except aiosmtplib.SMTPRecipientsRefused as refused:
+            first = refused.recipients[0]
+            if is_final(first.code, first.message, at_recipient=True):
+                raise Rejected(f"The mail server refuses {to}: {first.code} {first.message}") from refused
+            raise MailUnavailable(f"The mail server does not take {to} now: {first.code} {first.message}") from refused
+        except aiosmtplib.SMTPDataError as error:
+            if is_final(error.code, error.message, at_recipient=False):
+                raise Rejected(f"The mail server refuses {to}: {error.code} {error.message}") from error
+            raise
+        except aiosmtplib.SMTPNotSupported as error:
+            raise Rejected(
+                f"{to} cannot receive mail from here: the part before its @ is not ASCII, and the mail server does not support "
+                "internationalised addresses (SMTPUTF8)"
+            ) from error
+        except ValueError as error:
+            raise Rejected(f"{to} is not an address that mail can be sent to: {error}") from error
+
+
+def is_final(code: int, text: str, *, at_recipient: bool) -> bool:
+    """Whether a reply means that this recipient will never receive mail.
+
+    At RCPT every 5xx does, unless its enhanced status code (RFC 3463) blames the system, the network, the
+    protocol or a policy (5.3, 5.4, 5.5, 5.7: "relay access denied", "authentication required"). After the
+    message only 5.1.x does: bad mailbox, bad domain, mailbox moved.
+    """
+    enhanced = _ENHANCED.match(text)
+    subject = enhanced[1] if enhanced else None
+    if code < 500 or code in _ABOUT_US:
+        return False
+    return subject not in {"3", "4", "5", "7"} if at_recipient else subject == "1"
+
+
+def _is_private(host: str) -> bool:
+    """A loopback or private address, or a name that no public DNS resolves."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".local", ".internal", ".test"))

@@ -1,7 +1,8 @@
 """A user's inbox: what they are told, and what of it they have read.
 
-Being told is written in the transaction of what it tells of. Everything lands in the inbox; whether it is mailed as well is the
-user's `notificationSettings.email`, asked again when the mail goes out. Owns `notifications`.
+Being told is written in the transaction of what it tells of. Everything lands in the inbox; whether it is
+mailed as well is the user's `notificationSettings.email`, asked again when the mail goes out. Owns
+`notifications`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from ximler.core.ids import Position
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.collection import Page
-from ximler.notifications.email import Mailer, compose
+from ximler.notifications.email import Mailer, compose, greeting
 from ximler.schema.notification import Notification, NotificationType
 from ximler.schema.user import User
 
@@ -39,8 +40,8 @@ async def notify(
 ) -> Notification:
     """Tell a user something, and have it mailed where they want that. One command, two with a mail.
 
-    `occasion` is the id of the job that asks, if one does: a job that runs again tells the user once (one command more).
-    SYSTEM is never mailed: no preference is about it.
+    `occasion` is the id of the job that asks, if one does: a job that runs again tells the user once (one
+    command more). SYSTEM is never mailed: no preference is about it.
     """
     if occasion and (told := await transaction.notifications.find_one({"_id": occasion, "userId": user.id})):
         return told
@@ -85,9 +86,10 @@ async def send(
         to=user.email,
         subject=notification.title,
         key=f"notification:{notification.id}",
-        name=user.name,
+        link=unsubscribe,
+        label="Unsubscribe",
+        greeting=greeting(user),
         text=notification.message,
-        unsubscribe=unsubscribe,
     )
     if unsubscribe:
         mail["List-Unsubscribe"] = f"<{unsubscribe}>"
@@ -104,7 +106,9 @@ async def page(
 
 
 async def unread_counts(database: Database, actor: Actor, user_ids: Iterable[ObjectId]) -> dict[ObjectId, int]:
-    """How many unread notifications each user has, with one command. Raises NotFound for another's, but to an operator."""
+    """How many unread notifications each user has, with one command. Raises NotFound for another's, but to an
+    operator.
+    """
     ids = set(user_ids)
     if ids - {actor.require_user()} and actor.kind != "operator":
         raise NotFound("No such user")
@@ -118,7 +122,9 @@ async def unread_counts(database: Database, actor: Actor, user_ids: Iterable[Obj
 
 
 async def mark_read(database: Database, actor: Actor, notification_id: ObjectId) -> Notification:
-    """Say that one was read; the first time counts. Raises NotFound. One command, two when it was read before."""
+    """Say that one was read; the first time counts. Raises NotFound. One command, two when it was read
+    before.
+    """
     mine = {"_id": notification_id, "userId": actor.require_user()}
     now = database.clock.now()
     read = await database.notifications.find_and_patch({**mine, "readAt": None}, {"$set": {"readAt": now}})

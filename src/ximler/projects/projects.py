@@ -14,6 +14,7 @@ from bson import ObjectId
 
 from ximler.audit import records
 from ximler.audit.actions import Action
+from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
@@ -264,10 +265,7 @@ def _total(sizes: dict[str, int]) -> int:
 
 
 def _name(name: Any) -> str:
-    name = name.strip() if isinstance(name, str) else ""
-    if not name:
-        raise Invalid.field("name", "is required and must not be empty")
-    return _text("name", name, MAX_NAME)
+    return names.checked(name if isinstance(name, str) else "", most=MAX_NAME)
 
 
 def _description(description: str | None) -> str | None:

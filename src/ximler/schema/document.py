@@ -1,11 +1,12 @@
-"""What a collection's module is made of: a `Document` Struct, its `Index`es, and the `Collection` that ties them up.
+"""What a collection's module is made of: a `Document` Struct, its `Index`es, and the `Collection` that ties
+them up.
 
-Python attributes are snake_case; MongoDB's fields are their camelCase. A field without a default is one that the
-specification calls `required`. `None` is never stored: an optional field that is None is absent.
+Python attributes are snake_case; MongoDB's fields are their camelCase. A field without a default is one that
+the specification calls `required`. `None` is never stored: an optional field that is None is absent.
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from bson import ObjectId
@@ -29,24 +30,35 @@ Trimmed = Annotated[str, Meta(extra={"setter": "strip"})]
 Lowercase = Annotated[str, Meta(extra={"setter": "lower"})]
 Uppercase = Annotated[str, Meta(extra={"setter": "upper"})]
 
-# Any JSON-like value. Null, missing and {} are the same; keys are checked on every write (see database.mixed).
+# Any JSON-like value. Null, missing and {} are the same; keys are checked on every write (see
+# database.mixed).
 Mixed = Annotated[Any, Meta(extra={"mixed": True})]
 
 
 class Document(msgspec.Struct, rename="camel", kw_only=True, gc=False):
-    """The base of everything that MongoDB keeps. `gc=False`: BSON has no cycles, and reads are 0.4 × cheaper for it."""
+    """The base of everything that MongoDB keeps. `gc=False`: BSON has no cycles, and reads are 0.4 × cheaper
+    for it.
+
+    `FORGIVEN` names fields whose value reads as the default where another application stored one of a wrong
+    type. Otherwise such a document is unreadable: a default must never grant anything.
+    """
+
+    FORGIVEN: ClassVar[tuple[str, ...]] = ()
 
 
 class Identified(Document, kw_only=True):
     id: ObjectId = field(name="_id", default_factory=ObjectId)
 
 
-# Default of a time that the write itself decides, by the server's clock. Known by identity: a given time is kept.
+# Default of a time that the write itself decides, by the server's clock. Known by identity: a given time is
+# kept.
 AT_WRITE = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Created(Identified, kw_only=True):
-    """`createdAt` is the server's time of the insert; a document that others wrote without it takes it from its id."""
+    """`createdAt` is the server's time of the insert; a document that others wrote without it takes it from
+    its id.
+    """
 
     created_at: datetime = AT_WRITE
 
@@ -62,8 +74,9 @@ Direction = Literal[1, -1, "text"]
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
-    """One index. `ours` marks those beyond the specification, which a Mongoose `syncIndexes()` would drop: they may
-    carry speed, never an invariant (except on collections of our own). `why` says what it serves."""
+    """One index. `ours` marks those beyond the specification, which a Mongoose `syncIndexes()` would drop:
+    they may carry speed, never an invariant (except on collections of our own). `why` says what it serves.
+    """
 
     keys: tuple[tuple[str, Direction], ...]
     why: str
@@ -115,7 +128,9 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
 
     @property
     def private(self) -> bool:
-        """Whether it holds state of Ximler's own. Only the owner imports the schema module of a private collection."""
+        """Whether it holds state of Ximler's own. Only the owner imports the schema module of a private
+        collection.
+        """
         return self.name not in SPECIFIED_NAMES
 
     @property

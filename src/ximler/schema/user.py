@@ -1,6 +1,7 @@
 """`users`: a person's account."""
 
 from datetime import datetime
+from typing import ClassVar
 
 from msgspec import field
 
@@ -26,6 +27,11 @@ class NotificationSettings(Document, kw_only=True):
 
 
 class User(Stamped, kw_only=True):
+    FORGIVEN: ClassVar[tuple[str, ...]] = (
+        "avatar", "emailVerified", "emailVerificationToken", "passwordResetToken", "passwordResetExpires", "lastLogin",
+        "stripeCustomerId", "notificationSettings", "createdAt", "updatedAt",
+    )  # fmt: skip
+
     name: Trimmed
     email: Lowercase
     password: str  # an Argon2id hash; what another application wrote in another form signs nobody in

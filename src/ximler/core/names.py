@@ -1,0 +1,44 @@
+"""Names that people choose: for themselves, for projects, for API keys. One rule for all of them."""
+
+import re
+import unicodedata
+
+from ximler.core.errors import Invalid
+
+__all__ = ["MAX_PERSON", "checked"]
+
+MAX_PERSON = 100  # characters of a person's name
+
+# Controls, format characters (bidi overrides among them), surrogates, line and paragraph separators.
+_FORBIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"  # format characters too, and part of Persian and Indic spelling, and of emoji
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol without ink
+# Letters, numbers, punctuation, symbols, and what this Python's Unicode does not know yet. Marks need one of them.
+_VISIBLE = "LNPS"
+_UNKNOWN = ("Cn", "Co")
+_LINK = re.compile(r"[a-z][a-z0-9+.-]{1,20}://|\bwww\.\w|\b[\w-]+\.[a-z]{2,24}[/?#]\S", re.IGNORECASE)
+
+
+def checked(name: str, *, most: int, field: str = "name") -> str:
+    """The name as it is stored: trimmed and composed (NFC).
+
+    Raises Invalid for a name that shows as nothing, has more than `most` characters, contains control or
+    invisible characters, or a link: mail programs turn a link into one even where it is text.
+    """
+    name = name.strip()
+    if len(name) <= most:
+        name = unicodedata.normalize("NFC", name)
+    if not any(_is_visible(each) for each in name[: most + 1]):
+        raise Invalid.field(field, "is required and must contain a visible character")
+    if len(name) > most:
+        raise Invalid.field(field, f"is longer than {most} characters")
+    if any(unicodedata.category(each) in _FORBIDDEN and each not in _JOINERS for each in name):
+        raise Invalid.field(field, "must not contain control characters, invisible characters or line breaks")
+    if _LINK.search(name):
+        raise Invalid.field(field, "must not contain a link")
+    return name
+
+
+def _is_visible(character: str) -> bool:
+    category = unicodedata.category(character)
+    return (category[0] in _VISIBLE or category in _UNKNOWN) and character not in _BLANK

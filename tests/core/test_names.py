@@ -1,0 +1,59 @@
+"""Names that people choose: which are refused, and in what form they are kept."""
+
+import unicodedata
+
+import pytest
+
+from ximler.core import names
+from ximler.core.errors import Invalid
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Ada Lovelace", "Dr.Oetker", "J.R.R. O'Neill-Škvorecký, PhD", "李小龍", "محمد علي", "می‌خواهم", "हिन्दी", "👩‍👩‍👧 family",
+        "Node.js",
+        "example.com redesign", "A/B test", "1", "?", "24/7 monitoring", "and/or", "C++/Rust", "e.g. this", "v1.2/beta",
+    ],
+)  # fmt: skip
+def test_what_people_call_things_is_a_name(name: str) -> None:
+    assert names.checked(f"  {name} ", most=100) == unicodedata.normalize("NFC", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "   ", "\u200b", "\u200d", "\u3164", "\u2800", "\u115f\u1160", "\u0301", "\ufe0f", "\u00a0\u2003", "\u00ad"],
+)
+def test_a_name_that_shows_as_nothing_is_no_name(name: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        names.checked(name, most=100)
+    assert refused.value.fields.keys() == {"name"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\nb", "a\0b", "a\u202eb", "a\u200bb", "a\ud800b", "a\u2028b", "a\x1b[31mb", "a\u2066b", "a\ufeffb", "a\U000e0041b"],
+)  # fmt: skip
+def test_a_name_has_no_controls_and_nothing_invisible(name: str) -> None:
+    with pytest.raises(Invalid, match="control characters"):
+        names.checked(name, most=100, field="title")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "WIN 1000$ http://evil.example/claim now", "HTTPS://EVIL.EXAMPLE", "javascript://x", "www.evil.example",
+        "see evil.example/x", "evil.example?x=1", "go to evil-site.co/a",
+    ],
+)  # fmt: skip
+def test_a_name_is_no_link(name: str) -> None:
+    with pytest.raises(Invalid, match="link"):
+        names.checked(name, most=100)
+
+
+def test_a_long_name_is_refused_at_once() -> None:
+    with pytest.raises(Invalid, match="longer than 100"):
+        names.checked("x" * 10_000_000, most=100)
+    with pytest.raises(Invalid):
+        names.checked("e" + "\u0301" * 10_000_000, most=100)
+    assert names.checked("e\u0301" * 100, most=200) == "é" * 100
