@@ -38,13 +38,13 @@ def own(ximler: Ximler, mongodb_uri: str) -> Iterator[Own]:
 def test_a_log_is_sealed_verified_and_tampering_named(ximler: Ximler, own: Own) -> None:
     env, database = own
     person = str(ObjectId())
-    assert json_of(ximler("audit", "search", "--user", person, "--json", env=env)) == {"entries": [], "next": None}
+    assert json_of(ximler("audit", "search", "--user", person, "--json", env=env)) == {"items": [], "next": None}
     ximler("audit", "search", "--user", person, env=env)  # what looking leaves behind are entries to play with
     assert ximler("audit", "seal", env=env).stdout == "2 entries sealed.\n"
     assert ximler("audit", "seal", env=env).stdout == "Everything is sealed.\n"
     sound = ximler("audit", "verify", env=env)
     assert sound.returncode == 0
-    assert sound.stdout.startswith("The log is what was sealed: 2 entries in 1 seal.\nHead: 1:")
+    assert sound.stdout.startswith("The audit log is intact: 2 entries, 1 seal.\nHead: 1:")
     head = ximler("audit", "head", "--json", env=env).stdout
     first = database.auditlogs.find_one({}, sort=[("_id", 1)])
     database.auditlogs.update_one({"_id": first["_id"]}, {"$set": {"action": "nothing.was.read"}})
@@ -98,11 +98,11 @@ def test_entries_are_found_exported_erased_and_pruned(ximler: Ximler, own: Own, 
     for _ in range(3):
         ximler("audit", "search", "--user", person, env=env)
     page = json_of(ximler("audit", "search", "--action", "audit.log.read", "--limit", "2", "--json", env=env))
-    assert len(page["entries"]) == 2
-    assert "_audit" not in page["entries"][0]["details"]
+    assert len(page["items"]) == 2
+    assert "_audit" not in page["items"][0]["details"]
     rest = json_of(ximler("audit", "search", "--action", "audit.log.read", "--after", page["next"], "--json", env=env))
-    assert len(rest["entries"]) == 1
-    assert json_of(ximler("audit", "search", "--until", "1h", "--json", env=env))["entries"] == []
+    assert len(rest["items"]) == 1
+    assert json_of(ximler("audit", "search", "--until", "1h", "--json", env=env))["items"] == []
     lines = ximler("audit", "export", env=env).stdout.splitlines()
     assert [json.loads(line)["action"] for line in lines] == ["audit.log.read"] * 4
     ximler("audit", "export", "--format", "csv", "--output", str(tmp_path / "log.csv"), "--user", person, env=env)

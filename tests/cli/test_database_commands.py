@@ -13,7 +13,7 @@ def test_init_makes_what_status_then_finds_complete(ximler, own):
     made = ximler("db", "init", env=env)
     assert (made.returncode, made.stdout) == (0, "The database is ready.\n")
     after = ximler("db", "status", "--json", env=env)
-    assert (after.returncode, json.loads(after.stdout)) == (0, {"differences": []})
+    assert (after.returncode, json.loads(after.stdout)) == (0, {"items": [], "next": None})
 
 
 def test_a_command_that_went_well_says_its_result_and_nothing_else(ximler, own):
@@ -32,7 +32,7 @@ def test_status_says_what_to_do_about_each_difference(ximler, own):
     database.users.create_index("nickname")
     result = ximler("db", "status", "--json", env=env)
     assert result.returncode == 1
-    found = {(d["name"], d["state"]): d["remedy"] for d in json.loads(result.stdout)["differences"]}
+    found = {(d["name"], d["state"]): d["remedy"] for d in json.loads(result.stdout)["items"]}
     assert found[("deletedAt_1", "missing")] == "ximler db init"
     assert "dropIndex" in found[("nickname_1", "extra")]
 
@@ -73,7 +73,7 @@ def test_users_are_created_and_listed(ximler, own):
     made = json.loads(ximler(*arguments, env=env, stdin="a long enough password\n").stdout)
     assert made["email"] == "ada@example.com"
     listed = json.loads(ximler("users", "list", "--json", env=env).stdout)
-    assert listed == {"users": [made], "next": None}
+    assert listed == {"items": [made], "next": None}
     assert "password" not in made
     assert "ada@example.com" in ximler("users", "list", env=env).stdout
 
@@ -107,7 +107,7 @@ def test_lists_of_users_continue_with_a_cursor(ximler, own):
     seen, after = [], []
     while True:
         page = json.loads(ximler("users", "list", "--limit", "2", "--json", *after, env=env).stdout)
-        seen += [user["email"] for user in page["users"]]
+        seen += [user["email"] for user in page["items"]]
         if page["next"] is None:
             break
         after = ["--after", page["next"]]
@@ -152,6 +152,6 @@ def test_an_index_of_the_operators_own_is_told_and_keeps_nothing_from_starting(x
     ximler("db", "init", env=env)
     database.projects.create_index("name")
     again = ximler("db", "init", "--json", env=env)
-    [found] = json.loads(again.stdout)["differences"]
+    [found] = json.loads(again.stdout)["items"]
     assert (again.returncode, found["name"], found["state"]) == (0, "name_1", "extra")
     assert ximler("db", "status", env=env).returncode == 1

@@ -69,7 +69,11 @@ def test_what_cannot_be_is_said_and_changes_nothing(ximler, own):
     env, database = own
     make_ada(ximler, env)
     for arguments, code, said in (
-        (("create", "nobody@example.com", "--name", "x", "--scope", "account:read"), 5, "No such user"),
+        (
+            ("create", "nobody@example.com", "--name", "x", "--scope", "account:read"),
+            5,
+            "There is no user nobody@example.com",
+        ),
         (("create", "ada@example.com", "--name", "x", "--scope", "all"), 2, "'all' is none of"),
         (
             ("create", "ada@example.com", "--name", "x", "--scope", "account:read", "--from", "home"),

@@ -32,6 +32,6 @@ def test_a_key_is_rotated_and_a_lost_one_is_told_of(ximler, own):
     lost = ximler("secrets", "renew", "--json", env=env | {"XIMLER_SECRET_KEY": OTHER})
     assert (lost.returncode, json.loads(lost.stdout)) == (1, {"renewed": 0, "lost": 1})
     done = ximler("secrets", "renew", env=env | {"XIMLER_SECRET_KEY": f"{NEW},{OLD}"})
-    assert (done.returncode, done.stdout) == (0, "Secrets that are under the newest key now: 1.\n")
+    assert (done.returncode, done.stdout) == (0, "1 secret encrypted under the newest key.\n")
     again = ximler("secrets", "renew", "--json", env=env | {"XIMLER_SECRET_KEY": NEW})
     assert (again.returncode, json.loads(again.stdout)) == (0, {"renewed": 0, "lost": 0})

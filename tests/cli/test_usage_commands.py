@@ -41,12 +41,12 @@ def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
     done = ximler("usage", "override", user, "--end", "--reason", "over", env=env)
     assert done.stdout == "ada@example.com has the plan's limits again.\n"
 
-    assert ximler("usage", "rebuild", user, env=env).stdout == "There is no difference.\n"
+    assert ximler("usage", "rebuild", user, env=env).stdout == "There are no differences.\n"
     owner = database.users.find_one({"email": "ada@example.com"})["_id"]
     database.gauges.update_one({"_id": owner}, {"$set": {"projects": 2, "storageBytes": 0}}, upsert=True)
     looked = ximler("usage", "rebuild", "--all", "--dry-run", "--json", env=env)
     assert looked.returncode == 1
-    assert json.loads(looked.stdout)["drift"] == [{"user": user, "of": "gauge", "what": "projects", "was": 2, "is": 0}]
+    assert json.loads(looked.stdout)["items"] == [{"user": user, "of": "gauge", "what": "projects", "was": 2, "is": 0}]
     assert ximler("usage", "rebuild", "--all", env=env).returncode == 0
     assert ximler("usage", "rebuild", "--all", "--dry-run", env=env).returncode == 0
 

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
+import msgspec
 
 from ximler.cli import context
-from ximler.cli.context import database_options
-from ximler.core.actor import Actor
+from ximler.cli.context import Id, Run, connected, counted, database_options, minute, paged
 from ximler.core.errors import Invalid
-from ximler.core.settings import Settings
 
-_OPERATOR = Actor(kind="operator", via="cli")
 _AGO = re.compile(r"(\d+)([smhdwy])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
 
@@ -42,14 +40,14 @@ class Moment(click.ParamType[datetime]):
 
 
 def filters(command: F) -> F:
-    """What entries to look for."""
+    """The options that select entries."""
     for option in (
         click.option("--until", type=Moment(), help="Written before then (a time, or 12h for 12 hours ago)."),
         click.option("--since", type=Moment(), help="Written since then (a time, or 90d for 90 days ago)."),
         click.option("--resource-id", help="About the thing of --resource with this id."),
         click.option("--resource", help="About things of this kind: users, projects, …"),
         click.option("--action", help="Of this action: accounts.password.changed, …"),
-        click.option("--user", metavar="ID", help="About this user."),
+        click.option("--user", "user_id", type=Id(), help="About this user."),
     ):
         command = option(command)
     return command
@@ -59,145 +57,81 @@ def filters(command: F) -> F:
 def audit() -> None:
     """Seal, verify, search, export and prune the audit log.
 
-    Workers seal it by themselves. `verify` shows that nothing was altered, removed or put in since; keep what `head` prints
-    somewhere else, and it also shows that nothing was cut off.
+    Workers seal it by themselves. `verify` detects entries that were altered, removed or inserted since. Keep the output of
+    `head` elsewhere, and `verify --head` also detects a truncated log.
     """
 
 
 @audit.command()
-@click.option("--json", "as_json", is_flag=True, help="Print how many entries were sealed as JSON.")
-@database_options
-def seal(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Seal what has been written, now. Workers do it every 20 seconds."""
-    settings = _settings(data_dir, mongodb_uri)
+@connected(json="Print how many entries were sealed as JSON.", secret=True)
+async def seal(run: Run) -> None:
+    """Seal the entries written so far. Workers do it every 20 seconds."""
+    from ximler.audit.keys import SealKeys
+    from ximler.audit.sealing import Sealer
 
-    async def work() -> int:
-        from ximler.audit.keys import SealKeys
-        from ximler.audit.sealing import Sealer
-
-        keys = SealKeys.load(settings)
-        async with context.database(settings) as database:
-            with _progress("Sealing", quiet=as_json) as progress:
-                return await Sealer(database, keys).seal(progress=progress)
-
-    count = context.run(work())
-    if as_json:
-        context.print_json({"sealed": count})
-    else:
-        click.echo(f"{_counted(count, 'entry', 'entries')} sealed." if count else "Everything is sealed.")
+    keys = SealKeys.load(run.settings)
+    with _progress("Sealing", quiet=run.as_json) as progress:
+        count = await Sealer(run.database, keys).seal(progress=progress)
+    run.show({"sealed": count}, f"{_entries(count)} sealed." if count else "Everything is sealed.")
 
 
 @audit.command()
-@click.option("--head", metavar="FILE|N:HASH", help="An earlier head: also check that nothing was cut off since.")
-@click.option("--others", is_flag=True, help="Entries that other applications write to the log are no problem.")
+@click.option("--head", metavar="FILE|N:HASH", help="An earlier head: also check that the log was not truncated since.")
+@click.option("--others", is_flag=True, help="Accept entries that other applications write to the log.")
 @click.option("--key", "public", multiple=True, metavar="pub:…", help="Check with these public keys instead of ours.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@database_options
-def verify(
-    head: str | None,
-    others: bool,
-    public: tuple[str, ...],
-    as_json: bool,
-    data_dir: Path | None,
-    mongodb_uri: str | None,
-) -> int:
+@connected(json="Print the report as JSON.", secret=True)
+async def verify(run: Run, head: str | None, others: bool, public: tuple[str, ...]) -> int:
     """Check every entry against its seal, and every seal against the one before.
 
-    Names what was altered, is missing, or was put in. Exit code 1 when there is something. Changes nothing.
+    Names entries that were altered, removed or inserted. Exit code 1 when there are any. Changes nothing.
     """
-    settings = _settings(data_dir, mongodb_uri)
+    from ximler.audit import verification
+    from ximler.audit.keys import SealKeys
+    from ximler.audit.seals import Head
 
-    async def work() -> Any:
-        from ximler.audit import verification
-        from ximler.audit.keys import SealKeys
-        from ximler.audit.seals import Head
-
-        keys = SealKeys.parse("\n".join(public), source="--key") if public else SealKeys.load(settings)
-        known = None if head is None else Head.parse(_text(head))
-        async with context.database(settings) as database:
-            with _progress("Verifying", quiet=as_json) as progress:
-                return await verification.verify(database, keys, head=known, others=others, progress=progress)
-
-    report = context.run(work())
-    if as_json:
-        context.print_json({"sound": report.sound, **_fields(report)})
-    else:
-        _show(report)
+    keys = SealKeys.parse("\n".join(public), source="--key") if public else SealKeys.load(run.settings)
+    known = None if head is None else Head.parse(_text(head))
+    with _progress("Verifying", quiet=run.as_json) as progress:
+        report = await verification.verify(run.database, keys, head=known, others=others, progress=progress)
+    run.show({"sound": report.sound, **msgspec.to_builtins(report, enc_hook=str)}, lambda: _show(report))
     return 0 if report.sound else 1
 
 
 @audit.command()
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print it with the public keys, for --head and --key of `verify`."
-)
-@database_options
-def head(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Print where the chain of seals ends. Keep it elsewhere: `verify --head` then finds what was cut off."""
-    settings = _settings(data_dir, mongodb_uri)
+@connected(json="Print it with the public keys, for --head and --key of `verify`.", secret=True)
+async def head(run: Run) -> None:
+    """Print the end of the chain of seals. Keep it elsewhere: `verify --head` then detects a truncated log."""
+    from ximler.audit import seals
+    from ximler.audit.keys import SealKeys
 
-    async def work() -> Any:
-        from ximler.audit import seals
-        from ximler.audit.keys import SealKeys
-
-        keys = SealKeys.load(settings)
-        async with context.database(settings) as database:
-            return await seals.head(database, keys)
-
-    found = context.run(work())
+    found = await seals.head(run.database, SealKeys.load(run.settings))
     if found is None:
         click.echo("Nothing has been sealed yet: ximler audit seal", err=True)
-    elif as_json:
-        context.print_json(found)
     else:
-        click.echo(f"{found.number}:{found.hash}")
+        run.show(found, f"{found.number}:{found.hash}")
 
 
 @audit.command()
 @filters
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many, newest first.")
-@click.option("--after", metavar="CURSOR", help="Continue after the cursor that the previous page ended with.")
-@click.option("--json", "as_json", is_flag=True, help="Print entries and the next cursor as JSON.")
-@database_options
-def search(
-    limit: int, after: str | None, as_json: bool, data_dir: Path | None, mongodb_uri: str | None, **given: Any
-) -> None:
-    """List entries, newest first. That somebody's entries were looked at is written down as well."""
-    from ximler.core.ids import decode_cursor
+@paged
+@connected(json="Print entries and the next cursor as JSON.", secret=True)
+async def search(run: Run, limit: int, after: Any, **where: Any) -> None:
+    """List entries, newest first. Searching for a user's entries is audited as well."""
+    from ximler.audit import search as owned
 
-    settings = _settings(data_dir, mongodb_uri)
-    where = _where(**given)
-    position = None if after is None else decode_cursor(after)
-
-    async def work() -> Any:
-        from ximler.audit import search
-
-        async with context.database(settings) as database:
-            return await search.page(database, _OPERATOR, **where, first=limit, after=position)
-
-    page = context.run(work())
-    if as_json:
-        found = [_entry(entry) for entry in page.items]
-        context.print_json({"entries": found, "next": page.end_cursor if page.has_next else None})
-        return
-    if page.items:
-        context.print_table(
-            ("Time", "Action", "User", "Of", "By", "Address"),
-            [
-                (
-                    entry.created_at.strftime("%Y-%m-%d %H:%M:%S"),
-                    entry.action,
-                    entry.user_id or "",
-                    f"{entry.resource} {entry.resource_id or ''}",
-                    _entry(entry)["details"].get("actor", ""),
-                    entry.ip_address or "",
-                )
-                for entry in page.items
-            ],
-        )
-    else:
-        click.echo("There are no such entries.")
-    if page.has_next:
-        click.echo(f"More: the same with --after {page.end_cursor}")
+    run.show_list(
+        await owned.page(run.database, run.actor, **where, first=limit, after=after),
+        row=_entry,
+        columns={
+            "Time": lambda entry: entry.created_at.strftime("%Y-%m-%d %H:%M:%S"),
+            "Action": lambda entry: entry.action,
+            "User": lambda entry: entry.user_id or "",
+            "Of": lambda entry: f"{entry.resource} {entry.resource_id or ''}",
+            "By": lambda entry: owned.details(entry).get("actor", ""),
+            "Address": lambda entry: entry.ip_address or "",
+        },
+        empty=f"There are no such entries.{_meant(where['action'])}",
+    )
 
 
 @audit.command()
@@ -206,85 +140,63 @@ def search(
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write there instead of standard output."
 )
-@database_options
-def export(
-    form: Literal["ndjson", "csv"], output: Path | None, data_dir: Path | None, mongodb_uri: str | None, **given: Any
-) -> None:
-    """Write entries as lines of text, oldest first: NDJSON with everything, CSV for spreadsheets."""
-    settings = _settings(data_dir, mongodb_uri)
-    where = _where(**given)
+@connected(secret=True)
+async def export(run: Run, form: Literal["ndjson", "csv"], output: Path | None, **where: Any) -> None:
+    """Write entries as lines of text, oldest first: NDJSON with all fields, CSV for spreadsheets."""
+    from ximler.audit import export as exported
+    from ximler.audit.search import condition
 
-    async def work() -> int:
-        from ximler.audit import export as exported
-        from ximler.audit.search import condition
-
-        count = 0
-        with output.open("w", encoding="utf-8", newline="") if output else _unclosed() as file:
-            async with context.database(settings) as database:
-                with _progress("Exporting", quiet=False) as progress:
-                    async for text in exported.lines(database, _OPERATOR, condition(**where), form=form):
-                        file.write(text)
-                        count += text.count("\n")
-                        progress(count)
-        return count - int(form == "csv")
-
-    count = context.run(work())
+    count = 0
+    with (
+        output.open("w", encoding="utf-8", newline="") if output else _unclosed() as file,
+        _progress("Exporting", quiet=False) as progress,
+    ):
+        async for text in exported.lines(run.database, run.actor, condition(**where), form=form):
+            file.write(text)
+            count += text.count("\n")
+            progress(count)
     if output:
-        click.echo(f"{_counted(count, 'line', 'lines')} written to {output}.", err=True)
+        click.echo(f"{counted(count - int(form == 'csv'), 'line')} written to {output}.", err=True)
+
+
+def _confirm_pruning(*, before: datetime, yes: bool) -> None:
+    if not yes:
+        click.confirm(f"Remove entries from before {minute(before)} UTC for good?", abort=True, err=True)
 
 
 @audit.command()
-@click.option("--older-than", "before", type=Moment(), required=True, help="What is older: 400d, or a time.")
+@click.option("--older-than", "before", type=Moment(), required=True, help="The age (400d) or a time.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print how many entries were removed as JSON.")
-@database_options
-def prune(before: datetime, yes: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Remove sealed entries that are older, for good. What is left can still be verified."""
-    settings = _settings(data_dir, mongodb_uri)
+@connected(json="Print how many entries were removed as JSON.", secret=True, first=_confirm_pruning)
+async def prune(run: Run, before: datetime, yes: bool) -> None:  # noqa: ARG001 (`first` reads it)
+    """Remove older sealed entries for good. The rest can still be verified."""
+    from ximler.audit.keys import SealKeys
+    from ximler.audit.pruning import prune as remove
+
+    keys = SealKeys.load(run.settings)
+    with _progress("Pruning", quiet=run.as_json) as progress:
+        count = await remove(run.database, keys, run.actor, before=before, progress=progress)
+    run.show({"removed": count}, f"{_entries(count)} removed.")
+
+
+def _confirm_erasure(*, user: Any, yes: bool) -> None:
     if not yes:
-        click.confirm(f"Remove entries from before {before:%Y-%m-%d %H:%M} UTC for good?", abort=True, err=True)
-
-    async def work() -> int:
-        from ximler.audit.keys import SealKeys
-        from ximler.audit.pruning import prune as remove
-
-        keys = SealKeys.load(settings)
-        async with context.database(settings) as database:
-            with _progress("Pruning", quiet=as_json) as progress:
-                return await remove(database, keys, _OPERATOR, before=before, progress=progress)
-
-    count = context.run(work())
-    if as_json:
-        context.print_json({"removed": count})
-    else:
-        click.echo(f"{_counted(count, 'entry', 'entries')} removed.")
+        click.confirm(f"Remove the personal values of user {user} from the log for good?", abort=True, err=True)
 
 
 @audit.command()
-@click.argument("user_id")
+@click.argument("user", type=Id())
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print how many entries were changed as JSON.")
-@database_options
-def erase(user_id: str, yes: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Take a person out of the log, for good: addresses, names, whatever is personal. The log can still be verified."""
-    from ximler.core.ids import object_id
+@connected(json="Print how many entries were changed as JSON.", secret=True, first=_confirm_erasure)
+async def erase(run: Run, user: Any, yes: bool) -> None:  # noqa: ARG001 (`first` reads it)
+    """Remove addresses, names and other personal values of the user with the id USER from the log, for good.
 
-    settings = _settings(data_dir, mongodb_uri)
-    oid = object_id(user_id)
-    if not yes:
-        click.confirm(f"Remove what is personal of user {oid} from the log for good?", abort=True, err=True)
+    The log can still be verified.
+    """
+    from ximler.audit.erasure import erase as remove
 
-    async def work() -> int:
-        from ximler.audit.erasure import erase as remove
-
-        async with context.database(settings) as database:
-            return await remove(database, oid, actor=_OPERATOR)
-
-    count = context.run(work())
-    if as_json:
-        context.print_json({"erased": count})
-    else:
-        click.echo(f"The person was removed from {_counted(count, 'entry', 'entries')}.")
+    count = await remove(run.database, user, actor=run.actor)
+    run.show({"erased": count}, f"Personal values were removed from {_entries(count)}.")
 
 
 @audit.command()
@@ -314,19 +226,8 @@ def key(new: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
         click.echo(f"A new key is in {replace(settings, keys.renewed())}. Restart what is running.")
 
 
-def _settings(data_dir: Path | None, mongodb_uri: str | None) -> Settings:
-    """With the secret key: it tells our entries from others'."""
-    return context.load(data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
-
-
-def _where(*, user: str | None, **given: Any) -> dict[str, Any]:
-    from ximler.core.ids import object_id
-
-    return {**given, "user_id": None if user is None else object_id(user, "user")}
-
-
 def _text(head: str) -> str:
-    """Of a file, or as it is."""
+    """The text of a file of that name, or the text itself."""
     path = Path(head)
     try:
         return path.read_text() if path.is_file() else head
@@ -335,14 +236,14 @@ def _text(head: str) -> str:
 
 
 @contextmanager
-def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], object]]:
-    """Says on a terminal how many entries have been gone through."""
+def _progress(task_name: str, *, quiet: bool) -> Iterator[Callable[[int], object]]:
+    """Show on a terminal how many entries were processed."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} entries"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(task_name, total=None)
         yield lambda count: bar.update(task, completed=count)
 
 
@@ -361,26 +262,29 @@ def _show(report: Any) -> None:
         click.echo(f"{problem.what}: {where}: {problem.why}")
     if (rest := sum(report.counts.values()) - len(report.problems)) > 0:
         click.echo(f"… and {rest} more")
-    parts = [f"{_counted(report.entries, 'entry', 'entries')} in {_counted(report.seals, 'seal', 'seals')}"]
-    for name, text in (("erased", "without the person"), ("others", "of other applications"), ("pruned", "pruned before"),
+    parts = [_entries(report.entries), counted(report.seals, "seal")]
+    for name, text in (("erased", "without personal values"), ("others", "from other applications"), ("pruned", "pruned"),
                        ("waiting", "not sealed yet")):  # fmt: skip
         if count := getattr(report, name):
             parts.append(f"{count:,} {text}")
-    verdict = "The log is what was sealed" if report.sound else "The log is NOT what was sealed"
+    verdict = "The audit log is intact" if report.sound else "The audit log is NOT intact"
     click.echo(f"{verdict}: {', '.join(parts)}.")
     if report.head:
         click.echo(f"Head: {report.head.number}:{report.head.hash}")
 
 
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
+def _entries(count: int) -> str:
+    return counted(count, "entry", "entries")
 
 
-def _fields(report: Any) -> dict[str, Any]:
-    import msgspec
+def _meant(action: str | None) -> str:
+    """A hint, where the action is none of Ximler's; other applications may write others."""
+    from difflib import get_close_matches
 
-    fields: dict[str, Any] = msgspec.to_builtins(report, enc_hook=str)
-    return fields
+    from ximler.audit.actions import Action
+
+    near = [] if action is None or action in set(Action) else get_close_matches(action, list(Action), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _entry(entry: Any) -> dict[str, Any]:

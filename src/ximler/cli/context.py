@@ -1,9 +1,20 @@
-"""What commands share: settings with the common options, a connected database, and output for people or programs."""
+"""Common parts of commands: options, a connected database, and output for people or programs.
+
+    @keys.command()
+    @click.argument("who")
+    @connected(json="Print them as JSON.")
+    async def show(run: Run, who: str) -> None: ...
+
+`connected` adds `--data-dir`, `--mongodb-uri` and `--json`, loads the settings and opens the database. Errors become one
+line and an exit code in `ximler.cli.main`.
+"""
 
 import asyncio
+import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,17 +22,124 @@ import click
 import msgspec
 
 from ximler.core import logs, settings
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.core.ids import Position, decode_cursor, object_id
 from ximler.core.settings import Settings
 
 if TYPE_CHECKING:
+    from ximler.accounts.keyring import Keyring
     from ximler.database import Database
+    from ximler.database.collection import Page
+    from ximler.schema.user import User
 
-__all__ = ["database", "database_options", "load", "print_json", "print_table", "run"]
+__all__ = [
+    "Cursor", "Id", "Run", "connected", "counted", "database", "database_options", "load", "minute", "paged", "print_json",
+    "print_table", "run",
+]  # fmt: skip
 
 _ENDLESS = 10_000  # columns
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Run:
+    """One command under way: its settings, its database, and how it prints its result. It acts as an operator."""
+
+    actor = Actor(kind="operator", via="cli")
+
+    def __init__(self, loaded: Settings, connected: "Database", *, as_json: bool) -> None:
+        self.settings = loaded
+        self.database = connected
+        self.as_json = as_json
+
+    @functools.cached_property
+    def keyring(self) -> "Keyring":
+        from ximler.accounts.keyring import Keyring
+
+        return Keyring(self.settings)
+
+    async def user(self, who: str, *, closed: bool = False) -> "User":
+        """The user with this e-mail address or id; with `closed`, also a closed account. Raises NotFound, Invalid."""
+        try:
+            where = {"email": who.strip().lower()} if "@" in who else {"_id": object_id(who.strip())}
+        except Invalid:
+            raise Invalid.field("user", f"{who!r} is not an id (24 hexadecimal digits) or e-mail address") from None
+        found = await self.database.users.find_one(where, deleted=closed)
+        if found is None:
+            raise NotFound(f"There is no user {who}")
+        return found
+
+    async def user_id(self, who: str) -> Any:
+        """The same as `user`, closed or not: its id."""
+        return (await self.user(who, closed=True)).id
+
+    def show(self, value: object, text: str | Callable[[], object]) -> None:
+        """Print the value as JSON where `--json` asks for it, else the text, or what the function prints."""
+        if self.as_json:
+            print_json(value)
+        elif callable(text):
+            text()
+        else:
+            click.echo(text)
+
+    def show_list(
+        self,
+        found: "Sequence[T] | Page[T]",
+        *,
+        row: Callable[[T], dict[str, Any]],
+        columns: dict[str, Callable[[T], object]],
+        empty: str,
+    ) -> None:
+        """Print a list: with `--json` as `{"items": […], "next": cursor or null}`, else as a table."""
+        page: Any = found
+        items: Sequence[T] = getattr(page, "items", page)
+        following = page.end_cursor if getattr(page, "has_next", False) else None
+        if self.as_json:
+            print_json({"items": [row(item) for item in items], "next": following})
+            return
+        if items:
+            print_table(list(columns), [[cell(item) for cell in columns.values()] for item in items])
+        else:
+            click.echo(empty)
+        if following:
+            click.echo(f"More: the same command with --after {following}")
+
+
+def connected(
+    *, json: str | None = None, secret: bool = False, first: Callable[..., dict[str, Any] | None] | None = None
+) -> Callable[[Callable[..., Coroutine[Any, Any, Any]]], Callable[..., Any]]:
+    """Make `async def command(run, **options)` a command with a database. It returns its exit code, or None.
+
+    `json` is the help of `--json`; without it there is no such option. `secret` requires the secret key. `first(**options)`
+    runs before the database is opened, to check options or to ask questions; options that it returns replace those given.
+    """
+
+    def decorate(work: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        @functools.wraps(work)
+        def command(*, data_dir: Path | None, mongodb_uri: str | None, as_json: bool = False, **given: Any) -> Any:
+            loaded = load(data_dir=data_dir, mongodb_uri=mongodb_uri)
+            if secret:
+                loaded = loaded.with_secret()
+            if first is not None:
+                given |= first(**given) or {}
+
+            async def go() -> Any:
+                async with database(loaded) as opened:
+                    started = Run(loaded, opened, as_json=as_json)
+                    try:
+                        return await work(started, **given)
+                    finally:
+                        if "keyring" in vars(started):
+                            started.keyring.close()
+
+            return run(go())
+
+        with_options = database_options(command)
+        return click.option("--json", "as_json", is_flag=True, help=json)(with_options) if json else with_options
+
+    return decorate
 
 
 def database_options(command: F) -> F:
@@ -34,8 +152,43 @@ def database_options(command: F) -> F:
     return click.option("--mongodb-uri", metavar="URI", help="Use this server instead (MONGODB_URI).")(command)
 
 
+def paged(command: F) -> F:
+    """`--limit` and `--after`, for lists that have pages."""
+    command = click.option("--after", type=Cursor(), help="Continue after the cursor of the previous page.")(command)
+    return click.option(
+        "--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many, newest first."
+    )(command)
+
+
+class Id(click.ParamType[Any]):
+    """24 hexadecimal digits."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if not isinstance(value, str) else _or_fail(self, object_id, value, param, ctx)
+
+
+class Cursor(click.ParamType[Position]):
+    """The end of an earlier page."""
+
+    name = "cursor"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Position:
+        return value if isinstance(value, tuple) else _or_fail(self, decode_cursor, value, param, ctx)
+
+
+def _or_fail(
+    kind: click.ParamType[T], parse: Callable[[str], T], text: str, param: click.Parameter | None, ctx: Any
+) -> T:
+    try:
+        return parse(text)
+    except Invalid as problem:
+        kind.fail(next(iter(problem.fields.values())), param, ctx)
+
+
 def load(*, serves: bool = False, **overrides: object) -> Settings:
-    """The settings, logging set up by them. A command that does one thing tells its result, and logs only what is wrong."""
+    """The settings, with logging set up. A command that does not serve prints its result, and logs warnings and errors only."""
     loaded = settings.load(overrides=overrides)
     quiet = not serves and loaded.log_level == "info"
     logs.configure(msgspec.structs.replace(loaded, log_level="warning") if quiet else loaded)
@@ -44,7 +197,7 @@ def load(*, serves: bool = False, **overrides: object) -> Settings:
 
 @asynccontextmanager
 async def database(loaded: Settings) -> "AsyncIterator[Database]":
-    """A connected database: yours, the running embedded one, or one started for as long as this takes."""
+    """A connected database: yours, the running embedded one, or one started for the duration of the command."""
     from ximler.database import connect
     from ximler.embedded import server
 
@@ -69,10 +222,10 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """For people. Cells are text as it is: what others stored is neither markup nor control characters.
+    """For people. Cells are plain text: markup and control characters that others stored have no effect.
 
-    Nothing is cut off, because ids and remedies are there to be copied: a narrow terminal folds them, all but
-    the first column, and a pipe or file, which has no width, gets one line a row.
+    Nothing is cut off, because ids and remedies are copied: a narrow terminal folds all but the first column; a pipe or file
+    gets one line a row.
     """
     from rich.console import Console
     from rich.table import Table
@@ -90,3 +243,13 @@ def print_json(value: object) -> None:
     """One JSON document, ids as hexadecimal text, times as RFC 3339."""
     text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
     click.echo(text.decode())
+
+
+def minute(moment: datetime | None, otherwise: str = "") -> str:
+    """A time in a table, in UTC."""
+    return moment.strftime("%Y-%m-%d %H:%M") if moment else otherwise
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 entry`, `7 entries`."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from ximler.cli import context
-from ximler.cli.context import database_options
+from ximler.cli.context import Run, connected, counted, database_options
 
 if TYPE_CHECKING:
     from ximler.database.sync import Difference
@@ -24,13 +24,12 @@ def db() -> None:
 
 @db.command()
 @click.option("--repair", is_flag=True, help="Also rebuild changed indexes and replace changed validators.")
-@click.option("--json", "as_json", is_flag=True, help="Print what still differs as JSON.")
-@database_options
-def init(repair: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> int:
-    """Make collections, validators, indexes and seeds.
+@connected(json="Print the remaining differences as JSON.")
+async def init(run: Run, repair: bool) -> int:
+    """Create collections, validators, indexes and seeds.
 
-    Can be run again at any time, also by several processes at once. Nothing is dropped or rebuilt without --repair. Exit code 1
-    when something still differs afterwards; an index of your own is shown, and is no failure.
+    Safe to repeat, also by several processes at once. Nothing is dropped or rebuilt without --repair. Exit code 1: something
+    still differs afterwards. Indexes of your own are listed, and are no failure.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -38,98 +37,66 @@ def init(repair: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | 
     from ximler.database import sync
     from ximler.schema import CATALOGUE
 
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-
-    async def work() -> list[sync.Difference]:
-        async with context.database(settings) as database:
-            with Progress(
-                console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty()
-            ) as bar:
-                task = bar.add_task("Collections and indexes", total=len(CATALOGUE))
-                return await sync.initialise(database, repair=repair, progress=lambda _: bar.advance(task))
-
-    differences = context.run(work())
-    _report(differences, as_json, "The database is ready.")
+    quiet = run.as_json or not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task("Collections and indexes", total=len(CATALOGUE))
+        differences = await sync.initialise(run.database, repair=repair, progress=lambda _: bar.advance(task))
+    _show(run, differences, "The database is ready.")
     return int(any(found.state != "extra" for found in differences))
 
 
 @db.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
-@database_options
-def status(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> int:
-    """Say what is missing, extra or changed in the database.
+@connected(json="Print the differences as JSON.")
+async def status(run: Run) -> int:
+    """List missing, extra and changed parts of the database.
 
     Exit code 0 when nothing differs, 1 when something does. Changes nothing.
     """
     from ximler.database import sync
 
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-
-    async def work() -> list[sync.Difference]:
-        async with context.database(settings) as database:
-            await sync.check_version(database)
-            return await sync.status(database)
-
-    return _report(context.run(work()), as_json, "The database is as it should be.")
+    await sync.check_version(run.database)
+    differences = await sync.status(run.database)
+    _show(run, differences, "The database is complete and unchanged.")
+    return int(bool(differences))
 
 
 @db.command()
-@click.option("--json", "as_json", is_flag=True, help="Print what was inserted as JSON.")
-@database_options
-def seed(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Insert the default plans and sample coupons that are not there.
+@connected(json="Print the inserted names as JSON.")
+async def seed(run: Run) -> None:
+    """Insert default plans and sample coupons that are missing.
 
-    A plan or coupon that exists stays exactly as it is.
+    An existing plan or coupon is left unchanged.
     """
     from ximler.database import seeds
 
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-
-    async def work() -> dict[str, list[str]]:
-        async with context.database(settings) as database:
-            return await seeds.plant(database)
-
-    planted = context.run(work())
-    if as_json:
-        context.print_json(planted)
-        return
-    for collection, names in planted.items():
-        click.echo(f"{collection}: {', '.join(names) if names else 'nothing to insert'}")
+    seeded = await seeds.plant(run.database)
+    lines = [f"{collection}: {', '.join(names) or 'nothing to insert'}" for collection, names in seeded.items()]
+    run.show(seeded, "\n".join(lines))
 
 
 @db.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the number of documents as JSON.")
-@database_options
-def adopt(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
+@connected(json="Print the number of documents as JSON.")
+async def adopt(run: Run) -> None:
     """Move the documents of `usages` into `usage`.
 
     A Mongoose model named Usage writes to `usages` unless it is bound to the collection `usage`. Safe to interrupt and repeat.
     """
     from ximler.database import sync
 
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-
-    async def work() -> int:
-        async with context.database(settings) as database:
-            return await sync.adopt(database)
-
-    moved = context.run(work())
-    if as_json:
-        context.print_json({"moved": moved})
-    else:
-        click.echo(f"{moved} documents moved from usages to usage." if moved else "There is nothing to move.")
+    moved = await sync.adopt(run.database)
+    text = f"{counted(moved, 'document')} moved from usages to usage." if moved else "There is nothing to move."
+    run.show({"moved": moved}, text)
 
 
 @db.command()
-@click.option("--apply", is_flag=True, help="Make them, or bring them up to date, as an administrator.")
+@click.option("--apply", is_flag=True, help="Create or update them, as an administrator.")
 @click.option("--json", "as_json", is_flag=True, help="Print the roles as JSON.")
 @database_options
 def roles(apply: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Print or make the roles for a MongoDB of your own: with the application's, the audit log can only be appended to.
+    """Print or create the roles for a MongoDB of your own. The application's role can only append to the audit log.
 
     ximlerApplication is for Ximler itself (MONGODB_URI), ximlerAuditMaintenance for erasing and pruning
-    (XIMLER_AUDIT_MONGODB_URI).
-    Run 'ximler db init' as an administrator first, and both again after an upgrade.
+    (XIMLER_AUDIT_MONGODB_URI). Run 'ximler db init' as an administrator first, and both again after an upgrade.
     """
     from ximler.database import roles as definitions
 
@@ -164,14 +131,16 @@ def docs() -> None:
     click.echo(markdown(), nl=False)
 
 
-def _report(differences: "list[Difference]", as_json: bool, fine: str) -> int:
-    if as_json:
-        context.print_json({"differences": differences})
-    elif not differences:
-        click.echo(fine)
-    else:
-        context.print_table(
-            ("Collection", "What", "Name", "State", "Remedy"),
-            [(found.collection, found.what, found.name, found.state, found.remedy) for found in differences],
-        )
-    return 1 if differences else 0
+def _show(run: Run, differences: "list[Difference]", complete: str) -> None:
+    run.show_list(
+        differences,
+        row=msgspec.to_builtins,
+        columns={
+            "Collection": lambda found: found.collection,
+            "Part": lambda found: found.what,
+            "Name": lambda found: found.name,
+            "State": lambda found: found.state,
+            "Remedy": lambda found: found.remedy,
+        },
+        empty=complete,
+    )

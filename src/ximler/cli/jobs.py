@@ -1,12 +1,10 @@
 """`ximler jobs`: the outbox, for operators."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from ximler.cli import context
-from ximler.cli.context import database_options
+from ximler.cli.context import Id, Run, connected, paged
 
 
 @click.group()
@@ -20,73 +18,49 @@ def jobs() -> None:
     type=click.Choice(["PENDING", "RUNNING", "DONE", "DEAD", "CANCELLED"], case_sensitive=False),
     help="Only these.",
 )
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many, newest first.")
-@click.option("--after", metavar="CURSOR", help="Continue after the cursor that the previous page ended with.")
-@click.option("--json", "as_json", is_flag=True, help="Print jobs and the next cursor as JSON.")
-@database_options
-def list_jobs(
-    status: Any, limit: int, after: str | None, as_json: bool, data_dir: Path | None, mongodb_uri: str | None
-) -> None:
-    """List jobs, newest first. Finished ones are kept for a week."""
-    from ximler.core.ids import decode_cursor
+@paged
+@connected(json="Print jobs and the next cursor as JSON.")
+async def list_jobs(run: Run, status: Any, limit: int, after: Any) -> None:
+    """List jobs, newest first. Finished jobs are kept for a week."""
+    from ximler.database import outbox
 
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-    position = None if after is None else decode_cursor(after)
-
-    async def work() -> Any:
-        from ximler.database import outbox
-
-        async with context.database(settings) as database:
-            return await outbox.page(database, status=status, first=limit, after=position)
-
-    page = context.run(work())
-    if as_json:
-        context.print_json(
-            {"jobs": [_row(job) for job in page.items], "next": page.end_cursor if page.has_next else None}
-        )
-        return
-    rows = [
-        (job.id, job.kind, job.status, job.attempts, job.run_at.strftime("%Y-%m-%d %H:%M:%S"), job.last_error or "")
-        for job in page.items
-    ]
-    if rows:
-        context.print_table(("Id", "Kind", "Status", "Attempts", "Due", "Last error"), rows)
-    else:
-        click.echo("There are no jobs.")
-    if page.has_next:
-        click.echo(f"More: ximler jobs list --limit {limit} --after {page.end_cursor}")
+    run.show_list(
+        await outbox.page(run.database, status=status, first=limit, after=after),
+        row=_row,
+        columns={
+            "Id": lambda job: job.id,
+            "Kind": lambda job: job.kind,
+            "Status": lambda job: job.status,
+            "Attempts": lambda job: job.attempts,
+            "Due": lambda job: job.run_at.strftime("%Y-%m-%d %H:%M:%S"),
+            "Last error": lambda job: job.last_error or "",
+        },
+        empty="There are no jobs.",
+    )
 
 
 @jobs.command()
-@click.argument("job_id")
-@database_options
-def retry(job_id: str, data_dir: Path | None, mongodb_uri: str | None) -> None:
+@click.argument("job_id", metavar="ID", type=Id())
+@connected(json="Print the job as JSON.")
+async def retry(run: Run, job_id: Any) -> None:
     """Make a dead, cancelled or waiting job due now."""
-    _act("retry", job_id, data_dir, mongodb_uri)
+    from ximler.database import outbox
+
+    _show(run, await outbox.retry(run.database, job_id))
 
 
 @jobs.command()
-@click.argument("job_id")
-@database_options
-def cancel(job_id: str, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Do not run a waiting or dead job."""
-    _act("cancel", job_id, data_dir, mongodb_uri)
+@click.argument("job_id", metavar="ID", type=Id())
+@connected(json="Print the job as JSON.")
+async def cancel(run: Run, job_id: Any) -> None:
+    """Cancel a waiting or dead job."""
+    from ximler.database import outbox
+
+    _show(run, await outbox.cancel(run.database, job_id))
 
 
-def _act(verb: str, job_id: str, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    from ximler.core.ids import object_id
-
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-    oid = object_id(job_id)
-
-    async def work() -> Any:
-        from ximler.database import outbox
-
-        async with context.database(settings) as database:
-            return await {"retry": outbox.retry, "cancel": outbox.cancel}[verb](database, oid)
-
-    job = context.run(work())
-    click.echo(f"{job.id} ({job.kind}) is {job.status.lower()}.")
+def _show(run: Run, job: Any) -> None:
+    run.show(_row(job), f"{job.id} ({job.kind}) is {job.status.lower()}.")
 
 
 def _row(job: Any) -> dict[str, Any]:

@@ -1,19 +1,15 @@
 """`ximler keys`: API keys, for operators."""
 
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ximler.cli import context
-from ximler.cli.context import database_options
-from ximler.core.actor import Actor
+from ximler.cli.context import Id, Run, connected, minute
 
 if TYPE_CHECKING:
+    from ximler.apikeys.keys import Made
     from ximler.schema.api_key import ApiKey
-
-_OPERATOR = Actor(kind="operator", via="cli")
 
 
 @click.group()
@@ -22,125 +18,85 @@ def keys() -> None:
 
 
 @keys.command()
-@click.argument("email")
-@click.option("--name", required=True, help="What it is for.")
+@click.argument("user")
+@click.option("--name", required=True, help="What the key is for.")
 @click.option(
-    "--scope", "scopes", multiple=True, required=True, help="What it may do, such as projects:read; repeat it."
+    "--scope", "scopes", multiple=True, required=True, help="What it may do, such as projects:read; may be repeated."
 )
-@click.option("--days", type=click.IntRange(1, 3650), help="Days after which it expires.  [default: never]")
-@click.option("--from", "networks", multiple=True, help="Address or network that it works from; repeat it.")
-@click.option("--json", "as_json", is_flag=True, help="Print the key and its secret as JSON.")
-@database_options
-def create(
-    email: str,
-    name: str,
-    scopes: tuple[str, ...],
-    days: int | None,
-    networks: tuple[str, ...],
-    as_json: bool,
-    data_dir: Path | None,
-    mongodb_uri: str | None,
+@click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires.  [default: never]")
+@click.option("--from", "networks", multiple=True, help="Address or network that may use it; may be repeated.")
+@connected(json="Print the key and its secret as JSON.")
+async def create(
+    run: Run, user: str, name: str, scopes: tuple[str, ...], days: int | None, networks: tuple[str, ...]
 ) -> None:
-    """Make a key that acts for the account EMAIL. Its secret is printed once."""
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
+    """Create a key that acts for USER (an id or e-mail address). Its secret is printed once."""
+    from ximler.apikeys import keys as owned
 
-    async def work() -> Any:
-        from ximler.apikeys import keys as owned
-
-        async with context.database(settings) as database:
-            user = await database.users.get({"email": email})
-            return await owned.create(
-                database,
-                _OPERATOR,
-                name=name,
-                permissions=scopes,
-                expires_at=None if days is None else database.clock.now() + timedelta(days=days),
-                allowed_addresses=networks,
-                user_id=user.id,
-            )
-
-    _print_made(context.run(work()), as_json=as_json)
+    found = await run.user(user)
+    made = await owned.create(
+        run.database,
+        run.actor,
+        name=name,
+        permissions=scopes,
+        expires_at=None if days is None else run.database.clock.now() + timedelta(days=days),
+        allowed_addresses=networks,
+        user_id=found.id,
+    )
+    _show_made(run, made)
 
 
 @keys.command("list")
-@click.argument("email")
-@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
-@database_options
-def list_keys(email: str, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """List the keys of the account EMAIL, newest first."""
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
+@click.argument("user")
+@connected(json="Print the keys as JSON.")
+async def list_keys(run: Run, user: str) -> None:
+    """List the keys of USER (an id or e-mail address), newest first."""
+    from ximler.apikeys import keys as owned
 
-    async def work() -> Any:
-        from ximler.apikeys import keys as owned
-
-        async with context.database(settings) as database:
-            user = await database.users.get({"email": email})
-            return await owned.mine(database, _OPERATOR, user_id=user.id), database.clock.now()
-
-    found, now = context.run(work())
-    if as_json:
-        context.print_json([_row(key, now) for key in found])
-        return
-    if not found:
-        click.echo(f"{email} has no keys: ximler keys create --help")
-        return
-    rows = []
-    for key in found:
-        row = _row(key, now)
-        until, used = _day(key.expires_at, "never"), _day(key.last_used, "never")
-        rows.append((key.id, f"…{key.hint or ''}", key.name, row["state"], ", ".join(key.permissions), until, used))
-    context.print_table(("Id", "Ends", "Name", "State", "Scopes", "Expires", "Last used"), rows)
+    now = run.database.clock.now()
+    run.show_list(
+        await owned.mine(run.database, run.actor, user_id=(await run.user(user)).id),
+        row=lambda key: _row(key, now),
+        columns={
+            "Id": lambda key: key.id,
+            "Last four": lambda key: key.hint or "",
+            "Name": lambda key: key.name,
+            "State": lambda key: owned.state(key, now),
+            "Scopes": lambda key: ", ".join(key.permissions),
+            "Expires": lambda key: minute(key.expires_at, "never"),
+            "Last used": lambda key: minute(key.last_used, "never"),
+        },
+        empty=f"{user} has no keys: ximler keys create --help",
+    )
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", metavar="ID", type=Id())
 @click.option(
-    "--grace", type=click.IntRange(0, 720), default=24, show_default=True, help="Hours that the old key works on."
+    "--grace", type=click.IntRange(0, 720), default=24, show_default=True, help="Hours that the old key still works."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the new key and its secret as JSON.")
-@database_options
-def rotate(key_id: str, grace: int, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Make a new key in the place of the key ID. Its secret is printed once."""
-    from ximler.core.ids import object_id
+@connected(json="Print the new key and its secret as JSON.")
+async def rotate(run: Run, key_id: Any, grace: int) -> None:
+    """Replace the key ID by a new one. Its secret is printed once."""
+    from ximler.apikeys import keys as owned
 
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-    wanted = object_id(key_id)
-
-    async def work() -> Any:
-        from ximler.apikeys import keys as owned
-
-        async with context.database(settings) as database:
-            return await owned.rotate(database, _OPERATOR, wanted, grace=timedelta(hours=grace))
-
-    _print_made(context.run(work()), as_json=as_json)
+    _show_made(run, await owned.rotate(run.database, run.actor, key_id, grace=timedelta(hours=grace)))
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
-@database_options
-def revoke(key_id: str, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """End the key ID for good: within a second nothing takes it any more."""
-    from ximler.core.ids import object_id
+@click.argument("key_id", metavar="ID", type=Id())
+@connected(json="Print the key as JSON.")
+async def revoke(run: Run, key_id: Any) -> None:
+    """Revoke the key ID for good. Every process refuses it within a second."""
+    from ximler.apikeys import keys as owned
 
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-    wanted = object_id(key_id)
-
-    async def work() -> Any:
-        from ximler.apikeys import keys as owned
-
-        async with context.database(settings) as database:
-            return await owned.revoke(database, _OPERATOR, wanted)
-
-    key = context.run(work())
-    click.echo(f"{key.name} (…{key.hint or ''}) is revoked.")
+    key = await owned.revoke(run.database, run.actor, key_id)
+    run.show(_row(key, run.database.clock.now()), f"{key.name} (…{key.hint or ''}) is revoked.")
 
 
-def _print_made(made: Any, *, as_json: bool) -> None:
-    if as_json:
-        context.print_json({**_row(made.key, made.key.created_at), "secret": made.secret})
-        return
-    click.echo(made.secret)
-    click.echo(f"Shown here and nowhere else again. Id: {made.key.id}", err=True)
+def _show_made(run: Run, made: "Made") -> None:
+    run.show({**_row(made.key, made.key.created_at), "secret": made.secret}, made.secret)
+    if not run.as_json:
+        click.echo(f"This is the only time that the secret is shown. Id: {made.key.id}", err=True)
 
 
 def _row(key: "ApiKey", now: datetime) -> dict[str, Any]:
@@ -159,7 +115,3 @@ def _row(key: "ApiKey", now: datetime) -> dict[str, Any]:
         "revokedAt": key.revoked_at,
         "replacedBy": key.replaced_by,
     }
-
-
-def _day(moment: datetime | None, otherwise: str) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M") if moment else otherwise

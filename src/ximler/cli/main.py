@@ -1,6 +1,6 @@
 """`ximler`: the entry point, the list of commands, and how errors leave the process.
 
-Exit codes: 0 done · 1 the answer is no (`db status` found differences) · 2 usage or invalid input · 3 unauthenticated ·
+Exit codes: 0 done · 1 a check failed or something differs (`db status`) · 2 usage or invalid input · 3 unauthenticated ·
 4 forbidden · 5 not found · 6 conflict · 7 limit exceeded · 8 unavailable (database, port, embedded server) · 70 a bug of ours.
 """
 
@@ -42,9 +42,9 @@ _COMMANDS = {
     "db": ("ximler.cli.db", "db", "Create, check and seed the database."),
     "worker": ("ximler.cli.worker", "worker", "Run jobs (mail, …) apart from `ximler up`."),
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
-    "users": ("ximler.cli.users", "users", "Create, find, lock accounts; grant roles."),
-    "secrets": ("ximler.cli.secrets", "secrets", "Move what is encrypted to a new secret key."),
-    "usage": ("ximler.cli.usage", "usage", "Show, limit, record and correct what is used."),
+    "users": ("ximler.cli.users", "users", "Create, find and lock accounts; grant roles."),
+    "secrets": ("ximler.cli.secrets", "secrets", "Re-encrypt stored secrets with a new secret key."),
+    "usage": ("ximler.cli.usage", "usage", "Show, limit, record and correct usage."),
     "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
     "keys": ("ximler.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
@@ -73,12 +73,12 @@ def cli() -> None:
     """The complete backend of a canvas SaaS, on a real MongoDB.
 
     Settings come from the environment (XIMLER_…, MONGODB_URI) and from the TOML file that XIMLER_CONFIG names; the README lists
-    them all. Every command says what it does with --help.
+    them all. Every command explains itself with --help.
     """
 
 
 def report(problem: XimlerError) -> int:
-    """Say what is wrong, in one line; returns the exit code."""
+    """Print the error in one line; returns the exit code."""
     click.echo(f"error: {problem.message}", err=True)
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(problem, kind)), 1)
 
@@ -99,7 +99,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has left: that is no error.
+        # The reader of our output (head, less) has ended: that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as bug:

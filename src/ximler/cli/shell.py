@@ -4,48 +4,37 @@ import ast
 import asyncio
 import code
 import types
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ximler import __version__
-from ximler.cli import context
-from ximler.cli.context import database_options
+from ximler.cli.context import Run, connected
 
 
 @click.command()
 @click.option(
     "-c", "source", metavar="CODE", help="Run this instead of asking for input; `await` works at the top level."
 )
-@database_options
-def shell(source: str | None, data_dir: Path | None, mongodb_uri: str | None) -> int:
+@connected()
+async def shell(run: Run, source: str | None) -> int:
     """Python with a connected database, in which `await` works. With -c, exit code 1 when the code raises.
 
     \b
     >>> await db.plans.find({})
     >>> await db.users.count({})
     """
-    settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
-
-    async def work() -> int:
-        async with context.database(settings) as database:
-            console = _Console(
-                {"db": database, "settings": settings, "__name__": "ximler shell"}, asyncio.get_running_loop()
-            )
-            if source is not None:
-                return 0 if await asyncio.to_thread(console.run_source, source) else 1
-            banner = (
-                f"Ximler {__version__}, database {database.name!r}. `db` is connected; `await` works; Ctrl-D leaves."
-            )
-            await asyncio.to_thread(console.interact, banner, "")
-            return 0
-
-    return context.run(work())
+    names = {"db": run.database, "settings": run.settings, "__name__": "ximler shell"}
+    console = _Console(names, asyncio.get_running_loop())
+    if source is not None:
+        return 0 if await asyncio.to_thread(console.run_source, source) else 1
+    banner = f"Ximler {__version__}, database {run.database.name!r}. `db` is connected; `await` works; Ctrl-D leaves."
+    await asyncio.to_thread(console.interact, banner, "")
+    return 0
 
 
 class _Console(code.InteractiveConsole):
-    """The standard console, in a thread; what awaits runs in the event loop that the database belongs to."""
+    """The standard console, in a thread. Coroutines run in the event loop of the database."""
 
     def __init__(self, names: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(names)
@@ -54,7 +43,7 @@ class _Console(code.InteractiveConsole):
         self._raised = False
 
     def run_source(self, source: str) -> bool:
-        """False when it raised, or is no Python; what is wrong has been shown."""
+        """False when it raised or is not valid Python; the error has been printed."""
         try:
             compiled = compile(source, "<-c>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         except (SyntaxError, ValueError):

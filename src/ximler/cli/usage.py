@@ -1,4 +1,4 @@
-"""`ximler usage`: what is used, for operators."""
+"""`ximler usage`: usage and limits, for operators."""
 
 import click
 
@@ -8,7 +8,7 @@ from ximler.cli.usage_quotas import forgive, override, rebuild, show
 
 @click.group()
 def usage() -> None:
-    """Show, limit, record and correct what is used."""
+    """Show, limit, record and correct usage."""
 
 
 for command in (show, override, rebuild, forgive, import_events):
