@@ -22,9 +22,10 @@ from ximler.schema.seal import SEALS
 __all__ = ["run"]
 
 COUNT = 50_000
-LEAST = 50_000  # entries a second
 STREAM, LOOK = "seal, by the change stream", "seal, by looking through the collection"
 VERIFY, READ = "verify, all of it", "PyMongo async: read them as dicts"
+# Times the driver's own reading of the same entries. Where that takes 10 µs an entry, verifying takes at most 25.
+MOST = {STREAM: 1.6, LOOK: 1.2, VERIFY: 2.5}
 AUDITED, BARE = "an update and its entry, in a transaction", "the update alone, in a transaction"
 
 
@@ -80,10 +81,12 @@ def _entries(database: Database) -> list[Any]:
 
 
 def _whole(samples: dict[str, list[float]]) -> Table:
-    ours = (STREAM, LOOK, VERIFY)
     figures = [
-        *(Figure(what=one, value=COUNT / median(samples[one]), unit="entries/s", least=LEAST) for one in ours),
-        *(Figure(what=f"{one} ÷ reading with the driver", value=ratio(samples[one], samples[READ])) for one in ours),
+        *(Figure(what=one, value=COUNT / median(samples[one]), unit="entries/s") for one in MOST),
+        *(
+            Figure(what=f"{one} ÷ reading with the driver", value=ratio(samples[one], samples[READ]), most=most)
+            for one, most in MOST.items()
+        ),
     ]
     return Table(
         title=f"audit: {COUNT:,} entries",
@@ -92,7 +95,7 @@ def _whole(samples: dict[str, list[float]]) -> Table:
         rows=[(name, ms(median(taken)), us(median(taken) / COUNT), spread(taken)) for name, taken in samples.items()],
         notes=[
             f"{len(samples[READ])} rounds, in turn. Each entry has four personal values. One process seals, in seals "
-            "of 10,000 entries or fewer; verifying starts as many as there are processors to help it, and ends them.",
+            "of 10,000 entries or fewer, and one verifies.",
             "To verify is to read every entry, hash it and its personal values, compare it with its seal, and to look at every id "
             "once more for entries that no seal lists.",
         ],

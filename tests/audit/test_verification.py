@@ -21,12 +21,6 @@ from ximler.core.actor import Actor
 from ximler.database import Database
 
 
-@pytest.fixture(params=[0, 2], autouse=True)
-def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is found by this process alone, and with the help of two others."""
-    monkeypatch.setattr(verification, "_processes", lambda _: request.param)
-
-
 def first(report: Report) -> tuple[str, str | None]:
     return report.problems[0].what, report.problems[0].entry
 

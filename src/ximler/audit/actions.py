@@ -1,7 +1,9 @@
-"""Every action that Ximler writes to the audit log. The values are stored: they never change, and none is used twice.
+"""Every action that Ximler writes to the audit log. The values are stored: they never change, and none is
+used twice.
 
-A value is `source.subject.verb` in the past tense; the source is the domain that writes the entry. Values that end in `.read`,
-`.listed` or `.viewed` record access, not a change. docs/audit.md lists the actions; the list is generated from here.
+A value is `source.subject.verb` in the past tense; the source is the domain that writes the entry. Values
+that end in `.read`, `.listed` or `.viewed` record access, not a change. docs/audit.md lists the actions; the
+list is generated from here.
 """
 
 from enum import StrEnum

@@ -1,10 +1,11 @@
 """Taking a person out of the log, so that the rest still can be verified.
 
-What is personal in their entries goes, with its salt: a digest that nobody can undo stays, and the entry's hash holds. That it
-was asked for is an entry of its own; verifying wants to see it, in a seal, for every entry that has lost its person.
+What is personal in their entries goes, with its salt: a digest that nobody can undo stays, and the entry's
+hash holds. That it was asked for is an entry of its own; verifying wants to see it, in a seal, for every
+entry that has lost its person.
 
-The application's own database user may not be allowed to change entries: then `XIMLER_AUDIT_MONGODB_URI` is whose may
-(see docs/audit.md).
+The application's own database user may not be allowed to change entries: then `XIMLER_AUDIT_MONGODB_URI` is
+whose may (see docs/audit.md).
 """
 
 from collections.abc import AsyncIterator
@@ -37,10 +38,11 @@ class NotAllowed(Forbidden):
 
 
 async def erase(database: Database, user_id: ObjectId, *, actor: Actor = SYSTEM) -> int:
-    """Remove the person from the log: from entries about them, and from what they did to others. Returns how many entries.
+    """Remove the person from the log: from entries about them, and from what they did to others. Returns how
+    many entries.
 
-    What is not personal stays, the user's id too. It can be repeated, and has to be when it was interrupted. The address and
-    browser of somebody else who acted on them stay. Raises NotAllowed, DatabaseUnavailable.
+    What is not personal stays, the user's id too. It can be repeated, and has to be when it was interrupted.
+    The address and browser of somebody else who acted on them stay. Raises NotAllowed, DatabaseUnavailable.
     """
     count = 0
     async with maintenance(database) as allowed:

@@ -1,4 +1,6 @@
-"""The log as lines of text: NDJSON with everything, for programs, and CSV for spreadsheets. Streamed, oldest first."""
+"""The log as lines of text: NDJSON with everything, for programs, and CSV for spreadsheets. Streamed, oldest
+first.
+"""
 
 import csv
 import io
@@ -28,10 +30,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 async def lines(
     database: Database, actor: Actor, where: dict[str, Any], *, form: Format = "ndjson", batch: int = 2_000
 ) -> AsyncIterator[str]:
-    """Text of many entries at a time, each ending in a newline; `where` as `search.condition` makes it. Operators only.
+    """Text of many entries at a time, each ending in a newline; `where` as `search.condition` makes it.
+    Operators only.
 
-    NDJSON holds entries as they are stored, fingerprints included: bytes in base64, times in RFC 3339, ids in hexadecimal.
-    In CSV a cell that a spreadsheet would take for a formula starts with an apostrophe. Raises Forbidden.
+    NDJSON holds entries as they are stored, fingerprints included: bytes in base64, times in RFC 3339, ids in
+    hexadecimal. In CSV a cell that a spreadsheet would take for a formula starts with an apostrophe. Raises
+    Forbidden.
     """
     actor.require_operator()
     await records.write(
@@ -76,7 +80,9 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Times as RFC 3339, in UTC; what JSON has no room for (a double that is no number) is left to the encoder."""
+    """Times as RFC 3339, in UTC; what JSON has no room for (a double that is no number) is left to the
+    encoder.
+    """
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list):

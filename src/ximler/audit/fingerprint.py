@@ -1,19 +1,22 @@
-"""The fingerprint of an entry: a hash of every field, that still can be checked when the person in it has been erased.
+"""The fingerprint of an entry: a hash of every field, that still can be checked when the person in it has
+been erased.
 
     hash    = SHA-256("ximler audit 1" ‖ BSON(rest) ‖ of person and actor, if any: its name ‖ digest ‖ paths, NUL between ‖ NUL)
     digest  = SHA-256(salt ‖ BSON({path: value, …}))
     mac     = BLAKE2b-128(hash), keyed: who writes to the database, but does not know the secret key, cannot make one
     keyId   = which key that was
 
-`rest` is the document as it is stored, in its order of fields, without personal values and without `metadata._audit`, where
-the fingerprint is kept: `{v, hash, mac, keyId, person: {paths, salt, digest}, actor: {paths, salt, digest}}`. BSON is a
-deterministic encoding of what MongoDB keeps: reading and writing it again gives the same bytes.
+`rest` is the document as it is stored, in its order of fields, without personal values and without
+`metadata._audit`, where the fingerprint is kept: `{v, hash, mac, keyId, person: {paths, salt, digest}, actor:
+{paths, salt, digest}}`. BSON is a deterministic encoding of what MongoDB keeps: reading and writing it again
+gives the same bytes.
 
-Personal values (see `redaction`) enter as a salted digest, one of the `person` (`userId`) and one of an `actor` who is somebody
-else (`actorId`). Without values and salt nothing can be learnt from a digest, and the hash holds as before: that is what
-erasing does.
+Personal values (see `redaction`) enter as a salted digest, one of the `person` (`userId`) and one of an
+`actor` who is somebody else (`actorId`). Without values and salt nothing can be learnt from a digest, and the
+hash holds as before: that is what erasing does.
 
-An entry without `metadata._audit` (another application's) has SHA-256("ximler audit foreign" ‖ BSON(document)).
+An entry without `metadata._audit` (another application's) has SHA-256("ximler audit foreign" ‖
+BSON(document)).
 """
 
 import hashlib
@@ -27,7 +30,8 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 
 __all__ = ["ERASABLE", "OPTIONS", "Examined", "authentic", "examine", "make", "rest_of"]
 
-# Times that Python has no room for stay as they are; text that is no Unicode does not stop the rest from being read.
+# Times that Python has no room for stay as they are; text that is no Unicode does not stop the rest from
+# being read.
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
@@ -79,8 +83,8 @@ def rest_of(raw: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
 def examine(raw: dict[str, Any], stored: bytes | None = None) -> Examined:
     """Look at a stored document, which is used up.
 
-    With `stored`, the bytes that it was decoded from, also whether they hold nothing else: of a field that is there twice we
-    read the last, and the server searches the first.
+    With `stored`, the bytes that it was decoded from, also whether they hold nothing else: of a field that is
+    there twice we read the last, and the server searches the first.
     """
     metadata = raw.get("metadata")
     mark = metadata.get("_audit") if type(metadata) is dict else None

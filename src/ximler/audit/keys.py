@@ -1,7 +1,8 @@
-"""The key that signs seals (Ed25519), kept outside the database: whoever owns the database cannot make a seal.
+"""The key that signs seals (Ed25519), kept outside the database: whoever owns the database cannot make a
+seal.
 
-One line each, or separated by commas: the key in use first, then retired ones, of which the public half is enough (`pub:…`).
-It is in `XIMLER_AUDIT_KEY`, or in the file `audit_key` of the data folder.
+One line each, or separated by commas: the key in use first, then retired ones, of which the public half is
+enough (`pub:…`). It is in `XIMLER_AUDIT_KEY`, or in the file `audit_key` of the data folder.
 """
 
 import base64
@@ -33,7 +34,9 @@ class NoSealKey(Invalid):
 
 
 class SealKeys(msgspec.Struct, frozen=True):
-    """`signing` makes seals (None for somebody who only checks), `known` are the public keys to believe, by key id."""
+    """`signing` makes seals (None for somebody who only checks), `known` are the public keys to believe, by
+    key id.
+    """
 
     signing: Ed25519PrivateKey | None
     known: dict[str, Ed25519PublicKey]
@@ -101,7 +104,9 @@ class SealKeys(msgspec.Struct, frozen=True):
 
 
 def find(settings: Settings) -> SealKeys | None:
-    """The keys for a worker that seals; None, and a warning, where there are none or none that signs. Raises SettingsError."""
+    """The keys for a worker that seals; None, and a warning, where there are none or none that signs. Raises
+    SettingsError.
+    """
     try:
         keys = SealKeys.load(settings)
     except NoSealKey as problem:

@@ -32,9 +32,10 @@ async def write(
 ) -> None:
     """Append an entry to the log. One command, in the transaction that `transaction` is bound to.
 
-    `resource` is a collection's name. `user_id` is whose data it is, the actor's unless given. `before` and `after` hold what
-    changed and nothing else. Values whose name tells a secret are redacted, and personal ones can be erased later without
-    breaking the entry's fingerprint: see `redaction`. Raises Invalid for values that cannot be stored.
+    `resource` is a collection's name. `user_id` is whose data it is, the actor's unless given. `before` and
+    `after` hold what changed and nothing else. Values whose name tells a secret are redacted, and personal
+    ones can be erased later without breaking the entry's fingerprint: see `redaction`. Raises Invalid for
+    values that cannot be stored.
     """
     metadata: dict[str, Any] = {"actor": actor.kind, "via": actor.via, **details}
     if actor.user_id is not None and user_id not in (None, actor.user_id):

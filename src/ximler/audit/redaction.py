@@ -1,7 +1,7 @@
 """What an entry may hold of the values it is told: no secret at all, and which of the rest is personal.
 
-Both go by the field's name, wherever it is, so that a domain that logs a new field cannot forget to say so. Names are taken
-apart first: `passwordResetToken` is made of password, reset and token.
+Both go by the field's name, wherever it is, so that a domain that logs a new field cannot forget to say so.
+Names are taken apart first: `passwordResetToken` is made of password, reset and token.
 """
 
 import re
@@ -36,7 +36,9 @@ def cleaned(value: Any) -> Any:
 
 
 def personal_paths(metadata: Mapping[str, Any], prefix: str = "metadata") -> list[str]:
-    """Paths of what is personal in cleaned `metadata`. A list that has something personal in it is personal as a whole."""
+    """Paths of what is personal in cleaned `metadata`. A list that has something personal in it is personal
+    as a whole.
+    """
     found = []
     for name, value in metadata.items():
         path = f"{prefix}.{name}"

@@ -1,8 +1,8 @@
 """The chain of seals: what is signed, how it is appended to, and its head.
 
-A seal lists entries in their order of commit and carries the hash of the seal before. Its number is its `_id`: of several
-sealers that append at once one succeeds, and the others find out and start again from its seal. So there is no other lease,
-and no entry is listed twice or left out because of a race.
+A seal lists entries in their order of commit and carries the hash of the seal before. Its number is its
+`_id`: of several sealers that append at once one succeeds, and the others find out and start again from its
+seal. So there is no other lease, and no entry is listed twice or left out because of a race.
 """
 
 import hashlib
@@ -116,7 +116,9 @@ def genuine(seal: SealHead, keys: SealKeys) -> bool:
 async def append(
     database: Database, keys: SealKeys, after: SealHead | None, members: Sequence[Member] = (), **content: Any
 ) -> Seal | None:
-    """The seal that follows `after`; None when another sealer has appended one meanwhile. Raises NoSealKey. One command."""
+    """The seal that follows `after`; None when another sealer has appended one meanwhile. Raises NoSealKey.
+    One command.
+    """
     packed = pack(members)
     seal = Seal(
         id=1 if after is None else after.id + 1,

@@ -1,6 +1,7 @@
 """Reading the log: operators search it whole, customers see their own security history.
 
-By user, action, resource and time, newest first, by keyset. That an operator looked at what somebody did is in the log as well.
+By user, action, resource and time, newest first, by keyset. That an operator looked at what somebody did is
+in the log as well.
 """
 
 from datetime import datetime
@@ -84,7 +85,9 @@ def condition(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> dict[str, Any]:
-    """The filter. Raises Invalid for a resource's id without the resource, and for a time that ends before it begins."""
+    """The filter. Raises Invalid for a resource's id without the resource, and for a time that ends before it
+    begins.
+    """
     if resource_id is not None and resource is None:
         raise Invalid.field("resource", "is required with the id of one")
     if since is not None and until is not None and until <= since:

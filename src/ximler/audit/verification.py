@@ -1,16 +1,13 @@
-"""Whether the log is what was sealed: names what was altered, what is missing, and what was put in.
+"""Verification of the log against its seals: entries that were altered, that are missing, and that were
+inserted.
 
-First along the chain, seal by seal: numbers, hashes, signatures, and every entry that they list. Then the other way round:
-every entry that is there must be listed, except those that are too young to be. Memory is bounded whatever the log's size: ids
-are compared in several passes when there are many.
-
-Where there are many entries, other processes examine them (see `examination`); this one reads, keeps the order and decides.
+First along the chain, seal by seal: numbers, hashes, signatures, and every entry that they list. Then in
+reverse: every stored entry must be listed, except those too young to be sealed. Memory is bounded whatever
+the size of the log: many ids are compared in several passes.
 """
 
 import asyncio
-import os
-import sys
-from collections import deque
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
@@ -23,7 +20,6 @@ from pymongo.errors import PyMongoError
 
 from ximler.audit import fingerprint, seals
 from ximler.audit.actions import Action
-from ximler.audit.examination import Entry, Examiners, Finding, examiners
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
@@ -40,8 +36,7 @@ __all__ = ["Problem", "Report", "verify"]
 MAX_PROBLEMS = 100
 _AT_ONCE = 2_000
 _PASS = 1_000_000  # ids in memory at once
-_MANY = 20_000  # entries for which it is worth it to start processes
-_MOST = 8  # so many are fed by one that reads
+_A_TURN = 128  # entries examined before the event loop has its turn
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 What = Literal["altered", "missing", "inserted", "unsealed", "chain", "truncated"]
@@ -57,7 +52,9 @@ class Problem(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Report(msgspec.Struct, rename="camel"):
-    """What `verify` found. The first problems are spelled out, in the log's order; `counts` has all of them by kind."""
+    """What `verify` found. The first problems are spelled out, in the log's order; `counts` has all of them
+    by kind.
+    """
 
     entries: int = 0  # that were checked against a seal
     seals: int = 0
@@ -87,43 +84,33 @@ async def verify(
     others: bool = False,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Report:
-    """Check the whole log; changes nothing. With `head`, an earlier end of the chain, also that nothing was cut off since.
+    """Check the whole log; changes nothing. With `head`, an earlier end of the chain, also that nothing was
+    cut off since.
 
-    `others`: entries of other applications, which carry no mark of ours, are no problem. Raises DatabaseUnavailable, and
-    ExaminerEnded for a process that was killed.
+    `others`: entries of other applications, which carry no mark of ours, are no problem. Raises
+    DatabaseUnavailable.
     """
     try:
-        count = await database.raw[AUDIT_LOGS.name].estimated_document_count()
-        async with examiners(_processes(count)) as looking:
-            while True:
-                run = _Run(database, keys, others, progress, looking)
-                try:
-                    await run.chain(head)
-                finally:
-                    await run.leave()
-                await run.unlisted()
-                if not await run.overtaken():
-                    return run.report
+        while True:
+            run = _Run(database, keys, others, progress)
+            try:
+                await run.chain(head)
+            finally:
+                await run.stop_reading()
+            await run.unlisted()
+            if not await run.overtaken():
+                return run.report
     except PyMongoError as error:
         raise translated(error, AUDIT_LOGS.name) from error
 
 
-def _processes(entries: int) -> int:
-    """How many may help."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(processors, _MOST) if entries >= _MANY and processors > 1 and sys.executable else 0
-
-
 # An entry as a seal has it: (seal's number, id, hash, what was odd)
 _Listed = tuple[int, bytes, bytes, int]
-# Places in a list of these whose entries are there, and what was found about some
-_Looked = tuple[set[int], dict[int, Finding]]
+_Stored = dict[bytes | None, bytes]  # entries as they are stored, by their ids
 
 
 class _Run:
-    def __init__(
-        self, database: Database, keys: SealKeys, others: bool, progress: Callable[[int], object], looking: Examiners
-    ) -> None:
+    def __init__(self, database: Database, keys: SealKeys, others: bool, progress: Callable[[int], object]) -> None:
         self.report = Report(problems=[], counts={})
         self._database = database
         self._keys = keys
@@ -136,8 +123,7 @@ class _Run:
         self._reached_at = EPOCH
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
-        self._looking = looking
-        self._pending: deque[tuple[list[_Listed], asyncio.Task[_Looked]]] = deque()  # in the order of the seals
+        self._reading: tuple[list[_Listed], asyncio.Task[_Stored]] | None = None
         self._erasures: set[str] = set()  # people whose erasure is sealed
         self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
 
@@ -171,8 +157,7 @@ class _Run:
                 await self._entries(pending[:_AT_ONCE])
                 del pending[:_AT_ONCE]
         await self._entries(pending)
-        while self._pending:
-            await self._next()
+        await self._entries([])  # the last that are being read
         if self._end is not None:
             self.report.head = Head(self._end.id, (previous or b"").hex(), self._end.sealed_at)
         if head is not None and not met:
@@ -186,7 +171,8 @@ class _Run:
         if seals.genuine(found, self._keys):
             self._pruned, self._through = found, found.pruned_through or 0
             self.report.pruned = found.pruned_count or 0
-        # Otherwise it is no tombstone of ours: the chain is checked from its beginning, and it will be reported there.
+        # Otherwise it is no tombstone of ours: the chain is checked from its beginning, and it will be
+        # reported there.
 
     def _check(self, seal: Seal, previous: bytes | None) -> bytes:
         digest = seals.hash_of(seal)
@@ -224,33 +210,38 @@ class _Run:
     # Entries that seals list
 
     async def _entries(self, listed: list[_Listed]) -> None:
-        """Have them read and looked at, while this waits for those before: which is when what was found is reported."""
-        self._pending.append((listed, asyncio.create_task(self._looked_at(listed))))
-        if len(self._pending) > 1 + 2 * len(self._looking.processes):
-            await self._next()
+        """Have these read, while those before them are examined."""
+        reading = asyncio.create_task(self._read(listed))
+        before, self._reading = self._reading, (listed, reading)
+        if before is not None:
+            await self._examine(before[0], await before[1])
 
-    async def _looked_at(self, listed: list[_Listed]) -> _Looked:
-        there = await self._read(listed)
-        places: list[int] = []
-        entries: list[Entry] = []
-        for place, (_, oid, digest, odd) in enumerate(listed):
-            if (stored := there.pop(oid, None)) is not None:
-                places.append(place)
-                entries.append((stored, digest, odd))
-        findings = await self._looking.look(entries) if entries else []
-        return set(places), {places[finding.place]: finding for finding in findings}
+    async def stop_reading(self) -> None:
+        """End the read that is in flight after an error."""
+        if self._reading is not None:
+            self._reading[1].cancel()
+            with contextlib.suppress(asyncio.CancelledError, PyMongoError):
+                await self._reading[1]
 
-    async def _next(self) -> None:
-        listed, looking = self._pending[0]
-        there, findings = await looking
-        self._pending.popleft()
+    async def _read(self, listed: list[_Listed]) -> _Stored:
+        """Those of them that are there."""
+        there: _Stored = {}
+        if listed:
+            where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
+            found: Any = RawBatches(self._logs, where, batch_size=_AT_ONCE)
+            async for stream in found:
+                there.update((object_id_in(raw), raw) for raw in apart(stream))
+        return there
+
+    async def _examine(self, listed: list[_Listed], there: _Stored) -> None:
         known: dict[bytes, bytes] = {}
         for place, (number, oid, digest, odd) in enumerate(listed):
+            if place % _A_TURN == 0:
+                await asyncio.sleep(0)  # the next are being received
             self._remember(oid)
-            if place in there:
+            if (stored := there.pop(oid, None)) is not None:
                 known[oid] = digest
-                if (finding := findings.get(place)) is not None:
-                    self._note(finding, number, odd)
+                self._examine_one(stored, number, digest, odd)
             elif number <= self._through:
                 continue
             elif oid not in known:
@@ -260,45 +251,34 @@ class _Run:
         self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
 
-    async def leave(self) -> None:
-        """End what is under way, where something has failed."""
-        for _, looking in self._pending:
-            looking.cancel()
-        await asyncio.gather(*(looking for _, looking in self._pending), return_exceptions=True)
-
-    async def _read(self, listed: list[_Listed]) -> dict[bytes | None, bytes]:
-        """The entries as they are stored, by their ids."""
-        there: dict[bytes | None, bytes] = {}
-        if listed:
-            where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
-            found: Any = RawBatches(self._logs, where, batch_size=_AT_ONCE)
-            async for stream in found:
-                there.update((object_id_in(raw), raw) for raw in apart(stream))
-        return there
-
-    def _note(self, finding: Finding, number: int, odd: int) -> None:
-        oid = ObjectId(finding.id)
-        if finding.problem:
-            self.report.add("altered", finding.problem, entry=oid, seal=number)
+    def _examine_one(self, stored: bytes, number: int, digest: bytes, odd: int) -> None:
+        # Decoded one by one: garbage collection would walk thousands of dicts again and again.
+        raw = bson.decode(stored, fingerprint.OPTIONS)
+        metadata = raw.get("metadata")
+        mark = metadata.get("_audit") if type(metadata) is dict else None
+        found = fingerprint.examine(raw, stored)
+        oid = raw["_id"]
+        if problem := found.problem or (None if found.hash == digest else "is not what was sealed"):
+            self.report.add("altered", problem, entry=oid, seal=number)
             return
-        if odd & (OTHERS | FORGED) and not fingerprint.authentic(
-            finding.hash, finding.mac, self._database.entry_keys
-        ):  # fmt: skip
+        mac = mark.get("mac") if type(mark) is dict else None
+        if odd & (OTHERS | FORGED) and not fingerprint.authentic(found.hash, mac, self._database.entry_keys):
             if odd & FORGED:
                 self.report.add("inserted", "carries a mark that is not ours", entry=oid, seal=number)
             else:
                 self.report.others += 1
                 if not self._others:
-                    self.report.add("inserted", "carries no mark of ours: another application wrote it, or somebody by hand",
-                                    entry=oid, seal=number)  # fmt: skip
-        elif finding.tells_of is not None:
-            self._erasures.add(finding.tells_of)
+                    why = "carries no mark of ours: another application wrote it, or somebody by hand"
+                    self.report.add("inserted", why, entry=oid, seal=number)
+        elif raw.get("action") == Action.PERSON_ERASED:
+            self._erasures.add(str(raw.get("resourceId")))
         if odd & BACKDATED and not (odd & OTHERS and self._others):
             self.report.add("inserted", "was written at another time than it says", entry=oid, seal=number)
-        if finding.gone:
+        if found.erased:
             self.report.erased += 1
-            for person in finding.gone:
-                self._erased.setdefault(person, (oid, number))
+            for of in found.erased:
+                actor = metadata.get("actorId") if type(metadata) is dict else None
+                self._erased.setdefault(str(actor if of == "actor" else raw.get("userId")), (oid, number))
 
     def _remember(self, oid: bytes) -> None:
         """For the passes over all ids: the first is remembered right away, as far as memory allows."""
@@ -343,7 +323,9 @@ class _Run:
                     yield ObjectId(oid)
 
     async def _judge(self, suspects: list[Any], now: datetime) -> None:
-        """Some have been sealed since the seals were read; some are too young; the others should not be there."""
+        """Some have been sealed since the seals were read; some are too young; the others should not be
+        there.
+        """
         later = self._end.id + 1 if self._end else 1
         async with aclosing(seals.from_number(self._database, later)) as new:
             since = {ObjectId(oid) async for seal in new for oid, _, _ in seals.members_of(seal)}
