@@ -351,3 +351,10 @@ def test_any_environment_gives_settings_or_an_error_that_names_a_variable(enviro
         assert problem.message.split(":")[0] in environ  # noqa: PT017 (either outcome is right)
     else:
         assert msgspec.structs.asdict(loaded).keys() == GIVEN.keys()
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_setting_that_carries_a_credential_is_marked_secret_and_shown_nowhere(name: str) -> None:
+    """By its name: a key, a token, a URI or URL with a password. Its value is in no repr and no error."""
+    credential = name.endswith(("_key", "_token", "_uri")) or name == "smtp_url"
+    assert ("…" in repr(load({variable_name(name): GIVEN[name][0]}))) == credential

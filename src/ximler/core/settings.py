@@ -1,7 +1,7 @@
 """Settings: environment variables, over an optional TOML file, over defaults, parsed once into one frozen Struct.
 
-Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` keeps its usual name). Lists are
-comma-separated. The README's table is generated from here.
+Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` keeps its usual name). Its type says the rest:
+a tuple is a comma-separated list, `Secret` is never shown, `Literal` is a choice. The README's table is generated from here.
 """
 
 import hashlib
@@ -9,9 +9,9 @@ import os
 import re
 import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import unquote
 
 import msgspec
@@ -24,14 +24,9 @@ __all__ = ["Settings", "SettingsError", "load"]
 _NAMES = {"mongodb_uri": "MONGODB_URI"}
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
-_SECRETS = (
-    "mongodb_uri",
-    "secret_key",
-    "smtp_url",
-    "metrics_token",
-    "audit_key",
-    "audit_mongodb_uri",
-)  # never shown: URIs carry passwords
+
+# Never shown in logs, tracebacks and errors; URIs carry passwords.
+Secret = Annotated[str, Meta(extra={"secret": True})]
 
 
 class SettingsError(Invalid):
@@ -43,7 +38,7 @@ class SettingsError(Invalid):
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Database
     mongodb_uri: Annotated[
-        str | None,
+        Secret | None,
         Meta(description="Your own MongoDB (`mongodb://` or `mongodb+srv://`). Unset: Ximler starts an embedded one."),
     ] = None
     database: Annotated[
@@ -91,7 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...], Meta(description="Origins whose pages may call the API from a browser.")
     ] = ()
     metrics_token: Annotated[
-        Annotated[str, Meta(min_length=16)] | None,
+        Annotated[Secret, Meta(min_length=16)] | None,
         Meta(
             description="What `GET /metrics` takes as a bearer token, 16 characters or more. Unset: anybody reads it."
         ),
@@ -124,14 +119,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="`development` logs confirmation links. Unset: `production` when `MONGODB_URI` is set."),
     ] = None
     secret_key: Annotated[
-        str | None,
+        Secret | None,
         Meta(
             description="Key of session tokens, 32 characters or more; generated unless `MONGODB_URI` is set. "
             "Rotate by prepending: `new,old`."
         ),
     ] = None
     audit_key: Annotated[
-        str | None,
+        Secret | None,
         Meta(
             description="Key that seals the audit log (`ximler audit key --new`); generated unless `MONGODB_URI` is set. "
             "Keep it apart from the database."
@@ -142,14 +137,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="Sealed entries of the audit log that are older are removed, daily. Unset: they are kept."),
     ] = None
     audit_mongodb_uri: Annotated[
-        str | None,
+        Secret | None,
         Meta(
             description="Connection for erasing and pruning the audit log, where the one in `MONGODB_URI` may only append "
             "to it (`ximler db roles`)."
         ),
     ] = None
     smtp_url: Annotated[
-        str | None,
+        Secret | None,
         Meta(
             description="`smtp://user:password@host:587` or `smtps://…:465`. Unset: e-mails are written to the data folder."
         ),
@@ -191,11 +186,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """For logs and tracebacks: what is set, without what is secret."""
+        """For logs and tracebacks: the settings that differ from their defaults, without secret values."""
         given = [
             (f.name, getattr(self, f.name)) for f in msgspec.structs.fields(self) if getattr(self, f.name) != f.default
         ]
-        return [(name, "…" if name in _SECRETS else value) for name, value in given]
+        return [(name, "…" if _is_secret(name) else value) for name, value in given]
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -228,9 +223,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def secret_keys(self) -> tuple[bytes, ...]:
         """Newest first. Raises SettingsError where none is set: `with_secret` generates one for embedded use."""
-        keys = tuple(
-            k.strip().encode(errors="surrogateescape") for k in (self.secret_key or "").split(",") if k.strip()
-        )
+        keys = tuple(key.encode(errors="surrogateescape") for key in _split(self.secret_key or ""))
         if not keys:
             raise SettingsError(
                 "XIMLER_SECRET_KEY is required with MONGODB_URI. Make one with: "
@@ -273,9 +266,7 @@ def load(
         variable = variable_name(name)
         text = environ.get(variable)
         if text is not None and text.strip():
-            values[name] = (
-                [part.strip() for part in text.split(",") if part.strip()] if _is_list(name) else text.strip()
-            )
+            values[name] = _split(text) if _is_list(name) else text.strip()
             sources[name] = variable
     for name, value in (overrides or {}).items():
         if value is not None:
@@ -293,7 +284,7 @@ def load(
         elif "matching regex" in message:
             message = "Expected a URL, such as https://ximler.example"
         shown = sources.get(name, "settings")
-        value = "" if name in _SECRETS or name not in Settings.__struct_fields__ else f" (got {_shown(values[name])})"
+        value = "" if name not in Settings.__struct_fields__ or _is_secret(name) else f" (got {_shown(values[name])})"
         raise SettingsError(f"{shown}: {message}{value}", fields={name or "settings": message}) from None
 
 
@@ -319,14 +310,30 @@ def documentation() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _choices(name: str) -> list[str]:
-    """What a setting of a few words may say."""
-    hint = get_args(Settings.__annotations__[name])[0]
-    return [word for part in (get_args(hint) or ()) for word in (get_args(part) or [part]) if isinstance(word, str)]
+def _annotations(hint: Any) -> Iterator[Any]:
+    """A setting's type, and everything inside it."""
+    yield hint
+    for part in get_args(hint):
+        yield from _annotations(part)
 
 
 def _is_list(name: str) -> bool:
-    return name in ("trusted_proxies", "cors_origins", "usage_alerts")
+    return any(get_origin(part) is tuple for part in _annotations(Settings.__annotations__[name]))
+
+
+def _is_secret(name: str) -> bool:
+    marks = (part.extra or {} for part in _annotations(Settings.__annotations__[name]) if isinstance(part, Meta))
+    return any(mark.get("secret") for mark in marks)
+
+
+def _choices(name: str) -> list[str]:
+    """The words that a setting with a fixed choice accepts."""
+    parts = _annotations(Settings.__annotations__[name])
+    return [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _decode(kind: type, value: object) -> object:
