@@ -50,7 +50,7 @@ def test_marks_are_found_through_optional_and_annotated_types() -> None:
     assert marks["code"] == {"setter": "upper"}
     assert marks["owner_id"] == {"ref": "users"}
     assert marks["extra"] == {"mixed": True}
-    assert marks["created_at"] == {}
+    assert marks["created_at"] == {"exported": True, "erased": False}
 
 
 def test_a_time_that_the_write_decides_is_known_by_identity() -> None:

@@ -15,10 +15,7 @@ from ximler.audit.actions import Action
 from ximler.core.actor import SYSTEM
 from ximler.database import Database
 from ximler.database.updates import Update
-from ximler.schema.credential import CREDENTIALS
-from ximler.schema.email_change import EMAIL_CHANGES
-from ximler.schema.session import SESSIONS
-from ximler.schema.user import User
+from ximler.schema.user import USERS, User
 
 __all__ = ["begin", "finish"]
 
@@ -40,9 +37,6 @@ async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -
         {"_id": user_id, "deletedAt": closed_at, "$or": begun}, update, deleted=True
     )
     if user is not None:
-        await database[SESSIONS].delete_many({"userId": user_id})
-        await database[CREDENTIALS].delete({"_id": user_id})
-        await database[EMAIL_CHANGES].delete({"_id": user_id})
         await avatars.erase(database, user_id)
     return user
 
@@ -54,8 +48,8 @@ async def finish(database: Database, user_id: ObjectId) -> None:
     async def write(transaction: Database) -> None:
         left = await transaction.users.keep_only(
             {"_id": user_id, "email": {"$ne": email}},
-            ("password", "deletedAt", "createdAt"),
-            {"name": "Erased", "email": email, "emailVerified": False},
+            USERS.kept,
+            {**USERS.replacements, "email": email},
             deleted=True,
         )
         if left:

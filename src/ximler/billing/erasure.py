@@ -1,31 +1,17 @@
-"""What a person paid: the books stay whole, and lose the person.
+"""Billing's part of erasing a user; fields are erased by their marks.
 
-Stripe's ids stay: a refund or a dispute that comes later must find its payment, and what they lead to is at Stripe, not here.
+Stripe's ids stay: a later refund or dispute must find its payment, and the personal data they lead to is at Stripe.
 """
 
 from bson import ObjectId
 
 from ximler.database import Database
 
-__all__ = ["erase"]
-
-_PAYMENT = (
-    *("userId", "subscriptionId", "amount", "currency", "status", "paidAt", "createdAt"),
-    *("stripePaymentIntentId", "stripeInvoiceId"),
-)
-_SUBSCRIPTION = (
-    *("userId", "planId", "status", "startDate", "endDate", "price", "currency", "createdAt"),
-    "stripeSubscriptionId",
-)
+__all__ = ["end_subscriptions"]
 
 
-async def erase(database: Database, user_id: ObjectId) -> None:
-    """Keep an erased user's payments and subscriptions without words, links and customer. Safe to repeat.
-
-    A subscription that still runs ends: nobody is left whom it could serve.
-    """
-    await database.payments.keep_only({"userId": user_id}, _PAYMENT)
+async def end_subscriptions(database: Database, user_id: ObjectId) -> None:
+    """Cancel the subscriptions of an erased user that still run. Safe to repeat."""
     running = {"userId": user_id, "status": {"$in": ["ACTIVE", "PAST_DUE"]}}
     ended = {"$set": {"status": "CANCELLED", "endDate": database.clock.now()}}
     await database.subscriptions.patch_many(running, ended)
-    await database.subscriptions.keep_only({"userId": user_id}, _SUBSCRIPTION, {"autoRenew": False})

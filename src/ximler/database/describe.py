@@ -67,6 +67,8 @@ def _fields(document: type[Document], prefix: str) -> list[str]:
         else:
             default = f"`{_default(field)}`"
         notes = []
+        if found.get("erased"):
+            notes.append("erased with the account")
         if "ref" in found:
             notes.append(f"→ `{found['ref']}`")
         if "setter" in found:

@@ -20,7 +20,7 @@ from ximler.notifications.email import Mailer, compose, greeting
 from ximler.schema.notification import Notification, NotificationType
 from ximler.schema.user import User
 
-__all__ = ["SEND", "UNSUBSCRIBE", "erase", "mark_all_read", "mark_read", "notify", "page", "send", "unread_counts"]
+__all__ = ["SEND", "UNSUBSCRIBE", "mark_all_read", "mark_read", "notify", "page", "send", "unread_counts"]
 
 SEND = "notifications.send"
 UNSUBSCRIBE = "unsubscribe"  # what an unsubscribe link's token is signed for
@@ -138,11 +138,6 @@ async def mark_all_read(database: Database, actor: Actor) -> int:
     """Say that all were read; returns how many had not been. What arrives meanwhile may stay unread."""
     unread = {"userId": actor.require_user(), "readAt": None}
     return await database.notifications.patch_many(unread, {"$set": {"readAt": database.clock.now()}})
-
-
-async def erase(database: Database, user_id: ObjectId) -> None:
-    """Remove all that an erased user was told. Safe to repeat."""
-    await database.notifications.delete_many({"userId": user_id})
 
 
 def _wants_mail(user: User, kind: NotificationType) -> bool:

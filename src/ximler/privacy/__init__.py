@@ -1,1 +1,1 @@
-"""What the law gives people: a copy of all their data, and its erasure. Owns no collection; calls their owners."""
+"""Export of a user's data, and its erasure. Owns no collection: the fields' marks in `schema` decide."""

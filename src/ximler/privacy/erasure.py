@@ -1,22 +1,22 @@
-"""Forgetting a person: an account whose 30 days are over is anonymised in place, everywhere.
+"""Erasure of a user: 30 days after an account was closed it is anonymised in place.
 
-Each domain erases what it owns, here is the order. It is a job: whatever ends it in the middle, it runs again from the start,
-and every step may. What others must still count or answer for stays and loses the person: payments, subscriptions, amounts
-used, the audit log.
+The fields' marks in `schema` say what stays, what goes and what is replaced; domains do only what needs logic (files, running
+subscriptions, the audit log). It is a job: interrupted anywhere, it runs again from the start, and every step may be repeated.
+Payments, subscriptions, amounts used and the audit log stay, without the person.
 """
 
 from datetime import datetime
+from typing import Any
 
 from bson import ObjectId
 
 from ximler.accounts import anonymisation as accounts
-from ximler.apikeys import erasure as apikeys
 from ximler.audit import erasure as audit
 from ximler.billing import erasure as billing
 from ximler.database import Database, outbox
-from ximler.metering import erasure as metering
-from ximler.notifications import inbox
-from ximler.projects import erasure as projects
+from ximler.schema import CATALOGUE
+from ximler.schema.audit_log import AUDIT_LOGS
+from ximler.schema.document import Collection
 
 __all__ = ["erase"]
 
@@ -26,12 +26,20 @@ async def erase(database: Database, *, user_id: ObjectId, closed_at: datetime) -
     user = await accounts.begin(database, user_id, closed_at=closed_at)
     if user is None:
         return False
-    await apikeys.erase(database, user_id)
-    await projects.erase(database, user_id)
-    await metering.erase(database, user_id)
-    await billing.erase(database, user_id)
-    await inbox.erase(database, user_id)
+    await billing.end_subscriptions(database, user_id)
+    for collection in CATALOGUE:
+        if collection is not AUDIT_LOGS:
+            await _erase_from(database, collection, user_id)
     await outbox.forget(database, user_id, user.email)
     await accounts.finish(database, user_id)
-    await audit.erase(database, user_id)  # last: it may want a database user of its own, and wait for one to be set up
+    await audit.erase(database, user_id)  # last: it may need another connection, and wait until one is configured
     return True
+
+
+async def _erase_from(database: Database, collection: Collection[Any], user_id: ObjectId) -> None:
+    theirs = {collection.user_field or "": user_id}
+    match collection.erasure:
+        case "documents":
+            await database[collection].delete_many(theirs)
+        case "fields":
+            await database[collection].keep_only(theirs, collection.kept, collection.replacements)

@@ -1,7 +1,7 @@
-"""All that is kept of a person, as one zip archive of JSON files and their own files, made while it is read.
+"""A user's data as one zip archive of JSON files and of the files they uploaded, made while it is read.
 
-Memory stays at a batch of documents and the compressor's window, whatever the size of the archive. It is no snapshot: what
-changes meanwhile may be in it or not. A reader that gets no end of it got no archive: a zip's directory comes last.
+Memory stays at a batch of documents and the compressor's window, whatever the size of the archive. It is no snapshot: changes
+made meanwhile may be in it or not. An archive that ends early does not open: a zip's directory comes last.
 """
 
 import asyncio
@@ -23,53 +23,15 @@ from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database, files
 from ximler.database.collection import TypedCollection
+from ximler.schema import SPECIFIED
 from ximler.schema.audit_log import AUDIT_LOGS
+from ximler.schema.document import Collection
 
 __all__ = ["CONTENTS", "take"]
 
-# By file: the collection, and of each of its documents the fields that are the person's to take. What is not named stays here:
-# hashes, and what only serves a search. A new field needs a decision; a test says so.
-CONTENTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "projects.json": (
-        "projects",
-        (
-            *("_id", "name", "description", "settings", "canvasData", "storageSize"),
-            *("createdAt", "updatedAt", "deletedAt"),
-        ),
-    ),
-    "subscriptions.json": (
-        "subscriptions",
-        (
-            *("_id", "planId", "status", "startDate", "endDate", "autoRenew", "price", "currency"),
-            *("stripeSubscriptionId", "stripeCustomerId", "createdAt", "updatedAt"),
-        ),
-    ),
-    "payments.json": (
-        "payments",
-        (
-            *("_id", "subscriptionId", "amount", "currency", "status", "description", "paidAt"),
-            *("stripePaymentIntentId", "stripeInvoiceId", "invoiceUrl", "createdAt", "updatedAt"),
-        ),
-    ),
-    "usage.json": (
-        "usage",
-        ("_id", "resourceType", "amount", "periodStart", "periodEnd", "metadata", "createdAt"),
-    ),
-    "apikeys.json": (
-        "apikeys",
-        (
-            *("_id", "name", "hint", "permissions", "allowedAddresses", "lastUsed"),
-            *("expiresAt", "revokedAt", "replacedBy", "createdAt"),
-        ),
-    ),
-    "notifications.json": (
-        "notifications",
-        ("_id", "type", "title", "message", "readAt", "metadata", "createdAt"),
-    ),
-    "history.json": (  # as customers see it: without what it says of others who acted
-        "auditlogs",
-        ("_id", "action", "resource", "resourceId", "metadata", "ipAddress", "userAgent", "createdAt"),
-    ),
+# By file: the collection. Its fields' marks say which of them are exported.
+CONTENTS: dict[str, Collection[Any]] = {
+    "history.json" if c is AUDIT_LOGS else f"{c.name}.json": c for c in SPECIFIED if c.user_field
 }
 _BUCKETS = {"avatars": AVATARS}
 _EXTENSIONS = {"image/webp": "webp"}
@@ -78,7 +40,7 @@ _PIECE = 256_000  # bytes handed to the compressor at once, in a thread
 
 
 async def take(database: Database, actor: Actor, user_id: ObjectId) -> AsyncIterator[bytes]:
-    """The archive's bytes, as they are read. One's own, with a recent sign-in; an operator anybody's; the log says who took it.
+    """The archive's bytes, as they are read. Users take their own, after a recent sign-in; operators any. It is audited.
 
     Raises Unauthenticated, StepUpRequired, NotFound before the first byte.
     """
@@ -115,8 +77,8 @@ async def _entries(
     database: Database, user_id: ObjectId, account: dict[str, Any]
 ) -> AsyncIterator[tuple[str, AsyncGenerator[bytes, None]]]:
     yield "account.json", _whole(_json(account))
-    for name, (collection, fields) in CONTENTS.items():
-        yield name, _documents(_typed(database, collection), user_id, fields)
+    for name, collection in CONTENTS.items():
+        yield name, _documents(database[collection], user_id, collection.exported)
     for folder, bucket in _BUCKETS.items():
         for file in await files.stored_by(database, bucket, user_id):
             extension = _EXTENSIONS.get(file.content_type, "bin")
@@ -151,23 +113,12 @@ async def _documents(
     yield bytes(piece) + b"\n]\n"
 
 
-def _typed(database: Database, name: str) -> TypedCollection[Any]:
-    match name:
-        case "apikeys":
-            return database.api_keys
-        case "auditlogs":
-            return database.audit_logs
-        case _:
-            found: TypedCollection[Any] = getattr(database, name)
-            return found
-
-
 def _json(value: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=str)
 
 
 class _Out(io.RawIOBase):
-    """What zipfile writes to: it keeps the bytes until they are taken, and cannot go back."""
+    """The file that zipfile writes to: it buffers bytes until they are taken, and cannot seek."""
 
     def __init__(self) -> None:
         self._kept = bytearray()

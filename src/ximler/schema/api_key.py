@@ -6,23 +6,27 @@ from typing import Annotated
 from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import Collection, Created, ShardKey, ascending, ref
+from ximler.schema.document import Collection, Created, Internal, ShardKey, Theirs, UserId, ascending, ref
 
 __all__ = ["API_KEYS", "ApiKey"]
 
 
 class ApiKey(Created, kw_only=True):
-    user_id: Annotated[ObjectId, ref("users")]
-    name: str
-    key_hash: str  # SHA-256 of the key; the key itself is shown once and kept nowhere
-    permissions: list[str] = field(default_factory=list)  # scopes, such as `projects:read`
-    last_used: datetime | None = None
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
+    user_id: UserId
+    name: Theirs[str]
+    key_hash: Internal[str]  # SHA-256 of the key; the key itself is shown once and kept nowhere
+    permissions: Theirs[list[str]] = field(default_factory=list)  # scopes, such as `projects:read`
+    last_used: Theirs[datetime | None] = None
+    expires_at: Theirs[datetime | None] = None
+    revoked_at: Theirs[datetime | None] = None
     # Ours, all optional: a Mongoose application neither needs nor disturbs them.
-    hint: str | None = None  # its last four characters, to tell one's keys apart
-    allowed_addresses: list[str] = field(default_factory=list)  # networks that it works from; empty: from everywhere
-    replaced_by: Annotated[ObjectId, ref("apikeys")] | None = None  # by rotation; it works on until `expires_at`
+    hint: Theirs[str | None] = None  # its last four characters, to tell one's keys apart
+    allowed_addresses: Theirs[list[str]] = field(
+        default_factory=list
+    )  # networks that it works from; empty: from everywhere
+    replaced_by: Theirs[Annotated[ObjectId, ref("apikeys")] | None] = (
+        None  # by rotation; it works on until `expires_at`
+    )
 
 
 API_KEYS = Collection(

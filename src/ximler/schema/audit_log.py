@@ -1,11 +1,10 @@
 """`auditlogs`: who did what, append-only."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import Collection, Created, Mixed, ShardKey, ascending, ref
+from ximler.schema.document import Collection, Created, Mixed, Record, ShardKey, Theirs, UserId, ascending
 
 __all__ = ["AUDIT_LOGS", "AuditLog"]
 
@@ -14,13 +13,13 @@ class AuditLog(Created, kw_only=True):
     """`metadata`: `actor` and `via` (who, through what), `actorId` where that is not the user, `before` and `after`, and
     `_audit`, the entry's fingerprint (see `ximler.audit.fingerprint`)."""
 
-    user_id: Annotated[ObjectId | None, ref("users")] = None
-    action: str
-    resource: str
-    resource_id: str | None = None
-    metadata: Mixed = field(default_factory=dict[str, Any])
-    ip_address: str | None = None
-    user_agent: str | None = None
+    user_id: UserId | None = None
+    action: Record[str]
+    resource: Record[str]
+    resource_id: Record[str | None] = None
+    metadata: Theirs[Mixed] = field(default_factory=dict[str, Any])
+    ip_address: Theirs[str | None] = None
+    user_agent: Theirs[str | None] = None
 
 
 AUDIT_LOGS = Collection(

@@ -6,15 +6,17 @@ the specification calls `required`. `None` is never stored: an optional field th
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 from bson import ObjectId
 from msgspec import Meta, field
 
 __all__ = [
-    "AT_WRITE", "SPECIFIED_NAMES", "Collection", "Created", "Document", "Index", "Lowercase", "Mixed", "Number",
-    "ShardKey", "Stamped", "Trimmed", "Uppercase", "ascending", "extras", "ref",
+    "AT_WRITE", "SPECIFIED_NAMES", "Collection", "Created", "Document", "Index", "Internal", "Kept", "Lowercase", "Mixed",
+    "Number", "Record", "ShardKey", "Stamped", "Theirs", "Trimmed", "Uppercase", "UserId", "ascending", "erased_as", "extras",
+    "ref",
 ]  # fmt: skip
 
 # The specification's collections, in its order. All others hold state of Ximler's own.
@@ -35,6 +37,21 @@ Uppercase = Annotated[str, Meta(extra={"setter": "upper"})]
 Mixed = Annotated[Any, Meta(extra={"mixed": True})]
 
 
+T = TypeVar("T")
+
+# Privacy marks. Every field of a document that belongs to a user has one: whether the user's export contains it, and whether
+# it is erased with the account. `privacy` exports and erases by these marks. Documents of which nothing is kept are deleted.
+Theirs = Annotated[T, Meta(extra={"exported": True, "erased": True})]  # the user's own data
+Record = Annotated[T, Meta(extra={"exported": True, "erased": False})]  # for the books: says what happened, not to whom
+Internal = Annotated[T, Meta(extra={"exported": False, "erased": True})]  # hashes, tokens, what serves a search
+Kept = Annotated[T, Meta(extra={"exported": False, "erased": False})]
+
+
+def erased_as(value: Any) -> Any:
+    """Mark of a field that is exported, and replaced by `value` when the account is erased."""
+    return Meta(extra={"exported": True, "erased": True, "replacement": value})
+
+
 class Document(msgspec.Struct, rename="camel", kw_only=True, gc=False):
     """The base of everything that MongoDB keeps. `gc=False`: BSON has no cycles, and reads are 0.4 × cheaper
     for it.
@@ -47,7 +64,7 @@ class Document(msgspec.Struct, rename="camel", kw_only=True, gc=False):
 
 
 class Identified(Document, kw_only=True):
-    id: ObjectId = field(name="_id", default_factory=ObjectId)
+    id: Record[ObjectId] = field(name="_id", default_factory=ObjectId)
 
 
 # Default of a time that the write itself decides, by the server's clock. Known by identity: a given time is
@@ -60,13 +77,13 @@ class Created(Identified, kw_only=True):
     its id.
     """
 
-    created_at: datetime = AT_WRITE
+    created_at: Record[datetime] = AT_WRITE
 
 
 class Stamped(Created, kw_only=True):
     """`updatedAt` is set by every write; where others left it out it reads as `createdAt`."""
 
-    updated_at: datetime = AT_WRITE
+    updated_at: Record[datetime] = AT_WRITE
 
 
 D = TypeVar("D", bound=Document)
@@ -134,6 +151,39 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
         return self.name not in SPECIFIED_NAMES
 
     @property
+    def marks(self) -> dict[str, dict[str, Any]]:
+        """By name in MongoDB: the marks of each field."""
+        return _marks(self.document)
+
+    @property
+    def user_field(self) -> str | None:
+        """The field with the id of the user whose document it is."""
+        return next((name for name, marks in self.marks.items() if marks.get("ref") == "users"), None)
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """The fields that a user's export contains."""
+        return tuple(name for name, marks in self.marks.items() if marks.get("exported"))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The fields that stay when the user is erased."""
+        return tuple(name for name, marks in self.marks.items() if not marks.get("erased"))
+
+    @property
+    def replacements(self) -> dict[str, Any]:
+        """The fields that are replaced when the user is erased, and by what."""
+        return {name: marks["replacement"] for name, marks in self.marks.items() if "replacement" in marks}
+
+    @property
+    def erasure(self) -> Literal["nothing", "fields", "documents"]:
+        """What erasing a user does here. Ids, timestamps and the reference alone are nothing to keep a document for."""
+        if self.user_field is None or len(self.kept) == len(self.marks):
+            return "nothing"
+        bare = {"_id", "createdAt", "updatedAt", self.user_field}
+        return "fields" if self.replacements or not bare.issuperset(self.kept) else "documents"
+
+    @property
     def soft_delete(self) -> bool:
         return "deleted_at" in self.document.__struct_fields__
 
@@ -146,6 +196,17 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
             )
             if name in ("created_at", "updated_at")
         )
+
+
+# The user whose document it is. Of fields that name somebody else, `ref` is not used.
+UserId = Annotated[ObjectId, Meta(extra={"ref": "users", "exported": False, "erased": False})]
+
+
+@cache
+def _marks(document: type[Document]) -> dict[str, dict[str, Any]]:
+    names = zip(document.__struct_fields__, document.__struct_encode_fields__, strict=True)
+    found = extras(document)
+    return {encoded: found[name] for name, encoded in names}
 
 
 def ref(target: str) -> Any:
@@ -165,6 +226,4 @@ def extras(document: type[Document]) -> dict[str, dict[str, Any]]:
 
 
 def _annotations(hint: Any) -> list[Meta]:
-    if get_origin(hint) is Annotated:
-        return [part for part in get_args(hint) if isinstance(part, Meta)]
-    return [meta for part in get_args(hint) for meta in _annotations(part)]
+    return [meta for part in get_args(hint) for meta in ([part] if isinstance(part, Meta) else _annotations(part))]

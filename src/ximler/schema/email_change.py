@@ -5,7 +5,7 @@ from datetime import datetime
 from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, Index, Lowercase, ShardKey
+from ximler.schema.document import AT_WRITE, Collection, Document, Index, Internal, Lowercase, ShardKey, UserId
 
 __all__ = ["EMAIL_CHANGES", "EmailChange"]
 
@@ -13,14 +13,14 @@ __all__ = ["EMAIL_CHANGES", "EmailChange"]
 class EmailChange(Document, kw_only=True):
     """One a user: asking again replaces it. The hash of its link's token is the user's `emailVerificationToken`."""
 
-    id: ObjectId = field(name="_id")  # the user's
-    request_id: ObjectId  # what the link's token is derived from
-    email: Lowercase
-    session_id: bytes | None = None  # the session that asked, which does not end with the others
-    attempts: int = 0  # passwords tried with the link
-    created_at: datetime = AT_WRITE
-    updated_at: datetime = AT_WRITE
-    expires_at: datetime
+    id: UserId = field(name="_id")  # the user's
+    request_id: Internal[ObjectId]  # what the link's token is derived from
+    email: Internal[Lowercase]
+    session_id: Internal[bytes | None] = None  # the session that asked, which does not end with the others
+    attempts: Internal[int] = 0  # passwords tried with the link
+    created_at: Internal[datetime] = AT_WRITE
+    updated_at: Internal[datetime] = AT_WRITE
+    expires_at: Internal[datetime]
 
 
 EMAIL_CHANGES = Collection(

@@ -2,10 +2,9 @@
 
 from datetime import datetime
 
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, ShardKey, ascending
+from ximler.schema.document import AT_WRITE, Collection, Document, Internal, ShardKey, UserId, ascending
 
 __all__ = ["ENTITLEMENTS", "Entitlement", "Override"]
 
@@ -26,18 +25,18 @@ class Entitlement(Document, kw_only=True):
     `revision` counts the writes. Opening a quota writes here too, so that it and a change of limits cannot pass each other by.
     """
 
-    id: ObjectId = field(name="_id")  # the user's
-    plan_id: str
-    plan_name: str
-    projects: int
-    storage_bytes: int
-    api_calls: int
-    anchor_day: int = 1  # of the month: see metering.limits.periods
-    override: Override | None = None
-    override_until: datetime | None = None  # None: until it is taken back
-    revision: int = 0
-    created_at: datetime = AT_WRITE
-    updated_at: datetime = AT_WRITE
+    id: UserId = field(name="_id")  # the user's
+    plan_id: Internal[str]
+    plan_name: Internal[str]
+    projects: Internal[int]
+    storage_bytes: Internal[int]
+    api_calls: Internal[int]
+    anchor_day: Internal[int] = 1  # of the month: see metering.limits.periods
+    override: Internal[Override | None] = None
+    override_until: Internal[datetime | None] = None  # None: until it is taken back
+    revision: Internal[int] = 0
+    created_at: Internal[datetime] = AT_WRITE
+    updated_at: Internal[datetime] = AT_WRITE
 
     def override_at(self, moment: datetime) -> Override | None:
         """The override, if it holds then."""

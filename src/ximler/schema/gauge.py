@@ -3,10 +3,9 @@
 from datetime import datetime
 from typing import Any
 
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, Mixed, ShardKey, ascending
+from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, UserId, ascending
 
 __all__ = ["GAUGES", "Gauge"]
 
@@ -19,15 +18,15 @@ class Gauge(Document, kw_only=True):
     of the counts changes `hours` by as much.
     """
 
-    id: ObjectId = field(name="_id")  # the user's
-    projects: int = 0
-    storage_bytes: int = 0
-    hours: Mixed = field(default_factory=dict[str, Any])
-    sent: Mixed = field(default_factory=dict[str, Any])
-    number: int = 0
-    due: datetime | None = None  # when it was last changed; None: the ledger has everything
-    created_at: datetime = AT_WRITE
-    updated_at: datetime = AT_WRITE
+    id: UserId = field(name="_id")  # the user's
+    projects: Internal[int] = 0
+    storage_bytes: Internal[int] = 0
+    hours: Internal[Mixed] = field(default_factory=dict[str, Any])
+    sent: Internal[Mixed] = field(default_factory=dict[str, Any])
+    number: Internal[int] = 0
+    due: Internal[datetime | None] = None  # when it was last changed; None: the ledger has everything
+    created_at: Internal[datetime] = AT_WRITE
+    updated_at: Internal[datetime] = AT_WRITE
 
 
 GAUGES = Collection(

@@ -1,12 +1,11 @@
 """`notifications`: what a user has been told."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import Collection, Created, Mixed, ShardKey, ascending, ref
+from ximler.schema.document import Collection, Created, Mixed, ShardKey, Theirs, UserId, ascending
 
 __all__ = ["NOTIFICATIONS", "Notification", "NotificationType"]
 
@@ -14,12 +13,12 @@ NotificationType = Literal["BILLING", "SECURITY", "PRODUCT", "SYSTEM"]
 
 
 class Notification(Created, kw_only=True):
-    user_id: Annotated[ObjectId, ref("users")]
-    type: NotificationType
-    title: str
-    message: str
-    read_at: datetime | None = None
-    metadata: Mixed = field(default_factory=dict[str, Any])
+    user_id: UserId
+    type: Theirs[NotificationType]
+    title: Theirs[str]
+    message: Theirs[str]
+    read_at: Theirs[datetime | None] = None
+    metadata: Theirs[Mixed] = field(default_factory=dict[str, Any])
 
 
 NOTIFICATIONS = Collection(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from bson import ObjectId
 
 from ximler.core.money import Money
-from ximler.schema.document import Collection, Number, ShardKey, Stamped, ascending, ref
+from ximler.schema.document import Collection, Number, Record, ShardKey, Stamped, Theirs, UserId, ascending, ref
 
 __all__ = ["PAYMENTS", "Payment", "PaymentStatus"]
 
@@ -14,16 +14,16 @@ PaymentStatus = Literal["PENDING", "PAID", "FAILED", "REFUNDED"]
 
 
 class Payment(Stamped, kw_only=True):
-    user_id: Annotated[ObjectId, ref("users")]
-    subscription_id: Annotated[ObjectId | None, ref("subscriptions")] = None
-    amount: Number
-    currency: str = "USD"
-    status: PaymentStatus
-    description: str | None = None
-    stripe_payment_intent_id: str | None = None
-    stripe_invoice_id: str | None = None
-    invoice_url: str | None = None
-    paid_at: datetime | None = None
+    user_id: UserId
+    subscription_id: Record[Annotated[ObjectId | None, ref("subscriptions")]] = None
+    amount: Record[Number]
+    currency: Record[str] = "USD"
+    status: Record[PaymentStatus]
+    description: Theirs[str | None] = None
+    stripe_payment_intent_id: Record[str | None] = None
+    stripe_invoice_id: Record[str | None] = None
+    invoice_url: Theirs[str | None] = None
+    paid_at: Record[datetime | None] = None
 
     @property
     def amount_money(self) -> Money:

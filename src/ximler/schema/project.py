@@ -1,26 +1,36 @@
 """`projects`: a customer's canvas projects."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import Collection, Index, Mixed, ShardKey, Stamped, Trimmed, ascending, ref
+from ximler.schema.document import (
+    Collection,
+    Index,
+    Internal,
+    Mixed,
+    ShardKey,
+    Stamped,
+    Theirs,
+    Trimmed,
+    UserId,
+    ascending,
+)
 
 __all__ = ["PROJECTS", "Project"]
 
 
 class Project(Stamped, kw_only=True):
-    user_id: Annotated[ObjectId, ref("users")]
-    name: Trimmed
-    description: str | None = None
-    settings: Mixed = field(default_factory=dict[str, Any])
-    canvas_data: Mixed = field(default_factory=dict[str, Any])
-    storage_size: int = 0  # bytes
-    deleted_at: datetime | None = None
+    user_id: UserId
+    name: Theirs[Trimmed]
+    description: Theirs[str | None] = None
+    settings: Theirs[Mixed] = field(default_factory=dict[str, Any])
+    canvas_data: Theirs[Mixed] = field(default_factory=dict[str, Any])
+    storage_size: Theirs[int] = 0  # bytes
+    deleted_at: Theirs[datetime | None] = None
     # Ours: the words of name and description, lowercased, for prefix search. None: written by another application.
-    search_terms: list[str] | None = None
+    search_terms: Internal[list[str] | None] = None
 
 
 PROJECTS = Collection(

@@ -1,13 +1,13 @@
 """`quotas`: how much of a resource a user may use in one period, and who holds how much of it. Private to metering."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, Mixed, ShardKey, ascending, ref
+from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, UserId, ascending
 from ximler.schema.plan import UNLIMITED
 from ximler.schema.usage import ResourceType
 
@@ -36,33 +36,37 @@ class Quota(Document, kw_only=True):
     units by the hour, from which the ledger's rows are derived; `detail` is the latest hours' by API key and route.
     """
 
-    id: str = field(name="_id")  # see `quota_id`
-    user_id: Annotated[ObjectId, ref("users")]
-    resource: ResourceType
-    period_start: datetime
-    period_end: datetime
-    limit: int  # a copy of the entitlement's, changed with it; -1 is unlimited
-    limit_until: datetime | None = None  # when an override ends, and
-    limit_then: int | None = None  # the limit from then on
-    plan_id: str | None = (
+    id: Internal[str] = field(name="_id")  # see `quota_id`
+    user_id: UserId
+    resource: Internal[ResourceType]
+    period_start: Internal[datetime]
+    period_end: Internal[datetime]
+    limit: Internal[int]  # a copy of the entitlement's, changed with it; -1 is unlimited
+    limit_until: Internal[datetime | None] = None  # when an override ends, and
+    limit_then: Internal[int | None] = None  # the limit from then on
+    plan_id: Internal[str | None] = (
         None  # whose limit is copied, to `limit_then` where there is one; None: an override without an end
     )
-    alerted: int = 0  # the highest threshold, in per cent, that the user was told of
-    opened: bool = False  # the limit was copied in a transaction with the entitlement: only then is anything granted
-    superseded: bool = False  # the user's periods begin on another day now: nothing is granted
-    granted: int = 0
-    settled: int = 0
-    forfeited: int = 0
-    ingested: int = 0
-    foreign: int = 0  # rows of the ledger that other applications wrote, as far as a rebuild has counted them
-    steps: int = 0  # that were taken: of two readings, the one with fewer is older
-    ingested_through: int = 0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
-    leases: Mixed = field(default_factory=dict[str, Any])  # by lease id: see Lease
-    look_at: datetime | None = None  # when to look for silent leases; None: there is no lease
-    hours: Mixed = field(default_factory=dict[str, Any])
-    detail: Mixed = field(default_factory=dict[str, Any])
-    created_at: datetime = AT_WRITE
-    updated_at: datetime = AT_WRITE
+    alerted: Internal[int] = 0  # the highest threshold, in per cent, that the user was told of
+    opened: Internal[bool] = (
+        False  # the limit was copied in a transaction with the entitlement: only then is anything granted
+    )
+    superseded: Internal[bool] = False  # the user's periods begin on another day now: nothing is granted
+    granted: Internal[int] = 0
+    settled: Internal[int] = 0
+    forfeited: Internal[int] = 0
+    ingested: Internal[int] = 0
+    foreign: Internal[int] = 0  # rows of the ledger that other applications wrote, as far as a rebuild has counted them
+    steps: Internal[int] = 0  # that were taken: of two readings, the one with fewer is older
+    ingested_through: Internal[int] = (
+        0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
+    )
+    leases: Internal[Mixed] = field(default_factory=dict[str, Any])  # by lease id: see Lease
+    look_at: Internal[datetime | None] = None  # when to look for silent leases; None: there is no lease
+    hours: Internal[Mixed] = field(default_factory=dict[str, Any])
+    detail: Internal[Mixed] = field(default_factory=dict[str, Any])
+    created_at: Internal[datetime] = AT_WRITE
+    updated_at: Internal[datetime] = AT_WRITE
 
     @property
     def used(self) -> int:

@@ -1,12 +1,20 @@
 """`sessions`: sign-ins. Private to accounts."""
 
 from datetime import datetime
-from typing import Annotated
 
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, Index, ShardKey, ascending, ref
+from ximler.schema.document import (
+    AT_WRITE,
+    Collection,
+    Document,
+    Index,
+    Internal,
+    ShardKey,
+    Theirs,
+    UserId,
+    ascending,
+)
 
 __all__ = ["SESSIONS", "Session"]
 
@@ -14,16 +22,16 @@ __all__ = ["SESSIONS", "Session"]
 class Session(Document, kw_only=True):
     """`id` is HMAC-SHA256(secret key, token): neither the database nor a backup of it can sign anybody in."""
 
-    id: bytes = field(name="_id")
-    user_id: Annotated[ObjectId, ref("users")]
-    created_at: datetime = AT_WRITE
-    expires_at: datetime  # unless it is used; extended by use
-    ends_at: datetime | None = None  # in any case; unset: when it expires
-    family: bytes | None = None  # the id of the sign-in's first session, when its token was exchanged since
-    replaced_at: datetime | None = None  # its token was exchanged: whoever still comes with it has a copy
-    authenticated_at: datetime | None = None  # when its holder last proved who they are; unset: when it began
-    address: str | None = None
-    user_agent: str | None = None
+    id: Internal[bytes] = field(name="_id")
+    user_id: UserId
+    created_at: Theirs[datetime] = AT_WRITE
+    expires_at: Theirs[datetime]  # unless it is used; extended by use
+    ends_at: Internal[datetime | None] = None  # in any case; unset: when it expires
+    family: Internal[bytes | None] = None  # the id of the sign-in's first session, when its token was exchanged since
+    replaced_at: Internal[datetime | None] = None  # its token was exchanged: whoever still comes with it has a copy
+    authenticated_at: Internal[datetime | None] = None  # when its holder last proved who they are; unset: when it began
+    address: Theirs[str | None] = None
+    user_agent: Theirs[str | None] = None
 
     @property
     def proved_at(self) -> datetime:

@@ -3,10 +3,18 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from bson import ObjectId
-
 from ximler.core.money import Money
-from ximler.schema.document import Collection, Number, ShardKey, Stamped, ascending, ref
+from ximler.schema.document import (
+    Collection,
+    Number,
+    Record,
+    ShardKey,
+    Stamped,
+    Theirs,
+    UserId,
+    ascending,
+    erased_as,
+)
 
 __all__ = ["SUBSCRIPTIONS", "Subscription", "SubscriptionStatus"]
 
@@ -14,16 +22,16 @@ SubscriptionStatus = Literal["ACTIVE", "CANCELLED", "EXPIRED", "PAST_DUE"]
 
 
 class Subscription(Stamped, kw_only=True):
-    user_id: Annotated[ObjectId, ref("users")]
-    plan_id: str  # plans.id
-    status: SubscriptionStatus
-    start_date: datetime
-    end_date: datetime | None = None
-    auto_renew: bool = True
-    price: Number
-    currency: str = "USD"
-    stripe_subscription_id: str | None = None
-    stripe_customer_id: str | None = None
+    user_id: UserId
+    plan_id: Record[str]  # plans.id
+    status: Record[SubscriptionStatus]
+    start_date: Record[datetime]
+    end_date: Record[datetime | None] = None
+    auto_renew: Annotated[bool, erased_as(False)] = True
+    price: Record[Number]
+    currency: Record[str] = "USD"
+    stripe_subscription_id: Record[str | None] = None
+    stripe_customer_id: Theirs[str | None] = None
 
     @property
     def price_money(self) -> Money:

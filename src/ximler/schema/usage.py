@@ -1,12 +1,11 @@
 """`usage`: the ledger of what was used, when."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import Collection, Created, Mixed, Number, ShardKey, ascending, ref
+from ximler.schema.document import Collection, Created, Mixed, Number, Record, ShardKey, Theirs, UserId, ascending
 
 __all__ = ["USAGE", "ResourceType", "Usage"]
 
@@ -14,12 +13,12 @@ ResourceType = Literal["projects", "storage", "apiCalls"]
 
 
 class Usage(Created, kw_only=True):
-    user_id: Annotated[ObjectId, ref("users")]
-    resource_type: ResourceType
-    amount: Number  # projects, bytes or calls
-    period_start: datetime
-    period_end: datetime
-    metadata: Mixed = field(default_factory=dict[str, Any])
+    user_id: UserId
+    resource_type: Record[ResourceType]
+    amount: Record[Number]  # projects, bytes or calls
+    period_start: Record[datetime]
+    period_end: Record[datetime]
+    metadata: Theirs[Mixed] = field(default_factory=dict[str, Any])
 
 
 USAGE = Collection(

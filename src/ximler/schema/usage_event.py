@@ -1,11 +1,8 @@
 """`usageevents`: every event that was ever counted, so that none is counted twice. Private to metering."""
 
-from typing import Annotated
-
-from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import Collection, Document, ShardKey, ref
+from ximler.schema.document import Collection, Document, Kept, ShardKey, UserId
 
 __all__ = ["USAGE_EVENTS", "UsageEvent"]
 
@@ -14,9 +11,9 @@ class UsageEvent(Document, kw_only=True):
     """`id` is the second in which it happened and a hash of its source and id (see metering.ledger.events), so that the index
     grows at its end. The ledger's row of its hour has the rest."""
 
-    id: bytes = field(name="_id")
-    user_id: Annotated[ObjectId, ref("users")]
-    amount: int
+    id: Kept[bytes] = field(name="_id")
+    user_id: UserId
+    amount: Kept[int]
 
 
 USAGE_EVENTS = Collection(

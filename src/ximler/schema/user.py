@@ -1,11 +1,23 @@
 """`users`: a person's account."""
 
 from datetime import datetime
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from msgspec import field
 
-from ximler.schema.document import Collection, Document, Lowercase, ShardKey, Stamped, Trimmed, ascending
+from ximler.schema.document import (
+    Collection,
+    Document,
+    Internal,
+    Kept,
+    Lowercase,
+    ShardKey,
+    Stamped,
+    Theirs,
+    Trimmed,
+    ascending,
+    erased_as,
+)
 
 __all__ = ["USERS", "EmailNotifications", "NotificationSettings", "PushNotifications", "User"]
 
@@ -32,20 +44,20 @@ class User(Stamped, kw_only=True):
         "stripeCustomerId", "notificationSettings", "createdAt", "updatedAt",
     )  # fmt: skip
 
-    name: Trimmed
-    email: Lowercase
-    password: str  # an Argon2id hash; what another application wrote in another form signs nobody in
-    avatar: str | None = None
-    email_verified: bool = False
-    email_verification_token: str | None = None
-    password_reset_token: str | None = None
-    password_reset_expires: datetime | None = None
-    last_login: datetime | None = None
-    stripe_customer_id: str | None = None
-    notification_settings: NotificationSettings = field(default_factory=NotificationSettings)
-    deleted_at: datetime | None = None
+    name: Annotated[Trimmed, erased_as("Erased")]
+    email: Theirs[Lowercase]
+    password: Kept[str]  # an Argon2id hash; what another application wrote in another form signs nobody in
+    avatar: Theirs[str | None] = None
+    email_verified: Annotated[bool, erased_as(False)] = False
+    email_verification_token: Internal[str | None] = None
+    password_reset_token: Internal[str | None] = None
+    password_reset_expires: Internal[datetime | None] = None
+    last_login: Theirs[datetime | None] = None
+    stripe_customer_id: Theirs[str | None] = None
+    notification_settings: Theirs[NotificationSettings] = field(default_factory=NotificationSettings)
+    deleted_at: Kept[datetime | None] = None
     # Ours: `deletedAt` once more where the owner closed the account. Deleted in any other way it is not theirs to reopen.
-    closed_at: datetime | None = None
+    closed_at: Internal[datetime | None] = None
 
     @property
     def can_reopen(self) -> bool:
