@@ -85,6 +85,16 @@ async def test_looking_at_the_link_uses_nothing_up_and_the_button_works_once(
     assert (again.status_code, "was used" in again.text) == (422, True)
 
 
+async def test_a_mistyped_password_gets_the_form_again_with_the_error_beside_the_field(client: Client) -> None:
+    token = await client.register("ada@example.com")
+    wrong = await client.http.post("/confirm", data={"token": token, "password": "something else"})
+    assert (wrong.status_code, "That is not the password you registered with. Try again." in wrong.text) == (422, True)
+    fields = [attributes for tag, attributes in Page(wrong.text).found if tag == "input"]
+    assert [field["name"] for field in fields] == ["token", "password"]
+    done = await client.http.post("/confirm", data={"token": fields[0]["value"], "password": PASSWORD})
+    assert done.status_code == 200
+
+
 async def test_a_link_for_an_address_that_has_an_account_by_now_says_so(client: Client) -> None:
     first, second = [await client.register("ada@example.com") for _ in range(2)]
     assert (await client.http.post("/confirm", data={"token": first, "password": PASSWORD})).status_code == 200

@@ -1,9 +1,9 @@
-"""The few pages that people meet outside the console: the front door, and where confirmation links lead."""
+"""Pages for people outside the console: the front page, and the landing pages of links in mails."""
 
-import html
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import jinja2
 import msgspec
 from litestar import MediaType, Request, Response, get, post
 from litestar.datastructures import State
@@ -15,18 +15,14 @@ from litestar.types import ExceptionHandlersMap
 
 from ximler.accounts import credentials, email_change, preferences, registration
 from ximler.core.actor import Actor
-from ximler.core.errors import XimlerError
+from ximler.core.errors import Invalid, XimlerError
 from ximler.http.problems import documented, headers_of, status_of
 
 __all__ = ["routes"]
 
 _MAX_USER_AGENT = 300
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1.5rem;color:#1a1a1a}"
-    "h1{font-size:1.5rem}a{color:#0b57d0}button{font:inherit;padding:.6rem 1.2rem;border:0;border-radius:.4rem;"
-    "background:#0b57d0;color:#fff;cursor:pointer}code{background:#f1f3f4;padding:.1rem .3rem;border-radius:.2rem}"
-    "input{font:inherit;padding:.5rem;width:100%;box-sizing:border-box}"
-    "@media(prefers-color-scheme:dark){body{background:#121212;color:#e6e6e6}a{color:#8ab4f8}code{background:#2a2a2a}}"
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("ximler.http"), autoescape=True, undefined=jinja2.StrictUndefined
 )
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
@@ -35,18 +31,78 @@ _HEADERS = {
 }
 
 
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """A page with one button, and the field that it needs."""
+
+    title: str
+    action: str
+    button: str
+    text: str = ""
+    field: Literal["password", "email"] | None = None
+    label: str = ""
+    autocomplete: str = ""
+    wrong: str | None = None  # in place of the domain's own words
+    shortest: int | None = None
+
+    def show(self, token: str | None, *, error: str = "", status: int = 200) -> Response[str]:
+        return _page("form.html", **msgspec.structs.asdict(self), token=token, error=error, status=status)
+
+    def again(self, token: str, error: Invalid) -> Response[str]:
+        """The form once more, with what is wrong beside its field. Raises the error where it is not the field's."""
+        if self.field not in error.fields:
+            raise error
+        return self.show(
+            token, error=self.wrong or f"The {self.field} {error.fields[self.field]}.", status=status_of(error)
+        )
+
+
+_CONFIRM = Form(
+    title="Confirm your e-mail address",
+    action="/confirm",
+    text="Enter the password you registered with to finish creating your account. "
+    "If you did not register, close this page.",
+    button="Create my account",
+    field="password",
+    label="Your password",
+    autocomplete="current-password",
+    wrong="That is not the password you registered with. Try again.",
+)
+_RESET = Form(
+    title="Choose a new password",
+    action="/reset",
+    button="Change my password",
+    field="password",
+    label="New password, 10 characters or more",
+    autocomplete="new-password",
+    shortest=10,
+)
+_REQUEST_RESET = Form(
+    title="Reset your password",
+    action="/reset/request",
+    button="Send me a link",
+    field="email",
+    label="Your e-mail address",
+    autocomplete="email",
+)
+_CHANGE_EMAIL = Form(
+    title="Confirm your new e-mail address",
+    action="/email",
+    text="Enter your account's password to use this address. If you did not request the change, close this page.",
+    button="Use this address",
+    field="password",
+    label="Your password",
+    autocomplete="current-password",
+    wrong="That is not your account's password. Try again.",
+)
+
+
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
 async def front_door() -> Response[str]:
-    return _page(
-        "Ximler is running",
-        "<ul><li><a href='/docs'>API documentation</a></li>"
-        "<li>GraphQL: <code>POST /graphql</code></li>"
-        "<li>Health: <a href='/healthz'>/healthz</a>, <a href='/readyz'>/readyz</a>, <a href='/metrics'>/metrics</a></li></ul>",
-    )
+    return _page("front.html", "Ximler is running")
 
 
 class Confirmation(msgspec.Struct, frozen=True):
-    """Fields that were not filled in are empty, and refused by what they are for."""
+    """Fields that were not filled in are empty; the domain refuses them."""
 
     token: str = ""
     password: str = ""
@@ -57,12 +113,11 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) -> Response[str]:
-    """People come here, not programs: what went wrong is a page too."""
+    """Errors are pages too: people read them, not programs."""
     if isinstance(error, ValidationException):
-        return _page(
-            "That did not work", "<p>This link is not complete: open it as our message has it.</p>", status=422
-        )
-    page = _page("That did not work", f"<p>{html.escape(error.message)}</p>", status=status_of(error))
+        text = "This link is not complete: open it exactly as it is in the message."
+        return _page("page.html", "That did not work", text=text, status=422)
+    page = _page("page.html", "That did not work", text=error.message, status=status_of(error))
     page.headers.update(headers_of(error))
     return page
 
@@ -71,7 +126,7 @@ _ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, ValidationException: _sorr
 
 
 def _page_of(summary: str, **reasons: str) -> dict[str, Any]:
-    """What these routes have in common; `reasons` are the statuses (`_422="…"`) of a page that says what is wrong."""
+    """The options that these routes share. `reasons` are the statuses (`_422="…"`) of error pages."""
     pages = {
         int(status[1:]): ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
         for status, reason in reasons.items()
@@ -90,60 +145,46 @@ _Token = Annotated[str, QueryParameter(max_length=200)]
 _UrlEncoded = Body(media_type=RequestEncodingType.URL_ENCODED)
 
 
-@get("/confirm", **_page_of("Where a confirmation link leads", _422="The token is missing or too long"))
+@get("/confirm", **_page_of("Landing page of confirmation links", _422="The token is missing or too long"))
 async def ask_confirmation(token: _Token) -> Response[str]:
-    """Asks before it acts: mail scanners open links too, and must not use them up."""
-    return _page(
-        "Confirm your e-mail address",
-        "<p>The password that you chose makes your account. If you did not ask for one, close this page.</p>"
-        f"<form method='post' action='/confirm'>{_hidden(token)}"
-        "<p><label>Your password<br><input name='password' type='password' required autocomplete='current-password'>"
-        "</label></p><button>Make my account</button></form>",
-    )
+    """Asks before it acts: mail scanners open links too."""
+    return _CONFIRM.show(token)
 
 
 @post(
     "/confirm",
     **_page_of(
-        "Make the account",
-        _409="The address has an account by now",
-        _422="The link is unknown, used or expired, or the password is not the one",
-        _503="The database is away",
+        "Create the account",
+        _409="The address has an account already",
+        _422="The link is unknown, used or expired, or the password is wrong",
+        _503="The database is unavailable",
     ),
 )
 async def confirm(
     data: Annotated[Confirmation, _UrlEncoded], request: Request[Any, Any, Any], state: State
 ) -> Response[str]:
     """The confirmation page's form. Works once per link."""
-    user = await registration.confirm(
-        state.database, state.keyring, _visitor(request), data.token, password=data.password
-    )
-    return _page("Welcome", f"<p>The account of <b>{html.escape(user.email)}</b> is ready: you can sign in.</p>")
-
-
-@get("/reset", **_page_of("Where a reset link leads", _422="The token is too long"))
-async def ask_password(token: _Token = "") -> Response[str]:
-    """A form for a new password, or without a token, for the address to send a link to."""
-    if not token:
-        return _page(
-            "Choose a new password",
-            "<form method='post' action='/reset/request'><p><label>Your e-mail address<br>"
-            "<input name='email' type='email' required autocomplete='email'></label></p><button>Send me a link</button></form>",
+    try:
+        user = await registration.confirm(
+            state.database, state.keyring, _visitor(request), data.token, password=data.password
         )
-    return _page(
-        "Choose a new password",
-        f"<form method='post' action='/reset'>{_hidden(token)}<p><label>New password, 10 characters or more<br>"
-        "<input name='password' type='password' minlength='10' required autocomplete='new-password'></label></p>"
-        "<button>Change my password</button></form>",
-    )
+    except Invalid as error:
+        return _CONFIRM.again(data.token, error)
+    return _page("page.html", "Welcome", text=f"Your account {user.email} is ready. You can sign in.")
+
+
+@get("/reset", **_page_of("Landing page of reset links", _422="The token is too long"))
+async def ask_password(token: _Token = "") -> Response[str]:
+    """A form for a new password; without a token, a form for the address to send a link to."""
+    return _RESET.show(token) if token else _REQUEST_RESET.show(None)
 
 
 @post(
     "/reset",
     **_page_of(
         "Set a new password",
-        _422="The link is unknown, used or expired, or the password cannot be one",
-        _503="The database is away",
+        _422="The link is unknown, used or expired, or the password is not acceptable",
+        _503="The database is unavailable",
     ),
 )
 async def reset(
@@ -151,95 +192,86 @@ async def reset(
 ) -> Response[str]:
     """The reset page's form. Works once per link, and ends every session."""
     visitor = _visitor(request)
-    await credentials.reset(state.database, state.keyring, visitor, token=data.token, password=data.password)
-    return _page(
-        "Your password is changed", "<p>You can sign in with it. Everybody who was signed in is signed out.</p>"
-    )
+    try:
+        await credentials.reset(state.database, state.keyring, visitor, token=data.token, password=data.password)
+    except Invalid as error:
+        return _RESET.again(data.token, error)
+    return _page("page.html", "Your password is changed", text="Sign in with it. All sessions were ended.")
 
 
 @post(
     "/reset/request",
     **_page_of(
-        "Ask for a reset link",
-        _422="What was sent is not an address",
+        "Request a reset link",
+        _422="The text is not an e-mail address",
         _429="Too many requests",
-        _503="The database is away",
+        _503="The database is unavailable",
     ),
 )
 async def request_reset(
     data: Annotated[Address, _UrlEncoded], request: Request[Any, Any, Any], state: State
 ) -> Response[str]:
-    """Says the same for every address."""
+    """Answers the same for every address."""
     await credentials.request_reset(state.database, state.keyring, _visitor(request), email=data.email)
-    return _page("Look into your mailbox", "<p>If the address has an account, a link is on its way.</p>")
+    text = "Check your email: if the address has an account, a link is on its way."
+    return _page("page.html", "Check your email", text=text)
 
 
-@get("/unsubscribe", **_page_of("Where an unsubscribe link leads", _422="The token is missing or too long"))
+@get("/unsubscribe", **_page_of("Landing page of unsubscribe links", _422="The token is missing or too long"))
 async def ask_unsubscribe(token: _Token) -> Response[str]:
     """Asks before it acts: mail scanners open links too."""
-    action = html.escape(f"/unsubscribe?token={quote(token)}", quote=True)
-    return _page(
-        "No more product updates?",
-        f"<form method='post' action='{action}'><button>Stop them</button></form>",
-    )
+    form = Form(title="No more product updates?", action=f"/unsubscribe?token={quote(token)}", button="Unsubscribe")
+    return form.show(None)
 
 
-@post("/unsubscribe", **_page_of("Stop product mail", _422="The link is not ours", _503="The database is away"))
+@post(
+    "/unsubscribe",
+    **_page_of("Unsubscribe from product mail", _422="The link is not valid", _503="The database is unavailable"),
+)
 async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
-    """The page's form, and what a mail program sends when its reader unsubscribes with one click (RFC 8058)."""
+    """The page's form, and the request of a mail program's one-click unsubscribe (RFC 8058)."""
     await preferences.unsubscribe(state.database, state.keyring, _visitor(request), token)
-    return _page("Done", "<p>We send you no more product updates. Mail about your account still comes.</p>")
+    text = "You no longer receive product updates. Mail about your account still comes."
+    return _page("page.html", "You are unsubscribed", text=text)
 
 
-@get("/email", **_page_of("Where the link of a change of address leads", _422="The token is missing or too long"))
+@get("/email", **_page_of("Landing page of address changes", _422="The token is missing or too long"))
 async def ask_email(token: _Token) -> Response[str]:
-    """Asks before it acts, and for the password: somebody else may have asked for this address."""
-    return _page(
-        "Confirm your new e-mail address",
-        "<p>The password of your account makes this address its own. If you did not ask for that, close this page.</p>"
-        f"<form method='post' action='/email'>{_hidden(token)}"
-        "<p><label>Your password<br><input name='password' type='password' required autocomplete='current-password'>"
-        "</label></p><button>Use this address</button></form>",
-    )
+    """Asks before it acts, and for the password: somebody else may have requested the change."""
+    return _CHANGE_EMAIL.show(token)
 
 
 @post(
     "/email",
     **_page_of(
         "Change the address",
-        _409="The address has an account by now",
-        _422="The link is unknown, used or expired, or the password is not the account's",
-        _503="The database is away",
+        _409="The address has an account already",
+        _422="The link is unknown, used or expired, or the password is wrong",
+        _503="The database is unavailable",
     ),
 )
 async def change_email(
     data: Annotated[Confirmation, _UrlEncoded], request: Request[Any, Any, Any], state: State
 ) -> Response[str]:
     """The page's form. Works once per link."""
-    user = await email_change.confirm(
-        state.database, state.keyring, _visitor(request), data.token, password=data.password
-    )
-    return _page("Your address is changed", f"<p>Your account is now that of <b>{html.escape(user.email)}</b>.</p>")
+    try:
+        user = await email_change.confirm(
+            state.database, state.keyring, _visitor(request), data.token, password=data.password
+        )
+    except Invalid as error:
+        return _CHANGE_EMAIL.again(data.token, error)
+    return _page("page.html", "Your address is changed", text=f"Your account's address is now {user.email}.")
 
 
 def _visitor(request: Request[Any, Any, Any]) -> Actor:
-    """Whoever opened the page: only where they come from is known."""
+    """The visitor of a page: only their address and browser are known."""
     state = request.scope.get("state", {})
     agent = request.headers.get("user-agent", "")[:_MAX_USER_AGENT] or None
     return Actor(address=state.get("address"), user_agent=agent, request_id=state.get("request_id"))
 
 
-def _hidden(token: str) -> str:
-    return f"<input type='hidden' name='token' value='{html.escape(token, quote=True)}'>"
-
-
-def _page(title: str, content: str, *, status: int = 200) -> Response[str]:
-    document = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{title} · Ximler</title><style>{_STYLE}</style></head>"
-        f"<body><main><h1>{title}</h1>{content}</main></body></html>"
-    )
+def _page(template: str, title: str, *, status: int = 200, text: str = "", **values: Any) -> Response[str]:
+    document = _templates.get_template(template).render(title=title, text=text, **values)
     return Response(document, status_code=status, media_type=MediaType.HTML, headers=_HEADERS)
 
 
