@@ -22,6 +22,7 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
+    WriteConcernError,
     WriteError,
 )
 
@@ -62,6 +63,44 @@ def test_a_database_that_is_away_is_unavailable_and_says_to_try_again(error: PyM
     assert isinstance(final, Unavailable)
     assert final.code == "DATABASE_UNAVAILABLE"
     assert "try again" in final.message
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(6, 7, 43, 50, 63, 64, 89, 91, 133, 134, 189, 202, 234, 237, 251, 262, 365, 9001),
+        *(10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 14031),
+    ],
+)
+def test_codes_of_a_member_that_leaves_are_unavailable_however_they_arrive(code: int) -> None:
+    for error in (
+        OperationFailure("x", code, {"code": code}),
+        WriteError("x", code, {"code": code}),
+        WriteConcernError("x", code, {"code": code}),
+        BulkWriteError({"writeErrors": [{"index": 0, "code": code}]}),
+        BulkWriteError({"writeErrors": [], "writeConcernErrors": [{"code": code}]}),
+    ):
+        assert isinstance(translated(error, "users"), DatabaseUnavailable), type(error)
+
+
+DUPLICATE = {"index": 0, "code": 11000, "keyPattern": {"email": 1}}
+
+
+@pytest.mark.parametrize(
+    ("writes", "concerns", "kind"),
+    [
+        ([DUPLICATE, DUPLICATE], [], DocumentExists),
+        ([DUPLICATE, {"code": 121}], [], Invalid),
+        ([{"code": 121}, DUPLICATE, {"code": 91}], [], DatabaseUnavailable),
+        ([DUPLICATE], [{"code": 91}], DatabaseUnavailable),
+        ([DUPLICATE, {"code": 112}], [], Conflict),
+        ([{"code": 91}, {"code": 424242}], [], BulkWriteError),
+        ([DUPLICATE], [{"code": 424242}], BulkWriteError),
+    ],
+)
+def test_a_duplicate_never_hides_another_failure(writes: list[Any], concerns: list[Any], kind: type[Exception]) -> None:
+    for order in (writes, writes[::-1]):
+        assert type(translated(BulkWriteError({"writeErrors": order, "writeConcernErrors": concerns}), "users")) is kind
 
 
 @pytest.mark.parametrize(
@@ -122,7 +161,7 @@ def test_what_is_the_input_s_fault_is_an_error_to_act_on(error: Exception, kind:
         WriteError("something new", 424242, {"code": 424242}),
         InvalidOperation("Cannot use AsyncMongoClient after close"),
         ConfigurationError("x"),
-        BulkWriteError({"writeErrors": [], "writeConcernErrors": [{"code": 64}]}),
+        BulkWriteError({"writeErrors": [], "writeConcernErrors": []}),
         BulkWriteError({"writeErrors": [{"code": 424242}]}),
         ValueError("x"),
     ],

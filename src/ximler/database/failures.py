@@ -1,6 +1,6 @@
-"""The one table from what the driver raises to what Ximler raises.
+"""Translates the driver's errors to Ximler's.
 
-Inside a transaction, an error that the driver should retry passes through untouched: `with_transaction` must see it.
+Inside a transaction, errors that the driver retries are returned unchanged: `with_transaction` must see them.
 """
 
 import re
@@ -28,10 +28,28 @@ DRIVER_ERRORS = (PyMongoError, InvalidDocument, OverflowError, UnicodeEncodeErro
 _VALIDATION = 121
 _TOO_LARGE = frozenset({10334, 17419, 17420})
 _TOO_DEEP = 15
-_TIMED_OUT = frozenset({50, 89, 262})
+_DUPLICATE = 11000
 _WRITE_CONFLICT = 112
 _BAD_VALUE, _TYPE_MISMATCH, _PATH_NOT_VIABLE, _CANNOT_BACKFILL, _CONFLICTING_PATHS = 2, 14, 28, 34, 40
-_AWAY = frozenset({6, 7, 91, 189, 9001, 10107, 11600, 11602, 13435, 13436})
+# Codes of a server that is shutting down, stepping down, out of reach or out of time. The same request may succeed later.
+_UNAVAILABLE = frozenset(
+    {
+        6, 7, 9001,  # HostUnreachable, HostNotFound, SocketException
+        24, 46,  # LockTimeout, LockBusy
+        43, 136, 175, 237,  # CursorNotFound, CappedPositionLost, QueryPlanKilled, CursorKilled: the server dropped the cursor
+        50, 89, 202, 262,  # MaxTimeMSExpired, NetworkTimeout, NetworkInterfaceExceededTimeLimit, ExceededTimeLimit
+        63, 150, 234, 13388,  # StaleShardVersion, StaleEpoch, RetryChangeStream, StaleConfig
+        64, 100,  # WriteConcernFailed, UnsatisfiableWriteConcern: done here, not yet by a majority
+        91, 11600,  # ShutdownInProgress, InterruptedAtShutdown
+        133, 134,  # FailedToSatisfyReadPreference, ReadConcernMajorityNotAvailableYet
+        189, 10058, 10107, 11602, 13435, 13436,  # the member is no longer, or not yet, the primary
+        208, 365,  # TooManyLogicalSessions, TemporarilyUnavailable
+        225, 251, 290,  # TransactionTooOld, NoSuchTransaction, TransactionExceededLifetimeLimitSeconds
+        317, 384,  # ConnectionPoolExpired, ConnectionError
+        11601,  # Interrupted: an operator killed it
+        14031,  # OutOfDiskSpace
+    }
+)  # fmt: skip
 
 
 class DatabaseUnavailable(Unavailable):
@@ -39,13 +57,13 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DocumentExists(Conflict):
-    """A unique index says no. `fields` names what is taken."""
+    """A unique index refused the write. `fields` names the fields that are taken."""
 
     code = "ALREADY_EXISTS"
 
 
 def translated(error: BaseException, collection: str) -> BaseException:
-    """Ximler's error for a driver's, or the same error where it is nobody's fault but ours."""
+    """Ximler's error for a driver's; the same error where it is a bug of ours."""
     if isinstance(error, ServerSelectionTimeoutError):
         # Also inside a transaction, which would otherwise look for a server again and again, for two minutes.
         return DatabaseUnavailable("The database does not answer: try again in a moment")
@@ -56,8 +74,7 @@ def translated(error: BaseException, collection: str) -> BaseException:
     if isinstance(error, WaitQueueTimeoutError | AutoReconnect | ConnectionFailure):
         return DatabaseUnavailable("The database does not answer: try again in a moment")
     if isinstance(error, BulkWriteError):
-        writes = error.details.get("writeErrors") or []
-        return _operation(writes[0], collection) or error if writes else error
+        return _bulk(error, collection)
     if isinstance(error, OperationFailure):
         details: dict[str, Any] = dict(error.details or {})
         if isinstance(error, WriteError) or "code" not in details:
@@ -73,9 +90,20 @@ def translated(error: BaseException, collection: str) -> BaseException:
     return error
 
 
+def _bulk(error: BulkWriteError, collection: str) -> BaseException:
+    """One error for all of a bulk's failures: the gravest, so that a duplicate never hides another failure.
+
+    A bug comes first, then a failure that may pass, then a refused document; a duplicate only where all are duplicates.
+    """
+    failures = [*(error.details.get("writeErrors") or []), *(error.details.get("writeConcernErrors") or [])]
+    found = [_operation(details, collection) or error for details in failures] or [error]
+    ranks = (DocumentExists, Conflict, Invalid, DatabaseUnavailable, BulkWriteError)
+    return max(found, key=lambda e: next(rank for rank, kind in enumerate(ranks) if isinstance(e, kind)))
+
+
 def _operation(details: dict[str, Any], collection: str) -> BaseException | None:
     code = details.get("code")
-    if code == 11000:
+    if code == _DUPLICATE:
         taken = list(details.get("keyPattern") or {})
         if not taken:
             found = re.search(r"index: (\S+?)_-?1", _message(details))
@@ -91,17 +119,17 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
         return Invalid(f"This document of {collection} would be larger than the 16 MB that MongoDB can store")
     if code == _TOO_DEEP:
         return Invalid(f"This document of {collection} is nested deeper than MongoDB's 100 levels")
-    if code in _AWAY or code in _TIMED_OUT:
+    if code in _UNAVAILABLE:
         return DatabaseUnavailable("The database did not answer in time: try again in a moment")
     if code in (_TYPE_MISMATCH, _PATH_NOT_VIABLE) or (code == _BAD_VALUE and "must be an array" in _message(details)):
-        # A path into a Mixed value that leads through, or to, something of another kind. Not quoted: it is somebody's data.
+        # A path into a Mixed value through, or to, a value of another kind. Not quoted: it is a user's data.
         return Conflict(f"{collection}: what is stored on the path of this change is of another kind: read it again")
     if code == _CANNOT_BACKFILL:
         return Invalid(f"{collection}: a list position lies too far past the list's end")
     if code == _CONFLICTING_PATHS:
         return Invalid(f"{collection}: two parts of this change touch the same path")
     if code == _WRITE_CONFLICT:
-        return Conflict(f"{collection}: changed by somebody else at the same moment: try again")
+        return Conflict(f"{collection}: changed by another request at the same moment: try again")
     return None
 
 
@@ -110,7 +138,7 @@ def _message(details: dict[str, Any]) -> str:
 
 
 def _failed_rules(details: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Field → reason, from the server's account of a failed `$jsonSchema`."""
+    """Field → reason, from the server's report of a failed `$jsonSchema`."""
     found: dict[str, str] = {}
     for rule in details.get("schemaRulesNotSatisfied", ()):
         for missing in rule.get("missingProperties", ()):
@@ -131,11 +159,11 @@ def _failed_rules(details: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def redacted(uri: str) -> str:
-    """A URI fit for people's eyes: no credentials, no options."""
+    """The URI without credentials and options, safe to print."""
     return re.sub(r"//.*@", "//", uri, flags=re.DOTALL).split("?", 1)[0]
 
 
 def reason(error: Exception) -> str:
-    """What a driver's error says first, for people: it goes on with timeouts, topologies and whole replies."""
+    """The first part of a driver's message: the rest is timeouts, topologies and whole replies."""
     text = str(error).split(", Timeout:", 1)[0].split(", full error:", 1)[0]
     return redacted(text.split(" (configured timeouts", 1)[0]) or type(error).__name__
