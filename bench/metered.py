@@ -24,7 +24,7 @@ from ximler.apikeys import keys
 from ximler.core import logs
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.settings import Settings
-from ximler.database import connect, sync
+from ximler.database import connect
 from ximler.database.changes import Feed
 from ximler.http.authentication import Authentication
 from ximler.http.metered import Metered
@@ -89,7 +89,7 @@ def served() -> ASGIApp:
 
 async def run(setup: Setup) -> list[Table]:
     async with setup.database() as database:
-        await sync.initialise(database)
+        await setup.initialise(database)
         secret = "a secret key that is only for this benchmark"
         keyring = Keyring(Settings(secret_key=secret))
         person = await administration.create(

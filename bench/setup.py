@@ -15,7 +15,8 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from ximler import __version__
-from ximler.database import Database, connect, sync
+from ximler import setup as ximler_setup
+from ximler.database import Database, connect
 from ximler.embedded import server
 
 __all__ = ["Setup", "facts", "scratch", "setup"]
@@ -37,7 +38,7 @@ class Setup(msgspec.Struct, frozen=True):
         database = await connect(self.uri, name=f"ximler_bench_{os.getpid()}_{secrets.token_hex(3)}")
         try:
             if initialised:
-                await sync.initialise(database)
+                await ximler_setup.initialise(database)
             yield database
         finally:
             await database.client.drop_database(database.name)

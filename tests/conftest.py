@@ -22,9 +22,10 @@ from pymongo import AsyncMongoClient
 from tests.failing import Failing
 from tests.serving import Client, serve
 
+from ximler import setup
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
-from ximler.database import Database, connect, sync
+from ximler.database import Database, connect
 from ximler.embedded import server
 from ximler.schema import CATALOGUE
 from ximler.schema.meta import META
@@ -104,7 +105,7 @@ def mongodb_admin_uri(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 async def _worker_database(mongodb_uri: str) -> AsyncIterator[Database]:
     database = await connect(mongodb_uri, name=f"ximler_test_{os.getpid()}_{secrets.token_hex(3)}")
-    assert await sync.initialise(database) == []
+    assert await setup.initialise(database) == []
     yield database
     await database.client.drop_database(database.name)
     await database.close()
@@ -138,7 +139,7 @@ async def own_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 @pytest.fixture(scope="session")
 async def _failing(own_server: server.Server) -> AsyncIterator[Failing]:
     database = await connect(own_server.uri, name="failing")
-    assert await sync.initialise(database) == []
+    assert await setup.initialise(database) == []
     async with AsyncMongoClient(own_server.admin_uri) as admin:
         yield Failing(database, admin)
     await database.close()

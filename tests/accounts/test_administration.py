@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from tests.deleting import soft_delete
 
 from ximler.accounts import administration
 from ximler.accounts.keyring import Keyring
@@ -67,7 +68,7 @@ async def test_the_list_is_read_to_its_end_newest_first_without_the_deleted(
     emails = [f"p{n}@example.com" for n in range(7)]
     for email in emails:
         await administration.create(database, keyring, SYSTEM, name="P", email=email, password=PASSWORD)
-    await database.users.soft_delete({"email": emails[3]})
+    await soft_delete(database.users, {"email": emails[3]})
     seen, after = [], None
     while True:
         page = await administration.page(database, OPERATOR, first=2, after=after)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pyotp
 import pytest
+from tests.deleting import restore, soft_delete
 from tests.mailing import Mailbox, worker_of
 from tests.serving import PASSWORD, Client
 
@@ -144,16 +145,16 @@ async def test_within_thirty_days_the_right_password_brings_everything_back(door
 
 
 async def test_an_account_that_somebody_else_deleted_is_not_its_owners_to_reopen(door: Door) -> None:
-    await door.database.users.soft_delete({"_id": door.ada.id})
+    await soft_delete(door.database.users, {"_id": door.ada.id})
     for attempt in (door.sign_in, door.reopen):
         with pytest.raises(sessions.BadCredentials):
             await attempt()
     # Nor one that they closed, and that was restored and deleted since.
-    await door.database.users.restore({"_id": door.ada.id})
+    await restore(door.database.users, {"_id": door.ada.id})
     await door.close()
-    await door.database.users.restore({"_id": door.ada.id})
+    await restore(door.database.users, {"_id": door.ada.id})
     door.database.clock.offset_ms += 1000
-    await door.database.users.soft_delete({"_id": door.ada.id})
+    await soft_delete(door.database.users, {"_id": door.ada.id})
     with pytest.raises(sessions.BadCredentials):
         await door.reopen()
 
@@ -232,7 +233,7 @@ async def test_a_password_that_was_forgotten_can_be_replaced_to_come_back(
     with pytest.raises(sessions.BadCredentials):
         await door.reopen()
     await door.reopen(new)
-    await door.database.users.soft_delete({"_id": door.ada.id})  # by somebody else: nothing is mailed
+    await soft_delete(door.database.users, {"_id": door.ada.id})  # by somebody else: nothing is mailed
     await worker.run_due()
     mailbox.messages.clear()
     await credentials.request_reset(door.database, door.keyring, ANYBODY, email="ada@example.com")

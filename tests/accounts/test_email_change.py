@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tests.accounts.authenticator import PASSWORD, Person
+from tests.deleting import soft_delete
 from tests.mailing import Mailbox
 
 from ximler.accounts import administration, credentials, email_change, registration, sessions
@@ -159,7 +160,7 @@ async def test_a_taken_address_is_asked_for_alike_and_told_by_mail(
     gone = await administration.create(
         database, keyring, SYSTEM, name="Eve", email="eve@example.com", password=PASSWORD
     )
-    await database.users.soft_delete({"_id": gone.id})
+    await soft_delete(database.users, {"_id": gone.id})
     trips = []
     await move.request("before@example.com")
     for email in ("free@example.com", "bob@example.com", "eve@example.com"):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
+from tests.deleting import soft_delete
 
 from ximler.accounts import credentials, registration, sessions
 from ximler.accounts.keyring import Keyring
@@ -65,7 +66,7 @@ async def test_accounts_that_cannot_sign_in_take_as_long_as_those_that_can(
     database: Database, ada: User, refuse: Callable[[str], Callable[[], Awaitable[None]]]
 ) -> None:
     gone = await database.users.insert(User(name="G", email="gone@example.com", password=ada.password))
-    await database.users.soft_delete({"_id": gone.id})
+    await soft_delete(database.users, {"_id": gone.id})
     await database.users.insert(User(name="B", email="theirs@example.com", password=BCRYPT))
     taken = await medians(
         database,

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.deleting import restore, soft_delete
 
 from ximler.accounts import sessions
 from ximler.accounts.keyring import Keyring
@@ -107,12 +108,12 @@ async def test_a_deleted_users_session_is_refused_and_they_cannot_sign_in(
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:
     token = (await enter()).token
-    await database.users.soft_delete({"_id": ada.id})
+    await soft_delete(database.users, {"_id": ada.id})
     with pytest.raises(SessionExpired):
         await sessions.authenticate(database, keyring, token)
     with pytest.raises(BadCredentials):
         await enter()
-    await database.users.restore({"_id": ada.id})
+    await restore(database.users, {"_id": ada.id})
     await database.users.delete({"_id": ada.id})
     with pytest.raises(SessionExpired):
         await sessions.authenticate(database, keyring, token)

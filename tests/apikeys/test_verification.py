@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from tests.database.following import running, until
+from tests.deleting import restore, soft_delete
 
 from ximler.accounts.account_status import AccountLocked
 from ximler.apikeys import keys, tokens
@@ -122,10 +123,10 @@ async def test_the_keys_of_a_locked_or_closed_account_open_nothing(database, act
     await database[CREDENTIALS].patch({"_id": ada.id}, {"$unset": {"lockedAt": ""}})
     await settled(database)
     assert await refused(verifier, made.secret) is None
-    await database.users.soft_delete({"_id": ada.id})
+    await soft_delete(database.users, {"_id": ada.id})
     await settled(database)
     assert await refused(verifier, made.secret) is ApiKeyRefused
-    await database.users.restore({"_id": ada.id})
+    await restore(database.users, {"_id": ada.id})
     await settled(database)
     assert await refused(verifier, made.secret) is None
 

@@ -8,14 +8,15 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import OperationFailure
 
-from ximler.audit import pruning, records, seals, search
+from ximler import setup
+from ximler.audit import pruning, records, roles, seals, search
 from ximler.audit.erasure import NotAllowed, erase
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import Sealer
 from ximler.audit.verification import verify
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.settings import Settings
-from ximler.database import Database, connect, roles, sync
+from ximler.database import Database, connect, sync
 from ximler.projects import projects
 from ximler.schema.user import User
 
@@ -54,7 +55,7 @@ class Users:
 @pytest.fixture
 async def users(empty_database: Database, mongodb_admin_uri: str, settings: Settings) -> AsyncIterator[Users]:
     admin = await connect(mongodb_admin_uri, name=empty_database.name)
-    await sync.initialise(admin)
+    await setup.initialise(admin)
     assert await roles.create(admin) == [roles.APPLICATION, roles.MAINTENANCE]
     assert await roles.create(admin) == [roles.APPLICATION, roles.MAINTENANCE]  # and again, brought up to date
     for role in (roles.APPLICATION, roles.MAINTENANCE):

@@ -12,14 +12,16 @@ from bson import ObjectId, Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.database.documents import DAY, complete
+from tests.deleting import restore, soft_delete
 
 from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument
-from ximler.database.collection import _BATCH, TypedCollection, _after
+from ximler.database.collection import TypedCollection
 from ximler.database.failures import DocumentExists
 from ximler.database.monitoring import POOL, UNREADABLE, round_trips
+from ximler.database.reading import _BATCH, _after
 from ximler.schema.audit_log import AuditLog
 from ximler.schema.coupon import COUPONS, Coupon
 from ximler.schema.document import Created
@@ -95,7 +97,7 @@ async def test_an_insert_is_stamped_by_the_server_s_clock(database: Database, cl
         lambda c: c.patch_many({"name": "Bridge"}, {"$set": {"description": "x"}}),
         lambda c: c.find_and_patch({"name": "Bridge"}, {"$set": {"description": "x"}}),
         lambda c: c.upsert({"name": "Bridge"}, {"$set": {"description": "x"}}, fresh=project("fresh")),
-        lambda c: c.soft_delete({"name": "Bridge"}),
+        lambda c: soft_delete(c, {"name": "Bridge"}),
     ],
     ids=["patch", "nothing", "inc", "unset", "patch_many", "find_and_patch", "upsert", "soft_delete"],
 )
@@ -112,9 +114,9 @@ async def test_every_update_moves_updated_at_and_never_created_at(
 
 async def test_restoring_moves_updated_at(database: Database, clocks: Clocks) -> None:
     made = await database.projects.insert(project())
-    await database.projects.soft_delete({"_id": made.id})
+    await soft_delete(database.projects, {"_id": made.id})
     clocks.travel()
-    assert await database.projects.restore({"_id": made.id})
+    assert await restore(database.projects, {"_id": made.id})
     read = await database.projects.get(made.id)
     assert clocks.is_now(read.updated_at)
     assert read.deleted_at is None
@@ -170,8 +172,8 @@ async def test_setters_apply_on_every_page_of_a_list(database: Database) -> None
 
 async def test_setters_apply_when_a_deleted_document_is_restored(database: Database) -> None:
     await database.users.insert(user("ada@example.com"))
-    assert await database.users.soft_delete({"email": "ADA@example.com"})
-    assert await database.users.restore({"email": "ADA@example.com"})
+    assert await soft_delete(database.users, {"email": "ADA@example.com"})
+    assert await restore(database.users, {"email": "ADA@example.com"})
 
 
 async def test_a_pattern_or_a_null_in_a_filter_is_left_as_it_is(database: Database) -> None:
@@ -193,7 +195,7 @@ async def test_an_upsert_stores_what_it_looks_for_with_its_setter(database: Data
 async def test_deleted_documents_are_left_out_of_every_read_and_write_unless_asked_for(database: Database) -> None:
     projects = database.projects
     kept, gone = await projects.insert(project()), await projects.insert(project())
-    assert await projects.soft_delete({"_id": gone.id})
+    assert await soft_delete(projects, {"_id": gone.id})
     await database.raw.projects.update_one({"_id": kept.id}, {"$set": {"deletedAt": None}})  # as Mongoose may
     both = {"name": "Bridge"}
     ids = {kept.id, gone.id}
@@ -216,21 +218,21 @@ async def test_deleted_documents_are_left_out_of_every_read_and_write_unless_ask
     assert not await projects.patch({"_id": gone.id}, change)
     assert await projects.find_and_patch({"_id": gone.id}, change) is None
     assert await projects.patch_many(both, change) == 1
-    assert not await projects.soft_delete({"_id": gone.id}), "its time of deletion stays the first"
+    assert not await soft_delete(projects, {"_id": gone.id}), "its time of deletion stays the first"
     assert (await projects.get(gone.id, deleted=True)).description is None
     assert await projects.patch({"_id": gone.id}, change, deleted=True)
     assert await projects.patch_many(both, change, deleted=True) == 2
     assert await projects.find_and_patch({"_id": gone.id}, change, deleted=True)
 
-    assert not await projects.restore({"_id": kept.id})
-    assert await projects.restore({"_id": gone.id})
-    assert not await projects.restore({"_id": gone.id})
+    assert not await restore(projects, {"_id": kept.id})
+    assert await restore(projects, {"_id": gone.id})
+    assert not await restore(projects, {"_id": gone.id})
     assert await projects.count(both) == 2
 
 
 async def test_a_filter_of_ones_own_on_the_time_of_deletion_does_not_switch_the_rule_off(database: Database) -> None:
     gone = await database.projects.insert(project())
-    await database.projects.soft_delete({"_id": gone.id})
+    await soft_delete(database.projects, {"_id": gone.id})
     for where in ({"deletedAt": {"$ne": None}}, {"$or": [{"deletedAt": {"$gt": DAY}}]}, {"deletedAt": {"$gt": DAY}}):
         assert await database.projects.find(where) == []
         assert (await database.projects.page(where)).items == []
@@ -241,7 +243,7 @@ async def test_a_filter_of_ones_own_on_the_time_of_deletion_does_not_switch_the_
 
 async def test_removing_for_good_takes_deleted_documents_too(database: Database) -> None:
     gone = await database.projects.insert(project())
-    await database.projects.soft_delete({"_id": gone.id})
+    await soft_delete(database.projects, {"_id": gone.id})
     assert await database.projects.delete({"_id": gone.id})
     assert not await database.projects.delete({"_id": gone.id})
     assert await database.projects.delete_many({}) == 0
@@ -249,11 +251,11 @@ async def test_removing_for_good_takes_deleted_documents_too(database: Database)
 
 async def test_an_upsert_does_not_bring_back_what_is_deleted(database: Database) -> None:
     gone = await database.users.insert(user("ada@example.com"))
-    await database.users.soft_delete({"_id": gone.id})
+    await soft_delete(database.users, {"_id": gone.id})
     with pytest.raises(DocumentExists, match="email"):
         await database.users.upsert({"email": "ada@example.com"}, {}, fresh=user("ada@example.com"))
     kept = await database.projects.insert(project(description="old"))
-    await database.projects.soft_delete({"_id": kept.id})
+    await soft_delete(database.projects, {"_id": kept.id})
     assert await database.projects.upsert({"name": "Bridge"}, {"$set": {"description": "new"}}, fresh=project())
     assert (await database.projects.get(kept.id, deleted=True)).description == "old"
     (made,) = await database.projects.find({"name": "Bridge"})
@@ -262,7 +264,7 @@ async def test_an_upsert_does_not_bring_back_what_is_deleted(database: Database)
 
 async def test_what_is_not_deleted_softly_says_so(database: Database) -> None:
     with pytest.raises(Invalid, match="deletedAt: is not a field of Payment"):
-        await database.payments.soft_delete({})
+        await soft_delete(database.payments, {})
 
 
 # Unique indexes, validators, sizes
@@ -572,8 +574,8 @@ async def test_each_operation_is_one_round_trip(database: Database) -> None:
         lambda: database.projects.patch_many({}, {"$set": {"description": "x"}}),
         lambda: database.projects.upsert({"name": "y"}, {}, fresh=project("y")),
         lambda: database.projects.find_and_patch({"_id": made.id}, {}),
-        lambda: database.projects.soft_delete({"_id": made.id}),
-        lambda: database.projects.restore({"_id": made.id}),
+        lambda: soft_delete(database.projects, {"_id": made.id}),
+        lambda: restore(database.projects, {"_id": made.id}),
         lambda: database.projects.delete({"_id": made.id}),
         lambda: database.projects.delete_many({}),
         lambda: database.projects.aggregate([{"$match": {}}]),

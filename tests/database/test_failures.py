@@ -25,6 +25,7 @@ from pymongo.errors import (
     WriteConcernError,
     WriteError,
 )
+from tests.deleting import restore, soft_delete
 
 from ximler.core.errors import Conflict, Invalid, Unavailable, XimlerError
 from ximler.core.settings import Settings
@@ -310,8 +311,8 @@ async def test_a_database_that_went_away_is_unavailable_on_every_path_and_the_me
         lambda: gone.projects.patch_many({}, {"$set": {"name": "x"}}),
         lambda: gone.projects.upsert({}, {}, fresh=project),
         lambda: gone.projects.find_and_patch({}, {}),
-        lambda: gone.projects.soft_delete({}),
-        lambda: gone.projects.restore({}),
+        lambda: soft_delete(gone.projects, {}),
+        lambda: restore(gone.projects, {}),
         lambda: gone.projects.delete({}),
         lambda: gone.projects.delete_many({}),
         lambda: gone.transaction(body),

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from bson import ObjectId
 from graphql import GraphQLObjectType, get_named_type, is_object_type, is_required_argument
+from tests.deleting import soft_delete
 from tests.serving import PASSWORD, Client
 
 from ximler.app import schema
@@ -263,7 +264,7 @@ async def test_a_token_that_is_not_live_opens_nothing_and_closes_even_what_is_op
         case "signed out":
             await victim.client.ask("mutation { signOut }")
         case "deleted user":
-            await database.users.soft_delete({"_id": victim.user_id})
+            await soft_delete(database.users, {"_id": victim.user_id})
         case "garbage":
             header = f"Bearer {'x' * 43}"
         case "almost right":

@@ -18,9 +18,10 @@ from ximler.accounts import administration, roles
 from ximler.accounts.keyring import Keyring
 from ximler.audit import search as audit
 from ximler.audit.erasure import erase
+from ximler.billing.seeds import SEEDS
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
-from ximler.database import Database, connection, seeds, sync
+from ximler.database import Database, connection, seeding, sync
 from ximler.metering.ledger import events, settlement
 from ximler.privacy import erasure
 from ximler.projects import search
@@ -324,7 +325,7 @@ async def operator(database: Database, settings: Settings) -> None:
     await database.users.patch({"_id": gone.id}, {"$set": {"deletedAt": now, "closedAt": now}})
     assert await erasure.erase(database, user_id=gone.id, closed_at=now)
     await sync.check_version(database)
-    await seeds.plant(database)
+    await seeding.insert(database, SEEDS)
 
 
 async def test_every_query_is_served_by_an_index_and_reads_little(capture: Capture, database: Database) -> None:

@@ -12,8 +12,9 @@ import structlog
 from bson import ObjectId
 from tests.serving import Client, serve
 
+from ximler import setup
 from ximler.core.settings import Settings
-from ximler.database import connect, sync
+from ximler.database import connect
 from ximler.database.failures import DatabaseUnavailable
 from ximler.embedded import server
 from ximler.embedded.server import Server
@@ -43,7 +44,7 @@ async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """One of our own, to do to it what nobody else should feel."""
     running = await server.start(tmp_path_factory.mktemp("outage") / "data")
     database = await connect(running.uri)
-    await sync.initialise(database)
+    await setup.initialise(database)
     await database.close()
     yield running
     await running.stop()

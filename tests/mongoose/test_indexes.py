@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from tests.mongoose.peer import HERE, Application
 
-from ximler.database import Database, sync
+from ximler import setup
+from ximler.database import Database
 from ximler.schema import SPECIFIED
 
 # Declared twice by the models: by `unique: true`, and as a plain index, which no server makes beside the first.
@@ -76,7 +77,7 @@ async def test_the_summary_runs_as_printed_but_for_the_two_fields_that_are_uniqu
         ("users", {"email": 1}, KEY_CONFLICT),
         ("coupons", {"code": 1}, KEY_CONFLICT),
     ]
-    assert await sync.status(database) == []
+    assert await setup.status(database) == []
 
 
 async def test_create_indexes_fails_on_the_double_declarations_only_as_it_does_without_us(
@@ -87,7 +88,7 @@ async def test_create_indexes_fails_on_the_double_declarations_only_as_it_does_w
     assert {code for _, _, code in on_ours} == {KEY_CONFLICT}
     assert len(on_ours) == len(DOUBLE)
     assert on_ours == on_an_empty_one
-    assert await sync.status(database) == []
+    assert await setup.status(database) == []
 
 
 async def test_an_application_starts_on_our_database_as_on_an_empty_one(
@@ -99,14 +100,14 @@ async def test_an_application_starts_on_our_database_as_on_an_empty_one(
     assert {model: code for model, code in started.items() if code} == dict.fromkeys(
         (model for model, _ in DOUBLE), KEY_CONFLICT
     )
-    assert await sync.status(database) == []
+    assert await setup.status(database) == []
 
 
 async def test_sync_indexes_drops_our_additions_only_and_status_and_initialise_know_it(
     empty_app: Application, empty_database: Database
 ) -> None:
     database = empty_database
-    assert await sync.initialise(database) == []
+    assert await setup.initialise(database) == []
     before = {c.name: await indexes(database, c.name) for c in SPECIFIED}
     additions = {(c.name, index.name) for c in SPECIFIED for index in c.indexes if index.ours}
 
@@ -117,10 +118,10 @@ async def test_sync_indexes_drops_our_additions_only_and_status_and_initialise_k
         assert {r["code"] for r in outcome["results"]} <= {None, KEY_CONFLICT}
 
     assert dropped == additions
-    lost = await sync.status(database)
+    lost = await setup.status(database)
     assert {(found.collection, found.name) for found in lost} == additions
     assert {(found.what, found.state, found.remedy) for found in lost} == {("index", "missing", "ximler db init")}
-    assert await sync.initialise(database) == []
+    assert await setup.initialise(database) == []
     assert {c.name: await indexes(database, c.name) for c in SPECIFIED} == before
 
 
@@ -130,9 +131,9 @@ async def test_both_applications_leave_the_same_indexes_whoever_comes_first(
 ) -> None:
     if first == "mongoose":
         await refused(empty_app)
-        await sync.initialise(empty_database)
+        await setup.initialise(empty_database)
     else:
-        await sync.initialise(empty_database)
+        await setup.initialise(empty_database)
         await refused(empty_app)
     for collection in SPECIFIED:
         theirs = await indexes(empty_database, collection.name)

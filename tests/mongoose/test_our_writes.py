@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from tests.deleting import restore, soft_delete
 from tests.mongoose.documents import (
     COLLECTIONS,
     DAY,
@@ -134,10 +135,10 @@ async def test_what_we_delete_softly_and_restore_stays_valid_and_equal_to_mongoo
 ) -> None:
     collection, document = database[COLLECTIONS[model]], our_minimal()[model]
     await collection.insert(document)
-    assert await collection.soft_delete({"_id": id_of(document)})
+    assert await soft_delete(collection, {"_id": id_of(document)})
     await assert_valid_and_equal(app, database, models, model, id_of(document))
     assert (await app.call(model, "findOne", {"_id": id_of(document)}))["deletedAt"] is not None
-    assert await collection.restore({"_id": id_of(document)})
+    assert await restore(collection, {"_id": id_of(document)})
     await assert_valid_and_equal(app, database, models, model, id_of(document))
     assert await app.call(model, "countDocuments", {"_id": id_of(document), "deletedAt": None}) == 1
 

@@ -6,7 +6,8 @@ from bson import ObjectId
 from tests.mongoose.documents import our_full, our_minimal, their_minimal
 from tests.mongoose.peer import Application
 
-from ximler.database import Database, virtuals
+from ximler.billing import virtuals
+from ximler.database import Database
 from ximler.schema.plan import Plan, PlanLimits
 
 
@@ -72,5 +73,5 @@ async def test_we_populate_from_documents_of_theirs(app: Application, database: 
     subscription = (await virtuals.subscription_by_user(database, [user]))[user]
     assert subscription.id == theirs["Subscription"]
     assert (await virtuals.plans_by_id(database, [subscription.plan_id]))["pro"].name == "Pro"
-    assert [project.id for project in (await virtuals.projects_by_user(database, [user]))[user]] == [theirs["Project"]]
-    assert [row.id for row in (await virtuals.usage_by_user(database, [user]))[user]] == [theirs["Usage"]]
+    assert [project.id for project in (await database.projects.find_by("userId", [user]))[user]] == [theirs["Project"]]
+    assert [row.id for row in (await database.usage.find_by("userId", [user]))[user]] == [theirs["Usage"]]

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from tests.deleting import restore, soft_delete
 from tests.mongoose.documents import COLLECTIONS, DAY, our_minimal, refused, their_full, their_minimal
 from tests.mongoose.peer import Application
 
 from ximler.core.errors import Conflict
 from ximler.database import Database
+from ximler.database.repair import remove_nulls
 from ximler.schema.project import Project
 from ximler.schema.user import EmailNotifications, NotificationSettings
 
@@ -69,10 +71,10 @@ async def test_deleting_softly_and_restoring_leaves_everything_else(
 ) -> None:
     before = await theirs(app, model, their_minimal()[model])
     collection, where = database[COLLECTIONS[model]], {"_id": before["_id"]}
-    assert await collection.soft_delete(where)
+    assert await soft_delete(collection, where)
     deleted = await app.raw(COLLECTIONS[model].name, "findOne", where)
     assert deleted["deletedAt"] == deleted["updatedAt"] > DAY
-    assert await collection.restore(where)
+    assert await restore(collection, where)
     after = await app.raw(COLLECTIONS[model].name, "findOne", where)
     assert after == {**before, "updatedAt": after["updatedAt"]}
     assert after["updatedAt"] >= deleted["updatedAt"]
@@ -122,35 +124,23 @@ THROUGH_NULL: list[tuple[str, str, dict[str, Any], str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("way", ["patch", "patch_many", "upsert", "find_and_patch", "in a transaction"])
-async def test_a_null_of_theirs_is_no_obstacle_to_an_update_of_ours(
-    way: str, app: Application, database: Database
-) -> None:
-    for model, null, change, attribute, value in THROUGH_NULL:
+async def test_a_null_of_theirs_is_a_conflict_until_it_is_repaired(app: Application, database: Database) -> None:
+    made = []
+    for model, null, change, _, _ in THROUGH_NULL:
         collection = database[COLLECTIONS[model]]
         oid = (await app.create(model, their_minimal()[model]))["_id"]
         await app.call(model, "updateOne", {"_id": oid}, {"$set": {null: None}})
-        match way:
-            case "upsert":
-                assert not await collection.upsert({"_id": oid}, change, fresh=our_minimal()[model])
-            case "in a transaction":
-                await patch_in_a_transaction(database, model, oid, change)
-            case _:
-                assert await getattr(collection, way)({"_id": oid}, change)
-        assert getattr(await collection.get(oid), attribute) == value, (null, change)
+        with pytest.raises(Conflict, match="ximler db repair"):
+            await collection.patch({"_id": oid}, change)
+        made.append(oid)
+    found = await remove_nulls(database, dry_run=True)
+    assert found["plans.features"] == 3
+    assert found == await remove_nulls(database)
+    assert await remove_nulls(database) == {}
+    for oid, (model, null, change, attribute, value) in zip(made, THROUGH_NULL, strict=True):
+        assert await database[COLLECTIONS[model]].patch({"_id": oid}, change)
+        assert getattr(await database[COLLECTIONS[model]].get(oid), attribute) == value, (null, change)
     assert await refused(database) == []
-
-
-async def patch_in_a_transaction(database: Database, model: str, oid: ObjectId, change: dict[str, Any]) -> None:
-    """And something else with it, which must happen once."""
-    log = our_minimal()["AuditLog"]
-
-    async def body(bound: Database) -> None:
-        await bound.audit_logs.insert(log)
-        assert await bound[COLLECTIONS[model]].patch({"_id": oid}, change)
-
-    await database.transaction(body)
-    assert await database.audit_logs.count({"_id": log.id}) == 1
 
 
 async def test_a_value_of_theirs_that_cannot_take_a_change_is_a_conflict_and_stays(

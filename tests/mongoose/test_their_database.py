@@ -7,7 +7,9 @@ from bson import ObjectId
 from tests.mongoose.documents import COLLECTIONS, expected, seen, their_full, their_minimal
 from tests.mongoose.peer import HERE, Application
 
-from ximler.database import Database, seeds, sync
+from ximler import setup
+from ximler.billing.seeds import SEEDS
+from ximler.database import Database, seeding, sync
 from ximler.schema import CATALOGUE, SPECIFIED
 
 OURS = {c.name for c in CATALOGUE} - {c.name for c in SPECIFIED}
@@ -54,7 +56,7 @@ async def test_moving_in_leaves_documents_and_indexes_as_they_were(
 ) -> None:
     names = [c.name for c in SPECIFIED] + ["theirs"]
     documents, present = await contents(empty_database, *names), await indexes(empty_database)
-    await sync.initialise(empty_database)
+    await setup.initialise(empty_database)
     after = await contents(empty_database, *names)
     for name in names:
         assert {oid: after[name][oid] for oid in documents[name]} == documents[name]
@@ -66,7 +68,7 @@ async def test_moving_in_leaves_documents_and_indexes_as_they_were(
 
 
 async def test_status_tells_before_and_after_what_differs(lived_in: Application, empty_database: Database) -> None:
-    before = await sync.status(empty_database)
+    before = await setup.status(empty_database)
     additions = {(c.name, index.name) for c in SPECIFIED for index in c.indexes if index.ours}
     own = ("payments", "amount_1_currency_1")
     assert {(d.collection, d.name) for d in before if (d.what, d.state) == ("index", "missing")} == additions
@@ -75,15 +77,15 @@ async def test_status_tells_before_and_after_what_differs(lived_in: Application,
     }
     assert {d.collection for d in before if d.what == "collection"} == OURS
     assert [(d.collection, d.name) for d in before if d.state == "extra"] == [own]
-    after = await sync.initialise(empty_database)
+    after = await setup.initialise(empty_database)
     assert [(d.collection, d.what, d.name, d.state) for d in after] == [(own[0], "index", own[1], "extra")]
-    assert await sync.status(empty_database) == after
+    assert await setup.status(empty_database) == after
 
 
 async def test_its_collections_are_only_warned_about_and_ours_are_strict(
     lived_in: Application, empty_database: Database
 ) -> None:
-    await sync.initialise(empty_database)
+    await setup.initialise(empty_database)
     found = await validation(empty_database)
     for collection in SPECIFIED:
         assert found[collection.name] == (True, "moderate", "warn")
@@ -104,11 +106,11 @@ async def test_the_version_is_stamped_and_the_next_start_has_nothing_to_do(
     lived_in: Application, empty_database: Database
 ) -> None:
     assert not await sync.check_version(empty_database)
-    await sync.initialise(empty_database)
+    await setup.initialise(empty_database)
     assert await sync.check_version(empty_database)
     stamp = await empty_database.raw["meta"].find_one({"_id": "schema"})
     assert stamp["createdHere"] is False
-    await sync.initialise(empty_database)
+    await setup.initialise(empty_database)
     for collection in SPECIFIED:
         assert (await validation(empty_database))[collection.name][2] == "warn"
 
@@ -116,7 +118,7 @@ async def test_the_version_is_stamped_and_the_next_start_has_nothing_to_do(
 async def test_every_document_of_its_is_read_and_the_one_that_cannot_be_fails_no_list(
     lived_in: Application, empty_database: Database, models: dict[str, Any]
 ) -> None:
-    await sync.initialise(empty_database)
+    await setup.initialise(empty_database)
     for model, collection in COLLECTIONS.items():
         fields = models[model]["fields"]
         theirs = {document["_id"]: document for document in await lived_in.raw(collection.name, "find", {})}
@@ -132,8 +134,8 @@ async def test_a_plan_and_a_coupon_of_its_own_are_not_overwritten(
 ) -> None:
     plan = await empty_app.create("Plan", {**their_minimal()["Plan"], "id": "pro", "price": 19})
     coupon = await empty_app.create("Coupon", {**their_minimal()["Coupon"], "code": "WELCOME20", "active": False})
-    await sync.initialise(empty_database)
-    assert await seeds.plant(empty_database) == {"plans": ["free", "enterprise"], "coupons": ["STUDENT50"]}
+    await setup.initialise(empty_database)
+    assert await seeding.insert(empty_database, SEEDS) == {"plans": ["free", "enterprise"], "coupons": ["STUDENT50"]}
     assert await empty_app.raw("plans", "findOne", {"id": "pro"}) == plan
     assert await empty_app.raw("coupons", "findOne", {"code": "WELCOME20"}) == coupon
     assert await empty_database.plans.count({}) == 3
@@ -146,13 +148,13 @@ async def test_an_index_that_differs_is_told_and_rebuilt_only_when_asked(
     """The summary's own `email: 1` is not unique."""
     await empty_app.ask("script", text=(HERE / "indexes.mongosh.js").read_text())
     before = await indexes(empty_database)
-    differences = await sync.initialise(empty_database)
+    differences = await setup.initialise(empty_database)
     told = {(d.collection, d.name) for d in differences if (d.what, d.state) == ("index", "changed")}
     assert told == {("users", "email_1"), ("coupons", "code_1")}
     assert len(differences) == len(told)
     after = await indexes(empty_database)
     assert all(after[name][index] == found for name, made in before.items() for index, found in made.items())
-    assert await sync.initialise(empty_database, repair=True) == []
+    assert await setup.initialise(empty_database, repair=True) == []
     assert (await indexes(empty_database))["users"]["email_1"]["unique"] is True
 
 
@@ -161,8 +163,8 @@ async def test_a_unique_index_that_its_documents_forbid_is_told_and_nothing_fail
 ) -> None:
     user = {**their_minimal()["User"], "email": "twice@example.org"}
     await empty_app.raw("users", "insertMany", [{"_id": ObjectId(), **user}, {"_id": ObjectId(), **user}])
-    [difference] = await sync.initialise(empty_database)
+    [difference] = await setup.initialise(empty_database)
     assert (difference.collection, difference.name, difference.state) == ("users", "email_1", "missing")
     assert await empty_database.users.count({"email": "twice@example.org"}) == 2
     await empty_app.raw("users", "deleteOne", {"email": "twice@example.org"})
-    assert await sync.initialise(empty_database) == []
+    assert await setup.initialise(empty_database) == []

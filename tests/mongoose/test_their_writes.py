@@ -20,6 +20,7 @@ from tests.mongoose.documents import (
 )
 from tests.mongoose.peer import HERE, Application, MongooseError
 
+from ximler import setup
 from ximler.core.clock import EPOCH
 from ximler.database import Database
 
@@ -200,9 +201,8 @@ async def test_unknown_fields_pass_and_do_not_disturb_reading(
 async def test_the_specifications_plans_and_coupons_can_be_inserted_as_printed(
     empty_app: Application, empty_database: Database, models: Models
 ) -> None:
-    from ximler.database import sync
 
-    await sync.initialise(empty_database)
+    await setup.initialise(empty_database)
     for collection in ("plans", "coupons"):
         await empty_database.raw[collection].delete_many({})  # the seeds, which are the same
     results = await empty_app.ask("script", text=(HERE / "sample-data.mongosh.js").read_text())

@@ -34,13 +34,13 @@ async def init(run: Run, repair: bool) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from ximler.database import sync
+    from ximler import setup
     from ximler.schema import CATALOGUE
 
     quiet = run.as_json or not sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("Collections and indexes", total=len(CATALOGUE))
-        differences = await sync.initialise(run.database, repair=repair, progress=lambda _: bar.advance(task))
+        differences = await setup.initialise(run.database, repair=repair, progress=lambda _: bar.advance(task))
     _show(run, differences, "The database is ready.")
     return int(any(found.state != "extra" for found in differences))
 
@@ -52,10 +52,11 @@ async def status(run: Run) -> int:
 
     Exit code 0 when nothing differs, 1 when something does. Changes nothing.
     """
+    from ximler import setup
     from ximler.database import sync
 
     await sync.check_version(run.database)
-    differences = await sync.status(run.database)
+    differences = await setup.status(run.database)
     _show(run, differences, "The database is complete and unchanged.")
     return int(bool(differences))
 
@@ -67,9 +68,10 @@ async def seed(run: Run) -> None:
 
     An existing plan or coupon is left unchanged.
     """
-    from ximler.database import seeds
+    from ximler.billing.seeds import SEEDS
+    from ximler.database import seeding
 
-    seeded = await seeds.plant(run.database)
+    seeded = await seeding.insert(run.database, SEEDS)
     lines = [f"{collection}: {', '.join(names) or 'nothing to insert'}" for collection, names in seeded.items()]
     run.show(seeded, "\n".join(lines))
 
@@ -89,6 +91,22 @@ async def adopt(run: Run) -> None:
 
 
 @db.command()
+@click.option("--dry-run", is_flag=True, help="Count the nulls; change nothing.")
+@connected(json="Print the counts as JSON.")
+async def repair(run: Run, dry_run: bool) -> None:
+    """Remove nulls of other applications that stop updates.
+
+    A null in place of a sub-document, list or number reads as the default, but MongoDB does not update through it. Scans the
+    collections; safe to repeat.
+    """
+    from ximler.database.repair import remove_nulls
+
+    found = await remove_nulls(run.database, dry_run=dry_run)
+    lines = [f"{path}: {count:,} {'found' if dry_run else 'removed'}" for path, count in found.items()]
+    run.show({"nulls": found, "removed": not dry_run}, "\n".join(lines) or "There are no nulls to remove.")
+
+
+@db.command()
 @click.option("--apply", is_flag=True, help="Create or update them, as an administrator.")
 @click.option("--json", "as_json", is_flag=True, help="Print the roles as JSON.")
 @database_options
@@ -98,7 +116,7 @@ def roles(apply: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | 
     ximlerApplication is for Ximler itself (MONGODB_URI), ximlerAuditMaintenance for erasing and pruning
     (XIMLER_AUDIT_MONGODB_URI). Run 'ximler db init' as an administrator first, and both again after an upgrade.
     """
-    from ximler.database import roles as definitions
+    from ximler.audit import roles as definitions
 
     settings = context.load(data_dir=data_dir, mongodb_uri=mongodb_uri)
     if apply:

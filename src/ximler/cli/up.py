@@ -123,12 +123,13 @@ async def _tend(embedded: "Server", stop: asyncio.Event) -> None:
 
 
 async def _initialise(settings: Settings, uri: str) -> None:
+    from ximler import setup
     from ximler.database import connect, sync
 
     database = await connect(uri, settings=settings)
     try:
         if not await sync.check_version(database):
-            sync.require_safe(await sync.initialise(database))
+            sync.require_safe(await setup.initialise(database))
     finally:
         await database.close()
 

@@ -121,9 +121,13 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
         return Invalid(f"This document of {collection} is nested deeper than MongoDB's 100 levels")
     if code in _UNAVAILABLE:
         return DatabaseUnavailable("The database did not answer in time: try again in a moment")
-    if code in (_TYPE_MISMATCH, _PATH_NOT_VIABLE) or (code == _BAD_VALUE and "must be an array" in _message(details)):
+    no_list = code == _BAD_VALUE and any(part in _message(details) for part in ("must be an array", "non-array"))
+    if code in (_TYPE_MISMATCH, _PATH_NOT_VIABLE) or no_list:
         # A path into a Mixed value through, or to, a value of another kind. Not quoted: it is a user's data.
-        return Conflict(f"{collection}: what is stored on the path of this change is of another kind: read it again")
+        return Conflict(
+            f"{collection}: the stored value on the path of this change is of another kind: read it again "
+            "('ximler db repair' removes nulls)"
+        )
     if code == _CANNOT_BACKFILL:
         return Invalid(f"{collection}: a list position lies too far past the list's end")
     if code == _CONFLICTING_PATHS:

@@ -1,12 +1,12 @@
-"""The database held against the map: what is missing, extra or changed, and the making of what is missing.
+"""Compares the database with the schema, and creates what is missing.
 
-`initialise` is idempotent and safe to run from several processes at once. It creates; it never drops or rebuilds an index, and
-on a database that another application made it never tightens a validator, unless asked (`repair=True`).
+`initialise` is idempotent and safe to run from several processes at once. It creates; only with `repair=True` it rebuilds
+indexes, and tightens validators on a database that another application made.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -16,11 +16,13 @@ from pymongo import IndexModel
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ximler.core.errors import Conflict
-from ximler.database import seeds
+from ximler.database import seeding
 from ximler.database.connection import Database
 from ximler.database.failures import DocumentExists, translated
+from ximler.database.seeding import Seeds
 from ximler.database.validators import validator
 from ximler.schema import CATALOGUE, SPECIFIED
+from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.document import Collection, Index
 from ximler.schema.meta import META, SCHEMA_VERSION, Meta
 
@@ -39,12 +41,12 @@ __all__ = [
 _log = structlog.get_logger("ximler.database")
 _STAMP = "schema"
 _MISSING, _EXISTS = 26, 48
-# There is one like it under another name or with other options; there are two text indexes; the documents are not unique.
-# Reported by `status`, and left to the operator.
+# A similar index under another name or with other options; a second text index; duplicate documents. `status` reports them.
 _OBSTACLES = frozenset({67, 85, 86, 11000})
 _OPTIONS = ("unique", "expireAfterSeconds", "partialFilterExpression", "sparse", "hidden", "collation")
 _PLURAL = "usages"  # what Mongoose makes of a model named Usage
 _ADOPTING = "usages_adopting_"
+_OUR_ENTRY = "metadata._audit"  # every entry of ours has it
 
 
 class SchemaTooNew(Conflict):
@@ -56,17 +58,17 @@ class SchemaNotReady(Conflict):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One way in which the database is not what the map says."""
+    """One difference between the database and the schema."""
 
     collection: str
-    what: Literal["collection", "index", "validator", "documents"]
+    what: Literal["collection", "index", "validator", "documents", "seed"]
     name: str
     state: Literal["missing", "extra", "changed"]
     remedy: str
 
 
 async def check_version(database: Database) -> bool:
-    """Whether the database is ready for this Ximler as it stands. Raises SchemaTooNew for one written by a newer."""
+    """Whether the database is up to date for this version. Raises SchemaTooNew if a newer Ximler has migrated it."""
     stamp = await database[META].find_one({"_id": _STAMP})
     if stamp is None:
         return False
@@ -79,9 +81,13 @@ async def check_version(database: Database) -> bool:
 
 
 async def initialise(
-    database: Database, *, repair: bool = False, progress: Callable[[str], None] = lambda _: None
+    database: Database,
+    *,
+    seeds: Sequence[Seeds] = (),
+    repair: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[Difference]:
-    """Make collections, validators, indexes, seeds and the version stamp; returns what still differs.
+    """Create collections, validators, indexes, seeds and the version stamp; returns what still differs.
 
     `repair` also rebuilds changed indexes and replaces changed validators. Extra indexes are never touched.
     """
@@ -89,7 +95,7 @@ async def initialise(
     try:
         existing = {found["name"]: found async for found in await database.raw.list_collections()}
         await _make_collection(database, META, existing.get(META.name), ours=True, repair=repair)
-        stamp = await _claim(database, ours=not existing.keys() & {c.name for c in SPECIFIED})
+        stamp = await _claim(database, existing)
         ours = stamp.created_here
 
         async def make(collection: Collection[Any]) -> None:
@@ -100,9 +106,12 @@ async def initialise(
         await asyncio.gather(*(make(collection) for collection in CATALOGUE))
     except PyMongoError as error:
         raise translated(error, database.name) from error
-    if stamp.fingerprint is None and ours:
-        await seeds.plant(database)  # another application's plans and coupons are not ours to add to
-    differences = await status(database)
+    if ours:  # another application's plans and coupons are its own
+        await seeding.insert(database, seeds, known=stamp.seeded)
+        labels = [some.label(name) for some in seeds for name in some.names(database.clock.now())]
+        if new := [label for label in labels if label not in stamp.seeded]:
+            await database[META].patch({"_id": _STAMP}, {"$addToSet": {"seeded": {"$each": new}}})
+    differences = await status(database, seeds=seeds if ours else ())
     if not _unsafe(differences):
         done = {"version": SCHEMA_VERSION, "fingerprint": _fingerprint()}
         await database[META].patch({"_id": _STAMP, "version": {"$lte": SCHEMA_VERSION}}, {"$set": done})
@@ -110,14 +119,13 @@ async def initialise(
 
 
 async def require_ready(database: Database) -> None:
-    """Raises SchemaNotReady before anything is written to a database whose uniqueness nobody has seen to."""
+    """Raises SchemaNotReady for a database without its unique indexes: call it before the first write."""
     if not await check_version(database):
         raise SchemaNotReady(f"The database {database.name!r} is not up to date: run 'ximler db init' first.")
 
 
 def require_safe(differences: list[Difference]) -> None:
-    """Log every difference; raises SchemaNotReady where a unique index is not as it must be: two accounts could share an
-    address."""
+    """Log every difference. Raises SchemaNotReady without a unique index: two accounts could share an address."""
     for found in differences:
         _log.warning("database differs", **msgspec.structs.asdict(found))
     if unsafe := _unsafe(differences):
@@ -128,30 +136,38 @@ def require_safe(differences: list[Difference]) -> None:
 
 
 def _unsafe(differences: Iterable[Difference]) -> list[Difference]:
-    """Unique indexes that are not there, or not unique."""
+    """Unique indexes that are missing or not unique."""
     unique = {(c.name, i.name) for c in CATALOGUE for i in c.indexes if i.unique}
     return [d for d in differences if d.what == "index" and d.state != "extra" and (d.collection, d.name) in unique]
 
 
-async def _claim(database: Database, *, ours: bool) -> Meta:
-    """The stamp; made first, before any collection, so that of several processes that start at once all know whether the
-    database was empty. Without a fingerprint it has never been finished."""
+async def _claim(database: Database, existing: Iterable[str]) -> Meta:
+    """The stamp. Inserted before any collection, so that processes that start at once agree on whose database it is. Without
+    a fingerprint `initialise` has never finished."""
     if stamp := await database[META].find_one({"_id": _STAMP}):
         return stamp
+    theirs = {c.name for c in SPECIFIED} & set(existing)
+    # Commands record in the audit log what an operator reads, also before the first `ximler up`.
+    if AUDIT_LOGS.name in theirs and not await database.raw[AUDIT_LOGS.name].find_one({_OUR_ENTRY: None}, {"_id": 1}):
+        theirs.remove(AUDIT_LOGS.name)
+    ours = not theirs
     try:
         return await database[META].insert(Meta(id=_STAMP, version=SCHEMA_VERSION, created_here=ours))
     except DocumentExists:
         return await database[META].get(_STAMP)
 
 
-async def status(database: Database) -> list[Difference]:
-    """Every difference between the database and the map, in the map's order. Reads only."""
+async def status(database: Database, *, seeds: Sequence[Seeds] = ()) -> list[Difference]:
+    """Every difference between the database and the schema, in the catalogue's order. Reads only."""
     try:
         existing = {found["name"]: found async for found in await database.raw.list_collections()}
+        stamp = await database[META].find_one({"_id": _STAMP})
+        ours = stamp is not None and stamp.created_here
         compared = await asyncio.gather(
-            *(_compare(database, collection, existing.get(collection.name)) for collection in CATALOGUE)
+            *(_compare(database, collection, existing.get(collection.name), ours=ours) for collection in CATALOGUE)
         )
         differences = [difference for found in compared for difference in found]
+        differences += await _missing_seeds(database, seeds, stamp) if stamp else []
         for name in sorted(existing):
             if (name == _PLURAL or name.startswith(_ADOPTING)) and await database.raw[name].find_one({}, {"_id": 1}):
                 remedy = "a Mongoose model without a collection name wrote here: ximler db adopt"
@@ -161,12 +177,21 @@ async def status(database: Database) -> list[Difference]:
     return differences
 
 
-async def adopt(database: Database) -> int:
-    """Move the documents of `usages` (where Mongoose puts a model named Usage) to `usage`; returns how many.
+async def _missing_seeds(database: Database, seeds: Sequence[Seeds], stamp: Meta) -> list[Difference]:
+    """On a database of ours, the seeds that were never inserted; on another application's, those of an empty collection that
+    Ximler needs."""
+    remedy = "ximler db init" if stamp.created_here else "ximler db seed"
+    if not stamp.created_here:
+        seeds = [s for s in seeds if s.needed and not await database.raw[s.collection.name].find_one({}, {"_id": 1})]
+    absent = await seeding.missing(database, seeds, known=stamp.seeded)
+    return [Difference(name, "seed", seed, "missing", remedy) for name, found in absent.items() for seed in found]
 
-    The source is first renamed to what nobody writes to, so that what another application writes meanwhile starts a new
-    `usages` instead of being lost. Safe to run from several processes at once; a run that was interrupted is reported by
-    `status` and finished by the next.
+
+async def adopt(database: Database) -> int:
+    """Move the documents of `usages`, the default collection of a Mongoose model named Usage, to `usage`; returns how many.
+
+    The source is renamed first, so that a write of another application meanwhile starts a new `usages` and is not lost. Safe to
+    run from several processes at once; `status` reports an interrupted run, and the next run finishes it.
     """
     try:
         try:
@@ -197,9 +222,9 @@ async def _bring_home(database: Database, name: str) -> int:
 async def _make_collection(
     database: Database, collection: Collection[Any], found: Mapping[str, Any] | None, *, ours: bool, repair: bool
 ) -> None:
-    """Create it, or give it the validator it should have. Other applications' documents are only warned about."""
+    """Create it, or set its validator. On another application's collection the validator only warns."""
     wanted = validator(collection)
-    action = "error" if ours or collection.private else "warn"
+    action = _action(collection, ours=ours)
     if found is None:
         try:
             await database.raw.create_collection(
@@ -214,7 +239,7 @@ async def _make_collection(
                 raise
         return
     options = found.get("options", {})
-    if _same_validator(options, wanted):
+    if _same_validator(options, wanted, action):
         return
     if "validator" not in options or ours or repair:
         await database.raw.command(
@@ -240,7 +265,7 @@ async def _make_indexes(database: Database, collection: Collection[Any], *, repa
     except OperationFailure as refusal:
         if refusal.code not in _OBSTACLES:
             raise
-        for model in missing:  # of a batch with an obstacle the server makes none
+        for model in missing:  # the server creates none of a batch if one fails
             try:
                 await raw.create_indexes([model])
             except OperationFailure as error:
@@ -257,14 +282,14 @@ async def _make_indexes(database: Database, collection: Collection[Any], *, repa
 
 
 async def _compare(
-    database: Database, collection: Collection[Any], found: Mapping[str, Any] | None
+    database: Database, collection: Collection[Any], found: Mapping[str, Any] | None, *, ours: bool
 ) -> list[Difference]:
     name = collection.name
     if found is None:
         return [Difference(name, "collection", name, "missing", "ximler db init")]
     differences = []
     options = found.get("options", {})
-    if not _same_validator(options, validator(collection)):
+    if not _same_validator(options, validator(collection), _action(collection, ours=ours)):
         state: Literal["missing", "changed"] = "changed" if options.get("validator") else "missing"
         remedy = "ximler db init --repair replaces it" if options.get("validator") else "ximler db init"
         differences.append(Difference(name, "validator", name, state, remedy))
@@ -283,12 +308,19 @@ async def _compare(
     return differences
 
 
-def _same_validator(options: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return options.get("validator") == wanted and options.get("validationLevel") != "off"
+def _action(collection: Collection[Any], *, ours: bool) -> str:
+    """What the validator does with an invalid document. Other applications' writes only cause a warning."""
+    return "error" if ours or collection.private else "warn"
+
+
+def _same_validator(options: Mapping[str, Any], wanted: Mapping[str, Any], action: str) -> bool:
+    """The same rules, in force. An operator may have the validator refuse documents where we would only warn."""
+    in_force = options.get("validationLevel") != "off" and options.get("validationAction", "error") in (action, "error")
+    return options.get("validator") == wanted and in_force
 
 
 def _same(index: Index, present: Mapping[str, Any]) -> bool:
-    """Same keys in the same order, same uniqueness, expiry and filter, and nothing that ours have not."""
+    """Same keys in the same order, same uniqueness, expiry and filter, and no other option."""
     if index.keys[0][1] == "text":
         same_keys = present.get("weights") == dict.fromkeys((key for key, _ in index.keys), 1)
     else:
@@ -298,6 +330,6 @@ def _same(index: Index, present: Mapping[str, Any]) -> bool:
 
 
 def _fingerprint() -> str:
-    """Changes when the map does: start-up then synchronises, and otherwise skips it."""
+    """Changes with the schema: start-up runs `initialise` only when it does."""
     described = [[validator(c), [[i.name, i.options] for i in c.indexes]] for c in CATALOGUE]
     return hashlib.sha256(msgspec.json.encode(described)).hexdigest()[:16]

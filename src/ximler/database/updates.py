@@ -24,7 +24,6 @@ _VALUES = frozenset({"$set", "$setOnInsert", "$min", "$max"})
 _ELEMENTS = frozenset({"$push", "$addToSet", "$pull", "$pullAll", "$pop"})
 _NUMBERS = frozenset({"$inc", "$mul"})
 _OPERATORS = _VALUES | _ELEMENTS | _NUMBERS | {"$unset"}
-_ON_FROM = _ELEMENTS | _NUMBERS  # these take the present value, and do not take null
 _DECIDED_BY_US = frozenset({"_id", "createdAt", "updatedAt"})
 _MODIFIERS = {"$push": {"$each", "$position", "$slice", "$sort"}, "$addToSet": {"$each"}}
 _ANYTHING = inspect.AnyType()
@@ -80,24 +79,19 @@ def build(collection: Collection[Any], update: Update, now: datetime) -> dict[st
     return {operator: changes for operator, changes in built.items() if changes}
 
 
-def nullable(document: type[Document], built: Update) -> list[str]:
-    """The places where a null would be in this update's way, outermost first: there it stands for the default, and can go.
-
-    Inside a Mixed field it is a value like any other, and stays.
+def nullable(document: type[Document]) -> list[str]:
+    """Paths where another application's null reads as the default, but stops an update: MongoDB neither goes through it
+    (`settings.theme`) nor counts on from it (`$inc`). Outermost first; values inside a Mixed field are not among them.
     """
-    found: dict[str, None] = {}
-    for operator, changes in built.items():
-        if operator == "$setOnInsert":
-            continue
-        for path in changes:
-            parts = path.split(".")
-            for end in range(1, len(parts) + (operator in _ON_FROM)):
-                place = _place(document, through := ".".join(parts[:end]))
-                if place.removable:
-                    found[through] = None
-                if _is_mixed(place):
-                    break
-    return list(found)
+    paths = []
+    for name in document.__struct_encode_fields__:
+        place = _known(document, name)
+        inner = place.kind.cls if isinstance(place.kind, inspect.StructType) else None
+        if place.removable and (inner or _is_mixed(place) or isinstance(place.kind, (inspect.ListType, *_NUMERIC))):
+            paths.append(name)
+        if inner:
+            paths += [f"{name}.{path}" for path in nullable(inner)]  # type: ignore[arg-type]  # sub-documents are Documents
+    return paths
 
 
 def _spread(built: dict[str, dict[str, Any]], document: type[Document], path: str, values: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Resolvers of billing."""
 
 from ximler.billing import plans as billing_plans
-from ximler.database import virtuals
+from ximler.billing import virtuals
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
 from ximler.schema.plan import Plan

@@ -13,12 +13,13 @@ SCHEMA_VERSION = 1
 
 
 class Meta(Document, kw_only=True):
-    """`_id: "schema"`. `created_here`: the database was empty when `ximler db init` first saw it."""
+    """`_id: "schema"`. `created_here`: no other application had made a collection when `ximler db init` first ran."""
 
     id: str = field(name="_id")
     version: int
     fingerprint: str | None = None  # of collections, validators and indexes, as they were last made
     created_here: bool = False
+    seeded: list[str] = field(default_factory=list)  # seeds that were inserted: "plans:free"
     created_at: datetime = AT_WRITE
     updated_at: datetime = AT_WRITE
 

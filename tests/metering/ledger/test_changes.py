@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ximler import setup
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import LimitExceeded, NotFound
-from ximler.database import Database, connect, sync
+from ximler.database import Database, connect
 from ximler.database.monitoring import round_trips
 from ximler.embedded import server
 from ximler.metering import corrections
@@ -351,7 +352,7 @@ def _run(uri: str, *, examples: int, steps: int) -> None:
     loop = asyncio.new_event_loop()
     database = loop.run_until_complete(connect(uri, name=f"ximler_test_{secrets.token_hex(4)}"))
     try:
-        loop.run_until_complete(sync.initialise(database))
+        loop.run_until_complete(setup.initialise(database))
         History.loop, History.database = loop, database
         case = History.TestCase
         case.settings = settings(
@@ -379,7 +380,7 @@ async def test_processes_that_are_killed_while_they_write_and_settle_leave_a_tru
 ) -> None:
     database = await connect(own_server.uri, name="ximler")
     try:
-        await sync.initialise(database)
+        await setup.initialise(database)
         user = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
 
         async def start() -> asyncio.subprocess.Process:

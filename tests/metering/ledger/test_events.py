@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.deleting import soft_delete
 
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Forbidden, Invalid, Unauthenticated
@@ -144,7 +145,7 @@ async def test_a_duplicate_is_known_as_one_even_when_it_has_become_too_old_to_co
 
 
 async def test_a_closed_account_uses_nothing(database: Database, somebody: Actor) -> None:
-    await database.users.soft_delete({"_id": somebody.user_id})
+    await soft_delete(database.users, {"_id": somebody.user_id})
     assert statuses(await record(database, OPERATOR, [event(database, somebody)])) == ["INVALID"]
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tests.metering.ledger.ingester import USERS, amount
 
+from ximler import setup
 from ximler.core.actor import SYSTEM
 from ximler.core.clock import to_ms
-from ximler.database import Database, connect, sync
+from ximler.database import Database, connect
 from ximler.embedded import server
 from ximler.metering import corrections
 from ximler.metering.ledger import settlement
@@ -35,7 +36,7 @@ async def uri(tmp_path: Path) -> AsyncIterator[str]:
 @pytest.fixture
 async def database(uri: str) -> AsyncIterator[Database]:
     database = await connect(uri, name="ximler")
-    await sync.initialise(database)
+    await setup.initialise(database)
     yield database
     await database.close()
 

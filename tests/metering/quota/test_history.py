@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from ximler import setup
 from ximler.core.actor import Actor
 from ximler.core.errors import LimitExceeded, Unavailable
-from ximler.database import Database, connect, sync
+from ximler.database import Database, connect
 from ximler.metering import corrections
 from ximler.metering.limits import entitlements
 from ximler.metering.quota import leases
@@ -220,7 +221,7 @@ def _run(uri: str, *, examples: int, steps: int) -> None:
     loop = asyncio.new_event_loop()
     database = loop.run_until_complete(connect(uri, name=f"ximler_test_{secrets.token_hex(4)}"))
     try:
-        loop.run_until_complete(sync.initialise(database))
+        loop.run_until_complete(setup.initialise(database))
         History.loop, History.database = loop, database
         case = History.TestCase
         case.settings = settings(

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from ximler import setup
 from ximler.core.actor import Actor
-from ximler.database import Database, connect, sync
+from ximler.database import Database, connect
 from ximler.embedded import server
 from ximler.metering import corrections
 from ximler.metering.limits import entitlements
@@ -152,7 +153,7 @@ async def killed_again_and_again(uri: str, database: Database, *, limit: int, ki
 async def test_a_lost_primary_stops_the_serving_and_nothing_else(own_server: server.Server, tmp_path: Path) -> None:
     database = await connect(own_server.uri, name=f"ximler_test_{secrets.token_hex(3)}")
     try:
-        assert await sync.initialise(database) == []
+        assert await setup.initialise(database) == []
         user_id = await somebody(database, 30_000)
         hammers = await hammered(own_server.uri, database, user_id, 2, patience_s=8)
         async with asyncio.timeout(30):

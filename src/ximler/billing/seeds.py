@@ -1,14 +1,12 @@
 """The specification's default plans and sample coupons."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from ximler.database.connection import Database
-from ximler.database.failures import DocumentExists
-from ximler.schema.coupon import Coupon
-from ximler.schema.document import Document
-from ximler.schema.plan import Plan, PlanLimits
+from ximler.database.seeding import Seeds
+from ximler.schema.coupon import COUPONS, Coupon
+from ximler.schema.plan import PLANS, Plan, PlanLimits
 
-__all__ = ["default_plans", "plant", "sample_coupons"]
+__all__ = ["SEEDS", "default_plans", "sample_coupons"]
 
 _VALIDITY = timedelta(days=365)
 
@@ -62,9 +60,8 @@ def default_plans() -> list[Plan]:
     ]
 
 
-def sample_coupons(database: Database) -> list[Coupon]:
+def sample_coupons(now: datetime) -> list[Coupon]:
     """Valid for a year from now."""
-    now = database.clock.now()
     return [
         Coupon(
             code="WELCOME20",
@@ -91,26 +88,7 @@ def sample_coupons(database: Database) -> list[Coupon]:
     ]
 
 
-async def plant(database: Database) -> dict[str, list[str]]:
-    """Insert each plan and coupon that is not there; returns the new ones' ids and codes by collection.
-
-    What is there stays exactly as an operator left it. Safe to race: a unique index decides who was first.
-    """
-    planted: dict[str, list[str]] = {"plans": [], "coupons": []}
-    for plan in default_plans():
-        if await database.plans.find_one({"id": plan.id}) is None and await _insert(database, "plans", plan):
-            planted["plans"].append(plan.id)
-    for coupon in sample_coupons(database):
-        if await database.coupons.find_one({"code": coupon.code}) is None and await _insert(
-            database, "coupons", coupon
-        ):
-            planted["coupons"].append(coupon.code)
-    return planted
-
-
-async def _insert(database: Database, collection: str, document: Document) -> bool:
-    try:
-        await getattr(database, collection).insert(document)
-    except DocumentExists:
-        return False
-    return True
+SEEDS = (
+    Seeds(collection=PLANS, key="id", make=lambda _: default_plans(), needed=True),
+    Seeds(collection=COUPONS, key="code", make=sample_coupons),
+)

@@ -3,8 +3,9 @@
 import asyncio
 from datetime import timedelta
 
+from ximler.billing.seeds import SEEDS
 from ximler.core.money import Money
-from ximler.database import Database, seeds
+from ximler.database import Database, seeding
 from ximler.schema.plan import PlanLimits
 
 # Transcribed from the specification's "Sample Data".
@@ -56,7 +57,7 @@ async def test_a_new_database_has_the_specification_s_coupons_valid_for_a_year(d
 
 async def test_planting_again_changes_nothing_and_says_so(database: Database) -> None:
     before = [await database.raw[name].find({}).to_list() for name in ("plans", "coupons")]
-    assert await seeds.plant(database) == {"plans": [], "coupons": []}
+    assert await seeding.insert(database, SEEDS) == {"plans": [], "coupons": []}
     assert [await database.raw[name].find({}).to_list() for name in ("plans", "coupons")] == before
 
 
@@ -65,7 +66,7 @@ async def test_what_an_operator_changed_stays_and_what_is_missing_comes_back(dat
     await database.coupons.patch({"code": "WELCOME20"}, {"$set": {"value": 5, "usedCount": 12}})
     await database.plans.delete({"id": "free"})
     await database.coupons.delete({"code": "STUDENT50"})
-    assert await seeds.plant(database) == {"plans": ["free"], "coupons": ["STUDENT50"]}
+    assert await seeding.insert(database, SEEDS) == {"plans": ["free"], "coupons": ["STUDENT50"]}
     pro = await database.plans.get({"id": "pro"})
     assert (pro.price, pro.limits.projects, pro.active) == (35, 7, False)
     welcome = await database.coupons.get({"code": "WELCOME20"})
@@ -75,7 +76,7 @@ async def test_what_an_operator_changed_stays_and_what_is_missing_comes_back(dat
 async def test_those_who_plant_at_once_plant_each_seed_once(database: Database) -> None:
     await database.plans.delete_many({})
     await database.coupons.delete_many({})
-    planted = await asyncio.gather(*(seeds.plant(database) for _ in range(8)))
+    planted = await asyncio.gather(*(seeding.insert(database, SEEDS) for _ in range(8)))
     assert sorted(plan for one in planted for plan in one["plans"]) == sorted(PLANS)
     assert sorted(code for one in planted for code in one["coupons"]) == sorted(COUPONS)
     assert await database.plans.count({}) == 3

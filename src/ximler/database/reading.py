@@ -1,0 +1,355 @@
+"""Reading typed collections: documents out as Structs, at driver speed.
+
+Soft-deleted documents are left out unless `deleted=True`. A document that cannot be decoded is left out of lists, logged and
+counted; a query for it alone raises `UnreadableDocument`. Filters are MongoDB's own, with MongoDB's field names.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import msgspec
+import structlog
+from bson import ObjectId, Timestamp
+from pymongo.errors import PyMongoError
+
+from ximler.core.clock import EPOCH
+from ximler.core.errors import Invalid, NotFound
+from ximler.core.ids import Position, encode_cursor
+from ximler.database import monitoring
+from ximler.database.batches import RawBatches
+from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
+from ximler.database.failures import DRIVER_ERRORS, translated
+from ximler.schema.document import Collection, Document, extras
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.client_session import AsyncClientSession
+    from pymongo.asynchronous.collection import AsyncCollection
+
+    from ximler.core.clock import Clock
+
+__all__ = ["MAX_PAGE", "D", "Filter", "Page", "ReadableCollection", "Sort", "T", "V", "projection_of"]
+
+D = TypeVar("D", bound=Document)
+V = TypeVar("V", bound=Document)
+T = TypeVar("T")
+Filter = Mapping[str, Any]
+Sort = Sequence[tuple[str, int]]
+
+MAX_PAGE = 100
+_BATCH = 4000
+_EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
+_LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
+_FIRST_ID, _LAST_ID = ObjectId(bytes(12)), ObjectId(b"\xff" * 12)
+_PLACE = {"createdAt": 1}  # a page's order needs it, also where `into` does not
+_EMPTY: Mapping[str, int] = {}
+_LOGICAL = frozenset({"$and", "$or", "$nor"})
+_COMPARING = frozenset({"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte"})
+_log = structlog.get_logger("ximler.database")
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """Part of a list, newest first. `cursors[i]` continues after `items[i]`."""
+
+    items: list[T]
+    cursors: list[str]
+    has_next: bool
+
+    @property
+    def end_cursor(self) -> str | None:
+        return self.cursors[-1] if self.cursors else None
+
+
+class ReadableCollection(Generic[D]):
+    """The reading half of `TypedCollection`."""
+
+    __slots__ = ("_clock", "_codec", "_forget", "_session", "_setters", "raw", "spec")
+
+    def __init__(
+        self,
+        spec: Collection[D],
+        raw: "AsyncCollection[dict[str, Any]]",
+        clock: "Clock",
+        session: "AsyncClientSession | None",
+        forget: Callable[[str, Any], None],
+    ) -> None:
+        self.spec = spec
+        self._forget = forget
+        self.raw = raw
+        self._clock = clock
+        self._session = session
+        self._codec: Codec[D] = codec_of(spec.document)
+        self._setters = _setters(spec)
+
+    @overload
+    async def find_one(self, where: Filter, *, deleted: bool = False, sort: Sort | None = None) -> D | None: ...
+    @overload
+    async def find_one(
+        self, where: Filter, *, into: type[V], deleted: bool = False, sort: Sort | None = None
+    ) -> V | None: ...
+    async def find_one(
+        self, where: Filter, *, into: type[Any] | None = None, deleted: bool = False, sort: Sort | None = None
+    ) -> Any:
+        """The first match or None. `into` reads only that Struct's fields. Raises UnreadableDocument."""
+        codec = self._codec if into is None else codec_of(into)
+        raw = await self._run(
+            self.raw.find_one(self._where(where, deleted), projection_of(into), sort=sort, session=self._session)
+        )
+        return None if raw is None else codec.decode(raw)
+
+    async def get(self, where: Filter | ObjectId | str | bytes, *, deleted: bool = False) -> D:
+        """As `find_one`, but raises NotFound instead of returning None. Anything but a mapping is an `_id`."""
+        found = await self.find_one(where if isinstance(where, Mapping) else {"_id": where}, deleted=deleted)
+        if found is None:
+            raise NotFound(f"No such {self.spec.document.__name__.lower()}")
+        return found
+
+    @overload
+    async def find(
+        self, where: Filter, *, sort: Sort | None = None, limit: int = 0, deleted: bool = False, hint: str | None = None
+    ) -> list[D]: ...
+    @overload
+    async def find(
+        self,
+        where: Filter,
+        *,
+        into: type[V],
+        sort: Sort | None = None,
+        limit: int = 0,
+        deleted: bool = False,
+        hint: str | None = None,
+    ) -> list[V]: ...
+    async def find(
+        self,
+        where: Filter,
+        *,
+        into: type[Any] | None = None,
+        sort: Sort | None = None,
+        limit: int = 0,
+        deleted: bool = False,
+        hint: str | None = None,
+    ) -> list[Any]:
+        """All matches in one list. For results that do not fit in memory use `stream`."""
+        codec: Codec[Any] = self._codec if into is None else codec_of(into)
+        batches = self._batches(self._query(where, into, sort, limit, deleted, hint))
+        found: list[Any] = []
+        batch = await self._run(anext(batches, b""))
+        while batches.alive:
+            # The server makes the next batch while this one is decoded.
+            following = asyncio.create_task(self._run(anext(batches, b"")))
+            try:
+                await asyncio.sleep(0)  # the request is sent now
+                found += self._decoded_batch(batch, codec)
+            finally:
+                batch = await following
+        return found + self._decoded_batch(batch, codec)
+
+    async def stream(
+        self, where: Filter, *, sort: Sort | None = None, deleted: bool = False, batch: int = _BATCH
+    ) -> AsyncGenerator[D, None]:
+        """Matches one by one; one batch is in memory at a time."""
+        batches = self._batches(self._query(where, None, sort, 0, deleted, None)).batch_size(batch)
+        try:
+            while received := await self._run(anext(batches, b"")):
+                for document in self._decoded_batch(received, self._codec):
+                    yield document
+        finally:
+            await batches.close()
+
+    async def find_by(
+        self, field: str, values: Iterable[Any], *, where: Filter | None = None, sort: Sort | None = None
+    ) -> dict[Any, list[D]]:
+        """Matches grouped by `field`: one query for all `values`, a list for each. Populates virtuals."""
+        asked = {value: _with_setter(self._setters.get(field), value) for value in values}
+        if not asked:
+            return {}
+        attribute = self._attribute(field)
+        grouped: dict[Any, list[D]] = {value: [] for value in asked.values()}
+        for document in await self.find({**(where or {}), field: {"$in": list(grouped)}}, sort=sort):
+            grouped[getattr(document, attribute)].append(document)
+        return {value: grouped[stored] for value, stored in asked.items()}
+
+    @overload
+    async def page(
+        self, where: Filter, *, first: int = 20, after: Position | None = None, deleted: bool = False
+    ) -> Page[D]: ...
+    @overload
+    async def page(
+        self, where: Filter, *, into: type[V], first: int = 20, after: Position | None = None, deleted: bool = False
+    ) -> Page[V]: ...
+    async def page(
+        self,
+        where: Filter,
+        *,
+        into: type[Any] | None = None,
+        first: int = 20,
+        after: Position | None = None,
+        deleted: bool = False,
+    ) -> Page[Any]:
+        """Newest first, by `createdAt` and `_id`; the cost does not grow with the distance from the start.
+
+        Documents without `createdAt` come last. Unreadable documents are skipped, so a page is shorter than `first` only at the
+        end of the list. Raises Invalid when `first` is not between 1 and 100.
+        """
+        if not 1 <= first <= MAX_PAGE:
+            raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
+        codec: Codec[Any] = self._codec if into is None else codec_of(into)
+        sort = [("createdAt", -1), ("_id", -1)]
+        items: list[Any] = []
+        cursors: list[str] = []
+        limit = first + 1
+        while True:
+            bounded = where if after is None else {"$and": [where, _after(after)]}
+            query = self._query(bounded, into, sort, limit, deleted, None, _PLACE)
+            raws = await self._run(self.raw.find(**query).to_list(limit))
+            before = after
+            for raw in raws:
+                after = _position(raw)
+                for item in self._decoded([raw], codec):
+                    items.append(item)
+                    cursors.append(encode_cursor(after))
+                if len(items) > first:
+                    return Page(items[:first], cursors[:first], has_next=True)
+            if len(raws) < limit or after == before:
+                return Page(items, cursors, has_next=False)
+            limit = MAX_PAGE
+
+    async def count(self, where: Filter, *, deleted: bool = False) -> int:
+        return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
+
+    async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Run the pipeline unchanged: the caller leaves out soft-deleted documents. Datetimes come back naive."""
+
+        async def run() -> list[dict[str, Any]]:
+            return await (await self.raw.aggregate(pipeline, session=self._session)).to_list()
+
+        return await self._run(run())
+
+    # Inside
+
+    def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
+        """The filter with setters applied, without soft-deleted documents."""
+        final = self._set(where)
+        if self.spec.soft_delete and not deleted:
+            if "deletedAt" in final:
+                return {"$and": [final, {"deletedAt": None}]}
+            final["deletedAt"] = None
+        return final
+
+    def _set(self, where: Filter) -> dict[str, Any]:
+        """The filter with the specification's setters applied to its operands, as Mongoose does."""
+        if not self._setters:
+            return dict(where)
+        return {
+            field: [self._set(part) for part in value]
+            if field in _LOGICAL
+            else _with_setter(self._setters.get(field), value)
+            for field, value in where.items()
+        }
+
+    def _query(
+        self,
+        where: Filter,
+        into: type[Document] | None,
+        sort: Sort | None,
+        limit: int,
+        deleted: bool,
+        hint: str | None,
+        also: Mapping[str, int] = _EMPTY,
+    ) -> dict[str, Any]:
+        projection = projection_of(into)
+        return {
+            "filter": self._where(where, deleted),
+            "projection": projection if projection is None else {**projection, **also},
+            "limit": limit,
+            "sort": sort,
+            "hint": hint,
+            "session": self._session,
+            "batch_size": _BATCH,
+        }
+
+    def _batches(self, query: dict[str, Any]) -> Any:
+        """A cursor over batches of BSON, which PyMongo's annotations call documents."""
+        return RawBatches(self.raw, **query)
+
+    def readable(self, raws: list[dict[str, Any]]) -> list[D]:
+        """Documents that `aggregate` returned, decoded. An unreadable one is left out, logged and counted."""
+        return self._decoded(raws, self._codec)
+
+    def _decoded_batch(self, batch: bytes, codec: Codec[V]) -> list[V]:
+        return [d for raws in few_at_a_time(batch, self.raw.codec_options) for d in self._decoded(raws, codec)]
+
+    def _decoded(self, raws: list[dict[str, Any]], codec: Codec[V]) -> list[V]:
+        decode = codec.decode
+        try:
+            return [decode(raw) for raw in raws]
+        except UnreadableDocument:
+            readable = []
+            for raw in raws:
+                try:
+                    readable.append(decode(raw))
+                except UnreadableDocument as problem:
+                    monitoring.UNREADABLE.labels(self.spec.name).inc()
+                    _log.warning(
+                        "document left out", collection=self.spec.name, id=str(raw.get("_id")), reason=problem.message
+                    )
+            return readable
+
+    def _attribute(self, field: str) -> str:
+        document = self.spec.document
+        return document.__struct_fields__[document.__struct_encode_fields__.index(field)]
+
+    async def _run(self, operation: Awaitable[T], *, sent: Iterable[dict[str, Any]] = ()) -> T:
+        """Await it, with errors translated. `sent`: documents to check when BSON could not encode one."""
+        try:
+            return await operation
+        except DRIVER_ERRORS as error:
+            if not isinstance(error, PyMongoError):
+                for raw in sent:
+                    check_storable(raw)
+            final = translated(error, self.spec.name)
+            if final is error:
+                raise
+            raise final from error
+
+
+def _after(position: Position) -> dict[str, Any]:
+    moment, oid = position
+    if moment is None:
+        return {"createdAt": None, "_id": {"$lt": oid}}
+    return {"$or": [{"createdAt": {"$lt": moment}}, {"createdAt": moment, "_id": {"$lt": oid}}, {"createdAt": None}]}
+
+
+def _position(raw: Mapping[str, Any]) -> Position:
+    """A document's place in a page's order: also an unreadable one's, with any `createdAt` and `_id`."""
+    created, oid = raw.get("createdAt"), raw["_id"]
+    if not isinstance(oid, ObjectId):
+        oid = _FIRST_ID
+    if isinstance(created, datetime) and created.year > 1:  # the driver clamps earlier times to it
+        return EPOCH + (created - _EPOCH_NAIVE), oid
+    if isinstance(created, Timestamp):
+        return _LAST_MOMENT, _LAST_ID  # sorts before every time
+    return None, oid if created is None else _LAST_ID
+
+
+def _with_setter(setter: str | None, value: Any) -> Any:
+    if setter is None:
+        return value
+    if isinstance(value, str):
+        return getattr(value, setter)()
+    if isinstance(value, Mapping):
+        return {op: _with_setter(setter, operand) if op in _COMPARING else operand for op, operand in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_setter(setter, item) for item in value]
+    return value
+
+
+def projection_of(into: type[Document] | None) -> dict[str, int] | None:
+    return None if into is None else dict.fromkeys(into.__struct_encode_fields__, 1)
+
+
+def _setters(spec: Collection[Any]) -> dict[str, str]:
+    document: type[Document] = spec.document
+    names = dict(zip(document.__struct_fields__, document.__struct_encode_fields__, strict=True))
+    return {names[attribute]: marks["setter"] for attribute, marks in extras(document).items() if "setter" in marks}
