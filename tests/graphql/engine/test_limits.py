@@ -148,7 +148,7 @@ async def test_a_deeply_nested_text_is_a_clean_error(engine: Engine) -> None:
 
 def cost_of(engine: Engine, query: str, **variables: Any) -> int:
     return engine.prepare(query, variables=variables).operation.cost.total(
-        engine.prepare(query, variables=variables).executor.variable_values.coerced
+        engine.prepare(query, variables=variables).values.coerced
     )
 
 

@@ -3,7 +3,8 @@
     schema = build([accounts, billing, projects])        # modules, each with its .graphql beside it
     app = GraphQLApp(Engine(schema), context_factory)
 
-Uses graphql-core to parse, validate, introspect and execute; resolvers cannot tell, so the executor may change.
+graphql-core parses, validates and describes the schema; plans made from the query execute it (`plan`, `execution`,
+`compiled`).
 """
 
 from ximler.graphql.engine.connections import Connection, Page, page_size

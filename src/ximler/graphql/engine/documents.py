@@ -31,23 +31,57 @@ from ximler.graphql.engine.errors import (
     describe_over_limit,
     describe_request_error,
 )
+from ximler.graphql.engine.inputs import Values, Variables
 from ximler.graphql.engine.introspection import Introspection
 from ximler.graphql.engine.limits import Limits, OverLimit, check_shape
+from ximler.graphql.engine.plan import Plan, find_conditions
 from ximler.graphql.engine.schema import Schema
 
 __all__ = ["Document", "Documents", "Operation"]
 
+_PLANS = 8
+"""Plans kept of one operation: of as many answers to its `@skip` and `@include`."""
 
-class Operation(msgspec.Struct, frozen=True):
-    name: str | None
-    mutation: bool
-    cost: Cost
+
+class Operation:
+    """An operation of a valid document. Its plans are made when they are first needed."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        limits: Limits,
+        node: OperationDefinitionNode,
+        fragments: Mapping[str, FragmentDefinitionNode],
+        cost: Cost,
+    ) -> None:
+        self.name = node.name.value if node.name else None
+        self.mutation = node.operation is OperationType.MUTATION
+        self.cost = cost
+        self.variables = Variables(schema.core, node, limits)
+        self._schema = schema
+        self._node = node
+        self._fragments = fragments
+        self._conditions = find_conditions(node, fragments)
+        self._plans: OrderedDict[tuple[bool | None, ...], Plan] = OrderedDict()
+
+    def plan(self, values: Values) -> Plan:
+        """The plan for what these values make of `@skip` and `@include`; of the last few such plans that were used."""
+        key = tuple(values.coerced.get(name) for name in self._conditions)
+        plan = self._plans.get(key)
+        if plan is None:
+            conditions = dict(zip(self._conditions, key, strict=True))
+            plan = self._plans[key] = Plan(self._schema, self._node, self._fragments, conditions)
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        elif self._conditions:
+            self._plans.move_to_end(key)
+        plan.uses += 1
+        return plan
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A valid document and its operations by name; an anonymous one stands under None."""
+    """A valid document's operations by name; an anonymous one stands under None."""
 
-    ast: DocumentNode
     operations: Mapping[str | None, Operation]
 
     def get_operation(self, name: str | None) -> Operation:
@@ -117,7 +151,7 @@ class Documents:
         errors = validate(self._schema.core, ast, rules, max_errors=limits.errors - 1)
         if errors:
             raise RequestRefused([describe_request_error(error, VALIDATION_FAILED) for error in errors])
-        return Document(ast, self._price(ast))
+        return Document(self._price(ast))
 
     def _check_introspection(self, ast: DocumentNode) -> None:
         fragments = _fragments(ast)
@@ -126,12 +160,13 @@ class Documents:
                 self._introspection.price(node, fragments)
 
     def _price(self, ast: DocumentNode) -> dict[str | None, Operation]:
-        costs = Costs(self._schema.core, _fragments(ast), self._limits.page_size)
+        fragments = _fragments(ast)
+        costs = Costs(self._schema.core, fragments, self._limits.page_size)
         operations: dict[str | None, Operation] = {}
         for node in ast.definitions:
             if isinstance(node, OperationDefinitionNode):
-                name = node.name.value if node.name else None
-                operations[name] = Operation(name, node.operation is OperationType.MUTATION, costs.price(node))
+                operation = Operation(self._schema, self._limits, node, fragments, costs.price(node))
+                operations[operation.name] = operation
         return operations
 
 

@@ -7,26 +7,18 @@ Root fields of a query run side by side, those of a mutation one after the other
 hands it to resolvers and reads nothing of it but `request_id`, where it has one.
 """
 
-import asyncio
-from collections.abc import AsyncIterable, Awaitable, Mapping
-from types import CoroutineType
-from typing import Any, TypeGuard
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
-from graphql import ExecutionResult, Executor, FieldNode
 
-from ximler.graphql.engine.batches import Batches, Slot
+from ximler.graphql.engine.compiled import as_dicts
 from ximler.graphql.engine.documents import Documents, Operation
-from ximler.graphql.engine.errors import (
-    BAD_INPUT,
-    INTERNAL,
-    RequestRefused,
-    describe_field_errors,
-    describe_over_limit,
-    describe_request_error,
-)
-from ximler.graphql.engine.fields import Request
+from ximler.graphql.engine.errors import INTERNAL, RequestRefused, describe_field_errors, describe_over_limit
+from ximler.graphql.engine.execution import Execution
+from ximler.graphql.engine.inputs import Values
 from ximler.graphql.engine.limits import Limits, OverLimit
+from ximler.graphql.engine.plan import Plan
 from ximler.graphql.engine.schema import Schema
 
 __all__ = ["Engine", "Prepared", "Response"]
@@ -35,21 +27,20 @@ Response = dict[str, Any]
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """An operation that may run, once."""
+    """An operation that may run."""
 
     operation: Operation
-    executor: Executor[Any]
+    plan: Plan
+    values: Values
 
     def changed_nothing(self, response: Response) -> bool:
         """Whether its one root field refused, on purpose, before there was anything to select from; so it may be tried again.
 
         Of several, one that refuses makes the whole answer null, and hides what those before it did.
         """
-        roots = self.executor.operation.selection_set.selections
         errors = response.get("errors", [])
         return (
-            len(roots) == 1
-            and isinstance(roots[0], FieldNode)
+            len(self.plan.root.fields) == 1
             and len(errors) == 1
             and len(errors[0].get("path", ())) == 1
             and errors[0]["extensions"]["code"] != INTERNAL
@@ -68,70 +59,31 @@ class Engine:
         self, query: str, *, variables: Mapping[str, Any] | None = None, operation_name: str | None = None
     ) -> Prepared:
         """Check everything that can be checked without running it. Raises RequestRefused."""
-        document = self._documents.get(query)
-        operation = document.get_operation(operation_name)
-        executor = Executor.build(
-            self.schema.core,
-            document.ast,
-            raw_variable_values=dict(variables or {}),
-            operation_name=operation.name,
-            max_coercion_errors=self.limits.errors - 1,
-            is_awaitable=_is_awaitable,
-            is_async_iterable=_is_never,
-        )
-        if isinstance(executor, list):
-            raise RequestRefused([describe_request_error(error, BAD_INPUT) for error in executor])
-        cost = operation.cost.total(executor.variable_values.coerced)
+        operation = self._documents.get(query).get_operation(operation_name)
+        values = operation.variables.coerce(variables or {})
+        cost = operation.cost.total(values.coerced)
         if cost > self.limits.cost:
             error = OverLimit("cost", cost, self.limits.cost, "ask for shorter pages or fewer nested lists")
             raise RequestRefused([describe_over_limit(error)])
-        return Prepared(operation, executor)
+        return Prepared(operation, operation.plan(values), values)
 
     async def run(self, prepared: Prepared, ctx: Any) -> Response:
-        """Execute. Cancelling it cancels the resolvers that still run."""
-        executor = prepared.executor
-        batches = Batches(ctx, calls=self.limits.calls)
-        executor.context_value = Request(ctx, batches)
-        finished = False
-        try:
-            result = executor.execute_operation()
-            if not isinstance(result, ExecutionResult):
-                result = await result  # type: ignore[misc]  # never incremental: that is another executor
-            # A field that became null does not wait for its siblings; the request, which ends their context, does.
-            while executor.background_futures:
-                await asyncio.wait(list(executor.background_futures))
-            finished = True
-        finally:
-            await batches.close(cancel=not finished)
-        return self._respond(result, prepared.operation, ctx)
+        """Execute; the answer is for the encoder. Cancelling it cancels the resolvers that still run."""
+        execution = Execution(prepared.plan, prepared.values, ctx, calls=self.limits.calls)
+        await execution.run(serially=prepared.operation.mutation)
+        if not execution.errors:
+            return {"data": execution.data}
+        errors = describe_field_errors(
+            execution.errors, request_id=getattr(ctx, "request_id", None), operation=prepared.operation.name
+        )
+        return {"errors": errors, "data": execution.data}
 
     async def execute(
         self, query: str, ctx: Any, *, variables: Mapping[str, Any] | None = None, operation_name: str | None = None
     ) -> Response:
-        """Prepare and run in one go; a refused request is a response too, without `data`."""
+        """Prepare and run in one go; a refused request is a response too, without `data`. All dicts, for whoever reads it."""
         try:
             prepared = self.prepare(query, variables=variables, operation_name=operation_name)
         except RequestRefused as refused:
             return {"errors": refused.errors}
-        return await self.run(prepared, ctx)
-
-    def _respond(self, result: ExecutionResult, operation: Operation, ctx: Any) -> Response:
-        if not result.errors:
-            return {"data": result.data}
-        errors = describe_field_errors(
-            result.errors, request_id=getattr(ctx, "request_id", None), operation=operation.name
-        )
-        return {"errors": errors, "data": result.data}
-
-
-_AWAITABLE = (CoroutineType, Slot, asyncio.Future)
-"""What fields give that have to be awaited; nothing else in an execution does."""
-
-
-def _is_awaitable(value: Any) -> TypeGuard[Awaitable[Any]]:
-    """Quicker than looking for `__await__` on every value."""
-    return isinstance(value, _AWAITABLE)
-
-
-def _is_never(_value: Any) -> TypeGuard[AsyncIterable[Any]]:
-    return False
+        return {name: as_dicts(value) for name, value in (await self.run(prepared, ctx)).items()}

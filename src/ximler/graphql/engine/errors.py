@@ -25,7 +25,6 @@ from ximler.core.errors import (
     Unavailable,
     XimlerError,
 )
-from ximler.graphql.engine.batches import Failed
 from ximler.graphql.engine.limits import OverLimit
 
 __all__ = [
@@ -147,7 +146,7 @@ def _cause(error: GraphQLError) -> Exception:
     cause: Exception = error
     while isinstance(cause, GraphQLError) and cause.original_error is not None:
         cause = cause.original_error
-    return cause.cause if isinstance(cause, Failed) else cause
+    return cause
 
 
 def _place(error: GraphQLError, told: Described) -> Described:

@@ -42,6 +42,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Fields that executing may resolve, lists unfolded (see `cost`): a fifth of a second of it."""
     calls: int = 100
     """Calls of batch resolvers: a page of an application needs a dozen, aliases with arguments of their own any number."""
+    inputs: int = 20_000
+    """Values inside lists and input objects of a request's variables; a JSON value counts as one. Coercing takes about
+    2 µs each, before the caller is known."""
     page_size: int = 20
     """What a list is taken to hold where the query does not say."""
     introspection_depth: int = 20

@@ -25,7 +25,6 @@ from graphql import (
     ObjectTypeExtensionNode,
     Source,
     build_ast_schema,
-    is_abstract_type,
     is_introspection_type,
     is_specified_scalar_type,
     parse,
@@ -36,7 +35,6 @@ from graphql.validation.validate import validate_sdl
 
 from ximler.graphql.engine import connections, cost, scalars, scopes
 from ximler.graphql.engine.arguments import Reader, find_mismatches, struct_readers
-from ximler.graphql.engine.fields import attribute, batch_field, name_type, root_field
 from ximler.graphql.engine.names import snake
 from ximler.graphql.engine.registry import ROOT_TYPES, Resolver, Resolvers
 
@@ -113,12 +111,6 @@ def build(
     bound, problems = _bind(core, resolvers, guard)
     if problems:
         raise SchemaError(problems)
-    for type_ in core.type_map.values():
-        if is_abstract_type(type_):
-            type_.resolve_type = name_type
-        elif isinstance(type_, GraphQLObjectType) and not is_introspection_type(type_):
-            for name, field in type_.fields.items():
-                field.resolve = field.resolve or attribute(name)
     return Schema(core, bound)
 
 
@@ -212,7 +204,6 @@ def _bind(
         if guard is not None:
             resolver = scopes.guarded(resolver, scope, guard)  # noqa: PLW2901 (the same, guarded)
         scopes.describe(field, scope)
-        field.resolve = (batch_field if resolver.batch else root_field)(resolver, readers)
         bound[resolver.coordinate] = Bound(resolver, readers)
     answered = {resolver.coordinate for resolver in resolvers}
     problems += _unanswered(core, answered)
