@@ -52,7 +52,7 @@ async def test_what_is_not_below_the_page_is_problem_details_as_everywhere(clien
     response = await client.http.get(path)
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
-    assert response.json()["detail"] == f"There is nothing at {path}"
+    assert response.json()["detail"] == f"Nothing is found at {path}"
 
 
 async def test_everything_the_page_loads_is_there_and_loads_nothing_from_elsewhere(client: Client) -> None:

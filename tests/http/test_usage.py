@@ -80,9 +80,9 @@ async def test_a_stream_ends_when_its_key_is_revoked(kind: str, key: Client, dat
     ("kind", "body", "says"),
     [
         ("text/csv", b"a,b", "send application/x-ndjson"),
-        ("application/json", b"{}", "no JSON array"),
-        ("application/json", b"[1", "no JSON array"),
-        ("application/json", b"\xff", "no JSON array"),
+        ("application/json", b"{}", "not a JSON array"),
+        ("application/json", b"[1", "not a JSON array"),
+        ("application/json", b"\xff", "not a JSON array"),
     ],
 )
 async def test_what_is_neither_is_refused(kind: str, body: bytes, says: str, key: Client) -> None:

@@ -206,7 +206,7 @@ def key(new: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     """Print the public keys that check seals, or make a new key.
 
     Where XIMLER_AUDIT_KEY or MONGODB_URI is set the new key is printed, to be set as XIMLER_AUDIT_KEY; otherwise it goes into
-    the data folder. Restart what is running.
+    the data folder. Restart running processes.
     """
     from ximler.audit.keys import NoSealKey, SealKeys, new_key, replace
 
@@ -223,7 +223,7 @@ def key(new: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     elif settings.audit_key or settings.mongodb_uri:
         click.echo(",".join(keys.renewed().split()))
     else:
-        click.echo(f"A new key is in {replace(settings, keys.renewed())}. Restart what is running.")
+        click.echo(f"A new key is in {replace(settings, keys.renewed())}. Restart running processes.")
 
 
 def _text(head: str) -> str:
@@ -249,7 +249,7 @@ def _progress(task_name: str, *, quiet: bool) -> Iterator[Callable[[int], object
 
 @contextmanager
 def _unclosed() -> Iterator[Any]:
-    """Standard output, in UTF-8 whatever the terminal's; text that is no Unicode does not stop it."""
+    """Standard output in UTF-8, whatever the terminal's encoding; invalid text is replaced."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace", newline="") as file:
         yield file
 

@@ -19,9 +19,9 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("user")
-@click.option("--name", required=True, help="What the key is for.")
+@click.option("--name", required=True, help="The key's name.")
 @click.option(
-    "--scope", "scopes", multiple=True, required=True, help="What it may do, such as projects:read; may be repeated."
+    "--scope", "scopes", multiple=True, required=True, help="A scope, such as projects:read; may be repeated."
 )
 @click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires.  [default: never]")
 @click.option("--from", "networks", multiple=True, help="Address or network that may use it; may be repeated.")

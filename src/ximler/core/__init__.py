@@ -1,1 +1,1 @@
-"""What every part of Ximler stands on: settings, errors, actor, clock, money, ids. Imports nothing of ours."""
+"""The foundation: settings, errors, actor, clock, money, ids. Imports no other package of Ximler."""

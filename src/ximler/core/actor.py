@@ -1,4 +1,4 @@
-"""Who acts, through what, and from where. Every domain function that touches somebody's data takes an Actor."""
+"""The actor of an operation: user, channel and address. Every domain function that touches user data takes one."""
 
 from datetime import datetime
 from typing import Literal
@@ -15,8 +15,8 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     """`user_id` is set for a signed-in user; `session_id` when they came through a session, `api_key_id` when through a key.
 
     `sign_in_id` stays the same when the session's token is exchanged; `session_id` does not.
-    `authenticated_at` is when whoever holds the session last proved who they are (`accounts.step_up`).
-    `address` and `user_agent` are what the request said, after `trusted_proxies` has decided whom to believe.
+    `authenticated_at` is the session's latest authentication (`accounts.step_up`).
+    `address` and `user_agent` come from the request; `trusted_proxies` decides which address is trusted.
     """
 
     kind: Literal["anonymous", "user", "operator", "system"] = "anonymous"
@@ -42,7 +42,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
         if self.kind not in ("operator", "system"):
             if self.kind == "anonymous":
                 self.require_user()
-            raise Forbidden("Only an operator may do this")
+            raise Forbidden("Only operators may do this")
 
 
 SYSTEM = Actor(kind="system", via="worker")

@@ -1,4 +1,4 @@
-"""Time as the database server sees it: aware UTC, whole milliseconds (what BSON keeps).
+"""Time by the database server's clock: aware UTC, whole milliseconds (the precision of BSON).
 
 Several processes on several machines must agree on which period a moment belongs to, so timestamps follow one clock,
 the primary's. A `Clock` keeps the offset between it and ours; the connection corrects it with every heartbeat.

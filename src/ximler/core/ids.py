@@ -1,4 +1,4 @@
-"""Ids and cursors as clients see them: parsed strictly, and refused by name when they are not what they should be."""
+"""Ids and cursors of the public API. Parsing is strict, and errors name the argument."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ def encode_cursor(position: Position) -> str:
 
 
 def decode_cursor(text: str, field: str = "after") -> Position:
-    """The place a cursor stands for. Raises Invalid naming `field` for anything `encode_cursor` did not make."""
+    """The position of a cursor. Raises Invalid naming `field` for text that `encode_cursor` did not make."""
     if not _CURSOR.fullmatch(text):
         raise _no_cursor(text, field)
     raw = base64.urlsafe_b64decode(text)

@@ -15,7 +15,7 @@ _LONGEST = 200
 
 
 def printable(text: str) -> str:
-    """What a client sent, fit for a terminal and for one line: at most 200 characters, control characters spelled out."""
+    """Client input made safe for one log line: at most 200 characters, control characters escaped."""
     cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
     return cut if cut.isprintable() else "".join(c if c.isprintable() else _spell(c) for c in cut)
 
@@ -25,7 +25,7 @@ def _spell(character: str) -> str:
 
 
 def _json(event: structlog.typing.EventDict, **_: object) -> str:
-    """In a third of the standard library's time, which does what is no proper JSON: half a character, a number of 65 bits."""
+    """About 3 × faster than the standard library, which takes over for lone surrogates and 65-bit integers."""
     try:
         return _encode(event).decode()
     except (TypeError, ValueError, OverflowError):
@@ -36,7 +36,7 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 def configure(settings: Settings) -> None:
-    """Set up structlog and pass what libraries log (from warnings up) through it."""
+    """Set up structlog, and route the warnings and errors of libraries through it."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     console = settings.log_format == "console" if settings.log_format else sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [

@@ -30,7 +30,7 @@ Secret = Annotated[str, Meta(extra={"secret": True})]
 
 
 class SettingsError(Invalid):
-    """A setting is missing or wrong. The message names the variable."""
+    """A setting is missing or invalid. The message names the variable."""
 
     code = "SETTINGS_INVALID"
 
@@ -44,11 +44,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     database: Annotated[
         str | None, Meta(description="Database name. Unset: the one in `MONGODB_URI`'s path, else `ximler`.")
     ] = None
-    pool_size: Annotated[int, Meta(ge=1, description="Most connections to the database, per process.")] = 10
+    pool_size: Annotated[int, Meta(ge=1, description="Maximum database connections per process.")] = 10
     server_selection_timeout_ms: Annotated[
         int, Meta(ge=1, description="How long an operation waits for a usable server.")
     ] = 5000
-    socket_timeout_ms: Annotated[int, Meta(ge=1, description="How long one answer from the server may take.")] = 45000
+    socket_timeout_ms: Annotated[int, Meta(ge=1, description="Timeout of one answer from the server.")] = 45000
 
     # Embedded server
     data_dir: Annotated[
@@ -64,12 +64,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # HTTP
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
-    workers: Annotated[int, Meta(ge=1, description="Processes that answer requests.")] = 1
+    workers: Annotated[int, Meta(ge=1, description="Number of processes that answer requests.")] = 1
     max_connections: Annotated[
         int,
         Meta(
             ge=10,
-            description="Most connections a process holds; idle ones are closed for new ones, else it answers 503.",
+            description="Maximum connections per process. Idle ones are closed for new ones; without any it answers 503.",
         ),
     ] = 1000
     drain_seconds: Annotated[
@@ -77,40 +77,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 10
     public_url: Annotated[
         Annotated[str, Meta(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] | None,
-        Meta(description="Where people reach Ximler; links in e-mails start with it. Unset: host and port."),
+        Meta(description="Public URL of Ximler, used for links in e-mails. Unset: host and port."),
     ] = None
     trusted_proxies: Annotated[
-        tuple[str, ...], Meta(description="Addresses or networks whose `X-Forwarded-For` is believed.")
+        tuple[str, ...], Meta(description="Addresses or networks of proxies whose `X-Forwarded-For` is trusted.")
     ] = ()
     cors_origins: Annotated[
         tuple[str, ...], Meta(description="Origins whose pages may call the API from a browser.")
     ] = ()
     metrics_token: Annotated[
         Annotated[Secret, Meta(min_length=16)] | None,
-        Meta(
-            description="What `GET /metrics` takes as a bearer token, 16 characters or more. Unset: anybody reads it."
-        ),
+        Meta(description="Bearer token that `GET /metrics` requires, 16 characters or more. Unset: public."),
     ] = None
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20
 
-    worker: Annotated[bool, Meta(description="Whether `ximler up` also runs jobs; else run `ximler worker` apart.")] = (
+    worker: Annotated[bool, Meta(description="Whether `ximler up` also runs jobs; otherwise run `ximler worker`.")] = (
         True
     )
 
     # GraphQL
-    graphql_introspection: Annotated[bool, Meta(description="Whether the schema can be asked for.")] = True
-    graphql_max_depth: Annotated[int, Meta(ge=1, description="Deepest selection.")] = 12
-    graphql_max_cost: Annotated[int, Meta(ge=10000, description="Most fields a query may resolve, lists unfolded.")] = (
-        20000
-    )
+    graphql_introspection: Annotated[bool, Meta(description="Whether introspection is allowed.")] = True
+    graphql_max_depth: Annotated[int, Meta(ge=1, description="Maximum depth of a selection.")] = 12
+    graphql_max_cost: Annotated[
+        int, Meta(ge=10000, description="Maximum number of fields a query may resolve, lists included.")
+    ] = 20000
 
     # Metering
     api_rate: Annotated[
         int,
-        Meta(ge=1, description="Calls a second that one API key may make on average; all of a user's twice as many."),
+        Meta(
+            ge=1,
+            description="Average calls per second of one API key; all keys of a user together may make twice as many.",
+        ),
     ] = 50
     api_burst: Annotated[
-        int, Meta(ge=1, description="Calls that one API key may make at once; all of a user's twice as many.")
+        int, Meta(ge=1, description="Burst of one API key; all keys of a user together may make twice as many calls.")
     ] = 100
 
     # Accounts
@@ -134,7 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     audit_retention_days: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Meta(description="Sealed entries of the audit log that are older are removed, daily. Unset: they are kept."),
+        Meta(description="Age after which sealed entries of the audit log are removed, daily. Unset: they are kept."),
     ] = None
     audit_mongodb_uri: Annotated[
         Secret | None,
@@ -153,33 +154,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Meta(description="Sender of e-mails: `Ximler <hello@example.com>`. Unset: no-reply at the public URL."),
     ] = None
-    session_days: Annotated[int, Meta(ge=1, le=400, description="How long a sign-in lasts that is not used.")] = 30
+    session_days: Annotated[int, Meta(ge=1, le=400, description="Days until an unused session ends.")] = 30
     session_max_days: Annotated[
-        int, Meta(ge=1, le=400, description="How long a sign-in lasts at most, however much it is used.")
+        int, Meta(ge=1, le=400, description="Days until any session ends, however much it is used.")
     ] = 90
     argon2_memory_kib: Annotated[int, Meta(ge=7168, description="Argon2id memory of one password hash (OWASP).")] = (
         19456
     )
     argon2_time_cost: Annotated[int, Meta(ge=1, description="Argon2id passes.")] = 2
-    argon2_threads: Annotated[int, Meta(ge=1, description="Password hashes computed at once, per process.")] = 2
+    argon2_threads: Annotated[int, Meta(ge=1, description="Password hashes computed concurrently, per process.")] = 2
 
     breach_lookup_url: Annotated[
         str | None,
         Meta(
             description="Where passwords are looked up among known breaches: `https://api.pwnedpasswords.com/range/`. "
-            "Five digits of a hash are sent, never the password. Unset: nowhere."
+            "Five digits of a hash are sent, never the password. Unset: no look-up."
         ),
     ] = None
 
     # Usage
     usage_alerts: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=1000)], ...],
-        Meta(description="Per cent of a limit at which a user is told, once a period: `80,100`."),
+        Meta(description="Percentages of a limit at which a user is notified, once a period: `80,100`."),
     ] = (80, 100)
 
     # Logs
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="Least severe entry that is logged.")
+        Literal["debug", "info", "warning", "error"], Meta(description="Lowest severity that is logged.")
     ] = "info"
     log_format: Annotated[
         Literal["json", "console"] | None, Meta(description="Unset: `console` on a terminal, else `json`.")
@@ -256,7 +257,7 @@ def load(
 ) -> Settings:
     """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are not None.
 
-    Raises SettingsError naming the variable, its value and what was expected.
+    Raises SettingsError naming the variable, its value and the expected form.
     """
     environ = os.environ if environ is None else environ
     file = file or (Path(environ["XIMLER_CONFIG"]) if environ.get("XIMLER_CONFIG") else None)
@@ -278,7 +279,7 @@ def load(
         message, _, place = str(problem).partition(" - at `$.")
         name = place.rstrip("`").split("[")[0]
         if not name and (unknown := re.search(r"unknown field `(.*)`", message)):
-            name, message = unknown[1], "is no setting of Ximler"
+            name, message = unknown[1], "is not a setting of Ximler"
         elif message.startswith("Invalid enum value"):
             message = f"Expected one of {', '.join(_choices(name))}"
         elif "matching regex" in message:
@@ -358,7 +359,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _generated_secret(data_dir: Path) -> str:
-    """Created once, readable by its owner only; two processes that race end with the same one."""
+    """The key, created once and readable by its owner only. Racing processes get the same one."""
     path = data_dir / _SECRET_FILE
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

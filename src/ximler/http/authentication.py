@@ -1,4 +1,4 @@
-"""Who sends a request: nobody in particular, the user whose session it carries, or the one whose API key it shows."""
+"""Authentication of requests: anonymous, by a session, or by an API key."""
 
 import asyncio
 import contextlib
@@ -25,15 +25,15 @@ from ximler.schema.user import User
 __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
-_AGAIN_S = 0.5  # between the two a client may take its time to send the body, and its key be revoked
+_AGAIN_S = 0.5  # a client may send its body slowly, and its key be revoked meanwhile
 _KEY = tokens.PREFIX.encode()
 _BEARER_KEY = b"Bearer " + _KEY
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks: `user` when they are signed in, or use a key; `by_cookie` when it is a browser's session.
+    """The caller: `user` when signed in or using a key; `by_cookie` for a browser's session.
 
-    `names`, of who uses an API key, are that of the key and its owner's, as bytes.
+    `names` are the ids of an API key and of its owner, as bytes.
     """
 
     actor: Actor
@@ -43,7 +43,7 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
 
 class Authentication:
-    """One a process, on its feed. `run` it for as long as requests are answered."""
+    """One per process, on its feed. `run` it while requests are answered."""
 
     def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
         self._keys = Verifier(database, feed)
@@ -53,13 +53,13 @@ class Authentication:
 
     @property
     def cookie_seconds(self) -> int:
-        """How long a browser keeps the cookie: the session may end before, never after."""
+        """Lifetime of the cookie. The session may end earlier, never later."""
         return self.settings.session_max_days * 24 * 3600
 
     def at_hand(self, scope: MutableMapping[str, Any]) -> Caller | None:
-        """The caller, when it shows an API key of which nothing needs to be decided: what `identify` says, without waiting.
+        """The caller, if its API key is cached: the result of `identify`, without awaiting.
 
-        None says nothing, not even that there is no key: ask `identify`.
+        None means unknown: call `identify`.
         """
         authorization = user_agent = None
         for name, value in scope["headers"]:
@@ -79,17 +79,17 @@ class Authentication:
         )
 
     async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
-        """The caller. At most one command, none for who was seen before; none without a token either.
+        """The caller. At most one command; none for cached callers, and none without a token.
 
         Raises Unauthenticated for a token that is malformed, unknown or expired, Forbidden for one that may not be used
-        (locked account, address, foreign page): a request that claims to be somebody is never answered as if it came from
-        nobody.
+        (locked account, address, foreign page): a request with credentials is never answered as if it came from
+        an anonymous caller.
         """
         authorization = user_agent = None
         cookie = False
         for name, value in scope["headers"]:
             if name == b"authorization":
-                if authorization is not None:  # whose request it is must not depend on who reads which
+                if authorization is not None:  # the caller must not depend on which one is read
                     raise Unauthenticated("Send one Authorization header")
                 authorization = value.decode("latin-1")
             elif name == b"user-agent":
@@ -132,7 +132,7 @@ class Authentication:
         return Caller(actor, account.user, by_cookie=authorization is None)
 
     async def run(self) -> None:
-        """Write down what was used, until cancelled; then what is left."""
+        """Write `lastUsed` and extend sessions in the background, until cancelled; then once more."""
         try:
             await asyncio.gather(self._keys.run(), self._sessions.run())
         finally:
@@ -158,7 +158,7 @@ def _by_key(known: Known, state: MutableMapping[str, Any], user_agent: str | Non
 
 
 def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the request may come with an API key. True for whatever `identify` could take for one, however it is spaced."""
+    """Whether the request may carry an API key. True for everything that `identify` could accept as one."""
     for name, value in headers:  # noqa: SIM110 (a generator would cost as much as the rest of the decision)
         if name == b"authorization" and _KEY in value:
             return True
@@ -166,7 +166,7 @@ def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def signed_in(*, scope: str | None = None) -> dict[str, Any]:
-    """What a route handler is declared with, for those who are signed in: `@get("/v1/export", **signed_in())`.
+    """Options of a route that requires authentication: `@get("/v1/export", **signed_in())`.
 
     The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, no key may use
     the route.

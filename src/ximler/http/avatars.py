@@ -1,4 +1,4 @@
-"""Pictures of people: sent as they are or as a form's file, shown to everybody."""
+"""Users' pictures: uploaded as the body or as a form's file, public to read."""
 
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from ximler.http.problems import documented
 __all__ = ["routes"]
 
 _FORM_OVERHEAD = 10_000  # bytes around the file in a multipart body
-# A picture runs nothing, whatever a browser takes it for; a day in caches, so that it is gone soon after its owner.
+# The sandbox keeps browsers from running it; caches keep it for a day at most, so that it goes soon after its owner.
 _HEADERS = {
     "Cache-Control": "public, max-age=86400",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -29,7 +29,7 @@ _HEADERS = {
 
 
 class Avatar(msgspec.Struct, frozen=True):
-    """`avatar` is the picture's path; null is none."""
+    """`avatar` is the picture's path, or null."""
 
     avatar: str | None
 
@@ -38,15 +38,15 @@ class Avatar(msgspec.Struct, frozen=True):
     "/v1/avatar",
     **signed_in(),
     tags=["accounts"],
-    summary="Choose your picture",
+    summary="Set your picture",
     request_max_body_size=pictures.MAX_BYTES + _FORM_OVERHEAD,
     responses=documented(
         _400="The form cannot be read",
-        _401="Nobody is signed in",
-        _403="It came with an API key, or from another site's page",
+        _401="Not signed in",
+        _403="Sent with an API key, or by another site",
         _413="The file is too large",
-        _422="It is no picture that can be read",
-        _503="The database is away",
+        _422="The picture cannot be read",
+        _503="The database is unavailable",
     ),
 )
 async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State) -> Avatar:
@@ -59,11 +59,11 @@ async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any
     **signed_in(),
     status_code=200,
     tags=["accounts"],
-    summary="Have no picture",
+    summary="Remove your picture",
     responses=documented(
-        _401="Nobody is signed in",
-        _403="It came with an API key, or from another site's page",
-        _503="The database is away",
+        _401="Not signed in",
+        _403="Sent with an API key, or by another site",
+        _503="The database is unavailable",
     ),
 )
 async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
@@ -75,23 +75,23 @@ async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
 @get(
     "/v1/avatars/{picture:str}",
     tags=["accounts"],
-    summary="Somebody's picture",
+    summary="A user's picture",
     media_type=pictures.CONTENT_TYPE,
     responses={
         200: ResponseSpec(bytes, description="The picture", media_type=pictures.CONTENT_TYPE, generate_examples=False),
-        304: ResponseSpec(None, description="The caller has it already", media_type=MediaType.TEXT),
+        304: ResponseSpec(None, description="Not modified", media_type=MediaType.TEXT),
     }
     | documented(
         _400="The request cannot be read",
-        _404="It is nobody's picture, any more",
-        _422="That is no id",
-        _503="The database is away",
+        _404="The picture does not exist, or not any more",
+        _422="The id is malformed",
+        _503="The database is unavailable",
     ),
 )
 async def show(
     picture: Annotated[str, PathParameter(max_length=100)], request: Request[Any, Any, Any], state: State
 ) -> Response[Any]:
-    """What is under a path never changes; it ends when its owner chooses another picture, or leaves."""
+    """A path's picture never changes. It is removed when its owner chooses another one, or leaves."""
     file = await avatars.get(state.database, object_id(picture, "picture"))
     headers = {**_HEADERS, "ETag": f'"{file.id}"'}
     if f'"{file.id}"' in request.headers.get("if-none-match", ""):

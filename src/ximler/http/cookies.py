@@ -1,4 +1,4 @@
-"""A browser's session: a cookie that no script can read, and that no other site can use.
+"""The session's cookie in browsers: scripts cannot read it, and other sites cannot use it.
 
 `__Host-ximler` is bound by browsers to exactly this host over https. Plain http is for one's own machine, where that prefix
 and `Secure` cannot be: there the cookie has another name. A request that changes something and comes with the cookie must say
@@ -24,7 +24,7 @@ class ForeignOrigin(Forbidden):
 
 
 class Cookies:
-    """How the session's cookie is called, written and believed, by the settings."""
+    """Name, attributes and checks of the session's cookie, by the settings."""
 
     def __init__(self, settings: Settings) -> None:
         url = urlsplit(settings.base_url)
@@ -34,7 +34,7 @@ class Cookies:
         self.name = "__Host-ximler" if self._secure else "ximler"
 
     def token(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """The session's token, where the request has one."""
+        """The session's token, if the request has one."""
         for header, value in headers:
             if header == b"cookie":
                 for part in value.decode("latin-1").split(";"):
@@ -44,7 +44,7 @@ class Cookies:
         return None
 
     def give(self, token: str, *, seconds: int) -> tuple[bytes, bytes]:
-        """The header that makes a browser keep the token. Raises Invalid where it would have to travel in the clear."""
+        """The header that sets the cookie. Raises Invalid where it would be sent unencrypted."""
         if not self._secure and not self._local:
             raise Invalid(
                 "Cookies need https: set XIMLER_PUBLIC_URL to the https:// address, or send the token as a header"
@@ -54,12 +54,12 @@ class Cookies:
         return b"set-cookie", cookie.encode("latin-1")
 
     def take(self) -> tuple[bytes, bytes]:
-        """The header that makes a browser forget it."""
+        """The header that deletes the cookie."""
         secure = "; Secure" if self._secure else ""
         return b"set-cookie", f"{self.name}=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax{secure}".encode()
 
     def require_own_page(self, method: str, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse what another site may have made a browser send with our cookie. Raises ForeignOrigin."""
+        """Refuse cross-site requests that carry the cookie. Raises ForeignOrigin."""
         if method in _SAFE:
             return
         site = headers.get(b"sec-fetch-site")

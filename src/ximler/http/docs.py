@@ -1,4 +1,4 @@
-"""The API's documentation page. Its script and style come from an installed package, not from anybody's CDN."""
+"""The API's documentation page. Its script and style come from an installed package, not from a CDN."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -30,7 +30,7 @@ _HEADERS = {
 
 
 async def _refuse_unknown(request: Request[Any, Any, Any]) -> None:
-    """Litestar adds a page of its own for whatever else is below the path: the only route there with a parameter."""
+    """Litestar adds a catch-all page below the path: the only route there with a parameter."""
     if request.path_params:
         raise NotFoundException
 

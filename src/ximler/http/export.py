@@ -1,4 +1,4 @@
-"""Taking along all that is kept of one."""
+"""Export of the caller's own data."""
 
 from litestar import get
 from litestar.datastructures import State
@@ -19,17 +19,17 @@ _ZIP = "application/zip"
     "/v1/export",
     **signed_in(),
     tags=["accounts"],
-    summary="Everything that is kept of you",
+    summary="Export your data",
     media_type=_ZIP,
     responses={200: ResponseSpec(bytes, description="A zip archive", media_type=_ZIP, generate_examples=False)}
     | documented(
-        _401="Nobody is signed in",
-        _403="The sign-in is older than ten minutes, or it is an API key's",
-        _503="The database is away",
+        _401="Not signed in",
+        _403="The sign-in is older than ten minutes, or an API key was used",
+        _503="The database is unavailable",
     ),
 )
 async def take_along(caller: NamedDependency[Caller], state: State) -> Stream:
-    """A zip archive of JSON files, and of files of your own, made as it is sent. One that ends early does not open."""
+    """A zip archive of JSON files and your uploads, created while it is sent. A truncated archive does not open."""
     archive = await export.take(state.database, caller.actor, caller.actor.require_user())
     day = f"{state.database.clock.now():%Y-%m-%d}"
     headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}

@@ -1,6 +1,6 @@
-"""`Idempotency-Key` on routes that do something new each time: `@post(…, middleware=[idempotent])`.
+"""`Idempotency-Key` on routes that are not idempotent by themselves: `@post(…, middleware=[idempotent])`.
 
-What PUT and DELETE do twice they have done once (RFC 9110, 9.2.2), and events of usage have ids of their own.
+PUT and DELETE are idempotent (RFC 9110, 9.2.2), and usage events have ids of their own.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _MAX_BODY = 1_000_000
 
 
 def idempotent(app: ASGIApp) -> ASGIApp:
-    """The same route; with the header, a request that comes again within 24 hours is answered as before and does nothing."""
+    """The same route. A request repeated with its key within 24 hours gets the first answer, and does nothing."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         key = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"), None)
@@ -70,7 +70,7 @@ async def _recorded(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
             parts.append(message["body"])
 
     await app(scope, receive, send)
-    # What was refused has changed nothing, and may be tried again.
+    # A refused request changed nothing, and may be tried again.
     return Answer(status, b"".join(parts), headers, final=status < 400)
 
 
@@ -89,7 +89,7 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 async def _caller(authentication: Authentication, scope: Scope) -> Actor:
-    """Who asks; nobody in particular where that cannot be said: the route itself decides what that means."""
+    """The caller; anonymous where authentication fails, which the route itself reports."""
     try:
         return (await authentication.identify(scope)).actor  # type: ignore[arg-type]  # ASGI's, typed by two libraries
     except XimlerError:

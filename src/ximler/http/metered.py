@@ -1,9 +1,9 @@
-"""Every request with an API key is paid for before anything else is done for it: a burst limit, then the month's quota.
+"""Every request with an API key is metered before any other work: a burst limit, then the month's quota.
 
-What a route costs is declared where it is: `opt={"api_calls": 5}` on its handler, 1 unless it says so, 0 is free. A request
-that is refused, by a limit or because its key opens nothing, costs nothing. Sessions of people are not metered.
+The handler declares the price of its route: `opt={"api_calls": 5}`; the default is 1, and 0 is free. A request
+that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
 
-Plain ASGI in front of the application, because that costs a third of what a guard in it would (`make bench`). Answers carry
+Plain ASGI in front of the application: a guard inside it costs 3 × as much (`make bench`). Answers carry
 `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), refusals `Retry-After` as well.
 """
 
@@ -30,14 +30,14 @@ from ximler.metering.quota.meter import Allowance, Meter
 
 __all__ = ["Metered", "Prices"]
 
-_OF_ONE_USER = 2  # all keys of a user together may be this much faster than one
+_OF_ONE_USER = 2  # times the rate of one key, for all keys of a user together
 
 
 _Parts = tuple[Authentication, Meter, Clock]
 
 
 class Prices:
-    """What each route costs, and its name in the ledger: a path's template, so that there are not more names than routes."""
+    """The price of each route, and its name in the ledger: the path's template, so that names are bounded."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self._fixed: dict[str, tuple[str, int]] = {}
@@ -51,7 +51,7 @@ class Prices:
                 self._fixed[route.path] = price
 
     def of(self, path: str) -> tuple[str, int]:
-        """The route's template and its price. What is at no route is asked for at the usual price."""
+        """The route's template and its price. Unknown paths have the usual price."""
         found = self._fixed.get(path)
         if found is not None:
             return found
@@ -74,9 +74,9 @@ def _declared(route: BaseRoute) -> int:
 
 
 class Metered:
-    """Meters what goes to `app`, whose state has `authentication` and `meter` once it is started.
+    """Meters requests to `app`, whose state has `authentication` and `meter` once it is started.
 
-    `Requests`, around it, sends what it says of limits: one layer fewer that each answer passes.
+    `Requests`, around it, sends the rate-limit headers: one layer fewer for each answer.
     """
 
     def __init__(self, app: Litestar, settings: Settings) -> None:
@@ -99,7 +99,7 @@ class Metered:
         authentication, meter, clock = self._parts or self._find_parts()
         caller = authentication.at_hand(scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
         if caller is None and shows_key(scope["headers"]):
-            with suppress(XimlerError):  # the application finds out the same, and says so in its own form
+            with suppress(XimlerError):  # the application reports the same error in its own form
                 caller = await authentication.identify(scope)  # type: ignore[arg-type]  # as above
         route, units = self._prices.of(scope["path"])
         if caller is None or caller.names is None or not units:  # a session's token may have the letters of a key in it
@@ -135,7 +135,7 @@ class Metered:
         ]
 
     def _find_parts(self) -> "_Parts":
-        """What the application has made when it started: looked up once, because each look costs a tenth of all this."""
+        """The parts that the application created at start; looked up once, because each look-up costs 10 % of metering."""
         state = self.state
         self._parts = parts = (state.authentication, state.meter, state.database.clock)
         return parts
@@ -161,7 +161,7 @@ class Metered:
         await send(end)
 
     def _shared_with(self, scope: Scope) -> Mapping[str, str]:
-        """What lets a page of another origin see the refusal, as the application, which was not asked, says of its answers."""
+        """CORS headers, so that pages of allowed origins can read the refusal; the application adds them to its own answers."""
         origin = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), None)
         if origin is None or self._cors is None or not self._cors.is_origin_allowed(origin):
             return {}

@@ -48,7 +48,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
         return _page("form.html", **msgspec.structs.asdict(self), token=token, error=error, status=status)
 
     def again(self, token: str, error: Invalid) -> Response[str]:
-        """The form once more, with what is wrong beside its field. Raises the error where it is not the field's."""
+        """The form again, with the error beside its field. Raises errors of anything but the field."""
         if self.field not in error.fields:
             raise error
         return self.show(

@@ -1,4 +1,4 @@
-"""How errors look over HTTP: problem details (RFC 9457). The one table from kind to status."""
+"""Errors over HTTP: problem details (RFC 9457). The one table from kind to status."""
 
 import math
 from http import HTTPStatus
@@ -37,7 +37,7 @@ _STATUS: dict[type[XimlerError], int] = {
     LimitExceeded: 429,
     Unavailable: 503,
 }
-# Of what Litestar finds wrong before a route is reached.
+# Errors that Litestar raises before a route is reached.
 _CODES = {
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
@@ -55,7 +55,7 @@ _DISCONNECTED, _CLIENT_CLOSED = "client disconnected prematurely", 499
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
-    """`code` is stable and for programs, `detail` is for people, `fields` says what is wrong with which input."""
+    """`code` is stable and for programs, `detail` is for people, `fields` has the error of each input."""
 
     type: str = "about:blank"
     title: str
@@ -91,7 +91,7 @@ def body(error: XimlerError, request_id: str | None) -> Problem:
 
 
 def headers_of(error: XimlerError) -> dict[str, str]:
-    """What the status itself asks for: how to sign in, when to come back."""
+    """Headers that the status requires: WWW-Authenticate, Retry-After."""
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
@@ -105,9 +105,9 @@ def _ours(request: Request[Any, Any, Any], error: XimlerError) -> Response[bytes
 
 
 def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    """Routing and parsing: no such path, wrong method, a body that is not what the route takes."""
+    """Errors of routing and parsing: unknown path, wrong method, unreadable body."""
     if error.detail == _DISCONNECTED:
-        return Response(b"", status_code=_CLIENT_CLOSED)  # nobody reads it; it is for the log and the metrics
+        return Response(b"", status_code=_CLIENT_CLOSED)  # for the log and the metrics; the client has left
     if error.status_code >= 500:
         return _unexpected(request, error)
     extra = error.extra if isinstance(error.extra, list) else []
@@ -117,7 +117,7 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
         status = _STATUS[Invalid]
         detail = "; ".join(f"{name}: {problem}" for name, problem in fields.items()) or detail
     elif status == HTTPStatus.NOT_FOUND:
-        detail = f"There is nothing at {request.url.path}"
+        detail = f"Nothing is found at {request.url.path}"
     problem = Problem(
         title=_phrase(status),
         status=status,
@@ -151,7 +151,7 @@ def _response(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
 
 
 def _phrase(status: int) -> str:
-    """What RFC 9457 wants as the title of a problem without a type of its own."""
+    """The title of a problem without a type of its own (RFC 9457)."""
     return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 

@@ -1,6 +1,6 @@
-"""What happens to every request, whoever answers it: an id, the caller's address, a log line, a metric, safe headers.
+"""Every request gets an id, the caller's address, a log line, a metric and security headers.
 
-Plain ASGI around the whole application: nothing that a route does can escape it.
+Plain ASGI around the whole application, so that no route can bypass it.
 """
 
 import ipaddress
@@ -32,7 +32,7 @@ SECONDS = Histogram(
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-# Unless the answer says otherwise itself.
+# Defaults, which an answer may override.
 _SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -41,7 +41,7 @@ _SAFE_HEADERS = [
 
 
 class TrustedProxies:
-    """Whose `X-Forwarded-For` is believed: by default nobody's. Raises SettingsError for what is no address or network."""
+    """The proxies whose `X-Forwarded-For` is trusted, by default none. Raises SettingsError for an invalid network."""
 
     def __init__(self, networks: Iterable[str]) -> None:
         try:
@@ -50,9 +50,9 @@ class TrustedProxies:
             raise SettingsError(f"XIMLER_TRUSTED_PROXIES: {error}", fields={"trusted_proxies": str(error)}) from None
 
     def client(self, peer: str | None, forwarded_for: str) -> str | None:
-        """The nearest address that is not a proxy of ours, reading `X-Forwarded-For` from its end.
+        """The nearest address that is not a trusted proxy, reading `X-Forwarded-For` from its end.
 
-        Entries before the first that is not trusted are the client's own claims, and are not looked at.
+        Entries before the first untrusted one are the client's own claims, and are ignored.
         """
         address = peer
         for claimed in reversed(forwarded_for.split(",")) if self._networks else ():
@@ -70,7 +70,7 @@ class TrustedProxies:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """None for what is no address. `::ffff:10.0.0.1`, as a socket for both families says it, is 10.0.0.1."""
+    """None for an invalid address. `::ffff:10.0.0.1`, from a dual-stack socket, is 10.0.0.1."""
     try:
         parsed = ipaddress.ip_address(text)
     except ValueError:
@@ -79,7 +79,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Requests:
-    """The outermost layer. What is in it may leave headers for the answer in the request's state, as `reply_headers`."""
+    """The outermost layer. Inner layers may add headers to the answer through the state's `reply_headers`."""
 
     def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
         self._app = app
@@ -128,7 +128,7 @@ class Requests:
 
     def _count(self, method: str, route: str, status: int, seconds: float) -> None:
         found = self._counters.get((method, route, status))
-        if found is None:  # the library's own look-up takes as long as all the rest
+        if found is None:  # the library's own look-up doubles the cost
             found = self._counters[method, route, status] = SERVED.labels(method, route, status), SECONDS.labels(route)
         served, took = found
         served.inc()

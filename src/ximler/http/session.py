@@ -1,4 +1,4 @@
-"""A browser's session: signing in to a cookie, exchanging it, signing out. Programs use GraphQL's `signIn` and a header."""
+"""Sessions of browsers: sign-in to a cookie, refresh, sign-out. Programs use GraphQL's `signIn` and a header."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -26,8 +26,8 @@ _Text = Annotated[str, msgspec.Meta(max_length=1000)]
 class Credentials(msgspec.Struct, frozen=True, rename="camel"):
     email: _Text
     password: _Text
-    code: _Text | None = None  # of the second factor
-    device: _Text | None = None  # what an earlier sign-in answered
+    code: _Text | None = None  # second-factor code
+    device: _Text | None = None  # from the answer of an earlier sign-in
 
 
 class Person(msgspec.Struct, frozen=True, rename="camel"):
@@ -37,7 +37,7 @@ class Person(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SignedIn(msgspec.Struct, frozen=True, rename="camel"):
-    """The session itself is in the cookie, where no script reads it."""
+    """The token itself is in the cookie, which scripts cannot read."""
 
     expires_at: datetime
     device: str
@@ -45,13 +45,15 @@ class SignedIn(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def _responses(**reasons: str) -> dict[int, ResponseSpec]:
-    return documented(_400="The request cannot be read", _403="Another site sent it", _413="It is too long", **reasons)
+    return documented(
+        _400="The request cannot be read", _403="Sent by another site", _413="The body is too long", **reasons
+    )
 
 
 @post(
     "/v1/session",
     tags=["accounts"],
-    summary="Sign in, to a cookie",
+    summary="Sign in to a cookie",
     status_code=200,
     middleware=[idempotent],
     responses=_responses(
@@ -59,7 +61,7 @@ def _responses(**reasons: str) -> dict[int, ResponseSpec]:
     ),
 )
 async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[Credentials]) -> Response[SignedIn]:
-    """Only for pages of our own: the request must come from one (Sec-Fetch-Site or Origin)."""
+    """For same-origin pages only (Sec-Fetch-Site or Origin)."""
     authentication: Authentication = state.authentication
     authentication.cookies.require_own_page(request.method, dict(request.scope["headers"]))
     found = await sessions.sign_in(
@@ -80,11 +82,11 @@ async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[
     tags=["accounts"],
     summary="Exchange the session's cookie for a new one",
     status_code=200,
-    responses=_responses(_401="There is no session, or it has ended"),
+    responses=_responses(_401="The session is missing or has ended"),
     **signed_in(),
 )
 async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[SignedIn]:
-    """The old one opens nothing from now on. If it comes back later somebody has a copy, and the whole sign-in ends."""
+    """The old token is invalid from now on. If it is used again later it was copied, and the whole sign-in ends."""
     if not caller.by_cookie or caller.user is None:
         raise Unauthenticated("This is for a session's cookie: with a token, use GraphQL's refreshSession")
     authentication: Authentication = state.authentication
@@ -98,12 +100,12 @@ async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[Sig
     summary="Sign out",
     status_code=204,
     responses={
-        204: ResponseSpec(None, description="The browser forgets its session", generate_examples=False),
+        204: ResponseSpec(None, description="The cookie is deleted", generate_examples=False),
         **_responses(),
     },
 )
 async def sign_out(request: Request[Any, Any, Any], state: State) -> Response[None]:
-    """Ends the cookie's session and takes the cookie back; that it was over already is no error."""
+    """Ends the cookie's session and deletes the cookie. An ended session is no error."""
     authentication: Authentication = state.authentication
     response: Response[None] = Response(None, status_code=204, headers=_NO_STORE)
     try:

@@ -1,4 +1,4 @@
-"""Recording usage over REST: a stream of events, as long as it may be."""
+"""Recording usage over REST, as a stream of events of any length."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,11 +30,11 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
     request_max_body_size=None,
     responses=documented(
         _400="The request cannot be read",
-        _401="There is no session or key, or it has ended",
-        _403="You are no operator, and no key with the scope usage:write",
-        _422="The body is neither lines nor an array of JSON",
+        _401="The session or key is missing, expired or revoked",
+        _403="Requires an operator, or an API key with the scope usage:write",
+        _422="The body is neither newline-delimited JSON nor a JSON array",
         _429="The key's owner has no API calls left",
-        _503="The database does not answer: send all of it again",
+        _503="The database is unavailable: send all of it again",
     ),
 )
 async def record_events(request: Request[Any, Any, Any], caller: NamedDependency[Caller]) -> Report:
@@ -52,7 +52,7 @@ async def record_events(request: Request[Any, Any, Any], caller: NamedDependency
 
 
 async def _while_allowed(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """The body, for as long as whoever sends it may: a stream can last for hours, and a key be revoked meanwhile."""
+    """The body, while its sender is allowed to record: a stream can last for hours, and a key be revoked meanwhile."""
     authentication: Authentication = request.app.state.authentication
     async for chunk in request.stream():
         now = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
@@ -72,7 +72,7 @@ async def _lines(request: Request[Any, Any, Any], kind: str) -> AsyncIterator[by
     try:
         events = _array.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-        raise Invalid(f"This is no JSON array of events: {problem}") from None
+        raise Invalid(f"The body is not a JSON array of events: {problem}") from None
     for event in events:
         yield bytes(event).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
 

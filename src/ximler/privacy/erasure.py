@@ -1,6 +1,6 @@
 """Erasure of a user: 30 days after an account was closed it is anonymised in place.
 
-The fields' marks in `schema` say what stays, what goes and what is replaced; domains do only what needs logic (files, running
+The fields' marks in `schema` say which stay, go or are replaced. Domains do the parts that need logic (files, running
 subscriptions, the audit log). It is a job: interrupted anywhere, it runs again from the start, and every step may be repeated.
 Payments, subscriptions, amounts used and the audit log stay, without the person.
 """

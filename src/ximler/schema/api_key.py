@@ -20,7 +20,7 @@ class ApiKey(Created, kw_only=True):
     expires_at: Theirs[datetime | None] = None
     revoked_at: Theirs[datetime | None] = None
     # Ours, all optional: a Mongoose application neither needs nor disturbs them.
-    hint: Theirs[str | None] = None  # its last four characters, to tell one's keys apart
+    hint: Theirs[str | None] = None  # its last four characters
     allowed_addresses: Theirs[list[str]] = field(
         default_factory=list
     )  # networks that it works from; empty: from everywhere
@@ -37,7 +37,7 @@ API_KEYS = Collection(
     indexes=(
         ascending("userId", why="a user's keys"),
         ascending("keyHash", why="verification"),
-        ascending("expiresAt", why="what expires next"),
+        ascending("expiresAt", why="keys that expire next"),
         ascending("revokedAt", why="reports"),
     ),
     shard_key=ShardKey((), "found by hash and by user alike: small, kept on one shard"),

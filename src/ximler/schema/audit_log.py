@@ -35,8 +35,8 @@ AUDIT_LOGS = Collection(
         ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first, by pages"),
         ascending("userId", "-createdAt", "-_id", ours=True, why="a user's history, newest first"),
         ascending("action", "-createdAt", "-_id", ours=True, why="an action's, newest first"),
-        ascending("resource", "-createdAt", "-_id", ours=True, why="what was done to things of a kind, newest first"),
-        ascending("metadata.actorId", ours=True, why="what somebody did to others, when they are erased"),
+        ascending("resource", "-createdAt", "-_id", ours=True, why="entries about one kind of resource, newest first"),
+        ascending("metadata.actorId", ours=True, why="a user's actions on others, to erase them"),
     ),
-    shard_key=ShardKey((("_id", "hashed"),), "appended to by everybody at once; searched across shards, by operators"),
+    shard_key=ShardKey((("_id", "hashed"),), "many concurrent appends; operators search across shards"),
 )

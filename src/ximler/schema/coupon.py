@@ -37,7 +37,7 @@ COUPONS = Collection(
     indexes=(
         ascending("code", unique=True, why="redemption"),
         ascending("active", why="the coupons on offer"),
-        ascending("validFrom", "validUntil", why="what is valid when"),
+        ascending("validFrom", "validUntil", why="coupons valid at a time"),
         ascending("applicablePlans", why="a plan's coupons"),
     ),
     shard_key=ShardKey((), "few documents, and a code is unique"),

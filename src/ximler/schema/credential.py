@@ -1,4 +1,4 @@
-"""`credentials`: what beside a password decides who may sign in, and as what. Private to accounts."""
+"""`credentials`: role, lock and second factor of each user. Private to accounts."""
 
 from datetime import datetime
 from typing import Literal
@@ -13,25 +13,21 @@ Role = Literal["operator"]
 
 
 class Credential(Document, kw_only=True):
-    """One a user, made when there is something to say. The specification's `users` has no place for it."""
+    """One per user, created when needed. The specification's `users` has no fields for it."""
 
     id: UserId = field(name="_id")  # the user's
     role: Theirs[Role | None] = None
     locked_at: Internal[datetime | None] = None
     lock_reason: Internal[str | None] = None
-    totp_secret: Internal[bytes | None] = (
-        None  # encrypted with a key derived from the secret key; here once it was proved
-    )
+    totp_secret: Internal[bytes | None] = None  # encrypted with a key derived from the secret key, once confirmed
     totp_confirmed_at: Theirs[datetime | None] = None
-    totp_last_step: Internal[int | None] = None  # RFC 6238, 5.2: a code is taken once
-    totp_pending: Internal[bytes | None] = (
-        None  # a secret, likewise, that was shown and not proved yet: it protects nobody
-    )
+    totp_last_step: Internal[int | None] = None  # RFC 6238, 5.2: a code is accepted once
+    totp_pending: Internal[bytes | None] = None  # likewise; a secret that is not confirmed yet and protects nothing
     totp_pending_at: Internal[datetime | None] = None
     factor_attempts: Internal[list[int]] = field(
         default_factory=list
     )  # when the latest few codes were tried (ms since 1970)
-    recovery_codes: Internal[list[str]] = field(default_factory=list)  # hashes of those that are left
+    recovery_codes: Internal[list[str]] = field(default_factory=list)  # hashes of the unused codes
     created_at: Theirs[datetime] = AT_WRITE
     updated_at: Theirs[datetime] = AT_WRITE
 

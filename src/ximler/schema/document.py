@@ -1,4 +1,4 @@
-"""What a collection's module is made of: a `Document` Struct, its `Index`es, and the `Collection` that ties
+"""The parts of a collection's module: a `Document` Struct, its `Index`es, and the `Collection` that ties
 them up.
 
 Python attributes are snake_case; MongoDB's fields are their camelCase. A field without a default is one that
@@ -24,7 +24,7 @@ SPECIFIED_NAMES = (
     "users", "plans", "subscriptions", "payments", "usage", "projects", "apikeys", "notifications", "coupons", "auditlogs",
 )  # fmt: skip
 
-# A Number as MongoDB keeps it. Counts are `int`; what may carry a fraction is `Number`.
+# A Number as MongoDB keeps it. Counts are `int`; values that may have a fraction are `Number`.
 Number = int | float
 
 # The specification's setters, applied by every write of ours (Mongoose applies them to its own).
@@ -42,8 +42,8 @@ T = TypeVar("T")
 # Privacy marks. Every field of a document that belongs to a user has one: whether the user's export contains it, and whether
 # it is erased with the account. `privacy` exports and erases by these marks. Documents of which nothing is kept are deleted.
 Theirs = Annotated[T, Meta(extra={"exported": True, "erased": True})]  # the user's own data
-Record = Annotated[T, Meta(extra={"exported": True, "erased": False})]  # for the books: says what happened, not to whom
-Internal = Annotated[T, Meta(extra={"exported": False, "erased": True})]  # hashes, tokens, what serves a search
+Record = Annotated[T, Meta(extra={"exported": True, "erased": False})]  # bookkeeping, which does not identify the user
+Internal = Annotated[T, Meta(extra={"exported": False, "erased": True})]  # hashes, tokens, search terms
 Kept = Annotated[T, Meta(extra={"exported": False, "erased": False})]
 
 
@@ -81,7 +81,7 @@ class Created(Identified, kw_only=True):
 
 
 class Stamped(Created, kw_only=True):
-    """`updatedAt` is set by every write; where others left it out it reads as `createdAt`."""
+    """`updatedAt` is set by every write. Where other applications left it out it reads as `createdAt`."""
 
     updated_at: Record[datetime] = AT_WRITE
 
@@ -92,7 +92,7 @@ Direction = Literal[1, -1, "text"]
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
     """One index. `ours` marks those beyond the specification, which a Mongoose `syncIndexes()` would drop:
-    they may carry speed, never an invariant (except on collections of our own). `why` says what it serves.
+    they may carry speed, never an invariant (except on collections of our own). `why` names its queries.
     """
 
     keys: tuple[tuple[str, Direction], ...]
@@ -104,12 +104,12 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """MongoDB's own default name, which is also what Mongoose gives: `userId_1_createdAt_-1`."""
+        """MongoDB's own default name, the same as Mongoose's: `userId_1_createdAt_-1`."""
         return "_".join(f"{key}_{direction}" for key, direction in self.keys)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `createIndexes` takes beside key and name."""
+        """The options of `createIndexes`, without key and name."""
         chosen: dict[str, Any] = {}
         if self.unique:
             chosen["unique"] = True
@@ -127,7 +127,7 @@ def ascending(*fields: str, why: str, unique: bool = False, ours: bool = False) 
 
 
 class ShardKey(msgspec.Struct, frozen=True):
-    """How a sharded cluster splits the collection; no fields means it stays whole on one shard."""
+    """How a sharded cluster splits the collection. Without fields it stays on one shard."""
 
     fields: tuple[tuple[str, Literal[1, "hashed"]], ...]
     why: str
@@ -172,12 +172,12 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
 
     @property
     def replacements(self) -> dict[str, Any]:
-        """The fields that are replaced when the user is erased, and by what."""
+        """The fields that are replaced when the user is erased, and the values that replace them."""
         return {name: marks["replacement"] for name, marks in self.marks.items() if "replacement" in marks}
 
     @property
     def erasure(self) -> Literal["nothing", "fields", "documents"]:
-        """What erasing a user does here. Ids, timestamps and the reference alone are nothing to keep a document for."""
+        """The effect of erasing a user. A document of which only ids and timestamps would be kept is deleted."""
         if self.user_field is None or len(self.kept) == len(self.marks):
             return "nothing"
         bare = {"_id", "createdAt", "updatedAt", self.user_field}
@@ -198,7 +198,7 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
         )
 
 
-# The user whose document it is. Of fields that name somebody else, `ref` is not used.
+# The user to whom the document belongs. Ids of other users have no `ref`.
 UserId = Annotated[ObjectId, Meta(extra={"ref": "users", "exported": False, "erased": False})]
 
 

@@ -14,7 +14,7 @@ class EmailChange(Document, kw_only=True):
     """One a user: asking again replaces it. The hash of its link's token is the user's `emailVerificationToken`."""
 
     id: UserId = field(name="_id")  # the user's
-    request_id: Internal[ObjectId]  # what the link's token is derived from
+    request_id: Internal[ObjectId]  # the link's token is derived from it
     email: Internal[Lowercase]
     session_id: Internal[bytes | None] = None  # the session that asked, which does not end with the others
     attempts: Internal[int] = 0  # passwords tried with the link

@@ -1,4 +1,4 @@
-"""`entitlements`: what each user may use, from when to when. Private to metering."""
+"""`entitlements`: each user's limits. Private to metering."""
 
 from datetime import datetime
 
@@ -46,8 +46,8 @@ class Entitlement(Document, kw_only=True):
 ENTITLEMENTS = Collection(
     name="entitlements",
     document=Entitlement,
-    purpose="What each user may use: their plan's limits, an operator's override, the day their periods begin.",
+    purpose="Each user's limits: their plan's, an operator's override, and the day on which their periods begin.",
     owner="metering",
-    indexes=(ascending("planId", ours=True, why="everybody on a plan whose limits change"),),
+    indexes=(ascending("planId", ours=True, why="users of a plan whose limits change"),),
     shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
 )

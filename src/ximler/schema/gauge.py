@@ -1,4 +1,4 @@
-"""`gauges`: how much of what exists a user has now. Private to metering."""
+"""`gauges`: the number of projects and stored bytes of each user. Private to metering."""
 
 from datetime import datetime
 from typing import Any

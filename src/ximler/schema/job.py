@@ -1,4 +1,4 @@
-"""`outbox`: work that a change asked for, written in the change's own transaction. Private to database."""
+"""`outbox`: jobs, written in the transaction of the change that they follow. Private to database."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -30,17 +30,17 @@ class Job(Stamped, kw_only=True):
 OUTBOX = Collection(
     name="outbox",
     document=Job,
-    purpose="Work that a change asked for, written in the change's own transaction.",
+    purpose="Jobs, written in the transaction of the change that they follow.",
     owner="database",
     indexes=(
-        ascending("status", "runAt", ours=True, why="what is due"),
+        ascending("status", "runAt", ours=True, why="jobs that are due"),
         ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first"),
         Index(
             keys=(("dedupeKey", 1),),
             unique=True,
             partial={"dedupeKey": {"$type": "string"}},
             ours=True,
-            why="a job is asked for once",
+            why="a job is enqueued once",
         ),
         Index(keys=(("doneAt", 1),), ttl_seconds=KEEP_DONE_S, ours=True, why="finished jobs are removed after a week"),
     ),

@@ -1,4 +1,4 @@
-"""`meta`: what the database knows of itself. Private to database."""
+"""`meta`: the schema's version. Private to database."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""`notifications`: what a user has been told."""
+"""`notifications`: each user's inbox."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -24,14 +24,14 @@ class Notification(Created, kw_only=True):
 NOTIFICATIONS = Collection(
     name="notifications",
     document=Notification,
-    purpose="What a user has been told.",
+    purpose="Each user's inbox.",
     owner="notifications",
     indexes=(
         ascending("userId", "readAt", why="a user's unread notifications"),
         ascending("type", why="reports"),
         ascending("-createdAt", why="newest first"),
         ascending("userId", "-createdAt", "-_id", ours=True, why="a user's inbox, newest first"),
-        ascending("userId", "readAt", "-createdAt", "-_id", ours=True, why="what of it is unread, newest first"),
+        ascending("userId", "readAt", "-createdAt", "-_id", ours=True, why="unread notifications, newest first"),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
 )

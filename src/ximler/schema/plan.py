@@ -1,4 +1,4 @@
-"""`plans`: what can be subscribed to, and its limits."""
+"""`plans`: the plans on offer, and their limits."""
 
 from typing import Literal
 
@@ -55,7 +55,7 @@ class Plan(Stamped, kw_only=True):
 PLANS = Collection(
     name="plans",
     document=Plan,
-    purpose="What can be subscribed to, and its limits.",
+    purpose="The plans on offer, and their limits.",
     owner="billing",
     indexes=(
         ascending("id", unique=True, why="a plan by its public id"),

@@ -40,9 +40,9 @@ PROJECTS = Collection(
     owner="projects",
     indexes=(
         ascending("userId", "deletedAt", why="a user's projects"),
-        ascending("-createdAt", why="newest first, everybody's"),
-        ascending("deletedAt", why="what can be purged"),
-        Index(keys=(("name", "text"), ("description", "text")), why="operators search across everybody"),
+        ascending("-createdAt", why="all users' projects, newest first"),
+        ascending("deletedAt", why="projects to purge"),
+        Index(keys=(("name", "text"), ("description", "text")), why="operators search all users' projects"),
         ascending("userId", "deletedAt", "-createdAt", "-_id", ours=True, why="a user's list, newest first"),
         ascending("userId", "searchTerms", ours=True, why="a user's own search, by prefix"),
     ),

@@ -1,4 +1,4 @@
-"""`quotas`: how much of a resource a user may use in one period, and who holds how much of it. Private to metering."""
+"""`quotas`: a user's limit and use of a resource in one period, with the open leases. Private to metering."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["QUOTAS", "Lease", "Quota", "period_start_of", "quota_id"]
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Units that one process may hand out on its own. `n` of them are open: granted, and not yet reported as used.
+    """Units that one process may spend in memory. `n` of them are open: granted, and not yet reported as used.
 
     `seq` counts the reports of use and `grants` the grants: each is guarded by its count, so that one that is sent again counts
     once. `at` is when the latest was made (ms since 1970): a lease that stays silent is forfeited.
@@ -47,7 +47,7 @@ class Quota(Document, kw_only=True):
     plan_id: Internal[str | None] = (
         None  # whose limit is copied, to `limit_then` where there is one; None: an override without an end
     )
-    alerted: Internal[int] = 0  # the highest threshold, in per cent, that the user was told of
+    alerted: Internal[int] = 0  # the highest threshold (%) of which the user was notified
     opened: Internal[bool] = (
         False  # the limit was copied in a transaction with the entitlement: only then is anything granted
     )
@@ -70,12 +70,12 @@ class Quota(Document, kw_only=True):
 
     @property
     def used(self) -> int:
-        """What was used, as far as it has been reported (within a second)."""
+        """Reported use; reports arrive within a second."""
         return self.settled + self.ingested + self.foreign
 
     @property
     def open(self) -> int:
-        """What processes hold and may still hand out, or have handed out within the last second."""
+        """Units that processes hold: not used yet, or used within the last second."""
         return sum(int(lease["n"]) for lease in self.leases.values())
 
     def lease(self, lease_id: str) -> Lease | None:
@@ -90,12 +90,12 @@ class Quota(Document, kw_only=True):
         return self.limit
 
     def free_at(self, moment: datetime) -> int | None:
-        """What can still be granted; None is unlimited. May be below zero, after a limit was lowered or events came late."""
+        """Units that can still be granted; None is unlimited. Negative after a lowered limit or late events."""
         limit = self.limit_at(moment)
         return None if limit < 0 else limit - self.granted - self.ingested - self.foreign
 
     def remaining_at(self, moment: datetime) -> int | None:
-        """What can still be used, by whatever process: what is free and what is open. None is unlimited."""
+        """Units that can still be used by any process: free and open ones. None is unlimited."""
         free = self.free_at(moment)
         return None if free is None else max(0, free + self.open)
 
@@ -113,11 +113,11 @@ def period_start_of(quota_id: str) -> datetime:
 QUOTAS = Collection(
     name="quotas",
     document=Quota,
-    purpose="How much of a resource a user may use in one period, how much they did, and which process holds how much.",
+    purpose="A user's limit and use of a resource in one period, with the units that each process holds.",
     owner="metering",
     indexes=(
         ascending("userId", "resource", "periodStart", ours=True, why="a user's quotas, over time"),
-        ascending("planId", "periodEnd", ours=True, why="current quotas of everybody on a plan whose limit changes"),
+        ascending("planId", "periodEnd", ours=True, why="current quotas of a plan whose limit changes"),
         ascending("lookAt", ours=True, why="leases whose process may have gone silent"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "every step is one guarded update by `_id`"),

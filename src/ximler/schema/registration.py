@@ -12,7 +12,7 @@ __all__ = ["REGISTRATIONS", "Registration"]
 
 class Registration(Document, kw_only=True):
     """The link's token is derived from the id and the secret key, and kept nowhere. Each registration carries its own
-    password, so that whoever owns the mailbox decides which one becomes the account, whatever else was tried with
+    password, so that the owner of the mailbox decides which one becomes the account, however many were made with
     their address."""
 
     id: ObjectId = field(name="_id", default_factory=ObjectId)

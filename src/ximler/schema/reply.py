@@ -1,4 +1,4 @@
-"""`replies`: what a request with an `Idempotency-Key` was answered. Private to accounts."""
+"""`replies`: answers to requests with an `Idempotency-Key`. Private to accounts."""
 
 from datetime import datetime
 
@@ -23,7 +23,7 @@ class Reply(Document, kw_only=True):
 REPLIES = Collection(
     name="replies",
     document=Reply,
-    purpose="What requests with an Idempotency-Key were answered, to answer the same when they come again.",
+    purpose="Answers to requests with an Idempotency-Key, for their repeats.",
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB after 24 hours"),),
     shard_key=ShardKey((("_id", "hashed"),), "claimed and answered by id"),

@@ -11,7 +11,7 @@ __all__ = ["SEALS", "Seal", "SealHead"]
 
 
 class SealHead(Document, kw_only=True):
-    """A seal without its members. `id` counts from 1: who inserts the next number has sealed, everybody else has not."""
+    """A seal without its members. `id` counts from 1: inserting the next number is the lease."""
 
     id: int = field(name="_id")
     kind: Literal["entries", "pruned"] = "entries"
@@ -19,7 +19,7 @@ class SealHead(Document, kw_only=True):
     count: int = 0
     first_at: datetime | None = None  # of its entries
     last_at: datetime | None = None
-    reached_at: datetime  # what was committed until then is in this seal or in one before
+    reached_at: datetime  # entries committed until then are in this seal or an earlier one
     position: bytes | None = None  # of the change stream, to go on from
     pruned_through: int | None = None  # the last seal whose entries have been removed
     pruned_hash: bytes | None = None
@@ -31,7 +31,7 @@ class SealHead(Document, kw_only=True):
 
 
 class Seal(SealHead, kw_only=True):
-    """`members`: of each entry its id (12 bytes), hash (32) and what was odd about it (1), in order of commit."""
+    """`members`: of each entry its id (12 bytes), hash (32) and a mark of anomalies (1), in order of commit."""
 
     members: bytes = b""
     created_at: datetime = AT_WRITE

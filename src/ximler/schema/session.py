@@ -20,16 +20,16 @@ __all__ = ["SESSIONS", "Session"]
 
 
 class Session(Document, kw_only=True):
-    """`id` is HMAC-SHA256(secret key, token): neither the database nor a backup of it can sign anybody in."""
+    """`id` is HMAC-SHA256(secret key, token): tokens cannot be derived from the database or a backup."""
 
     id: Internal[bytes] = field(name="_id")
     user_id: UserId
     created_at: Theirs[datetime] = AT_WRITE
-    expires_at: Theirs[datetime]  # unless it is used; extended by use
-    ends_at: Internal[datetime | None] = None  # in any case; unset: when it expires
+    expires_at: Theirs[datetime]  # extended by use
+    ends_at: Internal[datetime | None] = None  # however much it is used; unset: when it expires
     family: Internal[bytes | None] = None  # the id of the sign-in's first session, when its token was exchanged since
-    replaced_at: Internal[datetime | None] = None  # its token was exchanged: whoever still comes with it has a copy
-    authenticated_at: Internal[datetime | None] = None  # when its holder last proved who they are; unset: when it began
+    replaced_at: Internal[datetime | None] = None  # its token was exchanged: later use of it means that it was copied
+    authenticated_at: Internal[datetime | None] = None  # the latest authentication; unset: when it began
     address: Theirs[str | None] = None
     user_agent: Theirs[str | None] = None
 
@@ -39,12 +39,12 @@ class Session(Document, kw_only=True):
 
     @property
     def sign_in_id(self) -> bytes:
-        """The same for all that its token was exchanged for."""
+        """The same for all sessions that its token was exchanged for."""
         return self.family or self.id
 
     @property
     def public_id(self) -> str:
-        """To name it in lists: the beginning of a keyed hash tells nothing of the token."""
+        """Its name in lists. The prefix of a keyed hash reveals nothing of the token."""
         return self.id[:12].hex()
 
 

@@ -51,7 +51,7 @@ SUBSCRIPTIONS = Collection(
         ascending("userId", "status", why="a user's subscription"),
         ascending("stripeSubscriptionId", why="webhooks find their subscription"),
         ascending("status", why="reports"),
-        ascending("endDate", why="what ends next"),
+        ascending("endDate", why="subscriptions that end next"),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
 )

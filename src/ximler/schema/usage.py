@@ -1,4 +1,4 @@
-"""`usage`: the ledger of what was used, when."""
+"""`usage`: the usage ledger."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -24,11 +24,11 @@ class Usage(Created, kw_only=True):
 USAGE = Collection(
     name="usage",
     document=Usage,
-    purpose="The ledger of what was used, when.",
+    purpose="The usage ledger: one row per user, resource and hour.",
     owner="metering",
     indexes=(
         ascending("userId", "resourceType", "periodStart", why="a user's usage over time"),
-        ascending("periodStart", "periodEnd", why="everybody's usage over time"),
+        ascending("periodStart", "periodEnd", why="usage of all users over time"),
         ascending("resourceType", why="reports"),
     ),
     shard_key=ShardKey((("userId", 1), ("resourceType", 1), ("periodStart", 1)), "read and written by user, over time"),

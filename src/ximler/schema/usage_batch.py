@@ -54,7 +54,7 @@ class UsageSettlement(Document, kw_only=True):
 USAGE_SETTLEMENTS = Collection(
     name="usagesettlements",
     document=UsageSettlement,
-    purpose="The latest settlement of recorded events, and what of it is still to be done.",
+    purpose="The latest settlement of recorded events, and its remaining work.",
     owner="metering",
     shard_key=ShardKey((), "one document a resource"),
 )

@@ -46,7 +46,7 @@ class User(Stamped, kw_only=True):
 
     name: Annotated[Trimmed, erased_as("Erased")]
     email: Theirs[Lowercase]
-    password: Kept[str]  # an Argon2id hash; what another application wrote in another form signs nobody in
+    password: Kept[str]  # an Argon2id hash; hashes of other forms are rejected
     avatar: Theirs[str | None] = None
     email_verified: Annotated[bool, erased_as(False)] = False
     email_verification_token: Internal[str | None] = None
