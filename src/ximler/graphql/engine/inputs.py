@@ -41,6 +41,8 @@ __all__ = ["Arguments", "Values", "Variables"]
 
 _IMMUTABLE = (str, int, float, bool, datetime, type(None))
 
+_LONGEST_NAME = 500
+
 
 class _Variable(NamedTuple):
     name: str
@@ -122,6 +124,10 @@ class Variables:
                 inner = ((item, kind.of_type) for item in items)
             elif isinstance(value, dict) and is_input_object_type(kind):
                 items = list(value)
+                if count + len(items) <= most and max(map(len, items), default=0) > _LONGEST_NAME:
+                    # Of a megabyte the search for a similar name takes 50 ms.
+                    error = OverLimit("length of a name", max(map(len, items)), _LONGEST_NAME, "look at the schema")
+                    raise RequestRefused([describe_over_limit(error)])
                 inner = ((value[name], kind.fields[name].type) for name in items if name in kind.fields)
             else:
                 continue

@@ -13,6 +13,7 @@ import msgspec
 from graphql import (
     DefinitionNode,
     DocumentNode,
+    GraphQLEnumType,
     GraphQLError,
     GraphQLField,
     GraphQLInputObjectType,
@@ -167,6 +168,8 @@ def _build_types(document: DocumentNode) -> GraphQLSchema:
             else:
                 for coercion in ("coerce_output_value", "coerce_input_value", "coerce_input_literal"):
                     setattr(type_, coercion, getattr(python, coercion))
+        elif isinstance(type_, GraphQLEnumType):
+            type_.coerce_input_value = scalars.bounded_enum(type_)  # type: ignore[method-assign]
         elif isinstance(type_, GraphQLInputObjectType):
             for field_name, input_field in type_.fields.items():
                 input_field.out_name = snake(field_name)
