@@ -38,6 +38,7 @@ __all__ = [
     "few_at_a_time",
     "invalid_type",
     "object_id_in",
+    "part_of",
 ]
 
 D = TypeVar("D", bound=Document)
@@ -77,6 +78,26 @@ def codec_of(document: type[D]) -> Codec[D]:
     if found is None:
         found = _codecs[document] = Codec(document)
     return found
+
+
+@cache
+def part_of(document: type[D], attributes: frozenset[str]) -> type[D]:
+    """A Struct like `document` with these fields alone, and the keys by which lists are sorted: for reads that need no more.
+
+    Other attributes do not exist on it, so that nothing takes a default for what is stored.
+    """
+    wanted = attributes | {"id", "created_at"}
+    fields = []
+    for field in msgspec.structs.fields(document):
+        if field.name in wanted:
+            given = msgspec.field(name=field.encode_name)
+            if field.default is not msgspec.NODEFAULT:
+                given = msgspec.field(name=field.encode_name, default=field.default)
+            elif field.default_factory is not msgspec.NODEFAULT:
+                given = msgspec.field(name=field.encode_name, default_factory=field.default_factory)
+            fields.append((field.name, field.type, given))
+    part: Any = msgspec.defstruct(f"{document.__name__}Part", fields, bases=(Document,), kw_only=True, gc=False)
+    return part  # type: ignore[no-any-return]  # for what reads these attributes, a `document`
 
 
 # Reading

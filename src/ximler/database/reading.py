@@ -49,11 +49,41 @@ _COMPARING = frozenset({"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte
 _log = structlog.get_logger("ximler.database")
 
 
+_Place = tuple[Any, Any]
+"""`createdAt` and `_id` as they are stored."""
+
+
+class Cursors(Sequence[str]):
+    """The cursors of a page's documents, each made when it is read: of a page most are not."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self._places = places
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Cursors": ...
+    def __getitem__(self, index: int | slice) -> "str | Cursors":
+        if isinstance(index, slice):
+            return Cursors(self._places[index])
+        return encode_cursor(_position(*self._places[index]))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Cursors | list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as a list has none
+
+
 class Page(msgspec.Struct, Generic[T], frozen=True):
     """Part of a list, newest first. `cursors[i]` continues after `items[i]`."""
 
     items: list[T]
-    cursors: list[str]
+    cursors: Sequence[str]
     has_next: bool
 
     @property
@@ -197,22 +227,27 @@ class ReadableCollection(Generic[D]):
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
         sort = [("createdAt", -1), ("_id", -1)]
         items: list[Any] = []
-        cursors: list[str] = []
+        places: list[_Place] = []
         limit = first + 1
         while True:
             bounded = where if after is None else {"$and": [where, _after(after)]}
             query = self._query(bounded, into, sort, limit, deleted, None, _PLACE)
             raws = await self._run(self.raw.find(**query).to_list(limit))
             before = after
-            for raw in raws:
-                after = _position(raw)
-                for item in self._decoded([raw], codec):
-                    items.append(item)
-                    cursors.append(encode_cursor(after))
-                if len(items) > first:
-                    return Page(items[:first], cursors[:first], has_next=True)
+            found = [(raw.get("createdAt"), raw["_id"]) for raw in raws]  # decoding takes the dicts over
+            try:
+                items += [codec.decode(raw) for raw in raws]
+                places += found
+            except UnreadableDocument:
+                for raw, place in zip(raws, found, strict=True):
+                    readable = self._decoded([raw], codec)
+                    items += readable
+                    places += [place] * len(readable)
+            if len(items) > first:
+                return Page(items[:first], Cursors(places[:first]), has_next=True)
+            after = _position(*found[-1]) if found else before
             if len(raws) < limit or after == before:
-                return Page(items, cursors, has_next=False)
+                return Page(items, Cursors(places), has_next=False)
             limit = MAX_PAGE
 
     async def count(self, where: Filter, *, deleted: bool = False) -> int:
@@ -321,9 +356,8 @@ def _after(position: Position) -> dict[str, Any]:
     return {"$or": [{"createdAt": {"$lt": moment}}, {"createdAt": moment, "_id": {"$lt": oid}}, {"createdAt": None}]}
 
 
-def _position(raw: Mapping[str, Any]) -> Position:
+def _position(created: Any, oid: Any) -> Position:
     """A document's place in a page's order: also an unreadable one's, with any `createdAt` and `_id`."""
-    created, oid = raw.get("createdAt"), raw["_id"]
     if not isinstance(oid, ObjectId):
         oid = _FIRST_ID
     if isinstance(created, datetime) and created.year > 1:  # the driver clamps earlier times to it

@@ -1,5 +1,6 @@
 """Resolvers of the audit log."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -41,7 +42,7 @@ class Shown(msgspec.Struct, frozen=True):
     """A page of them."""
 
     items: list[Entry]
-    cursors: list[str]
+    cursors: Sequence[str]
     has_next: bool
 
 

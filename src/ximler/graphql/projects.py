@@ -5,7 +5,7 @@ from typing import Any
 from ximler.core.errors import NotFound
 from ximler.core.ids import decode_cursor, object_id
 from ximler.graphql.context import Context
-from ximler.graphql.engine import Connection, Resolvers, page_size
+from ximler.graphql.engine import Connection, Resolvers, Selected, page_size
 from ximler.projects import projects
 from ximler.projects.projects import ProjectSummary
 from ximler.schema.project import Project
@@ -18,7 +18,12 @@ Projects = Connection[ProjectSummary]
 
 @resolvers.query("projects")
 async def list_projects(
-    ctx: Context, search: str | None = None, first: int | None = None, after: str | None = None
+    ctx: Context,
+    search: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    *,
+    selected: Selected,
 ) -> Projects:
     page = await projects.page(
         ctx.database,
@@ -26,6 +31,7 @@ async def list_projects(
         query=search,
         first=page_size(first),
         after=None if after is None else decode_cursor(after),
+        attributes=selected.attributes("nodes", "edges.node"),
     )
     return Connection(page)
 
@@ -57,21 +63,27 @@ async def restore_project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A00
 
 @resolvers.field("User", "projects")
 async def projects_of(
-    ctx: Context, users: list[User], search: str | None = None, first: int | None = None, after: str | None = None
+    ctx: Context,
+    users: list[User],
+    search: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    *,
+    selected: Selected,
 ) -> list[Projects | NotFound]:
     """Everybody sees their own only, so there is one list to load, whatever the number of users."""
-    mine = await list_projects(ctx, search, first, after)
+    mine = await list_projects(ctx, search, first, after, selected=selected)
     return [mine if user.id == ctx.actor.user_id else NotFound("No such projects") for user in users]
 
 
-@resolvers.field("Project", "settings")
+@resolvers.field("Project", "settings", needs=("id",))
 async def settings_of(ctx: Context, parents: list[ProjectSummary | Project]) -> list[Any]:
     """Large fields are read only when a query asks for them."""
     found = await projects.settings_of(ctx.database, ctx.actor, _unread(parents))
     return [p.settings if isinstance(p, Project) else found.get(p.id, {}) for p in parents]
 
 
-@resolvers.field("Project", "canvasData")
+@resolvers.field("Project", "canvasData", needs=("id",))
 async def canvas_data_of(ctx: Context, parents: list[ProjectSummary | Project]) -> list[Any]:
     found = await projects.canvases(ctx.database, ctx.actor, _unread(parents))
     return [p.canvas_data if isinstance(p, Project) else found.get(p.id, {}) for p in parents]

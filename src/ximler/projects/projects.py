@@ -20,6 +20,7 @@ from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database, mixed
+from ximler.database.codec import part_of
 from ximler.database.collection import Page
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.metering.limits.plans import limits_of
@@ -185,12 +186,22 @@ async def get(database: Database, actor: Actor, project_id: ObjectId) -> Project
 
 
 async def page(
-    database: Database, actor: Actor, *, query: str | None = None, first: int = 20, after: Position | None = None
+    database: Database,
+    actor: Actor,
+    *,
+    query: str | None = None,
+    first: int = 20,
+    after: Position | None = None,
+    attributes: frozenset[str] | None = None,
 ) -> Page[ProjectSummary]:
-    """The actor's projects, newest first; with `query` only those that match it (see `search`). One command."""
+    """The actor's projects, newest first; with `query` only those that match it (see `search`). One command.
+
+    Where `attributes` are given, the items have no others but `id` and `created_at`, and no others are read.
+    """
+    into = ProjectSummary if attributes is None else part_of(ProjectSummary, attributes)
     query = _text("search", query or "", MAX_NAME)
     where = {"userId": actor.require_user(), **search.condition(query)}
-    return await database.projects.page(where, into=ProjectSummary, first=first, after=after)
+    return await database.projects.page(where, into=into, first=first, after=after)
 
 
 async def canvases(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:

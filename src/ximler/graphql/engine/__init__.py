@@ -13,6 +13,7 @@ from ximler.graphql.engine.http import ContextFactory, GraphQLApp
 from ximler.graphql.engine.limits import Limits
 from ximler.graphql.engine.registry import Resolvers
 from ximler.graphql.engine.schema import Schema, SchemaError, build
+from ximler.graphql.engine.selected import Selected
 
 __all__ = [
     "Connection",
@@ -26,6 +27,7 @@ __all__ = [
     "Response",
     "Schema",
     "SchemaError",
+    "Selected",
     "build",
     "page_size",
 ]

@@ -23,6 +23,7 @@ from graphql import (
 from ximler.core.errors import Invalid
 from ximler.graphql.engine.names import snake
 from ximler.graphql.engine.registry import Resolver
+from ximler.graphql.engine.selected import Selected
 
 __all__ = ["Reader", "find_mismatches", "struct_readers"]
 
@@ -35,7 +36,9 @@ _AT_PATH = re.compile(r"(?P<problem>.*?)(?: - at `(?:key in )?\$\.?(?P<path>.*)`
 def find_mismatches(resolver: Resolver, arguments: Mapping[str, GraphQLArgument]) -> Iterator[str]:
     """Say how the resolver's parameters differ from the field's arguments; nothing where they agree."""
     subjects = ("ctx", "parents") if resolver.batch else ("ctx",)
-    parameters = list(inspect.signature(resolver.function).parameters.values())
+    parameters = [
+        each for each in inspect.signature(resolver.function).parameters.values() if each.annotation is not Selected
+    ]
     leading, named = parameters[: len(subjects)], parameters[len(subjects) :]
     if len(leading) < len(subjects) or any(parameter.kind not in _POSITIONAL for parameter in leading):
         yield f"must take ({', '.join(subjects)}, …) first"

@@ -150,6 +150,8 @@ class Execution:
                 continue
             try:
                 arguments = field.arguments.evaluate(self._values) if field.arguments else {}
+                if field.selected is not None:
+                    arguments["selected"] = field.selected
                 call = self._find(calls, field, arguments, alone=len(waiting) == 1)
             except Exception as error:
                 for _, answer in pairs:

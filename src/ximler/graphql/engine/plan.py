@@ -34,6 +34,7 @@ from ximler.graphql.engine.inputs import Arguments
 from ximler.graphql.engine.names import snake
 from ximler.graphql.engine.registry import Resolver
 from ximler.graphql.engine.schema import Schema
+from ximler.graphql.engine.selected import Selected
 
 __all__ = ["INTROSPECTION", "Conditions", "Field", "Plan", "Selection", "Shape", "find_conditions"]
 
@@ -71,7 +72,7 @@ class Field:
 
     __slots__ = (
         "above", "arguments", "attribute", "children", "complete", "coordinate", "key", "name", "nodes", "order", "place",
-        "resolver", "shape",
+        "resolver", "selected", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +90,7 @@ class Field:
         self.arguments: Arguments | None = None
         self.complete: Callable[..., Any] | None = None  # compiled when the plan is used again
         self.children: Children | None = None
+        self.selected: Selected | None = None
         definition = parent.fields.get(self.name)
         if definition is None:  # __typename, __schema, __type
             self.shape = TYPENAME
@@ -97,6 +99,7 @@ class Field:
         bound = plan.schema.bound.get(self.coordinate)
         if bound is not None:
             self.resolver = bound.resolver
+            self.selected = Selected(self) if bound.resolver.selects else None
             self.arguments = Arguments(definition, nodes[0], bound.readers) if definition.args else None
         if self.shape.levels[-1].kind != "leaf":
             self.children = Children(plan, self)

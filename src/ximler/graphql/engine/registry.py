@@ -16,15 +16,20 @@ once for all parents of a level and answers in their order; an element may be an
 that one parent. Arguments arrive by name in snake_case; one the client left out is not passed, so the parameter's
 default applies, while an explicit `null` arrives as None.
 
+A resolver that can read less than everything takes `selected: Selected` as well (see `selected`); one of a field below
+says with `needs` what it reads of its parents.
+
 Resolvers never see the query, its nodes or the library that executes it: whatever executes it may change.
 """
 
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+
+from ximler.graphql.engine.selected import Selected
 
 __all__ = ["Function", "Resolver", "Resolvers"]
 
@@ -40,6 +45,10 @@ class Resolver(msgspec.Struct, frozen=True):
     type_name: str
     field_name: str
     function: Function
+    needs: frozenset[str] | None = None
+    """The attributes that it reads of its parents; None where it does not say."""
+    selects: bool = False
+    """Whether it has a parameter `selected`."""
 
     @property
     def batch(self) -> bool:
@@ -68,14 +77,15 @@ class Resolvers:
     def mutation(self, field: str) -> Callable[[F], F]:
         return self._register("Mutation", field)
 
-    def field(self, type_name: str, field: str) -> Callable[[F], F]:
+    def field(self, type_name: str, field: str, *, needs: Iterable[str] | None = None) -> Callable[[F], F]:
         if type_name in ROOT_TYPES:
             raise TypeError(f"{type_name}.{field} is a root field: register it with .query(…) or .mutation(…)")
-        return self._register(type_name, field)
+        return self._register(type_name, field, needs)
 
-    def _register(self, type_name: str, field: str) -> Callable[[F], F]:
+    def _register(self, type_name: str, field: str, needs: Iterable[str] | None = None) -> Callable[[F], F]:
         def register(function: F) -> F:
-            resolver = Resolver(type_name, field, function)
+            selects = any(each.annotation is Selected for each in inspect.signature(function).parameters.values())
+            resolver = Resolver(type_name, field, function, None if needs is None else frozenset(needs), selects)
             if not inspect.iscoroutinefunction(function):
                 raise TypeError(f"the resolver of {resolver.coordinate} must be an async function, got {function!r}")
             earlier = self._resolvers.setdefault(resolver.coordinate, resolver)
