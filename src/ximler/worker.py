@@ -17,6 +17,7 @@ from prometheus_client import Counter, Histogram
 from ximler.accounts import closing, credentials, email_change, notices, registration
 from ximler.accounts.keyring import Keyring
 from ximler.audit import pruning
+from ximler.audit.heads import KeptHead
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import Sealer
 from ximler.core.actor import SYSTEM
@@ -142,6 +143,12 @@ HANDLERS: Mapping[str, Handler] = {
 }
 
 
+def _sealer(tools: Tools, keys: SealKeys) -> Sealer:
+    settings = tools.settings
+    kept = KeptHead(settings.data_path, tools.database.name)
+    return Sealer(tools.database, keys, kept=kept, may_found=settings.mongodb_uri is None)
+
+
 class Worker:
     """Runs jobs until it is cancelled; a job that is under way then keeps its lease, and another worker takes it up later.
 
@@ -163,7 +170,7 @@ class Worker:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             if self._tools.seal_keys is not None:
-                tasks.create_task(Sealer(self._tools.database, self._tools.seal_keys).run())
+                tasks.create_task(_sealer(self._tools, self._tools.seal_keys).run())
             if self._tools.settings.audit_retention_days is not None:
                 tasks.create_task(self._daily())
             for _ in range(self._at_once):

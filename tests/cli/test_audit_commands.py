@@ -56,10 +56,16 @@ def test_a_log_is_sealed_verified_and_tampering_named(ximler: Ximler, own: Own) 
     assert f"altered: entry {first['_id']} (seal 1)" in ximler("audit", "verify", env=env).stdout
     database.auditlogs.delete_many({})
     database.auditseals.delete_many({})
-    assert ximler("audit", "verify", env=env).returncode == 0  # as if there had never been anything
+    kept = ximler("audit", "verify", env=env)  # by the head in the data folder
+    assert (kept.returncode, "truncated: seal 1" in kept.stdout) == (1, True)
+    refused = ximler("audit", "seal", env=env)
+    assert refused.returncode != 0
+    assert "ximler audit seal --new-chain" in refused.stderr
     cut = ximler("audit", "verify", "--head", head, env=env)
     assert cut.returncode == 1
     assert "truncated: seal 1" in cut.stdout
+    assert ximler("audit", "seal", "--new-chain", env=env).stdout == "1 entry sealed.\n"
+    assert ximler("audit", "verify", env=env).returncode == 0
 
 
 def test_an_auditor_checks_with_public_keys_alone(ximler: Ximler, own: Own) -> None:

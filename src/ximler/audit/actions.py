@@ -77,6 +77,7 @@ class Action(StrEnum):
 
     LOG_READ = "audit.log.read", "An operator read or exported entries of the audit log."
     LOG_PRUNED = "audit.log.pruned", "Sealed entries were removed by age."
+    CHAIN_FOUNDED = "audit.chain.founded", "A chain of seals was begun over older entries, or after seals were lost."
     PERSON_ERASED = "audit.person.erased", "Personal values of a user were erased from the audit log."
 
     REQUEST_REFUSED = "graphql.request.refused", "A GraphQL request was refused by its limits or scopes."

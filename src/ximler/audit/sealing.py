@@ -25,11 +25,14 @@ from prometheus_client import Counter
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from ximler.audit import fingerprint, seals
+from ximler.audit import fingerprint, records, seals
+from ximler.audit.actions import Action
+from ximler.audit.heads import KeptHead
 from ximler.audit.keys import SealKeys
-from ximler.audit.seals import BACKDATED, FORGED, FOUND, OTHERS, Member
+from ximler.audit.seals import BACKDATED, FORGED, FOUND, OTHERS, Head, Member, head_of
+from ximler.core.actor import SYSTEM
 from ximler.core.clock import EPOCH, from_ms
-from ximler.core.errors import Unavailable
+from ximler.core.errors import Conflict, Unavailable
 from ximler.database import Database
 from ximler.database.batches import RawBatches
 from ximler.database.codec import apart, object_id_in
@@ -40,7 +43,7 @@ from ximler.schema.seal import SEALS, Seal, SealHead
 if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
 
-__all__ = ["MAX_DELAY", "Sealer"]
+__all__ = ["MAX_DELAY", "ChainBroken", "Sealer"]
 
 _log = structlog.get_logger("ximler.audit")
 
@@ -93,14 +96,26 @@ class _Batch(msgspec.Struct):
     reached_at: datetime
 
 
+class ChainBroken(Conflict):
+    """The chain is not the one that this machine has sealed, or a first chain would begin over older entries."""
+
+    code = "AUDIT_CHAIN_BROKEN"
+
+
 class Sealer:
-    """`seal` lists what has been written since the last seal; `run` does so every 20 seconds, until it is
-    cancelled.
+    """`seal` lists the entries written since the last seal; `run` does so every 20 seconds.
+
+    `kept` is the head kept outside the database. With `may_found`, the first chain may begin over older
+    entries: where the database is in the data folder, beside the kept head.
     """
 
-    def __init__(self, database: Database, keys: SealKeys) -> None:
+    def __init__(
+        self, database: Database, keys: SealKeys, *, kept: KeptHead | None = None, may_found: bool = False
+    ) -> None:
         self._database = database
         self._keys = keys
+        self._kept = kept
+        self._may_found = may_found
         # How far the stream has been read after a seal, without finding anything to seal.
         self._read_on: tuple[int, bytes, datetime] | None = None
 
@@ -112,23 +127,70 @@ class Sealer:
                     await self.seal()
             except Unavailable as error:
                 _log.warning("sealing waits", reason=error.message)
+            except ChainBroken as error:
+                _log.error("the audit log is not sealed", reason=error.message)
             except Exception as bug:
                 _log.exception("sealing failed", exc_info=bug)
 
-    async def seal(self, *, progress: Callable[[int], object] = lambda _: None) -> int:
-        """Seal everything that is committed now; returns how many entries. `progress` is told how many so
-        far.
+    async def seal(self, *, progress: Callable[[int], object] = lambda _: None, new_chain: bool = False) -> int:
+        """Seal all committed entries; returns how many. `progress` receives the count so far.
 
-        Raises NoSealKey, DatabaseUnavailable. What another sealer seals meanwhile does not count.
+        `new_chain` accepts that the chain does not follow the kept head, or begins over older entries, and
+        audits that. Raises NoSealKey, ChainBroken, DatabaseUnavailable. Entries that another sealer seals
+        meanwhile do not count.
         """
         self._keys.sign(b"")  # without a key nothing needs to be read
         try:
+            await self._require_chain(new_chain)
             return await self._seal(progress)
         except PyMongoError as error:
             final = translated(error, AUDIT_LOGS.name)
             if final is error:
                 raise
             raise final from error
+
+    async def _require_chain(self, new_chain: bool) -> None:
+        """Raises ChainBroken where the chain has lost the kept head, or would begin over entries older than
+        an hour.
+        """
+        end = await seals.last(self._database)
+        head = self._kept.read() if self._kept else None
+        if head is not None:
+            if await self._contains(end, head):
+                return
+            problem = f"does not contain seal {head.number}, which was sealed from here: seals or entries were removed"
+        elif end is not None or not await self._has_older_entries():
+            return
+        else:
+            problem = "does not exist, and there are older entries: their seals were removed, or never made"
+            new_chain = new_chain or self._may_found
+        if not new_chain:
+            raise ChainBroken(
+                f"The chain of seals {problem}. 'ximler audit verify' checks the rest; "
+                "'ximler audit seal --new-chain' continues from here"
+            )
+        await records.write(
+            self._database, SYSTEM, Action.CHAIN_FOUNDED, resource=SEALS.name, lost=head and head.number
+        )
+        if self._kept and head is not None:
+            following = Head(0, "", head.sealed_at) if end is None else head_of(end)
+            self._kept.keep(following, anew=True)
+
+    async def _contains(self, end: SealHead | None, head: Head) -> bool:
+        if head.number == 0 or (end is not None and head_of(end).hash == head.hash):
+            return True
+        if end is None or end.id <= head.number:
+            return False
+        found = await self._database[SEALS].find_one({"_id": head.number}, into=SealHead)
+        if found is not None:
+            return head_of(found).hash == head.hash
+        pruned = await seals.tombstone(self._database)
+        return pruned is not None and seals.genuine(pruned, self._keys) and head.number <= (pruned.pruned_through or 0)
+
+    async def _has_older_entries(self) -> bool:
+        before = self._database.clock.now() - seals.FOUNDED_WITHIN
+        logs = self._database.raw[AUDIT_LOGS.name]
+        return await logs.find_one({"createdAt": {"$lt": before}}, {"_id": 1}) is not None
 
     async def _is_due(self) -> bool:
         """Whether nobody else has sealed lately."""
@@ -150,7 +212,10 @@ class Sealer:
                         seal = await self._append(end, batch)
                         if seal is None:
                             break
-                        end = seal
+                        end, head = seal, head_of(seal)
+                        _log.info("audit log sealed", seal=head.number, hash=head.hash, entries=seal.count)
+                        if self._kept:
+                            self._kept.keep(head)
                         count += seal.count
                         SEALED.inc(seal.count)
                         progress(count)

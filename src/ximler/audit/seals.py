@@ -7,7 +7,7 @@ seal. So there is no other lease, and no entry is listed twice or left out becau
 
 import hashlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from struct import Struct as Layout
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ __all__ = [
     "BACKDATED",
     "FORGED",
     "FOUND",
+    "FOUNDED_WITHIN",
     "MAX_MEMBERS",
     "MEMBER_BYTES",
     "OTHERS",
@@ -37,6 +38,7 @@ __all__ = [
     "genuine",
     "hash_of",
     "head",
+    "head_of",
     "last",
     "members_of",
     "pack",
@@ -50,6 +52,7 @@ BACKDATED = 4  # its time is far from that of its commit
 FOUND = 8  # by looking through the whole collection: the time of its commit is not known
 
 MAX_MEMBERS = 10_000
+FOUNDED_WITHIN = timedelta(hours=1)  # a chain that begins over older entries must be asked for
 START = bytes(32)  # what the first seal has for the hash of the one before
 _PREFIX = b"ximler seal 1"
 _HASH = 32
@@ -159,7 +162,12 @@ async def head(database: Database, keys: SealKeys | None = None) -> Head | None:
     end = await last(database)
     if end is None:
         return None
-    return Head(end.id, hash_of(end).hex(), end.sealed_at, keys.public if keys else [])
+    return msgspec.structs.replace(head_of(end), public_keys=keys.public if keys else [])
+
+
+def head_of(seal: SealHead) -> Head:
+    """The chain's end as it is with this seal."""
+    return Head(seal.id, hash_of(seal).hex(), seal.sealed_at)
 
 
 def _ms(moment: datetime | None) -> int | None:

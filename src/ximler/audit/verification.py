@@ -124,6 +124,8 @@ class _Run:
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
         self._reading: tuple[list[_Listed], asyncio.Task[_Stored]] | None = None
+        self._late = False  # the chain begins over older entries
+        self._founded = False  # which somebody who has our key wanted
         self._erasures: set[str] = set()  # people whose erasure is sealed
         self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
 
@@ -151,6 +153,8 @@ class _Run:
                     self.report.add("truncated", "the chain is not the one that the head was taken from", seal=seal.id)
             previous, number, self._end = digest, seal.id + 1, seal
             self.report.seals += 1
+            if seal.id == 1 and seal.first_at is not None and seal.first_at < seal.sealed_at - seals.FOUNDED_WITHIN:
+                self._late = True
             self._reached_at = max(self._reached_at, seal.reached_at)
             pending += self._members(seal)
             while len(pending) >= _AT_ONCE:
@@ -270,6 +274,8 @@ class _Run:
                 if not self._others:
                     why = "carries no mark of ours: another application wrote it, or somebody by hand"
                     self.report.add("inserted", why, entry=oid, seal=number)
+        elif raw.get("action") == Action.CHAIN_FOUNDED:
+            self._founded = True
         elif raw.get("action") == Action.PERSON_ERASED:
             self._erasures.add(str(raw.get("resourceId")))
         if odd & BACKDATED and not (odd & OTHERS and self._others):
@@ -298,6 +304,9 @@ class _Run:
             suspects = [oid async for oid in self._not_in(listed, turn)]
             if suspects:
                 await self._judge(suspects, now)
+        if self._late and not self._founded:
+            why = "it begins over older entries: seals before it were removed, or never made"
+            self.report.add("chain", why, seal=1)
         for person, (oid, number) in self._erased.items():
             if person not in self._erasures:
                 why = "the person in it is gone, and no erasure of them is on record"

@@ -57,21 +57,25 @@ def filters(command: F) -> F:
 def audit() -> None:
     """Seal, verify, search, export and prune the audit log.
 
-    Workers seal it by themselves. `verify` detects entries that were altered, removed or inserted since. Keep the output of
-    `head` elsewhere, and `verify --head` also detects a truncated log.
+    Workers seal it by themselves. `verify` detects entries that were altered, removed or inserted since. Keep
+    the output of `head` elsewhere, and `verify --head` also detects a truncated log.
     """
 
 
 @audit.command()
+@click.option("--new-chain", is_flag=True, help="Continue although seals were removed or never made. This is audited.")
 @connected(json="Print how many entries were sealed as JSON.", secret=True)
-async def seal(run: Run) -> None:
+async def seal(run: Run, new_chain: bool) -> None:
     """Seal the entries written so far. Workers do it every 20 seconds."""
+    from ximler.audit.heads import KeptHead
     from ximler.audit.keys import SealKeys
     from ximler.audit.sealing import Sealer
 
     keys = SealKeys.load(run.settings)
     with _progress("Sealing", quiet=run.as_json) as progress:
-        count = await Sealer(run.database, keys).seal(progress=progress)
+        kept = KeptHead(run.settings.data_path, run.database.name)
+        sealer = Sealer(run.database, keys, kept=kept, may_found=run.settings.mongodb_uri is None)
+        count = await sealer.seal(progress=progress, new_chain=new_chain)
     run.show({"sealed": count}, f"{_entries(count)} sealed." if count else "Everything is sealed.")
 
 
@@ -84,13 +88,16 @@ async def verify(run: Run, head: str | None, others: bool, public: tuple[str, ..
     """Check every entry against its seal, and every seal against the one before.
 
     Names entries that were altered, removed or inserted. Exit code 1 when there are any. Changes nothing.
+    Without --head, the head kept in the data folder is used, where there is one.
     """
     from ximler.audit import verification
+    from ximler.audit.heads import KeptHead
     from ximler.audit.keys import SealKeys
     from ximler.audit.seals import Head
 
     keys = SealKeys.parse("\n".join(public), source="--key") if public else SealKeys.load(run.settings)
-    known = None if head is None else Head.parse(_text(head))
+    kept = KeptHead(run.settings.data_path, run.database.name).read()
+    known = (kept if kept and kept.number else None) if head is None else Head.parse(_text(head))
     with _progress("Verifying", quiet=run.as_json) as progress:
         report = await verification.verify(run.database, keys, head=known, others=others, progress=progress)
     run.show({"sound": report.sound, **msgspec.to_builtins(report, enc_hook=str)}, lambda: _show(report))
