@@ -175,7 +175,7 @@ async def test_a_device_is_known_to_one_account_only_and_for_half_a_year(
 ) -> None:
     signed_in = await enter(by=HOME)
     somebody_elses = msgspec.structs.replace(signed_in.session, user_id=ObjectId())
-    mine, theirs = signed_in.device, attempts.remember(keyring, somebody_elses)
+    mine, theirs = signed_in.device, attempts.remember(keyring, somebody_elses, ada.password)
     await exhaust()
     for wrong in (theirs, mine[:-1] + "_", mine[:20], "x" * 59, "", "\ud800" * 59, "ü" * 59):
         with pytest.raises(Throttled):
@@ -263,3 +263,14 @@ async def test_who_has_to_wait_keeps_no_mailbox_from_being_asked_for(database: D
         with pytest.raises(Throttled):
             await credentials.request_reset(database, keyring, attacker, email=f"q{n}@example.com")
     assert await database[THROTTLES].count({}) == counted
+
+
+async def test_a_device_is_forgotten_with_the_password_it_knew(
+    database: Database, keyring: Keyring, ada: User, enter: Any, exhaust: Any
+) -> None:
+    device = (await enter(by=HOME)).device
+    changed = await keyring.hash_password("another long password")
+    await database.users.patch({"_id": ada.id}, {"$set": {"password": changed}})
+    await exhaust()
+    with pytest.raises(Throttled):
+        await enter("another long password", device=device)

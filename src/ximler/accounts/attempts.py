@@ -68,13 +68,16 @@ def account_key(keyring: Keyring, email: str) -> RateLimitKey:
     return throttle.key(keyring, _ACCOUNT, email)
 
 
-def remember(keyring: Keyring, session: Session) -> str:
+def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
     """A token by which a device is known at its next sign-in to this account; good for nothing else.
 
-    One a sign-in, however often its session is exchanged: each may guess a few times by itself.
+    One per sign-in, however often its session is exchanged: each may guess a few times by itself. It is void
+    once the password was changed.
     """
     began = to_ms(session.created_at) // 1000
-    return keyring.sign(_purpose(session.user_id), ObjectId(began.to_bytes(4, "big") + session.sign_in_id[:8]))
+    return keyring.sign(
+        _purpose(session.user_id, password_hash), ObjectId(began.to_bytes(4, "big") + session.sign_in_id[:8])
+    )
 
 
 async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: str, device: str | None) -> Attempt:
@@ -179,12 +182,13 @@ async def _look(
 
 
 def _knows(keyring: Keyring, user: User | None, device: str | None, now: datetime) -> bool:
-    made = keyring.verify(_purpose(user.id if user else ObjectId()), device) if device else None
+    purpose = _purpose(user.id, user.password) if user else _purpose(ObjectId(), "")
+    made = keyring.verify(purpose, device) if device else None
     return made is not None and made.generation_time > now - _REMEMBERED
 
 
-def _purpose(user_id: ObjectId) -> str:
-    return f"device:{user_id}"
+def _purpose(user_id: ObjectId, password_hash: str) -> str:
+    return f"device:{user_id}:{password_hash}"
 
 
 def _is_blocked(found: Throttle | None, now: datetime) -> bool:

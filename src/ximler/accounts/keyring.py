@@ -4,7 +4,6 @@ rest.
 
 import asyncio
 import base64
-import hashlib
 import hmac
 import re
 import secrets
@@ -51,16 +50,17 @@ class KeyLost(Unavailable):
 
 
 class Keyring:
-    """What settings say about secrets, ready for use. One a process; `close` ends its threads.
+    """The secrets of the settings, ready for use. One per process; `close` ends its threads.
 
     Passwords: Argon2id (OWASP's parameters), in a bounded pool of threads, so that many sign-ins at once
     neither block the event loop nor take more than `argon2_threads` × `argon2_memory_kib` of memory.
 
-    Tokens: 256 random bits; stored as HMAC-SHA256 with the secret key, so that neither reading nor writing
-    the database is enough to sign in. With several keys, the first makes and all verify.
+    Tokens: 256 random bits, stored as HMAC-SHA256. Reading the database yields no token, and a row for a chosen
+    token cannot be made without the secret key. Every use has a key of its own, derived by HKDF. With several
+    secret keys, the first makes and all verify.
 
-    What must be read again (the secret of a second factor) is encrypted, and bound to its purpose and whose
-    it is. With several keys, the first encrypts and all decrypt.
+    Values that must be read again (the secret of a second factor) are encrypted, bound to their purpose and
+    owner. With several keys, the first encrypts and all decrypt.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -73,6 +73,8 @@ class Keyring:
         self.breaches = Breaches(settings.breach_lookup_url) if settings.breach_lookup_url else None
         self._turns = asyncio.Semaphore(_TURNS_A_THREAD * settings.argon2_threads)
         self._ciphers: dict[tuple[bytes, str], tuple[bytes, AESGCM]] = {}
+        self._mac_keys: dict[tuple[bytes, str], bytes] = {}
+        self._token_keys = [self._mac_key(key, "token") for key in self._keys]
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
         """The Argon2id hash to store, of the normalised password. Raises Invalid for one that is too short or
@@ -138,18 +140,18 @@ class Keyring:
     def new_token(self) -> tuple[str, bytes]:
         """A token to hand out, and the id to store it under."""
         token = secrets.token_urlsafe(_TOKEN_BYTES)
-        return token, self._id(self._keys[0], token)
+        return token, self._id(self._token_keys[0], token)
 
     def token_ids(self, token: str) -> list[bytes]:
         """The ids it may be stored under, newest key first; none for what cannot be a token of ours."""
         if len(token) != _TOKEN_LENGTH or not token.isascii():
             return []
-        return [self._id(key, token) for key in self._keys]
+        return [self._id(key, token) for key in self._token_keys]
 
     def digest(self, purpose: str, text: str) -> bytes:
         """A keyed hash to find something by without keeping it. Another after the secret key is rotated."""
-        message = f"ximler:{purpose}:".encode() + text.encode(errors="surrogatepass")
-        return hmac.new(self._keys[0], message, hashlib.sha256).digest()
+        key = self._mac_key(self._keys[0], f"digest:{purpose}")
+        return hmac.digest(key, text.encode(errors="surrogatepass"), "sha256")
 
     def sign(self, purpose: str, subject: ObjectId) -> str:
         """A token that says `subject`, for one purpose. The same every time, so that a mail sent again has
@@ -209,9 +211,19 @@ class Keyring:
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             return False
 
-    @staticmethod
-    def _mac(key: bytes, purpose: str, subject: ObjectId) -> bytes:
-        return hmac.new(key, f"ximler:{purpose}:".encode() + subject.binary, hashlib.sha256).digest()
+    def _mac(self, key: bytes, purpose: str, subject: ObjectId) -> bytes:
+        return hmac.digest(self._mac_key(key, "signature"), f"{purpose}:".encode() + subject.binary, "sha256")
+
+    def _mac_key(self, key: bytes, use: str) -> bytes:
+        """A key for one use alone (HKDF, RFC 5869): a caller who chooses the text of one use makes no value
+        of another. `use` is one of a few constants: keys are cached.
+        """
+        found = self._mac_keys.get((key, use))
+        if found is None:
+            found = self._mac_keys[key, use] = HKDF(SHA256(), 32, salt=None, info=f"ximler:mac:{use}".encode()).derive(
+                key
+            )
+        return found
 
     def _cipher(self, key: bytes, purpose: str) -> tuple[bytes, AESGCM]:
         """A key's name, as stored before what it encrypts, and the key (HKDF, RFC 5869)."""

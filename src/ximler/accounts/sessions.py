@@ -149,7 +149,7 @@ async def start(
         return await transaction[SESSIONS].insert(session)
 
     begun = await database.transaction(write)
-    return SignedIn(token, begun, user, attempts.remember(keyring, begun))
+    return SignedIn(token, begun, user, attempts.remember(keyring, begun, fresh_hash or user.password))
 
 
 async def mine(database: Database, actor: Actor) -> list[Session]:
@@ -237,7 +237,7 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
         return await transaction[SESSIONS].insert(fresh)
 
     exchanged = await database.transaction(write)
-    return SignedIn(token, exchanged, user, attempts.remember(keyring, exchanged))
+    return SignedIn(token, exchanged, user, attempts.remember(keyring, exchanged, user.password))
 
 
 async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
