@@ -1,21 +1,7 @@
 """`ximler usage import`, typed as an operator would."""
 
 import json
-import secrets
 from datetime import UTC, datetime
-
-import pytest
-from pymongo import MongoClient
-
-
-@pytest.fixture
-def own(mongodb_uri):
-    """Environment for a database of the test's own, and the database."""
-    name = f"ximler_test_cli_{secrets.token_hex(4)}"
-    with MongoClient(mongodb_uri) as client:
-        env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
-        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
-        client.drop_database(name)
 
 
 def test_a_file_of_events_counts_once_and_what_is_wrong_is_named_by_its_line(ximler, own, tmp_path):

@@ -48,6 +48,8 @@ def test_roles_are_granted_and_taken_away(shop):
     run, database = shop
     assert run("grant", ADA, "--role", "operator").stdout == f"{ADA} is now an operator.\n"
     assert run("grant", ADA, "--role", "operator").stdout == f"{ADA} is already an operator.\n"
+    granted = json.loads(run("grant", ADA, "--role", "operator", "--json").stdout)
+    assert granted["role"] == "operator"
     assert run("grant", ADA, "--role", "emperor").returncode == 2
     assert database.credentials.find_one({})["role"] == "operator"
     assert "operator" in run("list").stdout

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from ximler.cli import context
-from ximler.cli.context import Id, Run, connected, counted, database_options, minute, paged
+from ximler.cli.context import Id, Run, connected, counted, database_options, fields, minute, paged
 from ximler.core.errors import Invalid
 
 _AGO = re.compile(r"(\d+)([smhdwy])")
@@ -297,14 +297,5 @@ def _meant(action: str | None) -> str:
 def _entry(entry: Any) -> dict[str, Any]:
     from ximler.audit.search import details
 
-    return {
-        "id": entry.id,
-        "createdAt": entry.created_at,
-        "action": entry.action,
-        "resource": entry.resource,
-        "resourceId": entry.resource_id,
-        "userId": entry.user_id,
-        "address": entry.ip_address,
-        "userAgent": entry.user_agent,
-        "details": details(entry),
-    }
+    found = fields(entry, "id created_at action resource resource_id user_id user_agent")
+    return found | {"address": entry.ip_address, "details": details(entry)}

@@ -11,6 +11,7 @@ line and an exit code in `ximler.cli.main`.
 
 import asyncio
 import functools
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from ximler.schema.user import User
 
 __all__ = [
-    "Cursor", "Id", "Run", "connected", "counted", "database", "database_options", "load", "minute", "paged", "print_json",
-    "print_table", "run",
+    "Cursor", "Id", "Run", "connected", "counted", "database", "database_options", "fields", "load", "minute", "paged",
+    "print_json", "print_table", "run",
 ]  # fmt: skip
 
 _ENDLESS = 10_000  # columns
@@ -243,6 +244,11 @@ def print_json(value: object) -> None:
     """One JSON document, ids as hexadecimal text, times as RFC 3339."""
     text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
     click.echo(text.decode())
+
+
+def fields(thing: object, names: str) -> dict[str, Any]:
+    """Attributes for JSON: `fields(key, "id last_used")` is `{"id": …, "lastUsed": …}`."""
+    return {re.sub("_(.)", lambda found: found[1].upper(), name): getattr(thing, name) for name in names.split()}
 
 
 def minute(moment: datetime | None, otherwise: str = "") -> str:

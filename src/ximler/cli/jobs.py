@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from ximler.cli.context import Id, Run, connected, paged
+from ximler.cli.context import Id, Run, connected, fields, paged
 
 
 @click.group()
@@ -64,12 +64,4 @@ def _show(run: Run, job: Any) -> None:
 
 
 def _row(job: Any) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "status": job.status,
-        "attempts": job.attempts,
-        "dueAt": job.run_at,
-        "lastError": job.last_error,
-        "createdAt": job.created_at,
-    }
+    return fields(job, "id kind status attempts last_error created_at") | {"dueAt": job.run_at}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ximler.cli.context import Id, Run, connected, minute
+from ximler.cli.context import Id, Run, connected, fields, minute
 
 if TYPE_CHECKING:
     from ximler.apikeys.keys import Made
@@ -102,16 +102,5 @@ def _show_made(run: Run, made: "Made") -> None:
 def _row(key: "ApiKey", now: datetime) -> dict[str, Any]:
     from ximler.apikeys.keys import state
 
-    return {
-        "id": key.id,
-        "name": key.name,
-        "hint": key.hint,
-        "state": state(key, now),
-        "permissions": key.permissions,
-        "allowedAddresses": key.allowed_addresses,
-        "createdAt": key.created_at,
-        "lastUsed": key.last_used,
-        "expiresAt": key.expires_at,
-        "revokedAt": key.revoked_at,
-        "replacedBy": key.replaced_by,
-    }
+    times = "created_at last_used expires_at revoked_at"
+    return fields(key, f"id name hint permissions allowed_addresses {times} replaced_by") | {"state": state(key, now)}

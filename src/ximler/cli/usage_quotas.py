@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ximler.cli.context import Run, connected, counted, minute, print_table
+from ximler.cli.context import Run, connected, counted, fields, minute, print_table
 
 __all__ = ["forgive", "override", "rebuild", "show"]
 
@@ -60,16 +60,7 @@ async def show(run: Run, user: str) -> None:
             "override": None
             if override is None
             else {"reason": override.reason, "by": override.by, "until": entitlement.override_until},
-            "usage": [
-                {
-                    "resource": r.resource,
-                    "used": r.used,
-                    "limit": r.limit,
-                    "remaining": r.remaining,
-                    "resetsAt": r.period_end,
-                }
-                for r in resources
-            ],
+            "usage": [fields(r, "resource used limit remaining") | {"resetsAt": r.period_end} for r in resources],
         },
         text,
     )
@@ -88,7 +79,7 @@ def _one_or_the_other(*, end: bool, reason: str, user: str, **limits: object) ->
 @click.option("--until", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="When the override ends, in UTC.")
 @click.option("--end", is_flag=True, help="Go back to the plan's limits.")
 @click.option("--reason", required=True, help="Why; it is kept in the audit log.")
-@connected(first=_one_or_the_other)
+@connected(json="Print the user's id as JSON.", first=_one_or_the_other)
 async def override(
     run: Run,
     user: str,
@@ -109,7 +100,7 @@ async def override(
     found = await run.user(user)
     if end:
         await entitlements.end_override(run.database, run.actor, found.id, reason=reason)
-        click.echo(f"{found.email} has the plan's limits again.")
+        run.show({"user": found.id, "overridden": False}, f"{found.email} has the plan's limits again.")
         return
     await entitlements.override(
         run.database,
@@ -121,7 +112,7 @@ async def override(
         storage_bytes=storage_gb,
         expires_at=until.replace(tzinfo=UTC) if until else None,
     )
-    click.echo(f"The limits of {found.email} are overridden.")
+    run.show({"user": found.id, "overridden": True}, f"The limits of {found.email} are overridden.")
 
 
 def _one_or_all(*, user: str | None, everybody: bool, dry_run: bool) -> None:  # noqa: ARG001 (all options)

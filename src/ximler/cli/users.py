@@ -11,10 +11,10 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
-from ximler.cli.context import Run, connected, counted, minute, paged
+from ximler.cli.context import Run, connected, counted, fields, minute, paged
 
 if TYPE_CHECKING:
-    from ximler.accounts.administration import Account, Event
+    from ximler.accounts.administration import Account
 
 
 @click.group()
@@ -110,7 +110,7 @@ async def unlock(run: Run, user: str) -> None:
 
 @users.command("remove-factor")
 @click.argument("user")
-@connected()
+@connected(json="Print the user's id as JSON.")
 async def remove_factor(run: Run, user: str) -> None:
     """Remove the second factor of USER, who has lost device and recovery codes.
 
@@ -118,31 +118,35 @@ async def remove_factor(run: Run, user: str) -> None:
     """
     from ximler.accounts import second_factor_enrolment
 
-    await second_factor_enrolment.remove(run.database, run.actor, await run.user_id(user))
-    click.echo(f"{user} signs in by password alone.")
+    user_id = await run.user_id(user)
+    await second_factor_enrolment.remove(run.database, run.actor, user_id)
+    run.show({"id": user_id, "secondFactor": False}, f"{user} signs in by password alone.")
 
 
 @users.command()
 @click.argument("user")
 @click.option("--role", type=click.Choice(["operator"]), required=True, help="The role.")
-@connected()
+@connected(json="Print the user's id and role as JSON.")
 async def grant(run: Run, user: str, role: Literal["operator"]) -> None:
     """Grant a role to USER: an operator sees and locks all accounts."""
     from ximler.accounts import roles
 
-    granted = await roles.grant(run.database, run.actor, await run.user_id(user), role)
-    click.echo(f"{user} is {'now' if granted else 'already'} an {role}.")
+    user_id = await run.user_id(user)
+    granted = await roles.grant(run.database, run.actor, user_id, role)
+    run.show({"id": user_id, "role": role}, f"{user} is {'now' if granted else 'already'} an {role}.")
 
 
 @users.command("revoke-role")
 @click.argument("user")
-@connected()
+@connected(json="Print the user's id and role as JSON.")
 async def revoke_role(run: Run, user: str) -> None:
     """Withdraw the role of USER and end their sessions."""
     from ximler.accounts import roles
 
-    withdrawn = await roles.withdraw(run.database, run.actor, await run.user_id(user))
-    click.echo(f"{user} {'no longer has a role' if withdrawn else 'has no role'}.")
+    user_id = await run.user_id(user)
+    withdrawn = await roles.withdraw(run.database, run.actor, user_id)
+    text = f"{user} {'no longer has a role' if withdrawn else 'has no role'}."
+    run.show({"id": user_id, "role": None}, text)
 
 
 @users.command("sessions")
@@ -152,18 +156,9 @@ async def list_sessions(run: Run, user: str) -> None:
     """List the sessions of USER, newest first."""
     from ximler.accounts import administration
 
-    def row(session: Any) -> dict[str, Any]:
-        return {
-            "id": session.public_id,
-            "address": session.address,
-            "userAgent": session.user_agent,
-            "createdAt": session.created_at,
-            "expiresAt": session.expires_at,
-        }
-
     run.show_list(
         await administration.open_sessions(run.database, run.actor, await run.user_id(user)),
-        row=row,
+        row=lambda session: {"id": session.public_id, **fields(session, "address user_agent created_at expires_at")},
         columns={
             "Id": lambda session: session.public_id,
             "Address": lambda session: session.address or "",
@@ -194,19 +189,9 @@ async def history(run: Run, user: str, limit: int, after: Any) -> None:
     """Show the latest sign-ins of USER, also those that failed."""
     from ximler.accounts import administration
 
-    def row(event: "Event") -> dict[str, Any]:
-        return {
-            "at": event.at,
-            "action": event.action,
-            "address": event.address,
-            "userAgent": event.user_agent,
-            "count": event.count,
-            "reason": event.reason,
-        }
-
     run.show_list(
         await administration.history(run.database, run.actor, await run.user_id(user), first=limit, after=after),
-        row=row,
+        row=lambda event: fields(event, "at action address user_agent count reason"),
         columns={
             "At": lambda event: minute(event.at),
             "Event": lambda event: event.action.partition(".")[2],
@@ -297,16 +282,5 @@ def _show(run: Run, account: "Account") -> None:
 def _row(account: "Account") -> dict[str, Any]:
     """The fields that an operator may see, without hashes and tokens."""
     user = account.user
-    return {
-        "id": user.id,
-        "email": user.email,
-        "name": user.name,
-        "emailVerified": user.email_verified,
-        "createdAt": user.created_at,
-        "lastLogin": user.last_login,
-        "role": account.role,
-        "lockedAt": account.locked_at,
-        "lockReason": account.lock_reason,
-        "secondFactor": account.second_factor,
-        "closedAt": user.deleted_at,
-    }
+    found = fields(user, "id email name email_verified created_at last_login")
+    return found | fields(account, "role locked_at lock_reason second_factor") | {"closedAt": user.deleted_at}
