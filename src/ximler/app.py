@@ -19,6 +19,7 @@ from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings
 from ximler.database import connect
 from ximler.database.changes import Feed
+from ximler.database.monitoring import round_trips
 from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
@@ -55,8 +56,13 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
     Raises SettingsError for settings that cannot work, before anything is served.
     """
     keyring = Keyring(settings)
-    limits = Limits(depth=settings.graphql_max_depth, cost=settings.graphql_max_cost)
-    engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection)
+    limits = Limits(
+        depth=settings.graphql_max_depth,
+        cost=settings.graphql_max_cost,
+        seconds=settings.graphql_timeout_s,
+        slow_seconds=settings.graphql_slow_ms / 1000,
+    )
+    engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection, trips=round_trips)
     outgoing = mailer(settings)
     seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
@@ -133,6 +139,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         once=once,
         refused=refused,
         is_known=lambda ctx: ctx.actor.user_id is not None,
+        may_trace=lambda ctx: ctx.actor.kind == "operator",
     )
 
     @asgi("/graphql", copy_scope=False)

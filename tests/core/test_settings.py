@@ -42,6 +42,8 @@ GIVEN = {
     "graphql_max_depth": ("9", 9),
     "worker": ("false", False),
     "graphql_max_cost": ("10001", 10_001),
+    "graphql_timeout_s": ("5", 5),
+    "graphql_slow_ms": ("250", 250),
     "api_rate": ("7", 7),
     "api_burst": ("9", 9),
     "environment": ("production", "production"),

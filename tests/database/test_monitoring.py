@@ -160,7 +160,7 @@ async def test_round_trips_are_counted_in_this_task_and_those_it_starts_and_in_n
             await asyncio.gather(database.plans.count({}), database.coupons.count({}))
         go_on.set()
         await other
-    assert outer == [("find", "plans")]
+    assert sorted(outer) == sorted([("find", "plans"), *inner])
     assert sorted(inner) == [("aggregate", "coupons"), ("aggregate", "plans")]
     await database.plans.count({})
-    assert len(outer) == 1
+    assert len(outer) == 3

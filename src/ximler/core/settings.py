@@ -101,6 +101,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     graphql_max_cost: Annotated[
         int, Meta(ge=10000, description="Maximum number of fields a query may resolve, lists included.")
     ] = 20000
+    graphql_timeout_s: Annotated[int, Meta(ge=1, description="Seconds after which an operation is ended.")] = 30
+    graphql_slow_ms: Annotated[
+        int, Meta(ge=1, description="Milliseconds from which an operation is logged as slow.")
+    ] = 1000
 
     # Metering
     api_rate: Annotated[

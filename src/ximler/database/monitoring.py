@@ -46,14 +46,14 @@ FORGIVEN = Counter(
 _IN_FLIGHT = 5000  # more than any pool has connections
 
 RoundTrip = tuple[str, str]  # (verb, collection)
-_recording: ContextVar[list[RoundTrip] | None] = ContextVar("ximler_round_trips", default=None)
+_recording: ContextVar[tuple[list[RoundTrip], ...]] = ContextVar("ximler_round_trips", default=())
 
 
 @contextmanager
 def round_trips() -> Iterator[list[RoundTrip]]:
     """Record every command sent inside the block, by this task and those it starts: the cost of a journey."""
     trips: list[RoundTrip] = []
-    token = _recording.set(trips)
+    token = _recording.set((*_recording.get(), trips))
     try:
         yield trips
     finally:
@@ -99,9 +99,10 @@ class _Commands(monitoring.CommandListener):
         if len(self._places) > _IN_FLIGHT:
             # A command whose task is cancelled is never heard of again: the oldest go.
             del self._places[next(iter(self._places))]
-        trips = _recording.get()
-        if trips is not None and not verb.startswith("sasl"):  # a new connection's, which is the pool's affair
-            trips.append((verb, collection))
+        recording = _recording.get()
+        if recording and not verb.startswith("sasl"):  # a new connection's, which is the pool's affair
+            for trips in recording:
+                trips.append((verb, collection))
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
         place = self._places.pop(event.request_id, None)

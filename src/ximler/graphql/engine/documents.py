@@ -4,6 +4,7 @@ Kept are valid documents only, the least recently used leave first, and neither 
 without bound, whatever clients send.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -57,6 +58,7 @@ class Operation:
         self.name = node.name.value if node.name else None
         self.mutation = node.operation is OperationType.MUTATION
         self.cost = cost
+        self.digest = hashlib.sha256(node.loc.source.body.encode()).hexdigest()[:16] if node.loc else ""
         self.variables = Variables(schema.core, node, limits)
         self._schema = schema
         self._node = node

@@ -7,14 +7,18 @@ Root fields of a query run side by side, those of a mutation one after the other
 hands it to resolvers and reads nothing of it but `request_id`, where it has one.
 """
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
+import structlog
 
 from ximler.graphql.engine.compiled import as_dicts
 from ximler.graphql.engine.documents import Documents, Operation
-from ximler.graphql.engine.errors import INTERNAL, RequestRefused, describe_field_errors, describe_over_limit
+from ximler.graphql.engine.errors import INTERNAL, TIMED_OUT, RequestRefused, describe_field_errors, describe_over_limit
 from ximler.graphql.engine.execution import Execution
 from ximler.graphql.engine.inputs import Values
 from ximler.graphql.engine.limits import Limits, OverLimit
@@ -24,6 +28,16 @@ from ximler.graphql.engine.schema import Schema
 __all__ = ["Engine", "Prepared", "Response"]
 
 Response = dict[str, Any]
+Trips = Callable[[], AbstractContextManager[list[tuple[str, str]]]]
+"""`with trips() as recorded`: what the database is sent meanwhile, as verb and collection."""
+
+log = structlog.get_logger("ximler.graphql")
+
+
+@contextmanager
+def no_trips() -> Iterator[list[tuple[str, str]]]:
+    """For a schema without a database."""
+    yield []
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -50,8 +64,11 @@ class Prepared(msgspec.Struct, frozen=True):
 class Engine:
     """Executes operations on one schema. Belongs to one process; any number of requests may use it at once."""
 
-    def __init__(self, schema: Schema, *, limits: Limits | None = None, introspection: bool = True) -> None:
+    def __init__(
+        self, schema: Schema, *, limits: Limits | None = None, introspection: bool = True, trips: Trips = no_trips
+    ) -> None:
         self.schema = schema
+        self._trips = trips
         self.limits = limits or Limits()
         self._documents = Documents(schema, self.limits, introspection=introspection)
 
@@ -67,14 +84,43 @@ class Engine:
             raise RequestRefused([describe_over_limit(error)])
         return Prepared(operation, operation.plan(values), values)
 
-    async def run(self, prepared: Prepared, ctx: Any) -> Response:
-        """Execute; the answer is for the encoder. Cancelling it cancels the resolvers that still run."""
+    async def run(self, prepared: Prepared, ctx: Any, *, traced: bool = False) -> Response:
+        """Execute; the answer is for the encoder. Cancelling it cancels the resolvers that still run.
+
+        Past its time it is cancelled as well, and the answer says so. `traced` adds what it took, as `extensions.trace`.
+        """
         execution = Execution(prepared.plan, prepared.values, ctx, calls=self.limits.calls)
-        await execution.run(serially=prepared.operation.mutation)
+        began = time.perf_counter()
+        response: Response
+        with self._trips() as trips:
+            try:
+                async with asyncio.timeout(self.limits.seconds):
+                    await execution.run(serially=prepared.operation.mutation)
+            except TimeoutError:
+                message = f"The operation took longer than {self.limits.seconds:g} s and was ended"
+                response = {"errors": [{"message": message, "extensions": {"code": TIMED_OUT}}], "data": None}
+            else:
+                response = self._respond(execution, prepared.operation, ctx)
+        seconds = time.perf_counter() - began
+        if traced or seconds > self.limits.slow_seconds:
+            trace = {
+                "seconds": round(seconds, 4),
+                "calls": execution.calls(began),
+                "roundTrips": list(map(" ".join, trips)),
+            }
+            if seconds > self.limits.slow_seconds:
+                log.warning(
+                    "slow operation", operation=prepared.operation.name, query=prepared.operation.digest, **trace
+                )
+            if traced:
+                response["extensions"] = {"trace": trace}
+        return response
+
+    def _respond(self, execution: Execution, operation: Operation, ctx: Any) -> Response:
         if not execution.errors:
             return {"data": execution.data}
         errors = describe_field_errors(
-            execution.errors, request_id=getattr(ctx, "request_id", None), operation=prepared.operation.name
+            execution.errors, request_id=getattr(ctx, "request_id", None), operation=operation.name
         )
         return {"errors": errors, "data": execution.data}
 

@@ -52,7 +52,8 @@ class Asked(NamedTuple):
 
     field: str
     parents: int
-    seconds: float
+    began: float
+    ended: float
 
 
 class _Bubble(Exception):
@@ -118,6 +119,13 @@ class Execution:
             await self._resolve()
         finally:
             await self._end()
+
+    def calls(self, since: float) -> list[str]:
+        """The resolvers that were asked, for how many parents, and from when to when in milliseconds."""
+        return [
+            f"{each.field} × {each.parents}: {(each.began - since) * 1000:.1f}–{(each.ended - since) * 1000:.1f} ms"
+            for each in self.asked
+        ]
 
     async def _resolve(self) -> None:
         """Ask, and ask what follows from the answers, until nothing is left to ask."""
@@ -195,7 +203,7 @@ class Execution:
         except Exception as error:
             return [error] * len(parents)
         finally:
-            self.asked.append(Asked(field.coordinate, len(parents), time.perf_counter() - began))
+            self.asked.append(Asked(field.coordinate, len(parents), began, time.perf_counter()))
 
     def _deliver(self, call: _Call, answers: Sequence[Any]) -> None:
         if len(call.waiting) > 1:

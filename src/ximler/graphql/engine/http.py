@@ -5,6 +5,9 @@ Follows https://graphql.github.io/graphql-over-http/draft/. POST takes JSON, GET
 is 400; everybody else gets `application/json`, where GraphQL errors come with 200. A request that is not well formed,
 and a context that refuses the caller (401, 403, 429, 503), have their status under both.
 
+Whoever `may_trace` and sends `"extensions": {"trace": true}` is answered with what the operation took: its resolvers' calls
+and the database's round trips.
+
 A mutation with an `Idempotency-Key` is handed to the application's `once`, which answers a key that it knows.
 
 Requests that a browser sends without asking (form content types, mutations by GET) are refused, so there is nothing to
@@ -81,11 +84,13 @@ class GraphQLApp:
         once: Once | None = None,
         refused: Refused | None = None,
         is_known: Callable[[Any], bool] = lambda _: True,
+        may_trace: Callable[[Any], bool] = lambda _: False,
     ) -> None:
         self._engine = engine
         self._context_factory = context_factory
         self._once = once
         self._is_known = is_known
+        self._may_trace = may_trace
         self._refused = refused
         self._body_limit = body_limit
         self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
@@ -147,11 +152,14 @@ class GraphQLApp:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
         if headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation:
             return await self._run_once(prepared, ctx, headers.idempotency_key, parameters, self._once)
-        response = await self._run(prepared, ctx)
+        response = await self._run(prepared, ctx, traced=self._is_traced(parameters, ctx))
         return 200, response, getattr(ctx, "reply_headers", [])
 
-    async def _run(self, prepared: Prepared, ctx: Any) -> Response:
-        response = await self._engine.run(prepared, ctx)
+    def _is_traced(self, parameters: Parameters, ctx: Any) -> bool:
+        return parameters.extensions is not None and parameters.extensions.get("trace") is True and self._may_trace(ctx)
+
+    async def _run(self, prepared: Prepared, ctx: Any, *, traced: bool = False) -> Response:
+        response = await self._engine.run(prepared, ctx, traced=traced)
         if self._refused is not None and "errors" in response:
             refusals = (error for error in response["errors"] if error["extensions"].get("kind") == Forbidden.code)
             if (first := next(refusals, None)) is not None:

@@ -53,6 +53,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Characters of a query's text."""
     tokens: int = 5_000
     """Lexical tokens of a query's text, and as many comments."""
+    seconds: float = 30
+    """How long an operation may take. Past it, its resolvers are cancelled, and their database calls with them."""
+    slow_seconds: float = 1
+    """How long an operation takes that is logged, with its calls and round trips."""
     errors: int = 10
     """Errors that validation or reading variables reports before it stops."""
     cached_documents: int = 1_000
