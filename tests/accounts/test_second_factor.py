@@ -170,7 +170,7 @@ async def test_whose_budget_was_used_up_is_told_once_a_day(person: Person, worke
         person.database.clock.offset_ms += 16 * MINUTE_MS
     await worker.run_due()
     subjects = [message["Subject"] for message in mailbox.messages]
-    assert subjects.count("Somebody is trying codes for your account") == 1
+    assert subjects.count("Wrong codes were tried for your account") == 1
     log = await person.database.audit_logs.find({"userId": person.user.id})
     assert {entry.action for entry in log} >= {"accounts.factor.attempts_exhausted", "accounts.code.refused"}
 

@@ -1,3 +1,3 @@
-"""Who somebody is: registration, credentials, second factor, sessions, profile. Owns `users` and private
+"""Accounts: registration, credentials, second factor, sessions, profile. Owns `users` and private
 collections.
 """

@@ -1,7 +1,7 @@
-"""Who somebody is at this moment, read along with whatever names them: their account, its role, its lock.
+"""Account status: the user of a session or key, their role and lock, read in the same command.
 
-For caches over the change feed: `lookups` joins it to a document that has a `userId`, `read` takes it from
-the answer, `tags` says what the answer stands on.
+For caches over the change feed: `lookups` joins the status to a document with a `userId`, `read` takes it
+from the result, `tags` lists the documents it depends on.
 """
 
 from collections.abc import Mapping, Sequence

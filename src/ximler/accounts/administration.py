@@ -1,7 +1,7 @@
-"""Users as an operator sees them: found, looked at, verified, locked, signed out.
+"""Account administration: operators find, view, verify and lock accounts, and end their sessions.
 
-Every function here takes an operator, and writes to the audit log what they did *and what they saw*: an entry
-for each page that was read, naming the people on it by id.
+Every function requires an operator and audits the access as well as the change: reading a page writes an
+entry that names the users on it by id.
 """
 
 from collections.abc import Sequence

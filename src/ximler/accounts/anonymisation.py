@@ -1,8 +1,8 @@
-"""The account itself, anonymised in place: its id stays, for payments and the audit log name it, and nothing
-says whose it was.
+"""Anonymisation of an account in place: the id stays, because payments and the audit log refer to it;
+everything personal is removed.
 
-`begin` and `finish` enclose what other domains erase. From `begin` on nobody can come back, and until
-`finish` the address is still there for those that look for it. Both may run any number of times.
+`begin` and `finish` enclose the erasure in the other domains. After `begin` the account cannot be reopened;
+until `finish` the address is still there for look-ups. Both can be repeated.
 """
 
 from datetime import datetime
@@ -42,7 +42,7 @@ async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -
 
 
 async def finish(database: Database, user_id: ObjectId) -> None:
-    """Take away what says who it was, whoever wrote it, and say in the log that it is done."""
+    """Remove everything personal, by whichever application it was written, and audit that."""
     email = f"erased-{user_id}@erased.invalid"
 
     async def write(transaction: Database) -> None:

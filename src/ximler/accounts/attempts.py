@@ -1,11 +1,11 @@
-"""Attempts to sign in: who may make one, and what becomes of those that fail.
+"""Sign-in attempts: which are admitted, and how failures are counted.
 
-Guessing is slowed down per account and per address. An attack on an account must not lock its owner out, so a
-device that has signed in to it before is counted by itself: one that shows its token (OWASP's device cookie,
-here a signed one that costs no storage), or, where an attack is under way, one from the address and with the
+Guessing is slowed down per account and per address. An attack on an account must not lock its owner out. A
+device that has signed in to it before is therefore counted separately: one that presents its token (OWASP's
+device cookie, here a signed token that needs no storage) or, during an attack, one with the address and
 browser of a session that is still open.
 
-Everything here depends on the address that was typed, never on whether it has an account.
+All of this depends on the address that was typed, never on whether it has an account.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 def account_key(keyring: Keyring, email: str) -> RateLimitKey:
-    """What counts the failures of an account, by its address as it is stored."""
+    """The rate-limit key that counts the failures of an account, by its address in normal form."""
     return throttle.key(keyring, _ACCOUNT, email)
 
 
@@ -115,7 +115,7 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
 
 
 async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
-    """Count it, and note it in the log."""
+    """Count the failure, and audit it."""
     user_id = attempt.user.id if attempt.user else None
     await asyncio.gather(
         throttle.fail(database, attempt.keys),
@@ -132,12 +132,12 @@ async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
 
 
 def locked() -> AccountLocked:
-    """Said only to those who know the password: to others a locked account is as any other."""
+    """Only after the right password: to others a locked account looks like any other."""
     return AccountLocked("This account is locked: write to support to have it opened")
 
 
 async def refuse_locked(database: Database, actor: Actor, attempt: Attempt) -> NoReturn:
-    """Note it in the log. Raises AccountLocked."""
+    """Audit the refusal. Raises AccountLocked."""
     user_id = attempt.user.id if attempt.user else None
     await refusals.count(
         database,
@@ -161,7 +161,7 @@ async def succeed(database: Database, attempt: Attempt) -> None:
 async def _look(
     database: Database, forms: list[str], keys: list[RateLimitKey]
 ) -> tuple[User | None, Credential | None, dict[bytes, Throttle]]:
-    """The account, what beside its password decides, and what was counted, with one command."""
+    """The account, its credential and the counts, with one command."""
     ids = [each.id for each in keys]
     rows = await database.users.aggregate(
         [

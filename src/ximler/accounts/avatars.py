@@ -1,7 +1,6 @@
-"""A user's picture: stored as a file, named by `users.avatar`, shown to everybody for as long as it is
-theirs.
+"""A user's picture: stored as a file, named by `users.avatar`, public while it is the user's avatar.
 
-Another application may keep any URL in `users.avatar`: it is left alone until a picture is uploaded here.
+Another application may store any URL in `users.avatar`: it is left alone until a picture is uploaded here.
 """
 
 from collections.abc import AsyncIterator

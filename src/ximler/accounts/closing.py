@@ -1,8 +1,7 @@
-"""Closing an account, and coming back within 30 days.
+"""Closing an account, and reopening it within 30 days.
 
-Closed, it is as good as gone: its sessions end, its keys open nothing, nobody finds it. It keeps its address,
-so that nobody else takes it meanwhile. After 30 days the job that `close` leaves has it anonymised
-(privacy.erasure).
+A closed account has no sessions, its keys are rejected, and it is not found. It keeps its address, so that no
+other account takes it. After 30 days the job that `close` enqueues anonymises it (privacy.erasure).
 """
 
 from datetime import datetime

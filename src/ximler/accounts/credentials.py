@@ -1,8 +1,8 @@
-"""Passwords: changing one that is known, replacing one that is forgotten.
+"""Passwords: changing a known one, resetting a forgotten one.
 
-Either ends every session of the account and a change of address that waits, in the same transaction.
-`request_reset` never looks at the accounts: it leaves a job, and answers the same for every address, in the
-same time.
+Both end every session of the account and a pending change of address, in the same transaction.
+`request_reset` never reads the accounts: it enqueues a job, and responds alike for every address, in the same
+time.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, e
     Raises Invalid, Throttled.
     """
     normal = addresses.normalised(email)
-    # The asker's first: whoever has to wait counts nothing for others' mailboxes meanwhile.
+    # By address first: a throttled caller does not count against other mailboxes.
     await throttle.spend(database, throttle.at_address(keyring, _ADDRESS, actor.address))
     await throttle.spend(database, [throttle.key(keyring, _MAILBOX, normal)])
     await outbox.enqueue(database, SEND_RESET, {"email": normal, "typed": email.strip()})
@@ -104,7 +104,7 @@ async def send_reset(
 async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: str, password: str) -> None:
     """Set a new password by a link that works once, within the hour. Every session ends.
 
-    Whoever is kept out by an attack on their account gets in with it: its failed sign-ins are forgotten.
+    An owner whom an attack on the account throttles gets in with it: the failed sign-ins are forgotten.
     Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one,
     WeakPassword.
     """
@@ -172,5 +172,5 @@ async def _replace(
 
 
 def _stored(token: str) -> str:
-    """What the database keeps of a reset token."""
+    """The stored form of a reset token."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""Another e-mail address: asked for with a recent sign-in, confirmed from the new address, announced to the
+"""Change of e-mail address: requested with a recent sign-in, confirmed from the new address, announced to the
 old one.
 
-As with a registration, the link shows who reads the mailbox, and the password who asked: so nobody can have a
-stranger's address confirmed for their own account by a click of the stranger's. `request` never looks at who
-has the new address.
+As with a registration, the link proves access to the mailbox, and the password proves who asked: nobody can
+have a stranger's address confirmed for their own account by a click of the stranger. `request` never reads
+who has the new address.
 """
 
 import hashlib
@@ -199,5 +199,5 @@ async def _record(
 
 
 def _stored(token: str) -> str:
-    """What the database keeps of the link's token."""
+    """The stored form of the link's token."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What accounts keep of a person, for them to take along; never what would let somebody in."""
+"""The part of a user's data export that accounts own. It contains no secrets."""
 
 from typing import Any
 

@@ -73,9 +73,9 @@ async def once(
     """The answer of `work`, or the one that this key was given before; and whether it is that. Two commands
     more than the work.
 
-    Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the seconds
-    to wait) while the first is under way, AnswerNotKept when it was done and its answer is larger than
-    `MAX_ANSWER`, or it failed after a transaction of it was committed.
+    Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the
+    seconds to wait) while the first is under way, AnswerNotKept when it was done and its answer is larger
+    than `MAX_ANSWER`, or it failed after a transaction of it was committed.
     """
     if not _KEY.fullmatch(key):
         raise Invalid.field("Idempotency-Key", "must be 1 to 255 visible ASCII characters: a random UUID, for example")

@@ -55,9 +55,9 @@ class Keyring:
     Passwords: Argon2id (OWASP's parameters), in a bounded pool of threads, so that many sign-ins at once
     neither block the event loop nor take more than `argon2_threads` × `argon2_memory_kib` of memory.
 
-    Tokens: 256 random bits, stored as HMAC-SHA256. Reading the database yields no token, and a row for a chosen
-    token cannot be made without the secret key. Every use has a key of its own, derived by HKDF. With several
-    secret keys, the first makes and all verify.
+    Tokens: 256 random bits, stored as HMAC-SHA256. Reading the database yields no token, and a row for a
+    chosen token cannot be made without the secret key. Every use has a key of its own, derived by HKDF. With
+    several secret keys, the first makes and all verify.
 
     Values that must be read again (the secret of a second factor) are encrypted, bound to their purpose and
     owner. With several keys, the first encrypts and all decrypt.
@@ -143,7 +143,7 @@ class Keyring:
         return token, self._id(self._token_keys[0], token)
 
     def token_ids(self, token: str) -> list[bytes]:
-        """The ids it may be stored under, newest key first; none for what cannot be a token of ours."""
+        """The ids it may be stored under, newest key first; none for a string that cannot be a token."""
         if len(token) != _TOKEN_LENGTH or not token.isascii():
             return []
         return [self._id(key, token) for key in self._token_keys]
@@ -188,9 +188,7 @@ class Keyring:
                     return cipher.decrypt(nonce, stored[_KEY_ID_BYTES + _NONCE_BYTES :], subject.binary)
                 except InvalidTag:
                     continue
-        raise KeyLost(
-            "What was encrypted cannot be read: XIMLER_SECRET_KEY no longer holds the key it was encrypted under"
-        )
+        raise KeyLost("The encrypted value cannot be read: XIMLER_SECRET_KEY no longer contains its key")
 
     def is_newest(self, purpose: str, stored: bytes) -> bool:
         """Whether it is encrypted under the first key, and survives the others' going."""
@@ -202,7 +200,7 @@ class Keyring:
             self.breaches.close()
 
     async def compute(self, work: Callable[..., T], *args: Any) -> T:
-        """`work(*args)` in the pool, for what takes long."""
+        """Run `work(*args)` in the pool, for long computations."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     def _matches(self, stored: str, password: str) -> bool:

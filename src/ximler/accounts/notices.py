@@ -1,4 +1,4 @@
-"""Mail about an account's security. Preferences do not stop it: it tells of what a thief would do."""
+"""Security notices by mail. Preferences do not suppress them: they report changes that a thief would make."""
 
 from typing import Any
 
@@ -12,43 +12,43 @@ __all__ = ["SEND", "send", "tell"]
 
 SEND = "accounts.send_notice"
 
-# Notice → (subject, what happened). In braces: details of the notice.
+# Notice → (subject, text). In braces: details of the notice.
 _NOTICES = {
     "factor_enabled": (
         "A second factor protects your account",
         (
-            "a second factor was added to your account: from now on, signing in takes a code of the authenticator app too. "
-            "Everybody else who was signed in is signed out."
+            "A second factor was added to your account. From now on, signing in requires a code of the authenticator app. "
+            "All other sessions have ended."
         ),
     ),
     "factor_disabled": (
         "Your second factor was removed",
-        "the second factor of your account was removed: the password alone signs in again.",
+        "The second factor of your account was removed. Signing in requires only the password again.",
     ),
     "recovery_codes_made": (
         "You have new recovery codes",
-        "new recovery codes were made for your account; the ones before are worth nothing any more.",
+        "New recovery codes were generated for your account. The previous ones no longer work.",
     ),
     "recovery_code_used": (
         "A recovery code was used",
-        "somebody, probably you, proved who they are with a recovery code of your account. Codes that are left: {left}.",
+        "Someone, probably you, signed in with a recovery code of your account. Codes left: {left}.",
     ),
     "wrong_codes": (
-        "Somebody is trying codes for your account",
-        "somebody who knows your password has tried {count} wrong codes of your second factor. They did not get in.",
+        "Wrong codes were tried for your account",
+        "Someone who knows your password has tried {count} wrong codes of your second factor. They were not signed in.",
     ),
     "email_requested": (
         "Another address for your account",
         (
-            "somebody, probably you, asked to use {address} for your account instead of this address. That happens once they "
-            "have opened the link that we sent there, and given the password."
+            "Someone, probably you, asked to use {address} for your account instead of this address. The change takes effect "
+            "when the link that was sent there is opened and the password entered."
         ),
     ),
     "email_changed": (
         "The address of your account was changed",
         (
-            "your account now belongs to {address}, and this address has none any more. If it was not you, tell the people "
-            "who run this site at once."
+            "Your account now uses {address}, and no longer this address. If this was not you, contact the operators of this "
+            "site at once."
         ),
     ),
 }
@@ -78,7 +78,7 @@ async def tell(
 async def send(
     database: Database, settings: Settings, mailer: Mailer, *, job_id: ObjectId, payload: dict[str, Any]
 ) -> None:
-    """The job behind `tell`. Sent again it is the same message."""
+    """The job behind `tell`. A retry sends the same message."""
     user = await database.users.find_one({"_id": payload["userId"]})
     if user is None:
         return

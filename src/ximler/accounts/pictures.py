@@ -1,7 +1,6 @@
-"""Making a picture of ours out of whatever somebody sends: decoded, bounded, and encoded anew.
+"""Pictures: an upload is decoded within limits and encoded anew.
 
-Nothing of what was sent survives but its pixels: no EXIF (with where it was taken), no second file behind the
-picture.
+Only the pixels survive: no EXIF (with the place where it was taken), no second file appended to the picture.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What a user wants to be mailed, as the links in the mails themselves change it."""
+"""Notification preferences, changed by the unsubscribe links in mails."""
 
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records

@@ -1,4 +1,4 @@
-"""What a user says about themselves, and what they want to be told."""
+"""A user's name and notification settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,11 +28,11 @@ async def change_notifications(database: Database, actor: Actor, user: User, wan
     changes: dict[str, Any] = {}
     for channel, kinds in wanted.items():
         if kinds is None:
-            raise Invalid.field(channel, "must not be null: leave out what is to stay")
+            raise Invalid.field(channel, "must not be null: omit it to leave it unchanged")
         for kind, value in kinds.items():
             name = _camel(kind)
             if value is None:
-                raise Invalid.field(f"{channel}.{name}", "must be true or false: leave out what is to stay")
+                raise Invalid.field(f"{channel}.{name}", "must be true or false: omit it to leave it unchanged")
             changes[f"notificationSettings.{channel}.{name}"] = value
     return await _change(database, actor, user, Action.NOTIFICATIONS_CHANGED, changes)
 

@@ -1,9 +1,9 @@
-"""Becoming a user: `register`, a confirmation link, `confirm`.
+"""Registration: `register`, a confirmation link, `confirm`.
 
-`register` never looks at the accounts: it stores a registration and answers the same, in the same time, for a
-new address, a taken one and one that is waiting. Only whoever reads the mailbox learns more. A registration
-carries its own password, and its link asks for it: an attacker who registers a victim's address gains
-nothing, whether or not the victim follows their link.
+`register` never reads the accounts: it stores a registration and responds alike, in the same time, for a new
+address, a taken one and a pending one. Only the owner of the mailbox learns more. A registration carries its
+own password, and its link asks for it: registering a victim's address gains an attacker nothing, whether or
+not the victim follows the link.
 """
 
 from datetime import timedelta

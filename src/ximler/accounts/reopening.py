@@ -1,6 +1,6 @@
-"""A closed account, for as long as it can come back: what says so, and coming back.
+"""Closed accounts that can still be reopened.
 
-Only the right password is told that an account is closed; to every other it does not exist.
+Only a sign-in with the right password learns that an account is closed; for all others it does not exist.
 """
 
 from datetime import datetime, timedelta
@@ -39,7 +39,7 @@ def day(moment: datetime) -> str:
 
 
 def refusal(closed: User) -> AccountClosed:
-    """What whoever has the right password is told."""
+    """The error after a sign-in with the right password."""
     assert closed.closed_at is not None  # noqa: S101 (for the type checker)
     last = erased_at(closed.closed_at)
     return AccountClosed(

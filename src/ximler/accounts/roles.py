@@ -1,4 +1,4 @@
-"""Who is an operator. Granted on the command line only, by whoever has the database: never over the network."""
+"""Operator roles. Granted on the command line only, where the database is at hand: never over the network."""
 
 from bson import ObjectId
 

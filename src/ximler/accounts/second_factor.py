@@ -91,7 +91,7 @@ async def prove(
     """Take a code of the user whose password was right a moment ago, if they have a second factor; without
     one, do nothing.
 
-    No round trip without a factor, two with a code that is right; what is refused is noted in the log. Raises
+    No round trip without a factor, two with a code that is right; refusals are audited. Raises
     SecondFactorRequired without a code, WrongCode, TooManyCodes once the budget is used up, KeyLost when the
     secret key it was encrypted under is gone (recovery codes work even then).
     """
@@ -145,7 +145,7 @@ def matching_step(secret: bytes, code: str, now_ms: int) -> int | None:
 
 
 def new_recovery_codes(user_id: ObjectId) -> tuple[list[str], list[str]]:
-    """Codes to show once, and what to store of them."""
+    """Codes to show once, and their hashes to store."""
     codes = [base64.b32encode(secrets.token_bytes(10)).decode().lower() for _ in range(RECOVERY_CODES)]
     shown = ["-".join(code[start : start + 4] for start in range(0, 16, 4)) for code in codes]
     return shown, [_recovery_hash(user_id, code) for code in codes]
@@ -238,7 +238,7 @@ async def _take(
 
 
 async def _use_recovery_code(database: Database, actor: Actor, credential: Credential, typed: str) -> None:
-    """Raises WrongCode. What is none of the codes costs no round trip."""
+    """Raises WrongCode. A string that is none of the codes costs no round trip."""
     typed = typed.replace("0", "o").replace("1", "l")
     wrong = WrongCode(
         "The code is not right: it has six digits, or is one of your recovery codes, each of which works once",
@@ -270,7 +270,7 @@ async def _use_recovery_code(database: Database, actor: Actor, credential: Crede
 
 
 async def _warn(database: Database, actor: Actor, credential: Credential) -> None:
-    """The budget was used up by whoever has the password: its owner is told, once a day."""
+    """Notify the owner, once a day, that someone with the password has used up the budget."""
 
     async def write(transaction: Database) -> None:
         await records.write(
@@ -285,5 +285,5 @@ async def _warn(database: Database, actor: Actor, credential: Credential) -> Non
         today = f"{transaction.clock.now():%Y-%m-%d}"
         await notices.tell(transaction, credential.id, "wrong_codes", once=today, count=BUDGET)
 
-    with contextlib.suppress(DocumentExists):  # a racing guess has told them
+    with contextlib.suppress(DocumentExists):  # a racing guess has notified them
         await database.transaction(write)

@@ -1,7 +1,7 @@
-"""The second factor's life: shown and proved, renewed, removed. What it is worth at the door is
-`second_factor`'.
+"""Second-factor enrolment: begin, confirm, regenerate recovery codes, remove. Verification at sign-in is
+`second_factor`.
 
-Every change needs a recent sign-in, is audited, and is told to the owner by mail.
+Every change needs a recent sign-in, is audited, and sends the owner a notice.
 """
 
 from datetime import datetime, timedelta

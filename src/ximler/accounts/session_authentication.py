@@ -1,8 +1,8 @@
-"""Whom a session's token stands for: decided in memory for one that was seen before, else by one read.
+"""Session authentication: the user of a session token, from memory if it is cached, else by one read.
 
-A session ends when it has not been used for `session_days`, and after `session_max_days` in any case. Its
-holder may exchange its token (`sessions.refresh`); a token that was exchanged and comes back later is
-somebody's copy, so every session of that sign-in ends.
+A session expires after `session_days` without use, and after `session_max_days` in any case. Its holder may
+exchange its token (`sessions.refresh`). An exchanged token that is used again later is a copy, so every
+session of that sign-in ends.
 """
 
 import asyncio
@@ -121,7 +121,7 @@ async def admit(database: Database, found: AuthenticatedSession | None, origin: 
         if now - replaced < _LEEWAY:
             raise SessionExpired("This session's token was just exchanged: use the new one")
         await _end_family(database, found.session, origin)
-        raise SessionExpired("This token was exchanged before and may be somebody's copy: sign in again")
+        raise SessionExpired("This token was exchanged before and may be a copy: sign in again")
     found.account.require_unlocked()
     return found
 

@@ -1,4 +1,4 @@
-"""Signing in and out, and knowing who comes with a token."""
+"""Sessions: sign in, sign out, exchange, list and revoke."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta

@@ -1,7 +1,6 @@
-"""Step-up: what would let a thief keep an account asks for a sign-in of the last ten minutes, not merely a
-session.
+"""Step-up: changes that would let a thief keep an account require a sign-in within the last ten minutes.
 
-ASVS 5.0 asks for it before e-mail address, password and factors change.
+ASVS 5.0 requires it for changes of e-mail address, password and second factor.
 """
 
 from datetime import datetime, timedelta

@@ -1,9 +1,9 @@
-"""Throttling: whoever tries too often waits, twice as long each time. Counted in the database, so in all
-processes at once.
+"""Throttling: repeated tries wait, twice as long each time. Counted in the database, and so in all processes
+at once.
 
-A rule lets some tries in a window pass freely; after that each one blocks its subject for a delay that
-doubles, up to a longest. Subjects are kept as keyed hashes. A count is one atomic command; the last free try
-is never had twice.
+A rule allows some tries per window freely; after that each one blocks its subject for a delay that doubles,
+up to a maximum. Subjects are stored as keyed hashes. A count is one atomic command, so that the last free try
+is never granted twice.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RateLimitKey(msgspec.Struct, frozen=True):
-    """A rule, and the hash of whom it is applied to."""
+    """A rule, and the hash of its subject."""
 
     rule: Rule
     id: bytes

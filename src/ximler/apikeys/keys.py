@@ -1,7 +1,8 @@
-"""A user's API keys: made, listed, changed, replaced, revoked. Owns `apikeys`. Whom a key stands for is `verification`'s.
+"""A user's API keys: create, list, change, rotate, revoke. Owns `apikeys`. Authentication with a key is
+`verification`.
 
-The key itself is shown once, when it is made; stored is its SHA-256. Operators may do this to anybody's keys, but for what
-shows a new secret: that they may only at the command line.
+The key itself is shown once, at creation; its SHA-256 is stored. Operators may do this to any key, except
+where a new secret is shown: that they may only at the command line.
 """
 
 import ipaddress
@@ -55,7 +56,8 @@ async def create(
     allowed_addresses: Sequence[str] = (),
     user_id: ObjectId | None = None,
 ) -> Made:
-    """A new key of the actor's, or at the command line of `user_id`'s. `allowed_addresses` are addresses or networks (CIDR).
+    """A new key of the actor's, or at the command line of `user_id`'s. `allowed_addresses` are addresses or
+    networks (CIDR).
 
     Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, LimitExceeded.
     """
@@ -76,7 +78,7 @@ async def create(
 
     async def write(transaction: Database) -> ApiKey:
         await _require_room(transaction, owner, MAX_KEYS)
-        await _record(transaction, actor, Action.KEY_CREATED, key, after=_told(key))
+        await _record(transaction, actor, Action.KEY_CREATED, key, after=_audited(key))
         return await transaction.api_keys.insert(key)
 
     return Made(secret, await database.transaction(write))
@@ -116,7 +118,7 @@ async def change(
         key = await _get(transaction, actor, key_id)
         if not set(wanted.get("permissions", ())) <= set(key.permissions) or "allowedAddresses" in wanted:
             step_up.require(database, actor)
-        before = _told(key)
+        before = _audited(key)
         changed = {field: value for field, value in wanted.items() if before[field] != value}
         if not changed:
             return key
@@ -131,10 +133,12 @@ async def change(
 
 
 async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: timedelta = GRACE) -> Made:
-    """A new key in the place of an old one, which works on for `grace` (up to 30 days), so that nothing stands still.
+    """A new key in the place of an old one, which works on for `grace` (up to 30 days), so that nothing
+    stands still.
 
-    The new one may do what the old one may, from where it may, and where the old one had an expiry, lasts as long as that was
-    meant to. Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, NotFound, KeyNotActive, LimitExceeded.
+    The new one may do what the old one may, from where it may, and where the old one had an expiry, lasts as
+    long as that was meant to. Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid,
+    NotFound, KeyNotActive, LimitExceeded.
     """
     step_up.require(database, actor)
     if not timedelta() <= grace <= _MAX_GRACE:
@@ -199,7 +203,9 @@ def state(key: ApiKey, now: datetime) -> State:
 
 
 async def _require_room(transaction: Database, owner: ObjectId, most: int) -> None:
-    """Raises LimitExceeded. Writes the owner's document, so that of keys made at the same moment each counts the others."""
+    """Raises LimitExceeded. Writes the owner's document, so that of keys made at the same moment each counts
+    the others.
+    """
     await transaction.users.patch({"_id": owner}, {})
     if await transaction.api_keys.count({"userId": owner, **_works(transaction)}) >= most:
         raise LimitExceeded(f"There are {most} keys already: revoke one that is not needed")
@@ -229,8 +235,8 @@ async def _record(transaction: Database, actor: Actor, action: Action, key: ApiK
     )
 
 
-def _told(key: ApiKey) -> dict[str, Any]:
-    """What the audit log says of a key: nothing that opens anything."""
+def _audited(key: ApiKey) -> dict[str, Any]:
+    """The fields of a key that are audited: no secret among them."""
     return {
         "name": key.name,
         "permissions": key.permissions,

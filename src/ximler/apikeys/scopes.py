@@ -1,4 +1,4 @@
-"""What a key may be permitted to do. Fields and routes name the scope they need; a key has those it was made with."""
+"""Scopes of API keys. Fields and routes declare the scope they require; a key has those it was created with."""
 
 from collections.abc import Iterable
 
@@ -36,7 +36,8 @@ def check(names: Iterable[str]) -> list[str]:
 
 
 def require(actor: Actor, scope: str | None, *, what: str) -> None:
-    """Refuse an API key that has not the scope; None is for what no key may do. Others than keys have no scopes: they pass.
+    """Refuse an API key that has not the scope; None is for what no key may do. Others than keys have no
+    scopes: they pass.
 
     Raises Forbidden, ScopeMissing.
     """

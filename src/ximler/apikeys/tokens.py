@@ -1,9 +1,9 @@
-"""What an API key looks like: `xim_`, 160 random bits in base62, and six characters of checksum.
+"""The format of an API key: `xim_`, 160 random bits in base62, and six characters of checksum.
 
     xim_3kTMd9PVyU0sLqf7Zc1aWb8nRxE0u4F2Q
 
-The checksum finds typing errors, cut ends and whatever else is no key without asking anybody; it is no secret. The prefix lets
-scanners find keys that were published by mistake.
+The checksum detects typing errors, truncated keys and other strings without a look-up; it is no secret. The
+prefix lets scanners find keys that were published by mistake.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ _LENGTH = len(PREFIX) + _BODY + _CHECK
 
 
 def mint() -> str:
-    """A new key: nobody guesses it, and nobody has it."""
+    """A new key."""
     body = PREFIX + _base62(secrets.randbits(_BITS), _BODY)
     return body + _checksum(body)
 
 
 def looks_like(text: str) -> bool:
-    """Whether somebody means it to be a key."""
+    """Whether the string is meant to be a key."""
     return text.startswith(PREFIX)
 
 
@@ -45,12 +45,12 @@ def is_well_formed(text: str) -> bool:
 
 
 def hash_of(key: str | bytes) -> str:
-    """What is stored of it. One round of SHA-256 is enough: there is nothing to guess in 160 random bits."""
+    """The stored form. One round of SHA-256 is enough: there is nothing to guess in 160 random bits."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
 def _checksum(body: str) -> str:
-    """Six digits, by pairs: this is done for whatever anybody sends."""
+    """Six digits, by pairs: this runs for every string that is sent."""
     high, low = divmod(zlib.crc32(body.encode()), 62**2)
     first, middle = divmod(high, 62**2)
     return _PAIRS[first] + _PAIRS[middle] + _PAIRS[low]

@@ -1,8 +1,8 @@
-"""Whom an API key stands for, and what it may do: decided in memory for a key that was seen before, else by one read.
+"""API key authentication: the owner and scopes of a key, from memory if it is cached, else by one read.
 
-What is no key at all costs a checksum; what is known costs a hash and a look-up; what is unknown is remembered as such, up to
-a bound. A key that is revoked, changed or expired, and one whose owner was locked or has closed the account, is refused by
-every process within a second (see `database.cache`).
+Malformed keys are rejected by checksum. A cached key costs a hash and a look-up; unknown keys are cached as
+such, up to a bound. A key that is revoked, changed or expired, or whose owner is locked or has closed the
+account, is rejected by every process within a second (see `database.cache`).
 """
 
 import asyncio
@@ -44,9 +44,11 @@ class AddressRefused(Forbidden):
 
 
 class Known(msgspec.Struct, kw_only=True):
-    """A key as it was read. `used_ms` is when its last use was last noted down; until `clear_ms` there is nothing to decide.
+    """A key as it was read. `used_ms` is when its last use was last noted down; until `clear_ms` there is
+    nothing to decide.
 
-    `names` are the bytes of its id and its owner's, to count by in memory: an ObjectId's hash is computed anew each time.
+    `names` are the bytes of its id and its owner's, to count by in memory: an ObjectId's hash is computed
+    anew each time.
     """
 
     id: ObjectId
@@ -75,7 +77,8 @@ class Verifier:
         self._used: set[ObjectId] = set()
 
     async def verify(self, key: str, *, address: str | None) -> Known:
-        """The key, if it opens anything from this address now; `account` is its owner's. At most one round trip.
+        """The key, if it opens anything from this address now; `account` is its owner's. At most one round
+        trip.
 
         Raises ApiKeyRefused, AddressRefused, AccountLocked.
         """
@@ -83,8 +86,11 @@ class Verifier:
         return known if known is not None else await self._decide(key, address)
 
     def known(self, key: str | bytes) -> Known | None:
-        """The key, if nothing needs to be decided: it was admitted a moment ago, from wherever, and nothing has changed."""
-        # A hash is cheaper than the checksum, and most keys are known: they are not checked for typing errors again.
+        """The key, if nothing needs to be decided: it was admitted a moment ago, from wherever, and nothing
+        has changed.
+        """
+        # A hash is cheaper than the checksum, and most keys are known: they are not checked for typing errors
+        # again.
         known = self._cache.peek(tokens.hash_of(key))
         return known if known.__class__ is Known and self._clock.now_ms() < known.clear_ms else None
 
@@ -93,10 +99,10 @@ class Verifier:
         known, now_ms = self._cache.peek(digest), self._clock.now_ms()
         if known is None:
             if not tokens.is_well_formed(key):
-                raise ApiKeyRefused("This is no API key: was it copied whole?")
+                raise ApiKeyRefused("This is not an API key: was it copied completely?")
             known = await self._cache.get(digest, self._load)
         if not isinstance(known, Known):
-            raise ApiKeyRefused("This API key is not known: it was never made here, or is deleted")
+            raise ApiKeyRefused("This API key is unknown: it was never created here, or was deleted")
         return self._admit(known, now_ms, address)
 
     def _admit(self, known: Known, now_ms: int, address: str | None) -> Known:
@@ -122,8 +128,9 @@ class Verifier:
                 await self.write_used()
 
     async def write_used(self) -> None:
-        """Set `lastUsed` of keys used since the last time, by at most one command. A key's is set once a minute at most, by
-        however many processes."""
+        """Set `lastUsed` of keys used since the last time, by at most one command. A key's is set once a
+        minute at most, by however many processes.
+        """
         if not self._used:
             return
         used, self._used = self._used, set()
@@ -160,7 +167,9 @@ class Verifier:
 
 
 def _networks(texts: list[str]) -> tuple[Network, ...]:
-    """Those that are networks. What another application wrote and is none admits nobody, instead of failing."""
+    """The valid networks. An invalid one that another application wrote admits no address, instead of
+    failing.
+    """
     found = []
     for text in texts:
         with contextlib.suppress(ValueError):

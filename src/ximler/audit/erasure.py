@@ -1,11 +1,11 @@
-"""Taking a person out of the log, so that the rest still can be verified.
+"""Erasing a person from the log, so that the rest can still be verified.
 
-What is personal in their entries goes, with its salt: a digest that nobody can undo stays, and the entry's
-hash holds. That it was asked for is an entry of its own; verifying wants to see it, in a seal, for every
-entry that has lost its person.
+Personal values of their entries are removed with their salt: an irreversible digest stays, and the entry's
+hash holds. The erasure is an entry of its own; verification requires it, sealed, for every entry whose person
+is erased.
 
-The application's own database user may not be allowed to change entries: then `XIMLER_AUDIT_MONGODB_URI` is
-whose may (see docs/audit.md).
+The application's own database user may not be allowed to change entries: `XIMLER_AUDIT_MONGODB_URI` then
+names one with the maintenance role (see docs/audit.md).
 """
 
 from collections.abc import AsyncIterator

@@ -1,7 +1,7 @@
-"""The key that signs seals (Ed25519), kept outside the database: whoever owns the database cannot make a
-seal.
+"""The key that signs seals (Ed25519), kept outside the database: access to the database is not enough to make
+a seal.
 
-One line each, or separated by commas: the key in use first, then retired ones, of which the public half is
+One per line, or separated by commas: the key in use first, then retired ones, of which the public half is
 enough (`pub:…`). It is in `XIMLER_AUDIT_KEY`, or in the file `audit_key` of the data folder.
 """
 

@@ -1,8 +1,8 @@
-"""Removing what is older than it has to be kept, so that what is left still can be verified.
+"""Pruning: removing entries past their retention, so that the rest can still be verified.
 
-Whole seals go, from the chain's beginning, when all their entries are old enough. First a tombstone is
-appended: a seal that says, signed, through which seal, and what that one's hash was. Then the entries go,
-then their seals. A run that was interrupted is finished by the next.
+Whole seals are removed, from the chain's beginning, once all their entries are old enough. First a tombstone
+is appended: a signed seal with the number and hash of the last seal removed. Then the entries are deleted,
+then their seals. The next run finishes an interrupted one.
 """
 
 from collections.abc import Callable

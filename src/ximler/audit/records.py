@@ -1,4 +1,4 @@
-"""One entry of the audit log, written in the transaction of the change that it tells of."""
+"""One entry of the audit log, written in the transaction of the change that it records."""
 
 from collections.abc import Mapping
 from typing import Any

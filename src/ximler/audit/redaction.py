@@ -1,7 +1,7 @@
-"""What an entry may hold of the values it is told: no secret at all, and which of the rest is personal.
+"""Redaction: which values an entry may hold. Secrets are removed, personal values are marked.
 
-Both go by the field's name, wherever it is, so that a domain that logs a new field cannot forget to say so.
-Names are taken apart first: `passwordResetToken` is made of password, reset and token.
+Both go by the field's name, wherever it is, so that a domain that audits a new field cannot forget to declare
+it. Names are split first: `passwordResetToken` consists of password, reset and token.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What was refused, in the audit log: counted per address and minute, so that a flood cannot fill it.
+"""Refusals in the audit log: counted per address and minute, so that a flood cannot fill it.
 
 Entries are never changed, so the log cannot hold a running count. It gets an entry for the 1st, the 10th, the
-100th … refusal of a kind within one minute: of a flood of a million, seven entries, the last of which tells
+100th … refusal of a kind within one minute: seven entries for a flood of a million, the last of which gives
 its size to within a factor of ten.
 """
 
@@ -36,7 +36,7 @@ async def count(
     subject: str = "",
     reason: str | None = None,
 ) -> None:
-    """Note a refusal, outside any transaction (what refuses aborts its own). One command, and one more for
+    """Audit a refusal, outside any transaction (what refuses aborts its own). One command, and one more for
     each entry.
 
     Different subjects are counted apart; there must not be more of them than may have an entry each.

@@ -1,7 +1,8 @@
-"""Database roles for your own MongoDB: the application's role can append to the audit log and change nothing in it.
+"""Database roles for your own MongoDB: the application's role can append to the audit log and change nothing
+in it.
 
-Denying updates and removals is not enough: a TTL index would expire entries. So the application's role cannot create or change
-indexes of the audit log, and an administrator runs `ximler db init`.
+Denying updates and removals is not enough: a TTL index would expire entries. So the application's role cannot
+create or change indexes of the audit log, and an administrator runs `ximler db init`.
 """
 
 from typing import Any

@@ -1,9 +1,8 @@
-"""The sealer: lists new entries in seals, in the order in which they were committed.
+"""The sealer: lists new entries in seals, in commit order.
 
-It reads the change stream of `auditlogs` from where the last seal ended, so neither a clock that is wrong nor
-a transaction that stays open for long can hide an entry, and one that is removed before it is sealed leaves
-its trace all the same. Where the stream's history is lost, and for the very first seal, it looks through the
-collection instead.
+It reads the change stream of `auditlogs` from the end of the last seal. A wrong clock or a long transaction
+cannot hide an entry, and one removed before it is sealed still leaves its trace. Where the stream's history
+is lost, and for the first seal, it scans the collection.
 
 Any number of sealers may run: `seals.append` lets one of them win.
 """

@@ -1,8 +1,8 @@
-"""The chain of seals: what is signed, how it is appended to, and its head.
+"""The chain of seals: signed content, appending, and the head.
 
-A seal lists entries in their order of commit and carries the hash of the seal before. Its number is its
-`_id`: of several sealers that append at once one succeeds, and the others find out and start again from its
-seal. So there is no other lease, and no entry is listed twice or left out because of a race.
+A seal lists entries in commit order and carries the hash of the seal before. Its number is its `_id`: of
+several sealers that append at once one succeeds, and the others continue from its seal. No other lease is
+needed, and no race lists an entry twice or leaves one out.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Reading the log: operators search it whole, customers see their own security history.
+"""Reading the log: operators search all of it, customers see their own security history.
 
-By user, action, resource and time, newest first, by keyset. That an operator looked at what somebody did is
-in the log as well.
+By user, action, resource and time, newest first, by keyset. An operator's search for a user's entries is
+audited too.
 """
 
 from datetime import datetime
@@ -39,7 +39,7 @@ async def page(
 ) -> Page[AuditLog]:
     """Entries that match all that is given, newest first. Operators only. Raises Invalid, Forbidden.
 
-    Whoever asks for a person's entries is written down, with the first page. One command, then two.
+    A search for a user's entries is audited, with the first page. One command, then two.
     """
     actor.require_operator()
     where = condition(
@@ -57,14 +57,14 @@ async def history(
     database: Database, actor: Actor, *, first: int = 20, after: Position | None = None
 ) -> Page[AuditLog]:
     """What was done by the actor and to their account, newest first; without what is of others. One command."""
-    found = await database.audit_logs.page(told(actor.require_user()), first=first, after=after)
+    found = await database.audit_logs.page(visible_to_owner(actor.require_user()), first=first, after=after)
     for entry in found.items:
         without_others(entry)
     return found
 
 
-def told(user_id: ObjectId) -> dict[str, Any]:
-    """The entries that a customer may see: what operators only looked at is theirs to know."""
+def visible_to_owner(user_id: ObjectId) -> dict[str, Any]:
+    """The entries that a customer may see: not those of operators' read access."""
     return {"userId": user_id, "action": {"$not": {"$regex": r"\.read$"}}}
 
 

@@ -1,3 +1,1 @@
-"""Telling people: e-mail for now. Knows messages and addresses, not what they are about: that is the
-caller's.
-"""
+"""Notifications: the inbox, and e-mail. Knows messages and addresses; the callers know the subject matter."""

@@ -1,8 +1,7 @@
-"""A user's inbox: what they are told, and what of it they have read.
+"""A user's inbox: notifications and read marks. Owns `notifications`.
 
-Being told is written in the transaction of what it tells of. Everything lands in the inbox; whether it is
-mailed as well is the user's `notificationSettings.email`, asked again when the mail goes out. Owns
-`notifications`.
+A notification is written in the transaction of the change it reports. All appear in the inbox;
+`notificationSettings.email` decides whether one is mailed as well, and is read again when the mail is sent.
 """
 
 from collections.abc import Callable, Iterable, Mapping

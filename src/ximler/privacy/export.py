@@ -99,7 +99,7 @@ async def _documents(
     piece = bytearray(b"[")
     separator = b"\n"
     log = collection.spec is AUDIT_LOGS
-    where = search.told(user_id) if log else {"userId": user_id}
+    where = search.visible_to_owner(user_id) if log else {"userId": user_id}
     async with aclosing(collection.stream(where, deleted=True, batch=_BATCH)) as found:
         async for each in found:
             if log:
