@@ -16,13 +16,13 @@ from ximler.accounts.keyring import Keyring
 from ximler.audit import keys, refusals
 from ximler.audit.actions import Action
 from ximler.core.errors import Unavailable
-from ximler.core.settings import Settings
+from ximler.core.settings import Settings, SettingsError
 from ximler.database import connect
 from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
 from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context, permit
-from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build
+from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build, read_trusted
 from ximler.http import docs, routes
 from ximler.http.authentication import Authentication
 from ximler.http.metered import Metered
@@ -139,6 +139,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         once=once,
         refused=refused,
         is_known=lambda ctx: ctx.actor.user_id is not None,
+        trusted=_trusted(settings),
         may_trace=lambda ctx: ctx.actor.kind == "operator",
     )
 
@@ -160,6 +161,15 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         debug=False,
     )
     return Requests(Metered(app, settings), proxies)
+
+
+def _trusted(settings: Settings) -> dict[str, str] | None:
+    if settings.graphql_trusted is None:
+        return None
+    try:
+        return read_trusted(settings.graphql_trusted)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"XIMLER_GRAPHQL_TRUSTED: {settings.graphql_trusted} cannot be read: {error}") from error
 
 
 async def _end(task: asyncio.Future[None]) -> None:

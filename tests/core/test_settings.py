@@ -43,6 +43,7 @@ GIVEN = {
     "worker": ("false", False),
     "graphql_max_cost": ("10001", 10_001),
     "graphql_timeout_s": ("5", 5),
+    "graphql_trusted": ("/etc/ximler/queries.json", Path("/etc/ximler/queries.json")),
     "graphql_slow_ms": ("250", 250),
     "api_rate": ("7", 7),
     "api_burst": ("9", 9),

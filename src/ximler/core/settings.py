@@ -102,6 +102,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=10000, description="Maximum number of fields a query may resolve, lists included.")
     ] = 20000
     graphql_timeout_s: Annotated[int, Meta(ge=1, description="Seconds after which an operation is ended.")] = 30
+    graphql_trusted: Annotated[
+        Path | None, Meta(description="File of the only queries that are executed: an Apollo or Relay manifest.")
+    ] = None
     graphql_slow_ms: Annotated[
         int, Meta(ge=1, description="Milliseconds from which an operation is logged as slow.")
     ] = 1000

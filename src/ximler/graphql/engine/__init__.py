@@ -11,6 +11,7 @@ from ximler.graphql.engine.connections import Connection, Page, page_size
 from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.http import ContextFactory, GraphQLApp
 from ximler.graphql.engine.limits import Limits
+from ximler.graphql.engine.persisted import read_trusted
 from ximler.graphql.engine.registry import Resolvers
 from ximler.graphql.engine.schema import Schema, SchemaError, build
 from ximler.graphql.engine.selected import Selected
@@ -30,4 +31,5 @@ __all__ = [
     "Selected",
     "build",
     "page_size",
+    "read_trusted",
 ]

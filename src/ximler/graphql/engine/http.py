@@ -14,7 +14,7 @@ Requests that a browser sends without asking (form content types, mutations by G
 forge across sites. CORS, OPTIONS and compression belong to the application around this.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -24,6 +24,7 @@ from ximler.core.errors import Forbidden, XimlerError
 from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
 from ximler.graphql.engine.negotiation import JSON, RESPONSE_JSON, choose_response_type, is_json
+from ximler.graphql.engine.persisted import PersistedQueries
 
 __all__ = ["ContextFactory", "GraphQLApp"]
 
@@ -46,7 +47,7 @@ MIB = 1024 * 1024
 class Parameters(msgspec.Struct, rename="camel"):
     """What a request asks, wherever it stands in it. Unknown keys are ignored, as the specification asks."""
 
-    query: str
+    query: str | None = None
     operation_name: str | None = None
     variables: dict[str, Any] | None = None
     extensions: dict[str, Any] | None = None
@@ -85,12 +86,14 @@ class GraphQLApp:
         refused: Refused | None = None,
         is_known: Callable[[Any], bool] = lambda _: True,
         may_trace: Callable[[Any], bool] = lambda _: False,
+        trusted: Mapping[str, str] | None = None,
     ) -> None:
         self._engine = engine
         self._context_factory = context_factory
         self._once = once
         self._is_known = is_known
         self._may_trace = may_trace
+        self._persisted = PersistedQueries(engine.limits, trusted)
         self._refused = refused
         self._body_limit = body_limit
         self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
@@ -137,11 +140,15 @@ class GraphQLApp:
                 return http_status(error), {"errors": [describe(error)]}, http_headers(error)
             parameters = _read_body(body)
         try:
+            query = self._persisted.find(parameters.query, parameters.extensions)
+            if query is None:
+                raise NotWellFormed(400, "The request has no `query`")
             prepared = self._engine.prepare(
-                parameters.query,
+                query,
                 variables=parameters.variables,
                 operation_name=parameters.operation_name or None,
             )
+            self._persisted.keep(query, parameters.extensions)
         except RequestRefused as refused:
             return (400 if media_type == RESPONSE_JSON else 200), {"errors": refused.errors}, []
         if method == "GET" and prepared.operation.mutation:
@@ -151,7 +158,8 @@ class GraphQLApp:
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
         if headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation:
-            return await self._run_once(prepared, ctx, headers.idempotency_key, parameters, self._once)
+            asked = [query, parameters.operation_name, parameters.variables]
+            return await self._run_once(prepared, ctx, headers.idempotency_key, asked, self._once)
         response = await self._run(prepared, ctx, traced=self._is_traced(parameters, ctx))
         return 200, response, getattr(ctx, "reply_headers", [])
 
@@ -167,14 +175,13 @@ class GraphQLApp:
         return response
 
     async def _run_once(
-        self, prepared: Prepared, ctx: Any, key: str, parameters: Parameters, once: Once
+        self, prepared: Prepared, ctx: Any, key: str, asked: list[Any], once: Once
     ) -> tuple[int, Response | bytes, Headers]:
         async def work() -> tuple[Whole, bool]:
             response = await self._run(prepared, ctx)
             answer = 200, _encode(response), list(getattr(ctx, "reply_headers", []))
             return answer, not prepared.changed_nothing(response)
 
-        asked = [parameters.query, parameters.operation_name, parameters.variables]
         try:
             return await once(ctx, key, msgspec.json.encode(asked, order="sorted"), work)
         except XimlerError as error:
@@ -266,14 +273,14 @@ def _read_query_string(query_string: bytes) -> Parameters:
     given = dict(pairs)
     if len(given) < len(pairs):
         raise NotWellFormed(400, "The query string gives a parameter twice")
-    if not given.get("query"):
-        raise NotWellFormed(400, "The query string has no `query`")
     objects = {
         name: _decode(_objects, given[name].encode(), f"`{name}`")
         for name in ("variables", "extensions")
         if given.get(name)
     }
-    return Parameters(given["query"], given.get("operationName"), objects.get("variables"), objects.get("extensions"))
+    return Parameters(
+        given.get("query") or None, given.get("operationName"), objects.get("variables"), objects.get("extensions")
+    )
 
 
 def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes, what: str) -> Any:
