@@ -47,7 +47,7 @@ MIB = 1024 * 1024
 class Parameters(msgspec.Struct, rename="camel"):
     """What a request asks, wherever it stands in it. Unknown keys are ignored, as the specification asks."""
 
-    query: str | None = None
+    query: str | msgspec.UnsetType = msgspec.UNSET
     operation_name: str | None = None
     variables: dict[str, Any] | None = None
     extensions: dict[str, Any] | None = None
@@ -140,7 +140,9 @@ class GraphQLApp:
                 return http_status(error), {"errors": [describe(error)]}, http_headers(error)
             parameters = _read_body(body)
         try:
-            query = self._persisted.find(parameters.query, parameters.extensions)
+            query = self._persisted.find(
+                None if parameters.query is msgspec.UNSET else parameters.query, parameters.extensions
+            )
             if query is None:
                 raise NotWellFormed(400, "The request has no `query`")
             prepared = self._engine.prepare(
@@ -278,9 +280,8 @@ def _read_query_string(query_string: bytes) -> Parameters:
         for name in ("variables", "extensions")
         if given.get(name)
     }
-    return Parameters(
-        given.get("query") or None, given.get("operationName"), objects.get("variables"), objects.get("extensions")
-    )
+    query = given.get("query") or msgspec.UNSET
+    return Parameters(query, given.get("operationName"), objects.get("variables"), objects.get("extensions"))
 
 
 def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes, what: str) -> Any:
