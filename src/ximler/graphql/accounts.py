@@ -43,7 +43,7 @@ async def register(ctx: Context, input: RegisterInput) -> Acceptance:  # noqa: A
     await registration.register(
         ctx.database, ctx.keyring, ctx.actor, name=input.name, email=input.email, password=input.password
     )
-    return Acceptance("Look into your mailbox: the link in our message makes the account.")
+    return Acceptance("Check your email: the link that we sent you confirms the address and creates your account.")
 
 
 @resolvers.mutation("confirmEmail")
