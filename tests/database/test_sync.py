@@ -427,6 +427,20 @@ async def test_a_database_of_an_older_ximler_or_of_another_map_is_brought_up_to_
         assert await sync.check_version(made)
 
 
+async def test_an_older_release_leaves_the_validators_of_a_newer_one(made: Database) -> None:
+    newer = {"$jsonSchema": {"required": ["name"], "properties": {"new": {"bsonType": "string"}}}}
+    await made.raw.command("collMod", "users", validator=newer)
+    await made.raw.meta.update_one({"_id": "schema"}, {"$set": {"release": "99.0.0", "fingerprint": "newer"}})
+    assert await sync.check_version(made)
+    await setup.initialise(made)
+    assert (await collections_of(made))["users"]["validator"] == newer
+    stamp = await made[META].get("schema")
+    assert (stamp.release, stamp.fingerprint) == ("99.0.0", "newer")
+    await made.raw.meta.update_one({"_id": "schema"}, {"$set": {"release": "0.0.1"}})
+    assert await setup.initialise(made) == []
+    assert (await collections_of(made))["users"]["validator"] == validator(USERS)
+
+
 async def test_the_stamp_does_not_depend_on_when_or_where_it_is_made() -> None:
     script = "from ximler.database.sync import _fingerprint; print(_fingerprint())"
     environment = {**os.environ, "PYTHONHASHSEED": "1"}

@@ -75,6 +75,44 @@ async def test_words_are_found_by_their_beginning(library: Database, ada: Actor,
     assert await names(library, ada, query) == found
 
 
+@pytest.mark.parametrize(
+    ("name", "queries", "others"),
+    [
+        (
+            "プロジェクト計画",
+            ["計画", "計", "画", "プロジェクト", "ジェクト計", "プロジェクト 計画"],
+            ["画計", "プロ画"],
+        ),
+        ("iPhone用ケース", ["iphone", "ケース", "用ケース", "iPhone用"], ["phone"]),
+        ("快速原型", ["原型", "快速", "型"], ["速快"]),
+        ("Łódź plan", ["lodz", "łódź", "ŁÓD", "lod pla"], ["odz"]),
+        ("Øre Đà Þing Æon Œuvre Ħal", ["ore da", "đà", "thing", "aeon", "oeuvre", "hal"], []),
+        ("ISPARTA ısparta İzmir", ["isparta", "ısparta", "izmir", "İZMİR"], []),
+        ("Straße", ["strasse", "STRASSE", "straße"], []),
+        ("हिन्दी मुंबई", ["हिन्दी", "हिन्", "मुं"], ["हद", "दी"]),
+        ("ภาษาไทยดี", ["ไทย", "ภาษา", "ดี"], ["ไดี"]),
+        ("עִבְרִית", ["עברית", "עִבְ"], []),
+        ("한국어 프로젝트", ["한국", "프로젝트"], ["국어"]),
+    ],
+)
+async def test_scripts_and_letters_of_the_world_are_found(
+    database: Database, ada: Actor, name: str, queries: list[str], others: list[str]
+) -> None:
+    await projects.create(database, ada, name=name)
+    for query in queries:
+        assert await names(database, ada, query) == {name}, query
+    for query in others:
+        assert await names(database, ada, query) == set(), query
+
+
+@pytest.mark.parametrize(("name", "query"), [("Łódź", "łódź"), ("プロジェクト計画", "計画"), ("हिन्दी", "हिन्दी")])
+async def test_a_project_without_terms_is_found_by_its_text_as_it_is(
+    database: Database, ada: Actor, name: str, query: str
+) -> None:
+    await database.raw["projects"].insert_one({"userId": ada.user_id, "name": name})
+    assert await names(database, ada, query) == {name}
+
+
 @pytest.mark.parametrize("query", ["", " ", "\n\t"])
 async def test_an_empty_search_is_no_search(library: Database, ada: Actor, query: str) -> None:
     assert len(await names(library, ada, query)) == 6

@@ -91,6 +91,35 @@ async def adopt(run: Run) -> None:
 
 
 @db.command()
+@click.option("--dry-run", is_flag=True, help="Count the documents to change; change nothing.")
+@connected(json="Print the migrations and counts as JSON.")
+async def migrate(run: Run, dry_run: bool) -> None:
+    """Apply the pending migrations of the data, in batches.
+
+    Safe to interrupt and repeat, and to start twice: one process works, another waits. 'ximler up' runs those that are safe.
+    """
+    from ximler.database import migrating, sync
+    from ximler.migrations import MIGRATIONS
+
+    await sync.check_version(run.database)
+    if dry_run:
+        found = [
+            {"name": each.name, "documents": count} for each, count in await migrating.plan(run.database, MIGRATIONS)
+        ]
+        lines = [f"{each['name']}: {each['documents']:,} documents to change" for each in found]
+    else:
+
+        def progress(migration: migrating.Migration, changed: int) -> None:
+            if not run.as_json:
+                click.echo(f"{migration.name}: {changed:,} documents changed", err=True)
+
+        done = await migrating.migrate(run.database, MIGRATIONS, progress=progress)
+        found = [{"name": each.name, "documents": each.changed, "remaining": each.remaining} for each in done]
+        lines = [f"{each.name}: finished, {each.changed:,} documents changed" for each in done]
+    run.show({"migrations": found}, "\n".join(lines) or "There is nothing to migrate.")
+
+
+@db.command()
 @click.option("--dry-run", is_flag=True, help="Count the nulls; change nothing.")
 @connected(json="Print the counts as JSON.")
 async def repair(run: Run, dry_run: bool) -> None:

@@ -6,6 +6,7 @@ indexes, and tightens validators on a database that another application made.
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from bson import ObjectId
 from pymongo import IndexModel
 from pymongo.errors import OperationFailure, PyMongoError
 
+from ximler import __version__
 from ximler.core.errors import Conflict
 from ximler.database import seeding
 from ximler.database.connection import Database
@@ -40,6 +42,7 @@ __all__ = [
 
 _log = structlog.get_logger("ximler.database")
 _STAMP = "schema"
+_OLDEST = 1
 _MISSING, _EXISTS = 26, 48
 # A similar index under another name or with other options; a second text index; duplicate documents. `status` reports them.
 _OBSTACLES = frozenset({67, 85, 86, 11000})
@@ -75,9 +78,9 @@ async def check_version(database: Database) -> bool:
     if stamp.version > SCHEMA_VERSION:
         raise SchemaTooNew(
             f"The database {database.name!r} has schema version {stamp.version}; this Ximler knows {SCHEMA_VERSION}. "
-            "Upgrade Ximler (pip install -U ximler)."
+            "Upgrade Ximler: pip install -U ximler"
         )
-    return stamp.version == SCHEMA_VERSION and stamp.fingerprint == _fingerprint()
+    return stamp.version == SCHEMA_VERSION and (_is_newer(stamp) or stamp.fingerprint == _fingerprint())
 
 
 async def initialise(
@@ -99,7 +102,9 @@ async def initialise(
         ours = stamp.created_here
 
         async def make(collection: Collection[Any]) -> None:
-            await _make_collection(database, collection, existing.get(collection.name), ours=ours, repair=repair)
+            found = existing.get(collection.name)
+            if found is None or not _is_newer(await _stamp(database)):
+                await _make_collection(database, collection, found, ours=ours, repair=repair)
             await _make_indexes(database, collection, repair=repair)
             progress(collection.name)
 
@@ -113,8 +118,10 @@ async def initialise(
             await database[META].patch({"_id": _STAMP}, {"$addToSet": {"seeded": {"$each": new}}})
     differences = await status(database, seeds=seeds if ours else ())
     if not _unsafe(differences):
-        done = {"version": SCHEMA_VERSION, "fingerprint": _fingerprint()}
-        await database[META].patch({"_id": _STAMP, "version": {"$lte": SCHEMA_VERSION}}, {"$set": done})
+        latest = await _stamp(database)
+        if not _is_newer(latest):
+            done = {"fingerprint": _fingerprint(), "release": __version__}
+            await database[META].patch({"_id": _STAMP, "release": latest.release}, {"$set": done})
     return differences
 
 
@@ -141,6 +148,19 @@ def _unsafe(differences: Iterable[Difference]) -> list[Difference]:
     return [d for d in differences if d.what == "index" and d.state != "extra" and (d.collection, d.name) in unique]
 
 
+async def _stamp(database: Database) -> Meta:
+    return await database[META].get(_STAMP)
+
+
+def _is_newer(stamp: Meta) -> bool:
+    """Whether a newer release made the validators: an older process, still running or rolled back, leaves them."""
+    return _parts(stamp.release) > _parts(__version__)
+
+
+def _parts(release: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", release)]
+
+
 async def _claim(database: Database, existing: Iterable[str]) -> Meta:
     """The stamp. Inserted before any collection, so that processes that start at once agree on whose database it is. Without
     a fingerprint `initialise` has never finished."""
@@ -151,8 +171,9 @@ async def _claim(database: Database, existing: Iterable[str]) -> Meta:
     if AUDIT_LOGS.name in theirs and not await database.raw[AUDIT_LOGS.name].find_one({_OUR_ENTRY: None}, {"_id": 1}):
         theirs.remove(AUDIT_LOGS.name)
     ours = not theirs
+    version = SCHEMA_VERSION if ours else _OLDEST  # an empty database has nothing to migrate
     try:
-        return await database[META].insert(Meta(id=_STAMP, version=SCHEMA_VERSION, created_here=ours))
+        return await database[META].insert(Meta(id=_STAMP, version=version, created_here=ours))
     except DocumentExists:
         return await database[META].get(_STAMP)
 

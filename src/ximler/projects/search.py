@@ -1,41 +1,99 @@
-"""A customer's own search: words of name and description, by prefix, in any order, without regard to case or accents.
+"""A customer's own search: words of name and description by prefix, in any order, without regard to case or accents.
 
-The specification's text index is for operators: with it a common word costs a read of everybody's projects that contain it.
-Here every branch starts with the user's id.
+In scripts that are written without spaces, every pair of neighbouring characters is a term, and so is the last character of a
+run: any part of it is found. Marks that carry meaning (vowels of Indic scripts, Thai tones) are
+kept; accents of Latin, Greek and Cyrillic and vowel points of Hebrew and Arabic are not.
+
+The specification's text index is for operators: with it, a common word reads everybody's projects that contain it. Here every
+branch of the query starts with the user's id.
 """
 
 import re
 import unicodedata
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["MAX_TERMS", "condition", "terms"]
 
 MAX_TERMS = 200
 _MAX_LENGTH = 40
-_WORD = re.compile(r"[^\W_]+")
+_MAX_WORDS = 8  # of a query
+
+# Letters that Unicode does not decompose.
+_FOLDED = str.maketrans(
+    {"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ħ": "h", "ŧ": "t", "æ": "ae", "œ": "oe", "ı": "i"}
+    | {"\u200c": None, "\u200d": None, "\u0640": None}  # joiners and Arabic's stretching are not part of a word
+)
+_ACCENTS = re.compile(
+    "[\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc"
+    "\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
+)
+_PLAIN_WORD = re.compile(r"[^\W_]+")
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 
 
 def terms(*texts: str | None) -> list[str]:
-    """The distinct normalised words, in order, at most 200 of at most 40 characters: what `searchTerms` holds."""
+    """The distinct normalised terms, in order, at most 200 of at most 40 characters: the value of `searchTerms`."""
     found: dict[str, None] = {}
     for text in texts:
-        for word in _WORD.findall(_normal(text or "")):
-            found[word[:_MAX_LENGTH]] = None
+        for word in _words(_normal(text or "")):
+            if isinstance(word, str):
+                found[word[:_MAX_LENGTH]] = None
+            else:
+                found |= dict.fromkeys([*_pairs(word), word[-1]])
     return list(found)[:MAX_TERMS]
 
 
 def condition(query: str) -> dict[str, Any]:
-    """What a project must match: each word of the query begins one of its words. An empty query: every project.
+    """The filter of a query: each of its words is a prefix of a term. An empty query matches every project.
 
-    Projects that another application wrote have no terms; for those alone the words are looked for inside the texts, and
-    so is, in every project, a query that is nothing but signs (`→`, an emoji).
+    In projects without terms, which another application wrote, the query's words are searched for inside the texts as they
+    are; so is, in every project, a query of symbols alone (`→`, an emoji).
     """
-    words = terms(query)[:8]
+    found: dict[str, None] = {}
+    for word in _words(_normal(query)):
+        found |= dict.fromkeys([word[:_MAX_LENGTH]] if isinstance(word, str) else _pairs(word) or word)
+    words = list(found)[:_MAX_WORDS]
     if not words:
         return {"$or": _inside(query.strip())} if query.strip() else {}
     ours = [{"searchTerms": {"$regex": f"^{re.escape(word)}"}} for word in words]
-    inside = [{"$or": _inside(word)} for word in words]
+    inside = [{"$or": _inside(word)} for word in _PLAIN_WORD.findall(query)[:_MAX_WORDS]]
     return {"$or": [{"$and": ours}, {"$and": [{"searchTerms": None}, *inside]}]}
+
+
+def _words(text: str) -> list[str | list[str]]:
+    """The words of a normalised text; a run of an unspaced script as its characters, each with its marks."""
+    if text.isascii():
+        return list(_PLAIN_WORD.findall(text))
+    found: list[str | list[str]] = []
+    open_ = False  # whether the last word goes on
+    for character in text:
+        is_mark = unicodedata.category(character)[0] == "M"
+        last = found[-1] if open_ else None
+        if is_mark and isinstance(last, list):
+            last[-1] += character
+        elif is_mark and isinstance(last, str):
+            found[-1] = last + character
+        elif not character.isalnum():
+            open_ = False
+        elif _UNSPACED.match(character):
+            if isinstance(last, list):
+                last.append(character)
+            else:
+                found.append([character])
+            open_ = True
+        else:
+            found[-1:] = [last + character] if isinstance(last, str) else [*found[-1:], character]
+            open_ = True
+    return found
+
+
+def _pairs(run: list[str]) -> list[str]:
+    return [one + other for one, other in pairwise(run)]
 
 
 def _inside(part: str) -> list[dict[str, Any]]:
@@ -43,6 +101,8 @@ def _inside(part: str) -> list[dict[str, Any]]:
 
 
 def _normal(text: str) -> str:
-    # Decomposed before its case is folded: only then do 𝐀 and Ⓐ become a.
+    if text.isascii():
+        return text.lower()
+    # Decomposed before its case is folded: only then do 𝐀 and Ⓐ become a. Composed at the end: が is one character.
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(character for character in decomposed if not unicodedata.combining(character))
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed).translate(_FOLDED))

@@ -8,8 +8,8 @@ from ximler.schema.document import AT_WRITE, Collection, Document, ShardKey
 
 __all__ = ["META", "SCHEMA_VERSION", "Meta"]
 
-# Raised by one with every migration. A database that says more than this was written by a newer Ximler.
-SCHEMA_VERSION = 1
+# The version of the last migration. A database with a larger one was migrated by a newer Ximler.
+SCHEMA_VERSION = 2
 
 
 class Meta(Document, kw_only=True):
@@ -18,6 +18,7 @@ class Meta(Document, kw_only=True):
     id: str = field(name="_id")
     version: int
     fingerprint: str | None = None  # of collections, validators and indexes, as they were last made
+    release: str = "0"  # of Ximler that made them: an older release does not take them back
     created_here: bool = False
     seeded: list[str] = field(default_factory=list)  # seeds that were inserted: "plans:free"
     created_at: datetime = AT_WRITE
