@@ -59,6 +59,7 @@ class Moments:
         self.own = self.running = self.server = 1_800_000_000_000
         monkeypatch.setattr(time, "time_ns", lambda: self.own * 1_000_000)
         monkeypatch.setattr(time, "clock_gettime_ns", lambda _: self.running * 1_000_000)
+        monkeypatch.setattr(time, "monotonic_ns", lambda: self.running * 1_000_000)
         self.clock = Clock()
 
     def pass_s(self, seconds: float) -> None:

@@ -15,9 +15,7 @@ _MS = timedelta(milliseconds=1)
 _HEARTBEATS = 6  # about a minute of them
 _SET_MS = 1_000
 _TOGETHER_MS = 1_000
-_SUSPENDED_TOO = getattr(
-    time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC
-)  # goes on while the machine is suspended, on Linux
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux: continues while the machine is suspended
 
 
 def from_ms(milliseconds: int) -> datetime:
@@ -95,4 +93,4 @@ class Clock:
 
 
 def _running_ms() -> int:
-    return time.clock_gettime_ns(_SUSPENDED_TOO) // 1_000_000
+    return (time.monotonic_ns() if _BOOTTIME is None else time.clock_gettime_ns(_BOOTTIME)) // 1_000_000
