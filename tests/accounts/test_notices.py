@@ -21,7 +21,7 @@ from ximler.notifications import inbox
 from ximler.notifications.email import Smtp
 from ximler.worker import Tools, Worker
 
-DETAILS = {"left": 3, "count": 5, "address": "new@example.com"}
+DETAILS = {"hint": "abcd", "left": 3, "count": 5, "address": "new@example.com"}
 
 
 class Server(Controller):

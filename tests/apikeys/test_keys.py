@@ -218,3 +218,11 @@ async def test_the_log_tells_what_changed_and_nothing_that_opens_anything(databa
     log = str(await database.raw.auditlogs.find({}).to_list())
     for secret in (made.secret, fresh.secret, tokens.hash_of(made.secret), tokens.hash_of(fresh.secret)):
         assert secret not in log
+
+
+async def test_a_new_secret_sends_its_owner_a_notice(database, actor):
+    made = await keys.create(database, actor, name="ci", permissions=["projects:read"])
+    again = await keys.rotate(database, actor, made.key.id)
+    jobs = await database.raw["outbox"].find({"kind": "accounts.send_notice"}).sort("_id", 1).to_list()
+    assert [job["payload"]["details"] for job in jobs] == [{"hint": made.key.hint}, {"hint": again.key.hint}]
+    assert made.secret not in str(jobs)

@@ -15,7 +15,7 @@ from ximler.accounts import addresses, attempts, notices, sessions, step_up, thr
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.accounts.throttle import Rule
-from ximler.audit import records
+from ximler.audit import records, refusals
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
@@ -136,9 +136,16 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
     if change is None:
         raise spent
     if not await keyring.verify_password(user.password, password):
-        raise Invalid.field(
-            "password", "is not that of the account that asked for this: sign in and ask again if it was you"
+        await refusals.count(
+            database,
+            actor,
+            Action.PASSWORD_REFUSED,
+            resource="users",
+            resource_id=user.id,
+            user_id=user.id,
+            subject=str(user.id),
         )
+        raise Invalid.field("password", "is not the password of the account that asked for this: try again")
     old, asked = user, change
 
     async def write(transaction: Database) -> None:

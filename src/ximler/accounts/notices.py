@@ -14,6 +14,10 @@ SEND = "accounts.send_notice"
 
 # Notice → (subject, text). In braces: details of the notice.
 _NOTICES = {
+    "api_key_created": (
+        "A new API key was created",
+        "An API key that ends in {hint} was created for your account. If this was not you, revoke it as well.",
+    ),
     "factor_enabled": (
         "A second factor protects your account",
         (

@@ -13,7 +13,7 @@ from bson import ObjectId
 from ximler.accounts import addresses, reopening, strength, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.throttle import Rule
-from ximler.audit import records
+from ximler.audit import records, refusals
 from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
@@ -137,7 +137,15 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
     if found is None:
         raise spent
     if not await keyring.verify_password(found.password, password):
-        raise Invalid.field("password", "is not the one this account was registered with: register again if it was you")
+        await refusals.count(
+            database,
+            actor,
+            Action.PASSWORD_REFUSED,
+            resource="registrations",
+            resource_id=found.id,
+            subject=str(found.id),
+        )
+        raise Invalid.field("password", "is not the password you registered with: try again")
     registered = found
 
     async def write(transaction: Database) -> User:
