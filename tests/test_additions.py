@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from ximler.schema.meta import SCHEMA_VERSION
+
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("src", "tools", "docs", "README.md", "pyproject.toml", "requirements.lock", "requirements-dev.lock",
           "requirements-bench.lock")  # fmt: skip
@@ -70,6 +72,23 @@ async def bookmark_count(ctx: Context) -> int:
 SETTING = """    bookmark_key: Annotated[Secret | None, Meta(description="A key.")] = None
     bookmark_days: Annotated[tuple[int, ...], Meta(description="Some days.")] = (1,)
 """
+NEXT = SCHEMA_VERSION + 1
+MIGRATION = f"""
+from typing import Any
+from ximler.database import Database
+from ximler.database.migrating import Migration, Step
+
+WHERE: dict[str, Any] = {{"kept": {{"$ne": True}}}}
+
+async def _count(database: Database) -> int:
+    return await database.raw["theirs"].count_documents(WHERE)
+
+async def _batch(transaction: Database, place: dict[str, Any]) -> Step:
+    done = await transaction.raw["theirs"].update_many(WHERE, {{"$set": {{"kept": True}}}}, session=transaction.session)
+    return Step(done.modified_count, None)
+
+MIGRATION = Migration(version={NEXT}, name="{NEXT:04}_kept", safe=True, count=_count, batch=_batch)
+"""
 # By kind: file → a new file's text, or (what stands there, what comes before it), or text to append.
 ADDITIONS: dict[str, dict[str, str | tuple[str, str]]] = {
     "collection": {"schema/bookmark.py": COLLECTION},
@@ -87,6 +106,10 @@ ADDITIONS: dict[str, dict[str, str | tuple[str, str]]] = {
             "    # HTTP\n",
             SETTING,
         )
+    },
+    "migration": {
+        f"migrations/m{NEXT:04}_kept.py": MIGRATION,
+        "schema/meta.py": ("\n\nclass Meta(", f"SCHEMA_VERSION = {NEXT}\n"),
     },
     "CLI command": {
         "cli/bookmarks.py": COMMAND,
@@ -149,11 +172,14 @@ def run(tree: Path, source: str, env: dict[str, str] | None = None) -> list[str]
 def test_the_table_in_contributing_names_the_files_of_each_addition(kind: str) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith(f"| {kind} |"))
-    named = re.findall(r"`([a-z]+/[A-Za-z]+\.[a-z]+)`", row.split("|")[2])
+    named = re.findall(r"`([a-z]+/[A-Za-z_]+\.[a-z]+)`", row.split("|")[2])
     touched = ADDITIONS[kind]
     assert len(named) == len(touched)
     for pattern, name in zip(named, touched, strict=True):
-        assert re.fullmatch(pattern.replace(".", r"\.").replace("NAME", "[a-z_]+"), name), (pattern, name)
+        assert re.fullmatch(pattern.replace(".", r"\.").replace("NNNN", r"\d{4}").replace("NAME", "[a-z_]+"), name), (
+            pattern,
+            name,
+        )
 
 
 def test_a_collection_is_one_module(tree: Path, own: tuple[dict[str, str], Any]) -> None:
@@ -236,3 +262,16 @@ def test_a_command_is_one_function(tree: Path, own: tuple[dict[str, str], Any]) 
     listed = python(tree, "-m", "ximler", "bookmarks", "list", "--json", env=env).stdout
     assert '"items"' in listed
     assert '"next": null' in listed
+
+
+def test_a_migration_is_one_module_and_a_number(tree: Path, own: tuple[dict[str, str], Any]) -> None:
+    env, database = own
+    assert python(ROOT, "-m", "ximler", "db", "init", env=env).returncode == 0
+    database.theirs.insert_many([{"n": n} for n in range(3)])
+    planned = python(tree, "-m", "ximler", "db", "migrate", "--dry-run", env=env)
+    assert f"{NEXT:04}_kept: 3 documents" in planned.stdout, planned.stderr
+    assert python(tree, "-m", "ximler", "db", "migrate", env=env).returncode == 0
+    assert database.theirs.count_documents({"kept": True}) == 3
+    assert database.meta.find_one({"_id": "schema"})["version"] == NEXT
+    refused = python(ROOT, "-m", "ximler", "db", "status", env=env)
+    assert "Upgrade Ximler" in refused.stderr
