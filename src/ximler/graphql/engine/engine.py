@@ -7,10 +7,9 @@ Root fields of a query run side by side, those of a mutation one after the other
 hands it to resolvers and reads nothing of it but `request_id`, where it has one.
 """
 
-import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -33,11 +32,7 @@ Trips = Callable[[], AbstractContextManager[list[tuple[str, str]]]]
 
 log = structlog.get_logger("ximler.graphql")
 
-
-@contextmanager
-def no_trips() -> Iterator[list[tuple[str, str]]]:
-    """For a schema without a database."""
-    yield []
+_NO_TRIPS: AbstractContextManager[list[tuple[str, str]]] = nullcontext([])
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -65,7 +60,12 @@ class Engine:
     """Executes operations on one schema. Belongs to one process; any number of requests may use it at once."""
 
     def __init__(
-        self, schema: Schema, *, limits: Limits | None = None, introspection: bool = True, trips: Trips = no_trips
+        self,
+        schema: Schema,
+        *,
+        limits: Limits | None = None,
+        introspection: bool = True,
+        trips: Trips = lambda: _NO_TRIPS,
     ) -> None:
         self.schema = schema
         self._trips = trips
@@ -93,10 +93,7 @@ class Engine:
         began = time.perf_counter()
         response: Response
         with self._trips() as trips:
-            try:
-                async with asyncio.timeout(self.limits.seconds):
-                    await execution.run(serially=prepared.operation.mutation)
-            except TimeoutError:
+            if not await execution.run(serially=prepared.operation.mutation, seconds=self.limits.seconds):
                 message = f"The operation took longer than {self.limits.seconds:g} s and was ended"
                 response = {"errors": [{"message": message, "extensions": {"code": TIMED_OUT}}], "data": None}
             else:

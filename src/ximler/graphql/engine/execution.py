@@ -96,10 +96,32 @@ class Execution:
         self._waiting: dict[Field, list[Pair]] = defaultdict(list)
         self._running: dict[asyncio.Task[Sequence[Any]], _Call] = {}
         self._nulled = False
+        self._expired = False
         self._paths: dict[tuple[str, ...], dict[int, Path]] = {}
 
-    async def run(self, *, serially: bool) -> None:
-        """Cancelling it cancels the resolvers that still run."""
+    async def run(self, *, serially: bool, seconds: float) -> bool:
+        """False where time ran out. Then, and when it is cancelled, the resolvers that still run are cancelled."""
+        # As asyncio.timeout does it, in a third of the time.
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (coroutines run in one)
+        timer = task.get_loop().call_later(seconds, self._expire, task)
+        try:
+            await self._run(serially=serially)
+        except asyncio.CancelledError:
+            if not self._expired or task.uncancel() > 0:
+                raise
+            return False
+        finally:
+            timer.cancel()
+        if self._expired:  # and a resolver went on in spite of it
+            task.uncancel()
+        return True
+
+    def _expire(self, task: asyncio.Task[Any]) -> None:
+        self._expired = True
+        task.cancel()
+
+    async def _run(self, *, serially: bool) -> None:
         root = self._plan.root
         if root.error is not None:
             self.errors.append(root.error)
