@@ -15,6 +15,7 @@ from ximler.accounts import idempotency
 from ximler.accounts.keyring import Keyring
 from ximler.audit import keys, refusals
 from ximler.audit.actions import Action
+from ximler.billing.plans import PlanMemory
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import connect
@@ -77,6 +78,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         app.state.metrics_token = settings.metrics_token
         tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
+        app.state.plans = PlanMemory(database, feed)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts)
         running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
@@ -99,6 +101,7 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         caller = await authentication.identify(scope)
         return Context(
             database=app.state.database,
+            plans=app.state.plans,
             settings=settings,
             keyring=keyring,
             actor=caller.actor,

@@ -47,7 +47,8 @@ COSTS: dict[str, list[RoundTrip]] = {
     "signIn, refused": [
         ("aggregate", "users"), THROTTLE, THROTTLE, ("findAndModify", "refusals"), ("insert", "auditlogs"),
     ],
-    "plans": [("find", "plans")],  # nobody needs to sign in
+    "plans": [("find", "plans")],  # nobody needs to sign in; after that they are known, until one is written
+    "plans, again": [],
     "me": [SESSION],
     "me, again": [],
     "me with everything": [
@@ -55,7 +56,6 @@ COSTS: dict[str, list[RoundTrip]] = {
         ("find", "projects"),
         # usage: the user joined with limits, gauge (or, without one, the count of their projects) and the month's calls
         ("aggregate", "users"),
-        ("find", "plans"),
     ],
     "usage": [("aggregate", "users")],
     "projects": [("find", "projects")],
@@ -99,7 +99,9 @@ async def measure(client: Client, query: str, *, code: str | None = None, **vari
 async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]]:
     """Each operation's commands, measured."""
     await asyncio.gather(*(client.ask("{ plans { id } }") for _ in range(20)))  # opens the pool's connections
+    client.app._app.state.plans._forget()  # type: ignore[attr-defined]  # what opened the connections read them
     found = {"plans": await measure(client, "{ plans { id limits { projects } } }")}
+    found["plans, again"] = await measure(client, "{ plans { id limits { projects } } }")
     with round_trips() as found["register"]:
         await client.ask(REGISTER, input={"name": "Ada", "email": "ada@example.com", "password": PASSWORD})
     token = await client.link()
@@ -148,7 +150,7 @@ async def test_each_operation_costs_what_the_table_says(costs: dict[str, list[Ro
 
 
 def test_the_table_keeps_the_promised_bounds() -> None:
-    assert len(COSTS["me with everything"]) <= 4
+    assert len(COSTS["me with everything"]) <= 3
     assert len(COSTS["projects(search)"]) <= 1
     assert len(COSTS["createProject, the first"]) <= 6
     assert len(COSTS["createProject"]) <= 6

@@ -1,11 +1,61 @@
-"""The plans on offer."""
+"""The plans on offer, and the memory that a process keeps of all plans."""
+
+from collections.abc import Iterable
 
 from ximler.database import Database
-from ximler.schema.plan import Plan
+from ximler.database.changes import Feed
+from ximler.schema.plan import PLANS, Plan
 
-__all__ = ["on_offer"]
+__all__ = ["PlanMemory", "on_offer"]
 
 
 async def on_offer(database: Database) -> list[Plan]:
     """Active plans, cheapest first. For everybody: no actor needed."""
-    return sorted(await database.plans.find({"active": True}), key=lambda plan: (plan.currency, plan.price, plan.id))
+    return _on_offer(await _read(database))
+
+
+class PlanMemory:
+    """All plans, read again only after one of them was written.
+
+    They are used while the change feed is fresh; otherwise each call reads the database. Plans that were being read while one
+    changed are used once and not kept.
+    """
+
+    def __init__(self, database: Database, feed: Feed) -> None:
+        self._database = database
+        self._feed = feed
+        self._kept: list[Plan] | None = None
+        self._writes = 0
+        feed.subscribe([PLANS.name], lambda _: self._forget())
+        feed.on_forget(lambda collection, _: self._forget() if collection == PLANS.name else None)
+        feed.on_gap(self._forget)
+
+    async def on_offer(self) -> list[Plan]:
+        """As the function of that name."""
+        return _on_offer(await self._all())
+
+    async def by_id(self, plan_ids: Iterable[str]) -> dict[str, Plan | None]:
+        """`subscription.plan`, by the plan's own id."""
+        known = {plan.id: plan for plan in await self._all()}
+        return {plan_id: known.get(plan_id) for plan_id in plan_ids}
+
+    async def _all(self) -> list[Plan]:
+        if self._kept is not None and self._feed.fresh:
+            return self._kept
+        writes, listening = self._writes, self._feed.fresh
+        found = await _read(self._database)
+        if listening and writes == self._writes:
+            self._kept = found
+        return found
+
+    def _forget(self) -> None:
+        self._kept = None
+        self._writes += 1
+
+
+async def _read(database: Database) -> list[Plan]:
+    return await database.plans.find({"id": {"$gt": ""}})
+
+
+def _on_offer(plans: Iterable[Plan]) -> list[Plan]:
+    return sorted((plan for plan in plans if plan.active), key=lambda plan: (plan.currency, plan.price, plan.id))

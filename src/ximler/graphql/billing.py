@@ -1,6 +1,5 @@
 """Resolvers of billing."""
 
-from ximler.billing import plans as billing_plans
 from ximler.billing import virtuals
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
@@ -13,7 +12,7 @@ resolvers = Resolvers()
 
 @resolvers.query("plans")
 async def plans(ctx: Context) -> list[Plan]:
-    return await billing_plans.on_offer(ctx.database)
+    return await ctx.plans.on_offer()
 
 
 @resolvers.field("User", "subscription")
@@ -24,5 +23,5 @@ async def subscriptions(ctx: Context, users: list[User]) -> list[Subscription | 
 
 @resolvers.field("Subscription", "plan")
 async def plan_of(ctx: Context, subscriptions: list[Subscription]) -> list[Plan | None]:
-    found = await virtuals.plans_by_id(ctx.database, (subscription.plan_id for subscription in subscriptions))
+    found = await ctx.plans.by_id(subscription.plan_id for subscription in subscriptions)
     return [found[subscription.plan_id] for subscription in subscriptions]

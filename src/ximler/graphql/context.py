@@ -6,6 +6,7 @@ import msgspec
 
 from ximler.accounts.keyring import Keyring
 from ximler.apikeys import scopes
+from ximler.billing.plans import PlanMemory
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated
 from ximler.core.settings import Settings
@@ -31,6 +32,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     database: Database
+    plans: PlanMemory
     settings: Settings
     keyring: Keyring
     actor: Actor
