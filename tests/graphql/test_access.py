@@ -166,7 +166,7 @@ FIELDS = {
     "Mutation.createApiKey": Field(
         arguments=('input: {name: "mine", permissions: ["projects:read"]}',),
         stranger=None,
-        changes=frozenset({"apikeys", "users", "auditlogs"}),
+        changes=frozenset({"apikeys", "users", "auditlogs", "outbox"}),
     ),
     "Mutation.updateApiKey": Field(
         arguments=('id: "{api_key}", input: {name: "taken"}', 'id: "{api_key}", input: {permissions: ["usage:read"]}'),
