@@ -38,7 +38,7 @@ async def run(setup: Setup) -> list[Table]:
         settings = Settings(mongodb_uri=setup.uri, database=database.name, secret_key=SECRET)
         user = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
         feed = Feed(database)
-        running = asyncio.create_task(feed.run())
+        running = asyncio.create_task(feed.run(asyncio.Event()))
         try:
             return [
                 await _inside(setup, database, settings, user, feed),

@@ -203,7 +203,7 @@ def _lines(number: int, batches: int, now: datetime) -> list[bytes]:
 async def _process(uri: str, name: str, number: int, batches: int, now: datetime) -> None:
     database = await connect(uri, settings=Settings(mongodb_uri=uri), name=name)
     chunks = _lines(number, batches, now)
-    settling = asyncio.ensure_future(Settler(database).run())
+    settling = asyncio.ensure_future(Settler(database).run(asyncio.Event()))
     handed: list[float] = []
     late: list[float] = []
 

@@ -68,7 +68,9 @@ def served() -> ASGIApp:
         meter = app.state.meter = Meter(database)
         gc.collect()
         gc.freeze()  # as `ximler up` does
-        tasks = [asyncio.ensure_future(part.run()) for part in (feed, app.state.authentication, meter)]
+        tasks = [
+            asyncio.ensure_future(part.run(asyncio.Event())) for part in (feed, *app.state.authentication.parts, meter)
+        ]
         yield
         for task in tasks:
             task.cancel()

@@ -38,7 +38,7 @@ async def run(setup: Setup) -> list[Table]:
         actors = [await _person(database) for _ in range(16)]
         await driver["naive"].insert_one({"_id": 1, "limit": _LIMIT, "used": 0})
         meter = Meter(database)
-        running = asyncio.create_task(meter.run())
+        running = asyncio.create_task(meter.run(asyncio.Event()))
 
         busy: list[float] = []
 
@@ -103,16 +103,16 @@ async def _steady(meter: Meter, actor: Actor) -> tuple[int, int]:
     """Calls at an even pace, and the commands that this process sent meanwhile: its reports and looks included."""
     await asyncio.sleep(1)
     with round_trips() as trips:
-        sweeping = asyncio.create_task(meter.run())  # in this context, so that its commands are counted
+        stop = asyncio.Event()
+        sweeping = asyncio.create_task(meter.run(stop))  # in this context, so that its commands are counted
         served, end = 0, time.perf_counter() + STEADY_S
         while time.perf_counter() < end:
             for _ in range(STEADY_CALLS_A_S // 100):
                 await meter.consume(actor)
             served += STEADY_CALLS_A_S // 100
             await asyncio.sleep(0.01)
-        sweeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await sweeping
+        stop.set()
+        await sweeping
         return served, len(trips)
 
 

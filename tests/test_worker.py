@@ -14,9 +14,9 @@ import structlog
 
 from ximler.accounts import credentials, registration, sessions
 from ximler.accounts.keyring import Keyring
-from ximler.app import _end
 from ximler.audit import records
 from ximler.audit.keys import SealKeys, new_key
+from ximler.audit.pruning import prune_expired
 from ximler.audit.sealing import Sealer
 from ximler.audit.verification import verify
 from ximler.core.actor import SYSTEM, Actor
@@ -25,9 +25,10 @@ from ximler.database import outbox
 from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
 from ximler.notifications.email import MailUnavailable
+from ximler.runtime import Runtime, Shutdown
 from ximler.schema.job import OUTBOX
 from ximler.schema.session import SESSIONS
-from ximler.worker import PRUNE, Tools, Worker
+from ximler.worker import Tools, Worker, background_parts
 
 PASSWORD = "correct horse battery"
 OTHER = "another long password"
@@ -240,31 +241,36 @@ async def test_sessions_are_listed_and_revoked_by_their_owner_only(database, key
 
 async def test_a_waiting_worker_is_woken_within_a_moment(database, settings, mailbox, keyring):
     feed = Feed(database)
-    worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailbox), feed=feed)
-    running = asyncio.gather(feed.run(), worker.run())
+    worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailbox, feed=feed))
+    stop = asyncio.Event()
+    running = asyncio.gather(feed.run(stop), worker.run(stop))
     await asyncio.sleep(0.5)  # it is idle, and would look again after five seconds
     started = time.monotonic()
     await registration.register(database, keyring, Actor(), name="Ada", email="ada@example.com", password=PASSWORD)
-    await asyncio.wait_for(mailbox.arrived.wait(), 4)
-    await _end(running)
+    async with asyncio.timeout(4):
+        await mailbox.arrived.wait()
+    stop.set()
+    await running
     assert mailbox.messages
     assert time.monotonic() - started < 2
 
 
 async def test_a_job_that_cannot_be_read_stops_nobody(database, settings, mailbox, keyring):
     past = datetime(2020, 1, 1, tzinfo=UTC)
-    unreadable = {"kind": registration.SEND_LINK, "status": "PENDING", "runAt": past, "lastError": 5}
+    unreadable = {"kind": registration.send_link.name, "status": "PENDING", "runAt": past, "lastError": 5}
     await database.raw.outbox.insert_one(unreadable, bypass_document_validation=True)
     worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailbox), at_once=2)
     with structlog.testing.capture_logs() as logs:
-        running = asyncio.create_task(worker.run())
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
         await asyncio.sleep(0.3)
         await registration.register(database, keyring, Actor(), name="Ada", email="ada@example.com", password=PASSWORD)
         await asyncio.wait_for(mailbox.arrived.wait(), 10)
         assert not running.done()
-        await _end(running)
-    (failed,) = [entry for entry in logs if entry["event"] == "worker failed"]
-    assert "cannot be read" in str(failed["exc_info"])
+        stop.set()
+        await running
+    (failed,) = [entry for entry in logs if entry["event"] == "job cannot be read"]
+    assert "cannot be read" in failed["reason"]
 
 
 async def test_an_outage_is_told_once(database, worker, monkeypatch):
@@ -274,18 +280,20 @@ async def test_an_outage_is_told_once(database, worker, monkeypatch):
     monkeypatch.setattr(outbox, "claim", away)
     monkeypatch.setattr("ximler.worker._LOOK_EVERY_S", 0.01)
     with structlog.testing.capture_logs() as logs:
-        running = asyncio.create_task(worker.run())
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
         await asyncio.sleep(0.2)
-        await _end(running)
+        stop.set()
+        await running
     assert [entry["event"] for entry in logs] == ["jobs wait"]
 
 
 async def test_a_bug_in_a_handler_is_retried_and_a_poisoned_job_dies(database, worker):
-    async def broken(tools, job):
+    @outbox.job("test.broken", outbox.Nothing)
+    async def broken():
         raise ZeroDivisionError
 
-    worker._handlers = {"broken": broken}
-    await outbox.enqueue(database, "broken", {})
+    await broken.enqueue(database, outbox.Nothing())
     for _ in range(outbox.MAX_ATTEMPTS + 2):
         await worker.run_due()
         database.clock.offset_ms += 3 * 3600_000
@@ -326,7 +334,7 @@ async def test_a_killed_worker_process_loses_no_mail(database, keyring, mongodb_
     again = await asyncio.create_subprocess_exec(*command, "--once", env=env, stdout=subprocess.DEVNULL)
     assert await again.wait() == 0
     assert len([f for f in mail.iterdir() if f.suffix == ".eml"]) == 20
-    assert await database[OUTBOX].count({"status": "DONE"}) == 20
+    assert await database[OUTBOX].count({"status": "DONE", "kind": registration.send_link.name}) == 20
 
 
 def _until_written(folder):
@@ -340,10 +348,12 @@ async def test_without_a_database_the_worker_waits_instead_of_dying(database, wo
         raise Unavailable("gone")
 
     monkeypatch.setattr(outbox, "claim", away)
-    running = asyncio.create_task(worker.run())
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(stop))
     await asyncio.sleep(0.2)
     assert not running.done()
-    await _end(running)
+    stop.set()
+    await running
 
 
 async def test_the_audit_log_is_pruned_daily_where_it_may_not_be_kept(database, settings, keyring, mailbox):
@@ -353,24 +363,34 @@ async def test_the_audit_log_is_pruned_daily_where_it_may_not_be_kept(database, 
         await records.write(database, SYSTEM, "accounts.profile.changed", resource="things")
         await Sealer(database, keys).seal()
     kept = msgspec.structs.replace(settings, audit_retention_days=10)
-    tools = Tools(database=database, settings=kept, keyring=keyring, mailer=mailbox, seal_keys=keys)
-    workers = [asyncio.ensure_future(Worker(tools).run()) for _ in range(2)]
+    feed = Feed(database)
+    tools = Tools(database=database, settings=kept, keyring=keyring, mailer=mailbox, seal_keys=keys, feed=feed)
+    runtimes = [
+        Runtime(
+            [p for p in background_parts(tools) if p.name in ("worker", "scheduler")],
+            database=database,
+            shutdown=Shutdown(5),
+        )
+        for _ in range(2)
+    ]
+    for runtime in runtimes:
+        runtime.start()
     try:
         async with asyncio.timeout(20):
             while await database.audit_logs.count({"action": "accounts.profile.changed"}) != 2:  # noqa: ASYNC110 (nothing tells)
                 await asyncio.sleep(0.05)
     finally:
-        await asyncio.gather(*map(_end, workers))
-    jobs = await database[OUTBOX].find({"kind": PRUNE})
+        await asyncio.gather(*(runtime.close() for runtime in runtimes))
+    jobs = await database[OUTBOX].find({"kind": prune_expired.name})
     assert len(jobs) == 1
     await verify(database, keys)
 
 
 async def test_pruning_without_the_key_is_tried_again_where_it_is(database, settings, keyring, mailbox):
-    await outbox.enqueue(database, PRUNE, {})
+    await prune_expired.enqueue(database, outbox.Nothing())
     kept = msgspec.structs.replace(settings, audit_retention_days=10)
     tools = Tools(database=database, settings=kept, keyring=keyring, mailer=mailbox)
     assert await Worker(tools).run_due() == 1
-    (job,) = await database[OUTBOX].find({"kind": PRUNE})
+    (job,) = await database[OUTBOX].find({"kind": prune_expired.name})
     assert job.status == "PENDING"
     assert "XIMLER_AUDIT_KEY" in job.last_error

@@ -1,6 +1,5 @@
 """The ASGI application: every interface, on one database."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
@@ -12,8 +11,7 @@ from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts import idempotency
-from ximler.accounts.keyring import Keyring
-from ximler.audit import keys, refusals
+from ximler.audit import refusals
 from ximler.audit.actions import Action
 from ximler.billing.plans import PlanMemory
 from ximler.core.errors import Unavailable
@@ -29,12 +27,9 @@ from ximler.http.authentication import Authentication
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
-from ximler.metering.ledger import changes
-from ximler.metering.ledger.settlement import Settler
-from ximler.metering.limits.follower import Follower
 from ximler.metering.quota.meter import Meter
-from ximler.notifications.email import mailer
-from ximler.worker import Tools, Worker
+from ximler.runtime import Part, Runtime, Shutdown, Stage
+from ximler.worker import background_parts, equip
 
 __all__ = ["create", "schema"]
 
@@ -51,12 +46,15 @@ def schema() -> Schema:
     return build(domains, guard=permit)
 
 
-def create(settings: Settings, *, uri: str) -> ASGIApp:
+def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) -> ASGIApp:
     """The application, for one process. It connects to the database at `uri` when the server starts it.
+
+    `shutdown` is the process's: background work stops when it is asked for, what requests need when the server has drained.
 
     Raises SettingsError for settings that cannot work, before anything is served.
     """
-    keyring = Keyring(settings)
+    tools_on = equip(settings, background=settings.worker)
+    keyring = tools_on.keywords["keyring"]
     limits = Limits(
         depth=settings.graphql_max_depth,
         cost=settings.graphql_max_cost,
@@ -64,8 +62,6 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         slow_seconds=settings.graphql_slow_ms / 1000,
     )
     engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection, trips=round_trips)
-    outgoing = mailer(settings)
-    seal_keys = keys.find(settings) if settings.worker else None
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies = TrustedProxies(settings.trusted_proxies)
@@ -76,23 +72,25 @@ def create(settings: Settings, *, uri: str) -> ASGIApp:
         app.state.database = database
         app.state.keyring = keyring
         app.state.metrics_token = settings.metrics_token
-        tools = Tools(database=database, settings=settings, keyring=keyring, mailer=outgoing, seal_keys=seal_keys)
         feed = app.state.feed = Feed(database)
         app.state.plans = PlanMemory(database, feed)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts)
-        running = [asyncio.ensure_future(part.run()) for part in (feed, authentication, meter)]
+        parts = [
+            Part("feed", feed.run, stage=Stage.FEED),
+            *authentication.parts,
+            Part("meter", meter.run, close=meter.close, stage=Stage.SERVE),
+        ]
         if settings.worker:
-            running.append(asyncio.ensure_future(Follower(database, feed).run()))
-            settler = Settler(database, feed, thresholds=settings.usage_alerts)
-            running.append(asyncio.ensure_future(settler.run()))
-            running.append(asyncio.ensure_future(changes.keep_settling(database)))
-            running.append(asyncio.ensure_future(Worker(tools, feed=feed).run()))
+            parts += background_parts(tools_on(database=database, feed=feed))
+        runtime = app.state.runtime = Runtime(
+            parts, database=database, shutdown=shutdown or Shutdown(settings.drain_seconds)
+        )
+        runtime.start()
         try:
             yield
         finally:
-            await asyncio.gather(*map(_end, running))
-            await meter.close()
+            await runtime.close()
             keyring.close()
             await database.close()
 
@@ -173,13 +171,6 @@ def _trusted(settings: Settings) -> dict[str, str] | None:
         return read_trusted(settings.graphql_trusted)
     except (OSError, ValueError) as error:
         raise SettingsError(f"XIMLER_GRAPHQL_TRUSTED: {settings.graphql_trusted} cannot be read: {error}") from error
-
-
-async def _end(task: asyncio.Future[None]) -> None:
-    """Cancel until it is over: the driver swallows a cancellation now and then."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.5)
 
 
 def _cors(settings: Settings) -> CORSConfig | None:

@@ -1,188 +1,167 @@
-"""The worker: the one table from a job's kind to the domain function that does it, and the loop that runs what is due; beside
-it the sealer of the audit log, and what is to be done daily.
+"""The worker: runs the jobs that are due. Beside it the scheduler, which enqueues jobs by the clock.
 
-Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within
-milliseconds; looking every few seconds catches what it missed.
+Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within milliseconds;
+polling every few seconds catches what it missed. A job of a kind that this process does not know is left to others.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib import import_module
+from typing import Any, get_type_hints
 
 import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
-from ximler.accounts import closing, credentials, email_change, notices, registration
+import ximler
 from ximler.accounts.keyring import Keyring
-from ximler.audit import pruning
-from ximler.audit.heads import KeptHead
+from ximler.audit import keys
 from ximler.audit.keys import SealKeys
-from ximler.audit.sealing import Sealer
-from ximler.core.actor import SYSTEM
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
+from ximler.core.stopping import end, pause
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
-from ximler.metering.reports import alerts
+from ximler.database.codec import UnreadableDocument
+from ximler.database.outbox import Handler
 from ximler.notifications import inbox
-from ximler.notifications.email import Mailer
-from ximler.privacy import erasure
+from ximler.notifications.email import Mailer, mailer
+from ximler.runtime import BACKGROUND, Part, background
 from ximler.schema.job import OUTBOX, Job
 
-__all__ = ["HANDLERS", "Tools", "Worker"]
+__all__ = ["Tools", "Worker", "background_parts", "equip", "schedule"]
 
 _log = structlog.get_logger("ximler.worker")
 _LOOK_EVERY_S = 5.0
-_DAILY_LOOK_S = 3600.0
-PRUNE = "audit.prune"
+_CONCLUDE_AGAIN_S = (0.2, 1.0, 3.0)
+_NO_DOMAINS = frozenset(
+    {"__main__", "app", "cli", "console", "core", "embedded", "graphql", "http", "runtime", "schema", "worker"}
+)
 
-DONE = Counter("ximler_jobs_total", "Jobs, by what became of them.", ("kind", "outcome"))
+DONE = Counter("ximler_jobs_total", "Jobs, by outcome.", ("kind", "outcome"))
 SECONDS = Histogram("ximler_job_seconds", "Time a job took.", ("kind",), buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60))
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """What handlers work with."""
+    """The objects that jobs and background parts work with. A keyword parameter gets the one of its annotated type."""
 
     database: Database
     settings: Settings
     keyring: Keyring
     mailer: Mailer
     seal_keys: SealKeys | None = None  # without it the audit log is not sealed
+    feed: Feed | None = None
+
+    def by_type(self) -> dict[Any, Any]:
+        found = {hint: getattr(self, name) for name, hint in _hints().items()}
+        return found | {inbox.Sign: self.keyring.sign, Feed: self.feed}
 
 
-Handler = Callable[[Tools, Job], Awaitable[None]]
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Tools)
 
 
-async def _send_confirmation(tools: Tools, job: Job) -> None:
-    await registration.send_link(
-        tools.database, tools.keyring, tools.settings, tools.mailer, registration_id=job.payload["registrationId"]
-    )
+def equip(settings: Settings, *, background: bool = True) -> partial[Tools]:
+    """Tools without their database: all that settings decide. Raises SettingsError for settings that cannot work."""
+    seal_keys = keys.find(settings) if background else None
+    return partial(Tools, settings=settings, keyring=Keyring(settings), mailer=mailer(settings), seal_keys=seal_keys)
 
 
-async def _send_reset(tools: Tools, job: Job) -> None:
-    email = job.payload.get("typed", job.payload["email"])
-    await credentials.send_reset(
-        tools.database, tools.keyring, tools.settings, tools.mailer, job_id=job.id, email=email
-    )
+@cache
+def discover() -> None:
+    """Import every module of every domain, so that each job and each background part is registered."""
+    for package in pkgutil.iter_modules(ximler.__path__):
+        if package.ispkg and package.name not in _NO_DOMAINS:
+            root = import_module(f"ximler.{package.name}")
+            for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+                import_module(module.name)
 
 
-async def _send_password_changed(tools: Tools, job: Job) -> None:
-    await credentials.send_changed(
-        tools.database, tools.settings, tools.mailer, job_id=job.id, user_id=job.payload["userId"]
-    )
+def background_parts(tools: Tools) -> list[Part]:
+    """The parts of a process that does background work, the worker among them."""
+    discover()
+    supply = tools.by_type() | {Tools: tools}
+    made = []
+    for factory in BACKGROUND:
+        hints = get_type_hints(factory)
+        made.append(factory(**{name: supply[hint] for name, hint in hints.items() if name != "return"}))
+    return [part for part in made if part is not None]
 
 
-async def _send_notification(tools: Tools, job: Job) -> None:
-    await inbox.send(
-        tools.database,
-        tools.settings,
-        tools.mailer,
-        tools.keyring.sign,
-        notification_id=job.payload["notificationId"],
-        user_id=job.payload["userId"],
-    )
+@background
+def _worker(*, tools: Tools) -> Part:
+    return Part("worker", Worker(tools).run)
 
 
-async def _send_closed(tools: Tools, job: Job) -> None:
-    await closing.send_closed(
-        tools.database, tools.settings, tools.mailer, job_id=job.id, user_id=job.payload["userId"]
-    )
+@background
+def _scheduler(*, database: Database) -> Part:
+    return Part("scheduler", partial(schedule, database), lease=True)
 
 
-async def _anonymise(tools: Tools, job: Job) -> None:
-    await erasure.erase(tools.database, user_id=job.payload["userId"], closed_at=job.payload["closedAt"])
-
-
-async def _send_email_change(tools: Tools, job: Job) -> None:
-    await email_change.send_link(
-        tools.database,
-        tools.keyring,
-        tools.settings,
-        tools.mailer,
-        user_id=job.payload["userId"],
-        request_id=job.payload["requestId"],
-    )
-
-
-async def _send_notice(tools: Tools, job: Job) -> None:
-    await notices.send(tools.database, tools.settings, tools.mailer, job_id=job.id, payload=job.payload)
-
-
-async def _tell_usage(tools: Tools, job: Job) -> None:
-    await alerts.tell(
-        tools.database, job_id=job.id, quota_id=job.payload["quotaId"], threshold=job.payload["threshold"]
-    )
-
-
-async def _prune(tools: Tools, job: Job) -> None:  # noqa: ARG001 (a handler's signature)
-    database, days = tools.database, tools.settings.audit_retention_days
-    if days is None:
-        return  # not any more
-    if tools.seal_keys is None:
-        raise Unavailable(
-            "Pruning the audit log takes the key that seals it: set XIMLER_AUDIT_KEY where the worker runs"
-        )
-    before = database.clock.now() - timedelta(days=days)
-    count = await pruning.prune(database, tools.seal_keys, SYSTEM, before=before)
-    _log.info("audit log pruned", entries=count, before=before.isoformat())
-
-
-HANDLERS: Mapping[str, Handler] = {
-    registration.SEND_LINK: _send_confirmation,
-    credentials.SEND_RESET: _send_reset,
-    credentials.SEND_CHANGED: _send_password_changed,
-    closing.SEND_CLOSED: _send_closed,
-    closing.ANONYMISE: _anonymise,
-    inbox.SEND: _send_notification,
-    email_change.SEND_LINK: _send_email_change,
-    notices.SEND: _send_notice,
-    alerts.ALERT: _tell_usage,
-    PRUNE: _prune,
-}
-
-
-def _sealer(tools: Tools, keys: SealKeys) -> Sealer:
-    settings = tools.settings
-    kept = KeptHead(settings.data_path, tools.database.name)
-    return Sealer(tools.database, keys, kept=kept, may_found=settings.mongodb_uri is None)
+async def schedule(database: Database, stop: asyncio.Event) -> None:
+    """Enqueue scheduled jobs when they are due, and at once those that were missed."""
+    due = {scheduled.kind.name: database.clock.now() for scheduled in outbox.SCHEDULES}
+    while not stop.is_set():
+        now = database.clock.now()
+        with contextlib.suppress(Unavailable):  # the worker logs the outage
+            for scheduled in outbox.SCHEDULES:
+                if due[scheduled.kind.name] <= now:
+                    due[scheduled.kind.name] = await scheduled.enqueue(database)
+        await pause(stop, _LOOK_EVERY_S)
 
 
 class Worker:
-    """Runs jobs until it is cancelled; a job that is under way then keeps its lease, and another worker takes it up later.
+    """Runs up to `at_once` jobs at a time. Asked to stop, it takes no more and finishes those under way.
 
-    Without a `feed` it looks for jobs every few seconds and is not woken.
+    A job that is cancelled keeps its lease, and another worker takes it up when that expires. Without a feed it polls.
     """
 
     def __init__(
-        self, tools: Tools, *, feed: Feed | None = None, handlers: Mapping[str, Handler] = HANDLERS, at_once: int = 4
+        self, tools: Tools, *, handlers: Mapping[str, Handler[Any]] = outbox.HANDLERS, at_once: int = 4
     ) -> None:
+        discover()
         self._tools = tools
+        self._database = tools.database
+        self._by_type = tools.by_type()
         self._handlers = handlers
         self._at_once = at_once
         self._wake = asyncio.Event()
-        self._waiting = False
-        if feed is not None:
-            feed.subscribe([OUTBOX.name], self._heard)
-            feed.on_gap(self._wake.set)
+        if tools.feed is not None:
+            tools.feed.subscribe([OUTBOX.name], self._heard)
+            tools.feed.on_gap(self._wake.set)
 
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            if self._tools.seal_keys is not None:
-                tasks.create_task(_sealer(self._tools, self._tools.seal_keys).run())
-            if self._tools.settings.audit_retention_days is not None:
-                tasks.create_task(self._daily())
-            for _ in range(self._at_once):
-                tasks.create_task(self._work())
-
-    async def _daily(self) -> None:
-        """Ask for what is done once a day, by whichever worker is first."""
-        database = self._tools.database
-        while True:
-            with contextlib.suppress(Unavailable):
-                await outbox.enqueue(database, PRUNE, {}, dedupe_key=f"{PRUNE}:{database.clock.now():%Y-%m-%d}")
-            await asyncio.sleep(_DAILY_LOOK_S)
+    async def run(self, stop: asyncio.Event) -> None:
+        running: set[asyncio.Task[None]] = set()
+        unreachable = False
+        try:
+            while not stop.is_set():
+                self._wake.clear()  # before looking: a job that is enqueued, or ends, meanwhile sets it again
+                running = _checked(running)
+                wait_s: float | None = None
+                try:
+                    if len(running) < self._at_once:
+                        job = await self._claim()
+                        if job is not None:
+                            running.add(asyncio.create_task(self._do(job), name=f"job {job.kind}"))
+                            continue
+                        wait_s = await self._until_due()
+                    unreachable = False
+                except Unavailable as error:
+                    if not unreachable:
+                        _log.warning("jobs wait", reason=error.message)
+                    unreachable = True
+                    await pause(stop, _LOOK_EVERY_S)
+                    continue
+                await pause(stop, wait_s, self._wake)
+            if running:
+                await asyncio.wait(running)
+            _checked(running)
+        finally:
+            await end(running)
 
     async def run_due(self) -> int:
         """Run everything that is due now, one after the other; returns how many jobs. For commands and tests."""
@@ -196,72 +175,85 @@ class Worker:
         if change.operation == "insert":
             self._wake.set()
 
-    async def _work(self) -> None:
+    async def _claim(self) -> Job | None:
         while True:
             try:
-                job = await self._claim()
-                self._waiting = False
-                if job is not None:
-                    await self._do(job)
-                    continue
-                self._wake.clear()
-                pause = await self._until_due()
-            except Unavailable as error:
-                if not self._waiting:
-                    self._waiting = True
-                    _log.warning("jobs wait", reason=error.message)
-                await asyncio.sleep(_LOOK_EVERY_S)  # not for a wake-up: nothing can be claimed anyway
-                continue
-            except (
-                Exception
-            ) as bug:  # a job that cannot be read, say: its lease runs out, and meanwhile the others are done
-                _log.exception("worker failed", exc_info=bug)
-                await asyncio.sleep(_LOOK_EVERY_S)
-                continue
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
-
-    async def _claim(self) -> Job | None:
-        return await outbox.claim(self._tools.database, list(self._handlers))
+                return await outbox.claim(self._database, list(self._handlers))
+            except UnreadableDocument as problem:  # it is claimed, and left until its lease expires
+                _log.error("job cannot be read", reason=problem.message)
 
     async def _until_due(self) -> float:
-        due = await outbox.due_at(self._tools.database)
+        due = await outbox.due_at(self._database, list(self._handlers))
         if due is None:
             return _LOOK_EVERY_S
-        return min(max((due - self._tools.database.clock.now()).total_seconds(), 0.01), _LOOK_EVERY_S)
+        return min(max((due - self._database.clock.now()).total_seconds(), 0.01), _LOOK_EVERY_S)
 
     async def _do(self, job: Job) -> None:
-        database = self._tools.database
+        try:
+            await self._work(job)
+        finally:
+            self._wake.set()
+
+    async def _work(self, job: Job) -> None:
+        database = self._database
         log = _log.bind(job=str(job.id), kind=job.kind, attempt=job.attempts)
         if job.attempts > outbox.MAX_ATTEMPTS:
-            await outbox.fail(database, job, "every worker that took it died", for_good=True)
+            await _conclude(partial(outbox.fail, database, job, "every worker that took it died", for_good=True))
             log.error("job dead", reason="every worker that took it died")
             return
         started = asyncio.get_running_loop().time()
+        handler = self._handlers[job.kind]
+        supply = self._by_type | {Job: job}
         holding = asyncio.create_task(self._hold(job))
         try:
-            await self._handlers[job.kind](self._tools, job)
+            await handler.run(job, {name: supply[hint] for name, hint in handler.wanted.items()})
         except XimlerError as error:
-            # What is wrong with the job itself will be wrong the next time, too.
+            # An error of the job itself will be there the next time, too.
             for_good = isinstance(error, Invalid | NotFound)
-            await outbox.fail(database, job, f"{error.code}: {error.message}", for_good=for_good)
+            await _conclude(partial(outbox.fail, database, job, f"{error.code}: {error.message}", for_good=for_good))
             DONE.labels(job.kind, "dead" if for_good else "failed").inc()
             log.warning("job failed", reason=error.message, again=not for_good)
         except Exception as bug:
-            await outbox.fail(database, job, f"{type(bug).__name__}: {bug}")
+            await _conclude(partial(outbox.fail, database, job, f"{type(bug).__name__}: {bug}"))
             DONE.labels(job.kind, "failed").inc()
             log.exception("job failed", exc_info=bug)
         else:
-            await outbox.complete(database, job)
+            await _conclude(partial(outbox.complete, database, job))
             DONE.labels(job.kind, "done").inc()
             log.debug("job done")
         finally:
-            holding.cancel()
+            await end([holding])
             SECONDS.labels(job.kind).observe(asyncio.get_running_loop().time() - started)
 
     async def _hold(self, job: Job) -> None:
-        """Keep the lease of a job that takes long."""
-        while True:
-            await asyncio.sleep((outbox.LEASE / 3).total_seconds())
-            with contextlib.suppress(Unavailable):
-                await outbox.renew(self._tools.database, job)
+        """Renew the lease of a job that takes long, until cancelled or lost."""
+        never = asyncio.Event()
+        held = True
+        while held:
+            await pause(never, (outbox.LEASE / 3).total_seconds())
+            try:
+                held = await outbox.renew(self._database, job)
+            except Exception as problem:  # the job goes on; another worker may do it, too
+                _log.warning("job's lease not renewed", job=str(job.id), reason=str(problem))
+
+
+def _checked(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """The tasks that are not over. Raises the error of one that could not conclude its job."""
+    for task in running:
+        if task.done() and not task.cancelled() and (problem := task.exception()):
+            raise problem
+    return {task for task in running if not task.done()}
+
+
+async def _conclude(write: Callable[[], Any]) -> None:
+    """Store a job's outcome; again where the database does not answer. A job without outcome is done once more."""
+    never = asyncio.Event()
+    for delay in (*_CONCLUDE_AGAIN_S, None):
+        try:
+            await write()
+            return
+        except Unavailable as error:
+            if delay is None:
+                _log.warning("job's outcome not stored", reason=error.message)
+                return
+            await pause(never, delay)

@@ -191,7 +191,7 @@ async def test_a_picture_ends_with_its_owners_account(database, me, ada: User) -
     assert await files.stored_by(database, "avatars", ada.id) != []
     closed = (await database.users.get(ada.id, deleted=True)).deleted_at
     assert closed is not None
-    await erasure.erase(database, user_id=ada.id, closed_at=closed)
+    await erasure.erase(closing.Closed(user_id=ada.id, closed_at=closed), database=database)
     assert await files.stored_by(database, "avatars", ada.id) == []
     assert await database.raw["avatars.chunks"].count_documents({}) == 0
 

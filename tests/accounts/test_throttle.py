@@ -192,7 +192,7 @@ async def test_a_reset_lets_the_owner_in_during_an_attack(
 ) -> None:
     await exhaust()
     await credentials.request_reset(database, keyring, HOME, email="ada@example.com")
-    job = await database.raw["outbox"].find_one({"kind": credentials.SEND_RESET})
+    job = await database.raw["outbox"].find_one({"kind": credentials.send_reset.name})
     assert job is not None
     token = keyring.sign("reset", job["_id"])
     stored = {"passwordResetToken": credentials._stored(token), "passwordResetExpires": database.clock.now()}

@@ -245,7 +245,7 @@ async def test_only_one_of_several_running_sealers_is_due(
 ) -> None:
     monkeypatch.setattr(sealing, "EVERY_S", 0.05)
     await write(5)
-    tasks = [asyncio.create_task(Sealer(database, keys).run()) for _ in range(3)]
+    tasks = [asyncio.create_task(Sealer(database, keys).run(asyncio.Event())) for _ in range(3)]
     try:
         async with asyncio.timeout(20):
             while len(await sealed(database)) < 5:  # noqa: ASYNC110 (the database is what changes)

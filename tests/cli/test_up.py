@@ -171,7 +171,7 @@ def test_a_second_ximler_on_the_same_data_says_who_holds_it(up, ximler):
 def test_commands_attach_to_the_running_database(up, ximler):
     running = up()
     result = ximler("users", "list", "--json", "--data-dir", str(running.data_dir))
-    assert json.loads(result.stdout) == {"users": [], "next": None}
+    assert json.loads(result.stdout) == {"items": [], "next": None}
 
 
 def test_a_taken_port_is_one_sentence(up, ximler):
@@ -219,16 +219,16 @@ def sentences(text):
 
 SERVE = """
 import asyncio, sys
+from ximler.runtime import Shutdown
 from ximler.cli import main, serving
 from ximler.core.errors import XimlerError
 from ximler.core.settings import Settings
 
 async def work():
-    stop = asyncio.Event()
     serve = serving.serve_here if sys.argv[1] == "1" else serving.serve_in_children
     settings = Settings(secret_key="k" * 32, server_selection_timeout_ms=300, workers=int(sys.argv[1]))
     listener = serving.bind("127.0.0.1", 0)
-    await serve(settings, sys.argv[2], listener, stop=stop, started=lambda: print("is running"))
+    await serve(settings, sys.argv[2], listener, shutdown=Shutdown(10), started=lambda: print("is running"))
 
 try:
     asyncio.run(work())

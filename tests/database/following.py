@@ -13,11 +13,13 @@ __all__ = ["end", "running", "until"]
 
 @asynccontextmanager
 async def running(feed: Feed) -> AsyncIterator[None]:
-    task = asyncio.create_task(feed.run())
+    stop = asyncio.Event()
+    task = asyncio.create_task(feed.run(stop))
     try:
         yield
     finally:
-        await end(task)
+        stop.set()
+        await task
 
 
 async def end(*tasks: "asyncio.Task[Any]") -> None:

@@ -14,7 +14,7 @@ from bson import ObjectId
 from pymongo import monitoring
 from tests.serving import PASSWORD, Client, serve
 
-from ximler.accounts import administration, roles
+from ximler.accounts import administration, closing, roles
 from ximler.accounts.keyring import Keyring
 from ximler.audit import search as audit
 from ximler.audit.erasure import erase
@@ -323,7 +323,7 @@ async def operator(database: Database, settings: Settings) -> None:
     gone = await database.users.insert(User(name="Eve", email="eve@example.com", password="-"))
     now = database.clock.now()
     await database.users.patch({"_id": gone.id}, {"$set": {"deletedAt": now, "closedAt": now}})
-    assert await erasure.erase(database, user_id=gone.id, closed_at=now)
+    assert await erasure.erase(closing.Closed(user_id=gone.id, closed_at=now), database=database)
     await sync.check_version(database)
     await seeding.insert(database, SEEDS)
 

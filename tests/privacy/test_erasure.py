@@ -18,7 +18,7 @@ from ximler.accounts import administration, closing, credentials, sessions
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.settings import Settings
-from ximler.database import Database, outbox
+from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.notifications import inbox
 from ximler.privacy import erasure
@@ -248,7 +248,7 @@ async def test_erased_twice_nothing_changes(database, keyring, worker, ada) -> N
     closed = await database.users.get(ada.id, deleted=True)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
     for _ in range(2):
-        assert await erasure.erase(database, user_id=ada.id, closed_at=closed.deleted_at)
+        assert await erasure.erase(closing.Closed(user_id=ada.id, closed_at=closed.deleted_at), database=database)
         state = await database.raw["users"].find_one({"_id": ada.id}, {"updatedAt": 0})
     assert state == await database.raw["users"].find_one({"_id": ada.id}, {"updatedAt": 0})
     assert await database.audit_logs.count({"action": "privacy.account.erased"}) == 1
@@ -256,7 +256,9 @@ async def test_erased_twice_nothing_changes(database, keyring, worker, ada) -> N
 
 async def test_an_account_that_was_closed_at_another_time_is_not_erased(database, keyring, ada) -> None:
     await close(database, ada)
-    assert not await erasure.erase(database, user_id=ada.id, closed_at=database.clock.now() + timedelta(days=1))
+    assert not await erasure.erase(
+        closing.Closed(user_id=ada.id, closed_at=database.clock.now() + timedelta(days=1)), database=database
+    )
     assert "users" in await traces(database)
 
 
@@ -330,12 +332,13 @@ async def test_it_costs_the_same_number_of_commands_however_much_there_is(databa
     await close(database, ada)
     closed = await database.users.get(ada.id, deleted=True)
     with round_trips() as trips:
-        await erasure.erase(database, user_id=ada.id, closed_at=closed.deleted_at)
+        await erasure.erase(closing.Closed(user_id=ada.id, closed_at=closed.deleted_at), database=database)
     assert len(trips) <= 24, trips
 
 
 async def test_a_job_of_theirs_that_waits_finds_nobody(database, keyring, worker, mailbox, ada) -> None:
-    await outbox.enqueue(database, credentials.SEND_CHANGED, {"userId": ada.id}, run_at=database.clock.now() + DAYS * 2)
+    changed = credentials.PasswordChanged(user_id=ada.id)
+    await credentials.send_changed.enqueue(database, changed, run_at=database.clock.now() + DAYS * 2)
     await close(database, ada)
     await worker.run_due()
     mailbox.messages.clear()

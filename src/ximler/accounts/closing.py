@@ -18,12 +18,18 @@ from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.updates import Update
 from ximler.notifications.email import Mailer, compose, greeting
+from ximler.schema.document import Document
 from ximler.schema.user import User
 
-__all__ = ["ANONYMISE", "SEND_CLOSED", "close", "reopen", "send_closed"]
+__all__ = ["ANONYMISE", "Closed", "close", "reopen", "send_closed"]
 
-ANONYMISE = "accounts.anonymise"
-SEND_CLOSED = "accounts.send_closed"
+
+class Closed(Document, kw_only=True):
+    user_id: ObjectId
+    closed_at: datetime
+
+
+ANONYMISE = outbox.job("accounts.anonymise", Closed)  # done by `privacy.erasure`
 
 
 async def close(database: Database, actor: Actor, user: User) -> datetime:
@@ -45,9 +51,9 @@ async def close(database: Database, actor: Actor, user: User) -> datetime:
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, update):
             raise Conflict("The account was changed at the same moment: sign in again")
         await sessions.revoke_all(transaction, user.id)
-        about = {"userId": user.id, "closedAt": now}
-        await outbox.enqueue(transaction, SEND_CLOSED, about)
-        await outbox.enqueue(transaction, ANONYMISE, about, run_at=reopening.erased_at(now))
+        closed = Closed(user_id=user.id, closed_at=now)
+        await send_closed.enqueue(transaction, closed)
+        await ANONYMISE.enqueue(transaction, closed, run_at=reopening.erased_at(now))
         await records.write(
             transaction,
             actor,
@@ -81,11 +87,12 @@ async def reopen(
     )
 
 
+@outbox.job("accounts.send_closed", Closed)
 async def send_closed(
-    database: Database, settings: Settings, mailer: Mailer, *, job_id: ObjectId, user_id: ObjectId
+    payload: Closed, *, job: outbox.Job, database: Database, settings: Settings, mailer: Mailer
 ) -> None:
     """The job behind `close`: tell the owner until when they can come back, or that somebody else closed it."""
-    user = await database.users.find_one({"_id": user_id}, deleted=True)
+    user = await database.users.find_one({"_id": payload.user_id}, deleted=True)
     if user is None or user.closed_at is None:
         return  # back already
     message = compose(
@@ -93,7 +100,7 @@ async def send_closed(
         settings,
         to=user.email,
         subject="Your account is closed",
-        key=f"account_closed:{job_id}",
+        key=f"account_closed:{job.id}",
         greeting=greeting(user),
         until=reopening.day(reopening.erased_at(user.closed_at)),
         link=settings.base_url,

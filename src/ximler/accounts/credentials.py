@@ -21,12 +21,10 @@ from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.notifications.email import Mailer, compose, greeting
 from ximler.schema.credential import CREDENTIALS
+from ximler.schema.document import Document
 from ximler.schema.user import User
 
-__all__ = ["SEND_CHANGED", "SEND_RESET", "change", "request_reset", "reset", "send_changed", "send_reset"]
-
-SEND_RESET = "accounts.send_reset"
-SEND_CHANGED = "accounts.send_password_changed"
+__all__ = ["PasswordChanged", "ResetRequested", "change", "request_reset", "reset", "send_changed", "send_reset"]
 
 _PURPOSE = "reset"
 _VALIDITY = timedelta(hours=1)
@@ -72,19 +70,33 @@ async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, e
     # By address first: a throttled caller does not count against other mailboxes.
     await throttle.spend(database, throttle.at_address(keyring, _ADDRESS, actor.address))
     await throttle.spend(database, [throttle.key(keyring, _MAILBOX, normal)])
-    await outbox.enqueue(database, SEND_RESET, {"email": normal, "typed": email.strip()})
+    await send_reset.enqueue(database, ResetRequested(email=normal, typed=email.strip()))
 
 
+class ResetRequested(Document, kw_only=True):
+    """`typed` is the address before it was normalised, in jobs of this version."""
+
+    email: str
+    typed: str | None = None
+
+
+@outbox.job("accounts.send_reset", ResetRequested)
 async def send_reset(
-    database: Database, keyring: Keyring, settings: Settings, mailer: Mailer, *, job_id: ObjectId, email: str
+    payload: ResetRequested,
+    *,
+    job: outbox.Job,
+    database: Database,
+    keyring: Keyring,
+    settings: Settings,
+    mailer: Mailer,
 ) -> None:
     """The job behind `request_reset`. Sent again it is the same message with the same link; a newer request
     replaces it.
     """
-    token = keyring.sign(_PURPOSE, job_id)
+    token = keyring.sign(_PURPOSE, job.id)
     update = {"passwordResetToken": _stored(token), "passwordResetExpires": database.clock.now() + _VALIDITY}
     # The owner of a closed account may need a new password to reopen it.
-    user = await addresses.holder(database, email, reopening.THEIRS)
+    user = await addresses.holder(database, payload.typed or payload.email, reopening.THEIRS)
     if user is None or not await database.users.patch({"_id": user.id}, {"$set": update}, deleted=True):
         return
     message = compose(
@@ -92,7 +104,7 @@ async def send_reset(
         settings,
         to=user.email,
         subject="Choose a new password",
-        key=f"reset:{job_id}",
+        key=f"reset:{job.id}",
         greeting=greeting(user),
         link=f"{settings.base_url}/reset?token={token}",
         label="Choose a new password",
@@ -124,11 +136,16 @@ async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: st
     await throttle.forgive(database, attempts.account_key(keyring, addresses.alternatives(user.email)[0]))
 
 
+class PasswordChanged(Document, kw_only=True):
+    user_id: ObjectId
+
+
+@outbox.job("accounts.send_password_changed", PasswordChanged)
 async def send_changed(
-    database: Database, settings: Settings, mailer: Mailer, *, job_id: ObjectId, user_id: ObjectId
+    payload: PasswordChanged, *, job: outbox.Job, database: Database, settings: Settings, mailer: Mailer
 ) -> None:
     """The job behind every change: tell the owner, who may not have been the one who did it."""
-    user = await database.users.find_one({"_id": user_id, **reopening.THEIRS}, deleted=True)
+    user = await database.users.find_one({"_id": payload.user_id, **reopening.THEIRS}, deleted=True)
     if user is None:
         return
     message = compose(
@@ -136,7 +153,7 @@ async def send_changed(
         settings,
         to=user.email,
         subject="Your password was changed",
-        key=f"password_changed:{job_id}",
+        key=f"password_changed:{job.id}",
         greeting=greeting(user),
         link=f"{settings.base_url}/reset",
         label="Choose a new password",
@@ -165,7 +182,7 @@ async def _replace(
             return False
         await sessions.revoke_all(transaction, user_id)
         await records.write(transaction, actor, action, resource="users", resource_id=user_id, user_id=user_id)
-        await outbox.enqueue(transaction, SEND_CHANGED, {"userId": user_id})
+        await send_changed.enqueue(transaction, PasswordChanged(user_id=user_id))
         return True
 
     return await database.transaction(write)

@@ -24,12 +24,11 @@ from ximler.database import Database, outbox
 from ximler.database.failures import DocumentExists
 from ximler.notifications.email import Mailer, compose
 from ximler.schema.credential import CREDENTIALS
+from ximler.schema.document import Document
 from ximler.schema.email_change import EMAIL_CHANGES, EmailChange
 from ximler.schema.user import User
 
-__all__ = ["SEND_LINK", "cancel", "confirm", "request", "send_link"]
-
-SEND_LINK = "accounts.send_email_change"
+__all__ = ["ChangeRequested", "cancel", "confirm", "request", "send_link"]
 
 _PURPOSE = "email"
 _VALIDITY = timedelta(hours=24)
@@ -70,29 +69,29 @@ async def request(database: Database, keyring: Keyring, actor: Actor, user: User
         await transaction[EMAIL_CHANGES].upsert(
             {"_id": user.id}, {"$set": values | {"sessionId": actor.session_id}}, fresh=change
         )
-        await outbox.enqueue(transaction, SEND_LINK, {"userId": user.id, "requestId": asked})
+        await send_link.enqueue(transaction, ChangeRequested(user_id=user.id, request_id=asked))
         await notices.tell(transaction, user.id, "email_requested", to=user.email, address=new)
         await _record(transaction, actor, user.id, Action.EMAIL_CHANGE_REQUESTED, before=user.email, after=new)
 
     await database.transaction(write)
 
 
+class ChangeRequested(Document, kw_only=True):
+    user_id: ObjectId
+    request_id: ObjectId
+
+
+@outbox.job("accounts.send_email_change", ChangeRequested)
 async def send_link(
-    database: Database,
-    keyring: Keyring,
-    settings: Settings,
-    mailer: Mailer,
-    *,
-    user_id: ObjectId,
-    request_id: ObjectId,
+    payload: ChangeRequested, *, database: Database, keyring: Keyring, settings: Settings, mailer: Mailer
 ) -> None:
     """The job behind `request`. An address that has an account is told so, and gets no link."""
-    found = await database[EMAIL_CHANGES].find_one({"_id": user_id, "requestId": request_id})
-    user = await database.users.find_one({"_id": user_id})
+    found = await database[EMAIL_CHANGES].find_one({"_id": payload.user_id, "requestId": payload.request_id})
+    user = await database.users.find_one({"_id": payload.user_id})
     if found is None or user is None:
         return
     taken = await addresses.holder(database, found.email)
-    key = f"email:{request_id}"
+    key = f"email:{payload.request_id}"
     if taken is not None:
         message = compose(
             "email_taken", settings, to=found.email, subject="This address has an account already", key=key
@@ -104,7 +103,7 @@ async def send_link(
             to=found.email,
             subject="Confirm your new e-mail address",
             key=key,
-            link=f"{settings.base_url}/email?token={keyring.sign(_PURPOSE, request_id)}",
+            link=f"{settings.base_url}/email?token={keyring.sign(_PURPOSE, payload.request_id)}",
             label="Use this address",
             hours=_VALIDITY // timedelta(hours=1),
         )

@@ -3,14 +3,14 @@
 from typing import Any
 
 from bson import ObjectId
+from msgspec import field
 
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.notifications.email import Mailer, compose, greeting
+from ximler.schema.document import Document, Mixed
 
-__all__ = ["SEND", "send", "tell"]
-
-SEND = "accounts.send_notice"
+__all__ = ["Notice", "send", "tell"]
 
 # Notice → (subject, text). In braces: details of the notice.
 _NOTICES = {
@@ -75,27 +75,33 @@ async def tell(
 
     With `once`, a second one of the same name is not sent. One command, with `once` two.
     """
-    payload = {"userId": user_id, "notice": notice, "details": details} | ({"to": to} if to else {})
-    await outbox.enqueue(transaction, SEND, payload, dedupe_key=f"{notice}:{user_id}:{once}" if once else None)
+    payload = Notice(user_id=user_id, notice=notice, details=details, to=to)
+    await send.enqueue(transaction, payload, dedupe_key=f"{notice}:{user_id}:{once}" if once else None)
 
 
-async def send(
-    database: Database, settings: Settings, mailer: Mailer, *, job_id: ObjectId, payload: dict[str, Any]
-) -> None:
-    """The job behind `tell`. A retry sends the same message."""
-    user = await database.users.find_one({"_id": payload["userId"]})
+class Notice(Document, kw_only=True):
+    user_id: ObjectId
+    notice: str
+    details: Mixed = field(default_factory=dict[str, Any])
+    to: str | None = None
+
+
+@outbox.job("accounts.send_notice", Notice)
+async def send(payload: Notice, *, job: outbox.Job, database: Database, settings: Settings, mailer: Mailer) -> None:
+    """The job behind `tell`. Sent again it is the same message."""
+    user = await database.users.find_one({"_id": payload.user_id})
     if user is None:
         return
-    subject, what = _NOTICES[payload["notice"]]
+    subject, what = _NOTICES[payload.notice]
     message = compose(
         "notice",
         settings,
-        to=payload.get("to") or user.email,
+        to=payload.to or user.email,
         subject=subject,
-        key=f"notice:{job_id}",
+        key=f"notice:{job.id}",
         greeting=greeting(user),
-        what=what.format(**payload["details"]),
-        link=None if payload["notice"] == _TOO_LATE else f"{settings.base_url}/reset",
+        what=what.format(**payload.details),
+        link=None if payload.notice == _TOO_LATE else f"{settings.base_url}/reset",
         label="Choose a new password",
     )
     await mailer.send(message)

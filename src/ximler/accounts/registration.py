@@ -22,12 +22,11 @@ from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.failures import DocumentExists
 from ximler.notifications.email import Mailer, compose
+from ximler.schema.document import Document
 from ximler.schema.registration import REGISTRATIONS, Registration
 from ximler.schema.user import User
 
-__all__ = ["SEND_LINK", "AccountExists", "confirm", "register", "send_link"]
-
-SEND_LINK = "accounts.send_confirmation"
+__all__ = ["AccountExists", "Registered", "confirm", "register", "send_link"]
 
 _PURPOSE = "confirm"
 _VALIDITY = timedelta(hours=24)
@@ -61,20 +60,25 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
 
     async def write(transaction: Database) -> None:
         await transaction[REGISTRATIONS].insert(registration)
-        await outbox.enqueue(transaction, SEND_LINK, {"registrationId": registration.id})
+        await send_link.enqueue(transaction, Registered(registration_id=registration.id))
 
     await database.transaction(write)
 
 
+class Registered(Document, kw_only=True):
+    registration_id: ObjectId
+
+
+@outbox.job("accounts.send_confirmation", Registered)
 async def send_link(
-    database: Database, keyring: Keyring, settings: Settings, mailer: Mailer, *, registration_id: ObjectId
+    payload: Registered, *, database: Database, keyring: Keyring, settings: Settings, mailer: Mailer
 ) -> None:
     """The job behind `register`: mail the link; or to somebody who has an account, that they have one, or can
     reopen it.
 
     Sent again it is the same message with the same link. A registration that is gone by now needs none.
     """
-    found = await database[REGISTRATIONS].find_one({"_id": registration_id})
+    found = await database[REGISTRATIONS].find_one({"_id": payload.registration_id})
     if found is None:
         return
     holder = await addresses.holder(database, found.email)

@@ -20,6 +20,7 @@ from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated, Unavailable
 from ximler.core.settings import Settings
+from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.cache import Cache, Tag, Watch
 from ximler.database.changes import Feed
@@ -74,10 +75,11 @@ class SessionAuthenticator:
             self._used[session.id] = session
         return found
 
-    async def run(self) -> None:
-        """Extend sessions until cancelled."""
-        while True:
-            await asyncio.sleep(_WRITE_EVERY_S)
+    async def run(self, stop: asyncio.Event) -> None:
+        """Extend sessions until stopped, then those that are left."""
+        stopped = False
+        while not stopped:
+            stopped = await pause(stop, _WRITE_EVERY_S)
             with contextlib.suppress(Unavailable):
                 await self.extend()
 
@@ -91,9 +93,13 @@ class SessionAuthenticator:
         for session in used.values():
             end = now + self._idle
             by_end.setdefault(end if session.ends_at is None else min(end, session.ends_at), []).append(session.id)
-        for end, ids in by_end.items():
-            alive = {"_id": {"$in": ids}, "replacedAt": None, "expiresAt": {"$gt": now}}
-            await self._database[SESSIONS].patch_many(alive, {"$set": {"expiresAt": end}})
+        try:
+            for end, ids in by_end.items():
+                alive = {"_id": {"$in": ids}, "replacedAt": None, "expiresAt": {"$gt": now}}
+                await self._database[SESSIONS].patch_many(alive, {"$set": {"expiresAt": end}})
+        except Exception:
+            self._used = used | self._used
+            raise
 
 
 async def read(database: Database, ids: list[bytes]) -> tuple[AuthenticatedSession | None, list[Tag]]:

@@ -18,6 +18,7 @@ from ximler.accounts.account_status import AccountStatus
 from ximler.apikeys import tokens
 from ximler.core.clock import to_ms
 from ximler.core.errors import Forbidden, Unauthenticated, Unavailable
+from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.cache import Cache, Tag, Watch
 from ximler.database.changes import Feed
@@ -120,10 +121,11 @@ class Verifier:
             known.clear_ms = min(known.expires_ms, known.used_ms + _USED_EVERY_MS)
         return known
 
-    async def run(self) -> None:
-        """Write down uses until cancelled."""
-        while True:
-            await asyncio.sleep(_WRITE_USED_EVERY_S)
+    async def run(self, stop: asyncio.Event) -> None:
+        """Write down uses until stopped, then what is left."""
+        stopped = False
+        while not stopped:
+            stopped = await pause(stop, _WRITE_USED_EVERY_S)
             with contextlib.suppress(Unavailable):
                 await self.write_used()
 
@@ -140,7 +142,7 @@ class Verifier:
             await self._database.api_keys.patch_many(
                 {"_id": {"$in": list(used)}, "$or": long_ago}, {"$set": {"lastUsed": now}}
             )
-        except Unavailable:
+        except Exception:
             self._used |= used
             raise
 

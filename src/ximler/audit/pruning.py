@@ -8,6 +8,7 @@ then their seals. The next run finishes an interrupted one.
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+import structlog
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -15,15 +16,17 @@ from ximler.audit import records, seals
 from ximler.audit.actions import Action
 from ximler.audit.erasure import maintenance, refused
 from ximler.audit.keys import SealKeys
-from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid
-from ximler.database import Database
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.errors import Conflict, Invalid, Unavailable
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.seal import SEALS, SealHead
 
-__all__ = ["prune"]
+__all__ = ["prune", "prune_expired"]
 
+_log = structlog.get_logger("ximler.audit")
 _AT_ONCE = 5_000
 _CLOCKS_DIFFER = timedelta(seconds=5)
 
@@ -53,6 +56,18 @@ async def prune(
             raise refused(error) from error
         except PyMongoError as error:
             raise translated(error, AUDIT_LOGS.name) from error
+
+
+@outbox.daily("audit.prune", hour=3)
+async def prune_expired(*, database: Database, settings: Settings, seal_keys: SealKeys | None) -> None:
+    """Remove what is older than the settings keep. Raises Unavailable where the key that seals the log is missing."""
+    if settings.audit_retention_days is None:
+        return
+    if seal_keys is None:
+        raise Unavailable("Pruning the audit log requires the key that seals it: set XIMLER_AUDIT_KEY for the worker")
+    before = database.clock.now() - timedelta(days=settings.audit_retention_days)
+    count = await prune(database, seal_keys, SYSTEM, before=before)
+    _log.info("audit log pruned", entries=count, before=before.isoformat())
 
 
 async def _bury(database: Database, keys: SealKeys, actor: Actor, before: datetime) -> None:

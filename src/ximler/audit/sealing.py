@@ -32,10 +32,13 @@ from ximler.audit.seals import BACKDATED, FORGED, FOUND, OTHERS, Head, Member, h
 from ximler.core.actor import SYSTEM
 from ximler.core.clock import EPOCH, from_ms
 from ximler.core.errors import Conflict, Unavailable
+from ximler.core.settings import Settings
+from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.batches import RawBatches
 from ximler.database.codec import apart, object_id_in
 from ximler.database.failures import translated
+from ximler.runtime import Part, background
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.seal import SEALS, Seal, SealHead
 
@@ -88,6 +91,15 @@ _LOOKED = {
 _UNREAD: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 
 
+@background
+def _sealer(*, database: Database, settings: Settings, seal_keys: SealKeys | None) -> Part | None:
+    if seal_keys is None:
+        return None
+    kept = KeptHead(settings.data_path, database.name)
+    sealer = Sealer(database, seal_keys, kept=kept, may_found=settings.mongodb_uri is None)
+    return Part("audit.sealer", sealer.run, lease=True)
+
+
 class _Batch(msgspec.Struct):
     members: list[Member]
     times: list[datetime]  # naive, of the entries
@@ -118,18 +130,19 @@ class Sealer:
         # How far the stream has been read after a seal, without finding anything to seal.
         self._read_on: tuple[int, bytes, datetime] | None = None
 
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_S * random.uniform(0.75, 1.0))  # noqa: S311 (jitter)
+    async def run(self, stop: asyncio.Event) -> None:
+        unreachable = False
+        while not await pause(stop, EVERY_S * random.uniform(0.75, 1.0)):  # noqa: S311 (jitter)
             try:
                 if await self._is_due():
                     await self.seal()
+                unreachable = False
             except Unavailable as error:
-                _log.warning("sealing waits", reason=error.message)
+                if not unreachable:
+                    _log.warning("sealing waits", reason=error.message)
+                unreachable = True
             except ChainBroken as error:
                 _log.error("the audit log is not sealed", reason=error.message)
-            except Exception as bug:
-                _log.exception("sealing failed", exc_info=bug)
 
     async def seal(self, *, progress: Callable[[int], object] = lambda _: None, new_chain: bool = False) -> int:
         """Seal all committed entries; returns how many. `progress` receives the count so far.

@@ -191,6 +191,8 @@ def _or_fail(
 def load(*, serves: bool = False, **overrides: object) -> Settings:
     """The settings, with logging set up. A command that does not serve prints its result, and logs warnings and errors only."""
     loaded = settings.load(overrides=overrides)
+    if serves:
+        logs.survive_closed_streams()
     quiet = not serves and loaded.log_level == "info"
     logs.configure(msgspec.structs.replace(loaded, log_level="warning") if quiet else loaded)
     return loaded

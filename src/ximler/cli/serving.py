@@ -9,14 +9,16 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
 
 import click
 import msgspec
@@ -28,17 +30,24 @@ from ximler.cli.protocol import Protocol
 from ximler.core import logs
 from ximler.core.errors import Unavailable, XimlerError
 from ximler.core.settings import Settings
+from ximler.core.stopping import end, pause
+from ximler.runtime import Part, Runtime, Shutdown
 
 __all__ = ["PortUnavailable", "bind", "child", "raise_file_limit", "runner", "serve_here", "serve_in_children"]
 
 _log = structlog.get_logger("ximler")
-_TOO_YOUNG_S = 2.0
+_CHILD_GRACE_S = 3.5  # less than the parent's: it reports and stops the database after them
+_METRICS = "ximler-metrics-"
 _READY = b"!"
 _BUG = 70
 
 
 class PortUnavailable(Unavailable):
     code = "PORT_UNAVAILABLE"
+
+
+class WorkerDied(Unavailable):
+    code = "WORKER_DIED"
 
 
 class _Job(msgspec.Struct):
@@ -77,76 +86,88 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def serve_here(
-    settings: Settings, uri: str, listener: socket.socket, *, stop: asyncio.Event, started: Callable[[], None]
+    settings: Settings, uri: str, listener: socket.socket, *, shutdown: Shutdown, started: Callable[[], None]
 ) -> None:
-    """Serve until `stop` is set, or SIGINT or SIGTERM comes; running requests get `drain_seconds` to finish."""
-    server = _Server(settings, uri, started)
-
-    async def leave() -> None:
-        await stop.wait()
-        server.should_exit = True
-
-    leaving = asyncio.ensure_future(leave())
-    try:
-        await server.serve([listener])
-    finally:
-        leaving.cancel()
+    """Serve until shutdown is asked for; running requests get `drain_seconds` to finish."""
+    await _Server(settings, uri, started, shutdown).serve([listener])
 
 
 async def serve_in_children(
-    settings: Settings, uri: str, listener: socket.socket, *, stop: asyncio.Event, started: Callable[[], None]
+    settings: Settings, uri: str, listener: socket.socket, *, shutdown: Shutdown, started: Callable[[], None]
 ) -> None:
-    """Keep `settings.workers` children serving until `stop` is set; then let them finish.
+    """Keep `settings.workers` children serving until shutdown is asked for; then let them finish.
 
     Ends with the exit code of the first child where none of them begins to serve; `started` is called when one does.
     """
-    with tempfile.TemporaryDirectory(prefix="ximler-metrics-") as metrics:
+    with _metrics_folder() as metrics:
         job = msgspec.json.encode(_Job(settings, uri), enc_hook=str) + b"\n"
         children = [_Child(job, listener, metrics) for _ in range(settings.workers)]
-        stopping = asyncio.ensure_future(stop.wait())
+        runtime = Runtime(
+            [Part(f"web process {n}", child.run) for n, child in enumerate(children, 1)], shutdown=shutdown
+        )
+        runtime.start()
         try:
-            ready = await asyncio.gather(*(child.start() for child in children))
-            if not any(ready) and not stop.is_set():
-                raise click.exceptions.Exit(await children[0].failed())
-            started()
-            while not stopping.done():
-                exits = [asyncio.ensure_future(child.process.wait()) for child in children]
-                await asyncio.wait([stopping, *exits], return_when=asyncio.FIRST_COMPLETED)
-                for exiting in exits:
-                    exiting.cancel()
-                if not stopping.done():
-                    await asyncio.gather(
-                        *(child.replace() for child in children if child.process.returncode is not None)
-                    )
+            first: asyncio.Future[Any] = asyncio.gather(*(child.first for child in children))
+            stopping: asyncio.Future[Any] = asyncio.ensure_future(shutdown.asked.wait())
+            await asyncio.wait((first, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if first.done() and not shutdown.asked.is_set():
+                if all(first.result()):
+                    raise click.exceptions.Exit(first.result()[0])
+                started()
+                await stopping
         finally:
-            stopping.cancel()
-            listener.close()  # the children close theirs, too: who comes now is refused, and not left waiting
-            await asyncio.gather(*(child.finish(settings.drain_seconds + 5) for child in children))
+            listener.close()  # the children close theirs, too: new connections are refused, and not left waiting
+            shutdown.begin()
+            await runtime.close()
+            await asyncio.gather(*(child.finish(shutdown.left_s + _CHILD_GRACE_S + 0.5) for child in children))
+
+
+@contextlib.contextmanager
+def _metrics_folder() -> Iterator[str]:
+    """Where the children keep their counters. Those of processes that were killed, whose lock nobody holds, are removed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        with contextlib.suppress(OSError), (folder / "lock").open("r+") as claim:
+            _lock(claim)
+            shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_METRICS) as metrics, Path(metrics, "lock").open("w") as claim:
+        _lock(claim)
+        yield metrics
+
+
+def _lock(file: IO[str]) -> None:
+    """Raises OSError where another process holds the lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def child() -> None:
-    """What a child process runs: reads its job from standard input, serves, and leaves when that closes."""
+    """The main function of a child process: reads its job from standard input, serves, and leaves when that closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: only the parent decides
+    logs.survive_closed_streams()
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Job, dec_hook=lambda kind, value: kind(value))
     logs.configure(job.settings)
     listener = socket.socket(fileno=int(sys.argv[1]))
     announce = int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: only the parent decides
 
     def ready() -> None:
         os.write(announce, _READY)
         os.close(announce)
 
     async def work() -> None:
-        server = _Server(job.settings, job.uri, ready)
         loop = asyncio.get_running_loop()
+        shutdown = Shutdown(job.settings.drain_seconds, grace_s=_CHILD_GRACE_S)
+        shutdown.listen(signal.SIGTERM)
 
         def parent_gone() -> None:
             if not os.read(0, 1024):
                 loop.remove_reader(0)
-                server.should_exit = True
+                shutdown.ask()
 
         loop.add_reader(0, parent_gone)
-        await server.serve([listener])
+        await _Server(job.settings, job.uri, ready, shutdown).serve([listener])
 
     try:
         with runner() as loop:
@@ -158,68 +179,91 @@ def child() -> None:
 
 
 class _Child:
-    process: asyncio.subprocess.Process
+    """One of the processes that serve. `first` is 0 once it serves, its exit code where it ended before."""
 
     def __init__(self, job: bytes, listener: socket.socket, metrics: str) -> None:
         self._job = job
         self._listener = listener
         self._metrics = metrics
-        self._born = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exited = asyncio.Event()
+        self.first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    async def start(self) -> bool:
-        """Returns when the child serves; False when it ended trying."""
-        self._born = time.monotonic()
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start the process, and return when it is to stop. Raises WorkerDied when it ends before."""
+        loop = asyncio.get_running_loop()
+        self._exited = asyncio.Event()
         ready, announce = os.pipe()
         arguments = ["-c", "from ximler.cli.serving import child; child()", str(self._listener.fileno()), str(announce)]
         try:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *arguments,
+            # Not asyncio's subprocesses: uvloop's run Python's fork hooks, and with them the driver's, in the child.
+            process = self._process = subprocess.Popen(  # noqa: ASYNC220 (it returns at once)
+                [sys.executable, *arguments],
                 stdin=subprocess.PIPE,
                 pass_fds=(self._listener.fileno(), announce),
                 env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._metrics},
             )
+            threading.Thread(target=self._wait, args=(process, self._exited, loop), daemon=True).start()
+        except BaseException:
+            os.close(ready)
+            raise
         finally:
             os.close(announce)
-        if self.process.stdin is not None:
-            self.process.stdin.write(self._job)
-        try:
-            return await asyncio.to_thread(os.read, ready, 1) == _READY
-        finally:
-            os.close(ready)
-
-    async def failed(self) -> int:
-        """The exit code of a child that did not start."""
-        code = await self.process.wait()
-        return code if code > 0 else _BUG
-
-    async def replace(self) -> None:
-        _log.error("worker died", pid=self.process.pid, exit_code=self.process.returncode)
+        serves = asyncio.Event()
+        loop.add_reader(ready, self._announced, ready, serves)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(self._job)
+                process.stdin.flush()
+        await pause(stop, None, self._exited, serves)
+        loop.remove_reader(ready)
+        os.close(ready)
+        if serves.is_set() and not self.first.done():
+            self.first.set_result(0)
+        if await pause(stop, None, self._exited):
+            return
+        code = process.returncode
         # It has no connections any more; its counters stay.
-        mark_process_dead(self.process.pid, self._metrics)  # type: ignore[no-untyped-call]  # the library has no types here
-        if time.monotonic() - self._born < _TOO_YOUNG_S:
-            await asyncio.sleep(1)
-        await self.start()
+        mark_process_dead(process.pid, self._metrics)  # type: ignore[no-untyped-call]  # the library has no types here
+        if not self.first.done():
+            self.first.set_result(code if code > 0 else _BUG)
+            await pause(stop, 2.0)  # where none of them starts, the parent ends
+        raise WorkerDied(f"worker died: process {process.pid} ended with {code}")
+
+    @staticmethod
+    def _announced(ready: int, serves: asyncio.Event) -> None:
+        asyncio.get_running_loop().remove_reader(ready)
+        if os.read(ready, 1) == _READY:
+            serves.set()
+
+    @staticmethod
+    def _wait(process: "subprocess.Popen[bytes]", exited: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+        process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(exited.set)
 
     async def finish(self, timeout_s: float) -> None:
-        """Closing the pipe asks it to drain and leave; one that does not is killed."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
-            await asyncio.wait_for(self.process.wait(), timeout_s)
-        except TimeoutError:
-            _log.error("worker killed", pid=self.process.pid, reason="it did not finish in time")
-            self.process.kill()
-            await self.process.wait()
+        """Close the pipe, which asks the process to drain and leave; one that does not is killed."""
+        process = self._process
+        if process is None:
+            return
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        if not await pause(self._exited, timeout_s):
+            _log.error("worker killed", pid=process.pid, reason="it did not finish in time")
+            process.kill()
+            await pause(self._exited, 1)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, settings: Settings, uri: str, on_started: Callable[[], object]) -> None:
+    def __init__(self, settings: Settings, uri: str, on_started: Callable[[], object], shutdown: Shutdown) -> None:
         from ximler.app import create
 
         self._on_started = on_started
+        self._shutdown = shutdown
         self._problem: BaseException | None = None
-        app = create(settings, uri=uri)
+        app = create(settings, uri=uri, shutdown=shutdown)
 
         async def remember(scope: Any, receive: Any, send: Any) -> None:
             try:
@@ -229,7 +273,11 @@ class _Server(uvicorn.Server):
                 raise
 
         async def serve(scope: Any, receive: Any, send: Any) -> None:
-            await (app if scope["type"] == "http" else remember)(scope, receive, send)
+            try:
+                await (app if scope["type"] == "http" else remember)(scope, receive, send)
+            except asyncio.CancelledError:  # `http.requests` has answered it
+                if scope["type"] != "http" or not self.should_exit:
+                    raise
 
         super().__init__(
             uvicorn.Config(
@@ -243,9 +291,28 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=settings.drain_seconds,
             )
         )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `Shutdown`."""
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        self.should_exit = self.should_exit or self._shutdown.asked.is_set()
+        return await super().on_tick(counter)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        """Let running requests finish within what is left of draining; then cancel them until they end."""
+        self._shutdown.begin()
+        state = self.server_state
+        while (state.connections or state.tasks) and self._shutdown.left_s:  # noqa: ASYNC110 (uvicorn has no event)
+            await asyncio.sleep(0.05)
+        if state.tasks:
+            _log.warning("requests cancelled", count=len(state.tasks), reason="they did not finish in time")
+            await end(state.tasks, patience_s=0.5)
+            await asyncio.sleep(0)  # their answers are sent
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Raises what kept the application from starting; uvicorn would log it, with a traceback, and exit with 3."""

@@ -1,11 +1,11 @@
 """`ximler up`: the whole of Ximler, running."""
 
 import asyncio
-import signal
 import socket
 import sys
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from ximler.cli import context, serving
 from ximler.cli.context import database_options
 from ximler.core.errors import XimlerError
 from ximler.core.settings import Settings
+from ximler.core.stopping import end
+from ximler.runtime import Part, Runtime, Shutdown
 
 if TYPE_CHECKING:
     from ximler.embedded.server import Server
@@ -62,35 +64,25 @@ def up(
 
 
 async def _run(settings: Settings, listener: socket.socket, *, init: bool) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def asked_to_stop(*_: object) -> None:
-        loop.call_soon_threadsafe(stop.set)
-
-    # Ours before uvicorn's: it puts them back and repeats the signal when it has drained, and we still have a database to
-    # stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, asked_to_stop)
+    shutdown = Shutdown(settings.drain_seconds)
+    shutdown.listen()
     embedded = None if settings.mongodb_uri else await _start_database(settings)
-    tending = asyncio.ensure_future(_tend(embedded, stop)) if embedded else None
+    uri = embedded.uri if embedded else settings.mongodb_uri
+    assert uri is not None  # noqa: S101 (one or the other)
+    tending = Runtime([Part("mongod", partial(_tend, embedded, shutdown))] if embedded else [], shutdown=shutdown)
     try:
-        uri = embedded.uri if embedded else settings.mongodb_uri
-        assert uri is not None  # noqa: S101 (one or the other)
-        if init:
-            await _initialise(settings, uri)
-        else:
-            await _connect(settings, uri)
-        if not stop.is_set():
+        tending.start()
+        await _prepare(settings, uri, init=init)
+        if not shutdown.asked.is_set():
             serve = serving.serve_here if settings.workers == 1 else serving.serve_in_children
-            await serve(settings, uri, listener, stop=stop, started=lambda: _announce(settings))
+            await serve(settings, uri, listener, shutdown=shutdown, started=lambda: _announce(settings))
     finally:
-        if tending:
-            tending.cancel()
+        shutdown.ask()
+        await tending.close()
         if embedded:
             await embedded.stop()
-    if tending and tending.done() and not tending.cancelled():
-        tending.result()  # why the database is gone for good
+    if shutdown.failed is not None:
+        raise shutdown.failed
 
 
 async def _start_database(settings: Settings) -> "Server":
@@ -104,43 +96,45 @@ async def _start_database(settings: Settings) -> "Server":
     return await starting
 
 
-async def _tend(embedded: "Server", stop: asyncio.Event) -> None:
-    """Start a mongod that died again; requests fail meanwhile and recover by themselves. Give up when it keeps dying."""
+async def _tend(embedded: "Server", shutdown: Shutdown, stop: asyncio.Event) -> None:
+    """Restart a mongod that died; requests fail meanwhile and recover by themselves. Give up when it keeps dying."""
     deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
-    try:
-        while True:
-            await embedded.wait()
-            reason = embedded.why()
-            _log.error("database died", reason=reason.message if reason else "it was stopped")
-            deaths.append(time.monotonic())
+    while not stop.is_set():
+        dying = asyncio.ensure_future(embedded.wait())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait([dying, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end([stopping, dying])
+        if stop.is_set():
+            return
+        reason = embedded.why()
+        _log.error("database died", reason=reason.message if reason else "it was stopped")
+        deaths.append(time.monotonic())
+        try:
             if reason and len(deaths) == _MOST_DEATHS and deaths[-1] - deaths[0] < _MOST_DEATHS_IN_S:
                 raise reason
             await embedded.restart()
-            _log.info("database restarted", pid=embedded.pids[0])
-    except XimlerError:
-        stop.set()
-        raise
+        except XimlerError as problem:
+            shutdown.failed = problem
+            shutdown.ask()
+            return
+        _log.info("database restarted", pid=embedded.pids[0])
 
 
-async def _initialise(settings: Settings, uri: str) -> None:
+async def _prepare(settings: Settings, uri: str, *, init: bool) -> None:
+    """Bring the database up to date, or warn where it is not."""
     from ximler import setup
     from ximler.database import connect, sync
 
-    database = await connect(uri, settings=settings)
+    database = await connect(uri, settings=settings, quiet=True)
     try:
-        if not await sync.check_version(database):
+        if await sync.check_version(database):
+            return
+        if init:
             sync.require_safe(await setup.initialise(database))
-    finally:
-        await database.close()
-
-
-async def _connect(settings: Settings, uri: str) -> None:
-    from ximler.database import connect, sync
-
-    database = await connect(uri, settings=settings)
-    try:
-        # Not more than a warning, for one that a newer map of the same version has been over.
-        if not await sync.check_version(database):
+        else:
+            # Not more than a warning: a newer map of the same version may have been applied.
             _log.warning("database is not up to date", remedy="ximler db init")
     finally:
         await database.close()

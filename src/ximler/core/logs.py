@@ -2,16 +2,20 @@
 
 import json
 import logging
+import os
 import sys
+import traceback
+from typing import Any, TextIO
 
 import msgspec
 import structlog
 
 from ximler.core.settings import Settings
 
-__all__ = ["configure", "printable"]
+__all__ = ["configure", "printable", "survive_closed_streams"]
 
 _LONGEST = 200
+_LONGEST_CHAIN, _MOST_FRAMES, _LONGEST_MESSAGE = 4, 12, 2000
 
 
 def printable(text: str) -> str:
@@ -35,6 +39,57 @@ def _json(event: structlog.typing.EventDict, **_: object) -> str:
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
+def _compact(exc_info: structlog.typing.ExcInfo) -> list[dict[str, Any]]:
+    """An error and its causes, outermost first, each with its last frames; no local variables: they may be secrets."""
+    chain: list[dict[str, Any]] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None and len(chain) < _LONGEST_CHAIN:
+        frames = traceback.extract_tb(error.__traceback__)[-_MOST_FRAMES:]
+        chain.append(
+            {
+                "type": type(error).__name__,
+                "message": str(error)[:_LONGEST_MESSAGE],
+                "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+            }
+        )
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return chain
+
+
+class _Survivor:
+    """A text stream whose reader may leave: from then on what is written goes nowhere, and is no error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def survive_closed_streams() -> None:
+    """Let a process that serves outlive the readers of its output (`ximler up 2>&1 | head`). Call it before `configure`."""
+    if not isinstance(sys.stderr, _Survivor):
+        sys.stdout, sys.stderr = _Survivor(sys.stdout), _Survivor(sys.stderr)
+
+
 def configure(settings: Settings) -> None:
     """Set up structlog, and route the warnings and errors of libraries through it."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -44,10 +99,7 @@ def configure(settings: Settings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Tracebacks without local variables: those may be passwords and tokens.
-    tracebacks = structlog.processors.ExceptionRenderer(
-        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    )
+    tracebacks = structlog.processors.ExceptionRenderer(_compact)
     render: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console

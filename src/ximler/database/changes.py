@@ -18,6 +18,7 @@ import structlog
 from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.errors import OperationFailure, PyMongoError
 
+from ximler.core.stopping import pause
 from ximler.database.connection import Database
 
 __all__ = ["FRESH_S", "Change", "Feed"]
@@ -102,22 +103,23 @@ class Feed:
         while self._known_until < asked:  # noqa: ASYNC110 (nobody waits for this in earnest)
             await asyncio.sleep(0.01)
 
-    async def run(self) -> None:
-        """Watch until cancelled. An interruption resumes where it was; where that cannot be, it is a gap."""
-        while True:
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watch until stopped. An interruption resumes where the stream was; where that is impossible, it is a gap."""
+        while not stop.is_set():
             try:
-                await self._watch()
+                await self._watch(stop)
             except PyMongoError as error:
                 if isinstance(error, OperationFailure) and not self._proven:
                     self._token = None  # the place it names is gone, or what follows cannot be had
                 _log.debug("change stream lost", error=str(error), resumes=self._token is not None)
-            except Exception as bug:  # or the process would be deaf from now on
+            except Exception:
                 self._token = None
-                _log.exception("change stream failed", exc_info=bug)
-            self._known_until = -FRESH_S
-            await asyncio.sleep(_REOPEN_S)
+                raise
+            finally:
+                self._known_until = -FRESH_S
+            await pause(stop, _REOPEN_S)
 
-    async def _watch(self) -> None:
+    async def _watch(self, stop: asyncio.Event) -> None:
         self._widened.clear()
         self._proven = False
         wanted = {"$or": [{"ns.coll": {"$in": list(self._callbacks)}}, {"operationType": {"$in": list(_EVERYTHING)}}]}
@@ -131,7 +133,7 @@ class Feed:
                 self._gap()
                 self._token, self._proven = stream.resume_token, True
                 self._known_until = sent
-            while stream.alive and not self._widened.is_set():
+            while stream.alive and not self._widened.is_set() and not stop.is_set():
                 if _asks(stream):
                     sent = time.monotonic()
                 with pymongo.timeout(_GIVE_UP_S):

@@ -229,16 +229,18 @@ class Database:
         await self.client.close()
 
 
-async def connect(uri: str, *, settings: Settings | None = None, name: str | None = None) -> Database:
+async def connect(
+    uri: str, *, settings: Settings | None = None, name: str | None = None, quiet: bool = False
+) -> Database:
     """Connect and check that the server can do what Ximler needs.
 
     Raises SettingsError for a URI that is not one, DatabaseUnavailable when nothing answers, StandaloneServer when it is no
-    replica set. The message never shows the password.
+    replica set. The message never shows the password. `quiet`: a short connection, which is not logged.
     """
     settings = settings or Settings(mongodb_uri=uri)
     name = name or settings.database_name
     _check(uri, name)
-    clock, state = Clock(), ConnectionState()
+    clock, state = Clock(), ConnectionState(quiet=quiet)
     try:
         client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
             uri,

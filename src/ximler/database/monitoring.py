@@ -63,7 +63,8 @@ def round_trips() -> Iterator[list[RoundTrip]]:
 class ConnectionState:
     """Whether a primary is in sight, for `/readyz`. Logs each change once; closing is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._log_first = _log.debug if quiet else _log.info
         self.connected = False
         self.closing = False
         self.was_connected = False
@@ -78,7 +79,7 @@ class ConnectionState:
         elif self.was_connected:
             _log.info("database reconnected")
         else:
-            _log.info("database connected")
+            self._log_first("database connected")
         self.was_connected = self.was_connected or connected
 
 

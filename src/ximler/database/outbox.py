@@ -1,46 +1,172 @@
-"""The outbox: jobs written in the change's transaction, claimed with a lease, retried with backoff.
+"""The outbox: jobs written in the change's own transaction, claimed with a lease, retried with backoff.
 
-A job is done at least once: a worker that dies after acting and before saying so leaves its lease to run out, and another
-acts again. So handlers make their effect idempotent where they can. A `dedupe_key` makes asking once-only, for as long as
-the job is kept.
+    class Closed(Document, kw_only=True):
+        user_id: ObjectId
+
+    @outbox.job("accounts.send_closed", Closed)
+    async def send_closed(payload: Closed, *, database: Database, mailer: Mailer) -> None: ...
+
+    await send_closed.enqueue(transaction, Closed(user_id=user.id))
+
+The decorator is a job's only registration. The worker supplies keyword parameters by their annotated type (see
+`ximler.worker.Tools`); `job: Job` is the claimed job itself. `outbox.daily` and `outbox.every` register jobs enqueued by
+the clock, once for all processes. A domain below the one that does the work declares the kind with `outbox.job` and enqueues;
+the higher one uses it as the decorator.
+
+A job is done at least once: a worker that dies after acting lets the job's lease expire, and another acts again. So a job's
+effect is idempotent where it can be. A job with a `dedupe_key` is enqueued once, for as long as the first is kept.
 """
 
 import random
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from functools import cached_property
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from bson import ObjectId
 
+from ximler.core.clock import EPOCH
 from ximler.core.errors import Conflict, NotFound
 from ximler.core.ids import Position
+from ximler.database import mixed
+from ximler.database.codec import codec_of
 from ximler.database.collection import Page
 from ximler.database.connection import Database
 from ximler.database.failures import DocumentExists
+from ximler.schema.document import Document
 from ximler.schema.job import OUTBOX, Job, JobStatus
 
 __all__ = [
+    "HANDLERS",
     "LEASE",
     "MAX_ATTEMPTS",
+    "SCHEDULES",
+    "Handler",
+    "Job",
+    "Kind",
+    "Nothing",
+    "Schedule",
     "cancel",
     "claim",
     "complete",
+    "daily",
     "due_at",
     "enqueue",
+    "every",
     "fail",
     "forget",
+    "job",
     "page",
     "renew",
     "retry",
 ]
+
+P = TypeVar("P", bound=Document)
+Work = Callable[..., Awaitable[object]]
 
 LEASE = timedelta(seconds=60)
 MAX_ATTEMPTS = 12  # over about nine hours
 _FIRST_RETRY_S = 5.0
 _LONGEST_RETRY_S = 2 * 3600.0
 _MAX_ERROR = 1000
+_DAY = timedelta(days=1)
+
+
+class Nothing(Document, kw_only=True):
+    """The payload of a job that needs none, such as a scheduled one."""
+
+
+class Kind(Generic[P]):
+    """A kind of job and its payload. Used as a decorator, it registers the function that does such jobs."""
+
+    def __init__(self, name: str, payload: type[P]) -> None:
+        self.name = name
+        self.payload = payload
+
+    def __call__(self, function: Work) -> "Handler[P]":
+        return Handler(self, function)
+
+    async def enqueue(
+        self, database: Database, payload: P, *, dedupe_key: str | None = None, run_at: datetime | None = None
+    ) -> None:
+        """Ask for a job, in the transaction that `database` is bound to, if it is. See `outbox.enqueue`."""
+        raw = codec_of(self.payload).encode(payload, database.clock.now().replace(tzinfo=None))
+        await enqueue(database, self.name, mixed.native(raw), dedupe_key=dedupe_key, run_at=run_at)
+
+
+class Handler(Kind[P]):
+    """The function that does the jobs of a kind. It may be called directly, too."""
+
+    def __init__(self, kind: Kind[P], function: Work) -> None:
+        super().__init__(kind.name, kind.payload)
+        if HANDLERS.setdefault(self.name, self) is not self:
+            raise ValueError(f"{self.name!r} has two handlers")
+        self.function = function
+
+    def __call__(self, *given: Any, **tools: Any) -> Any:
+        return self.function(*given, **tools)
+
+    @cached_property
+    def wanted(self) -> dict[str, Any]:
+        """The keyword parameters that the worker supplies, by name, with their types."""
+        keywords = self.function.__kwdefaults__ or {}
+        hints = get_type_hints(self.function)
+        names = self.function.__code__.co_varnames[self.function.__code__.co_argcount :]
+        return {name: hints[name] for name in names[: self.function.__code__.co_kwonlyargcount] if name not in keywords}
+
+    async def run(self, job: Job, tools: dict[str, Any]) -> None:
+        """Do a job. Raises UnreadableDocument for a payload of another version of the kind, and what the function raises."""
+        payload = () if self.payload is Nothing else (codec_of(self.payload).decode(dict(job.payload)),)
+        await self.function(*payload, **tools)
+
+
+class Schedule:
+    """Have a job enqueued in every interval, counted from midnight UTC, at an offset into it."""
+
+    def __init__(self, kind: Kind[Nothing], interval: timedelta, offset: timedelta) -> None:
+        if not timedelta(0) <= offset < interval <= _DAY:  # the key of a finished job is forgotten after a week
+            raise ValueError("A schedule's interval is a day at most, and its offset less than the interval")
+        self.kind = kind
+        self.interval = interval
+        self.offset = offset
+
+    def latest(self, now: datetime) -> datetime:
+        """When the job was due last. One that was missed then is enqueued late, once."""
+        return now - (now - EPOCH - self.offset) % self.interval
+
+    async def enqueue(self, database: Database) -> datetime:
+        """Enqueue the job that was due last, unless that is done; returns when the next is. One command."""
+        due = self.latest(database.clock.now())
+        moment = f"{due:%Y-%m-%d}" if self.interval == _DAY else f"{due:%Y-%m-%dT%H:%M:%S}"
+        await self.kind.enqueue(database, Nothing(), dedupe_key=f"{self.kind.name}:{moment}")
+        return due + self.interval
+
+
+HANDLERS: dict[str, Handler[Any]] = {}
+SCHEDULES: list[Schedule] = []
+
+
+def job(name: str, payload: type[P]) -> Kind[P]:
+    """A kind of job, and the decorator of the function that does it: `async def f(payload, *, database: Database)`."""
+    return Kind(name, payload)
+
+
+def daily(name: str, *, hour: int) -> Callable[[Work], Handler[Nothing]]:
+    """Decorator of a job that runs every day at an hour UTC. The function takes no payload."""
+    return every(name, _DAY, offset=timedelta(hours=hour))
+
+
+def every(name: str, interval: timedelta, *, offset: timedelta = timedelta(0)) -> Callable[[Work], Handler[Nothing]]:
+    """Decorator of a job that runs in every interval of at most a day, counted from midnight UTC. It takes no payload."""
+
+    def register(function: Work) -> Handler[Nothing]:
+        handler = Handler(Kind(name, Nothing), function)
+        SCHEDULES.append(Schedule(handler, interval, offset))
+        return handler
+
+    return register
 
 
 async def enqueue(
@@ -112,9 +238,9 @@ async def fail(database: Database, job: Job, error: str, *, for_good: bool = Fal
     )
 
 
-async def due_at(database: Database) -> datetime | None:
-    """When the next job is due."""
-    waiting = {"status": {"$in": ["PENDING", "RUNNING"]}}
+async def due_at(database: Database, kinds: Collection[str]) -> datetime | None:
+    """When the next job of these kinds is due. Others are left to processes that know them."""
+    waiting = {"status": {"$in": ["PENDING", "RUNNING"]}, "kind": {"$in": list(kinds)}}
     found = await database[OUTBOX].find(waiting, sort=[("runAt", 1)], limit=1)
     return found[0].run_at if found else None
 

@@ -1,7 +1,5 @@
 """Authentication of requests: anonymous, by a session, or by an API key."""
 
-import asyncio
-import contextlib
 from collections.abc import Iterable, MutableMapping
 from time import monotonic
 from typing import Any
@@ -15,11 +13,12 @@ from ximler.accounts.session_authentication import SessionAuthenticator
 from ximler.apikeys import scopes, tokens
 from ximler.apikeys.verification import Known, Verifier
 from ximler.core.actor import Actor
-from ximler.core.errors import Unauthenticated, Unavailable
+from ximler.core.errors import Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.http.cookies import Cookies
+from ximler.runtime import Part, Stage
 from ximler.schema.user import User
 
 __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
@@ -43,7 +42,7 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
 
 class Authentication:
-    """One per process, on its feed. `run` it while requests are answered."""
+    """One per process, on its feed. Its `parts` run while requests are answered."""
 
     def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
         self._keys = Verifier(database, feed)
@@ -131,14 +130,13 @@ class Authentication:
         )
         return Caller(actor, account.user, by_cookie=authorization is None)
 
-    async def run(self) -> None:
-        """Write `lastUsed` and extend sessions in the background, until cancelled; then once more."""
-        try:
-            await asyncio.gather(self._keys.run(), self._sessions.run())
-        finally:
-            with contextlib.suppress(Unavailable):
-                await self._keys.write_used()
-                await self._sessions.extend()
+    @property
+    def parts(self) -> list[Part]:
+        """The loops that store when keys and sessions were used."""
+        return [
+            Part("authentication.keys", self._keys.run, stage=Stage.SERVE),
+            Part("authentication.sessions", self._sessions.run, stage=Stage.SERVE),
+        ]
 
 
 def _by_key(known: Known, state: MutableMapping[str, Any], user_agent: str | None) -> Caller:

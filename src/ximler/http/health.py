@@ -27,9 +27,12 @@ class Health(msgspec.Struct, frozen=True):
     version: str
 
 
-class Readiness(msgspec.Struct, frozen=True):
-    status: Literal["ok", "unavailable"]
+class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`failing` names the parts of this process that have failed and are being restarted; requests are answered meanwhile."""
+
+    status: Literal["ok", "degraded", "unavailable"]
     database: Literal["connected", "disconnected"]
+    failing: list[str] = []
 
 
 @get("/healthz", opt={"api_calls": 0, "quiet": True}, tags=["operation"], summary="Is the process alive?")
@@ -53,7 +56,8 @@ async def readyz(state: State) -> Response[Readiness]:
             await database.ping()
     except (Unavailable, TimeoutError):
         return Response(Readiness("unavailable", "disconnected"), status_code=503)
-    return Response(Readiness("ok", "connected"))
+    failing = state.runtime.failing
+    return Response(Readiness("degraded" if failing else "ok", "connected", failing))
 
 
 @get(

@@ -3,20 +3,24 @@
 Plain ASGI around the whole application, so that no route can bypass it.
 """
 
+import asyncio
 import ipaddress
 import re
 import secrets
 import time
 from collections.abc import Iterable
 
+import msgspec
 import structlog
 from litestar.enums import HttpMethod, ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
+from ximler.core.errors import Unavailable
 from ximler.core.logs import printable
 from ximler.core.settings import SettingsError
+from ximler.http import problems
 
 __all__ = ["Requests", "TrustedProxies"]
 
@@ -38,6 +42,10 @@ _SAFE_HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"same-origin"),
 ]
+
+
+class ShuttingDown(Unavailable):
+    code = "SHUTTING_DOWN"
 
 
 class TrustedProxies:
@@ -118,6 +126,10 @@ class Requests:
 
         try:
             await self._app(scope, receive, reply)
+        except asyncio.CancelledError:  # by the server, at the end of draining
+            if not status:
+                await _send_unavailable(reply, request_id)
+            raise
         finally:
             seconds = time.perf_counter() - started
             route = scope.get("path_template") or "other"
@@ -133,6 +145,13 @@ class Requests:
         served, took = found
         served.inc()
         took.observe(seconds)
+
+
+async def _send_unavailable(send: Send, request_id: str) -> None:
+    problem = problems.body(ShuttingDown("The server is shutting down: try again in a moment"), request_id)
+    headers = [(b"content-type", problems.MEDIA_TYPE.encode()), (b"retry-after", b"1"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": msgspec.json.encode(problem), "more_body": False})
 
 
 def _read(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str]:

@@ -16,12 +16,12 @@ from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.collection import Page
 from ximler.notifications.email import Mailer, compose, greeting
+from ximler.schema.document import Document
 from ximler.schema.notification import Notification, NotificationType
 from ximler.schema.user import User
 
-__all__ = ["SEND", "UNSUBSCRIBE", "mark_all_read", "mark_read", "notify", "page", "send", "unread_counts"]
+__all__ = ["UNSUBSCRIBE", "Notified", "Sign", "mark_all_read", "mark_read", "notify", "page", "send", "unread_counts"]
 
-SEND = "notifications.send"
 UNSUBSCRIBE = "unsubscribe"  # what an unsubscribe link's token is signed for
 
 Sign = Callable[[str, ObjectId], str]
@@ -55,25 +55,23 @@ async def notify(
         )
     )
     if _wants_mail(user, type):
-        await outbox.enqueue(transaction, SEND, {"notificationId": notification.id, "userId": user.id})
+        await send.enqueue(transaction, Notified(notification_id=notification.id, user_id=user.id))
     return notification
 
 
-async def send(
-    database: Database,
-    settings: Settings,
-    mailer: Mailer,
-    sign: Sign,
-    *,
-    notification_id: ObjectId,
-    user_id: ObjectId,
-) -> None:
+class Notified(Document, kw_only=True):
+    notification_id: ObjectId
+    user_id: ObjectId
+
+
+@outbox.job("notifications.send", Notified)
+async def send(payload: Notified, *, database: Database, settings: Settings, mailer: Mailer, sign: Sign) -> None:
     """The job behind `notify`. Nobody is mailed who has left, or has changed their mind since.
 
     Product mail can be unsubscribed from with one click (RFC 8058); `sign` makes the link's token.
     """
-    user = await database.users.find_one({"_id": user_id})
-    notification = await database.notifications.find_one({"_id": notification_id, "userId": user_id})
+    user = await database.users.find_one({"_id": payload.user_id})
+    notification = await database.notifications.find_one({"_id": payload.notification_id, "userId": payload.user_id})
     if user is None or notification is None or not _wants_mail(user, notification.type):
         return
     unsubscribe = None

@@ -5,12 +5,12 @@ subscriptions, the audit log). It is a job: interrupted anywhere, it runs again 
 Payments, subscriptions, amounts used and the audit log stay, without the person.
 """
 
-from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
 
 from ximler.accounts import anonymisation as accounts
+from ximler.accounts import closing
 from ximler.audit import erasure as audit
 from ximler.billing import erasure as billing
 from ximler.database import Database, outbox
@@ -21,9 +21,11 @@ from ximler.schema.document import Collection
 __all__ = ["erase"]
 
 
-async def erase(database: Database, *, user_id: ObjectId, closed_at: datetime) -> bool:
+@closing.ANONYMISE
+async def erase(payload: closing.Closed, *, database: Database) -> bool:
     """The job behind `closing.close`, 30 days later. False when there is nothing to do: the account was reopened since."""
-    user = await accounts.begin(database, user_id, closed_at=closed_at)
+    user_id = payload.user_id
+    user = await accounts.begin(database, user_id, closed_at=payload.closed_at)
     if user is None:
         return False
     await billing.end_subscriptions(database, user_id)

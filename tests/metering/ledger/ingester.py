@@ -47,7 +47,7 @@ def lines(first: int, end: int, now: datetime) -> list[bytes]:
 async def main(uri: str, name: str, first: int, end: int, now: datetime) -> None:
     logs.configure(Settings(log_level="error"))  # to standard error
     database = await connect(uri, name=name)
-    settling = asyncio.ensure_future(Settler(database).run())
+    settling = asyncio.ensure_future(Settler(database).run(asyncio.Event()))
 
     async def stream() -> AsyncIterator[bytes]:
         for line in lines(first, end, now):

@@ -156,7 +156,8 @@ async def test_a_settlement_whose_process_died_is_finished_once_by_the_next(
     await record(database, OPERATOR, sent)
     step = {"some rows": "recorded.add", "some quotas": "settlement._pay"}.get(before, before)
     with monkeypatch.context() as patch:
-        patch.setattr(f"ximler.metering.ledger.{step}", die)
+        room = "reports" if step.startswith("alerts") else "ledger"
+        patch.setattr(f"ximler.metering.{room}.{step}", die)
         with pytest.raises(Died):
             await settlement.settle(database)
     [due] = await database[USAGE_SETTLEMENTS].find({})
@@ -199,7 +200,7 @@ async def test_a_process_that_was_slow_does_not_pay_again_what_another_has_paid(
 
 
 async def test_what_is_recorded_is_settled_by_whoever_keeps_settling(database: Database, person: Actor) -> None:
-    keeping = asyncio.create_task(settlement.Settler(database).run())
+    keeping = asyncio.create_task(settlement.Settler(database).run(asyncio.Event()))
     try:
         await asyncio.sleep(0.05)  # it has looked, and found nothing
         await record(database, OPERATOR, [event(database, person, amount=3)])

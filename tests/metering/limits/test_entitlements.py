@@ -233,7 +233,7 @@ async def test_changes_of_another_application_are_followed(
     await opened(database, person)
     feed = Feed(database)
     follower = Follower(database, feed)
-    running = [asyncio.create_task(feed.run()), asyncio.create_task(follower.run())]
+    running = [asyncio.create_task(feed.run(asyncio.Event())), asyncio.create_task(follower.run(asyncio.Event()))]
     async with asyncio.timeout(10):
         for _ in itertools.count():
             if feed.fresh:
@@ -300,7 +300,7 @@ async def test_a_plans_new_limit_holds_within_a_second_however_many_are_on_it(
     for user_id in busy:
         await subscribe(Actor(kind="user", user_id=user_id), "enterprise")
     feed = Feed(database)
-    running = [asyncio.create_task(part.run()) for part in (feed, Follower(database, feed))]
+    running = [asyncio.create_task(part.run(asyncio.Event())) for part in (feed, Follower(database, feed))]
     await feed.caught_up()
     processes = [
         await asyncio.create_subprocess_exec(

@@ -22,7 +22,8 @@ async def main(uri: str, name: str, user_id: str, tasks: int, seconds: float, si
     database = await connect(uri, name=name)
     database.clock.offset_ms = offset_ms
     meter = Meter(database, silent_after=timedelta(seconds=silent_s))
-    running = asyncio.create_task(meter.run())
+    stop = asyncio.Event()
+    running = asyncio.create_task(meter.run(stop))
     actor = Actor(kind="user", via="session", user_id=ObjectId(user_id))
     latest = time.monotonic()
 
@@ -41,9 +42,8 @@ async def main(uri: str, name: str, user_id: str, tasks: int, seconds: float, si
                 await asyncio.sleep(0)
 
     await asyncio.gather(*(hammer() for _ in range(tasks)))
-    while not running.done():  # the driver swallows a cancellation now and then
-        running.cancel()
-        await asyncio.wait([running], timeout=0.5)
+    stop.set()
+    await running
     await meter.close()
     await database.close()
 

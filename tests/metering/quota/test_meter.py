@@ -70,7 +70,7 @@ async def until(meter: Meter, actor: Actor, *, within_s: float) -> bool:
 async def process(database: Database, **more: Any) -> AsyncIterator[Meter]:
     """A meter as a process of its own has it, running."""
     meter = Meter(database, **more)
-    running = asyncio.create_task(meter.run())
+    running = asyncio.create_task(meter.run(asyncio.Event()))
     try:
         yield meter
     finally:
@@ -158,7 +158,7 @@ async def test_five_processes_share_one_quota_to_its_last_unit(database: Databas
         return served
 
     meters = [Meter(database) for _ in range(5)]
-    running = [asyncio.create_task(meter.run()) for meter in meters]
+    running = [asyncio.create_task(meter.run(asyncio.Event())) for meter in meters]
     served = await asyncio.gather(*(hammer(meter) for meter in meters for _ in range(3)))
     await end(*running)
     await asyncio.gather(*(meter.close() for meter in meters))

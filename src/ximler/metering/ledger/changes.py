@@ -9,7 +9,7 @@ minute at most.
 """
 
 import asyncio
-import random
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -18,11 +18,13 @@ from pymongo.read_concern import ReadConcern
 
 from ximler.core.clock import EPOCH, to_ms
 from ximler.core.errors import Unavailable
+from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.metering.ledger import rows
 from ximler.metering.ledger.rows import Addition
+from ximler.runtime import Part, background
 from ximler.schema.gauge import GAUGES, Gauge
 
 __all__ = ["RESOURCES", "keep_settling", "noted", "settle"]
@@ -34,19 +36,21 @@ _MAJORITY = ReadConcern("majority")
 _log = structlog.get_logger("ximler.metering")
 
 
-async def keep_settling(database: Database) -> None:
-    """Settle, once a second, until cancelled. Run it in at least one process."""
+@background
+def _changes(*, database: Database) -> Part:
+    return Part("metering.changes", partial(keep_settling, database), lease=True)
+
+
+async def keep_settling(database: Database, stop: asyncio.Event) -> None:
+    """Settle, once a second, until stopped. Run it in at least one process."""
     unreachable = False
-    while True:
-        await asyncio.sleep(_LOOK_EVERY_S * random.uniform(0.7, 1.3))  # noqa: S311 (so that processes take turns)
+    while not await pause(stop, _LOOK_EVERY_S):
         try:
             await settle(database)
         except Unavailable as error:
             if not unreachable:
                 _log.warning("changes wait for the ledger", reason=error.message)
             unreachable = True
-        except Exception as bug:  # or nothing would be settled any more
-            _log.exception("changes were not settled", exc_info=bug)
         else:
             unreachable = False
 

@@ -24,6 +24,8 @@ from msgspec import field
 
 from ximler.core.clock import from_ms
 from ximler.core.errors import Unavailable
+from ximler.core.settings import Settings
+from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.database.failures import DocumentExists
@@ -31,6 +33,7 @@ from ximler.metering.ledger import recorded
 from ximler.metering.ledger.recorded import Sums
 from ximler.metering.limits import entitlements, periods
 from ximler.metering.reports import alerts
+from ximler.runtime import Part, background
 from ximler.schema.document import Document
 from ximler.schema.entitlement import ENTITLEMENTS
 from ximler.schema.quota import QUOTAS, Quota, period_start_of, quota_id
@@ -63,6 +66,11 @@ class _Level(Document, kw_only=True):
     foreign: int = 0
 
 
+@background
+def _settler(*, database: Database, feed: Feed, settings: Settings) -> Part:
+    return Part("metering.settler", Settler(database, feed, thresholds=settings.usage_alerts).run, lease=True)
+
+
 class Settler:
     """`run` it in at least one process; with the feed it hears of what is recorded at once, in whatever process."""
 
@@ -76,9 +84,9 @@ class Settler:
             feed.subscribe([USAGE_BATCHES.name], self._heard)
             feed.on_gap(self._wake.set)
 
-    async def run(self) -> None:
-        """Settle whatever anybody records, until cancelled."""
-        while True:
+    async def run(self, stop: asyncio.Event) -> None:
+        """Settle whatever anybody records, until stopped."""
+        while not stop.is_set():
             began = time.monotonic()
             self._wake.clear()
             try:
@@ -86,14 +94,11 @@ class Settler:
                     await _settle(self._database, resource, self._thresholds, all_of_it=False)
             except Unavailable as error:
                 _log.warning("usage waits to be settled", reason=error.message)
-            except Exception as bug:  # or nothing would be settled any more
-                _log.exception("usage was not settled", exc_info=bug)
             took = time.monotonic() - began
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
+            await pause(stop, _LOOK_EVERY_S, self._wake)
             # What comes meanwhile is settled with it, so that it costs a fifth of the time at most; and processes that were
             # woken together take turns.
-            await asyncio.sleep(min(max(_TOGETHER_S, 4 * took), 2.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
+            await pause(stop, min(max(_TOGETHER_S, 4 * took), 2.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
 
     def _heard(self, change: Change) -> None:
         if change.operation == "insert":

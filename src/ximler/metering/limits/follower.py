@@ -11,9 +11,11 @@ import structlog
 from bson import ObjectId
 
 from ximler.core.errors import Unavailable, XimlerError
+from ximler.core.stopping import end, pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.metering.limits import entitlements
+from ximler.runtime import Part, background
 from ximler.schema.plan import PLANS
 from ximler.schema.subscription import SUBSCRIPTIONS
 
@@ -21,6 +23,11 @@ __all__ = ["Follower"]
 
 _log = structlog.get_logger("ximler.metering")
 _AGAIN_S = 5.0
+
+
+@background
+def _follower(*, database: Database, feed: Feed) -> Part:
+    return Part("metering.follower", Follower(database, feed).run, lease=True)
 
 
 class Follower:
@@ -38,30 +45,38 @@ class Follower:
         feed.subscribe([SUBSCRIPTIONS.name, PLANS.name], self._heard)
         feed.on_gap(self._missed)
 
-    async def run(self) -> None:
-        """Heal whatever was heard of, until cancelled. What is urgent does not wait for going through thousands of users."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep(self._heard_of, self._follow))
-            tasks.create_task(self._keep(self._due, self._look_through))
+    async def run(self, stop: asyncio.Event) -> None:
+        """Heal users whose subscription or plan has changed, until stopped; at first everybody.
+
+        Urgent changes do not wait until thousands of users have been looked through.
+        """
+        self._missed()
+        both = [
+            asyncio.ensure_future(self._keep(stop, self._heard_of, self._follow)),
+            asyncio.ensure_future(self._keep(stop, self._due, self._look_through)),
+        ]
+        try:
+            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            await end(both)
+        for each in done:
+            each.result()
 
     async def heal(self) -> int:
         """Look at what was heard of since; returns for how many users it made a difference."""
         return await self._follow() + await self._look_through()
 
-    async def _keep(self, wake: asyncio.Event, work: Callable[[], Awaitable[int]]) -> None:
-        while True:
-            await wake.wait()
+    async def _keep(self, stop: asyncio.Event, wake: asyncio.Event, work: Callable[[], Awaitable[int]]) -> None:
+        while not await pause(stop, None, wake):
             wake.clear()
             try:
                 await work()
             except Unavailable as error:
                 _log.warning("entitlements wait to be healed", reason=error.message)
                 self._missed()
-                await asyncio.sleep(_AGAIN_S)
+                await pause(stop, _AGAIN_S)
             except XimlerError as error:  # one plan or user that cannot be made sense of
                 _log.warning("entitlements not healed", reason=error.message)
-            except Exception as bug:  # or nothing would be healed any more
-                _log.exception("healing failed", exc_info=bug)
 
     async def _follow(self) -> int:
         """The users whose subscription has changed, and the limits of plans that have."""

@@ -26,6 +26,7 @@ from prometheus_client import Counter
 from ximler.core.actor import Actor
 from ximler.core.clock import from_ms
 from ximler.core.errors import Invalid, Unavailable, XimlerError
+from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.metering.ledger import rows
 from ximler.metering.limits.entitlements import open_quota
@@ -119,12 +120,11 @@ class Meter:
             return Allowance(None, None, tally.period_end_ms)
         return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end_ms)
 
-    async def run(self) -> None:
-        """Report, look and reap until cancelled."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Report, look and reap until stopped."""
         reap_every = (self._silent_after / 3).total_seconds()
         reaped_at = time.monotonic()
-        while True:
-            await asyncio.sleep(LOOK_S)
+        while not await pause(stop, LOOK_S):
             try:
                 await self.sweep()
                 if time.monotonic() - reaped_at > reap_every:
@@ -134,8 +134,6 @@ class Meter:
                 if not self._unreachable:
                     _log.warning("usage waits to be reported", reason=error.message)
                 self._unreachable = True
-            except Exception as bug:  # or nothing would be reported any more
-                _log.exception("metering failed", exc_info=bug)
             else:
                 self._unreachable = False
 

@@ -6,17 +6,15 @@ of once: an alert is remembered on the quota.
 
 from collections.abc import Sequence
 
-from bson import ObjectId
-
 from ximler.core.errors import NotFound
 from ximler.database import Database, outbox
 from ximler.notifications import inbox
+from ximler.schema.document import Document
 from ximler.schema.plan import UNLIMITED
 from ximler.schema.quota import QUOTAS, Quota
 
-__all__ = ["ALERT", "THRESHOLDS", "due", "look", "tell"]
+__all__ = ["THRESHOLDS", "Alert", "due", "look", "tell"]
 
-ALERT = "metering.alert"
 THRESHOLDS = (80, 100)  # per cent of the limit
 
 
@@ -45,12 +43,19 @@ async def look(
     """
     if reached := due(before, after, limit, thresholds):
         highest = max(reached)
-        payload = {"quotaId": quota_id, "threshold": highest}
-        await outbox.enqueue(database, ALERT, payload, dedupe_key=f"{ALERT}:{quota_id}:{highest}")
+        alert = Alert(quota_id=quota_id, threshold=highest)
+        await tell.enqueue(database, alert, dedupe_key=f"{tell.name}:{quota_id}:{highest}")
 
 
-async def tell(database: Database, *, job_id: ObjectId, quota_id: str, threshold: int) -> None:
+class Alert(Document, kw_only=True):
+    quota_id: str
+    threshold: int
+
+
+@outbox.job("metering.alert", Alert)
+async def tell(payload: Alert, *, job: outbox.Job, database: Database) -> None:
     """The job: tell the user, unless they were told in this period or the limit was raised meanwhile."""
+    quota_id, threshold = payload.quota_id, payload.threshold
     quota = await database[QUOTAS].find_one({"_id": quota_id})
     if quota is None:
         raise NotFound(f"There is no quota {quota_id}")
@@ -70,7 +75,7 @@ async def tell(database: Database, *, job_id: ObjectId, quota_id: str, threshold
                 "limit": limit,
                 "periodEnd": quota.period_end,
             }
-            await inbox.notify(transaction, user, "BILLING", title, message, metadata, occasion=job_id)
+            await inbox.notify(transaction, user, "BILLING", title, message, metadata, occasion=job.id)
 
     await database.transaction(once)
 
