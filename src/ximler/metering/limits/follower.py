@@ -31,7 +31,7 @@ def _follower(*, database: Database, feed: Feed) -> Part:
 
 
 class Follower:
-    """`run` it beside the feed, in at least one process."""
+    """`run` it beside the feed. One process is enough; it begins with everybody."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self._database = database
@@ -42,6 +42,7 @@ class Follower:
         self._on_plans: set[str] = set()  # whose users' entitlements are to be looked at
         self._everybody = False
         self._due = asyncio.Event()
+        self._running = False
         feed.subscribe([SUBSCRIPTIONS.name, PLANS.name], self._heard)
         feed.on_gap(self._missed)
 
@@ -50,6 +51,7 @@ class Follower:
 
         Urgent changes do not wait until thousands of users have been looked through.
         """
+        self._running = True
         self._missed()
         both = [
             asyncio.ensure_future(self._keep(stop, self._heard_of, self._follow)),
@@ -58,6 +60,7 @@ class Follower:
         try:
             done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
         finally:
+            self._running = False
             await end(both)
         for each in done:
             each.result()
@@ -101,7 +104,9 @@ class Follower:
         return sum([await entitlements.heal_plan(self._database, plan_id) for plan_id in plans])
 
     def _heard(self, change: Change) -> None:
-        if change.operation == "delete":  # whose it was is not told
+        if not self._running:  # the process that holds the lease applies it, and the next one begins with everybody
+            return
+        if change.operation == "delete":  # the event does not say whose it was
             self._everybody = True
             self._due.set()
             return

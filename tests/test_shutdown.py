@@ -1,0 +1,86 @@
+"""SIGTERM ends a process in time, whatever it is doing: at random moments, with jobs pending."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bson import ObjectId
+
+from ximler.accounts import credentials
+from ximler.database import Database, outbox
+from ximler.schema.job import OUTBOX
+
+pytestmark = pytest.mark.slow
+
+DRAIN_S = 3
+COMMANDS = {"worker": ("worker",), "up": ("up", "--port", "0"), "two": ("up", "--port", "0", "--workers", "2")}
+READY = (b"The worker is running", b"is running.")
+
+
+async def stop_at_random(database: Database, uri: str, folder: Path, command: str, moment_s: float) -> float:
+    """Start the command with jobs pending, ask it to stop after `moment_s`; returns how many seconds it took."""
+    for n in range(20):
+        await credentials.send_reset.enqueue(database, credentials.ResetRequested(email=f"nobody{n}@example.com"))
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("XIMLER_", "MONGODB_"))}
+    env |= {
+        "MONGODB_URI": uri,
+        "XIMLER_DATABASE": database.name,
+        "XIMLER_SECRET_KEY": "a secret key that is only for the tests",
+        "XIMLER_DATA_DIR": str(folder),
+        "XIMLER_ENVIRONMENT": "development",
+        "XIMLER_DRAIN_SECONDS": str(DRAIN_S),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ximler", *COMMANDS[command], env=env,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = b""
+    async with asyncio.timeout(60):
+        while not any(ready in said for ready in READY):
+            line = await process.stderr.readline()
+            assert line, said.decode()
+            said += line
+    reading = asyncio.create_task(process.stderr.read())
+    await asyncio.sleep(moment_s)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(DRAIN_S + 20):
+        code = await process.wait()
+    took = time.monotonic() - began
+    said += await reading
+    assert code == 0, said.decode()
+    return took
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_process_ends_in_time_at_any_moment(
+    database: Database, mongodb_uri: str, tmp_path: Path, command: str
+) -> None:
+    for moment_s in (0.0, 0.004, random.uniform(0, 0.2)):
+        assert await stop_at_random(database, mongodb_uri, tmp_path, command, moment_s) <= DRAIN_S + 5
+    await database.raw.outbox.update_many({"status": "RUNNING"}, {"$set": {"runAt": database.clock.now()}})
+    assert await database[OUTBOX].count({"status": "DEAD"}) == 0
+
+
+@pytest.mark.soak
+async def test_two_hundred_processes_end_in_time(database: Database, mongodb_uri: str, tmp_path: Path) -> None:
+    took = []
+    for n in range(200):
+        command = ("worker", "worker", "up", "two")[n % 4]
+        took.append(await stop_at_random(database, mongodb_uri, tmp_path, command, random.uniform(0, 0.1)))
+    assert max(took) <= DRAIN_S + 5, sorted(took)[-5:]
+
+
+async def test_jobs_of_kinds_that_a_process_does_not_know_are_left_to_others(
+    database: Database, mongodb_uri: str, tmp_path: Path
+) -> None:
+    await outbox.enqueue(database, "of.a.newer.release", {"userId": ObjectId()})
+    await stop_at_random(database, mongodb_uri, tmp_path, "worker", 0.5)
+    [job] = await database[OUTBOX].find({"kind": "of.a.newer.release"})
+    assert (job.status, job.attempts) == ("PENDING", 0)
