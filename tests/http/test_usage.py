@@ -50,6 +50,22 @@ async def test_a_program_records_as_lines_or_as_an_array(key: Client, database: 
     assert sum(row.metadata["recorded"]["periods"].values()) == 7
 
 
+async def test_reporting_is_free_and_never_refused_by_the_quota(ada: Client, key: Client, database: Database) -> None:
+    async def report(number: int, amount: int) -> Any:
+        line = msgspec.json.encode({"id": str(number), "at": database.clock.now(), "amount": amount})
+        answer = await key.http.post("/v1/usage/events", content=line, headers=head(key, "application/x-ndjson"))
+        await settlement.settle(database)
+        return answer
+
+    for number, (amount, total) in enumerate([(990, 990), (20, 1010), (3, 1013)]):
+        answer = await report(number, amount)
+        assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
+        assert (await ada.ask("{ quota(resource: apiCalls) { used } }"))["quota"]["used"] == total
+    refused = await key.http.post("/graphql", json={"query": "{ plans { id } }"}, headers=head(key, "application/json"))
+    assert refused.status_code == 429
+    assert refused.json()["fields"]["used"] == "1013"
+
+
 async def test_a_stream_may_be_longer_than_any_other_body(key: Client, database: Database) -> None:
     async def body() -> Any:
         for event in events(database, 3000, source="x" * 100):

@@ -163,15 +163,15 @@ def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return False
 
 
-def signed_in(*, scope: str | None = None) -> dict[str, Any]:
+def signed_in(*, scope: str | None = None, api_calls: int = 1) -> dict[str, Any]:
     """Options of a route that requires authentication: `@get("/v1/export", **signed_in())`.
 
     The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, no key may use
-    the route.
+    the route. `api_calls` is what a request with a key costs of the month; 0 is free.
     """
     return {
         "dependencies": {"caller": Provide(_caller)},
-        "opt": {"scope": scope},
+        "opt": {"scope": scope, "api_calls": api_calls},
         "security": [{"session": []}] if scope is None else [{"session": []}, {"api_key": [scope]}],
     }
 

@@ -68,7 +68,7 @@ def openapi() -> OpenAPIConfig:
     )
 
 
-@get(f"{_PATH}/{{name:str}}", opt={"api_calls": 0}, include_in_schema=False)
+@get(f"{_PATH}/{{name:str}}", opt={"api_calls": None}, include_in_schema=False)
 async def assets(name: FromPath[str]) -> File:
     """The three files that the page loads, out of a package that is found, not imported."""
     if name not in _ASSETS:

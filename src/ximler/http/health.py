@@ -35,7 +35,7 @@ class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
     failing: list[str] = []
 
 
-@get("/healthz", opt={"api_calls": 0, "quiet": True}, tags=["operation"], summary="Is the process alive?")
+@get("/healthz", opt={"api_calls": None, "quiet": True}, tags=["operation"], summary="Is the process alive?")
 async def healthz() -> Health:
     """Answers as long as the process can. Touches nothing else: restart it when this fails."""
     return Health("ok", __version__)
@@ -43,7 +43,7 @@ async def healthz() -> Health:
 
 @get(
     "/readyz",
-    opt={"api_calls": 0, "quiet": True},
+    opt={"api_calls": None, "quiet": True},
     tags=["operation"],
     summary="Can it do its work?",
     responses={503: ResponseSpec(Readiness, description="The database does not answer", generate_examples=False)},
@@ -62,7 +62,7 @@ async def readyz(state: State) -> Response[Readiness]:
 
 @get(
     "/metrics",
-    opt={"api_calls": 0, "quiet": True},
+    opt={"api_calls": None, "quiet": True},
     tags=["operation"],
     summary="Numbers for Prometheus",
     media_type=MediaType.TEXT,

@@ -33,6 +33,7 @@ __all__ = ["Metered", "Prices"]
 _OF_ONE_USER = 2  # times the rate of one key, for all keys of a user together
 
 
+_FREE = Allowance(None, None, 0)
 _Parts = tuple[Authentication, Meter, Clock]
 
 
@@ -40,8 +41,8 @@ class Prices:
     """The price of each route, and its name in the ledger: the path's template, so that names are bounded."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._fixed: dict[str, tuple[str, int]] = {}
-        self._open: list[tuple[list[str | None], tuple[str, int]]] = []
+        self._fixed: dict[str, tuple[str, int | None]] = {}
+        self._open: list[tuple[list[str | None], tuple[str, int | None]]] = []
         for route in routes:
             price = (route.path_format, _declared(route))
             parts = [part if isinstance(part, str) else None for part in route.path_components]
@@ -50,7 +51,7 @@ class Prices:
             else:
                 self._fixed[route.path] = price
 
-    def of(self, path: str) -> tuple[str, int]:
+    def of(self, path: str) -> tuple[str, int | None]:
         """The route's template and its price. Unknown paths have the usual price."""
         found = self._fixed.get(path)
         if found is not None:
@@ -64,13 +65,15 @@ class Prices:
         return self._fixed.get(f"/{'/'.join(parts)}", ("other", 1))
 
 
-def _declared(route: BaseRoute) -> int:
+def _declared(route: BaseRoute) -> int | None:
+    """Calls that a request costs: 0 is free, and bounded by the burst limit; None is not limited at all."""
     handlers: Sequence[BaseRouteHandler] = []
     if isinstance(route, HTTPRoute):
         handlers = route.route_handlers
     elif isinstance(route, ASGIRoute):
         handlers = [route.route_handler]
-    return max((handler.opt["api_calls"] for handler in handlers if "api_calls" in handler.opt), default=1)
+    prices = [handler.opt["api_calls"] for handler in handlers if "api_calls" in handler.opt]
+    return None if None in prices else max(prices, default=1)
 
 
 class Metered:
@@ -102,19 +105,21 @@ class Metered:
             with suppress(XimlerError):  # the application reports the same error in its own form
                 caller = await authentication.identify(scope)  # type: ignore[arg-type]  # as above
         route, units = self._prices.of(scope["path"])
-        if caller is None or caller.names is None or not units:  # a session's token may have the letters of a key in it
+        if (
+            caller is None or caller.names is None or units is None
+        ):  # a session's token may have the letters of a key in it
             await self._app(scope, receive, send)
             return
         actor, (key, owner) = caller.actor, caller.names
         try:
-            now = monotonic()
-            left = self._keys.take(key, units, now)
+            now, fast = monotonic(), units or 1  # what is free of the month is bounded by the burst limit all the same
+            left = self._keys.take(key, fast, now)
             try:
-                self._users.take(owner, units, now)
+                self._users.take(owner, fast, now)
             except BurstExceeded:
-                self._keys.put_back(key, units)
+                self._keys.put_back(key, fast)
                 raise
-            allowance = meter.take(actor, units, route=route)
+            allowance = meter.take(actor, units, route=route) if units else _FREE
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except (LimitExceeded, Unavailable) as error:

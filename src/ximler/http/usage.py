@@ -23,7 +23,7 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 @post(
     "/v1/usage/events",
-    **signed_in(scope="usage:write"),
+    **signed_in(scope="usage:write", api_calls=0),  # calls served elsewhere are recorded whatever is left of the month
     status_code=200,
     tags=["usage"],
     summary="Record usage, each event once",
@@ -33,7 +33,6 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
         _401="The session or key is missing, expired or revoked",
         _403="Requires an operator, or an API key with the scope usage:write",
         _422="The body is neither newline-delimited JSON nor a JSON array",
-        _429="The key's owner has no API calls left",
         _503="The database is unavailable: send all of it again",
     ),
 )
@@ -44,7 +43,7 @@ async def record_events(request: Request[Any, Any, Any], caller: NamedDependency
 
     As newline-delimited JSON (`application/x-ndjson`) a stream of any length, or a JSON array of 20 MB at most. For
     operators, and API keys with the scope `usage:write`, which record for their owner. Everything accepted is stored when
-    this answers; sending all of it again is safe.
+    this answers; sending all of it again is safe. Free of charge, and never refused by the month's quota.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     chunks = _while_allowed(request) if kind in _NDJSON else _lines(request, kind)

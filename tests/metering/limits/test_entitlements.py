@@ -15,7 +15,7 @@ from tests.database.following import end
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Forbidden, Invalid, LimitExceeded, NotFound, Unauthenticated
+from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound, Unauthenticated
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
@@ -285,6 +285,29 @@ async def test_everybody_on_a_plan_is_healed_with_few_commands(database: Databas
     assert len(trips) < 10
     limits = [quota["limit"] async for quota in database.raw["quotas"].find({}).sort("limit", 1)]
     assert limits == [7] * 19 + [9]
+
+
+async def test_a_plan_that_cannot_be_read_keeps_nobody_else_from_being_healed(
+    database: Database, subscribe: Subscribe
+) -> None:
+    people = [
+        await database.users.insert(User(name="n", email=f"{number}@example.com", password="-")) for number in range(20)
+    ]
+    first = database.clock.now().replace(day=1)
+    for user in people:
+        await entitlements.open_quota(database, user.id, database.clock.now())
+    broken = {"id": "broken", "name": "Broken", "price": 1}
+    await database.raw["plans"].insert_one(broken, bypass_document_validation=True)
+    for number, user in enumerate(people):
+        await subscribe(Actor(kind="user", user_id=user.id), "broken" if number == 7 else "pro", start_date=first)
+    before = entitlements.UNRESOLVED._value.get()
+    assert await entitlements.heal_plan(database) == 19
+    assert entitlements.UNRESOLVED._value.get() > before
+    limits = [quota["limit"] async for quota in database.raw["quotas"].find({}).sort("limit", 1)]
+    assert limits == [1000] + [100_000] * 19
+    assert len(await entitlements.resolve(database, [user.id for user in people])) == 19
+    with pytest.raises(Conflict, match="cannot be read"):
+        await entitlements.open_quota(database, people[7].id, database.clock.now())
 
 
 @pytest.mark.parametrize("others", [3000, pytest.param(20_000, marks=pytest.mark.soak)])

@@ -12,13 +12,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import structlog
 from bson import ObjectId
+from prometheus_client import Counter
 
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
-from ximler.core.errors import Invalid, NotFound
+from ximler.core.errors import Invalid, NotFound, XimlerError
 from ximler.database import Database
 from ximler.database.failures import DRIVER_ERRORS, DocumentExists, translated
 from ximler.metering.limits import periods
@@ -39,6 +41,8 @@ __all__ = [
     "resolve",
 ]
 
+UNRESOLVED = Counter("ximler_metering_unresolved_entitlements_total", "Users whose plan or entitlement cannot be read.")
+_log = structlog.get_logger("ximler.metering")
 _MAX_REASON = 500
 _MAX_LIMIT = 2**53
 _AT_ONCE = 500
@@ -48,10 +52,10 @@ _TOGETHER = 50  # of users entitled in one transaction: the more, the likelier o
 async def resolve(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, Entitlement]:
     """What each of the users may use, by their subscriptions, plans and overrides as they are now. Unknown users are left out.
 
-    One round trip; nothing is written. Raises NoFreePlan.
+    Users whose plan cannot be read are left out too, logged and counted. One round trip; nothing is written.
     """
-    rows = await _rows(database, list(dict.fromkeys(user_ids)))
-    return {row["_id"]: _resolved(row["_id"], row) for row in rows}
+    found, _ = _readable(await _rows(database, list(dict.fromkeys(user_ids))))
+    return {new.id: new for new, _ in found}
 
 
 async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
@@ -61,10 +65,10 @@ async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
     takes nothing away. Where the day of the periods moves, another quota begins; moving back finds the earlier one as it was.
     Two commands; three when something changed. Raises NotFound, NoFreePlan.
     """
-    found = await _entitle(transaction, [user_id])
-    if not found:
-        raise NotFound(f"No user {user_id}")
-    return found[0]
+    found, problem = await _entitle(transaction, [user_id])
+    if found:
+        return found[0]
+    raise problem or NotFound(f"No user {user_id}")
 
 
 async def open_quota(database: Database, user_id: ObjectId, moment: datetime) -> Quota:
@@ -152,15 +156,13 @@ async def end_override(database: Database, actor: Actor, user_id: ObjectId, *, r
 
 
 async def heal(database: Database, user_ids: Iterable[ObjectId]) -> int:
-    """Follow what others changed of these users' subscriptions and plans; returns for how many it made a difference.
+    """Bring these users' entitlements in line with their subscriptions and plans; returns how many differed.
 
-    One command for those where nothing did.
+    A user whose plan cannot be read keeps the earlier entitlement, logged and counted; the others are healed. One command
+    for those without a difference.
     """
-    changed = []
-    for row in await _rows(database, list(dict.fromkeys(user_ids))):
-        old = entitled(row)
-        if old is not None and _differs(old, _resolved(row["_id"], row)):
-            changed.append(row["_id"])
+    found, _ = _readable(await _rows(database, list(dict.fromkeys(user_ids))))
+    changed = [new.id for new, old in found if old is not None and _differs(old, new)]
     for first in range(0, len(changed), _TOGETHER):
         some = changed[first : first + _TOGETHER]
         await database.transaction(lambda transaction, some=some: _entitle(transaction, some))  # type: ignore[misc]
@@ -248,6 +250,20 @@ def _resolved(user_id: ObjectId, row: dict[str, Any]) -> Entitlement:
     )
 
 
+def _readable(rows: list[dict[str, Any]]) -> tuple[list[tuple[Entitlement, Entitlement | None]], XimlerError | None]:
+    """Each user's entitlement as it should be and as it is; and the problem of the last one that cannot be resolved."""
+    found: list[tuple[Entitlement, Entitlement | None]] = []
+    problem = None
+    for row in rows:
+        try:
+            found.append((_resolved(row["_id"], row), entitled(row)))
+        except XimlerError as error:  # the plan, or the entitlement itself
+            problem = error
+            UNRESOLVED.inc()
+            _log.warning("entitlement not resolved", user=str(row["_id"]), plan=row["planIds"][1], reason=error.message)
+    return found, problem
+
+
 def _limit(entitlement: Entitlement, now: datetime) -> tuple[int, datetime | None, int | None]:
     """Of API calls: the limit, until when, and what it is then."""
     override = entitlement.override_at(now)
@@ -265,11 +281,12 @@ def _followed(entitlement: Entitlement, now: datetime) -> str | None:
     return None if overridden else entitlement.plan_id
 
 
-async def _entitle(transaction: Database, user_ids: list[ObjectId]) -> list[Entitlement]:
+async def _entitle(transaction: Database, user_ids: list[ObjectId]) -> tuple[list[Entitlement], XimlerError | None]:
     if transaction.session is None:
         raise RuntimeError("a user is entitled in the transaction of the change")
-    rows = await _rows(transaction, user_ids)
-    resolved = [_resolved(row["_id"], row) for row in rows]
+    found, problem = _readable(await _rows(transaction, user_ids))
+    if not found:
+        return [], problem
     await transaction[ENTITLEMENTS].upsert_each(
         [
             (
@@ -277,14 +294,11 @@ async def _entitle(transaction: Database, user_ids: list[ObjectId]) -> list[Enti
                 {"$set": {name: getattr(new, of) for name, of in _COPIED.items()}, "$inc": {"revision": 1}},
                 new,
             )
-            for new in resolved
+            for new, _ in found
         ]
     )
-    olds = [entitled(row) for row in rows]
-    await _follow(
-        transaction, [new for new, old in zip(resolved, olds, strict=True) if old is None or _differs(old, new)]
-    )
-    return resolved
+    await _follow(transaction, [new for new, old in found if old is None or _differs(old, new)])
+    return [new for new, _ in found], problem
 
 
 def _differs(old: Entitlement, new: Entitlement) -> bool:

@@ -252,7 +252,7 @@ class Meter:
             "a larger plan has more",
             fields={
                 "apiCalls": f"limit {tally.limit} reached",
-                "used": str(tally.limit - max(0, tally.free or 0)),
+                "used": str(tally.used + tally.unreported),
                 "resetsAt": tally.period_end.isoformat(),
             },
             retry_after_s=min(1.0, seconds) if open_still else seconds,
