@@ -155,6 +155,11 @@ FIELDS: dict[str, dict[str, Field]] = {
 OURS: dict[str, dict[str, Field]] = {
     "projects": {"searchTerms": ("[String]", NONE)},
     "users": {"closedAt": ("Date", NONE)},
+    "coupons": {
+        "duration": ("enum ONCE|REPEATING|FOREVER", NONE),
+        "durationPeriods": ("Number", NONE),
+        "pending": ("Mixed", {}),
+    },
     "apikeys": {
         "hint": ("String", NONE),
         "allowedAddresses": ("[String]", []),

@@ -72,6 +72,10 @@ class Action(StrEnum):
     USAGE_FORGIVEN = "metering.usage.forgiven", "An operator gave forfeited units back."
     USAGE_REBUILT = "metering.usage.rebuilt", "Quotas or gauges were rebuilt from the ledger."
 
+    COUPON_CREATED = "billing.coupon.created", "An operator created a coupon."
+    COUPON_CHANGED = "billing.coupon.changed", "An operator changed a coupon."
+    COUPON_ENDED = "billing.coupon.ended", "An operator ended a coupon."
+
     DATA_EXPORTED = "privacy.data.exported", "An archive of a user's data was downloaded."
     ACCOUNT_ERASED = "privacy.account.erased", "A closed account was anonymised."
 

@@ -57,7 +57,7 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if (self.percent is None) == (self.minor is None):
             raise Invalid.field("value", "a discount is a percentage or an amount")
-        if self.percent is not None and not 0 < self.percent <= _WHOLE:
+        if self.percent is not None and not (self.percent.is_finite() and 0 < self.percent <= _WHOLE):
             raise Invalid.field("value", f"{self.percent} % is not a discount: more than 0, and 100 at most")
         if self.minor is not None and self.minor <= 0:
             raise Invalid.field("value", f"{Money(self.minor, self.currency)} is not a discount: more than 0")

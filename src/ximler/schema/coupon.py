@@ -1,19 +1,24 @@
 """`coupons`: discounts by code."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import field
 
-from ximler.schema.document import Collection, Number, ShardKey, Stamped, Uppercase, ascending
+from ximler.schema.document import Collection, Mixed, Number, ShardKey, Stamped, Uppercase, ascending
 
-__all__ = ["COUPONS", "Coupon", "CouponType"]
+__all__ = ["COUPONS", "Coupon", "CouponDuration", "CouponType"]
 
 CouponType = Literal["PERCENTAGE", "FIXED"]
+CouponDuration = Literal["ONCE", "REPEATING", "FOREVER"]
 
 
 class Coupon(Stamped, kw_only=True):
-    """`value` is a percentage, or an amount of `currency` in major units. No `applicable_plans` means every plan."""
+    """`value` is a percentage, or an amount of `currency` in major units. No `applicable_plans` means every plan.
+
+    Fields of ours, all optional: `duration` (unset: once) and `duration_periods` (of REPEATING) say for how many paid periods
+    it applies; `pending` holds the reservations whose count in `used_count` is not yet recorded elsewhere (at most a few).
+    """
 
     code: Uppercase
     name: str
@@ -27,6 +32,9 @@ class Coupon(Stamped, kw_only=True):
     valid_until: datetime
     applicable_plans: list[str] = field(default_factory=list)  # plans.id
     active: bool = True
+    duration: CouponDuration | None = None
+    duration_periods: int | None = None
+    pending: Mixed = field(default_factory=dict[str, Any])
 
 
 COUPONS = Collection(
