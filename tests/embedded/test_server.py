@@ -29,8 +29,6 @@ import asyncio, json, multiprocessing, os, signal, subprocess, sys
 from pathlib import Path
 from ximler.embedded import server
 
-pytestmark = pytest.mark.slow
-
 data_dir, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
 
 def say(event, **fields):

@@ -165,7 +165,7 @@ async def test_a_bug_under_graphql_is_told_to_the_log_and_not_to_the_client(
     async def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("mongodb://user:password@db.internal")
 
-    monkeypatch.setattr("ximler.billing.plans.on_offer", fail)
+    monkeypatch.setattr("ximler.billing.plans.PlanMemory.on_offer", fail)
     with structlog.testing.capture_logs() as logs:
         answer = await client.ask("{ plans { id } }")
     assert answer.code == "INTERNAL"

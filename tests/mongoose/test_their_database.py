@@ -58,6 +58,8 @@ async def test_moving_in_leaves_documents_and_indexes_as_they_were(
     documents, present = await contents(empty_database, *names), await indexes(empty_database)
     await setup.initialise(empty_database)
     after = await contents(empty_database, *names)
+    for project in after["projects"].values():
+        project.pop("searchTerms", None)  # the one field that a migration adds
     for name in names:
         assert {oid: after[name][oid] for oid in documents[name]} == documents[name]
         if name not in ("plans", "coupons"):  # where the specification's are planted
