@@ -14,6 +14,7 @@ SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
 OURS = {
     "Project": {"searchTerms"},
     "User": {"closedAt"},
+    "Coupon": {"duration", "durationPeriods", "pending"},
     "ApiKey": {"hint", "allowedAddresses", "replacedBy"},
 }  # optional, and documented in the schema
 
