@@ -139,7 +139,9 @@ async def test_a_part_that_does_not_stop_is_cancelled_until_it_is_over_and_the_o
 # Every loop of the product lives through an error of the server that nothing maps.
 
 REQUESTS = {"change feed", "API keys", "sessions", "meter"}
-WORK = {"audit.sealer", "metering.changes", "metering.follower", "metering.settler", "scheduler", "worker"}
+WORK = {
+    "audit.sealer", "metering.changes", "metering.check", "metering.follower", "metering.settler", "scheduler", "worker",
+}  # fmt: skip
 COMMANDS = ("find", "aggregate", "update", "insert", "findAndModify", "getMore", "bulkWrite")
 
 

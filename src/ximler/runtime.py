@@ -72,12 +72,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=False):
     lease: bool = False
 
 
-Factory = Callable[..., Part | None]
+Factory = Callable[..., Part | tuple[Part, ...] | None]
 BACKGROUND: list[Factory] = []
 
 
 def background(factory: Factory) -> Factory:
-    """Register a part of every process that does background work. Keyword parameters are supplied as those of jobs are.
+    """Register a part, or several, of every process that does background work. Keyword parameters are supplied as those of
+    jobs are.
 
     The factory returns None where the settings leave nothing for the part to do.
     """

@@ -85,11 +85,12 @@ def background_parts(tools: Tools) -> list[Part]:
     """The parts of a process that does background work, the worker among them."""
     discover()
     supply = tools.by_type() | {Tools: tools}
-    made = []
+    made: list[Part] = []
     for factory in BACKGROUND:
         hints = get_type_hints(factory)
-        made.append(factory(**{name: supply[hint] for name, hint in hints.items() if name != "return"}))
-    return [part for part in made if part is not None]
+        found = factory(**{name: supply[hint] for name, hint in hints.items() if name != "return"})
+        made += found if isinstance(found, tuple) else () if found is None else (found,)
+    return made
 
 
 @background

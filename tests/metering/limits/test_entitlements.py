@@ -233,7 +233,8 @@ async def test_changes_of_another_application_are_followed(
     await opened(database, person)
     feed = Feed(database)
     follower = Follower(database, feed)
-    running = [asyncio.create_task(feed.run(asyncio.Event())), asyncio.create_task(follower.run(asyncio.Event()))]
+    stop = asyncio.Event()
+    running = [asyncio.create_task(run(stop)) for run in (feed.run, follower.follow, follower.check)]
     async with asyncio.timeout(10):
         for _ in itertools.count():
             if feed.fresh:
@@ -323,7 +324,8 @@ async def test_a_plans_new_limit_holds_within_a_second_however_many_are_on_it(
     for user_id in busy:
         await subscribe(Actor(kind="user", user_id=user_id), "enterprise")
     feed = Feed(database)
-    running = [asyncio.create_task(part.run(asyncio.Event())) for part in (feed, Follower(database, feed))]
+    follower, stop = Follower(database, feed), asyncio.Event()
+    running = [asyncio.create_task(run(stop)) for run in (feed.run, follower.follow, follower.check)]
     await feed.caught_up()
     processes = [
         await asyncio.create_subprocess_exec(

@@ -1,7 +1,8 @@
-"""Following what other applications change of subscriptions and plans, so that it holds within a second as our own changes do.
+"""Applies changes of subscriptions and plans by other applications to entitlements, within a second of their commit.
 
-What was missed while nobody listened is looked for when somebody begins to. Changes of ours come by too: they are recognised
-by making no difference.
+Every process follows the changes that its feed delivers, so none depends on another. Checking every user, or every user of a
+plan, is left to one process: it begins with everybody, because changes may have been missed while none ran. Ximler's own
+changes arrive too and make no difference.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.core.errors import Unavailable, XimlerError
-from ximler.core.stopping import end, pause
+from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.metering.limits import entitlements
@@ -26,12 +27,13 @@ _AGAIN_S = 5.0
 
 
 @background
-def _follower(*, database: Database, feed: Feed) -> Part:
-    return Part("metering.follower", Follower(database, feed).run, lease=True)
+def _follower(*, database: Database, feed: Feed) -> tuple[Part, Part]:
+    follower = Follower(database, feed)
+    return Part("metering.follower", follower.follow), Part("metering.check", follower.check, lease=True)
 
 
 class Follower:
-    """`run` it beside the feed. One process is enough; it begins with everybody."""
+    """`follow` runs in every process beside the feed, `check` in one of them."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self._database = database
@@ -42,28 +44,20 @@ class Follower:
         self._on_plans: set[str] = set()  # whose users' entitlements are to be looked at
         self._everybody = False
         self._due = asyncio.Event()
-        self._running = False
         feed.subscribe([SUBSCRIPTIONS.name, PLANS.name], self._heard)
         feed.on_gap(self._missed)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Heal users whose subscription or plan has changed, until stopped; at first everybody.
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Apply changed subscriptions and plan limits until `stop` is set. At first, and after an error, all limits."""
+        self._all_plans = True
+        self._heard_of.set()
+        await self._keep(stop, self._heard_of, self._follow)
 
-        Urgent changes do not wait until thousands of users have been looked through.
-        """
-        self._running = True
-        self._missed()
-        both = [
-            asyncio.ensure_future(self._keep(stop, self._heard_of, self._follow)),
-            asyncio.ensure_future(self._keep(stop, self._due, self._look_through)),
-        ]
-        try:
-            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            self._running = False
-            await end(both)
-        for each in done:
-            each.result()
+    async def check(self, stop: asyncio.Event) -> None:
+        """Check everybody, then the users of plans that change, until `stop` is set."""
+        self._everybody = True
+        self._due.set()
+        await self._keep(stop, self._due, self._look_through)
 
     async def heal(self) -> int:
         """Look at what was heard of since; returns for how many users it made a difference."""
@@ -104,8 +98,6 @@ class Follower:
         return sum([await entitlements.heal_plan(self._database, plan_id) for plan_id in plans])
 
     def _heard(self, change: Change) -> None:
-        if not self._running:  # the process that holds the lease applies it, and the next one begins with everybody
-            return
         if change.operation == "delete":  # the event does not say whose it was
             self._everybody = True
             self._due.set()
