@@ -7,7 +7,9 @@ from tests.mongoose.documents import our_full, our_minimal, their_minimal
 from tests.mongoose.peer import Application
 
 from ximler.billing import virtuals
+from ximler.billing.plans import PlanMemory
 from ximler.database import Database
+from ximler.database.changes import Feed
 from ximler.schema.plan import Plan, PlanLimits
 
 
@@ -72,6 +74,7 @@ async def test_we_populate_from_documents_of_theirs(app: Application, database: 
         theirs[model] = (await app.create(model, {**their_minimal()[model], "userId": user}))["_id"]
     subscription = (await virtuals.subscription_by_user(database, [user]))[user]
     assert subscription.id == theirs["Subscription"]
-    assert (await virtuals.plans_by_id(database, [subscription.plan_id]))["pro"].name == "Pro"
+    plan = (await PlanMemory(database, Feed(database)).by_id([subscription.plan_id]))["pro"]
+    assert plan.name == "Pro"
     assert [project.id for project in (await database.projects.find_by("userId", [user]))[user]] == [theirs["Project"]]
     assert [row.id for row in (await database.usage.find_by("userId", [user]))[user]] == [theirs["Usage"]]

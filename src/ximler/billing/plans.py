@@ -6,12 +6,7 @@ from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.schema.plan import PLANS, Plan
 
-__all__ = ["PlanMemory", "on_offer"]
-
-
-async def on_offer(database: Database) -> list[Plan]:
-    """Active plans, cheapest first. For everybody: no actor needed."""
-    return _on_offer(await _read(database))
+__all__ = ["PlanMemory"]
 
 
 class PlanMemory:
@@ -31,8 +26,9 @@ class PlanMemory:
         feed.on_gap(self._forget)
 
     async def on_offer(self) -> list[Plan]:
-        """As the function of that name."""
-        return _on_offer(await self._all())
+        """Active plans, cheapest first. Public: no actor needed."""
+        active = (plan for plan in await self._all() if plan.active)
+        return sorted(active, key=lambda plan: (plan.currency, plan.price, plan.id))
 
     async def by_id(self, plan_ids: Iterable[str]) -> dict[str, Plan | None]:
         """`subscription.plan`, by the plan's own id."""
@@ -43,7 +39,7 @@ class PlanMemory:
         if self._kept is not None and self._feed.fresh:
             return self._kept
         writes, listening = self._writes, self._feed.fresh
-        found = await _read(self._database)
+        found = await self._database.plans.find({"id": {"$gt": ""}})
         if listening and writes == self._writes:
             self._kept = found
         return found
@@ -51,11 +47,3 @@ class PlanMemory:
     def _forget(self) -> None:
         self._kept = None
         self._writes += 1
-
-
-async def _read(database: Database) -> list[Plan]:
-    return await database.plans.find({"id": {"$gt": ""}})
-
-
-def _on_offer(plans: Iterable[Plan]) -> list[Plan]:
-    return sorted((plan for plan in plans if plan.active), key=lambda plan: (plan.currency, plan.price, plan.id))

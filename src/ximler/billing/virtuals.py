@@ -1,14 +1,13 @@
-"""The specification's virtuals of billing, populated in batches: k parents cost one query."""
+"""The specification's virtual of billing, populated in batches: k parents cost one query."""
 
 from collections.abc import Iterable
 
 from bson import ObjectId
 
 from ximler.database import Database
-from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
 
-__all__ = ["plans_by_id", "subscription_by_user"]
+__all__ = ["subscription_by_user"]
 
 _RANK = {"ACTIVE": 0, "PAST_DUE": 1}
 
@@ -20,9 +19,3 @@ async def subscription_by_user(database: Database, user_ids: Iterable[ObjectId])
         user_id: min(found, key=lambda s: (_RANK.get(s.status, 2), -s.created_at.timestamp()), default=None)
         for user_id, found in grouped.items()
     }
-
-
-async def plans_by_id(database: Database, plan_ids: Iterable[str]) -> dict[str, Plan | None]:
-    """`subscription.plan`, by the plan's own id."""
-    grouped = await database.plans.find_by("id", plan_ids)
-    return {plan_id: found[0] if found else None for plan_id, found in grouped.items()}
