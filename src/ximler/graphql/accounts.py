@@ -159,7 +159,7 @@ async def update_notification_settings(ctx: Context, input: dict[str, Any]) -> U
 @resolvers.mutation("requestEmailChange")
 async def request_email_change(ctx: Context, email: str) -> Acceptance:
     await email_change.request(ctx.database, ctx.keyring, ctx.actor, ctx.require_user(), email=email)
-    return Acceptance("Look into the new mailbox: the link in our message, and your password, make the address yours.")
+    return Acceptance("Check the new address: the link that we sent there, with your password, confirms it.")
 
 
 @resolvers.mutation("confirmEmailChange")

@@ -29,6 +29,7 @@ from graphql.pyutils import is_iterable
 from prometheus_client import Counter
 
 from ximler.core.errors import LimitExceeded
+from ximler.core.stopping import end
 from ximler.graphql.engine.compiled import completer
 from ximler.graphql.engine.fields import read, type_name
 from ximler.graphql.engine.inputs import Values
@@ -140,7 +141,7 @@ class Execution:
                     await self._resolve()
             await self._resolve()
         finally:
-            await self._end()
+            await end(self._running)  # repeatedly: the database driver swallows a cancellation now and then
 
     def calls(self, since: float) -> list[str]:
         """The resolvers that were asked, for how many parents, and from when to when in milliseconds."""
@@ -163,12 +164,6 @@ class Execution:
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in [task for task in running if task in done]:
                     self._deliver(running.pop(task), task.result())
-
-    async def _end(self) -> None:
-        for task in self._running:
-            task.cancel()
-        while waiting := [task for task in self._running if not task.done()]:
-            await asyncio.wait(waiting)
 
     def _take(self) -> list[_Call]:
         """The calls that everything which waits makes, equal ones together."""
