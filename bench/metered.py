@@ -90,8 +90,7 @@ def served() -> ASGIApp:
 
 
 async def run(setup: Setup) -> list[Table]:
-    async with setup.database() as database:
-        await setup.initialise(database)
+    async with setup.database(initialised=True) as database:
         secret = "a secret key that is only for this benchmark"
         keyring = Keyring(Settings(secret_key=secret))
         person = await administration.create(
