@@ -20,7 +20,7 @@ def normalised(email: str, field: str = "email") -> str:
 
     `x@münchen.de` and `x@xn--mnchen-3ya.de` are one address.
     """
-    if len(email) > MAX_ADDRESS:  # first: explaining what is wrong with a megabyte takes a second
+    if len(email) > MAX_ADDRESS:  # first: validating a megabyte takes a second
         raise Invalid.field(field, f"is longer than {MAX_ADDRESS} characters")
     try:
         return validate_email(email.strip(), check_deliverability=False).normalized.lower()

@@ -161,8 +161,7 @@ async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account
 
 
 async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Account:
-    """Nobody signs in to the account, nor stays signed in. Sessions and links that wait end in the same
-    transaction.
+    """Lock the account. Its sessions and pending links end in the same transaction.
 
     A sign-in under way cannot outlive it: it writes the same document, so one of the two is repeated and sees
     the other. Raises NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
@@ -273,7 +272,7 @@ def _matching(search: str | None) -> dict[str, object]:
         return {}
     if "@" not in text and ObjectId.is_valid(text):
         return {"_id": ObjectId(text)}
-    # Ranges, not patterns: they walk an index whatever is typed. Names are found as typed, and as most people
+    # Ranges, not patterns: they walk an index for any input. Names are found as typed, and as most people
     # write them.
     names = {text, text.title(), text.capitalize()}
     return {"$or": [_beginning("email", text.lower()), *(_beginning("name", name) for name in sorted(names))]}
@@ -284,7 +283,7 @@ def _beginning(field: str, text: str) -> dict[str, object]:
 
 
 async def _touch(transaction: Database, user_id: ObjectId, change: Update | None = None) -> None:
-    """Write the user's document, so that whatever else decides about them at this moment is repeated. Raises
+    """Write the user's document, so that concurrent decisions about the user are repeated. Raises
     NotFound.
     """
     if not await transaction.users.patch({"_id": user_id}, change or {}, deleted=True):

@@ -40,8 +40,8 @@ _MAILBOX = Rule(name="email, mailbox", free=5, window=timedelta(hours=1), first_
 
 
 async def request(database: Database, keyring: Keyring, actor: Actor, user: User, *, email: str) -> None:
-    """Have a link mailed to the new address, and a notice to the present one. The same commands, whoever has
-    the address.
+    """Send a link to the new address and a notice to the current one. The commands do not depend
+    on whether the address has an account.
 
     Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no
     address or is the user's own.

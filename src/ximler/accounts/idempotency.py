@@ -1,12 +1,12 @@
 """`Idempotency-Key`: a request that comes again within 24 hours is answered as it was the first time, and
 does nothing more.
 
-A key belongs to whoever sent it: a user, an API key, or for people who have not signed in, their network
+A key belongs to its sender: a user, an API key, or, without a sign-in, the network
 address. It is claimed before the work and answered after it, with one command each. Answers may hold what is
 shown once (session tokens, API keys): they are encrypted under the secret key *and* the client's own, which
 is not stored, so neither the database nor the server can read them before the client asks again.
 
-What it cannot do: a process that dies between its work and the answer leaves a claim that runs out after a
+Limit: a process that dies between its work and the answer leaves a claim that runs out after a
 minute; asking again then works again.
 """
 

@@ -70,7 +70,7 @@ async def tell(
     once: str | None = None,
     **details: Any,
 ) -> None:
-    """Have a notice mailed, in the transaction of what it tells of: to the user's address, or `to` the one
+    """Enqueue a notice in the transaction of the event that it reports: to the user's address, or `to` the one
     they had.
 
     With `once`, a second one of the same name is not sent. One command, with `once` two.

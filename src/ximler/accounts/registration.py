@@ -118,12 +118,12 @@ async def send_link(
 
 
 async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
-    """Make the account that the link's registration describes, for whoever knows the password it was made
+    """Make the account that the link's registration describes, given the password that it was made
     with.
 
     Both are needed: the link shows that they read the mailbox, the password that they are the one who
     registered. So nobody can have a stranger confirm an account whose password they chose. The link works
-    once, and takes five passwords: whoever mistyped their own address does not have its owner guess theirs.
+    once, and takes five passwords: a mistyped address does not let its owner guess the password.
 
     Raises Invalid for a token that is unknown, used or expired, or a wrong password, AccountExists when the
     address has an account by now.

@@ -23,7 +23,7 @@ __all__ = ["RECENT", "StepUpRequired", "prove_password", "reauthenticate", "requ
 
 RECENT = timedelta(minutes=10)
 
-# Of one sign-in: whoever stole its token may guess, and slow down nobody but themselves, however often they
+# Of one sign-in: a thief of its token can guess, and slows down only this session, however often they
 # exchange it.
 _GUESSES = Rule(name="password, session", free=5, window=timedelta(hours=24))
 

@@ -59,7 +59,7 @@ def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[RateLi
 async def spend(database: Database, through: Iterable[RateLimitKey]) -> None:
     """Count one try of something that costs us whether or not it succeeds. One command a key, concurrently.
 
-    A try does not count at the key that refuses it: whoever waits as long as they are told gets through.
+    A try does not count at the key that refuses it: a caller who waits for `retry_after` gets through.
     Raises Throttled.
     """
     now = database.clock.now()

@@ -122,7 +122,7 @@ class Verifier:
         return known
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Write down uses until stopped, then what is left."""
+        """Write uses regularly until stopped, then the rest."""
         stopped = False
         while not stopped:
             stopped = await pause(stop, _WRITE_USED_EVERY_S)

@@ -41,7 +41,7 @@ async def erase(database: Database, user_id: ObjectId, *, actor: Actor = SYSTEM)
     """Remove the person from the log: from entries about them, and from what they did to others. Returns how
     many entries.
 
-    What is not personal stays, the user's id too. It can be repeated, and has to be when it was interrupted.
+    Other values stay, the user's id too. Idempotent; repeat it after an interruption.
     The address and browser of somebody else who acted on them stay. Raises NotAllowed, DatabaseUnavailable.
     """
     count = 0

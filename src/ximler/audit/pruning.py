@@ -60,7 +60,7 @@ async def prune(
 
 @outbox.daily("audit.prune", hour=3)
 async def prune_expired(*, database: Database, settings: Settings, seal_keys: SealKeys | None) -> None:
-    """Remove what is older than the settings keep. Raises Unavailable where the key that seals the log is missing."""
+    """Remove entries older than the retention setting. Raises Unavailable where the key that seals the log is missing."""
     if settings.audit_retention_days is None:
         return
     if seal_keys is None:

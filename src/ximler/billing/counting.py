@@ -123,7 +123,7 @@ async def _count(
 
 
 async def _mark(database: Database, code: str, counted: list[_Waiting]) -> set[str]:
-    """Mark the redemptions of those who were counted; returns their tokens. Whoever was taken for dead gives back."""
+    """Mark the counted redemptions; returns their tokens. The use of an attempt that was taken for dead is given back."""
     tokens = {each.token for each in counted}
     if not counted:
         return tokens

@@ -1,4 +1,4 @@
-"""Coupons: what they take off, whether one may be used, and how operators make and end them. Owns `coupons`.
+"""Coupons: their terms, their validity, and how operators create and end them. Owns `coupons`.
 
 Uses are reserved and confirmed in `billing.redemptions`, which also writes `usedCount`.
 """
@@ -93,7 +93,7 @@ def discount_of(coupon: Coupon) -> Discount:
 
 
 def refusal(coupon: Coupon, plan: Plan, now: datetime) -> XimlerError | None:
-    """Why nobody may use the coupon for the plan now, or None. Says the same as the filter `usable_at`."""
+    """The reason why the coupon cannot be used for the plan now, or None. Agrees with the filter `usable_at`."""
     currency = plan.currency.upper()
     if not coupon.active or not coupon.valid_from <= now < coupon.valid_until:
         return CouponExpired(f"The coupon {coupon.code} is not valid now")
@@ -158,7 +158,7 @@ async def create(
     duration: CouponDuration = "ONCE",
     duration_periods: int | None = None,
 ) -> Coupon:
-    """Make a coupon. Operators only; audited. Raises Invalid naming what is wrong, Conflict where the code is taken."""
+    """Create a coupon. Operators only; audited. Raises Invalid naming the field, Conflict for a code in use."""
     actor.require_operator()
     coupon = Coupon(
         code=code.strip().upper(),
@@ -199,7 +199,7 @@ async def create(
 async def edit(database: Database, actor: Actor, code: str, **changes: Any) -> Coupon:
     """Change a coupon's fields, by their Python names; its code stays. Operators only; audited.
 
-    Subscriptions that have redeemed it keep the terms they redeemed. `max_uses` cannot fall below what is used and reserved.
+    Subscriptions that have redeemed it keep the terms they redeemed. `max_uses` cannot fall below used plus reserved.
     Raises CouponNotFound, Invalid, and Conflict when it was changed at the same moment.
     """
     actor.require_operator()
@@ -237,7 +237,7 @@ async def edit(database: Database, actor: Actor, code: str, **changes: Any) -> C
 
 
 async def end(database: Database, actor: Actor, code: str) -> Coupon:
-    """Have nobody redeem it from now on. Reservations that were made may still be confirmed. Operators only; audited."""
+    """End the coupon. Existing reservations can still be confirmed. Operators only; audited."""
     actor.require_operator()
     coupon = await find(database, code)
 
@@ -287,7 +287,7 @@ _EDITABLE = {
 
 
 async def _check(database: Database, coupon: Coupon) -> None:
-    """Raises Invalid for what no coupon may say, whatever path it comes by."""
+    """Raises Invalid for terms that no coupon may have, on every path."""
     if not coupon.name.strip():
         raise Invalid.field("name", "is required")
     Money.of(0, coupon.currency)  # a currency that there is

@@ -69,7 +69,7 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
         return self.renewals is None or self.renewals > 0
 
     def off(self, price_minor: int, currency: str) -> int:
-        """What it takes off a price: zero where it is used up, never more than the price.
+        """The discount on a price: zero once used up, never more than the price.
 
         Raises Invalid where an amount is in another currency than the price.
         """
@@ -162,7 +162,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     """What an invoice says, before it is one.
 
     `total_minor` is what it costs with tax, and negative where more comes back than is charged; `due_minor` is asked for;
-    `balance_minor` is what is left in the credit balance, and negative where the amount was too small to be charged.
+    `balance_minor` is the credit balance afterwards, and negative where the amount was too small to be charged.
     The lines that are not `included` add up to `due_minor`; `total = due + (balance before - balance after)`.
     """
 
@@ -188,7 +188,7 @@ def price(
     balance_minor: int = 0,
     minimum_minor: int = 0,
 ) -> Quote:
-    """Price an invoice: what is charged, less what of an earlier period is unused, less the credit balance.
+    """Price an invoice: charges less unused parts of earlier periods less the credit balance.
 
     `minimum_minor` is the least that the provider charges at once. Raises Invalid where a discount is in another currency.
     """

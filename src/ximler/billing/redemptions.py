@@ -9,7 +9,7 @@ so that buyers who want the same coupon do not abort each other:
 
 Buyers who wait in one process are counted and marked together (`billing.counting`).
 
-The token makes every crash recoverable. Whoever dies between 2 and 3 leaves a token in `pending` whose redemption is not
+The token makes every crash recoverable. A process that dies between 2 and 3 leaves a token in `pending` whose redemption is not
 counted: that use is given back, by an update that requires the token, so it is given back once. A reservation that was marked
 is released in a transaction. Tokens of marked redemptions are removed from `pending` a few dozen at a time.
 """
@@ -135,7 +135,7 @@ async def confirm(transaction: Database, reservation_id: str, token: str, *, sub
 
 
 async def claim_fingerprint(database: Database, reservation_id: str, token: str, fingerprint: str) -> None:
-    """Bind the use to a payment method: each pays with a coupon once, whatever address its holder signs in with.
+    """Bind the use to a payment method, which can use a coupon once, under any e-mail address.
 
     Call it before the payment, outside of a transaction. Raises CouponAlreadyUsed, ReservationLapsed.
     """
@@ -150,7 +150,7 @@ async def claim_fingerprint(database: Database, reservation_id: str, token: str,
 
 
 async def release(database: Database, reservation_id: str, token: str) -> bool:
-    """Give an unconfirmed use back, once, whoever else does the same. False when there is nothing to give back."""
+    """Give an unconfirmed use back. Idempotent and safe to race. False when there is nothing to give back."""
 
     return await _release(database, {"_id": reservation_id, "token": token})
 

@@ -256,7 +256,7 @@ def _progress(task_name: str, *, quiet: bool) -> Iterator[Callable[[int], object
 
 @contextmanager
 def _unclosed() -> Iterator[Any]:
-    """Standard output in UTF-8, whatever the terminal's encoding; invalid text is replaced."""
+    """Standard output in UTF-8 with any terminal encoding; invalid text is replaced."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace", newline="") as file:
         yield file
 

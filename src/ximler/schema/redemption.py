@@ -63,7 +63,7 @@ REDEMPTIONS = Collection(
             unique=True,
             partial={"fingerprint": {"$type": "string"}},
             ours=True,
-            why="once per payment method, under whatever address",
+            why="once per payment method, under any e-mail address",
         ),
     ),
     shard_key=ShardKey((), "a unique index on the payment method"),

@@ -6,7 +6,7 @@ plan (`Row`), in half the time of dicts; `as_dicts` makes them dicts. Anything u
 may be, an exception as a value, an iterable that is no list) raises, and the caller begins again with the interpreter
 (`execution`), which knows paths and errors. So this code needs neither.
 
-Source text is made of names of the schema only. Whatever a client wrote, aliases included, is bound as a constant.
+Source text is made of names of the schema only. Text of clients, aliases included, is bound as a constant.
 """
 
 import math

@@ -124,7 +124,7 @@ class Engine:
     async def execute(
         self, query: str, ctx: Any, *, variables: Mapping[str, Any] | None = None, operation_name: str | None = None
     ) -> Response:
-        """Prepare and run in one go; a refused request is a response too, without `data`. All dicts, for whoever reads it."""
+        """Prepare and run in one go; a refused request is a response too, without `data`. All dicts."""
         try:
             prepared = self.prepare(query, variables=variables, operation_name=operation_name)
         except RequestRefused as refused:

@@ -205,7 +205,7 @@ class Execution:
         return calls[key]
 
     async def _call(self, call: _Call) -> Sequence[Any]:
-        """One answer a parent, whatever the resolver does."""
+        """One answer per parent, also where the resolver fails."""
         field, parents = call.field, call.parents
         assert field.resolver is not None  # noqa: S101 (it waits for one)
         began = time.perf_counter()

@@ -47,7 +47,7 @@ Fragments = Mapping[str, FragmentDefinitionNode]
 
 
 class Shape:
-    """An output type, taken apart: what may be null, what is a list of what, and what stands inside."""
+    """An output type, taken apart into nullability, list levels and inner type."""
 
     __slots__ = ("inner", "kind", "required", "type")
 
@@ -63,7 +63,7 @@ class Shape:
 
     @property
     def levels(self) -> "tuple[Shape, ...]":
-        """Itself, and what is inside, outermost first."""
+        """This shape and its inner ones, outermost first."""
         return (self,) if self.inner is None else (self, *self.inner.levels)
 
 

@@ -1,1 +1,1 @@
-"""What was used when: rows by the hour, recorded events, and what brings them into the rows exactly once."""
+"""Usage over time: hourly rows, recorded events, and their settlement into the rows exactly once."""

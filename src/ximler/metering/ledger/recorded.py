@@ -1,4 +1,4 @@
-"""The ledger's account of recorded events: what settlements, and nobody else, add to its rows (see `metering.ledger.rows`).
+"""The ledger's part for recorded events, which only settlements add to (see `metering.ledger.rows`).
 
 A row's `metadata.recorded` has the units by the quota that they count against (`periods`, by the day on which its period
 began), and by what told of them (`sources`). It is the only account there is.

@@ -1,6 +1,6 @@
 """Settlement: recorded events reach the ledger and the quotas, each exactly once, within a second or so.
 
-`ledger.events` leaves sums behind; a settlement takes what is there, whoever recorded it. It is first written down, under
+`ledger.events` stores sums; a settlement takes all that are pending, from any process. It is first written down, under
 the next number, then carried out: added to each row of the ledger and to each quota that has no settlement of this number yet.
 Whoever finds one that is not carried out begins it again, so it does not matter who dies when, or who comes late; and of two
 that write one down at the same time one is too late.
@@ -85,7 +85,7 @@ class Settler:
             feed.on_gap(self._wake.set)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Settle whatever anybody records, until stopped."""
+        """Settle recorded events of all processes until stopped."""
         while not stop.is_set():
             began = time.monotonic()
             self._wake.clear()
