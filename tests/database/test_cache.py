@@ -149,6 +149,49 @@ async def test_a_silent_feed_is_not_believed(database):
     await database.raw.things.drop()
 
 
+async def test_a_value_read_past_a_silent_feed_is_never_followed_by_an_older_one(database):
+    """The feed's last question was asked before the write and is answered after the reader has seen the write."""
+    shop = Shop(database)
+    feed = shop.feed
+
+    def known_until(moment):
+        feed._known_until = moment
+
+    await shop.raw.insert_many([{"code": "a", "price": 1}, {"code": "b", "price": 1}])
+    known_until(time.monotonic())
+    assert await shop.price("a") == await shop.price("b") == 1
+    assert await shop.price("c") is None
+    await shop.raw.update_one({"code": "a"}, {"$set": {"price": 2}})
+    await shop.raw.insert_one({"code": "c", "price": 2})
+    assert await shop.price("a") == 1  # from memory: less than a second old
+    known_until(time.monotonic() - FRESH_S)
+    assert await shop.price("a") == await shop.price("c") == 2
+    known_until(time.monotonic())
+    assert await shop.price("a") == await shop.price("c") == 2
+    assert shop.cache.peek("b") == 1  # was not read meanwhile, and need not be read again
+
+    # A read that began while the feed was fresh, and saw the document before the write, ends last: it is not kept either.
+    shop.cache.clear()
+    seen, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(code):
+        answer = await shop.read(code)
+        seen.set()
+        await go_on.wait()
+        return answer
+
+    early = asyncio.create_task(shop.cache.get("a", slow))
+    await seen.wait()
+    await shop.raw.update_one({"code": "a"}, {"$set": {"price": 3}})
+    known_until(time.monotonic() - FRESH_S)
+    assert await shop.price("a") == 3
+    known_until(time.monotonic())
+    go_on.set()
+    assert await early == 2
+    assert shop.cache.peek("a") is None
+    await database.raw.things.drop()
+
+
 async def test_neither_values_nor_absences_nor_their_tags_grow_without_bound(database):
     shop = Shop(database, entries=10, absent=5)
     await shop.raw.insert_many([{"code": n, "price": n} for n in range(1, 51)])

@@ -42,6 +42,8 @@ class PlanMemory:
         found = await self._database.plans.find({"id": {"$gt": ""}})
         if listening and writes == self._writes:
             self._kept = found
+        elif not listening:
+            self._forget()  # what is kept may be older than what was just read
         return found
 
     def _forget(self) -> None:

@@ -4,8 +4,11 @@ An entry stands on documents and names them by tags: `("users", id)`. The change
 what stood on it. Never on time alone: an entry is used only while the feed is fresh; else everybody reads the database, so that
 a cut or frozen connection costs speed and never serves what was revoked.
 
-A read that was under way when one of its documents changed may have seen the document before: what it brings is used once, by
-whoever asked, and not kept. That is so too for what a cache was asked before it was listening, and across a gap.
+A read that was under way when one of its documents changed may have seen the document before: its value is used once and not
+kept. The same holds for a read that began while the feed was not fresh, and for a read across a gap.
+
+Values never go back. A read past the cache, while the feed is not fresh, may bring a newer value than the entry: the entry is
+evicted, so that a key that was refused once is not accepted again when the feed recovers.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -94,6 +97,10 @@ class Cache(Generic[K, V]):
                 self._recent = {}
         if listening and began >= self._void_before and all(recent.get(tag, 0) <= began for tag in tags):
             self._keep(key, value, tags)
+        elif not listening:
+            self._drop(key)
+            for collection, name in tags:
+                self._evict(collection, name)
         return value
 
     def clear(self) -> None:
