@@ -691,7 +691,7 @@ async def test_a_user_s_page_is_read_from_an_index_without_sorting(database: Dat
     page = await database.projects.page({"userId": owner}, first=10)
     assert page.end_cursor
     after = decode_cursor(page.end_cursor)
-    where = {"$and": [{"userId": owner}, _after(after)]}
+    where = {"$and": [{"userId": owner}, _after(after, "createdAt")]}
     plan = await database.raw.projects.find(
         **database.projects._query(where, None, NEWEST_FIRST, 11, False, None)
     ).explain()

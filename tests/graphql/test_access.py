@@ -157,6 +157,9 @@ FIELDS = {
     ),
     "Mutation.deleteProject": Field(arguments=('id: "{project}"', 'id: "{deleted_project}"'), stranger="NOT_FOUND"),
     "Mutation.restoreProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
+    "Query.trash": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
+    "Mutation.purgeProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
+    "Mutation.emptyTrash": Field(stranger=None),
     "Query.securityHistory": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
     "Query.auditLog": Field(
         arguments=("", 'userId: "{user_id}"', 'resource: "projects", resourceId: "{project}"'), stranger="FORBIDDEN"
@@ -304,6 +307,7 @@ async def test_what_the_owner_asks_for_is_there(victim: Victim) -> None:
         ("Query.apiKeys", ""),
         ("Mutation.updateApiKey", 'id: "{api_key}", input: {allowedAddresses: []}'),
         ("Mutation.markNotificationRead", 'id: "{notification}"'),
+        ("Query.trash", ""),
         ("Mutation.updateProject", 'id: "{project}", input: {settings: {a: 1}}'),
         ("Mutation.deleteProject", 'id: "{project}"'),
         ("Mutation.restoreProject", 'id: "{deleted_project}"'),

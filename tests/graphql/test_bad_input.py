@@ -138,6 +138,7 @@ async def test_ids_that_are_not_ids_are_refused_by_name(attacker: Attacker) -> N
         "query ($id: ID!) { project(id: $id) { id } }",
         "mutation ($id: ID!) { deleteProject(id: $id) { id } }",
         "mutation ($id: ID!) { restoreProject(id: $id) { id } }",
+        "mutation ($id: ID!) { purgeProject(id: $id) }",
         'mutation ($id: ID!) { updateProject(id: $id, input: {name: "n"}) { id } }',
     ]
     right = attacker.project_id

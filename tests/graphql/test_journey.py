@@ -62,8 +62,15 @@ async def test_a_person_registers_creates_projects_up_to_their_limit_finds_them_
 
     usage = (await client.ask("{ usage { resource used remaining } }"))["usage"]
     assert usage[0] == {"resource": "projects", "used": 3, "remaining": 0}
-    sizes = (await client.ask("{ projects { nodes { storageSize } } }"))["projects"]["nodes"]
-    assert usage[1]["used"] == sum(node["storageSize"] for node in sizes)
+    stored = await client.ask("{ projects { nodes { storageSize } } trash { nodes { name storageSize } } }")
+    assert [node["name"] for node in stored["trash"]["nodes"]] == ["London Tower"]
+    sizes = [node["storageSize"] for found in ("projects", "trash") for node in stored[found]["nodes"]]
+    assert usage[1]["used"] == sum(sizes)
+
+    assert (await client.ask("mutation ($id: ID!) { purgeProject(id: $id) }", id=tower["id"]))["purgeProject"] is True
+    assert (await client.ask("mutation { emptyTrash }"))["emptyTrash"] == 0
+    usage = (await client.ask("{ usage { used } }"))["usage"]
+    assert usage[1]["used"] == sum(sizes[:3])
 
     assert (await client.ask("mutation { signOut }"))["signOut"] is True
     after = await client.ask("{ me { id } }")

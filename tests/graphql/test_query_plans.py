@@ -188,6 +188,12 @@ async def customer(client: Client, database: Database) -> None:
     await client.ask(update, id=made, input={"canvasData": {"a": [1, 2]}})
     for verb in ("delete", "restore"):
         await client.ask(f"mutation ($id: ID!) {{ {verb}Project(id: $id) {{ id canvasData }} }}", id=made)
+    await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=made)
+    trash = "query ($after: String) { trash(first: 1, after: $after) { nodes { id } pageInfo { endCursor } } }"
+    end = (await client.ask(trash))["trash"]["pageInfo"]["endCursor"]
+    await client.ask(trash, after=end)
+    await client.ask("mutation ($id: ID!) { purgeProject(id: $id) }", id=made)
+    await client.ask("mutation { emptyTrash }")
     await client.ask("{ usage { used } quota(resource: apiCalls) { used projected } }")
     span = f'from: "{now:%Y-%m-%d}T00:00:00Z", to: "{now:%Y-%m-%d}T23:59:59Z"'
     for by in ("HOUR", "DAY", "MONTH"):

@@ -73,7 +73,10 @@ COSTS: dict[str, list[RoundTrip]] = {
     "updateProject, canvas": [
         LIMITS, ("aggregate", "projects"), RESERVE, ("findAndModify", "projects"), COMMIT,
     ],
-    "deleteProject": [("findAndModify", "projects"), RESERVE, AUDIT, COMMIT],
+    # The trash is looked at in between: it keeps a limited number.
+    "deleteProject": [("findAndModify", "projects"), ("aggregate", "projects"), RESERVE, AUDIT, COMMIT],
+    "trash": [("find", "projects")],
+    "purgeProject": [("aggregate", "projects"), ("delete", "projects"), AUDIT, RESERVE, COMMIT],
     "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), AUDIT, COMMIT],
     "signOut": [("delete", "sessions")],
 }  # fmt: skip
@@ -133,6 +136,9 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
     found["updateProject, canvas"] = await measure(client, UPDATE, id=made, input={"canvasData": {"a": 1}, "name": "n"})
     found["deleteProject"] = await measure(client, DELETE, id=made)
     found["restoreProject"] = await measure(client, RESTORE, id=made)
+    await measure(client, DELETE, id=made)
+    found["trash"] = await measure(client, "{ trash { nodes { name deletedAt } } }")
+    found["purgeProject"] = await measure(client, "mutation ($id: ID!) { purgeProject(id: $id) }", id=made)
     found["signOut"] = await measure(client, "mutation { signOut }")
     bob = await Client(client.app).join("bob@example.com")
     await client.app._app.state.feed.caught_up()  # type: ignore[attr-defined]  # so that `me` is what makes him known

@@ -13,7 +13,7 @@ from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.schema.audit_log import AuditLog
 
-__all__ = ["entry", "write"]
+__all__ = ["entry", "write", "write_each"]
 
 _MAX_AGENT = 512
 
@@ -37,13 +37,7 @@ async def write(
     ones can be erased later without breaking the entry's fingerprint: see `redaction`. Raises Invalid for
     values that cannot be stored.
     """
-    metadata: dict[str, Any] = {"actor": actor.kind, "via": actor.via, **details}
-    if actor.user_id is not None and user_id not in (None, actor.user_id):
-        metadata["actorId"] = actor.user_id
-    if actor.api_key_id is not None:
-        metadata["apiKeyId"] = actor.api_key_id
-    if actor.request_id is not None:
-        metadata["requestId"] = actor.request_id
+    metadata = _origin(actor, user_id) | details
     if before is not None:
         metadata["before"] = dict(before)
     if after is not None:
@@ -52,6 +46,31 @@ async def write(
         entry(
             transaction, actor, action, resource=resource, resource_id=resource_id, user_id=user_id, metadata=metadata
         )
+    )
+
+
+async def write_each(
+    transaction: Database,
+    actor: Actor,
+    action: Action,
+    *,
+    resource: str,
+    removed: Mapping[Any, Mapping[str, Any]],
+    user_id: ObjectId | None = None,
+) -> None:
+    """Append an entry for each document that was removed, with what was known of it. One command. See `write`."""
+    origin = _origin(actor, user_id)
+    await transaction.audit_logs.insert_many(
+        entry(
+            transaction,
+            actor,
+            action,
+            resource=resource,
+            resource_id=resource_id,
+            user_id=user_id,
+            metadata={**origin, "before": dict(before)},
+        )
+        for resource_id, before in removed.items()
     )
 
 
@@ -78,6 +97,18 @@ def entry(
     )
     made.metadata["_audit"] = _fingerprint(made, database)
     return made
+
+
+def _origin(actor: Actor, user_id: ObjectId | None) -> dict[str, Any]:
+    """Who did it, and through what."""
+    origin: dict[str, Any] = {"actor": actor.kind, "via": actor.via}
+    if actor.user_id is not None and user_id not in (None, actor.user_id):
+        origin["actorId"] = actor.user_id
+    if actor.api_key_id is not None:
+        origin["apiKeyId"] = actor.api_key_id
+    if actor.request_id is not None:
+        origin["requestId"] = actor.request_id
+    return origin
 
 
 def _fingerprint(made: AuditLog, database: Database) -> dict[str, Any]:

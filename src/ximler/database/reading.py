@@ -42,7 +42,6 @@ _BATCH = 4000
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
 _FIRST_ID, _LAST_ID = ObjectId(bytes(12)), ObjectId(b"\xff" * 12)
-_PLACE = {"createdAt": 1}  # a page's order needs it, also where `into` does not
 _EMPTY: Mapping[str, int] = {}
 _LOGICAL = frozenset({"$and", "$or", "$nor"})
 _COMPARING = frozenset({"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte"})
@@ -50,7 +49,7 @@ _log = structlog.get_logger("ximler.database")
 
 
 _Place = tuple[Any, Any]
-"""`createdAt` and `_id` as they are stored."""
+"""A document's time in the order of a page, and its `_id`, as they are stored."""
 
 
 class Cursors(Sequence[str]):
@@ -80,7 +79,7 @@ class Cursors(Sequence[str]):
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
-    """Part of a list, newest first. `cursors[i]` continues after `items[i]`."""
+    """Part of a list, latest first. `cursors[i]` continues after `items[i]`."""
 
     items: list[T]
     cursors: Sequence[str]
@@ -202,11 +201,24 @@ class ReadableCollection(Generic[D]):
 
     @overload
     async def page(
-        self, where: Filter, *, first: int = 20, after: Position | None = None, deleted: bool = False
+        self,
+        where: Filter,
+        *,
+        first: int = 20,
+        after: Position | None = None,
+        deleted: bool = False,
+        by: str = "createdAt",
     ) -> Page[D]: ...
     @overload
     async def page(
-        self, where: Filter, *, into: type[V], first: int = 20, after: Position | None = None, deleted: bool = False
+        self,
+        where: Filter,
+        *,
+        into: type[V],
+        first: int = 20,
+        after: Position | None = None,
+        deleted: bool = False,
+        by: str = "createdAt",
     ) -> Page[V]: ...
     async def page(
         self,
@@ -216,25 +228,27 @@ class ReadableCollection(Generic[D]):
         first: int = 20,
         after: Position | None = None,
         deleted: bool = False,
+        by: str = "createdAt",
     ) -> Page[Any]:
-        """Newest first, by `createdAt` and `_id`; the cost does not grow with the distance from the start.
+        """Latest first, by the time `by` and `_id`; the cost does not grow with the distance from the start.
 
-        Documents without `createdAt` come last. Unreadable documents are skipped, so a page is shorter than `first` only at the
+        Documents without the time come last. Unreadable documents are skipped, so a page is shorter than `first` only at the
         end of the list. Raises Invalid when `first` is not between 1 and 100.
         """
         if not 1 <= first <= MAX_PAGE:
             raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
-        sort = [("createdAt", -1), ("_id", -1)]
+        sort = [(by, -1), ("_id", -1)]
         items: list[Any] = []
         places: list[_Place] = []
         limit = first + 1
         while True:
-            bounded = where if after is None else {"$and": [where, _after(after)]}
-            query = self._query(bounded, into, sort, limit, deleted, None, _PLACE)
+            bounded = where if after is None else {"$and": [where, _after(after, by)]}
+            # The order needs its time, also where `into` does not.
+            query = self._query(bounded, into, sort, limit, deleted, None, {by: 1})
             raws = await self._run(self.raw.find(**query).to_list(limit))
             before = after
-            found = [(raw.get("createdAt"), raw["_id"]) for raw in raws]  # decoding takes the dicts over
+            found = [(raw.get(by), raw["_id"]) for raw in raws]  # decoding takes the dicts over
             try:
                 items += [codec.decode(raw) for raw in raws]
                 places += found
@@ -349,11 +363,11 @@ class ReadableCollection(Generic[D]):
             raise final from error
 
 
-def _after(position: Position) -> dict[str, Any]:
+def _after(position: Position, by: str) -> dict[str, Any]:
     moment, oid = position
     if moment is None:
-        return {"createdAt": None, "_id": {"$lt": oid}}
-    return {"$or": [{"createdAt": {"$lt": moment}}, {"createdAt": moment, "_id": {"$lt": oid}}, {"createdAt": None}]}
+        return {by: None, "_id": {"$lt": oid}}
+    return {"$or": [{by: {"$lt": moment}}, {by: moment, "_id": {"$lt": oid}}, {by: None}]}
 
 
 def _position(created: Any, oid: Any) -> Position:

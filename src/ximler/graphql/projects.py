@@ -6,7 +6,7 @@ from ximler.core.errors import NotFound
 from ximler.core.ids import decode_cursor, object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, Selected, page_size
-from ximler.projects import projects
+from ximler.projects import projects, trash
 from ximler.projects.projects import ProjectSummary
 from ximler.schema.project import Project
 from ximler.schema.user import User
@@ -41,6 +41,12 @@ async def project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A002 (the a
     return await projects.get(ctx.database, ctx.actor, object_id(id))
 
 
+@resolvers.query("trash")
+async def list_trash(ctx: Context, first: int | None = None, after: str | None = None) -> Projects:
+    position = None if after is None else decode_cursor(after)
+    return Connection(await projects.deleted_page(ctx.database, ctx.actor, first=page_size(first), after=position))
+
+
 @resolvers.mutation("createProject")
 async def create_project(ctx: Context, input: dict[str, Any]) -> Project:  # noqa: A002 (GraphQL's customary name)
     return await projects.create(ctx.database, ctx.actor, **input)
@@ -59,6 +65,17 @@ async def delete_project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A002
 @resolvers.mutation("restoreProject")
 async def restore_project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A002 (as above)
     return await projects.restore(ctx.database, ctx.actor, object_id(id))
+
+
+@resolvers.mutation("purgeProject")
+async def purge_project(ctx: Context, id: str) -> bool:  # noqa: A002 (as above)
+    await trash.purge(ctx.database, ctx.actor, object_id(id))
+    return True
+
+
+@resolvers.mutation("emptyTrash")
+async def empty_trash(ctx: Context) -> int:
+    return await trash.empty(ctx.database, ctx.actor)
 
 
 @resolvers.field("User", "projects")

@@ -16,7 +16,6 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
-from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database, mixed
@@ -25,11 +24,22 @@ from ximler.database.collection import Page
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import search
+from ximler.projects import search, trash
 from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
 from ximler.schema.project import Project
 
-__all__ = ["ProjectSummary", "canvases", "create", "delete", "get", "page", "restore", "settings_of", "update"]
+__all__ = [
+    "ProjectSummary",
+    "canvases",
+    "create",
+    "delete",
+    "deleted_page",
+    "get",
+    "page",
+    "restore",
+    "settings_of",
+    "update",
+]
 
 V = TypeVar("V", bound=Document)
 
@@ -138,7 +148,10 @@ async def update(database: Database, actor: Actor, project_id: ObjectId, changes
 
 
 async def delete(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
-    """Mark as deleted and give back what it took; `restore` undoes it. Raises NotFound, also when it is deleted already."""
+    """Move a project to the trash (`trash`): its place is free at once, its bytes when it is purged. `restore` undoes it.
+
+    Raises NotFound, also when it is deleted already.
+    """
     user_id = actor.require_user()
 
     async def write(transaction: Database) -> ProjectSummary:
@@ -147,7 +160,8 @@ async def delete(database: Database, actor: Actor, project_id: ObjectId) -> Proj
         )
         if gone is None:
             raise _not_found()
-        await gauges.release(transaction, user_id, projects=1, storage_bytes=gone.storage_size)
+        trimmed = await trash.trim(transaction, actor, user_id)
+        await gauges.release(transaction, user_id, projects=1, storage_bytes=trimmed)
         await _record(transaction, actor, Action.PROJECT_DELETED, gone, before={"name": gone.name})
         return gone
 
@@ -155,16 +169,16 @@ async def delete(database: Database, actor: Actor, project_id: ObjectId) -> Proj
 
 
 async def restore(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
-    """Bring a deleted project back, if the plan has room. Raises NotFound (also when it is not deleted), QuotaExceeded."""
+    """Bring a deleted project back, if the plan has a place. Raises NotFound (also when it is not deleted), QuotaExceeded."""
     user_id = actor.require_user()
     limits = await limits_of(database, user_id)
 
     async def write(transaction: Database) -> ProjectSummary:
-        mine = {"_id": project_id, "userId": user_id, "deletedAt": {"$gt": EPOCH}}
-        gone = await transaction.projects.find_one(mine, into=ProjectSummary, deleted=True)
-        if gone is None:
+        mine = {"_id": project_id, "userId": user_id, **trash.IN_TRASH}
+        if await transaction.projects.find_one(mine, into=Identified, deleted=True) is None:
             raise _not_found()
-        await gauges.reserve(transaction, user_id, limits, projects=1, storage_bytes=gone.storage_size)
+        # Before the project is counted: a new gauge counts what exists.
+        await gauges.reserve(transaction, user_id, limits, projects=1)
         back = await transaction.projects.find_and_patch(
             mine, {"$unset": {"deletedAt": ""}}, into=ProjectSummary, deleted=True
         )
@@ -202,6 +216,16 @@ async def page(
     query = _text("search", query or "", MAX_NAME)
     where = {"userId": actor.require_user(), **search.condition(query)}
     return await database.projects.page(where, into=into, first=first, after=after)
+
+
+async def deleted_page(
+    database: Database, actor: Actor, *, first: int = 20, after: Position | None = None
+) -> Page[ProjectSummary]:
+    """The actor's deleted projects, last deleted first. One command."""
+    where = {"userId": actor.require_user(), **trash.IN_TRASH}
+    return await database.projects.page(
+        where, into=ProjectSummary, first=first, after=after, deleted=True, by="deletedAt"
+    )
 
 
 async def canvases(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:

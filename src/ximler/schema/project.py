@@ -44,6 +44,12 @@ PROJECTS = Collection(
         ascending("deletedAt", why="projects to purge"),
         Index(keys=(("name", "text"), ("description", "text")), why="operators search all users' projects"),
         ascending("userId", "deletedAt", "-createdAt", "-_id", ours=True, why="a user's list, newest first"),
+        Index(
+            keys=(("userId", 1), ("deletedAt", -1), ("_id", -1)),
+            partial={"deletedAt": {"$exists": True}},
+            ours=True,
+            why="a user's trash, last deleted first",
+        ),
         ascending("userId", "searchTerms", ours=True, why="a user's own search, by prefix"),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),

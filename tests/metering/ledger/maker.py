@@ -12,7 +12,7 @@ from ximler.core.errors import LimitExceeded, NotFound, Unavailable
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
 from ximler.metering.ledger import changes
-from ximler.projects import projects
+from ximler.projects import projects, trash
 
 
 async def make(database: Database, actor: Actor) -> None:
@@ -23,8 +23,10 @@ async def make(database: Database, actor: Actor) -> None:
                 await projects.create(database, actor, name="n", canvas_data={"x": "y" * random.randrange(300)})
             elif (one := random.choice(made)).deleted_at is None:
                 await projects.delete(database, actor, one.id)
-            else:
+            elif random.random() < 0.5:
                 await projects.restore(database, actor, one.id)
+            else:
+                await trash.purge(database, actor, one.id)
         except (LimitExceeded, NotFound, Unavailable):
             await asyncio.sleep(0.01)
 

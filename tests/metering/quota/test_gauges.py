@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from ximler.database import Database
 from ximler.metering.limits.plans import Limits
 from ximler.metering.quota import gauges
 from ximler.metering.reports.overview import overview
-from ximler.projects import projects
+from ximler.projects import projects, trash
 from ximler.schema.plan import Plan, PlanLimits
 from ximler.schema.user import User
 
@@ -51,8 +52,9 @@ async def attempt(*operations: Any) -> Counter[str]:
 async def gauge_and_truth(database: Database, actor: Actor) -> tuple[tuple[int, int], tuple[int, int]]:
     """(projects, bytes): as the gauge says, and as they are."""
     gauge = await database.raw["gauges"].find_one({"_id": actor.user_id}) or {"projects": 0, "storageBytes": 0}
-    alive = await database.raw["projects"].find({"userId": actor.user_id, "deletedAt": None}).to_list()
-    return (gauge["projects"], gauge["storageBytes"]), (len(alive), sum(int(p["storageSize"]) for p in alive))
+    stored = await database.raw["projects"].find({"userId": actor.user_id}).to_list()
+    alive = sum(project.get("deletedAt") is None for project in stored)
+    return (gauge["projects"], gauge["storageBytes"]), (alive, sum(int(project["storageSize"]) for project in stored))
 
 
 def theirs(actor: Actor, *, size: Any = 0, **fields: Any) -> dict[str, Any]:
@@ -78,7 +80,7 @@ async def test_projects_that_another_application_made_before_the_first_of_ours_c
     database: Database, person: Actor, before: int, fit: int
 ) -> None:
     await database.raw["projects"].insert_many([theirs(person, size=10) for _ in range(before)])
-    await database.raw["projects"].insert_one(theirs(person, deletedAt=database.clock.now()))
+    await database.raw["projects"].insert_one(theirs(person, size=5, deletedAt=database.clock.now()))
     ends = await attempt(*(projects.create(database, person, name=f"P{n}") for n in range(20)))
     assert (ends["OK"], ends["QUOTA_EXCEEDED"]) == (fit, 20 - fit)
     gauge, truth = await gauge_and_truth(database, person)
@@ -115,7 +117,7 @@ async def test_a_random_history_of_racing_changes_keeps_the_gauge_what_exists(
     known = [found["_id"] async for found in database.raw["projects"].find({"userId": person.user_id})]
 
     async def change() -> None:
-        match rng.choice(["create", "create", "update", "delete", "restore"]):
+        match rng.choice(["create", "create", "update", "delete", "delete", "restore", "purge", "empty"]):
             case "create":
                 made = await projects.create(database, person, name="n", canvas_data={"x": "y" * rng.randrange(300)})
                 known.append(made.id)
@@ -126,6 +128,10 @@ async def test_a_random_history_of_racing_changes_keeps_the_gauge_what_exists(
                 await projects.delete(database, person, rng.choice(known or [ObjectId()]))
             case "restore":
                 await projects.restore(database, person, rng.choice(known or [ObjectId()]))
+            case "purge":
+                await trash.purge(database, person, rng.choice(known or [ObjectId()]))
+            case "empty":
+                await trash.empty(database, person)
 
     total: Counter[str] = Counter()
     for _ in range(6):
@@ -150,7 +156,46 @@ async def test_a_write_conflict_storm_on_one_project_ends_in_answers_only(databa
     assert gauge == truth
 
 
-async def test_storage_is_limited_on_create_update_and_restore(database: Database, tiny: Actor) -> None:
+@pytest.mark.parametrize("seed", range(4))
+async def test_delete_restore_update_and_purge_of_one_project_race_to_a_true_gauge(
+    database: Database, person: Actor, seed: int
+) -> None:
+    rng = random.Random(seed)
+    made = await projects.create(database, person, name="hot", canvas_data={"n": "x" * 50})
+    operations = [
+        *(projects.update(database, person, made.id, {"canvas_data": {"n": "x" * n}}) for n in range(6)),
+        *(projects.delete(database, person, made.id) for _ in range(6)),
+        *(projects.restore(database, person, made.id) for _ in range(6)),
+        *(trash.purge(database, person, made.id) for _ in range(3)),
+        trash.empty(database, person),
+    ]
+    rng.shuffle(operations)
+    ends = await attempt(*operations)
+    assert ends.keys() <= {"OK", "NOT_FOUND"}
+    gauge, truth = await gauge_and_truth(database, person)
+    assert gauge == truth
+    assert await trash.empty(database, person) in (0, 1)
+    gauge, truth = await gauge_and_truth(database, person)
+    assert gauge == truth
+
+
+async def test_a_first_create_counts_a_trash_that_is_emptied_at_the_same_moment(database: Database) -> None:
+    """Neither has a gauge to meet at, and what the one counts the other removes."""
+    for _ in range(10):
+        user = await database.users.insert(User(name="Ada", email=f"{ObjectId()}@example.com", password="-"))
+        person = Actor(kind="user", user_id=user.id)
+        gone = {"deletedAt": database.clock.now() - timedelta(days=31)}
+        await database.raw["projects"].insert_many([theirs(person, size=7, **gone) for _ in range(2)])
+        await attempt(
+            projects.create(database, person, name="first"),
+            trash.empty(database, person),
+            trash.purge_expired(database=database),
+        )
+        gauge, truth = await gauge_and_truth(database, person)
+        assert gauge == truth == (1, 10)
+
+
+async def test_storage_is_limited_on_create_and_update_and_the_trash_counts(database: Database, tiny: Actor) -> None:
     half = {"x": "y" * 200}
     first = await projects.create(database, tiny, name="a", canvas_data=half)
     with pytest.raises(LimitExceeded) as refused:
@@ -160,11 +205,10 @@ async def test_storage_is_limited_on_create_update_and_restore(database: Databas
     with pytest.raises(LimitExceeded):
         await projects.update(database, tiny, second.id, {"canvas_data": {"x": "y" * 400}})
     await projects.delete(database, tiny, first.id)
+    with pytest.raises(LimitExceeded, match="empty the trash"):
+        await projects.update(database, tiny, second.id, {"canvas_data": {"x": "y" * 400}})
+    await trash.purge(database, tiny, first.id)
     await projects.update(database, tiny, second.id, {"canvas_data": {"x": "y" * 400}})
-    with pytest.raises(LimitExceeded):
-        await projects.restore(database, tiny, first.id)
-    await projects.update(database, tiny, second.id, {"canvas_data": None})
-    await projects.restore(database, tiny, first.id)
     gauge, truth = await gauge_and_truth(database, tiny)
     assert gauge == truth
     assert truth[1] <= TINY
@@ -193,6 +237,9 @@ async def test_a_lowered_limit_stops_growth_and_lets_shrink(database: Database, 
         await projects.restore(database, person, made[1].id)
     shown = {u.resource: u for u in (await overview(database, person, [person.user_id]))[person.user_id]}
     assert (shown["projects"].used, shown["projects"].limit, shown["projects"].remaining) == (2, 1, 0)
+    assert (shown["storage"].used > 500, shown["storage"].remaining) == (True, 0), "what is in the trash counts"
+    assert await trash.empty(database, person) == 1
+    shown = {u.resource: u for u in (await overview(database, person, [person.user_id]))[person.user_id]}
     assert shown["storage"].remaining == 500 - shown["storage"].used
 
 
@@ -249,6 +296,7 @@ async def test_sizes_that_other_applications_wrote_are_read_whatever_their_numbe
     for project_id in made.inserted_ids:
         await projects.update(database, person, project_id, {"canvas_data": {"a": 1}})
         await projects.delete(database, person, project_id)
+    assert await trash.empty(database, person) == len(sizes)
     assert (await gauge_and_truth(database, person))[0] == (0, 0)
 
 
@@ -262,4 +310,8 @@ async def test_giving_back_twice_is_not_possible(database: Database, person: Act
     await projects.delete(database, person, made.id)
     with pytest.raises(NotFound):
         await projects.delete(database, person, made.id)
+    assert (await gauge_and_truth(database, person))[0] == (0, made.storage_size)
+    await trash.purge(database, person, made.id)
+    with pytest.raises(NotFound):
+        await trash.purge(database, person, made.id)
     assert (await gauge_and_truth(database, person))[0] == (0, 0)

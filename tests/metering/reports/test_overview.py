@@ -60,7 +60,7 @@ async def test_more_than_the_limit_leaves_nothing_rather_than_less(database: Dat
     assert (await seen(database, person))["apiCalls"].remaining == 0
 
 
-async def test_only_projects_that_exist_count(database: Database, person: Actor) -> None:
+async def test_projects_that_exist_and_bytes_that_are_stored_count(database: Database, person: Actor) -> None:
     now = database.clock.now()
     await database.raw["projects"].insert_many(
         [
@@ -71,7 +71,7 @@ async def test_only_projects_that_exist_count(database: Database, person: Actor)
         ]
     )
     found = await seen(database, person)
-    assert (found["projects"].used, found["storage"].used) == (2, 10)
+    assert (found["projects"].used, found["storage"].used) == (2, 15)
     assert found["projects"].period_start is None
 
 

@@ -34,9 +34,10 @@ __all__ = [
 # A project's `storageSize` as whole bytes, whatever kind of number another application wrote.
 STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
 
+# A deleted project takes no place, and keeps its bytes until it is purged.
+_PLACE = {"$cond": [{"$eq": [{"$ifNull": ["$deletedAt", None]}, None]}, 1, 0]}
 _COUNT: list[dict[str, Any]] = [
-    {"$match": {"deletedAt": None}},
-    {"$group": {"_id": "$userId", "projects": {"$sum": 1}, "storageBytes": {"$sum": STORAGE_SIZE}}},
+    {"$group": {"_id": "$userId", "projects": {"$sum": _PLACE}, "storageBytes": {"$sum": STORAGE_SIZE}}},
 ]
 
 # After these, a user's document has `gauge` and `counted`: what `gauge_from` reads. Projects are counted only for users
@@ -106,7 +107,7 @@ async def reserve(
         over_projects = "projects" in guards and total_projects > limits.projects
         if over_projects or ("storageBytes" in guards and total_bytes > limits.storage_bytes):
             raise _exceeded(limits, over_projects=over_projects)
-        if existing.projects:
+        if existing.projects or existing.storage_bytes:
             await _set(transaction, user_id, total_projects, total_bytes)
 
 
@@ -196,6 +197,6 @@ def _exceeded(limits: Limits, *, over_projects: bool) -> QuotaExceeded:
         )
     return QuotaExceeded(
         f"The plan {limits.plan_name} allows {limits.storage_bytes:,} bytes of storage, and this would be more: "
-        "delete something or choose a larger plan",
+        "delete something, empty the trash or choose a larger plan",
         fields={"storage": f"limit {limits.storage_bytes} reached"},
     )

@@ -1,0 +1,127 @@
+"""The trash: deleted projects until they are purged, which removes them for good.
+
+A deleted project takes no place of the plan and keeps its bytes. Its owner may purge it; otherwise it is purged 30 days after
+its deletion, or earlier when `MOST` projects were deleted after it.
+
+Invariant: a transaction that removes projects also releases their bytes, so the storage gauge is the sum of what is stored.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from bson import ObjectId
+
+from ximler.audit import records
+from ximler.audit.actions import Action
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.clock import EPOCH
+from ximler.core.errors import NotFound
+from ximler.database import Database, outbox
+from ximler.metering.quota import gauges
+
+__all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
+
+KEPT = timedelta(days=30)
+MOST = 1000  # of one user; what a project weighs beside its content is not metered
+IN_TRASH: dict[str, Any] = {"deletedAt": {"$gt": EPOCH}}
+_BATCH = 100
+_log = structlog.get_logger("ximler.projects")
+
+
+async def purge(database: Database, actor: Actor, project_id: ObjectId) -> None:
+    """Remove one of the actor's deleted projects for good. Raises NotFound, also for a project that is not deleted."""
+    if not await _purge(database, actor, actor.require_user(), {"_id": project_id, **IN_TRASH}):
+        raise NotFound("No such deleted project")
+
+
+async def empty(database: Database, actor: Actor) -> int:
+    """Remove the projects that the actor has deleted by now for good, in batches; returns how many. Safe to repeat."""
+    user_id = actor.require_user()
+    by_now = {"deletedAt": {"$gt": EPOCH, "$lte": database.clock.now()}}
+    total = 0
+    while count := await _purge(database, actor, user_id, by_now):
+        total += count
+    return total
+
+
+@outbox.daily("projects.purge", hour=4)
+async def purge_expired(*, database: Database) -> int:
+    """Purge projects that were deleted more than 30 days ago; returns how many.
+
+    A batch of one user is one transaction: safe to race, and to be killed at any moment.
+    """
+    expired = {"deletedAt": {"$gt": EPOCH, "$lte": database.clock.now() - KEPT}}
+    oldest: list[dict[str, Any]] = [
+        {"$match": expired},
+        {"$sort": {"deletedAt": 1}},
+        {"$limit": _BATCH},
+        {"$group": {"_id": "$userId", "projects": {"$push": "$_id"}}},
+    ]
+    total = 0
+    # The owner as it is stored: another application may have written anything.
+    while found := await database.projects.aggregate(oldest):
+        for owner in found:
+            total += await _purge(database, SYSTEM, owner["_id"], {"_id": {"$in": owner["projects"]}, **expired})
+    if total:
+        _log.info("trash purged", projects=total)
+    return total
+
+
+async def trim(transaction: Database, actor: Actor, user_id: ObjectId) -> int:
+    """Remove the projects that were deleted before the latest `MOST`; returns their bytes, for the caller to release.
+
+    One command where there are none.
+    """
+    found = await transaction.projects.aggregate(
+        [
+            {"$match": {"userId": user_id, **IN_TRASH}},
+            {"$sort": {"deletedAt": -1, "_id": -1}},
+            {"$skip": MOST},
+            {"$limit": _BATCH},
+            {"$project": {"_id": 1}},
+        ]
+    )
+    if not found:
+        return 0
+    surplus = await _measured(transaction, user_id, {"_id": {"$in": [each["_id"] for each in found]}})
+    return await _remove(transaction, actor, user_id, surplus)
+
+
+async def _purge(database: Database, actor: Actor, user_id: Any, where: dict[str, Any]) -> int:
+    """Remove up to a hundred matching projects of a user and release their bytes; returns how many."""
+
+    async def write(transaction: Database) -> int:
+        found = await _measured(transaction, user_id, where)
+        if found:
+            storage_bytes = await _remove(transaction, actor, user_id, found)
+            if isinstance(user_id, ObjectId):
+                await gauges.release(transaction, user_id, storage_bytes=storage_bytes)
+        return len(found)
+
+    return await database.transaction(write)
+
+
+async def _measured(transaction: Database, user_id: Any, where: dict[str, Any]) -> list[dict[str, Any]]:
+    return await transaction.projects.aggregate(
+        [
+            {"$match": {"userId": user_id, **where}},
+            {"$limit": _BATCH},
+            {"$project": {"name": 1, "bytes": gauges.STORAGE_SIZE}},
+        ]
+    )
+
+
+async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list[dict[str, Any]]) -> int:
+    """Remove projects that this transaction has read; returns their bytes. One that is restored meanwhile is a write
+    conflict: the transaction runs again, without it."""
+    await transaction.projects.delete_many({"_id": {"$in": [each["_id"] for each in found]}, "userId": user_id})
+    await records.write_each(
+        transaction,
+        actor,
+        Action.PROJECT_PURGED,
+        resource="projects",
+        removed={each["_id"]: {"name": name} if isinstance(name := each.get("name"), str) else {} for each in found},
+        user_id=user_id if isinstance(user_id, ObjectId) else None,
+    )
+    return sum(each["bytes"] for each in found)
