@@ -72,6 +72,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Maximum connections per process. Idle ones are closed for new ones; without any it answers 503.",
         ),
     ] = 1000
+    keep_alive_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=3600,
+            description="Seconds that an idle connection is kept open. Longer than the proxy's in front, which is often 60.",
+        ),
+    ] = 75
     drain_seconds: Annotated[
         int, Meta(ge=0, le=600, description="How long running requests may finish after SIGTERM or Ctrl-C.")
     ] = 10
@@ -80,7 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="Public URL of Ximler, used for links in e-mails. Unset: host and port."),
     ] = None
     trusted_proxies: Annotated[
-        tuple[str, ...], Meta(description="Addresses or networks of proxies whose `X-Forwarded-For` is trusted.")
+        tuple[str, ...],
+        Meta(description="Addresses or networks of proxies whose `X-Forwarded-For`, or else `Forwarded`, is trusted."),
     ] = ()
     cors_origins: Annotated[
         tuple[str, ...], Meta(description="Origins whose pages may call the API from a browser.")
