@@ -21,7 +21,15 @@ from pymongo.errors import (
 
 from ximler.core.errors import Conflict, Invalid, Unavailable
 
-__all__ = ["DRIVER_ERRORS", "DatabaseUnavailable", "DocumentExists", "reason", "redacted", "translated"]
+__all__ = [
+    "DRIVER_ERRORS",
+    "DatabaseUnavailable",
+    "DocumentExists",
+    "RefusedChanges",
+    "reason",
+    "redacted",
+    "translated",
+]
 
 DRIVER_ERRORS = (PyMongoError, InvalidDocument, OverflowError, UnicodeEncodeError)
 
@@ -30,7 +38,8 @@ _TOO_LARGE = frozenset({10334, 17419, 17420})
 _TOO_DEEP = 15
 _DUPLICATE = 11000
 _WRITE_CONFLICT = 112
-_BAD_VALUE, _TYPE_MISMATCH, _PATH_NOT_VIABLE, _CANNOT_BACKFILL, _CONFLICTING_PATHS = 2, 14, 28, 34, 40
+_BAD_VALUE, _CANNOT_BACKFILL, _CONFLICTING_PATHS = 2, 34, 40
+_WRONG_KIND = frozenset({14, 28, 16554, 16556, 40400})  # of a path's value, or of an operand in a pipeline
 # Codes of a server that is shutting down, stepping down, out of reach or out of time. The same request may succeed later.
 _UNAVAILABLE = frozenset(
     {
@@ -60,6 +69,16 @@ class DocumentExists(Conflict):
     """A unique index refused the write. `fields` names the fields that are taken."""
 
     code = "ALREADY_EXISTS"
+
+
+class RefusedChanges(Conflict):
+    """A document does not take a change, because of a value that it has.
+
+    Of an unordered bulk, `reasons` says why by the change's position. Its other changes are done, except those that met a
+    unique index.
+    """
+
+    reasons: dict[int, str] = {}  # noqa: RUF012 (replaced, never changed)
 
 
 def translated(error: BaseException, collection: str) -> BaseException:
@@ -97,8 +116,11 @@ def _bulk(error: BulkWriteError, collection: str) -> BaseException:
     """
     failures = [*(error.details.get("writeErrors") or []), *(error.details.get("writeConcernErrors") or [])]
     found = [_operation(details, collection) or error for details in failures] or [error]
-    ranks = (DocumentExists, Conflict, Invalid, DatabaseUnavailable, BulkWriteError)
-    return max(found, key=lambda e: next(rank for rank, kind in enumerate(ranks) if isinstance(e, kind)))
+    ranks = (DocumentExists, RefusedChanges, Conflict, Invalid, DatabaseUnavailable, BulkWriteError)
+    gravest = max(found, key=lambda e: next(rank for rank, kind in enumerate(ranks) if isinstance(e, kind)))
+    if isinstance(gravest, RefusedChanges):
+        gravest.reasons = {d["index"]: _message(d) for d in failures if d.get("code") != _DUPLICATE}
+    return gravest
 
 
 def _operation(details: dict[str, Any], collection: str) -> BaseException | None:
@@ -122,9 +144,9 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
     if code in _UNAVAILABLE:
         return DatabaseUnavailable("The database did not answer in time: try again in a moment")
     no_list = code == _BAD_VALUE and any(part in _message(details) for part in ("must be an array", "non-array"))
-    if code in (_TYPE_MISMATCH, _PATH_NOT_VIABLE) or no_list:
+    if code in _WRONG_KIND or no_list:
         # A path into a Mixed value through, or to, a value of another kind. Not quoted: it is a user's data.
-        return Conflict(
+        return RefusedChanges(
             f"{collection}: the stored value on the path of this change is of another kind: read it again "
             "('ximler db repair' removes nulls)"
         )

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from datetime import UTC
 from typing import Any
 
+import cachebox
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 from pymongo import monitoring
@@ -18,7 +19,7 @@ from pymongo import monitoring
 from ximler.core.clock import Clock
 from ximler.database.failures import reason
 
-__all__ = ["UNREADABLE", "ConnectionState", "RoundTrip", "listeners", "round_trips"]
+__all__ = ["UNREADABLE", "ConnectionState", "RoundTrip", "first_time", "listeners", "round_trips"]
 
 _log = structlog.get_logger("ximler.database")
 
@@ -43,6 +44,7 @@ FORGIVEN = Counter(
     "ximler_database_ignored_fields_total", "Stored values of a wrong type, read as the default.", ("document", "field")
 )
 
+_logged: "cachebox.TTLCache[tuple[str, str], bool]" = cachebox.TTLCache(10_000, 3600.0)
 _IN_FLIGHT = 5000  # more than any pool has connections
 
 RoundTrip = tuple[str, str]  # (verb, collection)
@@ -58,6 +60,15 @@ def round_trips() -> Iterator[list[RoundTrip]]:
         yield trips
     finally:
         _recording.reset(token)
+
+
+def first_time(collection: str, document_id: Any) -> bool:
+    """Whether a problem of this document was not logged by this process in the last hour; it counts as logged from now on."""
+    key = collection, str(document_id)
+    if key in _logged:
+        return False
+    _logged[key] = True
+    return True
 
 
 class ConnectionState:

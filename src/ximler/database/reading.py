@@ -7,12 +7,13 @@ counted; a query for it alone raises `UnreadableDocument`. Filters are MongoDB's
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import msgspec
 import structlog
 from bson import ObjectId, Timestamp
 from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
@@ -39,6 +40,7 @@ Sort = Sequence[tuple[str, int]]
 
 MAX_PAGE = 100
 _BATCH = 4000
+_MAJORITY = ReadConcern("majority")
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
 _FIRST_ID, _LAST_ID = ObjectId(bytes(12)), ObjectId(b"\xff" * 12)
@@ -110,6 +112,15 @@ class ReadableCollection(Generic[D]):
         self._session = session
         self._codec: Codec[D] = codec_of(spec.document)
         self._setters = _setters(spec)
+
+    @property
+    def committed(self) -> Self:
+        """This collection, read with majority read concern: no failover rolls back a document that it returns.
+
+        For reads that decide about a write to another document, outside a transaction.
+        """
+        raw = self.raw.with_options(read_concern=_MAJORITY)
+        return type(self)(self.spec, raw, self._clock, self._session, self._forget)
 
     @overload
     async def find_one(self, where: Filter, *, deleted: bool = False, sort: Sort | None = None) -> D | None: ...
@@ -340,9 +351,13 @@ class ReadableCollection(Generic[D]):
                     readable.append(decode(raw))
                 except UnreadableDocument as problem:
                     monitoring.UNREADABLE.labels(self.spec.name).inc()
-                    _log.warning(
-                        "document left out", collection=self.spec.name, id=str(raw.get("_id")), reason=problem.message
-                    )
+                    if monitoring.first_time(self.spec.name, raw.get("_id")):
+                        _log.warning(
+                            "document left out",
+                            collection=self.spec.name,
+                            id=str(raw.get("_id")),
+                            reason=problem.message,
+                        )
             return readable
 
     def _attribute(self, field: str) -> str:

@@ -1,6 +1,8 @@
 """What an operator puts right: quotas and gauges that are not what the ledger and the documents say, and forfeited units."""
 
-import math
+import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -15,8 +17,6 @@ from ximler.core.errors import Conflict, Invalid, NotFound, Unavailable
 from ximler.database import Database
 from ximler.metering.ledger import changes, recorded, rows, settlement
 from ximler.metering.quota import gauges
-from ximler.metering.reports.overview import WHOLE_AMOUNT
-from ximler.schema.document import Number
 from ximler.schema.gauge import Gauge
 from ximler.schema.quota import QUOTAS, Quota
 from ximler.schema.usage import ResourceType, Usage
@@ -116,7 +116,8 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             raise _UnderWay
         found = await _rows(transaction, quota)
         hours = {
-            key: max(int(quota.hours.get(key, 0)), found.leased.get(key, 0)) for key in {*quota.hours, *found.leased}
+            key: max(rows.whole(quota.hours.get(key)), found.leased.get(key, 0))
+            for key in {*quota.hours, *found.leased}
         }
         settled = sum(hours.values())
         right = {
@@ -147,11 +148,14 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             await _tell(transaction, actor, "quotas", quota.id, quota.user_id, drifts)
         return drifts
 
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         try:
             return await database.transaction(write)
         except _UnderWay:
             await settlement.finish(database, resource)
+            await asyncio.sleep(
+                attempt * 0.01
+            )  # a settlement that is not committed by a majority yet cannot be finished
     raise Unavailable("Recorded events are settled without a pause: try again in a moment")
 
 
@@ -176,7 +180,7 @@ async def _rows(transaction: Database, quota: Quota) -> _Rows:
     end = max(quota.period_end, quota.period_start + _LONGEST)
     where = {"userId": quota.user_id, "resourceType": quota.resource}
     for row in await transaction.usage.find({**where, "periodStart": {"$gte": quota.period_start, "$lt": end}}):
-        amount, hour = _whole(row.amount), rows.hour_key_of(row.period_start)
+        amount, hour = rows.whole(row.amount), rows.hour_key_of(row.period_start)
         leased, events = _parts(row, quota, amount)
         if day in leased:
             found.leased[hour] = max(found.leased.get(hour, 0), leased[day])
@@ -201,22 +205,15 @@ def _parts(row: Usage, quota: Quota, amount: int) -> tuple[dict[str, int], dict[
     return rows.leased(row.metadata), recorded.by_period(row.metadata)
 
 
-def _whole(amount: Number) -> int:
-    """Whatever another application wrote."""
-    return int(amount) if math.isfinite(amount) else 0
-
-
 async def _recount(database: Database, actor: Actor, user_id: ObjectId, *, dry_run: bool) -> list[Drift]:
     drifts: list[Drift] = []
 
     async def write(transaction: Database) -> None:
         was, now = await gauges.recount(transaction, user_id)
-        if was.sent:
-            raise _UnderWay
-        told = await _told(transaction, was)
+        ledger = await _in_ledger(transaction, was)
         drifts[:] = [
             Drift(user_id=user_id, of=of, what=name, was=getattr(said, name), now=getattr(now, name))
-            for of, said in (("gauge", was), ("ledger", told))
+            for of, said in (("gauge", was), ("ledger", ledger))
             for name in ("projects", "storage_bytes")
             if getattr(said, name) != getattr(now, name)
         ]
@@ -226,35 +223,37 @@ async def _recount(database: Database, actor: Actor, user_id: ObjectId, *, dry_r
         await gauges.note(
             transaction,
             user_id,
-            projects=was.projects - told.projects,
-            storage_bytes=was.storage_bytes - told.storage_bytes,
+            projects=was.projects - ledger.projects,
+            storage_bytes=was.storage_bytes - ledger.storage_bytes,
         )
         await _tell(transaction, actor, "gauges", str(user_id), user_id, drifts)
 
-    for _ in range(_ATTEMPTS):
-        try:
-            await database.transaction(write)
-        except _NothingToDo:
-            return drifts
-        except _UnderWay:
-            await changes.settle(database, user_id=user_id)
-        else:
-            await changes.settle(database, user_id=user_id)
-            return drifts
-    raise Unavailable("The user's changes are brought into the ledger without a pause: try again in a moment")
+    await changes.settle(database, user_id=user_id)
+    with contextlib.suppress(_NothingToDo):
+        await database.transaction(write)
+        await changes.settle(database, user_id=user_id)
+    return drifts
 
 
-async def _told(transaction: Database, gauge: Gauge) -> Gauge:
-    """What the ledger says that the user has, when it has all that the gauge has noted."""
+async def _in_ledger(transaction: Database, gauge: Gauge) -> Gauge:
+    """The user's projects and bytes by the ledger, once it has all changes of the gauge."""
+    is_ahead = {"$gt": ["$metadata.changed.through", gauge.number]}  # it has earlier readings of these changes
     found = await transaction.usage.aggregate(
         [
             {"$match": {"userId": gauge.id, "resourceType": {"$in": list(changes.RESOURCES)}}},
-            {"$group": {"_id": "$resourceType", "amount": {"$sum": WHOLE_AMOUNT}}},
+            {
+                "$group": {
+                    "_id": "$resourceType",
+                    "amount": {"$sum": rows.WHOLE_AMOUNT},
+                    "ahead": {"$sum": {"$cond": [is_ahead, "$metadata.changed.units", 0]}},
+                }
+            },
         ]
     )
-    amounts = {row["_id"]: int(row["amount"]) for row in found}
-    projects, storage = (amounts.get(name, 0) + changes.noted(gauge, name) for name in changes.RESOURCES)
-    return Gauge(id=gauge.id, projects=projects, storage_bytes=storage)
+    amounts = Counter({row["_id"]: int(row["amount"]) - int(row["ahead"]) for row in found})
+    for resource, _, units in changes.pending(gauge):
+        amounts[resource] += units
+    return Gauge(id=gauge.id, projects=amounts["projects"], storage_bytes=amounts["storage"])
 
 
 class _NothingToDo(Exception):

@@ -13,8 +13,8 @@ __all__ = ["GAUGES", "Gauge"]
 class Gauge(Document, kw_only=True):
     """Projects and bytes in one document, so that one guarded update reserves both. The limits are the plan's.
 
-    `hours` (`h` and the hours since 1970 → `projects` and `storage`, signed) are changes that the ledger does not have yet, and
-    `sent` those that are on their way into it, under `number` (see metering.ledger.changes). Every change
+    `hours` (`h` and the hours since 1970 → `projects` and `storage`, signed) are changes that the ledger may lack, `steps` how
+    many changes they are, and `number` the last version that the ledger has in full (see metering.ledger.changes). Every change
     of the counts changes `hours` by as much.
     """
 
@@ -22,8 +22,11 @@ class Gauge(Document, kw_only=True):
     projects: Internal[int] = 0
     storage_bytes: Internal[int] = 0
     hours: Internal[Mixed] = field(default_factory=dict[str, Any])
-    sent: Internal[Mixed] = field(default_factory=dict[str, Any])
+    steps: Internal[int] = 0
     number: Internal[int] = 0
+    sent: Internal[Mixed] = field(
+        default_factory=dict[str, Any]
+    )  # changes that an earlier version of Ximler left half added
     due: Internal[datetime | None] = None  # when it was last changed; None: the ledger has everything
     created_at: Internal[datetime] = AT_WRITE
     updated_at: Internal[datetime] = AT_WRITE

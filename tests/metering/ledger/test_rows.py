@@ -154,3 +154,39 @@ async def test_rows_as_they_were_before_one_hour_had_one_row_are_read_as_they_ar
     start = row["periodStart"].replace(tzinfo=UTC)
     [point] = await series(database, person, "apiCalls", since=start, until=start + timedelta(hours=1), by="HOUR")
     assert point.amount == 37
+
+
+WRONG = [
+    {"amount": "many"},
+    {"amount": None, "metadata": "text"},
+    {"metadata": [1]},
+    {"metadata": {"leased": [], "recorded": 5}},
+    {
+        "metadata": {
+            "leased": {"2026-03-01": {"units": "x"}},
+            "recorded": {"periods": {"2026-03-01": "x"}, "sources": 1},
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_row_with_a_value_of_a_wrong_type_is_repaired_and_holds_up_no_other(
+    database: Database, wrong: dict[str, Any]
+) -> None:
+    users = [ObjectId() for _ in range(20)]
+    await database.raw["usage"].insert_one(
+        {"_id": rows.row_id(users[7], "apiCalls", FIRST), "userId": users[7], "resourceType": "apiCalls"}
+        | {"amount": 0, "periodStart": MONTH, "periodEnd": MONTH + timedelta(hours=1)}
+        | wrong,
+        bypass_document_validation=True,
+    )
+    for _ in range(2):
+        await rows.write(database, [quota(user, {FIRST: 5}) for user in users])
+        sums = {(user, FIRST): {"a": 30} for user in users}
+        await recorded.add(database, "apiCalls", sums, number=1, periods=dict.fromkeys(sums, MONTH))
+    for user in users:
+        [row] = await stored(database, user)
+        assert row["amount"] == 35
+        assert row["metadata"]["leased"]["2026-03-01"]["units"] == 5
+        assert row["metadata"]["recorded"]["periods"] == {"2026-03-01": 30}

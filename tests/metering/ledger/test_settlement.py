@@ -11,9 +11,9 @@ from tests.metering.ledger.test_events import OPERATOR, at, event
 
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
-from ximler.database import Database
+from ximler.database import Database, monitoring
 from ximler.database.monitoring import round_trips
-from ximler.metering.ledger import recorded, settlement
+from ximler.metering.ledger import changes, recorded, settlement
 from ximler.metering.ledger.events import Event, record
 from ximler.metering.limits import periods
 from ximler.metering.limits.entitlements import open_quota
@@ -231,3 +231,22 @@ async def test_whoever_keeps_settling_leaves_a_settlement_to_its_process_for_fiv
         database.clock.offset_ms = age_ms
         await settlement._settle(database, "apiCalls", (80, 100), all_of_it=False)
         assert await database.usage.count({}) == settled
+
+
+async def test_reads_that_decide_about_a_settlement_have_majority_read_concern(
+    database: Database, person: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(database, OPERATOR, [event(database, person)])
+    found: dict[str, Any] = {}
+    started = monitoring._Commands.started
+
+    def listen(self: Any, sent: Any) -> None:
+        if sent.command_name == "find":
+            found[sent.command["find"]] = (sent.command.get("readConcern") or {}).get("level")
+        started(self, sent)
+
+    monkeypatch.setattr(monitoring._Commands, "started", listen)
+    await settlement.settle(database)
+    await changes.settle(database)
+    decisive = ("usagesettlements", "usagebatches", "entitlements", "gauges")
+    assert {name: found[name] for name in decisive} == dict.fromkeys(decisive, "majority")

@@ -1,7 +1,7 @@
 """The ledger's part for recorded events, which only settlements add to (see `metering.ledger.rows`).
 
 A row's `metadata.recorded` has the units by the quota that they count against (`periods`, by the day on which its period
-began), and by what told of them (`sources`). It is the only account there is.
+began), and by the events' `sources`. It is their only account: the events themselves do not say.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from msgspec import field
 
 from ximler.database import Database
 from ximler.metering.ledger import rows
-from ximler.metering.ledger.rows import Addition
 from ximler.schema.document import Document, Mixed
 from ximler.schema.usage import ResourceType
 
@@ -28,7 +27,7 @@ Sums = Mapping[tuple[ObjectId, int], Mapping[str, int]]
 
 
 class _Named(Document, kw_only=True):
-    """What of a row says which sources it names."""
+    """Which sources a row names."""
 
     id: ObjectId = field(name="_id")
     metadata: Mixed = field(default_factory=dict[str, Any])
@@ -44,33 +43,46 @@ async def add(
 ) -> None:
     """Add a settlement's units to the rows that do not have it yet. Two round trips; may be done again.
 
-    `periods` says of each user and hour when the period began that they count in. A row names `MAX_SOURCES` sources at most.
+    `periods` has, for each user and hour, the start of the period that it counts in. A row names at most `MAX_SOURCES` sources.
     """
     ids = {place: rows.row_id(place[0], resource, place[1]) for place in sums}
     # The users, too, so that a cluster asks only the shards that have them.
     which = {"_id": {"$in": list(ids.values())}, "userId": {"$in": list({user for user, _ in sums})}}
     found = await database.usage.find(which, into=_Named, hint="_id_")
-    named = {row.id: set(_part(row.metadata).get("sources") or ()) for row in found}
-    additions = []
+    named = {row.id: _sources(row.metadata) for row in found}
+    changes = []
     for (user, hour), by_source in sums.items():
         amount = sum(by_source.values())
         counts = {f"periods.{rows.day_of(periods[user, hour])}": amount}
         counts |= _by_source(by_source, named.get(ids[user, hour], set()))
-        additions.append(
-            Addition(user_id=user, resource=resource, hour=hour, number=number, amount=amount, counts=counts)
+        values: dict[str, Any] = {
+            path: {"$add": [{"$ifNull": [f"$metadata.recorded.{path}", 0]}, units]} for path, units in counts.items()
+        }
+        values["through"] = number
+        changes.append(
+            rows.change(
+                database,
+                user,
+                resource,
+                hour,
+                "recorded",
+                gained=amount,
+                values=values,
+                unless_through={"$gte": number},
+            )
         )
-    await rows.add(database, "recorded", additions)
+    await rows.apply(database, changes)
 
 
 def by_period(metadata: Any) -> dict[str, int]:
-    """Of a row's metadata: the units of recorded events, by the day on which the period began that they count in."""
-    found = _part(metadata).get("periods")
-    return {day: int(units) for day, units in found.items()} if isinstance(found, dict) else {}
+    """The units of recorded events, from a row's metadata, by the day on which the period began that they count in."""
+    found = rows.part_of(metadata, "recorded").get("periods")
+    return {day: rows.whole(units) for day, units in found.items()} if isinstance(found, dict) else {}
 
 
-def _part(metadata: Any) -> dict[str, Any]:
-    found = metadata.get("recorded") if isinstance(metadata, dict) else None
-    return found if isinstance(found, dict) else {}
+def _sources(metadata: Any) -> set[str]:
+    found = rows.part_of(metadata, "recorded").get("sources")
+    return set(found) if isinstance(found, dict) else set()
 
 
 def _by_source(by_source: Mapping[str, int], named: set[str]) -> dict[str, int]:

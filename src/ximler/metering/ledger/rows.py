@@ -1,76 +1,107 @@
-"""The ledger's rows: one a user, resource and hour, whatever it was that counted there.
+"""The ledger's rows: one per user, resource and hour, and the one way in which usage reaches them.
 
-A row's `amount` is all that was used in its hour. Each source of it keeps its own part of the row in `metadata`, and adds to
-the amount what its part has gained, so that sources do not know of each other, and what another application adds to a row, or
-writes into rows of its own, counts as well:
+A row's `amount` is all usage of its hour. Each source keeps a part of its own in `metadata` and adds to the amount whatever
+its part gains, in the same update. So sources are independent of each other, and usage that another application adds to a
+row, or writes into rows of its own, counts as well.
 
-- `leased`, by the day on which the quota's period began: `units`, and some of them by `keys` and `routes`. Derived from the
-  quota's hours by `write`: they only ever grow, so a row takes the larger of what it has and what it is told, whoever writes
-  it, how often, or in which order.
-- `recorded` (`recorded`) and `changed` (`changes`) are `add`ed to in numbered steps, and a part remembers
-  the number of the latest, `through` which it has them. So a step that is taken again, in part or whole, counts once.
+- `leased` (`write`), by the day on which the quota's period began: `units`, and some of them by `keys` and `routes`. They are
+  derived from the quota's hours and only grow, so a row keeps the larger value.
+- `changed` (`changes`): `units` of projects or bytes, signed, derived from the gauge's hours; a row keeps the latest version.
+- `recorded` (`recorded`): added by numbered settlements; a row has them up to the number `through`.
 
-Invariant: an hour of which the ledger does not have all that was leased belongs to a quota with an open lease (a lease ends
-only after its hours are written), so whoever forfeits the lease writes them.
+Invariant: a change is idempotent. It may be applied again, late, and in any order with others: it counts once.
+
+Invariant: an hour of leased usage that the ledger lacks belongs to a quota with an open lease, because a lease ends only after
+its hours are written. So the process that forfeits a lease writes them.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-import msgspec
+import structlog
 from bson import ObjectId
 
 from ximler.core.clock import from_ms, to_ms
 from ximler.database import Database
-from ximler.database.failures import DocumentExists
+from ximler.database.failures import DocumentExists, RefusedChanges
 from ximler.schema.quota import Quota
-from ximler.schema.usage import ResourceType, Usage
+from ximler.schema.usage import ResourceType
 
-__all__ = ["Addition", "Part", "add", "day_of", "hour_key_of", "leased", "row_id", "start_of", "write"]
+__all__ = [
+    "WHOLE_AMOUNT", "Change", "apply", "change", "day_of", "hour_key_of", "hour_of_key", "leased", "part_of", "row_id",
+    "start_of", "whole", "write",
+]  # fmt: skip
 
-Part = Literal["recorded", "changed"]
 _HOUR = timedelta(hours=1)
 _HOUR_MS = 3_600_000
+_log = structlog.get_logger("ximler.metering")
+
+Change = tuple[dict[str, Any], list[dict[str, Any]]]
+"""The filter and the pipeline of an update of one row."""
+
+# A row's amount as a whole number; another application may have written any kind of number, or none.
+WHOLE_AMOUNT = {"$convert": {"input": "$amount", "to": "long", "onError": 0, "onNull": 0}}
 
 
-class Addition(msgspec.Struct, frozen=True, kw_only=True):
-    """What a numbered step adds to a row; `counts` are what the part itself counts up, by their path below it."""
+def change(
+    database: Database,
+    user_id: ObjectId,
+    resource: ResourceType,
+    hour: int,
+    part: str,
+    *,
+    gained: Any,
+    values: Mapping[str, Any],
+    unless_through: Mapping[str, Any] | None = None,
+) -> Change:
+    """Add the expression `gained` to the row's amount and set `values` below its `metadata.{part}`.
 
-    user_id: ObjectId
-    resource: ResourceType
-    hour: int  # since 1970
-    number: int
-    amount: int
-    counts: Mapping[str, int] = {}
+    `unless_through` is a condition on the number that the part has already: the row is left alone where it holds. The
+    arithmetic must fail on anything but numbers, so that a row with a value of a wrong type is found and repaired.
+    """
+    start = start_of(hour)
+    # By `_id` and the whole shard key, so that a cluster asks one shard.
+    where: dict[str, Any] = {"_id": row_id(user_id, resource, hour), "userId": user_id}
+    where |= {"resourceType": resource, "periodStart": start}
+    if unless_through is not None:
+        where[f"metadata.{part}.through"] = {"$not": dict(unless_through)}
+    fields: dict[str, Any] = {
+        "amount": {"$add": [{"$ifNull": ["$amount", 0]}, gained]},
+        "periodEnd": {"$ifNull": ["$periodEnd", start + _HOUR]},
+        "createdAt": {"$ifNull": ["$createdAt", database.clock.now()]},
+    }
+    fields |= {f"metadata.{part}.{path}": value for path, value in values.items()}
+    return where, [{"$set": {"metadata": {"$mergeObjects": ["$metadata"]}}}, {"$set": fields}]  # fails on no object
+
+
+async def apply(database: Database, changes: Sequence[Change]) -> None:
+    """Apply each change to its row, or to a new one. One command; one more when it may have been done before.
+
+    A row in which a value has a wrong type is logged and repaired, with three more commands; the others do not wait for it.
+    """
+    try:
+        await database.usage.recompute_each(changes, upsert=True)
+    except (DocumentExists, RefusedChanges):
+        # A row that has the change already does not match, and is in the way of a new one; so is a row that another source
+        # has begun at the same moment.
+        try:
+            await database.usage.recompute_each(changes)
+        except RefusedChanges as problem:
+            await _repair(database, [changes[position] for position in problem.reasons])
 
 
 async def write(database: Database, quotas: Iterable[Quota]) -> int:
-    """Write what was leased in all hours that these quotas were read with; returns how many. One command."""
-    now = database.clock.now()
-    changes = [_leased(quota, key, now) for quota in quotas for key in quota.hours]
-    if changes:
-        try:
-            await database.usage.recompute_each(changes, upsert=True)
-        except DocumentExists:  # somebody began a row at the same moment: now it is there to be found
-            await database.usage.recompute_each(changes, upsert=True)
+    """Write leased usage of all hours that these quotas were read with; returns how many. One command."""
+    changes = [_leased(database, quota, key) for quota in quotas for key in quota.hours if hour_of_key(key) is not None]
+    await apply(database, changes)
     return len(changes)
 
 
-async def add(database: Database, part: Part, additions: Iterable[Addition]) -> None:
-    """Add to the rows that do not have it yet. One command, one more when it may have been done before."""
-    changes = [_added(part, addition) for addition in additions]
-    try:
-        await database.usage.upsert_each(changes)
-    except DocumentExists:
-        # A row that has the step already does not match, and is in the way of being made anew; but so is one that another
-        # source has begun at the same moment.
-        await database.usage.patch_each((where, update) for where, update, _ in changes)
-
-
 def row_id(user_id: ObjectId, resource: ResourceType, hour: int) -> ObjectId:
-    """In the order of time, as every ObjectId."""
+    """Ordered by time, like every ObjectId."""
     of_whom = hashlib.blake2b(user_id.binary + resource.encode(), digest_size=8, person=b"usage row")
     return ObjectId((hour * 3600).to_bytes(4, "big") + of_whom.digest())
 
@@ -80,61 +111,84 @@ def start_of(hour: int) -> datetime:
 
 
 def hour_key_of(start: datetime) -> str:
-    """The key, in a quota's hours, of the hour that begins then."""
+    """The key, in a quota's or a gauge's hours, of the hour that begins then."""
     return f"h{to_ms(start) // _HOUR_MS}"
 
 
+def hour_of_key(key: str) -> int | None:
+    """The hour since 1970 of a key of `hours`; None where it is no such key."""
+    return int(key[1:]) if key[:1] == "h" and key[1:].isdecimal() and len(key) < 8 else None
+
+
 def day_of(period_start: datetime) -> str:
-    """What stands for a quota in a row: periods begin at midnight."""
+    """How a row names a quota: periods begin at midnight."""
     return f"{period_start:%Y-%m-%d}"
 
 
+def part_of(metadata: Any, part: Literal["leased", "recorded"]) -> dict[str, Any]:
+    """A source's part of a row's metadata; empty where there is none."""
+    found = metadata.get(part) if isinstance(metadata, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def leased(metadata: Any) -> dict[str, int]:
-    """Of a row's metadata: the units that quotas leased, by the day on which their period began."""
-    parts = metadata.get("leased") if isinstance(metadata, dict) else None
-    if not isinstance(parts, dict):
-        return {}
-    return {day: int(part.get("units") or 0) for day, part in parts.items() if isinstance(part, dict)}
+    """The units that quotas leased, from a row's metadata, by the day on which their period began."""
+    parts = part_of(metadata, "leased")
+    return {day: whole(part.get("units")) for day, part in parts.items() if isinstance(part, dict)}
 
 
-def _leased(quota: Quota, key: str, now: datetime) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    where, start = _place(quota.user_id, quota.resource, int(key[1:]))
-    part = f"metadata.leased.{day_of(quota.period_start)}"
-    units = int(quota.hours[key])
-    gained = {"$max": [0, {"$subtract": [units, {"$ifNull": [f"${part}.units", 0]}]}]}
-    values: dict[str, Any] = {
-        "amount": {"$add": [{"$ifNull": ["$amount", 0]}, gained]},
-        "periodEnd": {"$ifNull": ["$periodEnd", start + _HOUR]},
-        "createdAt": {"$ifNull": ["$createdAt", now]},
-        f"{part}.units": _largest(f"{part}.units", units),
-    }
-    for kind, names in (quota.detail.get(key) or {}).items():
-        values |= {f"{part}.{kind}.{name}": _largest(f"{part}.{kind}.{name}", int(n)) for name, n in names.items()}
-    return where, [{"$set": values}]
+def whole(value: Any) -> int:
+    """A stored number as an int; 0 for anything else."""
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
-def _largest(path: str, units: int) -> dict[str, Any]:
-    return {"$max": [f"${path}", units]}
+def _leased(database: Database, quota: Quota, key: str) -> Change:
+    day = day_of(quota.period_start)
+    part = f"$metadata.leased.{day}"
+    units = whole(quota.hours[key])
+    gained = {"$max": [0, {"$subtract": [units, {"$ifNull": [f"{part}.units", 0]}]}]}
+    values = {f"{day}.units": {"$max": [f"{part}.units", units]}}
+    detail = quota.detail.get(key)
+    for kind, names in detail.items() if isinstance(detail, dict) else ():
+        for name, n in names.items() if isinstance(names, dict) else ():
+            values[f"{day}.{kind}.{name}"] = {"$max": [f"{part}.{kind}.{name}", whole(n)]}
+    hour = int(key[1:])
+    return change(database, quota.user_id, quota.resource, hour, "leased", gained=gained, values=values)
 
 
-def _added(part: Part, addition: Addition) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Usage]:
-    where, start = _place(addition.user_id, addition.resource, addition.hour)
-    fresh = Usage(
-        id=where["_id"],
-        user_id=addition.user_id,
-        resource_type=addition.resource,
-        amount=0,
-        period_start=start,
-        period_end=start + _HOUR,
-    )
-    where[f"metadata.{part}.through"] = {"$not": {"$gte": addition.number}}
-    counts = {f"metadata.{part}.{path}": units for path, units in addition.counts.items()}
-    update = {"$inc": {"amount": addition.amount, **counts}, "$set": {f"metadata.{part}.through": addition.number}}
-    return where, update, fresh
+async def _repair(database: Database, changes: list[Change]) -> None:
+    """Make the rows such that their changes fit: a wrong amount becomes the number that reports take it for, a wrong value on
+    a change's path is removed."""
+    ids = [where["_id"] for where, _ in changes]
+    found = {row["_id"]: row for row in await database.usage.aggregate([{"$match": {"_id": {"$in": ids}}}])}
+    for where, stages in changes:
+        wrong = [path for path, kind in _paths(stages).items() if _is_wrong(found.get(where["_id"]), path, kind)]
+        _log.warning("ledger row repaired", id=str(where["_id"]), fields=wrong)
+    await database.usage.recompute_each(({"_id": where["_id"]}, _repairs(stages)) for where, stages in changes)
+    try:
+        await database.usage.recompute_each(changes)
+    except RefusedChanges as problem:
+        for position, reason in problem.reasons.items():
+            _log.error("ledger row left out", id=str(ids[position]), reason=reason)
 
 
-def _place(user_id: ObjectId, resource: ResourceType, hour: int) -> tuple[dict[str, Any], datetime]:
-    """A row by its `_id` and the whole shard key, so that a cluster asks one shard."""
-    start = start_of(hour)
-    where = {"_id": row_id(user_id, resource, hour), "userId": user_id, "resourceType": resource, "periodStart": start}
-    return where, start
+def _paths(stages: list[dict[str, Any]]) -> dict[str, type]:
+    """What belongs on every path that the change reads, outer paths first."""
+    leaves = [path for path in stages[-1]["$set"] if path.startswith("metadata.")]
+    above = {path.rsplit(".", depth)[0] for path in leaves for depth in range(1, path.count(".") + 1)}
+    return {"amount": int, **dict.fromkeys(sorted(above, key=len), dict), **dict.fromkeys(leaves, int)}
+
+
+def _is_wrong(value: Any, path: str, kind: type) -> bool:
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value is not None and not isinstance(value, dict if kind is dict else int | float)
+
+
+def _repairs(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    repairs = []
+    for path, kind in _paths(stages).items():
+        fits = {"$eq": [{"$type": f"${path}"}, "object"]} if kind is dict else {"$isNumber": f"${path}"}
+        instead = WHOLE_AMOUNT if path == "amount" else {} if kind is dict else "$$REMOVE"
+        repairs.append({"$set": {path: {"$cond": [fits, f"${path}", instead]}}})
+    return repairs

@@ -28,7 +28,8 @@ from ximler.core.settings import Settings
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
-from ximler.database.failures import DocumentExists
+from ximler.database.failures import DocumentExists, RefusedChanges
+from ximler.database.monitoring import first_time
 from ximler.metering.ledger import recorded
 from ximler.metering.ledger.recorded import Sums
 from ximler.metering.limits import entitlements, periods
@@ -49,6 +50,9 @@ _TOGETHER_S = 0.2
 _HOUR_MS = 3_600_000
 _RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
 _log = structlog.get_logger("ximler.metering")
+
+
+_Addition = tuple[dict[str, Any], dict[str, dict[str, int]]]
 
 
 class _Anchor(Document, kw_only=True):
@@ -121,7 +125,7 @@ async def is_under_way(transaction: Database, quota: Quota) -> bool:
 
 async def finish(database: Database, resource: ResourceType, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
     """Carry out the settlement that is under way, if there is one, whoever else is about to."""
-    latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource})
+    latest = await database[USAGE_SETTLEMENTS].committed.find_one({"_id": resource})
     if latest is not None and latest.batches:
         await _finish(database, latest, thresholds)
 
@@ -130,7 +134,8 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
     """Until nothing waits, or only until less than a full settlement does: what comes meanwhile is the next round's."""
     settled = 0
     while True:
-        latest = await database[USAGE_SETTLEMENTS].find_one({"_id": resource}) or await _first(database, resource)
+        settlements = database[USAGE_SETTLEMENTS].committed
+        latest = await settlements.find_one({"_id": resource}) or await _first(database, resource)
         if latest.batches:
             begun_at = latest.begun_at
             if not all_of_it and begun_at is not None and database.clock.now() - begun_at < _PATIENCE:
@@ -150,20 +155,26 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
 
 
 async def _finish(database: Database, latest: UsageSettlement, thresholds: Sequence[int]) -> None:
-    begun = await database[USAGE_BATCHES].find({"_id": {"$in": latest.batches}})
+    begun = await database[USAGE_BATCHES].committed.find({"_id": {"$in": latest.batches}})
     await _carry_out(database, latest, _sums(begun), thresholds)
 
 
 async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
     with contextlib.suppress(DocumentExists):
         return await database[USAGE_SETTLEMENTS].insert(UsageSettlement(id=resource))
-    return await database[USAGE_SETTLEMENTS].get({"_id": resource})
+    return await database[USAGE_SETTLEMENTS].committed.get({"_id": resource})
 
 
 async def _waiting(database: Database, resource: ResourceType) -> list[UsageBatch]:
     """The oldest batches, as many as one settlement takes."""
     batches, rows = [], 0
-    async for batch in database[USAGE_BATCHES].stream({"resource": resource}, sort=[("_id", 1)], batch=20):
+    # Committed: a failover may roll back a batch whose sender will send it again.
+    found = database[USAGE_BATCHES].committed.stream({"resource": resource}, sort=[("_id", 1)], batch=20)
+    async for batch in found:
+        if len({len(batch.users), len(batch.hours), len(batch.sources), len(batch.amounts)}) > 1:
+            if first_time(USAGE_BATCHES.name, batch.id):
+                _log.warning("batch left out", id=str(batch.id), reason="its columns differ in length")
+            continue
         batches.append(batch)
         rows += len(batch.amounts)
         if rows >= _MOST_ROWS:
@@ -184,8 +195,8 @@ async def _following(
     database: Database, latest: UsageSettlement, batches: list[UsageBatch], sums: Sums
 ) -> UsageSettlement:
     """The next settlement, with what each quota is due."""
-    users = list(dict.fromkeys(user for user, _ in sums))
-    anchors = {e.id: e.anchor_day for e in await database[ENTITLEMENTS].find({"_id": {"$in": users}}, into=_Anchor)}
+    users, found = list(dict.fromkeys(user for user, _ in sums)), database[ENTITLEMENTS].committed
+    anchors = {e.id: e.anchor_day for e in await found.find({"_id": {"$in": users}}, into=_Anchor)}
     if strangers := [user for user in users if user not in anchors]:
         resolved = await entitlements.resolve(database, strangers)
         anchors |= {user: entitlement.anchor_day for user, entitlement in resolved.items()}
@@ -245,7 +256,7 @@ def _values(settlement: UsageSettlement) -> dict[str, Any]:
 
 async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:
     due = dict(zip(settlement.quotas, settlement.amounts, strict=True))
-    await database[QUOTAS].patch_each(_addition(quota, amount, settlement.number) for quota, amount in due.items())
+    await _add(database, {quota: _addition(quota, amount, settlement.number) for quota, amount in due.items()})
     found = await database[QUOTAS].find({"_id": {"$in": list(due)}}, into=_Level)
     if missing := due.keys() - {quota.id for quota in found}:
         made = await _make(database, settlement, missing)
@@ -257,7 +268,7 @@ async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequ
         )
 
 
-def _addition(quota: str, amount: int, number: int) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+def _addition(quota: str, amount: int, number: int) -> _Addition:
     return (
         {"_id": quota, "ingestedThrough": {"$not": {"$gte": number}}},
         {"$inc": {"ingested": amount, "steps": 1}, "$set": {"ingestedThrough": number}},
@@ -280,5 +291,16 @@ async def _make(database: Database, settlement: UsageSettlement, missing: Abstra
     try:
         await database[QUOTAS].upsert_each((*additions[quota.id], quota) for quota in made)
     except DocumentExists:  # somebody made one of them at this moment
-        await database[QUOTAS].patch_each(additions.values())
+        await _add(database, additions)
+    except RefusedChanges:  # of a quota that cannot be read, which is logged already
+        pass
     return list(additions)
+
+
+async def _add(database: Database, additions: dict[str, _Addition]) -> None:
+    """A quota that cannot take its addition is logged and left out; `usage rebuild` counts its events once it is repaired."""
+    try:
+        await database[QUOTAS].patch_each(additions.values())
+    except RefusedChanges as problem:
+        for position, reason in problem.reasons.items():
+            _log.error("quota left out", id=list(additions)[position], reason=reason)

@@ -11,7 +11,6 @@ from typing import Any
 
 from bson import ObjectId
 
-from ximler.core.clock import EPOCH
 from ximler.core.errors import LimitExceeded
 from ximler.database import Database
 from ximler.database.codec import codec_of
@@ -25,7 +24,6 @@ __all__ = [
     "STORAGE_SIZE",
     "QuotaExceeded",
     "gauge_from",
-    "miscounted",
     "note",
     "recount",
     "release",
@@ -129,35 +127,12 @@ async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0
 
 async def recount(transaction: Database, user_id: ObjectId) -> tuple[Gauge, Gauge]:
     """Count anew what exists; returns the gauge as it was, and as it is now. Four commands."""
-    was = await transaction[GAUGES].find_one({"_id": user_id}) or Gauge(id=user_id)
+    none = Gauge(id=user_id, number=transaction.clock.now_ms())
+    was = await transaction[GAUGES].find_one({"_id": user_id}) or none
     await _change(transaction, user_id, {}, 0, 0)  # where this and a write that passes by would meet
     now = await _count(transaction, user_id)
     await _set(transaction, user_id, now.projects, now.storage_bytes)
     return was, now
-
-
-async def miscounted(
-    database: Database, *, after: ObjectId | None = None, limit: int
-) -> tuple[list[ObjectId], ObjectId | None]:
-    """Users, among the `limit` gauges after a user's, who have deleted projects and whose gauge is not what exists.
-
-    Also returns the last user looked at, None after the end.
-    """
-    trash = [{"$match": {"deletedAt": {"$gt": EPOCH}}}, {"$limit": 1}, {"$project": {"_id": 1}}]
-    projects = {"from": "projects", "localField": "_id", "foreignField": "userId"}
-    right = {"$and": [{"$eq": [f"${name}", {"$first": f"$counted.{name}"}]} for name in ("projects", "storageBytes")]}
-    found = await database[GAUGES].aggregate(
-        [
-            {"$match": {} if after is None else {"_id": {"$gt": after}}},
-            {"$sort": {"_id": 1}},
-            {"$limit": limit},
-            {"$lookup": {**projects, "pipeline": trash, "as": "trash"}},
-            {"$set": {"counting": {"$cond": [{"$eq": ["$trash", []]}, "nobody", "$_id"]}}},
-            {"$lookup": {**projects, "localField": "counting", "pipeline": _COUNT, "as": "counted"}},
-            {"$project": {"wrong": {"$and": [{"$ne": ["$trash", []]}, {"$not": [right]}]}}},
-        ]
-    )
-    return [each["_id"] for each in found if each["wrong"]], found[-1]["_id"] if found else None
 
 
 async def note(transaction: Database, user_id: ObjectId, *, projects: int, storage_bytes: int) -> None:
@@ -180,7 +155,9 @@ async def _change(
     if transaction.session is None:
         raise RuntimeError("a gauge changes in the transaction of the write that it is for")
     change = _by(transaction, projects, storage_bytes)
-    return await transaction[GAUGES].upsert({"_id": user_id, **guards}, change, fresh=Gauge(id=user_id))
+    # Numbered above any gauge that the user had before: the ledger's rows may have that one's versions.
+    fresh = Gauge(id=user_id, number=transaction.clock.now_ms())
+    return await transaction[GAUGES].upsert({"_id": user_id, **guards}, change, fresh=fresh)
 
 
 def _by(transaction: Database, projects: int, storage_bytes: int) -> dict[str, dict[str, Any]]:
@@ -193,6 +170,7 @@ def _by(transaction: Database, projects: int, storage_bytes: int) -> dict[str, d
     if storage_bytes:
         change["$inc"][f"{hour}.storage"] = storage_bytes
     if projects or storage_bytes:
+        change["$inc"]["steps"] = 1
         change["$set"] = {"due": now}
     return change
 
@@ -202,6 +180,7 @@ async def _set(transaction: Database, user_id: ObjectId, projects: int, storage_
     now = transaction.clock.now()
     hour = f"hours.{rows.hour_key_of(now)}"
     values: dict[str, Any] = {"projects": projects, "storageBytes": storage_bytes, "due": now, "updatedAt": now}
+    values["steps"] = {"$add": [{"$ifNull": ["$steps", 0]}, 1]}
     for count, name in (("projects", f"{hour}.projects"), ("storageBytes", f"{hour}.storage")):
         difference = {"$subtract": [values[count], {"$ifNull": [f"${count}", 0]}]}
         values[name] = {"$add": [{"$ifNull": [f"${name}", 0]}, difference]}

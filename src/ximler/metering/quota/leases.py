@@ -170,7 +170,7 @@ async def read_many(database: Database, quota_ids: Iterable[str], *, hours: Iter
     shown |= {f"{part}.{hour}": 1 for hour in hours for part in _NO_HISTORY}
     raw = database[QUOTAS].raw.with_options(read_concern=_MAJORITY)
     found = await _run(raw.find({"_id": {"$in": ids}}, shown).to_list())
-    return {quota.id: quota for quota in map(codec_of(Quota).decode, found)}
+    return {quota.id: quota for quota in database[QUOTAS].readable(found)}
 
 
 async def settle(database: Database, reports: Iterable[Report], returns: Iterable[Return] = ()) -> None:

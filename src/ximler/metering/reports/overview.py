@@ -15,6 +15,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database
 from ximler.database.codec import codec_of
+from ximler.metering.ledger.rows import WHOLE_AMOUNT
 from ximler.metering.limits import periods
 from ximler.metering.limits.plans import PLAN_STAGES, limits_from
 from ximler.metering.quota.gauges import GAUGE_STAGES, gauge_from
@@ -22,7 +23,7 @@ from ximler.schema.plan import UNLIMITED
 from ximler.schema.quota import Quota
 from ximler.schema.usage import ResourceType
 
-__all__ = ["WHOLE_AMOUNT", "ResourceUsage", "overview", "quota"]
+__all__ = ["ResourceUsage", "overview", "quota"]
 
 _SOON = timedelta(hours=1)
 _MONTH = timedelta(days=31)
@@ -122,10 +123,6 @@ def _resource(
         period_end=end,
         projected=projected,
     )
-
-
-# Whatever kind of number another application wrote.
-WHOLE_AMOUNT = {"$convert": {"input": "$amount", "to": "long", "onError": 0, "onNull": 0}}
 
 
 def _quota_stages(now: datetime) -> list[dict[str, Any]]:

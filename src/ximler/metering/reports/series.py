@@ -15,7 +15,7 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
-from ximler.metering.reports.overview import WHOLE_AMOUNT
+from ximler.metering.ledger.rows import WHOLE_AMOUNT
 from ximler.schema.usage import ResourceType
 
 __all__ = ["MAX_POINTS", "Consumer", "Interval", "Point", "series", "top_consumers"]
