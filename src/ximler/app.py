@@ -24,6 +24,7 @@ from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build, read_trusted
 from ximler.http import docs, routes
 from ximler.http.authentication import Authentication
+from ximler.http.bodies import BodyRequest
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
@@ -154,6 +155,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
             *routes(),
         ],
         lifespan=[lifespan],
+        request_class=BodyRequest,
         exception_handlers=HANDLERS,
         openapi_config=docs.openapi(),
         cors_config=_cors(settings),

@@ -75,6 +75,116 @@ async def test_nothing_but_pixels_survives(database, me) -> None:
         assert not seen.info.get("icc_profile")
 
 
+def kept_as(sent: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(pictures._encode(sent, "avatar"))).convert("RGB")
+
+
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    """Cut off at eight bits, all but black would be white."""
+    grey = Image.new("I;16", (5, 1))
+    for x, shade in enumerate((0, 16384, 32768, 49151, 65535)):
+        grey.putpixel((x, 0), shade)
+    out = io.BytesIO()
+    grey.resize((500, 100), Image.Resampling.NEAREST).save(out, "PNG")
+    kept = kept_as(out.getvalue())
+    for x, shade in enumerate((0, 64, 128, 191, 255)):
+        assert all(abs(channel - shade) <= 3 for channel in kept.getpixel((x * 100 + 50, 50)))
+
+
+def profile(*primaries: tuple[float, float], gamma: float) -> bytes:
+    """An ICC profile (v2, matrix and gamma) of a colour space with white D65."""
+    white = (0.3127, 0.3290)
+    xyz = [(x / y, 1.0, (1 - x - y) / y) for x, y in (*primaries, white)]
+    columns, target = xyz[:3], xyz[3]
+    scales = solve([[column[row] for column in columns] for row in range(3)], list(target))
+    rgb = [[scale * part for part in column] for scale, column in zip(scales, columns, strict=True)]
+    # Bradford, from D65 to the D50 of profiles (ICC.1, annex E).
+    adapt = [(1.0478112, 0.0228866, -0.0501270), (0.0295424, 0.9904844, -0.0170491), (-0.0092345, 0.0150436, 0.7521316)]
+    rgb = [[sum(a * part for a, part in zip(row, column, strict=True)) for row in adapt] for column in rgb]
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def text(name: str) -> bytes:
+        return b"desc" + bytes(4) + struct.pack(">I", len(name) + 1) + name.encode() + bytes(1 + 78)
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    tags = {
+        b"desc": text("test"),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": b"XYZ " + bytes(4) + b"".join(map(number, (0.9642, 1, 0.8249))),
+    }
+    for name, column in zip((b"r", b"g", b"b"), rgb, strict=True):
+        tags[name + b"XYZ"] = b"XYZ " + bytes(4) + b"".join(map(number, column))
+        tags[name + b"TRC"] = curve
+    table, data, place = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, body in tags.items():
+        table += name + struct.pack(">II", place + len(data), len(body))
+        data += body + bytes(-len(body) % 4)
+    head = bytes(4) + struct.pack(">I", 0x02100000) + b"mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += b"".join(map(number, (0.9642, 1, 0.8249)))
+    whole = head.ljust(124, b"\0") + struct.pack(">I", len(tags)) + table + data
+    return struct.pack(">I", len(whole) + 4) + whole
+
+
+def solve(rows: list[list[float]], right: list[float]) -> list[float]:
+    def det(m: list[list[float]]) -> float:
+        (a, b, c), (d, e, f), (g, h, i) = m
+        return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+    replaced = [[[right[r] if c == k else rows[r][c] for c in range(3)] for r in range(3)] for k in range(3)]
+    return [det(each) / det(rows) for each in replaced]
+
+
+ADOBE = profile((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), gamma=563 / 256)
+P3 = profile((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), gamma=2.2)
+
+
+@pytest.mark.parametrize(
+    ("icc", "sent", "seen"), [(P3, (100, 180, 90), (64, 184, 76)), (ADOBE, (120, 180, 90), (81, 181, 83))]
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_colours_are_those_of_the_pictures_own_profile(icc: bytes, sent: Any, seen: Any, kind: str) -> None:
+    out = io.BytesIO()
+    more = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}[kind]
+    Image.new("RGB", (64, 64), sent).save(out, kind, icc_profile=icc, **more)
+    found = kept_as(out.getvalue()).getpixel((30, 30))
+    assert all(abs(one - other) <= 4 for one, other in zip(found, seen, strict=True)), found
+
+
+def test_transparency_survives_a_profile() -> None:
+    out = io.BytesIO()
+    Image.new("RGBA", (64, 64), (100, 180, 90, 128)).save(out, "PNG", icc_profile=P3)
+    with Image.open(io.BytesIO(pictures._encode(out.getvalue(), "avatar"))) as kept:
+        assert abs(kept.convert("RGBA").getpixel((30, 30))[3] - 128) <= 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # which the product ignores
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"icc_profile": b"no profile"},
+        {"icc_profile": P3[:200]},
+        {"icc_profile": P3[:128] + b"\xff" * 400},
+        {"exif": b"Exif\0\0garbage" * 20},
+        {"exif": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 30},
+    ],
+)
+def test_damaged_metadata_are_no_reason_to_refuse_pixels(kind: str, damaged: dict[str, bytes]) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(out, kind, **damaged)
+    assert kept_as(out.getvalue()).getpixel((30, 30))[0] > 180
+
+
+def test_a_damaged_comment_in_a_png_is_left_out() -> None:
+    whole = picture()
+    damaged = struct.pack(">I", 40) + b"zTXt" + b"Comment\0\0" + b"\xff" * 31 + bytes(4)
+    large = struct.pack(">I", 2_000_000) + b"tEXt" + b"a\0" + b"x" * 1_999_998 + bytes(4)
+    for chunk in (damaged, large):
+        assert kept_as(whole[:33] + chunk + whole[33:]).size == (512, 256)
+
+
 async def test_of_an_animation_the_first_frame_is_kept(database, me) -> None:
     frames = [Image.new("RGB", (10, 10), colour) for colour in ("red", "blue", "green")]
     out = io.BytesIO()

@@ -5,6 +5,7 @@ from typing import Any
 
 from ximler.audit import refusals
 from ximler.core.actor import Actor
+from ximler.core.networks import subscriber
 from ximler.database import Database
 
 HERE = Actor(address="192.0.2.7", user_agent="curl", request_id="r-1")
@@ -40,8 +41,8 @@ async def test_other_addresses_minutes_kinds_and_subjects_are_counted_apart(data
 
 
 def test_an_ipv6_customer_is_one_address() -> None:
-    assert refusals.network("2001:db8:1:2:3:4:5:6") == refusals.network("2001:db8:1:2::1") == "2001:db8:1:2::/64"
-    assert refusals.network("::ffff:192.0.2.7") == refusals.network("192.0.2.7") == "192.0.2.7"
-    assert refusals.network(None) == ""
-    assert refusals.network("testclient") == "testclient"
-    assert refusals.network("fe80::1%eth0") == refusals.network("fe80::2")
+    assert subscriber("2001:db8:1:2:3:4:5:6") == subscriber("2001:db8:1:2::1") == "2001:db8:1:2::/64"
+    assert subscriber("::ffff:192.0.2.7") == subscriber("192.0.2.7") == "192.0.2.7"
+    assert subscriber(None) == ""
+    assert subscriber("testclient") == "testclient"
+    assert subscriber("fe80::1%eth0") == subscriber("fe80::2")

@@ -35,6 +35,13 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": text})
 
 
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answers before the body, and ends the connection."""
+    headers = [(b"content-length", b"2"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
 class Running:
     def __init__(self, server: uvicorn.Server, port: int) -> None:
         self.server = server
@@ -52,12 +59,12 @@ Serve = Callable[..., Running]
 def serve() -> Iterator[Serve]:
     running: list[tuple[uvicorn.Server, threading.Thread, socket.socket]] = []
 
-    def start(protocol: type[Protocol] = Protocol, connections: int = 1000) -> Running:
+    def start(protocol: type[Protocol] = Protocol, connections: int = 1000, app: Any = echo) -> Running:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)
         config = uvicorn.Config(
-            echo, http=protocol, lifespan="off", ws="none", log_config=None, limit_concurrency=connections
+            app, http=protocol, lifespan="off", ws="none", log_config=None, limit_concurrency=connections
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -143,6 +150,35 @@ def test_large_bodies_and_pipelined_requests_pass(serve: Serve) -> None:
         sending.start()
         assert read_all(connection).count(b"\r\n\r\n5000000") == 3
         sending.join()
+
+
+def test_a_client_that_still_sends_gets_the_answer_that_ends_its_connection(serve: Serve) -> None:
+    """Closing at once would reset the connection, and the answer with it."""
+    body = b"x" * 20_000_000
+    with serve(app=refuse).connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+        connection.sendall(body)
+        assert read_all(connection).endswith(b"\r\n\r\nno")
+
+
+def test_a_body_that_does_not_end_is_not_waited_for_after_the_answer(serve: Serve) -> None:
+    class Lingering(Protocol):
+        linger_s = 0.3
+
+    with serve(Lingering, app=refuse).connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        assert read_all(connection).endswith(b"\r\n\r\nno")
+
+
+def test_a_body_that_was_not_asked_for_is_not_waited_for(serve: Serve) -> None:
+    """RFC 9110, 10.1.1: the next bytes may be the body or a request, so the connection ends with the answer."""
+
+    class Patient(Protocol):
+        linger_s = 600
+
+    with serve(Patient, app=refuse).connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 413 ")
 
 
 def test_silent_connections_do_not_keep_others_out(serve: Serve) -> None:

@@ -32,6 +32,7 @@ GIVEN = {
     "port": ("9000", 9000),
     "workers": ("4", 4),
     "drain_seconds": ("0", 0),
+    "keep_alive_s": ("120", 120),
     "public_url": ("https://x.example", "https://x.example"),
     "trusted_proxies": ("10.0.0.0/8, ::1 ,", ("10.0.0.0/8", "::1")),
     "cors_origins": ("https://a.example,https://b.example", ("https://a.example", "https://b.example")),
@@ -155,6 +156,54 @@ def test_a_wrong_value_names_the_variable_the_value_and_what_was_expected(name: 
     assert expected in caught.value.message
     assert list(caught.value.fields) == [name]
     assert caught.value.code == "SETTINGS_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://x.example/", "https://x.example"),
+        ("HTTPS://X.Example:443", "https://x.example"),
+        ("http://x.example:80/", "http://x.example"),
+        ("http://[2001:DB8::1]:8000", "http://[2001:db8::1]:8000"),
+        ("http://localhost:5173", "http://localhost:5173"),
+    ],
+)
+def test_origins_are_kept_as_browsers_write_them(given: str, kept: str) -> None:
+    loaded = load({"XIMLER_PUBLIC_URL": given, "XIMLER_CORS_ORIGINS": f"{given}, *"})
+    assert loaded.public_url == kept
+    assert loaded.cors_origins == (kept, "*")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("XIMLER_PUBLIC_URL", "https://x.example/ximler"),
+        ("XIMLER_PUBLIC_URL", "https://x.example/ximler/"),
+        ("XIMLER_PUBLIC_URL", "https://user@x.example"),
+        ("XIMLER_PUBLIC_URL", "https://x.example:port"),
+        ("XIMLER_CORS_ORIGINS", "app.example"),
+        ("XIMLER_CORS_ORIGINS", "https://app.example/path"),
+        ("XIMLER_CORS_ORIGINS", "https://a.example, ftp://b.example"),
+        ("XIMLER_CORS_ORIGINS", "null"),
+        ("XIMLER_CORS_ORIGINS", "https://*.example/?x"),
+        ("XIMLER_MAIL_FROM", "Acme"),
+        ("XIMLER_MAIL_FROM", "Acme, Inc <a@b.example>"),
+        ("XIMLER_MAIL_FROM", "Acme <>"),
+        ("XIMLER_MAIL_FROM", "a@b.example, c@d.example"),
+        ("XIMLER_MAIL_FROM", "a@b.example\nBcc: x@y.example"),
+        ("XIMLER_MAIL_FROM", "x@"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_at_the_start_with_the_right_form(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable}: Expected .*, such as "):
+        load({variable: text})
+
+
+@pytest.mark.parametrize(
+    "text", ["a@b.example", '"Acme, Inc" <a@b.example>', "Jörg <post@münchen.de>", "X <a@localhost>"]
+)
+def test_a_sender_is_one_mailbox(text: str) -> None:
+    assert load({"XIMLER_MAIL_FROM": text}).mail_from == text
 
 
 @pytest.mark.parametrize(

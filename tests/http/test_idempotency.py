@@ -62,7 +62,7 @@ async def test_a_client_that_leaves_before_the_end_of_its_body_has_sent_nothing(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    head = {"content-type": "application/json", **OURS, "Idempotency-Key": "", **key}
+    head = {"host": "test", "content-type": "application/json", **OURS, "Idempotency-Key": "", **key}
     headers = [(name.lower().encode(), value.encode()) for name, value in head.items() if value]
     with capture_logs() as logs:
         await ada.app(

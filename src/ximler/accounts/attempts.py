@@ -22,9 +22,9 @@ from ximler.accounts.keyring import Keyring
 from ximler.accounts.throttle import RateLimitKey, Rule, Throttled
 from ximler.audit import refusals
 from ximler.audit.actions import Action
-from ximler.audit.refusals import network
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
+from ximler.core.networks import subscriber
 from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.schema.credential import Credential
@@ -100,7 +100,7 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     if _knows(keyring, user, device, now):
         keys, forgiven = [by_device], by_device
     elif _is_blocked(throttles.get(account.id), now) and await _has_session(database, actor, user):
-        place = throttle.key(keyring, _PLACE, f"{email}|{network(actor.address)}|{_family(actor.user_agent)}")
+        place = throttle.key(keyring, _PLACE, f"{email}|{subscriber(actor.address)}|{_family(actor.user_agent)}")
         if here := await database[THROTTLES].find_one({"_id": place.id}):
             throttles[place.id] = here
         keys, forgiven = [place, *by_address], place
@@ -205,8 +205,8 @@ async def _has_session(database: Database, actor: Actor, user: User | None) -> b
         "expiresAt": {"$gt": database.clock.now()},
     }
     open_ones = await database[SESSIONS].find(where)
-    here = actor.address and (network(actor.address), _family(actor.user_agent))
-    return any(here == (network(each.address), _family(each.user_agent)) for each in open_ones)
+    here = actor.address and (subscriber(actor.address), _family(actor.user_agent))
+    return any(here == (subscriber(each.address), _family(each.user_agent)) for each in open_ones)
 
 
 def _family(user_agent: str | None) -> str:

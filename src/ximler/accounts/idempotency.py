@@ -21,9 +21,9 @@ import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ximler.accounts.keyring import Keyring
-from ximler.audit.refusals import network
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
+from ximler.core.networks import subscriber
 from ximler.database import Database
 from ximler.database.connection import commits
 from ximler.database.failures import DocumentExists
@@ -141,4 +141,4 @@ async def _claim(database: Database, reply_id: bytes, fingerprint: bytes) -> Rep
 def _whose(actor: Actor) -> str:
     if actor.api_key_id is not None:
         return f"key:{actor.api_key_id}"
-    return f"user:{actor.user_id}" if actor.user_id is not None else f"address:{network(actor.address)}"
+    return f"user:{actor.user_id}" if actor.user_id is not None else f"address:{subscriber(actor.address)}"

@@ -6,10 +6,11 @@ Only the pixels survive: no EXIF (with the place where it was taken), no second 
 import asyncio
 import io
 import struct
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from ximler.core.errors import Invalid
 
@@ -32,6 +33,19 @@ _UNREADABLE = (
     zlib.error,
 )
 
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of damaged metadata, which are ignored
+_SRGB = ImageCms.createProfile("sRGB")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = (
+    b"IHDR",
+    b"PLTE",
+    b"tRNS",
+    b"IDAT",
+    b"IEND",
+    b"iCCP",
+    b"eXIf",
+)  # pixels, their colours, their orientation
+
 # One at a time: a large picture takes 120 MB while it is decoded.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
@@ -49,14 +63,15 @@ def _encode(sent: bytes, field: str) -> bytes:
     if len(sent) > MAX_BYTES:
         raise Invalid.field(field, f"is larger than {MAX_BYTES // 1_000_000} MB")
     try:
-        with Image.open(io.BytesIO(sent), formats=_FORMATS) as opened:
+        with Image.open(io.BytesIO(_without_metadata(sent)), formats=_FORMATS) as opened:
             width, height = opened.size
             if width * height > _MAX_PIXELS:  # known from the header, before anything is decoded
                 raise Invalid.field(
                     field, f"has {width} × {height} pixels: send at most {_MAX_PIXELS // 1_000_000} million"
                 )
             opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded smaller, at once
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+            opened.load()
+            picture = _upright(_in_srgb(opened))
     except Image.DecompressionBombError:
         raise Invalid.field(field, "has too many pixels") from None
     except _UNREADABLE:
@@ -67,3 +82,45 @@ def _encode(sent: bytes, field: str) -> bytes:
     out = io.BytesIO()
     bare.save(out, "WEBP", quality=85, method=4)
     return out.getvalue()
+
+
+def _in_srgb(opened: Image.Image) -> Image.Image:
+    """As RGBA, with the colours that the picture's own profile gives them. A damaged profile is ignored."""
+    if opened.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+        opened = opened.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    profile, rgba = opened.info.get("icc_profile"), opened.convert("RGBA")
+    if not profile:
+        return rgba
+    coloured = opened if opened.mode in ("L", "CMYK") else rgba.convert("RGB")
+    try:
+        converted = ImageCms.profileToProfile(
+            coloured, ImageCms.ImageCmsProfile(io.BytesIO(profile)), _SRGB, outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, *_UNREADABLE):
+        return rgba
+    if converted is None:
+        return rgba
+    converted.putalpha(rgba.getchannel("A"))
+    return converted
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say. Damaged data are ignored."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (UserWarning, *_UNREADABLE):
+        return picture
+
+
+def _without_metadata(sent: bytes) -> bytes:
+    """A PNG with the chunks that its pixels need: a damaged comment is no reason to refuse them."""
+    if not sent.startswith(_PNG):
+        return sent
+    kept, place = [_PNG], len(_PNG)
+    while place + 8 <= len(sent):
+        length, kind = struct.unpack_from(">I4s", sent, place)
+        end = place + length + 12
+        if kind in _PIXEL_CHUNKS:
+            kept.append(sent[place:end])
+        place = end
+    return b"".join(kept)

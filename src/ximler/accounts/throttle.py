@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from ximler.accounts.keyring import Keyring
-from ximler.audit.refusals import network
 from ximler.core.errors import LimitExceeded
+from ximler.core.networks import subscriber
 from ximler.database import Database
 from ximler.schema.throttle import THROTTLES, Throttle
 
@@ -53,7 +53,7 @@ def key(keyring: Keyring, rule: Rule, subject: str) -> RateLimitKey:
 
 def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[RateLimitKey]:
     """The key of a network address; none where there is no address (the command line)."""
-    return [key(keyring, rule, network(address))] if address else []
+    return [key(keyring, rule, subscriber(address))] if address else []
 
 
 async def spend(database: Database, through: Iterable[RateLimitKey]) -> None:

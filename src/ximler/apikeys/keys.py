@@ -5,7 +5,6 @@ The key itself is shown once, at creation; its SHA-256 is stored. Operators may 
 where a new secret is shown: that they may only at the command line.
 """
 
-import ipaddress
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound
+from ximler.core.networks import parse_network
 from ximler.database import Database
 from ximler.schema.api_key import API_KEYS, ApiKey
 
@@ -253,13 +253,13 @@ def _works(database: Database) -> dict[str, Any]:
 
 
 def _networks(texts: Sequence[str]) -> list[str]:
-    """As `ipaddress` writes them. Raises Invalid."""
+    """In their normal form. Raises Invalid."""
     if len(texts) > _MAX_NETWORKS:
         raise Invalid.field("allowedAddresses", f"must be at most {_MAX_NETWORKS}")
     found = []
     for text in texts:
         try:
-            network = ipaddress.ip_network(text.strip())
+            network = parse_network(text)
         except ValueError:
             problem = f"{text[:60]!r} is no address or network, such as 192.0.2.7 or 2001:db8::/32"
             raise Invalid.field("allowedAddresses", problem) from None

@@ -7,7 +7,6 @@ account, is rejected by every process within a second (see `database.cache`).
 
 import asyncio
 import contextlib
-import ipaddress
 from datetime import timedelta
 
 import msgspec
@@ -18,6 +17,7 @@ from ximler.accounts.account_status import AccountStatus
 from ximler.apikeys import tokens
 from ximler.core.clock import to_ms
 from ximler.core.errors import Forbidden, Unauthenticated, Unavailable
+from ximler.core.networks import Network, contains, parse_network
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.cache import Cache, Tag, Watch
@@ -32,8 +32,6 @@ _USED_EVERY_MS = 60_000
 _WRITE_USED_EVERY_S = 5.0
 _NEVER_MS = 1 << 62
 _WATCHES = (Watch(collection=API_KEYS.name, by="keyHash", indifferent=frozenset({"lastUsed"})), *account_status.WATCHES)
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ApiKeyRefused(Unauthenticated):
@@ -112,7 +110,7 @@ class Verifier:
         if known.account is None:
             raise ApiKeyRefused("The account of this API key is closed")
         known.account.require_unlocked()
-        if known.restricted and not _is_within(address, known.networks):
+        if known.restricted and not contains(known.networks, address):
             raise AddressRefused(f"This API key may not be used from {address}")
         if now_ms - known.used_ms >= _USED_EVERY_MS:
             known.used_ms = now_ms
@@ -175,15 +173,5 @@ def _networks(texts: list[str]) -> tuple[Network, ...]:
     found = []
     for text in texts:
         with contextlib.suppress(ValueError):
-            found.append(ipaddress.ip_network(text, strict=False))
+            found.append(parse_network(text, strict=False))
     return tuple(found)
-
-
-def _is_within(address: str | None, networks: tuple[Network, ...]) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped
-    return any(parsed in network for network in networks)

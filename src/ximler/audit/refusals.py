@@ -6,7 +6,6 @@ its size to within a factor of ten.
 """
 
 import hashlib
-import ipaddress
 from datetime import timedelta
 from typing import Any
 
@@ -16,10 +15,11 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
+from ximler.core.networks import subscriber
 from ximler.database import Database
 from ximler.schema.refusal import REFUSALS
 
-__all__ = ["count", "network"]
+__all__ = ["count"]
 
 _MINUTE_MS = 60_000
 _KEPT = timedelta(minutes=2)
@@ -42,7 +42,7 @@ async def count(
     Different subjects are counted apart; there must not be more of them than may have an entry each.
     """
     now = database.clock.now()
-    counted = f"{action}|{network(actor.address)}|{to_ms(now) // _MINUTE_MS}|{subject}"
+    counted = f"{action}|{subscriber(actor.address)}|{to_ms(now) // _MINUTE_MS}|{subject}"
     before = await database[REFUSALS].recompute(
         {"_id": hashlib.sha256(counted.encode(errors="surrogatepass")).digest()},
         [{"$set": {"count": {"$add": [{"$ifNull": ["$count", 0]}, 1]}, "expiresAt": now + _KEPT}}],
@@ -53,15 +53,3 @@ async def count(
         return
     details: dict[str, Any] = {"count": times} | ({"reason": reason} if reason else {})
     await records.write(database, actor, action, resource=resource, resource_id=resource_id, user_id=user_id, **details)
-
-
-def network(address: str | None) -> str:
-    """What counts as one address: an IPv4 address, or the /64 that every IPv6 customer has to themselves."""
-    try:
-        parsed = ipaddress.ip_address(address or "")
-    except ValueError:
-        return address or ""
-    if parsed.version == 4:
-        return str(parsed)
-    mapped = parsed.ipv4_mapped
-    return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))

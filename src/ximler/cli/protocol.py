@@ -2,6 +2,7 @@
 
     headers     64 kB (else 431), complete within 15 s of the connection or of their first byte
     body        60 s without any of it, while we would read it
+    answers     that end the connection before the body has arrived: 5 s for the rest of it
     places      when all are taken, those that have been idle longest are closed for new ones
 
 A timer is set only for a request that did not arrive whole, so most cost none. What a body may weigh is the
@@ -18,12 +19,33 @@ __all__ = ["Protocol"]
 _REFUSAL = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
 
 
+class _Answers:
+    """A connection's transport as its answers see it.
+
+    Closing a socket that still receives resets it, and the client may lose the answer with that (RFC 9112, 9.6): a
+    connection that an answer ends is closed when the request has arrived whole.
+    """
+
+    def __init__(self, protocol: "Protocol", transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self._transport = transport
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        if self._protocol.reads_body:
+            self._protocol.linger()
+        else:
+            self._transport.close()
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
     header_bytes = 65_536
     headers_s = 15.0
     body_s = 60.0
+    linger_s = 5.0
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -34,9 +56,22 @@ class Protocol(HttpToolsProtocol):
         self._chunk = 0  # bytes of what came last
         self._too_long = False
         self.last_byte = self.loop.time()
+        self._body_begun = False
+        self.ending = False  # answered; the rest of the body is read and thrown away
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether more of the body may be on its way: not where the client waits to be asked for it."""
+        return self._arriving == "body" and (self._body_begun or not self.expect_100_continue)
+
+    def linger(self) -> None:
+        """Close once the request has arrived whole, after 5 s at the latest."""
+        self.ending = True
+        self.loop.call_later(self.linger_s, self.transport.close)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
+        self._answers = _Answers(self, transport)
         self._wait()
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room(self.limit_concurrency // 20 + 1)
@@ -66,6 +101,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._arriving = "headers"
         self._unread = 0
+        self._body_begun = False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -75,9 +111,12 @@ class Protocol(HttpToolsProtocol):
         self._arriving = "body"
         self._stop_waiting()
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = self._answers  # type: ignore[assignment]  # what answers need of a transport
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
+        self._body_begun = True
         self._stop_waiting()
         super().on_body(body)
 
@@ -86,6 +125,8 @@ class Protocol(HttpToolsProtocol):
         self._unread = 0
         self._stop_waiting()
         super().on_message_complete()
+        if self.ending:
+            self.transport.close()
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

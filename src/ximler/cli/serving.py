@@ -285,6 +285,7 @@ class _Server(uvicorn.Server):
                 interface="asgi3",
                 http=Protocol,
                 limit_concurrency=settings.max_connections,
+                timeout_keep_alive=settings.keep_alive_s,
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -11,8 +11,8 @@ import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
-from urllib.parse import unquote
+from typing import Annotated, Any, Literal, NoReturn, Self, get_args, get_origin
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,7 @@ __all__ = ["Settings", "SettingsError", "load"]
 _NAMES = {"mongodb_uri": "MONGODB_URI"}
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # Never shown in logs, tracebacks and errors; URIs carry passwords.
 Secret = Annotated[str, Meta(extra={"secret": True})]
@@ -72,15 +73,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Maximum connections per process. Idle ones are closed for new ones; without any it answers 503.",
         ),
     ] = 1000
+    keep_alive_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=3600,
+            description="Seconds that an idle connection is kept open. Longer than the proxy's in front, which is often 60.",
+        ),
+    ] = 75
     drain_seconds: Annotated[
         int, Meta(ge=0, le=600, description="How long running requests may finish after SIGTERM or Ctrl-C.")
     ] = 10
     public_url: Annotated[
-        Annotated[str, Meta(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] | None,
+        Annotated[str, Meta(pattern=r"^(?i:https?)://[^/?#\s]+[^?#\s]*$")] | None,
         Meta(description="Public URL of Ximler, used for links in e-mails. Unset: host and port."),
     ] = None
     trusted_proxies: Annotated[
-        tuple[str, ...], Meta(description="Addresses or networks of proxies whose `X-Forwarded-For` is trusted.")
+        tuple[str, ...],
+        Meta(description="Addresses or networks of proxies whose `X-Forwarded-For`, or else `Forwarded`, is trusted."),
     ] = ()
     cors_origins: Annotated[
         tuple[str, ...], Meta(description="Origins whose pages may call the API from a browser.")
@@ -281,7 +291,7 @@ def load(
             values[name] = value
             sources[name] = f"--{name.replace('_', '-')}"
     try:
-        return msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
+        return _usable(msgspec.convert(values, Settings, strict=False, dec_hook=_decode), sources)
     except msgspec.ValidationError as problem:
         message, _, place = str(problem).partition(" - at `$.")
         name = place.rstrip("`").split("[")[0]
@@ -294,6 +304,59 @@ def load(
         shown = sources.get(name, "settings")
         value = "" if name not in Settings.__struct_fields__ or _is_secret(name) else f" (got {_shown(values[name])})"
         raise SettingsError(f"{shown}: {message}{value}", fields={name or "settings": message}) from None
+
+
+def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
+    """In the form that is compared with what browsers send. Raises SettingsError for values that cannot work."""
+
+    def refuse(name: str, value: str, problem: str) -> NoReturn:
+        shown = sources.get(name, "settings")
+        raise SettingsError(f"{shown}: {problem} (got {_shown(value)})", fields={name: problem})
+
+    public_url, origins = settings.public_url, []
+    if public_url is not None:
+        public_url = _origin(public_url)
+        if public_url is None:
+            problem = "Expected scheme and host only, such as https://ximler.example: paths are not supported"
+            refuse("public_url", settings.public_url or "", problem)
+    for given in settings.cors_origins:
+        origin = given if given == "*" else _origin(given)
+        if origin is None:
+            refuse("cors_origins", given, "Expected origins, such as https://app.example or http://localhost:5173")
+        origins.append(origin)
+    if settings.mail_from is not None and not _is_mailbox(settings.mail_from):
+        problem = (
+            'Expected one mailbox, such as Ximler <hello@example.com>; a name with a comma needs quotes: "Acme, Inc"'
+        )
+        refuse("mail_from", settings.mail_from, problem)
+    return msgspec.structs.replace(settings, public_url=public_url, cors_origins=tuple(origins))
+
+
+def _origin(url: str) -> str | None:
+    """Scheme, host and port as browsers write an origin (RFC 6454, 6.2); None where the URL has more, or less."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or more or any(c.isspace() for c in url):
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}")
+
+
+def _is_mailbox(text: str) -> bool:
+    """Whether it is one address, with or without a name (RFC 5322, 3.4)."""
+    if not text.isprintable():
+        return False
+    from email.policy import default  # here, because it takes 20 ms of every command's start
+
+    try:
+        parsed = default.header_factory("From", text)
+    except (IndexError, ValueError):  # as the library fails on some that are none
+        return False
+    return len(parsed.addresses) == 1 and not parsed.defects and bool(parsed.addresses[0].domain)
 
 
 def variable_name(name: str) -> str:

@@ -15,6 +15,7 @@ from ximler.accounts import avatars, pictures
 from ximler.core.errors import Invalid
 from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
+from ximler.http.conditional import matches
 from ximler.http.problems import documented
 
 __all__ = ["routes"]
@@ -94,7 +95,7 @@ async def show(
     """A path's picture never changes. It is removed when its owner chooses another one, or leaves."""
     file = await avatars.get(state.database, object_id(picture, "picture"))
     headers = {**_HEADERS, "ETag": f'"{file.id}"'}
-    if f'"{file.id}"' in request.headers.get("if-none-match", ""):
+    if matches(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(b"", status_code=304, headers=headers, media_type=file.content_type)
     return Stream(
         avatars.read(state.database, file),

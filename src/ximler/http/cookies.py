@@ -6,11 +6,11 @@ that a page of ours sent it (OWASP, CSRF Prevention: Fetch Metadata, else Origin
 not keep out a sister domain or an old browser.
 """
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from ximler.core.errors import Forbidden, Invalid
+from ximler.core.networks import parse_address
 from ximler.core.settings import Settings
 
 __all__ = ["Cookies", "ForeignOrigin"]
@@ -82,7 +82,5 @@ class Cookies:
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    address = parse_address(host)
+    return address.is_loopback if address is not None else host == "localhost" or host.endswith(".localhost")

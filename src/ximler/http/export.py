@@ -1,11 +1,14 @@
 """Export of the caller's own data."""
 
-from litestar import get
+from typing import Any
+
+from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 
+from ximler.accounts import step_up
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.problems import documented
 from ximler.privacy import export
@@ -28,8 +31,13 @@ _ZIP = "application/zip"
         _503="The database is unavailable",
     ),
 )
-async def take_along(caller: NamedDependency[Caller], state: State) -> Stream:
+async def take_along(
+    request: Request[Any, Any, Any], caller: NamedDependency[Caller], state: State
+) -> Stream | Response[bytes]:
     """A zip archive of JSON files and your uploads, created while it is sent. A truncated archive does not open."""
+    if request.scope["state"].get("head"):  # exports nothing, so it is not audited as an export
+        step_up.require(state.database, caller.actor)
+        return Response(b"", media_type=_ZIP, headers={"Cache-Control": "no-store"})
     archive = await export.take(state.database, caller.actor, caller.actor.require_user())
     day = f"{state.database.clock.now():%Y-%m-%d}"
     headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}

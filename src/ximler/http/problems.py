@@ -23,7 +23,7 @@ from ximler.core.errors import (
 )
 from ximler.core.logs import printable
 
-__all__ = ["HANDLERS", "MEDIA_TYPE", "Problem", "body", "documented", "headers_of", "status_of"]
+__all__ = ["HANDLERS", "MEDIA_TYPE", "Problem", "bad_request", "body", "documented", "headers_of", "status_of"]
 
 _log = structlog.get_logger("ximler.http")
 
@@ -42,7 +42,7 @@ _CODES = {
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
     413: "BODY_TOO_LARGE",
-    415: "UNSUPPORTEDMEDIA_TYPE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
     422: "INVALID",
 }
 _PHRASES = {
@@ -88,6 +88,11 @@ def body(error: XimlerError, request_id: str | None) -> Problem:
         fields=error.fields or None,
         request_id=request_id,
     )
+
+
+def bad_request(detail: str, request_id: str | None) -> Problem:
+    """For a request that breaks HTTP's own rules."""
+    return Problem(title=_phrase(400), status=400, detail=detail, code="BAD_REQUEST", request_id=request_id)
 
 
 def headers_of(error: XimlerError) -> dict[str, str]:

@@ -4,11 +4,11 @@ Plain ASGI around the whole application, so that no route can bypass it.
 """
 
 import asyncio
-import ipaddress
 import re
 import secrets
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 import structlog
@@ -19,8 +19,10 @@ from prometheus_client import Counter, Histogram
 
 from ximler.core.errors import Unavailable
 from ximler.core.logs import printable
+from ximler.core.networks import contains, forwarded_for, parse_address, parse_network
 from ximler.core.settings import SettingsError
 from ximler.http import problems
+from ximler.http.conditional import matches
 
 __all__ = ["Requests", "TrustedProxies"]
 
@@ -34,6 +36,10 @@ SECONDS = Histogram(
     ("route",),
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
+# Headers of one value: RFC 9110 makes a list of no other than those that are defined as lists.
+_SINGLE = frozenset({b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key"})
+_OK, _NOT_MODIFIED, _TOO_LARGE = 200, 304, 413
+_OF_BODIES = frozenset({b"content-length", b"content-type"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 # Defaults, which an answer may override.
@@ -49,41 +55,33 @@ class ShuttingDown(Unavailable):
 
 
 class TrustedProxies:
-    """The proxies whose `X-Forwarded-For` is trusted, by default none. Raises SettingsError for an invalid network."""
+    """The proxies whose `X-Forwarded-For` or `Forwarded` is trusted, by default none.
+
+    Raises SettingsError for an invalid network.
+    """
 
     def __init__(self, networks: Iterable[str]) -> None:
         try:
-            self._networks = [ipaddress.ip_network(network, strict=False) for network in networks]
+            self._networks = [parse_network(network, strict=False) for network in networks]
         except ValueError as error:
             raise SettingsError(f"XIMLER_TRUSTED_PROXIES: {error}", fields={"trusted_proxies": str(error)}) from None
 
-    def client(self, peer: str | None, forwarded_for: str) -> str | None:
-        """The nearest address that is not a trusted proxy, reading `X-Forwarded-For` from its end.
+    def client(self, peer: str | None, x_forwarded_for: str = "", forwarded: str = "") -> str | None:
+        """The nearest address that is not a trusted proxy, reading the header from its end.
 
-        Entries before the first untrusted one are the client's own claims, and are ignored.
+        Elements before the first untrusted one are the client's own claims, and are ignored.
         """
         address = peer
-        for claimed in reversed(forwarded_for.split(",")) if self._networks else ():
-            if address is None or not self._trusts(address):
+        if peer is not None and ":" in peer:  # a dual-stack socket writes IPv4 addresses as IPv6
+            parsed = parse_address(peer)
+            address = peer if parsed is None else str(parsed)
+        if not self._networks or not (x_forwarded_for or forwarded):
+            return address
+        for claimed in forwarded_for(x_forwarded_for, forwarded):
+            if claimed is None or not contains(self._networks, address):
                 break
-            candidate = _address(claimed.strip())
-            if candidate is None:
-                break
-            address = str(candidate)
+            address = claimed
         return address
-
-    def _trusts(self, address: str) -> bool:
-        parsed = _address(address)
-        return parsed is not None and any(parsed in network for network in self._networks)
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """None for an invalid address. `::ffff:10.0.0.1`, from a dual-stack socket, is 10.0.0.1."""
-    try:
-        parsed = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
 class Requests:
@@ -103,32 +101,53 @@ class Requests:
         if method == "HEAD":
             # Answered as GET is, and then without the body (RFC 9110, 9.3.2).
             scope = {**scope, "method": HttpMethod.GET}
-        request_id, forwarded_for = _read(scope["headers"])
+        head = _Head(scope["headers"])
+        request_id = head.request_id
         peer = scope["client"][0] if scope.get("client") else None  # type: ignore[index]  # checked by get
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        state["address"] = self._proxies.client(peer, forwarded_for)
+        state["address"] = self._proxies.client(peer, head.x_forwarded_for, head.forwarded)
+        state["head"] = method == "HEAD"
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         status = 0
+        asked = False
+
+        async def read() -> Any:
+            nonlocal asked
+            asked = True
+            return await receive()
 
         async def reply(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = list(message["headers"])
+                if status == _OK and head.if_none_match and scope["method"] == "GET" and head.knows(headers):
+                    status = message["status"] = _NOT_MODIFIED
+                    headers = [header for header in headers if header[0] not in _OF_BODIES]
+                if head.expects and not asked:
+                    # The client was not asked for its body, and may send a request or the body next: neither can be told.
+                    headers.append((b"connection", b"close"))
+                elif status == _TOO_LARGE:
+                    headers.append((b"connection", b"close"))
                 said = {name for name, _ in headers}
                 headers += [header for header in _SAFE_HEADERS if header[0] not in said]
                 message["headers"] = [*headers, *state.get("reply_headers", ()), (b"x-request-id", request_id.encode())]
-            elif method == "HEAD" and message["type"] == "http.response.body":
+            elif (method == "HEAD" or status == _NOT_MODIFIED) and message["type"] == "http.response.body":
                 message["body"] = b""
             await send(message)
 
         try:
-            await self._app(scope, receive, reply)
+            problem = head.problem(scope.get("http_version", "1.1"))
+            if problem:
+                await _refuse(reply, problems.bad_request(problem, request_id))
+            else:
+                await self._app(scope, read if head.expects else receive, reply)
         except asyncio.CancelledError:  # by the server, at the end of draining
             if not status:
-                await _send_unavailable(reply, request_id)
+                error = ShuttingDown("The server is shutting down: try again in a moment")
+                await _refuse(reply, problems.body(error, request_id), (b"retry-after", b"1"))
             raise
         finally:
             seconds = time.perf_counter() - started
@@ -147,18 +166,49 @@ class Requests:
         took.observe(seconds)
 
 
-async def _send_unavailable(send: Send, request_id: str) -> None:
-    problem = problems.body(ShuttingDown("The server is shutting down: try again in a moment"), request_id)
-    headers = [(b"content-type", problems.MEDIA_TYPE.encode()), (b"retry-after", b"1"), (b"connection", b"close")]
+async def _refuse(send: Send, problem: problems.Problem, *more: tuple[bytes, bytes]) -> None:
+    """Answer without the application, and close the connection: what follows on it may not be a request."""
+    headers = [(b"content-type", problems.MEDIA_TYPE.encode()), (b"connection", b"close"), *more]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": msgspec.json.encode(problem), "more_body": False})
 
 
-def _read(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str]:
-    request_id, forwarded_for = "", []
-    for name, value in headers:
-        if name == b"x-request-id" and _ID.fullmatch(value):
-            request_id = value.decode()
-        elif name == b"x-forwarded-for":
-            forwarded_for.append(value.decode("latin-1"))
-    return request_id or secrets.token_hex(8), ",".join(forwarded_for)
+class _Head:
+    """The headers that matter to every request, and what is wrong with them."""
+
+    __slots__ = ("_hosts", "_twice", "expects", "forwarded", "if_none_match", "request_id", "x_forwarded_for")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.request_id = self.x_forwarded_for = self.forwarded = self.if_none_match = ""
+        self._twice = b""
+        self.expects = False
+        single = set()
+        for name, value in headers:
+            if name in _SINGLE:
+                if name in single:
+                    self._twice = name
+                single.add(name)
+            elif name == b"if-none-match":
+                self.if_none_match += f",{value.decode('latin-1')}" if self.if_none_match else value.decode("latin-1")
+            elif name == b"expect":
+                self.expects = True
+            elif name == b"x-request-id":
+                if _ID.fullmatch(value):
+                    self.request_id = value.decode()
+            elif name == b"x-forwarded-for":
+                self.x_forwarded_for += f",{value.decode('latin-1')}"
+            elif name == b"forwarded":
+                self.forwarded += f",{value.decode('latin-1')}"
+        self._hosts = b"host" in single
+        self.request_id = self.request_id or secrets.token_hex(8)
+
+    def knows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether the client has the answer with these headers already."""
+        etag = next((value for name, value in headers if name == b"etag"), None)
+        return etag is not None and matches(self.if_none_match, etag.decode("latin-1"))
+
+    def problem(self, http_version: str) -> str | None:
+        """Parsers disagree on which of two counts, and HTTP/1.1 requires a host (RFC 9110, 5.3 and 7.2)."""
+        if self._twice:
+            return f"The header {self._twice.decode().title()} may be given once only"
+        return None if self._hosts or http_version == "1.0" else "The request has no Host header"

@@ -7,7 +7,6 @@ that a message that was sent twice (the server took it, and its answer was lost)
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import re
 import ssl
 from email.headerregistry import Address
@@ -25,6 +24,7 @@ import structlog
 
 from ximler.core import names
 from ximler.core.errors import Invalid, Unavailable
+from ximler.core.networks import parse_address
 from ximler.core.settings import Settings, SettingsError
 from ximler.schema.user import User
 
@@ -271,7 +271,7 @@ def is_final(code: int, text: str, *, at_recipient: bool) -> bool:
 
 def _is_private(host: str) -> bool:
     """A loopback or private address, or a name that no public DNS resolves."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host or host.endswith((".localhost", ".local", ".internal", ".test"))
+    address = parse_address(host)
+    if address is not None:
+        return address.is_private
+    return "." not in host or host.endswith((".localhost", ".local", ".internal", ".test"))

@@ -196,7 +196,6 @@ async def test_compressed_bodies_are_415(serve: Any) -> None:
         (b"  ", "not JSON"),
         (b'{ "not a JSON', "not JSON"),
         (b'{"query": "{ hello }"} trailing', "not JSON"),
-        (b'\xef\xbb\xbf{"query": "{ hello }"}', "not JSON"),
         (b'{"query": "\xff"}', "not UTF-8"),
         (b'{"query": "{ hello }", "\xff": 1}', "not UTF-8"),
         (b'{"query": "{ hello }", "variables": {"a": "\xed\xa0\x80"}}', "not UTF-8"),

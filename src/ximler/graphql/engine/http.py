@@ -14,6 +14,7 @@ Requests that a browser sends without asking (form content types, mutations by G
 forge across sites. CORS, OPTIONS and compression belong to the application around this.
 """
 
+import codecs
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -249,10 +250,11 @@ class _Headers:
 
 
 _parameters = msgspec.json.Decoder(Parameters)
-_objects = msgspec.json.Decoder(dict[str, Any])
+_objects = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 def _read_body(body: bytes) -> Parameters:
+    body = body.removeprefix(codecs.BOM_UTF8)
     if not body:
         raise NotWellFormed(400, 'The request has no body: send {"query": …}')
     if body.lstrip()[:1] == b"[":

@@ -11,6 +11,7 @@ from typing import Any
 
 from bson import ObjectId
 
+from ximler.core.clock import EPOCH
 from ximler.core.errors import LimitExceeded
 from ximler.database import Database
 from ximler.database.codec import codec_of
@@ -24,6 +25,7 @@ __all__ = [
     "STORAGE_SIZE",
     "QuotaExceeded",
     "gauge_from",
+    "miscounted",
     "note",
     "recount",
     "release",
@@ -133,6 +135,30 @@ async def recount(transaction: Database, user_id: ObjectId) -> tuple[Gauge, Gaug
     now = await _count(transaction, user_id)
     await _set(transaction, user_id, now.projects, now.storage_bytes)
     return was, now
+
+
+async def miscounted(
+    database: Database, *, after: ObjectId | None = None, limit: int
+) -> tuple[list[ObjectId], ObjectId | None]:
+    """Users, among the `limit` gauges after a user's, who have deleted projects and whose gauge is not what exists.
+
+    Also returns the last user looked at, None after the end.
+    """
+    trash = [{"$match": {"deletedAt": {"$gt": EPOCH}}}, {"$limit": 1}, {"$project": {"_id": 1}}]
+    projects = {"from": "projects", "localField": "_id", "foreignField": "userId"}
+    right = {"$and": [{"$eq": [f"${name}", {"$first": f"$counted.{name}"}]} for name in ("projects", "storageBytes")]}
+    found = await database[GAUGES].aggregate(
+        [
+            {"$match": {} if after is None else {"_id": {"$gt": after}}},
+            {"$sort": {"_id": 1}},
+            {"$limit": limit},
+            {"$lookup": {**projects, "pipeline": trash, "as": "trash"}},
+            {"$set": {"counting": {"$cond": [{"$eq": ["$trash", []]}, "nobody", "$_id"]}}},
+            {"$lookup": {**projects, "localField": "counting", "pipeline": _COUNT, "as": "counted"}},
+            {"$project": {"wrong": {"$and": [{"$ne": ["$trash", []]}, {"$not": [right]}]}}},
+        ]
+    )
+    return [each["_id"] for each in found if each["wrong"]], found[-1]["_id"] if found else None
 
 
 async def note(transaction: Database, user_id: ObjectId, *, projects: int, storage_bytes: int) -> None:

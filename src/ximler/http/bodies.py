@@ -1,0 +1,69 @@
+"""Bodies of REST requests: UTF-8, not compressed, a byte order mark allowed.
+
+One place for all routes, because Litestar reads each body through its request.
+"""
+
+import codecs
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from litestar import Request
+from litestar.datastructures import FormMultiDict
+from litestar.exceptions import ClientException, HTTPException
+
+__all__ = ["BodyRequest"]
+
+
+class UnsupportedMediaType(HTTPException):
+    status_code = 415
+
+
+class BodyRequest(Request[Any, Any, Any]):
+    """A request whose body is refused, as 415 or 400, where it cannot be read."""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body as it arrives. Raises UnsupportedMediaType for a compressed one (RFC 9110, 8.4)."""
+        encoding = self.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise UnsupportedMediaType(
+                f"A body with Content-Encoding {encoding[:40]!r} is not accepted: send it uncompressed",
+                headers={"Accept-Encoding": "identity"},
+            )
+        async for chunk in super().stream():
+            yield chunk
+
+    async def body(self) -> bytes:
+        """The whole body. Of text, without a byte order mark; raises UnsupportedMediaType for text that is not UTF-8."""
+        kind, parameters = self.content_type
+        if kind == "application/json" or kind.startswith("text/") or kind == "application/x-www-form-urlencoded":
+            charset = parameters.get("charset", "utf-8").strip("\"'")
+            if not _is_utf8(charset):
+                raise UnsupportedMediaType(f"charset={charset[:40]} is not accepted: send UTF-8")
+            return (await super().body()).removeprefix(codecs.BOM_UTF8)
+        return await super().body()
+
+    async def json(self) -> Any:
+        """The decoded body. Raises ClientException (400) for one that is not JSON in UTF-8."""
+        try:
+            str(await self.body(), "utf-8")  # the decoder does not look into keys that it ignores
+            return await super().json()
+        except UnicodeDecodeError as error:
+            raise ClientException(f"The body is not UTF-8: byte {error.start} is wrong") from error
+        except RecursionError as error:
+            raise ClientException("The body is nested too deeply") from error
+
+    async def form(self) -> FormMultiDict:
+        """The form's fields. Raises ClientException (400) for one that cannot be read."""
+        try:
+            return await super().form()
+        except UnicodeDecodeError as error:
+            raise ClientException("The form is not UTF-8") from error
+        except (LookupError, ValueError) as error:
+            raise ClientException(f"The form cannot be read: {error}") from error
+
+
+def _is_utf8(charset: str) -> bool:
+    try:
+        return codecs.lookup(charset).name in ("utf-8", "ascii")
+    except (LookupError, ValueError):
+        return False
