@@ -25,6 +25,7 @@ from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build, rea
 from ximler.http import docs, routes
 from ximler.http.authentication import Authentication
 from ximler.http.bodies import BodyRequest
+from ximler.http.idempotency import REPLAYED
 from ximler.http.metered import Metered
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
@@ -116,8 +117,12 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         given, again = await idempotency.once(
             ctx.database, ctx.keyring, ctx.actor, key=key, request=request, work=answer
         )
-        headers = [*given.headers, (b"idempotency-replayed", b"true")] if again else given.headers
-        return given.status, given.body, headers
+        return given.status, given.body, [*given.headers, REPLAYED] if again else given.headers
+
+    async def answered(scope: MutableMapping[str, Any], key: str, request: bytes) -> Any:
+        token = app.state.authentication.session_token(scope)
+        given = token and await idempotency.answered(app.state.database, keyring, token, key=key, request=request)
+        return (given.status, given.body, [*given.headers, REPLAYED]) if given else None
 
     async def refused(ctx: Context, code: str) -> None:
         who = ctx.actor.user_id
@@ -139,6 +144,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         body_limit=body_limit,
         anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY),
         once=once,
+        answered=answered,
         refused=refused,
         is_known=lambda ctx: ctx.actor.user_id is not None,
         trusted=_trusted(settings),

@@ -1,6 +1,7 @@
 """`Idempotency-Key` over GraphQL."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,6 +50,72 @@ async def test_a_sign_in_is_answered_again_with_the_same_token_and_kept_secret(
     assert first["signIn"]["token"] == again["signIn"]["token"]
     stored = str(await database.raw["replies"].find({}).to_list())
     assert first["signIn"]["token"] not in stored
+
+
+ENDING = {
+    "changePassword": (
+        f'mutation {{ changePassword(current: "{PASSWORD}", new: "another horse battery") {{ token user {{ id }} }} }}'
+    ),
+    "refreshSession": "mutation { refreshSession { token user { id } } }",
+    "signOut": "mutation { signOut }",
+    "closeAccount": "mutation { closeAccount { __typename } }",
+}
+
+
+@pytest.mark.parametrize("name", ENDING)
+async def test_a_request_that_ends_its_own_session_is_answered_again(
+    ada: Client, database: Database, name: str
+) -> None:
+    answers = [await send(ada, ENDING[name], "a-key") for _ in range(2)]
+    await long_ago(database)
+    answers.append(await send(ada, ENDING[name], "a-key"))
+    assert [answer[name] for answer in answers] == [answers[0][name]] * 3
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true", "true"]
+    # Anything else with the old token is refused, a key of another request is no way around it.
+    assert (await send(ada, CREATE, "a-key", name="x")).code == "IDEMPOTENCY_KEY_REUSED"
+    assert (await send(ada, ENDING[name], "another-key")).status == 401
+    if name == "refreshSession":  # which ended the sign-in: an exchanged token came again, and not as a repeat
+        return
+    if name == "changePassword":
+        fresh = Client(ada.app, token=answers[2][name]["token"])
+        assert (await fresh.ask("{ me { id } }"))["me"]["id"] == answers[0][name]["user"]["id"]
+
+
+async def long_ago(database: Database) -> None:
+    """As if a minute had passed since tokens were exchanged: one that comes again is no race any more."""
+    ago = datetime.now(UTC) - timedelta(minutes=1)
+    await database.raw["sessions"].update_many({"replacedAt": {"$type": "date"}}, {"$set": {"replacedAt": ago}})
+
+
+async def test_the_new_token_works_after_a_refresh_that_was_repeated_late(ada: Client, database: Database) -> None:
+    tokens = []
+    for _ in range(3):
+        tokens.append((await send(ada, ENDING["refreshSession"], "a-key"))["refreshSession"]["token"])
+        await long_ago(database)
+    assert len(set(tokens)) == 1
+    assert (await Client(ada.app, token=tokens[0]).ask("{ me { id } }"))["me"]
+
+
+async def test_the_new_cookie_works_after_a_refresh_that_was_repeated_late(
+    ada: Client, client: Client, database: Database
+) -> None:
+    ours = {"Sec-Fetch-Site": "same-origin"}
+    body = {"email": "ada@example.com", "password": PASSWORD}
+    signed_in = await client.http.post("/v1/session", json=body, headers=ours)
+    old = signed_in.headers["set-cookie"].partition(";")[0]
+    cookies = []
+    for _ in range(3):
+        client.http.cookies.clear()
+        response = await client.http.post(
+            "/v1/session/refresh", headers={**ours, "Cookie": old, "Idempotency-Key": "a-key"}
+        )
+        assert response.status_code == 200, response.text
+        cookies.append(response.headers["set-cookie"].partition(";")[0])
+        await long_ago(database)
+    assert len(set(cookies)) == 1
+    client.http.cookies.clear()
+    me = await client.http.get("/graphql?query={me{id}}", headers={**ours, "Cookie": cookies[0]})
+    assert me.json()["data"]["me"]
 
 
 async def test_what_was_refused_may_be_tried_again_with_the_same_key(ada: Client) -> None:

@@ -1,15 +1,17 @@
 """`Idempotency-Key`: a request that comes again within 24 hours is answered as it was the first time, and
 does nothing more.
 
-A key belongs to its sender: a user, an API key, or, without a sign-in, the network
-address. It is claimed before the work and answered after it, with one command each. Answers may hold what is
-shown once (session tokens, API keys): they are encrypted under the secret key *and* the client's own, which
-is not stored, so neither the database nor the server can read them before the client asks again.
+A key belongs to its sender: a user, an API key, or, without a sign-in, the network address. It is claimed
+before the work and answered after it, with one command each. The answer to a request that ended its own
+session is kept under that session's token as well (`answered`). Answers may hold what is shown once (session
+tokens, API keys): they are encrypted under the secret key *and* the client's own, which is not stored, so
+neither the database nor the server can read them before the client asks again.
 
 Limit: a process that dies between its work and the answer leaves a claim that runs out after a
 minute; asking again then works again.
 """
 
+import contextlib
 import hashlib
 import hmac
 import re
@@ -28,8 +30,9 @@ from ximler.database import Database
 from ximler.database.connection import commits
 from ximler.database.failures import DocumentExists
 from ximler.schema.reply import REPLIES, Reply
+from ximler.schema.session import SESSIONS
 
-__all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReused", "once"]
+__all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReused", "answered", "once"]
 
 LEASE = timedelta(seconds=60)
 MAX_ANSWER = 256_000  # bytes: what mutations answer is small, and a day of it is kept
@@ -77,22 +80,11 @@ async def once(
     seconds to wait) while the first is under way, AnswerNotKept when it was done and its answer is larger
     than `MAX_ANSWER`, or it failed after a transaction of it was committed.
     """
-    if not _KEY.fullmatch(key):
-        raise Invalid.field("Idempotency-Key", "must be 1 to 255 visible ASCII characters: a random UUID, for example")
-    subject = f"{_whose(actor)}|{key}"
-    reply_id = keyring.digest("reply", subject)
-    fingerprint = hmac.new(keyring.digest("reply request", subject), request, hashlib.sha256).digest()
-    cipher = AESGCM(keyring.digest("reply answer", subject))
-    claim = await _claim(database, reply_id, fingerprint)
-    if claim.answer == _NOT_KEPT:
-        raise AnswerNotKept(
-            "This request was carried out, but its response was not kept: read the current state instead"
-        )
+    place = _Place(keyring, _whose(actor), key, request)
+    claim = await _claim(database, place)
     if claim.answer is not None:
-        sealed = claim.answer
-        opened = cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], reply_id)
-        return msgspec.msgpack.decode(opened, type=Answer), True
-    mine = {"_id": reply_id, "leasedUntil": claim.leased_until}
+        return place.open(claim.answer), True
+    mine = {"_id": place.id, "leasedUntil": claim.leased_until}
     with commits() as committed:
         try:
             answer = await work()
@@ -105,37 +97,99 @@ async def once(
     if not answer.final and not committed:
         await database[REPLIES].delete(mine)
         return answer, False
-    kept = _NOT_KEPT
-    if answer.final and len(answer.body) <= MAX_ANSWER:
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        kept = nonce + cipher.encrypt(nonce, msgspec.msgpack.encode(answer), reply_id)
-    await database[REPLIES].patch(mine, {"$set": {"answer": kept}})
+    await database[REPLIES].patch(mine, {"$set": {"answer": place.seal(answer)}})
+    if actor.session_id is not None and await _has_ended(database, actor.session_id):
+        # The work ended the session that asked for it: the answer is kept under its token as well.
+        now = database.clock.now()
+        own = _Place(keyring, _session(actor.session_id), key, request)
+        reply = Reply(
+            id=own.id, request=own.fingerprint, answer=own.seal(answer), leased_until=now, expires_at=now + _KEPT
+        )
+        with contextlib.suppress(DocumentExists):
+            await database[REPLIES].insert(reply)
     return answer, False
 
 
-async def _claim(database: Database, reply_id: bytes, fingerprint: bytes) -> Reply:
+async def answered(database: Database, keyring: Keyring, token: str, *, key: str, request: bytes) -> Answer | None:
+    """The answer to a request that ended its own session, such as `signOut`, or None. One command.
+
+    To be asked before the token is authenticated: a token that was exchanged would count as stolen. Raises KeyReused.
+    """
+    if not _KEY.fullmatch(key):
+        return None
+    places = [_Place(keyring, _session(session_id), key, request) for session_id in keyring.token_ids(token)]
+    found = await database[REPLIES].find_one({"_id": {"$in": [place.id for place in places]}}) if places else None
+    if found is None or found.answer is None or found.expires_at <= database.clock.now():
+        return None
+    place = next(place for place in places if place.id == found.id)
+    place.require_same(found)
+    return place.open(found.answer)
+
+
+class _Place:
+    """Where the answer to a key of one sender is kept, and how it is encrypted. Raises Invalid for what is no key."""
+
+    def __init__(self, keyring: Keyring, whose: str, key: str, request: bytes) -> None:
+        if not _KEY.fullmatch(key):
+            raise Invalid.field(
+                "Idempotency-Key", "must be 1 to 255 visible ASCII characters: a random UUID, for example"
+            )
+        subject = f"{whose}|{key}"
+        self.id = keyring.digest("reply", subject)
+        self.fingerprint = hmac.new(keyring.digest("reply request", subject), request, hashlib.sha256).digest()
+        self._cipher = AESGCM(keyring.digest("reply answer", subject))
+
+    def seal(self, answer: Answer) -> bytes:
+        if not answer.final or len(answer.body) > MAX_ANSWER:
+            return _NOT_KEPT
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, msgspec.msgpack.encode(answer), self.id)
+
+    def open(self, sealed: bytes) -> Answer:
+        """Raises AnswerNotKept."""
+        if sealed == _NOT_KEPT:
+            raise AnswerNotKept(
+                "This request was carried out, but its response was not kept: read the current state instead"
+            )
+        opened = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], self.id)
+        return msgspec.msgpack.decode(opened, type=Answer)
+
+    def require_same(self, found: Reply) -> None:
+        """Raises KeyReused where the key was used for another request."""
+        if not hmac.compare_digest(found.request, self.fingerprint):
+            raise KeyReused("This Idempotency-Key was used for another request: use a new key for each request")
+
+
+async def _claim(database: Database, place: _Place) -> Reply:
     """A fresh claim, or the answer that is there. Raises KeyReused, KeyInUse."""
     now = database.clock.now()
-    claim = Reply(id=reply_id, request=fingerprint, leased_until=now + LEASE, expires_at=now + _KEPT)
+    claim = Reply(id=place.id, request=place.fingerprint, leased_until=now + LEASE, expires_at=now + _KEPT)
     try:
         return await database[REPLIES].insert(claim)
     except DocumentExists:
         pass
-    found = await database[REPLIES].find_one({"_id": reply_id})
+    found = await database[REPLIES].find_one({"_id": place.id})
     if found is not None and found.expires_at > now:
-        if not hmac.compare_digest(found.request, fingerprint):
-            raise KeyReused("This Idempotency-Key was used for another request: use a new key for each request")
+        place.require_same(found)
         if found.answer is not None:
             return found
     if found is not None and (found.leased_until <= now or found.expires_at <= now):
         # Left by a process that died, or over and not yet removed.
-        stale = {"_id": reply_id, "leasedUntil": found.leased_until, "expiresAt": found.expires_at}
-        fresh = {"request": fingerprint, "leasedUntil": claim.leased_until, "expiresAt": claim.expires_at}
+        stale = {"_id": place.id, "leasedUntil": found.leased_until, "expiresAt": found.expires_at}
+        fresh = {"request": place.fingerprint, "leasedUntil": claim.leased_until, "expiresAt": claim.expires_at}
         if await database[REPLIES].patch(stale, {"$set": fresh, "$unset": {"answer": ""}}):
             return claim
     in_use = KeyInUse("The first request with this Idempotency-Key is still under way: ask again in a moment")
     in_use.retry_after_s = _RETRY_S
     raise in_use
+
+
+async def _has_ended(database: Database, session_id: bytes) -> bool:
+    return not await database[SESSIONS].count({"_id": session_id, "replacedAt": None})
+
+
+def _session(session_id: bytes) -> str:
+    return f"session:{session_id.hex()}"
 
 
 def _whose(actor: Actor) -> str:

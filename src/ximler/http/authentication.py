@@ -77,6 +77,21 @@ class Authentication:
             known, scope["state"], None if user_agent is None else user_agent.decode("latin-1")[:_MAX_USER_AGENT]
         )
 
+    def session_token(self, scope: MutableMapping[str, Any]) -> str | None:
+        """The session token that a request shows, by header or cookie, valid or not; None for API keys and anything else.
+
+        Raises ForeignOrigin for a cookie that another site's page sends along.
+        """
+        authorization = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        if authorization is None:
+            token = self.cookies.token(scope["headers"])
+            if token is not None:
+                self.cookies.require_own_page(scope["method"], dict(scope["headers"]))
+            return token
+        scheme, _, token = authorization.decode("latin-1").partition(" ")
+        token = token.strip()
+        return token if scheme.lower() == "bearer" and token and not tokens.looks_like(token) else None
+
     async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
         """The caller. At most one command; none for cached callers, and none without a token.
 

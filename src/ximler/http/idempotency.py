@@ -14,7 +14,9 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, XimlerError
 from ximler.http.authentication import Authentication
 
-__all__ = ["idempotent"]
+__all__ = ["REPLAYED", "idempotent"]
+
+REPLAYED = (b"idempotency-replayed", b"true")
 
 _MAX_BODY = 1_000_000
 
@@ -36,15 +38,17 @@ def idempotent(app: ASGIApp) -> ASGIApp:
         async def work() -> Answer:
             return await _recorded(app, scope, body)
 
-        answer, again = await idempotency.once(
-            state.database,
-            state.keyring,
-            await _caller(state.authentication, scope),
-            key=key,
-            request=msgspec.json.encode(asked),
-            work=work,
-        )
-        headers = [*answer.headers, (b"idempotency-replayed", b"true")] if again else answer.headers
+        request = msgspec.json.encode(asked)
+        token = state.authentication.session_token(scope)
+        known = token and await idempotency.answered(state.database, state.keyring, token, key=key, request=request)
+        if known:
+            answer, again = known, True
+        else:
+            caller = await _caller(state.authentication, scope)
+            answer, again = await idempotency.once(
+                state.database, state.keyring, caller, key=key, request=request, work=work
+            )
+        headers = [*answer.headers, REPLAYED] if again else answer.headers
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 

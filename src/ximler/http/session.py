@@ -79,6 +79,7 @@ async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[
 
 @post(
     "/v1/session/refresh",
+    middleware=[idempotent],
     tags=["accounts"],
     summary="Exchange the session's cookie for a new one",
     status_code=200,

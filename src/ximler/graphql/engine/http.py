@@ -39,6 +39,8 @@ Whole = tuple[int, bytes, Headers]
 """Status, body and headers of an answer."""
 Once = Callable[[Any, str, bytes, Callable[[], Awaitable[tuple[Whole, bool]]]], Awaitable[Whole]]
 """`once(ctx, key, request, work)`: do the work unless this key was answered before; `work` also says whether to keep it."""
+Answered = Callable[[Scope, str, bytes], Awaitable[Whole | None]]
+"""`answered(scope, key, request)`: the answer to a request that ended its own session, asked for again."""
 Refused = Callable[[Any, str], Awaitable[None]]
 """`refused(ctx, code)`: this request asked for what its caller may not have."""
 
@@ -84,6 +86,7 @@ class GraphQLApp:
         body_limit: int = 20 * MIB,
         anonymous_body_limit: int | None = None,
         once: Once | None = None,
+        answered: Answered | None = None,
         refused: Refused | None = None,
         is_known: Callable[[Any], bool] = lambda _: True,
         may_trace: Callable[[Any], bool] = lambda _: False,
@@ -92,6 +95,7 @@ class GraphQLApp:
         self._engine = engine
         self._context_factory = context_factory
         self._once = once
+        self._answered = answered
         self._is_known = is_known
         self._may_trace = may_trace
         self._persisted = PersistedQueries(engine.limits, trusted)
@@ -156,13 +160,22 @@ class GraphQLApp:
             return (400 if media_type == RESPONSE_JSON else 200), {"errors": refused.errors}, []
         if method == "GET" and prepared.operation.mutation:
             raise NotWellFormed(405, "Mutations need POST", [(b"allow", b"POST")])
+        keyed = headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation
+        asked = (
+            msgspec.json.encode([query, parameters.operation_name, parameters.variables], order="sorted")
+            if keyed
+            else b""
+        )
         try:
+            if keyed and self._answered is not None:
+                known = await self._answered(scope, headers.idempotency_key or "", asked)
+                if known is not None:
+                    return known
             ctx = await self._context_factory(scope)
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
-        if headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation:
-            asked = [query, parameters.operation_name, parameters.variables]
-            return await self._run_once(prepared, ctx, headers.idempotency_key, asked, self._once)
+        if keyed and self._once is not None:
+            return await self._run_once(prepared, ctx, headers.idempotency_key or "", asked, self._once)
         response = await self._run(prepared, ctx, traced=self._is_traced(parameters, ctx))
         return 200, response, getattr(ctx, "reply_headers", [])
 
@@ -178,7 +191,7 @@ class GraphQLApp:
         return response
 
     async def _run_once(
-        self, prepared: Prepared, ctx: Any, key: str, asked: list[Any], once: Once
+        self, prepared: Prepared, ctx: Any, key: str, asked: bytes, once: Once
     ) -> tuple[int, Response | bytes, Headers]:
         async def work() -> tuple[Whole, bool]:
             response = await self._run(prepared, ctx)
@@ -186,7 +199,7 @@ class GraphQLApp:
             return answer, not prepared.changed_nothing(response)
 
         try:
-            return await once(ctx, key, msgspec.json.encode(asked, order="sorted"), work)
+            return await once(ctx, key, asked, work)
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
 
