@@ -19,6 +19,7 @@ from ximler.metering.limits import entitlements, periods
 from ximler.metering.quota.meter import Meter
 from ximler.projects import projects
 from ximler.schema.quota import QUOTAS
+from ximler.schema.user import User
 
 OPERATOR = Actor(kind="operator", via="cli")
 
@@ -290,3 +291,21 @@ async def test_rebuilding_while_events_are_recorded_and_settled_finds_nothing_an
         await asyncio.gather(*working)
     await settlement.settle(database)
     assert (await stored(database, person))["ingested"] == total
+
+
+@pytest.mark.parametrize("wrong", [{"projects": "many"}, {"hours": {"h1": "?"}}])
+async def test_a_user_who_cannot_be_rebuilt_holds_up_no_other(database: Database, wrong: dict[str, Any]) -> None:
+    people = []
+    for n in range(20):
+        user = await database.users.insert(User(name="n", email=f"{n}@example.com", password="-"))
+        people.append(Actor(kind="user", via="session", user_id=user.id))
+        await projects.create(database, people[-1], name="P")
+    await database.raw["gauges"].update_many({}, {"$inc": {"projects": 1}})
+    await database.raw["gauges"].update_one(
+        {"_id": people[7].user_id}, {"$set": wrong}, bypass_document_validation=True
+    )
+    found = [drift async for drifts in corrections.rebuild_all(database, OPERATOR) for drift in drifts]
+    others = {person.user_id for person in people[:7] + people[8:]}
+    assert others <= {drift.user_id for drift in found if drift.what == "projects"}
+    gauges = await database.raw["gauges"].find({"_id": {"$in": list(others)}}).to_list()
+    assert [gauge["projects"] for gauge in gauges] == [1] * 19

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
+import structlog
 from bson import ObjectId
 
 from ximler.audit import records
@@ -23,6 +24,7 @@ from ximler.schema.usage import ResourceType, Usage
 
 __all__ = ["Drift", "forgive", "rebuild", "rebuild_all"]
 
+_log = structlog.get_logger("ximler.metering")
 _MAX_REASON = 500
 _ATTEMPTS = 20
 _LONGEST = timedelta(days=31)  # of a period
@@ -55,10 +57,13 @@ async def rebuild(database: Database, actor: Actor, user_id: ObjectId, *, dry_ru
 
 
 async def rebuild_all(database: Database, actor: Actor, *, dry_run: bool = False) -> AsyncIterator[list[Drift]]:
-    """`rebuild` for everybody, one after the other."""
+    """`rebuild` for each user, one after the other. A user who cannot be read or corrected is logged and left out."""
     actor.require_operator()
     async for user in database.users.stream({}, deleted=True):
-        yield await rebuild(database, actor, user.id, dry_run=dry_run)
+        try:
+            yield await rebuild(database, actor, user.id, dry_run=dry_run)
+        except (Conflict, Invalid, NotFound) as problem:
+            _log.error("user not rebuilt", user=str(user.id), reason=problem.message)
 
 
 async def forgive(database: Database, actor: Actor, user_id: ObjectId, *, reason: str, units: int | None = None) -> int:

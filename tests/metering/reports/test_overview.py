@@ -8,7 +8,7 @@ from bson import Decimal128, Int64, ObjectId
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import SYSTEM, Actor
-from ximler.core.errors import LimitExceeded, NotFound, Unauthenticated
+from ximler.core.errors import Conflict, LimitExceeded, NotFound, Unauthenticated
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.metering.ledger import settlement
@@ -160,3 +160,19 @@ async def test_operators_see_anybodys_quota_and_others_their_own(
     assert (await quota(database, SYSTEM, "storage", user_id=person.user_id)).resource == "storage"
     with pytest.raises(NotFound):
         await quota(database, somebody, "storage", user_id=person.user_id)
+
+
+@pytest.mark.parametrize("collection", ["gauges", "entitlements"])
+async def test_a_user_whose_documents_cannot_be_read_takes_nothing_from_the_others(
+    database: Database, collection: str
+) -> None:
+    ids = [ObjectId() for _ in range(20)]
+    await database.raw["users"].insert_many(
+        [{"_id": n, "name": "n", "email": f"{n}@example.com", "password": "-"} for n in ids]
+    )
+    wrong = {"_id": ids[7], "projects": "many", "override": "?"}
+    await database.raw[collection].insert_one(wrong, bypass_document_validation=True)
+    found = await overview(database, SYSTEM, ids)
+    assert [len(found[user_id]) for user_id in ids] == [3] * 7 + [0] + [3] * 12
+    with pytest.raises(Conflict):
+        await overview(database, SYSTEM, [ids[7]])

@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+import structlog
 from bson import ObjectId
 
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database
-from ximler.database.codec import codec_of
+from ximler.database.codec import UnreadableDocument, codec_of
+from ximler.database.monitoring import first_time
 from ximler.metering.ledger.rows import WHOLE_AMOUNT
 from ximler.metering.limits import periods
 from ximler.metering.limits.plans import PLAN_STAGES, limits_from
@@ -25,6 +27,7 @@ from ximler.schema.usage import ResourceType
 
 __all__ = ["ResourceUsage", "overview", "quota"]
 
+_log = structlog.get_logger("ximler.metering")
 _SOON = timedelta(hours=1)
 _MONTH = timedelta(days=31)
 
@@ -58,7 +61,8 @@ async def overview(
 ) -> dict[ObjectId, list[ResourceUsage]]:
     """The three resources of each user that the actor may see: themselves; an operator sees all. Others are NotFound.
 
-    One round trip for all of them.
+    One round trip for all of them. Of several users, one whose plan, entitlement, gauge or quota cannot be read has none, and
+    is logged; asked for alone, it raises UnreadableDocument.
     """
     ids = list(dict.fromkeys(user_ids))
     if actor.kind not in ("operator", "system") and ids != [actor.require_user()]:
@@ -75,15 +79,26 @@ async def overview(
     )
     if len(rows) < len(ids):
         raise NotFound("No such user")
-    found = {}
+    found: dict[ObjectId, list[ResourceUsage]] = {}
     for row in rows:
-        limits, gauge = limits_from(row, now), gauge_from(row)
-        found[row["_id"]] = [
-            _resource("projects", gauge.projects, limits.projects),
-            _resource("storage", gauge.storage_bytes, limits.storage_bytes),
-            _calls(row, limits.api_calls, now),
-        ]
+        try:
+            found[row["_id"]] = _resources(row, now)
+        except UnreadableDocument as problem:
+            if len(ids) == 1:
+                raise
+            found[row["_id"]] = []
+            if first_time("usage of", row["_id"]):
+                _log.warning("usage left out", user=str(row["_id"]), reason=problem.message)
     return found
+
+
+def _resources(row: dict[str, Any], now: datetime) -> list[ResourceUsage]:
+    limits, gauge = limits_from(row, now), gauge_from(row)
+    return [
+        _resource("projects", gauge.projects, limits.projects),
+        _resource("storage", gauge.storage_bytes, limits.storage_bytes),
+        _calls(row, limits.api_calls, now),
+    ]
 
 
 def _calls(row: dict[str, Any], limit: int, now: datetime) -> ResourceUsage:
