@@ -1,7 +1,7 @@
 """The ASGI application: every interface, on one database."""
 
 import contextlib
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,12 +21,12 @@ from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
 from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context, permit
-from ximler.graphql.engine import Engine, GraphQLApp, Limits, Schema, build, read_trusted
+from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted
 from ximler.http import docs, routes
 from ximler.http.authentication import Authentication
 from ximler.http.bodies import BodyRequest
 from ximler.http.idempotency import REPLAYED
-from ximler.http.metered import Metered
+from ximler.http.metered import BY_REQUEST, Metered, charge
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
 from ximler.metering.quota.meter import Meter
@@ -124,6 +124,12 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         given = token and await idempotency.answered(app.state.database, keyring, token, key=key, request=request)
         return (given.status, given.body, [*given.headers, REPLAYED]) if given else None
 
+    def admit(scope: MutableMapping[str, Any], prepared: Prepared) -> Awaitable[None] | None:
+        fields = prepared.plan.root.fields
+        if prepared.operation.mutation and fields and all(field.name in metering.FREE for field in fields):
+            return None
+        return charge(scope)
+
     async def refused(ctx: Context, code: str) -> None:
         who = ctx.actor.user_id
         with contextlib.suppress(Unavailable):  # the answer stands, whether or not it can be noted
@@ -145,13 +151,14 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         anonymous_body_limit=min(body_limit, _ANONYMOUS_BODY),
         once=once,
         answered=answered,
+        admit=admit,
         refused=refused,
         is_known=lambda ctx: ctx.actor.user_id is not None,
         trusted=_trusted(settings),
         may_trace=lambda ctx: ctx.actor.kind == "operator",
     )
 
-    @asgi("/graphql", copy_scope=False)
+    @asgi("/graphql", copy_scope=False, opt={"api_calls": BY_REQUEST})
     async def graphql(scope: Scope, receive: Receive, send: Send) -> None:
         await serve_graphql(scope, receive, send)  # type: ignore[arg-type]  # the same protocol, typed by two libraries
 

@@ -17,8 +17,10 @@ from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.http.metered import Prices
+from ximler.metering.ledger import settlement
 from ximler.metering.limits import entitlements
 from ximler.metering.quota.meter import Meter
+from ximler.schema.quota import QUOTAS
 from ximler.schema.session import SESSIONS
 
 OPERATOR = Actor(kind="operator", via="cli")
@@ -40,11 +42,26 @@ async def program(ada: Client, user_id: ObjectId, database: Database) -> AsyncIt
     await somebody.http.aclose()
 
 
-async def a_program(ada: Client, user_id: ObjectId, database: Database, app: Any = None) -> Client:
+@pytest.fixture
+async def recorder(ada: Client, user_id: ObjectId, database: Database) -> AsyncIterator[Client]:
+    """A program whose key may record usage."""
+    somebody = await a_program(ada, user_id, database, permissions=("usage:read", "usage:write", "projects:write"))
+    yield somebody
+    await meter_of(ada).close()
+    meter_of(ada)._closed = False
+    await somebody.http.aclose()
+
+
+async def a_program(
+    ada: Client,
+    user_id: ObjectId,
+    database: Database,
+    app: Any = None,
+    *,
+    permissions: tuple[str, ...] = ("billing:read", "projects:read", "projects:write"),
+) -> Client:
     actor = Actor(kind="user", via="session", user_id=user_id, authenticated_at=database.clock.now())
-    made = await keys.create(
-        database, actor, name="program", permissions=["billing:read", "projects:read", "projects:write"]
-    )
+    made = await keys.create(database, actor, name="program", permissions=list(permissions))
     return Client(app or ada.app, token=made.secret)
 
 
@@ -90,18 +107,71 @@ async def test_past_the_limit_nothing_is_done_and_the_answer_says_until_when(
         json={"query": 'mutation { createProject(input: {name: "x"}) { id } }'},
         headers={"Authorization": f"Bearer {program.token}"},
     )
-    problem = response.json()
+    [error] = response.json()["errors"]
+    problem = error["extensions"]
     assert response.status_code == 429
-    assert response.headers["content-type"] == "application/problem+json"
-    assert (problem["code"], problem["status"]) == ("QUOTA_EXCEEDED", 429)
+    assert response.headers["content-type"] == "application/json; charset=utf-8"
+    assert (problem["code"], problem["kind"]) == ("QUOTA_EXCEEDED", "LIMIT_EXCEEDED")
     assert problem["fields"]["apiCalls"] == "limit 2 reached"
     assert problem["fields"]["used"] == "2"
     assert "resetsAt" in problem["fields"]
-    assert problem["requestId"] == response.headers["x-request-id"]
     assert int(response.headers["retry-after"]) >= 1
     assert response.headers["ratelimit"].startswith('"month";r=0;t=')
     assert await database.projects.count({}) == 2
     assert await used(program, database) == {"/graphql": 2}
+
+
+async def test_past_the_limit_a_route_answers_with_problem_details(
+    program: Client, user_id: ObjectId, database: Database
+) -> None:
+    await allow(database, user_id, 1)
+    answers = [
+        await program.http.get("/v1/nowhere", headers={"Authorization": f"Bearer {program.token}"}) for _ in range(2)
+    ]
+    problem = answers[1].json()
+    assert [answer.status_code for answer in answers] == [404, 429]
+    assert answers[1].headers["content-type"] == "application/problem+json"
+    assert (problem["code"], problem["fields"]["used"]) == ("QUOTA_EXCEEDED", "1")
+    assert problem["requestId"] == answers[1].headers["x-request-id"]
+
+
+async def test_recording_usage_is_free_and_never_refused_by_the_months_quota(
+    recorder: Client, user_id: ObjectId, database: Database
+) -> None:
+    await allow(database, user_id, 1000)
+    month = "{ usage { resource used } }"
+    record = "mutation ($events: [UsageEventInput!]!) { recordUsage(events: $events) { status } }"
+    used_up = 0
+    for n, amount in enumerate((990, 20, 5)):
+        event = {"id": f"e{n}", "at": database.clock.now().isoformat(), "amount": amount}
+        answer = await recorder.ask(record, events=[event])
+        assert (answer.status, answer["recordUsage"]) == (200, [{"status": "ACCEPTED"}])
+        assert '"month"' not in answer.headers["ratelimit"]
+        await settlement.settle(database)
+        used_up += amount
+        [quota] = await database[QUOTAS].find({"userId": user_id, "resource": "apiCalls"})
+        assert quota.used == used_up
+    await meter_of(recorder).sweep()
+    refused = await recorder.ask(month)
+    assert (refused.status, refused.code, refused.fields["used"]) == (429, "QUOTA_EXCEEDED", str(used_up))
+
+
+@pytest.mark.parametrize(
+    "more", ['a: recordUsage(events: $e) { status } createProject(input: {name: "x"}) { id }', "a: __typename"]
+)
+async def test_an_operation_that_does_more_than_record_usage_costs_a_call(
+    recorder: Client, database: Database, more: str
+) -> None:
+    event = {"id": "e", "at": database.clock.now().isoformat()}
+    mutation = f"mutation ($e: [UsageEventInput!]!) {{ recordUsage(events: $e) {{ status }} {more} }}"
+    assert (await recorder.ask(mutation, e=[event])).status == 200
+    assert await used(recorder, database) == {"/graphql": 1}
+
+
+async def test_what_cannot_be_executed_costs_no_call(program: Client, database: Database) -> None:
+    await program.ask("{ nothing }")
+    await program.ask("{")
+    assert await used(program, database) == {}
 
 
 async def test_of_many_at_once_exactly_as_many_are_served_as_are_left(

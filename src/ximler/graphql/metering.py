@@ -13,6 +13,8 @@ from ximler.metering.reports.series import Consumer, Interval, Point, series, to
 from ximler.schema.usage import ResourceType
 from ximler.schema.user import User
 
+FREE = frozenset({"recordUsage"})
+"""Root fields that cost no API call: an operation of these alone is never refused by the month's quota."""
 _MAX_EVENTS = 1000
 
 resolvers = Resolvers()

@@ -1,15 +1,17 @@
 """Every request with an API key is metered before any other work: a burst limit, then the month's quota.
 
-The handler declares the price of its route: `opt={"api_calls": 5}`; the default is 1, and 0 is free. A request
-that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
+The handler declares the price of its route: `opt={"api_calls": 5}`; the default is 1, and 0 is free. With `BY_REQUEST`
+the price depends on the request's content: the handler calls `charge(scope)` unless the request is free. A request that is
+refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
 
 Plain ASGI in front of the application: a guard inside it costs 3 × as much (`make bench`). Answers carry
 `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), refusals `Retry-After` as well.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -20,6 +22,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.routes import ASGIRoute, BaseRoute, HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from ximler.core.actor import Actor
 from ximler.core.clock import Clock
 from ximler.core.errors import LimitExceeded, Unavailable, XimlerError
 from ximler.core.settings import Settings
@@ -28,8 +31,9 @@ from ximler.http.authentication import Authentication, Caller, shows_key
 from ximler.metering.quota.bursts import BurstExceeded, Bursts
 from ximler.metering.quota.meter import Allowance, Meter
 
-__all__ = ["Metered", "Prices"]
+__all__ = ["BY_REQUEST", "Metered", "Prices", "charge"]
 
+BY_REQUEST = -1
 _OF_ONE_USER = 2  # times the rate of one key, for all keys of a user together
 
 
@@ -66,7 +70,9 @@ class Prices:
 
 
 def _declared(route: BaseRoute) -> int | None:
-    """Calls that a request costs: 0 is free, and bounded by the burst limit; None is not limited at all."""
+    """Calls that a request costs: 0 is free, and bounded by the burst limit; BY_REQUEST is decided by the handler; None is
+    not limited at all.
+    """
     handlers: Sequence[BaseRouteHandler] = []
     if isinstance(route, HTTPRoute):
         handlers = route.route_handlers
@@ -74,6 +80,15 @@ def _declared(route: BaseRoute) -> int | None:
         handlers = [route.route_handler]
     prices = [handler.opt["api_calls"] for handler in handlers if "api_calls" in handler.opt]
     return None if None in prices else max(prices, default=1)
+
+
+def charge(scope: MutableMapping[str, Any]) -> Awaitable[None] | None:
+    """Take the call that a request to a route `BY_REQUEST` costs. Returns None where that is done, else what to await.
+
+    Nothing is taken for a request without an API key. Raises QuotaExceeded, Unavailable.
+    """
+    take: Callable[[], Awaitable[None] | None] | None = scope.get("state", {}).pop("charge", None)
+    return None if take is None else take()
 
 
 class Metered:
@@ -112,21 +127,45 @@ class Metered:
             return
         actor, (key, owner) = caller.actor, caller.names
         try:
-            now, fast = monotonic(), units or 1  # what is free of the month is bounded by the burst limit all the same
+            now, fast = (
+                monotonic(),
+                max(units, 1),
+            )  # what is free of the month is bounded by the burst limit all the same
             left = self._keys.take(key, fast, now)
             try:
                 self._users.take(owner, fast, now)
             except BurstExceeded:
                 self._keys.put_back(key, fast)
                 raise
-            allowance = meter.take(actor, units, route=route) if units else _FREE
+            allowance = meter.take(actor, units, route=route) if units > 0 else _FREE
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except (LimitExceeded, Unavailable) as error:
             await self._refuse(scope, send, caller, error)
             return
-        scope["state"]["reply_headers"] = self._headers(left, allowance, clock)
+        state = scope["state"]
+        state["reply_headers"] = self._headers(left, allowance, clock)
+        if units == BY_REQUEST:
+            state["charge"] = partial(self._charge, state, actor, left, route)
         await self._app(scope, receive, send)
+
+    def _charge(self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str) -> Awaitable[None] | None:
+        _, meter, clock = self._parts or self._find_parts()
+        allowance = meter.take(actor, 1, route=route)
+        if allowance is None:
+            return self._charge_later(state, actor, left, route)
+        state["reply_headers"] = self._headers(left, allowance, clock)
+        return None
+
+    async def _charge_later(self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str) -> None:
+        _, meter, clock = self._parts or self._find_parts()
+        try:
+            allowance = await meter.consume(actor, "apiCalls", 1, route=route)
+        except LimitExceeded as error:
+            exhausted = b'"month";r=0;t=%d' % math.ceil(error.retry_after_s or 0)
+            state["reply_headers"] = [(b"ratelimit-policy", self._policy), (b"ratelimit", exhausted)]
+            raise
+        state["reply_headers"] = self._headers(left, allowance, clock)
 
     def _headers(self, left: int, allowance: Allowance, clock: Clock) -> list[tuple[bytes, bytes]]:
         keys, limit, remaining = self._keys, allowance.limit, allowance.remaining

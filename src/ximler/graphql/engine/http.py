@@ -41,6 +41,8 @@ Once = Callable[[Any, str, bytes, Callable[[], Awaitable[tuple[Whole, bool]]]], 
 """`once(ctx, key, request, work)`: do the work unless this key was answered before; `work` also says whether to keep it."""
 Answered = Callable[[Scope, str, bytes], Awaitable[Whole | None]]
 """`answered(scope, key, request)`: the answer to a request that ended its own session, asked for again."""
+Admit = Callable[[Scope, Prepared], Awaitable[None] | None]
+"""`admit(scope, prepared)`: called before an operation runs. An error that it, or its result, raises is the answer."""
 Refused = Callable[[Any, str], Awaitable[None]]
 """`refused(ctx, code)`: this request asked for what its caller may not have."""
 
@@ -87,6 +89,7 @@ class GraphQLApp:
         anonymous_body_limit: int | None = None,
         once: Once | None = None,
         answered: Answered | None = None,
+        admit: Admit = lambda _scope, _prepared: None,
         refused: Refused | None = None,
         is_known: Callable[[Any], bool] = lambda _: True,
         may_trace: Callable[[Any], bool] = lambda _: False,
@@ -96,6 +99,7 @@ class GraphQLApp:
         self._context_factory = context_factory
         self._once = once
         self._answered = answered
+        self._admit = admit
         self._is_known = is_known
         self._may_trace = may_trace
         self._persisted = PersistedQueries(engine.limits, trusted)
@@ -172,6 +176,8 @@ class GraphQLApp:
                 if known is not None:
                     return known
             ctx = await self._context_factory(scope)
+            if (admitting := self._admit(scope, prepared)) is not None:
+                await admitting
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
         if keyed and self._once is not None:
