@@ -1,6 +1,6 @@
 """The database: connection, typed collections, index sync, validators, seeds.
 
-Owns how documents are read and written, not what they mean: that is the domains'. `connect` gives a `Database`.
+Owns how documents are read and written; the domains own their meaning. `connect` returns a `Database`.
 """
 
 from ximler.database.connection import Database, connect

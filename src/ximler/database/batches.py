@@ -1,8 +1,9 @@
-"""Batches of BSON as the server sent them: what `TypedCollection.find` and `stream` decode.
+"""Batches of BSON as the server sent them, for `TypedCollection.find` and `stream` to decode.
 
-PyMongo's own `find_raw_batches` makes a RawBSONDocument of every document of a batch before it gives the batch's bytes, which
-costs as much again as turning the documents into Structs. `RawBatches` takes the array of documents from the reply as bytes at
-once. It overrides a method that PyMongo does not document; where a release has moved it, PyMongo's own way is taken.
+PyMongo's own `find_raw_batches` creates a RawBSONDocument per document before it returns the batch's bytes,
+which doubles the cost of decoding into Structs. `RawBatches` takes the array of documents from the reply as
+bytes. It overrides an undocumented method of PyMongo, and falls back to PyMongo's implementation in a release
+without that method.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ _KNOWN = None not in (_RAW_ARRAY, _to_document, _to_stream)
 
 
 class RawBatches(AsyncRawBatchCursor[dict[str, Any]]):
-    """`AsyncRawBatchCursor` at half its price. Each item is a stream of BSON documents; takes what `find` takes."""
+    """`AsyncRawBatchCursor` at half the cost. Each item is a stream of BSON documents. Arguments as for `find`."""
 
     def _unpack_response(self, response: Any, cursor_id: int | None, *arguments: Any, **options: Any) -> list[Any]:
         if not _KNOWN or not hasattr(response, "raw_command_response"):
@@ -33,7 +34,7 @@ class RawBatches(AsyncRawBatchCursor[dict[str, Any]]):
             if part in cursor:
                 stream = _to_stream(cursor[part])  # type: ignore[misc]  # known
                 cursor[part] = [stream] if stream else []
-        # The cluster's time is sent back with the next command: as the plain document that it is elsewhere.
+        # The cluster time is sent back with the next command and must be a plain document.
         rest = {
             name: bson.decode(value.raw) if hasattr(value, "raw") else value
             for name, value in raw.items()

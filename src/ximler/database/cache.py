@@ -1,14 +1,16 @@
-"""What was read, kept in memory for as long as it is known to be true.
+"""Caches of values read from the database, invalidated by the change feed.
 
-An entry stands on documents and names them by tags: `("users", id)`. The change feed tells of every write, and a write evicts
-what stood on it. Never on time alone: an entry is used only while the feed is fresh; else everybody reads the database, so that
-a cut or frozen connection costs speed and never serves what was revoked.
+An entry depends on documents, named by tags: `("users", id)`. A write to one of them, reported by the change
+feed, evicts the entry. Entries do not expire by time. An entry is used only while the feed is fresh;
+otherwise reads go to the database, so a cut or frozen connection costs speed and never serves a revoked
+credential.
 
-A read that was under way when one of its documents changed may have seen the document before: its value is used once and not
-kept. The same holds for a read that began while the feed was not fresh, and for a read across a gap.
+A read that overlaps with a change of one of its documents may have seen the old document: its value is used
+once and not cached. The same holds for a read that began while the feed was not fresh, and for a read across
+a gap.
 
-Values never go back. A read past the cache, while the feed is not fresh, may bring a newer value than the entry: the entry is
-evicted, so that a key that was refused once is not accepted again when the feed recovers.
+Values never go back. A read past the cache, while the feed is not fresh, may bring a newer value than the
+entry: the entry is evicted, so that a key that was refused once is not accepted again when the feed recovers.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -25,14 +27,15 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 Tag = tuple[str, Any]
-_MOST_RECENT = 10_000  # tags remembered for the reads under way: far more than change during one
+_MOST_RECENT = 10_000  # evicted tags kept for concurrent reads: far more than change during one read
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
-    """A collection that entries stand on.
+    """A collection that entries depend on.
 
-    `by` is a field that documents are looked up by beside their `_id`: writing it evicts `(collection, its value)`, so that a
-    key found absent is looked for again once somebody inserts it. Updates of nothing but `indifferent` fields evict nothing.
+    `by` is a field that documents are looked up by beside their `_id`: writing it evicts `(collection, its
+    value)`, so that a key cached as absent is read again once it is inserted. Updates of only `indifferent`
+    fields evict nothing.
     """
 
     collection: str
@@ -41,7 +44,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Absent:
-    """There is no such thing, and that is known."""
+    """Cached knowledge that the key has no value."""
 
 
 ABSENT = _Absent()
@@ -49,7 +52,7 @@ Load = Callable[[K], Awaitable[tuple[V | None, Sequence[Tag]]]]
 
 
 class Cache(Generic[K, V]):
-    """At most `entries` values, the least recently used going first, and, apart from them, `absent` keys known to have none."""
+    """At most `entries` values and, separately, `absent` keys known to have none; the least recently used go first."""
 
     def __init__(self, feed: Feed, watches: Sequence[Watch], *, entries: int = 20_000, absent: int = 10_000) -> None:
         self._feed = feed
@@ -57,7 +60,7 @@ class Cache(Generic[K, V]):
         self._present: LRUCache[K, Any] = LRUCache(entries)
         self._missing: LRUCache[K, Any] = LRUCache(absent)
         self._keys: dict[Tag, set[K]] = {}
-        self._recent: dict[Tag, int] = {}  # when it was evicted, for the reads that are under way
+        self._recent: dict[Tag, int] = {}  # time of eviction, for concurrent reads
         self._reading = 0
         self._moment = 0
         self._void_before = 0
@@ -69,7 +72,7 @@ class Cache(Generic[K, V]):
         return len(self._present) + len(self._missing)
 
     def peek(self, key: K) -> V | _Absent | None:
-        """What is known: the value, ABSENT, or None when it has to be asked for. No I/O."""
+        """The cached value, ABSENT, or None when it must be loaded. No I/O."""
         if not self._feed.fresh:
             return None
         found = self._present.get(key)
@@ -79,9 +82,9 @@ class Cache(Generic[K, V]):
         return ABSENT if key in self._missing else None
 
     async def get(self, key: K, load: Load[K, V]) -> V | None:
-        """The value, by `load` when it is not known.
+        """The cached value, or the result of `load`.
 
-        `load` reads the primary, outside any transaction, and says what its answer stands on: also where that is None.
+        `load` reads the primary, outside any transaction, and returns the value with its tags, also for None.
         """
         known = self.peek(key)
         if known is not None:
@@ -104,7 +107,7 @@ class Cache(Generic[K, V]):
         return value
 
     def clear(self) -> None:
-        """Forget everything, and whatever is being read."""
+        """Evict everything; the results of concurrent reads are not cached."""
         self._moment += 1
         self._void_before = self._moment
         self._present.clear()
@@ -140,7 +143,7 @@ class Cache(Generic[K, V]):
     def _heard(self, change: Change) -> None:
         watch = self._watches[change.collection]
         if change.operation == "update":
-            # A sub-document's field is told of by its path.
+            # A change of a sub-document's field is reported by its path.
             touched = {path.partition(".")[0] for path in (*change.updated, *change.removed)}
             if touched and touched <= watch.indifferent:
                 return

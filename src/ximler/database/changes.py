@@ -1,10 +1,11 @@
-"""Change streams: being told of a write at once, instead of asking again and again.
+"""Change streams: notification of writes without polling.
 
-One `Feed` a process: every watcher costs the server for each write, so all that listens shares one stream. Callbacks are told
-of committed writes by anybody, in the order of their commits, and of gaps, after which anything may have happened.
+One `Feed` per process: every change stream costs the server for each write, so all listeners share one.
+Callbacks receive the committed writes of all clients in commit order, and gaps, after which any number of
+writes may have been missed.
 
-`fresh` says whether silence means that nothing happened. It is measured from when a question was *sent*: an answer that lay in
-a buffer while this process, or the network, was frozen proves nothing about now.
+`fresh` says whether silence means that nothing was written. It counts from the time a request was *sent*: an
+answer may have waited in a buffer while this process or the network was frozen.
 """
 
 import asyncio
@@ -26,17 +27,17 @@ __all__ = ["FRESH_S", "Change", "Feed"]
 _log = structlog.get_logger("ximler.database")
 
 FRESH_S = 1.0
-_AWAIT_MS = 100  # the server answers at least this often, if only that nothing happened; see decision 6
-_GIVE_UP_S = 5.0  # a connection that says nothing for so long is dead
+_AWAIT_MS = 100  # the server answers at least this often, also without events; see decision 6
+_GIVE_UP_S = 5.0  # a connection silent for longer is considered dead
 _REOPEN_S = 0.25
-_EVERYTHING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})  # no document is named, all are gone
+_EVERYTHING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})  # these name no document and affect all
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One committed write. Fields are as MongoDB has them: camelCase names, naive UTC times.
+    """One committed write, in MongoDB's form: camelCase names, naive UTC times.
 
-    `document` is the whole document of an insert or a replace; `updated` has the fields that an update set, by their path
-    (`limits.projects`), and `removed` the paths that it unset.
+    `document` is the whole document of an insert or a replace. `updated` has the fields that an update set,
+    by path (`limits.projects`), and `removed` the paths that it unset.
     """
 
     collection: str
@@ -58,7 +59,7 @@ class Feed:
         self._callbacks: dict[str, list[Callback]] = {}
         self._gap_callbacks: list[Callable[[], None]] = []
         self._forget_callbacks: list[Callable[[str, Any], None]] = []
-        self._known_until = -FRESH_S  # everything committed before this moment has been handed on
+        self._known_until = -FRESH_S  # everything committed before this time has been delivered
         self._token: Any = None
         self._widened = asyncio.Event()
         database.feed = self
@@ -66,13 +67,14 @@ class Feed:
 
     @property
     def fresh(self) -> bool:
-        """Whether everything committed up to a second ago has been handed to the callbacks."""
+        """Whether everything committed up to a second ago has been delivered to the callbacks."""
         return time.monotonic() - self._known_until < FRESH_S
 
     def subscribe(self, collections: Iterable[str], callback: Callback) -> None:
-        """Have `callback` called for every write into these collections. It must be tiny: everybody waits for it.
+        """Call `callback` for every write to these collections. It must be fast: all later events wait for
+        it.
 
-        Subscribing to what is not watched yet makes a running feed not fresh until it watches it.
+        Subscribing to a collection that is not watched yet makes a running feed not fresh until it is.
         """
         for name in collections:
             if name not in self._callbacks:
@@ -82,14 +84,15 @@ class Feed:
             self._callbacks[name].append(callback)
 
     def on_gap(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when writes may have been missed, the start included: all that was known must go.
+        """Call `callback` when writes may have been missed, at the start included: cached values must be
+        dropped.
 
-        What is read after the call will be kept up to date by the changes that follow it.
+        Values read after the call are kept current by the changes that follow it.
         """
         self._gap_callbacks.append(callback)
 
     def on_forget(self, callback: Callable[[str, Any], None]) -> None:
-        """Have `callback(collection, id)` called at once for what this process itself has changed (`Database.forget`)."""
+        """Call `callback(collection, id)` immediately for changes by this process (`Database.forget`)."""
         self._forget_callbacks.append(callback)
 
     def forget(self, collection: str, name: Any) -> None:
@@ -98,19 +101,19 @@ class Feed:
             callback(collection, name)
 
     async def caught_up(self) -> None:
-        """Returns when everything that was committed before the call has been handed on: for tests, and for leaving."""
+        """Return once all writes committed before the call are delivered: for tests, and at shutdown."""
         asked = time.monotonic()
-        while self._known_until < asked:  # noqa: ASYNC110 (nobody waits for this in earnest)
+        while self._known_until < asked:  # noqa: ASYNC110 (for tests and shutdown)
             await asyncio.sleep(0.01)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Watch until stopped. An interruption resumes where the stream was; where that is impossible, it is a gap."""
+        """Watch until stopped. Interrupted, the stream resumes; if it cannot, a gap is reported."""
         while not stop.is_set():
             try:
                 await self._watch(stop)
             except PyMongoError as error:
                 if isinstance(error, OperationFailure) and not self._proven:
-                    self._token = None  # the place it names is gone, or what follows cannot be had
+                    self._token = None  # its position is no longer in the oplog, or later events cannot be read
                 _log.debug("change stream lost", error=str(error), resumes=self._token is not None)
             except Exception:
                 self._token = None
@@ -142,7 +145,7 @@ class Feed:
                     self._hand_on(event)
                 self._token, self._proven = stream.resume_token, True
                 if _asks(stream) and not self._widened.is_set():
-                    self._known_until = sent  # a batch is known whole, or not at all
+                    self._known_until = sent  # a batch is delivered as a whole
             if not stream.alive:
                 self._token = None  # invalidated: the database was dropped
         finally:
@@ -171,7 +174,7 @@ class Feed:
         for callback in self._callbacks[collection]:
             try:
                 callback(change)
-            except Exception as bug:  # one listener's bug must not deafen the others
+            except Exception as bug:  # one listener's bug must not stop the others
                 _log.exception("change callback failed", collection=collection, exc_info=bug)
 
     def _gap(self) -> None:
@@ -183,5 +186,5 @@ class Feed:
 
 
 def _asks(stream: AsyncChangeStream[Any]) -> bool:
-    """Whether its next step asks the server, rather than taking from the batch that is here."""
-    return not stream._cursor._has_next()  # noqa: SLF001 (the driver says it nowhere else)
+    """Whether its next step requests a batch from the server, rather than reading the current one."""
+    return not stream._cursor._has_next()  # noqa: SLF001 (no public equivalent)

@@ -1,11 +1,13 @@
-"""Between BSON's dicts and our Structs, at driver speed: one decoder and one encoder are generated per document class.
+"""Converts between BSON's dicts and our Structs at driver speed: one generated decoder and encoder per class.
 
-Reading is tolerant, because other applications write these collections too: a missing or null field takes its default, a
-double reads as an int, a Decimal128 as a number, unknown fields are ignored. The common case pays nothing for it: the
-generated decoder makes the datetimes aware and converts; only when that fails does the tolerant path look closer. (The
-driver's own `tz_aware=True` costs a read 75 % more; an ODM 4 to 8 times as much: `make bench`.)
+Reading is tolerant, because other applications write these collections too: a missing or null field takes its
+default, a double reads as an int, a Decimal128 as a number, unknown fields are ignored. This costs the common
+case nothing: the generated decoder makes the datetimes aware and converts; the tolerant path runs only when
+that fails. (The driver's own `tz_aware=True` costs a read 75 % more; an ODM 4 to 8 times as much: `make
+bench`.)
 
-Writing is strict: a wrong type, an empty required string, a naive datetime or a bad Mixed key is Invalid, by name.
+Writing is strict: a wrong type, an empty required string, a naive datetime or a bad Mixed key is Invalid, by
+name.
 """
 
 import math
@@ -49,7 +51,7 @@ _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 
 class UnreadableDocument(Conflict):
-    """A stored document that even tolerant reading cannot make sense of. It is left alone; repair it in the database."""
+    """A stored document that even tolerant reading cannot decode. It stays unchanged; repair it in the database."""
 
     code = "DOCUMENT_UNREADABLE"
 
@@ -82,9 +84,9 @@ def codec_of(document: type[D]) -> Codec[D]:
 
 @cache
 def part_of(document: type[D], attributes: frozenset[str]) -> type[D]:
-    """A Struct like `document` with these fields alone, and the keys by which lists are sorted: for reads that need no more.
+    """A Struct like `document` with only these fields and the keys by which lists are sorted.
 
-    Other attributes do not exist on it, so that nothing takes a default for what is stored.
+    It has no other attributes, so a default is never mistaken for a stored value.
     """
     wanted = attributes | {"id", "created_at"}
     fields = []
@@ -97,7 +99,7 @@ def part_of(document: type[D], attributes: frozenset[str]) -> type[D]:
                 given = msgspec.field(name=field.encode_name, default_factory=field.default_factory)
             fields.append((field.name, field.type, given))
     part: Any = msgspec.defstruct(f"{document.__name__}Part", fields, bases=(Document,), kw_only=True, gc=False)
-    return part  # type: ignore[no-any-return]  # for what reads these attributes, a `document`
+    return part  # type: ignore[no-any-return]  # to readers of these attributes, a `document`
 
 
 # Reading
@@ -109,8 +111,8 @@ _length_at = Layout("<i").unpack_from
 def few_at_a_time(stream: bytes, options: CodecOptions[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """The documents of a stream of BSON, in lists of 64.
 
-    So few fit the processor's cache, and are gone before garbage collection looks at them: 20,000 dicts at once cost as much
-    again as turning them into Structs.
+    64 fit into the processor's cache and are freed before garbage collection examines them: 20,000 dicts at
+    once double the cost of conversion to Structs.
     """
     view = memoryview(stream)
     start = end = count = 0
@@ -134,7 +136,7 @@ def apart(stream: bytes) -> Iterator[bytes]:
 
 
 def object_id_in(document: bytes) -> bytes | None:
-    """The 12 bytes of its `_id`, which the server puts first; None where that is no ObjectId."""
+    """The 12 bytes of its `_id`, which the server puts first; None if it is not an ObjectId."""
     return document[9:21] if document.startswith(b"\x07_id\0", 4) else None
 
 
@@ -190,7 +192,7 @@ def _tolerant(document: type[D], raw: dict[str, Any]) -> D:
 
 
 def _forgive(document: type[Document], normal: dict[str, Any], problem: str) -> bool:
-    """Drop the value that `convert` stumbled over, so that the field takes its default, if the document allows that."""
+    """Drop the value that `convert` rejected, so that the field takes its default, if the document allows that."""
     _, _, place = problem.partition(" - at `$.")
     *above, name = place.rstrip("`").split(".")
     if (above or [name])[0] not in document.FORGIVEN:
@@ -209,7 +211,7 @@ def _forgive(document: type[Document], normal: dict[str, Any], problem: str) -> 
 
 
 def _normal(value: Any, kind: inspect.Type) -> Any:
-    """`value` as `kind` wants it, where a number or time can be so read; otherwise as it is, for `convert` to refuse."""
+    """`value` converted to `kind` if it is a number or time that allows it; otherwise unchanged."""
     match kind:
         case inspect.StructType():
             return _normal_struct(value, kind.cls) if isinstance(value, dict) else value  # type: ignore[arg-type]  # sub-documents are Documents
@@ -244,7 +246,7 @@ _AS_IT_IS = inspect.StrType()
 
 @cache
 def _kinds(document: type[Document]) -> dict[str, inspect.Type]:
-    """By field name, what tolerance has to look at; `_AS_IT_IS` where nothing can be mended."""
+    """The fields that tolerant reading can normalise, by name; `_AS_IT_IS` for the others."""
     mendable = (
         inspect.StructType,
         inspect.ListType,
@@ -259,7 +261,7 @@ def _kinds(document: type[Document]) -> dict[str, inspect.Type]:
 
 
 def _number(value: Any, *, whole: bool) -> Any:
-    """`whole` cuts a number that no count can be (2.5, Infinity: a Mongoose Number takes both) to an integer of 64 bits."""
+    """`whole` truncates numbers like 2.5 or Infinity, which a Mongoose Number accepts, to a 64-bit integer."""
     if isinstance(value, Decimal128):
         exact: Decimal = value.to_decimal()
         if not exact.is_finite():
@@ -301,7 +303,7 @@ def _compile_encoder(document: type[D], path: str = "") -> Callable[[D, datetime
         "as_they_are": (datetime, bytes),
         "errors": (AttributeError, TypeError, OverflowError, msgspec.ValidationError),
     }
-    # All fields in one dict display, which is faster than one after the other; then those that are None leave it.
+    # All fields in one dict display, which is faster than assigning each; then those that are None are removed.
     before, display, after = [], [], []
     strictly = ""
     for number, field in enumerate(inspect.type_info(document).fields):  # type: ignore[attr-defined]  # a Struct's info has fields
@@ -318,9 +320,9 @@ def _compile_encoder(document: type[D], path: str = "") -> Callable[[D, datetime
         if isinstance(kind, inspect.FloatType | inspect.UnionType):
             steps.append(f"if {v} - {v}: not_finite({place})")
         if isinstance(kind, inspect.BytesType):
-            strictly = ", builtin_types=as_they_are"  # or base64 text would do; three times as slow
+            strictly = ", builtin_types=as_they_are"  # rejects base64 text for bytes; three times as slow
         if isinstance(kind, inspect.DateTimeType):
-            # Naive UTC, because BSON encodes it in half the time that an aware datetime takes.
+            # Naive UTC, because BSON encodes it in half the time of an aware datetime.
             steps += [f"{v} = naive + ({v} - epoch)", f"if {v}.microsecond % 1000: {v} = whole_ms({v})"]
             if field.default is AT_WRITE:
                 steps = [f"if {v} is AT_WRITE: {v} = now", "else:", *(f"    {step}" for step in steps)]
@@ -361,7 +363,7 @@ def _not_finite(place: str) -> None:
 
 
 def _refuse(document: type[Document], value: Any, path: str) -> None:
-    """Find out, slowly, what the encoder stumbled over."""
+    """Raise Invalid naming the value that the encoder rejected. Slow: only after a failure."""
     if not isinstance(value, document):
         raise Invalid.field(path.rstrip(".") or "document", f"Expected {document.__name__}, got {type(value).__name__}")
     raw = {}
@@ -377,7 +379,7 @@ def _refuse(document: type[Document], value: Any, path: str) -> None:
 
 
 def check_storable(raw: dict[str, Any]) -> None:
-    """Raise Invalid naming the first value of an encoded document that BSON has no room for. Slow: for after a refusal."""
+    """Raise Invalid naming the first value of an encoded document that BSON cannot hold. Slow: only after a failure."""
     for name, value in raw.items():
         if not isinstance(value, datetime):
             mixed.check(value, name, depth=2)

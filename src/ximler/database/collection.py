@@ -1,8 +1,8 @@
 """Typed collections: documents in and out as Structs, at driver speed. Reading is in `reading`, writing here.
 
-Every write stamps `createdAt` and `updatedAt` by the server's clock, applies setters, checks types and updates only the fields
-that it names. Unique violations raise `DocumentExists`, a lost database `DatabaseUnavailable`. Filters and updates are
-MongoDB's own, with MongoDB's field names.
+Every write stamps `createdAt` and `updatedAt` by the server's clock, applies setters, checks types and
+updates only the fields that it names. Unique violations raise `DocumentExists`, a lost database
+`DatabaseUnavailable`. Filters and updates are MongoDB's own, with MongoDB's field names.
 """
 
 import re
@@ -66,9 +66,11 @@ class TypedCollection(ReadableCollection[D]):
         return result.upserted_id is not None
 
     async def patch_each(self, changes: Iterable[tuple[Filter, updates.Update]]) -> int:
-        """Each update on the first match of its own filter, unordered, with one command; returns how many matched.
+        """Each update on the first match of its own filter, unordered, with one command; returns how many
+        matched.
 
-        A lost connection may leave some done: put a guard in each filter, so that the batch can be sent again.
+        A lost connection may leave some of them applied: a guard in each filter makes the batch safe to
+        repeat.
         """
         now = self._clock.now()
         return await self._each(

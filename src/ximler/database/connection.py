@@ -1,8 +1,9 @@
-"""The connection: one pooled client per process and event loop, and the `Database` that everything is handed.
+"""The connection: one pooled client per process and event loop, and the `Database` passed to all code.
 
-The specification's settings are the defaults (pool 10, server selection 5 s, socket 45 s). Stable API version 1, not strict:
-strict would refuse the text index, `$text` and `distinct`. Reads and writes are retried once by the driver. `w` stays out of
-the URI: the server's default is majority, and a client-wide `w` is an error inside a transaction.
+The specification's settings are the defaults (pool 10, server selection 5 s, socket 45 s). Stable API version
+1, not strict: strict rejects the text index, `$text` and `distinct`. Reads and writes are retried once by the
+driver. `w` is not set in the URI: the server's default is majority, and a client-wide `w` is an error inside
+a transaction.
 """
 
 import re
@@ -102,8 +103,8 @@ class Database:
         self.clock = clock
         self.state = state
         self.session = session
-        self.entry_keys = entry_keys  # which mark entries of the audit log as ours
-        self.audit_uri = audit_uri  # the connection that may change and remove them, where this one may not
+        self.entry_keys = entry_keys  # keys that mark audit entries as ours
+        self.audit_uri = audit_uri  # connection that may change and remove them, if this one may not
         self.raw: AsyncDatabase[dict[str, Any]] = client[name]
         self.feed: Feed | None = None
         self._to_forget: list[tuple[str, Any]] = []
@@ -158,16 +159,17 @@ class Database:
 
     @property
     def outside(self) -> "Database":
-        """The same database without this transaction: for reading what others have committed."""
+        """The same database without this transaction: for reading what has been committed."""
         outside = self._bound(None)
         outside.feed = self.feed
         return outside
 
     def forget(self, collection: str, name: Any) -> None:
-        """Have this process's caches forget what stands on a document, now; in a transaction, once it is committed.
+        """Evict this process's cache entries that depend on a document: now, or once the transaction is
+        committed.
 
-        All processes are told by the change feed within milliseconds. This is for who has just signed out, and asks again.
-        Typed writes to one document, by its `_id`, do it by themselves.
+        The change feed does the same in all processes within milliseconds; this makes it take effect with the
+        next request. Typed writes to one document, by its `_id`, do it implicitly.
         """
         if self.session is not None:
             self._to_forget.append((collection, name))
@@ -175,10 +177,10 @@ class Database:
             self.feed.forget(collection, name)
 
     async def transaction(self, body: Callable[["Database"], Awaitable[T]]) -> T:
-        """Run `body` in a transaction, committed with majority; whatever it raises aborts it.
+        """Run `body` in a transaction, committed with majority; an exception aborts it.
 
-        `body` may run more than once (the driver repeats it on a write conflict or a lost primary), so it must have no
-        effect outside the database. Called inside another transaction it joins that one.
+        `body` may run more than once (the driver repeats it on a write conflict or a lost primary), so it
+        must have no effect outside the database. Inside another transaction it joins that one.
         """
         if self.session is not None:
             return await body(self)
@@ -234,7 +236,7 @@ async def connect(
 ) -> Database:
     """Connect and check that the server can do what Ximler needs.
 
-    Raises SettingsError for a URI that is not one, DatabaseUnavailable when nothing answers, StandaloneServer when it is no
+    Raises SettingsError for an invalid URI, DatabaseUnavailable without an answer, StandaloneServer without a
     replica set. The message never shows the password. `quiet`: a short connection, which is not logged.
     """
     settings = settings or Settings(mongodb_uri=uri)
@@ -249,8 +251,8 @@ async def connect(
             server_api=ServerApi("1"),
             event_listeners=listeners(state, clock),
             tz_aware=False,
-            datetime_conversion=DatetimeConversion.DATETIME_CLAMP,  # JavaScript's years reach 275760: one must not fail a list
-            unicode_decode_error_handler="replace",  # nor must text that was cut in the middle of a character
+            datetime_conversion=DatetimeConversion.DATETIME_CLAMP,  # JavaScript's years reach 275760
+            unicode_decode_error_handler="replace",  # text cut inside a character must not fail a list
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
         raise SettingsError(
@@ -288,17 +290,17 @@ async def connect(
 
 
 def _not_reached(uri: str, error: PyMongoError, found: TopologyDescription) -> Unavailable:
-    """What to do depends on whether nobody answered, or somebody who is not what the URI asks for."""
+    """The remedy: it differs between no answer and an answer from a server that does not match the URI."""
     servers = found.server_descriptions()
     if any(server.server_type == SERVER_TYPE.RSGhost for server in servers.values()):
         return StandaloneServer(
-            f"The MongoDB at {redacted(uri)} belongs to a replica set that nobody has initiated: run rs.initiate() once in "
+            f"The MongoDB at {redacted(uri)} belongs to a replica set that is not initiated: run rs.initiate() once in "
             "mongosh."
         )
-    if found.replica_set_name and not servers:  # all that answered have been dismissed
+    if found.replica_set_name and not servers:  # every server that answered was rejected
         return DatabaseUnavailable(
-            f"The MongoDB at {redacted(uri)} is no member of the replica set that MONGODB_URI names ({reason(error)}): correct "
-            "`replicaSet` in it; or, where it is a standalone server, start mongod with --replSet and that name, then run "
+            f"The MongoDB at {redacted(uri)} is not a member of the replica set that MONGODB_URI names ({reason(error)}): "
+            "correct `replicaSet` in it; or, for a standalone server, start mongod with --replSet and that name, then run "
             "rs.initiate() once in mongosh."
         )
     return DatabaseUnavailable(
@@ -312,7 +314,7 @@ async def _discard(client: AsyncMongoClient[dict[str, Any]], state: ConnectionSt
 
 
 def _check(uri: str, name: str) -> None:
-    """What the driver would take for something else, or accept until the first use. Raises SettingsError."""
+    """Reject a URI or name that the driver misreads or accepts until first use. Raises SettingsError."""
     scheme, _, rest = uri.partition("://")
     problem = None
     if scheme not in ("mongodb", "mongodb+srv"):
@@ -331,7 +333,7 @@ def _check(uri: str, name: str) -> None:
 
 
 def _options(uri: str, settings: Settings) -> dict[str, Any]:
-    """What the URI does not say itself."""
+    """The options that the URI does not set."""
     said = {name.lower() for name in parse_qs(uri.partition("?")[2], keep_blank_values=True)}
     ours = {
         "maxPoolSize": settings.pool_size,

@@ -19,7 +19,7 @@ Ximler's own. Every document has an `_id`. Fields that other applications add ar
 
 
 def markdown() -> str:
-    overview = ["| collection | owner | what it holds |", "|---|---|---|"]
+    overview = ["| collection | owner | content |", "|---|---|---|"]
     overview += [
         f"| [`{c.name}`](#{c.name}) | {c.owner}{', *private*' if c.private else ''} | {c.purpose} |" for c in CATALOGUE
     ]

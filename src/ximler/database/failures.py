@@ -48,7 +48,7 @@ _UNAVAILABLE = frozenset(
         43, 136, 175, 237,  # CursorNotFound, CappedPositionLost, QueryPlanKilled, CursorKilled: the server dropped the cursor
         50, 89, 202, 262,  # MaxTimeMSExpired, NetworkTimeout, NetworkInterfaceExceededTimeLimit, ExceededTimeLimit
         63, 150, 234, 13388,  # StaleShardVersion, StaleEpoch, RetryChangeStream, StaleConfig
-        64, 100,  # WriteConcernFailed, UnsatisfiableWriteConcern: done here, not yet by a majority
+        64, 100,  # WriteConcernFailed, UnsatisfiableWriteConcern: applied here, not yet by a majority
         91, 11600,  # ShutdownInProgress, InterruptedAtShutdown
         133, 134,  # FailedToSatisfyReadPreference, ReadConcernMajorityNotAvailableYet
         189, 10058, 10107, 11602, 13435, 13436,  # the member is no longer, or not yet, the primary
@@ -66,7 +66,7 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DocumentExists(Conflict):
-    """A unique index refused the write. `fields` names the fields that are taken."""
+    """A unique index rejected the write. `fields` names the fields that are taken."""
 
     code = "ALREADY_EXISTS"
 
@@ -84,7 +84,7 @@ class RefusedChanges(Conflict):
 def translated(error: BaseException, collection: str) -> BaseException:
     """Ximler's error for a driver's; the same error where it is a bug of ours."""
     if isinstance(error, ServerSelectionTimeoutError):
-        # Also inside a transaction, which would otherwise look for a server again and again, for two minutes.
+        # Also inside a transaction, which would otherwise retry server selection for two minutes.
         return DatabaseUnavailable("The database does not answer: try again in a moment")
     if isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"):
         return error
@@ -104,15 +104,16 @@ def translated(error: BaseException, collection: str) -> BaseException:
     if isinstance(error, OverflowError):
         return Invalid("A number does not fit in 64 bits: send it as a string")
     if isinstance(error, InvalidDocument):
-        # The driver's message quotes the document, and with it whatever is secret in it.
-        return Invalid(f"This cannot be stored in {collection}, or compared with what is: BSON has no such type")
+        # The driver's message quotes the document with its secrets.
+        return Invalid(f"This cannot be stored in {collection} or compared with stored values: BSON has no such type")
     return error
 
 
 def _bulk(error: BulkWriteError, collection: str) -> BaseException:
-    """One error for all of a bulk's failures: the gravest, so that a duplicate never hides another failure.
+    """One error for all of a bulk's failures: the gravest, because a duplicate must not hide another failure.
 
-    A bug comes first, then a failure that may pass, then a refused document; a duplicate only where all are duplicates.
+    A bug comes first, then a transient failure, then a rejected document; a duplicate only if all are
+    duplicates.
     """
     failures = [*(error.details.get("writeErrors") or []), *(error.details.get("writeConcernErrors") or [])]
     found = [_operation(details, collection) or error for details in failures] or [error]
@@ -145,7 +146,7 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
         return DatabaseUnavailable("The database did not answer in time: try again in a moment")
     no_list = code == _BAD_VALUE and any(part in _message(details) for part in ("must be an array", "non-array"))
     if code in _WRONG_KIND or no_list:
-        # A path into a Mixed value through, or to, a value of another kind. Not quoted: it is a user's data.
+        # A path through or to a value of another type inside a Mixed value. Not quoted: it is user data.
         return RefusedChanges(
             f"{collection}: the stored value on the path of this change is of another kind: read it again "
             "('ximler db repair' removes nulls)"
@@ -172,7 +173,7 @@ def _failed_rules(details: dict[str, Any], prefix: str = "") -> dict[str, str]:
         for failed in rule.get("propertiesNotSatisfied", ()):
             name = prefix + failed["propertyName"]
             nested: dict[str, str] = {}
-            reason = "is not what the schema allows"
+            reason = "is not allowed by the schema"
             for part in failed.get("details", ()):
                 nested |= _failed_rules({"schemaRulesNotSatisfied": [part]}, f"{name}.")
                 if part.get("operatorName") == "bsonType":
@@ -190,6 +191,6 @@ def redacted(uri: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first part of a driver's message: the rest is timeouts, topologies and whole replies."""
+    """The first part of a driver's message: the rest holds timeouts, topologies and whole replies."""
     text = str(error).split(", Timeout:", 1)[0].split(", full error:", 1)[0]
     return redacted(text.split(" (configured timeouts", 1)[0]) or type(error).__name__

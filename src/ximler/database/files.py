@@ -1,7 +1,8 @@
-"""Files in GridFS, a bucket a kind, each owned by somebody.
+"""Files in GridFS, one bucket per kind of file. Each file has an owner.
 
-A file's name is its owner's id: GridFS's own index on names then finds whatever somebody has, to export or remove it, orphans
-included. GridFS takes no part in transactions: store a file first, then point to it; what nothing points to is garbage.
+A file's name is its owner's id: GridFS's own index on names then finds all files of an owner, for export and
+removal, orphans included. GridFS cannot take part in transactions: store a file first, then reference it.
+Unreferenced files are garbage.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,7 +24,7 @@ _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 
 class File(msgspec.Struct, frozen=True):
-    """What is known of a file without reading it."""
+    """A file's metadata, without its content."""
 
     id: ObjectId
     owner: ObjectId
@@ -33,7 +34,7 @@ class File(msgspec.Struct, frozen=True):
 
 
 async def store(database: Database, bucket: str, owner: ObjectId, content: bytes, *, content_type: str) -> ObjectId:
-    """Keep a file; returns its id."""
+    """Store a file; returns its id."""
     try:
         return await _bucket(database, bucket).upload_from_stream(
             str(owner), content, metadata={"contentType": content_type}
@@ -43,18 +44,18 @@ async def store(database: Database, bucket: str, owner: ObjectId, content: bytes
 
 
 async def find(database: Database, bucket: str, file_id: ObjectId) -> File | None:
-    """One command; nothing of the file itself is read."""
+    """One command; the content is not read."""
     found = [file async for file in _files(database, bucket, {"_id": file_id})]
     return found[0] if found else None
 
 
 async def stored_by(database: Database, bucket: str, owner: ObjectId) -> list[File]:
-    """All of somebody's files."""
+    """All files of an owner."""
     return [file async for file in _files(database, bucket, {"filename": str(owner)})]
 
 
 async def read(database: Database, bucket: str, file_id: ObjectId) -> AsyncGenerator[bytes, None]:
-    """A file's content, chunk by chunk (255 kB); nothing for a file that is not there any more."""
+    """A file's content, chunk by chunk (255 kB); nothing for a removed file."""
     try:
         stream = await _bucket(database, bucket).open_download_stream(file_id)
         while chunk := await stream.readchunk():
@@ -66,7 +67,7 @@ async def read(database: Database, bucket: str, file_id: ObjectId) -> AsyncGener
 
 
 async def remove(database: Database, bucket: str, file_id: ObjectId) -> None:
-    """Repeating it changes nothing."""
+    """Idempotent."""
     try:
         await _bucket(database, bucket).delete(file_id)
     except NoFile:
@@ -76,7 +77,7 @@ async def remove(database: Database, bucket: str, file_id: ObjectId) -> None:
 
 
 async def remove_all(database: Database, bucket: str, owner: ObjectId) -> None:
-    """Remove all of somebody's files. Repeating it changes nothing; cut off in the middle, it leaves the rest for next time."""
+    """Remove all files of an owner. Idempotent: a repeat finishes an interrupted removal."""
     for file in await stored_by(database, bucket, owner):
         await remove(database, bucket, file.id)
 

@@ -1,16 +1,16 @@
-"""Leases: work that one process at a time may do.
+"""Leases: work for one process at a time.
 
     async with leases.hold(database, "metering.settlement", stop=stop) as lease:
         while lease is not None and not await pause(lease.ended, 2):
             await settle(database)
 
-A lease is one document, `leases.<name>`, that expires by the server's clock. `hold` waits for it and renews it. A process that
-was frozen past the expiry learns that it lost the lease from its own clock, before the server is asked: `ended.is_set()` is
-true from that moment.
+A lease is one document, `leases.<name>`, that expires by the server's clock. `hold` waits for it and renews
+it. A process that was frozen past the expiry learns that it lost the lease from its own clock, before the
+server is asked: `ended.is_set()` is true from that moment.
 
-A check cannot cover the time between the check and the write that follows. Work that must never overlap therefore writes in
-transactions that call `guard`, or carries `fence`, which grows by one with each new holder, in the filters of its updates.
-Work that is safe to race needs neither.
+A check cannot cover the time between the check and the write that follows. Work that must never overlap
+therefore writes in transactions that call `guard`, or carries `fence`, which grows by one with each new
+holder, in the filters of its updates. Work that is safe to race needs neither.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from ximler.schema.lease import LEASES
 __all__ = ["TTL", "Lease", "LeaseLost", "acquire", "hold"]
 
 TTL = timedelta(seconds=15)
-_MARGIN = 0.9  # of its time, after which the holder stops by its own clock
+_MARGIN = 0.9  # fraction of the ttl after which the holder stops by its own clock
 _MAJORITY = WriteConcern("majority")
 _log = structlog.get_logger("ximler.database")
 
@@ -66,10 +66,10 @@ class Lease:
         return _now() < self._until
 
     async def renew(self) -> bool:
-        """Hold it for another `ttl`; False when it is lost. Raises Unavailable. One command."""
+        """Renew it for another `ttl`; False when it is lost. Raises Unavailable. One command."""
         asked_at = _now()
         if asked_at >= self._until:
-            return False  # work may have been given up in the belief that it was lost
+            return False  # work may have been abandoned already, on the assumption that it was lost
         if not await self._update({"until": _in(self._ttl)}):
             self._until = asked_at
             return False
@@ -77,7 +77,7 @@ class Lease:
         return True
 
     async def release(self) -> None:
-        """Give it up, so that another process need not wait until it expires. Raises Unavailable. One command."""
+        """Release it, so that another process need not wait until it expires. Raises Unavailable. One command."""
         self._until = _now()
         await self._update({"until": "$$NOW"})
 
@@ -88,7 +88,7 @@ class Lease:
         """
         mine = {"_id": self.name, "holder": self.holder, "fence": self.fence}
         if not self.held or not await transaction[LEASES].patch(mine, {"$inc": {"writes": 1}}):
-            raise LeaseLost(f"The lease {self.name} is no longer held: another process may be at work")
+            raise LeaseLost(f"The lease {self.name} is no longer held: another process may have taken it")
 
     async def _update(self, changes: dict[str, Any]) -> bool:
         mine = {"_id": self.name, "holder": self.holder, "fence": self.fence}
@@ -96,7 +96,7 @@ class Lease:
 
 
 class _Ended(asyncio.Event):
-    """Counts as set from the moment that the lease expires, also before anybody has had the time to set it."""
+    """Counts as set from the moment the lease expires, also before a task was able to set it."""
 
     def __init__(self, lease: Lease) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Ended(asyncio.Event):
 async def acquire(database: Database, name: str, *, holder: str, ttl: timedelta = TTL) -> Lease | None:
     """The lease, or None while another holder has it. Raises Unavailable. One command.
 
-    A holder that asks again, because it did not get the answer, gets the lease that it already has.
+    A holder that repeats the request after a lost answer gets the lease that it already has.
     """
     asked_at = _now()
     free = {"$or": [{"$lte": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]}, {"$eq": ["$holder", holder]}]}
@@ -134,10 +134,11 @@ async def acquire(database: Database, name: str, *, holder: str, ttl: timedelta 
 async def hold(
     database: Database, name: str, *, stop: asyncio.Event, ttl: timedelta = TTL
 ) -> AsyncIterator[Lease | None]:
-    """Wait for the lease, and renew it for as long as the block lasts; None where `stop` is set before it is granted.
+    """Wait for the lease, and renew it for as long as the block lasts; None where `stop` is set before it is
+    granted.
 
-    `lease.ended` is set with `stop`; the lease is kept while the block finishes, then released. A database that does not
-    answer is waited for. Raises what else prevents the renewal, after the block.
+    `lease.ended` is set with `stop`; the lease is kept while the block finishes, then released. While the
+    database does not answer, it retries. Other errors of the renewal are raised after the block.
     """
     holder = secrets.token_hex(8)
     lease = None
@@ -191,7 +192,7 @@ async def _keep_renewed(lease: Lease, ttl: timedelta, stop: asyncio.Event, done:
 async def _send(
     database: Database, where: dict[str, Any], changes: dict[str, Any], *, ttl: timedelta, upsert: bool = False
 ) -> dict[str, Any] | None:
-    """The lease's document after the change, None where there is no match. A primary that is lost takes none of it back."""
+    """The lease's document after the change, None where there is no match. The change survives a lost primary."""
     leases = database.raw[LEASES.name].with_options(write_concern=_MAJORITY)
     try:
         with pymongo.timeout(ttl.total_seconds() / 3):
@@ -201,7 +202,7 @@ async def _send(
     except DRIVER_ERRORS as error:
         final = translated(error, LEASES.name)
         if isinstance(final, DocumentExists):
-            return None  # another process made it at the same moment
+            return None  # another process inserted it at the same moment
         if final is error:
             raise
         raise final from error

@@ -1,10 +1,12 @@
 """Migrations of the data: ordered, in batches, resumable, by one process at a time.
 
-A migration brings the database from version `version - 1` to `version`. It expands: it adds data that the new code reads, and
-the old code goes on working. A later migration contracts: it removes data that only the old code needs.
+A migration brings the database from version `version - 1` to `version`. It expands: it adds data that the new
+code reads, and the old code goes on working. A later migration contracts: it removes data that only the old
+code needs.
 
-Each batch is one transaction: its changes, the place where the next batch begins, and a guarded write to the lease. So a batch
-is applied exactly once: a process that was killed leaves nothing of it, and one that was frozen past its lease cannot commit.
+Each batch is one transaction: its changes, the place where the next batch begins, and a guarded write to the
+lease. So a batch is applied exactly once: a killed process leaves no part of a batch, and one frozen past its
+lease cannot commit.
 """
 
 import asyncio
@@ -85,7 +87,7 @@ async def migrate(
 
 
 async def pending(database: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """The migrations that the database has not had, in order."""
+    """The migrations not yet applied to the database, in order."""
     stamp = await database[META].find_one({"_id": "schema"})
     version = stamp.version if stamp else 0
     return sorted((each for each in migrations if each.version > version), key=lambda each: each.version)
@@ -127,7 +129,7 @@ async def _batch(database: Database, lease: leases.Lease, migration: Migration) 
         mine = {"_id": migration.name, "fence": {"$lte": lease.fence}}
         state = await transaction[MIGRATIONS].find_one(mine)
         if state is None:
-            raise leases.LeaseLost(f"Another process has gone on with the migration {migration.name}")
+            raise leases.LeaseLost(f"Another process has continued the migration {migration.name}")
         if state.finished_at is not None:
             return state.changed, None
         step = await migration.batch(transaction, state.place)

@@ -1,9 +1,9 @@
-"""Mixed values (`settings`, `canvasData`, `metadata`): what may be stored in them, and how they come back.
+"""Mixed values (`settings`, `canvasData`, `metadata`): which values can be stored, and how they are read.
 
-A key that starts with `$` or contains `.` could later be reached only by accident (`$set: {"a.b": …}` beside a key "a.b"
-makes a second path), NUL ends a key in BSON, and MongoDB refuses documents nested deeper than 100 levels; so each is
-refused on the way in, with the path. So are values of so many parts that walking over them takes long: 18 MB of `[]`
-are six million.
+Rejected on writing, with their path: keys that start with `$` or contain `.`, which updates cannot address
+reliably (`$set: {"a.b": …}` beside a key "a.b" creates a second path); keys with NUL, which ends a key in
+BSON; nesting beyond MongoDB's limit of 100 levels; and values with so many parts that walking them takes long
+(18 MB of `[]` are six million).
 """
 
 from collections.abc import Iterable
@@ -19,22 +19,22 @@ __all__ = ["MAX_DEPTH", "MAX_NODES", "check", "native", "shown", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
-# Items of lists and objects, all levels together: twenty times a large canvas.
+# Items of lists and objects over all levels: twenty times a large canvas.
 MAX_NODES = 250_000
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _CONTAINERS = (dict, list, tuple)
 _PLAIN = frozenset({float, bool, type(None)})
-# Beyond JSON, what another application may have stored, and is stored again when it is copied.
+# Types beyond JSON that another application may have stored, and that copies contain.
 _BSON = (bytes, ObjectId, Decimal128, DatetimeMS, Binary, Regex, Timestamp, DBRef, MinKey, MaxKey, Int64, str, float)
 
-# Where a value sits: the place it is in, and its key there. Spelled out only when something is wrong with it, because a path
-# for each of 100,000 values under a long key would take gigabytes.
+# A value's place: its parent's place, and its key there. Formatted only for an error message, because a path for each
+# of 100,000 values under a long key would take gigabytes.
 _Place = tuple[Any, Any]
 
 
 def check(value: Any, path: str, *, depth: int = 1) -> None:
-    """Raise Invalid naming a path in `value` that must not be stored. `depth` is the level it sits at."""
+    """Raise Invalid naming a path in `value` that cannot be stored. `depth` is the level of `value`."""
     top: _Place = (None, path)
     if not isinstance(value, _CONTAINERS):
         _check_scalar(value, top)
@@ -67,7 +67,7 @@ def check(value: Any, path: str, *, depth: int = 1) -> None:
 
 
 def native(value: Any) -> Any:
-    """The driver's value as Python has it, in place: datetimes, which it leaves naive, aware UTC; Int64, int."""
+    """Convert the driver's value in place: naive datetimes to aware UTC, Int64 to int."""
     if not isinstance(value, dict | list):
         if isinstance(value, datetime):
             return EPOCH + (value - _EPOCH_NAIVE) if value.tzinfo is None else value
@@ -88,7 +88,7 @@ def native(value: Any) -> Any:
 
 
 def time_problem(moment: datetime) -> str | None:
-    """What is wrong with a time that is to be stored: it is naive, or outside the calendar once it is UTC."""
+    """The reason to reject a time: it is naive, or outside the calendar in UTC."""
     if moment.tzinfo is None:
         return "is a time without a time zone: make it aware, for instance datetime.now(UTC)"
     try:
@@ -143,7 +143,7 @@ def _path(place: _Place | None) -> str:
 
 
 def shown(path: str) -> str:
-    """Fit for a message: short, and valid Unicode."""
+    """Shortened for a message, as valid Unicode."""
     if len(path) > 120:
         path = f"{path[:100]}…{path[-16:]}"
     return path.encode("utf-8", "backslashreplace").decode()

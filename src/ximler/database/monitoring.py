@@ -1,7 +1,8 @@
-"""What the database connection is doing: Prometheus metrics, one log line per change of state, and counted round trips.
+"""Monitoring of the database connection: Prometheus metrics, a log line per change of state, counted round
+trips.
 
-PyMongo calls these listeners synchronously, so they only add numbers. Imported before any metric is created, so that
-`PROMETHEUS_MULTIPROC_DIR` (set by `ximler up --workers N`) can sum them over processes.
+PyMongo calls these listeners synchronously, so they only add numbers. Imported before any metric is created,
+so that `PROMETHEUS_MULTIPROC_DIR` (set by `ximler up --workers N`) can sum them over processes.
 """
 
 import collections
@@ -72,7 +73,7 @@ def first_time(collection: str, document_id: Any) -> bool:
 
 
 class ConnectionState:
-    """Whether a primary is in sight, for `/readyz`. Logs each change once; closing is none."""
+    """Whether a primary is in sight, for `/readyz`. Logs each change once; closing does not count as one."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._log_first = _log.debug if quiet else _log.info
@@ -109,10 +110,10 @@ class _Commands(monitoring.CommandListener):
         collection = target if isinstance(target, str) else ""
         self._places[event.request_id] = (collection, verb)
         if len(self._places) > _IN_FLIGHT:
-            # A command whose task is cancelled is never heard of again: the oldest go.
+            # A cancelled command is never reported as finished: the oldest are dropped.
             del self._places[next(iter(self._places))]
         recording = _recording.get()
-        if recording and not verb.startswith("sasl"):  # a new connection's, which is the pool's affair
+        if recording and not verb.startswith("sasl"):  # authentication of a new pooled connection does not count
             for trips in recording:
                 trips.append((verb, collection))
 
@@ -169,7 +170,7 @@ class _Topology(monitoring.TopologyListener):
         servers = event.new_description.server_descriptions().values()
         self._count(collections.Counter(server.server_type_name for server in servers))
         was, now = event.previous_description.has_writable_server(), event.new_description.has_writable_server()
-        if now or was:  # the first events, before any server has answered, say nothing new
+        if now or was:  # no change before the first answer of a server
             self._state.changed(connected=now)
 
     def opened(self, event: monitoring.TopologyOpenedEvent) -> None: ...
@@ -178,14 +179,14 @@ class _Topology(monitoring.TopologyListener):
         self._count(collections.Counter())
 
     def _count(self, counts: collections.Counter[str]) -> None:
-        """By difference: another client of the same process has servers of its own."""
+        """Adds the difference: other clients of the process count their own servers."""
         for kind in counts.keys() | self._counts.keys():
             SERVERS.labels(kind).inc(counts[kind] - self._counts[kind])
         self._counts = counts
 
 
 class _Heartbeats(monitoring.ServerHeartbeatListener):
-    """Keeps the clock at the primary's, and logs the first of a row of failures."""
+    """Keeps the clock at the primary's, and logs the first of consecutive failures."""
 
     def __init__(self, state: ConnectionState, clock: Clock) -> None:
         self._state = state
@@ -201,7 +202,7 @@ class _Heartbeats(monitoring.ServerHeartbeatListener):
             self._clock.observe(local if local.tzinfo else local.replace(tzinfo=UTC))
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
-        # Before the first connection whoever connects says what is wrong.
+        # Before the first connection, `connect` reports the failure.
         if event.connection_id not in self._failing and self._state.was_connected:
             self._failing.add(event.connection_id)
             host, port = event.connection_id

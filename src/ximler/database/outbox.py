@@ -8,13 +8,14 @@
 
     await send_closed.enqueue(transaction, Closed(user_id=user.id))
 
-The decorator is a job's only registration. The worker supplies keyword parameters by their annotated type (see
-`ximler.worker.Tools`); `job: Job` is the claimed job itself. `outbox.daily` and `outbox.every` register jobs enqueued by
-the clock, once for all processes. A domain below the one that does the work declares the kind with `outbox.job` and enqueues;
-the higher one uses it as the decorator.
+The decorator is a job's only registration. The worker supplies keyword parameters by their annotated type
+(see `ximler.worker.Tools`); `job: Job` is the claimed job itself. `outbox.daily` and `outbox.every` register
+jobs enqueued by the clock, once for all processes. A domain below the one that does the work declares the
+kind with `outbox.job` and enqueues; the higher one uses it as the decorator.
 
-A job is done at least once: a worker that dies after acting lets the job's lease expire, and another acts again. So a job's
-effect is idempotent where it can be. A job with a `dedupe_key` is enqueued once, for as long as the first is kept.
+A job runs at least once: if a worker dies after its effect, the job's lease expires and another worker
+repeats it. So a job's effect is idempotent where possible. A job with a `dedupe_key` is enqueued once, for as
+long as the first is kept.
 """
 
 import random
@@ -75,11 +76,11 @@ _DAY = timedelta(days=1)
 
 
 class Nothing(Document, kw_only=True):
-    """The payload of a job that needs none, such as a scheduled one."""
+    """An empty payload, for example of a scheduled job."""
 
 
 class Kind(Generic[P]):
-    """A kind of job and its payload. Used as a decorator, it registers the function that does such jobs."""
+    """A kind of job and its payload. As a decorator, it registers the function that runs such jobs."""
 
     def __init__(self, name: str, payload: type[P]) -> None:
         self.name = name
@@ -91,13 +92,13 @@ class Kind(Generic[P]):
     async def enqueue(
         self, database: Database, payload: P, *, dedupe_key: str | None = None, run_at: datetime | None = None
     ) -> None:
-        """Ask for a job, in the transaction that `database` is bound to, if it is. See `outbox.enqueue`."""
+        """Enqueue a job, in the transaction that `database` is bound to, if any. See `outbox.enqueue`."""
         raw = codec_of(self.payload).encode(payload, database.clock.now().replace(tzinfo=None))
         await enqueue(database, self.name, mixed.native(raw), dedupe_key=dedupe_key, run_at=run_at)
 
 
 class Handler(Kind[P]):
-    """The function that does the jobs of a kind. It may be called directly, too."""
+    """The function that runs the jobs of a kind. It can be called directly, too."""
 
     def __init__(self, kind: Kind[P], function: Work) -> None:
         super().__init__(kind.name, kind.payload)
@@ -117,13 +118,13 @@ class Handler(Kind[P]):
         return {name: hints[name] for name in names[: self.function.__code__.co_kwonlyargcount] if name not in keywords}
 
     async def run(self, job: Job, tools: dict[str, Any]) -> None:
-        """Do a job. Raises UnreadableDocument for a payload of another version of the kind, and what the function raises."""
+        """Run a job. Raises UnreadableDocument for a payload of another version, and the errors of the function."""
         payload = () if self.payload is Nothing else (codec_of(self.payload).decode(dict(job.payload)),)
         await self.function(*payload, **tools)
 
 
 class Schedule:
-    """Have a job enqueued in every interval, counted from midnight UTC, at an offset into it."""
+    """Enqueue a job in every interval, counted from midnight UTC, at an offset into it."""
 
     def __init__(self, kind: Kind[Nothing], interval: timedelta, offset: timedelta) -> None:
         if not timedelta(0) <= offset < interval <= _DAY:  # the key of a finished job is forgotten after a week
@@ -133,11 +134,11 @@ class Schedule:
         self.offset = offset
 
     def latest(self, now: datetime) -> datetime:
-        """When the job was due last. One that was missed then is enqueued late, once."""
+        """The time when the job was last due. A missed job is enqueued late, once."""
         return now - (now - EPOCH - self.offset) % self.interval
 
     async def enqueue(self, database: Database) -> datetime:
-        """Enqueue the job that was due last, unless that is done; returns when the next is. One command."""
+        """Enqueue the last due job, unless it is enqueued already; returns when the next is due. One command."""
         due = self.latest(database.clock.now())
         moment = f"{due:%Y-%m-%d}" if self.interval == _DAY else f"{due:%Y-%m-%dT%H:%M:%S}"
         await self.kind.enqueue(database, Nothing(), dedupe_key=f"{self.kind.name}:{moment}")
@@ -149,7 +150,7 @@ SCHEDULES: list[Schedule] = []
 
 
 def job(name: str, payload: type[P]) -> Kind[P]:
-    """A kind of job, and the decorator of the function that does it: `async def f(payload, *, database: Database)`."""
+    """A kind of job, and the decorator of its function: `async def f(payload, *, database: Database)`."""
     return Kind(name, payload)
 
 
@@ -177,10 +178,10 @@ async def enqueue(
     dedupe_key: str | None = None,
     run_at: datetime | None = None,
 ) -> None:
-    """Ask for a job, in the transaction that `database` is bound to, if it is. One command.
+    """Enqueue a job, in the transaction that `database` is bound to, if any. One command.
 
-    With a `dedupe_key` that is known already nothing is asked for. Inside a transaction that would abort it, so there the
-    key is looked up first (one command more).
+    With a known `dedupe_key` nothing is enqueued. Inside a transaction a duplicate key would abort it, so
+    there the key is looked up first (one more command).
     """
     if dedupe_key and database.session is not None and await database[OUTBOX].find_one({"dedupeKey": dedupe_key}):
         return
@@ -193,9 +194,10 @@ async def enqueue(
 
 
 async def claim(database: Database, kinds: Sequence[str], *, lease: timedelta = LEASE) -> Job | None:
-    """The job that has been due longest, leased to the caller, or None. One guarded command: two workers never get the same.
+    """Lease the job that has been due longest to the caller, or return None. One guarded command, safe to
+    race.
 
-    `leased_by` is the claim's own name: `complete`, `fail` and `renew` hold only while it is on the job.
+    `leased_by` identifies the claim: `complete`, `fail` and `renew` apply only while the job carries it.
     """
     now = database.clock.now()
     return await database[OUTBOX].find_and_patch(
@@ -209,12 +211,12 @@ async def claim(database: Database, kinds: Sequence[str], *, lease: timedelta = 
 
 
 async def renew(database: Database, job: Job, *, lease: timedelta = LEASE) -> bool:
-    """Hold a long job's lease for longer; False when it is no longer ours."""
+    """Extend a long job's lease; False when it is lost."""
     return await database[OUTBOX].patch(_mine(job), {"$set": {"runAt": database.clock.now() + lease}})
 
 
 async def complete(database: Database, job: Job) -> bool:
-    """It is done; False when the lease had run out and somebody else has it."""
+    """Mark it done; False when the lease had expired and another worker has it."""
     return await database[OUTBOX].patch(
         _mine(job),
         {"$set": {"status": "DONE", "doneAt": database.clock.now()}, "$unset": {"leasedBy": "", "lastError": ""}},
@@ -222,7 +224,7 @@ async def complete(database: Database, job: Job) -> bool:
 
 
 async def fail(database: Database, job: Job, error: str, *, for_good: bool = False) -> bool:
-    """It did not work: again later, each time about twice as late; after `MAX_ATTEMPTS`, or `for_good`, it is dead."""
+    """Schedule a retry with exponential backoff; after `MAX_ATTEMPTS`, or `for_good`, the job is dead."""
     dead = for_good or job.attempts >= MAX_ATTEMPTS
     delay = min(_FIRST_RETRY_S * 2 ** (job.attempts - 1), _LONGEST_RETRY_S) * random.uniform(0.75, 1.25)  # noqa: S311 (jitter)
     return await database[OUTBOX].patch(
@@ -239,7 +241,7 @@ async def fail(database: Database, job: Job, error: str, *, for_good: bool = Fal
 
 
 async def due_at(database: Database, kinds: Collection[str]) -> datetime | None:
-    """When the next job of these kinds is due. Others are left to processes that know them."""
+    """When the next job of these kinds is due. Other kinds are left to processes that know them."""
     waiting = {"status": {"$in": ["PENDING", "RUNNING"]}, "kind": {"$in": list(kinds)}}
     found = await database[OUTBOX].find(waiting, sort=[("runAt", 1)], limit=1)
     return found[0].run_at if found else None
@@ -253,21 +255,21 @@ async def page(
 
 
 async def retry(database: Database, job_id: ObjectId) -> Job:
-    """Make a dead, cancelled or waiting job due now, with all its attempts. Raises NotFound, Conflict while it runs."""
+    """Make a dead, cancelled or waiting job due now, with all attempts. Raises NotFound, Conflict while it runs."""
     fresh = {"status": "PENDING", "runAt": database.clock.now(), "attempts": 0}
     where = {"_id": job_id, "status": {"$in": ["DEAD", "CANCELLED", "PENDING"]}}
     return await _changed(database, job_id, where, {"$set": fresh})
 
 
 async def cancel(database: Database, job_id: ObjectId) -> Job:
-    """Do not run a waiting or dead job. Raises NotFound, Conflict when it runs or is done."""
+    """Cancel a waiting or dead job. Raises NotFound, Conflict when it is running or done."""
     where = {"_id": job_id, "status": {"$in": ["PENDING", "DEAD"]}}
     now = database.clock.now()
     return await _changed(database, job_id, where, {"$set": {"status": "CANCELLED", "doneAt": now}})
 
 
 async def forget(database: Database, user_id: ObjectId, email: str) -> int:
-    """Remove the dead jobs of a person, or whose error names their address; returns how many. The others go in time."""
+    """Remove dead jobs of a user, or whose error names their address; returns how many. Other jobs expire."""
     said = {"$regex": re.escape(email)}
     about = [{"payload.userId": user_id}, {"payload.email": email}, {"payload.typed": email}, {"lastError": said}]
     return await database[OUTBOX].delete_many({"status": {"$in": ["DEAD", "CANCELLED"]}, "$or": about})

@@ -176,7 +176,7 @@ class ReadableCollection(Generic[D]):
         found: list[Any] = []
         batch = await self._run(anext(batches, b""))
         while batches.alive:
-            # The server makes the next batch while this one is decoded.
+            # The server prepares the next batch while this one is decoded.
             following = asyncio.create_task(self._run(anext(batches, b"")))
             try:
                 await asyncio.sleep(0)  # the request is sent now
@@ -259,7 +259,7 @@ class ReadableCollection(Generic[D]):
             query = self._query(bounded, into, sort, limit, deleted, None, {by: 1})
             raws = await self._run(self.raw.find(**query).to_list(limit))
             before = after
-            found = [(raw.get(by), raw["_id"]) for raw in raws]  # decoding takes the dicts over
+            found = [(raw.get(by), raw["_id"]) for raw in raws]  # decoding consumes the dicts
             try:
                 items += [codec.decode(raw) for raw in raws]
                 places += found

@@ -1,7 +1,7 @@
-"""Repairs documents that other applications wrote in a form that reads, but stops updates.
+"""Repairs documents of other applications that can be read but not updated.
 
-Today: nulls in place of sub-documents, lists, numbers and Mixed values. They read as the default; MongoDB refuses to update
-through them. Removing them changes nothing that anyone reads.
+Covers nulls in place of sub-documents, lists, numbers and Mixed values. They read as the default, but
+MongoDB rejects updates through them. Removing them changes no value as read.
 """
 
 from pymongo.errors import PyMongoError

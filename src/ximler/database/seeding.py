@@ -24,7 +24,7 @@ class Seeds(msgspec.Struct, frozen=True, kw_only=True):
     collection: Collection[Any]
     key: str
     make: Callable[[datetime], Sequence[Document]]
-    needed: bool = False  # Ximler does not work with none of them
+    needed: bool = False  # Ximler needs at least one of them
 
     def names(self, now: datetime) -> dict[str, Document]:
         return {getattr(document, self.key): document for document in self.make(now)}

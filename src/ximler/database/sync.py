@@ -47,7 +47,7 @@ _MISSING, _EXISTS = 26, 48
 # A similar index under another name or with other options; a second text index; duplicate documents. `status` reports them.
 _OBSTACLES = frozenset({67, 85, 86, 11000})
 _OPTIONS = ("unique", "expireAfterSeconds", "partialFilterExpression", "sparse", "hidden", "collation")
-_PLURAL = "usages"  # what Mongoose makes of a model named Usage
+_PLURAL = "usages"  # Mongoose's plural of a model named Usage
 _ADOPTING = "usages_adopting_"
 _OUR_ENTRY = "metadata._audit"  # every entry of ours has it
 
@@ -286,7 +286,7 @@ async def _make_indexes(database: Database, collection: Collection[Any], *, repa
     except OperationFailure as refusal:
         if refusal.code not in _OBSTACLES:
             raise
-        for model in missing:  # the server creates none of a batch if one fails
+        for model in missing:  # one failure makes the server create none of a batch
             try:
                 await raw.create_indexes([model])
             except OperationFailure as error:
@@ -330,12 +330,12 @@ async def _compare(
 
 
 def _action(collection: Collection[Any], *, ours: bool) -> str:
-    """What the validator does with an invalid document. Other applications' writes only cause a warning."""
+    """The validator's action for an invalid document. Writes of other applications only cause a warning."""
     return "error" if ours or collection.private else "warn"
 
 
 def _same_validator(options: Mapping[str, Any], wanted: Mapping[str, Any], action: str) -> bool:
-    """The same rules, in force. An operator may have the validator refuse documents where we would only warn."""
+    """Whether the same rules are in force. An operator may let the validator reject documents where we only warn."""
     in_force = options.get("validationLevel") != "off" and options.get("validationAction", "error") in (action, "error")
     return options.get("validator") == wanted and in_force
 

@@ -1,7 +1,7 @@
-"""The one write builder: every update of ours goes through `build`, which checks it against the schema and stamps it.
+"""The write builder: `build` checks every update of ours against the schema and stamps it.
 
-Updates are MongoDB's own operators with MongoDB's field names: `{"$set": {"name": "Ada"}, "$inc": {"usedCount": 1}}`.
-A whole document is never replaced, so fields that other applications keep in it survive.
+Updates are MongoDB's own operators with MongoDB's field names: `{"$set": {"name": "Ada"}, "$inc":
+{"usedCount": 1}}`. A whole document is never replaced, so fields of other applications are kept.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _NUMERIC = (inspect.IntType, inspect.FloatType, inspect.UnionType)
 
 
 class _Place:
-    """What the schema says of one path."""
+    """The schema of one path."""
 
     __slots__ = ("hint", "kind", "removable", "required", "setter")
 
@@ -51,7 +51,7 @@ _IN_MIXED = _Place(Any, _ANYTHING, removable=True)
 def build(collection: Collection[Any], update: Update, now: datetime) -> dict[str, dict[str, Any]]:
     """The update to send: checked, setters applied, None turned into `$unset`, `updatedAt` stamped.
 
-    Raises Invalid naming the path of an unknown field, a wrong type, or a value that must not be stored.
+    Raises Invalid naming the path of an unknown field, a wrong type, or a value that cannot be stored.
     """
     document: type[Document] = collection.document
     built: dict[str, dict[str, Any]] = {}
@@ -80,8 +80,9 @@ def build(collection: Collection[Any], update: Update, now: datetime) -> dict[st
 
 
 def nullable(document: type[Document]) -> list[str]:
-    """Paths where another application's null reads as the default, but stops an update: MongoDB neither goes through it
-    (`settings.theme`) nor counts on from it (`$inc`). Outermost first; values inside a Mixed field are not among them.
+    """Paths where another application's null reads as the default but makes updates fail: MongoDB neither
+    sets a path below it (`settings.theme`) nor increments it (`$inc`). Outermost first, without values inside
+    Mixed fields.
     """
     paths = []
     for name in document.__struct_encode_fields__:
@@ -95,7 +96,7 @@ def nullable(document: type[Document]) -> list[str]:
 
 
 def _spread(built: dict[str, dict[str, Any]], document: type[Document], path: str, values: Mapping[str, Any]) -> None:
-    """`$set` of a sub-document, field by field: those inside it that only other applications know are not ours to drop."""
+    """`$set` of a sub-document, field by field, so that other applications' fields inside it are kept."""
     kind = _place(document, path).kind
     for name in kind.cls.__struct_encode_fields__:  # type: ignore[attr-defined]  # a sub-document's is a StructType
         inner = f"{path}.{name}"
@@ -112,7 +113,7 @@ def _value(operator: str, path: str, value: Any, place: _Place) -> Any:
         return _elements(operator, path, value, place)
     if operator in _NUMBERS:
         if not (_is_mixed(place) or isinstance(place.kind, _NUMERIC)):
-            raise Invalid.field(path, f"{operator} needs a number, and this is none")
+            raise Invalid.field(path, f"{operator} needs a number, and this field is not one")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Invalid.field(path, f"cannot be changed by {mixed.shown(repr(value))}: a number is needed")
         if isinstance(place.kind, inspect.IntType) and not isinstance(value, int):
@@ -131,7 +132,7 @@ def _elements(operator: str, path: str, value: Any, place: _Place) -> Any:
     elif _is_mixed(place):
         item = _IN_MIXED
     else:
-        raise Invalid.field(path, f"{operator} needs a list, and this is none")
+        raise Invalid.field(path, f"{operator} needs a list, and this field is not one")
     depth = path.count(".") + 3
     if operator == "$pop":
         if type(value) is not int or value not in (1, -1):
@@ -153,10 +154,10 @@ def _listed(path: str, value: Any) -> list[Any]:
 
 
 def _checked(path: str, value: Any, place: _Place, *, depth: int) -> Any:
-    """The value as it is to be stored at `path`, `depth` levels down. Raises Invalid."""
+    """The value to store at `path`, `depth` levels down. Raises Invalid."""
     kind = place.kind
     if kind is _ANYTHING:
-        value = {} if value is None and "." not in path else value  # deeper down, null is a value like any other
+        value = {} if value is None and "." not in path else value  # below the top level, null is stored as a value
         mixed.check(value, path, depth=depth)
         return value
     if place.setter and isinstance(value, str):
@@ -182,7 +183,7 @@ def _checked(path: str, value: Any, place: _Place, *, depth: int) -> Any:
 
 
 def _sub_document(path: str, value: Any, kind: inspect.StructType, *, depth: int) -> Any:
-    """A Struct or a mapping as a dict of checked fields; anything else as it is, to be refused."""
+    """A Struct or a mapping as a dict of checked fields; anything else unchanged, to be rejected later."""
     if isinstance(value, kind.cls):
         names = zip(kind.cls.__struct_fields__, kind.cls.__struct_encode_fields__, strict=True)
         value = {name: getattr(value, attribute) for attribute, name in names}
@@ -218,7 +219,7 @@ def _place(document: type[Document], path: str) -> _Place:
     return _known(document, path)
 
 
-@lru_cache(maxsize=2048)  # whose paths are our own: those into Mixed values may be anybody's, of any length
+@lru_cache(maxsize=2048)  # only for schema paths: paths into Mixed values are users' and of any length
 def _known(document: type[Document], path: str) -> _Place:
     head, dot, rest = path.partition(".")
     if dot:
@@ -255,7 +256,7 @@ def _mixed_fields(document: type[Document]) -> frozenset[str]:
 
 def _item(place: _Place) -> _Place:
     """An element of a list."""
-    assert isinstance(place.kind, inspect.ListType)  # noqa: S101 (for the type checker; the callers have looked)
+    assert isinstance(place.kind, inspect.ListType)  # noqa: S101 (for the type checker; callers have checked)
     return _Place(_item_hint(place.hint), bare(place.kind.item_type), removable=False)
 
 

@@ -1,7 +1,8 @@
-"""`$jsonSchema` validators, generated from the Structs, so that drift is caught at the server too.
+"""`$jsonSchema` validators, generated from the Structs, so that the server catches drift too.
 
-They are as tolerant as reading is: `required` is the specification's only, optional and defaulted fields accept null, a number
-is any number, and unknown fields pass (other applications keep theirs in the same documents).
+They are as tolerant as reading: only the specification's `required` fields are required, optional and
+defaulted fields accept null, a number is any number, and unknown fields pass (other applications store theirs
+in the same documents).
 """
 
 from typing import Any
@@ -56,7 +57,7 @@ def _rule(kind: inspect.Type, *, nullable: bool) -> dict[str, Any]:
             items = _rule(bare(kind.item_type), nullable=True)
             return _nullable({"bsonType": "array", **({"items": items} if items else {})}, nullable=nullable)
         case inspect.UnionType():
-            return _nullable({"bsonType": "number"}, nullable=nullable)  # int | float, the only union there is
+            return _nullable({"bsonType": "number"}, nullable=nullable)  # int | float, the only union in the schema
     return _nullable({"bsonType": _BSON_TYPES[type(kind)]}, nullable=nullable)
 
 
