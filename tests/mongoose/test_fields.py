@@ -14,6 +14,9 @@ SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
 OURS = {
     "Project": {"searchTerms"},
     "User": {"closedAt"},
+    "Plan": {"trialDays"},
+    "Subscription": {"periodStart", "periodEnd", "trialEnd", "pendingPlanId"},
+    "Payment": {"invoiceId", "failure"},
     "Coupon": {"duration", "durationPeriods", "pending"},
     "ApiKey": {"hint", "allowedAddresses", "replacedBy"},
 }  # optional, and documented in the schema

@@ -155,6 +155,14 @@ FIELDS: dict[str, dict[str, Field]] = {
 OURS: dict[str, dict[str, Field]] = {
     "projects": {"searchTerms": ("[String]", NONE)},
     "users": {"closedAt": ("Date", NONE)},
+    "plans": {"trialDays": ("Number", NONE)},
+    "subscriptions": {
+        "periodStart": ("Date", NONE),
+        "periodEnd": ("Date", NONE),
+        "trialEnd": ("Date", NONE),
+        "pendingPlanId": ("String", NONE),
+    },
+    "payments": {"invoiceId": ("ObjectId", NONE), "failure": ("String", NONE)},
     "coupons": {
         "duration": ("enum ONCE|REPEATING|FOREVER", NONE),
         "durationPeriods": ("Number", NONE),

@@ -76,6 +76,11 @@ class Action(StrEnum):
     COUPON_CREATED = "billing.coupon.created", "An operator created a coupon."
     COUPON_CHANGED = "billing.coupon.changed", "An operator changed a coupon."
     COUPON_ENDED = "billing.coupon.ended", "An operator ended a coupon."
+    SUBSCRIPTION_STARTED = "billing.subscription.started", "A subscription began, paid or on trial."
+    SUBSCRIPTION_CANCELLED = "billing.subscription.cancelled", "The user cancelled at the end of the period."
+    SUBSCRIPTION_RESUMED = "billing.subscription.resumed", "The user took a cancellation back."
+    SUBSCRIPTION_ENDED = "billing.subscription.ended", "A subscription ended."
+    PLAN_CHANGED = "billing.plan.changed", "A subscription changed to another plan."
 
     DATA_EXPORTED = "privacy.data.exported", "An archive of a user's data was downloaded."
     ACCOUNT_ERASED = "privacy.account.erased", "A closed account was anonymised."

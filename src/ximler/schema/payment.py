@@ -14,6 +14,8 @@ PaymentStatus = Literal["PENDING", "PAID", "FAILED", "REFUNDED"]
 
 
 class Payment(Stamped, kw_only=True):
+    """Fields of ours, all optional: the invoice that it pays, and why it failed."""
+
     user_id: UserId
     subscription_id: Record[Annotated[ObjectId | None, ref("subscriptions")]] = None
     amount: Record[Number]
@@ -24,6 +26,8 @@ class Payment(Stamped, kw_only=True):
     stripe_invoice_id: Record[str | None] = None
     invoice_url: Theirs[str | None] = None
     paid_at: Record[datetime | None] = None
+    invoice_id: Record[ObjectId | None] = None
+    failure: Record[str | None] = None
 
     @property
     def amount_money(self) -> Money:

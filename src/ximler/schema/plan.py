@@ -29,7 +29,10 @@ class PlanLimits(Document, kw_only=True):
 
 
 class Plan(Stamped, kw_only=True):
-    """`id` is the specification's own (`"pro"`), the one every API shows; MongoDB's `_id` is `object_id`."""
+    """`id` is the specification's own (`"pro"`), the one every API shows; MongoDB's `_id` is `object_id`.
+
+    `trial_days` is a field of ours: how long a first subscription to the plan is free.
+    """
 
     object_id: ObjectId = field(name="_id", default_factory=ObjectId)
     id: str  # type: ignore[assignment]  # the specification's `id` takes the place of `_id` in our APIs
@@ -42,6 +45,7 @@ class Plan(Stamped, kw_only=True):
     limits: PlanLimits
     stripe_price_id: str | None = None
     active: bool = True
+    trial_days: int | None = None
 
     @property
     def price_money(self) -> Money:

@@ -22,6 +22,10 @@ SubscriptionStatus = Literal["ACTIVE", "CANCELLED", "EXPIRED", "PAST_DUE"]
 
 
 class Subscription(Stamped, kw_only=True):
+    """Fields of ours, all optional, for subscriptions that Ximler bills: the current period, the trial's end, and the plan of
+    the next period.
+    """
+
     user_id: UserId
     plan_id: Record[str]  # plans.id
     status: Record[SubscriptionStatus]
@@ -32,6 +36,10 @@ class Subscription(Stamped, kw_only=True):
     currency: Record[str] = "USD"
     stripe_subscription_id: Record[str | None] = None
     stripe_customer_id: Theirs[str | None] = None
+    period_start: Record[datetime | None] = None
+    period_end: Record[datetime | None] = None
+    trial_end: Record[datetime | None] = None
+    pending_plan_id: Record[str | None] = None  # plans.id
 
     @property
     def price_money(self) -> Money:

@@ -24,12 +24,21 @@ async def test_an_active_subscriptions_plan_counts(database: Database, person: A
     assert await limits_of(database, person.user_id) == ENTERPRISE
 
 
-@pytest.mark.parametrize("status", ["CANCELLED", "EXPIRED", "PAST_DUE"])
+@pytest.mark.parametrize("status", ["CANCELLED", "EXPIRED"])
 async def test_a_subscription_that_is_not_active_does_not_count(
     database: Database, person: Actor, subscribe: Subscribe, status: str
 ) -> None:
     await subscribe(person, "pro", status=status)
     assert await limits_of(database, person.user_id) == FREE
+
+
+async def test_a_past_due_subscription_keeps_its_limits_and_an_active_one_goes_before_it(
+    database: Database, person: Actor, subscribe: Subscribe
+) -> None:
+    await subscribe(person, "pro", status="PAST_DUE")
+    assert await limits_of(database, person.user_id) == PRO
+    await subscribe(person, "enterprise", start_date=database.clock.now() - timedelta(days=40))
+    assert await limits_of(database, person.user_id) == ENTERPRISE
 
 
 async def test_of_two_active_subscriptions_the_one_that_began_last_counts(

@@ -1,8 +1,8 @@
 """Entitlements: what each user may use, written down by whoever changes it.
 
-The truth is the active subscription's plan, else the free one, and an operator's override before either. It is copied into
-`entitlements`, and from there into the limits of the user's open quotas, in one transaction; processes read a quota's limit
-twice a second. Changes that other applications make are followed by `heal`.
+The truth is the plan of the active or past due subscription, else the free one, and an operator's override before either. It is
+copied into `entitlements`, and from there into the limits of the user's open quotas, in one transaction; processes read a
+quota's limit twice a second. Changes that other applications make are followed by `heal`.
 
 Projects and bytes are not counted by quotas but by gauges, which look at the truth itself (see `limits_of`).
 """

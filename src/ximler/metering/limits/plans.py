@@ -27,8 +27,9 @@ __all__ = [
 FREE_PLAN = "free"
 LIMITS = ("projects", "storage_bytes", "api_calls")
 
-# After these, a user's document has `plans`: that of the active subscription, if it still exists, and the free one; and
-# `entitled`: what was last written of it, with the override.
+# After these, a user's document has `plans`: that of the active subscription (or, without one, of the past due one, which keeps
+# its limits while its payment is retried), if it still exists, and the free one; and `entitled`: what was last written of it,
+# with the override.
 PLAN_STAGES: list[dict[str, Any]] = [
     {
         "$lookup": {
@@ -36,8 +37,8 @@ PLAN_STAGES: list[dict[str, Any]] = [
             "localField": "_id",
             "foreignField": "userId",
             "pipeline": [
-                {"$match": {"status": "ACTIVE"}},
-                {"$sort": {"startDate": -1}},
+                {"$match": {"status": {"$in": ["ACTIVE", "PAST_DUE"]}}},
+                {"$sort": {"status": 1, "startDate": -1}},  # ACTIVE comes before PAST_DUE
                 {"$limit": 1},
                 {"$project": {"planId": 1, "startDate": 1}},
             ],
@@ -55,7 +56,7 @@ class NoFreePlan(Unavailable):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Of one user: their active subscription's plan's, else the free plan's, unless overridden. -1 is unlimited."""
+    """Of one user: their active or past due subscription's plan's, else the free one's, unless overridden. -1: unlimited."""
 
     plan_name: str
     projects: int

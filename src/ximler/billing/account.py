@@ -1,0 +1,131 @@
+"""The billing account of a user, and its credit balance. Owns `billingaccounts` and `credits`.
+
+Every step of billing is one transaction that begins with `lock` and ends with `store`. Two steps of the same user conflict on
+the account, and the database runs the second one again after the first: so each reads what the other has written.
+"""
+
+import contextlib
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import msgspec
+from bson import ObjectId
+
+from ximler.billing.periods import Period, period
+from ximler.billing.pricing import Discount
+from ximler.database import Database
+from ximler.database.failures import DocumentExists
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Rebate
+from ximler.schema.credit import CREDITS, Credit
+
+__all__ = [
+    "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "lock", "move", "rebate", "retry_at", "store",
+]  # fmt: skip
+
+RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
+_REMINDER = timedelta(days=3)  # before a trial ends
+_KEPT = frozenset({"id", "revision", "created_at", "updated_at"})
+_FIELDS = tuple(
+    (name, stored)
+    for name, stored in zip(BillingAccount.__struct_fields__, BillingAccount.__struct_encode_fields__, strict=True)
+    if name not in _KEPT
+)
+
+
+async def ensure(database: Database, user_id: ObjectId) -> None:
+    """Make the account where there is none. Outside of a transaction."""
+    if await database[BILLING_ACCOUNTS].find_one({"_id": user_id}) is None:
+        with contextlib.suppress(DocumentExists):
+            await database[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id))
+
+
+async def find(database: Database, user_id: ObjectId) -> BillingAccount:
+    """The account as it is, or an empty one."""
+    return await database[BILLING_ACCOUNTS].find_one({"_id": user_id}) or BillingAccount(id=user_id)
+
+
+async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:
+    """The account, for this transaction alone. Change its attributes, then `store` it. One command."""
+    found = await transaction[BILLING_ACCOUNTS].find_and_patch({"_id": user_id}, {"$inc": {"revision": 1}})
+    if found is None:  # erased with the user; a payment of theirs may still come
+        found = await transaction[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id))
+    return found
+
+
+async def store(transaction: Database, account: BillingAccount) -> None:
+    """Write the locked account. One command."""
+    account.next_at = _next_at(account, transaction.clock.now())
+    values = {stored: getattr(account, name) for name, stored in _FIELDS}
+    await transaction[BILLING_ACCOUNTS].patch({"_id": account.id}, {"$set": values})
+
+
+def balance(account: BillingAccount, currency: str) -> int:
+    """In minor units; negative is owed."""
+    return int(account.balances.get(currency, 0))
+
+
+async def move(
+    transaction: Database, account: BillingAccount, *, key: str, currency: str, amount_minor: int, reason: str
+) -> None:
+    """Add to the locked account's balance, with an entry in the ledger. One command; none for nothing."""
+    if not amount_minor:
+        return
+    await transaction[CREDITS].insert(
+        Credit(id=key, user_id=account.id, currency=currency, amount_minor=amount_minor, reason=reason)
+    )
+    account.balances = {**account.balances, currency: balance(account, currency) + amount_minor}
+
+
+def discount(rebate: Rebate | None) -> Discount | None:
+    """As pricing wants it."""
+    if rebate is None:
+        return None
+    percent = None if rebate.percent is None else Decimal(rebate.percent)
+    return Discount(
+        code=rebate.code, currency=rebate.currency, percent=percent, minor=rebate.minor, renewals=rebate.renewals
+    )
+
+
+def rebate(discount: Discount | None) -> Rebate | None:
+    """As it is stored."""
+    if discount is None:
+        return None
+    values = msgspec.structs.asdict(discount)
+    return Rebate(**values | {"percent": None if discount.percent is None else str(discount.percent)})
+
+
+def current(account: BillingAccount) -> Period:
+    """The period that runs. During a trial, the first paid one."""
+    assert account.anchor is not None  # noqa: S101 (a subscription is live)
+    assert account.terms is not None  # noqa: S101 (a subscription is live)
+    return period(account.anchor, account.terms.interval, max(account.period, 0))
+
+
+def ends_at(account: BillingAccount) -> datetime:
+    """When the period, or the trial, ends."""
+    period = current(account)
+    return period.start if account.period < 0 else period.end
+
+
+def retry_at(account: BillingAccount) -> datetime | None:
+    """When the open invoice is charged again, or given up; None: it was not charged yet."""
+    if account.failed_at is None:
+        return None
+    return account.failed_at + RETRIES[min(account.retries, len(RETRIES) - 1)]
+
+
+def _next_at(account: BillingAccount, now: datetime) -> datetime | None:
+    moments: list[datetime] = []
+    if account.refunds:
+        moments.append(account.charge_at or now)
+    if account.charge_id is not None:
+        moments.append(account.charge_at or now)
+    elif account.subscription_id is not None:
+        if account.invoice_id is not None:
+            moments.append(retry_at(account) or now)
+        else:
+            end = ends_at(account)
+            moments.append(max(end, account.not_before) if account.not_before else end)
+            if account.period < 0 and not account.reminded and not account.cancels:
+                moments.append(end - _REMINDER)
+    return min(moments, default=None)

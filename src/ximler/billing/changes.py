@@ -1,0 +1,205 @@
+"""Changing the plan of a running subscription. One function computes a change: the preview is the change that was not made.
+
+Dearer takes effect now, cheaper at the end of the period, unless the caller says; another interval now, with a new anchor. A
+change that costs something takes effect when it is paid: a declined card leaves the old plan with its limits.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from ximler.billing import invoices, payments, states, subscriptions
+from ximler.billing.account import balance, current, discount, ends_at, lock, rebate, store
+from ximler.billing.account import find as account_of
+from ximler.billing.checkouts import plan_on_offer
+from ximler.billing.periods import Period, period
+from ximler.billing.pricing import Charge as Priced
+from ximler.billing.pricing import Quote, Unused, price
+from ximler.billing.provider import Provider
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, NotFound
+from ximler.database import Database
+from ximler.schema.billing_account import BillingAccount, Terms
+from ximler.schema.charge import Charge
+from ximler.schema.plan import Plan
+from ximler.schema.subscription import Subscription
+
+__all__ = ["Change", "When", "change", "clear", "preview"]
+
+When = Literal["NOW", "PERIOD_END"]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A change as it would be made at a moment. `quote` is what is invoiced for it; None for one that is free."""
+
+    plan_id: str
+    when: When
+    at: datetime
+    terms: Terms
+    anchor: datetime
+    period: Period
+    quote: Quote | None = None
+
+    @property
+    def due_minor(self) -> int:
+        return self.quote.due_minor if self.quote else 0
+
+
+async def preview(database: Database, actor: Actor, *, plan_id: str, when: When | None = None) -> Change:
+    """What a change would cost now. Reads only. Raises NotFound, Invalid, Conflict."""
+    plan = await plan_on_offer(database, plan_id)
+    account = await account_of(database, actor.require_user())
+    return compute(account, plan, when, database.clock.now())
+
+
+async def change(
+    database: Database, provider: Provider, actor: Actor, *, plan_id: str, when: When | None = None
+) -> Subscription:
+    """Change the plan. Asking again, or at the same moment, charges once.
+
+    Raises NotFound, Invalid, Conflict while a payment is under way or the subscription is unpaid or about to end, and
+    PaymentDeclined: then nothing has changed.
+    """
+    plan = await plan_on_offer(database, plan_id)
+
+    async def write(transaction: Database) -> Charge | None:
+        account = await lock(transaction, actor.require_user())
+        if account.terms is not None and account.terms.plan_id == plan.id and account.pending is None:
+            return None  # it was changed already
+        made = compute(account, plan, when, transaction.clock.now())
+        assert account.subscription_id is not None  # noqa: S101 (computed)
+        if made.when == "PERIOD_END":
+            account.pending = made.terms
+            await _show_pending(transaction, account, plan.id)
+            await store(transaction, account)
+            return None
+        charge = None
+        account.changes += 1
+        zero = price(made.terms.currency, balance_minor=balance(account, made.terms.currency))
+        invoice = await invoices.make(
+            transaction,
+            account,
+            await transaction.users.find_one({"_id": account.id}),
+            made.quote or zero,
+            key=f"{account.subscription_id}:change:{account.changes}",
+            kind="CHANGE",
+            status="DRAFT",
+            subscription_id=account.subscription_id,
+            plan_id=plan.id,
+            period=made.period,
+            terms=made.terms,
+            anchor=made.anchor,
+        )
+        if made.due_minor:
+            charge = await subscriptions.collect(transaction, account, invoice, description=f"Change to {plan.name}")
+            if charge is None:
+                raise PaymentDeclined("There is no payment method that can be charged: add one")
+        else:
+            await subscriptions.paid(transaction, account, invoice)
+        await store(transaction, account)
+        return charge
+
+    charge = await database.transaction(write)
+    if charge is not None:
+        charge = await payments.drive(database, provider, charge.id)
+        if charge.status == "FAILED":
+            raise PaymentDeclined(
+                f"The payment was declined ({(charge.failure or '').replace('_', ' ')}): the plan stays"
+            )
+    account = await account_of(database, actor.require_user())
+    return await database.subscriptions.get({"_id": account.subscription_id, "userId": account.id})
+
+
+async def clear(database: Database, actor: Actor) -> Subscription:
+    """Take back the change that is pending. Raises NotFound, Conflict where there is none."""
+
+    async def write(transaction: Database) -> Subscription:
+        account = await lock(transaction, actor.require_user())
+        if account.pending is None or account.subscription_id is None:
+            raise Conflict("No change of plan is pending")
+        account.pending = None
+        await _show_pending(transaction, account, None)
+        await store(transaction, account)
+        return await transaction.subscriptions.get({"_id": account.subscription_id, "userId": account.id})
+
+    return await database.transaction(write)
+
+
+class PaymentDeclined(Conflict):
+    code = "PAYMENT_DECLINED"
+
+
+def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetime) -> Change:
+    """The change as it is made at this moment. Pure. Raises NotFound, Conflict."""
+    now = now.replace(microsecond=0)
+    old, anchor = account.terms, account.anchor
+    if old is None or anchor is None or account.subscription_id is None:
+        raise NotFound("You have no subscription")
+    if account.charge_id is not None:
+        raise Conflict("A payment is under way: try again when it is decided")
+    if account.invoice_id is not None:
+        raise Conflict("The subscription is unpaid: pay first")
+    if account.cancels:
+        raise Conflict("The subscription is about to end: resume it first")
+    if plan.currency.upper() != old.currency:
+        raise Conflict(f"The subscription is paid in {old.currency}, and {plan.name} in {plan.currency.upper()}")
+    if plan.id == old.plan_id and account.pending is None:
+        raise Conflict(f"The plan is {plan.name} already")
+    same = plan.interval == old.interval
+    if when is None:
+        when = "NOW" if not same or plan.price_minor >= old.price_minor else "PERIOD_END"
+    terms = Terms(
+        plan_id=plan.id,
+        plan_name=plan.name,
+        price_minor=plan.price_minor,
+        currency=old.currency,
+        interval=plan.interval,
+        rebate=old.rebate,
+    )
+    running, off = current(account), discount(old.rebate)
+    if account.period < 0:  # on trial: free, and it ends when it was to end
+        first = period(anchor, plan.interval, 0)
+        return Change(plan_id=plan.id, when="NOW", at=now, terms=terms, anchor=anchor, period=first)
+    if when == "PERIOD_END":
+        return Change(plan_id=plan.id, when=when, at=ends_at(account), terms=terms, anchor=anchor, period=running)
+    left = running.remaining_s(now)
+    unused = Unused(
+        plan_id=old.plan_id,
+        description=f"Unused {old.plan_name}",
+        net_minor=old.net_minor,
+        start=now,
+        end=running.end,
+        remaining_s=left,
+        whole_s=running.seconds,
+    )
+    new_period = running if same else period(now, plan.interval, 0)
+    charge = Priced(
+        plan_id=plan.id,
+        description=plan.name,
+        price_minor=plan.price_minor,
+        start=now,
+        end=new_period.end,
+        discount=off,
+        remaining_s=left if same else 1,
+        whole_s=running.seconds if same else 1,
+    )
+    terms.net_minor = plan.price_minor - (off.off(plan.price_minor, old.currency) if off else 0)
+    if off and not same:  # a whole period, as a renewal is one
+        terms.rebate = rebate(off.renewed(plan.price_minor))
+    quote = price(
+        old.currency,
+        charges=[charge],
+        unused=[unused],
+        balance_minor=balance(account, old.currency),
+        minimum_minor=subscriptions.MINIMUM_MINOR,
+    )
+    new_anchor = anchor if same else now
+    return Change(plan_id=plan.id, when="NOW", at=now, terms=terms, anchor=new_anchor, period=new_period, quote=quote)
+
+
+async def _show_pending(transaction: Database, account: BillingAccount, plan_id: str | None) -> None:
+    """On the subscription, for everybody who reads it."""
+    where = {"_id": account.subscription_id, "userId": account.id, "status": states.guard("changed")}
+    if not await transaction.subscriptions.patch(where, {"$set": {"pendingPlanId": plan_id}}):
+        raise Conflict("The subscription cannot be changed now")

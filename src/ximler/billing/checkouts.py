@@ -1,0 +1,264 @@
+"""Checkouts: buying a subscription, from the price that is shown to the plan's limits. Owns `checkouts`.
+
+1. `start`: the price is fixed, the coupon reserved, and the provider's page opened, which saves a payment method.
+2. `complete`, once it has: the account is claimed for this checkout, an invoice made, and the payment begun.
+3. The payment's outcome starts the subscription, or opens the checkout for another card.
+
+Money is taken after the claim only, so of any number of checkouts of a user one is paid.
+"""
+
+import secrets
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+from bson import ObjectId
+
+from ximler.billing import invoices, payments, redemptions, states, subscriptions
+from ximler.billing.account import balance, discount, ensure, find, lock, rebate, store
+from ximler.billing.periods import period
+from ximler.billing.pricing import Charge as Priced
+from ximler.billing.pricing import Quote, price
+from ximler.billing.provider import Provider, Session
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Method, Terms
+from ximler.schema.charge import Charge
+from ximler.schema.checkout import CHECKOUTS, Checkout
+from ximler.schema.plan import Plan
+
+__all__ = ["AlreadySubscribed", "complete", "expire", "get", "of_session", "plan_on_offer", "quote_of", "start"]
+
+_HELD_WHILE_PAID = timedelta(days=30)
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class AlreadySubscribed(Conflict):
+    code = "ALREADY_SUBSCRIBED"
+
+
+async def start(
+    database: Database,
+    provider: Provider,
+    settings: Settings,
+    actor: Actor,
+    *,
+    plan_id: str,
+    coupon: str | None = None,
+    return_url: str,
+) -> Checkout:
+    """Begin to buy a plan: returns the checkout with the address of the page to send the customer to. Valid for an hour.
+
+    Raises NotFound, Invalid for a free plan or another site's `return_url`, AlreadySubscribed, the coupon's errors, and
+    ProviderUnavailable.
+    """
+    user_id = actor.require_user()
+    _check_return(return_url, settings)
+    plan = await plan_on_offer(database, plan_id)
+    await ensure(database, user_id)
+    account = await find(database, user_id)
+    await _refuse_second(database, account)
+    terms = Terms(
+        plan_id=plan.id,
+        plan_name=plan.name,
+        price_minor=plan.price_minor,
+        currency=plan.currency.upper(),
+        interval=plan.interval,
+    )
+    if coupon:
+        terms.rebate = rebate((await redemptions.reserve(database, actor, coupon, plan=plan)).discount)
+    expires_at = database.clock.now() + redemptions.HOLD
+    customer_id = account.customer_id or await provider.customer(user_id)
+    checkout = await database[CHECKOUTS].insert(
+        Checkout(
+            id=secrets.token_urlsafe(24),
+            user_id=user_id,
+            terms=terms,
+            trial_days=0 if account.trialed_at else plan.trial_days or 0,
+            return_url=return_url,
+            expires_at=expires_at,
+        )
+    )
+    session = await provider.open_session(
+        key=checkout.id, customer_id=customer_id, title=plan.name, return_url=return_url, expires_at=expires_at
+    )
+    values = {"sessionId": session.id, "url": session.url}
+    await database[CHECKOUTS].patch({"_id": checkout.id}, {"$set": values})
+    return await database[CHECKOUTS].get(checkout.id)
+
+
+async def get(database: Database, actor: Actor, checkout_id: str) -> Checkout:
+    """The actor's checkout. Raises NotFound. One command."""
+    found = await database[CHECKOUTS].find_one({"_id": checkout_id, "userId": actor.require_user()})
+    if found is None:
+        raise NotFound("There is no such checkout")
+    return found
+
+
+async def of_session(database: Database, session_id: str) -> Checkout | None:
+    return await database[CHECKOUTS].find_one({"sessionId": session_id})
+
+
+async def complete(database: Database, provider: Provider, checkout_id: str) -> Checkout:
+    """Go on with a checkout whose page may have been completed. Safe to repeat and to race. Raises ProviderUnavailable."""
+    checkout = await database[CHECKOUTS].get(checkout_id)
+    if checkout.status == "PROCESSING":
+        return await _drive(database, provider, checkout)
+    if checkout.status != "OPEN" or checkout.session_id is None:
+        return checkout
+    session = await provider.session(checkout.session_id)
+    if session.method is None or session.method.id == checkout.tried:
+        return checkout
+    await ensure(database, checkout.user_id)
+    try:
+        await _hold_coupon(database, checkout, session)
+        charge = await _claim(database, checkout, session)
+    except XimlerError as problem:
+        if not isinstance(problem, Conflict | NotFound | Invalid):
+            raise
+        refused = {"$set": {"status": "REFUSED", "problem": problem.message}}
+        await database[CHECKOUTS].patch({"_id": checkout.id, "status": "OPEN"}, refused)
+        return await database[CHECKOUTS].get(checkout.id)
+    if charge is not None:
+        await payments.drive(database, provider, charge.id)
+    return await database[CHECKOUTS].get(checkout.id)
+
+
+async def expire(database: Database) -> int:
+    """Close checkouts that were abandoned; returns how many. The coupon's hold ends by itself."""
+    now = database.clock.now()
+    abandoned = {"status": "OPEN", "expiresAt": {"$lte": now}}
+    return await database[CHECKOUTS].patch_many(abandoned, {"$set": {"status": "EXPIRED"}})
+
+
+async def plan_on_offer(database: Database, plan_id: str) -> Plan:
+    """A plan that can be bought. Raises NotFound, Invalid for a free one."""
+    plan = await database.plans.find_one({"id": plan_id})
+    if plan is None or not plan.active:
+        raise NotFound(f"There is no plan {plan_id[:60]!r} on offer")
+    if plan.price_minor <= 0:
+        raise Invalid.field("planId", f"{plan.name} is free: cancel the subscription to return to it")
+    return plan
+
+
+def quote_of(terms: Terms, account: BillingAccount, anchor: datetime) -> Quote:
+    """The first period's price: what is shown, and what is charged."""
+    first = period(anchor, terms.interval, 0)
+    charge = Priced(
+        plan_id=terms.plan_id,
+        description=terms.plan_name,
+        price_minor=terms.price_minor,
+        start=first.start,
+        end=first.end,
+        discount=discount(terms.rebate),
+    )
+    held = balance(account, terms.currency)
+    return price(terms.currency, charges=[charge], balance_minor=held, minimum_minor=subscriptions.MINIMUM_MINOR)
+
+
+async def _hold_coupon(database: Database, checkout: Checkout, session: Session) -> None:
+    """Reserve it until the payment is decided, and bind it to the payment method. Raises the coupon's errors."""
+    if checkout.terms.rebate is None or session.method is None:
+        return
+    plan = await database.plans.get({"id": checkout.terms.plan_id})
+    buyer = Actor(kind="system", via="worker", user_id=checkout.user_id)
+    held = await redemptions.reserve(database, buyer, checkout.terms.rebate.code, plan=plan, hold=_HELD_WHILE_PAID)
+    await redemptions.claim_fingerprint(database, held.id, held.token, session.method.fingerprint)
+
+
+async def _claim(database: Database, checkout: Checkout, session: Session) -> Charge | None:
+    """Claim the account for this checkout and begin its payment. None where nothing is to be paid now."""
+    method = session.method
+    assert method is not None  # noqa: S101 (the caller has looked)
+    subscription_id = ObjectId()
+    taken = {"trialFingerprint": method.fingerprint, "_id": {"$ne": checkout.user_id}}
+
+    async def write(transaction: Database) -> Charge | None:
+        account = await lock(transaction, checkout.user_id)
+        now = transaction.clock.now().replace(microsecond=0)
+        if await transaction.users.find_one({"_id": checkout.user_id}) is None:
+            raise NotFound("The account was closed")
+        await _refuse_second(transaction, account)
+        claimed = {"_id": checkout.id, "status": "OPEN", "tried": checkout.tried}
+        if not await transaction[CHECKOUTS].patch(claimed, {"$set": {"status": "PROCESSING", "tried": method.id}}):
+            return None  # it was, by another process
+        account.customer_id = session.customer_id
+        account.method = Method(id=method.id, label=method.label, fingerprint=method.fingerprint)
+        terms, charge = checkout.terms, None
+        if checkout.trial_days and account.trialed_at is None:
+            if await transaction[BILLING_ACCOUNTS].find_one(taken) is not None:
+                raise Conflict("The free trial was used with this payment method already")
+            account.trialed_at, account.trial_fingerprint = transaction.clock.now(), method.fingerprint
+            await subscriptions.start(
+                transaction,
+                account,
+                subscription_id=subscription_id,
+                terms=terms,
+                anchor=now + timedelta(days=checkout.trial_days),
+                checkout_id=checkout.id,
+                trial=True,
+            )
+        else:
+            quote = quote_of(terms, account, now)
+            off = discount(terms.rebate)
+            terms.net_minor = terms.price_minor - quote.discount_minor
+            left = rebate(off.renewed(terms.price_minor)) if off else None
+            invoice = await invoices.make(
+                transaction,
+                account,
+                await transaction.users.find_one({"_id": account.id}),
+                quote,
+                key=f"{subscription_id}:{now:%Y%m%dT%H%M%S}:0",
+                kind="CHECKOUT",
+                status="DRAFT",
+                subscription_id=subscription_id,
+                plan_id=terms.plan_id,
+                period=period(now, terms.interval, 0),
+                checkout_id=checkout.id,
+                terms=Terms(
+                    plan_id=terms.plan_id,
+                    plan_name=terms.plan_name,
+                    price_minor=terms.price_minor,
+                    currency=terms.currency,
+                    interval=terms.interval,
+                    net_minor=terms.net_minor,
+                    rebate=left,
+                ),
+                anchor=now,
+            )
+            account.checkout_id = checkout.id
+            if quote.due_minor:
+                charge = await subscriptions.collect(transaction, account, invoice, description=terms.plan_name)
+            else:
+                await subscriptions.paid(transaction, account, invoice)
+        await store(transaction, account)
+        return charge
+
+    return await database.transaction(write)
+
+
+async def _drive(database: Database, provider: Provider, checkout: Checkout) -> Checkout:
+    account = await find(database, checkout.user_id)
+    if account.checkout_id == checkout.id and account.charge_id is not None:
+        await payments.drive(database, provider, account.charge_id)
+    return await database[CHECKOUTS].get(checkout.id)
+
+
+async def _refuse_second(database: Database, account: BillingAccount) -> None:
+    """Raises AlreadySubscribed. Subscriptions of other applications count, too."""
+    live = {"userId": account.id, "status": {"$in": list(states.LIVE)}}
+    if account.subscription_id is not None or await database.subscriptions.find_one(live) is not None:
+        raise AlreadySubscribed("You have a subscription already: change its plan instead")
+    if account.checkout_id is not None or account.charge_id is not None:
+        raise AlreadySubscribed("Another payment is under way: wait until it is decided")
+
+
+def _check_return(url: str, settings: Settings) -> None:
+    """Only to pages of ours, or of an origin that may call us; in development also to this machine."""
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc}"
+    local = settings.development and parts.hostname in _LOCAL
+    ours = origin == settings.base_url or origin in settings.cors_origins or local
+    if parts.scheme not in ("http", "https") or not ours or len(url) > 2000:
+        raise Invalid.field("returnUrl", "must be an address of this site")

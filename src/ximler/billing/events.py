@@ -1,0 +1,85 @@
+"""Events from the payment provider. Owns `billingevents`.
+
+`receive` verifies and stores an event; that document is the job. `handle` fetches the current state of the object that it
+names, so that duplicates, delays and any order of delivery end in the same state. An unknown object waits: its charge may be
+written a moment later.
+"""
+
+import contextlib
+from datetime import timedelta
+
+import structlog
+
+from ximler.billing import checkouts, payments
+from ximler.billing.provider import Provider
+from ximler.core.errors import XimlerError
+from ximler.database import Database
+from ximler.database.failures import DocumentExists
+from ximler.database.updates import Update
+from ximler.schema.billing_event import BILLING_EVENTS, BillingEvent
+
+__all__ = ["handle", "process", "receive"]
+
+_log = structlog.get_logger("ximler.billing")
+_LEASE = timedelta(seconds=60)
+_WAITS_S = (5, 30, 300, 3600, 6 * 3600)
+_MOST_TRIES = 12
+
+
+async def receive(database: Database, provider: Provider, body: bytes, signature: str) -> bool:
+    """Store a delivery; False for one that was stored before. Raises Unauthenticated, Invalid. One command."""
+    notice = provider.verify(body, signature)
+    event = BillingEvent(id=notice.id, kind=notice.kind, object_id=notice.object_id, due_at=database.clock.now())
+    with contextlib.suppress(DocumentExists):
+        await database[BILLING_EVENTS].insert(event)
+        return True
+    return False
+
+
+async def process(database: Database, provider: Provider) -> int:
+    """Handle the events that wait; returns how many. Any number of processes may."""
+    count = 0
+    while True:
+        now = database.clock.now()
+        event = await database[BILLING_EVENTS].find_and_patch(
+            {"dueAt": {"$lte": now}}, {"$set": {"dueAt": now + _LEASE}, "$inc": {"tries": 1}}, sort=[("dueAt", 1)]
+        )
+        if event is None:
+            return count
+        await handle(database, provider, event)
+        count += 1
+
+
+async def handle(database: Database, provider: Provider, event: BillingEvent) -> bool:
+    """Apply one event; False where it has to wait."""
+    problem = "unknown object"
+    try:
+        if await _apply(database, provider, event):
+            done: Update = {"$set": {"doneAt": database.clock.now()}, "$unset": {"dueAt": "", "problem": ""}}
+            await database[BILLING_EVENTS].patch({"_id": event.id}, done)
+            return True
+    except XimlerError as error:
+        problem = f"{error.code}: {error.message}"
+    if event.tries >= _MOST_TRIES:
+        _log.error("event given up", event_id=event.id, kind=event.kind, reason=problem)
+        given_up: Update = {"$set": {"doneAt": database.clock.now(), "problem": problem}, "$unset": {"dueAt": ""}}
+        await database[BILLING_EVENTS].patch({"_id": event.id}, given_up)
+        return False
+    wait_s = _WAITS_S[min(event.tries, len(_WAITS_S)) - 1]
+    later = {"$set": {"dueAt": database.clock.now() + timedelta(seconds=wait_s), "problem": problem}}
+    await database[BILLING_EVENTS].patch({"_id": event.id}, later)
+    return False
+
+
+async def _apply(database: Database, provider: Provider, event: BillingEvent) -> bool:
+    match event.kind:
+        case "checkout.completed":
+            checkout = await checkouts.of_session(database, event.object_id)
+            if checkout is None:
+                return False
+            await checkouts.complete(database, provider, checkout.id)
+            return True
+        case "intent.changed":
+            return await payments.observe(database, provider, event.object_id)
+        case _:
+            return True  # of no concern to us

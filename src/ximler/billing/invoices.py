@@ -1,0 +1,163 @@
+"""Invoices: made from a quote, paid or voided, and numbered without a gap. Owns `invoices` and `invoicenumbers`.
+
+Amounts and lines never change once an invoice is made. Making it moves the credit balance, voiding it back. Numbers are
+given afterwards, in batches, so that payments do not wait for each other; an invoice is numbered before it is shown.
+"""
+
+import contextlib
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from bson import ObjectId
+
+from ximler.billing.account import balance, move
+from ximler.billing.periods import Period
+from ximler.billing.pricing import Quote
+from ximler.core.actor import Actor
+from ximler.core.ids import Position
+from ximler.database import Database
+from ximler.database.collection import Page
+from ximler.database.failures import DocumentExists
+from ximler.schema.billing_account import BillingAccount, Terms
+from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus, invoice_id
+from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
+from ximler.schema.user import User
+
+__all__ = ["attempted", "get", "make", "number", "page", "pay", "void"]
+
+_BATCH = 500
+
+
+async def make(
+    transaction: Database,
+    account: BillingAccount,
+    user: User | None,
+    quote: Quote,
+    *,
+    key: str,
+    kind: InvoiceKind,
+    status: InvoiceStatus,
+    subscription_id: ObjectId,
+    plan_id: str,
+    period: Period,
+    checkout_id: str | None = None,
+    terms: Terms | None = None,
+    anchor: datetime | None = None,
+) -> Invoice:
+    """Make the invoice for an occasion, and move the balance. Raises DocumentExists where the occasion has one."""
+    before = balance(account, quote.currency)
+    now = transaction.clock.now()
+    invoice = Invoice(
+        id=invoice_id(key),
+        key=key,
+        user_id=account.id,
+        subscription_id=subscription_id,
+        checkout_id=checkout_id,
+        kind=kind,
+        status=status,
+        issued_at=None if status == "DRAFT" else now,
+        year=None if status == "DRAFT" else now.year,
+        currency=quote.currency,
+        lines=[_line(each) for each in quote.lines],
+        discount_minor=quote.discount_minor,
+        tax_minor=quote.tax_minor,
+        total_minor=quote.total_minor,
+        due_minor=quote.due_minor,
+        balance_before_minor=before,
+        balance_after_minor=quote.balance_minor,
+        plan_id=plan_id,
+        period_start=period.start,
+        period_end=period.end,
+        buyer_name=user.name if user else None,
+        buyer_email=user.email if user else None,
+        terms=terms,
+        anchor=anchor,
+    )
+    made = await transaction[INVOICES].insert(invoice)
+    await move(
+        transaction,
+        account,
+        key=f"invoice:{made.id}",
+        currency=quote.currency,
+        amount_minor=quote.balance_minor - before,
+        reason=f"Invoice for {plan_id}",
+    )
+    return made
+
+
+async def get(database: Database, account: BillingAccount, which: ObjectId) -> Invoice:
+    return await database[INVOICES].get({"userId": account.id, "_id": which})
+
+
+async def attempted(transaction: Database, invoice: Invoice, number: int) -> None:
+    await transaction[INVOICES].patch({"userId": invoice.user_id, "_id": invoice.id}, {"$set": {"attempts": number}})
+
+
+async def pay(transaction: Database, invoice: Invoice) -> None:
+    """It is paid; a draft is issued with it."""
+    now = transaction.clock.now()
+    values: dict[str, Any] = {"status": "PAID", "paidAt": now}
+    if invoice.issued_at is None:
+        values |= {"issuedAt": now, "year": now.year}
+    await transaction[INVOICES].patch({"userId": invoice.user_id, "_id": invoice.id}, {"$set": values})
+
+
+async def void(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
+    """Nothing is asked for any more; what it took from the balance goes back."""
+    where = {"userId": invoice.user_id, "_id": invoice.id, "status": {"$in": ["DRAFT", "OPEN"]}}
+    if await transaction[INVOICES].patch(where, {"$set": {"status": "VOID"}}):
+        await move(
+            transaction,
+            account,
+            key=f"void:{invoice.id}",
+            currency=invoice.currency,
+            amount_minor=invoice.balance_before_minor - invoice.balance_after_minor,
+            reason=f"Voided invoice for {invoice.plan_id}",
+        )
+
+
+async def number(database: Database) -> int:
+    """Number issued invoices, in the order of issue; returns how many. Safe to race and to kill: a batch is a transaction."""
+    count, year = 0, database.clock.now().year
+    for each in (year - 1, year):
+        while done := await _number(database, each):
+            count += done
+    return count
+
+
+async def page(database: Database, actor: Actor, *, first: int = 20, after: Position | None = None) -> Page[Invoice]:
+    """The actor's invoices, newest first, drafts left out. One command, once all are numbered."""
+    where = {"userId": actor.require_user(), "year": {"$gt": 0}}
+    found = await database[INVOICES].page(where, first=first, after=after)
+    if any(each.serial is None for each in found.items):
+        await number(database)
+        found = await database[INVOICES].page(where, first=first, after=after)
+    return found
+
+
+async def _number(database: Database, year: int) -> int:
+    waiting = {"year": year, "serial": None}
+    if await database[INVOICES].find_one(waiting) is None:
+        return 0
+    with contextlib.suppress(DocumentExists):
+        await database[INVOICE_NUMBERS].insert(InvoiceNumber(year=year))
+
+    async def write(transaction: Database) -> int:
+        # Of two that number at once, the second conflicts at the counter, and starts anew after the first.
+        found = await transaction[INVOICES].find(waiting, limit=_BATCH)
+        found.sort(key=lambda each: (each.issued_at or each.created_at, each.id))
+        counter = await transaction[INVOICE_NUMBERS].find_and_patch({"_id": year}, {"$inc": {"last": len(found)}})
+        assert counter is not None  # noqa: S101 (made above)
+        first = counter.last - len(found) + 1
+        await transaction[INVOICES].patch_each(
+            ({"userId": each.user_id, "_id": each.id}, {"$set": {"serial": first + index}})
+            for index, each in enumerate(found)
+        )
+        return len(found)
+
+    return await database.transaction(write)
+
+
+def _line(line: Any) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.structs.asdict(line).items() if value is not None}

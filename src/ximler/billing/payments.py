@@ -1,0 +1,146 @@
+"""Payments: an attempt is driven at the provider until its outcome is known, and applied once. Owns `payments` and `charges`.
+
+`drive` may be called by anybody, any number of times, and be killed anywhere: the intent is created, its id stored, then
+confirmed, and whoever comes later goes on with the same one. A reading of the provider's state takes a ticket before it begins
+and is applied only if no later one was: a slow reader never overwrites a fast one.
+"""
+
+from datetime import timedelta
+from typing import Literal
+
+from bson import ObjectId
+
+from ximler.billing import invoices, subscriptions
+from ximler.billing.account import ensure, lock, store
+from ximler.billing.provider import Intent, Provider
+from ximler.core.actor import Actor
+from ximler.core.ids import Position
+from ximler.database import Database
+from ximler.database.collection import Page
+from ximler.schema.charge import CHARGES, Charge
+from ximler.schema.invoice import INVOICES
+from ximler.schema.payment import Payment
+
+__all__ = ["drive", "give_back", "observe", "page"]
+
+_LOOK_AGAIN_S = (30, 60, 300, 900, 3600)
+
+
+async def drive(database: Database, provider: Provider, charge_id: str) -> Charge:
+    """Bring the attempt as far as the provider lets it. Raises ProviderUnavailable: then it is driven on later."""
+    ticket, charge = await _ticket(database, charge_id)
+    if charge.status != "PENDING":
+        return charge
+    invoice = await database[INVOICES].get({"userId": charge.user_id, "_id": charge.invoice_id})
+    wanted = invoice.status in ("DRAFT", "OPEN")
+    if charge.intent_id is None:
+        if not wanted:
+            return await _apply(database, charge, _abandoned(charge), ticket)
+        intent = await provider.create_intent(
+            customer_id=charge.customer_id,
+            amount_minor=charge.amount_minor,
+            currency=charge.currency,
+            reference=charge.id,
+        )
+        where = {"_id": charge.id, "intentId": None}
+        if not await database[CHARGES].patch(where, {"$set": {"intentId": intent.id}}):
+            charge = await database[CHARGES].get(charge.id)  # another stored its own first
+    intent = await provider.intent(str(charge.intent_id or intent.id))
+    if intent.status == "CREATED":
+        intent = await provider.confirm(intent.id, charge.method_id) if wanted else _abandoned(charge)
+    return await _apply(database, charge, intent, ticket)
+
+
+async def observe(database: Database, provider: Provider, intent_id: str) -> bool:
+    """Apply the provider's current state of an intent; False for one that is not ours, or not known yet."""
+    reference = (await provider.intent(intent_id)).reference
+    if await database[CHARGES].find_one({"_id": reference}) is None:
+        return False
+    ticket, charge = await _ticket(database, reference)
+    if charge.intent_id != intent_id:
+        return True  # created and lost: never confirmed
+    await _apply(database, charge, await provider.intent(intent_id), ticket)
+    return True
+
+
+async def give_back(database: Database, provider: Provider, charge_id: str) -> None:
+    """Refund a payment that nobody wanted any more, once."""
+    charge = await database[CHARGES].get(charge_id)
+    ticket, charge = await _ticket(database, charge_id)
+    intent = await provider.refund(key=charge.id, intent_id=str(charge.intent_id), amount_minor=charge.amount_minor)
+    await _apply(database, charge, intent, ticket)
+
+
+async def page(database: Database, actor: Actor, *, first: int = 20, after: Position | None = None) -> Page[Payment]:
+    """The actor's payments, newest first. One command."""
+    return await database.payments.page({"userId": actor.require_user()}, first=first, after=after)
+
+
+async def _ticket(database: Database, charge_id: str) -> tuple[int, Charge]:
+    charge = await database[CHARGES].find_and_patch({"_id": charge_id}, {"$inc": {"ticket": 1}})
+    return (charge.ticket, charge) if charge else (0, await database[CHARGES].get(charge_id))
+
+
+async def _apply(database: Database, charge: Charge, intent: Intent, ticket: int) -> Charge:
+    await ensure(database, charge.user_id)
+
+    async def write(transaction: Database) -> Charge:
+        account = await lock(transaction, charge.user_id)
+        newer = {"_id": charge.id, "applied": {"$lt": ticket}}
+        known = await transaction[CHARGES].find_and_patch(newer, {"$set": {"applied": ticket}})
+        if known is None:
+            return await transaction[CHARGES].get(charge.id)
+        now = transaction.clock.now()
+        if known.status == "PENDING" and intent.status in ("SUCCEEDED", "FAILED"):
+            invoice = await invoices.get(transaction, account, known.invoice_id)
+            if account.charge_id == known.id:
+                account.charge_id = account.charge_at = None
+            if intent.status == "SUCCEEDED":
+                await _set(transaction, known, "PAID", user_id=account.id)
+                if not await subscriptions.paid(transaction, account, invoice):
+                    account.refunds = [*account.refunds, known.id]
+            else:
+                failure = intent.failure or "declined"
+                await _set(transaction, known, "FAILED", user_id=account.id, failure=failure)
+                await subscriptions.failed(transaction, account, invoice, failure, hard=intent.hard)
+        elif known.status == "PENDING":
+            looks = min(known.looks, len(_LOOK_AGAIN_S) - 1)
+            await transaction[CHARGES].patch({"_id": known.id}, {"$inc": {"looks": 1}})
+            if account.charge_id == known.id:
+                account.charge_at = now + timedelta(seconds=_LOOK_AGAIN_S[looks])
+        elif known.status == "PAID" and intent.refunded_minor != known.refunded_minor:
+            whole = intent.refunded_minor >= known.amount_minor
+            await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"refundedMinor": intent.refunded_minor}})
+            payment = {"_id": known.payment_id, "userId": account.id}
+            await transaction.payments.patch(payment, {"$set": {"status": "REFUNDED" if whole else "PAID"}})
+            if whole:
+                account.refunds = [each for each in account.refunds if each != known.id]
+        await store(transaction, account)
+        return await transaction[CHARGES].get(known.id)
+
+    return await database.transaction(write)
+
+
+async def _set(
+    transaction: Database,
+    charge: Charge,
+    status: Literal["PAID", "FAILED"],
+    *,
+    user_id: ObjectId,
+    failure: str | None = None,
+) -> None:
+    await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {"status": status, "failure": failure}})
+    values = {"status": status, "failure": failure, "paidAt": transaction.clock.now() if status == "PAID" else None}
+    await transaction.payments.patch({"_id": charge.payment_id, "userId": user_id}, {"$set": values})
+
+
+def _abandoned(charge: Charge) -> Intent:
+    """For an attempt that is not wanted any more and took no money."""
+    return Intent(
+        id=charge.intent_id or "",
+        status="FAILED",
+        reference=charge.id,
+        amount_minor=charge.amount_minor,
+        currency=charge.currency,
+        failure="cancelled",
+    )

@@ -1,0 +1,90 @@
+"""What billing needs of a payment provider: a rail that moves money, and decides nothing.
+
+Ximler computes every amount. An intent is created, its id stored, then confirmed; whoever retries reads and confirms the same
+intent, so that nothing rests on a provider remembering an idempotency key. An intent that was created and lost is harmless:
+only `confirm` takes money.
+"""
+
+from datetime import datetime
+from typing import Literal, Protocol
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core.errors import Unavailable
+
+__all__ = ["Intent", "IntentStatus", "Notice", "PaymentMethod", "Provider", "ProviderUnavailable", "Session"]
+
+IntentStatus = Literal["CREATED", "PROCESSING", "SUCCEEDED", "FAILED"]
+
+
+class ProviderUnavailable(Unavailable):
+    """The provider did not answer. What was asked for may have been done all the same."""
+
+    code = "PROVIDER_UNAVAILABLE"
+
+
+class PaymentMethod(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    label: str
+    fingerprint: str  # the same for the same card, whoever uses it
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A hosted page on which a customer enters a payment method; `method` once that is done."""
+
+    id: str
+    url: str
+    customer_id: str
+    method: PaymentMethod | None = None
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment. `reference` is the charge's id; `hard`: the method will never work."""
+
+    id: str
+    status: IntentStatus
+    reference: str
+    amount_minor: int
+    currency: str
+    refunded_minor: int = 0
+    failure: str | None = None
+    hard: bool = False
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified event: something happened to an object, whose state is to be fetched."""
+
+    id: str
+    kind: str
+    object_id: str
+
+
+class Provider(Protocol):
+    """Every verb raises ProviderUnavailable. `key` names what is asked for, so that asking again does it once."""
+
+    async def customer(self, user_id: ObjectId) -> str: ...
+
+    async def open_session(
+        self, *, key: str, customer_id: str, title: str, return_url: str, expires_at: datetime
+    ) -> Session: ...
+
+    async def session(self, session_id: str) -> Session: ...
+
+    async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent: ...
+
+    async def confirm(self, intent_id: str, method_id: str) -> Intent:
+        """Take the money. An intent that was confirmed before is returned as it is."""
+
+    async def intent(self, intent_id: str) -> Intent: ...
+
+    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Intent: ...
+
+    def verify(self, body: bytes, signature: str) -> Notice:
+        """Raises Unauthenticated for a signature that is wrong or older than five minutes, Invalid for another body."""
+
+    async def advance(self) -> None:
+        """Let happen what is due by now. Of the sandbox, whose payments wait for nobody else."""
+
+    def minimum_minor(self, currency: str) -> int:
+        """The least that is charged at once."""

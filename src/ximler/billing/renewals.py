@@ -1,0 +1,94 @@
+"""What time does to one account: renewals, retries, the end of trials and of cancelled subscriptions, refunds that are due.
+
+`tick` decides one step in a transaction, and pays outside of it. A step that was done is not due any more, so ticking again,
+or twice at once, or after a kill, goes on where it was.
+"""
+
+from typing import Literal
+
+import structlog
+from bson import ObjectId
+
+from ximler.billing import invoices, payments, subscriptions
+from ximler.billing.account import RETRIES, ends_at, lock, retry_at, store
+from ximler.billing.provider import Provider
+from ximler.database import Database
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
+
+__all__ = ["tick"]
+
+_log = structlog.get_logger("ximler.billing")
+_MOST_STEPS = 50
+Step = tuple[Literal["drive", "refund"], str] | bool  # whether something was done
+
+
+async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int:
+    """Do everything that is due for the account; returns how many steps. Raises ProviderUnavailable: the rest waits."""
+    for count in range(_MOST_STEPS):
+        step = await database.transaction(lambda transaction: _decide(transaction, user_id))
+        match step:
+            case ("drive", charge_id):
+                await payments.drive(database, provider, charge_id)
+            case ("refund", charge_id):
+                await payments.give_back(database, provider, charge_id)
+            case False:
+                return count
+    _log.error("account does not come to rest", user=str(user_id))
+    return _MOST_STEPS
+
+
+async def _decide(transaction: Database, user_id: ObjectId) -> Step:
+    now = transaction.clock.now()
+    due = {"_id": user_id, "nextAt": {"$lte": now}}
+    if await transaction[BILLING_ACCOUNTS].find_one(due) is None:
+        return False
+    account = await lock(transaction, user_id)
+    if account.next_at is None or account.next_at > now:
+        return False
+    if account.refunds:
+        return "refund", account.refunds[0]
+    if account.charge_id is not None:
+        return "drive", account.charge_id
+    await subscriptions.settle_end(transaction, account)
+    step: Step = True
+    if account.subscription_id is not None:
+        step = await _act(transaction, account)
+    await store(transaction, account)
+    return step
+
+
+async def _act(transaction: Database, account: BillingAccount) -> Step:
+    now, terms = transaction.clock.now(), account.terms
+    assert terms is not None  # noqa: S101 (live)
+    if account.invoice_id is not None:
+        return await _retry(transaction, account)
+    if now < ends_at(account):
+        if account.period < 0:
+            await subscriptions.remind(transaction, account)
+        return True
+    if account.cancels:
+        await subscriptions.end(transaction, account, "ended")
+        return True
+    invoice = await subscriptions.renew(transaction, account)
+    if not invoice.due_minor:
+        return True
+    charge = await subscriptions.collect(transaction, account, invoice, description=f"{terms.plan_name}, renewal")
+    if charge is None:
+        await subscriptions.failed(transaction, account, invoice, "no_payment_method", hard=False)
+        return True
+    return "drive", charge.id
+
+
+async def _retry(transaction: Database, account: BillingAccount) -> Step:
+    """Charge the open invoice again; without a method that may be charged, the time still runs."""
+    assert account.invoice_id is not None  # noqa: S101 (unpaid)
+    assert account.terms is not None  # noqa: S101 (unpaid)
+    invoice = await invoices.get(transaction, account, account.invoice_id)
+    if retry_at(account) is not None:
+        account.retries += 1
+    charge = await subscriptions.collect(transaction, account, invoice, description=f"{account.terms.plan_name}, again")
+    if charge is not None:
+        return "drive", charge.id
+    if account.retries >= len(RETRIES):
+        await subscriptions.end(transaction, account, "given_up")
+    return True

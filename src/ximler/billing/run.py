@@ -1,0 +1,137 @@
+"""`billing run`: everything that is due now, for everybody. Also a schedule of the worker.
+
+Safe to repeat, to kill and to run twice at once: each account's step is a transaction of its own. An account whose provider
+does not answer waits, and holds nobody up.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+import msgspec
+import structlog
+from bson import ObjectId
+
+from ximler.billing import checkouts, events, invoices, redemptions, renewals
+from ximler.billing.provider import Provider
+from ximler.billing.rails import NoProvider, rail
+from ximler.billing.sandbox import Sandbox
+from ximler.core.clock import EPOCH
+from ximler.core.errors import XimlerError
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
+from ximler.schema.billing_account import BILLING_ACCOUNTS
+
+__all__ = ["Result", "forward", "run", "scheduled"]
+
+_log = structlog.get_logger("ximler.billing")
+_AT_ONCE = 8
+_BATCH = 500
+_WAIT = timedelta(minutes=5)
+_MOST_ROUNDS = 20
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """`waiting`: accounts that could not be brought to rest, because the provider did not answer or their state is refused."""
+
+    accounts: int = 0
+    steps: int = 0
+    events: int = 0
+    coupons: int = 0
+    checkouts: int = 0
+    invoices: int = 0
+    waiting: int = 0
+
+    def add(self, other: "Result") -> None:
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@outbox.every("billing.run", timedelta(minutes=1))
+async def scheduled(*, database: Database, settings: Settings) -> None:
+    try:
+        provider = rail(database, settings)
+    except NoProvider:
+        await redemptions.sweep(database)
+        return
+    await run(database, provider)
+
+
+async def run(database: Database, provider: Provider) -> Result:
+    """Bring everybody to rest at this moment."""
+    result = Result()
+    for _ in range(_MOST_ROUNDS):
+        await provider.advance()
+        handled = await events.process(database, provider)
+        ticked = await _tick_all(database, provider)
+        result.events += handled
+        result.add(ticked)
+        if not handled and not ticked.steps:
+            break
+    result.coupons = await redemptions.sweep(database)
+    result.checkouts = await checkouts.expire(database)
+    result.invoices = await invoices.number(database)
+    return result
+
+
+async def forward(
+    database: Database,
+    sandbox: Sandbox,
+    until: datetime,
+    *,
+    meanwhile: Callable[[], Awaitable[object]] | None = None,
+    progress: Callable[[datetime], None] = lambda _: None,
+) -> Result:
+    """Play time forward to `until`, instant by instant, by this process's clock. Of the sandbox only.
+
+    `meanwhile` runs after each instant: the mails.
+    """
+    clock, result = database.clock, Result()
+    offset = clock.offset_ms
+    try:
+        while True:
+            result.add(await run(database, sandbox))
+            if meanwhile is not None:
+                await meanwhile()
+            now = clock.now()
+            if now >= until:
+                return result
+            found = await database[BILLING_ACCOUNTS].find({"nextAt": {"$gt": EPOCH}}, sort=[("nextAt", 1)], limit=1)
+            instants = [each.next_at for each in found if each.next_at] + [until]
+            if (due := await sandbox.due_at()) is not None:
+                instants.append(due)
+            following = min(max(min(instants), now + timedelta(seconds=1)), until)
+            clock.offset_ms += -(-(following - now) // timedelta(milliseconds=1)) + 1
+            progress(following)
+    finally:
+        clock.offset_ms = offset
+
+
+async def _tick_all(database: Database, provider: Provider) -> Result:
+    result = Result()
+    while True:
+        due = {"nextAt": {"$lte": database.clock.now()}}
+        found = await database[BILLING_ACCOUNTS].find(due, sort=[("nextAt", 1)], limit=_BATCH)
+        if not found:
+            return result
+        waiting = [each.id for each in found]
+
+        async def work(waiting: list[ObjectId] = waiting) -> None:
+            while waiting:
+                await _tick(database, provider, waiting.pop(), result)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_AT_ONCE, len(found))):
+                group.create_task(work())
+
+
+async def _tick(database: Database, provider: Provider, user_id: ObjectId, result: Result) -> None:
+    try:
+        result.steps += await renewals.tick(database, provider, user_id)
+        result.accounts += 1
+    except XimlerError as problem:
+        _log.warning("account waits", user=str(user_id), reason=problem.message)
+        result.waiting += 1
+        now = database.clock.now()
+        later = {"$set": {"nextAt": now + _WAIT}}
+        await database[BILLING_ACCOUNTS].patch({"_id": user_id, "nextAt": {"$lte": now}}, later)

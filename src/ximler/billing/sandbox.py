@@ -1,0 +1,253 @@
+"""The sandbox: the payment provider of development. Owns `sandboxobjects`.
+
+It behaves as Stripe does, offline: a hosted page that saves a payment method, intents that are created and confirmed, refunds,
+and signed events to the same inbox. Its state is in the database, so that it survives restarts and serves several processes.
+It takes the numbers of `CARDS` and no other. `fault` lets tests have it fail in every way that a provider does.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+from bson import ObjectId
+
+from ximler.billing.provider import Intent, Notice, PaymentMethod, ProviderUnavailable, Session
+from ximler.core.clock import EPOCH
+from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.database import Database
+from ximler.database.failures import DocumentExists
+from ximler.schema.sandbox_object import SANDBOX_OBJECTS, SandboxObject
+
+__all__ = ["CARDS", "TOLERANCE", "Card", "Fault", "Sandbox", "sign"]
+
+TOLERANCE = timedelta(minutes=5)
+_LATER = timedelta(minutes=10)
+_MINIMUM = 50
+
+# What a test has happen to a call (`confirm`: "down") and to its answer (`confirm:answer`: "after").
+Fault = Literal["down", "after"] | None
+Deliver = Callable[[bytes, str], Awaitable[object]]
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """A test number, and what happens to its payments: at once, and (`later`) after ten minutes."""
+
+    number: str
+    meaning: str
+    failure: str | None = None
+    hard: bool = False
+    later: Literal["SUCCEEDED", "FAILED", "never"] | None = None
+
+    @property
+    def method(self) -> PaymentMethod:
+        fingerprint = hashlib.sha256(self.number.encode()).hexdigest()[:16]
+        return PaymentMethod(id=f"pm_{self.number}", label=f"Test card {self.number[-4:]}", fingerprint=fingerprint)
+
+
+CARDS = {
+    card.number: card
+    for card in (
+        Card(number="4242424242424242", meaning="succeeds"),
+        Card(number="5555555555554444", meaning="succeeds, and is another card"),
+        Card(number="4000000000009995", meaning="is declined: insufficient funds", failure="insufficient_funds"),
+        Card(number="4000000000009987", meaning="is declined for good: lost card", failure="lost_card", hard=True),
+        Card(number="4000002760003184", meaning="needs authentication", failure="authentication_required"),
+        Card(number="4000000000000077", meaning="succeeds ten minutes later", later="SUCCEEDED"),
+        Card(number="4000000000005126", meaning="fails ten minutes later", failure="debit_refused", later="FAILED"),
+        Card(number="4000000000000259", meaning="stays pending", later="never"),
+    )
+}
+
+
+class Sandbox:
+    """`deliver(body, signature)` takes the events: the inbox, or a test that delays, doubles and reorders them."""
+
+    def __init__(self, database: Database, *, secret: bytes, base_url: str, deliver: Deliver) -> None:
+        self._database = database
+        self._secret = secret
+        self._base_url = base_url
+        self.deliver = deliver
+        self.fault: Callable[[str], Fault] = lambda _: None
+
+    async def customer(self, user_id: ObjectId) -> str:
+        customer_id = f"cus_{user_id}"
+        await self._insert("customer", SandboxObject(id=customer_id, kind="customer"))
+        return customer_id
+
+    async def open_session(
+        self, *, key: str, customer_id: str, title: str, return_url: str, expires_at: datetime
+    ) -> Session:
+        session_id = f"cs_{key}"
+        await self._insert(
+            "open_session",
+            SandboxObject(
+                id=session_id,
+                kind="session",
+                customer_id=customer_id,
+                title=title,
+                return_url=return_url,
+                outcome=expires_at.isoformat(),
+            ),
+        )
+        return Session(id=session_id, url=f"{self._base_url}/sandbox/checkout/{session_id}", customer_id=customer_id)
+
+    async def session(self, session_id: str) -> Session:
+        self._may("session")
+        found = await self.page(session_id)
+        method = CARDS[found.method_id.removeprefix("pm_")].method if found.method_id else None
+        url = f"{self._base_url}/sandbox/checkout/{session_id}"
+        return Session(id=session_id, url=url, customer_id=str(found.customer_id), method=method)
+
+    async def page(self, session_id: str) -> SandboxObject:
+        """What the hosted page shows. Raises NotFound."""
+        found = await self._database[SANDBOX_OBJECTS].find_one({"_id": session_id, "kind": "session"})
+        if found is None:
+            raise NotFound("There is no such checkout")
+        return found
+
+    async def enter_card(self, session_id: str, number: str) -> SandboxObject:
+        """The customer's part on the hosted page. Raises NotFound, Invalid for anything but a test number."""
+        card = CARDS.get("".join(number.split()))
+        if card is None:
+            raise Invalid.field("card", "is not one of the test numbers")
+        found = await self._database[SANDBOX_OBJECTS].find_and_patch(
+            {"_id": session_id, "kind": "session"}, {"$set": {"methodId": card.method.id, "status": "COMPLETE"}}
+        )
+        if found is None:
+            raise NotFound("There is no such checkout")
+        await self._emit("checkout.completed", session_id)
+        return found
+
+    async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
+        made = SandboxObject(
+            id=f"pi_{secrets.token_hex(12)}",
+            kind="intent",
+            customer_id=customer_id,
+            amount_minor=amount_minor,
+            currency=currency,
+            reference=reference,
+        )
+        await self._insert("create_intent", made)
+        return _intent(made)
+
+    async def confirm(self, intent_id: str, method_id: str) -> Intent:
+        self._may("confirm")
+        card = CARDS[method_id.removeprefix("pm_")]
+        values: dict[str, Any] = {"status": "FAILED" if card.failure else "SUCCEEDED", "methodId": method_id}
+        if card.later:
+            values["status"] = "PROCESSING"
+            if card.later != "never":
+                values |= {"outcome": card.later, "dueAt": self._database.clock.now() + _LATER}
+        if card.failure:
+            values |= {"failure": card.failure, "hard": card.hard}
+        done = await self._database[SANDBOX_OBJECTS].patch({"_id": intent_id, "status": "CREATED"}, {"$set": values})
+        if done:
+            await self._emit("intent.changed", intent_id)
+        self._answer("confirm")
+        return await self.intent(intent_id)
+
+    async def intent(self, intent_id: str) -> Intent:
+        self._may("intent")
+        return _intent(await self._database[SANDBOX_OBJECTS].get(intent_id))
+
+    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Intent:
+        self._may("refund")
+
+        async def write(transaction: Database) -> bool:
+            refund = SandboxObject(id=f"re_{key}", kind="refund", intent_id=intent_id, amount_minor=amount_minor)
+            if await transaction[SANDBOX_OBJECTS].find_one({"_id": refund.id}):
+                return False
+            await transaction[SANDBOX_OBJECTS].insert(refund)
+            where = {"_id": intent_id, "status": "SUCCEEDED"}
+            found = await transaction[SANDBOX_OBJECTS].find_and_patch(where, {"$inc": {"refundedMinor": amount_minor}})
+            if found is None or found.refunded_minor > found.amount_minor:
+                raise Invalid.field("amount", "is more than was paid")
+            return True
+
+        if await self._database.transaction(write):
+            await self._emit("intent.changed", intent_id)
+        self._answer("refund")
+        return _intent(await self._database[SANDBOX_OBJECTS].get(intent_id))
+
+    def verify(self, body: bytes, signature: str) -> Notice:
+        parts = dict(part.partition("=")[::2] for part in signature.split(","))
+        moment = parts.get("t", "")
+        if not (moment.isascii() and moment.isdecimal() and len(moment) < 16):
+            raise Unauthenticated("The signature is not valid")
+        if not hmac.compare_digest(_mac(self._secret, int(moment), body), parts.get("v1", "")):
+            raise Unauthenticated("The signature is not valid")
+        age = abs(self._database.clock.now_ms() - int(moment) * 1000)
+        if age > TOLERANCE // timedelta(milliseconds=1):
+            raise Unauthenticated("The signature is older than five minutes")
+        try:
+            return msgspec.json.decode(body, type=Notice)
+        except msgspec.MsgspecError:
+            raise Invalid("The body is not an event") from None
+
+    async def advance(self) -> None:
+        due = {"dueAt": {"$lte": self._database.clock.now()}}
+        for each in await self._database[SANDBOX_OBJECTS].find(due):
+            values = {"status": each.outcome, "dueAt": None}
+            if await self._database[SANDBOX_OBJECTS].patch({"_id": each.id, "status": "PROCESSING"}, {"$set": values}):
+                await self._emit("intent.changed", each.id)
+
+    def minimum_minor(self, currency: str) -> int:  # noqa: ARG002 (the protocol's)
+        return _MINIMUM
+
+    async def due_at(self) -> datetime | None:
+        """When `advance` has something to do next."""
+        found = await self._database[SANDBOX_OBJECTS].find({"dueAt": {"$gt": EPOCH}}, sort=[("dueAt", 1)], limit=1)
+        return found[0].due_at if found else None
+
+    async def _insert(self, verb: str, made: SandboxObject) -> None:
+        self._may(verb)
+        with contextlib.suppress(DocumentExists):
+            await self._database[SANDBOX_OBJECTS].insert(made)
+        self._answer(verb)
+
+    async def _emit(self, kind: str, object_id: str) -> None:
+        notice = Notice(id=f"evt_{secrets.token_hex(12)}", kind=kind, object_id=object_id)
+        body = msgspec.json.encode(notice)
+        await self.deliver(body, sign(self._secret, self._database.clock.now(), body))
+
+    def _may(self, verb: str) -> None:
+        if self.fault(verb) == "down":
+            raise _no_answer()
+
+    def _answer(self, verb: str) -> None:
+        """Called after the work: the answer of a call may be lost."""
+        if self.fault(f"{verb}:answer") == "after":
+            raise _no_answer()
+
+
+def _no_answer() -> ProviderUnavailable:
+    return ProviderUnavailable("The payment provider does not answer: try again in a moment")
+
+
+def sign(secret: bytes, moment: datetime, body: bytes) -> str:
+    """The signature header of an event sent at a moment: `t=<seconds>,v1=<hex>`."""
+    seconds = int(moment.timestamp())
+    return f"t={seconds},v1={_mac(secret, seconds, body)}"
+
+
+def _mac(secret: bytes, seconds: int, body: bytes) -> str:
+    return hmac.new(secret, b"%d." % seconds + body, hashlib.sha256).hexdigest()
+
+
+def _intent(found: SandboxObject) -> Intent:
+    status: Any = found.status
+    return Intent(
+        id=found.id,
+        status=status,
+        reference=str(found.reference),
+        amount_minor=found.amount_minor,
+        currency=str(found.currency),
+        refunded_minor=found.refunded_minor,
+        failure=found.failure,
+        hard=found.hard,
+    )

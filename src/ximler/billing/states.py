@@ -1,0 +1,39 @@
+"""The states of a subscription: one table that says which event leads from which status to which. Pure.
+
+The table feeds the guards of every update: an event whose guard does not match changes nothing. `docs/billing.md` shows it.
+"""
+
+from typing import Any, Literal
+
+from ximler.schema.subscription import SubscriptionStatus
+
+__all__ = ["LIVE", "TABLE", "Event", "after", "guard"]
+
+Event = Literal[
+    "renewed", "payment_failed", "paid", "given_up", "ended", "cancelled", "cancelled_at_end", "resumed", "changed"
+]
+
+LIVE: tuple[SubscriptionStatus, ...] = ("ACTIVE", "PAST_DUE")
+
+# Event → status before → status after. What is not here does not happen.
+TABLE: dict[Event, dict[SubscriptionStatus, SubscriptionStatus]] = {
+    "renewed": {"ACTIVE": "ACTIVE"},  # the next period began
+    "payment_failed": {"ACTIVE": "PAST_DUE", "PAST_DUE": "PAST_DUE"},
+    "paid": {"ACTIVE": "ACTIVE", "PAST_DUE": "ACTIVE"},
+    "given_up": {"PAST_DUE": "EXPIRED"},  # after the last retry
+    "ended": {"ACTIVE": "CANCELLED"},  # the period is over, and it was cancelled
+    "cancelled": {"ACTIVE": "CANCELLED", "PAST_DUE": "CANCELLED"},  # now
+    "cancelled_at_end": {"ACTIVE": "ACTIVE"},
+    "resumed": {"ACTIVE": "ACTIVE"},
+    "changed": {"ACTIVE": "ACTIVE"},  # the plan, now or from the next period on
+}
+
+
+def after(event: Event, status: SubscriptionStatus) -> SubscriptionStatus | None:
+    """The status that the event leads to, or None where it cannot happen."""
+    return TABLE[event].get(status)
+
+
+def guard(event: Event) -> dict[str, Any]:
+    """The filter on `status` of an update for the event."""
+    return {"$in": sorted(TABLE[event])}

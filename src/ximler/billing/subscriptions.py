@@ -1,0 +1,420 @@
+"""The steps of a subscription that Ximler bills: bought, renewed, unpaid, changed, ended. Owns the `subscriptions` it makes.
+
+Each step runs in a transaction that holds the user's account locked (`billing.account`), and writes status, limits, audit entry
+and notice together. Payments are `billing.payments`'; this module decides what follows from one.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from bson import ObjectId
+
+from ximler.audit import records
+from ximler.audit.actions import Action
+from ximler.billing import invoices, redemptions, states
+from ximler.billing.account import RETRIES, current, discount, ends_at, lock, rebate, store
+from ximler.billing.periods import period
+from ximler.billing.pricing import Charge as Priced
+from ximler.billing.pricing import price
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.errors import Conflict, NotFound
+from ximler.core.money import Money
+from ximler.database import Database
+from ximler.database.updates import Update
+from ximler.metering.limits import entitlements
+from ximler.notifications import inbox
+from ximler.schema.billing_account import BillingAccount, Terms
+from ximler.schema.charge import CHARGES, Charge
+from ximler.schema.checkout import CHECKOUTS
+from ximler.schema.invoice import Invoice
+from ximler.schema.payment import Payment
+from ximler.schema.redemption import REDEMPTIONS, redemption_id
+from ximler.schema.subscription import Subscription
+
+__all__ = [
+    "MINIMUM_MINOR",
+    "cancel",
+    "collect",
+    "end",
+    "failed",
+    "forget",
+    "paid",
+    "remind",
+    "renew",
+    "resume",
+    "settle_end",
+    "start",
+]
+
+MINIMUM_MINOR = 50  # less is not charged: it goes on the next invoice
+CATCH_UP = timedelta(days=3)  # between the payments of periods that are overdue together
+_log = structlog.get_logger("ximler.billing")
+
+
+async def cancel(database: Database, actor: Actor, *, now: bool = False, reason: str | None = None) -> Subscription:
+    """Cancel the actor's subscription at the end of the period, or now. Audited.
+
+    While its period is unpaid it ends now in any case: nothing is asked for any more. Raises NotFound without a subscription.
+    """
+
+    async def write(transaction: Database) -> Subscription:
+        account, subscription = await _live(transaction, actor.require_user())
+        if now or subscription.status == "PAST_DUE":
+            await end(transaction, account, "cancelled", actor=actor, reason=reason)
+        else:
+            account.cancels, account.pending = True, None
+            values = {"autoRenew": False, "endDate": ends_at(account), "pendingPlanId": None}
+            await _patch(transaction, account, "cancelled_at_end", values)
+            await _record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", reason=reason)
+        await store(transaction, account)
+        return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
+
+    return await database.transaction(write)
+
+
+async def resume(database: Database, actor: Actor) -> Subscription:
+    """Take back a cancellation before it takes effect. Audited. Raises NotFound, Conflict where it was not cancelled."""
+
+    async def write(transaction: Database) -> Subscription:
+        account, subscription = await _live(transaction, actor.require_user())
+        if not account.cancels or transaction.clock.now() >= ends_at(account):
+            raise Conflict("The subscription is not about to end")
+        account.cancels = False
+        await _patch(transaction, account, "resumed", {"autoRenew": True, "endDate": None})
+        await _record(transaction, actor, Action.SUBSCRIPTION_RESUMED, account)
+        await store(transaction, account)
+        return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
+
+    return await database.transaction(write)
+
+
+async def start(
+    transaction: Database,
+    account: BillingAccount,
+    *,
+    subscription_id: ObjectId,
+    terms: Terms,
+    anchor: datetime,
+    checkout_id: str,
+    trial: bool = False,
+) -> None:
+    """The subscription begins, with its limits: bought, or on trial until `anchor`."""
+    now = transaction.clock.now()
+    account.subscription_id, account.checkout_id = subscription_id, None
+    account.terms, account.anchor, account.period = terms, anchor, -1 if trial else 0
+    account.pending, account.cancels, account.reminded, account.not_before = None, False, False, None
+    account.failed_at, account.retries, account.invoice_id = None, 0, None
+    running = current(account)
+    await transaction.subscriptions.insert(
+        Subscription(
+            id=subscription_id,
+            user_id=account.id,
+            plan_id=terms.plan_id,
+            status="ACTIVE",
+            start_date=now if trial else anchor,
+            price=Money(terms.price_minor, terms.currency).major,
+            currency=terms.currency,
+            period_start=now if trial else running.start,
+            period_end=ends_at(account),
+            trial_end=anchor if trial else None,
+        )
+    )
+    done: Update = {"$set": {"status": "PAID", "subscriptionId": subscription_id}, "$unset": {"problem": ""}}
+    checkout = await transaction[CHECKOUTS].find_and_patch({"_id": checkout_id}, done)
+    # The checkout's coupon: of one that applies once, nothing is left in `terms`.
+    if checkout is not None and checkout.terms.rebate is not None:
+        code = checkout.terms.rebate.code
+        held = await transaction[REDEMPTIONS].find_one({"_id": redemption_id(code, account.id)})
+        try:
+            if held is not None:
+                await redemptions.confirm(transaction, held.id, held.token, subscription_id=subscription_id)
+        except redemptions.ReservationLapsed:
+            _log.warning("coupon lapsed while it was paid", coupon=code, user=str(account.id))
+    await entitlements.entitle(transaction, account.id)
+    await _record(transaction, SYSTEM, Action.SUBSCRIPTION_STARTED, account, planId=terms.plan_id)
+    text = f"Your subscription to {terms.plan_name} has begun."
+    if trial:
+        text += f" It is free until {anchor:%d %B %Y}."
+    await _notify(transaction, account, f"Welcome to {terms.plan_name}", text)
+
+
+async def renew(transaction: Database, account: BillingAccount) -> Invoice:
+    """Bill the period after the one that ended, at the pending plan where there is one. A period has one invoice."""
+    terms, index = account.terms, account.period + 1
+    assert terms is not None  # noqa: S101 (live)
+    assert account.anchor is not None  # noqa: S101 (live)
+    assert account.subscription_id is not None  # noqa: S101 (live)
+    if account.pending is not None:
+        new = account.pending
+        if new.interval != terms.interval:
+            account.anchor, index = ends_at(account), 0
+        terms, account.pending = Terms(**_fields(new) | {"rebate": terms.rebate}), None
+    running, off = period(account.anchor, terms.interval, index), discount(terms.rebate)
+    charge = Priced(
+        plan_id=terms.plan_id,
+        description=terms.plan_name,
+        price_minor=terms.price_minor,
+        start=running.start,
+        end=running.end,
+        discount=off,
+    )
+    quote = price(
+        terms.currency,
+        charges=[charge],
+        balance_minor=int(account.balances.get(terms.currency, 0)),
+        minimum_minor=MINIMUM_MINOR,
+    )
+    terms.net_minor = terms.price_minor - quote.discount_minor
+    terms.rebate = rebate(off.renewed(terms.price_minor)) if off else None
+    account.terms, account.period, account.not_before = terms, index, None
+    user = await transaction.users.find_one({"_id": account.id})
+    invoice = await invoices.make(
+        transaction,
+        account,
+        user,
+        quote,
+        key=f"{account.subscription_id}:{account.anchor:%Y%m%dT%H%M%S}:{index}",
+        kind="RENEWAL",
+        status="OPEN",
+        subscription_id=account.subscription_id,
+        plan_id=terms.plan_id,
+        period=running,
+    )
+    values = {
+        "periodStart": running.start,
+        "periodEnd": running.end,
+        "planId": terms.plan_id,
+        "price": Money(terms.price_minor, terms.currency).major,
+        "pendingPlanId": None,
+    }
+    await _patch(transaction, account, "renewed", values)
+    account.invoice_id = invoice.id
+    if not invoice.due_minor:
+        await paid(transaction, account, invoice)
+    await entitlements.entitle(transaction, account.id)
+    return invoice
+
+
+async def collect(
+    transaction: Database, account: BillingAccount, invoice: Invoice, *, description: str
+) -> Charge | None:
+    """Begin the next attempt at an invoice. None without a payment method that may be charged, or while one is under way."""
+    if (
+        account.charge_id is not None
+        or account.method is None
+        or account.method.declined
+        or account.customer_id is None
+    ):
+        return None
+    number = invoice.attempts + 1
+    payment = await transaction.payments.insert(
+        Payment(
+            user_id=account.id,
+            subscription_id=invoice.subscription_id,
+            amount=Money(invoice.due_minor, invoice.currency).major,
+            currency=invoice.currency,
+            status="PENDING",
+            description=description,
+            invoice_id=invoice.id,
+        )
+    )
+    charge = await transaction[CHARGES].insert(
+        Charge(
+            id=f"{invoice.key}:{number}",
+            user_id=account.id,
+            invoice_id=invoice.id,
+            payment_id=payment.id,
+            amount_minor=invoice.due_minor,
+            currency=invoice.currency,
+            method_id=account.method.id,
+            customer_id=account.customer_id,
+        )
+    )
+    await invoices.attempted(transaction, invoice, number)
+    account.charge_id, account.charge_at = charge.id, transaction.clock.now()
+    return charge
+
+
+async def paid(transaction: Database, account: BillingAccount, invoice: Invoice) -> bool:
+    """An invoice was paid, or nothing is due. False where nobody wants the money any more: it is to be given back."""
+    if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
+        return False
+    await invoices.pay(transaction, invoice)
+    match invoice.kind:
+        case "CHECKOUT":
+            assert invoice.terms is not None  # noqa: S101 (it has them)
+            assert invoice.anchor is not None  # noqa: S101 (it has them)
+            assert invoice.checkout_id is not None  # noqa: S101 (it has them)
+            await start(
+                transaction,
+                account,
+                subscription_id=invoice.subscription_id,
+                terms=invoice.terms,
+                anchor=invoice.anchor,
+                checkout_id=invoice.checkout_id,
+            )
+        case "RENEWAL":
+            now = transaction.clock.now()
+            account.invoice_id, account.failed_at, account.retries = None, None, 0
+            if ends_at(account) <= now:
+                account.not_before = now + CATCH_UP
+            await _patch(transaction, account, "paid", {})
+        case "CHANGE":
+            await _changed(transaction, account, invoice)
+    return True
+
+
+async def failed(transaction: Database, account: BillingAccount, invoice: Invoice, failure: str, *, hard: bool) -> None:
+    """An attempt at an invoice was declined. `hard`: the method is not charged again."""
+    if hard and account.method is not None:
+        account.method.declined = True
+    if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
+        return
+    amount = Money(invoice.due_minor, invoice.currency)
+    if invoice.kind != "RENEWAL":
+        await invoices.void(transaction, account, invoice)
+        if invoice.kind == "CHECKOUT":
+            account.checkout_id = None
+            again = {"$set": {"status": "OPEN", "problem": f"The payment was declined: {failure.replace('_', ' ')}"}}
+            await transaction[CHECKOUTS].patch({"_id": invoice.checkout_id, "status": "PROCESSING"}, again)
+        return
+    if account.failed_at is None:
+        account.failed_at, account.retries = transaction.clock.now(), 0
+    await _patch(transaction, account, "payment_failed", {})
+    if account.retries >= len(RETRIES):
+        await end(transaction, account, "given_up")
+        return
+    text = f"Your payment of {amount} was declined ({failure.replace('_', ' ')}). We try again in the next days."
+    await _notify(transaction, account, "Your payment failed", text)
+
+
+async def end(
+    transaction: Database,
+    account: BillingAccount,
+    event: states.Event,
+    *,
+    actor: Actor = SYSTEM,
+    reason: str | None = None,
+) -> None:
+    """The subscription ends, with its plan's limits. An open invoice is voided; what is paid late is given back."""
+    now = transaction.clock.now()
+    subscription_id, terms = account.subscription_id, account.terms
+    assert subscription_id is not None  # noqa: S101 (live)
+    assert terms is not None  # noqa: S101 (live)
+    if account.invoice_id is not None:
+        await invoices.void(transaction, account, await invoices.get(transaction, account, account.invoice_id))
+    await _patch(transaction, account, event, {"endDate": now, "autoRenew": False, "pendingPlanId": None})
+    await _record(transaction, actor, Action.SUBSCRIPTION_ENDED, account, event=event, reason=reason)
+    forget(account)
+    await entitlements.entitle(transaction, account.id)
+    await _notify(
+        transaction, account, f"{terms.plan_name} has ended", f"Your subscription to {terms.plan_name} has ended."
+    )
+
+
+def forget(account: BillingAccount) -> None:
+    """The account has no live subscription any more. Balance and payments under way stay."""
+    account.subscription_id = account.terms = account.anchor = account.pending = account.invoice_id = None
+    account.failed_at = account.not_before = None
+    account.period, account.retries, account.cancels = -1, 0, False
+
+
+async def remind(transaction: Database, account: BillingAccount) -> None:
+    """Three days before the trial ends."""
+    account.reminded = True
+    assert account.terms is not None  # noqa: S101 (live)
+    amount = Money(account.terms.price_minor, account.terms.currency)
+    text = (
+        f"Your trial of {account.terms.plan_name} ends on {ends_at(account):%d %B %Y}. It costs {amount} from then on."
+    )
+    await _notify(transaction, account, "Your trial ends soon", text)
+
+
+async def settle_end(transaction: Database, account: BillingAccount) -> bool:
+    """Follow where another application, or erasure, has ended the subscription: nothing is asked for any more."""
+    live = {"_id": account.subscription_id, "userId": account.id, "status": {"$in": list(states.LIVE)}}
+    if account.subscription_id is None or await transaction.subscriptions.find_one(live) is not None:
+        return False
+    _log.warning("subscription was ended by another application", user=str(account.id))
+    if account.invoice_id is not None:
+        await invoices.void(transaction, account, await invoices.get(transaction, account, account.invoice_id))
+    forget(account)
+    await entitlements.entitle(transaction, account.id)
+    return True
+
+
+async def _gone(transaction: Database, account: BillingAccount, invoice: Invoice) -> bool:
+    """Whether the subscription that the invoice is for is not live any more; then the invoice is void."""
+    if invoice.kind == "CHECKOUT":
+        return False
+    await settle_end(transaction, account)
+    if account.subscription_id == invoice.subscription_id:
+        return False
+    await invoices.void(transaction, account, invoice)
+    return True
+
+
+async def _changed(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
+    """The new plan takes effect."""
+    assert invoice.terms is not None  # noqa: S101 (a change's)
+    assert invoice.anchor is not None  # noqa: S101 (a change's)
+    assert account.terms is not None  # noqa: S101 (a change's)
+    if invoice.anchor != account.anchor:
+        account.period = 0
+    before, account.terms, account.anchor, account.pending = account.terms, invoice.terms, invoice.anchor, None
+    running = current(account)
+    values = {
+        "planId": account.terms.plan_id,
+        "price": Money(account.terms.price_minor, account.terms.currency).major,
+        "periodStart": running.start,
+        "periodEnd": running.end,
+        "pendingPlanId": None,
+    }
+    await _patch(transaction, account, "changed", values)
+    await entitlements.entitle(transaction, account.id)
+    change = {"before": {"planId": before.plan_id}, "after": {"planId": account.terms.plan_id}}
+    await _record(transaction, SYSTEM, Action.PLAN_CHANGED, account, **change)
+
+
+async def _live(transaction: Database, user_id: ObjectId) -> tuple[BillingAccount, Subscription]:
+    """The locked account and its live subscription. Raises NotFound."""
+    account = await lock(transaction, user_id)
+    if account.subscription_id is not None:
+        where = {"_id": account.subscription_id, "userId": user_id, "status": {"$in": list(states.LIVE)}}
+        found = await transaction.subscriptions.find_one(where)
+        if found is not None:
+            return account, found
+    raise NotFound("You have no subscription")
+
+
+async def _patch(transaction: Database, account: BillingAccount, event: states.Event, values: dict[str, Any]) -> None:
+    """Move the subscription along the table of states. Raises Conflict where another application has ended it."""
+    for before, status in states.TABLE[event].items():
+        where = {"_id": account.subscription_id, "userId": account.id, "status": before}
+        if await transaction.subscriptions.patch(where, {"$set": {**values, "status": status}}):
+            return
+    raise Conflict(f"The subscription cannot be {event.replace('_', ' ')} now")
+
+
+async def _record(transaction: Database, actor: Actor, action: Action, account: BillingAccount, **details: Any) -> None:
+    details = {name: value for name, value in details.items() if value is not None}
+    await records.write(
+        transaction,
+        actor,
+        action,
+        resource="subscriptions",
+        resource_id=account.subscription_id,
+        user_id=account.id,
+        **details,
+    )
+
+
+async def _notify(transaction: Database, account: BillingAccount, title: str, text: str) -> None:
+    user = await transaction.users.find_one({"_id": account.id})
+    if user is not None:
+        await inbox.notify(transaction, user, "BILLING", title, text)
+
+
+def _fields(terms: Terms) -> dict[str, Any]:
+    return {name: getattr(terms, name) for name in terms.__struct_fields__}

@@ -1,0 +1,163 @@
+"""`billing verify`: derives billing's invariants anew from the documents, and lists what contradicts them. Reads only."""
+
+from collections import defaultdict
+from typing import Any
+
+from bson import ObjectId
+
+from ximler.billing import states
+from ximler.billing.periods import period
+from ximler.core.money import Money
+from ximler.database import Database
+from ximler.metering.limits import entitlements
+from ximler.schema.billing_account import BILLING_ACCOUNTS
+from ximler.schema.charge import CHARGES
+from ximler.schema.credit import CREDITS
+from ximler.schema.invoice import INVOICES, Invoice
+from ximler.schema.invoice_number import INVOICE_NUMBERS
+from ximler.schema.redemption import REDEMPTIONS, redemption_id
+
+__all__ = ["verify"]
+
+_USERS = 500
+
+
+async def verify(database: Database) -> list[str]:
+    """Every contradiction, in a sentence each; none is an empty list."""
+    return [
+        *await _coupons(database),
+        *await _numbers(database),
+        *await _accounts(database),
+        *await _live(database),
+    ]
+
+
+async def _coupons(database: Database) -> list[str]:
+    problems = []
+    async for coupon in database.coupons.stream({"code": {"$gt": ""}}):
+        counted = await database[REDEMPTIONS].count({"code": coupon.code, "counted": True})
+        ids = [redemption_id(coupon.code, each["userId"]) for each in coupon.pending.values()]
+        marked = {each.token for each in await database[REDEMPTIONS].find({"_id": {"$in": ids}}) if each.counted}
+        under_way = len(coupon.pending.keys() - marked)  # counted, and their redemptions not marked yet
+        if not counted <= coupon.used_count <= counted + under_way:
+            problems.append(
+                f"Coupon {coupon.code}: usedCount is {coupon.used_count}, and {counted} redemptions are counted"
+            )
+        if coupon.max_uses is not None and coupon.used_count > coupon.max_uses:
+            problems.append(f"Coupon {coupon.code}: usedCount {coupon.used_count} exceeds maxUses {coupon.max_uses}")
+    return problems
+
+
+async def _numbers(database: Database) -> list[str]:
+    problems = []
+    for year in await database[INVOICE_NUMBERS].find({}):
+        expected = 1
+        async for invoice in database[INVOICES].stream(
+            {"year": year.year, "serial": {"$gt": 0}}, sort=[("year", 1), ("serial", 1)]
+        ):
+            if invoice.serial != expected:
+                problems.append(f"Invoices of {year.year}: {invoice.serial} follows {expected - 1}")
+            expected = (invoice.serial or 0) + 1
+        if expected != year.last + 1:
+            problems.append(f"Invoices of {year.year}: the last number is {expected - 1}, and the counter {year.last}")
+    return problems
+
+
+async def _accounts(database: Database) -> list[str]:
+    problems: list[str] = []
+    batch: list[ObjectId] = []
+    async for account in database[BILLING_ACCOUNTS].stream({}):
+        batch.append(account.id)
+        if len(batch) == _USERS:
+            problems += await _of(database, batch)
+            batch = []
+    return problems + (await _of(database, batch) if batch else [])
+
+
+async def _of(database: Database, user_ids: list[ObjectId]) -> list[str]:
+    problems: list[str] = []
+    of_them = {"$in": user_ids}
+    accounts = await database[BILLING_ACCOUNTS].find({"_id": of_them})
+    invoices = await database[INVOICES].find_by("userId", user_ids)
+    charges = await database[CHARGES].find_by("userId", user_ids)
+    credited = await database[CREDITS].find_by("userId", user_ids)
+    payments = {each.id: each for each in await database.payments.find({"userId": of_them, "invoiceId": {"$ne": None}})}
+    resolved = await entitlements.resolve(database, user_ids)
+    written = {row["_id"]: row for row in await database.raw["entitlements"].find({"_id": of_them}).to_list()}
+    for account in accounts:
+        who = f"User {account.id}"
+        sums: dict[str, int] = defaultdict(int)
+        for credit in credited[account.id]:
+            sums[credit.currency] += credit.amount_minor
+        problems += [
+            f"{who}: the balance is {account.balances.get(currency, 0)} {currency}, its entries add up to {sums[currency]}"
+            for currency in sums.keys() | account.balances.keys()
+            if sums[currency] != account.balances.get(currency, 0)
+        ]
+        by_invoice: dict[ObjectId, list[Any]] = defaultdict(list)
+        for charge in charges[account.id]:
+            by_invoice[charge.invoice_id].append(charge)
+            payment = payments.get(charge.payment_id)
+            status = "REFUNDED" if charge.refunded_minor >= charge.amount_minor else charge.status
+            if payment is None or payment.status != status or payment.amount_minor != charge.amount_minor:
+                problems.append(f"{who}: the payment of charge {charge.id} is not {status}, or of another amount")
+            if charge.refunded_minor > charge.amount_minor:
+                problems.append(f"{who}: charge {charge.id} was refunded beyond its amount")
+        for invoice in invoices[account.id]:
+            problems += _invoice(who, invoice, by_invoice[invoice.id], account.refunds)
+        if account.subscription_id is not None:
+            problems += _periods(who, account, invoices[account.id])
+            live = {"_id": account.subscription_id, "userId": account.id, "status": {"$in": list(states.LIVE)}}
+            if await database.subscriptions.find_one(live) is None:
+                problems.append(f"{who}: the account's subscription is not live")
+        if (
+            (row := written.get(account.id))
+            and account.id in resolved
+            and row["planId"] != resolved[account.id].plan_id
+        ):
+            problems.append(f"{who}: limits are of {row['planId']}, and the plan is {resolved[account.id].plan_id}")
+    return problems
+
+
+def _invoice(who: str, invoice: Invoice, charges: list[Any], refunds: list[str]) -> list[str]:
+    name = f"{who}: invoice {invoice.number or invoice.key}"
+    kept = sum(c.amount_minor - c.refunded_minor for c in charges if c.status == "PAID" and c.id not in refunds)
+    asked = invoice.due_minor if invoice.status == "PAID" else 0
+    problems = []
+    if kept != asked:
+        problems.append(
+            f"{name} is {invoice.status} for {Money(invoice.due_minor, invoice.currency)}, and {kept} was kept"
+        )
+    lines = sum(line["amount_minor"] for line in invoice.lines if not line.get("included"))
+    if lines != invoice.due_minor:
+        problems.append(f"{name}: its lines add up to {lines}, and {invoice.due_minor} is due")
+    if invoice.total_minor != invoice.due_minor + invoice.balance_before_minor - invoice.balance_after_minor:
+        problems.append(f"{name}: total, due and balance contradict each other")
+    return problems
+
+
+def _periods(who: str, account: Any, invoices: list[Invoice]) -> list[str]:
+    """Every period since the anchor has an invoice that is paid or open; the first may be the purchase's or a change's."""
+    covered = {
+        i.period_start
+        for i in invoices
+        if i.subscription_id == account.subscription_id and i.status in ("PAID", "OPEN")
+    }
+    missing = [
+        index
+        for index in range(account.period + 1)
+        if period(account.anchor, account.terms.interval, index).start not in covered
+    ]
+    return [f"{who}: period {index} has no invoice" for index in missing]
+
+
+async def _live(database: Database) -> list[str]:
+    """At most one live subscription per user that Ximler bills."""
+    rows = await database.subscriptions.aggregate(
+        [
+            {"$match": {"status": {"$in": list(states.LIVE)}, "periodEnd": {"$ne": None}}},
+            {"$group": {"_id": "$userId", "count": {"$sum": 1}}},
+            {"$match": {"count": {"$gt": 1}}},
+        ]
+    )
+    return [f"User {row['_id']}: {row['count']} live subscriptions" for row in rows]

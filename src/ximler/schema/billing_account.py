@@ -1,0 +1,92 @@
+"""`billingaccounts`: what billing knows of each user who has paid, or begun to. Private to billing."""
+
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, UserId, ascending
+from ximler.schema.plan import Interval
+
+__all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Method", "Rebate", "Terms"]
+
+
+class Rebate(Document, kw_only=True):
+    """A redeemed coupon's terms. `renewals` is how many periods are left; None is every one."""
+
+    code: str
+    currency: str
+    percent: str | None = None  # a decimal number
+    minor: int | None = None
+    renewals: int | None = None
+
+
+class Terms(Document, kw_only=True):
+    """What a subscription costs. `net_minor` is the price after discount of the period that runs: what a change credits."""
+
+    plan_id: str
+    plan_name: str
+    price_minor: int
+    currency: str
+    interval: Interval
+    net_minor: int = 0
+    rebate: Rebate | None = None
+
+
+class Method(Document, kw_only=True):
+    """A payment method that the provider keeps. `declined` for good: it is not charged again."""
+
+    id: str
+    label: str  # "Visa 4242"
+    fingerprint: str
+    declined: bool = False
+
+
+class BillingAccount(Document, kw_only=True):
+    """One per user. Every step of billing is a transaction that begins by counting `revision` up, so a user's steps never
+    overlap. `subscription_id` and `checkout_id` make sure that a user has one live subscription, or is buying one.
+
+    `period` is the index of the latest period that has an invoice, counted from `anchor`; -1 during a trial. `next_at` is when
+    `billing run` looks at the account again.
+    """
+
+    id: UserId = field(name="_id")  # the user's
+    revision: Internal[int] = 0
+    customer_id: Internal[str | None] = None  # at the provider
+    method: Internal[Method | None] = None
+    checkout_id: Internal[str | None] = None  # whose payment is under way
+    subscription_id: Internal[ObjectId | None] = None  # the live one that Ximler bills
+    terms: Internal[Terms | None] = None
+    anchor: Internal[datetime | None] = None
+    period: Internal[int] = -1
+    pending: Internal[Terms | None] = None  # the plan from the next period on
+    cancels: Internal[bool] = False  # at the end of the period
+    trialed_at: Internal[datetime | None] = None
+    trial_fingerprint: Internal[str | None] = None  # of the method that the trial was taken with
+    reminded: Internal[bool] = False  # that the trial ends
+    invoice_id: Internal[ObjectId | None] = None  # of the period, and unpaid
+    failed_at: Internal[datetime | None] = None  # when its payment failed first
+    retries: Internal[int] = 0  # automatic ones since
+    not_before: Internal[datetime | None] = None  # for the next of several periods that are overdue
+    charge_id: Internal[str | None] = None  # under way
+    charge_at: Internal[datetime | None] = None  # when to look at it again
+    refunds: Internal[list[str]] = field(default_factory=list)  # charges to be given back
+    balances: Internal[Mixed] = field(default_factory=dict[str, Any])  # by currency: minor units, negative is owed
+    changes: Internal[int] = 0  # of plan, so that each has an invoice of its own
+    next_at: Internal[datetime | None] = None
+    created_at: Internal[datetime] = AT_WRITE
+    updated_at: Internal[datetime] = AT_WRITE
+
+
+BILLING_ACCOUNTS = Collection(
+    name="billingaccounts",
+    document=BillingAccount,
+    purpose="What billing knows of a user: the live subscription and its terms, the payment method, the credit balance.",
+    owner="billing",
+    indexes=(
+        ascending("nextAt", ours=True, why="accounts that are due"),
+        ascending("trialFingerprint", ours=True, why="one trial per payment method"),
+    ),
+    shard_key=ShardKey((("_id", "hashed"),), "every step is of one user"),
+)

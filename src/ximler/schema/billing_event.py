@@ -1,0 +1,38 @@
+"""`billingevents`: events received from the payment provider. Private to billing."""
+
+from datetime import datetime
+
+from msgspec import field
+
+from ximler.schema.document import AT_WRITE, Collection, Document, Index, ShardKey, ascending
+
+__all__ = ["BILLING_EVENTS", "BillingEvent"]
+
+
+class BillingEvent(Document, kw_only=True):
+    """The inbox: `_id` is the event's own, so a delivery that is repeated is one document, and the document is the job.
+
+    It names an object and nothing else: the object's current state is fetched from the provider.
+    """
+
+    id: str = field(name="_id")
+    kind: str
+    object_id: str
+    due_at: datetime | None = None  # None: it was applied
+    tries: int = 0
+    problem: str | None = None
+    done_at: datetime | None = None
+    created_at: datetime = AT_WRITE
+
+
+BILLING_EVENTS = Collection(
+    name="billingevents",
+    document=BillingEvent,
+    purpose="Events received from the payment provider; each is applied once.",
+    owner="billing",
+    indexes=(
+        ascending("dueAt", ours=True, why="events that wait"),
+        Index(keys=(("doneAt", 1),), ttl_seconds=30 * 86_400, ours=True, why="deletes events that were applied"),
+    ),
+    shard_key=ShardKey((("_id", "hashed"),), "inserted by event"),
+)

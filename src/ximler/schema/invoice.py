@@ -1,0 +1,87 @@
+"""`invoices`: what was asked for, line by line. Private to billing."""
+
+import hashlib
+from datetime import datetime
+from typing import Any, Literal
+
+from bson import ObjectId
+from msgspec import field
+
+from ximler.schema.billing_account import Terms
+from ximler.schema.document import (
+    Collection,
+    Internal,
+    Kept,
+    Mixed,
+    Record,
+    ShardKey,
+    Stamped,
+    Theirs,
+    UserId,
+    ascending,
+)
+
+__all__ = ["INVOICES", "Invoice", "InvoiceKind", "InvoiceStatus", "invoice_id"]
+
+InvoiceKind = Literal["CHECKOUT", "RENEWAL", "CHANGE"]
+InvoiceStatus = Literal["DRAFT", "OPEN", "PAID", "VOID"]
+
+
+def invoice_id(key: str) -> ObjectId:
+    """The id of the invoice for one occasion: the same period of a subscription cannot have two."""
+    return ObjectId(hashlib.sha256(key.encode()).digest()[:12])
+
+
+class Invoice(Stamped, kw_only=True):
+    """Amounts and lines never change. A DRAFT becomes PAID or VOID and is issued when it is paid; an OPEN one is issued.
+
+    `key` names subscription, anchor and period (or change). `serial` is the number within `year`, given after the issue.
+    `terms` and `anchor` take effect with the payment, where it is a purchase or a change of plan.
+    """
+
+    key: Record[str]
+    user_id: UserId
+    subscription_id: Record[ObjectId]
+    checkout_id: Kept[str | None] = None
+    kind: Record[InvoiceKind]
+    status: Record[InvoiceStatus]
+    year: Record[int | None] = None
+    serial: Record[int | None] = None
+    issued_at: Record[datetime | None] = None
+    paid_at: Record[datetime | None] = None
+    currency: Record[str]
+    lines: Record[Mixed] = field(default_factory=list[Any])
+    discount_minor: Record[int] = 0
+    tax_minor: Record[int] = 0
+    total_minor: Record[int] = 0
+    due_minor: Record[int] = 0
+    balance_before_minor: Record[int] = 0
+    balance_after_minor: Record[int] = 0
+    plan_id: Record[str]
+    period_start: Record[datetime | None] = None
+    period_end: Record[datetime | None] = None
+    buyer_name: Theirs[str | None] = None
+    buyer_email: Theirs[str | None] = None
+    terms: Internal[Terms | None] = None
+    anchor: Internal[datetime | None] = None
+    attempts: Kept[int] = 0
+
+    @property
+    def number(self) -> str | None:
+        """`2026-000017`: without a gap within a year."""
+        return None if self.serial is None or self.year is None else f"{self.year}-{self.serial:06}"
+
+
+INVOICES = Collection(
+    name="invoices",
+    document=Invoice,
+    purpose="What was asked for, line by line, with a number.",
+    owner="billing",
+    indexes=(
+        ascending("userId", "-createdAt", ours=True, why="a user's invoices, newest first"),
+        ascending(
+            "year", "serial", ours=True, why="invoices without a number yet; the numbers of a year, to verify them"
+        ),
+    ),
+    shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; numbers are given a batch at a time"),
+)
