@@ -118,7 +118,7 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
     found["me"] = await measure(client, "{ me { id email } }")
     found["me, again"] = await measure(client, "{ me { id email } }")
     await database.subscriptions.insert(
-        Subscription(user_id=user_id, plan_id="pro", status="PAST_DUE", start_date=database.clock.now(), price=29)
+        Subscription(user_id=user_id, plan_id="pro", status="EXPIRED", start_date=database.clock.now(), price=29)
     )
     found["me with everything"] = await measure(client, ME)  # before there is a gauge
     found["createProject, the first"] = await measure(client, CREATE, name="first")

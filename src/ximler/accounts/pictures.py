@@ -72,7 +72,7 @@ def _encode(sent: bytes, field: str) -> bytes:
             opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded smaller, at once
             opened.load()
             picture = _upright(_in_srgb(opened))
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Invalid.field(field, "has too many pixels") from None
     except _UNREADABLE:
         raise Invalid.field(field, "is not a picture that can be read: send a PNG, JPEG, WebP or GIF file") from None
