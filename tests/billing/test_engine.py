@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from bson import ObjectId
 from tests.billing.conftest import Buyer
@@ -14,11 +15,11 @@ from ximler.billing import changes, checkouts, events, invoices, payments, redem
 from ximler.billing.changes import PaymentDeclined
 from ximler.billing.checkouts import AlreadySubscribed
 from ximler.billing.rails import sandbox
-from ximler.billing.sandbox import Fault, Sandbox
+from ximler.billing.sandbox import Fault, Sandbox, sign
 from ximler.billing.verify import verify
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
-from ximler.core.errors import Conflict, Invalid, NotFound
+from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
 from ximler.metering.limits.plans import limits_of
@@ -94,6 +95,15 @@ async def moved(database: Database) -> int:
 
 async def last_invoice(database: Database, actor: Actor) -> Invoice:
     return (await invoices.page(database, actor)).items[0]
+
+
+async def renewed_with(database: Database, rail: Sandbox, actor: Actor, buy: Buy, *, card: str) -> None:
+    """Bought on 15 January with a card that works, and renewed on 15 February with another."""
+    at(database, 2027, 1, 15)
+    await buy(actor)
+    await _card(database, actor, card)
+    at(database, 2027, 2, 15, 1)
+    await run.run(database, rail)
 
 
 async def test_a_plan_that_is_bought_is_active_with_its_limits_at_once(
@@ -239,11 +249,7 @@ async def test_a_failed_renewal_keeps_the_limits_while_it_is_retried_and_then_ex
 async def test_a_retry_that_succeeds_makes_it_active_again(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
-    at(database, 2027, 1, 15)
-    await buy(ada)
-    await _card(database, ada, AUTHENTICATION)
-    at(database, 2027, 2, 15, 1)
-    await run.run(database, rail)
+    await renewed_with(database, rail, ada, buy, card=AUTHENTICATION)
     assert (await subscription(database, ada)).status == "PAST_DUE"
     await _card(database, ada, GOOD)
     at(database, 2027, 2, 16, 2)
@@ -293,11 +299,7 @@ async def test_cancelled_at_the_end_it_runs_until_then_and_can_be_resumed(
 async def test_cancelling_while_unpaid_ends_now_and_voids_the_invoice(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
-    at(database, 2027, 1, 15)
-    await buy(ada)
-    await _card(database, ada, SOFT)
-    at(database, 2027, 2, 15, 1)
-    await run.run(database, rail)
+    await renewed_with(database, rail, ada, buy, card=SOFT)
     assert (await subscriptions.cancel(database, ada)).status == "CANCELLED"
     assert (await last_invoice(database, ada)).status == "VOID"
     await run.forward(database, rail, datetime(2027, 4, 1, tzinfo=UTC))
@@ -307,11 +309,7 @@ async def test_cancelling_while_unpaid_ends_now_and_voids_the_invoice(
 async def test_money_that_comes_after_the_end_is_given_back_once(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
-    at(database, 2027, 1, 15)
-    await buy(ada)
-    await _card(database, ada, LATER)
-    at(database, 2027, 2, 15, 1)
-    await run.run(database, rail)
+    await renewed_with(database, rail, ada, buy, card=LATER)
     await subscriptions.cancel(database, ada, now=True)
     database.clock.offset_ms += 20 * 60_000
     await run.run(database, rail)
@@ -323,11 +321,7 @@ async def test_money_that_comes_after_the_end_is_given_back_once(
 async def test_a_subscription_that_another_application_ended_is_not_billed_and_late_money_goes_back(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
-    at(database, 2027, 1, 15)
-    await buy(ada)
-    await _card(database, ada, LATER)
-    at(database, 2027, 2, 15, 1)
-    await run.run(database, rail)
+    await renewed_with(database, rail, ada, buy, card=LATER)
     await database.raw["subscriptions"].update_one({"userId": ada.user_id}, {"$set": {"status": "CANCELLED"}})
     database.clock.offset_ms += 20 * 60_000
     await run.run(database, rail)
@@ -536,6 +530,62 @@ async def test_invoice_numbers_have_no_gap_with_several_workers(
     await asyncio.gather(*(invoices.number(database) for _ in range(6)))
     found = await database[INVOICES].find({"year": {"$gt": 0}})
     assert sorted(each.serial or 0 for each in found) == list(range(1, 8))
+
+
+async def test_more_invoices_than_a_batch_are_numbered_in_the_order_of_issue(
+    database: Database, ada: Actor, buy: Buy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invoices, "_BATCH", 2)
+    await buy(ada)
+    (made,) = await database[INVOICES].find({})
+    await database[INVOICES].delete_many({"userId": made.user_id})
+    order = [3, 0, 4, 1, 2]
+    for place in order:
+        moment = database.clock.now().replace(month=6) + timedelta(minutes=place)
+        values = {"id": ObjectId(), "key": f"k{place}", "issued_at": moment, "year": moment.year, "serial": None}
+        await database[INVOICES].insert(msgspec.structs.replace(made, **values))
+    assert await invoices.number(database) == len(order)
+    numbered = await database[INVOICES].find({}, sort=[("serial", 1)])
+    assert [each.key for each in numbered] == ["k0", "k1", "k2", "k3", "k4"]
+    await database[INVOICES].delete_many({"userId": made.user_id})
+    await database[INVOICES].insert(msgspec.structs.replace(made, serial=1))
+    await database.raw["invoicenumbers"].update_one({}, {"$set": {"last": 1}})
+
+
+def test_an_event_is_taken_with_a_fresh_signature_of_this_secret_only(database: Database, settings: Settings) -> None:
+    rail, now = sandbox(database, settings), database.clock.now()
+    secret, body = rail._secret, b'{"id":"evt_1","kind":"intent.changed","object_id":"pi_1"}'
+    assert rail.verify(body, sign(secret, now, body)).object_id == "pi_1"
+    assert rail.verify(body, sign(secret, now - timedelta(minutes=4), body)).id == "evt_1"
+    good = sign(secret, now, body)
+    for wrong in (
+        sign(secret, now - timedelta(minutes=6), body),
+        sign(secret, now + timedelta(minutes=6), body),
+        sign(b"another endpoint's", now, body),
+        sign(secret, now, body + b" "),
+        good.replace("v1=", "v0="),
+        good[:-1] + ("0" if good[-1] != "0" else "1"),
+        good[:-1] + "é",
+        good.replace("t=", "t=-"),
+        "t=" + "9" * 400 + ",v1=0",
+        "t=²,v1=0",
+        "t=1,v1=\udcff",
+        "garbage",
+        "",
+    ):
+        with pytest.raises(Unauthenticated):
+            rail.verify(body, wrong)
+    with pytest.raises(Invalid):
+        rail.verify(b"{}", sign(secret, now, b"{}"))
+
+
+async def test_a_card_is_not_taken_after_the_checkout_has_expired(
+    database: Database, rail: Sandbox, settings: Settings, ada: Actor
+) -> None:
+    begun = await checkouts.start(database, rail, settings, ada, plan_id="pro", return_url="http://localhost/back")
+    database.clock.offset_ms += 2 * 3_600_000
+    with pytest.raises(NotFound, match="expired"):
+        await rail.enter_card(str(begun.session_id), GOOD)
 
 
 async def test_checkouts_refuse_free_plans_unknown_plans_and_other_sites(

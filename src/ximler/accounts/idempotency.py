@@ -3,7 +3,8 @@ does nothing more.
 
 A key belongs to its sender: a user, an API key, or, without a sign-in, the network address. It is claimed
 before the work and answered after it, with one command each. The answer to a request that ended its own
-session is kept under that session's token as well (`answered`). Answers may hold what is shown once (session
+session is kept under that session's token as well (`answered`): for sessions, one command looks for such an
+answer and one checks that the session still exists. Answers may hold what is shown once (session
 tokens, API keys): they are encrypted under the secret key *and* the client's own, which is not stored, so
 neither the database nor the server can read them before the client asks again.
 
@@ -74,7 +75,7 @@ async def once(
     work: Callable[[], Awaitable[Answer]],
 ) -> tuple[Answer, bool]:
     """The answer of `work`, or the one that this key was given before; and whether it is that. Two commands
-    more than the work.
+    more than the work, three for a session.
 
     Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the
     seconds to wait) while the first is under way, AnswerNotKept when it was done and its answer is larger
@@ -127,7 +128,7 @@ async def answered(database: Database, keyring: Keyring, token: str, *, key: str
 
 
 class _Place:
-    """Where the answer to a key of one sender is kept, and how it is encrypted. Raises Invalid for what is no key."""
+    """The reply of one sender and key: its id, fingerprint and encryption. Raises Invalid for a malformed key."""
 
     def __init__(self, keyring: Keyring, whose: str, key: str, request: bytes) -> None:
         if not _KEY.fullmatch(key):

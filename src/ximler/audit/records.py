@@ -58,7 +58,7 @@ async def write_each(
     removed: Mapping[Any, Mapping[str, Any]],
     user_id: ObjectId | None = None,
 ) -> None:
-    """Append an entry for each document that was removed, with what was known of it. One command. See `write`."""
+    """Append an entry for each removed document, with its former fields. One command. See `write`."""
     origin = _origin(actor, user_id)
     await transaction.audit_logs.insert_many(
         entry(

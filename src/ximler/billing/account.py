@@ -7,6 +7,7 @@ the account, and the database runs the second one again after the first: so each
 import contextlib
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 import msgspec
 from bson import ObjectId
@@ -15,11 +16,12 @@ from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Discount
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
-from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Rebate
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Rebate, Terms
 from ximler.schema.credit import CREDITS, Credit
 
 __all__ = [
-    "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "lock", "move", "rebate", "retry_at", "store",
+    "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "live", "lock", "move", "rebate", "retry_at",
+    "store",
 ]  # fmt: skip
 
 RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
@@ -94,11 +96,25 @@ def rebate(discount: Discount | None) -> Rebate | None:
     return Rebate(**values | {"percent": None if discount.percent is None else str(discount.percent)})
 
 
+class Live(NamedTuple):
+    """What an account has while it has a live subscription."""
+
+    subscription_id: ObjectId
+    terms: Terms
+    anchor: datetime
+
+
+def live(account: BillingAccount) -> Live:
+    """Raises RuntimeError for an account without a live subscription: callers have looked."""
+    if account.subscription_id is None or account.terms is None or account.anchor is None:
+        raise RuntimeError(f"the account {account.id} has no live subscription")
+    return Live(account.subscription_id, account.terms, account.anchor)
+
+
 def current(account: BillingAccount) -> Period:
     """The period that runs. During a trial, the first paid one."""
-    assert account.anchor is not None  # noqa: S101 (a subscription is live)
-    assert account.terms is not None  # noqa: S101 (a subscription is live)
-    return period(account.anchor, account.terms.interval, max(account.period, 0))
+    _, terms, anchor = live(account)
+    return period(anchor, terms.interval, max(account.period, 0))
 
 
 def ends_at(account: BillingAccount) -> datetime:

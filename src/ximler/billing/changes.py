@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from ximler.billing import invoices, payments, states, subscriptions
-from ximler.billing.account import balance, current, discount, ends_at, lock, rebate, store
+from ximler.billing.account import balance, current, discount, ends_at, live, lock, rebate, store
 from ximler.billing.account import find as account_of
 from ximler.billing.checkouts import plan_on_offer
 from ximler.billing.periods import Period, period
@@ -31,7 +31,7 @@ When = Literal["NOW", "PERIOD_END"]
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A change as it would be made at a moment. `quote` is what is invoiced for it; None for one that is free."""
+    """A change of plan as of a moment. `quote` is what the change invoices; None if it is free."""
 
     plan_id: str
     when: When
@@ -68,7 +68,7 @@ async def change(
         if account.terms is not None and account.terms.plan_id == plan.id and account.pending is None:
             return None  # it was changed already
         made = compute(account, plan, when, transaction.clock.now())
-        assert account.subscription_id is not None  # noqa: S101 (computed)
+        subscription_id = live(account).subscription_id
         if made.when == "PERIOD_END":
             account.pending = made.terms
             await _show_pending(transaction, account, plan.id)
@@ -82,10 +82,10 @@ async def change(
             account,
             await transaction.users.find_one({"_id": account.id}),
             made.quote or zero,
-            key=f"{account.subscription_id}:change:{account.changes}",
+            key=f"{subscription_id}:change:{account.changes}",
             kind="CHANGE",
             status="DRAFT",
-            subscription_id=account.subscription_id,
+            subscription_id=subscription_id,
             plan_id=plan.id,
             period=made.period,
             terms=made.terms,

@@ -18,7 +18,7 @@ from ximler.billing.account import balance, discount, ensure, find, lock, rebate
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
-from ximler.billing.provider import Provider, Session
+from ximler.billing.provider import PaymentMethod, Provider, Session
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError
 from ximler.core.settings import Settings
@@ -112,8 +112,8 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
         return checkout
     await ensure(database, checkout.user_id)
     try:
-        await _hold_coupon(database, checkout, session)
-        charge = await _claim(database, checkout, session)
+        await _hold_coupon(database, checkout, session.method)
+        charge = await _claim(database, checkout, session, session.method)
     except XimlerError as problem:
         if not isinstance(problem, Conflict | NotFound | Invalid):
             raise
@@ -143,7 +143,7 @@ async def plan_on_offer(database: Database, plan_id: str) -> Plan:
 
 
 def quote_of(terms: Terms, account: BillingAccount, anchor: datetime) -> Quote:
-    """The first period's price: what is shown, and what is charged."""
+    """The price of the first period. The same quote is shown and charged."""
     first = period(anchor, terms.interval, 0)
     charge = Priced(
         plan_id=terms.plan_id,
@@ -157,20 +157,18 @@ def quote_of(terms: Terms, account: BillingAccount, anchor: datetime) -> Quote:
     return price(terms.currency, charges=[charge], balance_minor=held, minimum_minor=subscriptions.MINIMUM_MINOR)
 
 
-async def _hold_coupon(database: Database, checkout: Checkout, session: Session) -> None:
+async def _hold_coupon(database: Database, checkout: Checkout, method: PaymentMethod) -> None:
     """Reserve it until the payment is decided, and bind it to the payment method. Raises the coupon's errors."""
-    if checkout.terms.rebate is None or session.method is None:
+    if checkout.terms.rebate is None:
         return
     plan = await database.plans.get({"id": checkout.terms.plan_id})
     buyer = Actor(kind="system", via="worker", user_id=checkout.user_id)
     held = await redemptions.reserve(database, buyer, checkout.terms.rebate.code, plan=plan, hold=_HELD_WHILE_PAID)
-    await redemptions.claim_fingerprint(database, held.id, held.token, session.method.fingerprint)
+    await redemptions.claim_fingerprint(database, held.id, held.token, method.fingerprint)
 
 
-async def _claim(database: Database, checkout: Checkout, session: Session) -> Charge | None:
+async def _claim(database: Database, checkout: Checkout, session: Session, method: PaymentMethod) -> Charge | None:
     """Claim the account for this checkout and begin its payment. None where nothing is to be paid now."""
-    method = session.method
-    assert method is not None  # noqa: S101 (the caller has looked)
     subscription_id = ObjectId()
     taken = {"trialFingerprint": method.fingerprint, "_id": {"$ne": checkout.user_id}}
 

@@ -5,6 +5,7 @@ Stripe's ids stay: a later refund or dispute must find its payment, and the pers
 
 from bson import ObjectId
 
+from ximler.billing import states
 from ximler.database import Database
 
 __all__ = ["end_subscriptions"]
@@ -12,6 +13,6 @@ __all__ = ["end_subscriptions"]
 
 async def end_subscriptions(database: Database, user_id: ObjectId) -> None:
     """Cancel the subscriptions of an erased user that still run. Safe to repeat."""
-    running = {"userId": user_id, "status": {"$in": ["ACTIVE", "PAST_DUE"]}}
+    running = {"userId": user_id, "status": {"$in": list(states.LIVE)}}
     ended = {"$set": {"status": "CANCELLED", "endDate": database.clock.now()}}
     await database.subscriptions.patch_many(running, ended)

@@ -104,7 +104,7 @@ async def pay(transaction: Database, invoice: Invoice) -> None:
 
 
 async def void(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
-    """Nothing is asked for any more; what it took from the balance goes back."""
+    """Void an unpaid invoice and return to the balance what it took from it. A paid or void one stays as it is."""
     where = {"userId": invoice.user_id, "_id": invoice.id, "status": {"$in": ["DRAFT", "OPEN"]}}
     if await transaction[INVOICES].patch(where, {"$set": {"status": "VOID"}}):
         await move(
@@ -145,10 +145,10 @@ async def _number(database: Database, year: int) -> int:
 
     async def write(transaction: Database) -> int:
         # Of two that number at once, the second conflicts at the counter, and starts anew after the first.
-        found = await transaction[INVOICES].find(waiting, limit=_BATCH)
-        found.sort(key=lambda each: (each.issued_at or each.created_at, each.id))
+        found = await transaction[INVOICES].find(waiting, sort=[("issuedAt", 1), ("_id", 1)], limit=_BATCH)
         counter = await transaction[INVOICE_NUMBERS].find_and_patch({"_id": year}, {"$inc": {"last": len(found)}})
-        assert counter is not None  # noqa: S101 (made above)
+        if counter is None:
+            raise RuntimeError(f"the counter of {year} was removed")
         first = counter.last - len(found) + 1
         await transaction[INVOICES].patch_each(
             ({"userId": each.user_id, "_id": each.id}, {"$set": {"serial": first + index}})

@@ -64,7 +64,7 @@ async def observe(database: Database, provider: Provider, intent_id: str) -> boo
 
 
 async def give_back(database: Database, provider: Provider, charge_id: str) -> None:
-    """Refund a payment that nobody wanted any more, once."""
+    """Refund a payment whose invoice was void when it arrived. Safe to repeat."""
     charge = await database[CHARGES].get(charge_id)
     ticket, charge = await _ticket(database, charge_id)
     intent = await provider.refund(key=charge.id, intent_id=str(charge.intent_id), amount_minor=charge.amount_minor)

@@ -43,7 +43,7 @@ class PlanMemory:
         if listening and writes == self._writes:
             self._kept = found
         elif not listening:
-            self._forget()  # what is kept may be older than what was just read
+            self._forget()  # the cached plans may be older than the ones just read
         return found
 
     def _forget(self) -> None:

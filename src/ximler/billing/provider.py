@@ -85,6 +85,3 @@ class Provider(Protocol):
 
     async def advance(self) -> None:
         """Let happen what is due by now. Of the sandbox, whose payments wait for nobody else."""
-
-    def minimum_minor(self, currency: str) -> int:
-        """The least that is charged at once."""

@@ -10,7 +10,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, payments, subscriptions
-from ximler.billing.account import RETRIES, ends_at, lock, retry_at, store
+from ximler.billing.account import RETRIES, ends_at, live, lock, retry_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
@@ -58,10 +58,9 @@ async def _decide(transaction: Database, user_id: ObjectId) -> Step:
 
 
 async def _act(transaction: Database, account: BillingAccount) -> Step:
-    now, terms = transaction.clock.now(), account.terms
-    assert terms is not None  # noqa: S101 (live)
+    now, terms = transaction.clock.now(), live(account).terms
     if account.invoice_id is not None:
-        return await _retry(transaction, account)
+        return await _retry(transaction, account, account.invoice_id)
     if now < ends_at(account):
         if account.period < 0:
             await subscriptions.remind(transaction, account)
@@ -79,14 +78,13 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
     return "drive", charge.id
 
 
-async def _retry(transaction: Database, account: BillingAccount) -> Step:
+async def _retry(transaction: Database, account: BillingAccount, invoice_id: ObjectId) -> Step:
     """Charge the open invoice again; without a method that may be charged, the time still runs."""
-    assert account.invoice_id is not None  # noqa: S101 (unpaid)
-    assert account.terms is not None  # noqa: S101 (unpaid)
-    invoice = await invoices.get(transaction, account, account.invoice_id)
+    plan_name = live(account).terms.plan_name
+    invoice = await invoices.get(transaction, account, invoice_id)
     if retry_at(account) is not None:
         account.retries += 1
-    charge = await subscriptions.collect(transaction, account, invoice, description=f"{account.terms.plan_name}, again")
+    charge = await subscriptions.collect(transaction, account, invoice, description=f"{plan_name}, again")
     if charge is not None:
         return "drive", charge.id
     if account.retries >= len(RETRIES):

@@ -27,7 +27,6 @@ __all__ = ["CARDS", "TOLERANCE", "Card", "Fault", "Sandbox", "sign"]
 
 TOLERANCE = timedelta(minutes=5)
 _LATER = timedelta(minutes=10)
-_MINIMUM = 50
 
 # What a test has happen to a call (`confirm`: "down") and to its answer (`confirm:answer`: "after").
 Fault = Literal["down", "after"] | None
@@ -91,7 +90,7 @@ class Sandbox:
                 customer_id=customer_id,
                 title=title,
                 return_url=return_url,
-                outcome=expires_at.isoformat(),
+                expires_at=expires_at,
             ),
         )
         return Session(id=session_id, url=f"{self._base_url}/sandbox/checkout/{session_id}", customer_id=customer_id)
@@ -111,15 +110,19 @@ class Sandbox:
         return found
 
     async def enter_card(self, session_id: str, number: str) -> SandboxObject:
-        """The customer's part on the hosted page. Raises NotFound, Invalid for anything but a test number."""
+        """The customer's part on the hosted page.
+
+        Raises NotFound, also for a checkout that has expired, and Invalid for anything but a test number.
+        """
         card = CARDS.get("".join(number.split()))
         if card is None:
             raise Invalid.field("card", "is not one of the test numbers")
         found = await self._database[SANDBOX_OBJECTS].find_and_patch(
-            {"_id": session_id, "kind": "session"}, {"$set": {"methodId": card.method.id, "status": "COMPLETE"}}
+            {"_id": session_id, "kind": "session", "expiresAt": {"$gt": self._database.clock.now()}},
+            {"$set": {"methodId": card.method.id, "status": "COMPLETE"}},
         )
         if found is None:
-            raise NotFound("There is no such checkout")
+            raise NotFound("There is no such checkout, or it has expired")
         await self._emit("checkout.completed", session_id)
         return found
 
@@ -179,7 +182,8 @@ class Sandbox:
         moment = parts.get("t", "")
         if not (moment.isascii() and moment.isdecimal() and len(moment) < 16):
             raise Unauthenticated("The signature is not valid")
-        if not hmac.compare_digest(_mac(self._secret, int(moment), body), parts.get("v1", "")):
+        given = parts.get("v1", "").encode(errors="replace")  # text that is not ASCII cannot be compared
+        if not hmac.compare_digest(_mac(self._secret, int(moment), body).encode(), given):
             raise Unauthenticated("The signature is not valid")
         age = abs(self._database.clock.now_ms() - int(moment) * 1000)
         if age > TOLERANCE // timedelta(milliseconds=1):
@@ -195,9 +199,6 @@ class Sandbox:
             values = {"status": each.outcome, "dueAt": None}
             if await self._database[SANDBOX_OBJECTS].patch({"_id": each.id, "status": "PROCESSING"}, {"$set": values}):
                 await self._emit("intent.changed", each.id)
-
-    def minimum_minor(self, currency: str) -> int:  # noqa: ARG002 (the protocol's)
-        return _MINIMUM
 
     async def due_at(self) -> datetime | None:
         """When `advance` has something to do next."""

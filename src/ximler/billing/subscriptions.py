@@ -13,7 +13,7 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, redemptions, states
-from ximler.billing.account import RETRIES, current, discount, ends_at, lock, rebate, store
+from ximler.billing.account import RETRIES, current, discount, ends_at, live, lock, rebate, store
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import price
@@ -141,16 +141,13 @@ async def start(
 
 async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     """Bill the period after the one that ended, at the pending plan where there is one. A period has one invoice."""
-    terms, index = account.terms, account.period + 1
-    assert terms is not None  # noqa: S101 (live)
-    assert account.anchor is not None  # noqa: S101 (live)
-    assert account.subscription_id is not None  # noqa: S101 (live)
+    (subscription_id, terms, anchor), index = live(account), account.period + 1
     if account.pending is not None:
         new = account.pending
         if new.interval != terms.interval:
-            account.anchor, index = ends_at(account), 0
+            anchor, index = ends_at(account), 0
         terms, account.pending = Terms(**_fields(new) | {"rebate": terms.rebate}), None
-    running, off = period(account.anchor, terms.interval, index), discount(terms.rebate)
+    running, off = period(anchor, terms.interval, index), discount(terms.rebate)
     charge = Priced(
         plan_id=terms.plan_id,
         description=terms.plan_name,
@@ -167,17 +164,17 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     )
     terms.net_minor = terms.price_minor - quote.discount_minor
     terms.rebate = rebate(off.renewed(terms.price_minor)) if off else None
-    account.terms, account.period, account.not_before = terms, index, None
+    account.terms, account.anchor, account.period, account.not_before = terms, anchor, index, None
     user = await transaction.users.find_one({"_id": account.id})
     invoice = await invoices.make(
         transaction,
         account,
         user,
         quote,
-        key=f"{account.subscription_id}:{account.anchor:%Y%m%dT%H%M%S}:{index}",
+        key=f"{subscription_id}:{anchor:%Y%m%dT%H%M%S}:{index}",
         kind="RENEWAL",
         status="OPEN",
-        subscription_id=account.subscription_id,
+        subscription_id=subscription_id,
         plan_id=terms.plan_id,
         period=running,
     )
@@ -243,16 +240,14 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
     await invoices.pay(transaction, invoice)
     match invoice.kind:
         case "CHECKOUT":
-            assert invoice.terms is not None  # noqa: S101 (it has them)
-            assert invoice.anchor is not None  # noqa: S101 (it has them)
-            assert invoice.checkout_id is not None  # noqa: S101 (it has them)
+            terms, anchor = _effect(invoice)
             await start(
                 transaction,
                 account,
                 subscription_id=invoice.subscription_id,
-                terms=invoice.terms,
-                anchor=invoice.anchor,
-                checkout_id=invoice.checkout_id,
+                terms=terms,
+                anchor=anchor,
+                checkout_id=str(invoice.checkout_id),
             )
         case "RENEWAL":
             now = transaction.clock.now()
@@ -299,9 +294,7 @@ async def end(
 ) -> None:
     """The subscription ends, with its plan's limits. An open invoice is voided; what is paid late is given back."""
     now = transaction.clock.now()
-    subscription_id, terms = account.subscription_id, account.terms
-    assert subscription_id is not None  # noqa: S101 (live)
-    assert terms is not None  # noqa: S101 (live)
+    terms = live(account).terms
     if account.invoice_id is not None:
         await invoices.void(transaction, account, await invoices.get(transaction, account, account.invoice_id))
     await _patch(transaction, account, event, {"endDate": now, "autoRenew": False, "pendingPlanId": None})
@@ -323,11 +316,9 @@ def forget(account: BillingAccount) -> None:
 async def remind(transaction: Database, account: BillingAccount) -> None:
     """Three days before the trial ends."""
     account.reminded = True
-    assert account.terms is not None  # noqa: S101 (live)
-    amount = Money(account.terms.price_minor, account.terms.currency)
-    text = (
-        f"Your trial of {account.terms.plan_name} ends on {ends_at(account):%d %B %Y}. It costs {amount} from then on."
-    )
+    terms = live(account).terms
+    amount = Money(terms.price_minor, terms.currency)
+    text = f"Your trial of {terms.plan_name} ends on {ends_at(account):%d %B %Y}. It costs {amount} from then on."
     await _notify(transaction, account, "Your trial ends soon", text)
 
 
@@ -357,24 +348,30 @@ async def _gone(transaction: Database, account: BillingAccount, invoice: Invoice
 
 async def _changed(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
     """The new plan takes effect."""
-    assert invoice.terms is not None  # noqa: S101 (a change's)
-    assert invoice.anchor is not None  # noqa: S101 (a change's)
-    assert account.terms is not None  # noqa: S101 (a change's)
-    if invoice.anchor != account.anchor:
+    terms, anchor = _effect(invoice)
+    if anchor != account.anchor:
         account.period = 0
-    before, account.terms, account.anchor, account.pending = account.terms, invoice.terms, invoice.anchor, None
+    before = live(account).terms
+    account.terms, account.anchor, account.pending = terms, anchor, None
     running = current(account)
     values = {
-        "planId": account.terms.plan_id,
-        "price": Money(account.terms.price_minor, account.terms.currency).major,
+        "planId": terms.plan_id,
+        "price": Money(terms.price_minor, terms.currency).major,
         "periodStart": running.start,
         "periodEnd": running.end,
         "pendingPlanId": None,
     }
     await _patch(transaction, account, "changed", values)
     await entitlements.entitle(transaction, account.id)
-    change = {"before": {"planId": before.plan_id}, "after": {"planId": account.terms.plan_id}}
+    change = {"before": {"planId": before.plan_id}, "after": {"planId": terms.plan_id}}
     await _record(transaction, SYSTEM, Action.PLAN_CHANGED, account, **change)
+
+
+def _effect(invoice: Invoice) -> tuple[Terms, datetime]:
+    """The terms and the anchor that take effect when a purchase or a change of plan is paid."""
+    if invoice.terms is None or invoice.anchor is None:
+        raise RuntimeError(f"the invoice {invoice.key} has no terms")
+    return invoice.terms, invoice.anchor
 
 
 async def _live(transaction: Database, user_id: ObjectId) -> tuple[BillingAccount, Subscription]:

@@ -127,10 +127,7 @@ class Metered:
             return
         actor, (key, owner) = caller.actor, caller.names
         try:
-            now, fast = (
-                monotonic(),
-                max(units, 1),
-            )  # what is free of the month is bounded by the burst limit all the same
+            now, fast = monotonic(), max(units, 1)  # the burst limit bounds free requests too
             left = self._keys.take(key, fast, now)
             try:
                 self._users.take(owner, fast, now)

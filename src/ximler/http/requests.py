@@ -176,7 +176,7 @@ async def _refuse(send: Send, problem: problems.Problem, *more: tuple[bytes, byt
 class _Head:
     """The headers that matter to every request, and what is wrong with them."""
 
-    __slots__ = ("_hosts", "_twice", "expects", "forwarded", "if_none_match", "request_id", "x_forwarded_for")
+    __slots__ = ("_has_host", "_twice", "expects", "forwarded", "if_none_match", "request_id", "x_forwarded_for")
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.request_id = self.x_forwarded_for = self.forwarded = self.if_none_match = ""
@@ -199,7 +199,7 @@ class _Head:
                 self.x_forwarded_for += f",{value.decode('latin-1')}"
             elif name == b"forwarded":
                 self.forwarded += f",{value.decode('latin-1')}"
-        self._hosts = b"host" in single
+        self._has_host = b"host" in single
         self.request_id = self.request_id or secrets.token_hex(8)
 
     def knows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -211,4 +211,4 @@ class _Head:
         """Parsers disagree on which of two counts, and HTTP/1.1 requires a host (RFC 9110, 5.3 and 7.2)."""
         if self._twice:
             return f"The header {self._twice.decode().title()} may be given once only"
-        return None if self._hosts or http_version == "1.0" else "The request has no Host header"
+        return None if self._has_host or http_version == "1.0" else "The request has no Host header"

@@ -1,4 +1,4 @@
-"""`invoices`: what was asked for, line by line. Private to billing."""
+"""`invoices`: amounts due, line by line. Private to billing."""
 
 import hashlib
 from datetime import datetime
@@ -75,12 +75,17 @@ class Invoice(Stamped, kw_only=True):
 INVOICES = Collection(
     name="invoices",
     document=Invoice,
-    purpose="What was asked for, line by line, with a number.",
+    purpose="Amounts due, line by line, with a number.",
     owner="billing",
     indexes=(
         ascending("userId", "-createdAt", ours=True, why="a user's invoices, newest first"),
         ascending(
-            "year", "serial", ours=True, why="invoices without a number yet; the numbers of a year, to verify them"
+            "year",
+            "serial",
+            "issuedAt",
+            "_id",
+            ours=True,
+            why="invoices without a number yet, in the order of issue; the numbers of a year, to verify them",
         ),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; numbers are given a batch at a time"),

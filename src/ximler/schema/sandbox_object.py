@@ -22,6 +22,7 @@ class SandboxObject(Document, kw_only=True):
     # Of a session
     title: Internal[str | None] = None
     return_url: Internal[str | None] = None
+    expires_at: Kept[datetime | None] = None
     method_id: Kept[str | None] = None
     # Of an intent and a refund
     amount_minor: Kept[int] = 0
