@@ -917,17 +917,18 @@ async def test_a_document_too_large_for_a_transaction_undoes_it(database: Databa
     assert await database.audit_logs.count({}) == 0
 
 
-async def in_flight(database: Database) -> None:
-    """Returns once the server is busy with SLOW."""
+async def in_flight(database: Database, read: dict[str, Any]) -> None:
+    """Returns once the server is busy with this very read: an earlier one may go on after its client has gone."""
     pipeline = [
         {"$currentOp": {}},
-        {"$match": {"ns": f"{database.name}.projects", "command.filter.$where": {"$exists": True}}},
+        {"$match": {"ns": f"{database.name}.projects", "command.filter.$where": read["$where"]}},
     ]
     while not await (await database.client.admin.aggregate(pipeline)).to_list():
         pass
 
 
-SLOW = {"$where": "sleep(3000) || true"}
+def slow(name: int) -> dict[str, Any]:
+    return {"$where": f"sleep(3000) || {name} || true"}
 
 
 @pytest.mark.parametrize("when", ["between commands", "during a command"])
@@ -942,14 +943,14 @@ async def test_a_transaction_whose_task_is_cancelled_leaves_nothing_half_done_an
         written.set()
         if when == "between commands":
             await asyncio.Event().wait()
-        await transaction.projects.find(SLOW)
+        await transaction.projects.find(slow(attempt))
 
-    for _ in range(12):  # more than the pool holds
+    for attempt in range(12):  # more than the pool holds
         written.clear()
         task = asyncio.create_task(database.transaction(body))
         await written.wait()
         if when == "during a command":
-            await in_flight(database)
+            await in_flight(database, slow(attempt))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -967,9 +968,9 @@ async def test_a_transaction_whose_task_is_cancelled_leaves_nothing_half_done_an
 async def test_a_read_whose_task_is_cancelled_leaves_the_pool_healthy(database: Database) -> None:
     used = POOL.labels("checked_out")._value.get()
     await database.projects.insert(project())
-    for _ in range(12):
-        task = asyncio.create_task(database.projects.find(SLOW))
-        await in_flight(database)
+    for attempt in range(12):
+        task = asyncio.create_task(database.projects.find(slow(attempt)))
+        await in_flight(database, slow(attempt))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
