@@ -9,9 +9,25 @@ from msgspec import inspect
 
 from ximler.database.codec import bare
 from ximler.schema import SPECIFIED
+from ximler.schema.audit_log import AuditLog
+from ximler.schema.coupon import COUPONS, Coupon
 from ximler.schema.document import Collection, Document, extras
+from ximler.schema.project import Project
+from ximler.schema.user import User
 
-__all__ = ["BY_NAME", "DAY", "any_document", "complete", "json_values", "mixed_values", "moments"]
+__all__ = [
+    "BY_NAME",
+    "DAY",
+    "any_document",
+    "complete",
+    "coupon",
+    "entry",
+    "json_values",
+    "mixed_values",
+    "moments",
+    "project",
+    "user",
+]
 
 BY_NAME: dict[str, Collection[Any]] = {collection.name: collection for collection in SPECIFIED}
 DAY = datetime(2026, 3, 4, 5, 6, 7, 891000, tzinfo=UTC)
@@ -20,6 +36,22 @@ DAY = datetime(2026, 3, 4, 5, 6, 7, 891000, tzinfo=UTC)
 def complete(collection: Collection[Any], **given: Any) -> Any:
     """A document with a value in every field, optional ones too."""
     return collection.document(**_values(collection.document) | given)
+
+
+def project(name: str = "Bridge", **given: Any) -> Project:
+    return Project(**{"user_id": ObjectId(), "name": name} | given)
+
+
+def coupon(code: str = "SPRING", **given: Any) -> Coupon:
+    return complete(COUPONS, **{"code": code} | given)  # type: ignore[no-any-return]  # a Coupon
+
+
+def entry(**given: Any) -> AuditLog:
+    return AuditLog(**{"action": "user.sign_in", "resource": "user"} | given)
+
+
+def user(email: str, **given: Any) -> User:
+    return User(**{"name": "Ada", "email": email, "password": "x"} | given)
 
 
 def _values(document: type[Document]) -> dict[str, Any]:
