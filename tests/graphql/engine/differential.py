@@ -1,6 +1,7 @@
 """Random operations, random data behind them, and graphql-core to say what the answer is."""
 
 import asyncio
+import inspect
 import math
 import random
 import zlib
@@ -212,6 +213,7 @@ async def ask_ours(lab: Lab, query: str, variables: dict[str, Any]) -> Answer:
 async def ask_core(lab: Lab, query: str, variables: dict[str, Any]) -> Answer:
     """The same resolvers, each asked for one parent at a time."""
     calls: list[Any] = []
+    coroutines: list[Any] = []
 
     def resolve(parent: Any, info: Any, **arguments: Any) -> Any:
         bound = lab.schema.bound.get(f"{info.parent_type.name}.{info.field_name}")
@@ -219,7 +221,10 @@ async def ask_core(lab: Lab, query: str, variables: dict[str, Any]) -> Answer:
             name = snake(info.field_name)
             return parent.get(name) if parent.__class__ is dict else getattr(parent, name)
         function = bound.resolver.function
-        return one(function, parent, arguments) if bound.resolver.batch else function(calls, **arguments)
+        found = one(function, parent, arguments) if bound.resolver.batch else function(calls, **arguments)
+        if inspect.iscoroutine(found):
+            coroutines.append(found)
+        return found
 
     async def one(function: Any, parent: Any, arguments: dict[str, Any]) -> Any:
         found = (await function(calls, [parent], **arguments))[0]
@@ -237,6 +242,9 @@ async def ask_core(lab: Lab, query: str, variables: dict[str, Any]) -> Answer:
         result = await result
         for _ in range(40):  # calls that an error elsewhere has made useless may still run
             await asyncio.sleep(0)
+    for coroutine in coroutines:
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # graphql-core drops them after an error
+            coroutine.close()
     if result.data is None and result.errors and all(error.path is None for error in result.errors):
         return Answer("refused", [], Counter())
     return Answer(result.data, sorted((e.path or [] for e in result.errors or ()), key=str), Counter(calls))
