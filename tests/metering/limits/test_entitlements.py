@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo.errors import PyMongoError
 from tests.database.following import end
+from tests.failing import UNMAPPED, Failing
 from tests.metering.conftest import Subscribe
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound, Unauthenticated
 from ximler.database import Database
-from ximler.database.changes import Feed
+from ximler.database.changes import Change, Feed
 from ximler.database.monitoring import round_trips
 from ximler.metering.limits import entitlements
 from ximler.metering.limits.follower import Follower
@@ -309,6 +311,38 @@ async def test_a_plan_that_cannot_be_read_keeps_nobody_else_from_being_healed(
     assert len(await entitlements.resolve(database, [user.id for user in people])) == 19
     with pytest.raises(Conflict, match="cannot be read"):
         await entitlements.open_quota(database, people[7].id, database.clock.now())
+
+
+async def test_a_quota_whose_steps_are_not_a_number_keeps_nobody_else_from_the_new_limit(
+    database: Database, person: Actor, somebody: Actor
+) -> None:
+    for actor in (person, somebody):
+        await opened(database, actor)
+    await database.raw["quotas"].update_one(
+        {"userId": person.user_id}, [{"$set": {"steps": "many"}}], bypass_document_validation=True
+    )
+    await database.raw["plans"].update_one({"id": "free"}, {"$set": {"limits.apiCalls": 7}})
+    await entitlements.copy_limit(database, "free")
+    assert (await limit(database, person), await limit(database, somebody)) == (7, 7)
+
+
+async def test_a_changed_subscription_is_not_forgotten_by_an_error(failing: Failing) -> None:
+    database = failing.database
+    user = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
+    ada = Actor(kind="user", user_id=user.id)
+    await opened(database, ada)
+    follower = Follower(database, Feed(database))
+    subscription = Subscription(
+        user_id=user.id, plan_id="pro", status="ACTIVE", start_date=database.clock.now().replace(day=1), price=0
+    )
+    await database.subscriptions.insert(subscription)
+    follower._heard(Change(collection="subscriptions", operation="insert", id=subscription.id))
+    async with failing.fail("find", "aggregate", errorCode=UNMAPPED[0]) as hits:
+        with pytest.raises(PyMongoError):
+            await follower.heal()
+        assert await hits() == 1
+    await follower.heal()
+    assert await limit(database, ada) == 100_000
 
 
 @pytest.mark.parametrize("others", [3000, pytest.param(20_000, marks=pytest.mark.soak)])

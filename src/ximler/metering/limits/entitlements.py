@@ -182,6 +182,10 @@ async def heal_plan(database: Database, plan_id: str | None = None) -> int:
     return count + (await heal(database, batch) if batch else 0)
 
 
+# One quota with a value that is not a number would fail the update of everybody's.
+_NEXT_STEP = {"$cond": [{"$isNumber": "$steps"}, {"$add": ["$steps", 1]}, 1]}
+
+
 async def copy_limit(database: Database, plan_id: str) -> None:
     """Copy the plan's limit of calls to the current quotas that follow it, which is what holds; `heal_plan` writes it down
     afterwards, some users at a time. Three commands, however many users there are, and three more to see that none is left.
@@ -201,7 +205,7 @@ async def copy_limit(database: Database, plan_id: str) -> None:
         values = {
             "limit": {"$cond": [ends, "$limit", limit]},
             "limitThen": {"$cond": [ends, limit, "$$REMOVE"]},
-            "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
+            "steps": _NEXT_STEP,
             "updatedAt": now,
         }
         found = 0
@@ -333,7 +337,7 @@ async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
                         "planId": "$$REMOVE" if plan_id is None else {"$literal": plan_id},
                         "superseded": {"$not": [{"$in": ["$periodStart", [start, end]]}]},
                         "periodEnd": {"$cond": [{"$eq": ["$periodStart", start]}, end, "$periodEnd"]},
-                        "steps": {"$add": [{"$ifNull": ["$steps", 0]}, 1]},
+                        "steps": _NEXT_STEP,
                         "updatedAt": now,
                     }
                 }

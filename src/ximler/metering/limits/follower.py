@@ -79,23 +79,34 @@ class Follower:
         """The users whose subscription has changed, and the limits of plans that have."""
         subscriptions, plans, all_plans = self._subscriptions, self._plans, self._all_plans
         self._subscriptions, self._plans, self._all_plans = set(), set(), False
-        if plans or all_plans:
-            for plan in await self._database.plans.find({} if all_plans else {"_id": {"$in": list(plans)}}):
-                await entitlements.copy_limit(self._database, plan.id)
-                self._on_plans.add(plan.id)
-            self._due.set()
-        if not subscriptions:
-            return 0
-        found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
-        return await entitlements.heal(self._database, [subscription.user_id for subscription in found])
+        try:
+            if plans or all_plans:
+                for plan in await self._database.plans.find({} if all_plans else {"_id": {"$in": list(plans)}}):
+                    await entitlements.copy_limit(self._database, plan.id)
+                    self._on_plans.add(plan.id)
+                self._due.set()
+            if not subscriptions:
+                return 0
+            found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
+            return await entitlements.heal(self._database, [subscription.user_id for subscription in found])
+        except BaseException:  # they are due again, at the latest when the part has been started anew
+            self._subscriptions |= subscriptions
+            self._plans |= plans
+            self._all_plans |= all_plans
+            raise
 
     async def _look_through(self) -> int:
         """Everybody on these plans, or everybody."""
         plans, everybody = self._on_plans, self._everybody
         self._on_plans, self._everybody = set(), False
-        if everybody:
-            return await entitlements.heal_plan(self._database)
-        return sum([await entitlements.heal_plan(self._database, plan_id) for plan_id in plans])
+        try:
+            if everybody:
+                return await entitlements.heal_plan(self._database)
+            return sum([await entitlements.heal_plan(self._database, plan_id) for plan_id in plans])
+        except BaseException:
+            self._on_plans |= plans
+            self._everybody |= everybody
+            raise
 
     def _heard(self, change: Change) -> None:
         if change.operation == "delete":  # the event does not say whose it was
