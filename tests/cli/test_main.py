@@ -48,6 +48,21 @@ def test_every_command_explains_itself(ximler, command):
     assert "Usage: " in result.stdout
 
 
+@pytest.mark.parametrize("module", ["click", "ximler.cli.up"])
+def test_ctrl_c_while_modules_are_loaded_is_no_traceback(module):
+    code = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.argv = ['ximler', 'up']\n"
+        "runpy.run_module('ximler', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "\naborted\n")
+
+
 def test_version(ximler):
     assert ximler("--version").stdout == f"ximler {__version__}\n"
 
