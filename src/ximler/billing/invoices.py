@@ -104,7 +104,7 @@ async def pay(transaction: Database, invoice: Invoice) -> None:
 
 
 async def void(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
-    """Void an unpaid invoice and return to the balance what it took from it. A paid or void one stays as it is."""
+    """Void an unpaid invoice and return the credit it used to the balance. No effect on a paid or void one."""
     where = {"userId": invoice.user_id, "_id": invoice.id, "status": {"$in": ["DRAFT", "OPEN"]}}
     if await transaction[INVOICES].patch(where, {"$set": {"status": "VOID"}}):
         await move(

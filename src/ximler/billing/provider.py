@@ -1,6 +1,6 @@
 """What billing needs of a payment provider: a rail that moves money, and decides nothing.
 
-Ximler computes every amount. An intent is created, its id stored, then confirmed; whoever retries reads and confirms the same
+Ximler computes every amount. An intent is created, its id stored, then confirmed; a retry reads and confirms the same
 intent, so that nothing rests on a provider remembering an idempotency key. An intent that was created and lost is harmless:
 only `confirm` takes money.
 """
@@ -19,7 +19,7 @@ IntentStatus = Literal["CREATED", "PROCESSING", "SUCCEEDED", "FAILED"]
 
 
 class ProviderUnavailable(Unavailable):
-    """The provider did not answer. What was asked for may have been done all the same."""
+    """The provider did not answer. It may have carried out the request."""
 
     code = "PROVIDER_UNAVAILABLE"
 
@@ -27,7 +27,7 @@ class ProviderUnavailable(Unavailable):
 class PaymentMethod(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     label: str
-    fingerprint: str  # the same for the same card, whoever uses it
+    fingerprint: str  # identifies the card, also across customers
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Provider(Protocol):
-    """Every verb raises ProviderUnavailable. `key` names what is asked for, so that asking again does it once."""
+    """Every verb raises ProviderUnavailable. `key` is an idempotency key."""
 
     async def customer(self, user_id: ObjectId) -> str: ...
 
@@ -84,4 +84,4 @@ class Provider(Protocol):
         """Raises Unauthenticated for a signature that is wrong or older than five minutes, Invalid for another body."""
 
     async def advance(self) -> None:
-        """Let happen what is due by now. Of the sandbox, whose payments wait for nobody else."""
+        """Settle the payments that are due by now. Only the sandbox has any."""

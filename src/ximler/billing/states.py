@@ -15,7 +15,7 @@ Event = Literal[
 
 LIVE: tuple[SubscriptionStatus, ...] = ("ACTIVE", "PAST_DUE")
 
-# Event → status before → status after. What is not here does not happen.
+# Event → status before → status after. An event that is not listed for a status changes nothing.
 TABLE: dict[Event, dict[SubscriptionStatus, SubscriptionStatus]] = {
     "renewed": {"ACTIVE": "ACTIVE"},  # the next period began
     "payment_failed": {"ACTIVE": "PAST_DUE", "PAST_DUE": "PAST_DUE"},

@@ -234,7 +234,7 @@ async def collect(
 
 
 async def paid(transaction: Database, account: BillingAccount, invoice: Invoice) -> bool:
-    """An invoice was paid, or nothing is due. False where nobody wants the money any more: it is to be given back."""
+    """An invoice was paid, or nothing is due. False if the payment is no longer needed and is to be refunded."""
     if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
         return False
     await invoices.pay(transaction, invoice)
@@ -292,7 +292,7 @@ async def end(
     actor: Actor = SYSTEM,
     reason: str | None = None,
 ) -> None:
-    """The subscription ends, with its plan's limits. An open invoice is voided; what is paid late is given back."""
+    """The subscription ends, with its plan's limits. An open invoice is voided; late payments are refunded."""
     now = transaction.clock.now()
     terms = live(account).terms
     if account.invoice_id is not None:

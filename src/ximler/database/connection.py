@@ -159,7 +159,7 @@ class Database:
 
     @property
     def outside(self) -> "Database":
-        """The same database without this transaction: for reading what has been committed."""
+        """The same database outside this transaction, for reading committed data."""
         outside = self._bound(None)
         outside.feed = self.feed
         return outside

@@ -89,7 +89,7 @@ class Follower:
                 return 0
             found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
             return await entitlements.heal(self._database, [subscription.user_id for subscription in found])
-        except BaseException:  # they are due again, at the latest when the part has been started anew
+        except BaseException:  # due again at the next change, or when the part is restarted
             self._subscriptions |= subscriptions
             self._plans |= plans
             self._all_plans |= all_plans
