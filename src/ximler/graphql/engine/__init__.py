@@ -3,8 +3,8 @@
     schema = build([accounts, billing, projects])        # modules, each with its .graphql beside it
     app = GraphQLApp(Engine(schema), context_factory)
 
-graphql-core parses, validates and describes the schema; plans made from the query execute it (`plan`, `execution`,
-`compiled`).
+graphql-core parses, validates and describes the schema; plans made from the query execute it (`plan`,
+`execution`, `compiled`).
 """
 
 from ximler.graphql.engine.connections import Connection, Page, page_size

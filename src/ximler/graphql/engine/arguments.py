@@ -1,7 +1,8 @@
-"""How a field's SDL arguments meet its resolver's parameters: checked once at start, read on every call.
+"""Maps a field's SDL arguments to its resolver's parameters: checked once at start, applied on every call.
 
-An input object arrives as a dict with snake_case keys, nested ones too. Where the parameter is annotated with a
-msgspec Struct (also `Struct | None`, `list[Struct]`) it arrives as that Struct, its constraints checked.
+Input objects arrive as dicts with snake_case keys at every level. If the parameter is annotated with a
+msgspec Struct (also `Struct | None`, `list[Struct]`), they are converted to that Struct and its constraints
+are validated.
 """
 
 import inspect
@@ -34,7 +35,7 @@ _AT_PATH = re.compile(r"(?P<problem>.*?)(?: - at `(?:key in )?\$\.?(?P<path>.*)`
 
 
 def find_mismatches(resolver: Resolver, arguments: Mapping[str, GraphQLArgument]) -> Iterator[str]:
-    """Say how the resolver's parameters differ from the field's arguments; nothing where they agree."""
+    """Describe the differences between the resolver's parameters and the field's arguments."""
     subjects = ("ctx", "parents") if resolver.batch else ("ctx",)
     parameters = [
         each for each in inspect.signature(resolver.function).parameters.values() if each.annotation is not Selected
@@ -66,7 +67,9 @@ def may_be_absent(argument: GraphQLArgument) -> bool:
 
 
 def struct_readers(resolver: Resolver, arguments: Mapping[str, GraphQLArgument]) -> dict[str, Reader]:
-    """For each parameter annotated with a Struct: what builds it. Raises TypeError where the two do not fit."""
+    """Converters for parameters annotated with a Struct. Raises TypeError if Struct and input type do not
+    match.
+    """
     inputs = {
         snake(name): argument.type
         for name, argument in arguments.items()
@@ -99,7 +102,7 @@ def _struct_reader(name: str, annotation: Any, rename: Reader) -> Reader:
 def _find_rename(
     info: msgspec.inspect.Type, type_: GraphQLInputType, known: dict[type, dict[str, tuple[str, Reader | None]]]
 ) -> Reader | None:
-    """What gives a coerced value the keys that its Struct decodes; None where no Struct is meant."""
+    """A function that renames a coerced value's keys for its Struct; None if the annotation has no Struct."""
     type_ = type_.of_type if is_non_null_type(type_) else type_
     if isinstance(info, msgspec.inspect.UnionType):
         found = (_find_rename(member, type_, known) for member in info.types)

@@ -1,12 +1,14 @@
-"""What completes a field's values fast: Python made from a plan, for values that are as the schema says.
+"""Compiles the completion of a field's values: Python generated from a plan, for values that match the
+schema.
 
-`completer(field)` gives `complete(value, asked)`: the part of the answer that the value makes, as dicts and lists; the
-objects that resolvers have to be asked about are noted in `asked`. Objects of leaves alone are Structs made for the
-plan (`Row`), in half the time of dicts; `as_dicts` makes them dicts. Anything unexpected (a missing attribute, null where none
-may be, an exception as a value, an iterable that is no list) raises, and the caller begins again with the interpreter
-(`execution`), which knows paths and errors. So this code needs neither.
+`completer(field)` returns `complete(value, asked)`, which builds the value's part of the response as dicts
+and lists, and appends the objects that need resolvers to `asked`. Objects of leaves alone become Structs
+generated for the plan (`Row`), in half the time of dicts; `as_dicts` converts them. Any unexpected value (a
+missing attribute, null in a non-null position, an exception, an iterable that is not a list) raises. The
+caller then starts over with the interpreter (`execution`), which handles paths and errors.
 
-Source text is made of names of the schema only. Text of clients, aliases included, is bound as a constant.
+Security: the generated source contains names of the schema only. Text from clients, aliases included, is
+bound as constants.
 """
 
 import math
@@ -26,11 +28,11 @@ MakeRow = Callable[[Any, Any], Any]
 
 
 class Row(msgspec.Struct, gc=False):
-    """An object of the answer that holds nothing which has to be waited for."""
+    """A response object without pending resolvers."""
 
 
 def as_dicts(found: Any) -> Any:
-    """An answer, with dicts for rows."""
+    """A response with rows converted to dicts."""
     if isinstance(found, Row):
         return {
             name: as_dicts(getattr(found, attribute))
@@ -50,7 +52,7 @@ _FITS = {
     "Float": "{v}.__class__ is float and -infinity < {v} < infinity",
     "JSON": "{v}.__class__ in plain",
 }
-"""When a value is written as it is."""
+"""Conditions under which a value is serialised unchanged."""
 
 _DATETIME = '{v}.isoformat("T", "milliseconds")[:-6] + "Z" if {v}.__class__ is datetime and {v}.tzinfo is UTC'
 
@@ -63,11 +65,11 @@ _GLOBALS = {
 
 
 class Unexpected(Exception):
-    """A value is not what the compiled code is for."""
+    """The compiled code does not support this value."""
 
 
 def completer(field: Field) -> Callable[[Any, Any], Any]:
-    """Compile what completes the values of one field that has a resolver."""
+    """Compile the completion of one field that has a resolver."""
     source = _Source()
     source.lines += ["def complete(v, asked):", f"    return {source.expression(field, field.shape, 'v')}"]
     complete: Callable[[Any, Any], Any] = source.compile("complete", field.coordinate)
@@ -100,7 +102,7 @@ class _Source:
         return f"{kind}{self._count}"
 
     def expression(self, field: Field, shape: Shape, v: str) -> str:
-        """What completes the value in the variable `v`."""
+        """The expression that completes the value in variable `v`."""
         if shape.inner is not None:
             item = self._name("i")
             inner = self.expression(field, shape.inner, item)
@@ -130,7 +132,7 @@ class _Source:
         return self.row(field.children.of(shape.type.name))
 
     def row(self, selection: Selection, *, of_dicts: bool = False) -> str:
-        """Write the function that makes the answer's object from one of ours; gives its name."""
+        """Generate the function that maps a parent object to a response object; returns its name."""
         if selection.error is not None:
             return self.bind(_unexpected)
         known: set[type] = {dict} if of_dicts else set()
@@ -169,7 +171,7 @@ class _Source:
 
 
 def _is_ready(selection: Selection) -> bool:
-    """Whether nothing in it waits for a resolver."""
+    """Whether no field in the selection needs a resolver."""
     return all(
         field.resolver is None
         and (
@@ -190,7 +192,7 @@ def _read_key(field: Field) -> str:
 
 
 def _other(selection: Selection, known: set[type], row: Callable[[], MakeRow]) -> MakeRow:
-    """For objects of a class that a row meets for the first time. An exception has attributes too, but is no object."""
+    """Handles classes that a row has not seen before. An exception has attributes too, but is not an object."""
     of_dicts: list[MakeRow] = []
 
     def other(o: Any, asked: Any) -> Any:
@@ -226,7 +228,7 @@ def _unexpected(*_: Any) -> Any:
 
 
 _textual: set[type] = set()
-"""Classes that are written as an ID by their own `__str__`, such as the database's ids."""
+"""Classes whose `__str__` is their ID, such as the database's ids."""
 
 
 def _coercer(type_: Any) -> Callable[[Any], Any]:

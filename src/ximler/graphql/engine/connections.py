@@ -1,8 +1,8 @@
-"""Relay connections over a domain's pages: the shapes `edges`, `nodes` and `pageInfo`, and the size of a page.
+"""Relay connections over a domain's pages: `edges`, `nodes`, `pageInfo`, and page sizes.
 
-SDL declares its own `ProjectConnection { edges: [ProjectEdge!]! nodes: [Project!]! pageInfo: PageInfo! }`; a resolver
-returns `Connection(page)`. Paging is forward only, by keyset: `after` is the domain's opaque cursor, passed on as it
-came, and the domain refuses one that it did not make.
+SDL declares each `ProjectConnection { edges: [ProjectEdge!]! nodes: [Project!]! pageInfo: PageInfo! }`; a
+resolver returns `Connection(page)`. Pagination is forward only, by keyset: `after` is the domain's opaque
+cursor, which the domain validates.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ DEFAULT_SIZE = 20
 MAX_SIZE = 100
 
 SDL = """
-"Where a page of a connection ends, and whether another follows (https://relay.dev/graphql/connections.htm)."
+"Pagination state of a connection (https://relay.dev/graphql/connections.htm)."
 type PageInfo {
-  "Whether more follow: ask again with `after: endCursor`."
+  "Whether there are more items: request them with `after: endCursor`."
   hasNextPage: Boolean!
-  "Always false: pages are read forward only."
+  "Always false: pagination is forward only."
   hasPreviousPage: Boolean!
   startCursor: String
   endCursor: String
@@ -34,7 +34,7 @@ D_co = TypeVar("D_co", covariant=True)
 
 
 class Page(Protocol[D_co]):
-    """What a domain gives for a page: as many cursors as items."""
+    """A domain's page, with one cursor per item."""
 
     @property
     def items(self) -> Sequence[D_co]: ...
@@ -57,7 +57,7 @@ class PageInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 class Connection(msgspec.Struct, Generic[D], frozen=True):
-    """A page, seen as Relay sees it; what a query does not ask for is not made."""
+    """A page as a Relay connection. Fields that a query does not select are not computed."""
 
     page: Page[D]
 
@@ -77,7 +77,7 @@ class Connection(msgspec.Struct, Generic[D], frozen=True):
 
 
 def page_size(first: int | None) -> int:
-    """How many items `first` asks for: 20 where it is absent or null. Raises Invalid outside 1 to 100."""
+    """The page size: `first`, or 20 if it is absent or null. Raises Invalid outside 1 to 100."""
     if first is None:
         return DEFAULT_SIZE
     if not 1 <= first <= MAX_SIZE:

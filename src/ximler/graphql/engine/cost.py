@@ -1,4 +1,4 @@
-"""What an operation may cost: the number of fields that executing it resolves, at most.
+"""The cost of an operation: an upper bound of the fields that executing it resolves.
 
     projects(first: 100) {        1
       nodes {                     1
@@ -7,11 +7,11 @@
       }
     }                             302
 
-A list is taken to hold as many as its `first` or `last` says, or that of the connection right above it, or 20.
-A field that takes more than reading an attribute says so in SDL: `canvasData: JSON! @cost(weight: 900)` counts 900.
-Whatever depends on a variable stays a formula: compiled once a document, evaluated a request. Skipped fields (`@skip`,
-`@include`) are counted, merged ones twice: the cost is an upper bound. Introspection has limits of its own
-(see `introspection`).
+A list is assumed to have as many items as its `first` or `last`, or that of the connection directly above it,
+or 20. A field that is more expensive than reading an attribute declares a weight in SDL: `canvasData: JSON!
+@cost(weight: 900)`. Terms that depend on a variable stay symbolic: compiled once per document, evaluated per
+request. Skipped fields (`@skip`, `@include`) are counted, and merged fields count twice. Introspection has
+its own limits (see `introspection`).
 """
 
 from collections.abc import Mapping
@@ -42,13 +42,13 @@ from graphql import (
 __all__ = ["SDL", "Cost", "Costs", "find_weight"]
 
 SDL = """
-"What a field counts towards the cost of a query, where that is more than 1."
+"The field's cost in a query, if more than 1."
 directive @cost(weight: Int!) on FIELD_DEFINITION
 """
 
 
 class FromVariable(NamedTuple):
-    """A page's size that a variable says; `otherwise` where it is absent or null."""
+    """A page size given by a variable; `otherwise` if the variable is absent or null."""
 
     name: str
     otherwise: int
@@ -58,7 +58,7 @@ Size = int | FromVariable
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """A constant, plus sums that each are multiplied by a variable's value."""
+    """A constant plus sums, each multiplied by a variable's value."""
 
     constant: int
     parts: tuple[tuple[FromVariable, "Cost"], ...] = ()
@@ -84,7 +84,7 @@ ONE = Cost(1)
 
 
 def find_weight(field: GraphQLField) -> int:
-    """What `@cost` says of the field, else 1. Raises ValueError where that is no whole number of 0 or more."""
+    """The field's weight from `@cost`, else 1. Raises ValueError if it is not an integer of 0 or more."""
     for directive in (field.ast_node.directives if field.ast_node else None) or ():
         if directive.name.value == "cost":
             value = directive.arguments[0].value if directive.arguments else None
@@ -95,7 +95,7 @@ def find_weight(field: GraphQLField) -> int:
 
 
 class _Sum(NamedTuple):
-    """What a selection set costs: once, and again for every object of the page it stands in."""
+    """The cost of a selection set: once, and per object of the page that contains it."""
 
     once: Cost = NOTHING
     each: Cost = NOTHING
@@ -108,7 +108,7 @@ class _Sum(NamedTuple):
 
 
 class Costs:
-    """Prices the operations of one valid document, whose shape has been checked."""
+    """Computes the cost of a valid document's operations. The document's shape has been checked."""
 
     def __init__(self, schema: GraphQLSchema, fragments: Mapping[str, FragmentDefinitionNode], page: int) -> None:
         self._schema = schema
@@ -160,16 +160,16 @@ class Costs:
         return _Sum(own, each) if sizes is None else _Sum(_Sum(own, each).on_page_of(*sizes))
 
     def _weigh(self, name: str, field: GraphQLField, parent: GraphQLNamedType) -> int:
-        """Of an interface's field the dearest that may stand behind it."""
+        """The weight of a field; for an interface, the maximum over its implementations."""
         if not is_abstract_type(parent):
             return find_weight(field)
         behind = [type_.fields[name] for type_ in self._schema.get_possible_types(parent)]
         return max(map(find_weight, [field, *behind]))
 
     def _find_sizes(self, node: FieldNode, field: GraphQLField) -> tuple[Size, ...] | None:
-        """The size of the page that the field asks for; None where it takes neither `first` nor `last`.
+        """The page sizes that the field requests; None if it takes neither `first` nor `last`.
 
-        Two where a query gives both: which of them counts is the resolver's to decide, so both do here.
+        Two if a query gives both, because the resolver decides which one applies.
         """
         arguments = {name: field.args[name] for name in ("first", "last") if name in field.args}
         if not arguments:

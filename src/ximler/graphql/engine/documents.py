@@ -1,7 +1,7 @@
-"""Query texts, parsed, checked and priced once each, and kept: what is left for a request is its variables.
+"""Query texts, each parsed, validated, limited and priced once, then cached: a request only adds its
+variables.
 
-Kept are valid documents only, the least recently used leave first, and neither their number nor their text grows
-without bound, whatever clients send.
+Only valid documents are cached. The cache is LRU, bounded in number and in text size against hostile clients.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ from ximler.graphql.engine.schema import Schema
 __all__ = ["Document", "Documents", "Operation"]
 
 _PLANS = 8
-"""Plans kept of one operation: of as many answers to its `@skip` and `@include`."""
+"""Cached plans per operation: one per combination of its `@skip` and `@include` values."""
 
 
 class Operation:
-    """An operation of a valid document. Its plans are made when they are first needed."""
+    """An operation of a valid document. Plans are built on first use."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Operation:
         self._plans: OrderedDict[tuple[bool | None, ...], Plan] = OrderedDict()
 
     def plan(self, values: Values) -> Plan:
-        """The plan for what these values make of `@skip` and `@include`; of the last few such plans that were used."""
+        """The plan for these values of `@skip` and `@include`. The most recently used plans are cached."""
         key = tuple(values.coerced.get(name) for name in self._conditions)
         plan = self._plans.get(key)
         if plan is None:
@@ -82,12 +82,12 @@ class Operation:
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A valid document's operations by name; an anonymous one stands under None."""
+    """A valid document's operations by name; the key of an anonymous one is None."""
 
     operations: Mapping[str | None, Operation]
 
     def get_operation(self, name: str | None) -> Operation:
-        """Raises RequestRefused where the name fits none, or none is given and there are several."""
+        """Raises RequestRefused if no operation has the name, or several exist and none is named."""
         if name is None and len(self.operations) == 1:
             return next(iter(self.operations.values()))
         operation = self.operations.get(name)
@@ -103,7 +103,7 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class Documents:
-    """The documents of one schema, by text."""
+    """The cached documents of one schema, by text."""
 
     def __init__(self, schema: Schema, limits: Limits, *, introspection: bool = True) -> None:
         self._schema = schema
@@ -114,7 +114,7 @@ class Documents:
         self._kept_text = 0
 
     def get(self, text: str) -> Document:
-        """Raises RequestRefused where the text does not parse, does not validate, or asks for too much."""
+        """Raises RequestRefused if the text does not parse, does not validate or exceeds a limit."""
         document = self._kept.get(text)
         if document is not None:
             self._kept.move_to_end(text)
@@ -149,7 +149,7 @@ class Documents:
         except GraphQLError as error:
             raise RequestRefused([describe_request_error(error, PARSE_FAILED)]) from error
         rules = [NoFragmentCyclesRule] if circular else self._rules
-        # One less than the limit: that validation stopped early is reported as an error of its own.
+        # One below the limit: graphql-core adds an error when validation stops early.
         errors = validate(self._schema.core, ast, rules, max_errors=limits.errors - 1)
         if errors:
             raise RequestRefused([describe_request_error(error, VALIDATION_FAILED) for error in errors])

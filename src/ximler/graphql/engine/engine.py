@@ -1,10 +1,10 @@
-"""The engine: a query in, a response out, in two steps with the caller's context between them.
+"""The engine: a query in, a response out, in two steps between which the caller builds the context.
 
-    prepared = engine.prepare(query, variables=…)      parse, validate, limit: no I/O; RequestRefused says why not
-    response = await engine.run(prepared, ctx)         {"data": …} with "errors" where fields failed; never raises them
+    prepared = engine.prepare(query, variables=…)      parse, validate, limit; no I/O; raises RequestRefused
+    response = await engine.run(prepared, ctx)         {"data": …}, with "errors" if fields failed; does not raise them
 
-Root fields of a query run side by side, those of a mutation one after the other. `ctx` is the caller's own: the engine
-hands it to resolvers and reads nothing of it but `request_id`, where it has one.
+Root fields of a query run concurrently, those of a mutation serially. `ctx` belongs to the caller: the engine
+passes it to resolvers and reads only its `request_id`, if it has one.
 """
 
 import time
@@ -28,7 +28,7 @@ __all__ = ["Engine", "Prepared", "Response"]
 
 Response = dict[str, Any]
 Trips = Callable[[], AbstractContextManager[list[tuple[str, str]]]]
-"""`with trips() as recorded`: what the database is sent meanwhile, as verb and collection."""
+"""`with trips() as recorded` records the commands sent to the database, as verb and collection."""
 
 log = structlog.get_logger("ximler.graphql")
 
@@ -36,16 +36,18 @@ _NO_TRIPS: AbstractContextManager[list[tuple[str, str]]] = nullcontext([])
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """An operation that may run."""
+    """A validated operation with its variables."""
 
     operation: Operation
     plan: Plan
     values: Values
 
     def changed_nothing(self, response: Response) -> bool:
-        """Whether its one root field refused, on purpose, before there was anything to select from; so it may be tried again.
+        """Whether the only root field failed with a domain error before it changed anything, so that a retry
+        is safe.
 
-        Of several, one that refuses makes the whole answer null, and hides what those before it did.
+        With several root fields, one that fails nulls the whole response and hides the effects of the earlier
+        ones.
         """
         errors = response.get("errors", [])
         return (
@@ -57,7 +59,7 @@ class Prepared(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """Executes operations on one schema. Belongs to one process; any number of requests may use it at once."""
+    """Executes operations on one schema. One per process; safe for concurrent requests."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Engine:
     def prepare(
         self, query: str, *, variables: Mapping[str, Any] | None = None, operation_name: str | None = None
     ) -> Prepared:
-        """Check everything that can be checked without running it. Raises RequestRefused."""
+        """Validate the request without running it. Raises RequestRefused."""
         operation = self._documents.get(query).get_operation(operation_name)
         values = operation.variables.coerce(variables or {})
         cost = operation.cost.total(values.coerced)
@@ -85,9 +87,10 @@ class Engine:
         return Prepared(operation, operation.plan(values), values)
 
     async def run(self, prepared: Prepared, ctx: Any, *, traced: bool = False) -> Response:
-        """Execute; the answer is for the encoder. Cancelling it cancels the resolvers that still run.
+        """Execute. Cancelling this cancels the resolvers that are still running.
 
-        Past its time it is cancelled as well, and the answer says so. `traced` adds what it took, as `extensions.trace`.
+        Past its timeout the operation is cancelled and the response has an error. `traced` adds
+        `extensions.trace`.
         """
         execution = Execution(prepared.plan, prepared.values, ctx, calls=self.limits.calls)
         began = time.perf_counter()
@@ -124,7 +127,7 @@ class Engine:
     async def execute(
         self, query: str, ctx: Any, *, variables: Mapping[str, Any] | None = None, operation_name: str | None = None
     ) -> Response:
-        """Prepare and run in one go; a refused request is a response too, without `data`. All dicts."""
+        """Prepare and run. A rejected request is a response without `data`. Rows are converted to dicts."""
         try:
             prepared = self.prepare(query, variables=variables, operation_name=operation_name)
         except RequestRefused as refused:

@@ -1,11 +1,12 @@
-"""What clients are told when something fails, and what only the log is told. The one table from kind to HTTP status.
+"""Translates errors for clients and the log. The one table from error kind to HTTP status.
 
-    extensions.code        stable and specific, the error's own: COUPON_EXPIRED
-    extensions.kind        the kind it belongs to, for codes a client does not know: INVALID
-    extensions.fields      what is wrong with which input, by name
-    extensions.retryAfter  seconds after which trying again may help
+    extensions.code        stable and specific: COUPON_EXPIRED
+    extensions.kind        the code's kind, for clients that do not know the code: INVALID
+    extensions.fields      problems by input field
+    extensions.retryAfter  seconds after which a retry may succeed
 
-An error that nobody raised on purpose is "Internal server error" with the request's id; its traceback goes to the log.
+Any exception that is not a domain error is "Internal server error" with the request id; the log has its
+traceback.
 """
 
 import math
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 Described = dict[str, Any]
-"""An error as the response carries it."""
+"""An error in the response's format."""
 
 INTERNAL = "INTERNAL"
 PARSE_FAILED = "GRAPHQL_PARSE_FAILED"
@@ -59,7 +60,8 @@ STATUS: Mapping[type[XimlerError], int] = {
     LimitExceeded: 429,
     Unavailable: 503,
 }
-"""Status of a request that failed before it ran; errors of single fields answer 200, as GraphQL over HTTP wants."""
+"""Status of a request that failed before execution. Field errors return 200, as GraphQL over HTTP requires.
+"""
 
 _LONGEST_MESSAGE = 500
 
@@ -67,7 +69,7 @@ log = structlog.get_logger("ximler.graphql")
 
 
 class RequestRefused(Exception):
-    """The request will not be executed: it does not parse, does not validate, or asks for too much."""
+    """The request is rejected: it does not parse, does not validate or exceeds a limit."""
 
     def __init__(self, errors: Iterable[Described]) -> None:
         self.errors = list(errors)
@@ -84,9 +86,9 @@ def describe(error: XimlerError) -> Described:
 
 
 def describe_bug(error: Exception, *, request_id: str | None = None, **context: Any) -> Described:
-    """Log an error that nobody raised on purpose, traceback and all; tell the client nothing but the request's id.
+    """Log an unexpected exception with its traceback; the client receives only the request id.
 
-    Without an id of its context's, that is the one which the log's own context carries.
+    Without a request id in the GraphQL context, the log context's id is returned.
     """
     request_id = request_id or structlog.contextvars.get_contextvars().get("request_id")
     if request_id is None:
@@ -97,7 +99,7 @@ def describe_bug(error: Exception, *, request_id: str | None = None, **context: 
 
 
 def describe_request_error(error: GraphQLError, code: str, **extensions: Any) -> Described:
-    """An error found before execution, in the query's text or its variables."""
+    """Describe an error found before execution, in the query's text or its variables."""
     return _place(error, {"message": _cut(error.message), "extensions": {"code": code, **extensions}})
 
 
@@ -109,7 +111,7 @@ def describe_over_limit(error: OverLimit) -> Described:
 def describe_field_errors(
     errors: Iterable[GraphQLError], *, request_id: str | None, operation: str | None
 ) -> list[Described]:
-    """Errors of single fields, each with its path. A bug that struck many fields is logged once."""
+    """Describe field errors, each with its path. A bug that affects many fields is logged once."""
     described = []
     bugs: dict[int, Described] = {}
     for error in errors:
@@ -117,8 +119,8 @@ def describe_field_errors(
         if isinstance(cause, XimlerError):
             told = describe(cause)
         elif isinstance(cause, GraphQLError) and cause.nodes:
-            # Only a wrong argument is found by graphql-core itself, with the node it stands in; a value of ours that
-            # does not fit its type has no node before it is located.
+            # graphql-core itself reports only invalid arguments, and with their node. An error about a result
+            # value has no node before it is located.
             told = {"message": _cut(cause.message), "extensions": {"code": BAD_INPUT}}
         elif id(cause) in bugs:
             told = bugs[id(cause)]
@@ -160,5 +162,5 @@ def _place(error: GraphQLError, told: Described) -> Described:
 
 
 def _cut(message: str) -> str:
-    """Messages repeat the client's own text, which may be long."""
+    """Bound a message: it may repeat the client's own text."""
     return message if len(message) <= _LONGEST_MESSAGE else f"{message[: _LONGEST_MESSAGE - 1]}…"

@@ -1,11 +1,13 @@
-"""Executes a plan: asks resolvers level by level and puts their values where the answer shows them.
+"""Executes a plan: calls resolvers level by level and places their values in the response.
 
-Resolvers of fields below the root get all parents of a level at once. What is asked for at the same moment runs side by
-side; what follows from an answer is asked as soon as that answer is there. Fields of a mutation run one after the other, and
-none after an error has made the whole answer null. Nothing is asked for an object that has become null.
+A resolver below the root receives all parents of a level in one call. Calls that are ready at the same moment
+run concurrently, and dependent calls start as soon as their parents have arrived. Root fields of a mutation
+run serially and stop once an error has nulled the response. Objects that became null are not resolved
+further.
 
-Values are completed by compiled code (`compiled`), and by the interpreter below where a plan is used for the first time or a
-value is not as the schema says. Errors and nulls follow https://spec.graphql.org/draft/#sec-Handling-Execution-Errors.
+Values are completed by compiled code (`compiled`), or by the interpreter below on a plan's first use and for
+values that do not match the schema. Errors and nulls follow
+https://spec.graphql.org/draft/#sec-Handling-Execution-Errors.
 """
 
 import asyncio
@@ -40,7 +42,7 @@ __all__ = ["Asked", "Execution", "TooManyCalls"]
 FALLBACKS = Counter("ximler_graphql_fallbacks_total", "Fields that graphql-core executed: those of introspection.")
 
 Pair = tuple[Any, dict[str, Any]]
-"""A parent, and its part of the answer."""
+"""A parent and its response object."""
 Path = list[str | int]
 
 
@@ -49,7 +51,7 @@ class TooManyCalls(LimitExceeded):
 
 
 class Asked(NamedTuple):
-    """A resolver's call, for the log."""
+    """A resolver call, for the trace."""
 
     field: str
     parents: int
@@ -58,11 +60,11 @@ class Asked(NamedTuple):
 
 
 class _Bubble(Exception):
-    """A null that its position may not hold; its error is recorded already."""
+    """Null in a non-null position. The error has been recorded."""
 
 
 class _Call:
-    """A resolver's call for all parents that wait for it, with the places its answers go to."""
+    """One resolver call for all waiting parents, with the response objects that receive its results."""
 
     __slots__ = ("arguments", "field", "parents", "places", "waiting")
 
@@ -74,7 +76,7 @@ class _Call:
         self.waiting: list[tuple[Field, list[Pair]]] = []
 
     def add(self, field: Field, pairs: list[Pair]) -> None:
-        """A parent that is here already, under another alias or on another path, is not asked about again."""
+        """A parent that is already present under another alias or path is not passed twice."""
         self.waiting.append((field, pairs))
         places, parents = self.places, self.parents
         for parent, _ in pairs:
@@ -84,7 +86,7 @@ class _Call:
 
 
 class Execution:
-    """One execution of a plan. `run` it once; then `data` and `errors` are the answer."""
+    """One execution of a plan. Call `run` once, then read `data` and `errors`."""
 
     def __init__(self, plan: Plan, values: Values, ctx: Any, *, calls: int) -> None:
         self.data: dict[str, Any] | None = None
@@ -101,8 +103,10 @@ class Execution:
         self._paths: dict[tuple[str, ...], dict[int, Path]] = {}
 
     async def run(self, *, serially: bool, seconds: float) -> bool:
-        """False where time ran out. Then, and when it is cancelled, the resolvers that still run are cancelled."""
-        # As asyncio.timeout does it, in a third of the time.
+        """False after a timeout. Resolvers that are still running are then cancelled, as they are on
+        cancellation.
+        """
+        # Like asyncio.timeout, in a third of its time.
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 (coroutines run in one)
         timer = task.get_loop().call_later(seconds, self._expire, task)
@@ -114,7 +118,7 @@ class Execution:
             return False
         finally:
             timer.cancel()
-        if self._expired:  # and a resolver went on in spite of it
+        if self._expired:  # a resolver ignored the cancellation
             task.uncancel()
         return True
 
@@ -130,7 +134,7 @@ class Execution:
         self.data = data = dict.fromkeys([field.key for field in root.fields])
         try:
             for field in root.fields:
-                if self.data is not data:  # an error in the field before has made it null
+                if self.data is not data:  # an error in an earlier field nulled the response
                     break
                 if field.resolver is None:
                     introspection = field.name in INTROSPECTION
@@ -144,14 +148,14 @@ class Execution:
             await end(self._running)  # repeatedly: the database driver swallows a cancellation now and then
 
     def calls(self, since: float) -> list[str]:
-        """The resolvers that were asked, for how many parents, and from when to when in milliseconds."""
+        """The resolver calls: field, number of parents, start and end in milliseconds."""
         return [
             f"{each.field} × {each.parents}: {(each.began - since) * 1000:.1f}–{(each.ended - since) * 1000:.1f} ms"
             for each in self.asked
         ]
 
     async def _resolve(self) -> None:
-        """Ask, and ask what follows from the answers, until nothing is left to ask."""
+        """Run calls, and the calls that depend on them, until none are left."""
         running = self._running
         while self._waiting or running:
             calls = self._take()
@@ -166,7 +170,7 @@ class Execution:
                     self._deliver(running.pop(task), task.result())
 
     def _take(self) -> list[_Call]:
-        """The calls that everything which waits makes, equal ones together."""
+        """The calls for all waiting fields. Equal calls are merged."""
         waiting, self._waiting = self._waiting, defaultdict(list)
         calls: dict[Hashable, _Call] = {}
         for field in sorted(waiting, key=_order) if len(waiting) > 1 else waiting:
@@ -191,7 +195,7 @@ class Execution:
             if not alone:
                 try:
                     key = field.coordinate, _frozen(arguments)
-                except (TypeError, RecursionError):  # arguments that cannot be compared are nobody else's
+                except (TypeError, RecursionError):  # arguments that cannot be compared are not shared
                     key = field
             if key not in calls:
                 if not self._calls_left:
@@ -205,9 +209,9 @@ class Execution:
         return calls[key]
 
     async def _call(self, call: _Call) -> Sequence[Any]:
-        """One answer per parent, also where the resolver fails."""
+        """One result per parent, also if the resolver fails."""
         field, parents = call.field, call.parents
-        assert field.resolver is not None  # noqa: S101 (it waits for one)
+        assert field.resolver is not None  # noqa: S101 (only fields with a resolver wait)
         began = time.perf_counter()
         try:
             if field.above is None:
@@ -227,13 +231,13 @@ class Execution:
             answers = [_repeatable(answer) for answer in answers]
         for field, pairs in call.waiting:
             alive = self._alive(field, pairs) if self._nulled else pairs
-            if alive is pairs and len(pairs) == len(answers):  # nobody twice, and in this order
+            if alive is pairs and len(pairs) == len(answers):  # no duplicates, same order
                 self._put(field, pairs, answers)
             else:
                 self._put(field, alive, [answers[call.places[id(parent)]] for parent, _ in alive])
 
     def _put(self, field: Field, pairs: list[Pair], values: Iterable[Any]) -> None:
-        """Complete values, each for its parent."""
+        """Complete each parent's value."""
         key = field.key
         if self._plan.uses > 1:
             if field.complete is None:
@@ -242,7 +246,7 @@ class Execution:
             try:
                 for (_, answer), value in zip(pairs, values, strict=True):
                     answer[key] = field.complete(value, waiting)
-            except Exception:  # noqa: S110 (the interpreter finds out what is wrong, and with which value)
+            except Exception:  # noqa: S110 (the interpreter determines the value and the error)
                 pass
             else:
                 for of, found in waiting.items():
@@ -259,13 +263,13 @@ class Execution:
     # Errors
 
     def ask(self, field: Field, parent: Any, answer: dict[str, Any]) -> None:
-        """Let an object wait for a field that has a resolver."""
+        """Queue an object for a field with a resolver."""
         self._waiting[field].append((parent, answer))
 
     def record(
         self, field: Field, answer: dict[str, Any], error: Exception, of: Field, below: tuple[str | int, ...]
     ) -> None:
-        """Note an error at the path `below` the field of `answer`, unless that has become null: then it has its error."""
+        """Record an error at the path `below` a field, unless its object has been nulled by an earlier error."""
         path = self._find_path(field.place[:-1], answer)
         if path is not None:
             self.errors.append(located_error(error, of.nodes, [*path, field.key, *below]))
@@ -277,7 +281,7 @@ class Execution:
             self._null_above(field, answer)
 
     def _null_above(self, field: Field, answer: dict[str, Any]) -> None:
-        """Make null what holds a field that may not be null: the nearest object or item that may."""
+        """Null the nearest nullable object or item that contains the field."""
         path = self._find_path(field.place[:-1], answer)
         if path is None:
             return
@@ -299,7 +303,7 @@ class Execution:
         return [pair for pair in pairs if self._find_path(field.place[:-1], pair[1]) is not None]
 
     def _find_path(self, place: tuple[str, ...], answer: dict[str, Any]) -> Path | None:
-        """Where an object of the answer stands; None where it, or what it stood in, has become null."""
+        """The path of a response object; None if it or one of its ancestors has been nulled."""
         if place not in self._paths:
             self._paths[place] = dict(_walk(self.data, place, []))
         path = self._paths[place].get(id(answer))
@@ -315,7 +319,7 @@ class Execution:
     # Introspection
 
     def _describe(self, field: Field) -> Any:
-        """What graphql-core says of the schema, and the one thing that it executes."""
+        """Introspection by graphql-core, the only fields that it executes."""
         FALLBACKS.inc()
         operation = OperationDefinitionNode(
             operation=OperationType.QUERY,
@@ -330,7 +334,7 @@ class Execution:
 
 
 class _Interpreter:
-    """Completes the value of one field of one object, with its errors; notes about which objects resolvers must be asked."""
+    """Completes one field's value for one object, with its errors; queues objects for resolvers."""
 
     __slots__ = ("_answer", "_execution", "_top")
 
@@ -340,7 +344,7 @@ class _Interpreter:
         self._answer = answer
 
     def complete(self, field: Field, shape: Shape, value: Any, below: tuple[str | int, ...]) -> Any:
-        """Raises _Bubble where it comes to null and may not."""
+        """Raises _Bubble if the result is null in a non-null position."""
         found: Any = None
         error = value if isinstance(value, Exception) else None
         try:
@@ -402,7 +406,7 @@ def _leaf(shape: Shape, value: Any) -> Any:
 
 
 def _walk(found: Any, place: tuple[str, ...], path: Path) -> Iterator[tuple[int, Path]]:
-    """The objects of the answer that stand at a place, with their paths."""
+    """The response objects at a place, with their paths."""
     if isinstance(found, list):
         for index, item in enumerate(found):
             yield from _walk(item, place, [*path, index])
@@ -414,7 +418,7 @@ def _walk(found: Any, place: tuple[str, ...], path: Path) -> Iterator[tuple[int,
 
 
 def _repeatable(answer: Any) -> Any:
-    """An answer that several places show: an iterator would be empty for the second."""
+    """A result that can be iterated for several response objects, unlike an iterator."""
     if not isinstance(answer, Iterator):
         return answer
     try:
@@ -428,7 +432,7 @@ def _order(field: Field) -> int:
 
 
 def _frozen(value: Any) -> Hashable:
-    """A key that equal arguments share, and only they: 1, 1.0 and true are three. Raises TypeError where there is none."""
+    """A key shared by equal arguments only: 1, 1.0 and true differ. Raises TypeError if not hashable."""
     if isinstance(value, dict):
         return dict, tuple((name, _frozen(value[name])) for name in sorted(value))
     if isinstance(value, list):

@@ -1,17 +1,18 @@
 """GraphQL over HTTP: one ASGI callable for `/graphql`.
 
-Follows https://graphql.github.io/graphql-over-http/draft/. POST takes JSON, GET takes queries (a mutation by GET is
-405). `application/graphql-response+json` is answered where the client names it: there a request that was not executed
-is 400; everybody else gets `application/json`, where GraphQL errors come with 200. A request that is not well formed,
-and a context that refuses the caller (401, 403, 429, 503), have their status under both.
+Follows https://graphql.github.io/graphql-over-http/draft/. POST takes JSON, GET takes queries (a mutation by
+GET is 405). A client that names `application/graphql-response+json` in Accept receives it, with 400 for
+requests that were not executed; other clients receive `application/json`, with 200 for GraphQL errors.
+Malformed requests, and errors from the context (401, 403, 429, 503), have their status under both.
 
-Whoever `may_trace` and sends `"extensions": {"trace": true}` is answered with what the operation took: its resolvers' calls
-and the database's round trips.
+`"extensions": {"trace": true}` adds resolver calls and database round trips to the response, for callers with
+`may_trace`.
 
-A mutation with an `Idempotency-Key` is handed to the application's `once`, which answers a key that it knows.
+A mutation with an `Idempotency-Key` is passed to the application's `once`, which replays the response of a
+known key.
 
-Requests that a browser sends without asking (form content types, mutations by GET) are refused, so there is nothing to
-forge across sites. CORS, OPTIONS and compression belong to the application around this.
+CSRF: requests that browsers send across sites without a preflight (form content types, mutations by GET) are
+rejected. CORS, OPTIONS and compression belong to the surrounding application.
 """
 
 import codecs
@@ -36,21 +37,25 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 ContextFactory = Callable[[Scope], Awaitable[Any]]
 Whole = tuple[int, bytes, Headers]
-"""Status, body and headers of an answer."""
+"""Status, headers and body of a response."""
 Once = Callable[[Any, str, bytes, Callable[[], Awaitable[tuple[Whole, bool]]]], Awaitable[Whole]]
-"""`once(ctx, key, request, work)`: do the work unless this key was answered before; `work` also says whether to keep it."""
+"""`once(ctx, key, request, work)`: run `work` unless the key has a stored response. `work` also returns
+whether to store it.
+"""
 Answered = Callable[[Scope, str, bytes], Awaitable[Whole | None]]
-"""`answered(scope, key, request)`: the answer to a request that ended its own session, asked for again."""
+"""`answered(scope, key, request)`: the stored response to a repeated request that ended its own session."""
 Admit = Callable[[Scope, Prepared], Awaitable[None] | None]
-"""`admit(scope, prepared)`: called before an operation runs. An error that it, or its result, raises is the answer."""
+"""`admit(scope, prepared)`: called before an operation runs. An error that it, or its result, raises becomes
+the response.
+"""
 Refused = Callable[[Any, str], Awaitable[None]]
-"""`refused(ctx, code)`: this request asked for what its caller may not have."""
+"""`refused(ctx, code)`: called when the request was rejected for lack of permission."""
 
 MIB = 1024 * 1024
 
 
 class Parameters(msgspec.Struct, rename="camel"):
-    """What a request asks, wherever it stands in it. Unknown keys are ignored, as the specification asks."""
+    """The parameters of a GraphQL request. Unknown keys are ignored, as the specification requires."""
 
     query: str | msgspec.UnsetType = msgspec.UNSET
     operation_name: str | None = None
@@ -59,7 +64,7 @@ class Parameters(msgspec.Struct, rename="camel"):
 
 
 class NotWellFormed(Exception):
-    """Not a GraphQL request: answered with this status under every media type."""
+    """Not a GraphQL request: this status applies under every media type."""
 
     def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
         super().__init__(message)
@@ -68,16 +73,16 @@ class NotWellFormed(Exception):
 
 
 class _Disconnected(Exception):
-    """The client left before its request was complete: there is nobody to answer."""
+    """The client disconnected before its request was complete."""
 
 
 class GraphQLApp:
-    """Serves one engine. `context_factory(scope)` makes each request's context; an error it raises is the answer.
+    """Serves one engine.
 
-    It is called only for operations that will run: a request that is malformed, invalid or too large costs no I/O.
-    Limits of the body are in bytes; the anonymous one, by default the same, is for requests that nobody answers for. What
-    is larger, and has an Authorization header or a cookie, has a context made before it is read, of which `is_known` must
-    hold: anybody can send such a header.
+    `context_factory(scope)` builds the context; an error it raises becomes the response. The factory runs
+    only for operations that will be executed: malformed, invalid or oversized requests cost no I/O. Body
+    limits are in bytes. A body above the anonymous limit with an Authorization header or a cookie has its
+    context built before it is read, and must satisfy `is_known`, because anyone can send such a header.
     """
 
     def __init__(
@@ -126,7 +131,7 @@ class GraphQLApp:
             status, response = 500, {"errors": [describe_bug(error)]}
         try:
             body = response if isinstance(response, bytes) else _encode(response)
-        except Exception as error:  # a resolver gave JSON what is no JSON: circular, say, or too deep
+        except Exception as error:  # a JSON value from a resolver that cannot be encoded: circular or too deep
             status, body = 500, _encode({"errors": [describe_bug(error)]})
         await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
 
@@ -232,7 +237,9 @@ class GraphQLApp:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _larger_limit(self, scope: Scope, headers: "_Headers", size: int) -> int:
-        """The limit for a body that is past the anonymous one, if it may be. The context is not kept: a body takes its time."""
+        """The limit for a body above the anonymous one. The context is not kept: reading the body may take
+        long.
+        """
         limit, whose = self._body_limit, ""
         if size <= limit and not (headers.authorized and self._is_known(await self._context_factory(scope))):
             limit, whose = self._anonymous_body_limit, ", the limit of requests that come from nobody in particular"
@@ -242,7 +249,7 @@ class GraphQLApp:
 
 
 class _Headers:
-    """The few headers that matter here."""
+    """The request headers that GraphQL over HTTP uses."""
 
     __slots__ = ("accept", "authorized", "content_encoding", "content_length", "content_type", "idempotency_key")
 
@@ -279,7 +286,7 @@ def _read_body(body: bytes) -> Parameters:
     if body.lstrip()[:1] == b"[":
         raise NotWellFormed(400, "Batches are not accepted: send one operation a request")
     try:
-        str(body, "utf-8")  # the decoder does not look into keys that it ignores
+        str(body, "utf-8")  # the decoder does not validate ignored keys
     except UnicodeDecodeError as error:
         raise NotWellFormed(400, f"The body is not UTF-8: byte {error.start} is wrong") from error
     parameters: Parameters = _decode(_parameters, body, "The body")
@@ -318,7 +325,7 @@ def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes, what: str) -> Any
 
 
 def _plain(value: Any) -> Any:
-    """JSON for what databases put into free-form values: their kinds of numbers as numbers, all else as text."""
+    """JSON for database values in free-form fields: numeric subclasses as numbers, everything else as text."""
     kinds: tuple[type[Any], ...] = (int, float, str, bytes, dict, list)
     return next((kind for kind in kinds if isinstance(value, kind)), str)(value)
 

@@ -1,8 +1,9 @@
-"""Variables and arguments: from JSON and literals to Python values, by rules prepared once an operation.
+"""Variables and arguments: from JSON and literals to Python values, with rules prepared once per operation.
 
-graphql-core coerces; it is asked only where a value is more than a copied variable or a constant. The number of values in
-lists and input objects is bounded before anything is coerced: coercion takes microseconds a value, on the event loop,
-for callers that are not known yet. A value of the JSON scalar counts as one, because it is not looked into.
+graphql-core coerces; it is called only for values that are neither copied variables nor constants. The number
+of values in lists and input objects is limited before coercion, which takes microseconds per value on the
+event loop, for callers that are not authenticated yet. A value of the JSON scalar counts as one, because it
+is not traversed.
 """
 
 import copy
@@ -48,12 +49,12 @@ class _Variable(NamedTuple):
     name: str
     type: GraphQLInputType
     default: Any
-    """Undefined without one."""
+    """Undefined if there is none."""
     required: bool
 
 
 class Values:
-    """The variables of one request: `coerced` by name, without those that are absent and have no default."""
+    """The variables of one request: `coerced` by name. Absent variables without a default are left out."""
 
     __slots__ = ("_of", "_whole", "coerced", "raw")
 
@@ -64,7 +65,7 @@ class Values:
         self.coerced = coerced
 
     def whole(self) -> VariableValues:
-        """As graphql-core has them, for literals that have variables inside."""
+        """graphql-core's form, for literals that contain variables."""
         if self._whole is None:
             self._whole = self._of.ask(self.raw)
         return self._whole
@@ -85,7 +86,7 @@ class Variables:
             self._variables.append(_Variable(node.variable.name.value, type_, default, required))
 
     def coerce(self, raw: Mapping[str, Any]) -> Values:
-        """Raises RequestRefused where a value does not fit its type, or there are too many inside lists and objects."""
+        """Raises RequestRefused if a value does not fit its type, or lists and objects have too many values."""
         coerced: dict[str, Any] = {}
         budget = self._limits.inputs
         for name, type_, default, required in self._variables:
@@ -101,19 +102,19 @@ class Variables:
             except RecursionError:
                 made = Undefined
             if made is Undefined:
-                self.ask(raw)  # says why
+                self.ask(raw)  # raises with the reason
             coerced[name] = made
         return Values(self, raw, coerced)
 
     def ask(self, raw: Mapping[str, Any]) -> VariableValues:
-        """Let graphql-core coerce all of them. Raises RequestRefused with its errors."""
+        """Coerce all variables with graphql-core. Raises RequestRefused with its errors."""
         found = get_variable_values(self._schema, self._nodes, dict(raw), max_errors=self._limits.errors - 1)
         if isinstance(found, list):
             raise RequestRefused([describe_request_error(error, BAD_INPUT) for error in found])
         return found
 
     def _count(self, value: Any, type_: GraphQLInputType, most: int) -> int:
-        """Values inside `value`, as deep as its type goes. Raises RequestRefused past `most`."""
+        """The number of values inside `value`, to the depth of its type. Raises RequestRefused above `most`."""
         count = 0
         stack: list[tuple[Any, Any]] = [(value, type_)]
         while stack:
@@ -125,7 +126,7 @@ class Variables:
             elif isinstance(value, dict) and is_input_object_type(kind):
                 items = list(value)
                 if count + len(items) <= most and max(map(len, items), default=0) > _LONGEST_NAME:
-                    # Of a megabyte the search for a similar name takes 50 ms.
+                    # Searching for similar names of a megabyte takes 50 ms.
                     error = OverLimit("length of a name", max(map(len, items)), _LONGEST_NAME, "look at the schema")
                     raise RequestRefused([describe_over_limit(error)])
                 inner = ((value[name], kind.fields[name].type) for name in items if name in kind.fields)
@@ -141,7 +142,7 @@ class Variables:
 
 
 class Arguments:
-    """A field's arguments as one selection gives them."""
+    """The arguments of a field in one selection."""
 
     def __init__(self, field: GraphQLField, node: FieldNode, readers: Mapping[str, Reader]) -> None:
         self._field = field
@@ -166,12 +167,14 @@ class Arguments:
             value = Undefined if _has_variable(node) else coerce_input_literal(node, argument.type)
             self._general = self._general or value is Undefined
         if value is not Undefined and not isinstance(value, _IMMUTABLE):
-            self._general = True  # made anew for each request, which may change it
+            self._general = True  # copied per request, which may mutate it
         elif value is not Undefined and not isinstance(node, VariableNode):
             self._constants[name] = value
 
     def evaluate(self, values: Values) -> dict[str, Any]:
-        """Keyword arguments for the resolver. Raises GraphQLError, or Invalid where a Struct's constraints are not met."""
+        """Keyword arguments for the resolver. Raises GraphQLError, or Invalid if a Struct's constraint is
+        violated.
+        """
         arguments = self._ask(values) if self._general else self._copy(values)
         for name, read in self._readers.items():
             if name in arguments:
@@ -183,7 +186,7 @@ class Arguments:
         for name, variable, default, required in self._copies:
             value = values.coerced.get(variable, default)
             if required and (value is None or value is Undefined):
-                return self._ask(values)  # says why
+                return self._ask(values)  # raises with the reason
             if value is not Undefined:
                 arguments[name] = value
         return arguments

@@ -1,8 +1,8 @@
-"""What introspection may cost: exactly the fields it resolves, counted over the schema that it describes.
+"""The cost of introspection: exactly the fields that it resolves, counted over the schema.
 
-Its lists nest in each other (types, their fields, their types' fields, …), so a few kilobytes of text, well within any
-depth and breadth, can ask for millions of fields. Counted are objects by how often they occur, not occurrences: no
-price takes longer to find than the limit lasts.
+Introspection lists nest (types, their fields, their types' fields, …), so a few kilobytes of text within
+every depth and breadth limit can select millions of fields. The count is by distinct object and multiplicity,
+not by occurrence, so computing it is fast.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,14 +33,14 @@ from ximler.graphql.engine.limits import OverLimit
 __all__ = ["Introspection"]
 
 _ALLOWANCE = 2
-"""Times the fullest query that GraphiQL, Apollo and code generators send."""
+"""Factor over the largest query that GraphiQL, Apollo and code generators send."""
 
-# Objects of one introspection type (a type, a field with its name, …) by identity, and how often each is asked.
+# Objects of one introspection type (a type, a named field, …) by identity, with their multiplicity.
 _Objects = dict[int, tuple[Any, int]]
 
 
 class Introspection:
-    """Prices introspection of one schema."""
+    """Computes the cost of introspecting one schema."""
 
     def __init__(self, schema: GraphQLSchema) -> None:
         self._schema = schema
@@ -59,10 +59,10 @@ class Introspection:
         self._most = _ALLOWANCE * self.price(document.definitions[0], fragments)  # type: ignore[arg-type]  # its query
 
     def price(self, operation: OperationDefinitionNode, fragments: Mapping[str, FragmentDefinitionNode]) -> int:
-        """The fields that an operation's introspection resolves. Raises OverLimit.
+        """The number of fields that an operation's introspection resolves. Raises OverLimit.
 
-        The document need not be valid, as this comes before validation, which takes longer; but no fragment may contain
-        itself.
+        The document may be invalid, because this runs before the slower validation; its fragments must not be
+        cyclic.
         """
         spent = 0
 
@@ -90,7 +90,7 @@ class Introspection:
                 self._spend("__Type", _count(self._named(node)), node.selection_set, fragments, spend)
 
     def _named(self, node: FieldNode) -> list[Any]:
-        """The type that the text names; where a variable does, all of them."""
+        """The type named by a literal argument; all types if the argument is a variable."""
         name = next((argument.value for argument in node.arguments or ()), None)
         if not isinstance(name, StringValueNode):
             return list(self._schema.type_map.values())

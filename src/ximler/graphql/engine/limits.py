@@ -1,11 +1,11 @@
-"""How much one request may ask for, checked before anything is executed, and before the checks themselves get costly.
+"""Limits of a request, checked before execution, and before the checks themselves become expensive.
 
     shape (`check_shape`)   from the text alone, before validation: depth, breadth, root fields, repeats
     price (`cost`)          with schema and variables, before execution: cost
 
-A fragment is measured once, however often it is spread, so a few lines that unfold to billions of fields are refused
-as fast as any other text. Introspection has an allowance of its own, enough for the query that GraphiQL, Apollo and
-code generators send.
+Each fragment is measured once, however often it is spread, so a few lines that expand to billions of fields
+are rejected at once. Introspection has its own limits, sufficient for the queries of GraphiQL, Apollo and
+code generators.
 """
 
 from collections import Counter
@@ -27,26 +27,31 @@ __all__ = ["Limits", "OverLimit", "check_shape"]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine refuses, and how much it keeps."""
+    """Limits of requests and of the document cache."""
 
     depth: int = 12
     """Levels of fields; `{ me { name } }` has two."""
     breadth: int = 500
-    """Fields in a document, with every fragment unfolded where it is spread."""
+    """Fields in a document, with fragments expanded at every spread."""
     repeats: int = 5_000
-    """Pairs of fields with the same response name in the same place, and of fragments. Validation compares every pair:
-    250 repeats of one field are 1.2 kB of text and, at 31,000 pairs, a third of a second of it."""
+    """Pairs of fields with the same response name in the same place, and of fragments. Validation compares
+    every pair: 250 repeats of one field are 1.2 kB of text, 31,000 pairs and a third of a second.
+    """
     root_fields: int = 20
-    """Root fields of an operation, aliases counted: twenty attempts at a mutation a request, not five hundred."""
+    """Root fields of an operation, aliases included: limits the attempts at a mutation per request."""
     cost: int = 20_000
-    """Fields that executing may resolve, lists unfolded (see `cost`): a fifth of a second of it."""
+    """Fields that execution may resolve, lists expanded (see `cost`). The default takes a fifth of a second.
+    """
     calls: int = 100
-    """Calls of batch resolvers: a page of an application needs a dozen, aliases with arguments of their own any number."""
+    """Calls of batch resolvers. A page of an application needs a dozen; aliases with different arguments
+    multiply them.
+    """
     inputs: int = 20_000
-    """Values inside lists and input objects of a request's variables; a JSON value counts as one. Coercing takes about
-    2 µs each, before the caller is known."""
+    """Values inside lists and input objects of the variables; a JSON value counts as one. Coercion takes
+    about 2 µs each, before authentication.
+    """
     page_size: int = 20
-    """What a list is taken to hold where the query does not say."""
+    """Assumed length of lists without `first` or `last`."""
     introspection_depth: int = 20
     introspection_breadth: int = 1_000
     text: int = 128 * 1024
@@ -54,20 +59,21 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 5_000
     """Lexical tokens of a query's text, and as many comments."""
     seconds: float = 30
-    """How long an operation may take. Past it, its resolvers are cancelled, and their database calls with them."""
+    """Timeout of an operation. Its resolvers and their database calls are then cancelled."""
     slow_seconds: float = 1
-    """How long an operation takes that is logged, with its calls and round trips."""
+    """Duration from which an operation is logged, with its calls and round trips."""
     errors: int = 10
-    """Errors that validation or reading variables reports before it stops."""
+    """Maximum number of errors from validation or variables."""
     cached_documents: int = 1_000
     cached_text: int = 500_000
-    """Characters of text that all cached documents may have together; a parsed one takes 130 bytes for each."""
+    """Maximum characters of all cached documents together. A parsed document takes 130 bytes per character.
+    """
     cached_text_each: int = 64 * 1024
-    """A longer text is parsed on every request."""
+    """Longer texts are not cached."""
 
 
 class OverLimit(Exception):
-    """A request asks for more than a limit allows."""
+    """The request exceeds a limit."""
 
     def __init__(self, limit: str, value: int, maximum: int, remedy: str) -> None:
         shown = f"{value:,}" if value < 10**15 else "more than 10^15"
@@ -78,9 +84,9 @@ class OverLimit(Exception):
 
 
 def check_shape(document: DocumentNode, limits: Limits) -> bool:
-    """Refuse a document by its text alone; raises OverLimit. True where fragments spread each other in a circle.
+    """Check a document's text; raises OverLimit. True if its fragments form a cycle.
 
-    Such a document has no size, and only the rule that names its circles may look at it.
+    The size of such a document is undefined; only the validation rule that reports cycles may run on it.
     """
     shapes = _Shapes(document)
     try:
@@ -121,7 +127,7 @@ class _Shape(NamedTuple):
 
 
 class _Shapes:
-    """The shapes of one document's selection sets."""
+    """The shapes of a document's selection sets."""
 
     def __init__(self, document: DocumentNode) -> None:
         nodes = document.definitions
@@ -131,7 +137,7 @@ class _Shapes:
         self.circular = False
 
     def measure_document(self) -> _Shape:
-        """Every operation's shape, and that of fragments nobody spreads: validation visits those as well."""
+        """The shape of all operations, and of unused fragments, because validation visits them too."""
         total = _Shape()
         for operation in self._operations:
             total = total.beside(self._measure(operation.selection_set))
@@ -158,7 +164,9 @@ class _Shapes:
         return inner._replace(depth=1 + inner.depth, breadth=1 + inner.breadth)
 
     def _measure_fragment(self, name: str) -> _Shape:
-        """A spread counts at least one, also of nothing: otherwise spreading nothing could unfold without end."""
+        """A spread counts at least one, even of an empty fragment, so that empty spreads cannot multiply
+        without limit.
+        """
         if name not in self._measured:
             self._measured[name] = None  # being measured
             fragment = self._fragments.get(name)
@@ -169,9 +177,10 @@ class _Shapes:
         return shape_or_circle or _Shape()
 
     def count_places(self) -> tuple[int, int]:
-        """The most root fields that an operation has under different names, and the pairs that validation compares.
+        """The largest number of distinct root fields of an operation, and the number of pairs that validation
+        compares.
 
-        Unfolds fragments: only for a document within its breadth.
+        Expands fragments: call it only for documents within the breadth limit.
         """
         roots = pairs = 0
         for operation in self._operations:

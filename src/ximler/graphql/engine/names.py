@@ -1,4 +1,4 @@
-"""Names on both sides of the interface: camelCase in SDL, snake_case in Python."""
+"""Conversion of names: camelCase in SDL, snake_case in Python."""
 
 import keyword
 import re
@@ -11,7 +11,7 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 def snake(name: str) -> str:
     """The Python name of an SDL name: `apiCalls` → `api_calls`, `userID` → `user_id`, `from` → `from_`.
 
-    A digit never starts a word (`address2` stays), so a Struct attribute written `address_2` cannot be reached.
+    A digit does not start a word (`address2` stays), so a Struct attribute named `address_2` is unreachable.
     """
     python = _WORD_START.sub("_", name).lower()
     return f"{python}_" if keyword.iskeyword(python) else python

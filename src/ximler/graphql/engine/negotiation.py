@@ -1,4 +1,4 @@
-"""Which media types a request speaks and accepts (RFC 9110, section 12.5.1)."""
+"""Media types of requests and responses (RFC 9110, section 12.5.1)."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,14 +16,14 @@ _RANGES = {
 
 
 _LONGEST = 1024
-"""Bytes of a header that is read: ten times what browsers send. Splitting megabytes of commas takes seconds."""
+"""Maximum bytes of a header, ten times what browsers send. Splitting megabytes of commas takes seconds."""
 
 
 def choose_response_type(accept: bytes) -> bytes | None:
-    """The media type to answer in, None where neither of ours is accepted, and for a header of more than 1 kB.
+    """The media type of the response; None if the client accepts neither, or the header exceeds 1 kB.
 
-    Where a client takes both alike the new one is chosen if it was named, else `application/json`, which is also what
-    a client without an Accept header gets.
+    If a client prefers neither, the new type is chosen if it was named, else `application/json`, which is
+    also the default without an Accept header.
     """
     return _choose(accept) if len(accept) <= _LONGEST else None
 
@@ -50,7 +50,7 @@ def _choose(accept: bytes) -> bytes | None:
 
 
 def is_json(content_type: bytes) -> bool:
-    """Whether a body of this type is JSON in UTF-8; a type that browsers send unasked never is."""
+    """Whether the type is JSON in UTF-8. Browsers never send such a type without a preflight."""
     return len(content_type) <= _LONGEST and _is_json(content_type)
 
 

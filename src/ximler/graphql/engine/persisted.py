@@ -1,11 +1,11 @@
-"""Query texts by their hash: Apollo's automatic persisted queries, and trusted documents.
+"""Persisted queries by hash: Apollo's automatic persisted queries, and trusted documents.
 
-A client sends `extensions.persistedQuery = {"version": 1, "sha256Hash": …}` instead of the text; where the hash is unknown
-(PERSISTED_QUERY_NOT_FOUND) it sends both, and the hash is known from then on, in this process and for a while: texts that
-are valid are kept, up to a number and a sum of characters. See
+A client sends `extensions.persistedQuery = {"version": 1, "sha256Hash": …}` instead of the text. If the hash
+is unknown (PERSISTED_QUERY_NOT_FOUND) it sends both, and this process caches the text if it is valid. The
+cache is bounded in number and in characters. See
 https://www.apollographql.com/docs/apollo-server/performance/apq.
 
-With trusted documents nothing but the listed texts is executed, named by their id or sent as they are; nothing is added.
+With trusted documents only the listed texts are executed, referenced by id or sent as text; none are added.
 The list is a file: Apollo's manifest (`{"operations": [{"id": …, "body": …}]}`) or Relay's (`{id: text}`).
 """
 
@@ -38,7 +38,7 @@ class _Manifest(msgspec.Struct):
 
 
 def read_trusted(path: Path) -> dict[str, str]:
-    """The texts of a file of trusted documents by id. Raises OSError, ValueError."""
+    """Read a file of trusted documents: texts by id. Raises OSError, ValueError."""
     data = path.read_bytes()
     try:
         return {each.id: each.body for each in msgspec.json.decode(data, type=_Manifest).operations}
@@ -47,7 +47,7 @@ def read_trusted(path: Path) -> dict[str, str]:
 
 
 class PersistedQueries:
-    """The texts that one process knows by a hash or id. With `trusted` those and no others may be executed."""
+    """The query texts of one process by hash or id. With `trusted`, only those are executed."""
 
     def __init__(self, limits: Limits, trusted: Mapping[str, str] | None = None) -> None:
         self._limits = limits
@@ -57,7 +57,7 @@ class PersistedQueries:
         self._kept_text = 0
 
     def find(self, query: str | None, extensions: Mapping[str, Any] | None) -> str | None:
-        """The text that a request means; None where it names none. Raises RequestRefused."""
+        """The query text of a request; None if it has none. Raises RequestRefused."""
         given = (extensions or {}).get("persistedQuery")
         name = None
         if given is not None:
@@ -84,7 +84,7 @@ class PersistedQueries:
         return query
 
     def keep(self, query: str, extensions: Mapping[str, Any] | None) -> None:
-        """Know a valid text by its hash from now on, where the request came with it."""
+        """Cache a valid text by its hash, if the request contained both."""
         if not extensions or "persistedQuery" not in extensions or self._trusted is not None:
             return
         limits, name = self._limits, extensions["persistedQuery"]["sha256Hash"]

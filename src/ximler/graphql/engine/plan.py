@@ -1,9 +1,10 @@
-"""Plans: what an operation selects, worked out once from its text and read by every execution.
+"""Plans: what an operation selects, computed once from its text and used by every execution.
 
-A plan is a tree: a `Selection` is the fields of one object type in one place, in the order of the answer; a `Field` knows its
-type, its arguments, and where its value comes from: an attribute, a resolver, or the name of the type. Fragments are
-unfolded and fields merged as https://spec.graphql.org/draft/#CollectFields() says. A plan is made for one set of values of
-the variables that `@skip` and `@include` read, so that no condition is left to execution.
+A plan is a tree. A `Selection` has the fields of one object type in one place, in response order. A `Field`
+has its type, its arguments and the source of its value: an attribute, a resolver or the type's name.
+Fragments are expanded and fields merged as specified in https://spec.graphql.org/draft/#CollectFields(). A
+plan is specific to the values of the variables in `@skip` and `@include`, so execution evaluates no
+conditions.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ from ximler.graphql.engine.selected import Selected
 __all__ = ["INTROSPECTION", "Conditions", "Field", "Plan", "Selection", "Shape", "find_conditions"]
 
 Conditions = Mapping[str, bool | None]
-"""Values of the variables in `@skip` and `@include`; None where one is null or absent."""
+"""Values of the variables in `@skip` and `@include`; None for null and absent ones."""
 
 INTROSPECTION = ("__schema", "__type")
 
@@ -47,7 +48,7 @@ Fragments = Mapping[str, FragmentDefinitionNode]
 
 
 class Shape:
-    """An output type, taken apart into nullability, list levels and inner type."""
+    """An output type, decomposed into nullability, list levels and inner type."""
 
     __slots__ = ("inner", "kind", "required", "type")
 
@@ -68,7 +69,7 @@ class Shape:
 
 
 class Field:
-    """A field where it is selected: merged with its repetitions, under its name in the answer."""
+    """A selected field: repeated selections merged, under its response name."""
 
     __slots__ = (
         "above", "arguments", "attribute", "children", "complete", "coordinate", "key", "name", "nodes", "order", "place",
@@ -88,7 +89,7 @@ class Field:
         self.attribute = snake(self.name)
         self.resolver: Resolver | None = None
         self.arguments: Arguments | None = None
-        self.complete: Callable[..., Any] | None = None  # compiled when the plan is used again
+        self.complete: Callable[..., Any] | None = None  # compiled on the plan's second use
         self.children: Children | None = None
         self.selected: Selected | None = None
         definition = parent.fields.get(self.name)
@@ -106,7 +107,7 @@ class Field:
 
 
 class Children:
-    """What a field selects of its objects, by their type: of an interface or union, only of those that have been met."""
+    """A field's selections by concrete object type; of an interface or union, only the types seen so far."""
 
     __slots__ = ("_by_type", "_field", "_nodes", "_plan", "names")
 
@@ -129,7 +130,7 @@ class Children:
 
 
 class Selection:
-    """The fields of an object type that one place of the answer shows."""
+    """The fields selected of an object type in one place of the response."""
 
     __slots__ = ("compiled", "error", "fields", "type_name")
 
@@ -181,7 +182,7 @@ class Plan:
     def collect(
         self, nodes: SelectionSetNode, type_: GraphQLObjectType, groups: dict[str, list[FieldNode]], visited: set[str]
     ) -> None:
-        """Group the fields that objects of the type show by their name in the answer."""
+        """Group the fields that apply to the type by their response name."""
         for node in nodes.selections:
             if node.directives and not self._includes(node):
                 continue
@@ -222,7 +223,7 @@ TYPENAME = Shape(GraphQLNonNull(GraphQLString))
 
 
 def find_conditions(operation: OperationDefinitionNode, fragments: Fragments) -> tuple[str, ...]:
-    """The variables that `@skip` and `@include` read, anywhere in an operation."""
+    """The variables used by `@skip` and `@include` anywhere in an operation."""
     found: set[str] = set()
     visited: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Resolvers, written down beside the SDL they answer: one `Resolvers` object a domain.
+"""Registration of resolvers, beside their SDL: one `Resolvers` object per domain.
 
     resolvers = Resolvers()
 
@@ -11,15 +11,15 @@
     @resolvers.field("User", "subscription")
     async def subscriptions(ctx, users): ...
 
-A **root** resolver is `async (ctx, **args)`. A **batch** resolver is `async (ctx, parents, **args) -> list`: it is called
-once for all parents of a level and answers in their order; an element may be an exception, which then is the error of
-that one parent. Arguments arrive by name in snake_case; one the client left out is not passed, so the parameter's
-default applies, while an explicit `null` arrives as None.
+A **root** resolver is `async (ctx, **args)`. A **batch** resolver is `async (ctx, parents, **args) -> list`:
+it is called once for all parents of a level and returns one element per parent, in order. An exception as an
+element is the error of that parent. Arguments are passed by name in snake_case. Omitted arguments are not
+passed, so the parameter's default applies; an explicit `null` is None.
 
-A resolver that can read less than everything takes `selected: Selected` as well (see `selected`); one of a field below
-says with `needs` what it reads of its parents.
+A resolver that can read a subset of fields takes `selected: Selected` (see `selected`). A batch resolver
+declares with `needs` which attributes of its parents it reads.
 
-Resolvers never see the query, its nodes or the library that executes it: whatever executes it may change.
+Resolvers never see the query, its nodes or the executing library, which can therefore be replaced.
 """
 
 import inspect
@@ -40,15 +40,15 @@ ROOT_TYPES = ("Query", "Mutation")
 
 
 class Resolver(msgspec.Struct, frozen=True):
-    """A function and the field that it answers."""
+    """A function and the field that it resolves."""
 
     type_name: str
     field_name: str
     function: Function
     needs: frozenset[str] | None = None
-    """The attributes that it reads of its parents; None where it does not say."""
+    """The attributes of its parents that it reads; None if not declared."""
     selects: bool = False
-    """Whether it has a parameter `selected`."""
+    """Whether it takes a parameter `selected`."""
 
     @property
     def batch(self) -> bool:
@@ -60,13 +60,15 @@ class Resolver(msgspec.Struct, frozen=True):
 
     @property
     def where(self) -> str:
-        """File, line and name of the function, for messages."""
+        """File, line and name of the function, for error messages."""
         code = inspect.unwrap(self.function).__code__
         return f"{Path(code.co_filename).name}:{code.co_firstlineno} {self.function.__qualname__}"
 
 
 class Resolvers:
-    """The resolvers of one domain. Registering twice, or a function that is not `async`, raises TypeError at once."""
+    """The resolvers of one domain. A duplicate, or a function that is not `async`, raises TypeError at
+    registration.
+    """
 
     def __init__(self) -> None:
         self._resolvers: dict[str, Resolver] = {}

@@ -1,7 +1,7 @@
-"""The scalars every schema has besides GraphQL's own, and how their values look in Python.
+"""Scalars beyond GraphQL's own, and their Python values.
 
-`ID` needs nothing here: graphql-core writes any object with a `__str__` of its own, so an ObjectId becomes its hex; on
-the way in an ID stays a str, and the domain decides whether it is one.
+`ID` needs no code here: graphql-core serialises any object with its own `__str__`, so an ObjectId becomes its
+hex string. As an input an ID stays a str, which the domain validates.
 """
 
 import math
@@ -35,8 +35,8 @@ scalar DateTime @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc3339#sectio
 scalar JSON @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc8259")
 
 """
-A whole number beyond Int's 32 bits, such as a count of bytes: a JSON number from -(2^53 - 1) to 2^53 - 1, which
-JavaScript reads exactly.
+A 53-bit integer, for values beyond Int's 32 bits such as sizes in bytes: a JSON number from -(2^53 - 1) to 2^53 - 1,
+which JavaScript reads exactly.
 """
 scalar Long
 '''
@@ -46,7 +46,7 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:
 
 
 def format_datetime(value: Any) -> str:
-    """Write an aware datetime; a naive one is a bug and raises TypeError."""
+    """Format an aware datetime. Raises TypeError for a naive one, which is a bug."""
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise TypeError(f"DateTime needs an aware datetime, got {value!r}")
     if value.tzinfo is not UTC:
@@ -66,7 +66,7 @@ def _read_datetime(value: Any) -> datetime:
 
 def _write_long(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # Node stores whole numbers beyond 32 bits as doubles
+        value = int(value)  # Node.js stores integers beyond 32 bits as doubles
     if isinstance(value, int) and not isinstance(value, bool) and -_LONG_LIMIT <= value <= _LONG_LIMIT:
         return int(value)  # the driver's Int64 is a subclass
     raise TypeError(f"Long cannot represent {_shown(value)}")
@@ -92,7 +92,7 @@ def _datetime_literal(node: ConstValueNode) -> datetime:
 
 
 def _json_literal(node: ConstValueNode) -> Any:
-    """Read a literal as the JSON value it spells; its nesting is bounded by the parser's."""
+    """The JSON value of a literal. The parser bounds its nesting."""
     match node:
         case NullValueNode():
             return None
@@ -117,7 +117,9 @@ def _json_literal(node: ConstValueNode) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Cut before it is quoted, containers not quoted at all: a value may be 20 MB."""
+    """The value for an error message, truncated before quoting; containers are not shown. A value may be 20
+    MB.
+    """
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     text = repr(value[:80] if isinstance(value, str | bytes) else value)
@@ -125,9 +127,9 @@ def _shown(value: Any) -> str:
 
 
 def bounded_enum(type_: GraphQLEnumType) -> Callable[..., Any]:
-    """Coercion of the enum's input, without the search for similar names where text is longer than any name.
+    """Input coercion of an enum without the search for similar names if the text is longer than any name.
 
-    Of a megabyte that search takes a third of a second.
+    For a megabyte of text that search takes a third of a second.
     """
     coerce, longest = type_.coerce_input_value, 2 * max(map(len, type_.values))
 
@@ -140,7 +142,7 @@ def bounded_enum(type_: GraphQLEnumType) -> Callable[..., Any]:
 
 
 def _as_it_is(value: Any) -> Any:
-    """JSON in: decoded already. JSON out: whatever a database may hold inside is written by the response's encoder."""
+    """Input JSON is already decoded; the response's encoder handles database types inside output JSON."""
     return value
 
 
@@ -164,4 +166,4 @@ SCALARS: Mapping[str, GraphQLScalarType] = {
         coerce_input_literal=_long_literal,
     ),
 }
-"""Name → how values are coerced. `schema.build` copies these onto the types that SDL declares."""
+"""Coercion by scalar name. `schema.build` copies these functions onto the types declared in SDL."""

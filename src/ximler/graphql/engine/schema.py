@@ -1,7 +1,8 @@
-"""From SDL and resolvers to a schema that is known to hang together, or a list of everything that does not.
+"""Builds a schema from SDL and resolvers, and checks that they match.
 
-Every problem is found at start and reported at once, SDL problems with file and line. What this does not check: that a
-Struct has the attributes its type's fields are read from; a missing one is an internal error when it is first asked for.
+All problems are reported together at start, SDL problems with file and line. Not checked: that a Struct has
+the attributes of its type's fields. A missing attribute is an internal error when the field is first
+selected.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,7 +44,7 @@ __all__ = ["Bound", "Schema", "SchemaError", "build"]
 
 
 class SchemaError(Exception):
-    """The schema cannot be served; `problems` says all that is wrong, one sentence each."""
+    """The schema cannot be served; `problems` lists every problem, one sentence each."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
@@ -51,22 +52,22 @@ class SchemaError(Exception):
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """A resolver on its field, with what turns its arguments into Structs."""
+    """A resolver bound to its field, with the converters of its arguments."""
 
     resolver: Resolver
     readers: dict[str, Reader]
 
 
 class Schema(msgspec.Struct, frozen=True):
-    """A checked schema: graphql-core's, and by coordinate (`User.subscription`) the resolvers behind it."""
+    """A validated schema: graphql-core's, and its resolvers by coordinate (`User.subscription`)."""
 
     core: GraphQLSchema
     bound: Mapping[str, Bound]
 
     def sdl(self) -> str:
-        """The schema as text, with the weight and the scope of fields where they have them."""
+        """The schema as text, with the fields' weights and scopes."""
         text = print_schema(self.core)
-        # graphql-core prints what directives are declared, not where they stand.
+        # graphql-core prints declarations of directives, not their uses.
         places = [
             (field.loc.end, said)
             for type_ in parse(text).definitions
@@ -98,12 +99,13 @@ def build(
     *,
     guard: scopes.Guard | None = None,
 ) -> Schema:
-    """Build a schema from SDL and resolvers; raises SchemaError naming every problem.
+    """Build a schema from SDL and resolvers. Raises SchemaError with every problem.
 
-    A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's `resolvers`), an
-    SDL file, or SDL text. `Query` and `Mutation` exist already: files extend them. So do the scalars DateTime, JSON and
-    Long, and PageInfo. There are no GraphQL subscriptions: `Subscription` is a type like any other. `guard` is asked before
-    every root field, and before every other that has a `@scope`.
+    A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's
+    `resolvers`), an SDL file, or SDL text. `Query` and `Mutation` are predefined and extended by the files,
+    as are the scalars DateTime, JSON and Long, and PageInfo. GraphQL subscriptions are not supported:
+    `Subscription` is an ordinary type. `guard` is called before every root field, and before every other
+    field with a `@scope`.
     """
     sources, registries = list(sources), list(registries)
     registries += [_find_registry(source) for source in sources if isinstance(source, ModuleType)]
@@ -145,7 +147,7 @@ def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
     extended = {node.name.value for node in definitions if isinstance(node, ObjectTypeExtensionNode)}
     defined = {node.name.value for node in definitions if isinstance(node, ObjectTypeDefinitionNode)}
     roots = [name for name in ROOT_TYPES if name in extended | defined] or ["Query"]
-    # Said in so many words, or a type that merely is called Subscription would become the third root.
+    # Explicit, because otherwise a type named Subscription would become the third root.
     schema = ["schema {", *(f"{name.lower()}: {name}" for name in roots), "}"]
     types = [f"type {name}" for name in roots if name not in defined]
     definitions += parse(" ".join(schema + types)).definitions

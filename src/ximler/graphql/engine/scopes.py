@@ -1,11 +1,11 @@
-"""`@scope`: what a key must be permitted to use a field. The engine knows that a field says so; whom it stops is the guard's.
+"""`@scope` declares the scope that an API key needs for a field. The engine reads it; the guard enforces it.
 
     projects: ProjectConnection! @scope(requires: "projects:read")     keys with that scope
     plans: [Plan!]! @scope                                             every key
-    signOut: Boolean!                                                  no key: a root field must say so itself
+    signOut: Boolean!                                                  no key, because a root field must declare @scope
 
-On a field of another type it is an addition: whoever reached the parent may read the field, unless it asks for more. Only
-fields with a resolver can ask.
+A field of another type is available to callers that reached its parent, unless it declares its own scope.
+Only fields with a resolver can declare one.
 """
 
 import functools
@@ -20,19 +20,20 @@ from ximler.graphql.engine.registry import Resolver
 __all__ = ["SDL", "Guard", "describe", "find_scope", "guarded"]
 
 SDL = """
-"The scope that an API key must have to use the field; without one, any key may. Root fields without @scope are not for keys."
+"API keys need this scope for the field. Without `requires`, any key may use it; without @scope, keys cannot use root fields."
 directive @scope(requires: String) on FIELD_DEFINITION
 """
 
 Guard = Callable[[Any, str, str | None], None]
-"""`guard(ctx, coordinate, scope)` raises where the caller may not use the field. `scope` is None for a field that keys cannot
-use, and empty for one that every key can."""
+"""`guard(ctx, coordinate, scope)` raises if the caller may not use the field. `scope` is None for fields
+closed to keys, and empty for fields open to every key.
+"""
 
 
 def find_scope(field: GraphQLField) -> str | None:
-    """What `@scope` says of the field: a scope, empty where it names none, None where there is no `@scope`.
+    """The field's declared scope: empty if `@scope` names none, None if there is no `@scope`.
 
-    Raises ValueError where it is no text.
+    Raises ValueError if it is not a string.
     """
     for directive in (field.ast_node.directives if field.ast_node else None) or ():
         if directive.name.value == "scope":
@@ -46,7 +47,7 @@ def find_scope(field: GraphQLField) -> str | None:
 
 
 def guarded(resolver: Resolver, scope: str | None, guard: Guard) -> Resolver:
-    """The same resolver, for those whom the guard lets pass."""
+    """The resolver, called only if the guard permits."""
     if scope is None and resolver.batch:
         return resolver
     function, coordinate = resolver.function, resolver.coordinate
@@ -60,7 +61,7 @@ def guarded(resolver: Resolver, scope: str | None, guard: Guard) -> Resolver:
 
 
 def describe(field: GraphQLField, scope: str | None) -> None:
-    """Say in the field's description what a key needs."""
+    """Append the required scope to the field's description."""
     if scope:
         told = f"An API key needs the scope `{scope}`."
         field.description = f"{field.description}\n{told}" if field.description else told

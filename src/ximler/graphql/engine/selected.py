@@ -1,10 +1,10 @@
-"""What a query selects of a resolver's value, for a resolver that reads no more than that.
+"""The fields that a query selects of a resolver's value, for resolvers that read only those.
 
     @resolvers.query("projects")
     async def list_projects(ctx, first=None, *, selected: Selected): ...
         selected.attributes("nodes", "edges.node")      # frozenset({"id", "name"}), or None: any attribute may be read
 
-A resolver of a field below may read any attribute of its parents, unless it says which: `needs=("id",)`.
+A batch resolver may read any attribute of its parents, unless it declares them: `needs=("id",)`.
 """
 
 from typing import TYPE_CHECKING
@@ -25,9 +25,9 @@ class Selected:
         self._found: dict[tuple[str, ...], frozenset[str] | None] = {}
 
     def attributes(self, *paths: str) -> frozenset[str] | None:
-        """The attributes that are read of the objects at these paths; without a path, of the value itself.
+        """The attributes read of the objects at these paths; without a path, of the value itself.
 
-        None where a resolver that does not say what it needs is asked about them.
+        None if a resolver below them does not declare `needs`.
         """
         if paths not in self._found:
             self._found[paths] = self._find(paths)
