@@ -1,17 +1,27 @@
-"""People who buy, and the plan Pro."""
+"""People who buy, the plan Pro, and the sandbox."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 from bson import ObjectId
 
+from ximler.billing import checkouts, events
+from ximler.billing.rails import sandbox
+from ximler.billing.sandbox import Sandbox
+from ximler.billing.verify import verify
 from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
+from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.schema.checkout import Checkout
 from ximler.schema.plan import Plan
+from ximler.schema.sandbox_object import SANDBOX_OBJECTS
 from ximler.schema.user import User
 
 OPERATOR = Actor(kind="operator", via="cli")
 Buyer = Callable[[], Awaitable[Actor]]
+Buy = Callable[..., Awaitable[Checkout]]
 
 
 @pytest.fixture
@@ -33,3 +43,44 @@ async def ada(buyer: Buyer) -> Actor:
 @pytest.fixture
 async def pro(database: Database) -> Plan:
     return await database.plans.get({"id": "pro"})
+
+
+@pytest.fixture
+async def rail(database: Database, settings: Settings) -> AsyncIterator[Sandbox]:
+    """The sandbox; after the test everything adds up."""
+    yield sandbox(database, settings)
+    assert await verify(database) == []
+
+
+@pytest.fixture
+def buy(database: Database, rail: Sandbox, settings: Settings) -> Buy:
+    async def buy(
+        actor: Actor, plan: str = "pro", *, card: str = "4242 4242 4242 4242", coupon: str | None = None
+    ) -> Checkout:
+        begun = await checkouts.start(
+            database, rail, settings, actor, plan_id=plan, coupon=coupon, return_url="http://localhost/back"
+        )
+        assert begun.session_id is not None
+        await rail.enter_card(begun.session_id, card)
+        await events.process(database, rail)
+        return await checkouts.get(database, actor, begun.id)
+
+    return buy
+
+
+def at(database: Database, *moment: int) -> datetime:
+    """Move the clock there."""
+    wanted = datetime(*moment, tzinfo=UTC)  # type: ignore[misc]  # year, month, day and so on
+    database.clock.offset_ms += to_ms(wanted) - database.clock.now_ms()
+    return wanted
+
+
+async def paid(database: Database, actor: Actor) -> list[int]:
+    found = await database.payments.find({"userId": actor.user_id, "status": "PAID"}, sort=[("createdAt", 1)])
+    return [payment.amount_minor for payment in found]
+
+
+async def moved(database: Database) -> int:
+    """What the sandbox has taken, less what it gave back."""
+    found = await database[SANDBOX_OBJECTS].find({"kind": "intent", "status": "SUCCEEDED"})
+    return sum(each.amount_minor - each.refunded_minor for each in found)

@@ -2,14 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 from bson import ObjectId
-from tests.billing.conftest import Buyer
+from tests.billing.conftest import Buy, Buyer, at, moved, paid
 
 from ximler.billing import changes, checkouts, events, invoices, payments, redemptions, run, subscriptions
 from ximler.billing.changes import PaymentDeclined
@@ -25,51 +24,13 @@ from ximler.database import Database, connect
 from ximler.metering.limits.plans import limits_of
 from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.charge import CHARGES
-from ximler.schema.checkout import Checkout
 from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.plan import Plan, PlanLimits
-from ximler.schema.sandbox_object import SANDBOX_OBJECTS
 from ximler.schema.subscription import Subscription
 
 GOOD, OTHER = "4242 4242 4242 4242", "5555555555554444"
 SOFT, HARD, AUTHENTICATION = "4000000000009995", "4000000000009987", "4000002760003184"
 LATER, FAILS_LATER, NEVER = "4000000000000077", "4000000000005126", "4000000000000259"
-
-
-@pytest.fixture
-def rail(database: Database, settings: Settings) -> Sandbox:
-    return sandbox(database, settings)
-
-
-@pytest.fixture(autouse=True)
-async def _everything_adds_up(database: Database) -> Any:
-    """After every test."""
-    yield
-    assert await verify(database) == []
-
-
-Buy = Callable[..., Awaitable[Checkout]]
-
-
-@pytest.fixture
-def buy(database: Database, rail: Sandbox, settings: Settings) -> Buy:
-    async def buy(actor: Actor, plan: str = "pro", *, card: str = GOOD, coupon: str | None = None) -> Checkout:
-        begun = await checkouts.start(
-            database, rail, settings, actor, plan_id=plan, coupon=coupon, return_url="http://localhost/back"
-        )
-        assert begun.session_id is not None
-        await rail.enter_card(begun.session_id, card)
-        await events.process(database, rail)
-        return await checkouts.get(database, actor, begun.id)
-
-    return buy
-
-
-def at(database: Database, *moment: int) -> datetime:
-    """Move the clock there."""
-    wanted = datetime(*moment, tzinfo=UTC)  # type: ignore[misc]  # year, month, day and so on
-    database.clock.offset_ms += to_ms(wanted) - database.clock.now_ms()
-    return wanted
 
 
 async def plan(database: Database, plan_id: str, price: float, **more: Any) -> Plan:
@@ -80,17 +41,6 @@ async def plan(database: Database, plan_id: str, price: float, **more: Any) -> P
 async def subscription(database: Database, actor: Actor) -> Subscription:
     (found,) = await database.subscriptions.find({"userId": actor.user_id})
     return found
-
-
-async def paid(database: Database, actor: Actor) -> list[int]:
-    found = await database.payments.find({"userId": actor.user_id, "status": "PAID"}, sort=[("createdAt", 1)])
-    return [payment.amount_minor for payment in found]
-
-
-async def moved(database: Database) -> int:
-    """What the sandbox has taken, less what it gave back."""
-    found = await database[SANDBOX_OBJECTS].find({"kind": "intent", "status": "SUCCEEDED"})
-    return sum(each.amount_minor - each.refunded_minor for each in found)
 
 
 async def last_invoice(database: Database, actor: Actor) -> Invoice:

@@ -58,7 +58,12 @@ def test_what_erasing_does_in_each_collection_follows_from_the_marks() -> None:
         "redemptions",
         "invoices",
     }
-    assert {name for name, what in done.items() if what == "nothing"} == {"usageevents", "charges", "credits"}
+    assert {name for name, what in done.items() if what == "nothing"} == {
+        "usageevents",
+        "charges",
+        "credits",
+        "refunds",
+    }
 
 
 @pytest.fixture

@@ -80,6 +80,8 @@ class Action(StrEnum):
     SUBSCRIPTION_CANCELLED = "billing.subscription.cancelled", "The user cancelled at the end of the period."
     SUBSCRIPTION_RESUMED = "billing.subscription.resumed", "The user took a cancellation back."
     SUBSCRIPTION_ENDED = "billing.subscription.ended", "A subscription ended."
+    PAYMENT_REFUNDED = "billing.payment.refunded", "An operator refunded a payment, wholly or in part."
+    PAYMENT_DISPUTED = "billing.payment.disputed", "A dispute of a payment was opened or decided."
     PLAN_CHANGED = "billing.plan.changed", "A subscription changed to another plan."
 
     DATA_EXPORTED = "privacy.data.exported", "An archive of a user's data was downloaded."

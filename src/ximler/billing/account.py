@@ -133,7 +133,7 @@ def retry_at(account: BillingAccount) -> datetime | None:
 def _next_at(account: BillingAccount, now: datetime) -> datetime | None:
     moments: list[datetime] = []
     if account.refunds:
-        moments.append(account.charge_at or now)
+        moments.append(account.refund_at or now)
     if account.charge_id is not None:
         moments.append(account.charge_at or now)
     elif account.subscription_id is not None:

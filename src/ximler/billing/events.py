@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from ximler.billing import checkouts, payments
+from ximler.billing import checkouts, payments, refunds
 from ximler.billing.provider import Provider
 from ximler.core.errors import XimlerError
 from ximler.database import Database
@@ -81,5 +81,9 @@ async def _apply(database: Database, provider: Provider, event: BillingEvent) ->
             return True
         case "intent.changed":
             return await payments.observe(database, provider, event.object_id)
+        case "refund.changed":
+            return await refunds.observe(database, provider, event.object_id)
+        case "dispute.changed":
+            return await refunds.observe_dispute(database, provider, event.object_id)
         case _:
             return True  # of no concern to us

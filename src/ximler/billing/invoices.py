@@ -13,7 +13,7 @@ from bson import ObjectId
 
 from ximler.billing.account import balance, move
 from ximler.billing.periods import Period
-from ximler.billing.pricing import Quote
+from ximler.billing.pricing import Line, Quote
 from ximler.core.actor import Actor
 from ximler.core.ids import Position
 from ximler.database import Database
@@ -24,7 +24,7 @@ from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus,
 from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
 from ximler.schema.user import User
 
-__all__ = ["attempted", "get", "make", "number", "page", "pay", "void"]
+__all__ = ["attempted", "credit_note", "get", "make", "number", "page", "pay", "void", "withdraw"]
 
 _BATCH = 500
 
@@ -40,8 +40,9 @@ async def make(
     status: InvoiceStatus,
     subscription_id: ObjectId,
     plan_id: str,
-    period: Period,
+    period: Period | None,
     checkout_id: str | None = None,
+    corrects: ObjectId | None = None,
     terms: Terms | None = None,
     anchor: datetime | None = None,
 ) -> Invoice:
@@ -54,6 +55,7 @@ async def make(
         user_id=account.id,
         subscription_id=subscription_id,
         checkout_id=checkout_id,
+        corrects=corrects,
         kind=kind,
         status=status,
         issued_at=None if status == "DRAFT" else now,
@@ -67,8 +69,9 @@ async def make(
         balance_before_minor=before,
         balance_after_minor=quote.balance_minor,
         plan_id=plan_id,
-        period_start=period.start,
-        period_end=period.end,
+        period_start=period.start if period else None,
+        period_end=period.end if period else None,
+        paid_at=now if status == "PAID" else None,
         buyer_name=user.name if user else None,
         buyer_email=user.email if user else None,
         terms=terms,
@@ -84,6 +87,55 @@ async def make(
         reason=f"Invoice for {plan_id}",
     )
     return made
+
+
+async def credit_note(
+    transaction: Database,
+    account: BillingAccount,
+    invoice: Invoice,
+    *,
+    key: str,
+    amount_minor: int,
+    tax_minor: int,
+    to_balance: bool,
+) -> Invoice:
+    """Correct a paid invoice by an amount that goes back, of which `tax_minor` is tax. To the balance, it moves there now."""
+    net_minor = amount_minor - tax_minor
+    description = f"Refund for {invoice.plan_id}"
+    lines = [Line(kind="REFUND", description=description, amount_minor=-net_minor, plan_id=invoice.plan_id)]
+    if tax_minor:
+        lines.append(Line(kind="TAX", description="Tax", amount_minor=-tax_minor))
+    if to_balance:
+        lines.append(Line(kind="CREDIT", description="To the credit balance", amount_minor=amount_minor))
+    held = balance(account, invoice.currency)
+    quote = Quote(
+        currency=invoice.currency,
+        lines=tuple(lines),
+        discount_minor=0,
+        tax_minor=-tax_minor,
+        total_minor=-amount_minor,
+        due_minor=0 if to_balance else -amount_minor,
+        balance_minor=held + amount_minor if to_balance else held,
+    )
+    return await make(
+        transaction,
+        account,
+        await transaction.users.find_one({"_id": account.id}),
+        quote,
+        key=key,
+        kind="CREDIT_NOTE",
+        status="PAID",
+        subscription_id=invoice.subscription_id,
+        plan_id=invoice.plan_id,
+        period=None,
+        corrects=invoice.id,
+    )
+
+
+async def withdraw(transaction: Database, account: BillingAccount, note_id: ObjectId) -> None:
+    """The refund to a card that a credit note is for has failed."""
+    where = {"userId": account.id, "_id": note_id, "kind": "CREDIT_NOTE"}
+    await transaction[INVOICES].patch(where, {"$set": {"status": "VOID"}})
 
 
 async def get(database: Database, account: BillingAccount, which: ObjectId) -> Invoice:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from bson import ObjectId
 
-from ximler.billing import invoices, subscriptions
+from ximler.billing import invoices, refunds, subscriptions
 from ximler.billing.account import ensure, lock, store
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
@@ -21,7 +21,7 @@ from ximler.schema.charge import CHARGES, Charge
 from ximler.schema.invoice import INVOICES
 from ximler.schema.payment import Payment
 
-__all__ = ["drive", "give_back", "observe", "page"]
+__all__ = ["drive", "observe", "page"]
 
 _LOOK_AGAIN_S = (30, 60, 300, 900, 3600)
 
@@ -63,14 +63,6 @@ async def observe(database: Database, provider: Provider, intent_id: str) -> boo
     return True
 
 
-async def give_back(database: Database, provider: Provider, charge_id: str) -> None:
-    """Refund a payment whose invoice was void when it arrived. Safe to repeat."""
-    charge = await database[CHARGES].get(charge_id)
-    ticket, charge = await _ticket(database, charge_id)
-    intent = await provider.refund(key=charge.id, intent_id=str(charge.intent_id), amount_minor=charge.amount_minor)
-    await _apply(database, charge, intent, ticket)
-
-
 async def page(database: Database, actor: Actor, *, first: int = 20, after: Position | None = None) -> Page[Payment]:
     """The actor's payments, newest first. One command."""
     return await database.payments.page({"userId": actor.require_user()}, first=first, after=after)
@@ -91,14 +83,16 @@ async def _apply(database: Database, charge: Charge, intent: Intent, ticket: int
         if known is None:
             return await transaction[CHARGES].get(charge.id)
         now = transaction.clock.now()
-        if known.status == "PENDING" and intent.status in ("SUCCEEDED", "FAILED"):
+        # An attempt that failed may have been paid all the same, later.
+        decided = intent.status == "SUCCEEDED" or (intent.status == "FAILED" and known.status == "PENDING")
+        if known.status != "PAID" and decided:
             invoice = await invoices.get(transaction, account, known.invoice_id)
             if account.charge_id == known.id:
                 account.charge_id = account.charge_at = None
             if intent.status == "SUCCEEDED":
                 await _set(transaction, known, "PAID", user_id=account.id)
                 if not await subscriptions.paid(transaction, account, invoice):
-                    account.refunds = [*account.refunds, known.id]
+                    await refunds.give_back(transaction, account, known, reason="No invoice needed it")
             else:
                 failure = intent.failure or "declined"
                 await _set(transaction, known, "FAILED", user_id=account.id, failure=failure)
@@ -108,13 +102,6 @@ async def _apply(database: Database, charge: Charge, intent: Intent, ticket: int
             await transaction[CHARGES].patch({"_id": known.id}, {"$inc": {"looks": 1}})
             if account.charge_id == known.id:
                 account.charge_at = now + timedelta(seconds=_LOOK_AGAIN_S[looks])
-        elif known.status == "PAID" and intent.refunded_minor != known.refunded_minor:
-            whole = intent.refunded_minor >= known.amount_minor
-            await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"refundedMinor": intent.refunded_minor}})
-            payment = {"_id": known.payment_id, "userId": account.id}
-            await transaction.payments.patch(payment, {"$set": {"status": "REFUNDED" if whole else "PAID"}})
-            if whole:
-                account.refunds = [each for each in account.refunds if each != known.id]
         await store(transaction, account)
         return await transaction[CHARGES].get(known.id)
 

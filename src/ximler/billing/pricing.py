@@ -35,7 +35,7 @@ __all__ = [
     "split",
 ]
 
-LineKind = Literal["PLAN", "DISCOUNT", "PRORATION", "TAX", "CREDIT"]
+LineKind = Literal["PLAN", "DISCOUNT", "PRORATION", "TAX", "CREDIT", "REFUND"]
 Duration = Literal["ONCE", "REPEATING", "FOREVER"]
 
 _WHOLE = 100

@@ -12,8 +12,12 @@ import msgspec
 from bson import ObjectId
 
 from ximler.core.errors import Unavailable
+from ximler.schema.charge import DisputeStatus
+from ximler.schema.refund import RefundStatus
 
-__all__ = ["Intent", "IntentStatus", "Notice", "PaymentMethod", "Provider", "ProviderUnavailable", "Session"]
+__all__ = [
+    "Dispute", "Intent", "IntentStatus", "Notice", "PaymentMethod", "Provider", "ProviderUnavailable", "Refunded", "Session",
+]  # fmt: skip
 
 IntentStatus = Literal["CREATED", "PROCESSING", "SUCCEEDED", "FAILED"]
 
@@ -52,6 +56,24 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     hard: bool = False
 
 
+class Refunded(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a refund. `reference` is the key it was asked for with. It may fail after it has succeeded."""
+
+    id: str | None
+    reference: str
+    status: RefundStatus
+    failure: str | None = None
+
+
+class Dispute(msgspec.Struct, frozen=True, kw_only=True):
+    """A customer's objection to a payment at their bank. `reference` is the charge's id."""
+
+    id: str
+    reference: str
+    status: DisputeStatus
+    amount_minor: int
+
+
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """A verified event: something happened to an object, whose state is to be fetched."""
 
@@ -78,7 +100,12 @@ class Provider(Protocol):
 
     async def intent(self, intent_id: str) -> Intent: ...
 
-    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Intent: ...
+    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Refunded:
+        """Raises Invalid where the provider refuses."""
+
+    async def refund_state(self, refund_id: str) -> Refunded: ...
+
+    async def dispute(self, dispute_id: str) -> Dispute: ...
 
     def verify(self, body: bytes, signature: str) -> Notice:
         """Raises Unauthenticated for a signature that is wrong or older than five minutes, Invalid for another body."""

@@ -9,7 +9,7 @@ from typing import Literal
 import structlog
 from bson import ObjectId
 
-from ximler.billing import invoices, payments, subscriptions
+from ximler.billing import invoices, payments, refunds, subscriptions
 from ximler.billing.account import RETRIES, ends_at, live, lock, retry_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
@@ -29,8 +29,8 @@ async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int
         match step:
             case ("drive", charge_id):
                 await payments.drive(database, provider, charge_id)
-            case ("refund", charge_id):
-                await payments.give_back(database, provider, charge_id)
+            case ("refund", refund_id):
+                await refunds.drive(database, provider, refund_id)
             case False:
                 return count
     _log.error("account does not come to rest", user=str(user_id))
@@ -45,7 +45,7 @@ async def _decide(transaction: Database, user_id: ObjectId) -> Step:
     account = await lock(transaction, user_id)
     if account.next_at is None or account.next_at > now:
         return False
-    if account.refunds:
+    if account.refunds and (account.refund_at or now) <= now:
         return "refund", account.refunds[0]
     if account.charge_id is not None:
         return "drive", account.charge_id

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 from bson import ObjectId
 
-from ximler.billing.provider import Intent, Notice, PaymentMethod, ProviderUnavailable, Session
+from ximler.billing.provider import Dispute, Intent, Notice, PaymentMethod, ProviderUnavailable, Refunded, Session
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.database import Database
@@ -34,13 +34,17 @@ Deliver = Callable[[bytes, str], Awaitable[object]]
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """A test number, and what happens to its payments: at once, and (`later`) after ten minutes."""
+    """A test number, and what happens to its payments: at once, and (`later`) after ten minutes.
+
+    `refunds`: what becomes of its refunds after ten minutes; they succeed at once otherwise.
+    """
 
     number: str
     meaning: str
     failure: str | None = None
     hard: bool = False
     later: Literal["SUCCEEDED", "FAILED", "never"] | None = None
+    refunds: Literal["SUCCEEDED", "FAILED"] | None = None
 
     @property
     def method(self) -> PaymentMethod:
@@ -59,6 +63,8 @@ CARDS = {
         Card(number="4000000000000077", meaning="succeeds ten minutes later", later="SUCCEEDED"),
         Card(number="4000000000005126", meaning="fails ten minutes later", failure="debit_refused", later="FAILED"),
         Card(number="4000000000000259", meaning="stays pending", later="never"),
+        Card(number="4000000000007726", meaning="succeeds; refunds take ten minutes", refunds="SUCCEEDED"),
+        Card(number="4000000000003220", meaning="succeeds; refunds fail after ten minutes", refunds="FAILED"),
     )
 }
 
@@ -158,24 +164,74 @@ class Sandbox:
         self._may("intent")
         return _intent(await self._database[SANDBOX_OBJECTS].get(intent_id))
 
-    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Intent:
+    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Refunded:
         self._may("refund")
+        refund_id = f"re_{key}"
 
         async def write(transaction: Database) -> bool:
-            refund = SandboxObject(id=f"re_{key}", kind="refund", intent_id=intent_id, amount_minor=amount_minor)
-            if await transaction[SANDBOX_OBJECTS].find_one({"_id": refund.id}):
+            if await transaction[SANDBOX_OBJECTS].find_one({"_id": refund_id}):
                 return False
-            await transaction[SANDBOX_OBJECTS].insert(refund)
             where = {"_id": intent_id, "status": "SUCCEEDED"}
-            found = await transaction[SANDBOX_OBJECTS].find_and_patch(where, {"$inc": {"refundedMinor": amount_minor}})
-            if found is None or found.refunded_minor > found.amount_minor:
+            paid = await transaction[SANDBOX_OBJECTS].find_and_patch(where, {"$inc": {"refundedMinor": amount_minor}})
+            if paid is None or paid.refunded_minor > paid.amount_minor:
                 raise Invalid.field("amount", "is more than was paid")
+            outcome = CARDS[str(paid.method_id).removeprefix("pm_")].refunds
+            refund = SandboxObject(
+                id=refund_id,
+                kind="refund",
+                intent_id=intent_id,
+                amount_minor=amount_minor,
+                reference=key,
+                status="PENDING" if outcome else "SUCCEEDED",
+                outcome=outcome,
+                due_at=transaction.clock.now() + _LATER if outcome else None,
+            )
+            await transaction[SANDBOX_OBJECTS].insert(refund)
             return True
 
         if await self._database.transaction(write):
-            await self._emit("intent.changed", intent_id)
+            await self._emit("refund.changed", refund_id)
         self._answer("refund")
-        return _intent(await self._database[SANDBOX_OBJECTS].get(intent_id))
+        return await self.refund_state(refund_id)
+
+    async def refund_state(self, refund_id: str) -> Refunded:
+        self._may("refund_state")
+        found = await self._database[SANDBOX_OBJECTS].get(refund_id)
+        status: Any = found.status
+        failure = "The bank refused it" if status == "FAILED" else None
+        return Refunded(id=found.id, reference=str(found.reference), status=status, failure=failure)
+
+    async def open_dispute(self, intent_id: str) -> str:
+        """The customer's part at their bank; returns the dispute's id."""
+        intent = await self._database[SANDBOX_OBJECTS].get(intent_id)
+        dispute = SandboxObject(
+            id=f"dp_{secrets.token_hex(12)}",
+            kind="dispute",
+            intent_id=intent_id,
+            amount_minor=intent.amount_minor - intent.refunded_minor,
+            reference=intent.reference,
+            status="OPEN",
+        )
+        await self._database[SANDBOX_OBJECTS].insert(dispute)
+        await self._emit("dispute.changed", dispute.id)
+        return dispute.id
+
+    async def decide_dispute(self, dispute_id: str, status: Literal["WON", "LOST"]) -> None:
+        """The bank's part: `WON` by us, or `LOST`, and the money goes back."""
+        where = {"_id": dispute_id, "status": "OPEN"}
+        found = await self._database[SANDBOX_OBJECTS].find_and_patch(where, {"$set": {"status": status}})
+        if found is None:
+            raise NotFound("There is no such dispute that is open")
+        if status == "LOST":
+            taken = {"$inc": {"refundedMinor": found.amount_minor}}
+            await self._database[SANDBOX_OBJECTS].patch({"_id": found.intent_id}, taken)
+        await self._emit("dispute.changed", dispute_id)
+
+    async def dispute(self, dispute_id: str) -> Dispute:
+        self._may("dispute")
+        found = await self._database[SANDBOX_OBJECTS].get(dispute_id)
+        status: Any = found.status
+        return Dispute(id=found.id, reference=str(found.reference), status=status, amount_minor=found.amount_minor)
 
     def verify(self, body: bytes, signature: str) -> Notice:
         parts = dict(part.partition("=")[::2] for part in signature.split(","))
@@ -197,8 +253,13 @@ class Sandbox:
         due = {"dueAt": {"$lte": self._database.clock.now()}}
         for each in await self._database[SANDBOX_OBJECTS].find(due):
             values = {"status": each.outcome, "dueAt": None}
-            if await self._database[SANDBOX_OBJECTS].patch({"_id": each.id, "status": "PROCESSING"}, {"$set": values}):
-                await self._emit("intent.changed", each.id)
+            where = {"_id": each.id, "status": {"$in": ["PROCESSING", "PENDING"]}}
+            if not await self._database[SANDBOX_OBJECTS].patch(where, {"$set": values}):
+                continue
+            if each.kind == "refund" and each.outcome == "FAILED":
+                undone = {"$inc": {"refundedMinor": -each.amount_minor}}
+                await self._database[SANDBOX_OBJECTS].patch({"_id": each.intent_id}, undone)
+            await self._emit(f"{each.kind}.changed", each.id)
 
     async def due_at(self) -> datetime | None:
         """When `advance` has something to do next."""

@@ -16,6 +16,7 @@ from ximler.schema.credit import CREDITS
 from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.invoice_number import INVOICE_NUMBERS
 from ximler.schema.redemption import REDEMPTIONS, redemption_id
+from ximler.schema.refund import REFUNDS, Refund
 
 __all__ = ["verify"]
 
@@ -80,6 +81,7 @@ async def _of(database: Database, user_ids: list[ObjectId]) -> list[str]:
     accounts = await database[BILLING_ACCOUNTS].find({"_id": of_them})
     invoices = await database[INVOICES].find_by("userId", user_ids)
     charges = await database[CHARGES].find_by("userId", user_ids)
+    refunds = await database[REFUNDS].find_by("userId", user_ids)
     credited = await database[CREDITS].find_by("userId", user_ids)
     payments = {each.id: each for each in await database.payments.find({"userId": of_them, "invoiceId": {"$ne": None}})}
     resolved = await entitlements.resolve(database, user_ids)
@@ -101,10 +103,13 @@ async def _of(database: Database, user_ids: list[ObjectId]) -> list[str]:
             status = "REFUNDED" if charge.refunded_minor >= charge.amount_minor else charge.status
             if payment is None or payment.status != status or payment.amount_minor != charge.amount_minor:
                 problems.append(f"{who}: the payment of charge {charge.id} is not {status}, or of another amount")
-            if charge.refunded_minor > charge.amount_minor:
-                problems.append(f"{who}: charge {charge.id} was refunded beyond its amount")
+        problems += _refunds(who, charges[account.id], refunds[account.id], invoices[account.id])
+        returned: dict[ObjectId, int] = defaultdict(int)  # of money that no invoice needed
+        for refund in refunds[account.id]:
+            if refund.note_id is None and refund.status != "FAILED":
+                returned[refund.invoice_id] += refund.amount_minor
         for invoice in invoices[account.id]:
-            problems += _invoice(who, invoice, by_invoice[invoice.id], account.refunds)
+            problems += _invoice(who, invoice, by_invoice[invoice.id], returned[invoice.id])
         if account.subscription_id is not None:
             problems += _periods(who, account, invoices[account.id])
             live = {"_id": account.subscription_id, "userId": account.id, "status": {"$in": list(states.LIVE)}}
@@ -119,10 +124,10 @@ async def _of(database: Database, user_ids: list[ObjectId]) -> list[str]:
     return problems
 
 
-def _invoice(who: str, invoice: Invoice, charges: list[Any], refunds: list[str]) -> list[str]:
+def _invoice(who: str, invoice: Invoice, charges: list[Any], returned_minor: int) -> list[str]:
     name = f"{who}: invoice {invoice.number or invoice.key}"
-    kept = sum(c.amount_minor - c.refunded_minor for c in charges if c.status == "PAID" and c.id not in refunds)
-    asked = invoice.due_minor if invoice.status == "PAID" else 0
+    kept = sum(c.amount_minor for c in charges if c.status == "PAID") - returned_minor
+    asked = max(invoice.due_minor, 0) if invoice.status == "PAID" else 0
     problems = []
     if kept != asked:
         problems.append(
@@ -133,6 +138,28 @@ def _invoice(who: str, invoice: Invoice, charges: list[Any], refunds: list[str])
         problems.append(f"{name}: its lines add up to {lines}, and {invoice.due_minor} is due")
     if invoice.total_minor != invoice.due_minor + invoice.balance_before_minor - invoice.balance_after_minor:
         problems.append(f"{name}: total, due and balance contradict each other")
+    return problems
+
+
+def _refunds(who: str, charges: list[Any], refunds: list[Refund], invoices: list[Invoice]) -> list[str]:
+    """Refunds never exceed what was captured, and each has its credit note."""
+    problems: list[str] = []
+    sums: dict[str, int] = defaultdict(int)
+    notes = {each.id: each for each in invoices if each.kind == "CREDIT_NOTE"}
+    for refund in refunds:
+        if refund.status != "FAILED":
+            sums[refund.charge_id] += refund.amount_minor
+        if refund.note_id is not None:
+            note = notes.pop(refund.note_id, None)
+            status = "VOID" if refund.status == "FAILED" else "PAID"
+            if note is None or note.total_minor != -refund.amount_minor or note.status != status:
+                problems.append(f"{who}: the credit note of refund {refund.id} is missing, or says something else")
+    problems += [f"{who}: credit note {note.number or note.key} belongs to no refund" for note in notes.values()]
+    for charge in charges:
+        if charge.refunded_minor != sums[charge.id]:
+            problems.append(f"{who}: charge {charge.id} counts {charge.refunded_minor} refunded, not {sums[charge.id]}")
+        if sums[charge.id] > (charge.amount_minor if charge.status == "PAID" else 0):
+            problems.append(f"{who}: charge {charge.id} was refunded beyond its amount")
     return problems
 
 

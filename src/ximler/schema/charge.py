@@ -8,9 +8,10 @@ from msgspec import field
 
 from ximler.schema.document import AT_WRITE, Collection, Document, Kept, ShardKey, UserId, ascending
 
-__all__ = ["CHARGES", "Charge", "ChargeStatus"]
+__all__ = ["CHARGES", "Charge", "ChargeStatus", "DisputeStatus"]
 
 ChargeStatus = Literal["PENDING", "PAID", "FAILED"]
+DisputeStatus = Literal["OPEN", "WON", "LOST"]
 
 
 class Charge(Document, kw_only=True):
@@ -32,7 +33,10 @@ class Charge(Document, kw_only=True):
     intent_id: Kept[str | None] = None
     status: Kept[ChargeStatus] = "PENDING"
     failure: Kept[str | None] = None
-    refunded_minor: Kept[int] = 0
+    refunded_minor: Kept[int] = 0  # of refunds that have not failed
+    dispute: Kept[DisputeStatus | None] = None
+    dispute_ticket: Kept[int] = 0
+    dispute_applied: Kept[int] = 0
     looks: Kept[int] = 0  # while it stayed pending
     ticket: Kept[int] = 0
     applied: Kept[int] = 0

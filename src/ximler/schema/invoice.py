@@ -23,7 +23,7 @@ from ximler.schema.document import (
 
 __all__ = ["INVOICES", "Invoice", "InvoiceKind", "InvoiceStatus", "invoice_id"]
 
-InvoiceKind = Literal["CHECKOUT", "RENEWAL", "CHANGE"]
+InvoiceKind = Literal["CHECKOUT", "RENEWAL", "CHANGE", "CREDIT_NOTE"]
 InvoiceStatus = Literal["DRAFT", "OPEN", "PAID", "VOID"]
 
 
@@ -36,6 +36,7 @@ class Invoice(Stamped, kw_only=True):
     """Amounts and lines never change. A DRAFT becomes PAID or VOID and is issued when it is paid; an OPEN one is issued.
 
     `key` names subscription, anchor and period (or change). `serial` is the number within `year`, given after the issue.
+    A CREDIT_NOTE corrects a paid invoice; its amounts are negative, and it is VOID if its refund fails.
     `terms` and `anchor` take effect with the payment, where it is a purchase or a change of plan.
     """
 
@@ -43,6 +44,7 @@ class Invoice(Stamped, kw_only=True):
     user_id: UserId
     subscription_id: Record[ObjectId]
     checkout_id: Kept[str | None] = None
+    corrects: Record[ObjectId | None] = None  # of a credit note: the invoice
     kind: Record[InvoiceKind]
     status: Record[InvoiceStatus]
     year: Record[int | None] = None

@@ -9,11 +9,11 @@ from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Kep
 
 __all__ = ["SANDBOX_OBJECTS", "SandboxKind", "SandboxObject"]
 
-SandboxKind = Literal["customer", "session", "intent", "refund"]
+SandboxKind = Literal["customer", "session", "intent", "refund", "dispute"]
 
 
 class SandboxObject(Document, kw_only=True):
-    """A customer, checkout session, intent or refund. `due_at` is when a pending intent succeeds or fails by itself."""
+    """`due_at` is when a pending intent or refund succeeds or fails by itself."""
 
     id: Kept[str] = field(name="_id")
     kind: Kept[SandboxKind]
@@ -24,11 +24,11 @@ class SandboxObject(Document, kw_only=True):
     return_url: Internal[str | None] = None
     expires_at: Kept[datetime | None] = None
     method_id: Kept[str | None] = None
-    # Of an intent and a refund
+    # Of an intent, a refund and a dispute
     amount_minor: Kept[int] = 0
     refunded_minor: Kept[int] = 0
     currency: Kept[str | None] = None
-    reference: Kept[str | None] = None  # the charge's id
+    reference: Kept[str | None] = None  # the charge's id, or the refund's
     intent_id: Kept[str | None] = None
     failure: Kept[str | None] = None
     hard: Kept[bool] = False
@@ -43,7 +43,7 @@ SANDBOX_OBJECTS = Collection(
     purpose="State of the sandbox, the payment provider of development.",
     owner="billing",
     indexes=(
-        ascending("dueAt", ours=True, why="pending intents whose time has come"),
+        ascending("dueAt", ours=True, why="pending intents and refunds whose time has come"),
         ascending("reference", ours=True, why="intents of a charge, to verify that one was paid"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "read by `_id`; development only"),

@@ -1,0 +1,335 @@
+"""Refunds: money that goes back, to the card or to the credit balance. Owns `refunds`.
+
+The refunds of a charge that have not failed never exceed what was captured: they are made under the account's lock, and
+count from then on. Each has a credit note with its share of the tax. `drive` may be called any number of times and be killed
+anywhere; a refund may stay pending, and may fail after it succeeded: then its payment is PAID and can be refunded again.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from bson import ObjectId
+
+from ximler.audit import records
+from ximler.audit.actions import Action
+from ximler.billing import invoices
+from ximler.billing.account import lock, move, store
+from ximler.billing.pricing import share
+from ximler.billing.provider import Dispute, Provider, ProviderUnavailable, Refunded
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.errors import Conflict, Invalid, NotFound
+from ximler.core.money import Money
+from ximler.database import Database
+from ximler.schema.billing_account import BillingAccount
+from ximler.schema.charge import CHARGES, Charge
+from ximler.schema.invoice import Invoice
+from ximler.schema.refund import REFUNDS, Refund, RefundTarget
+
+__all__ = [
+    "RefundTooHigh",
+    "dispute_changed",
+    "drive",
+    "give_back",
+    "observe",
+    "observe_dispute",
+    "of_user",
+    "refund",
+]
+
+_log = structlog.get_logger("ximler.billing")
+_LOOK_AGAIN_S = (30, 300, 3600, 6 * 3600)
+_MAX_TEXT = 500
+
+
+class RefundTooHigh(Invalid):
+    code = "REFUND_TOO_HIGH"
+
+
+async def refund(
+    database: Database,
+    provider: Provider,
+    actor: Actor,
+    *,
+    user_id: ObjectId,
+    payment_id: ObjectId,
+    amount_minor: int | None = None,
+    to: RefundTarget = "CARD",
+    reason: str,
+    key: str | None = None,
+) -> Refund:
+    """Refund a payment: what is left of it, or a part. Operators only; audited. The same `key` again refunds once.
+
+    Raises NotFound, Invalid, RefundTooHigh above what is left, Conflict for a payment that is not paid or is disputed. A
+    provider that does not answer is no error: the refund is made and PENDING, and the next `billing run` sends it again.
+    """
+    actor.require_operator()
+    if to == "DISPUTE":
+        raise Invalid.field("to", "a refund goes to the CARD or to the BALANCE")
+    if not reason.strip() or len(reason) > _MAX_TEXT:
+        raise Invalid.field("reason", f"1 to {_MAX_TEXT} characters")
+    name = key or str(ObjectId())
+
+    async def write(transaction: Database) -> Refund:
+        account = await lock(transaction, user_id)
+        charge = await transaction[CHARGES].find_one({"userId": user_id, "paymentId": payment_id})
+        if charge is None:
+            raise NotFound("There is no such payment, or it was not charged by Ximler")
+        known = await transaction[REFUNDS].find_one({"_id": f"{charge.id}:refund:{name}"})
+        if known is not None:
+            return known
+        invoice = await invoices.get(transaction, account, charge.invoice_id)
+        if charge.status != "PAID" or invoice.status != "PAID":
+            raise Conflict("Only a payment that is PAID can be refunded")
+        if charge.dispute == "OPEN":
+            raise Conflict("The payment is disputed: it can be refunded when the dispute is decided")
+        left = charge.amount_minor - charge.refunded_minor
+        amount = left if amount_minor is None else amount_minor
+        if amount <= 0 or amount > left:
+            raise RefundTooHigh.field(
+                "amount",
+                f"{Money(amount, charge.currency)} cannot be refunded: {Money(left, charge.currency)} is left",
+            )
+        made = await _make(transaction, account, charge, invoice, amount, name=f"refund:{name}", to=to, reason=reason)
+        await records.write(
+            transaction,
+            actor,
+            Action.PAYMENT_REFUNDED,
+            resource="payments",
+            resource_id=payment_id,
+            user_id=user_id,
+            amount=str(Money(amount, charge.currency)),
+            to=to,
+            reason=reason,
+        )
+        await store(transaction, account)
+        return made
+
+    made = await database.transaction(write)
+    try:
+        return await drive(database, provider, made.id)
+    except ProviderUnavailable as problem:
+        _log.warning("refund waits", refund=made.id, reason=problem.message)
+        return made
+
+
+async def give_back(transaction: Database, account: BillingAccount, charge: Charge, *, reason: str) -> None:
+    """Return a payment that no invoice needed: it came too late, or twice. Part of the locked account's step."""
+    name = "back" if charge.refunded_minor == 0 else f"back:{charge.refunded_minor}"
+    left = charge.amount_minor - charge.refunded_minor
+    if left:
+        await _make(transaction, account, charge, None, left, name=name, to="CARD", reason=reason)
+
+
+async def drive(database: Database, provider: Provider, refund_id: str) -> Refund:
+    """Bring the refund as far as the provider lets it."""
+    ticket, refund = await _ticket(database, refund_id)
+    if refund.status != "PENDING":
+        return refund
+    charge = await database[CHARGES].get(refund.charge_id)
+    if refund.provider_id is not None:
+        state = await provider.refund_state(refund.provider_id)
+    elif charge.dispute == "OPEN":
+        state = Refunded(id=None, reference=refund.id, status="PENDING")
+    else:
+        try:
+            state = await provider.refund(
+                key=refund.id, intent_id=str(charge.intent_id), amount_minor=refund.amount_minor
+            )
+        except Invalid as refused:
+            state = Refunded(id=None, reference=refund.id, status="FAILED", failure=refused.message)
+    return await _apply(database, refund, state, ticket)
+
+
+async def observe(database: Database, provider: Provider, provider_id: str) -> bool:
+    """Apply the provider's current state of a refund; False for one that is not ours, or not known yet."""
+    reference = (await provider.refund_state(provider_id)).reference
+    if await database[REFUNDS].find_one({"_id": reference}) is None:
+        return False
+    ticket, refund = await _ticket(database, reference)
+    await _apply(database, refund, await provider.refund_state(provider_id), ticket)
+    return True
+
+
+async def observe_dispute(database: Database, provider: Provider, dispute_id: str) -> bool:
+    """Apply the provider's current state of a dispute; False for a charge that is not ours, or not known yet."""
+    found = await database[CHARGES].find_one({"_id": (await provider.dispute(dispute_id)).reference})
+    if found is None:
+        return False
+    charge = await database[CHARGES].find_and_patch({"_id": found.id}, {"$inc": {"disputeTicket": 1}})
+    if charge is not None:
+        await dispute_changed(database, charge, await provider.dispute(dispute_id))
+    return True
+
+
+async def dispute_changed(database: Database, charge: Charge, dispute: Dispute) -> None:
+    """Follow a dispute: while it is open nothing is refunded; when it is lost, the bank has taken the money back."""
+
+    async def write(transaction: Database) -> None:
+        account = await lock(transaction, charge.user_id)
+        newer = {"_id": charge.id, "disputeApplied": {"$lt": charge.dispute_ticket}}
+        change = {"$set": {"disputeApplied": charge.dispute_ticket, "dispute": dispute.status}}
+        known = await transaction[CHARGES].find_and_patch(newer, change)
+        if known is None:
+            return
+        account.refund_at = None
+        if dispute.status == "LOST":
+            await _lost(transaction, account, known, dispute)
+        await records.write(
+            transaction,
+            SYSTEM,
+            Action.PAYMENT_DISPUTED,
+            resource="payments",
+            resource_id=charge.payment_id,
+            user_id=account.id,
+            status=dispute.status,
+        )
+        await store(transaction, account)
+
+    await database.transaction(write)
+
+
+async def of_user(database: Database, user_id: ObjectId) -> list[Refund]:
+    """A user's refunds, newest first. One command."""
+    return await database[REFUNDS].find({"userId": user_id}, sort=[("createdAt", -1)])
+
+
+async def _make(
+    transaction: Database,
+    account: BillingAccount,
+    charge: Charge,
+    invoice: Invoice | None,
+    amount_minor: int,
+    *,
+    name: str,
+    to: RefundTarget,
+    reason: str,
+) -> Refund:
+    """A refund under the account's lock. The credit note corrects `invoice`; None where the charge paid none."""
+    note, tax_minor = None, 0
+    if invoice is not None:
+        tax_minor = await _tax(transaction, charge, invoice, amount_minor)
+        note = await invoices.credit_note(
+            transaction,
+            account,
+            invoice,
+            key=f"{charge.id}:{name}",
+            amount_minor=amount_minor,
+            tax_minor=tax_minor,
+            to_balance=to == "BALANCE",
+        )
+    made = await transaction[REFUNDS].insert(
+        Refund(
+            id=f"{charge.id}:{name}",
+            user_id=account.id,
+            charge_id=charge.id,
+            payment_id=charge.payment_id,
+            invoice_id=charge.invoice_id,
+            note_id=note.id if note else None,
+            amount_minor=amount_minor,
+            tax_minor=tax_minor,
+            currency=charge.currency,
+            to=to,
+            status="PENDING" if to == "CARD" else "SUCCEEDED",
+            reason=reason,
+        )
+    )
+    await _count(transaction, charge, amount_minor)
+    if to == "CARD":
+        account.refunds, account.refund_at = [*account.refunds, made.id], None
+    return made
+
+
+async def _tax(transaction: Database, charge: Charge, invoice: Invoice, amount_minor: int) -> int:
+    """The tax in a refund, by cumulative difference: all refunds of a payment together contain exactly its tax."""
+    whole = max(invoice.total_minor, invoice.due_minor)
+    if not invoice.tax_minor or whole <= 0:
+        return 0
+    earlier = await transaction[REFUNDS].find({"chargeId": charge.id, "status": {"$ne": "FAILED"}})
+    refunded = sum(each.amount_minor for each in earlier) + amount_minor
+    tax = share(invoice.tax_minor, min(refunded, whole), whole) - sum(each.tax_minor for each in earlier)
+    return max(0, min(tax, amount_minor))
+
+
+async def _count(transaction: Database, charge: Charge, amount_minor: int) -> None:
+    """Add to what was refunded of the charge (or take away), and show it on the payment."""
+    after = await transaction[CHARGES].find_and_patch({"_id": charge.id}, {"$inc": {"refundedMinor": amount_minor}})
+    if after is None or not 0 <= after.refunded_minor <= after.amount_minor:
+        raise RuntimeError(f"the charge {charge.id} would be refunded beyond its amount")
+    whole = after.refunded_minor == after.amount_minor
+    payment = {"_id": charge.payment_id, "userId": charge.user_id}
+    await transaction.payments.patch(payment, {"$set": {"status": "REFUNDED" if whole else "PAID"}})
+
+
+async def _ticket(database: Database, refund_id: str) -> tuple[int, Refund]:
+    found = await database[REFUNDS].find_and_patch({"_id": refund_id}, {"$inc": {"ticket": 1}})
+    return (found.ticket, found) if found else (0, await database[REFUNDS].get(refund_id))
+
+
+async def _apply(database: Database, refund: Refund, state: Refunded, ticket: int) -> Refund:
+    async def write(transaction: Database) -> Refund:
+        account = await lock(transaction, refund.user_id)
+        newer = {"_id": refund.id, "applied": {"$lt": ticket}}
+        known = await transaction[REFUNDS].find_and_patch(newer, {"$set": {"applied": ticket}})
+        if known is None or known.to != "CARD":
+            return await transaction[REFUNDS].get(refund.id)
+        values: dict[str, Any] = {"providerId": state.id or known.provider_id}
+        if state.status == "PENDING" and known.status == "PENDING":
+            wait_s = _LOOK_AGAIN_S[min(known.looks, len(_LOOK_AGAIN_S) - 1)]
+            values["looks"] = known.looks + 1
+            account.refunds = [*(each for each in account.refunds if each != known.id), known.id]
+            account.refund_at = transaction.clock.now() + timedelta(seconds=wait_s)
+        elif state.status == "SUCCEEDED" and known.status == "PENDING":
+            values["status"] = "SUCCEEDED"
+            account.refunds = [each for each in account.refunds if each != known.id]
+        elif state.status == "FAILED" and known.status != "FAILED":
+            values |= await _failed(transaction, account, known, state.failure or "failed")
+        await transaction[REFUNDS].patch({"_id": known.id}, {"$set": values})
+        await store(transaction, account)
+        return await transaction[REFUNDS].get(known.id)
+
+    return await database.transaction(write)
+
+
+async def _failed(transaction: Database, account: BillingAccount, refund: Refund, failure: str) -> dict[str, Any]:
+    """The money is still ours: the payment is PAID again. What was never owed goes to the balance instead."""
+    account.refunds = [each for each in account.refunds if each != refund.id]
+    if refund.note_id is None:
+        await move(
+            transaction,
+            account,
+            key=f"refund:{refund.id}",
+            currency=refund.currency,
+            amount_minor=refund.amount_minor,
+            reason="A payment that could not be returned",
+        )
+        return {"status": "SUCCEEDED", "to": "BALANCE", "failure": failure}
+    charge = await transaction[CHARGES].get(refund.charge_id)
+    await _count(transaction, charge, -refund.amount_minor)
+    await invoices.withdraw(transaction, account, refund.note_id)
+    return {"status": "FAILED", "failure": failure}
+
+
+async def _lost(transaction: Database, account: BillingAccount, charge: Charge, dispute: Dispute) -> None:
+    """What the bank took back counts as refunded; refunds that were not sent yet are covered by it first."""
+    taken = dispute.amount_minor
+    for refund in await transaction[REFUNDS].find({"chargeId": charge.id, "status": "PENDING", "providerId": None}):
+        if refund.amount_minor <= taken:
+            taken -= refund.amount_minor
+            covered = {"$set": {"to": "DISPUTE", "status": "SUCCEEDED"}}
+            await transaction[REFUNDS].patch({"_id": refund.id}, covered)
+            account.refunds = [each for each in account.refunds if each != refund.id]
+    amount = min(taken, charge.amount_minor - charge.refunded_minor)
+    if charge.status == "PAID" and amount > 0:
+        invoice = await invoices.get(transaction, account, charge.invoice_id)
+        paid = invoice if invoice.status == "PAID" else None
+        await _make(
+            transaction,
+            account,
+            charge,
+            paid,
+            amount,
+            name=f"dispute:{dispute.id}",
+            to="DISPUTE",
+            reason="Lost dispute",
+        )

@@ -1,0 +1,186 @@
+"""Refunds and disputes: what goes back, where to, and never more than was captured."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.billing.conftest import OPERATOR, Buy, moved, paid
+
+from ximler.billing import account, events, refunds, run
+from ximler.billing.pricing import Line
+from ximler.billing.refunds import RefundTooHigh
+from ximler.billing.sandbox import Fault, Sandbox
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, Forbidden
+from ximler.database import Database
+from ximler.schema.charge import CHARGES
+from ximler.schema.invoice import INVOICES, Invoice
+from ximler.schema.payment import Payment
+from ximler.schema.refund import Refund
+
+REFUNDS_LATER, REFUNDS_FAIL = "4000000000007726", "4000000000003220"
+
+
+async def payment(database: Database, actor: Actor) -> Payment:
+    (found,) = await database.payments.find({"userId": actor.user_id})
+    return found
+
+
+async def refund(
+    database: Database, rail: Sandbox, actor: Actor, amount_minor: int | None = None, **more: Any
+) -> Refund:
+    which = (await payment(database, actor)).id
+    more = {"user_id": actor.require_user(), "payment_id": which, "reason": "Asked for", **more}
+    return await refunds.refund(database, rail, OPERATOR, amount_minor=amount_minor, **more)
+
+
+async def notes(database: Database, actor: Actor) -> list[Invoice]:
+    where = {"userId": actor.user_id, "kind": "CREDIT_NOTE"}
+    return await database[INVOICES].find(where, sort=[("createdAt", 1)])
+
+
+async def test_a_payment_is_refunded_in_parts_and_never_beyond_what_was_captured(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada, coupon="WELCOME20")
+    assert (await refund(database, rail, ada, 1000)).status == "SUCCEEDED"
+    assert (await payment(database, ada)).status == "PAID"
+    with pytest.raises(RefundTooHigh, match=r"13\.21 .*13\.20 "):
+        await refund(database, rail, ada, 1321)
+    assert (await refund(database, rail, ada)).amount_minor == 1320
+    assert (await payment(database, ada)).status == "REFUNDED"
+    assert await moved(database) == 0
+    assert [each.total_minor for each in await notes(database, ada)] == [-1000, -1320]
+    for amount in (0, -1, 1, None):
+        with pytest.raises(RefundTooHigh):
+            await refund(database, rail, ada, amount)
+
+
+async def test_only_operators_refund(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
+    await buy(ada)
+    which = (await payment(database, ada)).id
+    with pytest.raises(Forbidden):
+        await refunds.refund(database, rail, ada, user_id=ada.require_user(), payment_id=which, reason="Mine")
+
+
+async def test_a_refund_to_the_balance_moves_no_money_at_the_provider(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    await refund(database, rail, ada, 900, to="BALANCE")
+    assert account.balance(await account.find(database, ada.require_user()), "USD") == 900
+    assert await moved(database) == 2900
+    with pytest.raises(RefundTooHigh):
+        await refund(database, rail, ada, 2001)
+
+
+@pytest.mark.parametrize("parts", [10, pytest.param(100, marks=pytest.mark.soak)])
+async def test_twice_as_many_refunds_at_once_as_there_are_parts_give_back_the_payment_once(
+    parts: int, database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    refunding = (refund(database, rail, ada, 2900 // parts) for _ in range(2 * parts))
+    found = await asyncio.gather(*refunding, return_exceptions=True)
+    assert sum(isinstance(each, Refund) for each in found) == parts
+    assert sum(isinstance(each, RefundTooHigh) for each in found) == parts
+    assert await moved(database) == 0
+    assert (await payment(database, ada)).status == "REFUNDED"
+
+
+async def test_the_same_key_refunds_once(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
+    await buy(ada)
+    await asyncio.gather(*(refund(database, rail, ada, 500, key="ticket-17") for _ in range(5)))
+    assert await moved(database) == 2400
+
+
+async def test_refunds_in_parts_return_exactly_the_tax(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
+    await buy(ada)
+    lines = [
+        Line(kind="PLAN", description="Pro", amount_minor=2437),
+        Line(kind="TAX", description="19 %", amount_minor=463),
+    ]
+    taxed = {"lines": [{"kind": each.kind, "amount_minor": each.amount_minor} for each in lines], "taxMinor": 463}
+    await database.raw["invoices"].update_one({"userId": ada.user_id}, {"$set": taxed})
+    parts = [await refund(database, rail, ada, amount) for amount in (1, 333, 1000, 7, None)]
+    assert sum(each.tax_minor for each in parts) == 463
+    assert sum(each.amount_minor for each in parts) == 2900
+    assert all(abs(each.tax_minor - each.amount_minor * 463 / 2900) <= 1 for each in parts)
+
+
+async def test_a_pending_refund_that_fails_leaves_the_payment_paid_and_refundable(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada, card=REFUNDS_FAIL)
+    assert (await refund(database, rail, ada)).status == "PENDING"
+    assert (await payment(database, ada)).status == "REFUNDED"
+    with pytest.raises(RefundTooHigh):
+        await refund(database, rail, ada, 1)
+    database.clock.offset_ms += 11 * 60_000
+    await run.run(database, rail)
+    assert (await payment(database, ada)).status == "PAID"
+    assert [each.status for each in await notes(database, ada)] == ["VOID"]
+    assert (await refund(database, rail, ada, to="BALANCE")).amount_minor == 2900
+
+
+async def test_a_pending_refund_is_followed_without_an_event(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    async def lose(body: bytes, signature: str) -> None: ...
+
+    await buy(ada, card=REFUNDS_LATER)
+    rail.deliver = lose
+    await refund(database, rail, ada, 100)
+    for _ in range(4):
+        database.clock.offset_ms += timedelta(minutes=11) // timedelta(milliseconds=1)
+        await run.run(database, rail)
+    assert [each.status for each in await refunds.of_user(database, ada.require_user())] == ["SUCCEEDED"]
+
+
+@pytest.mark.parametrize("fault", ["refund", "refund:answer", "refund_state"])
+async def test_a_provider_that_fails_refunds_once(
+    fault: str, database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    left = [2]
+
+    def fail(verb: str) -> Fault:
+        if verb == fault and left[0]:
+            left[0] -= 1
+            return "after" if verb.endswith(":answer") else "down"
+        return None
+
+    rail.fault = fail
+    assert (await refund(database, rail, ada, 700)).status == "PENDING"
+    for _ in range(4):
+        database.clock.offset_ms += 30 * 3_600_000
+        await run.run(database, rail)
+    assert [each.status for each in await refunds.of_user(database, ada.require_user())] == ["SUCCEEDED"]
+    assert await moved(database) == 2200
+
+
+async def test_an_open_dispute_blocks_refunds_until_it_is_won(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    (charge,) = await database[CHARGES].find({"userId": ada.user_id})
+    dispute = await rail.open_dispute(str(charge.intent_id))
+    await events.process(database, rail)
+    with pytest.raises(Conflict, match="disputed"):
+        await refund(database, rail, ada)
+    await rail.decide_dispute(dispute, "WON")
+    await events.process(database, rail)
+    assert (await refund(database, rail, ada)).status == "SUCCEEDED"
+
+
+async def test_a_lost_dispute_counts_as_refunded(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
+    await buy(ada)
+    await refund(database, rail, ada, 900)
+    (charge,) = await database[CHARGES].find({"userId": ada.user_id})
+    dispute = await rail.open_dispute(str(charge.intent_id))
+    await rail.decide_dispute(dispute, "LOST")
+    await asyncio.gather(*(events.process(database, rail) for _ in range(3)))
+    assert (await payment(database, ada)).status == "REFUNDED"
+    assert [each.total_minor for each in await notes(database, ada)] == [-900, -2000]
+    assert await paid(database, ada) == []
+    assert await moved(database) == 0
