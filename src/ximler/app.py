@@ -21,7 +21,7 @@ from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
 from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
 from ximler.graphql.context import Context, permit
-from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted
+from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
 from ximler.http import docs, routes
 from ximler.http.authentication import Authentication
 from ximler.http.bodies import BodyRequest
@@ -124,10 +124,13 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         given = token and await idempotency.answered(app.state.database, keyring, token, key=key, request=request)
         return (given.status, given.body, [*given.headers, REPLAYED]) if given else None
 
-    def admit(scope: MutableMapping[str, Any], prepared: Prepared) -> Awaitable[None] | None:
+    def admit(scope: MutableMapping[str, Any], ctx: Context, prepared: Prepared) -> Awaitable[None] | None:
         fields = prepared.plan.root.fields
-        if prepared.operation.mutation and fields and all(field.name in metering.FREE for field in fields):
-            return None
+        if prepared.operation.mutation:
+            changes = sum(field.name not in accounts.UNLIMITED for field in fields)  # one request may make many
+            app.state.authentication.limit_changes(ctx.actor, changes)
+            if fields and all(field.name in metering.FREE for field in fields):
+                return None
         return charge(scope)
 
     async def refused(ctx: Context, code: str) -> None:
@@ -176,7 +179,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         logging_config=None,
         debug=False,
     )
-    return Requests(Metered(app, settings), proxies)
+    return Requests(Metered(app, settings, {"/graphql": refusal}), proxies)
 
 
 def _trusted(settings: Settings) -> dict[str, str] | None:

@@ -48,6 +48,8 @@ GIVEN = {
     "graphql_slow_ms": ("250", 250),
     "api_rate": ("7", 7),
     "api_burst": ("9", 9),
+    "session_rate": ("3", 3),
+    "session_burst": ("20", 20),
     "environment": ("production", "production"),
     "secret_key": (KEY, KEY),
     "audit_key": ("0" * 43, "0" * 43),

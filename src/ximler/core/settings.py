@@ -130,6 +130,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_burst: Annotated[
         int, Meta(ge=1, description="Burst of one API key; all keys of a user together may make twice as many calls.")
     ] = 100
+    session_rate: Annotated[
+        int, Meta(ge=1, description="Average changes per second that all sessions of a user together may make.")
+    ] = 5
+    session_burst: Annotated[
+        int, Meta(ge=1, description="Changes that all sessions of a user together may make at once.")
+    ] = 300
 
     # Accounts
     environment: Annotated[

@@ -19,6 +19,9 @@ from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
 from ximler.schema.user import User
 
+UNLIMITED = frozenset({"__typename", "signOut", "revokeSession", "revokeOtherSessions", "closeAccount"})
+"""Root fields that the rate of sessions' changes never refuses: ending a session must always be possible."""
+
 resolvers = Resolvers()
 
 

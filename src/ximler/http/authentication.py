@@ -18,12 +18,14 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.http.cookies import Cookies
+from ximler.metering.quota.bursts import Bursts
 from ximler.runtime import Part, Stage
 from ximler.schema.user import User
 
 __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _AGAIN_S = 0.5  # a client may send its body slowly, and its key be revoked meanwhile
 _KEY = tokens.PREFIX.encode()
 _BEARER_KEY = b"Bearer " + _KEY
@@ -49,6 +51,16 @@ class Authentication:
         self._sessions = SessionAuthenticator(database, keyring, settings, feed)
         self.cookies = Cookies(settings)
         self.settings = settings
+        whose = "all sessions of this account together"
+        self._changes = Bursts(whose, rate=settings.session_rate, size=settings.session_burst, of="changes")
+
+    def limit_changes(self, actor: Actor, n: int = 1) -> None:
+        """Count `n` changes against the rate of a user's sessions: nothing meters those. Raises BurstExceeded.
+
+        Anonymous callers and API keys have limits of their own. Not for requests that end a session.
+        """
+        if actor.session_id is not None and n > 0:
+            self._changes.take(actor.user_id, min(n, self._changes.size), monotonic())
 
     @property
     def cookie_seconds(self) -> int:
@@ -195,5 +207,7 @@ async def _caller(request: Request[Any, Any, Any]) -> Caller:
     authentication: Authentication = request.app.state.authentication
     caller = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
     caller.actor.require_user()
+    if request.method not in _SAFE:
+        authentication.limit_changes(caller.actor)
     scopes.require(caller.actor, request.route_handler.opt["scope"], what=f"{request.method} {request.url.path}")
     return caller

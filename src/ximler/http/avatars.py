@@ -47,6 +47,7 @@ class Avatar(msgspec.Struct, frozen=True):
         _403="Sent with an API key, or by another site",
         _413="The file is too large",
         _422="The picture cannot be read",
+        _429="Too many changes",
         _503="The database is unavailable",
     ),
 )
@@ -64,6 +65,7 @@ async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any
     responses=documented(
         _401="Not signed in",
         _403="Sent with an API key, or by another site",
+        _429="Too many changes",
         _503="The database is unavailable",
     ),
 )

@@ -38,6 +38,8 @@ _OF_ONE_USER = 2  # times the rate of one key, for all keys of a user together
 
 
 _FREE = Allowance(None, None, 0)
+Refusal = Callable[[MutableMapping[str, Any], XimlerError], tuple[bytes, bytes]]
+"""`refusal(scope, error)`: media type and body of a refused request, where a route has a form of its own."""
 _Parts = tuple[Authentication, Meter, Clock]
 
 
@@ -97,8 +99,9 @@ class Metered:
     `Requests`, around it, sends the rate-limit headers: one layer fewer for each answer.
     """
 
-    def __init__(self, app: Litestar, settings: Settings) -> None:
+    def __init__(self, app: Litestar, settings: Settings, refusals: Mapping[str, Refusal] | None = None) -> None:
         self._app: ASGIApp = app
+        self._refusals = refusals or {}  # by the route's template
         self.state = app.state
         self._parts: _Parts | None = None
         self._prices = Prices(app.routes)
@@ -138,7 +141,7 @@ class Metered:
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except (LimitExceeded, Unavailable) as error:
-            await self._refuse(scope, send, caller, error)
+            await self._refuse(scope, send, caller, error, route)
             return
         state = scope["state"]
         state["reply_headers"] = self._headers(left, allowance, clock)
@@ -181,10 +184,14 @@ class Metered:
         self._parts = parts = (state.authentication, state.meter, state.database.clock)
         return parts
 
-    async def _refuse(self, scope: Scope, send: Send, caller: Caller, error: XimlerError) -> None:
-        body = msgspec.json.encode(problems.body(error, caller.actor.request_id))
+    async def _refuse(self, scope: Scope, send: Send, caller: Caller, error: XimlerError, route: str) -> None:
+        if (form := self._refusals.get(route)) is not None:
+            media_type, body = form(scope, error)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
+        else:
+            media_type = problems.MEDIA_TYPE.encode()
+            body = msgspec.json.encode(problems.body(error, caller.actor.request_id))
         said: Mapping[str, str] = {
-            "Content-Type": problems.MEDIA_TYPE,
+            "Content-Type": media_type.decode(),
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             "RateLimit-Policy": self._policy.decode(),

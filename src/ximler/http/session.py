@@ -83,7 +83,7 @@ async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[
     tags=["accounts"],
     summary="Exchange the session's cookie for a new one",
     status_code=200,
-    responses=_responses(_401="The session is missing or has ended"),
+    responses=_responses(_401="The session is missing or has ended", _429="Too many changes"),
     **signed_in(),
 )
 async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[SignedIn]:

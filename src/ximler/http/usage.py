@@ -33,6 +33,7 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
         _401="The session or key is missing, expired or revoked",
         _403="Requires an operator, or an API key with the scope usage:write",
         _422="The body is neither newline-delimited JSON nor a JSON array",
+        _429="Too many requests",
         _503="The database is unavailable: send all of it again",
     ),
 )

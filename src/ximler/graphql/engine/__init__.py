@@ -9,7 +9,7 @@ graphql-core parses, validates and describes the schema; plans made from the que
 
 from ximler.graphql.engine.connections import Connection, Page, page_size
 from ximler.graphql.engine.engine import Engine, Prepared, Response
-from ximler.graphql.engine.http import ContextFactory, GraphQLApp
+from ximler.graphql.engine.http import ContextFactory, GraphQLApp, refusal
 from ximler.graphql.engine.limits import Limits
 from ximler.graphql.engine.persisted import read_trusted
 from ximler.graphql.engine.registry import Resolvers
@@ -32,4 +32,5 @@ __all__ = [
     "build",
     "page_size",
     "read_trusted",
+    "refusal",
 ]

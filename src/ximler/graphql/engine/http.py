@@ -28,7 +28,7 @@ from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug,
 from ximler.graphql.engine.negotiation import JSON, RESPONSE_JSON, choose_response_type, is_json
 from ximler.graphql.engine.persisted import PersistedQueries
 
-__all__ = ["ContextFactory", "GraphQLApp"]
+__all__ = ["ContextFactory", "GraphQLApp", "refusal"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -44,8 +44,8 @@ whether to store it.
 """
 Answered = Callable[[Scope, str, bytes], Awaitable[Whole | None]]
 """`answered(scope, key, request)`: the stored response to a repeated request that ended its own session."""
-Admit = Callable[[Scope, Prepared], Awaitable[None] | None]
-"""`admit(scope, prepared)`: called before an operation runs. An error that it, or its result, raises becomes
+Admit = Callable[[Scope, Any, Prepared], Awaitable[None] | None]
+"""`admit(scope, ctx, prepared)`: called before an operation runs. An error that it, or its result, raises becomes
 the response.
 """
 Refused = Callable[[Any, str], Awaitable[None]]
@@ -94,7 +94,7 @@ class GraphQLApp:
         anonymous_body_limit: int | None = None,
         once: Once | None = None,
         answered: Answered | None = None,
-        admit: Admit = lambda _scope, _prepared: None,
+        admit: Admit = lambda _scope, _ctx, _prepared: None,
         refused: Refused | None = None,
         is_known: Callable[[Any], bool] = lambda _: True,
         may_trace: Callable[[Any], bool] = lambda _: False,
@@ -181,7 +181,7 @@ class GraphQLApp:
                 if known is not None:
                     return known
             ctx = await self._context_factory(scope)
-            if (admitting := self._admit(scope, prepared)) is not None:
+            if (admitting := self._admit(scope, ctx, prepared)) is not None:
                 await admitting
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
@@ -246,6 +246,11 @@ class GraphQLApp:
         if size > limit:
             raise NotWellFormed(413, f"The body is longer than {limit:,} bytes{whose}")
         return limit
+
+
+def refusal(scope: Scope, error: XimlerError) -> tuple[bytes, bytes]:
+    """Media type and body of the response to a request that is rejected before its body is read."""
+    return choose_response_type(_Headers(scope).accept) or JSON, _encode({"errors": [describe(error)]})
 
 
 class _Headers:

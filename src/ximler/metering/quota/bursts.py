@@ -21,12 +21,12 @@ class BurstExceeded(LimitExceeded):
 
 
 class Bursts:
-    """`rate` units a second, and up to `size` at once. `whose` is whom a refusal names."""
+    """`rate` units a second, and up to `size` at once. A refusal names `whose` limit it is, and of which units."""
 
-    __slots__ = ("_full_at", "_per_unit", "_span", "_sweep_at", "rate", "size", "whose")
+    __slots__ = ("_full_at", "_per_unit", "_span", "_sweep_at", "of", "rate", "size", "whose")
 
-    def __init__(self, whose: str, *, rate: float, size: int) -> None:
-        self.whose = whose
+    def __init__(self, whose: str, *, rate: float, size: int, of: str = "calls") -> None:
+        self.whose, self.of = whose, of
         self.rate, self.size = rate, size
         self._per_unit = 1 / rate
         self._span = size / rate
@@ -51,7 +51,7 @@ class Bursts:
         return int(left * self.rate + 1e-6)
 
     def _refusal(self, wait_s: float) -> BurstExceeded:
-        limit = f"{self.rate:g} calls a second, and {self.size} at once"
+        limit = f"{self.rate:g} {self.of} a second, and {self.size} at once"
         return BurstExceeded(
             f"Too fast: {self.whose} may make {limit}", fields={"burst": limit}, retry_after_s=min(wait_s, _LONGEST_S)
         )

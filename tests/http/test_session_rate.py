@@ -1,0 +1,56 @@
+"""The rate of changes that a user's sessions make: no free account fills the disk."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from tests.serving import Client, serve
+
+from ximler.core.settings import Settings
+from ximler.database import Database
+
+TWO = 'mutation { a: createProject(input: {name: "A"}) { id } b: createProject(input: {name: "B"}) { id } }'
+REVOKE = "mutation { revokeOtherSessions }"
+
+
+@pytest.fixture
+async def limited(
+    settings: Settings, mongodb_uri: str, ada: Client, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Client]:
+    """Ada, whose sessions may make three changes; no time passes for the limit."""
+    monkeypatch.setattr("ximler.http.authentication.monotonic", lambda: 1000.0)
+    slow = msgspec.structs.replace(settings, database=database.name, session_rate=1, session_burst=3)
+    async with serve(slow, mongodb_uri) as app:
+        limited = Client(app, token=ada.token)
+        yield limited
+        await limited.http.aclose()
+
+
+async def test_each_field_of_a_mutation_counts_and_queries_do_not(limited: Client, database: Database) -> None:
+    assert (await limited.ask(TWO)).errors == []
+    assert (await limited.create()).errors == []
+    refused = await limited.create()
+    assert (refused.status, refused.code) == (429, "BURST_EXCEEDED")
+    assert refused.headers["retry-after"] == "1"
+    assert "changes a second" in refused.fields["burst"]
+    assert (await limited.ask("{ me { id } }")).status == 200
+    assert await database.projects.count({}) == 3
+
+
+async def test_rest_and_graphql_share_the_limit(limited: Client) -> None:
+    for _ in range(3):
+        await limited.create()
+    refused = await limited.http.put(
+        "/v1/avatar", content=b"no picture", headers={"Authorization": f"Bearer {limited.token}"}
+    )
+    assert (refused.status_code, refused.json()["code"]) == (429, "BURST_EXCEEDED")
+    assert refused.headers["retry-after"] == "1"
+
+
+async def test_a_session_can_always_be_ended(limited: Client) -> None:
+    for _ in range(3):
+        await limited.create()
+    assert (await limited.create()).code == "BURST_EXCEEDED"
+    assert (await limited.ask(REVOKE))["revokeOtherSessions"] == 0
+    assert (await limited.ask("mutation { signOut __typename }"))["signOut"] is True
+    assert (await limited.ask("{ me { id } }")).status == 401
