@@ -1,4 +1,6 @@
-"""Mail about an account's security, through a real SMTP server: complete, to the right address, and not to be unsubscribed."""
+"""Mail about an account's security, through a real SMTP server: complete, to the right address, and not to be
+unsubscribed.
+"""
 
 import email
 import email.policy
@@ -63,7 +65,7 @@ def post(database: Database, settings: Settings, keyring: Keyring, smtp: Server)
 async def test_a_notice_says_what_happened_in_both_parts(
     notice: str, person: Person, database: Database, post: Worker, smtp: Server
 ) -> None:
-    await notices.tell(database, person.user.id, notice, to="old@example.com", **DETAILS)
+    await notices.notify(database, person.user.id, notice, to="old@example.com", **DETAILS)
     await post.run_due()
     (message,) = smtp.received
     assert smtp.recipients == ["old@example.com"]
@@ -82,7 +84,7 @@ async def test_product_mail_can_be_unsubscribed_and_security_mail_cannot(
     person: Person, database: Database, post: Worker, smtp: Server
 ) -> None:
     await inbox.notify(database, person.user, "PRODUCT", title="Something new", message="Have a look.")
-    await notices.tell(database, person.user.id, "factor_enabled")
+    await notices.notify(database, person.user.id, "factor_enabled")
     await post.run_due()
     by_subject = {message["Subject"]: message for message in smtp.received}
     assert by_subject["Something new"]["List-Unsubscribe"]
@@ -96,7 +98,7 @@ async def test_a_name_that_another_application_stored_is_a_text_in_the_mail(
     person: Person, database: Database, post: Worker, smtp: Server, name: str
 ) -> None:
     await database.raw["users"].update_one({"_id": person.user.id}, {"$set": {"name": name}})
-    await notices.tell(database, person.user.id, "recovery_code_used", left=3)
+    await notices.notify(database, person.user.id, "recovery_code_used", left=3)
     await post.run_due()
     (message,) = smtp.received
     assert smtp.recipients == ["ada@example.com"]
@@ -111,6 +113,6 @@ async def test_what_is_told_once_is_not_told_again(
     person: Person, database: Database, post: Worker, smtp: Server
 ) -> None:
     for day in ("monday", "monday", "tuesday"):
-        await notices.tell(database, person.user.id, "wrong_codes", once=day, count=5)
+        await notices.notify(database, person.user.id, "wrong_codes", once=day, count=5)
     await post.run_due()
     assert len(smtp.received) == 2

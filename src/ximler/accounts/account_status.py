@@ -19,7 +19,7 @@ from ximler.schema.user import USERS, User
 
 __all__ = ["WATCHES", "AccountLocked", "AccountStatus", "forget", "lookups", "read", "tags"]
 
-# What a sign-in with a second factor writes changes nobody's standing.
+# Fields that a sign-in with a second factor writes. They do not affect the account status.
 _FACTORS = frozenset(
     {
         *("totpLastStep", "totpSecret", "totpConfirmedAt", "totpPending", "totpPendingAt"),
@@ -38,7 +38,7 @@ class AccountLocked(Forbidden):
 
 
 class AccountStatus(msgspec.Struct, frozen=True, gc=False):
-    """A live user, what role they have, and whether an operator has locked them out."""
+    """A live user, their role, and whether an operator has locked the account."""
 
     user: User
     operator: bool
@@ -51,7 +51,7 @@ class AccountStatus(msgspec.Struct, frozen=True, gc=False):
 
 
 def lookups() -> list[dict[str, Any]]:
-    """Pipeline stages that join the standing to documents with a `userId`."""
+    """Pipeline stages that join the account status to documents with a `userId`."""
     return [
         {"$lookup": {"from": USERS.name, "localField": "userId", "foreignField": "_id", "as": "user"}},
         {"$lookup": {"from": CREDENTIALS.name, "localField": "userId", "foreignField": "_id", "as": "credential"}},
@@ -59,7 +59,7 @@ def lookups() -> list[dict[str, Any]]:
 
 
 def read(row: Mapping[str, Any]) -> AccountStatus | None:
-    """The standing in an answer of `lookups`; None when the account is closed or gone."""
+    """The account status in a row of `lookups`; None if the account is closed or missing."""
     users = [user for user in row["user"] if user.get("deletedAt") is None]
     if not users:
         return None
@@ -76,6 +76,6 @@ def tags(user_id: ObjectId) -> Sequence[Tag]:
 
 
 def forget(database: Database, user_id: ObjectId) -> None:
-    """Have this process read again what stands on a user: their sessions, their keys (see `Database.forget`)."""
+    """Evict this process's cached entries that depend on a user: sessions and keys (see `Database.forget`)."""
     for collection, name in tags(user_id):
         database.forget(collection, name)

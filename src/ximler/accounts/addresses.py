@@ -1,4 +1,4 @@
-"""E-mail addresses: the form in which they are stored, and the forms under which an account may be found."""
+"""E-mail addresses: their stored form, and the other forms under which an account may be found."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,8 +15,8 @@ MAX_ADDRESS = 320  # 64 before the @, 255 after it
 
 
 def normalised(email: str, field: str = "email") -> str:
-    """An e-mail address as it is stored: lowercase, Unicode-normalised, its domain in Unicode. Raises Invalid
-    (RFC 5322, RFC 6531).
+    """The stored form of an e-mail address: lowercase, Unicode-normalised, its domain in Unicode. Raises
+    Invalid (RFC 5322, RFC 6531).
 
     `x@münchen.de` and `x@xn--mnchen-3ya.de` are one address.
     """
@@ -29,11 +29,11 @@ def normalised(email: str, field: str = "email") -> str:
 
 
 def alternatives(email: str) -> list[str]:
-    """The forms in which an account's address may be stored, the normal one first: as typed too, in lower
-    case, with an A-label.
+    """Forms in which an account's address may be stored: the normal form first, then as typed, in lower case,
+    and with an A-label.
 
-    Other applications store what Ximler would write otherwise, or refuse (`root@localhost`). Several accounts
-    may match: the first form counts.
+    Other applications store forms that Ximler normalises or rejects (`root@localhost`). If several accounts
+    match, the earliest form wins.
     """
     typed = email.strip()
     if len(typed) > MAX_ADDRESS or "\0" in typed or not typed.isprintable():
@@ -51,11 +51,11 @@ def alternatives(email: str) -> list[str]:
 async def holder(database: Database, email: str, where: Mapping[str, Any] = {}) -> User | None:
     """The account with this address, closed or not, that matches `where`. One command."""
     forms = alternatives(email)
-    # An aggregation, because filters of `find` are put into lower case.
+    # An aggregation, because `find` converts this filter to lower case.
     rows = await database.users.aggregate([{"$match": {"email": {"$in": forms}, **where}}])
     return first(database.users.readable(rows), forms)
 
 
 def first(users: Iterable[User], forms: list[str]) -> User | None:
-    """Of the users with one of these addresses, the one whose address comes first."""
+    """The user whose address comes first in `forms`."""
     return min(users, key=lambda user: forms.index(user.email), default=None)

@@ -59,7 +59,7 @@ _HISTORY = (
 
 
 class Account(msgspec.Struct, frozen=True):
-    """A user, with what beside the password decides about them."""
+    """A user, with role, lock and second factor."""
 
     user: User
     role: Role | None = None
@@ -69,7 +69,7 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened to somebody's account; `count` times within a minute, where it was refused."""
+    """A sign-in event of an account. `count` is the number of refusals within a minute."""
 
     at: datetime
     action: str
@@ -82,7 +82,7 @@ class Event(msgspec.Struct, frozen=True):
 async def create(
     database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str, verified: bool = True
 ) -> User:
-    """An account without a confirmation link. Raises Invalid, WeakPassword, AccountExists, Forbidden."""
+    """Create an account without a confirmation link. Raises Invalid, WeakPassword, AccountExists, Forbidden."""
     actor.require_operator()
     name, email = names.checked(name, most=names.MAX_PERSON), addresses.normalised(email)
     await strength.check(keyring, password, own=(name, email))
@@ -109,8 +109,7 @@ async def page(
     first: int = 20,
     after: Position | None = None,
 ) -> Page[Account]:
-    """Users, newest first; with `search`, those whose e-mail address or name begins with it, or whose id it
-    is.
+    """Users, newest first. `search` matches an id, or the beginning of an e-mail address or name.
 
     Raises Invalid, Forbidden.
     """
@@ -123,7 +122,7 @@ async def page(
 
 
 async def id_of(database: Database, actor: Actor, who: str) -> ObjectId:
-    """The id of the account with this e-mail address, or with this id. Raises NotFound, Forbidden."""
+    """The id of the account with this e-mail address or id. Raises NotFound, Forbidden."""
     actor.require_operator()
     if "@" not in who and ObjectId.is_valid(who):
         return ObjectId(who)
@@ -134,7 +133,7 @@ async def id_of(database: Database, actor: Actor, who: str) -> ObjectId:
 
 
 async def get(database: Database, actor: Actor, user_id: ObjectId) -> Account:
-    """One account, closed or not. Raises NotFound, Forbidden."""
+    """One account, open or closed. Raises NotFound, Forbidden."""
     actor.require_operator()
     user = await database.users.get(user_id, deleted=True)
     await _note(database, actor, Action.USER_VIEWED, user_id)
@@ -142,7 +141,7 @@ async def get(database: Database, actor: Actor, user_id: ObjectId) -> Account:
 
 
 async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account:
-    """Say that the address is the person's own, on an operator's word. Raises NotFound, Forbidden."""
+    """Mark the e-mail address as verified by an operator. Raises NotFound, Forbidden."""
     actor.require_operator()
 
     async def write(transaction: Database) -> None:
@@ -163,8 +162,8 @@ async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account
 async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Account:
     """Lock the account. Its sessions and pending links end in the same transaction.
 
-    A sign-in under way cannot outlive it: it writes the same document, so one of the two is repeated and sees
-    the other. Raises NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
+    A concurrent sign-in writes the same document, so one of the two is retried and sees the other. Raises
+    NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
     """
     actor.require_operator()
     reason = reason.strip()
@@ -185,7 +184,7 @@ async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: s
 
 
 async def unlock(database: Database, actor: Actor, user_id: ObjectId) -> Account:
-    """The account may be used again. Raises NotFound, Forbidden."""
+    """Unlock the account. Raises NotFound, Forbidden."""
     actor.require_operator()
 
     async def write(transaction: Database) -> None:
@@ -194,7 +193,7 @@ async def unlock(database: Database, actor: Actor, user_id: ObjectId) -> Account
             {"_id": user_id, "lockedAt": {"$ne": None}}, {"$unset": {"lockedAt": "", "lockReason": ""}}, before=True
         )
         if before is not None:
-            await _touch(transaction, user_id, _NO_LINKS)  # asked for by a session that ended at the lock's moment
+            await _touch(transaction, user_id, _NO_LINKS)  # a session that ended with the lock may have requested one
             await _note(transaction, actor, Action.USER_UNLOCKED, user_id, reason=before.lock_reason)
 
     await database.transaction(write)
@@ -202,7 +201,7 @@ async def unlock(database: Database, actor: Actor, user_id: ObjectId) -> Account
 
 
 async def open_sessions(database: Database, actor: Actor, user_id: ObjectId) -> list[Session]:
-    """Where somebody is signed in, newest first. Raises NotFound, Forbidden."""
+    """The user's open sessions, newest first. Raises NotFound, Forbidden."""
     actor.require_operator()
     await database.users.get(user_id, deleted=True)
     await _note(database, actor, Action.USER_VIEWED, user_id, part="sessions")
@@ -211,7 +210,7 @@ async def open_sessions(database: Database, actor: Actor, user_id: ObjectId) -> 
 
 
 async def revoke_sessions(database: Database, actor: Actor, user_id: ObjectId) -> int:
-    """End every session of somebody; returns how many. Raises NotFound, Forbidden."""
+    """End every session of a user; returns how many. Raises NotFound, Forbidden."""
     actor.require_operator()
 
     async def write(transaction: Database) -> int:
@@ -234,7 +233,7 @@ async def revoke_sessions(database: Database, actor: Actor, user_id: ObjectId) -
 async def history(
     database: Database, actor: Actor, user_id: ObjectId, *, first: int = 20, after: Position | None = None
 ) -> Page[Event]:
-    """Somebody's sign-ins, those that failed too, newest first, from the audit log. Raises NotFound,
+    """The user's sign-ins, including failed ones, newest first, from the audit log. Raises NotFound,
     Forbidden.
     """
     actor.require_operator()
@@ -257,7 +256,7 @@ def _event(entry: AuditLog) -> Event:
     )
 
 
-# Whoever had the account locked may have had a change of its address under way.
+# An attacker whose access caused the lock may have requested a change of address.
 _NO_LINKS: Update = {
     "$unset": dict.fromkeys(("passwordResetToken", "passwordResetExpires", "emailVerificationToken"), "")
 }
@@ -272,8 +271,8 @@ def _matching(search: str | None) -> dict[str, object]:
         return {}
     if "@" not in text and ObjectId.is_valid(text):
         return {"_id": ObjectId(text)}
-    # Ranges, not patterns: they walk an index for any input. Names are found as typed, and as most people
-    # write them.
+    # Ranges instead of patterns use an index for any input. Names match as typed and in common
+    # capitalisation.
     names = {text, text.title(), text.capitalize()}
     return {"$or": [_beginning("email", text.lower()), *(_beginning("name", name) for name in sorted(names))]}
 
@@ -283,9 +282,7 @@ def _beginning(field: str, text: str) -> dict[str, object]:
 
 
 async def _touch(transaction: Database, user_id: ObjectId, change: Update | None = None) -> None:
-    """Write the user's document, so that concurrent decisions about the user are repeated. Raises
-    NotFound.
-    """
+    """Write the user's document, so that concurrent decisions about the user are retried. Raises NotFound."""
     if not await transaction.users.patch({"_id": user_id}, change or {}, deleted=True):
         raise NotFound("No such user")
 

@@ -1,8 +1,8 @@
-"""Anonymisation of an account in place: the id stays, because payments and the audit log refer to it;
-everything personal is removed.
+"""Anonymisation of an account in place: personal data is removed, and the id stays for payments and the audit
+log.
 
 `begin` and `finish` enclose the erasure in the other domains. After `begin` the account cannot be reopened;
-until `finish` the address is still there for look-ups. Both can be repeated.
+until `finish` the address remains available for look-ups. Both are idempotent.
 """
 
 from datetime import datetime
@@ -23,11 +23,8 @@ _NO_PASSWORD = "erased"  # noqa: S105 (no hash: nothing matches it)
 
 
 async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -> User | None:
-    """Take away the account's password and its sign-ins; the account as it is by now, or None when that
-    closing was undone.
-    """
-    # Without `closedAt` it cannot be reopened, nor its password reset; the second time that is how it is
-    # found.
+    """Remove the account's password and sessions. Returns the account, or None if it has been reopened."""
+    # Without `closedAt` it can neither be reopened nor get a password reset. A repeat finds it in this state.
     begun = [{"closedAt": closed_at}, {"password": _NO_PASSWORD}]
     update: Update = {
         "$set": {"password": _NO_PASSWORD},
@@ -42,7 +39,7 @@ async def begin(database: Database, user_id: ObjectId, *, closed_at: datetime) -
 
 
 async def finish(database: Database, user_id: ObjectId) -> None:
-    """Remove everything personal, by whichever application it was written, and audit that."""
+    """Remove all personal data, whichever application wrote it, and audit the erasure."""
     email = f"erased-{user_id}@erased.invalid"
 
     async def write(transaction: Database) -> None:

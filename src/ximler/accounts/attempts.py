@@ -1,11 +1,10 @@
-"""Sign-in attempts: which are admitted, and how failures are counted.
+"""Sign-in attempts: throttling, and counting of failures.
 
-Guessing is slowed down per account and per address. An attack on an account must not lock its owner out. A
-device that has signed in to it before is therefore counted separately: one that presents its token (OWASP's
-device cookie, here a signed token that needs no storage) or, during an attack, one with the address and
-browser of a session that is still open.
+Guessing is throttled per account and per address. An attack on an account must not lock its owner out, so a
+device that has signed in to the account before is counted separately. It is recognised by its token (OWASP's
+device cookie; signed, not stored) or, during an attack, by address and browser of an open session.
 
-All of this depends on the address that was typed, never on whether it has an account.
+All decisions depend on the typed address, not on whether it has an account.
 """
 
 import asyncio
@@ -52,9 +51,7 @@ _REMEMBERED = timedelta(days=180)
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """`user` is None where nobody has that address; `keys` count a failure; `forgiven` is cleared by a
-    success.
-    """
+    """`user` is None if the address has no account. A failure counts for `keys`; a success clears `forgiven`."""
 
     account: RateLimitKey
     keys: list[RateLimitKey]
@@ -64,15 +61,15 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 def account_key(keyring: Keyring, email: str) -> RateLimitKey:
-    """The rate-limit key that counts the failures of an account, by its address in normal form."""
+    """The rate-limit key of failures for an account, by its normalised address."""
     return throttle.key(keyring, _ACCOUNT, email)
 
 
 def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
-    """A token by which a device is known at its next sign-in to this account; good for nothing else.
+    """A token that identifies a device at its next sign-in to this account. It does not sign in by itself.
 
-    One per sign-in, however often its session is exchanged: each may guess a few times by itself. It is void
-    once the password was changed.
+    One per sign-in, shared by exchanged sessions, because each token has its own budget of guesses. A change
+    of password invalidates it.
     """
     began = to_ms(session.created_at) // 1000
     return keyring.sign(
@@ -81,13 +78,13 @@ def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
 
 
 async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: str, device: str | None) -> Attempt:
-    """Whose account it is, and that somebody from here may guess its password now. One command, two more
+    """Look up the account and check the rate limits before a password is verified. One command, two more
     under attack.
 
     Raises Throttled.
     """
     forms = addresses.alternatives(email)
-    email = forms[0] if forms else ""  # no account has that: rejecting takes the same time
+    email = forms[0] if forms else ""  # no account has it: the rejection takes equally long
     account = account_key(keyring, email)
     by_address = throttle.at_address(keyring, _ADDRESS, actor.address)
     by_device = throttle.key(keyring, _DEVICE, device or "")
@@ -115,7 +112,7 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
 
 
 async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
-    """Count the failure, and audit it."""
+    """Count and audit the failure."""
     user_id = attempt.user.id if attempt.user else None
     await asyncio.gather(
         throttle.fail(database, attempt.keys),
@@ -132,7 +129,7 @@ async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
 
 
 def locked() -> AccountLocked:
-    """Only after the right password: to others a locked account looks like any other."""
+    """Only after the right password, so that the lock is not revealed to others."""
     return AccountLocked("This account is locked: write to support to have it opened")
 
 
@@ -153,7 +150,7 @@ async def refuse_locked(database: Database, actor: Actor, attempt: Attempt) -> N
 
 
 async def succeed(database: Database, attempt: Attempt) -> None:
-    """Forget the owner's own slips. The address stays counted: an attacker may have an account too."""
+    """Clear the owner's failures. The address's count stays, because an attacker may have an account too."""
     if attempt.forgiven:
         await throttle.forgive(database, attempt.forgiven)
 
@@ -161,7 +158,6 @@ async def succeed(database: Database, attempt: Attempt) -> None:
 async def _look(
     database: Database, forms: list[str], keys: list[RateLimitKey]
 ) -> tuple[User | None, Credential | None, dict[bytes, Throttle]]:
-    """The account, its credential and the counts, with one command."""
     ids = [each.id for each in keys]
     rows = await database.users.aggregate(
         [

@@ -1,6 +1,6 @@
 """A user's picture: stored as a file, named by `users.avatar`, public while it is the user's avatar.
 
-Another application may store any URL in `users.avatar`: it is left alone until a picture is uploaded here.
+Another application may store any URL in `users.avatar`; it stays until a picture is uploaded here.
 """
 
 from collections.abc import AsyncIterator
@@ -20,12 +20,12 @@ __all__ = ["BUCKET", "erase", "get", "read", "remove", "set_picture"]
 
 BUCKET = "avatars"
 _PATH = "/v1/avatars/"
-_FORGOTTEN = timedelta(hours=1)  # an upload that has not become anybody's avatar by then never will
+_FORGOTTEN = timedelta(hours=1)  # older uploads that are not an avatar are orphans
 
 
 async def set_picture(database: Database, actor: Actor, sent: bytes) -> str:
-    """Make a picture the actor's avatar; returns its path, a new one each time. Raises Invalid for what is no
-    picture.
+    """Store a picture as the actor's avatar; returns its path, which is new each time. Raises Invalid if it
+    is not a picture.
     """
     user_id = actor.require_user()
     picture = await pictures.thumbnail(sent)
@@ -37,16 +37,14 @@ async def set_picture(database: Database, actor: Actor, sent: bytes) -> str:
 
 
 async def remove(database: Database, actor: Actor) -> bool:
-    """The actor has no avatar; False when they had none."""
+    """Remove the actor's avatar. False if there was none."""
     before = await _point(database, actor, None)
     await _clean(database, actor.require_user(), before, kept=None)
     return before is not None
 
 
 async def get(database: Database, file_id: ObjectId) -> File:
-    """A picture that is somebody's avatar now. For everybody: no actor needed. Raises NotFound, also when
-    they left.
-    """
+    """A current avatar. Public: needs no actor. Raises NotFound, also after its user left."""
     file = await files.find(database, BUCKET, file_id)
     if file is None or not await database.users.count({"_id": file.owner, "avatar": f"{_PATH}{file_id}"}):
         raise NotFound("No such picture")
@@ -58,12 +56,12 @@ def read(database: Database, file: File) -> AsyncIterator[bytes]:
 
 
 async def erase(database: Database, user_id: ObjectId) -> None:
-    """Remove all pictures of an erased user. Safe to repeat."""
+    """Remove all pictures of an erased user. Idempotent."""
     await files.remove_all(database, BUCKET, user_id)
 
 
 async def _point(database: Database, actor: Actor, path: str | None) -> str | None:
-    """Swap the pointer and log it; returns what it was before, which no other swap returns too."""
+    """Swap and audit the pointer; returns its previous value, which no concurrent swap returns too."""
     user_id = actor.require_user()
 
     async def write(transaction: Database) -> str | None:
@@ -86,10 +84,8 @@ async def _point(database: Database, actor: Actor, path: str | None) -> str | No
 
 
 async def _clean(database: Database, user_id: ObjectId, before: str | None, *, kept: ObjectId | None) -> None:
-    """Remove the file that was pointed to, and older ones that nothing ever pointed to, because a process
-    died between.
-
-    Younger ones may be those of an upload that is under way.
+    """Remove the previous file, and older orphans of crashed uploads. Younger files may belong to a running
+    upload.
     """
     old = database.clock.now() - _FORGOTTEN
     for file in await files.stored_by(database, BUCKET, user_id):

@@ -1,8 +1,7 @@
-"""Breach look-up: whether a password is among those that other sites have lost.
+"""Breach look-up: whether a password appears in known breaches.
 
-By k-anonymity (https://haveibeenpwned.com/API/v3#PwnedPasswords): five digits of the hash leave this process,
-neither the password nor the hash does. A service that fails, or takes longer than two seconds, rejects
-nobody.
+By k-anonymity (https://haveibeenpwned.com/API/v3#PwnedPasswords): only five digits of the hash leave this
+process. If the service fails or takes longer than two seconds, the password is accepted.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ class Breaches:
         self._client = self._threads.submit(httpx.Client, timeout=_TIMEOUT_S)
 
     async def contain(self, password: str) -> bool:
-        """Whether the password is known. False when the service does not answer in time, which is logged."""
+        """Whether the password is in a known breach. False after a timeout or failure, which is logged."""
         digest = hashlib.sha1(password.encode(), usedforsecurity=False).hexdigest().upper()  # the service's choice
         try:
             async with asyncio.timeout(_TIMEOUT_S):  # waiting for a thread included
@@ -43,15 +42,13 @@ class Breaches:
         return digest[5:] in suffixes
 
     def close(self) -> None:
-        """Start no further look-ups, and close the connections once those under way have ended (two seconds
-        at most).
-        """
+        """Reject new look-ups, and close the connections when running ones have ended (two seconds at most)."""
         self._threads.submit(lambda: self._client.result().close())
         self._threads.shutdown(wait=False)
 
     def _range(self, prefix: str) -> set[str]:
-        """The known hashes that begin so, without their beginning. Padding, which hides their number, has a
-        count of zero.
+        """Suffixes of the known hashes with this prefix. Padding, which hides their number, has a count of
+        zero.
         """
         answer = self._client.result().get(f"{self._url}/{prefix}", headers={"Add-Padding": "true"})
         answer.raise_for_status()

@@ -1,7 +1,7 @@
 """Closing an account, and reopening it within 30 days.
 
-A closed account has no sessions, its keys are rejected, and it is not found. It keeps its address, so that no
-other account takes it. After 30 days the job that `close` enqueues anonymises it (privacy.erasure).
+A closed account has no sessions, its keys are rejected, and it is not found. Its address stays reserved.
+After 30 days the job that `close` enqueues anonymises it (`privacy.erasure`).
 """
 
 from datetime import datetime
@@ -35,7 +35,7 @@ ANONYMISE = outbox.job("accounts.anonymise", Closed)  # done by `privacy.erasure
 async def close(database: Database, actor: Actor, user: User) -> datetime:
     """Close the actor's own account; returns when it will be erased. Every session ends.
 
-    Raises StepUpRequired without a recent sign-in, Conflict when the password was changed at the same moment.
+    Raises StepUpRequired without a recent sign-in, Conflict if the password was changed concurrently.
     """
     step_up.require(database, actor)
     if user.id != actor.require_user():
@@ -43,7 +43,7 @@ async def close(database: Database, actor: Actor, user: User) -> datetime:
     now = database.clock.now()
 
     async def write(transaction: Database) -> None:
-        # Guarded by the password: a change of it at the same moment, which ends this session, comes first.
+        # Guarded by the password: a concurrent change of password ends this session and wins.
         update: Update = {
             "$set": {"deletedAt": now, "closedAt": now},
             "$unset": {"passwordResetToken": "", "passwordResetExpires": ""},
@@ -78,9 +78,9 @@ async def reopen(
     code: str | None = None,
     device: str | None = None,
 ) -> sessions.SignedIn:
-    """Sign in, and where the account is closed, open it again in the same transaction.
+    """Sign in, and reopen the account in the same transaction if it is closed.
 
-    It asks for all that signing in asks for, and raises what that raises.
+    Same requirements and errors as a sign-in.
     """
     return await sessions.sign_in(
         database, keyring, settings, actor, email=email, password=password, code=code, device=device, reopen=True
@@ -91,10 +91,12 @@ async def reopen(
 async def send_closed(
     payload: Closed, *, job: outbox.Job, database: Database, settings: Settings, mailer: Mailer
 ) -> None:
-    """The job behind `close`: tell the owner until when they can come back, or that somebody else closed it."""
+    """The job behind `close`: mail the owner the deadline for reopening, or that an operator closed the
+    account.
+    """
     user = await database.users.find_one({"_id": payload.user_id}, deleted=True)
     if user is None or user.closed_at is None:
-        return  # back already
+        return  # reopened since
     message = compose(
         "account_closed",
         settings,

@@ -1,8 +1,8 @@
 """Passwords: changing a known one, resetting a forgotten one.
 
-Both end every session of the account and a pending change of address, in the same transaction.
-`request_reset` never reads the accounts: it enqueues a job, and responds alike for every address, in the same
-time.
+Both end every session of the account and cancel a pending change of address, in the same transaction.
+`request_reset` does not read accounts: it enqueues a job, and responds in the same way and time for every
+address.
 """
 
 import hashlib
@@ -35,11 +35,11 @@ _MAILBOX = Rule(name="reset, mailbox", free=5, window=timedelta(hours=1), first_
 async def change(
     database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User, *, current: str, new: str
 ) -> sessions.SignedIn:
-    """A new password for the signed-in user, who proves the current one. Every session ends; a new one is
-    returned.
+    """Change the password of the signed-in user, who proves the current one. Ends every session; returns a
+    new one.
 
-    Raises StepUpRequired, Throttled, Forbidden for a wrong current password, Invalid or WeakPassword for a
-    new one that cannot be one, AccountLocked.
+    Raises StepUpRequired, Throttled, Forbidden for a wrong current password, Invalid or WeakPassword for an
+    unacceptable new one, AccountLocked.
     """
     step_up.require(database, actor)
     await step_up.prove_password(database, keyring, actor, user, current, field="current")
@@ -53,7 +53,7 @@ async def change(
     changed = await database.users.get(user.id)
 
     async def unlocked(transaction: Database) -> None:
-        """A lock that came since would not find the new session to end it."""
+        """A concurrent lock would not find the new session."""
         credential = await transaction[CREDENTIALS].find_one({"_id": user.id})
         if credential and credential.locked_at:
             raise attempts.locked()
@@ -62,19 +62,19 @@ async def change(
 
 
 async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, email: str) -> None:
-    """Have a reset link mailed, if the address has an account. Three commands, whatever the address.
+    """Mail a reset link if the address has an account. Three commands in either case.
 
     Raises Invalid, Throttled.
     """
     normal = addresses.normalised(email)
-    # By address first: a throttled caller does not count against other mailboxes.
+    # By address first, so that a throttled caller does not use up the budgets of other mailboxes.
     await throttle.spend(database, throttle.at_address(keyring, _ADDRESS, actor.address))
     await throttle.spend(database, [throttle.key(keyring, _MAILBOX, normal)])
     await send_reset.enqueue(database, ResetRequested(email=normal, typed=email.strip()))
 
 
 class ResetRequested(Document, kw_only=True):
-    """`typed` is the address before it was normalised, in jobs of this version."""
+    """`typed` is the address before normalisation; jobs of older versions do not have it."""
 
     email: str
     typed: str | None = None
@@ -90,8 +90,8 @@ async def send_reset(
     settings: Settings,
     mailer: Mailer,
 ) -> None:
-    """The job behind `request_reset`. Sent again it is the same message with the same link; a newer request
-    replaces it.
+    """The job behind `request_reset`. A repeat sends the same message and link; a newer request replaces the
+    link.
     """
     token = keyring.sign(_PURPOSE, job.id)
     update = {"passwordResetToken": _stored(token), "passwordResetExpires": database.clock.now() + _VALIDITY}
@@ -114,11 +114,10 @@ async def send_reset(
 
 
 async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: str, password: str) -> None:
-    """Set a new password by a link that works once, within the hour. Every session ends.
+    """Set a new password with a link that works once and for one hour. Ends every session.
 
-    An owner whom an attack on the account throttles gets in with it: the failed sign-ins are forgotten.
-    Raises Invalid for a token that is unknown, used or expired, or a password that cannot be one,
-    WeakPassword.
+    Clears the account's failed sign-ins, so that it lets in an owner whom an attack throttles. Raises Invalid
+    for a token that is unknown, used or expired, or an unacceptable password, WeakPassword.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
     if keyring.verify(_PURPOSE, token) is None:
@@ -144,7 +143,7 @@ class PasswordChanged(Document, kw_only=True):
 async def send_changed(
     payload: PasswordChanged, *, job: outbox.Job, database: Database, settings: Settings, mailer: Mailer
 ) -> None:
-    """The job behind every change: tell the owner, who may not have been the one who did it."""
+    """The job behind every change: notify the owner, who may not have made it."""
     user = await database.users.find_one({"_id": payload.user_id, **reopening.THEIRS}, deleted=True)
     if user is None:
         return
@@ -171,8 +170,8 @@ async def _replace(
     *,
     closed: bool = False,
 ) -> bool:
-    """New password, no links that wait, no sessions, a mail: all or nothing. False when the guard no longer
-    holds.
+    """Set the password, cancel pending links, end all sessions and enqueue a mail, in one transaction. False
+    if the guard no longer holds.
     """
 
     async def write(transaction: Database) -> bool:

@@ -1,9 +1,9 @@
 """Change of e-mail address: requested with a recent sign-in, confirmed from the new address, announced to the
 old one.
 
-As with a registration, the link proves access to the mailbox, and the password proves who asked: nobody can
-have a stranger's address confirmed for their own account by a click of the stranger. `request` never reads
-who has the new address.
+As in a registration, the link proves access to the mailbox and the password proves the identity of the
+requester: a stranger's click on the link confirms nothing. `request` does not read whether the new address
+has an account.
 """
 
 import hashlib
@@ -35,15 +35,15 @@ _VALIDITY = timedelta(hours=24)
 _MAX_ATTEMPTS = 5
 _ACCOUNT = Rule(
     name="email, account", free=10, window=timedelta(hours=24), first_s=60
-)  # nobody's mailbox is flooded from here
+)  # protects mailboxes against floods
 _MAILBOX = Rule(name="email, mailbox", free=5, window=timedelta(hours=1), first_s=60)
 
 
 async def request(database: Database, keyring: Keyring, actor: Actor, user: User, *, email: str) -> None:
-    """Send a link to the new address and a notice to the current one. The commands do not depend
-    on whether the address has an account.
+    """Send a link to the new address and a notice to the current one. The commands do not depend on whether
+    the address has an account.
 
-    Asking again replaces what was asked before. Raises StepUpRequired, Throttled, and Invalid for what is no
+    A new request replaces a pending one. Raises StepUpRequired, Throttled, and Invalid if it is not an
     address or is the user's own.
     """
     step_up.require(database, actor)
@@ -70,7 +70,7 @@ async def request(database: Database, keyring: Keyring, actor: Actor, user: User
             {"_id": user.id}, {"$set": values | {"sessionId": actor.session_id}}, fresh=change
         )
         await send_link.enqueue(transaction, ChangeRequested(user_id=user.id, request_id=asked))
-        await notices.tell(transaction, user.id, "email_requested", to=user.email, address=new)
+        await notices.notify(transaction, user.id, "email_requested", to=user.email, address=new)
         await _record(transaction, actor, user.id, Action.EMAIL_CHANGE_REQUESTED, before=user.email, after=new)
 
     await database.transaction(write)
@@ -85,7 +85,7 @@ class ChangeRequested(Document, kw_only=True):
 async def send_link(
     payload: ChangeRequested, *, database: Database, keyring: Keyring, settings: Settings, mailer: Mailer
 ) -> None:
-    """The job behind `request`. An address that has an account is told so, and gets no link."""
+    """The job behind `request`. An address with an account receives a notice instead of the link."""
     found = await database[EMAIL_CHANGES].find_one({"_id": payload.user_id, "requestId": payload.request_id})
     user = await database.users.find_one({"_id": payload.user_id})
     if found is None or user is None:
@@ -111,11 +111,12 @@ async def send_link(
 
 
 async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
-    """Make the new address the account's, by its link and the account's password. Works once, for 24 hours.
+    """Replace the account's address, with the link's token and the account's password. Works once, for 24
+    hours.
 
-    All sessions end but the one that asked, and so does a password reset that was mailed to the old address.
-    Raises Invalid for a token that is unknown, replaced, used or expired, or a wrong password (after five the
-    link is worth nothing), AccountExists when the address has an account by now, and AccountLocked.
+    Ends all sessions except the requesting one, and cancels a password reset that was mailed to the old
+    address. Raises Invalid for a token that is unknown, replaced, used or expired, or a wrong password (after
+    five the link is void), AccountExists if the address has an account by now, and AccountLocked.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: ask for another")
     request_id = keyring.verify(_PURPOSE, token)
@@ -160,7 +161,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
             raise attempts.locked()
         await transaction[EMAIL_CHANGES].delete({"_id": old.id})
         await sessions.revoke_all(transaction, old.id, but=asked.session_id)
-        await notices.tell(transaction, old.id, "email_changed", to=old.email, address=asked.email)
+        await notices.notify(transaction, old.id, "email_changed", to=old.email, address=asked.email)
         await _record(transaction, actor, old.id, Action.EMAIL_CHANGED, before=old.email, after=asked.email)
 
     try:
@@ -173,7 +174,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
 
 
 async def cancel(database: Database, actor: Actor) -> bool:
-    """Give up a change that waits; its link is worth nothing. False when there is none."""
+    """Cancel a pending change and void its link. False if there is none."""
     user_id = actor.require_user()
 
     async def write(transaction: Database) -> bool:

@@ -1,15 +1,15 @@
-"""`Idempotency-Key`: a request that comes again within 24 hours is answered as it was the first time, and
-does nothing more.
+"""`Idempotency-Key`: a request repeated within 24 hours receives the stored response and has no further
+effect.
 
-A key belongs to its sender: a user, an API key, or, without a sign-in, the network address. It is claimed
-before the work and answered after it, with one command each. The answer to a request that ended its own
-session is kept under that session's token as well (`answered`): for sessions, one command looks for such an
-answer and one checks that the session still exists. Answers may hold what is shown once (session
-tokens, API keys): they are encrypted under the secret key *and* the client's own, which is not stored, so
-neither the database nor the server can read them before the client asks again.
+A key belongs to its sender: a user, an API key or, without authentication, the network address. It is claimed
+before the work and answered after it, with one command each. The response to a request that ended its own
+session is also stored under that session's token (`answered`): for sessions, one command looks for such a
+response and one checks that the session still exists. Responses may contain secrets that are shown once
+(session tokens, API keys), so they are encrypted under the secret key *and* the client's key, which is not
+stored: neither the database nor the server can read them before the client repeats the request.
 
-Limit: a process that dies between its work and the answer leaves a claim that runs out after a
-minute; asking again then works again.
+Limit: a process that dies between the work and the response leaves a claim that expires after a minute; a
+repeat then runs the work again.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ from ximler.schema.session import SESSIONS
 __all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReused", "answered", "once"]
 
 LEASE = timedelta(seconds=60)
-MAX_ANSWER = 256_000  # bytes: what mutations answer is small, and a day of it is kept
-_NOT_KEPT = b"not kept"  # the work was done, and its answer is too large, or was lost
+MAX_ANSWER = 256_000  # bytes: responses of mutations are small, and a day of them is stored
+_NOT_KEPT = b"not kept"  # the work was done; its response was too large or lost
 _KEPT = timedelta(hours=24)
 _KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII
 _NONCE_BYTES = 12
@@ -57,7 +57,7 @@ class KeyInUse(Conflict):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """`final` is false for one that changed nothing, so that asking again should try again: it is not kept."""
+    """`final` is false if the request changed nothing, so that a repeat runs it again. It is not stored."""
 
     status: int
     body: bytes
@@ -74,12 +74,12 @@ async def once(
     request: bytes,
     work: Callable[[], Awaitable[Answer]],
 ) -> tuple[Answer, bool]:
-    """The answer of `work`, or the one that this key was given before; and whether it is that. Two commands
+    """The response of `work`, or the stored one of this key; and whether it is the stored one. Two commands
     more than the work, three for a session.
 
-    Raises Invalid for what is no key, KeyReused when it was used for another request, KeyInUse (with the
-    seconds to wait) while the first is under way, AnswerNotKept when it was done and its answer is larger
-    than `MAX_ANSWER`, or it failed after a transaction of it was committed.
+    Raises Invalid for a malformed key, KeyReused if it was used for another request, KeyInUse (with the
+    seconds to wait) while the first request is running, AnswerNotKept if the response is larger than
+    `MAX_ANSWER` or the work failed after one of its transactions was committed.
     """
     place = _Place(keyring, _whose(actor), key, request)
     claim = await _claim(database, place)
@@ -90,7 +90,7 @@ async def once(
         try:
             answer = await work()
         except BaseException as error:
-            if committed:  # it failed after a part of it was done
+            if committed:  # it failed after a part was committed
                 await database[REPLIES].patch(mine, {"$set": {"answer": _NOT_KEPT}})
             elif isinstance(error, Exception):
                 await database[REPLIES].delete(mine)
@@ -100,7 +100,7 @@ async def once(
         return answer, False
     await database[REPLIES].patch(mine, {"$set": {"answer": place.seal(answer)}})
     if actor.session_id is not None and await _has_ended(database, actor.session_id):
-        # The work ended the session that asked for it: the answer is kept under its token as well.
+        # The work ended its own session: store the response under the session's token as well.
         now = database.clock.now()
         own = _Place(keyring, _session(actor.session_id), key, request)
         reply = Reply(
@@ -112,9 +112,10 @@ async def once(
 
 
 async def answered(database: Database, keyring: Keyring, token: str, *, key: str, request: bytes) -> Answer | None:
-    """The answer to a request that ended its own session, such as `signOut`, or None. One command.
+    """The stored response to a request that ended its own session, such as `signOut`, or None. One command.
 
-    To be asked before the token is authenticated: a token that was exchanged would count as stolen. Raises KeyReused.
+    Call it before the token is authenticated, because an exchanged token would count as stolen. Raises
+    KeyReused.
     """
     if not _KEY.fullmatch(key):
         return None
@@ -128,7 +129,9 @@ async def answered(database: Database, keyring: Keyring, token: str, *, key: str
 
 
 class _Place:
-    """The reply of one sender and key: its id, fingerprint and encryption. Raises Invalid for a malformed key."""
+    """The reply of one sender and key: its id, fingerprint and encryption. Raises Invalid for a malformed
+    key.
+    """
 
     def __init__(self, keyring: Keyring, whose: str, key: str, request: bytes) -> None:
         if not _KEY.fullmatch(key):
@@ -156,13 +159,13 @@ class _Place:
         return msgspec.msgpack.decode(opened, type=Answer)
 
     def require_same(self, found: Reply) -> None:
-        """Raises KeyReused where the key was used for another request."""
+        """Raises KeyReused if the key was used for another request."""
         if not hmac.compare_digest(found.request, self.fingerprint):
             raise KeyReused("This Idempotency-Key was used for another request: use a new key for each request")
 
 
 async def _claim(database: Database, place: _Place) -> Reply:
-    """A fresh claim, or the answer that is there. Raises KeyReused, KeyInUse."""
+    """A new claim, or the existing response. Raises KeyReused, KeyInUse."""
     now = database.clock.now()
     claim = Reply(id=place.id, request=place.fingerprint, leased_until=now + LEASE, expires_at=now + _KEPT)
     try:
@@ -175,7 +178,7 @@ async def _claim(database: Database, place: _Place) -> Reply:
         if found.answer is not None:
             return found
     if found is not None and (found.leased_until <= now or found.expires_at <= now):
-        # Left by a process that died, or over and not yet removed.
+        # Left by a process that died, or expired and not yet removed.
         stale = {"_id": place.id, "leasedUntil": found.leased_until, "expiresAt": found.expires_at}
         fresh = {"request": place.fingerprint, "leasedUntil": claim.leased_until, "expiresAt": claim.expires_at}
         if await database[REPLIES].patch(stale, {"$set": fresh, "$unset": {"answer": ""}}):

@@ -44,7 +44,7 @@ class Busy(Unavailable):
 
 
 class KeyLost(Unavailable):
-    """Something was encrypted under a secret key that is no longer among the settings'."""
+    """A value was encrypted under a secret key that the settings no longer contain."""
 
     code = "KEY_LOST"
 
@@ -52,15 +52,15 @@ class KeyLost(Unavailable):
 class Keyring:
     """The secrets of the settings, ready for use. One per process; `close` ends its threads.
 
-    Passwords: Argon2id (OWASP's parameters), in a bounded pool of threads, so that many sign-ins at once
-    neither block the event loop nor take more than `argon2_threads` × `argon2_memory_kib` of memory.
+    Passwords: Argon2id (OWASP's parameters), in a bounded pool of threads, so that concurrent sign-ins
+    neither block the event loop nor use more than `argon2_threads` × `argon2_memory_kib` of memory.
 
     Tokens: 256 random bits, stored as HMAC-SHA256. Reading the database yields no token, and a row for a
-    chosen token cannot be made without the secret key. Every use has a key of its own, derived by HKDF. With
-    several secret keys, the first makes and all verify.
+    chosen token cannot be made without the secret key. Each use has its own key, derived by HKDF. With
+    several secret keys, the first signs and all verify.
 
-    Values that must be read again (the secret of a second factor) are encrypted, bound to their purpose and
-    owner. With several keys, the first encrypts and all decrypt.
+    Recoverable values (the secret of a second factor) are encrypted and bound to purpose and owner. With
+    several keys, the first encrypts and all decrypt.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -77,9 +77,7 @@ class Keyring:
         self._token_keys = [self._mac_key(key, "token") for key in self._keys]
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
-        """The Argon2id hash to store, of the normalised password. Raises Invalid for one that is too short or
-        too long.
-        """
+        """The Argon2id hash of the normalised password. Raises Invalid if it is too short or too long."""
         password = normalised(password)
         if len(password) < MIN_PASSWORD:
             raise Invalid.field(field, f"must be {MIN_PASSWORD} characters or more")
@@ -90,11 +88,10 @@ class Keyring:
         return await self.compute(self._hasher.hash, password)
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
-        """Whether the password matches the stored hash, in its normalised form or, for older hashes, as it
-        was typed.
+        """Whether the password matches the stored hash, normalised or, for older hashes, as typed.
 
-        Without a stored hash (no such account), or with one of an unknown kind, rejecting takes the same
-        time.
+        Without a stored hash (no such account), or with one of an unknown kind, the rejection takes equally
+        long.
         """
         if len(password) > MAX_PASSWORD or not _is_unicode(password):
             return False
@@ -111,10 +108,10 @@ class Keyring:
         return False
 
     async def rehash(self, stored: str, password: str) -> str | None:
-        """A new hash of the password that `stored` matches, if that was made with other settings or of
-        another Unicode form.
+        """A new hash of a password that matched `stored`, if that has other parameters or another Unicode
+        form.
 
-        Today's rules for passwords do not apply: the password may be older than they are.
+        Current rules for passwords do not apply, because the password may be older than they are.
         """
         form = normalised(password)
         current = not self._hasher.check_needs_rehash(stored)
@@ -124,8 +121,8 @@ class Keyring:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One of a few turns, two a thread, for who looks whether they may guess, guesses, and says what came
-        of it: of a burst, however large, each sees what those before it did. Raises Busy after a minute.
+        """A slot for one whole attempt: check the rate limit, verify, count. There are two per thread, so
+        even in a burst each attempt sees the counts of earlier ones. Raises Busy after a minute.
         """
         try:
             async with asyncio.timeout(_PATIENCE_S):
@@ -149,18 +146,16 @@ class Keyring:
         return [self._id(key, token) for key in self._token_keys]
 
     def digest(self, purpose: str, text: str) -> bytes:
-        """A keyed hash to find something by without keeping it. Another after the secret key is rotated."""
+        """A keyed hash for look-ups of a value that is not stored. It changes when the secret key is rotated."""
         key = self._mac_key(self._keys[0], f"digest:{purpose}")
         return hmac.digest(key, text.encode(errors="surrogatepass"), "sha256")
 
     def sign(self, purpose: str, subject: ObjectId) -> str:
-        """A token that says `subject`, for one purpose. The same every time, so that a mail sent again has
-        the same link.
-        """
+        """A token for `subject` and one purpose. Deterministic, so that a repeated mail has the same link."""
         return _text(subject.binary + self._mac(self._keys[0], purpose, subject))
 
     def verify(self, purpose: str, token: str) -> ObjectId | None:
-        """The subject of a token that `sign` made for this purpose, or None."""
+        """The subject of a token made by `sign` for this purpose, or None."""
         if not _SIGNED.fullmatch(token):
             return None
         raw = base64.urlsafe_b64decode(token + "=")
@@ -169,17 +164,17 @@ class Keyring:
         return subject if genuine and _text(raw) == token else None
 
     def encrypt(self, purpose: str, subject: ObjectId, secret: bytes) -> bytes:
-        """AES-256-GCM under a key derived from the secret key for this purpose alone. Only `decrypt` for the
-        same purpose and subject reads it: moved to somebody else's document it is refused.
+        """AES-256-GCM under a key derived for this purpose. Bound to purpose and subject: a value moved to
+        another document is rejected.
 
-        The nonces are random: good for 2³² messages a purpose and key (NIST SP 800-38D, 8.3).
+        The nonces are random: safe for 2³² messages per purpose and key (NIST SP 800-38D, 8.3).
         """
         key_id, cipher = self._cipher(self._keys[0], purpose)
         nonce = secrets.token_bytes(_NONCE_BYTES)
         return key_id + nonce + cipher.encrypt(nonce, secret, subject.binary)
 
     def decrypt(self, purpose: str, subject: ObjectId, stored: bytes) -> bytes:
-        """What `encrypt` was given. Raises KeyLost when its key is gone, or the bytes are not its work."""
+        """The plaintext. Raises KeyLost if the key is gone or the bytes were not made by `encrypt`."""
         key_id, nonce = stored[:_KEY_ID_BYTES], stored[_KEY_ID_BYTES : _KEY_ID_BYTES + _NONCE_BYTES]
         for key in self._keys:
             known, cipher = self._cipher(key, purpose)
@@ -191,7 +186,7 @@ class Keyring:
         raise KeyLost("The encrypted value cannot be read: XIMLER_SECRET_KEY no longer contains its key")
 
     def is_newest(self, purpose: str, stored: bytes) -> bool:
-        """Whether it is encrypted under the first key, and survives the others' going."""
+        """Whether it is encrypted under the first key, so that the others can be removed."""
         return stored[:_KEY_ID_BYTES] == self._cipher(self._keys[0], purpose)[0]
 
     def close(self) -> None:
@@ -213,8 +208,8 @@ class Keyring:
         return hmac.digest(self._mac_key(key, "signature"), f"{purpose}:".encode() + subject.binary, "sha256")
 
     def _mac_key(self, key: bytes, use: str) -> bytes:
-        """A key for one use alone (HKDF, RFC 5869): a caller who chooses the text of one use makes no value
-        of another. `use` is one of a few constants: keys are cached.
+        """A key for one use (HKDF, RFC 5869), so that a value made for one use is not valid for another.
+        `use` must be one of a few constants, because keys are cached.
         """
         found = self._mac_keys.get((key, use))
         if found is None:
@@ -224,7 +219,7 @@ class Keyring:
         return found
 
     def _cipher(self, key: bytes, purpose: str) -> tuple[bytes, AESGCM]:
-        """A key's name, as stored before what it encrypts, and the key (HKDF, RFC 5869)."""
+        """A key's id, which is stored before the ciphertext, and the key (HKDF, RFC 5869)."""
         found = self._ciphers.get((key, purpose))
         if found is None:
             hkdf = HKDF(SHA256(), _KEY_ID_BYTES + 32, salt=None, info=f"ximler:encrypt:{purpose}".encode())
@@ -234,14 +229,14 @@ class Keyring:
 
     @staticmethod
     def _id(key: bytes, token: str) -> bytes:
-        return hmac.digest(key, token.encode(), "sha256")  # in one go: a third of the time
+        return hmac.digest(key, token.encode(), "sha256")  # one call takes a third of the time
 
 
 def normalised(password: str) -> str:
-    """The form that is hashed: NFKC (NIST SP 800-63B, 3.1.1.2), so that it does not matter how a keyboard
-    composes `é`.
+    """The form that is hashed: NFKC (NIST SP 800-63B, 3.1.1.2), so that the keyboard's encoding of `é` does
+    not matter.
 
-    One that is too long to be a password is returned as it is.
+    Texts too long for a password are returned unchanged.
     """
     return unicodedata.normalize("NFKC", password) if len(password) <= MAX_PASSWORD else password
 

@@ -1,4 +1,6 @@
-"""Security notices by mail. Preferences do not suppress them: they report changes that a thief would make."""
+"""Security notices by mail. Preferences do not suppress them, because they report changes that a thief would
+make.
+"""
 
 from typing import Any
 
@@ -10,7 +12,7 @@ from ximler.database import Database, outbox
 from ximler.notifications.email import Mailer, compose, greeting
 from ximler.schema.document import Document, Mixed
 
-__all__ = ["Notice", "send", "tell"]
+__all__ = ["Notice", "notify", "send"]
 
 # Notice → (subject, text). In braces: details of the notice.
 _NOTICES = {
@@ -61,7 +63,7 @@ _NOTICES = {
 _TOO_LATE = "email_changed"  # a reset link would go to the new address
 
 
-async def tell(
+async def notify(
     transaction: Database,
     user_id: ObjectId,
     notice: str,
@@ -70,10 +72,9 @@ async def tell(
     once: str | None = None,
     **details: Any,
 ) -> None:
-    """Enqueue a notice in the transaction of the event that it reports: to the user's address, or `to` the one
-    they had.
+    """Enqueue a notice in the transaction of the event that it reports, to the user's address or to `to`.
 
-    With `once`, a second one of the same name is not sent. One command, with `once` two.
+    With `once`, a second notice of the same name is not sent. One command, two with `once`.
     """
     payload = Notice(user_id=user_id, notice=notice, details=details, to=to)
     await send.enqueue(transaction, payload, dedupe_key=f"{notice}:{user_id}:{once}" if once else None)
@@ -88,7 +89,7 @@ class Notice(Document, kw_only=True):
 
 @outbox.job("accounts.send_notice", Notice)
 async def send(payload: Notice, *, job: outbox.Job, database: Database, settings: Settings, mailer: Mailer) -> None:
-    """The job behind `tell`. Sent again it is the same message."""
+    """The job behind `notify`. A repeat sends the same message."""
     user = await database.users.find_one({"_id": payload.user_id})
     if user is None:
         return

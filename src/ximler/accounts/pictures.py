@@ -1,6 +1,6 @@
-"""Pictures: an upload is decoded within limits and encoded anew.
+"""Pictures: uploads are decoded within limits and re-encoded.
 
-Only the pixels survive: no EXIF (with the place where it was taken), no second file appended to the picture.
+Only the pixels survive: no EXIF data (such as the location), and no second file appended to the picture.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ __all__ = ["CONTENT_TYPE", "MAX_BYTES", "SIDE", "thumbnail"]
 
 CONTENT_TYPE = "image/webp"
 SIDE = 512
-MAX_BYTES = 10_000_000  # of what is sent: a photograph of a telephone is half of that
+MAX_BYTES = 10_000_000  # of an upload; a phone's photograph has half of that
 _MAX_PIXELS = 30_000_000  # decoded it takes four bytes each
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _UNREADABLE = (
@@ -33,7 +33,7 @@ _UNREADABLE = (
     zlib.error,
 )
 
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of damaged metadata, which are ignored
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # damaged metadata are ignored
 _SRGB = ImageCms.createProfile("sRGB")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (
@@ -51,10 +51,10 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
 
 async def thumbnail(sent: bytes, field: str = "avatar") -> bytes:
-    """A WebP picture of at most 512 × 512 pixels, upright, its proportions kept; of an animation, the first
+    """A WebP picture of at most 512 × 512 pixels, upright, with its proportions; of an animation, the first
     frame.
 
-    Raises Invalid for what is no PNG, JPEG, WebP or GIF picture, or is too large to be decoded.
+    Raises Invalid if it is not a PNG, JPEG, WebP or GIF picture, or is too large to be decoded.
     """
     return await asyncio.get_running_loop().run_in_executor(_thread, _encode, sent, field)
 
@@ -65,11 +65,11 @@ def _encode(sent: bytes, field: str) -> bytes:
     try:
         with Image.open(io.BytesIO(_without_metadata(sent)), formats=_FORMATS) as opened:
             width, height = opened.size
-            if width * height > _MAX_PIXELS:  # known from the header, before anything is decoded
+            if width * height > _MAX_PIXELS:  # from the header, before decoding
                 raise Invalid.field(
                     field, f"has {width} × {height} pixels: send at most {_MAX_PIXELS // 1_000_000} million"
                 )
-            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded smaller, at once
+            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # decodes a JPEG at a reduced size
             opened.load()
             picture = _upright(_in_srgb(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -77,7 +77,7 @@ def _encode(sent: bytes, field: str) -> bytes:
     except _UNREADABLE:
         raise Invalid.field(field, "is not a picture that can be read: send a PNG, JPEG, WebP or GIF file") from None
     picture.thumbnail((SIDE, SIDE))
-    bare = Image.new("RGBA", picture.size)  # without what Pillow remembers of the file
+    bare = Image.new("RGBA", picture.size)  # without metadata
     bare.paste(picture)
     out = io.BytesIO()
     bare.save(out, "WEBP", quality=85, method=4)
@@ -85,8 +85,8 @@ def _encode(sent: bytes, field: str) -> bytes:
 
 
 def _in_srgb(opened: Image.Image) -> Image.Image:
-    """As RGBA, with the colours that the picture's own profile gives them. A damaged profile is ignored."""
-    if opened.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+    """Converted to RGBA in sRGB, by the picture's own profile. A damaged profile is ignored."""
+    if opened.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
         opened = opened.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     profile, rgba = opened.info.get("icc_profile"), opened.convert("RGBA")
     if not profile:
@@ -105,7 +105,7 @@ def _in_srgb(opened: Image.Image) -> Image.Image:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say. Damaged data are ignored."""
+    """Rotated as its EXIF data say. Damaged data are ignored."""
     try:
         return ImageOps.exif_transpose(picture)
     except (UserWarning, *_UNREADABLE):
@@ -113,7 +113,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _without_metadata(sent: bytes) -> bytes:
-    """A PNG with the chunks that its pixels need: a damaged comment is no reason to refuse them."""
+    """A PNG with only the chunks that its pixels need, because damaged comments must not make it unreadable."""
     if not sent.startswith(_PNG):
         return sent
     kept, place = [_PNG], len(_PNG)

@@ -12,10 +12,9 @@ __all__ = ["unsubscribe"]
 
 
 async def unsubscribe(database: Database, keyring: Keyring, actor: Actor, token: str) -> None:
-    """No more product mail, by the link that every such mail has; no sign-in needed (RFC 8058). Repeating it
-    changes nothing.
+    """Disable product mail, by the link in every such mail; no sign-in needed (RFC 8058). Idempotent.
 
-    Raises Invalid for a link that is not ours. What it says does not tell whether the account still exists.
+    Raises Invalid for a forged link. The response does not reveal whether the account still exists.
     """
     user_id = keyring.verify(UNSUBSCRIBE, token)
     if user_id is None:

@@ -15,15 +15,15 @@ __all__ = ["change_notifications", "rename"]
 
 
 async def rename(database: Database, actor: Actor, user: User, *, name: str) -> User:
-    """Another name. Raises Invalid for what cannot be one."""
+    """Change the user's name. Raises Invalid if it is not a valid name."""
     return await _change(
         database, actor, user, Action.PROFILE_CHANGED, {"name": names.checked(name, most=names.MAX_PERSON)}
     )
 
 
 async def change_notifications(database: Database, actor: Actor, user: User, wanted: Mapping[str, Any]) -> User:
-    """Change what `wanted` names (`{"email": {"product_updates": False}}`); the rest stays. Raises Invalid
-    for a null.
+    """Update the given settings (`{"email": {"product_updates": False}}`); the rest stays. Raises Invalid for
+    a null.
     """
     changes: dict[str, Any] = {}
     for channel, kinds in wanted.items():
@@ -38,12 +38,12 @@ async def change_notifications(database: Database, actor: Actor, user: User, wan
 
 
 async def _change(database: Database, actor: Actor, user: User, action: Action, changes: dict[str, Any]) -> User:
-    """Nothing is written, nor audited, where all is so already."""
+    """Writes and audits nothing if the values are unchanged."""
     if not changes:
         return user
 
     async def write(transaction: Database) -> User:
-        now = await transaction.users.get(user.id)  # what the actor came with may be a second old
+        now = await transaction.users.get(user.id)  # the actor's copy may be a second old
         before = {path: _value(now, path) for path in changes}
         if before == changes:
             return now
@@ -73,7 +73,7 @@ def _value(user: User, path: str) -> Any:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` as `{"a": {"b": 1}}`: no key of a stored value may contain a dot."""
+    """`{"a.b": 1}` as `{"a": {"b": 1}}`, because keys of stored values cannot contain dots."""
     found: dict[str, Any] = {}
     for path, value in values.items():
         *above, last = path.split(".")

@@ -1,8 +1,8 @@
 """Registration: `register`, a confirmation link, `confirm`.
 
-`register` never reads the accounts: it stores a registration and responds alike, in the same time, for a new
-address, a taken one and a pending one. Only the owner of the mailbox learns more. A registration carries its
-own password, and its link asks for it: registering a victim's address gains an attacker nothing, whether or
+`register` does not read the accounts: it stores a registration and responds in the same way and time for new,
+taken and pending addresses. Only the owner of the mailbox learns more. A registration carries its own
+password, which confirmation requires, so registering a victim's address gains an attacker nothing, whether or
 not the victim follows the link.
 """
 
@@ -40,15 +40,14 @@ class AccountExists(Conflict):
 
 
 async def register(database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str) -> None:
-    """Accept a registration, and have its link mailed.
+    """Accept a registration and mail its link. Five commands for every address.
 
-    Raises Invalid for a name, address or password that cannot be one, WeakPassword, Throttled.
-    Five commands, whatever the address.
+    Raises Invalid for an invalid name, address or password, WeakPassword, Throttled.
     """
     name, email = names.checked(name, most=names.MAX_PERSON), addresses.normalised(email)
     await throttle.spend(
         database, throttle.at_address(keyring, _ADDRESS, actor.address)
-    )  # looking at a password takes time
+    )  # before the password, whose checks take time
     await strength.check(keyring, password, own=(name, email))
     await throttle.spend(database, [throttle.key(keyring, _MAILBOX, email)])
     registration = Registration(
@@ -73,10 +72,10 @@ class Registered(Document, kw_only=True):
 async def send_link(
     payload: Registered, *, database: Database, keyring: Keyring, settings: Settings, mailer: Mailer
 ) -> None:
-    """The job behind `register`: mail the link; or to somebody who has an account, that they have one, or can
-    reopen it.
+    """The job behind `register`: mail the link. Owners of an account are notified that it exists or can be
+    reopened.
 
-    Sent again it is the same message with the same link. A registration that is gone by now needs none.
+    A repeat sends the same message and link. Nothing is sent for an expired registration.
     """
     found = await database[REGISTRATIONS].find_one({"_id": payload.registration_id})
     if found is None:
@@ -118,14 +117,14 @@ async def send_link(
 
 
 async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
-    """Make the account that the link's registration describes, given the password that it was made
-    with.
+    """Create the registration's account, given the link's token and the password of the registration.
 
-    Both are needed: the link shows that they read the mailbox, the password that they are the one who
-    registered. So nobody can have a stranger confirm an account whose password they chose. The link works
-    once, and takes five passwords: a mistyped address does not let its owner guess the password.
+    Both are needed: the link proves access to the mailbox, the password that the same person registered.
+    Otherwise an attacker could have a stranger confirm an account with the attacker's password. The link
+    works once and accepts five passwords, because the owner of a mistyped address must not guess the
+    password.
 
-    Raises Invalid for a token that is unknown, used or expired, or a wrong password, AccountExists when the
+    Raises Invalid for a token that is unknown, used or expired, or a wrong password, AccountExists if the
     address has an account by now.
     """
     registration_id = keyring.verify(_PURPOSE, token)

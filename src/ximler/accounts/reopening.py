@@ -1,6 +1,6 @@
 """Closed accounts that can still be reopened.
 
-Only a sign-in with the right password learns that an account is closed; for all others it does not exist.
+Only a sign-in with the right password reveals that an account is closed. Otherwise it does not exist.
 """
 
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ __all__ = ["GRACE", "THEIRS", "AccountClosed", "day", "erased_at", "refusal", "r
 GRACE = timedelta(days=30)
 
 
-# Accounts that are open, or closed by their owner: they may get in, or back in.
+# Accounts that are open or were closed by their owner: a sign-in may open them.
 THEIRS: dict[str, Any] = {"$or": [{"deletedAt": None}, {"closedAt": {"$gt": EPOCH}}]}
 
 
@@ -29,12 +29,12 @@ class AccountClosed(Unauthenticated):
 
 
 def erased_at(closed_at: datetime) -> datetime:
-    """When an account that was closed then is anonymised."""
+    """When an account closed at that time is anonymised."""
     return closed_at + GRACE
 
 
 def day(moment: datetime) -> str:
-    """For people: `24 December 2026`, UTC."""
+    """A date for people: `24 December 2026`, UTC."""
     return f"{moment.day} {moment:%B %Y}"
 
 
@@ -49,8 +49,8 @@ def refusal(closed: User) -> AccountClosed:
 
 
 async def reopen(transaction: Database, actor: Actor, user: User) -> bool:
-    """Bring a closed account back, in the transaction that signs its owner in. False when it was erased or
-    reopened since.
+    """Reopen a closed account, in the transaction of its owner's sign-in. False if it was erased or reopened
+    since.
     """
     closed = {"_id": user.id, "password": user.password, "deletedAt": user.deleted_at}
     if not await transaction.users.patch(closed, {"$unset": {"deletedAt": "", "closedAt": ""}}, deleted=True):

@@ -1,4 +1,4 @@
-"""Operator roles. Granted on the command line only, where the database is at hand: never over the network."""
+"""Operator roles. Granted on the command line only, which requires access to the database."""
 
 from bson import ObjectId
 
@@ -14,17 +14,17 @@ __all__ = ["grant", "withdraw"]
 
 
 async def grant(database: Database, actor: Actor, user_id: ObjectId, role: Role) -> bool:
-    """Give a user a role; False when they have it already. It holds for the sessions they have.
+    """Give a user a role; False if they already have it. It applies to existing sessions.
 
-    Raises NotFound, Forbidden but on the command line.
+    Raises NotFound, Forbidden outside the command line.
     """
     return await _set(database, actor, user_id, role)
 
 
 async def withdraw(database: Database, actor: Actor, user_id: ObjectId) -> bool:
-    """Take a user's role away; False when they have none. Their sessions end.
+    """Withdraw a user's role; False if they have none. Ends their sessions.
 
-    Raises NotFound, Forbidden but on the command line.
+    Raises NotFound, Forbidden outside the command line.
     """
     return await _set(database, actor, user_id, None)
 

@@ -1,12 +1,11 @@
-"""The second factor at the door: codes of an authenticator app (TOTP, RFC 6238), and recovery codes for who
-has lost it.
+"""Second-factor verification at sign-in: TOTP codes (RFC 6238) and recovery codes.
 
-A code is one of a million, so guesses are counted before they are looked at: of any number of codes tried at
-once, on any number of processes, no more than `BUDGET` in `WINDOW`, and `A_DAY` in a day, are compared with
-the right one. A code is taken once (RFC 6238, 5.2). Recovery codes have 80 random bits: they need no budget,
-so nobody's guessing keeps their owner out.
+A code is one of a million, so guesses are counted before they are compared: of any number of concurrent
+guesses, on any number of processes, at most `BUDGET` in `WINDOW`, and `A_DAY` in a day, are compared. A code
+is accepted once (RFC 6238, 5.2). Recovery codes have 80 random bits and need no budget, so an attack does not
+lock the owner out.
 
-Making and removing the factor is `second_factor_enrolment`'s.
+`second_factor_enrolment` enables and disables the factor.
 """
 
 import base64
@@ -52,7 +51,7 @@ __all__ = [
 BUDGET = 5
 WINDOW = timedelta(minutes=15)
 A_DAY = 50
-PURPOSE = "totp"  # of the encryption
+PURPOSE = "totp"  # purpose of the encryption
 RECOVERY_CODES = 10
 
 
@@ -79,7 +78,7 @@ class TooManyCodes(LimitExceeded):
 
 
 class Renewed(msgspec.Struct, frozen=True):
-    """How many secrets were under an older key, and how many are under none that is known."""
+    """Counts of secrets that were under an older key, and of those under an unknown key."""
 
     renewed: int
     lost: int
@@ -88,12 +87,11 @@ class Renewed(msgspec.Struct, frozen=True):
 async def prove(
     database: Database, keyring: Keyring, actor: Actor, credential: Credential | None, code: str | None
 ) -> None:
-    """Take a code of the user whose password was right a moment ago, if they have a second factor; without
-    one, do nothing.
+    """Verify the code of a user whose password has just been verified. Does nothing without a second factor.
 
-    No round trip without a factor, two with a code that is right; refusals are audited. Raises
-    SecondFactorRequired without a code, WrongCode, TooManyCodes once the budget is used up, KeyLost when the
-    secret key it was encrypted under is gone (recovery codes work even then).
+    No round trip without a factor, two for a right code. Refusals are audited. Raises SecondFactorRequired
+    without a code, WrongCode, TooManyCodes when the budget is used up, KeyLost if the secret's key is gone
+    (recovery codes still work).
     """
     if credential is None or credential.totp_secret is None:
         return
@@ -120,11 +118,11 @@ async def prove(
 
 
 async def still_proved(transaction: Database, user_id: ObjectId, credential: Credential | None) -> Credential | None:
-    """In the transaction that starts a session: no factor came to be since `prove` looked. Returns what is
-    there now.
+    """Check, in the transaction that starts a session, that no factor was enabled since `prove`. Returns the
+    current credential.
 
     Raises SecondFactorRequired. `second_factor_enrolment.confirm` writes the user's document, as a sign-in
-    does: of the two, one is retried and sees the other.
+    does, so one of the two is retried and sees the other.
     """
     found = await transaction[CREDENTIALS].find_one({"_id": user_id})
     if found is None or found.totp_secret is None:
@@ -135,9 +133,7 @@ async def still_proved(transaction: Database, user_id: ObjectId, credential: Cre
 
 
 def matching_step(secret: bytes, code: str, now_ms: int) -> int | None:
-    """The time step that a code is of: the present one or, for a clock that is wrong, one beside it (RFC
-    6238, 5.2).
-    """
+    """The time step of a code: the current one or, to tolerate clock drift, an adjacent one (RFC 6238, 5.2)."""
     totp = pyotp.TOTP(secret.decode())
     present = now_ms // 1000 // _STEP_S
     found = [step for step in (present - 1, present, present + 1) if hmac.compare_digest(totp.generate_otp(step), code)]
@@ -145,21 +141,21 @@ def matching_step(secret: bytes, code: str, now_ms: int) -> int | None:
 
 
 def new_recovery_codes(user_id: ObjectId) -> tuple[list[str], list[str]]:
-    """Codes to show once, and their hashes to store."""
+    """Codes to show once, and their hashes for storage."""
     codes = [base64.b32encode(secrets.token_bytes(10)).decode().lower() for _ in range(RECOVERY_CODES)]
     shown = ["-".join(code[start : start + 4] for start in range(0, 16, 4)) for code in codes]
     return shown, [_recovery_hash(user_id, code) for code in codes]
 
 
 def _recovery_hash(user_id: ObjectId, code: str) -> str:
-    """Of 80 random bits: no guessing reverses it, and no secret key has to survive for it."""
+    """A plain hash: 80 random bits cannot be guessed, and the codes must survive a change of the secret key."""
     return hashlib.sha256(user_id.binary + code.encode()).hexdigest()
 
 
 async def renew_secrets(database: Database, keyring: Keyring, actor: Actor) -> Renewed:
-    """Encrypt every secret under the newest key, so that older ones may go. Operators only.
+    """Re-encrypt every secret under the newest key, so that older keys can be removed. Operators only.
 
-    Safe to repeat, and while people sign in. Reads every credential: it is for the day a key is rotated.
+    Idempotent, and safe during sign-ins. Reads every credential: run it when a key is rotated.
     """
     actor.require_operator()
     renewed = lost = 0
@@ -198,10 +194,10 @@ async def _use_code(database: Database, keyring: Keyring, actor: Actor, credenti
 
 
 async def _count_attempt(database: Database, credential: Credential, at: int) -> list[int]:
-    """Reserve one guess, in one guarded update; when the latest were made, this one first. Raises
-    TooManyCodes.
+    """Reserve one guess in one guarded update. Returns the times of the latest guesses, this one first.
+    Raises TooManyCodes.
 
-    Of n that a span allows the n-th latest must be out of it, or not be: then one more is free.
+    With n guesses per span, a guess is free if the n-th latest is outside the span or does not exist.
     """
     free = [
         {"$or": [{place: {"$exists": False}}, {place: {"$lte": at - span}}]}
@@ -224,7 +220,7 @@ async def _count_attempt(database: Database, credential: Credential, at: int) ->
 async def _take(
     database: Database, keyring: Keyring, credential: Credential, secret: bytes, *, step: int, attempt: int
 ) -> bool:
-    """Use the code up, and give its guess back. False when it, or a later one, was used already."""
+    """Mark the code as used, and release its guess. False if it, or a later one, was used before."""
     stored = credential.totp_secret
     unused = {
         "_id": credential.id,
@@ -233,12 +229,12 @@ async def _take(
     }
     change: dict[str, object] = {"totpLastStep": step}
     if stored is not None and not keyring.is_newest(PURPOSE, stored):
-        change["totpSecret"] = keyring.encrypt(PURPOSE, credential.id, secret)  # keys rotate as people come by
+        change["totpSecret"] = keyring.encrypt(PURPOSE, credential.id, secret)  # re-encrypted under the newest key
     return await database[CREDENTIALS].patch(unused, {"$set": change, "$pull": {"factorAttempts": attempt}})
 
 
 async def _use_recovery_code(database: Database, actor: Actor, credential: Credential, typed: str) -> None:
-    """Raises WrongCode. A string that is none of the codes costs no round trip."""
+    """Raises WrongCode. A string that matches no code costs no round trip."""
     typed = typed.replace("0", "o").replace("1", "l")
     wrong = WrongCode(
         "The code is not right: it has six digits, or is one of your recovery codes, each of which works once",
@@ -264,13 +260,13 @@ async def _use_recovery_code(database: Database, actor: Actor, credential: Crede
             user_id=credential.id,
             left=left,
         )
-        await notices.tell(transaction, credential.id, "recovery_code_used", left=left)
+        await notices.notify(transaction, credential.id, "recovery_code_used", left=left)
 
     await database.transaction(write)
 
 
 async def _warn(database: Database, actor: Actor, credential: Credential) -> None:
-    """Notify the owner, once a day, that someone with the password has used up the budget."""
+    """Notify the owner, at most daily, that someone with the password has used up the budget."""
 
     async def write(transaction: Database) -> None:
         await records.write(
@@ -283,7 +279,7 @@ async def _warn(database: Database, actor: Actor, credential: Credential) -> Non
             count=BUDGET,
         )
         today = f"{transaction.clock.now():%Y-%m-%d}"
-        await notices.tell(transaction, credential.id, "wrong_codes", once=today, count=BUDGET)
+        await notices.notify(transaction, credential.id, "wrong_codes", once=today, count=BUDGET)
 
     with contextlib.suppress(DocumentExists):  # a racing guess has notified them
         await database.transaction(write)

@@ -1,7 +1,6 @@
-"""Second-factor enrolment: begin, confirm, regenerate recovery codes, remove. Verification at sign-in is
-`second_factor`.
+"""Second-factor enrolment: begin, confirm, regenerate recovery codes, remove. `second_factor` verifies codes.
 
-Every change needs a recent sign-in, is audited, and sends the owner a notice.
+Every change requires a recent sign-in, is audited, and sends the owner a notice.
 """
 
 from datetime import datetime, timedelta
@@ -29,7 +28,7 @@ _FACTOR = ("totpSecret", "totpConfirmedAt", "totpLastStep", "totpPending", "totp
 
 
 class Enrolment(msgspec.Struct, frozen=True):
-    """Shown once. `uri` (otpauth://) is what authenticator apps read as a QR code; `secret` is for typing."""
+    """Shown once. `uri` (otpauth://) is for QR codes; `secret` is for typing."""
 
     secret: str
     uri: str
@@ -40,14 +39,14 @@ class Enrolment(msgspec.Struct, frozen=True):
 
 
 class SecondFactor(msgspec.Struct, frozen=True):
-    """`since` is None where there is none."""
+    """`since` is None if there is none."""
 
     since: datetime | None
     recovery_codes_left: int
 
 
 async def status(database: Database, actor: Actor) -> SecondFactor:
-    """Whether the actor's account has one. One command."""
+    """The state of the actor's second factor. One command."""
     found = await database[CREDENTIALS].find_one({"_id": actor.require_user()})
     if found is None or found.totp_secret is None:
         return SecondFactor(None, 0)
@@ -55,10 +54,9 @@ async def status(database: Database, actor: Actor) -> SecondFactor:
 
 
 async def begin(database: Database, keyring: Keyring, actor: Actor, user: User) -> Enrolment:
-    """A new secret for the user's authenticator app, to be proved by `confirm` within 15 minutes.
+    """Generate a secret for the user's authenticator app, to be verified by `confirm` within 15 minutes.
 
-    Until then nothing changes: a factor that is there stays in force. Beginning anew replaces a secret not
-    yet proved. Raises StepUpRequired.
+    Until then an existing factor stays in force. A repeat replaces the pending secret. Raises StepUpRequired.
     """
     step_up.require(database, actor)
     secret = pyotp.random_base32()
@@ -72,11 +70,10 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, user: User) 
 
 
 async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User, *, code: str) -> list[str]:
-    """Prove the secret that `begin` showed: from now on signing in takes a code. Returns the recovery codes,
-    this once.
+    """Enable the factor with a code of the pending secret. Returns the recovery codes, which are shown once.
 
-    Every other session ends: they were made without it. Raises StepUpRequired, Conflict where nothing was
-    begun or it is too long ago, Invalid for a wrong code.
+    Ends every other session, because they began without it. Raises StepUpRequired, Conflict if there is no
+    pending secret or it has expired, Invalid for a wrong code.
     """
     step_up.require(database, actor)
     found = await database[CREDENTIALS].find_one({"_id": user.id})
@@ -99,18 +96,18 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User
         }
         if not await transaction[CREDENTIALS].patch({"_id": user.id, "totpPending": pending}, change):
             raise Conflict("It was confirmed, or begun anew, at the same moment: begin again")
-        await transaction.users.patch({"_id": user.id}, {"$set": {}})  # a sign-in in flight must meet this, and fail
+        await transaction.users.patch({"_id": user.id}, {"$set": {}})  # conflicts with a sign-in in flight, which fails
         await sessions.revoke_all(transaction, user.id, but=actor.session_id)
         await _record(transaction, actor, user.id, Action.FACTOR_ENABLED)
-        await notices.tell(transaction, user.id, "factor_enabled")
+        await notices.notify(transaction, user.id, "factor_enabled")
 
     await database.transaction(write)
     return codes
 
 
 async def regenerate(database: Database, actor: Actor, user_id: ObjectId) -> list[str]:
-    """New recovery codes, shown this once; the old ones are worth nothing. Raises StepUpRequired, NotFound
-    without a factor.
+    """Generate new recovery codes and revoke the old ones. They are shown once. Raises StepUpRequired,
+    NotFound without a factor.
     """
     step_up.require(database, actor)
     codes, hashes = second_factor.new_recovery_codes(user_id)
@@ -118,21 +115,21 @@ async def regenerate(database: Database, actor: Actor, user_id: ObjectId) -> lis
     async def write(transaction: Database) -> None:
         await _change(transaction, user_id, {"$set": {"recoveryCodes": hashes}})
         await _record(transaction, actor, user_id, Action.RECOVERY_CODES_MADE)
-        await notices.tell(transaction, user_id, "recovery_codes_made")
+        await notices.notify(transaction, user_id, "recovery_codes_made")
 
     await database.transaction(write)
     return codes
 
 
 async def disable(database: Database, actor: Actor) -> None:
-    """The password alone signs in again. Raises StepUpRequired, NotFound without a factor."""
+    """Disable the second factor. Raises StepUpRequired, NotFound without a factor."""
     step_up.require(database, actor)
     await _remove(database, actor, actor.require_user())
 
 
 async def remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
-    """For a user who has lost device and recovery codes, and has shown an operator who they are. Operators
-    only.
+    """Disable the factor of a user who lost device and recovery codes and whose identity an operator has
+    verified. Operators only.
 
     Raises Forbidden, StepUpRequired, NotFound without a factor.
     """
@@ -145,7 +142,7 @@ async def _remove(database: Database, actor: Actor, user_id: ObjectId) -> None:
     async def write(transaction: Database) -> None:
         await _change(transaction, user_id, {"$unset": dict.fromkeys(_FACTOR, "")})
         await _record(transaction, actor, user_id, Action.FACTOR_DISABLED)
-        await notices.tell(transaction, user_id, "factor_disabled")
+        await notices.notify(transaction, user_id, "factor_disabled")
 
     await database.transaction(write)
 

@@ -32,7 +32,8 @@ __all__ = ["AuthenticatedSession", "SessionAuthenticator", "SessionExpired", "ad
 _WATCHES = (Watch(collection=SESSIONS.name), *account_status.WATCHES)
 _EXTEND_EVERY = timedelta(hours=1)
 _WRITE_EVERY_S = 5.0
-# Of two requests for a new token the second may come with the old one still: it is refused, and no theft.
+# Of two concurrent exchanges the second may still send the old token: it is rejected, and not treated as
+# theft.
 _LEEWAY = timedelta(seconds=10)
 
 
@@ -41,14 +42,14 @@ class SessionExpired(Unauthenticated):
 
 
 class AuthenticatedSession(msgspec.Struct, frozen=True, gc=False):
-    """A session as it was read, and its user's account."""
+    """A session and its user's account status."""
 
     session: Session
     account: AccountStatus
 
 
 class SessionAuthenticator:
-    """One a process, on its feed. `run` it: it extends the sessions that are used."""
+    """One per process, on its change feed. `run` extends sessions in use."""
 
     def __init__(self, database: Database, keyring: Keyring, settings: Settings, feed: Feed) -> None:
         self._database = database
@@ -58,7 +59,7 @@ class SessionAuthenticator:
         self._used: dict[bytes, Session] = {}
 
     async def authenticate(self, token: str, origin: Actor) -> AuthenticatedSession:
-        """The live session of a live user. At most one round trip, none when it is known.
+        """The live session of a live user. At most one round trip, none if it is cached.
 
         Raises SessionExpired, AccountLocked.
         """
@@ -76,7 +77,7 @@ class SessionAuthenticator:
         return found
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Extend sessions until stopped, then those that are left."""
+        """Extend sessions until stopped, then those that are pending."""
         stopped = False
         while not stopped:
             stopped = await pause(stop, _WRITE_EVERY_S)
@@ -84,9 +85,7 @@ class SessionAuthenticator:
                 await self.extend()
 
     async def extend(self) -> None:
-        """Write down that sessions were used; each is written once an hour at most. One that has ended stays
-        so.
-        """
+        """Write the use of sessions, at most once an hour for each. Ended sessions stay ended."""
         used, self._used = self._used, {}
         now = self._database.clock.now()
         by_end: dict[datetime, list[bytes]] = {}
@@ -103,8 +102,8 @@ class SessionAuthenticator:
 
 
 async def read(database: Database, ids: list[bytes]) -> tuple[AuthenticatedSession | None, list[Tag]]:
-    """The session under one of these ids, with its user's standing, and what the answer stands on. One
-    command.
+    """The session under one of these ids with its user's account status, and the cache tags of the result.
+    One command.
     """
     tags: list[Tag] = [(SESSIONS.name, each) for each in ids]
     rows = await database[SESSIONS].aggregate(
@@ -118,7 +117,7 @@ async def read(database: Database, ids: list[bytes]) -> tuple[AuthenticatedSessi
 
 
 async def admit(database: Database, found: AuthenticatedSession | None, origin: Actor) -> AuthenticatedSession:
-    """The same, if it opens anything now. Raises SessionExpired, AccountLocked."""
+    """Admit the session if it is live. Raises SessionExpired, AccountLocked."""
     now = database.clock.now()
     if found is None or found.session.expires_at <= now:
         raise SessionExpired("This session has ended: sign in again")
@@ -133,7 +132,7 @@ async def admit(database: Database, found: AuthenticatedSession | None, origin: 
 
 
 def family(session: Session) -> dict[str, Any]:
-    """Filter for every session of the same sign-in, exchanged ones too. Served by the index on `userId`."""
+    """Filter for every session of the same sign-in, including exchanged ones. Uses the index on `userId`."""
     first = session.sign_in_id
     return {"userId": session.user_id, "$or": [{"_id": first}, {"family": first}]}
 

@@ -39,9 +39,7 @@ class BadCredentials(Unauthenticated):
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """`token` is shown here and nowhere else again. `device` makes the next sign-in from here one from a
-    known device.
-    """
+    """`token` is shown only here. `device` identifies this device at its next sign-in."""
 
     token: str
     session: Session
@@ -64,11 +62,11 @@ async def sign_in(
     device: str | None = None,
     reopen: bool = False,
 ) -> SignedIn:
-    """A session for the right password and, where the account has a second factor, its code.
+    """Start a session, given the password and, if the account has a second factor, its code.
 
-    `device` is what an earlier sign-in answered; with it nobody's attack keeps one out. Raises Throttled,
-    BadCredentials, the same and as fast for an unknown address; only after the right password AccountLocked,
-    AccountClosed (unless `reopen` brings it back), SecondFactorRequired, WrongCode, TooManyCodes.
+    `device` is the token of an earlier sign-in; with it, throttling by other devices' failures does not
+    apply. Raises Throttled, BadCredentials, with the same timing for unknown addresses; only after the right
+    password AccountLocked, AccountClosed (unless `reopen`), SecondFactorRequired, WrongCode, TooManyCodes.
     """
     async with keyring.turn():
         attempt = await attempts.begin(database, keyring, actor, email=email, device=device)
@@ -111,12 +109,12 @@ async def start(
     fresh_hash: str | None = None,
     check: Callable[[Database], Awaitable[None]] | None = None,
 ) -> SignedIn:
-    """A new session for a user whose password was just verified. Raises BadCredentials if it was changed
-    meanwhile.
+    """Start a session for a user whose password was just verified. Raises BadCredentials if it has changed
+    since.
 
-    One transaction, guarded by the password: a change of it, which ends all sessions, cannot be overtaken by
-    a sign-in with the old one. `check` runs inside it, once the user's document is written: whatever else
-    must hold. A closed account is opened again.
+    One transaction, guarded by the password, so that a sign-in with an old password cannot survive a change
+    of password, which ends all sessions. `check` runs in it after the user's document is written. A closed
+    account is reopened.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -177,7 +175,7 @@ async def revoke(database: Database, actor: Actor, public_id: str) -> Session:
 
 
 async def revoke_others(database: Database, actor: Actor) -> int:
-    """End all of the actor's sessions but the one that asks; returns how many."""
+    """End all of the actor's sessions except the current one; returns how many."""
     user_id = actor.require_user()
 
     async def write(transaction: Database) -> int:
@@ -192,25 +190,23 @@ async def revoke_others(database: Database, actor: Actor) -> int:
 
 
 async def revoke_all(transaction: Database, user_id: ObjectId, *, but: bytes | None = None) -> int:
-    """End every session of a user, or all but one, in the transaction that gives the reason; returns how
-    many.
-    """
+    """End every session of a user, or all but one, in the caller's transaction; returns how many."""
     account_status.forget(transaction, user_id)
     return await transaction[SESSIONS].delete_many({"userId": user_id} | ({"_id": {"$ne": but}} if but else {}))
 
 
 async def sign_out(database: Database, actor: Actor) -> bool:
-    """End the actor's own session; False when it was over already."""
+    """End the actor's own session. False if it had ended already."""
     if actor.session_id is None:
         raise Unauthenticated("You are not signed in")
     return await database[SESSIONS].delete({"_id": actor.session_id})
 
 
 async def refresh(database: Database, keyring: Keyring, settings: Settings, actor: Actor, user: User) -> SignedIn:
-    """Exchange the actor's token for a new one, of the same sign-in, to the same end. The old one opens
-    nothing from now on.
+    """Exchange the actor's token for a new one with the same sign-in and expiry. The old token is rejected
+    from now on.
 
-    A session that was revoked meanwhile is not revived, and of racing exchanges one succeeds. Raises
+    A concurrently revoked session is not revived, and of racing exchanges one succeeds. Raises
     SessionExpired.
     """
     if actor.session_id is None:
@@ -241,10 +237,9 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
 
 
 async def authenticate(database: Database, keyring: Keyring, token: str) -> tuple[Session, User]:
-    """The session and its user, with one command. Raises SessionExpired for anything but a live session of a
-    live user.
+    """The session and its user, with one command. Raises SessionExpired unless both are live.
 
-    Requests go through `session_authentication.SessionAuthenticator`, which remembers.
+    Requests use the cache of `session_authentication.SessionAuthenticator` instead.
     """
     ids = keyring.token_ids(token)
     found = await session_authentication.admit(
@@ -254,5 +249,5 @@ async def authenticate(database: Database, keyring: Keyring, token: str) -> tupl
 
 
 def _expiry(settings: Settings, began: datetime, now: datetime) -> datetime:
-    """Unless it is used before."""
+    """The expiry of an unused session."""
     return min(now + timedelta(days=settings.session_days), began + timedelta(days=settings.session_max_days))

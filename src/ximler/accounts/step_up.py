@@ -23,8 +23,7 @@ __all__ = ["RECENT", "StepUpRequired", "prove_password", "reauthenticate", "requ
 
 RECENT = timedelta(minutes=10)
 
-# Of one sign-in: a thief of its token can guess, and slows down only this session, however often they
-# exchange it.
+# Per sign-in, across exchanges: a thief of the token can guess, but throttles only this session.
 _GUESSES = Rule(name="password, session", free=5, window=timedelta(hours=24))
 
 
@@ -33,11 +32,10 @@ class StepUpRequired(Forbidden):
 
 
 def require(database: Database, actor: Actor) -> None:
-    """Refuse unless the actor proved who they are within the last ten minutes. No round trip: the actor says
-    it.
+    """Require that the actor authenticated within the last ten minutes. No round trip.
 
-    Operators at the command line and the system itself have no session to prove. An API key cannot step up.
-    Raises Unauthenticated, StepUpRequired.
+    The command line and the system have no session and pass. An API key cannot step up. Raises
+    Unauthenticated, StepUpRequired.
     """
     if actor.via in ("cli", "worker"):
         return
@@ -55,12 +53,11 @@ def require(database: Database, actor: Actor) -> None:
 async def reauthenticate(
     database: Database, keyring: Keyring, actor: Actor, user: User, *, password: str, code: str | None = None
 ) -> datetime:
-    """Prove once more who one is, by password and, where there is one, second factor; until when that counts
-    as recent.
+    """Authenticate again, by password and second factor; returns until when that counts as recent.
 
     Raises Forbidden for a wrong password, Throttled, SecondFactorRequired, WrongCode, TooManyCodes, and
-    SessionExpired for a session that ended meanwhile (a change of password ends it, so that nobody steps up
-    with the old one).
+    SessionExpired if the session has ended (a change of password ends it, so the old password cannot step
+    up).
     """
     actor.require_user()
     await prove_password(database, keyring, actor, user, password)
@@ -76,8 +73,7 @@ async def reauthenticate(
 async def prove_password(
     database: Database, keyring: Keyring, actor: Actor, user: User, password: str, *, field: str = "password"
 ) -> None:
-    """That somebody who is signed in knows the password. One command; wrong guesses are counted, and slowed
-    down.
+    """Verify the password of a signed-in user. One command. Wrong guesses are counted and throttled.
 
     Raises Forbidden naming `field`, Throttled.
     """

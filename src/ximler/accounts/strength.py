@@ -16,8 +16,8 @@ from ximler.core.errors import Invalid
 __all__ = ["WeakPassword", "check"]
 
 # zxcvbn tries every combination of l33t substitutions on every part of the password. 48 characters with 6
-# different l33t symbols take 25 ms at most, half of what hashing the password takes; without the two limits
-# 72 symbols take 0.5 s (measured).
+# different l33t symbols take at most 25 ms, half the time of hashing; without both limits 72 symbols take 0.5
+# s (measured).
 _ANALYSED = 48
 _SUBSTITUTED = 6
 _L33T = "4@8({[<3691!|7$5+0%2"
@@ -36,7 +36,7 @@ class WeakPassword(Invalid):
 async def check(keyring: Keyring, password: str, *, field: str = "password", own: Iterable[str] = ()) -> None:
     """Raises WeakPassword, with advice. `own` is public knowledge about the account: name, address.
 
-    A string that cannot be a password at all passes: `Keyring.hash_password` rejects it.
+    Texts that are not valid passwords pass, because `Keyring.hash_password` rejects them.
     """
     password = normalised(password)
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD or password.encode(errors="replace").decode() != password:
@@ -73,7 +73,7 @@ def _problem(password: str, words: list[str]) -> str | None:
 
 
 def _bounded(password: str) -> str:
-    """The beginning of the password, with its 7th and later l33t symbols replaced by symbols that have no
+    """The first characters of the password, with the 7th and later l33t symbols replaced by symbols without
     substitution.
     """
     start = password[:_ANALYSED]

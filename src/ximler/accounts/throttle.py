@@ -1,9 +1,9 @@
-"""Throttling: repeated tries wait, twice as long each time. Counted in the database, and so in all processes
-at once.
+"""Throttling of repeated attempts, with exponential delays. Counted in the database, so it holds across
+processes.
 
-A rule allows some tries per window freely; after that each one blocks its subject for a delay that doubles,
-up to a maximum. Subjects are stored as keyed hashes. A count is one atomic command, so that the last free try
-is never granted twice.
+A rule allows a number of free attempts per window. After that each attempt blocks its subject for a delay
+that doubles, up to a maximum. Subjects are stored as keyed hashes. Counting is one atomic command, so the
+last free attempt is never granted twice.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ class Throttled(LimitExceeded):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """`free` tries in a `window`, which begins with the first; then a wait of `first_s`, doubled with each,
-    to `longest_s`.
+    """`free` attempts in a `window` that begins with the first; then a delay of `first_s`, doubling up to
+    `longest_s`.
     """
 
     name: str
@@ -52,15 +52,15 @@ def key(keyring: Keyring, rule: Rule, subject: str) -> RateLimitKey:
 
 
 def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[RateLimitKey]:
-    """The key of a network address; none where there is no address (the command line)."""
+    """The rate-limit key of a network address; none without an address (the command line)."""
     return [key(keyring, rule, subscriber(address))] if address else []
 
 
 async def spend(database: Database, through: Iterable[RateLimitKey]) -> None:
-    """Count one try of something that costs us whether or not it succeeds. One command a key, concurrently.
+    """Count an attempt that is expensive whether or not it succeeds. One command per key, concurrently.
 
-    A try does not count at the key that refuses it: a caller who waits for `retry_after` gets through.
-    Raises Throttled.
+    An attempt is not counted at the key that rejects it, so a caller who waits for `retry_after` gets
+    through. Raises Throttled.
     """
     now = database.clock.now()
     befores = await asyncio.gather(*(_count(database, each, now, when_blocked=False) for each in through))
@@ -68,18 +68,18 @@ async def spend(database: Database, through: Iterable[RateLimitKey]) -> None:
 
 
 async def fail(database: Database, through: Iterable[RateLimitKey]) -> None:
-    """Count one failure. One command a key, concurrently."""
+    """Count a failure. One command per key, concurrently."""
     now = database.clock.now()
     await asyncio.gather(*(_count(database, each, now, when_blocked=True) for each in through))
 
 
 async def forgive(database: Database, at: RateLimitKey) -> None:
-    """Forget what was counted."""
+    """Reset the count."""
     await database[THROTTLES].delete({"_id": at.id})
 
 
 def check(found: Iterable[Throttle], now: datetime) -> None:
-    """Raises Throttled, with the seconds to wait, where one of them is blocked."""
+    """Raises Throttled, with the seconds to wait, if any subject is blocked."""
     until = max((each.blocked_until for each in found if each.blocked_until), default=now)
     if until > now:
         wait_s = max(1, round((until - now).total_seconds()))
@@ -87,7 +87,7 @@ def check(found: Iterable[Throttle], now: datetime) -> None:
 
 
 async def _count(database: Database, at: RateLimitKey, now: datetime, *, when_blocked: bool) -> Throttle | None:
-    """Returns what was there before."""
+    """Count, and return the state before."""
     rule = at.rule
     running: dict[str, Any] = {"$gt": ["$expiresAt", now]}
     blocked: dict[str, Any] = {"$gt": ["$blockedUntil", now]}
@@ -120,7 +120,7 @@ async def _count(database: Database, at: RateLimitKey, now: datetime, *, when_bl
 
 
 def _beyond(rule: Rule) -> dict[str, Any]:
-    """How many doublings; never so many that the power overflows."""
+    """The number of doublings, bounded against overflow."""
     return {"$min": [{"$subtract": ["$count", rule.free]}, 30]}
 
 

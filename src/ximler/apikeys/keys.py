@@ -79,7 +79,7 @@ async def create(
     async def write(transaction: Database) -> ApiKey:
         await _require_room(transaction, owner, MAX_KEYS)
         await _record(transaction, actor, Action.KEY_CREATED, key, after=_audited(key))
-        await notices.tell(transaction, owner, "api_key_created", hint=key.hint)
+        await notices.notify(transaction, owner, "api_key_created", hint=key.hint)
         return await transaction.api_keys.insert(key)
 
     return Made(secret, await database.transaction(write))
@@ -169,7 +169,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
         after = {"replacedBy": fresh.id, "expiresAt": ends}
         await _require_room(transaction, old.user_id, 2 * MAX_KEYS)  # each may work on beside its successor
         await _record(transaction, actor, Action.KEY_ROTATED, old, before={"expiresAt": old.expires_at}, after=after)
-        await notices.tell(transaction, old.user_id, "api_key_created", hint=fresh.hint)
+        await notices.notify(transaction, old.user_id, "api_key_created", hint=fresh.hint)
         return await transaction.api_keys.insert(fresh)
 
     return Made(secret, await database.transaction(write))
