@@ -1,8 +1,7 @@
-"""A user's API keys: create, list, change, rotate, revoke. Owns `apikeys`. Authentication with a key is
-`verification`.
+"""A user's API keys: create, list, change, rotate, revoke. Owns `apikeys`. `verification` authenticates keys.
 
-The key itself is shown once, at creation; its SHA-256 is stored. Operators may do this to any key, except
-where a new secret is shown: that they may only at the command line.
+The key is shown once, at creation; its SHA-256 is stored. Operators may manage any key, but operations that
+show a new secret are open to them only on the command line.
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from ximler.schema.api_key import API_KEYS, ApiKey
 __all__ = ["GRACE", "MAX_KEYS", "Made", "State", "change", "create", "mine", "revoke", "rotate", "state"]
 
 GRACE = timedelta(days=1)
-MAX_KEYS = 100  # that work, a user
+MAX_KEYS = 100  # active keys per user
 _MAX_GRACE = timedelta(days=30)
 _MAX_NAME = 100
 _MAX_NETWORKS = 50
@@ -36,7 +35,7 @@ State = Literal["ACTIVE", "ROTATED", "EXPIRED", "REVOKED"]
 
 
 class Made(msgspec.Struct, frozen=True):
-    """A key that was just made. `secret` is the key itself: hand it over, and forget it."""
+    """A new key. `secret` is the key itself, which is not stored."""
 
     secret: str
     key: ApiKey
@@ -56,10 +55,10 @@ async def create(
     allowed_addresses: Sequence[str] = (),
     user_id: ObjectId | None = None,
 ) -> Made:
-    """A new key of the actor's, or at the command line of `user_id`'s. `allowed_addresses` are addresses or
+    """Create a key for the actor, or on the command line for `user_id`. `allowed_addresses` are addresses or
     networks (CIDR).
 
-    Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, LimitExceeded.
+    Requires a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid, LimitExceeded.
     """
     step_up.require(database, actor)
     owner = _owner(actor, user_id)
@@ -86,7 +85,9 @@ async def create(
 
 
 async def mine(database: Database, actor: Actor, *, user_id: ObjectId | None = None) -> list[ApiKey]:
-    """The actor's keys, or for operators `user_id`'s, newest first; revoked and expired ones too."""
+    """The actor's keys, or for operators those of `user_id`, newest first, including revoked and expired
+    ones.
+    """
     owner = actor.require_user() if user_id is None else user_id
     if owner != actor.user_id:
         actor.require_operator()
@@ -103,7 +104,7 @@ async def change(
     permissions: Sequence[str] | UnsetType = UNSET,
     allowed_addresses: Sequence[str] | UnsetType = UNSET,
 ) -> ApiKey:
-    """Change what is given. What a key may do more than before, or from more places, needs a recent sign-in.
+    """Update the given fields. Additional scopes or addresses require a recent sign-in.
 
     Raises Unauthenticated, StepUpRequired, Invalid, NotFound.
     """
@@ -134,12 +135,10 @@ async def change(
 
 
 async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: timedelta = GRACE) -> Made:
-    """A new key in the place of an old one, which works on for `grace` (up to 30 days), so that nothing
-    stands still.
+    """Replace a key. The old one keeps working for `grace` (up to 30 days).
 
-    The new one may do what the old one may, from where it may, and where the old one had an expiry, lasts as
-    long as that was meant to. Needs a recent sign-in. Raises Unauthenticated, StepUpRequired, Invalid,
-    NotFound, KeyNotActive, LimitExceeded.
+    The new key inherits scopes, addresses and expiry. Requires a recent sign-in. Raises Unauthenticated,
+    StepUpRequired, Invalid, NotFound, KeyNotActive, LimitExceeded.
     """
     step_up.require(database, actor)
     if not timedelta() <= grace <= _MAX_GRACE:
@@ -167,7 +166,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
         if not await transaction.api_keys.patch(guard, {"$set": {"replacedBy": fresh.id, "expiresAt": ends}}):
             raise KeyNotActive("This key was rotated or revoked at the same moment")
         after = {"replacedBy": fresh.id, "expiresAt": ends}
-        await _require_room(transaction, old.user_id, 2 * MAX_KEYS)  # each may work on beside its successor
+        await _require_room(transaction, old.user_id, 2 * MAX_KEYS)  # each may overlap with its successor
         await _record(transaction, actor, Action.KEY_ROTATED, old, before={"expiresAt": old.expires_at}, after=after)
         await notices.notify(transaction, old.user_id, "api_key_created", hint=fresh.hint)
         return await transaction.api_keys.insert(fresh)
@@ -176,7 +175,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
 
 
 async def revoke(database: Database, actor: Actor, key_id: ObjectId) -> ApiKey:
-    """End a key for good: within a second no process takes it. One that is revoked stays so.
+    """Revoke a key permanently. Every process rejects it within a second. Idempotent.
 
     Raises Unauthenticated, NotFound.
     """
@@ -196,7 +195,7 @@ async def revoke(database: Database, actor: Actor, key_id: ObjectId) -> ApiKey:
 
 
 def state(key: ApiKey, now: datetime) -> State:
-    """ROTATED is a key that was replaced and still works."""
+    """The key's state. ROTATED keys were replaced and still work."""
     if key.revoked_at is not None:
         return "REVOKED"
     if key.expires_at is not None and key.expires_at <= now:
@@ -205,9 +204,7 @@ def state(key: ApiKey, now: datetime) -> State:
 
 
 async def _require_room(transaction: Database, owner: ObjectId, most: int) -> None:
-    """Raises LimitExceeded. Writes the owner's document, so that of keys made at the same moment each counts
-    the others.
-    """
+    """Raises LimitExceeded. Writes the owner's document, so that concurrently created keys count each other."""
     await transaction.users.patch({"_id": owner}, {})
     if await transaction.api_keys.count({"userId": owner, **_works(transaction)}) >= most:
         raise LimitExceeded(f"There are {most} keys already: revoke one that is not needed")
@@ -238,7 +235,7 @@ async def _record(transaction: Database, actor: Actor, action: Action, key: ApiK
 
 
 def _audited(key: ApiKey) -> dict[str, Any]:
-    """The fields of a key that are audited: no secret among them."""
+    """The audited fields of a key, without secrets."""
     return {
         "name": key.name,
         "permissions": key.permissions,
@@ -253,7 +250,7 @@ def _works(database: Database) -> dict[str, Any]:
 
 
 def _networks(texts: Sequence[str]) -> list[str]:
-    """In their normal form. Raises Invalid."""
+    """The networks in normal form. Raises Invalid."""
     if len(texts) > _MAX_NETWORKS:
         raise Invalid.field("allowedAddresses", f"must be at most {_MAX_NETWORKS}")
     found = []

@@ -20,13 +20,13 @@ SCOPES = {
 
 
 class ScopeMissing(Forbidden):
-    """`fields` has the scope that it takes."""
+    """`fields` names the required scope."""
 
     code = "SCOPE_MISSING"
 
 
 def check(names: Iterable[str]) -> list[str]:
-    """The scopes, sorted, each once. Raises Invalid for one that does not exist, and for none at all."""
+    """The scopes, sorted, without duplicates. Raises Invalid for an unknown scope, or if there is none."""
     wanted = sorted(set(names))
     if not wanted:
         raise Invalid.field("permissions", f"name at least one of {', '.join(SCOPES)}")
@@ -36,8 +36,7 @@ def check(names: Iterable[str]) -> list[str]:
 
 
 def require(actor: Actor, scope: str | None, *, what: str) -> None:
-    """Refuse an API key that has not the scope; None is for what no key may do. Others than keys have no
-    scopes: they pass.
+    """Reject an API key without the scope; None rejects every key. Other credentials have no scopes and pass.
 
     Raises Forbidden, ScopeMissing.
     """

@@ -2,8 +2,8 @@
 
     xim_3kTMd9PVyU0sLqf7Zc1aWb8nRxE0u4F2Q
 
-The checksum detects typing errors, truncated keys and other strings without a look-up; it is no secret. The
-prefix lets scanners find keys that were published by mistake.
+The checksum detects typing errors, truncated keys and other strings without a look-up; it is not a secret.
+The prefix lets scanners find keys that were published by mistake.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ def mint() -> str:
 
 
 def looks_like(text: str) -> bool:
-    """Whether the string is meant to be a key."""
+    """Whether the string has the prefix of a key."""
     return text.startswith(PREFIX)
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether it could be a key that `mint` made."""
+    """Whether the string has a key's format and checksum."""
     return (
         len(text) == _LENGTH
         and text.startswith(PREFIX)
@@ -45,12 +45,12 @@ def is_well_formed(text: str) -> bool:
 
 
 def hash_of(key: str | bytes) -> str:
-    """The stored form. One round of SHA-256 is enough: there is nothing to guess in 160 random bits."""
+    """The stored form. One round of SHA-256 suffices, because 160 random bits cannot be guessed."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
 def _checksum(body: str) -> str:
-    """Six digits, by pairs: this runs for every string that is sent."""
+    """Six digits, computed in pairs for speed: this runs for every presented string."""
     high, low = divmod(zlib.crc32(body.encode()), 62**2)
     first, middle = divmod(high, 62**2)
     return _PAIRS[first] + _PAIRS[middle] + _PAIRS[low]

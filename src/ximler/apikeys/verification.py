@@ -43,11 +43,10 @@ class AddressRefused(Forbidden):
 
 
 class Known(msgspec.Struct, kw_only=True):
-    """A key as it was read. `used_ms` is when its last use was last noted down; until `clear_ms` there is
-    nothing to decide.
+    """A cached key. `used_ms` is when its last use was recorded; until `clear_ms` it needs no checks.
 
-    `names` are the bytes of its id and its owner's, to count by in memory: an ObjectId's hash is computed
-    anew each time.
+    `names` are the bytes of its id and its owner's, for counters in memory: an ObjectId's hash is computed on
+    every use.
     """
 
     id: ObjectId
@@ -67,7 +66,7 @@ class Known(msgspec.Struct, kw_only=True):
 
 
 class Verifier:
-    """One a process, on its feed. `run` it: it writes down when keys were used."""
+    """One per process, on its change feed. `run` records when keys were used."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self._database = database
@@ -76,8 +75,7 @@ class Verifier:
         self._used: set[ObjectId] = set()
 
     async def verify(self, key: str, *, address: str | None) -> Known:
-        """The key, if it opens anything from this address now; `account` is its owner's. At most one round
-        trip.
+        """The key, if it is valid from this address; `account` is its owner's. At most one round trip.
 
         Raises ApiKeyRefused, AddressRefused, AccountLocked.
         """
@@ -85,11 +83,10 @@ class Verifier:
         return known if known is not None else await self._decide(key, address)
 
     def known(self, key: str | bytes) -> Known | None:
-        """The key, if nothing needs to be decided: it was admitted a moment ago, from wherever, and nothing
-        has changed.
+        """The cached key, if it needs no checks: it was admitted recently from any address and has not
+        changed.
         """
-        # A hash is cheaper than the checksum, and most keys are known: they are not checked for typing errors
-        # again.
+        # Hashing is cheaper than the checksum, and most keys are cached.
         known = self._cache.peek(tokens.hash_of(key))
         return known if known.__class__ is Known and self._clock.now_ms() < known.clear_ms else None
 
@@ -128,8 +125,8 @@ class Verifier:
                 await self.write_used()
 
     async def write_used(self) -> None:
-        """Set `lastUsed` of keys used since the last time, by at most one command. A key's is set once a
-        minute at most, by however many processes.
+        """Set `lastUsed` of recently used keys, with at most one command, and once a minute per key across
+        processes.
         """
         if not self._used:
             return
@@ -167,8 +164,8 @@ class Verifier:
 
 
 def _networks(texts: list[str]) -> tuple[Network, ...]:
-    """The valid networks. An invalid one that another application wrote admits no address, instead of
-    failing.
+    """The valid networks. An invalid one, written by another application, admits no address and does not
+    fail.
     """
     found = []
     for text in texts:

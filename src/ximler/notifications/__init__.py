@@ -1,1 +1,1 @@
-"""Notifications: the inbox, and e-mail. Knows messages and addresses; the callers know the subject matter."""
+"""Notifications: the inbox, and e-mail. Owns messages and addresses; callers supply the content."""

@@ -1,7 +1,7 @@
 """E-mail: composed from templates, sent by SMTP or, in development, written to a folder.
 
-`send` either hands the message over or raises; the outbox retries. The Message-ID is derived from the job, so
-that a message that was sent twice (the server took it, and its answer was lost) can be recognised as one.
+`send` hands the message over or raises; the outbox retries. The Message-ID is derived from the job, so that
+mail clients can recognise a duplicate (the server accepted the message, but its response was lost).
 """
 
 import asyncio
@@ -60,13 +60,13 @@ _templates = jinja2.Environment(
 
 
 class MailUnavailable(Unavailable):
-    """The message was not taken now. It is worth another try."""
+    """The message was not accepted. Retry later."""
 
     code = "MAIL_UNAVAILABLE"
 
 
 class Rejected(Invalid):
-    """This recipient will never receive the message: the address does not exist, or cannot be served."""
+    """Permanent failure for this recipient: the address does not exist or cannot be served."""
 
     code = "MAIL_REJECTED"
 
@@ -77,7 +77,7 @@ class Mailer(Protocol):
 
 
 def mailer(settings: Settings) -> Mailer:
-    """By `smtp_url`; without one, messages are written to the folder `mail` in the data directory. Raises
+    """SMTP by `smtp_url`; without it, messages are written to the folder `mail` in the data directory. Raises
     SettingsError.
     """
     if settings.smtp_url:
@@ -96,10 +96,10 @@ def compose(
     label: str = "",
     **values: object,
 ) -> EmailMessage:
-    """A message with a plain part, from `<template>.txt`, and an HTML part made of the same paragraphs.
+    """A message with a plain part, from `<template>.txt`, and an HTML part of the same paragraphs.
 
-    The paragraph that is the `link` becomes a button with that label; no other text becomes a link. `key`
-    names the occasion: the same key makes the same Message-ID.
+    The paragraph that consists of `link` becomes a button labelled `label`; no other text becomes a link. The
+    Message-ID is derived from `key`.
     """
     host = _ascii_domain(urlsplit(settings.base_url).hostname or "localhost")
     message = EmailMessage(policy=SMTP)
@@ -120,10 +120,10 @@ def compose(
 
 
 def greeting(user: User) -> str:
-    """`Hello Ada,`; without the name where the address is not confirmed, or the name is not one that may be
-    chosen today.
+    """`Hello Ada,`; without the name if the address is unconfirmed or the name does not pass today's
+    validation.
 
-    The name is somebody's text: it must not reach a stranger's mailbox, nor become a link there.
+    The name is untrusted text: it must not reach a stranger's mailbox, nor become a link.
     """
     if user.email_verified:
         with contextlib.suppress(Invalid):
@@ -132,11 +132,10 @@ def greeting(user: User) -> str:
 
 
 def deliverable(address: str) -> str:
-    """The address for the envelope: with an A-label as its domain wherever the local part is ASCII (RFC
-    5890).
+    """The address for the envelope: its domain as an A-label if the local part is ASCII (RFC 5890).
 
-    Servers without SMTPUTF8 take it then. The domain of `jörg@münchen.de` stays as it is: SMTPUTF8 is needed
-    anyhow.
+    Servers without SMTPUTF8 accept that. The domain of `jörg@münchen.de` stays, because it needs SMTPUTF8 in
+    any case.
     """
     local, _, domain = address.rpartition("@")
     return f"{local}@{_ascii_domain(domain)}" if local.isascii() else address
@@ -150,7 +149,7 @@ def _ascii_domain(domain: str) -> str:
 
 
 class Folder:
-    """Every message becomes an .eml file. With `log_links`, for development, its link is logged too."""
+    """Writes each message to an .eml file. With `log_links`, for development, its link is logged too."""
 
     def __init__(self, folder: Path, *, log_links: bool = False) -> None:
         self._folder = folder
@@ -159,7 +158,7 @@ class Folder:
     async def send(self, message: EmailMessage) -> None:
         path = await asyncio.to_thread(self._write, message)
         link = {}
-        # A developer needs the link. In production it must not be logged: it opens an account.
+        # Never in production: the link opens an account.
         if self._log_links and (body := message.get_body(("plain",))) and (found := _LINK.search(body.get_content())):
             link["link"] = found[0]
         _log.info("e-mail written", to=str(message["To"]), subject=str(message["Subject"]), file=str(path), **link)
@@ -203,11 +202,9 @@ class Smtp:
         self._context: ssl.SSLContext | None = None
 
     async def send(self, message: EmailMessage) -> None:
-        """Hand the message over. Raises Rejected if the recipient is refused for good, MailUnavailable for
-        all other failures.
-
-        A server that is busy, out of quota, wrongly configured or does not accept the password says nothing
-        about the recipient.
+        """Hand the message over. Raises Rejected if the recipient is permanently refused, MailUnavailable for
+        all other failures: a server that is busy, over quota, misconfigured or rejects the password says
+        nothing about the recipient.
         """
         if self._context is None:  # reads the certificate authorities: 0.1 s
             self._context = await asyncio.to_thread(ssl.create_default_context)
@@ -230,7 +227,7 @@ class Smtp:
             raise MailUnavailable(f"The mail server at {self._host}:{self._port} cannot be used: {error}") from error
         finally:
             with contextlib.suppress(aiosmtplib.SMTPException, OSError, ssl.SSLError):
-                await client.quit()  # the message is delivered or not by now, whatever the server answers
+                await client.quit()  # the message was accepted or rejected before
             client.close()
 
     async def _deliver(self, client: aiosmtplib.SMTP, message: EmailMessage) -> None:
@@ -258,9 +255,9 @@ class Smtp:
 def is_final(code: int, text: str, *, at_recipient: bool) -> bool:
     """Whether a reply means that this recipient will never receive mail.
 
-    At RCPT every 5xx does, unless its enhanced status code (RFC 3463) blames the system, the network, the
+    At RCPT every 5xx is final, unless its enhanced status code (RFC 3463) blames the system, the network, the
     protocol or a policy (5.3, 5.4, 5.5, 5.7: "relay access denied", "authentication required"). After the
-    message only 5.1.x does: bad mailbox, bad domain, mailbox moved.
+    message only 5.1.x is final: bad mailbox, bad domain, mailbox moved.
     """
     enhanced = _ENHANCED.match(text)
     subject = enhanced[1] if enhanced else None
@@ -270,7 +267,7 @@ def is_final(code: int, text: str, *, at_recipient: bool) -> bool:
 
 
 def _is_private(host: str) -> bool:
-    """A loopback or private address, or a name that no public DNS resolves."""
+    """A loopback or private address, or a name outside public DNS."""
     address = parse_address(host)
     if address is not None:
         return address.is_private

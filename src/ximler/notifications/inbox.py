@@ -1,7 +1,7 @@
 """A user's inbox: notifications and read marks. Owns `notifications`.
 
-A notification is written in the transaction of the change it reports. All appear in the inbox;
-`notificationSettings.email` decides whether one is mailed as well, and is read again when the mail is sent.
+A notification is written in the transaction of the change it reports. All appear in the inbox.
+`notificationSettings.email` decides whether one is mailed too, and is checked again when the mail is sent.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ from ximler.schema.user import User
 
 __all__ = ["UNSUBSCRIBE", "Notified", "Sign", "mark_all_read", "mark_read", "notify", "page", "send", "unread_counts"]
 
-UNSUBSCRIBE = "unsubscribe"  # what an unsubscribe link's token is signed for
+UNSUBSCRIBE = "unsubscribe"  # purpose of the token in unsubscribe links
 
 Sign = Callable[[str, ObjectId], str]
 
@@ -37,19 +37,20 @@ async def notify(
     *,
     occasion: ObjectId | None = None,
 ) -> Notification:
-    """Tell a user something, and have it mailed where they want that. One command, two with a mail.
+    """Add a notification to the user's inbox, and enqueue a mail if the user wants it. One command, two with
+    a mail.
 
-    `occasion` is the id of the job that asks, if one does: a job that runs again tells the user once (one
-    command more). SYSTEM is never mailed: no preference is about it.
+    `occasion` is the id of the calling job, if any, and makes the call idempotent (one more command). SYSTEM
+    notifications are never mailed, because there is no preference for them.
     """
-    if occasion and (told := await transaction.notifications.find_one({"_id": occasion, "userId": user.id})):
-        return told
+    if occasion and (sent := await transaction.notifications.find_one({"_id": occasion, "userId": user.id})):
+        return sent
     notification = await transaction.notifications.insert(
         Notification(
             id=occasion or ObjectId(),
             user_id=user.id,
             type=type,
-            title=" ".join(title.split()),  # it becomes a mail's subject, which has one line
+            title=" ".join(title.split()),  # a mail's subject is a single line
             message=message,
             metadata=dict(metadata or {}),
         )
@@ -66,9 +67,9 @@ class Notified(Document, kw_only=True):
 
 @outbox.job("notifications.send", Notified)
 async def send(payload: Notified, *, database: Database, settings: Settings, mailer: Mailer, sign: Sign) -> None:
-    """The job behind `notify`. Nobody is mailed who has left, or has changed their mind since.
+    """The job behind `notify`. Sends nothing to users who left or changed their preference since.
 
-    Product mail can be unsubscribed from with one click (RFC 8058); `sign` makes the link's token.
+    Product mail has one-click unsubscribe (RFC 8058); `sign` makes the link's token.
     """
     user = await database.users.find_one({"_id": payload.user_id})
     notification = await database.notifications.find_one({"_id": payload.notification_id, "userId": payload.user_id})
@@ -103,8 +104,8 @@ async def page(
 
 
 async def unread_counts(database: Database, actor: Actor, user_ids: Iterable[ObjectId]) -> dict[ObjectId, int]:
-    """How many unread notifications each user has, with one command. Raises NotFound for another's, but to an
-    operator.
+    """The number of unread notifications per user, with one command. Raises NotFound for other users, except
+    to operators.
     """
     ids = set(user_ids)
     if ids - {actor.require_user()} and actor.kind != "operator":
@@ -119,9 +120,7 @@ async def unread_counts(database: Database, actor: Actor, user_ids: Iterable[Obj
 
 
 async def mark_read(database: Database, actor: Actor, notification_id: ObjectId) -> Notification:
-    """Say that one was read; the first time counts. Raises NotFound. One command, two when it was read
-    before.
-    """
+    """Mark a notification as read. Idempotent. Raises NotFound. One command, two if it was read before."""
     mine = {"_id": notification_id, "userId": actor.require_user()}
     now = database.clock.now()
     read = await database.notifications.find_and_patch({**mine, "readAt": None}, {"$set": {"readAt": now}})
@@ -132,7 +131,9 @@ async def mark_read(database: Database, actor: Actor, notification_id: ObjectId)
 
 
 async def mark_all_read(database: Database, actor: Actor) -> int:
-    """Say that all were read; returns how many had not been. What arrives meanwhile may stay unread."""
+    """Mark all as read; returns how many were unread. A notification that arrives concurrently may stay
+    unread.
+    """
     unread = {"userId": actor.require_user(), "readAt": None}
     return await database.notifications.patch_many(unread, {"$set": {"readAt": database.clock.now()}})
 

@@ -1,1 +1,1 @@
-"""Export of a user's data, and its erasure. Owns no collection: the fields' marks in `schema` decide."""
+"""Export and erasure of a user's data, by the marks on fields in `schema`. Owns no collection."""

@@ -1,8 +1,9 @@
-"""Erasure of a user: 30 days after an account was closed it is anonymised in place.
+"""Erasure of a user: an account is anonymised in place 30 days after it was closed.
 
-The fields' marks in `schema` say which stay, go or are replaced. Domains do the parts that need logic (files, running
-subscriptions, the audit log). It is a job: interrupted anywhere, it runs again from the start, and every step may be repeated.
-Payments, subscriptions, amounts used and the audit log stay, without the person.
+The marks on fields in `schema` say which are kept, erased or replaced. Domains handle the parts that need
+logic (files, running subscriptions, the audit log). Erasure is a job of idempotent steps: after an
+interruption it runs again from the start. Payments, subscriptions, usage amounts and the audit log are kept
+without the person.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ __all__ = ["erase"]
 
 @closing.ANONYMISE
 async def erase(payload: closing.Closed, *, database: Database) -> bool:
-    """The job behind `closing.close`, 30 days later. False when there is nothing to do: the account was reopened since."""
+    """The job behind `closing.close`, 30 days later. False if the account was reopened since."""
     user_id = payload.user_id
     user = await accounts.begin(database, user_id, closed_at=payload.closed_at)
     if user is None:
@@ -34,7 +35,7 @@ async def erase(payload: closing.Closed, *, database: Database) -> bool:
             await _erase_from(database, collection, user_id)
     await outbox.forget(database, user_id, user.email)
     await accounts.finish(database, user_id)
-    await audit.erase(database, user_id)  # last: it may need another connection, and wait until one is configured
+    await audit.erase(database, user_id)  # last, because it may have to wait until another connection is configured
     return True
 
 

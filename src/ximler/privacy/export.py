@@ -1,7 +1,8 @@
-"""A user's data as one zip archive of JSON files and of the files they uploaded, made while it is read.
+"""Export of a user's data: a zip archive of JSON files and uploaded files, streamed while it is read.
 
-Memory stays at a batch of documents and the compressor's window, whatever the size of the archive. It is no snapshot: changes
-made meanwhile may be in it or not. An archive that ends early does not open: a zip's directory comes last.
+Memory is bounded by a batch of documents and the compressor's window. The archive is not a snapshot:
+concurrent changes may or may not be included. A truncated archive does not open, because a zip's directory
+comes last.
 """
 
 import asyncio
@@ -29,18 +30,18 @@ from ximler.schema.document import Collection
 
 __all__ = ["CONTENTS", "take"]
 
-# By file: the collection. Its fields' marks say which of them are exported.
+# Collection by file. The fields' marks determine which are exported.
 CONTENTS: dict[str, Collection[Any]] = {
     "history.json" if c is AUDIT_LOGS else f"{c.name}.json": c for c in SPECIFIED if c.user_field
 }
 _BUCKETS = {"avatars": AVATARS}
 _EXTENSIONS = {"image/webp": "webp"}
-_BATCH = 200  # documents asked for at once; MongoDB ends a batch at 16 MB
-_PIECE = 256_000  # bytes handed to the compressor at once, in a thread
+_BATCH = 200  # documents per batch; MongoDB also ends a batch at 16 MB
+_PIECE = 256_000  # bytes per call of the compressor, in a thread
 
 
 async def take(database: Database, actor: Actor, user_id: ObjectId) -> AsyncIterator[bytes]:
-    """The archive's bytes, as they are read. Users take their own, after a recent sign-in; operators any. It is audited.
+    """Stream the archive. Users export their own data after a recent sign-in, operators any user's. Audited.
 
     Raises Unauthenticated, StepUpRequired, NotFound before the first byte.
     """
@@ -65,7 +66,7 @@ async def _archive(database: Database, user_id: ObjectId, account: dict[str, Any
         async for name, pieces in _entries(database, user_id, account):
             entry = zipfile.ZipInfo(name, now.timetuple()[:6])
             entry.compress_type = zipfile.ZIP_DEFLATED
-            async with aclosing(pieces):  # at once, when the reader leaves
+            async with aclosing(pieces):  # closes as soon as the reader disconnects
                 with made.open(entry, "w", force_zip64=True) as opened:
                     async for piece in pieces:
                         await asyncio.to_thread(opened.write, piece)
@@ -92,7 +93,7 @@ async def _whole(content: bytes) -> AsyncGenerator[bytes, None]:
 async def _documents(
     collection: TypedCollection[Any], user_id: ObjectId, fields: tuple[str, ...]
 ) -> AsyncGenerator[bytes, None]:
-    """A JSON array, one document a line, in pieces."""
+    """A JSON array in pieces, one document per line."""
     document = collection.spec.document
     attributes = dict(zip(document.__struct_encode_fields__, document.__struct_fields__, strict=True))
     pairs = [(name, attributes[name]) for name in fields]
@@ -118,7 +119,7 @@ def _json(value: Any) -> bytes:
 
 
 class _Out(io.RawIOBase):
-    """The file that zipfile writes to: it buffers bytes until they are taken, and cannot seek."""
+    """The file that zipfile writes to: buffers bytes until they are read, and cannot seek."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
