@@ -31,6 +31,7 @@ from ximler import __version__
 from ximler.core.clock import Clock
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings, SettingsError
+from ximler.database import wire
 from ximler.database.collection import TypedCollection
 from ximler.database.failures import DatabaseUnavailable, reason, redacted, translated
 from ximler.database.monitoring import ConnectionState, listeners
@@ -248,6 +249,7 @@ async def connect(
             uri,
             appname=f"ximler/{__version__}",
             **_options(uri, settings),
+            **wire.options(),
             server_api=ServerApi("1"),
             event_listeners=listeners(state, clock),
             tz_aware=False,

@@ -18,7 +18,7 @@ from pymongo.read_concern import ReadConcern
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.ids import Position, encode_cursor
-from ximler.database import monitoring
+from ximler.database import monitoring, wire
 from ximler.database.batches import RawBatches
 from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
 from ximler.database.failures import DRIVER_ERRORS, translated
@@ -45,6 +45,7 @@ _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
 _FIRST_ID, _LAST_ID = ObjectId(bytes(12)), ObjectId(b"\xff" * 12)
 _EMPTY: Mapping[str, int] = {}
+_WRITING = frozenset({"$out", "$merge"})
 _LOGICAL = frozenset({"$and", "$or", "$nor"})
 _COMPARING = frozenset({"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte"})
 _log = structlog.get_logger("ximler.database")
@@ -133,10 +134,8 @@ class ReadableCollection(Generic[D]):
     ) -> Any:
         """The first match or None. `into` reads only that Struct's fields. Raises UnreadableDocument."""
         codec = self._codec if into is None else codec_of(into)
-        raw = await self._run(
-            self.raw.find_one(self._where(where, deleted), projection_of(into), sort=sort, session=self._session)
-        )
-        return None if raw is None else codec.decode(raw)
+        found = await self._run(self._few(self._query(where, into, sort, 1, deleted, None)))
+        return codec.decode(found[0]) if found else None
 
     async def get(self, where: Filter | ObjectId | str | bytes, *, deleted: bool = False) -> D:
         """As `find_one`, but raises NotFound instead of returning None. Anything but a mapping is an `_id`."""
@@ -257,7 +256,7 @@ class ReadableCollection(Generic[D]):
             bounded = where if after is None else {"$and": [where, _after(after, by)]}
             # The order needs its time, also where `into` does not.
             query = self._query(bounded, into, sort, limit, deleted, None, {by: 1})
-            raws = await self._run(self.raw.find(**query).to_list(limit))
+            raws = await self._run(self._few(query))
             before = after
             found = [(raw.get(by), raw["_id"]) for raw in raws]  # decoding consumes the dicts
             try:
@@ -280,13 +279,32 @@ class ReadableCollection(Generic[D]):
 
     async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Run the pipeline unchanged: the caller leaves out soft-deleted documents. Datetimes come back naive."""
-
-        async def run() -> list[dict[str, Any]]:
-            return await (await self.raw.aggregate(pipeline, session=self._session)).to_list()
-
-        return await self._run(run())
+        return await self._run(self._aggregate(pipeline))
 
     # Inside
+
+    async def _few(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+        """All that a query with a limit finds, as dicts."""
+        if self._session is None:
+            command: dict[str, Any] = {"find": self.raw.name, "filter": query["filter"], "limit": query["limit"]}
+            if query["limit"] == 1:
+                command["singleBatch"] = True  # a mongos would keep the cursor
+            if query["projection"]:
+                command["projection"] = query["projection"]
+            if query["sort"]:
+                command["sort"] = dict(query["sort"])
+            found = await wire.ask(self.raw, command)
+            if found is not None:
+                return found
+        return await self.raw.find(**query).to_list()
+
+    async def _aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        writes = bool(pipeline) and not _WRITING.isdisjoint(pipeline[-1])
+        if self._session is None and not writes:
+            found = await wire.ask(self.raw, {"aggregate": self.raw.name, "pipeline": pipeline, "cursor": {}})
+            if found is not None:
+                return found
+        return await (await self.raw.aggregate(pipeline, session=self._session)).to_list()
 
     def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
         """The filter with setters applied, without soft-deleted documents."""
