@@ -60,6 +60,7 @@ class _Loop:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles 100 modules anew
     if hasattr(config, "workerinput"):
         config.stash[_URI] = config.workerinput["mongodb_uri"]
         config.stash[_ADMIN_URI] = config.workerinput["mongodb_admin_uri"]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -19,34 +20,92 @@ import httpx
 import pytest
 from pymongo import MongoClient
 
+from ximler.database import Database
+
 Ximler = Callable[..., "subprocess.CompletedProcess[str]"]
+Own = tuple[dict[str, str], Any]
 _PLAIN = {key: value for key, value in os.environ.items() if not key.startswith(("XIMLER_", "MONGODB_"))}
 
 
+def _environment(uri: str, name: str) -> dict[str, str]:
+    return {
+        "MONGODB_URI": uri,
+        "XIMLER_DATABASE": name,
+        "XIMLER_SECRET_KEY": "k" * 32,
+        "XIMLER_ARGON2_MEMORY_KIB": "7168",
+        "XIMLER_LOG_LEVEL": "error",
+    }
+
+
 @pytest.fixture
-def own(mongodb_uri: str) -> Iterator[tuple[dict[str, str], Any]]:
-    """Environment for a database of the test's own, and the database."""
+def own(mongodb_uri: str, database: Database) -> Iterator[Own]:
+    """Environment for the test's `database`, initialised and seeded, and the database."""
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(mongodb_uri) as client:
+        yield _environment(mongodb_uri, database.name), client[database.name]
+
+
+@pytest.fixture
+def empty(mongodb_uri: str) -> Iterator[Own]:
+    """Environment for a database that nothing has initialised, and the database."""
     name = f"ximler_test_cli_{secrets.token_hex(4)}"
     client: MongoClient[dict[str, Any]]
     with MongoClient(mongodb_uri) as client:
-        env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
-        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
+        yield _environment(mongodb_uri, name), client[name]
         client.drop_database(name)
 
 
+class Forking:
+    """The process that forks for each command; it starts with the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = [str(folder / name) for name in ("stdin", "stdout", "stderr")]
+        theirs_in, tasks = os.pipe()
+        answers, theirs_out = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forking.py")), str(theirs_in), str(theirs_out)],
+            pass_fds=(theirs_in, theirs_out),
+            start_new_session=True,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._tasks, self._answers = os.fdopen(tasks, "w"), os.fdopen(answers)
+
+    def run(self, arguments: list[str], env: dict[str, str], stdin: str) -> "subprocess.CompletedProcess[str]":
+        Path(self._files[0]).write_text(stdin)
+        print(json.dumps({"arguments": arguments, "env": env, "files": self._files}), file=self._tasks, flush=True)
+        if not select.select([self._answers], [], [], 60)[0]:
+            raise subprocess.TimeoutExpired(arguments, 60)
+        code = int(self._answers.readline())
+        return subprocess.CompletedProcess(arguments, code, *(Path(file).read_text() for file in self._files[1:]))
+
+    def close(self) -> None:
+        self._tasks.close()
+        self._answers.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(5)
+
+
+@pytest.fixture(scope="session")
+def _forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forking]:
+    forking = Forking(tmp_path_factory.mktemp("command"))
+    yield forking
+    forking.close()
+
+
 @pytest.fixture
-def ximler(tmp_path: Path) -> Ximler:
+def ximler(tmp_path: Path, _forking: Forking) -> Ximler:
     """Run a command to its end, with nothing of ours in its environment but what is given."""
 
     def run(*arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "ximler", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**_PLAIN, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), **(env or {})},
-        )
+        env = {**_PLAIN, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), **(env or {})}
+        if arguments[0] != "up":
+            return _forking.run(list(arguments), env, stdin)
+        command = [sys.executable, "-m", "ximler", *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, env=env)
 
     return run
 

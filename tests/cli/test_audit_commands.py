@@ -3,36 +3,20 @@
 import csv
 import io
 import json
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo import MongoClient
-from tests.cli.conftest import Ximler, json_of
+from tests.cli.conftest import Own, Ximler, json_of
 
 from ximler.audit.keys import new_key
 
-Own = tuple[dict[str, str], Any]
-
 
 @pytest.fixture
-def own(ximler: Ximler, mongodb_uri: str) -> Iterator[Own]:
-    """Environment for a database of the test's own, initialised, and the database."""
-    name = f"ximler_test_cli_{secrets.token_hex(4)}"
-    env = {
-        "MONGODB_URI": mongodb_uri,
-        "XIMLER_DATABASE": name,
-        "XIMLER_SECRET_KEY": "k" * 32,
-        "XIMLER_AUDIT_KEY": new_key(),
-        "XIMLER_LOG_LEVEL": "error",
-    }
-    with MongoClient[dict[str, Any]](mongodb_uri) as client:
-        assert ximler("db", "init", env=env).returncode == 0
-        yield env, client[name]
-        client.drop_database(name)
+def own(own: Own) -> Own:
+    """With a key that seals."""
+    env, database = own
+    return {**env, "XIMLER_AUDIT_KEY": new_key()}, database
 
 
 def test_a_log_is_sealed_verified_and_tampering_named(ximler: Ximler, own: Own) -> None:

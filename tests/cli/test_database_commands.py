@@ -5,8 +5,8 @@ import json
 import pytest
 
 
-def test_init_makes_what_status_then_finds_complete(ximler, own):
-    env, _ = own
+def test_init_makes_what_status_then_finds_complete(ximler, empty):
+    env, _ = empty
     before = ximler("db", "status", env=env)
     assert before.returncode == 1
     assert "missing" in before.stdout
@@ -25,8 +25,8 @@ def test_a_command_that_went_well_says_its_result_and_nothing_else(ximler, own):
     assert "database connected" in ximler("users", "list", env={**env, "XIMLER_LOG_LEVEL": "debug"}).stderr
 
 
-def test_status_says_what_to_do_about_each_difference(ximler, own):
-    env, database = own
+def test_status_says_what_to_do_about_each_difference(ximler, empty):
+    env, database = empty
     ximler("db", "init", env=env)
     database.users.drop_index("deletedAt_1")
     database.users.create_index("nickname")
@@ -39,7 +39,6 @@ def test_status_says_what_to_do_about_each_difference(ximler, own):
 
 def test_seed_inserts_what_is_missing_and_keeps_what_an_operator_changed(ximler, own):
     env, database = own
-    ximler("db", "init", env=env)
     database.plans.update_one({"id": "pro"}, {"$set": {"price": 39}})
     database.coupons.delete_one({"code": "WELCOME20"})
     result = ximler("db", "seed", env=env)
@@ -47,8 +46,8 @@ def test_seed_inserts_what_is_missing_and_keeps_what_an_operator_changed(ximler,
     assert database.plans.find_one({"id": "pro"})["price"] == 39
 
 
-def test_adopt_moves_the_documents_of_usages(ximler, own):
-    env, database = own
+def test_adopt_moves_the_documents_of_usages(ximler, empty):
+    env, database = empty
     ximler("db", "init", env=env)
     database.usages.insert_many([{"n": 1}, {"n": 2}])
     assert "usages" in ximler("db", "status", env=env).stdout
@@ -57,8 +56,8 @@ def test_adopt_moves_the_documents_of_usages(ximler, own):
     assert database.usage.count_documents({}) == 2
 
 
-def test_a_database_of_a_newer_ximler_is_refused(ximler, own):
-    env, database = own
+def test_a_database_of_a_newer_ximler_is_refused(ximler, empty):
+    env, database = empty
     ximler("db", "init", env=env)
     database.meta.update_one({"_id": "schema"}, {"$set": {"version": 99}})
     result = ximler("db", "status", env=env)
@@ -68,7 +67,6 @@ def test_a_database_of_a_newer_ximler_is_refused(ximler, own):
 
 def test_users_are_created_and_listed(ximler, own):
     env, _ = own
-    ximler("db", "init", env=env)
     arguments = ("users", "create", "--name", "Ada", "--email", "ADA@example.com", "--password-stdin", "--json")
     made = json.loads(ximler(*arguments, env=env, stdin="a long enough password\n").stdout)
     assert made["email"] == "ada@example.com"
@@ -80,7 +78,6 @@ def test_users_are_created_and_listed(ximler, own):
 
 def test_a_taken_address_is_a_conflict(ximler, own):
     env, _ = own
-    ximler("db", "init", env=env)
     arguments = ("users", "create", "--name", "Ada", "--email", "ada@example.com", "--password-stdin")
     ximler(*arguments, env=env, stdin="a long enough password\n")
     result = ximler(*arguments, env=env, stdin="a long enough password\n")
@@ -92,7 +89,6 @@ def test_a_taken_address_is_a_conflict(ximler, own):
 
 def test_a_short_password_is_refused(ximler, own):
     env, _ = own
-    ximler("db", "init", env=env)
     result = ximler(
         "users", "create", "--name", "A", "--email", "a@example.com", "--password-stdin", env=env, stdin="short\n"
     )
@@ -102,7 +98,6 @@ def test_a_short_password_is_refused(ximler, own):
 
 def test_lists_of_users_continue_with_a_cursor(ximler, own):
     env, database = own
-    ximler("db", "init", env=env)
     database.users.insert_many([{"name": f"u{i}", "email": f"u{i}@example.com", "password": "x"} for i in range(5)])
     seen, after = [], []
     while True:
@@ -115,8 +110,8 @@ def test_lists_of_users_continue_with_a_cursor(ximler, own):
 
 
 @pytest.mark.parametrize("command", [("up", "--port", "0"), ("up", "--port", "0", "--no-init"), ("worker", "--once")])
-def test_nothing_works_on_a_database_that_a_newer_ximler_has_written(ximler, own, command):
-    env, database = own
+def test_nothing_works_on_a_database_that_a_newer_ximler_has_written(ximler, empty, command):
+    env, database = empty
     database.meta.insert_one({"_id": "schema", "version": 99, "createdHere": True})
     result = ximler(*command, env=env)
     assert result.returncode == 6
@@ -125,7 +120,6 @@ def test_nothing_works_on_a_database_that_a_newer_ximler_has_written(ximler, own
 
 def test_the_shell_awaits(ximler, own):
     env, _ = own
-    ximler("db", "init", env=env)
     result = ximler("shell", "-c", "print(len(await db.plans.find({})))", env=env)
     assert result.stdout == "3\n"
     typed = ximler("shell", env=env, stdin="plans = await db.plans.find({})\nprint(sorted(p.id for p in plans))\n")
@@ -147,8 +141,8 @@ def test_commands_on_the_embedded_database_start_one_for_their_own_duration(ximl
     assert not list((tmp_path / "ximler" / "mongodb").glob("*/mongod.lock.running"))
 
 
-def test_an_index_of_the_operators_own_is_told_and_keeps_nothing_from_starting(ximler, own):
-    env, database = own
+def test_an_index_of_the_operators_own_is_told_and_keeps_nothing_from_starting(ximler, empty):
+    env, database = empty
     ximler("db", "init", env=env)
     database.projects.create_index("name")
     again = ximler("db", "init", "--json", env=env)

@@ -3,39 +3,29 @@
 import contextlib
 import json
 import re
-import secrets
 import socket
 import threading
 import time
 
-import pytest
-from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 
 WHO = "{ me { email } }"
 WITHIN_S = 1.0
 
 
-@pytest.fixture
-def own(mongodb_uri):
-    """Environment for a database of the test's own, with Ada's account."""
-    name = f"ximler_test_cli_{secrets.token_hex(4)}"
-    with MongoClient(mongodb_uri) as client:
-        env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
-        yield (
-            {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error", "XIMLER_WORKER": "false"},
-            client[name],
-        )
-        client.drop_database(name)
-
-
 def make_ada(ximler, env):
-    ximler("db", "init", env=env)
     password = "seven violet anchors drift"
     made = ximler(
         "users", "create", "--name", "Ada", "--email", "ada@example.com", "--password-stdin", env=env, stdin=password
     )
     assert made.returncode == 0, made.stderr
+
+
+def made_for_processes(ximler, empty):
+    env, database = empty
+    ximler("db", "init", env=env)
+    make_ada(ximler, env)
+    return {**env, "XIMLER_WORKER": "false"}, database
 
 
 def create(ximler, env, *more):
@@ -111,9 +101,8 @@ def latest(processes, secret, expected):
     return last
 
 
-def test_three_processes_refuse_within_a_second_what_was_taken_back_in_any_way(ximler, own, up):
-    env, database = own
-    make_ada(ximler, env)
+def test_three_processes_refuse_within_a_second_what_was_taken_back_in_any_way(ximler, empty, up):
+    env, database = made_for_processes(ximler, empty)
     processes = [up(env=env) for _ in range(3)]
     user = database.users.find_one({"email": "ada@example.com"})["_id"]
 
@@ -149,13 +138,12 @@ def test_three_processes_refuse_within_a_second_what_was_taken_back_in_any_way(x
     assert latest(processes, key["secret"], "API_KEY_REFUSED") < WITHIN_S
 
 
-def test_a_process_whose_stream_is_frozen_refuses_within_a_second_all_the_same(ximler, own, up, tmp_path):
+def test_a_process_whose_stream_is_frozen_refuses_within_a_second_all_the_same(ximler, empty, up):
     """Between the process and the database stands a pipe that stops passing on what the change stream says, and no more.
 
     Nothing is closed, and no other connection suffers: to the process, the database has merely nothing to tell.
     """
-    env, database = own
-    make_ada(ximler, env)
+    env, database = made_for_processes(ximler, empty)
     with Pipe(env["MONGODB_URI"]) as pipe:
         process = up(env={**env, "MONGODB_URI": pipe.uri})
         made = create(ximler, env)

@@ -1,25 +1,12 @@
 """`ximler usage`, typed as an operator would, on a database of the test's own."""
 
 import json
-import secrets
 
 import pytest
-from pymongo import MongoClient
-
-
-@pytest.fixture(scope="module")
-def own(mongodb_uri):
-    """A command on a database of the module's own, in which Ada has an account."""
-    name = f"ximler_test_cli_{secrets.token_hex(4)}"
-    env = {"MONGODB_URI": mongodb_uri, "XIMLER_DATABASE": name, "XIMLER_SECRET_KEY": "k" * 32}
-    with MongoClient(mongodb_uri) as client:
-        yield {**env, "XIMLER_ARGON2_MEMORY_KIB": "7168", "XIMLER_LOG_LEVEL": "error"}, client[name]
-        client.drop_database(name)
 
 
 def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
     env, database = own
-    ximler("db", "init", env=env)
     made = ximler("users", "create", "--name", "Ada", "--email", "ada@example.com", "--password-stdin", "--json", env=env,
                   stdin="correct horse battery staple\n")  # fmt: skip
     user = json.loads(made.stdout)["id"]

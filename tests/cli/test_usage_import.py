@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 def test_a_file_of_events_counts_once_and_what_is_wrong_is_named_by_its_line(ximler, own, tmp_path):
     env, database = own
-    ximler("db", "init", env=env)
     made = ximler(
         "users", "create", "--name", "A", "--email", "a@example.com", "--password-stdin", "--json",
         env=env, stdin="correct horse battery\n",

@@ -12,7 +12,6 @@ ADA = "ada@example.com"
 def shop(ximler, own):
     """`shop("lock", …)`: `ximler users lock …` where Ada has an account."""
     env, database = own
-    ximler("db", "init", env=env)
     made = ximler(
         "users", "create", "--name", "Ada", "--email", ADA, "--password-stdin", env=env, stdin="correct horse battery\n"
     )
