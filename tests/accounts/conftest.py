@@ -1,10 +1,12 @@
 """Keys for secrets, and somebody who has an account."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.accounts.authenticator import Person
+from tests.contents import contents
 from tests.mailing import Mailbox, worker_of
 
 from ximler.accounts import administration
@@ -35,16 +37,9 @@ async def ada(database: Database, keyring: Keyring) -> User:
 @pytest.fixture
 def secrets_in(database: Database) -> Any:
     """`await secrets_in("…", …)`: those of the texts that stand anywhere in the database."""
-    import bson
 
     async def find(*texts: str) -> list[str]:
-        everything = b"".join(
-            [
-                bson.encode(document)
-                for name in await database.raw.list_collection_names()
-                for document in await database.raw[name].find({}).to_list()
-            ]
-        )
+        everything = b"".join(itertools.chain(*(await contents(database)).values()))
         return [text for text in texts if text.encode() in everything]
 
     return find

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from bson import ObjectId
 from graphql import GraphQLObjectType, get_named_type, is_object_type, is_required_argument
+from tests.contents import contents
 from tests.deleting import soft_delete
 from tests.serving import PASSWORD, Client
 
@@ -355,12 +356,6 @@ def selection(kind: Any, above: tuple[str, ...]) -> str:
 
 def shown(data: Any) -> str:
     return msgspec.json.encode(data).decode()
-
-
-async def contents(database: Database) -> dict[str, list[bytes]]:
-    """Every document there is."""
-    names = sorted(await database.raw.list_collection_names())
-    return {name: [bson.encode(d) for d in await database.raw[name].find({}).sort("_id").to_list()] for name in names}
 
 
 async def of(victim: Victim, database: Database, everything: dict[str, list[bytes]]) -> list[bytes]:

@@ -9,9 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import bson
 import pytest
 from bson import ObjectId
+from tests.contents import contents
 from tests.mailing import Mailbox, worker_of
 
 from ximler.accounts import administration, closing, credentials, sessions
@@ -152,9 +152,9 @@ async def traces(database: Database) -> list[str]:
     """Where something still says who it was."""
     return [
         name
-        for name in sorted(await database.raw.list_collection_names())
-        for document in await database.raw[name].find({}).to_list()
-        if MARK.lower().encode() in bson.encode(document).lower()
+        for name, documents in (await contents(database)).items()
+        for document in documents
+        if MARK.lower().encode() in document.lower()
     ]
 
 
