@@ -92,6 +92,7 @@ class Shutdown:
     def __init__(self, drain_seconds: float, *, grace_s: float = GRACE_S) -> None:
         self.asked = asyncio.Event()
         self.failed: XimlerError | None = None  # why the process ends
+        self.signal: int | None = None  # the first one that asked
         self.drain_seconds = drain_seconds
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
@@ -111,8 +112,10 @@ class Shutdown:
             self._deadline = time.monotonic() + self.drain_seconds
         self.asked.set()
 
-    def ask(self, *_: object) -> None:
-        """End this process. Safe in a signal handler, and in any thread."""
+    def ask(self, number: int | None = None, _frame: object = None) -> None:
+        """End this process. Safe as a signal handler, and in any thread."""
+        if self.signal is None:
+            self.signal = number
         if not self._watched:
             self._watched = True
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()

@@ -5,9 +5,10 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("ximler")
 _MOST_DEATHS = 5
 _MOST_DEATHS_IN_S = 60
+_STOP_START_S = 3.0
+
+T = TypeVar("T")
 
 
 @click.command()
@@ -47,7 +51,8 @@ def up(
     """Start Ximler, with its database unless MONGODB_URI is set.
 
     The embedded database lives in --data-dir and ends with this process. Ctrl-C or SIGTERM lets running requests finish, for
-    ten seconds at most (XIMLER_DRAIN_SECONDS), then stops the database.
+    ten seconds at most (XIMLER_DRAIN_SECONDS), then stops the database, and the exit code is 0. A start that is
+    interrupted exits with 130 or 143.
     """
     settings = context.load(
         serves=True, host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
@@ -66,14 +71,16 @@ def up(
 async def _run(settings: Settings, listener: socket.socket, *, init: bool) -> None:
     shutdown = Shutdown(settings.drain_seconds)
     shutdown.listen()
-    embedded = None if settings.mongodb_uri else await _start_database(settings)
+    embedded = None if settings.mongodb_uri else await _until_asked(shutdown, _start_database(settings))
     uri = embedded.uri if embedded else settings.mongodb_uri
-    assert uri is not None  # noqa: S101 (one or the other)
+    serves = False
     tending = Runtime([Part("mongod", partial(_tend, embedded, shutdown))] if embedded else [], shutdown=shutdown)
     try:
         tending.start()
-        await _prepare(settings, uri, init=init)
-        if not shutdown.asked.is_set():
+        if uri is not None:
+            await _until_asked(shutdown, _prepare(settings, uri, init=init))
+        if uri is not None and not shutdown.asked.is_set():
+            serves = True
             serve = serving.serve_here if settings.workers == 1 else serving.serve_in_children
             await serve(settings, uri, listener, shutdown=shutdown, started=lambda: _announce(settings))
     finally:
@@ -83,6 +90,25 @@ async def _run(settings: Settings, listener: socket.socket, *, init: bool) -> No
             await embedded.stop()
     if shutdown.failed is not None:
         raise shutdown.failed
+    if shutdown.signal is not None and not serves:
+        raise click.exceptions.Exit(128 + shutdown.signal)
+
+
+async def _until_asked(shutdown: Shutdown, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of the work, which is cancelled when shutdown is requested first; None if it then has no result."""
+    working: asyncio.Future[T] = asyncio.ensure_future(work)
+    asking: asyncio.Future[Any] = asyncio.ensure_future(shutdown.asked.wait())
+    both: list[asyncio.Future[Any]] = [working, asking]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    await end([asking])
+    if working.done():
+        return working.result()
+    working.cancel()  # once: a database that is starting is stopped before the task ends
+    await asyncio.wait([working], timeout=_STOP_START_S)
+    await end([working])
+    if working.cancelled() or working.exception() is not None:
+        return None
+    return working.result()  # it was too late to cancel
 
 
 async def _start_database(settings: Settings) -> "Server":
