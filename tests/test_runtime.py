@@ -140,7 +140,8 @@ async def test_a_part_that_does_not_stop_is_cancelled_until_it_is_over_and_the_o
 
 REQUESTS = {"change feed", "API keys", "sessions", "meter"}
 WORK = {
-    "audit.sealer", "metering.changes", "metering.check", "metering.follower", "metering.settler", "scheduler", "worker",
+    "audit.sealer", "metering.changes", "metering.check", "metering.follower", "metering.reaper", "metering.settler",
+    "scheduler", "worker",
 }  # fmt: skip
 COMMANDS = ("find", "aggregate", "update", "insert", "findAndModify", "getMore", "bulkWrite")
 
@@ -173,7 +174,7 @@ def loops(tools: Tools) -> dict[str, Loop]:
     meter, user_id, now = Meter(tools.database), ObjectId(), tools.database.clock.now()
     period = {"period_start": now - timedelta(days=1), "period_end": now + timedelta(days=1)}
     quota = Quota(id="q", user_id=user_id, resource="apiCalls", limit=10, opened=True, **period)
-    meter._tallies[user_id] = Tally(quota, tools.database.clock.now_ms())
+    meter._tallies[user_id] = Tally(quota, "process", tools.database.clock.now_ms())
     meter._tallies[user_id].wanted = True
     of_requests = (tools.feed.run, verifier.run, authenticator.run, meter.run)
     found: dict[str, Loop] = dict(zip(("change feed", "API keys", "sessions", "meter"), of_requests, strict=True))

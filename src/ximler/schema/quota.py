@@ -17,8 +17,8 @@ __all__ = ["QUOTAS", "Lease", "Quota", "period_start_of", "quota_id"]
 class Lease(msgspec.Struct, frozen=True):
     """Units that one process may spend in memory. `n` of them are open: granted, and not yet reported as used.
 
-    `seq` counts the reports of use and `grants` the grants: each is guarded by its count, so that one that is sent again counts
-    once. `at` is when the latest was made (ms since 1970): a lease that stays silent is forfeited.
+    `seq` counts reports and `grants` counts grants. Each step is guarded by its count, so it is idempotent. `at` is the time of
+    the latest step (ms since 1970); only leases of releases without heartbeats expire by it.
     """
 
     n: int
@@ -31,8 +31,8 @@ class Quota(Document, kw_only=True):
     """Invariants: `granted = settled + forfeited + Σ leases.n`, and `granted + ingested + foreign ≤ limit` whenever units are
     granted.
 
-    `settled` was used and reported by leases, `ingested` came as events after the fact, `forfeited` was held by a process that
-    died: it may have been used, so it is not handed out again. `hours` (`h` and the hours since 1970 → units) are the settled
+    `settled` was used and reported by leases, `ingested` was recorded as events, `forfeited` was held by a process that died:
+    it may have been used, so it is not granted again. `hours` (`h` and the hours since 1970 → units) are the settled
     units by the hour, from which the ledger's rows are derived; `detail` is the latest hours' by API key and route.
     """
 
@@ -61,8 +61,9 @@ class Quota(Document, kw_only=True):
     ingested_through: Internal[int] = (
         0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
     )
-    leases: Internal[Mixed] = field(default_factory=dict[str, Any])  # by lease id: see Lease
-    look_at: Internal[datetime | None] = None  # when to look for silent leases; None: there is no lease
+    leases: Internal[Mixed] = field(default_factory=dict[str, Any])  # by lease id (`<process>-<number>`): see Lease
+    holders: Internal[list[str]] = field(default_factory=list[str])  # the processes of `leases`, each once
+    look_at: Internal[datetime | None] = None  # set by releases without heartbeats: their leases have no holder yet
     hours: Internal[Mixed] = field(default_factory=dict[str, Any])
     detail: Internal[Mixed] = field(default_factory=dict[str, Any])
     created_at: Internal[datetime] = AT_WRITE
@@ -118,7 +119,8 @@ QUOTAS = Collection(
     indexes=(
         ascending("userId", "resource", "periodStart", ours=True, why="a user's quotas, over time"),
         ascending("planId", "periodEnd", ours=True, why="current quotas of a plan whose limit changes"),
-        ascending("lookAt", ours=True, why="leases whose process may have gone silent"),
+        ascending("holders", ours=True, why="leases of processes whose heartbeat has expired"),
+        ascending("lookAt", ours=True, why="leases of releases without heartbeats"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "every step is one guarded update by `_id`"),
 )

@@ -20,14 +20,14 @@ from ximler.database import Database, connect
 from ximler.embedded import server
 from ximler.metering import corrections
 from ximler.metering.limits import entitlements
-from ximler.metering.quota.meter import Meter
+from ximler.metering.quota.reaping import Reaper
 from ximler.schema.user import User
 
 pytestmark = pytest.mark.slow
 
 HAMMER = Path(__file__).with_name("hammer.py")
 OPERATOR = Actor(kind="operator", via="cli")
-SILENT_S = 2.0
+VALID_S = 2.0
 
 
 class Hammer:
@@ -67,7 +67,7 @@ async def start(
     offset_ms: int = 0,
 ) -> Hammer:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(HAMMER), uri, database.name, str(user_id), str(tasks), str(patience_s), str(SILENT_S),
+        sys.executable, str(HAMMER), uri, database.name, str(user_id), str(tasks), str(patience_s), str(VALID_S),
         str(skew_s), str(offset_ms), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     return Hammer(process)
@@ -81,10 +81,10 @@ async def somebody(database: Database, api_calls: int) -> ObjectId:
 
 async def accounts(database: Database, user_id: ObjectId) -> tuple[dict[str, Any], int]:
     """The quota, and the sum of its ledger, once all leases of the dead are forfeited."""
-    meter = Meter(database, silent_after=timedelta(seconds=SILENT_S))
+    reaper = Reaper(database, valid_for=timedelta(seconds=VALID_S))
     async with asyncio.timeout(30):
         for _ in range(100):
-            await meter.reap()
+            await reaper.reap()
             quota = await database.raw["quotas"].find_one({"userId": user_id})
             assert quota is not None
             if not quota["leases"]:

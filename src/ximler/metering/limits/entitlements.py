@@ -19,7 +19,6 @@ from prometheus_client import Counter
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
-from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound, XimlerError
 from ximler.database import Database
 from ximler.database.failures import DRIVER_ERRORS, DocumentExists, translated
@@ -209,7 +208,7 @@ async def copy_limit(database: Database, plan_id: str) -> None:
             "updatedAt": now,
         }
         found = 0
-        for which in ({"lookAt": {"$gt": EPOCH}}, {}):  # those in use are not to wait for thousands that are not
+        for which in ({"holders": {"$gt": ""}}, {}):  # quotas with open leases do not wait for thousands of others
             try:
                 changed = await database[QUOTAS].raw.update_many(where | which, [{"$set": values}])
             except DRIVER_ERRORS as error:

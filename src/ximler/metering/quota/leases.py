@@ -1,34 +1,35 @@
 """Steps of a quota: each is one guarded update of its document, so that any number of processes may take them at once.
 
-Invariant: `granted = settled + forfeited + Σ open leases`; nothing is granted past the limit. Every step names the lease and
-the count it was seen with, so one that is sent twice, or overtaken, counts once. What a step did is read from the document.
+Invariant: `granted = settled + forfeited + Σ open leases`; nothing is granted past the limit. The filter of every step names
+the lease and the count of its last step, so steps are idempotent and late ones have no effect. Results are read from the
+document.
 
-Reads are majority reads: what a primary that is about to be replaced has not replicated must not be spent. A new primary may
-answer one with what was so before our latest step: `steps` tells.
+Reads use majority read concern: units that a failing primary has not replicated must not be spent. A newly elected primary
+may return a document older than the latest step; `steps` shows it.
 """
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 from bson import ObjectId
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.read_concern import ReadConcern
 
-from ximler.core.clock import from_ms, to_ms
+from ximler.core.clock import to_ms
 from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.schema.quota import QUOTAS, Quota
 
 __all__ = [
-    "SILENT", "Report", "Return", "current", "forfeit", "grant", "hour_key", "hour_of", "read", "read_many", "settle", "silent",
+    "Report", "Return", "adopt", "current", "forfeit", "grant", "holder_of", "holders", "hour_key", "hour_of", "read",
+    "read_many", "settle",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
-SILENT = timedelta(seconds=30)  # after this, a lease is looked at
 _MAJORITY = ReadConcern("majority")
 _NO_HISTORY = {"hours": 0, "detail": 0}
 _NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -37,9 +38,19 @@ _SHARE = 8
 _PARTS = 200
 _SHARE_OF_UNLIMITED = 1000
 
+# `holders` as it follows from `leases`. Every step that adds or removes a lease sets it.
+_HOLDERS = {
+    "$setUnion": {
+        "$map": {
+            "input": {"$objectToArray": {"$ifNull": ["$leases", {}]}},
+            "in": {"$first": {"$split": ["$$this.k", "-"]}},
+        }
+    }
+}
+
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What one lease has handed out since it last said so: units by hour, and some of them by key and route."""
+    """Units that one lease handed out since its last report: by hour, and in part by key and route."""
 
     quota_id: str
     lease_id: str
@@ -51,7 +62,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Return(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease that its holder ends, having reported all that it handed out."""
+    """The return of a lease whose use is reported: its open units become free."""
 
     quota_id: str
     lease_id: str
@@ -69,13 +80,12 @@ async def grant(
     need: int,
     want: int,
     pace: int,
-    silent_after: timedelta = SILENT,
 ) -> Quota | None:
-    """Take units for a lease that has had `grants` grants (0: there is none yet). One command.
+    """Grant units to a lease that had `grants` grants (0: a new lease). One command.
 
-    At least `need`, or nothing; otherwise an eighth of what is free, up to `pace` or 0.5 % of the limit, but `want` if it can
-    be had. Returns the quota without its hours, whatever was granted; None when there is no such quota or lease, or nothing is
-    granted by it any more: `read` tells.
+    The heartbeat of its process must be valid. Grants at least `need` units or none: an eighth of the free units, up to
+    `pace` or 0.5 % of the limit, or `want` where that is more. Returns the quota without its hours, also if no unit was
+    granted. Returns None when the quota or the lease does not exist, or the quota is closed; `read` shows which.
     """
     now = database.clock.now()
     lease = f"leases.{lease_id}"
@@ -116,13 +126,10 @@ async def grant(
                 "granted": {"$add": ["$granted", "$granting"]},
                 "steps": {"$add": ["$steps", 1]},
                 lease: {"$cond": [{"$gt": ["$granting", 0]}, granted, f"${lease}" if grants else "$$REMOVE"]},
-                "lookAt": {
-                    "$cond": [{"$gt": ["$granting", 0]}, {"$ifNull": ["$lookAt", now + silent_after]}, "$lookAt"]
-                },
                 "updatedAt": now,
             }
         },
-        {"$unset": "granting"},
+        {"$set": {"holders": _HOLDERS, "granting": "$$REMOVE"}},
     ]
     raw = await _run(
         database[QUOTAS].raw.find_one_and_update(
@@ -156,13 +163,13 @@ async def current(database: Database, user_id: ObjectId) -> Quota | None:
 
 
 async def read(database: Database, quota_id: str) -> Quota | None:
-    """The quota as a majority knows it, without its hours."""
+    """The quota without its hours, read with majority read concern."""
     found = await read_many(database, [quota_id])
     return found.get(quota_id)
 
 
 async def read_many(database: Database, quota_ids: Iterable[str], *, hours: Iterable[str] = ()) -> dict[str, Quota]:
-    """The quotas as a majority knows them, with these of their hours. One command."""
+    """The quotas with the given hours, read with majority read concern. One command."""
     ids = list(quota_ids)
     if not ids:
         return {}
@@ -174,59 +181,72 @@ async def read_many(database: Database, quota_ids: Iterable[str], *, hours: Iter
 
 
 async def settle(database: Database, reports: Iterable[Report], returns: Iterable[Return] = ()) -> None:
-    """Count what leases have handed out, each report once however often it is sent, and end others. One command.
+    """Count reported units and end returned leases. Idempotent: a lease's `seq` shows whether its report was counted.
 
-    Whether a report was taken is seen from its lease's `seq`.
+    One command.
     """
-    now = to_ms(database.clock.now())
-    changes = [_settlement(report, now) for report in reports] + [_return(ended) for ended in returns]
-    await database[QUOTAS].patch_each(changes)
+    now = database.clock.now()
+    await _update(
+        database, [*(_settlement(report, now) for report in reports), *(_return(ended, now) for ended in returns)]
+    )
 
 
-def _settlement(report: Report, now: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _settlement(report: Report, now: datetime) -> UpdateOne:
     lease = f"leases.{report.lease_id}"
     counted = {"steps": 1, "settled": report.units, f"{lease}.n": -report.units, f"{lease}.seq": 1}
     counted |= {f"hours.{hour}": units for hour, units in report.hours.items()}
     counted |= {f"detail.{path}": units for path, units in report.detail.items()}
-    update: dict[str, dict[str, Any]] = {"$inc": counted, "$set": {f"{lease}.at": now}}
+    update: dict[str, dict[str, Any]] = {"$inc": counted, "$set": {f"{lease}.at": to_ms(now), "updatedAt": now}}
     if report.forget:
         update["$unset"] = {f"detail.{hour}": "" for hour in report.forget}
-    return {"_id": report.quota_id, f"{lease}.seq": report.seq}, update
+    return UpdateOne({"_id": report.quota_id, f"{lease}.seq": report.seq}, update)
 
 
-def _return(ended: Return) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _return(ended: Return, now: datetime) -> UpdateOne:
     lease = f"leases.{ended.lease_id}"
     where = {"_id": ended.quota_id, f"{lease}.seq": ended.seq, f"{lease}.grants": ended.grants}
-    return where, {"$inc": {"steps": 1, "granted": -ended.n}, "$unset": {lease: ""}}
+    return UpdateOne(where, _ending([ended.lease_id], {"granted": -ended.n}, now))
 
 
-async def silent(database: Database, *, limit: int = 100) -> list[Quota]:
-    """Quotas that may have a lease whose process is gone, hours and all, the oldest first."""
-    return await database[QUOTAS].find({"lookAt": {"$lte": database.clock.now()}}, sort=[("lookAt", 1)], limit=limit)
+async def holders(database: Database) -> set[str]:
+    """The processes that hold leases, dead or alive. One command; it examines one index key per process."""
+    return {process for process in await _run(database[QUOTAS].raw.distinct("holders")) if process is not None}
 
 
-async def forfeit(
-    database: Database, quota: Quota, lease_ids: Iterable[str], *, silent_after: timedelta = SILENT
-) -> bool:
-    """Write off these leases, exactly as seen in `quota`, and say when to look again. False when one has moved since.
+def holder_of(lease_id: str) -> str:
+    """The process of a lease. A lease of a release without heartbeats is its own holder."""
+    return lease_id.split("-", 1)[0]
 
-    What they held may have been handed out, so it is not granted again; an operator may `forgive` it. One command.
+
+async def adopt(database: Database) -> None:
+    """Record the holders of leases that releases without heartbeats have taken: those quotas have `lookAt`. One command."""
+    now = database.clock.now()
+    recorded = [{"$set": {"holders": _HOLDERS, "lookAt": "$$REMOVE"}}]
+    await _run(database[QUOTAS].raw.update_many({"lookAt": {"$lte": now}}, recorded))
+
+
+async def forfeit(database: Database, lost: Iterable[tuple[Quota, Sequence[str]]]) -> int:
+    """Forfeit leases, each quota's only if none of them has moved since it was read; returns for how many quotas it did so.
+
+    Their units may have been handed out, so they are not granted again; an operator may `forgive` them. One command.
     """
-    lost = {lease_id: lease for lease_id in lease_ids if (lease := quota.lease(lease_id))}
-    kept = [lease for key in quota.leases if key not in lost and (lease := quota.lease(key))]
+    now = database.clock.now()
+    return await _update(database, [_forfeiture(quota, lease_ids, now) for quota, lease_ids in lost])
+
+
+def _forfeiture(quota: Quota, lease_ids: Sequence[str], now: datetime) -> UpdateOne:
     where: dict[str, Any] = {"_id": quota.id}
-    for lease_id, lease in lost.items():
-        where |= {f"leases.{lease_id}.seq": lease.seq, f"leases.{lease_id}.grants": lease.grants}
-    look = None
-    if kept:
-        look = max(from_ms(min(lease.at for lease in kept)) + silent_after, database.clock.now() + silent_after / 6)
-    else:
-        where["steps"] = quota.steps  # or a lease that was taken meanwhile would never be looked at
-    update: dict[str, Mapping[str, Any]] = {"$set": {"lookAt": look}}
-    if lost:
-        update["$inc"] = {"steps": 1, "forfeited": sum(lease.n for lease in lost.values())}
-        update["$unset"] = {f"leases.{lease_id}": "" for lease_id in lost}
-    return await database[QUOTAS].patch(where, update)
+    for lease_id in lease_ids:
+        where |= {f"leases.{lease_id}.{count}": quota.leases[lease_id][count] for count in ("seq", "grants")}
+    units = sum(int(quota.leases[lease_id]["n"]) for lease_id in lease_ids)
+    return UpdateOne(where, _ending(lease_ids, {"forfeited": units}, now))
+
+
+def _ending(lease_ids: Sequence[str], counts: dict[str, int], now: datetime) -> list[dict[str, Any]]:
+    """The update that removes leases and adds to `counts`."""
+    added: dict[str, Any] = {name: {"$add": [f"${name}", n]} for name, n in ({"steps": 1} | counts).items()}
+    removed = {f"leases.{lease_id}": "$$REMOVE" for lease_id in lease_ids}
+    return [{"$set": {**added, **removed, "updatedAt": now}}, {"$set": {"holders": _HOLDERS}}]
 
 
 def hour_of(moment_ms: int) -> int:
@@ -236,6 +256,13 @@ def hour_of(moment_ms: int) -> int:
 
 def hour_key(hour: int) -> str:
     return f"h{hour}"
+
+
+async def _update(database: Database, updates: list[UpdateOne]) -> int:
+    """Send guarded updates in any order, with one command; returns how many matched."""
+    if not updates:
+        return 0
+    return (await _run(database[QUOTAS].raw.bulk_write(updates, ordered=False))).matched_count
 
 
 async def _run(operation: Awaitable[T]) -> T:

@@ -1,19 +1,19 @@
 """The meter: decides in memory, for one process, whether a user may use something, and accounts for every unit of it.
 
-It hands out units of leases (see `quotas`), takes more when one runs out, and twice a second tells the database what it has
-handed out, for all users with three commands: reports and returns, a look at the quotas, the ledger's rows. From that look it
-learns of limits that were changed, units that came back, and periods that ended.
+It hands out units of leases (see `leases`) and takes another grant when one runs out. Twice a second it sweeps: it reports
+used units, reads the quotas and writes the ledger's rows, in three commands per 250 users, and yields to requests between
+them. Reading the quotas shows changed limits, returned units and ended periods.
 
 Invariants, whatever is lost, late, or killed: a unit is handed out only if it was granted; a unit that was handed out is
 settled once, or forfeited with its lease.
 
-Not here: how many may come at once (bursts), and projects and bytes (`gauges`).
+Not here: burst limits (`bursts`), projects and bytes (`gauges`), leases of dead processes (`reaping`).
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from time import time_ns
 from typing import Any
@@ -30,8 +30,9 @@ from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.metering.ledger import rows
 from ximler.metering.limits.entitlements import open_quota
-from ximler.metering.quota import leases
+from ximler.metering.quota import heartbeats, leases
 from ximler.metering.quota.gauges import QuotaExceeded
+from ximler.metering.quota.heartbeats import Heartbeat
 from ximler.metering.quota.leases import Return
 from ximler.metering.quota.tally import Tally
 from ximler.metering.reports import alerts
@@ -44,18 +45,18 @@ _log = structlog.get_logger("ximler.metering")
 LOST = Counter(
     "ximler_metering_lost_units_total", "Units handed out whose lease was forfeited before they were reported."
 )
-FORFEITED = Counter("ximler_metering_forfeited_units_total", "Units of leases whose process was gone.")
 
 LOOK_S = 0.5
-_TRUSTED_S = 1.0  # how long "nothing is left" holds without a look
-_IDLE_S = 10.0  # a lease that nobody uses goes back after this,
-_SCARCE_IDLE_S = 1.0  # or this, when others may be waiting for it
+_SLICE = 250  # tallies that are swept together, without a pause for requests
+_TRUSTED_S = 1.0  # a quota without free units is believed to have none for this long
+_IDLE_S = 10.0  # an unused lease is returned after this time,
+_SCARCE_IDLE_S = 1.0  # or after this one, when other processes may need its units
 _FORGET_S = 60.0  # a user without a lease
 _MAX_UNITS = 1_000_000
 
 
 class Allowance(msgspec.Struct, frozen=True, gc=False):
-    """What the user had left after a use; None is unlimited. Others may be using it at the same time."""
+    """The limit and the remaining units after a use; None is unlimited. Other processes may use units at the same time."""
 
     limit: int | None
     remaining: int | None
@@ -67,25 +68,28 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 
 
 class Meter:
-    """One a process: `run` it beside what it meters, and `close` it, which gives back what was not used."""
+    """One per process: `run` it beside requests, and `close` it, which returns the unused units.
+
+    A lease is valid while the process renews its heartbeat (once per 10 s for all leases together), and at least for 30 s
+    more. Then it may be forfeited, unless it has been used since.
+    """
 
     def __init__(
         self,
         database: Database,
         *,
-        silent_after: timedelta = leases.SILENT,
+        valid_for: timedelta = heartbeats.VALID_FOR,
         thresholds: Sequence[int] = alerts.THRESHOLDS,
     ) -> None:
         self._database = database
         self._clock = database.clock
-        self._silent_after = silent_after
+        self._heartbeat = Heartbeat(database, valid_for=valid_for)
         self._thresholds = thresholds
         self._tallies: dict[ObjectId, Tally] = {}
-        self._leaving: list[Tally] = []  # of periods that are over
+        self._leaving: list[Tally] = []  # of ended periods
         self._opening: dict[ObjectId, asyncio.Task[Tally]] = {}
         self._sweeping = asyncio.Lock()
         self._swept_at = time.monotonic()
-        self._suspects: dict[tuple[str, str], tuple[int, int, float]] = {}
         self._unreachable = False
         self._closed = False
 
@@ -100,12 +104,12 @@ class Meter:
         allowance = self.take(actor, units, route=route) if resource == "apiCalls" else None
         if allowance is None:
             tally = await self._obtain(actor, resource, units)
-            tally.take(units, actor.api_key_id, route)  # nothing else has run since `left` was looked at
+            tally.take(units, actor.api_key_id, route)  # no other task has run since `left` was read
             allowance = _allowance(tally)
         return allowance
 
     def take(self, actor: Actor, units: int = 1, *, route: str | None = None) -> Allowance | None:
-        """Use units of API calls that are here to be used, or None, in which case nothing is used: `consume` gets them."""
+        """Use API calls of the lease in memory; None where it has too few, and nothing is used. `consume` gets more."""
         tally = self._tallies.get(actor.user_id)  # type: ignore[arg-type]  # None is nobody's
         if (
             tally is None
@@ -121,15 +125,10 @@ class Meter:
         return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end_ms)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Report, look and reap until stopped."""
-        reap_every = (self._silent_after / 3).total_seconds()
-        reaped_at = time.monotonic()
+        """Sweep twice a second until `stop` is set."""
         while not await pause(stop, LOOK_S):
             try:
                 await self.sweep()
-                if time.monotonic() - reaped_at > reap_every:
-                    reaped_at = time.monotonic()
-                    await self.reap()
             except Unavailable as error:
                 if not self._unreachable:
                     _log.warning("usage waits to be reported", reason=error.message)
@@ -138,7 +137,10 @@ class Meter:
                 self._unreachable = False
 
     async def close(self, *, timeout_s: float = 5) -> None:
-        """Hand out nothing more; report everything and give back the rest. What cannot be is forfeited later."""
+        """Hand out nothing more, report used units and return the rest.
+
+        Unreported units are forfeited when the lease expires.
+        """
         self._closed = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -186,7 +188,7 @@ class Meter:
         opening = self._opening.get(user_id)
         if opening is None:
             opening = self._opening[user_id] = asyncio.create_task(self._open(user_id))
-            opening.add_done_callback(_heard)
+            opening.add_done_callback(_silence)
         return await asyncio.shield(opening)
 
     async def _open(self, user_id: ObjectId) -> Tally:
@@ -196,7 +198,7 @@ class Meter:
                 quota = await open_quota(self._database, user_id, self._database.clock.now())
         finally:
             del self._opening[user_id]
-        tally = self._tallies[user_id] = Tally(quota, self._clock.now_ms())
+        tally = self._tallies[user_id] = Tally(quota, self._heartbeat.process, self._clock.now_ms())
         return tally
 
     def _leave(self, tally: Tally) -> None:
@@ -207,15 +209,16 @@ class Meter:
             self._leaving.append(tally)
 
     async def _more(self, tally: Tally, units: int) -> None:
-        """Take another grant; callers that come meanwhile share it. One that is cancelled leaves it to the others."""
+        """Take another grant. Concurrent callers share it, and the cancellation of one does not cancel it."""
         if tally.granting is None or tally.granting.done():
             tally.granting = asyncio.create_task(self._grant(tally, units))
-            tally.granting.add_done_callback(_heard)
+            tally.granting.add_done_callback(_silence)
         await asyncio.shield(tally.granting)
 
     async def _grant(self, tally: Tally, units: int) -> None:
-        await asyncio.sleep(0)  # those who come at the same time count as waiting, too
+        await asyncio.sleep(0)  # callers of the same moment count as waiting
         async with tally.lock:
+            await self._heartbeat.renew()
             need = units - tally.left
             if tally.over or need <= 0:
                 return
@@ -227,7 +230,6 @@ class Meter:
                 need=need,
                 want=tally.waiting - tally.left,
                 pace=tally.pace,
-                silent_after=self._silent_after,
             )
             if quota is None:
                 quota = await leases.read(self._database, tally.quota_id)
@@ -237,7 +239,7 @@ class Meter:
         if quota is None or not quota.opened:
             lost = tally.end()
             tally.hours_due.clear()
-            tally.over = True  # somebody has removed it: it is opened anew
+            tally.over = True  # the quota was removed: another is opened
         else:
             lost = tally.see(quota, self._clock.now_ms())
         if lost:
@@ -246,7 +248,7 @@ class Meter:
 
     def _exceeded(self, tally: Tally) -> QuotaExceeded:
         seconds = max(0.0, (tally.period_end_ms - self._clock.now_ms()) / 1000)
-        open_still = tally.open > tally.unreported  # in leases, and they may come back
+        open_still = tally.open > tally.unreported  # other leases may be returned
         return QuotaExceeded(
             f"The limit of {tally.limit:,} API calls a month is reached: it resets at {tally.period_end.isoformat()}; "
             "a larger plan has more",
@@ -261,19 +263,32 @@ class Meter:
     # Accounting
 
     async def sweep(self) -> None:
-        """Report what was handed out, give back what is idle or over, and look at the quotas. At most three commands.
+        """Report used units, return idle leases and those of ended periods, and read the quotas.
 
-        Raises Unavailable; nothing is lost by it: the same is sent again the next time.
+        At most three commands per 250 users with a lease, one after the other, and one per 10 s for the heartbeat. Raises
+        Unavailable; the next sweep sends the same again, and nothing is lost or counted twice.
         """
         async with self._sweeping:
-            busy = self._busy()
-            seen = await self._exchange(busy)
-            self._measure()
-            await self._write_rows(busy, seen)
-            await self._alert(busy, seen)
+            busy, now = [], time.monotonic()
+            since_s, self._swept_at = now - self._swept_at, now
+            for some in _slices(self._all()):
+                busy += self._busy(some, since_s)
+                await asyncio.sleep(0)
+            try:
+                if busy:
+                    await self._heartbeat.renew()
+                for some in _slices(busy):
+                    seen = await self._exchange(some)
+                    for tally in some:
+                        tally.measure(since_s)
+                    await self._write_rows(some, seen)
+                    await self._alert(some, seen)
+            except XimlerError:
+                self._freeze()
+                raise
             self._leaving = [tally for tally in self._leaving if _is_open(tally)]
 
-    async def _exchange(self, busy: list[Tally]) -> dict[str, Quota]:
+    async def _exchange(self, busy: Sequence[Tally]) -> dict[str, Quota]:
         async with contextlib.AsyncExitStack() as locks:
             for tally in busy:
                 await locks.enter_async_context(tally.lock)
@@ -285,12 +300,8 @@ class Meter:
             ]
             hours = {hour for report in reports for hour in report.hours}
             hours |= {hour for tally in busy for hour in tally.hours_due}
-            try:
-                await leases.settle(self._database, reports, returns)
-                seen = await leases.read_many(self._database, {tally.quota_id for tally in busy}, hours=hours)
-            except XimlerError:
-                self._freeze()
-                raise
+            await leases.settle(self._database, reports, returns)
+            seen = await leases.read_many(self._database, {tally.quota_id for tally in busy}, hours=hours)
             for tally in busy:
                 self._see(tally, seen.get(tally.quota_id))
             return seen
@@ -298,11 +309,14 @@ class Meter:
     def _all(self) -> list[Tally]:
         return [*self._tallies.values(), *self._leaving]
 
-    def _busy(self) -> list[Tally]:
-        """Those that have something to say, or that somebody asks for. Others are given up, or forgotten, in time."""
+    def _busy(self, tallies: Iterable[Tally], since_s: float) -> list[Tally]:
+        """The tallies to sweep: with a lease, unwritten hours or a waiting caller.
+
+        Idle leases are given up, idle users forgotten.
+        """
         now, now_ms = time.monotonic(), self._clock.now_ms()
         busy = []
-        for tally in self._all():
+        for tally in tallies:
             if now_ms >= tally.period_end_ms:
                 self._leave(tally)
             if tally.unreported or tally.wanted:
@@ -312,12 +326,14 @@ class Meter:
                 tally.give_up()
             if _is_open(tally) or tally.wanted:
                 busy.append(tally)
-            elif idle > _FORGET_S and self._tallies.get(tally.user_id) is tally and not tally.lock.locked():
-                del self._tallies[tally.user_id]
+            else:
+                tally.measure(since_s)
+                if idle > _FORGET_S and self._tallies.get(tally.user_id) is tally and not tally.lock.locked():
+                    del self._tallies[tally.user_id]
             tally.wanted = False
         return busy
 
-    async def _write_rows(self, busy: list[Tally], seen: dict[str, Quota]) -> None:
+    async def _write_rows(self, busy: Sequence[Tally], seen: dict[str, Quota]) -> None:
         due = {tally.quota_id for tally in busy if tally.hours_due}
         await rows.write(self._database, [quota for quota_id, quota in seen.items() if quota_id in due])
         for tally in busy:
@@ -326,10 +342,10 @@ class Meter:
                 tally.hours_due -= written
                 tally.hours_written |= written
 
-    async def _alert(self, busy: list[Tally], seen: dict[str, Quota]) -> None:
-        """Ask for what the users are to be told. No command, but when a threshold is reached.
+    async def _alert(self, busy: Sequence[Tally], seen: dict[str, Quota]) -> None:
+        """Enqueue notifications of users that reached a threshold: one command for each, otherwise none.
 
-        What was reached while nobody looked, because a process had died, is seen from `alerted`.
+        `alerted` also shows thresholds that were reached before a process died without enqueueing one.
         """
         for tally in busy:
             quota = seen.get(tally.quota_id)
@@ -343,57 +359,15 @@ class Meter:
                 )
             tally.alerted = reached
 
-    def _measure(self) -> None:
-        now = time.monotonic()
-        for tally in self._tallies.values():
-            tally.measure(now - self._swept_at)
-        self._swept_at = now
-
     def _freeze(self) -> None:
-        """Out of touch for long, somebody may take this process for dead: what it handed out now would not be counted."""
-        limit = (self._silent_after * 2 / 3).total_seconds()
-        now = time.monotonic()
-        for tally in self._all():
-            if now - tally.seen_at > limit:
+        """Hand out nothing more when the heartbeat may expire: the leases may be forfeited before the use is reported."""
+        if self._heartbeat.late:
+            for tally in self._all():
                 tally.left = 0
 
-    async def reap(self) -> int:
-        """Forfeit the leases of processes that are gone; returns how many units.
 
-        A lease is suspected when it has been silent for long by the server's clock, and given up when it has not moved since it
-        was first suspected here, by this process's own: so neither a skewed clock nor an outage of the database, in which
-        nobody could report, costs anybody a lease.
-        """
-        confirm_s = (self._silent_after / 3).total_seconds()
-        suspects: dict[tuple[str, str], tuple[int, int, float]] = {}
-        count = 0
-        for quota in await leases.silent(self._database):
-            dead, doubtful = [], False
-            silent_ms = self._clock.now_ms() - self._silent_after // timedelta(milliseconds=1)
-            for lease_id in quota.leases:
-                lease = quota.lease(lease_id)
-                if lease is None or lease.at > silent_ms:
-                    continue
-                seq, grants, since = self._suspects.get((quota.id, lease_id), (-1, -1, 0.0))
-                if (seq, grants) != (lease.seq, lease.grants):
-                    since = time.monotonic()
-                if time.monotonic() - since >= confirm_s:
-                    dead.append(lease_id)
-                else:
-                    suspects[quota.id, lease_id] = (lease.seq, lease.grants, since)
-                    doubtful = True
-            if dead:
-                await rows.write(self._database, [quota])  # what its process reported, and may not have come to write
-            if (dead or not doubtful) and await leases.forfeit(
-                self._database, quota, dead, silent_after=self._silent_after
-            ):
-                units = sum(int(quota.leases[lease_id]["n"]) for lease_id in dead)
-                count += units
-                FORFEITED.inc(units)
-                if dead:
-                    _log.warning("usage forfeited", quota=quota.id, units=units, reason="its process is gone")
-        self._suspects = suspects
-        return count
+def _slices(tallies: Sequence[Tally]) -> Iterator[Sequence[Tally]]:
+    return (tallies[first : first + _SLICE] for first in range(0, len(tallies), _SLICE))
 
 
 def _allowance(tally: Tally) -> Allowance:
@@ -409,16 +383,16 @@ def _is_open(tally: Tally) -> bool:
 def _check(resource: str, units: int) -> None:
     if resource != "apiCalls":
         known = (
-            "projects and storage are counted as they are made"
+            "projects and storage are counted when they are created"
             if resource in ("projects", "storage")
             else "apiCalls is"
         )
-        raise Invalid.field("resource", f"{resource[:40]!r} is nothing that is consumed: {known}")
+        raise Invalid.field("resource", f"{resource[:40]!r} cannot be consumed: {known}")
     if type(units) is not int or not 0 < units <= _MAX_UNITS:
         raise Invalid.field("units", f"{units!r} is not a whole number from 1 to {_MAX_UNITS:,}")
 
 
-def _heard(task: "asyncio.Task[Any]") -> None:
-    """A failure that nobody waits for any more is no news."""
+def _silence(task: "asyncio.Task[Any]") -> None:
+    """Retrieve the exception to silence asyncio's warning: all callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

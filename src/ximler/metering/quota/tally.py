@@ -1,12 +1,12 @@
-"""A tally: what this process holds of one quota, and what it has handed out and not yet reported. No I/O.
+"""A tally: this process's lease of one quota, and the units it handed out and has not yet reported. No I/O.
 
-Invariant: `left = n − unreported`, with `n` the lease's open units as the database has them. So whatever a step's answer
-turns out to be, `see` makes the tally right again.
+Invariant: `left = n − unreported`, with `n` the lease's open units in the database. `see` restores it from the document, also
+after a step whose result was lost.
 """
 
 import asyncio
-import secrets
 import time
+from itertools import count
 
 from bson import ObjectId
 
@@ -17,8 +17,9 @@ from ximler.schema.quota import Quota
 __all__ = ["Tally"]
 
 _HOUR_MS = 3_600_000
-_MAX_NAMES = 32  # keys, and routes, told apart in an hour
+_MAX_NAMES = 32  # keys, and routes, that are counted separately in an hour
 OTHER = "other"
+_numbers = count()  # of leases: an id is used once
 
 
 class Tally:
@@ -28,34 +29,35 @@ class Tally:
         "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
         "_route", "alerted", "free", "granting", "grants", "hour", "hour_end_ns", "hours_due",
         "hours_written", "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending",
-        "period_end", "period_end_ms", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used",
+        "period_end", "period_end_ms", "process", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used",
         "user_id", "waiting", "wanted",
     )  # fmt: skip
 
-    def __init__(self, quota: Quota, now_ms: int) -> None:
+    def __init__(self, quota: Quota, process: str, now_ms: int) -> None:
         self.quota_id = quota.id
         self.user_id: ObjectId = quota.user_id
-        self.lease_id = secrets.token_hex(6)
+        self.process = process
+        self.lease_id = f"{process}-{next(_numbers)}"
         self.n = self.seq = self.grants = self.steps = 0  # of the lease and its quota, as last seen
-        self.left = 0  # what can be handed out without asking
-        self.pending = 0  # handed out in this hour, and in no report yet
-        self.sent: Report | None = None  # a report whose arrival has not been seen
-        self.hours_due: set[str] = set()  # whose rows in the ledger are behind
+        self.left = 0  # units that can be handed out without a command
+        self.pending = 0  # units handed out in this hour, and in no report yet
+        self.sent: Report | None = None  # a report that the document does not show yet
+        self.hours_due: set[str] = set()  # hours whose ledger rows are behind
         self.hours_written: set[str] = set()
-        self.lock = asyncio.Lock()  # around every step, so that its answer is not older than what is known
+        self.lock = asyncio.Lock()  # around every step, so that no result is older than the tally
         self.granting: asyncio.Task[None] | None = None
         self.returning = False
-        self.over = False  # no period any more: only to be given back
-        self.wanted = False  # somebody asked since the last look
-        self.alerted = 0  # the highest threshold that was asked to be told
-        self.waiting = 0  # units that callers wait for
+        self.over = False  # the period has ended: the lease is only to be returned
+        self.wanted = False  # requested since the latest sweep
+        self.alerted = 0  # the highest threshold whose notification was enqueued
+        self.waiting = 0  # units that callers are waiting for
         self.last_use = time.monotonic()
         self._earlier: dict[str, int] = {}
         self._detail: dict[tuple[ObjectId | None, str | None], int] = {}
         self._earlier_detail: dict[str, int] = {}
         self._key: ObjectId | None = None
         self._route: str | None = None
-        self._apart = 0  # of `pending`, what that key and route had
+        self._apart = 0  # of `pending`, the units of that key and route
         self._names: dict[str, set[str]] = {}
         self._handed_out = 0
         self._rate = 0.0
@@ -65,7 +67,7 @@ class Tally:
         self.see(quota, now_ms)
 
     def take(self, units: int, key: ObjectId | None, route: str | None) -> None:
-        """Hand out units that are `left`. The caller has looked."""
+        """Hand out units. The caller has checked `left`."""
         self.left -= units
         self.pending += units
         if key is not self._key or route is not self._route:  # mostly, it is one program that does one thing
@@ -80,23 +82,23 @@ class Tally:
 
     @property
     def scarce(self) -> bool:
-        """Whether what this lease holds would be missed elsewhere."""
+        """Whether other processes may need the units of this lease."""
         return self.free is not None and self.free < 8 * self.n
 
     @property
     def pace(self) -> int:
-        """Half a second of what is handed out here."""
+        """The units that this process hands out in half a second."""
         return int(self._rate / 2)
 
     def turn_hour(self, now_ms: int) -> None:
-        """Begin another hour of the same period."""
+        """Start another hour of the same period."""
         self._close_hour()
         self._names.clear()
         self.hour = hour_of(now_ms)
         self._set_hour(now_ms)
 
     def report(self) -> Report | None:
-        """What to tell the database: a report that may have been lost once more, or what has come since."""
+        """The next report: the one that may have been lost, else the units handed out since."""
         if self.sent is not None or not (self.pending or self._earlier) or not self.grants:
             return self.sent
         self._close_hour()
@@ -116,9 +118,9 @@ class Tally:
         return self.sent
 
     def see(self, quota: Quota, now_ms: int) -> int:
-        """Learn from the quota's document; returns how many units were lost with a lease that is no longer there.
+        """Update the tally from the quota's document; returns the unreported units of a lease that no longer exists.
 
-        What is older than what is known already is no news: its lease would seem to hold what has been handed out since.
+        A document older than the tally is ignored: in it, the lease seems to hold units that were handed out since.
         """
         if quota.steps < self.steps:
             return 0
@@ -133,7 +135,7 @@ class Tally:
                 self.hours_due |= self.sent.hours.keys()
                 self.sent = None
             if lease.grants > self.grants:
-                self.returning = False  # what was sent to end it cannot arrive any more
+                self.returning = False  # a return that is still in transit has no effect now
             self.n, self.seq, self.grants = lease.n, lease.seq, lease.grants
             self.left = 0 if self.returning or self.over else self.n - self.unreported
         now = from_ms(now_ms)
@@ -149,30 +151,30 @@ class Tally:
         return lost
 
     def end(self) -> int:
-        """The lease is gone; returns how many units that were handed out went with it, unreported.
+        """Forget the lease, which no longer exists; returns its unreported units, which are forfeited.
 
-        They are forfeited: somebody took this process for dead.
+        This process was taken for dead. The next grant begins another lease.
         """
         lost = self.unreported
         self.pending, self.sent = 0, None
         self._earlier, self._earlier_detail = {}, {}
         self._detail.clear()
         self._apart = 0
-        self.lease_id = secrets.token_hex(6)
+        self.lease_id = f"{self.process}-{next(_numbers)}"
         self.n = self.seq = self.grants = self.left = 0
         self.returning = False
         return lost
 
     def give_up(self) -> None:
-        """Hand out nothing more of this lease; it goes back when all is reported.
+        """Hand out nothing more of this lease; it is returned when its use is reported.
 
-        Only another grant takes this back: it moves the count that guards the return, which may be on its way.
+        Only another grant ends this: it moves the count that guards the return, which may be in transit.
         """
         self.left = 0
         self.returning = True
 
     def measure(self, seconds: float) -> None:
-        """Learn the pace, from what was reported in the last so many seconds."""
+        """Measure the pace, by the units reported in that many seconds."""
         rate = self._handed_out / max(seconds, 0.01)
         self._rate = rate if rate > self._rate else (self._rate + rate) / 2
         self._handed_out = 0
@@ -193,13 +195,13 @@ class Tally:
             self.pending = 0
         for (key, route), units in self._detail.items():
             if key is not None and units:
-                self._tell_apart(f"{hour}.keys", str(key), units)
+                self._count_name(f"{hour}.keys", str(key), units)
             if route is not None and units:
-                self._tell_apart(f"{hour}.routes", _storable(route), units)
+                self._count_name(f"{hour}.routes", _storable(route), units)
         self._detail.clear()
 
-    def _tell_apart(self, kind: str, name: str, units: int) -> None:
-        """However many keys and routes there are, an hour tells only so many of them apart."""
+    def _count_name(self, kind: str, name: str, units: int) -> None:
+        """Count units under a name; an hour has 32 names of each kind, and the rest are counted together."""
         names = self._names.setdefault(kind, set())
         if name not in names:
             if len(names) >= _MAX_NAMES:
@@ -211,6 +213,6 @@ class Tally:
 
 
 def _storable(route: str) -> str:
-    """As the name of a field: without dots, and not beginning with a dollar."""
+    """The route as a field name: without dots and dollars."""
     name = route[:100].replace("%", "%25").replace(".", "%2E").replace("$", "%24").replace("\0", "%00")
     return name or "-"
