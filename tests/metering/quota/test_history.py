@@ -1,6 +1,7 @@
 """Any history: two processes, operators, plans, months, lost answers and crashes, in whatever order hypothesis thinks of."""
 
 import asyncio
+import contextlib
 import secrets
 from collections import Counter
 from datetime import timedelta
@@ -21,6 +22,7 @@ from ximler.metering import corrections
 from ximler.metering.limits import entitlements
 from ximler.metering.quota import leases
 from ximler.metering.quota.meter import Meter
+from ximler.metering.quota.reaping import Reaper
 from ximler.schema.quota import QUOTAS, Quota
 from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
@@ -51,7 +53,7 @@ class History(RuleBasedStateMachine):
         self.meters = [self._meter(), self._meter()]
 
     def _meter(self) -> Meter:
-        return Meter(self.database, silent_after=timedelta(0))
+        return Meter(self.database, valid_for=timedelta(0))
 
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
@@ -82,7 +84,7 @@ class History(RuleBasedStateMachine):
             raise Unavailable("the connection broke")
 
         async def work() -> None:
-            with mock.patch.object(leases, "settle", broken), pytest.raises(Unavailable):
+            with mock.patch.object(leases, "settle", broken), contextlib.suppress(Unavailable):
                 await self.meters[who].sweep()
 
         self.run(work())
@@ -124,10 +126,9 @@ class History(RuleBasedStateMachine):
         self.run(self.meters[who].close())
         self.meters[who] = self._meter()
 
-    @rule(who=WHO)
-    def take_everybody_for_dead(self, who: int) -> None:
-        self.database.clock.offset_ms += 1
-        self.run(self.meters[who].reap())
+    @rule()
+    def take_everybody_for_dead(self) -> None:
+        self.run(Reaper(self.database, valid_for=timedelta(0)).reap())
 
     @rule(limit=LIMITS, hours=st.sampled_from([None, 1, 100]))
     def override(self, limit: int, hours: int | None) -> None:
@@ -194,7 +195,7 @@ class History(RuleBasedStateMachine):
     async def _end(self) -> None:
         await asyncio.gather(*(meter.close() for meter in self.meters))
         self.database.clock.offset_ms += 1
-        await Meter(self.database, silent_after=timedelta(0)).reap()
+        await Reaper(self.database, valid_for=timedelta(0)).reap()
         for quota in await self.database[QUOTAS].find({"userId": self.user_id}):
             assert quota.leases == {}
             assert quota.settled <= self.served[quota.id] <= quota.settled + quota.forfeited + self.forgiven[quota.id]
