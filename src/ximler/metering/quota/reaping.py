@@ -54,9 +54,9 @@ class Reaper:
         self._suspected_at: dict[str, float] = {}  # by process
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Reap every 10 s until `stop` is set."""
+        """Reap at once, then every 10 s, until `stop` is set."""
         unreachable = False
-        while not await pause(stop, self._pause_s):
+        while not stop.is_set():
             try:
                 await self.reap()
                 unreachable = False
@@ -64,6 +64,7 @@ class Reaper:
                 if not unreachable:
                     _log.warning("leases wait to be reaped", reason=error.message)
                 unreachable = True
+            await pause(stop, self._pause_s)
 
     async def reap(self) -> int:
         """Forfeit the leases of processes that have been dead for long enough; returns the number of units.
@@ -78,7 +79,8 @@ class Reaper:
             count = 0
             batch: list[Quota] = []
             if dead:
-                async for quota in self._database[QUOTAS].stream({"holders": {"$in": dead}}, batch=_BATCH):
+                quotas = self._database[QUOTAS].committed
+                async for quota in quotas.stream({"holders": {"$in": dead}}, batch=_BATCH):
                     batch.append(quota)
                     if len(batch) == _BATCH:
                         count += await self._forfeit(batch, dead)
