@@ -187,12 +187,13 @@ class _Child:
         self._metrics = metrics
         self._process: subprocess.Popen[bytes] | None = None
         self._exited = asyncio.Event()
+        self._serves = asyncio.Event()
         self.first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start the process, and return when it is to stop. Raises WorkerDied when it ends before."""
         loop = asyncio.get_running_loop()
-        self._exited = asyncio.Event()
+        self._exited, self._serves = asyncio.Event(), asyncio.Event()
         ready, announce = os.pipe()
         arguments = ["-c", "from ximler.cli.serving import child; child()", str(self._listener.fileno()), str(announce)]
         try:
@@ -209,16 +210,15 @@ class _Child:
             raise
         finally:
             os.close(announce)
-        serves = asyncio.Event()
-        loop.add_reader(ready, self._announced, ready, serves)
+        loop.add_reader(ready, self._announced, ready, self._serves)
         if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(self._job)
                 process.stdin.flush()
-        await pause(stop, None, self._exited, serves)
+        await pause(stop, None, self._exited, self._serves)
         loop.remove_reader(ready)
         os.close(ready)
-        if serves.is_set() and not self.first.done():
+        if self._serves.is_set() and not self.first.done():
             self.first.set_result(0)
         if await pause(stop, None, self._exited):
             return
@@ -243,10 +243,12 @@ class _Child:
             loop.call_soon_threadsafe(exited.set)
 
     async def finish(self, timeout_s: float) -> None:
-        """Close the pipe, which asks the process to drain and leave; one that does not is killed."""
+        """Close the pipe, which asks the process to drain and leave. Kill it where it does not, or serves nothing yet."""
         process = self._process
         if process is None:
             return
+        if not self._serves.is_set():
+            process.kill()
         if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
