@@ -18,6 +18,10 @@ from tests.serving import PASSWORD, Client
 from ximler.app import schema
 from ximler.database import Database
 from ximler.notifications import inbox
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Terms
+from ximler.schema.checkout import CHECKOUTS, Checkout
+from ximler.schema.invoice import INVOICES, Invoice
+from ximler.schema.payment import Payment
 from ximler.schema.subscription import Subscription
 
 SCHEMA = schema().core
@@ -36,6 +40,8 @@ class Victim(msgspec.Struct):
     cursor: str
     notification: str
     api_key: str
+    checkout: str
+    invoice: str
 
 
 class Field(msgspec.Struct, kw_only=True):
@@ -56,6 +62,22 @@ _SPAN = 'from: "2026-01-01T00:00:00Z", to: "2026-01-09T00:00:00Z"'
 FIELDS = {
     "Query.me": Field(stranger=None),
     "Query.plans": Field(anonymous=None, stranger=None),
+    "Query.checkout": Field(arguments=('id: "{checkout}"',), stranger="NOT_FOUND"),
+    "Query.previewChange": Field(arguments=('planId: "pro"',), stranger="NOT_FOUND"),
+    "Query.coupon": Field(arguments=('code: "WELCOME20", planId: "pro"',), stranger=None),
+    "Query.invoices": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
+    "Query.invoice": Field(arguments=('id: "{invoice}"', 'id: "{user_id}"'), stranger="NOT_FOUND"),
+    "Query.payments": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
+    "Query.creditBalance": Field(stranger=None),
+    "Mutation.startCheckout": Field(
+        arguments=('planId: "pro", returnUrl: "http://localhost/back"',),
+        stranger=None,
+        changes=frozenset({"billingaccounts", "checkouts", "sandboxobjects"}),
+    ),
+    "Mutation.changePlan": Field(arguments=('planId: "enterprise"',), stranger="NOT_FOUND"),
+    "Mutation.cancelPendingChange": Field(stranger="CONFLICT"),
+    "Mutation.cancelSubscription": Field(arguments=("", "when: NOW"), stranger="NOT_FOUND"),
+    "Mutation.resumeSubscription": Field(stranger="NOT_FOUND"),
     "Query.users": Field(arguments=("", 'search: "{email}"', 'search: "{user_id}"'), stranger="FORBIDDEN"),
     "Query.user": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.verifyUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
@@ -213,6 +235,7 @@ async def victim(client: Client, database: Database) -> Victim:
         'mutation ($n: String!) { createApiKey(input: {name: $n, permissions: ["account:read"]}) { key { id } } }',
         n=MARK,
     )
+    checkout, invoice = await bills(database, user_id)
     return Victim(
         user_id,
         email,
@@ -222,7 +245,29 @@ async def victim(client: Client, database: Database) -> Victim:
         page["projects"]["pageInfo"]["endCursor"],
         str(told.id),
         made["createApiKey"]["key"]["id"],
+        checkout,
+        invoice,
     )
+
+
+async def bills(database: Database, user_id: ObjectId) -> tuple[str, str]:
+    """A checkout, an invoice, a payment and a balance of the user, each marked; returns the ids of the first two."""
+    now = database.clock.now()
+    terms = Terms(plan_id="pro", plan_name=MARK, price_minor=4711, currency="USD", interval="MONTH")
+    checkout = await database[CHECKOUTS].insert(
+        Checkout(id=f"co_{MARK}", user_id=user_id, terms=terms, return_url="http://localhost/", expires_at=now)
+    )
+    invoice = await database[INVOICES].insert(
+        Invoice(
+            key=MARK, user_id=user_id, subscription_id=ObjectId(), kind="RENEWAL", status="PAID", year=now.year, serial=1,
+            issued_at=now, currency="USD", plan_id="pro", buyer_name=MARK,
+            lines=[{"kind": "PLAN", "description": MARK, "amount_minor": 4711, "included": False}],
+        )
+    )  # fmt: skip
+    payment = Payment(user_id=user_id, amount=47.11, status="PAID", description=MARK, invoice_id=invoice.id)
+    await database.payments.insert(payment)
+    await database[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id, balances={"USD": 4711}))
+    return checkout.id, str(invoice.id)
 
 
 @pytest.mark.parametrize("coordinate", coordinates())
@@ -308,6 +353,10 @@ async def test_what_the_owner_asks_for_is_there(victim: Victim) -> None:
         ("Query.apiKeys", ""),
         ("Mutation.updateApiKey", 'id: "{api_key}", input: {allowedAddresses: []}'),
         ("Mutation.markNotificationRead", 'id: "{notification}"'),
+        ("Query.checkout", 'id: "{checkout}"'),
+        ("Query.invoices", ""),
+        ("Query.invoice", 'id: "{invoice}"'),
+        ("Query.payments", ""),
         ("Query.trash", ""),
         ("Mutation.updateProject", 'id: "{project}", input: {settings: {a: 1}}'),
         ("Mutation.deleteProject", 'id: "{project}"'),
@@ -333,7 +382,9 @@ def ask_for_everything(coordinate: str, arguments: str, victim: Victim) -> str:
     root, name = coordinate.split(".")
     kind = SCHEMA.type_map[root]
     assert isinstance(kind, GraphQLObjectType)
-    for field in ("project", "deleted_project", "cursor", "email", "user_id", "notification", "api_key"):
+    for field in (
+        "project", "deleted_project", "cursor", "email", "user_id", "notification", "api_key", "checkout", "invoice",
+    ):  # fmt: skip
         arguments = arguments.replace(f"{{{field}}}", str(getattr(victim, field)))
     if "first" in kind.fields[name].args and "first:" not in arguments:
         arguments += " first: 2"  # canvases are dear

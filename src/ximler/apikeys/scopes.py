@@ -9,7 +9,8 @@ __all__ = ["SCOPES", "ScopeMissing", "check", "require"]
 
 SCOPES = {
     "account:read": "read your profile",
-    "billing:read": "read plans and your subscription",
+    "billing:read": "read your subscription, invoices, payments and credit balance",
+    "billing:write": "buy, change, cancel and resume your subscription, which can charge your payment method",
     "notifications:read": "read your notifications",
     "notifications:write": "mark your notifications as read",
     "projects:read": "read your projects",

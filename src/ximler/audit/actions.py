@@ -82,6 +82,11 @@ class Action(StrEnum):
     SUBSCRIPTION_ENDED = "billing.subscription.ended", "A subscription ended."
     PAYMENT_REFUNDED = "billing.payment.refunded", "An operator refunded a payment, wholly or in part."
     PAYMENT_DISPUTED = "billing.payment.disputed", "A dispute of a payment was opened or decided."
+    PLAN_CHANGE_REQUESTED = (
+        "billing.plan.change_requested",
+        "The user asked for another plan, now or at the end of the period.",
+    )
+    PLAN_CHANGE_WITHDRAWN = "billing.plan.change_withdrawn", "The user took back a change of plan that was pending."
     PLAN_CHANGED = "billing.plan.changed", "A subscription changed to another plan."
 
     DATA_EXPORTED = "privacy.data.exported", "An archive of a user's data was downloaded."

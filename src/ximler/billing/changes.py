@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from ximler.audit import records
+from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, states, subscriptions
 from ximler.billing.account import balance, current, discount, ends_at, live, lock, rebate, store
 from ximler.billing.account import find as account_of
@@ -56,7 +58,7 @@ async def preview(database: Database, actor: Actor, *, plan_id: str, when: When 
 async def change(
     database: Database, provider: Provider, actor: Actor, *, plan_id: str, when: When | None = None
 ) -> Subscription:
-    """Change the plan. Asking again, or at the same moment, charges once.
+    """Change the plan. Asking again, or at the same moment, charges once. Audited: the request, and later its effect.
 
     Raises NotFound, Invalid, Conflict while a payment is under way or the subscription is unpaid or about to end, and
     PaymentDeclined: then nothing has changed.
@@ -68,7 +70,18 @@ async def change(
         if account.terms is not None and account.terms.plan_id == plan.id and account.pending is None:
             return None  # it was changed already
         made = compute(account, plan, when, transaction.clock.now())
-        subscription_id = live(account).subscription_id
+        subscription_id, current_terms, _ = live(account)
+        await records.write(
+            transaction,
+            actor,
+            Action.PLAN_CHANGE_REQUESTED,
+            resource="subscriptions",
+            resource_id=subscription_id,
+            user_id=account.id,
+            before={"planId": current_terms.plan_id},
+            after={"planId": plan.id},
+            at=made.when,
+        )
         if made.when == "PERIOD_END":
             account.pending = made.terms
             await _show_pending(transaction, account, plan.id)
@@ -112,12 +125,21 @@ async def change(
 
 
 async def clear(database: Database, actor: Actor) -> Subscription:
-    """Take back the change that is pending. Raises NotFound, Conflict where there is none."""
+    """Take back the change that is pending. Audited. Raises NotFound, Conflict where there is none."""
 
     async def write(transaction: Database) -> Subscription:
         account = await lock(transaction, actor.require_user())
         if account.pending is None or account.subscription_id is None:
             raise Conflict("No change of plan is pending")
+        await records.write(
+            transaction,
+            actor,
+            Action.PLAN_CHANGE_WITHDRAWN,
+            resource="subscriptions",
+            resource_id=account.subscription_id,
+            user_id=account.id,
+            planId=account.pending.plan_id,
+        )
         account.pending = None
         await _show_pending(transaction, account, None)
         await store(transaction, account)

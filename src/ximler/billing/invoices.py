@@ -15,6 +15,7 @@ from ximler.billing.account import balance, move
 from ximler.billing.periods import Period
 from ximler.billing.pricing import Line, Quote
 from ximler.core.actor import Actor
+from ximler.core.errors import NotFound
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
@@ -24,7 +25,7 @@ from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus,
 from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
 from ximler.schema.user import User
 
-__all__ = ["attempted", "credit_note", "get", "make", "number", "page", "pay", "void", "withdraw"]
+__all__ = ["attempted", "credit_note", "find", "get", "make", "number", "page", "pay", "void", "withdraw"]
 
 _BATCH = 500
 
@@ -42,7 +43,7 @@ async def make(
     plan_id: str,
     period: Period | None,
     checkout_id: str | None = None,
-    corrects: ObjectId | None = None,
+    corrects_id: ObjectId | None = None,
     terms: Terms | None = None,
     anchor: datetime | None = None,
 ) -> Invoice:
@@ -55,7 +56,7 @@ async def make(
         user_id=account.id,
         subscription_id=subscription_id,
         checkout_id=checkout_id,
-        corrects=corrects,
+        corrects_id=corrects_id,
         kind=kind,
         status=status,
         issued_at=None if status == "DRAFT" else now,
@@ -128,7 +129,7 @@ async def credit_note(
         subscription_id=invoice.subscription_id,
         plan_id=invoice.plan_id,
         period=None,
-        corrects=invoice.id,
+        corrects_id=invoice.id,
     )
 
 
@@ -185,6 +186,18 @@ async def page(database: Database, actor: Actor, *, first: int = 20, after: Posi
     if any(each.serial is None for each in found.items):
         await number(database)
         found = await database[INVOICES].page(where, first=first, after=after)
+    return found
+
+
+async def find(database: Database, actor: Actor, which: ObjectId) -> Invoice:
+    """The actor's invoice, with its number. Raises NotFound, also for a draft. One command, once it is numbered."""
+    where = {"userId": actor.require_user(), "_id": which, "year": {"$gt": 0}}
+    found = await database[INVOICES].find_one(where)
+    if found is not None and found.serial is None:
+        await number(database)
+        found = await database[INVOICES].find_one(where)
+    if found is None:
+        raise NotFound("There is no such invoice")
     return found
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "HOLD",
     "Reservation",
     "ReservationLapsed",
+    "check",
     "claim_fingerprint",
     "confirm",
     "release",
@@ -112,6 +113,28 @@ async def reserve(database: Database, actor: Actor, code: str, *, plan: Plan, ho
             raise
         return Reservation(id=reservation_id, token=token, discount=discount, expires_at=database.clock.now() + hold)
     raise Unavailable(f"The coupon {code} is in great demand: try again in a moment")
+
+
+async def check(database: Database, actor: Actor, code: str, *, plan: Plan) -> Coupon:
+    """The coupon, if the actor could reserve it for the plan now. Holds nothing; raises the errors of `reserve`."""
+    user_id, code = actor.require_user(), normalised(code)
+    held = await database[REDEMPTIONS].find_one({"_id": redemption_id(code, user_id)})
+    if held is not None and held.status == "CONFIRMED":
+        raise _already_used(code)
+    coupon = await database.coupons.find_one({"code": code})
+    if coupon is None:
+        raise CouponNotFound(f"There is no coupon {code}")
+    if held is not None and held.counted:
+        coupon = msgspec.structs.replace(coupon, max_uses=None)  # a use of it is held already
+    if (problem := refusal(coupon, plan, database.clock.now())) is not None:
+        if problem.code != "COUPON_EXHAUSTED":
+            raise problem
+        await _refuse(database, code, plan)  # unless uses that were held in vain make room
+    return coupon
+
+
+def _already_used(code: str) -> CouponAlreadyUsed:
+    return CouponAlreadyUsed(f"The coupon {code} was used already: it can be used once")
 
 
 async def confirm(transaction: Database, reservation_id: str, token: str, *, subscription_id: ObjectId) -> None:
@@ -186,7 +209,7 @@ async def _held(database: Database, user_id: ObjectId, code: str, plan: Plan, ho
     if found is None:
         return None
     if found.status == "CONFIRMED":
-        raise CouponAlreadyUsed(f"The coupon {code} was used already: it can be used once")
+        raise _already_used(code)
     now = database.clock.now()
     if not found.counted:  # by another request of theirs, this very moment or until it died
         if found.created_at + _TAKE_OVER < now:

@@ -146,6 +146,7 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
         new = account.pending
         if new.interval != terms.interval:
             anchor, index = ends_at(account), 0
+        await _record_change(transaction, account, before=terms, after=new)
         terms, account.pending = Terms(**_fields(new) | {"rebate": terms.rebate}), None
     running, off = period(anchor, terms.interval, index), discount(terms.rebate)
     charge = Priced(
@@ -363,8 +364,7 @@ async def _changed(transaction: Database, account: BillingAccount, invoice: Invo
     }
     await _patch(transaction, account, "changed", values)
     await entitlements.entitle(transaction, account.id)
-    change = {"before": {"planId": before.plan_id}, "after": {"planId": terms.plan_id}}
-    await _record(transaction, SYSTEM, Action.PLAN_CHANGED, account, **change)
+    await _record_change(transaction, account, before=before, after=terms)
 
 
 def _effect(invoice: Invoice) -> tuple[Terms, datetime]:
@@ -405,6 +405,12 @@ async def _record(transaction: Database, actor: Actor, action: Action, account: 
         user_id=account.id,
         **details,
     )
+
+
+async def _record_change(transaction: Database, account: BillingAccount, *, before: Terms, after: Terms) -> None:
+    """The new plan takes effect; who asked for it is in PLAN_CHANGE_REQUESTED."""
+    change = {"before": {"planId": before.plan_id}, "after": {"planId": after.plan_id}}
+    await _record(transaction, SYSTEM, Action.PLAN_CHANGED, account, **change)
 
 
 async def _notify(transaction: Database, account: BillingAccount, title: str, text: str) -> None:

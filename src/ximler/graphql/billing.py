@@ -1,8 +1,19 @@
 """Resolvers of billing."""
 
-from ximler.billing import virtuals
+from typing import Any
+
+from ximler.billing import account as accounts
+from ximler.billing import changes, checkouts, invoices, payments, redemptions, subscriptions, virtuals
+from ximler.billing.coupons import discount_of
+from ximler.billing.pricing import Quote
+from ximler.billing.rails import rail
+from ximler.core.errors import Conflict, NotFound
+from ximler.core.ids import Position, decode_cursor, object_id
 from ximler.graphql.context import Context
-from ximler.graphql.engine import Resolvers
+from ximler.graphql.engine import Connection, Resolvers, page_size
+from ximler.schema.checkout import Checkout
+from ximler.schema.invoice import Invoice
+from ximler.schema.payment import Payment
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
@@ -15,8 +26,117 @@ async def plans(ctx: Context) -> list[Plan]:
     return await ctx.plans.on_offer()
 
 
+@resolvers.query("checkout")
+async def checkout(ctx: Context, id: str) -> dict[str, Any]:  # noqa: A002 (the argument's name in GraphQL)
+    return _checkout(await checkouts.get(ctx.database, ctx.actor, id))
+
+
+@resolvers.query("previewChange")
+async def preview_change(ctx: Context, plan_id: str, when: changes.When | None = None) -> dict[str, Any]:
+    change = await changes.preview(ctx.database, ctx.actor, plan_id=plan_id, when=when)
+    return {
+        "plan_id": change.plan_id,
+        "when": change.when,
+        "at": change.at,
+        "period_start": change.period.start,
+        "period_end": change.period.end,
+        "currency": change.terms.currency,
+        "due_minor": change.due_minor,
+        "quote": _quote(change.quote),
+    }
+
+
+@resolvers.query("coupon")
+async def coupon(ctx: Context, code: str, plan_id: str) -> dict[str, Any]:
+    plan = await checkouts.plan_on_offer(ctx.database, plan_id)
+    offer: dict[str, Any] = {
+        "code": code.strip().upper(),
+        "currency": plan.currency.upper(),
+        "price_minor": plan.price_minor,
+        "discount_minor": 0,
+    }
+    try:
+        found = await redemptions.check(ctx.database, ctx.actor, code, plan=plan)
+    except (NotFound, Conflict) as problem:
+        return offer | {"valid": False, "problem": problem.message, "problem_code": problem.code}
+    return offer | {
+        "valid": True,
+        "name": found.name,
+        "description": found.description,
+        "discount_minor": discount_of(found).off(plan.price_minor, plan.currency.upper()),
+        "duration": found.duration or "ONCE",
+        "duration_periods": found.duration_periods,
+    }
+
+
+@resolvers.query("invoices")
+async def list_invoices(ctx: Context, first: int | None = None, after: str | None = None) -> Connection[Invoice]:
+    return Connection(await invoices.page(ctx.database, ctx.actor, first=page_size(first), after=_position(after)))
+
+
+@resolvers.query("invoice")
+async def invoice(ctx: Context, id: str) -> Invoice:  # noqa: A002 (as above)
+    return await invoices.find(ctx.database, ctx.actor, object_id(id))
+
+
+@resolvers.query("payments")
+async def list_payments(ctx: Context, first: int | None = None, after: str | None = None) -> Connection[Payment]:
+    return Connection(await payments.page(ctx.database, ctx.actor, first=page_size(first), after=_position(after)))
+
+
+@resolvers.query("creditBalance")
+async def credit_balance(ctx: Context) -> list[dict[str, Any]]:
+    account = await accounts.find(ctx.database, ctx.actor.require_user())
+    return [
+        {"currency": currency, "balance_minor": minor} for currency, minor in sorted(account.balances.items()) if minor
+    ]
+
+
+@resolvers.mutation("startCheckout")
+async def start_checkout(ctx: Context, plan_id: str, return_url: str, coupon: str | None = None) -> dict[str, Any]:
+    provider = rail(ctx.database, ctx.settings)
+    return _checkout(
+        await checkouts.start(
+            ctx.database, provider, ctx.settings, ctx.actor, plan_id=plan_id, coupon=coupon, return_url=return_url
+        )
+    )
+
+
+@resolvers.mutation("changePlan")
+async def change_plan(ctx: Context, plan_id: str, when: changes.When | None = None) -> Subscription:
+    provider = rail(ctx.database, ctx.settings)
+    return await changes.change(ctx.database, provider, ctx.actor, plan_id=plan_id, when=when)
+
+
+@resolvers.mutation("cancelPendingChange")
+async def cancel_pending_change(ctx: Context) -> Subscription:
+    return await changes.clear(ctx.database, ctx.actor)
+
+
+@resolvers.mutation("cancelSubscription")
+async def cancel_subscription(ctx: Context, when: changes.When, reason: str | None = None) -> Subscription:
+    return await subscriptions.cancel(ctx.database, ctx.actor, now=when == "NOW", reason=reason)
+
+
+@resolvers.mutation("resumeSubscription")
+async def resume_subscription(ctx: Context) -> Subscription:
+    return await subscriptions.resume(ctx.database, ctx.actor)
+
+
+@resolvers.field("Checkout", "quote")
+async def quotes(ctx: Context, found: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    account = await accounts.find(ctx.database, ctx.actor.require_user())
+    now = ctx.database.clock.now()
+    return [
+        _quote(checkouts.quote_of(each["terms"], account, now))
+        if each["status"] == "OPEN" and not each["trial_days"]
+        else None
+        for each in found
+    ]
+
+
 @resolvers.field("User", "subscription")
-async def subscriptions(ctx: Context, users: list[User]) -> list[Subscription | None]:
+async def subscriptions_of(ctx: Context, users: list[User]) -> list[Subscription | None]:
     found = await virtuals.subscription_by_user(ctx.database, (user.id for user in users))
     return [found[user.id] for user in users]
 
@@ -25,3 +145,42 @@ async def subscriptions(ctx: Context, users: list[User]) -> list[Subscription | 
 async def plan_of(ctx: Context, subscriptions: list[Subscription]) -> list[Plan | None]:
     found = await ctx.plans.by_id(subscription.plan_id for subscription in subscriptions)
     return [found[subscription.plan_id] for subscription in subscriptions]
+
+
+def _checkout(found: Checkout) -> dict[str, Any]:
+    terms = found.terms
+    return {
+        "id": found.id,
+        "url": found.url,
+        "status": found.status,
+        "problem": found.problem,
+        "plan_id": terms.plan_id,
+        "plan_name": terms.plan_name,
+        "price_minor": terms.price_minor,
+        "currency": terms.currency,
+        "interval": terms.interval,
+        "coupon": terms.rebate.code if terms.rebate else None,
+        "trial_days": found.trial_days,
+        "terms": terms,
+        "expires_at": found.expires_at,
+        "created_at": found.created_at,
+    }
+
+
+def _quote(quote: Quote | None) -> dict[str, Any] | None:
+    if quote is None:
+        return None
+    return {
+        "currency": quote.currency,
+        "lines": quote.lines,
+        "discount_minor": quote.discount_minor,
+        "net_minor": quote.net_minor,
+        "tax_minor": quote.tax_minor,
+        "total_minor": quote.total_minor,
+        "due_minor": quote.due_minor,
+        "balance_after_minor": quote.balance_minor,
+    }
+
+
+def _position(after: str | None) -> Position | None:
+    return None if after is None else decode_cursor(after)

@@ -44,7 +44,7 @@ class Invoice(Stamped, kw_only=True):
     user_id: UserId
     subscription_id: Record[ObjectId]
     checkout_id: Kept[str | None] = None
-    corrects: Record[ObjectId | None] = None  # of a credit note: the invoice
+    corrects_id: Record[ObjectId | None] = None  # of a credit note: the invoice
     kind: Record[InvoiceKind]
     status: Record[InvoiceStatus]
     year: Record[int | None] = None
@@ -72,6 +72,10 @@ class Invoice(Stamped, kw_only=True):
     def number(self) -> str | None:
         """`2026-000017`: without a gap within a year."""
         return None if self.serial is None or self.year is None else f"{self.year}-{self.serial:06}"
+
+    @property
+    def net_minor(self) -> int:
+        return self.total_minor - self.tax_minor
 
 
 INVOICES = Collection(

@@ -1,0 +1,196 @@
+"""Billing as customers use it: over GraphQL, against the sandbox."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from tests.graphql.test_idempotency import send
+from tests.graphql.test_scopes import key_of
+from tests.serving import Answer, Client
+
+from ximler.billing import events
+from ximler.billing.rails import sandbox
+from ximler.billing.sandbox import Sandbox
+from ximler.billing.verify import verify
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.database.monitoring import round_trips
+
+GOOD, DECLINED = "4242424242424242", "4000000000009995"
+START = """mutation ($plan: ID!, $coupon: String) {
+  startCheckout(planId: $plan, coupon: $coupon, returnUrl: "http://localhost/back") {
+    id url status priceMinor currency coupon trialDays
+    quote { dueMinor discountMinor netMinor lines { kind amountMinor included } }
+  }
+}"""
+CHECKOUT = "query ($id: ID!) { checkout(id: $id) { status problem quote { dueMinor } } }"
+ME = """{ me { subscription { planId status priceMinor autoRenew endDate periodEnd pendingPlanId }
+  usage { resource limit } } }"""
+PREVIEW = "query ($plan: ID!) { previewChange(planId: $plan) { when dueMinor currency quote { dueMinor totalMinor } } }"
+INVOICES = """{ invoices { nodes {
+  id number status kind dueMinor totalMinor lines { kind description amountMinor planId start }
+} } payments { nodes { amount amountMinor currency status failure invoiceId } } }"""
+
+
+@pytest.fixture
+async def rail(database: Database, settings: Settings) -> AsyncIterator[Sandbox]:
+    """The application's sandbox. Everything adds up after each test."""
+    yield sandbox(database, settings)
+    assert await verify(database) == []
+
+
+async def pay(database: Database, rail: Sandbox, checkout_id: str, card: str = GOOD) -> None:
+    """The customer enters a card on the hosted page."""
+    await rail.enter_card(f"cs_{checkout_id}", card)
+    await events.process(database, rail)
+
+
+async def buy(client: Client, database: Database, rail: Sandbox, plan: str = "pro", coupon: str | None = None) -> str:
+    begun = (await client.ask(START, plan=plan, coupon=coupon))["startCheckout"]
+    await pay(database, rail, begun["id"])
+    return str(begun["id"])
+
+
+async def subscription(client: Client) -> Any:
+    return (await client.ask(ME))["me"]["subscription"]
+
+
+async def limits(client: Client) -> dict[str, int]:
+    return {each["resource"]: each["limit"] for each in (await client.ask(ME))["me"]["usage"]}
+
+
+async def test_a_plan_is_bought_at_the_price_that_was_shown(ada: Client, database: Database, rail: Sandbox) -> None:
+    offer = await ada.ask(
+        '{ coupon(code: "welcome20", planId: "pro") { code valid problem priceMinor discountMinor } }'
+    )
+    assert offer["coupon"] == {
+        "code": "WELCOME20", "valid": True, "problem": None, "priceMinor": 2900, "discountMinor": 580,
+    }  # fmt: skip
+    begun = (await ada.ask(START, plan="pro", coupon="WELCOME20"))["startCheckout"]
+    assert (begun["status"], begun["coupon"], begun["priceMinor"]) == ("OPEN", "WELCOME20", 2900)
+    assert begun["url"].endswith(f"/sandbox/checkout/cs_{begun['id']}")
+    assert (begun["quote"]["discountMinor"], begun["quote"]["dueMinor"]) == (580, 2320)
+    await pay(database, rail, begun["id"])
+    assert (await ada.ask(CHECKOUT, id=begun["id"]))["checkout"] == {"status": "PAID", "problem": None, "quote": None}
+    bought = await subscription(ada)
+    assert (bought["planId"], bought["status"], bought["priceMinor"]) == ("pro", "ACTIVE", 2900)
+    assert (await limits(ada))["projects"] == 100
+    found = await ada.ask(INVOICES)
+    invoice, payment = found["invoices"]["nodes"][0], found["payments"]["nodes"][0]
+    assert (invoice["status"], invoice["kind"], invoice["dueMinor"]) == ("PAID", "CHECKOUT", 2320)
+    assert [line["amountMinor"] for line in invoice["lines"]] == [2900, -580]
+    assert payment == {
+        "amount": 23.2, "amountMinor": 2320, "currency": "USD", "status": "PAID", "failure": None,
+        "invoiceId": invoice["id"],
+    }  # fmt: skip
+    assert (await ada.ask("query ($id: ID!) { invoice(id: $id) { number } }", id=invoice["id"]))["invoice"] == {
+        "number": invoice["number"]
+    }
+    used = await ada.ask('{ coupon(code: "WELCOME20", planId: "pro") { valid problemCode discountMinor } }')
+    assert used["coupon"] == {"valid": False, "problemCode": "COUPON_ALREADY_USED", "discountMinor": 0}
+
+
+async def test_an_upgrade_costs_what_its_preview_said_and_a_declined_card_changes_nothing(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
+    await buy(ada, database, rail)
+    shown = (await ada.ask(PREVIEW, plan="enterprise"))["previewChange"]
+    assert shown["when"] == "NOW"
+    change = "mutation ($plan: ID!) { changePlan(planId: $plan) { planId pendingPlanId } }"
+    account = {"_id": ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])}
+    good = await database.raw["billingaccounts"].find_one(account)
+    assert good is not None
+    await database.raw["billingaccounts"].update_one(account, {"$set": {"method.id": f"pm_{DECLINED}"}})
+    assert (await ada.ask(change, plan="enterprise")).code == "PAYMENT_DECLINED"
+    assert (await subscription(ada))["planId"] == "pro"
+    await database.raw["billingaccounts"].update_one(account, {"$set": {"method": good["method"]}})
+    assert (await ada.ask(change, plan="enterprise"))["changePlan"]["planId"] == "enterprise"
+    assert (await limits(ada))["projects"] == -1 or (await limits(ada))["projects"] is None
+    paid = [each for each in (await ada.ask(INVOICES))["payments"]["nodes"] if each["status"] == "PAID"]
+    assert abs(paid[0]["amountMinor"] - shown["dueMinor"]) <= 1  # a second can lie in between
+
+
+async def test_a_cheaper_plan_waits_for_the_period_and_can_be_taken_back(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
+    await buy(ada, database, rail, "enterprise")
+    changed = await ada.ask('mutation { changePlan(planId: "pro") { planId pendingPlanId } }')
+    assert changed["changePlan"] == {"planId": "enterprise", "pendingPlanId": "pro"}
+    back = await ada.ask("mutation { cancelPendingChange { pendingPlanId } }")
+    assert back["cancelPendingChange"] == {"pendingPlanId": None}
+    assert (await ada.ask("mutation { cancelPendingChange { id } }")).code == "CONFLICT"
+    log = await database.raw["auditlogs"].find({"action": {"$regex": "^billing.plan"}}).sort("_id").to_list()
+    assert [(each["action"], each["metadata"]["actor"]) for each in log] == [
+        ("billing.plan.change_requested", "user"),
+        ("billing.plan.change_withdrawn", "user"),
+    ]
+
+
+async def test_a_cancellation_can_be_taken_back_and_now_is_now(ada: Client, database: Database, rail: Sandbox) -> None:
+    await buy(ada, database, rail)
+    cancelled = await ada.ask("mutation { cancelSubscription(reason: UNUSED) { status autoRenew endDate periodEnd } }")
+    found = cancelled["cancelSubscription"]
+    assert (found["status"], found["autoRenew"], found["endDate"]) == ("ACTIVE", False, found["periodEnd"])
+    resumed = (await ada.ask("mutation { resumeSubscription { autoRenew endDate } }"))["resumeSubscription"]
+    assert resumed == {"autoRenew": True, "endDate": None}
+    ended = await ada.ask("mutation { cancelSubscription(when: NOW) { status } }")
+    assert ended["cancelSubscription"] == {"status": "CANCELLED"}
+    assert (await limits(ada))["projects"] == 3
+    log = await database.raw["auditlogs"].find({"action": {"$regex": "^billing"}}).sort("_id").to_list()
+    assert [each["action"] for each in log] == [
+        "billing.subscription.started", "billing.subscription.cancelled", "billing.subscription.resumed",
+        "billing.subscription.ended",
+    ]  # fmt: skip
+    assert log[1]["metadata"]["reason"] == "UNUSED"
+
+
+async def test_a_repeated_request_begins_one_checkout(ada: Client, database: Database, rail: Sandbox) -> None:
+    answers: list[Answer] = [await send(ada, START, "a-key", plan="pro") for _ in range(3)]
+    assert len({each["startCheckout"]["id"] for each in answers}) == 1
+    assert await database.raw["checkouts"].count_documents({}) == 1
+
+
+async def test_a_key_that_may_only_read_billing_changes_nothing(ada: Client, database: Database, rail: Sandbox) -> None:
+    await buy(ada, database, rail)
+    reader = await key_of(ada, "billing:read")
+    assert (await reader.ask(INVOICES))["invoices"]["nodes"]
+    refused = await reader.ask("mutation { cancelSubscription { status } }")
+    assert (refused.code, refused.fields) == ("SCOPE_MISSING", {"scope": "billing:write"})
+    writer = await key_of(ada, "billing:write")
+    assert (await writer.ask("mutation { cancelSubscription { autoRenew } }"))["cancelSubscription"] == {
+        "autoRenew": False
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [("NONE", "COUPON_NOT_FOUND"), ("STUDENT50", "COUPON_NOT_APPLICABLE"), ("WELCOME20", "COUPON_EXHAUSTED")],
+)
+async def test_a_coupon_that_cannot_be_used_says_why(ada: Client, database: Database, code: str, problem: str) -> None:
+    await database.raw["coupons"].update_one({"code": "WELCOME20"}, {"$set": {"maxUses": 1, "usedCount": 1}})
+    query = 'query ($code: String!) { coupon(code: $code, planId: "enterprise") { valid problem problemCode } }'
+    found = (await ada.ask(query, code=code))["coupon"]
+    assert (found["valid"], found["problemCode"]) == (False, problem)
+    assert code in found["problem"]
+    await database.raw["coupons"].update_one({"code": "WELCOME20"}, {"$set": {"usedCount": 0}})
+
+
+async def test_reading_costs_few_round_trips(ada: Client, database: Database, rail: Sandbox) -> None:
+    await buy(ada, database, rail)
+    await ada.ask(INVOICES)  # gives the invoice its number
+    app: Any = ada.app
+    for query, most in ((PREVIEW, 3), ("{ invoices { nodes { number } } }", 1), ("{ payments { nodes { id } } }", 1)):
+        await app._app.state.feed.caught_up()
+        with round_trips() as trips:
+            (await ada.ask(query, **({"plan": "enterprise"} if query is PREVIEW else {})))
+        assert len(trips) <= most, (query, trips)
+
+
+async def test_of_many_checkouts_paid_at_once_one_is_bought(ada: Client, database: Database, rail: Sandbox) -> None:
+    begun = [(await ada.ask(START, plan="pro"))["startCheckout"]["id"] for _ in range(4)]
+    await asyncio.gather(*(pay(database, rail, each) for each in begun))
+    statuses = [(await ada.ask(CHECKOUT, id=each))["checkout"]["status"] for each in begun]
+    assert statuses.count("PAID") == 1
+    assert (await ada.ask(START, plan="pro")).code == "ALREADY_SUBSCRIBED"
