@@ -140,8 +140,8 @@ async def test_a_part_that_does_not_stop_is_cancelled_until_it_is_over_and_the_o
 
 REQUESTS = {"change feed", "API keys", "sessions", "meter"}
 WORK = {
-    "audit.sealer", "metering.changes", "metering.check", "metering.follower", "metering.reaper", "metering.settler",
-    "scheduler", "worker",
+    "audit.sealer", "billing.events", "metering.changes", "metering.check", "metering.follower", "metering.reaper",
+    "metering.settler", "scheduler", "worker",
 }  # fmt: skip
 COMMANDS = ("find", "aggregate", "update", "insert", "findAndModify", "getMore", "bulkWrite")
 

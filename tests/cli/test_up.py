@@ -247,3 +247,17 @@ def test_workers_whose_application_does_not_start_are_not_said_to_run(workers):
     assert "is running" not in result.stdout
     assert "Traceback" not in result.stderr
     assert len(sentences(result.stderr)) == int(workers)
+
+
+def test_a_customer_buys_a_plan_in_the_sandbox(up):
+    running = up()
+    token = an_account(running)
+    begin = """mutation { startCheckout(planId: "pro", coupon: "WELCOME20", returnUrl: "http://localhost/back") {
+      url quote { dueMinor } } }"""
+    begun = running.query(begin, token=token)["data"]["startCheckout"]
+    assert begun["quote"]["dueMinor"] == 2320
+    paid = running.client.post(httpx.URL(begun["url"]).path, data={"card": "4242424242424242"})
+    assert (paid.status_code, paid.headers["location"]) == (303, "http://localhost/back")
+    me = running.query("{ me { subscription { planId status } usage { resource limit } } }", token=token)["data"]["me"]
+    assert me["subscription"] == {"planId": "pro", "status": "ACTIVE"}
+    assert {"resource": "apiCalls", "limit": 100_000} in me["usage"]

@@ -28,7 +28,18 @@ from ximler.schema.charge import Charge
 from ximler.schema.checkout import CHECKOUTS, Checkout
 from ximler.schema.plan import Plan
 
-__all__ = ["AlreadySubscribed", "complete", "expire", "get", "of_session", "plan_on_offer", "quote_of", "start"]
+__all__ = [
+    "AlreadySubscribed",
+    "Checkout",
+    "complete",
+    "expire",
+    "get",
+    "of_session",
+    "plan_on_offer",
+    "quote",
+    "quote_of",
+    "start",
+]
 
 _HELD_WHILE_PAID = timedelta(days=30)
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -94,6 +105,13 @@ async def get(database: Database, actor: Actor, checkout_id: str) -> Checkout:
     if found is None:
         raise NotFound("There is no such checkout")
     return found
+
+
+async def quote(database: Database, checkout: Checkout) -> Quote | None:
+    """What is due now; None on a trial, when nothing is, and once the checkout is not open any more."""
+    if checkout.status != "OPEN" or checkout.trial_days:
+        return None
+    return quote_of(checkout.terms, await find(database, checkout.user_id), database.clock.now())
 
 
 async def of_session(database: Database, session_id: str) -> Checkout | None:

@@ -25,7 +25,7 @@ from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus,
 from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
 from ximler.schema.user import User
 
-__all__ = ["attempted", "credit_note", "find", "get", "make", "number", "page", "pay", "void", "withdraw"]
+__all__ = ["Invoice", "attempted", "credit_note", "find", "get", "make", "number", "page", "pay", "void", "withdraw"]
 
 _BATCH = 500
 

@@ -17,18 +17,23 @@ from ximler.billing.provider import Provider
 from ximler.billing.rails import NoProvider, rail
 from ximler.billing.sandbox import Sandbox
 from ximler.core.clock import EPOCH
-from ximler.core.errors import XimlerError
+from ximler.core.errors import Unavailable, XimlerError
 from ximler.core.settings import Settings
+from ximler.core.stopping import pause
 from ximler.database import Database, outbox
+from ximler.database.changes import Change, Feed
+from ximler.runtime import Part, background
 from ximler.schema.billing_account import BILLING_ACCOUNTS
+from ximler.schema.billing_event import BILLING_EVENTS
 
-__all__ = ["Result", "forward", "run", "scheduled"]
+__all__ = ["Inbox", "Result", "forward", "run", "scheduled"]
 
 _log = structlog.get_logger("ximler.billing")
 _AT_ONCE = 8
 _BATCH = 500
 _WAIT = timedelta(minutes=5)
 _MOST_ROUNDS = 20
+_LOOK_EVERY_S = 5.0
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -55,6 +60,41 @@ async def scheduled(*, database: Database, settings: Settings) -> None:
         await redemptions.sweep(database)
         return
     await run(database, provider)
+
+
+@background
+def _events(*, database: Database, settings: Settings, feed: Feed) -> Part | None:
+    try:
+        return Part("billing.events", Inbox(database, rail(database, settings), feed).run)
+    except NoProvider:
+        return None
+
+
+class Inbox:
+    """Handles the provider's events as they arrive, in every process that does background work."""
+
+    def __init__(self, database: Database, provider: Provider, feed: Feed) -> None:
+        self._database = database
+        self._provider = provider
+        self._wake = asyncio.Event()
+        feed.subscribe([BILLING_EVENTS.name], self._heard)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        unreachable = False
+        while not stop.is_set():
+            self._wake.clear()  # before looking: an event that arrives meanwhile sets it again
+            try:
+                await events.process(self._database, self._provider)
+                unreachable = False
+            except Unavailable as error:
+                if not unreachable:
+                    _log.warning("events wait", reason=error.message)
+                unreachable = True
+            await pause(stop, _LOOK_EVERY_S, self._wake)
+
+    def _heard(self, change: Change) -> None:
+        if change.operation == "insert":
+            self._wake.set()
 
 
 async def run(database: Database, provider: Provider) -> Result:

@@ -4,15 +4,15 @@ from typing import Any
 
 from ximler.billing import account as accounts
 from ximler.billing import changes, checkouts, invoices, payments, redemptions, subscriptions, virtuals
+from ximler.billing.checkouts import Checkout
 from ximler.billing.coupons import discount_of
+from ximler.billing.invoices import Invoice
 from ximler.billing.pricing import Quote
 from ximler.billing.rails import rail
 from ximler.core.errors import Conflict, NotFound
 from ximler.core.ids import Position, decode_cursor, object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
-from ximler.schema.checkout import Checkout
-from ximler.schema.invoice import Invoice
 from ximler.schema.payment import Payment
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
@@ -125,14 +125,7 @@ async def resume_subscription(ctx: Context) -> Subscription:
 
 @resolvers.field("Checkout", "quote")
 async def quotes(ctx: Context, found: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
-    account = await accounts.find(ctx.database, ctx.actor.require_user())
-    now = ctx.database.clock.now()
-    return [
-        _quote(checkouts.quote_of(each["terms"], account, now))
-        if each["status"] == "OPEN" and not each["trial_days"]
-        else None
-        for each in found
-    ]
+    return [_quote(await checkouts.quote(ctx.database, each["checkout"])) for each in found]
 
 
 @resolvers.field("User", "subscription")
@@ -161,7 +154,7 @@ def _checkout(found: Checkout) -> dict[str, Any]:
         "interval": terms.interval,
         "coupon": terms.rebate.code if terms.rebate else None,
         "trial_days": found.trial_days,
-        "terms": terms,
+        "checkout": found,
         "expires_at": found.expires_at,
         "created_at": found.created_at,
     }

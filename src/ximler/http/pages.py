@@ -18,7 +18,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, XimlerError
 from ximler.http.problems import documented, headers_of, status_of
 
-__all__ = ["routes"]
+__all__ = ["page", "page_of", "routes"]
 
 _MAX_USER_AGENT = 300
 _templates = jinja2.Environment(
@@ -45,7 +45,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     shortest: int | None = None
 
     def show(self, token: str | None, *, error: str = "", status: int = 200) -> Response[str]:
-        return _page("form.html", **msgspec.structs.asdict(self), token=token, error=error, status=status)
+        return page("form.html", **msgspec.structs.asdict(self), token=token, error=error, status=status)
 
     def again(self, token: str, error: Invalid) -> Response[str]:
         """The form again, with the error beside its field. Raises errors of anything but the field."""
@@ -98,7 +98,7 @@ _CHANGE_EMAIL = Form(
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
 async def front_door() -> Response[str]:
-    return _page("front.html", "Ximler is running")
+    return page("front.html", "Ximler is running")
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -116,23 +116,23 @@ def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) 
     """Errors are pages too: people read them, not programs."""
     if isinstance(error, ValidationException):
         text = "This link is not complete: open it exactly as it is in the message."
-        return _page("page.html", "That did not work", text=text, status=422)
-    page = _page("page.html", "That did not work", text=error.message, status=status_of(error))
-    page.headers.update(headers_of(error))
-    return page
+        return page("page.html", "That did not work", text=text, status=422)
+    answer = page("page.html", "That did not work", text=error.message, status=status_of(error))
+    answer.headers.update(headers_of(error))
+    return answer
 
 
 _ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, ValidationException: _sorry}
 
 
-def _page_of(summary: str, **reasons: str) -> dict[str, Any]:
-    """The options that these routes share. `reasons` are the statuses (`_422="…"`) of error pages."""
+def page_of(summary: str, *, tag: str = "accounts", **reasons: str) -> dict[str, Any]:
+    """The options that pages share. `reasons` are the statuses (`_422="…"`) of error pages."""
     pages = {
         int(status[1:]): ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
         for status, reason in reasons.items()
     }
     return {
-        "tags": ["accounts"],
+        "tags": [tag],
         "summary": summary,
         "media_type": MediaType.HTML,
         "status_code": 200,
@@ -145,7 +145,7 @@ _Token = Annotated[str, QueryParameter(max_length=200)]
 _UrlEncoded = Body(media_type=RequestEncodingType.URL_ENCODED)
 
 
-@get("/confirm", **_page_of("Landing page of confirmation links", _422="The token is missing or too long"))
+@get("/confirm", **page_of("Landing page of confirmation links", _422="The token is missing or too long"))
 async def ask_confirmation(token: _Token) -> Response[str]:
     """Asks before it acts: mail scanners open links too."""
     return _CONFIRM.show(token)
@@ -153,7 +153,7 @@ async def ask_confirmation(token: _Token) -> Response[str]:
 
 @post(
     "/confirm",
-    **_page_of(
+    **page_of(
         "Create the account",
         _409="The address has an account already",
         _422="The link is unknown, used or expired, or the password is wrong",
@@ -170,10 +170,10 @@ async def confirm(
         )
     except Invalid as error:
         return _CONFIRM.again(data.token, error)
-    return _page("page.html", "Welcome", text=f"Your account {user.email} is ready. You can sign in.")
+    return page("page.html", "Welcome", text=f"Your account {user.email} is ready. You can sign in.")
 
 
-@get("/reset", **_page_of("Landing page of reset links", _422="The token is too long"))
+@get("/reset", **page_of("Landing page of reset links", _422="The token is too long"))
 async def ask_password(token: _Token = "") -> Response[str]:
     """A form for a new password; without a token, a form for the address to send a link to."""
     return _RESET.show(token) if token else _REQUEST_RESET.show(None)
@@ -181,7 +181,7 @@ async def ask_password(token: _Token = "") -> Response[str]:
 
 @post(
     "/reset",
-    **_page_of(
+    **page_of(
         "Set a new password",
         _422="The link is unknown, used or expired, or the password is not acceptable",
         _503="The database is unavailable",
@@ -196,12 +196,12 @@ async def reset(
         await credentials.reset(state.database, state.keyring, visitor, token=data.token, password=data.password)
     except Invalid as error:
         return _RESET.again(data.token, error)
-    return _page("page.html", "Your password is changed", text="Sign in with it. All sessions were ended.")
+    return page("page.html", "Your password is changed", text="Sign in with it. All sessions were ended.")
 
 
 @post(
     "/reset/request",
-    **_page_of(
+    **page_of(
         "Request a reset link",
         _422="The text is not an e-mail address",
         _429="Too many requests",
@@ -214,10 +214,10 @@ async def request_reset(
     """Answers the same for every address."""
     await credentials.request_reset(state.database, state.keyring, _visitor(request), email=data.email)
     text = "Check your email: if the address has an account, a link is on its way."
-    return _page("page.html", "Check your email", text=text)
+    return page("page.html", "Check your email", text=text)
 
 
-@get("/unsubscribe", **_page_of("Landing page of unsubscribe links", _422="The token is missing or too long"))
+@get("/unsubscribe", **page_of("Landing page of unsubscribe links", _422="The token is missing or too long"))
 async def ask_unsubscribe(token: _Token) -> Response[str]:
     """Asks before it acts: mail scanners open links too."""
     form = Form(title="No more product updates?", action=f"/unsubscribe?token={quote(token)}", button="Unsubscribe")
@@ -226,16 +226,16 @@ async def ask_unsubscribe(token: _Token) -> Response[str]:
 
 @post(
     "/unsubscribe",
-    **_page_of("Unsubscribe from product mail", _422="The link is not valid", _503="The database is unavailable"),
+    **page_of("Unsubscribe from product mail", _422="The link is not valid", _503="The database is unavailable"),
 )
 async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: State) -> Response[str]:
     """The page's form, and the request of a mail program's one-click unsubscribe (RFC 8058)."""
     await preferences.unsubscribe(state.database, state.keyring, _visitor(request), token)
     text = "You no longer receive product updates. Mail about your account still comes."
-    return _page("page.html", "You are unsubscribed", text=text)
+    return page("page.html", "You are unsubscribed", text=text)
 
 
-@get("/email", **_page_of("Landing page of address changes", _422="The token is missing or too long"))
+@get("/email", **page_of("Landing page of address changes", _422="The token is missing or too long"))
 async def ask_email(token: _Token) -> Response[str]:
     """Asks before it acts, and for the password: somebody else may have requested the change."""
     return _CHANGE_EMAIL.show(token)
@@ -243,7 +243,7 @@ async def ask_email(token: _Token) -> Response[str]:
 
 @post(
     "/email",
-    **_page_of(
+    **page_of(
         "Change the address",
         _409="The address has an account already",
         _422="The link is unknown, used or expired, or the password is wrong",
@@ -260,7 +260,7 @@ async def change_email(
         )
     except Invalid as error:
         return _CHANGE_EMAIL.again(data.token, error)
-    return _page("page.html", "Your address is changed", text=f"Your account's address is now {user.email}.")
+    return page("page.html", "Your address is changed", text=f"Your account's address is now {user.email}.")
 
 
 def _visitor(request: Request[Any, Any, Any]) -> Actor:
@@ -270,9 +270,10 @@ def _visitor(request: Request[Any, Any, Any]) -> Actor:
     return Actor(address=state.get("address"), user_agent=agent, request_id=state.get("request_id"))
 
 
-def _page(template: str, title: str, *, status: int = 200, text: str = "", **values: Any) -> Response[str]:
+def page(template: str, title: str, *, status: int = 200, text: str = "", **values: Any) -> Response[str]:
+    """A page that loads nothing, is not cached, and sends its forms to this site only."""
     document = _templates.get_template(template).render(title=title, text=text, **values)
-    return Response(document, status_code=status, media_type=MediaType.HTML, headers=_HEADERS)
+    return Response(document, status_code=status, media_type=MediaType.HTML, headers=dict(_HEADERS))
 
 
 routes = (

@@ -1,0 +1,152 @@
+"""The sandbox's payment page and inbox: a customer pays with a test card, and has the plan at once."""
+
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+import pytest
+from tests.serving import Client, serve
+
+from ximler.billing import events
+from ximler.billing.rails import sandbox
+from ximler.billing.sandbox import Sandbox, sign
+from ximler.billing.verify import verify
+from ximler.core.settings import Settings
+from ximler.database import Database
+
+START = """mutation ($plan: ID!, $coupon: String) {
+  startCheckout(planId: $plan, coupon: $coupon, returnUrl: "http://localhost:5173/back?from=\\"pay\\"") { id url } }"""
+BACK = 'http://localhost:5173/back?from="pay"'
+ME = "{ me { subscription { planId status } usage { resource limit } } }"
+GOOD, DECLINED, LATER = "4242 4242 4242 4242", "4000000000009995", "4000000000000077"
+
+
+@pytest.fixture
+async def rail(database: Database, settings: Settings) -> AsyncIterator[Sandbox]:
+    yield sandbox(database, settings)
+    assert await verify(database) == []
+
+
+async def begin(client: Client, plan: str = "pro", coupon: str | None = None) -> str:
+    """The path of the payment page."""
+    begun = (await client.ask(START, plan=plan, coupon=coupon))["startCheckout"]
+    return urlsplit(begun["url"]).path
+
+
+async def pay(client: Client, path: str, card: str, **headers: str) -> httpx.Response:
+    return await client.http.post(path, data={"card": card}, headers=headers)
+
+
+async def plan_and_projects(client: Client) -> tuple[str | None, int]:
+    me = (await client.ask(ME))["me"]
+    limits = {each["resource"]: each["limit"] for each in me["usage"]}
+    return (me["subscription"] or {}).get("planId"), limits["projects"]
+
+
+async def test_a_customer_who_pays_has_the_plan_at_once(ada: Client, rail: Sandbox) -> None:
+    path = await begin(ada, coupon="WELCOME20")
+    shown = await ada.http.get(path)
+    assert shown.status_code == 200
+    assert "You pay 23.20 USD now for Pro, regularly 29.00 USD a month." in shown.text
+    assert "form-action 'self' http://localhost:5173;" in shown.headers["content-security-policy"]
+    paid = await pay(ada, path, GOOD, **{"sec-fetch-site": "same-origin"})
+    assert (paid.status_code, paid.headers["location"]) == (303, BACK)
+    assert await plan_and_projects(ada) == ("pro", 100)
+    assert "Pro is paid" in (await ada.http.get(path)).text
+    assert (await pay(ada, path, GOOD)).status_code == 303
+
+
+async def test_the_form_needs_no_script_and_names_its_fields(ada: Client, rail: Sandbox) -> None:
+    tags: list[tuple[str, dict[str, str | None]]] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append((tag, dict(attrs)))
+
+    path = await begin(ada)
+    Reader().feed((await pay(ada, path, "4111111111111111")).text)
+    assert not {tag for tag, _ in tags} & {"script", "iframe", "img", "link"}
+    assert [attributes for tag, attributes in tags if tag == "form"] == [{"method": "post", "action": path}]
+    (field,) = [attributes for tag, attributes in tags if tag == "input"]
+    assert (field["name"], field["aria-describedby"]) == ("card", "problem")
+    assert [attributes["href"] for tag, attributes in tags if tag == "a"] == [BACK]
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        (DECLINED, "The payment was declined: insufficient funds. Try another card."),
+        ("4111111111111111", "The card is not one of the test numbers."),
+        ("", "The card is not one of the test numbers."),
+        ("<script>alert(1)</script>", "The card is not one of the test numbers."),
+    ],
+)
+async def test_a_card_that_is_refused_shows_the_form_again(ada: Client, rail: Sandbox, card: str, says: str) -> None:
+    path = await begin(ada)
+    refused = await pay(ada, path, card)
+    assert refused.status_code == 422
+    assert says in refused.text
+    assert "<script" not in refused.text
+    assert await plan_and_projects(ada) == (None, 3)
+    assert (await pay(ada, path, GOOD)).status_code == 303
+    assert await plan_and_projects(ada) == ("pro", 100)
+
+
+async def test_a_payment_that_takes_time_returns_too(ada: Client, rail: Sandbox) -> None:
+    path = await begin(ada)
+    assert (await pay(ada, path, LATER)).status_code == 303
+    assert await plan_and_projects(ada) == (None, 3)
+    assert "under way" in (await ada.http.get(path)).text
+
+
+async def test_another_site_cannot_send_the_form(ada: Client, database: Database, rail: Sandbox) -> None:
+    path = await begin(ada)
+    for site in ("cross-site", "same-site"):
+        assert (await pay(ada, path, GOOD, **{"sec-fetch-site": site})).status_code == 403
+    assert await database.raw["billingevents"].count_documents({}) == 0
+
+
+async def test_unknown_and_expired_checkouts_are_a_page_that_says_so(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
+    path = await begin(ada)
+    await database.raw["checkouts"].update_many({}, {"$set": {"expiresAt": database.clock.now()}})
+    for gone in (path, "/sandbox/checkout/cs_none"):
+        for answer in (await ada.http.get(gone), await pay(ada, gone, GOOD)):
+            assert answer.status_code == 404
+            assert "begin again" in answer.text
+
+
+async def test_events_are_stored_once_if_their_signature_is_right(
+    client: Client, database: Database, rail: Sandbox
+) -> None:
+    body = msgspec.json.encode({"id": "evt_1", "kind": "intent.changed", "object_id": "pi_1"})
+    good = sign(rail._secret, database.clock.now(), body)
+
+    async def send(body: bytes, signature: str) -> int:
+        answer = await client.http.post("/webhooks/sandbox", content=body, headers={"Sandbox-Signature": signature})
+        return answer.status_code
+
+    assert [await send(body, good) for _ in range(2)] == [200, 200]
+    assert await database.raw["billingevents"].count_documents({}) == 1
+    assert [await send(body, ""), await send(body + b" ", good), await send(b"x" * 10_000, good)] == [401, 401, 413]
+    assert await send(b"{}", sign(rail._secret, database.clock.now(), b"{}")) == 422
+    assert await events.process(database, rail) == 1
+
+
+async def test_outside_of_development_there_is_no_sandbox(
+    settings: Settings, database: Database, mongodb_uri: str
+) -> None:
+    live = msgspec.structs.replace(settings, database=database.name, environment="production")
+    async with serve(live, mongodb_uri) as app:
+        client: Any = Client(app).http
+        answers = [
+            await client.get("/sandbox/checkout/cs_x"),
+            await client.post("/sandbox/checkout/cs_x", data={"card": GOOD}),
+            await client.post("/webhooks/sandbox", content=b"{}"),
+        ]
+        await client.aclose()
+    assert [each.status_code for each in answers] == [404, 404, 404]
