@@ -205,7 +205,8 @@ class ReadableCollection(Generic[D]):
             return {}
         attribute = self._attribute(field)
         grouped: dict[Any, list[D]] = {value: [] for value in asked.values()}
-        for document in await self.find({**(where or {}), field: {"$in": list(grouped)}}, sort=sort):
+        query = self._query({**(where or {}), field: {"$in": list(grouped)}}, None, sort, 0, False, None)
+        for document in self._decoded(await self._run(self._few(query)), self._codec):
             grouped[getattr(document, attribute)].append(document)
         return {value: grouped[stored] for value, stored in asked.items()}
 
@@ -284,11 +285,12 @@ class ReadableCollection(Generic[D]):
     # Inside
 
     async def _few(self, query: dict[str, Any]) -> list[dict[str, Any]]:
-        """All that a query with a limit finds, as dicts."""
+        """All that a query finds, as dicts: for those that find little."""
         if self._session is None:
-            command: dict[str, Any] = {"find": self.raw.name, "filter": query["filter"], "limit": query["limit"]}
-            if query["limit"] == 1:
-                command["singleBatch"] = True  # a mongos would keep the cursor
+            command: dict[str, Any] = {"find": self.raw.name, "filter": query["filter"], "batchSize": _BATCH}
+            if query["limit"]:
+                command["limit"] = query["limit"]
+                command["singleBatch"] = query["limit"] == 1  # a mongos would keep the cursor
             if query["projection"]:
                 command["projection"] = query["projection"]
             if query["sort"]:
