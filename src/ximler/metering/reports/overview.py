@@ -5,7 +5,8 @@ enforced. For a user whom Ximler has not metered in this period it is what the l
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -146,7 +147,7 @@ def _quota_stages(now: datetime) -> list[dict[str, Any]]:
     A quota is found by its `_id`, which a cluster can be asked one shard for; so it is put together from a table of the days
     on which the period around now begins, by anchor.
     """
-    begins = [f"{periods.around(day, now)[0]:%Y-%m-%d}" for day in range(1, 32)]
+    begins = _begins(now.date())
     started = {"$first": "$active.startDate"}
     anchor = {"$cond": [{"$eq": [{"$type": started}, "date"]}, {"$dayOfMonth": started}, periods.CALENDAR_MONTH]}
     day = {"$arrayElemAt": [begins, {"$subtract": ["$anchor", 1]}]}
@@ -186,3 +187,10 @@ def _quota_stages(now: datetime) -> list[dict[str, Any]]:
             }
         },
     ]
+
+
+@lru_cache(1)
+def _begins(today: date) -> list[str]:
+    """The day on which the period of each anchor begins that `today` lies in."""
+    noon = datetime(today.year, today.month, today.day, 12, tzinfo=UTC)
+    return [f"{periods.around(day, noon)[0]:%Y-%m-%d}" for day in range(1, 32)]
