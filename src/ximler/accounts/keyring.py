@@ -74,7 +74,8 @@ class Keyring:
         self._turns = asyncio.Semaphore(_TURNS_A_THREAD * settings.argon2_threads)
         self._ciphers: dict[tuple[bytes, str], tuple[bytes, AESGCM]] = {}
         self._mac_keys: dict[tuple[bytes, str], bytes] = {}
-        self._token_keys = [self._mac_key(key, "token") for key in self._keys]
+        # Copied for each token: half the time of starting from the key.
+        self._token_macs = [hmac.new(self._mac_key(key, "token"), digestmod="sha256") for key in self._keys]
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
         """The Argon2id hash of the normalised password. Raises Invalid if it is too short or too long."""
@@ -137,13 +138,13 @@ class Keyring:
     def new_token(self) -> tuple[str, bytes]:
         """A token to hand out, and the id to store it under."""
         token = secrets.token_urlsafe(_TOKEN_BYTES)
-        return token, self._id(self._token_keys[0], token)
+        return token, _token_id(self._token_macs[0], token)
 
     def token_ids(self, token: str) -> list[bytes]:
         """The ids it may be stored under, newest key first; none for a string that cannot be a token."""
         if len(token) != _TOKEN_LENGTH or not token.isascii():
             return []
-        return [self._id(key, token) for key in self._token_keys]
+        return [_token_id(mac, token) for mac in self._token_macs]
 
     def digest(self, purpose: str, text: str) -> bytes:
         """A keyed hash for look-ups of a value that is not stored. It changes when the secret key is rotated."""
@@ -227,9 +228,11 @@ class Keyring:
             found = self._ciphers[key, purpose] = derived[:_KEY_ID_BYTES], AESGCM(derived[_KEY_ID_BYTES:])
         return found
 
-    @staticmethod
-    def _id(key: bytes, token: str) -> bytes:
-        return hmac.digest(key, token.encode(), "sha256")  # one call takes a third of the time
+
+def _token_id(mac: hmac.HMAC, token: str) -> bytes:
+    mac = mac.copy()
+    mac.update(token.encode())
+    return mac.digest()
 
 
 def normalised(password: str) -> str:
