@@ -1,0 +1,230 @@
+"""`ximler billing`: run what is due, play time forward, and look after users' money, for operators."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import click
+
+from ximler.cli.context import Id, Run, connected, counted, fields, minute, print_table
+
+__all__ = ["billing"]
+
+_LONGEST = timedelta(days=10 * 366)
+_user = click.argument("user", metavar="USER")
+_reason = click.option("--reason", required=True, help="For the audit log and the user's record.")
+_key = click.option("--key", help="A name for this act: given again, it has no further effect.")
+
+
+class _Amount(click.ParamType[float]):
+    """Major units: 12.50."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            amount = Decimal(value)
+        except InvalidOperation:
+            amount = Decimal("NaN")
+        if not amount.is_finite():
+            self.fail(f"{value!r} is not an amount such as 12.50", param, ctx)
+        return float(amount)
+
+
+@click.group()
+def billing() -> None:
+    """Run what is due, show, refund, credit and verify billing.
+
+    Workers run what is due every minute. USER is an id or an e-mail address.
+    """
+
+
+@billing.command("run")
+@click.option(
+    "--until",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="Play time forward to then (UTC), with mails. Sandbox only.",
+)
+@connected(json="Print what was done as JSON.", secret=True)
+async def run_due(run: Run, until: datetime | None) -> int:
+    """Do what is due: renewals, retries, trials, refunds, events. Safe to repeat, to interrupt and to run twice at once.
+
+    Exit code 1 if accounts wait because the payment provider did not answer.
+    """
+    from ximler.billing.rails import rail, sandbox
+    from ximler.billing.run import forward
+    from ximler.billing.run import run as run_now
+    from ximler.database import outbox
+    from ximler.worker import Worker, equip
+
+    database = run.database
+    if until is None:
+        result = await run_now(database, rail(database, run.settings))
+    else:
+        now, until = database.clock.now(), until.replace(tzinfo=UTC)
+        if not now < until <= now + _LONGEST:
+            raise click.UsageError(f"--until: {until:%Y-%m-%d} is not within the next ten years")
+        tools = equip(run.settings, background=False)(database=database)
+        mail = "notifications.send"
+        worker = Worker(tools, handlers={mail: outbox.HANDLERS[mail]})
+        try:
+            result = await forward(
+                database,
+                sandbox(database, run.settings),
+                until,
+                meanwhile=worker.run_due,
+                progress=lambda moment: click.echo(f"{moment:%Y-%m-%d %H:%M}", err=True),
+            )
+        finally:
+            tools.keyring.close()
+    done = (
+        f"{counted(result.steps, 'step')} for {counted(result.accounts, 'account')}, "
+        f"{counted(result.events, 'event')}, {counted(result.invoices, 'invoice')} numbered"
+    )
+    waits = f"; {counted(result.waiting, 'account waits', 'accounts wait')}" if result.waiting else ""
+    run.show(result, f"{done}{waits}.")
+    return 1 if result.waiting else 0
+
+
+@billing.command()
+@_user
+@connected(json="Print all of it as JSON.")
+async def show(run: Run, user: str) -> None:
+    """Show the subscription, credit balance, invoices, payments and refunds of USER. Audited."""
+    from ximler.billing import statement
+    from ximler.core.money import Money
+
+    found = await run.user(user, closed=True)
+    theirs = await statement.read(run.database, run.actor, found.id)
+    subscription = theirs.subscription
+
+    def text() -> None:
+        if subscription is None:
+            click.echo(f"{found.email} has no subscription.")
+        else:
+            ends = "renews" if subscription.auto_renew else "ends"
+            end = f", {ends} {minute(subscription.period_end)} UTC" if subscription.period_end else ""
+            click.echo(f"{found.email}: {subscription.plan_id}, {subscription.status}, {subscription.price_money}{end}")
+            if subscription.pending_plan_id:
+                click.echo(f"Changes to {subscription.pending_plan_id} then.")
+        for currency, minor in theirs.balances.items():
+            click.echo(f"Credit balance: {Money(minor, currency)}")
+        if theirs.invoices:
+            print_table(
+                ("Invoice", "Issued (UTC)", "Kind", "Status", "Total", "Due"),
+                [
+                    (each.number or "", minute(each.issued_at), each.kind, each.status,
+                     Money(each.total_minor, each.currency), Money(each.due_minor, each.currency))
+                    for each in theirs.invoices
+                ],
+            )  # fmt: skip
+        if theirs.payments:
+            print_table(
+                ("Payment", "Made (UTC)", "Status", "Amount", "For", "Failure"),
+                [
+                    (each.id, minute(each.created_at), each.status, each.amount_money, each.description or "",
+                     each.failure or "")
+                    for each in theirs.payments
+                ],
+            )  # fmt: skip
+        if theirs.refunds:
+            print_table(
+                ("Refund of", "Made (UTC)", "Status", "Amount", "To", "Reason"),
+                [
+                    (each.payment_id, minute(each.created_at), each.status,
+                     Money(each.amount_minor, each.currency), each.to, each.reason or "")
+                    for each in theirs.refunds
+                ],
+            )  # fmt: skip
+
+    run.show(
+        {
+            "user": found.id,
+            "email": found.email,
+            "subscription": subscription
+            and fields(
+                subscription,
+                "id plan_id status price_minor currency auto_renew period_start period_end trial_end pending_plan_id",
+            ),
+            "balances": theirs.balances,
+            "card": theirs.card,
+            "nextAt": theirs.next_at,
+            "invoices": [
+                fields(each, "id number kind status issued_at currency total_minor due_minor lines")
+                for each in theirs.invoices
+            ],
+            "payments": [
+                fields(each, "id status amount_minor currency description failure created_at invoice_id")
+                for each in theirs.payments
+            ],
+            "refunds": [_refund(each) for each in theirs.refunds],
+        },
+        text,
+    )
+
+
+@billing.command()
+@_user
+@click.argument("payment", type=Id())
+@click.option("--amount", type=_Amount(), help="In the payment's currency: 12.50. All that is left, unless given.")
+@click.option("--to", type=click.Choice(["CARD", "BALANCE"], case_sensitive=False), default="CARD", show_default=True)
+@_reason
+@_key
+@connected(json="Print the refund as JSON.", secret=True)
+async def refund(
+    run: Run, user: str, payment: Any, amount: float | None, to: Any, reason: str, key: str | None
+) -> None:
+    """Refund PAYMENT of USER, wholly or in part. Audited."""
+    from ximler.billing import refunds
+    from ximler.billing.rails import rail
+    from ximler.core.money import Money
+
+    user_id = await run.user_id(user)
+    paid = await run.database.payments.get({"_id": payment, "userId": user_id})
+    made = await refunds.refund(
+        run.database,
+        rail(run.database, run.settings),
+        run.actor,
+        user_id=user_id,
+        payment_id=paid.id,
+        amount_minor=None if amount is None else Money.of(amount, paid.currency.upper()).minor,
+        to=to.upper(),
+        reason=reason,
+        key=key,
+    )
+    run.show(_refund(made), f"The refund of {Money(made.amount_minor, made.currency)} is {made.status.lower()}.")
+
+
+@billing.command()
+@_user
+@click.argument("amount", type=_Amount())
+@click.option("--currency", default="USD", show_default=True, help="ISO 4217.")
+@_reason
+@_key
+@connected(json="Print the balance as JSON.")
+async def credit(run: Run, user: str, amount: float, currency: str, reason: str, key: str | None) -> None:
+    """Add AMOUNT to the credit balance of USER; a negative one (after --) takes away. Audited."""
+    from ximler.billing import statement
+    from ximler.core.money import Money
+
+    granted = Money.of(amount, currency.upper())
+    balance = await statement.grant(
+        run.database, run.actor, user_id=await run.user_id(user), amount=granted, reason=reason, key=key
+    )
+    total = Money(balance, granted.currency)
+    run.show({"currency": total.currency, "balanceMinor": balance}, f"The credit balance is {total}.")
+
+
+@billing.command()
+@connected(json="Print the contradictions as JSON.")
+async def verify(run: Run) -> int:
+    """Derive billing's invariants anew, and list what contradicts them. Exit code 1 if anything does. Reads only."""
+    from ximler.billing.verify import verify as check
+
+    problems = await check(run.database)
+    run.show({"items": problems, "next": None}, "\n".join(problems) or "There are no contradictions.")
+    return 1 if problems else 0
+
+
+def _refund(made: Any) -> dict[str, Any]:
+    return fields(made, "id payment_id status amount_minor tax_minor currency to reason failure created_at")

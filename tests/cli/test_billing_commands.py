@@ -1,0 +1,92 @@
+"""`ximler billing`, typed as an operator would: a bought subscription, a year played forward, money given back."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Ximler
+
+from ximler.billing import checkouts
+from ximler.billing.rails import sandbox
+from ximler.billing.verify import verify
+from ximler.core.actor import Actor
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.schema.user import User
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def billing(
+    ximler: Ximler, database: Database, settings: Settings, mongodb_uri: str, tmp_path: Path
+) -> Callable[..., Any]:
+    """`await billing("show", …)`: its exit code, output and errors."""
+    env = {
+        "MONGODB_URI": mongodb_uri,
+        "XIMLER_DATABASE": database.name,
+        "XIMLER_SECRET_KEY": str(settings.secret_key),
+        "XIMLER_ENVIRONMENT": "development",
+        "XIMLER_DATA_DIR": str(tmp_path),
+    }
+
+    async def run(*arguments: str, **more: str) -> Any:
+        return await asyncio.to_thread(ximler, "billing", *arguments, env={**env, **more})
+
+    return run
+
+
+async def buy(database: Database, settings: Settings) -> None:
+    user = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
+    ada, rail = Actor(kind="user", via="session", user_id=user.id), sandbox(database, settings)
+    begun = await checkouts.start(
+        database, rail, settings, ada, plan_id="pro", coupon="WELCOME20", return_url="http://localhost/"
+    )
+    await rail.enter_card(str(begun.session_id), "4242424242424242")
+    await checkouts.complete(database, rail, begun.id)
+
+
+async def test_a_year_is_played_forward_and_money_given_back(
+    billing: Command, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    await buy(database, settings)
+    until = f"{database.clock.now() + timedelta(days=366):%Y-%m-%d}"
+    ran = await billing("run", "--until", until, "--json")
+    assert (ran.returncode, json.loads(ran.stdout)["waiting"]) == (0, 0), ran.stderr
+    shown = json.loads((await billing("show", "ada@example.com", "--json")).stdout)
+    assert [each["dueMinor"] for each in shown["invoices"]] == [2900] * 12 + [2320]
+    assert shown["subscription"]["status"] == "ACTIVE"
+    assert any("begun" in mail.read_text() for mail in (tmp_path / "mail").glob("**/*.eml"))
+
+    payment = shown["payments"][0]["id"]
+    refund = ("refund", "ada@example.com", payment, "--amount", "10.01", "--reason", "Asked for", "--key", "t1")
+    for _ in range(2):
+        assert (await billing(*refund)).stdout == "The refund of 10.01 USD is succeeded.\n"
+    too_much = await billing("refund", "ada@example.com", payment, "--amount", "19", "--reason", "More")
+    assert (too_much.returncode, "18.99 USD is left" in too_much.stderr) == (2, True)
+    credited = await billing("credit", "ada@example.com", "5", "--reason", "Sorry")
+    assert credited.stdout == "The credit balance is 5.00 USD.\n"
+    text = (await billing("show", "ada@example.com")).stdout
+    assert "ada@example.com: pro, ACTIVE, 29.00 USD, renews" in text
+    assert "Credit balance: 5.00 USD" in text
+    assert "CREDIT_NOTE" in text
+    assert (await billing("verify")).stdout == "There are no contradictions.\n"
+    actions = {entry["action"] for entry in await database.raw["auditlogs"].find({}).to_list()}
+    assert actions >= {"accounts.user.viewed", "billing.payment.refunded", "billing.credit.granted"}
+
+    await database.raw["billingaccounts"].update_many({}, {"$set": {"balances.USD": 7}})
+    wrong = await billing("verify", "--json")
+    assert (wrong.returncode, len(json.loads(wrong.stdout)["items"])) == (1, 1)
+    await database.raw["billingaccounts"].update_many({}, {"$set": {"balances.USD": 500}})
+    assert await verify(database) == []
+
+
+async def test_time_is_played_forward_in_the_sandbox_only(billing: Command) -> None:
+    live = await billing("run", "--until", "2099-01-01", XIMLER_ENVIRONMENT="production")
+    assert live.returncode == 2
+    live = await billing("run", XIMLER_ENVIRONMENT="production")
+    assert (live.returncode, "No payment provider" in live.stderr) == (8, True)
