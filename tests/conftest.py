@@ -10,6 +10,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from litestar.types import ASGIApp
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, pool_shared
 from tests.failing import Failing
 from tests.serving import Client, serve
 
@@ -59,7 +60,24 @@ class _Loop:
         self.loop.close()
 
 
+_create_connection = pool_shared._async_create_connection
+
+
+async def _connect(address: Any, options: Any) -> Any:
+    """PyMongo's function, which does not close its socket when it is cancelled, as the monitors of a client that is
+    closed early are: the ResourceWarning failed whichever test ran when the socket was collected.
+    """
+    try:
+        return await _create_connection(address, options)
+    except asyncio.CancelledError as cancelled:
+        for frame, _ in traceback.walk_tb(cancelled.__traceback__):
+            if frame.f_code is _create_connection.__code__ and "sock" in frame.f_locals:
+                frame.f_locals["sock"].close()
+        raise
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    pool_shared._async_create_connection = _connect
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles 100 modules anew
     if hasattr(config, "workerinput"):
         config.stash[_URI] = config.workerinput["mongodb_uri"]
