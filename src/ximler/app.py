@@ -77,7 +77,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         feed = app.state.feed = Feed(database)
         app.state.plans = PlanMemory(database, feed)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
-        meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts)
+        meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts, feed=feed)
         parts = [
             Part("feed", feed.run, stage=Stage.FEED),
             *authentication.parts,

@@ -15,6 +15,7 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import LimitExceeded, Unavailable
 from ximler.database import connect
+from ximler.database.changes import Feed
 from ximler.metering.quota.meter import Meter
 from ximler.metering.quota.reaping import Reaper
 
@@ -23,9 +24,11 @@ async def main(uri: str, name: str, user_id: str, tasks: int, seconds: float, va
     database = await connect(uri, name=name)
     database.clock.offset_ms = offset_ms
     valid_for = timedelta(seconds=valid_s)
-    meter = Meter(database, valid_for=valid_for)
+    feed = Feed(database)
+    meter = Meter(database, valid_for=valid_for, feed=feed)
     stop = asyncio.Event()
     running = [
+        asyncio.create_task(feed.run(stop)),
         asyncio.create_task(meter.run(stop)),
         asyncio.create_task(Reaper(database, valid_for=valid_for).run(stop)),
     ]

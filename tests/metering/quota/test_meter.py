@@ -246,7 +246,7 @@ async def test_the_first_call_of_a_period_takes_ten_commands_and_of_a_user_in_a_
     await other._heartbeat.renew()  # once for all users of a process
     with round_trips() as trips:
         await other.consume(person)
-    assert trips == [("find", "quotas"), ("findAndModify", "quotas")]
+    assert trips == [("aggregate", "quotas"), ("findAndModify", "quotas")]
     await other.close()
 
 

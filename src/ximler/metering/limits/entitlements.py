@@ -23,17 +23,18 @@ from ximler.core.errors import Invalid, NotFound, XimlerError
 from ximler.database import Database
 from ximler.database.failures import DRIVER_ERRORS, DocumentExists, translated
 from ximler.metering.limits import periods
-from ximler.metering.limits.plans import LIMITS, PLAN_STAGES, entitled, plan_from
+from ximler.metering.limits.plans import LIMITS, PLAN_STAGES, entitled, many, plan_from, rows_from
 from ximler.schema.entitlement import ENTITLEMENTS, Entitlement, Override
-from ximler.schema.plan import UNLIMITED
+from ximler.schema.plan import UNLIMITED, Plan
 from ximler.schema.quota import QUOTAS, Quota, quota_id
 
 __all__ = [
     "copy_limit",
+    "copy_plan",
     "end_override",
     "entitle",
     "heal",
-    "heal_plan",
+    "heal_all",
     "open_quota",
     "override",
     "quota_of",
@@ -168,12 +169,11 @@ async def heal(database: Database, user_ids: Iterable[ObjectId]) -> int:
     return len(changed)
 
 
-async def heal_plan(database: Database, plan_id: str | None = None) -> int:
-    """As `heal`, for everybody on a plan; None is everybody there is, for when changes may have been missed."""
-    where = {} if plan_id is None else {"planId": plan_id}
+async def heal_all(database: Database) -> int:
+    """As `heal`, for all users: changes may have been missed."""
     batch: list[ObjectId] = []
     count = 0
-    async for entitlement in database[ENTITLEMENTS].stream(where):
+    async for entitlement in database[ENTITLEMENTS].stream({}):
         batch.append(entitlement.id)
         if len(batch) == _AT_ONCE:
             count += await heal(database, batch)
@@ -181,41 +181,69 @@ async def heal_plan(database: Database, plan_id: str | None = None) -> int:
     return count + (await heal(database, batch) if batch else 0)
 
 
-# One quota with a value that is not a number would fail the update of everybody's.
-_NEXT_STEP = {"$cond": [{"$isNumber": "$steps"}, {"$add": ["$steps", 1]}, 1]}
+async def copy_plan(database: Database, plan_id: str) -> int:
+    """Copy the plan's limits to the quotas and entitlements that follow it; returns the number of changes.
 
+    Quotas with open leases come first. Three commands, however many users there are, and three more to see that none is left.
 
-async def copy_limit(database: Database, plan_id: str) -> None:
-    """Copy the plan's limit of calls to the current quotas that follow it, which is what holds; `heal_plan` writes it down
-    afterwards, some users at a time. Three commands, however many users there are, and three more to see that none is left.
-
-    Not in a transaction: one that changes thousands of quotas would meet their leases, and never end. So the plan is looked at
-    again afterwards, or of two that do this the slower one might leave an earlier limit behind. A quota that is being opened
-    meanwhile, with the earlier limit, is found by the next pass, or by `heal`, because its entitlement has that limit, too.
+    Not in a transaction: one that changes thousands of quotas would conflict with their leases, and never end. So the plan is
+    read again afterwards; otherwise, of two processes, the slower one might leave an earlier limit behind. Entitlements come
+    before the other quotas: a transaction that opens a quota writes the entitlement, so it commits before and its quota is
+    found here, or it conflicts, and runs again with the new limits. Only the first quota of a new user can be missed;
+    `leases.current` finds it.
     """
+    count = 0
     while (plan := await database.plans.find_one({"id": plan_id})) is not None:
-        limit, now = plan.limits.api_calls, database.clock.now()
-        other = [
-            {"limitUntil": None, "limit": {"$ne": limit}},
-            {"limitUntil": {"$ne": None}, "limitThen": {"$ne": limit}},
-        ]
-        where: dict[str, Any] = {"planId": plan_id, "periodEnd": {"$gt": now}, "$or": other}
-        ends = {"$ne": [{"$ifNull": ["$limitUntil", None]}, None]}
-        values = {
-            "limit": {"$cond": [ends, "$limit", limit]},
-            "limitThen": {"$cond": [ends, limit, "$$REMOVE"]},
-            "steps": _NEXT_STEP,
-            "updatedAt": now,
-        }
-        found = 0
-        for which in ({"holders": {"$gt": ""}}, {}):  # quotas with open leases do not wait for thousands of others
-            try:
-                changed = await database[QUOTAS].raw.update_many(where | which, [{"$set": values}])
-            except DRIVER_ERRORS as error:
-                raise translated(error, QUOTAS.name) from error
-            found += changed.matched_count
+        found = await copy_limit(database, plan, {"holders": {"$gt": ""}})
+        found += await _copy_limits(database, plan)
+        found += await copy_limit(database, plan, {})
         if not found:
-            return
+            break
+        count += found
+    return count
+
+
+async def copy_limit(database: Database, plan: Plan, which: dict[str, Any]) -> int:
+    """Copy the plan's limit of calls to those current quotas that follow it; returns their number. One command."""
+    limit, now = plan.limits.api_calls, database.clock.now()
+    other = [
+        {"limitUntil": None, "limit": {"$ne": limit}},
+        {"limitUntil": {"$ne": None}, "limitThen": {"$ne": limit}},
+    ]
+    ends = {"$ne": [{"$ifNull": ["$limitUntil", None]}, None]}
+    values = {
+        "limit": {"$cond": [ends, "$limit", limit]},
+        "limitThen": {"$cond": [ends, limit, "$$REMOVE"]},
+        "steps": _next("steps"),
+        "updatedAt": now,
+    }
+    where = {"planId": plan.id, "periodEnd": {"$gt": now}, "$or": other}
+    return await _update(database, QUOTAS.name, where | which, values)
+
+
+async def _copy_limits(database: Database, plan: Plan) -> int:
+    """Copy the plan's limits to the entitlements of its users."""
+    values = {
+        "planName": plan.name,
+        "projects": plan.limits.projects,
+        "storageBytes": plan.limits.storage_bytes,
+        "apiCalls": plan.limits.api_calls,
+    }
+    where = {"planId": plan.id, "$or": [{name: {"$ne": value}} for name, value in values.items()]}
+    fresh = {"revision": _next("revision"), "updatedAt": database.clock.now()}
+    return await _update(database, ENTITLEMENTS.name, where, {**values, "planName": {"$literal": plan.name}, **fresh})
+
+
+async def _update(database: Database, name: str, where: dict[str, Any], values: dict[str, Any]) -> int:
+    try:
+        return (await database.raw[name].update_many(where, [{"$set": values}])).matched_count
+    except DRIVER_ERRORS as error:
+        raise translated(error, name) from error
+
+
+def _next(count: str) -> dict[str, Any]:
+    """The count plus one. One document with a value that is not a number would fail the update of all."""
+    return {"$cond": [{"$isNumber": f"${count}"}, {"$add": [f"${count}", 1]}, 1]}
 
 
 # What is copied from subscription and plan: MongoDB's name → attribute.
@@ -232,7 +260,9 @@ _COPIED = {
 async def _rows(database: Database, user_ids: list[ObjectId]) -> list[dict[str, Any]]:
     if not user_ids:
         return []
-    return await database.users.aggregate(
+    if database.session is None:
+        return rows_from(await database.users.aggregate(many(user_ids)))
+    return await database.users.aggregate(  # `$unionWith` is not allowed in transactions
         [{"$match": {"_id": {"$in": user_ids}}}, {"$project": {"_id": 1}}, *PLAN_STAGES]
     )
 
@@ -336,7 +366,7 @@ async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
                         "planId": "$$REMOVE" if plan_id is None else {"$literal": plan_id},
                         "superseded": {"$not": [{"$in": ["$periodStart", [start, end]]}]},
                         "periodEnd": {"$cond": [{"$eq": ["$periodStart", start]}, end, "$periodEnd"]},
-                        "steps": _NEXT_STEP,
+                        "steps": _next("steps"),
                         "updatedAt": now,
                     }
                 }

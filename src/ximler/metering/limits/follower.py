@@ -1,8 +1,9 @@
-"""Applies changes of subscriptions and plans by other applications to entitlements, within a second of their commit.
+"""Applies changes of subscriptions and plans by other applications to entitlements.
 
-Every process follows the changes that its feed delivers, so none depends on another. Checking every user, or every user of a
-plan, is left to one process: it begins with everybody, because changes may have been missed while none ran. Ximler's own
-changes arrive too and make no difference.
+Every process follows changed subscriptions, so none depends on another. Copying a plan's limits to all its users, and checking
+every user, is left to one process: it begins with everybody, because changes may have been missed while none ran. It is not
+urgent: the meter copies a plan's limit to the quotas in use in its process, and checks that of each quota it takes up. Ximler's
+own changes arrive too and make no difference.
 """
 
 import asyncio
@@ -39,28 +40,23 @@ class Follower:
         self._database = database
         self._subscriptions: set[ObjectId] = set()
         self._plans: set[ObjectId] = set()
-        self._all_plans = False
-        self._heard_of = asyncio.Event()
-        self._on_plans: set[str] = set()  # whose users' entitlements are to be looked at
         self._everybody = False
+        self._changed = asyncio.Event()
         self._due = asyncio.Event()
         feed.subscribe([SUBSCRIPTIONS.name, PLANS.name], self._heard)
         feed.on_gap(self._missed)
 
     async def follow(self, stop: asyncio.Event) -> None:
-        """Apply changed subscriptions and plan limits until `stop` is set. At first, and after an error, all limits."""
-        self._all_plans = True
-        self._heard_of.set()
-        await self._keep(stop, self._heard_of, self._follow)
+        """Apply changed subscriptions until `stop` is set."""
+        await self._keep(stop, self._changed, self._follow)
 
     async def check(self, stop: asyncio.Event) -> None:
-        """Check everybody, then the users of plans that change, until `stop` is set."""
-        self._everybody = True
-        self._due.set()
+        """Check everybody, then apply changed plans, until `stop` is set."""
+        self._missed()
         await self._keep(stop, self._due, self._look_through)
 
     async def heal(self) -> int:
-        """Look at what was heard of since; returns for how many users it made a difference."""
+        """Apply the changes delivered since; returns the number of differences."""
         return await self._follow() + await self._look_through()
 
     async def _keep(self, stop: asyncio.Event, wake: asyncio.Event, work: Callable[[], Awaitable[int]]) -> None:
@@ -72,51 +68,46 @@ class Follower:
                 _log.warning("entitlements wait to be healed", reason=error.message)
                 self._missed()
                 await pause(stop, _AGAIN_S)
-            except XimlerError as error:  # one plan or user that cannot be made sense of
+            except XimlerError as error:  # one plan or user that cannot be read
                 _log.warning("entitlements not healed", reason=error.message)
 
     async def _follow(self) -> int:
-        """The users whose subscription has changed, and the limits of plans that have."""
-        subscriptions, plans, all_plans = self._subscriptions, self._plans, self._all_plans
-        self._subscriptions, self._plans, self._all_plans = set(), set(), False
+        """Heal the users whose subscription has changed."""
+        subscriptions, self._subscriptions = self._subscriptions, set()
+        if not subscriptions:
+            return 0
         try:
-            if plans or all_plans:
-                for plan in await self._database.plans.find({} if all_plans else {"_id": {"$in": list(plans)}}):
-                    await entitlements.copy_limit(self._database, plan.id)
-                    self._on_plans.add(plan.id)
-                self._due.set()
-            if not subscriptions:
-                return 0
             found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
             return await entitlements.heal(self._database, [subscription.user_id for subscription in found])
         except BaseException:  # due again at the next change, or when the part is restarted
             self._subscriptions |= subscriptions
-            self._plans |= plans
-            self._all_plans |= all_plans
             raise
 
     async def _look_through(self) -> int:
-        """Everybody on these plans, or everybody."""
-        plans, everybody = self._on_plans, self._everybody
-        self._on_plans, self._everybody = set(), False
+        """Copy the limits of changed plans; or those of all, and heal everybody."""
+        plans, everybody = self._plans, self._everybody
+        self._plans, self._everybody = set(), False
+        if not (plans or everybody):
+            return 0
         try:
-            if everybody:
-                return await entitlements.heal_plan(self._database)
-            return sum([await entitlements.heal_plan(self._database, plan_id) for plan_id in plans])
+            found = await self._database.plans.find({} if everybody else {"_id": {"$in": list(plans)}})
+            count = sum([await entitlements.copy_plan(self._database, plan.id) for plan in found])
+            return count + (await entitlements.heal_all(self._database) if everybody else 0)
         except BaseException:
-            self._on_plans |= plans
+            self._plans |= plans
             self._everybody |= everybody
             raise
 
     def _heard(self, change: Change) -> None:
-        if change.operation == "delete":  # the event does not say whose it was
-            self._everybody = True
+        if change.operation == "delete":  # the event does not contain the user
+            self._missed()
+        elif change.collection == PLANS.name:
+            self._plans.add(change.id)
             self._due.set()
-            return
-        (self._plans if change.collection == PLANS.name else self._subscriptions).add(change.id)
-        self._heard_of.set()
+        else:
+            self._subscriptions.add(change.id)
+            self._changed.set()
 
     def _missed(self) -> None:
-        self._all_plans = self._everybody = True
-        self._heard_of.set()
+        self._everybody = True
         self._due.set()

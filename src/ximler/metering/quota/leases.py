@@ -139,27 +139,33 @@ async def grant(
     return None if raw is None else codec_of(Quota).decode(raw)
 
 
-async def current(database: Database, user_id: ObjectId) -> Quota | None:
-    """The user's open quota of API calls, without its hours. One command."""
+async def current(database: Database, user_id: ObjectId) -> tuple[Quota, bool] | None:
+    """The user's open quota of API calls, without its hours, and whether it has its plan's present limit. One command."""
     now = database.clock.now()
     raw = database[QUOTAS].raw.with_options(read_concern=_MAJORITY)
-    found = await _run(
-        raw.find(
-            {
-                "userId": user_id,
-                "resource": "apiCalls",
-                "periodStart": {"$lte": now},
-                "periodEnd": {"$gt": now},
-                "opened": True,
-                "superseded": False,
-            },
-            _NO_HISTORY,
-        )
-        .sort("periodStart", -1)
-        .limit(1)
-        .to_list()
-    )
-    return codec_of(Quota).decode(found[0]) if found else None
+    where = {
+        "userId": user_id,
+        "resource": "apiCalls",
+        "periodStart": {"$lte": now},
+        "periodEnd": {"$gt": now},
+        "opened": True,
+        "superseded": False,
+    }
+    stages: list[dict[str, Any]] = [
+        {"$match": where},
+        {"$sort": {"periodStart": -1}},
+        {"$limit": 1},
+        {"$project": _NO_HISTORY},
+        {"$lookup": {"from": "plans", "localField": "planId", "foreignField": "id", "as": "plan"}},
+        {"$set": {"plan": {"$first": "$plan.limits.apiCalls"}}},
+    ]
+    found = await _run((await _run(raw.aggregate(stages))).to_list())
+    if not found:
+        return None
+    plan_limit = found[0].pop("plan", None)
+    quota = codec_of(Quota).decode(found[0])
+    copied = quota.limit if quota.limit_until is None else quota.limit_then
+    return quota, not isinstance(plan_limit, int) or quota.plan_id is None or copied == plan_limit
 
 
 async def read(database: Database, quota_id: str) -> Quota | None:

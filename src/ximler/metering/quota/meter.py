@@ -25,17 +25,19 @@ from prometheus_client import Counter
 
 from ximler.core.actor import Actor
 from ximler.core.clock import from_ms
-from ximler.core.errors import Invalid, Unavailable, XimlerError
+from ximler.core.errors import Conflict, Invalid, Unavailable, XimlerError
 from ximler.core.stopping import pause
 from ximler.database import Database
+from ximler.database.changes import Change, Feed
 from ximler.metering.ledger import rows
-from ximler.metering.limits.entitlements import open_quota
+from ximler.metering.limits.entitlements import copy_limit, open_quota
 from ximler.metering.quota import heartbeats, leases
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.metering.quota.heartbeats import Heartbeat
 from ximler.metering.quota.leases import Return
 from ximler.metering.quota.tally import Tally
 from ximler.metering.reports import alerts
+from ximler.schema.plan import PLANS
 from ximler.schema.quota import Quota
 
 __all__ = ["Allowance", "Meter"]
@@ -72,6 +74,9 @@ class Meter:
 
     A lease is valid while the process renews its heartbeat (once per 10 s for all leases together), and at least for 30 s
     more. Then it may be forfeited, unless it has been used since.
+
+    With `feed`, a plan's new limit holds here at once: it is copied to the quotas of this process, however many others follow
+    the plan. Without, it holds when the follower has copied it and the next sweep has read it.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Meter:
         *,
         valid_for: timedelta = heartbeats.VALID_FOR,
         thresholds: Sequence[int] = alerts.THRESHOLDS,
+        feed: Feed | None = None,
     ) -> None:
         self._database = database
         self._clock = database.clock
@@ -92,6 +98,12 @@ class Meter:
         self._swept_at = time.monotonic()
         self._unreachable = False
         self._closed = False
+        self._plans = 0  # changes that the feed delivered,
+        self._plans_copied = 0  # and how many of them are copied to the quotas of the tallies
+        self._look = asyncio.Event()
+        if feed is not None:
+            feed.subscribe([PLANS.name], self._plan_changed)
+            feed.on_gap(self._plan_changed)
 
     async def consume(
         self, actor: Actor, resource: str = "apiCalls", units: int = 1, *, route: str | None = None
@@ -125,9 +137,11 @@ class Meter:
         return Allowance(tally.limit, tally.left + free if free > 0 else tally.left, tally.period_end_ms)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Sweep twice a second until `stop` is set."""
-        while not await pause(stop, LOOK_S):
+        """Sweep twice a second, and at once when a plan has changed, until `stop` is set."""
+        while not await pause(stop, LOOK_S, self._look):
+            self._look.clear()
             try:
+                await self._copy_limits()
                 await self.sweep()
             except Unavailable as error:
                 if not self._unreachable:
@@ -193,13 +207,25 @@ class Meter:
 
     async def _open(self, user_id: ObjectId) -> Tally:
         try:
-            quota = await leases.current(self._database, user_id)
-            if quota is None:
-                quota = await open_quota(self._database, user_id, self._database.clock.now())
+            seen = None
+            while seen != self._plans:  # a plan may have changed after the quota was read
+                seen = self._plans
+                quota = await self._read_or_open(user_id)
         finally:
             del self._opening[user_id]
         tally = self._tallies[user_id] = Tally(quota, self._heartbeat.process, self._clock.now_ms())
         return tally
+
+    async def _read_or_open(self, user_id: ObjectId) -> Quota:
+        found = await leases.current(self._database, user_id)
+        if found is not None and found[1]:
+            return found[0]
+        try:
+            return await open_quota(self._database, user_id, self._database.clock.now())
+        except Conflict:  # the plan cannot be read: the earlier limit holds
+            if found is None:
+                raise
+            return found[0]
 
     def _leave(self, tally: Tally) -> None:
         tally.over = True
@@ -287,6 +313,23 @@ class Meter:
                 self._freeze()
                 raise
             self._leaving = [tally for tally in self._leaving if _is_open(tally)]
+
+    def _plan_changed(self, _change: Change | None = None) -> None:
+        self._plans += 1
+        self._look.set()
+
+    async def _copy_limits(self) -> None:
+        """Copy the limits of plans to the quotas of this process, if one has changed. Raises Unavailable.
+
+        One command per 250 users with a tally, and one for the plans.
+        """
+        plans = self._plans
+        if plans == self._plans_copied:
+            return
+        for plan in await self._database.plans.find({}):
+            for some in _slices([tally for tally in self._all() if tally.plan_id == plan.id]):
+                await copy_limit(self._database, plan, {"_id": {"$in": [tally.quota_id for tally in some]}})
+        self._plans_copied = plans
 
     async def _exchange(self, busy: Sequence[Tally]) -> dict[str, Quota]:
         async with contextlib.AsyncExitStack() as locks:

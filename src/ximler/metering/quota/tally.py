@@ -29,7 +29,7 @@ class Tally:
         "_apart", "_detail", "_earlier", "_earlier_detail", "_handed_out", "_key", "_names", "_rate",
         "_route", "alerted", "free", "granting", "grants", "hour", "hour_end_ns", "hours_due",
         "hours_written", "last_use", "lease_id", "left", "limit", "lock", "n", "open", "over", "pending",
-        "period_end", "period_end_ms", "process", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used",
+        "period_end", "period_end_ms", "plan_id", "process", "quota_id", "returning", "seen_at", "sent", "seq", "steps", "used",
         "user_id", "waiting", "wanted",
     )  # fmt: skip
 
@@ -142,6 +142,7 @@ class Tally:
         self.limit = quota.limit_at(now)
         self.free = quota.free_at(now)
         self.used, self.open = quota.used, quota.open
+        self.plan_id = quota.plan_id
         self.period_end = quota.period_end
         self.period_end_ms = to_ms(quota.period_end)
         self.over = self.over or quota.superseded or now_ms >= self.period_end_ms
