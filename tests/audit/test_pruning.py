@@ -39,7 +39,7 @@ async def there(database: Database) -> set[ObjectId]:
 
 def backdated(report: Any) -> bool:
     """The test moves the clock of who writes, not the server's: which is noticed, and meant to be."""
-    return {problem.why for problem in report.problems} <= {"was written at another time than it says"}
+    return {problem.why for problem in report.problems} <= {"has a time that differs from its commit"}
 
 
 async def test_what_is_old_goes_and_the_rest_is_still_verified(

@@ -1,7 +1,6 @@
-"""The audit log. Owns `auditlogs`; every domain above writes through `records.write`, in the transaction of
-its change.
+"""The audit log. Owns `auditlogs`; domains write through `records.write`, in the transaction of their change.
 
-`fingerprint` and `redaction` make an entry, `sealing` and `seals` bind entries together, `verification`
-checks them. `search` and `export` read, `erasure` and `pruning` remove, `refusals` bounds what a flood of
-refusals adds.
+`fingerprint` and `redaction` make an entry, `sealing` and `seals` chain entries, `verification` checks them.
+`search` and `export` read, `erasure` and `pruning` remove, `refusals` bounds the entries of a flood of
+refusals.
 """

@@ -1,9 +1,8 @@
-"""Every action that Ximler writes to the audit log. The values are stored: they never change, and none is
-used twice.
+"""Every action that Ximler writes to the audit log. The values are stored: never change or reuse one.
 
 A value is `source.subject.verb` in the past tense; the source is the domain that writes the entry. Values
-that end in `.read`, `.listed` or `.viewed` record access, not a change. docs/audit.md lists the actions; the
-list is generated from here.
+that end in `.read`, `.listed` or `.viewed` record access instead of a change. docs/audit.md lists the actions
+and is generated from this module.
 """
 
 from enum import StrEnum

@@ -1,10 +1,9 @@
-"""Erasing a person from the log, so that the rest can still be verified.
+"""Erasure of a person from the log, so that the rest can still be verified.
 
-Personal values of their entries are removed with their salt: an irreversible digest stays, and the entry's
-hash holds. The erasure is an entry of its own; verification requires it, sealed, for every entry whose person
-is erased.
+Personal values are removed with their salt: an irreversible digest remains, and the entry's hash stays valid.
+The erasure is an entry of its own; verification requires it, sealed, for every entry without its person.
 
-The application's own database user may not be allowed to change entries: `XIMLER_AUDIT_MONGODB_URI` then
+The application's own database user may lack permission to change entries: `XIMLER_AUDIT_MONGODB_URI` then
 names one with the maintenance role (see docs/audit.md).
 """
 
@@ -38,18 +37,19 @@ class NotAllowed(Forbidden):
 
 
 async def erase(database: Database, user_id: ObjectId, *, actor: Actor = SYSTEM) -> int:
-    """Remove the person from the log: from entries about them, and from what they did to others. Returns how
-    many entries.
+    """Remove the person from entries about them and from entries of their own actions. Returns the number of
+    entries.
 
-    Other values stay, the user's id too. Idempotent; repeat it after an interruption.
-    The address and browser of somebody else who acted on them stay. Raises NotAllowed, DatabaseUnavailable.
+    Other values stay, including the user's id, and address and browser of other people who acted on the user.
+    Idempotent; repeat it after an interruption. Raises NotAllowed, DatabaseUnavailable.
     """
     count = 0
     async with maintenance(database) as allowed:
         try:
             logs = allowed.raw[AUDIT_LOGS.name]
-            await logs.update_one({"_id": {"$in": []}}, {"$unset": {"_": ""}})  # whether it is allowed
-            # On record before the first entry loses its person: an interruption leaves none unexplained.
+            await logs.update_one({"_id": {"$in": []}}, {"$unset": {"_": ""}})  # checks the permission
+            # Recorded before the first entry loses its person, so that an interruption leaves none
+            # unexplained.
             await records.write(
                 database, actor, Action.PERSON_ERASED, resource="users", resource_id=user_id, user_id=user_id
             )
@@ -64,7 +64,7 @@ async def erase(database: Database, user_id: ObjectId, *, actor: Actor = SYSTEM)
 
 @asynccontextmanager
 async def maintenance(database: Database) -> AsyncIterator[Database]:
-    """The database by the connection that may change the log: the one of `audit_mongodb_uri`, or the same."""
+    """The database over a connection that may change the log: `audit_mongodb_uri`, or the same one."""
     if database.audit_uri is None:
         yield database
         return
@@ -76,7 +76,7 @@ async def maintenance(database: Database) -> AsyncIterator[Database]:
 
 
 def refused(error: OperationFailure) -> BaseException:
-    """What to raise for the server's refusal to change or remove entries."""
+    """Translate the server's refusal to change or remove entries."""
     if error.code == _UNAUTHORIZED:
         return NotAllowed(
             "This database user may only append to the audit log: set XIMLER_AUDIT_MONGODB_URI to one with the role "
@@ -93,7 +93,7 @@ async def _erase(database: Database, where: dict[str, Any], whose: str) -> int:
     changes: list[UpdateOne] = []
     async for raw in logs.find({**where, salt: {"$exists": True}}, {f"{mark}.paths": 1}):
         paths = raw["metadata"]["_audit"][whose]["paths"]
-        # One command an entry, so value and salt go together.
+        # One command per entry, so that value and salt are removed together.
         changes.append(UpdateOne({"_id": raw["_id"]}, {"$unset": dict.fromkeys([*paths, salt], "")}))
         if len(changes) == _AT_ONCE:
             count += (await logs.bulk_write(changes, ordered=False)).modified_count

@@ -1,6 +1,4 @@
-"""The log as lines of text: NDJSON with everything, for programs, and CSV for spreadsheets. Streamed, oldest
-first.
-"""
+"""Export of the log as text, streamed, oldest first: NDJSON with all fields, and CSV for spreadsheets."""
 
 import csv
 import io
@@ -30,12 +28,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 async def lines(
     database: Database, actor: Actor, where: dict[str, Any], *, form: Format = "ndjson", batch: int = 2_000
 ) -> AsyncIterator[str]:
-    """Text of many entries at a time, each ending in a newline; `where` as `search.condition` makes it.
+    """Chunks of many entries, each ending in a newline; `where` is a filter from `search.condition`.
     Operators only.
 
-    NDJSON holds entries as they are stored, fingerprints included: bytes in base64, times in RFC 3339, ids in
-    hexadecimal. In CSV a cell that a spreadsheet would take for a formula starts with an apostrophe. Raises
-    Forbidden.
+    NDJSON has entries as stored, with fingerprints: bytes in base64, times in RFC 3339, ids in hexadecimal.
+    In CSV a cell that a spreadsheet would evaluate as a formula starts with an apostrophe. Raises Forbidden.
     """
     actor.require_operator()
     await records.write(
@@ -80,9 +77,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Times as RFC 3339, in UTC; what JSON has no room for (a double that is no number) is left to the
-    encoder.
-    """
+    """Times as RFC 3339 in UTC. Values outside JSON, such as NaN, are left to the encoder."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list):

@@ -1,21 +1,19 @@
-"""The fingerprint of an entry: a hash of every field, that still can be checked when the person in it has
-been erased.
+"""The fingerprint of an entry: a hash of every field that remains verifiable after the person is erased.
 
     hash    = SHA-256("ximler audit 1" ‖ BSON(rest) ‖ of person and actor, if any: its name ‖ digest ‖ paths, NUL between ‖ NUL)
     digest  = SHA-256(salt ‖ BSON({path: value, …}))
-    mac     = BLAKE2b-128(hash), keyed: who writes to the database, but does not know the secret key, cannot make one
-    keyId   = which key that was
+    mac     = BLAKE2b-128(hash) under a key derived from the secret key, which database access does not reveal
+    keyId   = the id of that key
 
-`rest` is the document as it is stored, in its order of fields, without personal values and without
-`metadata._audit`, where the fingerprint is kept: `{v, hash, mac, keyId, person: {paths, salt, digest}, actor:
-{paths, salt, digest}}`. BSON is a deterministic encoding of what MongoDB keeps: reading and writing it again
-gives the same bytes.
+`rest` is the document as stored, with its order of fields, without personal values and without
+`metadata._audit`, which holds the fingerprint: `{v, hash, mac, keyId, person: {paths, salt, digest}, actor:
+{paths, salt, digest}}`. BSON is deterministic: decoding and encoding it again yields the same bytes.
 
-Personal values (see `redaction`) enter as a salted digest, one of the `person` (`userId`) and one of an
-`actor` who is somebody else (`actorId`). Without values and salt nothing can be learnt from a digest, and the
-hash holds as before: that is what erasing does.
+Personal values (see `redaction`) enter as a salted digest: one of the `person` (`userId`) and one of an
+`actor` other than the person (`actorId`). Erasure removes values and salt: the digest then reveals nothing,
+and the hash stays valid.
 
-An entry without `metadata._audit` (another application's) has SHA-256("ximler audit foreign" ‖
+The hash of an entry without `metadata._audit` (another application's) is SHA-256("ximler audit foreign" ‖
 BSON(document)).
 """
 
@@ -30,8 +28,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 
 __all__ = ["ERASABLE", "OPTIONS", "Examined", "authentic", "examine", "make", "rest_of"]
 
-# Times that Python has no room for stay as they are; text that is no Unicode does not stop the rest from
-# being read.
+# Times outside Python's range stay undecoded, and invalid Unicode does not prevent reading the rest.
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
@@ -44,7 +41,7 @@ Personal = Sequence[tuple[str, str, Any]]  # (path, of, value)
 
 
 class Examined(msgspec.Struct, gc=False):
-    """What an entry turned out to be. `problem` says what does not fit; `erased` whose values are gone."""
+    """The result of examining an entry. `problem` describes a mismatch; `erased` names whose values are gone."""
 
     hash: bytes
     ours: bool
@@ -53,9 +50,9 @@ class Examined(msgspec.Struct, gc=False):
 
 
 def make(raw: dict[str, Any], personal: Personal, keys: Sequence[bytes]) -> dict[str, Any]:
-    """The fingerprint of a document that is about to be stored: what goes into `metadata._audit`.
+    """The fingerprint of a document before it is stored: the value of `metadata._audit`.
 
-    Without a key there is no `mac`, and the entry will count as somebody else's.
+    Without a key there is no `mac`, and the entry counts as foreign.
     """
     marks: dict[str, dict[str, Any]] = {}
     for of in ERASABLE:
@@ -70,7 +67,7 @@ def make(raw: dict[str, Any], personal: Personal, keys: Sequence[bytes]) -> dict
 
 
 def rest_of(raw: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-    """A copy without the values at `paths` and without the fingerprint. Objects that are left empty stay."""
+    """A copy without the values at `paths` and without the fingerprint. Emptied objects stay."""
     rest = dict(raw)
     if paths or "_audit" in rest.get("metadata", ()):
         rest["metadata"] = _copied(rest.get("metadata", {}))
@@ -81,10 +78,10 @@ def rest_of(raw: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
 
 
 def examine(raw: dict[str, Any], stored: bytes | None = None) -> Examined:
-    """Look at a stored document, which is used up.
+    """Check a stored document, consuming it.
 
-    With `stored`, the bytes that it was decoded from, also whether they hold nothing else: of a field that is
-    there twice we read the last, and the server searches the first.
+    With `stored`, the bytes that it was decoded from, also detects duplicate fields: the driver reads the
+    last value and the server searches the first.
     """
     metadata = raw.get("metadata")
     mark = metadata.get("_audit") if type(metadata) is dict else None
@@ -125,7 +122,7 @@ def examine(raw: dict[str, Any], stored: bytes | None = None) -> Examined:
 
 
 def authentic(digest: bytes, mac: object, keys: Sequence[bytes]) -> bool:
-    """Whether one of our keys made it."""
+    """Whether one of our keys made the mac."""
     return type(mac) is bytes and any(secrets.compare_digest(mac, _mac(key, digest)) for key in keys)
 
 
@@ -154,7 +151,7 @@ def _key_id(key: bytes) -> str:
 
 
 def _pop(raw: dict[str, Any], path: str) -> Any:
-    """Take the value at the path out."""
+    """Remove and return the value at the path."""
     inner: Any = raw
     if "." in path:
         *above, path = path.split(".")
@@ -166,5 +163,5 @@ def _pop(raw: dict[str, Any], path: str) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    """Objects anew, down to whatever is none."""
+    """A copy of nested objects."""
     return {name: _copied(inner) for name, inner in value.items()} if type(value) is dict else value

@@ -1,8 +1,8 @@
 """The head of the chain of seals, kept outside the database: in the file `audit_head` of the data folder.
 
-With the rights to remove entries, all of them and their seals can be removed; a sealer would then begin a new
-chain over what is left, and that chain would be sound. The kept head prevents this: a sealer whose machine
-has sealed before does not begin again by itself.
+An attacker with the rights to remove entries could remove all of them with their seals; a sealer would then
+begin a new, consistent chain over the rest. The kept head prevents this: a sealer on a machine that has
+sealed before does not begin a new chain by itself.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ class KeptHead:
         self._database = database
 
     def read(self) -> Head | None:
-        """None where nothing was sealed yet from here."""
+        """None if nothing was sealed from this machine yet."""
         return self._all().get(self._database)
 
     def keep(self, head: Head, *, anew: bool = False) -> None:
-        """Replace the kept head by one further along the chain; with `anew`, by the head of another chain.
+        """Replace the kept head by a later one of the chain; with `anew`, by the head of another chain.
 
-        A folder that cannot be written to is logged: sealing is more important.
+        A write error is logged only, because sealing is more important.
         """
         heads = self._all()
         known = heads.get(self._database)

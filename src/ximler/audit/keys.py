@@ -1,8 +1,8 @@
-"""The key that signs seals (Ed25519), kept outside the database: access to the database is not enough to make
-a seal.
+"""The key that signs seals (Ed25519), kept outside the database so that database access does not suffice to
+make a seal.
 
-One per line, or separated by commas: the key in use first, then retired ones, of which the public half is
-enough (`pub:…`). It is in `XIMLER_AUDIT_KEY`, or in the file `audit_key` of the data folder.
+One per line, or separated by commas: the current key first, then retired ones, of which the public half
+suffices (`pub:…`). It is in `XIMLER_AUDIT_KEY`, or in the file `audit_key` of the data folder.
 """
 
 import base64
@@ -28,22 +28,20 @@ _PUBLIC = "pub:"
 
 
 class NoSealKey(Invalid):
-    """Nothing can be sealed, or checked, without a key."""
+    """There is no key to seal or verify with."""
 
     code = "AUDIT_KEY_MISSING"
 
 
 class SealKeys(msgspec.Struct, frozen=True):
-    """`signing` makes seals (None for somebody who only checks), `known` are the public keys to believe, by
-    key id.
-    """
+    """`signing` makes seals (None with public keys only); `known` are the trusted public keys, by key id."""
 
     signing: Ed25519PrivateKey | None
     known: dict[str, Ed25519PublicKey]
 
     @classmethod
     def parse(cls, text: str, *, source: str = "XIMLER_AUDIT_KEY") -> Self:
-        """Raises SettingsError for what is no list of keys."""
+        """Raises SettingsError if the text is not a list of keys."""
         signing, known = None, {}
         for number, part in enumerate(text.replace(",", "\n").split()):
             raw = _decoded(part.removeprefix(_PUBLIC), source)
@@ -60,9 +58,9 @@ class SealKeys(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, settings: Settings) -> Self:
-        """Raises NoSealKey where there is none, SettingsError for one that is unusable.
+        """Raises NoSealKey if there is none, SettingsError if it is unusable.
 
-        For an embedded database one is made when there is none.
+        For an embedded database a missing key is generated.
         """
         if settings.audit_key:
             return cls.parse(settings.audit_key)
@@ -83,7 +81,7 @@ class SealKeys(msgspec.Struct, frozen=True):
         return key_id(self.signing.public_key()), self.signing.sign(digest)
 
     def verifies(self, by: str, digest: bytes, signature: bytes) -> bool | None:
-        """None when the key is not known."""
+        """None if the key is unknown."""
         public = self.known.get(by)
         if public is None:
             return None
@@ -95,16 +93,16 @@ class SealKeys(msgspec.Struct, frozen=True):
 
     @property
     def public(self) -> list[str]:
-        """To give to whoever checks: `pub:…` of every key."""
+        """The public keys, for auditors: `pub:…` of every key."""
         return [_PUBLIC + _encoded(public.public_bytes_raw()) for public in self.known.values()]
 
     def renewed(self) -> str:
-        """The text of a new key, with those before it as retired ones."""
+        """The text of a new key, followed by the previous ones as retired keys."""
         return "\n".join([new_key(), *self.public])
 
 
 def find(settings: Settings) -> SealKeys | None:
-    """The keys for a worker that seals; None, and a warning, where there are none or none that signs. Raises
+    """The keys for a worker that seals; None, with a warning, if there are none or none signs. Raises
     SettingsError.
     """
     try:
@@ -127,7 +125,7 @@ def key_id(public: Ed25519PublicKey) -> str:
 
 
 def replace(settings: Settings, text: str) -> Path:
-    """Put the keys into the data folder's file, in place of those that are there. Returns where that is."""
+    """Replace the keys in the data folder's file. Returns its path."""
     path = settings.data_path / FILE
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f".{FILE}.{secrets.token_hex(4)}")
@@ -137,14 +135,14 @@ def replace(settings: Settings, text: str) -> Path:
 
 
 def _publish(path: Path, text: str) -> None:
-    """Make the file; of several processes that race, one does."""
+    """Create the file; of racing processes, one succeeds."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f".{FILE}.{secrets.token_hex(4)}")
     _write(new, text)
     try:
         os.link(new, path)
     except FileExistsError:
-        pass  # another process was first: its key is the one
+        pass  # another process was first: its key is used
     finally:
         new.unlink()
 

@@ -1,8 +1,8 @@
-"""Pruning: removing entries past their retention, so that the rest can still be verified.
+"""Pruning: removal of entries past their retention, so that the rest can still be verified.
 
-Whole seals are removed, from the chain's beginning, once all their entries are old enough. First a tombstone
-is appended: a signed seal with the number and hash of the last seal removed. Then the entries are deleted,
-then their seals. The next run finishes an interrupted one.
+Whole seals are removed from the chain's beginning, once all their entries are old enough. First a tombstone
+is appended: a signed seal with the number and hash of the last removed seal. Then the entries are deleted,
+then their seals. The next run completes an interrupted one.
 """
 
 from collections.abc import Callable
@@ -41,15 +41,15 @@ async def prune(
 ) -> int:
     """Remove sealed entries from before `before`; returns how many. Operators only.
 
-    An entry in no seal stays. Raises Invalid for a time to come, Forbidden, NoSealKey, NotAllowed, and
-    Conflict for a seal that is not genuine.
+    Unsealed entries stay. Raises Invalid for a future time, Forbidden, NoSealKey, NotAllowed, and Conflict if
+    a seal is not genuine.
     """
     actor.require_operator()
     if before > database.clock.now() + _CLOCKS_DIFFER:
         raise Invalid.field("before", "lies in the future")
     async with maintenance(database) as allowed:
         try:
-            await allowed.raw[AUDIT_LOGS.name].delete_one({"_id": {"$in": []}})  # whether it is allowed
+            await allowed.raw[AUDIT_LOGS.name].delete_one({"_id": {"$in": []}})  # checks the permission
             await _bury(database, keys, actor, before)
             return await _remove(allowed, keys, progress)
         except OperationFailure as error:
@@ -60,7 +60,7 @@ async def prune(
 
 @outbox.daily("audit.prune", hour=3)
 async def prune_expired(*, database: Database, settings: Settings, seal_keys: SealKeys | None) -> None:
-    """Remove entries older than the retention setting. Raises Unavailable where the key that seals the log is missing."""
+    """Remove entries older than the retention setting. Raises Unavailable without the sealing key."""
     if settings.audit_retention_days is None:
         return
     if seal_keys is None:
@@ -78,12 +78,12 @@ async def _bury(database: Database, keys: SealKeys, actor: Actor, before: dateti
     end = await seals.last(database)
     async for seal in seals.from_number(database, first):
         if end is None or seal.id >= end.id or (seal.last_at or seal.reached_at) >= before:
-            break  # the last seal stays: it says how far the log is sealed
+            break  # the last seal stays: it records how far the log is sealed
         _require_genuine(seal, keys)
         if seal.kind == "entries":
             through, count = seal, count + seal.count
         elif former is not None and seal.id == former.id:
-            break  # what the present tombstone says holds until there is another
+            break  # the current tombstone stays valid until the next one
     if through is None or end is None:
         return
     total = count + (former.pruned_count or 0 if former else 0)
@@ -111,12 +111,12 @@ async def _bury(database: Database, keys: SealKeys, actor: Actor, before: dateti
             )
             return
         end = await seals.last(database)
-        assert end is not None  # noqa: S101 (somebody has just appended to it)
+        assert end is not None  # noqa: S101 (the failed append implies a seal)
     raise Conflict("The log is being sealed by others all the time: try again")
 
 
 async def _remove(database: Database, keys: SealKeys, progress: Callable[[int], object]) -> int:
-    """What the tombstone says is gone."""
+    """Remove what the tombstone covers."""
     tombstone = await _tombstone(database, keys)
     if tombstone is None or tombstone.pruned_through is None:
         return 0
@@ -127,7 +127,8 @@ async def _remove(database: Database, keys: SealKeys, progress: Callable[[int], 
         for start in range(0, len(ids), _AT_ONCE):
             where = {"_id": {"$in": ids[start : start + _AT_ONCE]}}
             count += (await database.raw[AUDIT_LOGS.name].delete_many(where)).deleted_count
-        # After its entries: what is in a seal still is no surprise to whoever verifies meanwhile.
+        # After its entries, because a concurrent verification expects missing entries while their seal
+        # exists.
         await database[SEALS].delete({"_id": seal.id})
         progress(count)
     return count
@@ -141,6 +142,6 @@ async def _tombstone(database: Database, keys: SealKeys) -> SealHead | None:
 
 
 def _require_genuine(seal: SealHead, keys: SealKeys) -> None:
-    """What anybody who can insert a document says is no reason to remove others."""
+    """Require a valid signature: a forged document must not cause removals."""
     if not seals.genuine(seal, keys):
         raise Conflict(f"Seal {seal.id} is not genuine: see what 'ximler audit verify' says before anything is removed")

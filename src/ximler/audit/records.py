@@ -1,4 +1,4 @@
-"""One entry of the audit log, written in the transaction of the change that it records."""
+"""Writes entries of the audit log, in the transaction of the change that they record."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,10 +32,10 @@ async def write(
 ) -> None:
     """Append an entry to the log. One command, in the transaction that `transaction` is bound to.
 
-    `resource` is a collection's name. `user_id` is whose data it is, the actor's unless given. `before` and
-    `after` hold what changed and nothing else. Values whose name tells a secret are redacted, and personal
-    ones can be erased later without breaking the entry's fingerprint: see `redaction`. Raises Invalid for
-    values that cannot be stored.
+    `resource` is a collection's name. `user_id` is the user concerned, by default the actor. `before` and
+    `after` contain only changed values. Values with secret names are redacted, and personal ones can be
+    erased later without invalidating the entry's fingerprint: see `redaction`. Raises Invalid for values that
+    cannot be stored.
     """
     metadata = _origin(actor, user_id) | details
     if before is not None:
@@ -100,7 +100,7 @@ def entry(
 
 
 def _origin(actor: Actor, user_id: ObjectId | None) -> dict[str, Any]:
-    """Who did it, and through what."""
+    """The actor and channel of the action."""
     origin: dict[str, Any] = {"actor": actor.kind, "via": actor.via}
     if actor.user_id is not None and user_id not in (None, actor.user_id):
         origin["actorId"] = actor.user_id
@@ -112,7 +112,7 @@ def _origin(actor: Actor, user_id: ObjectId | None) -> dict[str, Any]:
 
 
 def _fingerprint(made: AuditLog, database: Database) -> dict[str, Any]:
-    # Encoded once more for it: the hash is of what will be stored, to the byte.
+    # Encoded once more, because the hash is of the exact stored bytes.
     raw = codec_of(AuditLog).encode(made, made.created_at.replace(tzinfo=None))
     whose = "actor" if "actorId" in made.metadata else "person"
     personal: list[tuple[str, str, Any]]

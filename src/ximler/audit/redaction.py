@@ -1,7 +1,7 @@
-"""Redaction: which values an entry may hold. Secrets are removed, personal values are marked.
+"""Redaction: secrets are removed from entries, personal values are marked.
 
-Both go by the field's name, wherever it is, so that a domain that audits a new field cannot forget to declare
-it. Names are split first: `passwordResetToken` consists of password, reset and token.
+Both are decided by the field's name, at any depth, so that a domain cannot forget to declare a new field.
+Names are split into words first: `passwordResetToken` consists of password, reset and token.
 """
 
 import re
@@ -23,7 +23,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def cleaned(value: Any) -> Any:
-    """A copy of JSON-like `value` without secrets, and with its texts cut to 1,000 characters."""
+    """A copy of JSON-like `value` without secrets, with texts truncated to 1,000 characters."""
     if isinstance(value, Mapping):
         return {name: _redacted(inner) if _is_secret(name) else cleaned(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -36,9 +36,7 @@ def cleaned(value: Any) -> Any:
 
 
 def personal_paths(metadata: Mapping[str, Any], prefix: str = "metadata") -> list[str]:
-    """Paths of what is personal in cleaned `metadata`. A list that has something personal in it is personal
-    as a whole.
-    """
+    """Paths of personal values in cleaned `metadata`. A list with a personal value is personal as a whole."""
     found = []
     for name, value in metadata.items():
         path = f"{prefix}.{name}"
@@ -54,7 +52,7 @@ def personal_paths(metadata: Mapping[str, Any], prefix: str = "metadata") -> lis
 
 
 def _redacted(value: Any) -> Any:
-    """That there is, was, or is none may be told."""
+    """The presence of a secret may be recorded, its value not."""
     return value if value is None or isinstance(value, bool | datetime) else REDACTED
 
 

@@ -1,8 +1,8 @@
 """Refusals in the audit log: counted per address and minute, so that a flood cannot fill it.
 
-Entries are never changed, so the log cannot hold a running count. It gets an entry for the 1st, the 10th, the
-100th … refusal of a kind within one minute: seven entries for a flood of a million, the last of which gives
-its size to within a factor of ten.
+Entries are never changed, so the log cannot hold a running count. It records the 1st, 10th, 100th … refusal
+of a kind within a minute: seven entries for a flood of a million, the last of which gives its size to within
+a factor of ten.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ async def count(
     subject: str = "",
     reason: str | None = None,
 ) -> None:
-    """Audit a refusal, outside any transaction (what refuses aborts its own). One command, and one more for
-    each entry.
+    """Audit a refusal, outside any transaction, because the refused transaction aborts. One command, plus one
+    per entry.
 
-    Different subjects are counted apart; there must not be more of them than may have an entry each.
+    Subjects are counted separately; their number must be bounded, because each may have entries.
     """
     now = database.clock.now()
     counted = f"{action}|{subscriber(actor.address)}|{to_ms(now) // _MINUTE_MS}|{subject}"

@@ -1,8 +1,7 @@
-"""Database roles for your own MongoDB: the application's role can append to the audit log and change nothing
-in it.
+"""Database roles for your own MongoDB: the application's role can only append to the audit log.
 
-Denying updates and removals is not enough: a TTL index would expire entries. So the application's role cannot
-create or change indexes of the audit log, and an administrator runs `ximler db init`.
+Denying updates and removals does not suffice, because a TTL index would expire entries. So the application's
+role cannot create or change indexes of the audit log, and an administrator runs `ximler db init`.
 """
 
 from typing import Any
@@ -20,7 +19,7 @@ __all__ = ["APPLICATION", "MAINTENANCE", "create", "definitions"]
 
 APPLICATION, MAINTENANCE = "ximlerApplication", "ximlerAuditMaintenance"
 _APPENDED = (AUDIT_LOGS.name, SEALS.name)
-_BUCKETS = ("fs", "avatars", "assets", "canvases", "exports")  # GridFS: two collections each
+_BUCKETS = ("fs", "avatars", "assets", "canvases", "exports")  # GridFS buckets, two collections each
 _READ = ["find", "listIndexes", "collStats", "changeStream"]
 _CHANGE = [*_READ, "insert", "update", "remove", "createCollection", "createIndex", "collMod"]
 _EXISTS, _UNAUTHORIZED = 51002, 13
@@ -46,7 +45,7 @@ def definitions(name: str, *, others: tuple[str, ...] = ()) -> dict[str, list[di
 
 
 async def create(database: Database) -> list[str]:
-    """Create or update the roles; returns their names. Raises Forbidden for a user that may not manage roles."""
+    """Create or update the roles; returns their names. Raises Forbidden without the right to manage roles."""
     try:
         there = tuple(await database.raw.list_collection_names())
         made = definitions(database.name, others=there)

@@ -1,8 +1,8 @@
 """The sealer: lists new entries in seals, in commit order.
 
-It reads the change stream of `auditlogs` from the end of the last seal. A wrong clock or a long transaction
-cannot hide an entry, and one removed before it is sealed still leaves its trace. Where the stream's history
-is lost, and for the first seal, it scans the collection.
+It reads the change stream of `auditlogs` from the end of the last seal. Neither a wrong clock nor a long
+transaction hides an entry, and an entry that is removed before it is sealed still leaves its trace. It scans
+the collection for the first seal, and after the stream's history was lost.
 
 Any number of sealers may run: `seals.append` lets one of them win.
 """
@@ -54,7 +54,7 @@ MAX_DELAY = timedelta(
     seconds=120
 )  # a transaction lives 60 s at most, a clock may be 5 s behind, a seal follows after 20 s
 _HEARTBEAT = timedelta(hours=1)
-_CAUGHT_UP_S = 5.0  # how long to wait for the stream to reach the time at which the sealer looked
+_CAUGHT_UP_S = 5.0  # timeout for the stream to reach the cluster time at the start of a round
 _AWAIT_MS = 250
 _MANY = 1_000
 _LOST_HISTORY = frozenset({136, 222, 237, 260, 280, 286})
@@ -63,8 +63,7 @@ _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 SEALED = Counter("ximler_audit_sealed_total", "Audit entries listed in seals by this process.")
 
-# What a seal needs of an event or a document. Not the whole: an event of more than 16 MB would stop the
-# stream.
+# Only the fields that a seal needs, because an event of more than 16 MB would stop the stream.
 _PIPELINE: list[dict[str, Any]] = [
     {"$match": {"operationType": "insert"}},
     {
@@ -87,7 +86,7 @@ _LOOKED = {
     "m": "$metadata._audit.mac",
     "c": "$createdAt",
 }
-# Decoded one by one, when they are looked at: 10,000 dicts at once cost twice as much, by garbage collection.
+# Decoded lazily: 10,000 dicts at once take twice as long, because of garbage collection.
 _UNREAD: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 
 
@@ -108,7 +107,7 @@ class _Batch(msgspec.Struct):
 
 
 class ChainBroken(Conflict):
-    """The chain is not the one that this machine has sealed, or a first chain would begin over older entries."""
+    """The chain does not contain this machine's head, or a first chain would begin over older entries."""
 
     code = "AUDIT_CHAIN_BROKEN"
 
@@ -117,7 +116,7 @@ class Sealer:
     """`seal` lists the entries written since the last seal; `run` does so every 20 seconds.
 
     `kept` is the head kept outside the database. With `may_found`, the first chain may begin over older
-    entries: where the database is in the data folder, beside the kept head.
+    entries, for databases inside the data folder, beside the kept head.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Sealer:
         self._keys = keys
         self._kept = kept
         self._may_found = may_found
-        # How far the stream has been read after a seal, without finding anything to seal.
+        # Position of the stream after a seal, if it had nothing to seal.
         self._read_on: tuple[int, bytes, datetime] | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -148,10 +147,10 @@ class Sealer:
         """Seal all committed entries; returns how many. `progress` receives the count so far.
 
         `new_chain` accepts that the chain does not follow the kept head, or begins over older entries, and
-        audits that. Raises NoSealKey, ChainBroken, DatabaseUnavailable. Entries that another sealer seals
-        meanwhile do not count.
+        audits that. Raises NoSealKey, ChainBroken, DatabaseUnavailable. Entries sealed by a concurrent sealer
+        are not counted.
         """
-        self._keys.sign(b"")  # without a key nothing needs to be read
+        self._keys.sign(b"")  # fails early without a key
         try:
             await self._require_chain(new_chain)
             return await self._seal(progress)
@@ -162,8 +161,8 @@ class Sealer:
             raise final from error
 
     async def _require_chain(self, new_chain: bool) -> None:
-        """Raises ChainBroken where the chain has lost the kept head, or would begin over entries older than
-        an hour.
+        """Raises ChainBroken if the chain does not contain the kept head, or would begin over entries older
+        than an hour.
         """
         end = await seals.last(self._database)
         head = self._kept.read() if self._kept else None
@@ -205,7 +204,7 @@ class Sealer:
         return await logs.find_one({"createdAt": {"$lt": before}}, {"_id": 1}) is not None
 
     async def _is_due(self) -> bool:
-        """Whether nobody else has sealed lately."""
+        """Whether no other sealer has sealed recently."""
         end = await seals.last(self._database)
         return end is None or end.sealed_at < self._database.clock.now() - timedelta(seconds=EVERY_S / 2)
 
@@ -233,7 +232,7 @@ class Sealer:
                         progress(count)
                     else:
                         return count
-                look = False  # somebody else was faster: on from their seal
+                look = False  # another sealer was faster: continue from its seal
             except OperationFailure as error:
                 if error.code not in _LOST_HISTORY or look:
                     raise
@@ -243,8 +242,8 @@ class Sealer:
                 look = True
 
     def _heartbeat_due(self, end: SealHead | None) -> bool:
-        """An empty seal shows that the sealer lives, and lets the next start from a position that is not too
-        old.
+        """An empty seal shows that the sealer is alive, and bounds the age of the stream position in the last
+        seal.
         """
         return end is None or end.sealed_at < self._database.clock.now() - _HEARTBEAT
 
@@ -263,11 +262,11 @@ class Sealer:
     # By the change stream
 
     async def _streamed(self, end: SealHead) -> AsyncGenerator[_Batch, None]:
-        """What has been committed after the seal until now, in batches that a seal can hold."""
+        """Events committed between the seal and now, in batches of a seal's size."""
         position, reached_at = end.position, end.reached_at
         if self._read_on is not None and self._read_on[0] == end.id:
             _, position, reached_at = self._read_on
-        assert position is not None  # noqa: S101 (for the type checker; the caller has looked)
+        assert position is not None  # noqa: S101 (checked by the caller)
         async with self._database.client.start_session() as session:
             now = await self._now(session)
             deadline = asyncio.get_running_loop().time() + _CAUGHT_UP_S
@@ -307,14 +306,14 @@ class Sealer:
         try:
             batch, token = cursor["firstBatch"], cursor["postBatchResumeToken"]
             while True:
-                # Only a server that has shown nothing new is waited for, longer each time.
+                # Waits only for a server without new events, increasingly long.
                 wait_ms = 1 if batch else min(2 * wait_ms, _AWAIT_MS)
                 following: asyncio.Task[Mapping[str, Any]] | None = None
                 if len(batch) > _MANY and cursor["id"]:
-                    following = asyncio.create_task(more())  # the server makes it while this batch is sealed
+                    following = asyncio.create_task(more())  # fetched while this batch is sealed
                 try:
                     yield batch, token
-                    if not cursor["id"]:  # the collection was dropped, or renamed: its stream ends with it
+                    if not cursor["id"]:  # the collection was dropped or renamed, which ends its stream
                         return
                 finally:
                     if following is not None:
@@ -327,20 +326,20 @@ class Sealer:
                 await raw.command({"killCursors": AUDIT_LOGS.name, "cursors": [cursor["id"]]}, session=session)
 
     async def _now(self, session: "AsyncClientSession") -> Timestamp:
-        """The newest time of the server's log: what the stream has to reach."""
+        """The newest operation time of the server, which the stream has to reach."""
         answer = await self._database.client.admin.command("ping", session=session)
         found: Timestamp = answer.get("operationTime") or Timestamp(0, 0)
         return found
 
-    # By looking through the collection
+    # By scanning the collection
 
     async def _looked_through(self, end: SealHead | None) -> AsyncGenerator[_Batch, None]:
-        """What is in no seal and new enough that it may have been written since the stream was last read (all
-        of it, if it never was); then the stream takes over.
+        """Unsealed entries that may have been written since the stream was last read (all entries, if it
+        never was), then the stream.
 
-        The position is taken before the first entry is read, and goes into the last seal: should this end
-        before, the next looks again. What is committed meanwhile comes again, in a later seal; to be in two
-        does no harm.
+        The stream position is taken before the first entry is read, and stored in the last seal, so an
+        interrupted scan is repeated. Entries committed during the scan are listed again in a later seal,
+        which is harmless.
         """
         base = None if end is None else await self._last_position()
         since = None if base is None else base.reached_at - _FIRST_LOOK
@@ -352,7 +351,7 @@ class Sealer:
             now = self._database.clock.now() if moment is None else _at(moment)
             raw = self._database.raw[AUDIT_LOGS.name].with_options(
                 codec_options=fingerprint.OPTIONS,
-                read_concern=ReadConcern("majority"),  # what a lost primary takes with it must not be in a seal
+                read_concern=ReadConcern("majority"),  # entries that a failover rolls back must not be sealed
             )
             where = {} if since is None else {"createdAt": {"$gte": since}}
             found: Any = RawBatches(
@@ -369,7 +368,7 @@ class Sealer:
             yield await self._batch(seen, token, now)
 
     async def _last_position(self) -> SealHead | None:
-        """The last seal that says how far the stream had been read."""
+        """The last seal with a stream position."""
         where = {"position": {"$type": "binData"}}
         return await self._database[SEALS].find_one(where, into=SealHead, sort=[("_id", -1)])
 
@@ -387,18 +386,18 @@ class Sealer:
         token: Mapping[str, Any] | None,
         reached_at: datetime,
     ) -> _Batch:
-        """Of what `_PIPELINE` or `_LOOKED` gives."""
+        """The batch of rows from `_PIPELINE` or `_LOOKED`."""
         keys = self._database.entry_keys
         members: list[Member] = []
         times: list[datetime] = []
-        unmarked: list[int] = []  # places in `members`
+        unmarked: list[int] = []  # indexes in `members`
         for place, raw in enumerate(seen):
             if place % 128 == 0:
-                await asyncio.sleep(0)  # the next are being asked for, and received
+                await asyncio.sleep(0)  # lets the next batch be fetched
             found = bson.decode(raw, fingerprint.OPTIONS)
             oid, committed = found["i"], found.get("t")
             if type(oid) is not ObjectId:
-                continue  # not one of the log's: `verify` reports it
+                continue  # not an entry: `verify` reports it
             digest, mac, created = found.get("h"), found.get("m"), found.get("c")
             odd = 0 if committed else FOUND
             if found["a"] == "missing":
@@ -426,7 +425,7 @@ class Sealer:
         return _Batch(members, times, None if token is None else bson.encode(token), reached_at)
 
     async def _hashes(self, ids: Sequence[ObjectId]) -> dict[bytes, bytes]:
-        """Of entries without a fingerprint, as they are now: whoever wrote them has to live with that."""
+        """Hashes of entries without a fingerprint, as they are now."""
         if not ids:
             return {}
         logs = self._database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
@@ -440,9 +439,7 @@ _MAX_DELAY_S = MAX_DELAY.total_seconds()
 
 
 def _time_of(token: Mapping[str, Any]) -> Timestamp | None:
-    """The time that a resume token stands for: it begins with it
-    (https://www.mongodb.com/docs/manual/changeStreams).
-    """
+    """The time at the start of a resume token (https://www.mongodb.com/docs/manual/changeStreams)."""
     data = token.get("_data")
     if not isinstance(data, str) or len(data) < 18 or data[:2] != "82":
         return None

@@ -1,8 +1,8 @@
 """The chain of seals: signed content, appending, and the head.
 
-A seal lists entries in commit order and carries the hash of the seal before. Its number is its `_id`: of
-several sealers that append at once one succeeds, and the others continue from its seal. No other lease is
-needed, and no race lists an entry twice or leaves one out.
+A seal lists entries in commit order and carries the hash of the previous seal. Its number is its `_id`: of
+concurrent sealers one succeeds, and the others continue from its seal. This replaces a lease, and no race
+lists an entry twice or omits one.
 """
 
 import hashlib
@@ -45,26 +45,26 @@ __all__ = [
     "tombstone",
 ]  # fmt: skip
 
-# What was odd about an entry when it was sealed.
-OTHERS = 1  # without our mark: another application wrote it, or somebody by hand
-FORGED = 2  # with a mark that none of our keys made
-BACKDATED = 4  # its time is far from that of its commit
-FOUND = 8  # by looking through the whole collection: the time of its commit is not known
+# Flags of an entry at the time it was sealed.
+OTHERS = 1  # without our mark: written by another application, or manually
+FORGED = 2  # with an invalid mark
+BACKDATED = 4  # its time differs widely from its commit time
+FOUND = 8  # found by a scan: its commit time is unknown
 
 MAX_MEMBERS = 10_000
-FOUNDED_WITHIN = timedelta(hours=1)  # a chain that begins over older entries must be asked for
-START = bytes(32)  # what the first seal has for the hash of the one before
+FOUNDED_WITHIN = timedelta(hours=1)  # a chain over older entries must be requested explicitly
+START = bytes(32)  # the previous hash of the first seal
 _PREFIX = b"ximler seal 1"
 _HASH = 32
 _MEMBER = Layout(f"12s{_HASH}sB")
 MEMBER_BYTES = _MEMBER.size
 
-Member = tuple[bytes, bytes, int]  # (id, hash, what was odd)
+Member = tuple[bytes, bytes, int]  # (id, hash, flags)
 H = TypeVar("H", bound=SealHead)
 
 
 class Head(msgspec.Struct, frozen=True, rename="camel"):
-    """Where the chain ends. Kept elsewhere, it proves later that nothing has been cut off."""
+    """The end of the chain. Kept elsewhere, it later proves that the chain was not truncated."""
 
     number: int
     hash: str
@@ -73,7 +73,7 @@ class Head(msgspec.Struct, frozen=True, rename="camel"):
 
     @classmethod
     def parse(cls, text: str) -> "Head":
-        """From what `ximler audit head` printed: its JSON, or `number:hash`. Raises Invalid."""
+        """Parse the output of `ximler audit head`: its JSON, or `number:hash`. Raises Invalid."""
         try:
             if text.lstrip().startswith("{"):
                 return msgspec.json.decode(text, type=Head)
@@ -94,7 +94,7 @@ def pack(members: Iterable[Member]) -> bytes:
 
 
 def members_of(seal: Seal) -> list[Member]:
-    """Its entries; none where the list is not the one that the seal was made of."""
+    """The seal's entries; none if the list does not match its hash."""
     packed = seal.members
     if len(packed) != seal.count * MEMBER_BYTES or digest_of(packed) != seal.members_hash:
         return []
@@ -102,7 +102,9 @@ def members_of(seal: Seal) -> list[Member]:
 
 
 def hash_of(seal: SealHead) -> bytes:
-    """SHA-256 of everything but the signature; the members, which may be left unread, by their own hash."""
+    """SHA-256 of all fields except the signature; the members, which need not be loaded, enter by their own
+    hash.
+    """
     content = (
         seal.id, seal.kind, seal.previous, seal.count, _ms(seal.first_at), _ms(seal.last_at), _ms(seal.reached_at),
         seal.position, seal.pruned_through, seal.pruned_hash, seal.pruned_count, seal.members_hash, _ms(seal.sealed_at),
@@ -119,9 +121,7 @@ def genuine(seal: SealHead, keys: SealKeys) -> bool:
 async def append(
     database: Database, keys: SealKeys, after: SealHead | None, members: Sequence[Member] = (), **content: Any
 ) -> Seal | None:
-    """The seal that follows `after`; None when another sealer has appended one meanwhile. Raises NoSealKey.
-    One command.
-    """
+    """Append a seal after `after`; None if another sealer was faster. Raises NoSealKey. One command."""
     packed = pack(members)
     seal = Seal(
         id=1 if after is None else after.id + 1,
@@ -146,7 +146,7 @@ async def last(database: Database) -> SealHead | None:
 
 
 async def tombstone(database: Database) -> SealHead | None:
-    """The last seal that says what was pruned. It may be anybody's: check its signature."""
+    """The last tombstone of a pruning. It may be forged: check its signature."""
     return await database[SEALS].find_one({"kind": "pruned"}, into=SealHead, sort=[("_id", -1)])
 
 
@@ -158,7 +158,7 @@ async def from_number(database: Database, number: int, *, to: int | None = None)
 
 
 async def head(database: Database, keys: SealKeys | None = None) -> Head | None:
-    """Where the chain ends now, with the public keys that check it."""
+    """The current end of the chain, with the public keys that verify it."""
     end = await last(database)
     if end is None:
         return None
@@ -166,7 +166,7 @@ async def head(database: Database, keys: SealKeys | None = None) -> Head | None:
 
 
 def head_of(seal: SealHead) -> Head:
-    """The chain's end as it is with this seal."""
+    """The head that this seal makes."""
     return Head(seal.id, hash_of(seal).hex(), seal.sealed_at)
 
 

@@ -1,7 +1,7 @@
 """Reading the log: operators search all of it, customers see their own security history.
 
-By user, action, resource and time, newest first, by keyset. An operator's search for a user's entries is
-audited too.
+By user, action, resource and time, newest first, with keyset pagination. An operator's search for a user's
+entries is audited.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ from ximler.schema.audit_log import AuditLog
 
 __all__ = ["condition", "details", "history", "page"]
 
-# Of what others did to an account, its owner sees that and when, not from where.
+# Metadata that users see of others' actions on their account; address and browser are hidden.
 _SAFE = frozenset({"actor", "via"})
 
 
@@ -37,7 +37,7 @@ async def page(
     first: int = 20,
     after: Position | None = None,
 ) -> Page[AuditLog]:
-    """Entries that match all that is given, newest first. Operators only. Raises Invalid, Forbidden.
+    """Entries that match every given argument, newest first. Operators only. Raises Invalid, Forbidden.
 
     A search for a user's entries is audited, with the first page. One command, then two.
     """
@@ -56,7 +56,7 @@ async def page(
 async def history(
     database: Database, actor: Actor, *, first: int = 20, after: Position | None = None
 ) -> Page[AuditLog]:
-    """What was done by the actor and to their account, newest first; without what is of others. One command."""
+    """Actions by the actor and on their account, newest first, without data of other people. One command."""
     found = await database.audit_logs.page(visible_to_owner(actor.require_user()), first=first, after=after)
     for entry in found.items:
         without_others(entry)
@@ -64,12 +64,12 @@ async def history(
 
 
 def visible_to_owner(user_id: ObjectId) -> dict[str, Any]:
-    """The entries that a customer may see: not those of operators' read access."""
+    """Filter for the entries that a user may see: all but operators' read access."""
     return {"userId": user_id, "action": {"$not": {"$regex": r"\.read$"}}}
 
 
 def without_others(entry: AuditLog) -> AuditLog:
-    """The same entry, without what it says of somebody else who acted."""
+    """The entry without data of another person who acted."""
     if "actorId" in entry.metadata or entry.metadata.get("actor") not in (None, "user", "anonymous"):
         entry.ip_address = entry.user_agent = None
     entry.metadata = {name: entry.metadata[name] for name in _SAFE & entry.metadata.keys()}
@@ -85,8 +85,8 @@ def condition(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> dict[str, Any]:
-    """The filter. Raises Invalid for a resource's id without the resource, and for a time that ends before it
-    begins.
+    """The filter. Raises Invalid for a resource's id without the resource, and for a range that ends before
+    it begins.
     """
     if resource_id is not None and resource is None:
         raise Invalid.field("resource", "is required with the id of one")
@@ -100,6 +100,6 @@ def condition(
 
 
 def details(entry: AuditLog) -> dict[str, Any]:
-    """The entry's metadata for people: without its fingerprint."""
+    """The entry's metadata without its fingerprint."""
     metadata = entry.metadata if isinstance(entry.metadata, dict) else {"value": entry.metadata}
     return {name: value for name, value in metadata.items() if name != "_audit"}

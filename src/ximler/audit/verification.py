@@ -1,9 +1,8 @@
-"""Verification of the log against its seals: entries that were altered, that are missing, and that were
-inserted.
+"""Verification of the log against its seals: detects altered, missing and inserted entries.
 
-First along the chain, seal by seal: numbers, hashes, signatures, and every entry that they list. Then in
-reverse: every stored entry must be listed, except those too young to be sealed. Memory is bounded whatever
-the size of the log: many ids are compared in several passes.
+First along the chain, seal by seal: numbers, hashes, signatures, and every listed entry. Then in reverse:
+every stored entry must be listed, unless it is too recent to be sealed. Memory is bounded: large numbers of
+ids are compared in several passes.
 """
 
 import asyncio
@@ -36,14 +35,14 @@ __all__ = ["Problem", "Report", "verify"]
 MAX_PROBLEMS = 100
 _AT_ONCE = 2_000
 _PASS = 1_000_000  # ids in memory at once
-_A_TURN = 128  # entries examined before the event loop has its turn
+_A_TURN = 128  # entries examined per turn of the event loop
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 What = Literal["altered", "missing", "inserted", "unsealed", "chain", "truncated"]
 
 
 class Problem(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """`entry` and `seal` name where; `why` says what is wrong, for people."""
+    """`entry` and `seal` locate the problem; `why` describes it for people."""
 
     what: What
     why: str
@@ -52,16 +51,16 @@ class Problem(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Report(msgspec.Struct, rename="camel"):
-    """What `verify` found. The first problems are spelled out, in the log's order; `counts` has all of them
-    by kind.
+    """The result of `verify`. The first problems are listed, in the log's order; `counts` has the totals by
+    kind.
     """
 
-    entries: int = 0  # that were checked against a seal
+    entries: int = 0  # checked against a seal
     seals: int = 0
     erased: int = 0  # of the entries, without the person
     others: int = 0  # written by other applications
-    waiting: int = 0  # too young to be in a seal
-    pruned: int = 0  # removed by age, before what is left
+    waiting: int = 0  # too recent to be sealed
+    pruned: int = 0  # removed by age, before the remaining ones
     head: Head | None = None
     problems: list[Problem] = []
     counts: dict[str, int] = {}
@@ -84,10 +83,10 @@ async def verify(
     others: bool = False,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Report:
-    """Check the whole log; changes nothing. With `head`, an earlier end of the chain, also that nothing was
-    cut off since.
+    """Verify the whole log, read-only. `head`, an earlier end of the chain, also detects truncation since
+    then.
 
-    `others`: entries of other applications, which carry no mark of ours, are no problem. Raises
+    With `others`, entries of other applications, which have no mark of ours, are not problems. Raises
     DatabaseUnavailable.
     """
     try:
@@ -104,9 +103,9 @@ async def verify(
         raise translated(error, AUDIT_LOGS.name) from error
 
 
-# An entry as a seal has it: (seal's number, id, hash, what was odd)
+# A listed entry: (seal's number, id, hash, flags)
 _Listed = tuple[int, bytes, bytes, int]
-_Stored = dict[bytes | None, bytes]  # entries as they are stored, by their ids
+_Stored = dict[bytes | None, bytes]  # stored entries by id
 
 
 class _Run:
@@ -119,15 +118,15 @@ class _Run:
         self._logs = database.raw[AUDIT_LOGS.name].with_options(codec_options=fingerprint.OPTIONS)
         self._pruned: SealHead | None = None
         self._end: SealHead | None = None
-        self._through = 0  # the last seal that was pruned
+        self._through = 0  # the last pruned seal
         self._reached_at = EPOCH
         self._listed: set[bytes] = set()  # of the first pass
         self._passes = 1
         self._reading: tuple[list[_Listed], asyncio.Task[_Stored]] | None = None
         self._late = False  # the chain begins over older entries
-        self._founded = False  # which somebody who has our key wanted
-        self._erasures: set[str] = set()  # people whose erasure is sealed
-        self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → the first entry without them
+        self._founded = False  # an audited command began it
+        self._erasures: set[str] = set()  # people with a sealed erasure
+        self._erased: dict[str, tuple[ObjectId, int]] = {}  # person → their first erased entry
 
     # Along the chain
 
@@ -138,9 +137,7 @@ class _Run:
         number = self._through + 1
         met = head is None
         async for seal in seals.from_number(self._database, 1, to=self._through):
-            await self._entries(
-                self._members(seal) if seals.genuine(seal, self._keys) else []
-            )  # of a pruning that is under way
+            await self._entries(self._members(seal) if seals.genuine(seal, self._keys) else [])  # of a running pruning
         async for seal in seals.from_number(self._database, number):
             if seal.id != number:
                 missing = f"seal {number}" if seal.id == number + 1 else f"seals {number} to {seal.id - 1}"
@@ -161,31 +158,30 @@ class _Run:
                 await self._entries(pending[:_AT_ONCE])
                 del pending[:_AT_ONCE]
         await self._entries(pending)
-        await self._entries([])  # the last that are being read
+        await self._entries([])  # the last batch in flight
         if self._end is not None:
             self.report.head = Head(self._end.id, (previous or b"").hex(), self._end.sealed_at)
         if head is not None and not met:
             self._compare_with_pruned(head)
 
     async def _start(self) -> None:
-        """Where the chain begins: at its first seal, or after what the last tombstone says was pruned."""
+        """Find the start of the chain: the first seal, or the one after the last tombstone's pruned seals."""
         found = await seals.tombstone(self._database)
         if found is None:
             return
         if seals.genuine(found, self._keys):
             self._pruned, self._through = found, found.pruned_through or 0
             self.report.pruned = found.pruned_count or 0
-        # Otherwise it is no tombstone of ours: the chain is checked from its beginning, and it will be
-        # reported there.
+        # A forged tombstone is ignored: the chain is checked from its beginning and reports it.
 
     def _check(self, seal: Seal, previous: bytes | None) -> bytes:
         digest = seals.hash_of(seal)
         match self._keys.verifies(seal.key_id, digest, seal.signature):
             case None:
-                self.report.add("chain", f"signed by a key that is not known ({seal.key_id})", seal=seal.id)
+                self.report.add("chain", f"signed by an unknown key ({seal.key_id})", seal=seal.id)
             case False:
                 self.report.add(
-                    "chain", "its signature is wrong: the seal was altered, or made by somebody else", seal=seal.id
+                    "chain", "its signature is invalid: the seal was altered, or made without our key", seal=seal.id
                 )
         if previous is not None and seal.previous != previous:
             self.report.add("chain", "does not follow the seal before it", seal=seal.id)
@@ -207,14 +203,14 @@ class _Run:
             self.report.add("truncated", "the chain is not the one that the head was taken from", seal=head.number)
 
     async def overtaken(self) -> bool:
-        """Whether entries have been pruned meanwhile, so that they seemed to be missing."""
+        """Whether a concurrent pruning made entries appear missing."""
         now = await seals.tombstone(self._database)
         return now is not None and seals.genuine(now, self._keys) and (now.pruned_through or 0) > self._through
 
     # Entries that seals list
 
     async def _entries(self, listed: list[_Listed]) -> None:
-        """Have these read, while those before them are examined."""
+        """Fetch these entries while the previous batch is examined."""
         reading = asyncio.create_task(self._read(listed))
         before, self._reading = self._reading, (listed, reading)
         if before is not None:
@@ -228,7 +224,7 @@ class _Run:
                 await self._reading[1]
 
     async def _read(self, listed: list[_Listed]) -> _Stored:
-        """Those of them that are there."""
+        """The stored ones among them."""
         there: _Stored = {}
         if listed:
             where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
@@ -241,7 +237,7 @@ class _Run:
         known: dict[bytes, bytes] = {}
         for place, (number, oid, digest, odd) in enumerate(listed):
             if place % _A_TURN == 0:
-                await asyncio.sleep(0)  # the next are being received
+                await asyncio.sleep(0)  # lets the next batch be received
             self._remember(oid)
             if (stored := there.pop(oid, None)) is not None:
                 known[oid] = digest
@@ -250,13 +246,13 @@ class _Run:
                 continue
             elif oid not in known:
                 self.report.add("missing", "was sealed, and is not there", entry=ObjectId(oid), seal=number)
-            elif known[oid] != digest:  # listed twice: it was removed, and put back otherwise
+            elif known[oid] != digest:  # listed twice: removed and inserted again with other content
                 self.report.add("altered", "is not what was sealed", entry=ObjectId(oid), seal=number)
         self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
 
     def _examine_one(self, stored: bytes, number: int, digest: bytes, odd: int) -> None:
-        # Decoded one by one: garbage collection would walk thousands of dicts again and again.
+        # Decoded one by one, because garbage collection would traverse thousands of dicts repeatedly.
         raw = bson.decode(stored, fingerprint.OPTIONS)
         metadata = raw.get("metadata")
         mark = metadata.get("_audit") if type(metadata) is dict else None
@@ -268,18 +264,18 @@ class _Run:
         mac = mark.get("mac") if type(mark) is dict else None
         if odd & (OTHERS | FORGED) and not fingerprint.authentic(found.hash, mac, self._database.entry_keys):
             if odd & FORGED:
-                self.report.add("inserted", "carries a mark that is not ours", entry=oid, seal=number)
+                self.report.add("inserted", "has a mark that is not ours", entry=oid, seal=number)
             else:
                 self.report.others += 1
                 if not self._others:
-                    why = "carries no mark of ours: another application wrote it, or somebody by hand"
+                    why = "has no mark of ours: another application or a person wrote it"
                     self.report.add("inserted", why, entry=oid, seal=number)
         elif raw.get("action") == Action.CHAIN_FOUNDED:
             self._founded = True
         elif raw.get("action") == Action.PERSON_ERASED:
             self._erasures.add(str(raw.get("resourceId")))
         if odd & BACKDATED and not (odd & OTHERS and self._others):
-            self.report.add("inserted", "was written at another time than it says", entry=oid, seal=number)
+            self.report.add("inserted", "has a time that differs from its commit", entry=oid, seal=number)
         if found.erased:
             self.report.erased += 1
             for of in found.erased:
@@ -287,7 +283,7 @@ class _Run:
                 self._erased.setdefault(str(actor if of == "actor" else raw.get("userId")), (oid, number))
 
     def _remember(self, oid: bytes) -> None:
-        """For the passes over all ids: the first is remembered right away, as far as memory allows."""
+        """Remember ids for the second part; the first pass happens here, as far as memory allows."""
         if oid[-1] % self._passes == 0:
             self._listed.add(oid)
             if len(self._listed) > _PASS:
@@ -297,7 +293,7 @@ class _Run:
     # Entries that no seal lists
 
     async def unlisted(self) -> None:
-        """And what could only be judged at the end: erased entries need an erasure that is on record."""
+        """Check entries that no seal lists, and erased entries, which need a sealed erasure."""
         now = self._database.clock.now()
         for turn in range(self._passes):
             listed = self._listed if turn == 0 else await self._listed_in(turn)
@@ -309,7 +305,7 @@ class _Run:
             self.report.add("chain", why, seal=1)
         for person, (oid, number) in self._erased.items():
             if person not in self._erasures:
-                why = "the person in it is gone, and no erasure of them is on record"
+                why = "its personal data is gone, and no erasure of the person is recorded"
                 self.report.add("altered", why, entry=oid, seal=number)
 
     async def _listed_in(self, turn: int) -> set[bytes]:
@@ -332,9 +328,7 @@ class _Run:
                     yield ObjectId(oid)
 
     async def _judge(self, suspects: list[Any], now: datetime) -> None:
-        """Some have been sealed since the seals were read; some are too young; the others should not be
-        there.
-        """
+        """Entries sealed since, and recent ones, are fine; the others were inserted."""
         later = self._end.id + 1 if self._end else 1
         async with aclosing(seals.from_number(self._database, later)) as new:
             since = {ObjectId(oid) async for seal in new for oid, _, _ in seals.members_of(seal)}
@@ -347,7 +341,7 @@ class _Run:
     def _judge_one(self, raw: dict[str, Any], now: datetime) -> None:
         oid, created, metadata = raw["_id"], raw.get("createdAt"), raw.get("metadata")
         if type(created) is not datetime or type(oid) is not ObjectId:
-            self.report.add("inserted", "is in no seal, and not made as entries are", entry=oid)
+            self.report.add("inserted", "is in no seal, and has an id that Ximler does not make", entry=oid)
             return
         moment = EPOCH + (created - _EPOCH_NAIVE)
         if moment > now + MAX_DELAY:
@@ -365,7 +359,5 @@ class _Run:
         elif moment + MAX_DELAY < self._reached_at:
             self.report.add("inserted", f"is in no seal, though its time ({moment}) has been sealed", entry=oid)
         else:
-            why = (
-                f"is in no seal since {moment}: no worker runs ('ximler audit seal' seals it), or it was put in by hand"
-            )
+            why = f"is in no seal since {moment}: no worker runs ('ximler audit seal' seals it), or it was inserted manually"
             self.report.add("unsealed", why, entry=oid)
