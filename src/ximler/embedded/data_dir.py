@@ -1,13 +1,13 @@
-"""A data directory of the embedded server: what it keeps, and who owns it.
+"""The data directory of the embedded server: files, locks and owner.
 
-Everything lives below `<data directory>/mongodb`, which only its user may read:
+Everything is below `<data directory>/mongodb`, which only its user may read:
 
-    server.lock     locked by the owner while it lives; says who that is    server.json    passwords and ports
-    visitors.lock   shared by those who use an owner's server               keyfile        the members' shared secret
-    data0, …        one member's data                                       mongod0.log    what mongod says (bounded)
+    server.lock     locked by the owner, whom it describes                  server.json    passwords and ports
+    visitors.lock   shared by processes that use the owner's server         keyfile        the members' shared secret
+    data0, …        data of each member                                     mongod0.log    mongod's log (bounded)
 
-Locks are flock's: gone with their process, however it ends. Nothing here is needed to read the data: all but `data0`
-can be lost, and is made anew.
+Locks are flocks, which end with their process. Only `data0` is needed to read the data; all other files are
+recreated.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _MIN_FREE_BYTES = 100_000_000
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an embedded server is to be reached. `uri` and `admin_uri` contain passwords."""
+    """Address of a running embedded server. `uri` and `admin_uri` contain passwords."""
 
     uri: str
     admin_uri: str
@@ -47,7 +47,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct):
-    """What outlives the owner. Lost or damaged, it is made anew: `users_made` false sets the passwords again."""
+    """State across runs. If lost or damaged, it is recreated: without `users_made` the passwords are set
+    again.
+    """
 
     password: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
     admin_password: str = msgspec.field(default_factory=lambda: secrets.token_urlsafe(32))
@@ -67,7 +69,7 @@ class State(msgspec.Struct):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who owns the data directory, in `server.lock`. True only while the file is locked."""
+    """The owner of the data directory, as written to `server.lock`. Valid while the file is locked."""
 
     pid: int
     command: str
@@ -83,7 +85,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class Claim:
-    """The owner's hold on a data directory."""
+    """The owner's lock on a data directory."""
 
     def __init__(self, fd: int) -> None:
         self._fd = own(fd)
@@ -111,8 +113,9 @@ class DataDir:
         return self.home / f"mongod{member}.log"
 
     def prepare(self) -> None:
-        """Make it, for this user's eyes only. A directory that exists already keeps its permissions, `mongodb` in it
-        does not. Raises DataDirUnusable."""
+        """Create the directory, accessible to this user only. An existing directory keeps its permissions,
+        except `mongodb` in it. Raises DataDirUnusable.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.home.mkdir(mode=0o700, exist_ok=True)
@@ -126,14 +129,14 @@ class DataDir:
             raise unusable(error, self.path) from error
 
     def check(self, replicas: int) -> None:
-        """Raises DataDirUnusable or DiskFull where starting `replicas` members would lose something."""
+        """Raises DataDirUnusable if there is data of more than `replicas` members, DiskFull."""
         if self.dbpath(replicas).exists():
             raise DataDirUnusable(f"{self.path} holds more than {replicas} replicas: start it with as many as it has.")
         if shutil.disk_usage(self.home).free < _MIN_FREE_BYTES:
             raise DiskFull(f"The disk that holds {self.path} has less than 100 MB left: free some and start again.")
 
     def key(self) -> str:
-        """The members' shared secret, made on first use."""
+        """The members' shared secret, created on first use."""
         with contextlib.suppress(FileNotFoundError):
             self.keyfile.chmod(0o600)
             if len(key := self.keyfile.read_text()) == 128:
@@ -152,10 +155,10 @@ class DataDir:
         _write(self._state, msgspec.json.encode(state))
 
     async def claim(self) -> Claim:
-        """Become the owner. Raises DataDirInUse, which names the one that is."""
+        """Become the owner. Raises DataDirInUse, which names the current owner."""
         fd = os.open(self.home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            # Somebody who only asks whether it is locked holds it for microseconds: hence more than one attempt.
+            # `holder` takes the lock for microseconds to test it: hence several attempts.
             for _ in range(20):
                 if lock(fd, fcntl.LOCK_EX):
                     return Claim(fd)
@@ -172,7 +175,7 @@ class DataDir:
         )
 
     def holder(self) -> Holder | None:
-        """Who owns it now, if anybody does and has said so."""
+        """The current owner; None if there is none or it has not written its description yet."""
         try:
             fd = os.open(self.home / "server.lock", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -185,7 +188,7 @@ class DataDir:
             os.close(fd)
 
     def visits(self) -> int:
-        """An open file for `lock`: shared while one uses the server of another owner. `disown` it."""
+        """An open file for `lock`, held shared while using another owner's server. Close it with `disown`."""
         return own(os.open(self.home / "visitors.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
@@ -194,7 +197,7 @@ def hosts(ports: tuple[int, ...]) -> list[str]:
 
 
 def lock(fd: int, kind: int) -> bool:
-    """Take the lock (LOCK_SH, LOCK_EX) if nobody's contradicts it."""
+    """Try to take the lock (LOCK_SH, LOCK_EX); returns whether it succeeded."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -205,12 +208,12 @@ def lock(fd: int, kind: int) -> bool:
 def _read(fd: int) -> Holder | None:
     try:
         return msgspec.json.decode(os.pread(fd, 4096, 0), type=Holder)
-    except msgspec.DecodeError:  # being written
+    except msgspec.DecodeError:  # a write is in progress
         return None
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Atomically and durably, for its user only. One writer: the owner."""
+    """Atomic and durable, readable by this user only. Only the owner writes."""
     new = path.with_name(path.name + ".new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)

