@@ -43,7 +43,7 @@ SCANS: dict[tuple[str, str], str] = {}
 BROADCASTS: dict[tuple[str, str], str] = {
     ("delete", "sessions"): "all of a user's end: rare, while every request looks one up by its token",
     ("find", "sessions"): "somebody's list of where they are signed in: seldom, as above",
-    ("find", "quotas"): "a process looks for a user's quota at their first call there; by `_id` from then on",
+    ("aggregate", "quotas"): "a process looks for a user's quota at their first call there; by `_id` from then on",
     ("update", "quotas"): "a user's quotas follow their limits, which change seldom; every step of a lease is by `_id`",
     ("delete", "quotas"): "erases all of a user's, once, 30 days after they left",
     ("delete", "checkouts"): "erases all of a user's, as above; each step of one is by `_id`",

@@ -326,7 +326,8 @@ class Meter:
         plans = self._plans
         if plans == self._plans_copied:
             return
-        for plan in await self._database.plans.find({}):
+        followed = {tally.plan_id for tally in self._all() if tally.plan_id is not None}
+        for plan in await self._database.plans.find({"id": {"$in": list(followed)}}) if followed else ():
             for some in _slices([tally for tally in self._all() if tally.plan_id == plan.id]):
                 await copy_limit(self._database, plan, {"_id": {"$in": [tally.quota_id for tally in some]}})
         self._plans_copied = plans
