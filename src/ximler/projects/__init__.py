@@ -1,1 +1,1 @@
-"""Canvas projects: their life, their canvas, and finding them. Owns `projects`."""
+"""Canvas projects: life cycle, content and search. Owns `projects`."""

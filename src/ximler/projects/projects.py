@@ -1,7 +1,7 @@
 """A customer's projects: create, change, delete, restore, list.
 
-Invariant: a user never has more projects or bytes than their plan allows, however many requests race (metering.quota.gauges).
-Somebody else's project is NotFound, because the owner is part of every filter.
+Invariant: a user never has more projects or bytes than their plan allows, however many requests race
+(metering.quota.gauges). Projects of other users are NotFound, because the owner is part of every filter.
 """
 
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ _WRAPPER_BYTES = 8  # of the document {"v": …} around a value that is measured
 
 
 class ProjectSummary(Stamped, kw_only=True):
-    """A project without what is large: lists read only this."""
+    """A project without its large fields, as lists read it."""
 
     user_id: Annotated[ObjectId, ref("users")]
     name: str
@@ -76,10 +76,10 @@ async def create(
     settings: Any = None,
     canvas_data: Any = None,
 ) -> Project:
-    """A new project of the actor's. Raises Invalid, QuotaExceeded.
+    """Create a project for the actor. Raises Invalid, QuotaExceeded.
 
-    Safe to race: exactly as many succeed as the plan allows. Five commands; one more for the first where another
-    application has made some before.
+    Safe to race: exactly as many succeed as the plan allows. Five commands; one more for the first where
+    another application has made some before.
     """
     user_id = actor.require_user()
     settings = {} if settings is None else settings
@@ -130,7 +130,8 @@ async def update(database: Database, actor: Actor, project_id: ObjectId, changes
     limits = await limits_of(database, user_id) if sizes else None
 
     async def write(transaction: Database) -> ProjectSummary:
-        # What is read here is what is written to: a change in between is a write conflict, and this runs again.
+        # What is read here is what is written to: a change in between is a write conflict, and this runs
+        # again.
         now = await _measured(transaction, mine)
         if patch.keys() & {"name", "description"}:
             texts = [patch.get(name, now.get(name)) for name in ("name", "description")]
@@ -148,7 +149,8 @@ async def update(database: Database, actor: Actor, project_id: ObjectId, changes
 
 
 async def delete(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
-    """Move a project to the trash (`trash`): its place is free at once, its bytes when it is purged. `restore` undoes it.
+    """Move a project to the trash (`trash`): its place is free at once, its bytes when it is purged.
+    `restore` undoes it.
 
     Raises NotFound, also when it is deleted already.
     """
@@ -169,7 +171,9 @@ async def delete(database: Database, actor: Actor, project_id: ObjectId) -> Proj
 
 
 async def restore(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
-    """Bring a deleted project back, if the plan has a place. Raises NotFound (also when it is not deleted), QuotaExceeded."""
+    """Bring a deleted project back, if the plan has a place. Raises NotFound (also when it is not deleted),
+    QuotaExceeded.
+    """
     user_id = actor.require_user()
     limits = await limits_of(database, user_id)
 
@@ -177,7 +181,7 @@ async def restore(database: Database, actor: Actor, project_id: ObjectId) -> Pro
         mine = {"_id": project_id, "userId": user_id, **trash.IN_TRASH}
         if await transaction.projects.find_one(mine, into=Identified, deleted=True) is None:
             raise _not_found()
-        # Before the project is counted: a new gauge counts what exists.
+        # Before the project is restored, because a new gauge counts existing projects.
         await gauges.reserve(transaction, user_id, limits, projects=1)
         back = await transaction.projects.find_and_patch(
             mine, {"$unset": {"deletedAt": ""}}, into=ProjectSummary, deleted=True
@@ -241,7 +245,7 @@ async def settings_of(database: Database, actor: Actor, project_ids: Iterable[Ob
 async def _record(
     transaction: Database, actor: Actor, action: Action, project: Project | ProjectSummary, **changed: dict[str, Any]
 ) -> None:
-    """Its life is in the audit log; what is drawn on it is not."""
+    """Audit the life cycle of a project, without its content."""
     before, after = changed.get("before"), changed.get("after")
     await records.write(
         transaction,
@@ -280,7 +284,7 @@ async def _measured(transaction: Database, mine: dict[str, Any]) -> dict[str, An
 
 
 def _size(field: str, value: Any) -> int:
-    """Bytes that a value takes in the database. Raises Invalid for what cannot be stored."""
+    """Size of a value in the database, in bytes. Raises Invalid if it cannot be stored."""
     mixed.check(value, field, depth=2)
     try:
         return len(bson.encode({"v": value})) - _WRAPPER_BYTES
@@ -289,7 +293,9 @@ def _size(field: str, value: Any) -> int:
 
 
 def _total(sizes: dict[str, int]) -> int:
-    """Bytes of a project's settings and canvas. Raises Invalid naming the larger where MongoDB could not store them."""
+    """Bytes of a project's settings and canvas. Raises Invalid naming the larger where MongoDB could not
+    store them.
+    """
     total = sum(sizes.values())
     if total > MAX_CONTENT:
         raise Invalid.field(

@@ -1,9 +1,10 @@
-"""The trash: deleted projects until they are purged, which removes them for good.
+"""The trash: deleted projects until they are purged, which removes them permanently.
 
-A deleted project takes no place of the plan and keeps its bytes. Its owner may purge it; otherwise it is purged 30 days after
-its deletion, or earlier when `MOST` projects were deleted after it.
+A deleted project does not count as a project, but its bytes count as storage. It is purged by its owner, 30
+days after its deletion, or when `MOST` other projects were deleted since.
 
-Invariant: a transaction that removes projects also releases their bytes, so the storage gauge is the sum of what is stored.
+Invariant: a transaction that removes projects also releases their bytes, so the storage gauge equals the
+stored bytes.
 """
 
 from datetime import timedelta
@@ -30,13 +31,17 @@ _log = structlog.get_logger("ximler.projects")
 
 
 async def purge(database: Database, actor: Actor, project_id: ObjectId) -> None:
-    """Remove one of the actor's deleted projects for good. Raises NotFound, also for a project that is not deleted."""
+    """Remove one of the actor's deleted projects for good. Raises NotFound, also for a project that is not
+    deleted.
+    """
     if not await _purge(database, actor, actor.require_user(), {"_id": project_id, **IN_TRASH}):
         raise NotFound("No such deleted project")
 
 
 async def empty(database: Database, actor: Actor) -> int:
-    """Remove the projects that the actor has deleted by now for good, in batches; returns how many. Safe to repeat."""
+    """Remove the projects that the actor has deleted by now for good, in batches; returns how many. Safe to
+    repeat.
+    """
     user_id = actor.require_user()
     by_now = {"deletedAt": {"$gt": EPOCH, "$lte": database.clock.now()}}
     total = 0
@@ -69,7 +74,8 @@ async def purge_expired(*, database: Database) -> int:
 
 
 async def trim(transaction: Database, actor: Actor, user_id: ObjectId) -> int:
-    """Remove the projects that were deleted before the latest `MOST`; returns their bytes, for the caller to release.
+    """Remove the projects that were deleted before the latest `MOST`; returns their bytes, for the caller to
+    release.
 
     One command where there are none.
     """
@@ -113,8 +119,9 @@ async def _measured(transaction: Database, user_id: Any, where: dict[str, Any]) 
 
 
 async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list[dict[str, Any]]) -> int:
-    """Remove projects that this transaction has read; returns their bytes. One that is restored meanwhile is a write
-    conflict: the transaction runs again, without it."""
+    """Remove projects that this transaction has read; returns their bytes. One that is restored meanwhile is
+    a write conflict: the transaction runs again, without it.
+    """
     await transaction.projects.delete_many({"_id": {"$in": [each["_id"] for each in found]}, "userId": user_id})
     await records.write_each(
         transaction,

@@ -19,13 +19,11 @@ class ApiKey(Created, kw_only=True):
     last_used: Theirs[datetime | None] = None
     expires_at: Theirs[datetime | None] = None
     revoked_at: Theirs[datetime | None] = None
-    # Ours, all optional: a Mongoose application neither needs nor disturbs them.
+    # Fields of our own, all optional for Mongoose applications.
     hint: Theirs[str | None] = None  # its last four characters
-    allowed_addresses: Theirs[list[str]] = field(
-        default_factory=list
-    )  # networks that it works from; empty: from everywhere
+    allowed_addresses: Theirs[list[str]] = field(default_factory=list)  # networks from which it is accepted; empty: any
     replaced_by: Theirs[Annotated[ObjectId, ref("apikeys")] | None] = (
-        None  # by rotation; it works on until `expires_at`
+        None  # its successor after a rotation; valid until `expires_at`
     )
 
 

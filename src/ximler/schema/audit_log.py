@@ -1,4 +1,4 @@
-"""`auditlogs`: who did what, append-only."""
+"""`auditlogs`: the audit log, append-only."""
 
 from typing import Any
 
@@ -10,8 +10,9 @@ __all__ = ["AUDIT_LOGS", "AuditLog"]
 
 
 class AuditLog(Created, kw_only=True):
-    """`metadata`: `actor` and `via` (who, through what), `actorId` where that is not the user, `before` and `after`, and
-    `_audit`, the entry's fingerprint (see `ximler.audit.fingerprint`)."""
+    """`metadata`: `actor` and `via` (the channel), `actorId` if the actor is not the user, `before` and
+    `after`, and `_audit`, the entry's fingerprint (see `ximler.audit.fingerprint`).
+    """
 
     user_id: UserId | None = None
     action: Record[str]
@@ -25,16 +26,16 @@ class AuditLog(Created, kw_only=True):
 AUDIT_LOGS = Collection(
     name="auditlogs",
     document=AuditLog,
-    purpose="Who did what, append-only.",
+    purpose="The audit log: security-relevant actions, append-only.",
     owner="audit",
     indexes=(
         ascending("userId", why="a user's history"),
         ascending("action", why="search by action"),
-        ascending("resource", "resourceId", why="a thing's history"),
+        ascending("resource", "resourceId", why="a resource's history"),
         ascending("-createdAt", why="newest first"),
         ascending("-createdAt", "-_id", ours=True, why="operators' list, newest first, by pages"),
         ascending("userId", "-createdAt", "-_id", ours=True, why="a user's history, newest first"),
-        ascending("action", "-createdAt", "-_id", ours=True, why="an action's, newest first"),
+        ascending("action", "-createdAt", "-_id", ours=True, why="entries of an action, newest first"),
         ascending("resource", "-createdAt", "-_id", ours=True, why="entries about one kind of resource, newest first"),
         ascending("metadata.actorId", ours=True, why="a user's actions on others, to erase them"),
     ),

@@ -10,15 +10,16 @@ __all__ = ["BILLING_EVENTS", "BillingEvent"]
 
 
 class BillingEvent(Document, kw_only=True):
-    """The inbox: `_id` is the event's own, so a delivery that is repeated is one document, and the document is the job.
+    """The inbox: `_id` is the event's id, so repeated deliveries are one document, and the document is the
+    job.
 
-    It names an object and nothing else: the object's current state is fetched from the provider.
+    It only names an object, whose current state is fetched from the provider.
     """
 
     id: str = field(name="_id")
     kind: str
     object_id: str
-    due_at: datetime | None = None  # None: it was applied
+    due_at: datetime | None = None  # None: applied
     tries: int = 0
     problem: str | None = None
     done_at: datetime | None = None
@@ -31,8 +32,8 @@ BILLING_EVENTS = Collection(
     purpose="Events received from the payment provider; each is applied once.",
     owner="billing",
     indexes=(
-        ascending("dueAt", ours=True, why="events that wait"),
-        Index(keys=(("doneAt", 1),), ttl_seconds=30 * 86_400, ours=True, why="deletes events that were applied"),
+        ascending("dueAt", ours=True, why="pending events"),
+        Index(keys=(("doneAt", 1),), ttl_seconds=30 * 86_400, ours=True, why="deletes applied events"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "inserted by event"),
 )

@@ -13,7 +13,7 @@ Role = Literal["operator"]
 
 
 class Credential(Document, kw_only=True):
-    """One per user, created when needed. The specification's `users` has no fields for it."""
+    """One per user, created on demand. The specification's `users` has no fields for these."""
 
     id: UserId = field(name="_id")  # the user's
     role: Theirs[Role | None] = None
@@ -22,7 +22,7 @@ class Credential(Document, kw_only=True):
     totp_secret: Internal[bytes | None] = None  # encrypted with a key derived from the secret key, once confirmed
     totp_confirmed_at: Theirs[datetime | None] = None
     totp_last_step: Internal[int | None] = None  # RFC 6238, 5.2: a code is accepted once
-    totp_pending: Internal[bytes | None] = None  # likewise; a secret that is not confirmed yet and protects nothing
+    totp_pending: Internal[bytes | None] = None  # likewise; an unconfirmed secret, not in force
     totp_pending_at: Internal[datetime | None] = None
     factor_attempts: Internal[list[int]] = field(
         default_factory=list

@@ -10,7 +10,9 @@ __all__ = ["CREDITS", "Credit"]
 
 
 class Credit(Document, kw_only=True):
-    """`_id` names the occasion, so that it moves the balance once. A user's movements add up to their balance."""
+    """`_id` identifies the cause, so that each moves the balance once. A user's movements add up to their
+    balance.
+    """
 
     id: Record[str] = field(name="_id")
     user_id: UserId
@@ -26,5 +28,5 @@ CREDITS = Collection(
     purpose="Movements of users' credit balances.",
     owner="billing",
     indexes=(ascending("userId", "-createdAt", ours=True, why="a user's movements, newest first"),),
-    shard_key=ShardKey((("_id", "hashed"),), "inserted by occasion"),
+    shard_key=ShardKey((("_id", "hashed"),), "inserted by cause"),
 )

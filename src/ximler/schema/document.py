@@ -1,8 +1,7 @@
-"""The parts of a collection's module: a `Document` Struct, its `Index`es, and the `Collection` that ties
-them up.
+"""The building blocks of a collection's module: a `Document` Struct, `Index`es, and the `Collection`.
 
-Python attributes are snake_case; MongoDB's fields are their camelCase. A field without a default is one that
-the specification calls `required`. `None` is never stored: an optional field that is None is absent.
+Python attributes are snake_case; MongoDB's fields are their camelCase. Fields without a default are
+`required` in the specification. `None` is never stored: an optional field that is None is absent.
 """
 
 from datetime import UTC, datetime
@@ -19,15 +18,15 @@ __all__ = [
     "ref",
 ]  # fmt: skip
 
-# The specification's collections, in its order. All others hold state of Ximler's own.
+# The specification's collections, in its order. All others are private to Ximler.
 SPECIFIED_NAMES = (
     "users", "plans", "subscriptions", "payments", "usage", "projects", "apikeys", "notifications", "coupons", "auditlogs",
 )  # fmt: skip
 
-# A Number as MongoDB keeps it. Counts are `int`; values that may have a fraction are `Number`.
+# Mongoose's Number. Counts are `int`; values that may have a fraction are `Number`.
 Number = int | float
 
-# The specification's setters, applied by every write of ours (Mongoose applies them to its own).
+# The specification's setters, applied by our writes as by Mongoose's.
 Trimmed = Annotated[str, Meta(extra={"setter": "strip"})]
 Lowercase = Annotated[str, Meta(extra={"setter": "lower"})]
 Uppercase = Annotated[str, Meta(extra={"setter": "upper"})]
@@ -39,8 +38,9 @@ Mixed = Annotated[Any, Meta(extra={"mixed": True})]
 
 T = TypeVar("T")
 
-# Privacy marks. Every field of a document that belongs to a user has one: whether the user's export contains it, and whether
-# it is erased with the account. `privacy` exports and erases by these marks. Documents of which nothing is kept are deleted.
+# Privacy marks. Every field of a document that belongs to a user has one: whether the user's export contains
+# it, and whether it is erased with the account. `privacy` exports and erases by these marks. Documents of
+# which nothing is kept are deleted.
 Theirs = Annotated[T, Meta(extra={"exported": True, "erased": True})]  # the user's own data
 Record = Annotated[T, Meta(extra={"exported": True, "erased": False})]  # bookkeeping, which does not identify the user
 Internal = Annotated[T, Meta(extra={"exported": False, "erased": True})]  # hashes, tokens, search terms
@@ -53,11 +53,10 @@ def erased_as(value: Any) -> Any:
 
 
 class Document(msgspec.Struct, rename="camel", kw_only=True, gc=False):
-    """The base of everything that MongoDB keeps. `gc=False`: BSON has no cycles, and reads are 0.4 × cheaper
-    for it.
+    """The base of all stored documents. `gc=False`: BSON has no cycles, and reads take 0.6 × the time.
 
-    `FORGIVEN` names fields whose value reads as the default where another application stored one of a wrong
-    type. Otherwise such a document is unreadable: a default must never grant anything.
+    `FORGIVEN` names fields that read as their default if another application stored a value of a wrong type.
+    Other such documents are unreadable, because a default must never grant anything.
     """
 
     FORGIVEN: ClassVar[tuple[str, ...]] = ()
@@ -67,21 +66,21 @@ class Identified(Document, kw_only=True):
     id: Record[ObjectId] = field(name="_id", default_factory=ObjectId)
 
 
-# Default of a time that the write itself decides, by the server's clock. Known by identity: a given time is
+# Placeholder for a time that the write sets by the server's clock. Compared by identity: any other time is
 # kept.
 AT_WRITE = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Created(Identified, kw_only=True):
-    """`createdAt` is the server's time of the insert; a document that others wrote without it takes it from
-    its id.
+    """`createdAt` is the server's time of the insert. If another application omitted it, it is taken from the
+    id.
     """
 
     created_at: Record[datetime] = AT_WRITE
 
 
 class Stamped(Created, kw_only=True):
-    """`updatedAt` is set by every write. Where other applications left it out it reads as `createdAt`."""
+    """`updatedAt` is set by every write. If another application omitted it, it reads as `createdAt`."""
 
     updated_at: Record[datetime] = AT_WRITE
 
@@ -91,8 +90,8 @@ Direction = Literal[1, -1, "text"]
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
-    """One index. `ours` marks those beyond the specification, which a Mongoose `syncIndexes()` would drop:
-    they may carry speed, never an invariant (except on collections of our own). `why` names its queries.
+    """One index. `ours` marks indexes beyond the specification, which a Mongoose `syncIndexes()` would drop:
+    on the specification's collections they serve speed, never an invariant. `why` names its queries.
     """
 
     keys: tuple[tuple[str, Direction], ...]
@@ -127,14 +126,14 @@ def ascending(*fields: str, why: str, unique: bool = False, ours: bool = False) 
 
 
 class ShardKey(msgspec.Struct, frozen=True):
-    """How a sharded cluster splits the collection. Without fields it stays on one shard."""
+    """The shard key for a sharded cluster. Without fields the collection stays on one shard."""
 
     fields: tuple[tuple[str, Literal[1, "hashed"]], ...]
     why: str
 
 
 class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
-    """One collection of the map. `owner` is the package under `ximler` that alone writes it."""
+    """One collection of the catalogue. `owner` is the only package under `ximler` that writes it."""
 
     name: str
     document: type[D]
@@ -145,19 +144,19 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
 
     @property
     def private(self) -> bool:
-        """Whether it holds state of Ximler's own. Only the owner imports the schema module of a private
+        """Whether it is outside the specification. Only the owner imports the schema module of a private
         collection.
         """
         return self.name not in SPECIFIED_NAMES
 
     @property
     def marks(self) -> dict[str, dict[str, Any]]:
-        """By name in MongoDB: the marks of each field."""
+        """The marks of each field, by its name in MongoDB."""
         return _marks(self.document)
 
     @property
     def user_field(self) -> str | None:
-        """The field with the id of the user whose document it is."""
+        """The field with the id of the document's user."""
         return next((name for name, marks in self.marks.items() if marks.get("ref") == "users"), None)
 
     @property
@@ -172,12 +171,12 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
 
     @property
     def replacements(self) -> dict[str, Any]:
-        """The fields that are replaced when the user is erased, and the values that replace them."""
+        """The fields that are replaced when the user is erased, with their replacements."""
         return {name: marks["replacement"] for name, marks in self.marks.items() if "replacement" in marks}
 
     @property
     def erasure(self) -> Literal["nothing", "fields", "documents"]:
-        """The effect of erasing a user. A document of which only ids and timestamps would be kept is deleted."""
+        """The effect of erasing a user. Documents of which only ids and timestamps would remain are deleted."""
         if self.user_field is None or len(self.kept) == len(self.marks):
             return "nothing"
         bare = {"_id", "createdAt", "updatedAt", self.user_field}
@@ -210,12 +209,12 @@ def _marks(document: type[Document]) -> dict[str, dict[str, Any]]:
 
 
 def ref(target: str) -> Any:
-    """Annotation of an ObjectId that points into another collection: `Annotated[ObjectId, ref("users")]`."""
+    """Annotation of a reference to another collection: `Annotated[ObjectId, ref("users")]`."""
     return Meta(extra={"ref": target})
 
 
 def extras(document: type[Document]) -> dict[str, dict[str, Any]]:
-    """By attribute name: the setter, ref and mixed marks of a document's fields."""
+    """The setter, ref and mixed marks of a document's fields, by attribute name."""
     found = {}
     for name, hint in get_type_hints(document, include_extras=True).items():
         marks: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`emailchanges`: new e-mail addresses that wait to be confirmed. Private to accounts."""
+"""`emailchanges`: e-mail addresses pending confirmation. Private to accounts."""
 
 from datetime import datetime
 
@@ -11,12 +11,14 @@ __all__ = ["EMAIL_CHANGES", "EmailChange"]
 
 
 class EmailChange(Document, kw_only=True):
-    """One a user: asking again replaces it. The hash of its link's token is the user's `emailVerificationToken`."""
+    """One per user; a new request replaces it. The hash of its link's token is the user's
+    `emailVerificationToken`.
+    """
 
     id: UserId = field(name="_id")  # the user's
     request_id: Internal[ObjectId]  # the link's token is derived from it
     email: Internal[Lowercase]
-    session_id: Internal[bytes | None] = None  # the session that asked, which does not end with the others
+    session_id: Internal[bytes | None] = None  # the requesting session, which survives the change
     attempts: Internal[int] = 0  # passwords tried with the link
     created_at: Internal[datetime] = AT_WRITE
     updated_at: Internal[datetime] = AT_WRITE
@@ -26,7 +28,7 @@ class EmailChange(Document, kw_only=True):
 EMAIL_CHANGES = Collection(
     name="emailchanges",
     document=EmailChange,
-    purpose="New e-mail addresses that wait to be confirmed.",
+    purpose="E-mail addresses pending confirmation.",
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),),
     shard_key=ShardKey((("_id", "hashed"),), "written and found by user"),

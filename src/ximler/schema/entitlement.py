@@ -10,19 +10,20 @@ __all__ = ["ENTITLEMENTS", "Entitlement", "Override"]
 
 
 class Override(Document, kw_only=True):
-    """An operator's exception. A limit that is None stays the plan's; -1 is unlimited."""
+    """An operator's override. None keeps the plan's limit; -1 is unlimited."""
 
     projects: int | None = None
     storage_bytes: int | None = None
     api_calls: int | None = None
     reason: str
-    by: str  # the operator's id, or how they came ("cli")
+    by: str  # the operator's id, or the channel ("cli")
 
 
 class Entitlement(Document, kw_only=True):
-    """The limits are the plan's; `override` goes before them while it holds. -1 is unlimited.
+    """The plan's limits; `override` takes precedence while it is in force. -1 is unlimited.
 
-    `revision` counts the writes. Opening a quota writes here too, so that it and a change of limits cannot pass each other by.
+    `revision` counts the writes. Opening a quota writes here too, so that it conflicts with a concurrent
+    change of limits.
     """
 
     id: UserId = field(name="_id")  # the user's
@@ -33,13 +34,13 @@ class Entitlement(Document, kw_only=True):
     api_calls: Internal[int]
     anchor_day: Internal[int] = 1  # of the month: see metering.limits.periods
     override: Internal[Override | None] = None
-    override_until: Internal[datetime | None] = None  # None: until it is taken back
+    override_until: Internal[datetime | None] = None  # None: until it is ended
     revision: Internal[int] = 0
     created_at: Internal[datetime] = AT_WRITE
     updated_at: Internal[datetime] = AT_WRITE
 
     def override_at(self, moment: datetime) -> Override | None:
-        """The override, if it holds then."""
+        """The override in force at that moment, or None."""
         return None if self.override_until is not None and moment >= self.override_until else self.override
 
 

@@ -11,11 +11,12 @@ __all__ = ["GAUGES", "Gauge"]
 
 
 class Gauge(Document, kw_only=True):
-    """Projects and bytes in one document, so that one guarded update reserves both. The limits are the plan's.
+    """Projects and bytes in one document, so that one guarded update reserves both. The limits are the
+    plan's.
 
-    `hours` (`h` and the hours since 1970 → `projects` and `storage`, signed) are changes that the ledger may lack, `steps` how
-    many changes they are, and `number` the last version that the ledger has in full (see metering.ledger.changes). Every change
-    of the counts changes `hours` by as much.
+    `hours` (`h` and the hours since 1970 → `projects` and `storage`, signed) are changes that the ledger may
+    lack, `steps` how many changes they are, and `number` the last version that the ledger has in full (see
+    metering.ledger.changes). Every change of the counts changes `hours` by as much.
     """
 
     id: UserId = field(name="_id")  # the user's
@@ -26,8 +27,8 @@ class Gauge(Document, kw_only=True):
     number: Internal[int] = 0
     sent: Internal[Mixed] = field(
         default_factory=dict[str, Any]
-    )  # changes that an earlier version of Ximler left half added
-    due: Internal[datetime | None] = None  # when it was last changed; None: the ledger has everything
+    )  # changes that an earlier version of Ximler added partly
+    due: Internal[datetime | None] = None  # when it was last changed; None: the ledger is up to date
     created_at: Internal[datetime] = AT_WRITE
     updated_at: Internal[datetime] = AT_WRITE
 
@@ -35,8 +36,8 @@ class Gauge(Document, kw_only=True):
 GAUGES = Collection(
     name="gauges",
     document=Gauge,
-    purpose="How many projects and bytes a user has now.",
+    purpose="The number of projects and stored bytes of each user.",
     owner="metering",
-    indexes=(ascending("due", ours=True, why="gauges whose changes the ledger does not have yet"),),
+    indexes=(ascending("due", ours=True, why="gauges with changes that the ledger lacks"),),
     shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
 )

@@ -1,4 +1,4 @@
-"""`outbox`: jobs, written in the transaction of the change that they follow. Private to database."""
+"""`outbox`: jobs, written in the transaction of their cause. Private to database."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -14,12 +14,14 @@ KEEP_DONE_S = 7 * 24 * 3600
 
 
 class Job(Stamped, kw_only=True):
-    """`payload` names documents; it never holds a secret. `leased_by` is one worker's claim, until `run_at`."""
+    """`payload` refers to documents and never contains a secret. `leased_by` is a worker's claim until
+    `run_at`.
+    """
 
     kind: str
     payload: Mixed = field(default_factory=dict[str, Any])
     status: JobStatus = "PENDING"
-    run_at: datetime  # not before; while it runs, when its lease ends
+    run_at: datetime  # earliest start; for a running job, the end of its lease
     attempts: int = 0
     leased_by: str | None = None
     dedupe_key: str | None = None
@@ -30,7 +32,7 @@ class Job(Stamped, kw_only=True):
 OUTBOX = Collection(
     name="outbox",
     document=Job,
-    purpose="Jobs, written in the transaction of the change that they follow.",
+    purpose="Jobs, written in the transaction of their cause.",
     owner="database",
     indexes=(
         ascending("status", "runAt", ours=True, why="jobs that are due"),

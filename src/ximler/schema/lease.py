@@ -1,4 +1,4 @@
-"""`leases`: which process does what one process at a time may do. Private to database."""
+"""`leases`: the holders of work that is limited to one process at a time. Private to database."""
 
 from datetime import datetime
 
@@ -10,7 +10,9 @@ __all__ = ["LEASES", "Lease"]
 
 
 class Lease(Document, kw_only=True):
-    """`fence` grows by one with each new holder, so a document is never removed. `writes` counts guarded transactions."""
+    """`fence` grows by one with each new holder, so a document is never removed. `writes` counts guarded
+    transactions.
+    """
 
     id: str = field(name="_id")
     holder: str
@@ -22,7 +24,7 @@ class Lease(Document, kw_only=True):
 LEASES = Collection(
     name="leases",
     document=Lease,
-    purpose="Which process does what one process at a time may do: settlement, sealing, migrations.",
+    purpose="Holders of work that is limited to one process at a time: settlement, sealing, migrations.",
     owner="database",
     shard_key=ShardKey((), "a handful of documents"),
 )

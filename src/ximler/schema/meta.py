@@ -13,7 +13,7 @@ SCHEMA_VERSION = 3
 
 
 class Meta(Document, kw_only=True):
-    """`_id: "schema"`. `created_here`: no other application had made a collection when `ximler db init` first ran."""
+    """`_id: "schema"`. `created_here`: the database had no collections when `ximler db init` first ran."""
 
     id: str = field(name="_id")
     version: int

@@ -1,4 +1,4 @@
-"""`migrations`: how far each migration of the data has come. Private to database."""
+"""`migrations`: the progress of each data migration. Private to database."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["MIGRATIONS", "MigrationState"]
 
 
 class MigrationState(Document, kw_only=True):
-    """`place` is where the next batch begins; `fence` is that of the lease under which the last batch was written."""
+    """`place` is the start of the next batch; `fence` is the lease's fencing number at the last batch."""
 
     id: str = field(name="_id")
     fence: int
@@ -25,7 +25,7 @@ class MigrationState(Document, kw_only=True):
 MIGRATIONS = Collection(
     name="migrations",
     document=MigrationState,
-    purpose="How far each migration of the data has come.",
+    purpose="The progress of each data migration.",
     owner="database",
     shard_key=ShardKey((), "a handful of documents"),
 )

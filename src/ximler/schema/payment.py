@@ -1,4 +1,4 @@
-"""`payments`: money that moved, or tried to."""
+"""`payments`: payments, including failed ones."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ PaymentStatus = Literal["PENDING", "PAID", "FAILED", "REFUNDED"]
 
 
 class Payment(Stamped, kw_only=True):
-    """Fields of ours, all optional: the invoice that it pays, and why it failed."""
+    """Fields of our own, all optional: the paid invoice, and the reason of a failure."""
 
     user_id: UserId
     subscription_id: Record[Annotated[ObjectId | None, ref("subscriptions")]] = None
@@ -41,7 +41,7 @@ class Payment(Stamped, kw_only=True):
 PAYMENTS = Collection(
     name="payments",
     document=Payment,
-    purpose="Money that moved, or tried to.",
+    purpose="Payments, including failed ones.",
     owner="billing",
     indexes=(
         ascending("userId", why="a user's payments"),

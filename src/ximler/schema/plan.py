@@ -29,9 +29,9 @@ class PlanLimits(Document, kw_only=True):
 
 
 class Plan(Stamped, kw_only=True):
-    """`id` is the specification's own (`"pro"`), the one every API shows; MongoDB's `_id` is `object_id`.
+    """`id` is the specification's (`"pro"`), used by every API; MongoDB's `_id` is `object_id`.
 
-    `trial_days` is a field of ours: how long a first subscription to the plan is free.
+    `trial_days`, a field of our own, is the length of the free trial.
     """
 
     object_id: ObjectId = field(name="_id", default_factory=ObjectId)

@@ -1,4 +1,4 @@
-"""`quotas`: a user's limit and use of a resource in one period, with the open leases. Private to metering."""
+"""`quotas`: a user's limit and usage of a resource in one period, with open leases. Private to metering."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -15,10 +15,12 @@ __all__ = ["QUOTAS", "Lease", "Quota", "period_start_of", "quota_id"]
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Units that one process may spend in memory. `n` of them are open: granted, and not yet reported as used.
+    """Units that one process may spend in memory. `n` of them are open: granted, and not yet reported as
+    used.
 
-    `seq` counts reports and `grants` counts grants. Each step is guarded by its count, so it is idempotent. `at` is the time of
-    the latest step (ms since 1970); only leases of releases without heartbeats expire by it.
+    `seq` counts reports and `grants` counts grants. Each step is guarded by its count, so it is idempotent.
+    `at` is the time of the latest step (ms since 1970); only leases of releases without heartbeats expire by
+    it.
     """
 
     n: int
@@ -28,12 +30,13 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Quota(Document, kw_only=True):
-    """Invariants: `granted = settled + forfeited + Σ leases.n`, and `granted + ingested + foreign ≤ limit` whenever units are
-    granted.
+    """Invariants: `granted = settled + forfeited + Σ leases.n`, and `granted + ingested + foreign ≤ limit`
+    whenever units are granted.
 
-    `settled` was used and reported by leases, `ingested` was recorded as events, `forfeited` was held by a process that died:
-    it may have been used, so it is not granted again. `hours` (`h` and the hours since 1970 → units) are the settled
-    units by the hour, from which the ledger's rows are derived; `detail` is the latest hours' by API key and route.
+    `settled` was used and reported by leases, `ingested` was recorded as events, `forfeited` was held by a
+    process that died: it may have been used, so it is not granted again. `hours` (`h` and the hours since
+    1970 → units) are the settled units by the hour, from which the ledger's rows are derived; `detail` is the
+    latest hours' by API key and route.
     """
 
     id: Internal[str] = field(name="_id")  # see `quota_id`
@@ -41,23 +44,21 @@ class Quota(Document, kw_only=True):
     resource: Internal[ResourceType]
     period_start: Internal[datetime]
     period_end: Internal[datetime]
-    limit: Internal[int]  # a copy of the entitlement's, changed with it; -1 is unlimited
+    limit: Internal[int]  # a copy of the entitlement's, updated with it; -1 is unlimited
     limit_until: Internal[datetime | None] = None  # when an override ends, and
     limit_then: Internal[int | None] = None  # the limit from then on
     plan_id: Internal[str | None] = (
         None  # whose limit is copied, to `limit_then` where there is one; None: an override without an end
     )
-    alerted: Internal[int] = 0  # the highest threshold (%) of which the user was notified
-    opened: Internal[bool] = (
-        False  # the limit was copied in a transaction with the entitlement: only then is anything granted
-    )
-    superseded: Internal[bool] = False  # the user's periods begin on another day now: nothing is granted
+    alerted: Internal[int] = 0  # the highest threshold (%) that the user was notified of
+    opened: Internal[bool] = False  # the limit was copied in a transaction with the entitlement, a condition of grants
+    superseded: Internal[bool] = False  # the user's periods begin on another day now: no grants
     granted: Internal[int] = 0
     settled: Internal[int] = 0
     forfeited: Internal[int] = 0
     ingested: Internal[int] = 0
-    foreign: Internal[int] = 0  # rows of the ledger that other applications wrote, as far as a rebuild has counted them
-    steps: Internal[int] = 0  # that were taken: of two readings, the one with fewer is older
+    foreign: Internal[int] = 0  # rows that other applications wrote to the ledger, as of the last rebuild
+    steps: Internal[int] = 0  # number of updates: orders two readings
     ingested_through: Internal[int] = (
         0  # the latest settlement of recorded events that `ingested` has (see UsageSettlement)
     )
@@ -71,16 +72,16 @@ class Quota(Document, kw_only=True):
 
     @property
     def used(self) -> int:
-        """Reported use; reports arrive within a second."""
+        """Reported usage, at most a second old."""
         return self.settled + self.ingested + self.foreign
 
     @property
     def open(self) -> int:
-        """Units that processes hold: not used yet, or used within the last second."""
+        """Units held by processes: unused, or used within the last second."""
         return sum(int(lease["n"]) for lease in self.leases.values())
 
     def lease(self, lease_id: str) -> Lease | None:
-        """None when it was returned, forfeited, or never taken."""
+        """The lease; None if it was returned, forfeited or never granted."""
         found = self.leases.get(lease_id)
         return None if found is None else Lease(*(int(found[name]) for name in ("n", "seq", "grants", "at")))
 
@@ -107,14 +108,14 @@ def quota_id(user_id: ObjectId, resource: ResourceType, period_start: datetime) 
 
 
 def period_start_of(quota_id: str) -> datetime:
-    """When the period of the quota with that id began."""
+    """The start of the period in a quota's id."""
     return datetime.strptime(quota_id[-10:], "%Y-%m-%d").replace(tzinfo=UTC)
 
 
 QUOTAS = Collection(
     name="quotas",
     document=Quota,
-    purpose="A user's limit and use of a resource in one period, with the units that each process holds.",
+    purpose="A user's limit and usage of a resource in one period, with the units leased to each process.",
     owner="metering",
     indexes=(
         ascending("userId", "resource", "periodStart", ours=True, why="a user's quotas, over time"),

@@ -1,4 +1,4 @@
-"""`refunds`: money that goes back to a user, to the card or to the credit balance. Private to billing."""
+"""`refunds`: refunds to a card or to the credit balance. Private to billing."""
 
 from datetime import datetime
 from typing import Literal
@@ -17,9 +17,9 @@ RefundTarget = Literal["CARD", "BALANCE", "DISPUTE"]
 class Refund(Document, kw_only=True):
     """`_id` names the charge and the occasion, so that an occasion refunds once.
 
-    A refund counts from the moment it is made until it fails. `note_id` is its credit note; None where the invoice was never
-    paid by this charge (money that arrived too late, or twice). `DISPUTE`: the customer's bank took the money back.
-    `ticket` and `applied` are as in `charges`.
+    A refund counts from the moment it is made until it fails. `note_id` is its credit note; None where the
+    invoice was never paid by this charge (money that arrived too late, or twice). `DISPUTE`: the customer's
+    bank took the money back. `ticket` and `applied` are as in `charges`.
     """
 
     id: Record[str] = field(name="_id")
@@ -45,7 +45,7 @@ class Refund(Document, kw_only=True):
 REFUNDS = Collection(
     name="refunds",
     document=Refund,
-    purpose="Money that goes back to users.",
+    purpose="Refunds, to a card or to the credit balance.",
     owner="billing",
     indexes=(
         ascending("userId", "-createdAt", ours=True, why="a user's refunds"),

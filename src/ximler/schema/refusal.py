@@ -1,4 +1,4 @@
-"""`refusals`: how often something was refused to one address within one minute. Private to audit."""
+"""`refusals`: counters of refused actions per address and minute. Private to audit."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ __all__ = ["REFUSALS", "Refusal"]
 
 
 class Refusal(Document, kw_only=True):
-    """`id` is a hash of action, address, minute and subject: the log has them in clear, this only counts."""
+    """`id` is a hash of action, address, minute and subject, which the log has in clear."""
 
     id: bytes = field(name="_id")
     count: int = 0
@@ -20,10 +20,8 @@ class Refusal(Document, kw_only=True):
 REFUSALS = Collection(
     name="refusals",
     document=Refusal,
-    purpose="How often something was refused to one address within one minute, so that a flood cannot fill the audit log.",
+    purpose="Counters of refused actions per address and minute, so that a flood cannot fill the audit log.",
     owner="audit",
-    indexes=(
-        Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when their minute is over"),
-    ),
+    indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB after their minute"),),
     shard_key=ShardKey((("_id", "hashed"),), "counted by id"),
 )

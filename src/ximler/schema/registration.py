@@ -1,4 +1,4 @@
-"""`registrations`: accounts that wait for their e-mail address to be confirmed. Private to accounts."""
+"""`registrations`: registrations pending confirmation of the e-mail address. Private to accounts."""
 
 from datetime import datetime
 
@@ -11,9 +11,9 @@ __all__ = ["REGISTRATIONS", "Registration"]
 
 
 class Registration(Document, kw_only=True):
-    """The link's token is derived from the id and the secret key, and kept nowhere. Each registration carries its own
-    password, so that the owner of the mailbox decides which one becomes the account, however many were made with
-    their address."""
+    """The link's token is derived from the id and the secret key, and is not stored. Each registration has
+    its own password, so that the owner of the mailbox decides which of several becomes the account.
+    """
 
     id: ObjectId = field(name="_id", default_factory=ObjectId)
     name: Trimmed
@@ -27,7 +27,7 @@ class Registration(Document, kw_only=True):
 REGISTRATIONS = Collection(
     name="registrations",
     document=Registration,
-    purpose="Accounts that wait for their e-mail address to be confirmed.",
+    purpose="Registrations pending confirmation of the e-mail address.",
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they expire"),),
     shard_key=ShardKey((("_id", "hashed"),), "written and found by id"),

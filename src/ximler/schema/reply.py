@@ -1,4 +1,4 @@
-"""`replies`: answers to requests with an `Idempotency-Key`. Private to accounts."""
+"""`replies`: stored responses to requests with an `Idempotency-Key`. Private to accounts."""
 
 from datetime import datetime
 
@@ -10,12 +10,14 @@ __all__ = ["REPLIES", "Reply"]
 
 
 class Reply(Document, kw_only=True):
-    """`id` is a keyed hash of who asked and their key; `request` one of what they asked, under a secret that only their key
-    opens, as `answer` is encrypted under one: the database cannot be asked what a token was, or guessed a password from."""
+    """`id` is a keyed hash of sender and key; `request` is a hash of the request. `request` and `answer` are
+    protected by a secret that requires the client's key, so the database alone reveals no token and allows no
+    guessing of passwords.
+    """
 
     id: bytes = field(name="_id")
     request: bytes
-    answer: bytes | None = None  # none while it is worked on
+    answer: bytes | None = None  # None while the request is running
     leased_until: datetime
     expires_at: datetime
 
@@ -23,7 +25,7 @@ class Reply(Document, kw_only=True):
 REPLIES = Collection(
     name="replies",
     document=Reply,
-    purpose="Answers to requests with an Idempotency-Key, for their repeats.",
+    purpose="Stored responses to requests with an Idempotency-Key, for repeats.",
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB after 24 hours"),),
     shard_key=ShardKey((("_id", "hashed"),), "claimed and answered by id"),

@@ -1,4 +1,4 @@
-"""`auditseals`: the chain that proves the audit log. Private to audit."""
+"""`auditseals`: the chain of seals over the audit log. Private to audit."""
 
 from datetime import datetime
 from typing import Literal
@@ -20,7 +20,7 @@ class SealHead(Document, kw_only=True):
     first_at: datetime | None = None  # of its entries
     last_at: datetime | None = None
     reached_at: datetime  # entries committed until then are in this seal or an earlier one
-    position: bytes | None = None  # of the change stream, to go on from
+    position: bytes | None = None  # of the change stream, to resume from
     pruned_through: int | None = None  # the last seal whose entries have been removed
     pruned_hash: bytes | None = None
     pruned_count: int | None = None
@@ -31,7 +31,7 @@ class SealHead(Document, kw_only=True):
 
 
 class Seal(SealHead, kw_only=True):
-    """`members`: of each entry its id (12 bytes), hash (32) and a mark of anomalies (1), in order of commit."""
+    """`members`: each entry's id (12 bytes), hash (32) and anomaly flags (1), in commit order."""
 
     members: bytes = b""
     created_at: datetime = AT_WRITE

@@ -26,9 +26,9 @@ class Session(Document, kw_only=True):
     user_id: UserId
     created_at: Theirs[datetime] = AT_WRITE
     expires_at: Theirs[datetime]  # extended by use
-    ends_at: Internal[datetime | None] = None  # however much it is used; unset: when it expires
-    family: Internal[bytes | None] = None  # the id of the sign-in's first session, when its token was exchanged since
-    replaced_at: Internal[datetime | None] = None  # its token was exchanged: later use of it means that it was copied
+    ends_at: Internal[datetime | None] = None  # the maximum lifetime; unset: `expires_at`
+    family: Internal[bytes | None] = None  # after an exchange: the id of the sign-in's first session
+    replaced_at: Internal[datetime | None] = None  # when its token was exchanged: later use indicates a copy
     authenticated_at: Internal[datetime | None] = None  # the latest authentication; unset: when it began
     address: Theirs[str | None] = None
     user_agent: Theirs[str | None] = None
@@ -39,12 +39,12 @@ class Session(Document, kw_only=True):
 
     @property
     def sign_in_id(self) -> bytes:
-        """The same for all sessions that its token was exchanged for."""
+        """The id of the sign-in, shared by exchanged sessions."""
         return self.family or self.id
 
     @property
     def public_id(self) -> str:
-        """Its name in lists. The prefix of a keyed hash reveals nothing of the token."""
+        """The id in lists. The prefix of a keyed hash does not reveal the token."""
         return self.id[:12].hex()
 
 

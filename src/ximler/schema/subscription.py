@@ -1,4 +1,4 @@
-"""`subscriptions`: who has which plan, from when to when, at which price."""
+"""`subscriptions`: users' plans, with period and price."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -22,8 +22,8 @@ SubscriptionStatus = Literal["ACTIVE", "CANCELLED", "EXPIRED", "PAST_DUE"]
 
 
 class Subscription(Stamped, kw_only=True):
-    """Fields of ours, all optional, for subscriptions that Ximler bills: the current period, the trial's end, and the plan of
-    the next period.
+    """Fields of ours, all optional, for subscriptions that Ximler bills: the current period, the trial's end,
+    and the plan of the next period.
     """
 
     user_id: UserId
@@ -53,7 +53,7 @@ class Subscription(Stamped, kw_only=True):
 SUBSCRIPTIONS = Collection(
     name="subscriptions",
     document=Subscription,
-    purpose="Who has which plan, from when to when, at which price.",
+    purpose="Users' plans, with period and price.",
     owner="billing",
     indexes=(
         ascending("userId", "status", why="a user's subscription"),

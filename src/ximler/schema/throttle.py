@@ -1,4 +1,4 @@
-"""`throttles`: recent attempts, and how long further ones are refused. Private to accounts."""
+"""`throttles`: counters of recent attempts and their blocks. Private to accounts."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ __all__ = ["THROTTLES", "Throttle"]
 
 
 class Throttle(Document, kw_only=True):
-    """`id` is a keyed hash of the rule and its subject: neither addresses nor e-mail addresses are kept here."""
+    """`id` is a keyed hash of rule and subject, so no network or e-mail addresses are stored."""
 
     id: bytes = field(name="_id")
     count: int = 0

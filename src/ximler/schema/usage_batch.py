@@ -1,6 +1,6 @@
-"""`usagebatches` and `usagesettlements`: events that are counted and not yet in the ledger. Private to metering.
+"""`usagebatches` and `usagesettlements`: recorded events that are not yet in the ledger. Private to metering.
 
-Both hold tables, column by column, because they may have 20,000 rows: the nth items of the lists belong together.
+Both are tables of up to 20,000 rows, stored by column: the nth items of the lists form a row.
 """
 
 from datetime import datetime
@@ -15,8 +15,9 @@ __all__ = ["USAGE_BATCHES", "USAGE_SETTLEMENTS", "UsageBatch", "UsageSettlement"
 
 
 class UsageBatch(Created, kw_only=True):
-    """The sums, by user, hour (since 1970) and source, of the events that one transaction stored. Removed when they are in the
-    ledger and in the quotas."""
+    """Sums, by user, hour (since 1970) and source, of the events of one transaction. Removed once ledger and
+    quotas have them.
+    """
 
     resource: ResourceType
     users: list[ObjectId]
@@ -35,11 +36,11 @@ USAGE_BATCHES = Collection(
 
 
 class UsageSettlement(Document, kw_only=True):
-    """The latest settlement of a resource: its `number`, and, until it is carried out, whose `batches` it settles and what each
-    of the quotas is due.
+    """The latest settlement of a resource: its `number` and, until it is completed, its `batches` and the
+    amount for each quota.
 
-    The ledger's rows and the quotas remember the number of the latest settlement that they have, so that one that is carried
-    out again, in part or whole, counts once.
+    The ledger's rows and the quotas store the number of the latest settlement that they include, which makes
+    settlements idempotent.
     """
 
     id: ResourceType = field(name="_id")

@@ -1,4 +1,4 @@
-"""`usageevents`: every event that was ever counted, so that none is counted twice. Private to metering."""
+"""`usageevents`: ids of all counted events, for idempotency. Private to metering."""
 
 from msgspec import field
 
@@ -8,8 +8,9 @@ __all__ = ["USAGE_EVENTS", "UsageEvent"]
 
 
 class UsageEvent(Document, kw_only=True):
-    """`id` is the second in which it happened and a hash of its source and id (see metering.ledger.events), so that the index
-    grows at its end. The ledger's row of its hour has the rest."""
+    """`id` is the event's second and a hash of its source and id (see metering.ledger.events), so that the
+    index grows at its end. The other values are in the ledger's row of the hour.
+    """
 
     id: Kept[bytes] = field(name="_id")
     user_id: UserId
@@ -19,7 +20,7 @@ class UsageEvent(Document, kw_only=True):
 USAGE_EVENTS = Collection(
     name="usageevents",
     document=UsageEvent,
-    purpose="Every event that was counted, so that none is counted twice.",
+    purpose="Ids of all counted events, for idempotency.",
     owner="metering",
     shard_key=ShardKey((("_id", "hashed"),), "looked up by `_id`; in its order all writes would go to one shard"),
 )

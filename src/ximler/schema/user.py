@@ -56,7 +56,7 @@ class User(Stamped, kw_only=True):
     stripe_customer_id: Theirs[str | None] = None
     notification_settings: Theirs[NotificationSettings] = field(default_factory=NotificationSettings)
     deleted_at: Kept[datetime | None] = None
-    # Ours: `deletedAt` once more where the owner closed the account. Deleted in any other way it is not theirs to reopen.
+    # Our own: equals `deletedAt` if the owner closed the account. Otherwise the owner cannot reopen it.
     closed_at: Internal[datetime | None] = None
 
     @property
@@ -64,7 +64,7 @@ class User(Stamped, kw_only=True):
         return self.deleted_at is not None and self.closed_at == self.deleted_at
 
     def __repr__(self) -> str:
-        """Without hashes and tokens: this lands in shells, logs and tracebacks."""
+        """Without hashes and tokens, for shells, logs and tracebacks."""
         return f"User(id={self.id!r}, email={self.email!r}, name={self.name!r})"
 
 
@@ -74,7 +74,7 @@ USERS = Collection(
     purpose="A person's account.",
     owner="accounts",
     indexes=(
-        ascending("email", unique=True, why="sign-in; one account an address"),
+        ascending("email", unique=True, why="sign-in; one account per address"),
         ascending("emailVerificationToken", why="confirmation links"),
         ascending("passwordResetToken", why="reset links"),
         ascending("deletedAt", why="accounts to anonymise"),
