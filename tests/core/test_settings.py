@@ -56,6 +56,7 @@ GIVEN = {
     "audit_retention_days": ("400", 400),
     "audit_mongodb_uri": ("mongodb://db.example/shop", "mongodb://db.example/shop"),
     "smtp_url": ("smtp://mail.example:587", "smtp://mail.example:587"),
+    "seller": ("Shop; 1 High Street", "Shop; 1 High Street"),
     "mail_from": ("Shop <hello@shop.example>", "Shop <hello@shop.example>"),
     "session_days": ("7", 7),
     "session_max_days": ("40", 40),

@@ -1,5 +1,6 @@
 """The sandbox's payment page and inbox: a customer pays with a test card, and has the plan at once."""
 
+import io
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from typing import Any
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 import pytest
+from pypdf import PdfReader
 from tests.serving import Client, serve
 
 from ximler.billing import events
@@ -57,6 +59,29 @@ async def test_a_customer_who_pays_has_the_plan_at_once(ada: Client, rail: Sandb
     assert await plan_and_projects(ada) == ("pro", 100)
     assert "Pro is paid" in (await ada.http.get(path)).text
     assert (await pay(ada, path, GOOD)).status_code == 303
+
+
+async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client, rail: Sandbox) -> None:
+    await pay(ada, await begin(ada, coupon="WELCOME20"), GOOD)
+    found = await ada.ask("{ invoices { nodes { number pdfUrl } } payments { nodes { invoiceUrl } } }")
+    (invoice,), (payment,) = found["invoices"]["nodes"], found["payments"]["nodes"]
+    assert payment["invoiceUrl"] == invoice["pdfUrl"]
+    path = urlsplit(invoice["pdfUrl"]).path
+    bearer = {"Authorization": f"Bearer {ada.token}"}
+    answer = await ada.http.get(path, headers=bearer)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf")
+    text = PdfReader(io.BytesIO(answer.content)).pages[0].extract_text()
+    assert f"Invoice {invoice['number']}" in text
+    assert "Due 23.20 USD" in text
+    stranger = await Client(ada.app).join("eve@example.com")
+    answers = [
+        await stranger.http.get(path, headers={"Authorization": f"Bearer {stranger.token}"}),
+        await ada.http.get(path.replace(".pdf", ".html"), headers=bearer),
+        await ada.http.get("/v1/invoices/x.pdf", headers=bearer),
+        await ada.http.get(path),
+    ]
+    assert [each.status_code for each in answers] == [404, 404, 422, 401]
+    await stranger.http.aclose()
 
 
 async def test_the_form_needs_no_script_and_names_its_fields(ada: Client, rail: Sandbox) -> None:

@@ -177,6 +177,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Meta(description="Sender of e-mails: `Ximler <hello@example.com>`. Unset: no-reply at the public URL."),
     ] = None
+    seller: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=500,
+            description="Your name and address on invoices, lines separated by `;`: `Acme Ltd; 1 High Street; London`.",
+        ),
+    ] = "Ximler"
     session_days: Annotated[int, Meta(ge=1, le=400, description="Days until an unused session ends.")] = 30
     session_max_days: Annotated[
         int, Meta(ge=1, le=400, description="Days until any session ends, however much it is used.")

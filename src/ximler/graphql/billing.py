@@ -128,6 +128,21 @@ async def quotes(ctx: Context, found: list[dict[str, Any]]) -> list[dict[str, An
     return [_quote(await checkouts.quote(ctx.database, each["checkout"])) for each in found]
 
 
+@resolvers.field("Invoice", "pdfUrl")
+async def pdf_urls(ctx: Context, found: list[Invoice]) -> list[str]:
+    return [_pdf_url(ctx, each.id) for each in found]
+
+
+@resolvers.field("Payment", "invoiceUrl")
+async def invoice_urls(ctx: Context, found: list[Payment]) -> list[str | None]:
+    return [
+        _pdf_url(ctx, each.invoice_id)
+        if each.invoice_url is None and each.invoice_id and each.paid_at
+        else each.invoice_url
+        for each in found
+    ]
+
+
 @resolvers.field("User", "subscription")
 async def subscriptions_of(ctx: Context, users: list[User]) -> list[Subscription | None]:
     found = await virtuals.subscription_by_user(ctx.database, (user.id for user in users))
@@ -173,6 +188,10 @@ def _quote(quote: Quote | None) -> dict[str, Any] | None:
         "due_minor": quote.due_minor,
         "balance_after_minor": quote.balance_minor,
     }
+
+
+def _pdf_url(ctx: Context, invoice_id: object) -> str:
+    return f"{ctx.settings.base_url}/v1/invoices/{invoice_id}.pdf"
 
 
 def _position(after: str | None) -> Position | None:
