@@ -173,7 +173,6 @@ async def test_a_killed_cursor_resumes_without_a_gap(things):
     assert ear.gaps == 1
 
 
-@pytest.mark.usefixtures("forgotten_sockets")
 async def test_a_frozen_server_is_noticed_within_a_second_and_nothing_is_missed(own_server: server.Server):
     """SIGSTOP closes no connection: to the driver a server that stands still looks like one with nothing to say."""
     database = await connect(own_server.uri, name="frozen")
@@ -198,7 +197,6 @@ async def test_a_frozen_server_is_noticed_within_a_second_and_nothing_is_missed(
         await database.close()
 
 
-@pytest.mark.usefixtures("forgotten_sockets")
 async def test_a_server_that_dies_is_no_gap_when_its_oplog_lives_on(own_server: server.Server):
     database = await connect(own_server.uri, name="killed")
     feed = Feed(database)

@@ -5,6 +5,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,13 +26,6 @@ from ximler.embedded import server
 from ximler.embedded.mongod import find_mongod
 from ximler.schema.audit_log import AuditLog
 from ximler.schema.project import Project
-
-
-def unanswered(test: Any) -> Any:
-    """For tests whose clients find nobody, for a while at least."""
-    return pytest.mark.usefixtures("forgotten_sockets")(
-        pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")(test)
-    )
 
 
 def soon(uri: str, **given: Any) -> Settings:
@@ -127,7 +121,6 @@ async def test_more_tasks_than_connections_wait_for_their_turn(mongodb_uri: str,
 # What can be wrong
 
 
-@unanswered
 async def test_where_nothing_listens_one_error_says_so_and_what_to_do(free_port: int) -> None:
     uri = f"mongodb://127.0.0.1:{free_port}/shop?replicaSet=rs"
     with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as caught:
@@ -140,7 +133,6 @@ async def test_where_nothing_listens_one_error_says_so_and_what_to_do(free_port:
     assert len(message) < 300
 
 
-@unanswered
 @pytest.mark.parametrize("scheme", ["mongodb", "mongodb+srv"])
 async def test_a_name_that_cannot_be_resolved_is_named(scheme: str) -> None:
     uri = f"{scheme}://ada:secret@cluster.nowhere.invalid/shop"
@@ -150,7 +142,6 @@ async def test_a_name_that_cannot_be_resolved_is_named(scheme: str) -> None:
     assert caught.value.message.endswith("start it, or correct MONGODB_URI")
 
 
-@unanswered
 async def test_a_server_of_another_replica_set_is_no_answer(mongodb_uri: str) -> None:
     uri = mongodb_uri.replace("replicaSet=", "replicaSet=not-")
     with pytest.raises(DatabaseUnavailable, match=r"No replica set members available for replica set name \"not-"):
@@ -245,7 +236,6 @@ async def test_a_standalone_server_gets_an_error_that_says_how_to_make_it_a_repl
         assert step in caught.value.message
 
 
-@unanswered
 async def test_a_standalone_server_is_recognised_where_the_uri_names_a_replica_set(standalone: str) -> None:
     uri = f"{standalone}?replicaSet=rs0"
     with pytest.raises(DatabaseUnavailable) as caught:
@@ -254,7 +244,6 @@ async def test_a_standalone_server_is_recognised_where_the_uri_names_a_replica_s
         assert step in caught.value.message
 
 
-@unanswered
 @pytest.mark.parametrize("options", ["", "?replicaSet=rs0"])
 async def test_a_replica_set_that_nobody_has_initiated_is_recognised(uninitiated: str, options: str) -> None:
     uri = uninitiated + options
@@ -295,7 +284,6 @@ async def test_the_clock_is_the_server_s_and_is_corrected_by_each_heartbeat(mong
 # Going away, and coming back
 
 
-@unanswered
 async def test_when_the_database_dies_and_comes_back_requests_fail_clearly_and_recover_by_themselves(
     own_server: server.Server,
 ) -> None:
@@ -368,7 +356,8 @@ async def test_when_the_database_dies_and_comes_back_requests_fail_clearly_and_r
         await database.client.drop_database(database.name)
         await database.close()
     events = [log["event"] for log in logs if log["event"].startswith("database")]
-    assert [e for e in events if e != "database error"] == [
+    changes = [event for event in events if event != "database error"]
+    assert [event for event, _ in groupby(changes)] == [  # another test's connection to this server logs the same
         "database connected",
         "database disconnected",
         "database reconnected",
@@ -415,7 +404,6 @@ async def test_the_database_inside_a_transaction_knows_the_way_out(database: Dat
     await database.transaction(body)
 
 
-@unanswered
 async def test_a_server_that_stops_answering_for_longer_than_the_timeout_is_unavailable(
     own_server: server.Server,
 ) -> None:
@@ -431,7 +419,6 @@ async def test_a_server_that_stops_answering_for_longer_than_the_timeout_is_unav
         await database.close()
 
 
-@unanswered
 async def test_a_port_that_speaks_something_else_is_no_mongodb() -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.0\r\n")

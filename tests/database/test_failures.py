@@ -35,13 +35,6 @@ from ximler.database.failures import DRIVER_ERRORS, DatabaseUnavailable, Documen
 PASSWORD = "hunter2-is-my-password"
 
 
-def unanswered(test: Any) -> Any:
-    """For tests whose clients find nobody."""
-    return pytest.mark.usefixtures("forgotten_sockets")(
-        pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")(test)
-    )
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -261,7 +254,6 @@ URIS = [
 ]
 
 
-@unanswered
 async def test_no_message_shows_the_password() -> None:
     async def attempt(uri: str) -> None:
         with pytest.raises(XimlerError) as caught:
@@ -275,7 +267,6 @@ async def test_no_message_shows_the_password() -> None:
     assert PASSWORD not in str(logs)
 
 
-@unanswered
 async def test_a_database_that_went_away_is_unavailable_on_every_path_and_the_message_has_no_password(
     free_port: int,
 ) -> None:

@@ -1,14 +1,18 @@
 """Transactions: all or nothing, also when their task is cancelled."""
 
 import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.database.documents import coupon, entry, project, user
+from tests.failing import Failing
 
 from ximler.core.errors import Invalid
 from ximler.database import Database
-from ximler.database.failures import DocumentExists
+from ximler.database.connection import commits
+from ximler.database.failures import DatabaseUnavailable, DocumentExists
 from ximler.database.monitoring import POOL, round_trips
 
 
@@ -155,6 +159,55 @@ async def test_a_transaction_whose_task_is_cancelled_leaves_nothing_half_done_an
         await transaction.projects.patch_many({}, {"$set": {"description": "locked by nobody"}})
 
     await asyncio.wait_for(database.transaction(again), 5)
+
+
+@pytest.fixture
+def forgotten(failing: Failing) -> Iterator[list[Any]]:
+    """The names of the documents whose cache entries are evicted."""
+    names: list[Any] = []
+    failing.database.feed = SimpleNamespace(forget=lambda _collection, name: names.append(name))  # type: ignore[assignment]
+    yield names
+    failing.database.feed = None
+
+
+async def insert_and_forget(transaction: Database) -> None:
+    await transaction.projects.insert(project())
+    transaction.forget("projects", "this one")
+
+
+async def test_a_commit_with_an_unknown_result_counts_as_done(failing: Failing, forgotten: list[Any]) -> None:
+    unknown = {"code": 50, "errmsg": "no majority in time"}
+    with commits() as committed:
+        async with failing.fail("commitTransaction", writeConcernError=unknown):
+            with pytest.raises(DatabaseUnavailable):
+                await failing.database.transaction(insert_and_forget)
+    assert committed == [True]
+    assert "this one" in forgotten
+    assert await failing.database.projects.count({}) == 1
+
+
+async def test_a_commit_that_is_cancelled_counts_as_done(failing: Failing, forgotten: list[Any]) -> None:
+    with commits() as committed:
+        async with failing.fail("commitTransaction", blockConnection=True, blockTimeMS=200) as hits:
+            task = asyncio.create_task(failing.database.transaction(insert_and_forget))
+            while not await hits():  # noqa: ASYNC110 (the server counts)
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+    assert committed == [True]
+    assert "this one" in forgotten
+
+
+async def test_a_body_that_is_cancelled_is_not_committed(failing: Failing) -> None:
+    async def body(transaction: Database) -> None:
+        await insert_and_forget(transaction)
+        raise asyncio.CancelledError
+
+    with commits() as committed, pytest.raises(asyncio.CancelledError):
+        await failing.database.transaction(body)
+    assert committed == []
+    assert await failing.database.projects.count({}) == 0
 
 
 async def test_a_read_whose_task_is_cancelled_leaves_the_pool_healthy(database: Database) -> None:

@@ -20,7 +20,7 @@ from ximler.embedded import server
 from ximler.embedded.server import Server
 
 # PyMongo leaves a socket to the garbage collector where a connection that is being made is given up.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = pytest.mark.slow
 
 SETTINGS = Settings(
     secret_key="a secret key that is only for the tests",

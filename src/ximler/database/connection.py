@@ -6,6 +6,7 @@ driver. `w` is not set in the URI: the server's default is majority, and a clien
 a transaction.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -166,8 +167,7 @@ class Database:
         return outside
 
     def forget(self, collection: str, name: Any) -> None:
-        """Evict this process's cache entries that depend on a document: now, or once the transaction is
-        committed.
+        """Evict this process's cache entries that depend on a document: now, or at the end of the transaction.
 
         The change feed does the same in all processes within milliseconds; this makes it take effect with the
         next request. Typed writes to one document, by its `_id`, do it implicitly.
@@ -185,18 +185,28 @@ class Database:
         """
         if self.session is not None:
             return await body(self)
+        bound = self
+        committing = False
+
+        async def run(_: object) -> T:
+            nonlocal committing
+            committing = False
+            result = await body(bound)
+            committing = True
+            return result
+
         try:
             async with self.client.start_session() as session:
-                bound: Database = self._bound(session)
+                bound = self._bound(session)
                 result = await session.with_transaction(
-                    lambda _: body(bound),
-                    write_concern=WriteConcern("majority"),
-                    read_preference=ReadPreference.PRIMARY,
+                    run, write_concern=WriteConcern("majority"), read_preference=ReadPreference.PRIMARY
                 )
             _record_commit()
-            for collection, name in bound._to_forget:
-                self.forget(collection, name)
             return result
+        except asyncio.CancelledError:
+            if committing:  # the commit may take effect all the same
+                _record_commit()
+            raise
         except PyMongoError as error:
             if error.has_error_label("UnknownTransactionCommitResult"):
                 _record_commit()
@@ -208,6 +218,10 @@ class Database:
             if final is error:
                 raise
             raise final from error
+        finally:
+            # Also if it failed: the result of a commit is unknown when its response is lost.
+            for collection, name in bound._to_forget:  # noqa: SLF001 (another instance of this class)
+                self.forget(collection, name)
 
     def _bound(self, session: "AsyncClientSession | None") -> "Database":
         return Database(
