@@ -121,8 +121,8 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             raise _UnderWay
         found = await _rows(transaction, quota)
         hours = {
-            key: max(rows.whole(quota.hours.get(key)), found.leased.get(key, 0))
-            for key in {*quota.hours, *found.leased}
+            key: max(rows.whole(quota.units_by_hour.get(key)), found.leased.get(key, 0))
+            for key in {*quota.units_by_hour, *found.leased}
         }
         settled = sum(hours.values())
         right = {
@@ -137,7 +137,7 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             if getattr(quota, name) != value
         ]
         behind = [key for key, units in hours.items() if found.leased.get(key, 0) < units]
-        if found.short or (behind and not quota.leases):  # else what is behind is on its way
+        if found.short or (behind and not quota.open_leases):  # else what is behind is on its way
             was = sum(found.leased.values()) - found.missing
             drifts.append(Drift(user_id=quota.user_id, of=quota.id, what="ledger", was=was, now=settled))
         if dry_run:
@@ -148,7 +148,7 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
         if behind:
             await rows.write(transaction, [msgspec.structs.replace(quota, hours={key: hours[key] for key in behind})])
         if drifts:
-            gained = {f"hours.{key}": units for key, units in hours.items() if quota.hours.get(key) != units}
+            gained = {f"hours.{key}": units for key, units in hours.items() if quota.units_by_hour.get(key) != units}
             await transaction[QUOTAS].patch({"_id": quota.id}, {"$set": {**right, **gained}, "$inc": {"steps": 1}})
             await _tell(transaction, actor, "quotas", quota.id, quota.user_id, drifts)
         return drifts

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from bson import ObjectId
+from bson import Int64, ObjectId
 from msgspec import field
 
 from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, UserId, ascending
@@ -78,12 +78,22 @@ class Quota(Document, kw_only=True):
     @property
     def open(self) -> int:
         """Units held by processes: unused, or used within the last second."""
-        return sum(int(lease["n"]) for lease in self.leases.values())
+        return sum(lease.n for lease in self.open_leases.values())
+
+    @property
+    def units_by_hour(self) -> dict[str, Any]:
+        """`hours`; empty if another application wrote another kind of value there."""
+        return self.hours if isinstance(self.hours, dict) else {}
+
+    @property
+    def open_leases(self) -> dict[str, Lease]:
+        """By id. Values that are not leases, written by another application, are left out."""
+        found = self.leases.items() if isinstance(self.leases, dict) else ()
+        return {lease_id: lease for lease_id, value in found if (lease := _lease(value)) is not None}
 
     def lease(self, lease_id: str) -> Lease | None:
         """The lease; None if it was returned, forfeited or never granted."""
-        found = self.leases.get(lease_id)
-        return None if found is None else Lease(*(int(found[name]) for name in ("n", "seq", "grants", "at")))
+        return _lease(self.leases.get(lease_id)) if isinstance(self.leases, dict) else None
 
     def limit_at(self, moment: datetime) -> int:
         """-1 is unlimited."""
@@ -100,6 +110,13 @@ class Quota(Document, kw_only=True):
         """Units that can still be used by any process: free and open ones. None is unlimited."""
         free = self.free_at(moment)
         return None if free is None else max(0, free + self.open)
+
+
+def _lease(value: Any) -> Lease | None:
+    """The lease that a stored value is. Other applications write whole numbers as doubles, too."""
+    counts: list[Any] = [value.get(name) for name in Lease.__struct_fields__] if isinstance(value, dict) else []
+    is_one = bool(counts) and all(type(n) in (int, Int64) or (type(n) is float and n.is_integer()) for n in counts)
+    return Lease(*map(int, counts)) if is_one else None
 
 
 def quota_id(user_id: ObjectId, resource: ResourceType, period_start: datetime) -> str:

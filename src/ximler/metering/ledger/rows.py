@@ -95,7 +95,9 @@ async def apply(database: Database, changes: Sequence[Change]) -> None:
 
 async def write(database: Database, quotas: Iterable[Quota]) -> int:
     """Write leased usage of all hours that these quotas were read with; returns how many. One command."""
-    changes = [_leased(database, quota, key) for quota in quotas for key in quota.hours if hour_of_key(key) is not None]
+    changes = [
+        _leased(database, quota, key) for quota in quotas for key in quota.units_by_hour if hour_of_key(key) is not None
+    ]
     await apply(database, changes)
     return len(changes)
 
@@ -148,7 +150,7 @@ def _leased(database: Database, quota: Quota, key: str) -> Change:
     units = whole(quota.hours[key])
     gained = {"$max": [0, {"$subtract": [units, {"$ifNull": [f"{part}.units", 0]}]}]}
     values = {f"{day}.units": {"$max": [f"{part}.units", units]}}
-    detail = quota.detail.get(key)
+    detail = quota.detail.get(key) if isinstance(quota.detail, dict) else None
     for kind, names in detail.items() if isinstance(detail, dict) else ():
         for name, n in names.items() if isinstance(names, dict) else ():
             values[f"{day}.{kind}.{name}"] = {"$max": [f"{part}.{kind}.{name}", whole(n)]}

@@ -13,12 +13,15 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 from bson import ObjectId
 from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
 
 from ximler.core.clock import to_ms
-from ximler.database import Database
+from ximler.core.errors import Unavailable, XimlerError
+from ximler.database import Database, monitoring
 from ximler.database.codec import codec_of
 from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.schema.quota import QUOTAS, Quota
@@ -30,6 +33,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_log = structlog.get_logger("ximler.metering")
 _MAJORITY = ReadConcern("majority")
 _NO_HISTORY = {"hours": 0, "detail": 0}
 _NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -42,7 +46,7 @@ _SHARE_OF_UNLIMITED = 1000
 _HOLDERS = {
     "$setUnion": {
         "$map": {
-            "input": {"$objectToArray": {"$ifNull": ["$leases", {}]}},
+            "input": {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$leases"}, "object"]}, "$leases", {}]}},
             "in": {"$first": {"$split": ["$$this.k", "-"]}},
         }
     }
@@ -216,7 +220,7 @@ def _return(ended: Return, now: datetime) -> UpdateOne:
 
 async def holders(database: Database) -> set[str]:
     """The processes that hold leases, dead or alive. One command; it examines one index key per process."""
-    return {process for process in await _run(database[QUOTAS].raw.distinct("holders")) if process is not None}
+    return {process for process in await _run(database[QUOTAS].raw.distinct("holders")) if isinstance(process, str)}
 
 
 def holder_of(lease_id: str) -> str:
@@ -243,8 +247,9 @@ async def forfeit(database: Database, lost: Iterable[tuple[Quota, Sequence[str]]
 def _forfeiture(quota: Quota, lease_ids: Sequence[str], now: datetime) -> UpdateOne:
     where: dict[str, Any] = {"_id": quota.id}
     for lease_id in lease_ids:
-        where |= {f"leases.{lease_id}.{count}": quota.leases[lease_id][count] for count in ("seq", "grants")}
-    units = sum(int(quota.leases[lease_id]["n"]) for lease_id in lease_ids)
+        lease = quota.open_leases[lease_id]
+        where |= {f"leases.{lease_id}.seq": lease.seq, f"leases.{lease_id}.grants": lease.grants}
+    units = sum(quota.open_leases[lease_id].n for lease_id in lease_ids)
     return UpdateOne(where, _ending(lease_ids, {"forfeited": units}, now))
 
 
@@ -265,10 +270,25 @@ def hour_key(hour: int) -> str:
 
 
 async def _update(database: Database, updates: list[UpdateOne]) -> int:
-    """Send guarded updates in any order, with one command; returns how many matched."""
+    """Send guarded updates in any order, with one command; returns how many were made.
+
+    A quota that does not take its update, because of a value of a wrong type, is logged and left out.
+    """
     if not updates:
         return 0
-    return (await _run(database[QUOTAS].raw.bulk_write(updates, ordered=False))).matched_count
+    try:
+        return (await database[QUOTAS].raw.bulk_write(updates, ordered=False)).matched_count
+    except BulkWriteError as error:
+        final = translated(error, QUOTAS.name)
+        if not isinstance(final, XimlerError) or isinstance(final, Unavailable):
+            raise final from error
+        for failure in error.details["writeErrors"]:
+            refused = failure["op"]["q"]["_id"]
+            if monitoring.first_time(QUOTAS.name, refused):
+                _log.error("quota left out", id=str(refused), reason=failure["errmsg"])
+        return int(error.details["nMatched"])
+    except DRIVER_ERRORS as error:
+        raise translated(error, QUOTAS.name) from error
 
 
 async def _run(operation: Awaitable[T]) -> T:

@@ -382,7 +382,7 @@ class Meter:
         await rows.write(self._database, [quota for quota_id, quota in seen.items() if quota_id in due])
         for tally in busy:
             if tally.quota_id in seen:
-                written = tally.hours_due & seen[tally.quota_id].hours.keys()
+                written = tally.hours_due & seen[tally.quota_id].units_by_hour.keys()
                 tally.hours_due -= written
                 tally.hours_written |= written
 

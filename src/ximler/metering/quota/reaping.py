@@ -26,7 +26,7 @@ from ximler.database import Database
 from ximler.metering.ledger import rows
 from ximler.metering.quota import heartbeats, leases
 from ximler.runtime import Part, background
-from ximler.schema.quota import QUOTAS, Quota
+from ximler.schema.quota import QUOTAS, Lease, Quota
 
 __all__ = ["Reaper"]
 
@@ -98,27 +98,29 @@ class Reaper:
     async def _forfeit(self, quotas: Sequence[Quota], dead: Iterable[str]) -> int:
         dead = set(dead)
         dead -= await heartbeats.alive(self._database, dead)  # some may have woken up before their leases were read
-        lost: list[_Lost] = [(quota, [i for i in quota.leases if self._is_lost(quota, i, dead)]) for quota in quotas]
+        lost: list[_Lost] = [
+            (quota, [i for i, lease in quota.open_leases.items() if self._is_lost(i, lease, dead)]) for quota in quotas
+        ]
         # The ledger may lack hours that were reported: after the lease there is nothing to show it.
-        for portion in _portions(quota for quota, ids in lost if any(quota.leases[i]["seq"] for i in ids)):
+        for portion in _portions(quota for quota, ids in lost if any(quota.open_leases[i].seq for i in ids)):
             await rows.write(self._database, portion)
-        units = {quota.id: sum(int(quota.leases[i]["n"]) for i in ids) for quota, ids in lost if ids}
+        units = {quota.id: sum(quota.open_leases[i].n for i in ids) for quota, ids in lost if ids}
         if await leases.forfeit(self._database, lost) < len(lost):  # some leases have moved: their processes woke up
             now = await leases.read_many(self._database, units)
-            kept = {quota.id for quota, ids in lost if quota.id in now and now[quota.id].leases.keys() & set(ids)}
+            kept = {quota.id for quota, ids in lost if quota.id in now and now[quota.id].open_leases.keys() & set(ids)}
             units = {quota_id: n for quota_id, n in units.items() if quota_id not in kept}
         if units:
             FORFEITED.inc(sum(units.values()))
             _log.warning("usage forfeited", units=units, reason="the process that held the leases is dead")
         return sum(units.values())
 
-    def _is_lost(self, quota: Quota, lease_id: str, dead: set[str]) -> bool:
+    def _is_lost(self, lease_id: str, lease: Lease, dead: set[str]) -> bool:
         holder = leases.holder_of(lease_id)
         if holder != lease_id:
             return holder in dead
         # Of a release without heartbeats, which moves a lease every few seconds, or returns it.
         silent_ms = self._database.clock.now_ms() - self._valid_for // timedelta(milliseconds=1)
-        return holder in dead and int(quota.leases[lease_id]["at"]) <= silent_ms
+        return holder in dead and lease.at <= silent_ms
 
 
 def _portions(quotas: Iterable[Quota]) -> Iterator[list[Quota]]:
@@ -126,7 +128,7 @@ def _portions(quotas: Iterable[Quota]) -> Iterator[list[Quota]]:
     portion: list[Quota] = []
     room = _HOURS
     for quota in quotas:
-        hours = list(quota.hours)
+        hours = list(quota.units_by_hour)
         while hours:
             some, hours = hours[:room], hours[room:]
             portion.append(msgspec.structs.replace(quota, hours={key: quota.hours[key] for key in some}))
