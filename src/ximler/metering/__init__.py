@@ -1,1 +1,1 @@
-"""How much each user may use, and how much they do. Owns `usage` and `gauges`; reads plans and subscriptions."""
+"""Metering: limits, quotas and usage of each user. Owns `usage` and `gauges`; reads plans and subscriptions."""

@@ -1,4 +1,6 @@
-"""What an operator puts right: quotas and gauges that are not what the ledger and the documents say, and forfeited units."""
+"""Corrections by operators: quotas and gauges that disagree with the ledger or the documents, and forfeited
+units.
+"""
 
 import asyncio
 import contextlib
@@ -31,21 +33,23 @@ _LONGEST = timedelta(days=31)  # of a period
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """One number that was not what it should be."""
+    """A number that differed from its expected value."""
 
     user_id: ObjectId
-    of: str  # a quota's id, "gauge", or "ledger": what it has of a gauge
+    of: str  # a quota's id, "gauge", or "ledger" (the ledger's value of a gauge)
     what: str
     was: int
     now: int
 
 
 async def rebuild(database: Database, actor: Actor, user_id: ObjectId, *, dry_run: bool = False) -> list[Drift]:
-    """Make the user's quotas what the ledger says and their gauge what exists; returns every difference that there was.
+    """Reconcile the user's quotas with the ledger and their gauge with the documents; returns every
+    difference found.
 
-    Rows of the ledger that other applications wrote count from then on. What is forfeited stays so: no row tells of it.
-    A settlement of recorded events that is under way is carried out first. Operators only; a correction is audited.
-    Raises Unauthenticated, Forbidden, NotFound, and Unavailable where one settlement after the other is under way.
+    Ledger rows of other applications count from then on. Forfeited units stay forfeited, because no row
+    records them. A running settlement of recorded events is completed first. Operators only; corrections are
+    audited. Raises Unauthenticated, Forbidden, NotFound, and Unavailable if settlements follow each other
+    without a pause.
     """
     actor.require_operator()
     if await database.users.find_one({"_id": user_id}, deleted=True) is None:
@@ -57,7 +61,9 @@ async def rebuild(database: Database, actor: Actor, user_id: ObjectId, *, dry_ru
 
 
 async def rebuild_all(database: Database, actor: Actor, *, dry_run: bool = False) -> AsyncIterator[list[Drift]]:
-    """`rebuild` for each user, one after the other. A user who cannot be read or corrected is logged and left out."""
+    """`rebuild` every user, one after the other. Users that cannot be read or corrected are logged and
+    skipped.
+    """
     actor.require_operator()
     async for user in database.users.stream({}, deleted=True):
         try:
@@ -67,10 +73,10 @@ async def rebuild_all(database: Database, actor: Actor, *, dry_run: bool = False
 
 
 async def forgive(database: Database, actor: Actor, user_id: ObjectId, *, reason: str, units: int | None = None) -> int:
-    """Give back units that were forfeited in the current period, all of them unless `units` says how many; returns how many.
+    """Return forfeited units of the current period to the user, all or `units` of them; returns how many.
 
-    They may have been used, by a process that died before it said so: giving them back may serve them twice. Operators only;
-    audited. Raises Invalid, NotFound when there is no quota, Conflict when fewer are forfeited.
+    A process may have used them before it died without reporting, so they may be used twice. Operators only;
+    audited. Raises Invalid, NotFound if there is no quota, Conflict if fewer are forfeited.
     """
     actor.require_operator()
     reason = reason.strip()
@@ -137,7 +143,7 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             if getattr(quota, name) != value
         ]
         behind = [key for key, units in hours.items() if found.leased.get(key, 0) < units]
-        if found.short or (behind and not quota.open_leases):  # else what is behind is on its way
+        if found.short or (behind and not quota.open_leases):  # with open leases the difference may be in flight
             was = sum(found.leased.values()) - found.missing
             drifts.append(Drift(user_id=quota.user_id, of=quota.id, what="ledger", was=was, now=settled))
         if dry_run:
@@ -158,30 +164,28 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             return await database.transaction(write)
         except _UnderWay:
             await settlement.finish(database, resource)
-            await asyncio.sleep(
-                attempt * 0.01
-            )  # a settlement that is not committed by a majority yet cannot be finished
+            await asyncio.sleep(attempt * 0.01)  # a settlement without majority commit cannot be completed yet
     raise Unavailable("Recorded events are settled without a pause: try again in a moment")
 
 
 class _UnderWay(Exception):
-    """Something is on its way into the ledger: it may be there, or not, so that nothing can be told from it."""
+    """Usage is in flight to the ledger, so quota and ledger cannot be compared."""
 
 
 class _Rows(msgspec.Struct):
-    """What the ledger has of a quota's period."""
+    """The ledger's sums for a quota's period."""
 
-    leased: dict[str, int] = {}  # by the quota's hours: what this quota leased
+    leased: dict[str, int] = {}  # leased units, by the quota's hours
     recorded: int = 0  # of events that count against this quota
-    foreign: int = 0  # what others wrote, in rows of their own or on top of ours
-    short: dict[ObjectId, int] = {}  # rows whose amount is less than their parts: what it is to be
-    missing: int = 0  # in those
+    foreign: int = 0  # of other applications, in their own rows or on top of ours
+    short: dict[ObjectId, int] = {}  # rows whose amount is less than their parts: the correct amount
+    missing: int = 0  # the sum of those differences
 
 
 async def _rows(transaction: Database, quota: Quota) -> _Rows:
     found = _Rows()
     day = rows.day_of(quota.period_start)
-    # A period that ends earlier than it did, because the anniversary has moved, may have counted what is after its end.
+    # A period shortened by a moved anniversary may have counted usage after its new end.
     end = max(quota.period_end, quota.period_start + _LONGEST)
     where = {"userId": quota.user_id, "resourceType": quota.resource}
     for row in await transaction.usage.find({**where, "periodStart": {"$gte": quota.period_start, "$lt": end}}):
@@ -200,9 +204,9 @@ async def _rows(transaction: Database, quota: Quota) -> _Rows:
 
 
 def _parts(row: Usage, quota: Quota, amount: int) -> tuple[dict[str, int], dict[str, int]]:
-    """What of a row was leased, and what was recorded, by the day on which the quota's period began."""
+    """The leased and the recorded units of a row, by the first day of the quota's period."""
     day = rows.day_of(quota.period_start)
-    match row.metadata.get("source") if isinstance(row.metadata, dict) else None:  # of a row of before 0.1.0
+    match row.metadata.get("source") if isinstance(row.metadata, dict) else None:  # in rows written before 0.1.0
         case "leases":
             return {day if row.metadata.get("quota") == quota.id else "": amount}, {}
         case "events":
@@ -224,7 +228,7 @@ async def _recount(database: Database, actor: Actor, user_id: ObjectId, *, dry_r
         ]
         if dry_run or not drifts:
             raise _NothingToDo
-        # By how much the gauge was wrong has been noted; by how much the ledger differed from it has not.
+        # The gauge's own error is recorded already; its difference from the ledger is not.
         await gauges.note(
             transaction,
             user_id,
@@ -241,8 +245,8 @@ async def _recount(database: Database, actor: Actor, user_id: ObjectId, *, dry_r
 
 
 async def _in_ledger(transaction: Database, gauge: Gauge) -> Gauge:
-    """The user's projects and bytes by the ledger, once it has all changes of the gauge."""
-    is_ahead = {"$gt": ["$metadata.changed.through", gauge.number]}  # it has earlier readings of these changes
+    """The user's projects and bytes according to the ledger, after all changes of the gauge were settled."""
+    is_ahead = {"$gt": ["$metadata.changed.through", gauge.number]}  # the row has earlier readings of these changes
     found = await transaction.usage.aggregate(
         [
             {"$match": {"userId": gauge.id, "resourceType": {"$in": list(changes.RESOURCES)}}},
@@ -262,7 +266,7 @@ async def _in_ledger(transaction: Database, gauge: Gauge) -> Gauge:
 
 
 class _NothingToDo(Exception):
-    """Undoes the transaction."""
+    """Aborts a transaction without changes."""
 
 
 async def _tell(

@@ -87,9 +87,9 @@ async def test_a_limit_that_was_raised_meanwhile_is_nothing_to_be_told_of(
 
 async def test_a_job_that_runs_again_tells_nobody_twice(database: Database, person: Actor, worker: Worker) -> None:
     await use(database, person, 900)
-    [job] = await database[OUTBOX].find({"kind": alerts.tell.name})
+    [job] = await database[OUTBOX].find({"kind": alerts.send.name})
     for _ in range(2):
-        await alerts.tell(alerts.Alert(quota_id=job.payload["quotaId"], threshold=80), job=job, database=database)
+        await alerts.send(alerts.Alert(quota_id=job.payload["quotaId"], threshold=80), job=job, database=database)
     assert len(await told(database, person)) == 1
 
 

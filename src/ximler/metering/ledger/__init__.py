@@ -1,1 +1,1 @@
-"""Usage over time: hourly rows, recorded events, and their settlement into the rows exactly once."""
+"""The usage ledger: hourly rows, recorded events, and their settlement into the rows exactly once."""

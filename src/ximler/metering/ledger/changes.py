@@ -1,12 +1,14 @@
-"""Changes of gauges reach the ledger: projects and bytes that were added and removed, each in its hour.
+"""Settlement of gauges: added and removed projects and bytes reach the ledger, each in its hour.
 
-A gauge keeps the changes that the ledger may lack, by the hour, in the update that makes them (`metering.quota.gauges`).
-Settling derives the rows from them and then removes them from the gauge, unless it has changed meanwhile.
+A gauge records the changes that the ledger may lack, by hour, in the update that makes them
+(`metering.quota.gauges`). Settling derives the rows from them, then removes them from the gauge unless it has
+changed meanwhile.
 
-A reading of a gauge has a version, `number + steps + 1`: each change moves `steps`, and removing the hours moves `number` up
-to the version that the rows have. A row keeps the units of the latest version. Where its version is above the gauge's
-`number`, its units are an earlier reading of the same hours and are replaced; otherwise they are done with, and the new ones
-are added to them. So any process may settle at any time, late or again, and be killed anywhere: each change counts once.
+A reading of a gauge has a version, `number + steps + 1`: each change increments `steps`, and removing the
+hours moves `number` up to the version in the rows. A row stores the units of the latest version. If its
+version is above the gauge's `number`, its units are an earlier reading of the same hours and are replaced;
+otherwise they are final, and the new units are added. So settling is idempotent and safe to race, to delay
+and to kill: each change counts once.
 """
 
 import asyncio
@@ -39,7 +41,7 @@ def _changes(*, database: Database) -> Part:
 
 
 async def keep_settling(database: Database, stop: asyncio.Event) -> None:
-    """Settle once a second until stopped. Run it in at least one process."""
+    """Settle once a second until stopped. At least one process must run it."""
     unreachable = False
     while not await pause(stop, _LOOK_EVERY_S):
         try:
@@ -53,9 +55,9 @@ async def keep_settling(database: Database, stop: asyncio.Event) -> None:
 
 
 async def settle(database: Database, *, user_id: ObjectId | None = None) -> int:
-    """Bring all changes so far into the ledger, of one user or of everybody; returns the number of users.
+    """Settle all changes so far, of one user or of all; returns the number of users.
 
-    One command where there is nothing to do, two more for up to 1,000 users. Safe to race, and to be killed at any moment.
+    One command if there are none, two more for up to 1,000 users. Safe to race and to kill.
     """
     count = 0
     while found := await _due(database, user_id):
@@ -68,7 +70,7 @@ async def settle(database: Database, *, user_id: ObjectId | None = None) -> int:
 
 
 def pending(gauge: Gauge) -> Iterator[tuple[Literal["projects", "storage"], int, int]]:
-    """Resource, hour and units of changes that the ledger may lack. Other values than these are logged and left out."""
+    """Resource, hour and units of changes that the ledger may lack. Other values are logged and skipped."""
     for key, change in (gauge.sent or gauge.hours).items():
         hour = rows.hour_of_key(key)
         for resource in RESOURCES:
@@ -82,7 +84,7 @@ def pending(gauge: Gauge) -> Iterator[tuple[Literal["projects", "storage"], int,
 
 async def _due(database: Database, user_id: ObjectId | None) -> list[Gauge]:
     where: dict[str, Any] = {"due": {"$gt": EPOCH}} | ({} if user_id is None else {"_id": user_id})
-    # A row that was derived from a change that a failover rolls back would keep it.
+    # Committed, because rows would keep a change that a failover rolls back.
     return await database[GAUGES].committed.find(where, sort=[("due", 1)], limit=_AT_ONCE)
 
 
@@ -95,7 +97,7 @@ def _change(
     database: Database, gauge: Gauge, resource: Literal["projects", "storage"], hour: int, units: int
 ) -> rows.Change:
     version, base = gauge.number + gauge.steps + 1, gauge.number
-    if gauge.sent:  # numbered by an earlier version of Ximler: the rows that have it are at its number
+    if gauge.sent:  # numbered by an earlier version of Ximler: rows that include it have its number
         version, base = gauge.number, gauge.number - 1
     part = "$metadata.changed"
     replaced = {"$cond": [{"$gt": [f"{part}.through", base]}, {"$ifNull": [f"{part}.units", 0]}, 0]}
@@ -118,7 +120,7 @@ async def _remove(database: Database, gauges: list[Gauge]) -> None:
         if gauge.sent:
             changes.append(({**same, "sent": gauge.sent}, {"$set": {"sent": {}}}))
         else:
-            # The hours, too: a process of an earlier version does not count its steps.
+            # The hours too, because processes of an earlier version do not count steps.
             same |= {"steps": gauge.steps or {"$in": [0, None]}, "hours": gauge.hours or {"$in": [{}, None]}}
             number = gauge.number + gauge.steps + 1
             changes.append((same, {"$set": {"hours": {}, "steps": 0, "number": number, "due": None}}))

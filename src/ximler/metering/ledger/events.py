@@ -1,11 +1,11 @@
-"""Events of usage, as others tell of them: each is counted once, however often it is sent, and each is answered for.
+"""Recorded usage events: each is counted once, however often it is sent, and each has an outcome.
 
-An event's identity is the second in which it happened and a hash of its source and id. In that order the index of what was
-counted grows at its end, which is what keeps it fast with any number of events stored (docs/decisions/0015). So an event
-that is sent again must say the same time: when it happened, not when it was sent.
+An event's identity is its second and a hash of its source and id. With this key the index of counted events
+grows at its end, which keeps it fast at any size (docs/decisions/0015). So a repeated event must have the
+same time: when it happened, not when it was sent.
 
-`record` returns when the events are stored with majority, together with their sums; `settlement` brings the sums into
-the ledger and the quotas within a second or so, each exactly once.
+`record` returns when the events are stored with majority, together with their sums; `settlement` adds the
+sums to the ledger and the quotas within about a second, each exactly once.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ from ximler.schema.usage_event import USAGE_EVENTS
 
 __all__ = ["MAX_BATCH", "SCOPE", "Event", "Outcome", "Status", "record", "require_recorder"]
 
-MAX_BATCH = 20_000  # 3 MB of change log in one transaction; a third of a second
-MAX_AMOUNT = 1_000_000_000  # so that no sum of one hour comes near 2^63
+MAX_BATCH = 20_000  # 3 MB of oplog in one transaction, a third of a second
+MAX_AMOUNT = 1_000_000_000  # keeps the sum of an hour far below 2^63
 MAX_TEXT = 200  # characters of an id, and of a source
 EARLIEST = timedelta(days=90)
 LATEST = timedelta(minutes=5)
@@ -38,15 +38,16 @@ _RESOURCE: ResourceType = "apiCalls"
 _HEX = re.compile(r"[0-9a-f]{24}")
 _SECOND = timedelta(seconds=1)
 _HOUR = 3600
-_LAST_SECOND = 2**32 - 1  # what an ObjectId can say
+_LAST_SECOND = 2**32 - 1  # the latest time of an ObjectId
 _KNOWN_FOR_S = 30.0
 
 Status = Literal["ACCEPTED", "DUPLICATE", "CONFLICT", "INVALID"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, gc=False):
-    """What a client sends. `id` is unique within `source`; `at` is when it happened; `user_id` may be left out where an API
-    key's owner is meant."""
+    """An event from a client. `id` is unique within `source`; `at` is when it happened; `user_id` defaults to
+    the owner of the API key.
+    """
 
     id: str
     at: datetime
@@ -57,7 +58,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_un
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of one event. CONFLICT: another of the same identity was counted, with another user or amount."""
+    """The outcome of an event. CONFLICT: an event of the same identity was counted for another user or
+    amount.
+    """
 
     status: Status
     reason: str | None = None
@@ -67,8 +70,8 @@ _ACCEPTED = Outcome("ACCEPTED")
 _DUPLICATE = Outcome("DUPLICATE")
 
 
-# An event that may be counted: (key, place in the batch, user, amount, hour since 1970, source, why it is not counted unless
-# it was before). A plain tuple, and the user as text, because of the time that 20,000 of them take.
+# A valid event: (key, position in the batch, user, amount, hour since 1970, source, why it is rejected unless
+# counted earlier). A plain tuple with the user as text, for speed: a batch has 20,000.
 _Candidate = tuple[bytes, int, str, int, int, str, str | None]
 
 
@@ -79,7 +82,7 @@ class _Decision(msgspec.Struct):
 
 
 def require_recorder(actor: Actor) -> None:
-    """Usage is told by whoever runs Ximler, or by a program that was given a key for it; nobody invents it by hand.
+    """Require an operator, or an API key with the scope for recording.
 
     Raises Unauthenticated, Forbidden.
     """
@@ -91,14 +94,14 @@ def require_recorder(actor: Actor) -> None:
 
 
 async def record(database: Database, actor: Actor, events: Sequence[Event]) -> list[Outcome]:
-    """Count each event once; returns what became of each, in their order.
+    """Count each event once; returns their outcomes, in order.
 
-    Everything that is accepted is stored, with majority, when this returns; whatever is raised, nothing of the batch is, or
-    sending it again answers DUPLICATE. Operators record for anybody; an API key for its owner. Safe to race: of two that send
-    the same event one is told DUPLICATE.
+    Accepted events are stored with majority when this returns. If it raises, either nothing of the batch is
+    stored, or a repeat returns DUPLICATE. Operators record for any user, API keys for their owner. Safe to
+    race: of concurrent equal events one is accepted.
 
-    Four round trips, five where a user has not been seen lately. Raises Unauthenticated, Forbidden, and Invalid for more than
-    `MAX_BATCH` events.
+    Four round trips, five if a user is not cached. Raises Unauthenticated, Forbidden, and Invalid for more
+    than `MAX_BATCH` events.
     """
     require_recorder(actor)
     if len(events) > MAX_BATCH:
@@ -112,7 +115,7 @@ async def record(database: Database, actor: Actor, events: Sequence[Event]) -> l
     keys = [candidate[0] for candidate in candidates]
 
     async def store(transaction: Database) -> _Decision:
-        # Inside: of two transactions that store the same event one is repeated, and finds it the next time.
+        # Inside the transaction: of two that store the same event one is retried and finds it.
         raw, session = transaction[USAGE_EVENTS].raw, transaction.session
         stored = await raw.find({"_id": {"$in": keys}}, session=session, batch_size=MAX_BATCH + 1).to_list()
         decision = _decide(candidates, {found["_id"]: (found["userId"], found["amount"]) for found in stored}, users)
@@ -134,7 +137,7 @@ def _candidates(
     own: ObjectId | None,
     now: datetime,
 ) -> list[_Candidate]:
-    """Those that say something that can be counted, by their keys; the others' outcomes are set."""
+    """The valid events by key; sets the outcomes of the others."""
     earliest, latest = (now - EARLIEST - EPOCH) // _SECOND, (now + LATEST - EPOCH) // _SECOND
     owner = str(own) if own else ""
     hashed = _hashing(own)
@@ -167,14 +170,16 @@ def _candidates(
             )
             continue
         candidates.append((key, index, user, amount, second // _HOUR, source, late))
-    candidates.sort()  # the index is filled from left to right: a third less work for the server
+    candidates.sort()  # filling the index in order takes a third less work of the server
     return candidates
 
 
 def _decide(
     candidates: list[_Candidate], stored: dict[bytes, tuple[ObjectId, int]], users: dict[str, ObjectId]
 ) -> _Decision:
-    """What to store, given what is; the first of equals counts. Changes nothing: a transaction may be repeated."""
+    """Decide which candidates to store; the first of equals counts. Pure, because a transaction may be
+    retried.
+    """
     documents: list[dict[str, Any]] = []
     sums: dict[tuple[str, int, str], int] = {}
     outcomes: dict[int, Outcome] = {}
@@ -198,8 +203,9 @@ def _decide(
 
 
 async def _insert(transaction: Database, documents: list[dict[str, Any]]) -> None:
-    """One command: neither the typed collection nor the driver's has anything left to check, and 20,000 take either as long
-    as the rest of a batch."""
+    """Insert with one raw command: the documents are checked already, and for 20,000 the typed collection or
+    the driver's checks take as long as the rest of a batch.
+    """
     command = {"insert": USAGE_EVENTS.name, "documents": documents, "ordered": True}
     answer = await transaction.raw.command(command, session=transaction.session)
     if answer["n"] != len(documents):
@@ -218,8 +224,9 @@ def _batch(decision: _Decision, users: dict[str, ObjectId]) -> UsageBatch:
 
 
 def _hashing(own: ObjectId | None) -> Callable[[str, str], bytes]:
-    """8 bytes of BLAKE2b of who records, source and id. Events of an API key have a space of their own: nobody can take the
-    ids of another's."""
+    """8 bytes of BLAKE2b of recorder, source and id. Each API key's owner has a separate space of ids, so
+    that none can occupy another's.
+    """
     space = b"\0" if own is None else b"\1" + own.binary
     begun = {}
 
@@ -238,7 +245,9 @@ _known: "cachebox.TTLCache[tuple[str, str], ObjectId]" = cachebox.TTLCache(100_0
 
 
 async def _users(database: Database, ids: Iterable[str], own: ObjectId | None) -> dict[str, ObjectId]:
-    """The users whom the ids mean and the actor may record for. One round trip for those not seen in half a minute."""
+    """The users that the ids refer to and the actor may record for. One round trip for those not seen in half
+    a minute.
+    """
     if own is not None:
         return {str(own): own}
     users: dict[str, ObjectId] = {}
@@ -257,7 +266,7 @@ async def _users(database: Database, ids: Iterable[str], own: ObjectId | None) -
 
 
 def _problem(event: Event) -> str:
-    """Why an event cannot be counted, in the order in which a person would mend it."""
+    """Why an event is invalid, most basic problem first."""
     amount: object = event.amount
     if not 0 < len(event.id) <= MAX_TEXT:
         return f"id: must have 1 to {MAX_TEXT} characters"

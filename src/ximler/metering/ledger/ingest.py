@@ -1,7 +1,7 @@
-"""Ingestion of any number of events from a stream of lines: in batches, two at a time, in memory that does not grow.
+"""Ingestion of events from a stream of lines: in batches, two at a time, in bounded memory.
 
-Every line is answered for: those that are accepted or known already by their number, the others one by one, up to a bound at
-which reading stops. Sending the whole again is safe: what was counted is known.
+Every line has an outcome: accepted and duplicate lines are counted, the others listed one by one, up to a
+limit at which reading stops. The whole stream can be repeated safely, because events are idempotent.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from ximler.metering.ledger.events import Event, Outcome, record, require_record
 
 __all__ = ["MAX_LINE", "MAX_REFUSED", "Refusal", "Report", "ingest"]
 
-MAX_LINE = 4096  # bytes: an event has 600 at most, unless its text is all escapes
+MAX_LINE = 4096  # bytes; an event has at most 600, unless its text consists of escapes
 MAX_REFUSED = 1000
-_BATCH = 10_000  # half of the most that there can be: acknowledged twice as soon, and hardly dearer
-_AT_ONCE = 2  # the client prepares one while the database stores the other
+_BATCH = 10_000  # half of the maximum: acknowledged twice as soon at nearly the same cost
+_AT_ONCE = 2  # the client prepares one batch while the database stores the other
 
 _decoder = msgspec.json.Decoder(Event)
-_Line = Event | Outcome | None  # an event, why it is none, or an empty line
+_Line = Event | Outcome | None  # an event, the problem of an invalid line, or an empty line
 
 
 class Refusal(msgspec.Struct, frozen=True, rename="camel"):
-    """A line that was not counted, and why. The first line is 1."""
+    """A rejected line, with the reason. The first line is 1."""
 
     line: int
     status: Literal["CONFLICT", "INVALID"]
@@ -37,7 +37,9 @@ class Refusal(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Report(msgspec.Struct, rename="camel"):
-    """What became of the lines read. Not `complete` when there were too many to refuse, and reading stopped after `lines`."""
+    """Outcomes of the lines read. Not `complete` if reading stopped after `lines` because too many were
+    rejected.
+    """
 
     lines: int = 0
     accepted: int = 0
@@ -54,10 +56,10 @@ async def ingest(
     batch: int = _BATCH,
     progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
-    """Record the events of a stream of newline-delimited JSON, cut anywhere; returns what became of them.
+    """Record the events of a stream of newline-delimited JSON, in chunks of any size; returns their outcomes.
 
-    What is accepted is stored when this returns, and much of it before. An operator's import is audited.
-    Raises what `record` does: Unauthenticated, Forbidden, Unavailable.
+    All accepted events are stored when this returns, most of them earlier. An operator's import is audited.
+    Raises the errors of `record`: Unauthenticated, Forbidden, Unavailable.
     """
     require_recorder(actor)
     report = Report()
@@ -101,7 +103,7 @@ async def _record(database: Database, actor: Actor, first: int, batch: list[_Lin
 
 
 async def _batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tuple[int, list[_Line]]]:
-    """Lists of lines as events, `size` at most, each with the number of its first line."""
+    """Batches of at most `size` lines as events, each with the number of its first line."""
     batch: list[_Line] = []
     first, rest = 1, b""
     async for chunk in chunks:
@@ -109,7 +111,7 @@ async def _batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tup
         if newline:
             batch += _parse(whole)
         if len(rest) > MAX_LINE:
-            rest = rest[: MAX_LINE + 1]  # refused at its end, however long it is
+            rest = rest[: MAX_LINE + 1]  # an overlong line is rejected at its end
         while len(batch) >= size:
             yield first, batch[:size]
             first += size
@@ -121,7 +123,9 @@ async def _batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tup
 
 
 def _parse(text: bytes) -> list[_Line]:
-    """All at once, in a third of the time, where every line is an event; else line by line. None is an empty line."""
+    """Parse all lines at once, in a third of the time, if every line is an event; else line by line. None is
+    an empty line.
+    """
     lines = text.split(b"\n")
     try:
         events: list[_Line] = [*_decoder.decode_lines(text)]
@@ -142,7 +146,7 @@ def _one(line: bytes) -> _Line:
 
 
 def _words(problem: Exception) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.amount`" the other way round."""
+    """Reorder msgspec's "Expected `int`, got `str` - at `$.amount`" for people: the place first."""
     message, _, place = str(problem).partition(" - at `$.")
     message = message.replace("`", "'")
     return f"{place.rstrip('`')}: {message}"[:300] if place else message[:300]

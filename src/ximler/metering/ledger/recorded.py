@@ -1,7 +1,7 @@
-"""The ledger's part for recorded events, which only settlements add to (see `metering.ledger.rows`).
+"""The ledger's part for recorded events, written only by settlements (see `metering.ledger.rows`).
 
-A row's `metadata.recorded` has the units by the quota that they count against (`periods`, by the day on which its period
-began), and by the events' `sources`. It is their only account: the events themselves do not say.
+A row's `metadata.recorded` has the units by the quota that they count against (`periods`, by the first day of
+its period), and by the events' `sources`. These sums are the only record of amounts: stored events have none.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from ximler.schema.usage import ResourceType
 
 __all__ = ["MAX_SOURCES", "OTHER", "Sums", "add", "by_period"]
 
-MAX_SOURCES = 16  # named in one row; the others are added up as
+MAX_SOURCES = 16  # named per row; the others are summed as
 OTHER = "other"
-_IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})  # MongoDB takes dots for paths and dollars for operators
+_IN_KEYS = str.maketrans({".": "_", "$": "_", "\0": "_"})  # MongoDB reads dots as paths and dollars as operators
 
-# By user and hour (since 1970), and in each by source: units.
+# Units by source, per user and hour (since 1970).
 Sums = Mapping[tuple[ObjectId, int], Mapping[str, int]]
 
 
 class _Named(Document, kw_only=True):
-    """Which sources a row names."""
+    """The sources named in a row."""
 
     id: ObjectId = field(name="_id")
     metadata: Mixed = field(default_factory=dict[str, Any])
@@ -41,12 +41,13 @@ async def add(
     number: int,
     periods: Mapping[tuple[ObjectId, int], datetime],
 ) -> None:
-    """Add a settlement's units to the rows that do not have it yet. Two round trips; may be done again.
+    """Add a settlement's units to the rows that lack it. Two round trips; idempotent.
 
-    `periods` has, for each user and hour, the start of the period that it counts in. A row names at most `MAX_SOURCES` sources.
+    `periods` has, for each user and hour, the start of the period that it counts in. A row names at most
+    `MAX_SOURCES` sources.
     """
     ids = {place: rows.row_id(place[0], resource, place[1]) for place in sums}
-    # The users, too, so that a cluster asks only the shards that have them.
+    # With the users, so that a cluster queries only their shards.
     which = {"_id": {"$in": list(ids.values())}, "userId": {"$in": list({user for user, _ in sums})}}
     found = await database.usage.find(which, into=_Named, hint="_id_")
     named = {row.id: _sources(row.metadata) for row in found}
@@ -75,7 +76,7 @@ async def add(
 
 
 def by_period(metadata: Any) -> dict[str, int]:
-    """The units of recorded events, from a row's metadata, by the day on which the period began that they count in."""
+    """The units of recorded events in a row's metadata, by the first day of the period that they count in."""
     found = rows.part_of(metadata, "recorded").get("periods")
     return {day: rows.whole(units) for day, units in found.items()} if isinstance(found, dict) else {}
 

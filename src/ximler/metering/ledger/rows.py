@@ -1,18 +1,19 @@
-"""The ledger's rows: one per user, resource and hour, and the one way in which usage reaches them.
+"""The ledger's rows: one per user, resource and hour, and the only code that adds usage to them.
 
-A row's `amount` is all usage of its hour. Each source keeps a part of its own in `metadata` and adds to the amount whatever
-its part gains, in the same update. So sources are independent of each other, and usage that another application adds to a
-row, or writes into rows of its own, counts as well.
+A row's `amount` is all usage of its hour. Each source has its own part in `metadata`, and adds the part's
+increase to the amount in the same update. So sources are independent of each other, and usage that another
+application adds to a row, or writes into its own rows, counts as well.
 
-- `leased` (`write`), by the day on which the quota's period began: `units`, and some of them by `keys` and `routes`. They are
-  derived from the quota's hours and only grow, so a row keeps the larger value.
+- `leased` (`write`), by the first day of the quota's period: `units`, and some of them by `keys` and `routes`. Derived from the
+  quota's hours, which only grow, so a row keeps the larger value.
 - `changed` (`changes`): `units` of projects or bytes, signed, derived from the gauge's hours; a row keeps the latest version.
 - `recorded` (`recorded`): added by numbered settlements; a row has them up to the number `through`.
 
-Invariant: a change is idempotent. It may be applied again, late, and in any order with others: it counts once.
+Invariant: changes are idempotent. A change may be repeated, delayed and reordered with others, and counts
+once.
 
-Invariant: an hour of leased usage that the ledger lacks belongs to a quota with an open lease, because a lease ends only after
-its hours are written. So the process that forfeits a lease writes them.
+Invariant: an hour of leased usage that the ledger lacks belongs to a quota with an open lease, because a
+lease ends only after its hours are written. So the process that forfeits a lease writes them.
 """
 
 import hashlib
@@ -42,7 +43,7 @@ _log = structlog.get_logger("ximler.metering")
 Change = tuple[dict[str, Any], list[dict[str, Any]]]
 """The filter and the pipeline of an update of one row."""
 
-# A row's amount as a whole number; another application may have written any kind of number, or none.
+# A row's amount as an integer; another application may have stored another kind of number, or none.
 WHOLE_AMOUNT = {"$convert": {"input": "$amount", "to": "long", "onError": 0, "onNull": 0}}
 
 
@@ -59,11 +60,11 @@ def change(
 ) -> Change:
     """Add the expression `gained` to the row's amount and set `values` below its `metadata.{part}`.
 
-    `unless_through` is a condition on the number that the part has already: the row is left alone where it holds. The
-    arithmetic must fail on anything but numbers, so that a row with a value of a wrong type is found and repaired.
+    `unless_through` is a condition on the part's number; the row stays unchanged if it holds. The arithmetic
+    must fail on non-numbers, so that a row with a value of a wrong type is found and repaired.
     """
     start = start_of(hour)
-    # By `_id` and the whole shard key, so that a cluster asks one shard.
+    # By `_id` and the whole shard key, so that a cluster queries one shard.
     where: dict[str, Any] = {"_id": row_id(user_id, resource, hour), "userId": user_id}
     where |= {"resourceType": resource, "periodStart": start}
     if unless_through is not None:
@@ -74,19 +75,21 @@ def change(
         "createdAt": {"$ifNull": ["$createdAt", database.clock.now()]},
     }
     fields |= {f"metadata.{part}.{path}": value for path, value in values.items()}
-    return where, [{"$set": {"metadata": {"$mergeObjects": ["$metadata"]}}}, {"$set": fields}]  # fails on no object
+    return where, [{"$set": {"metadata": {"$mergeObjects": ["$metadata"]}}}, {"$set": fields}]  # fails on non-objects
 
 
 async def apply(database: Database, changes: Sequence[Change]) -> None:
-    """Apply each change to its row, or to a new one. One command; one more when it may have been done before.
+    """Apply each change to its row, or to a new row. One command; one more if some may have been applied
+    before.
 
-    A row in which a value has a wrong type is logged and repaired, with three more commands; the others do not wait for it.
+    A row with a value of a wrong type is logged and repaired, with three more commands, and does not hold up
+    the others.
     """
     try:
         await database.usage.recompute_each(changes, upsert=True)
     except (DocumentExists, RefusedChanges):
-        # A row that has the change already does not match, and is in the way of a new one; so is a row that another source
-        # has begun at the same moment.
+        # A row that has the change already does not match, so its upsert is a duplicate; so is that of a row
+        # that another source inserted concurrently.
         try:
             await database.usage.recompute_each(changes)
         except RefusedChanges as problem:
@@ -94,7 +97,7 @@ async def apply(database: Database, changes: Sequence[Change]) -> None:
 
 
 async def write(database: Database, quotas: Iterable[Quota]) -> int:
-    """Write leased usage of all hours that these quotas were read with; returns how many. One command."""
+    """Write the leased usage of all hours in these quotas; returns how many. One command."""
     changes = [
         _leased(database, quota, key) for quota in quotas for key in quota.units_by_hour if hour_of_key(key) is not None
     ]
@@ -103,7 +106,7 @@ async def write(database: Database, quotas: Iterable[Quota]) -> int:
 
 
 def row_id(user_id: ObjectId, resource: ResourceType, hour: int) -> ObjectId:
-    """Ordered by time, like every ObjectId."""
+    """The row's id, ordered by time like every ObjectId."""
     of_whom = hashlib.blake2b(user_id.binary + resource.encode(), digest_size=8, person=b"usage row")
     return ObjectId((hour * 3600).to_bytes(4, "big") + of_whom.digest())
 
@@ -113,34 +116,34 @@ def start_of(hour: int) -> datetime:
 
 
 def hour_key_of(start: datetime) -> str:
-    """The key, in a quota's or a gauge's hours, of the hour that begins then."""
+    """The key in `hours` of a quota or gauge for the hour that begins then."""
     return f"h{to_ms(start) // _HOUR_MS}"
 
 
 def hour_of_key(key: str) -> int | None:
-    """The hour since 1970 of a key of `hours`; None where it is no such key."""
+    """The hour since 1970 of a key in `hours`; None if it is not such a key."""
     return int(key[1:]) if key[:1] == "h" and key[1:].isdecimal() and len(key) < 8 else None
 
 
 def day_of(period_start: datetime) -> str:
-    """How a row names a quota: periods begin at midnight."""
+    """A quota's key in a row: the first day of its period."""
     return f"{period_start:%Y-%m-%d}"
 
 
 def part_of(metadata: Any, part: Literal["leased", "recorded"]) -> dict[str, Any]:
-    """A source's part of a row's metadata; empty where there is none."""
+    """A source's part of a row's metadata; empty if there is none."""
     found = metadata.get(part) if isinstance(metadata, dict) else None
     return found if isinstance(found, dict) else {}
 
 
 def leased(metadata: Any) -> dict[str, int]:
-    """The units that quotas leased, from a row's metadata, by the day on which their period began."""
+    """The leased units in a row's metadata, by the first day of their period."""
     parts = part_of(metadata, "leased")
     return {day: whole(part.get("units")) for day, part in parts.items() if isinstance(part, dict)}
 
 
 def whole(value: Any) -> int:
-    """A stored number as an int; 0 for anything else."""
+    """A stored number as an int; 0 for other types."""
     return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
@@ -159,8 +162,9 @@ def _leased(database: Database, quota: Quota, key: str) -> Change:
 
 
 async def _repair(database: Database, changes: list[Change]) -> None:
-    """Make the rows such that their changes fit: a wrong amount becomes the number that reports take it for, a wrong value on
-    a change's path is removed."""
+    """Repair rows so that their changes apply: a wrong amount becomes the number that reports read from it, a
+    wrong value on a change's path is removed.
+    """
     ids = [where["_id"] for where, _ in changes]
     found = {row["_id"]: row for row in await database.usage.aggregate([{"$match": {"_id": {"$in": ids}}}])}
     for where, stages in changes:
@@ -175,7 +179,7 @@ async def _repair(database: Database, changes: list[Change]) -> None:
 
 
 def _paths(stages: list[dict[str, Any]]) -> dict[str, type]:
-    """What belongs on every path that the change reads, outer paths first."""
+    """The expected type at every path that the change reads, outer paths first."""
     leaves = [path for path in stages[-1]["$set"] if path.startswith("metadata.")]
     above = {path.rsplit(".", depth)[0] for path in leaves for depth in range(1, path.count(".") + 1)}
     return {"amount": int, **dict.fromkeys(sorted(above, key=len), dict), **dict.fromkeys(leaves, int)}

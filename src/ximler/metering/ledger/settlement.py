@@ -1,12 +1,13 @@
-"""Settlement: recorded events reach the ledger and the quotas, each exactly once, within a second or so.
+"""Settlement: recorded events reach the ledger and the quotas, each exactly once, within about a second.
 
-`ledger.events` stores sums; a settlement takes all that are pending, from any process. It is first written down, under
-the next number, then carried out: added to each row of the ledger and to each quota that has no settlement of this number yet.
-Whoever finds one that is not carried out begins it again, so it does not matter who dies when, or who comes late; and of two
-that write one down at the same time one is too late.
+`ledger.events` stores sums; a settlement takes all pending sums, in any process. It is first stored under the
+next number, then applied: added to each row of the ledger and to each quota that lacks a settlement of this
+number. A process that finds an unfinished settlement applies it again, so processes may die or be late at any
+point; of two that store one concurrently, one fails.
 
-There is no transaction in it: it would conflict for ever with the leases, which change the quotas all the time, and when its
-process is killed it would hold everybody up until the server gives it up, a minute later (docs/decisions/0015).
+It uses no transaction, because that would conflict without end with the leases, which update the quotas all
+the time; and if its process were killed it would block everyone until the server aborts it, a minute later
+(docs/decisions/0015).
 """
 
 import asyncio
@@ -43,9 +44,9 @@ from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBat
 
 __all__ = ["Settler", "finish", "is_under_way", "settle"]
 
-_MOST_ROWS = 20_000  # of one settlement
+_MOST_ROWS = 20_000  # per settlement
 _LOOK_EVERY_S = 2.0
-_PATIENCE = timedelta(seconds=5)  # with a settlement that is not carried out: its process may be slow, or gone
+_PATIENCE = timedelta(seconds=5)  # before an unfinished settlement of another process is taken over
 _TOGETHER_S = 0.2
 _HOUR_MS = 3_600_000
 _RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
@@ -61,7 +62,7 @@ class _Anchor(Document, kw_only=True):
 
 
 class _Level(Document, kw_only=True):
-    """What of a quota decides about alerts."""
+    """The fields of a quota that decide about alerts."""
 
     id: str = field(name="_id")
     limit: int
@@ -76,7 +77,7 @@ def _settler(*, database: Database, feed: Feed, settings: Settings) -> Part:
 
 
 class Settler:
-    """`run` it in at least one process; with the feed it hears of what is recorded at once, in whatever process."""
+    """`run` it in at least one process. The feed notifies it of recorded events of any process."""
 
     def __init__(
         self, database: Database, feed: Feed | None = None, *, thresholds: Sequence[int] = alerts.THRESHOLDS
@@ -100,8 +101,8 @@ class Settler:
                 _log.warning("usage waits to be settled", reason=error.message)
             took = time.monotonic() - began
             await pause(stop, _LOOK_EVERY_S, self._wake)
-            # What comes meanwhile is settled with it, so that it costs a fifth of the time at most; and processes that were
-            # woken together take turns.
+            # Batches that arrive meanwhile are settled together, which bounds the load to a fifth of the
+            # time; the jitter lets processes that were woken together take turns.
             await pause(stop, min(max(_TOGETHER_S, 4 * took), 2.0) * random.uniform(0.7, 1.3))  # noqa: S311 (jitter)
 
     def _heard(self, change: Change) -> None:
@@ -110,28 +111,31 @@ class Settler:
 
 
 async def settle(database: Database, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> int:
-    """Settle everything that is recorded by now; returns how many batches this process has.
+    """Settle everything recorded so far; returns the number of batches that this process settled.
 
-    Two round trips where there is nothing to do. Safe to race, and to be killed at any moment.
+    Two round trips if there is nothing to do. Safe to race and to kill.
     """
     return sum([await _settle(database, resource, thresholds, all_of_it=True) for resource in _RESOURCES])
 
 
 async def is_under_way(transaction: Database, quota: Quota) -> bool:
-    """Whether a settlement is written down that the quota, or its rows of the ledger, may not have yet, as the transaction
-    sees it. Where none is, they agree. One command."""
+    """Whether a stored settlement may be missing in the quota or its ledger rows, as seen by the transaction.
+    Otherwise they agree. One command.
+    """
     return await transaction[USAGE_SETTLEMENTS].count({"_id": quota.resource, "quotas": quota.id}) > 0
 
 
 async def finish(database: Database, resource: ResourceType, *, thresholds: Sequence[int] = alerts.THRESHOLDS) -> None:
-    """Carry out the settlement that is under way, if there is one, whoever else is about to."""
+    """Complete the unfinished settlement, if there is one, without waiting for its process."""
     latest = await database[USAGE_SETTLEMENTS].committed.find_one({"_id": resource})
     if latest is not None and latest.batches:
         await _finish(database, latest, thresholds)
 
 
 async def _settle(database: Database, resource: ResourceType, thresholds: Sequence[int], *, all_of_it: bool) -> int:
-    """Until nothing waits, or only until less than a full settlement does: what comes meanwhile is the next round's."""
+    """Settle until nothing is pending, or until less than a full settlement is, which is left for the next
+    round.
+    """
     settled = 0
     while True:
         settlements = database[USAGE_SETTLEMENTS].committed
@@ -139,7 +143,7 @@ async def _settle(database: Database, resource: ResourceType, thresholds: Sequen
         if latest.batches:
             begun_at = latest.begun_at
             if not all_of_it and begun_at is not None and database.clock.now() - begun_at < _PATIENCE:
-                return settled  # it is being carried out
+                return settled  # another process is applying it
             await _finish(database, latest, thresholds)
         batches = await _waiting(database, resource)
         if not batches:
@@ -168,7 +172,7 @@ async def _first(database: Database, resource: ResourceType) -> UsageSettlement:
 async def _waiting(database: Database, resource: ResourceType) -> list[UsageBatch]:
     """The oldest batches, as many as one settlement takes."""
     batches, rows = [], 0
-    # Committed: a failover may roll back a batch whose sender will send it again.
+    # Committed, because a failover may roll back a batch, which its sender then repeats.
     found = database[USAGE_BATCHES].committed.stream({"resource": resource}, sort=[("_id", 1)], batch=20)
     async for batch in found:
         if len({len(batch.users), len(batch.hours), len(batch.sources), len(batch.amounts)}) > 1:
@@ -194,7 +198,7 @@ def _sums(batches: list[UsageBatch]) -> Sums:
 async def _following(
     database: Database, latest: UsageSettlement, batches: list[UsageBatch], sums: Sums
 ) -> UsageSettlement:
-    """The next settlement, with what each quota is due."""
+    """The next settlement, with the amount for each quota."""
     users, found = list(dict.fromkeys(user for user, _ in sums)), database[ENTITLEMENTS].committed
     anchors = {e.id: e.anchor_day for e in await found.find({"_id": {"$in": users}}, into=_Anchor)}
     if strangers := [user for user in users if user not in anchors]:
@@ -218,13 +222,15 @@ async def _following(
 
 
 async def _write_down(database: Database, settlement: UsageSettlement) -> bool:
-    """False when somebody else was first."""
+    """Store the settlement. False if another process was faster."""
     free: dict[str, Any] = {"_id": settlement.id, "number": settlement.number - 1, "batches": []}
     return await database[USAGE_SETTLEMENTS].patch(free, {"$set": _values(settlement)})
 
 
 async def _carry_out(database: Database, settlement: UsageSettlement, sums: Sums, thresholds: Sequence[int]) -> None:
-    """Bring it into ledger and quotas. May be done again, by whomever: the batches are there until all has been done."""
+    """Apply the settlement to ledger and quotas. Idempotent: the batches are removed only when everything is
+    applied.
+    """
     await recorded.add(database, settlement.id, sums, number=settlement.number, periods=_periods(settlement, sums))
     await _pay(database, settlement, thresholds)
     await database[USAGE_BATCHES].delete_many({"_id": {"$in": settlement.batches}})
@@ -232,9 +238,10 @@ async def _carry_out(database: Database, settlement: UsageSettlement, sums: Sums
 
 
 def _periods(settlement: UsageSettlement, sums: Sums) -> dict[tuple[ObjectId, int], datetime]:
-    """When the period began in which each user's hour counts: as it was written down, whatever has changed since.
+    """The start of the period in which each user's hour counts, as stored in the settlement.
 
-    All of a user's periods in one settlement have the same anchor, so the hour's is the latest that began before it.
+    All of a user's periods in one settlement have the same anchor, so an hour belongs to the latest period
+    that began before it.
     """
     starts: dict[ObjectId, list[datetime]] = {}
     for quota, user in zip(settlement.quotas, settlement.users, strict=True):
@@ -276,9 +283,10 @@ def _addition(quota: str, amount: int, number: int) -> _Addition:
 
 
 async def _make(database: Database, settlement: UsageSettlement, missing: AbstractSet[str]) -> list[str]:
-    """Make those of the missing quotas whose period is now or about to begin, not yet opened for leases; returns their ids.
+    """Create the missing quotas of the current or next period, without opening them for leases; returns their
+    ids.
 
-    What came late for an earlier period without a quota is in the ledger alone.
+    Late events of an earlier period without a quota are only in the ledger.
     """
     now = database.clock.now()
     moments = {max(now, period_start_of(quota)) for quota in missing}
@@ -290,15 +298,17 @@ async def _make(database: Database, settlement: UsageSettlement, missing: Abstra
     additions = {quota.id: _addition(quota.id, due[quota.id], settlement.number) for quota in made}
     try:
         await database[QUOTAS].upsert_each((*additions[quota.id], quota) for quota in made)
-    except DocumentExists:  # somebody made one of them at this moment
+    except DocumentExists:  # created by another process concurrently
         await _add(database, additions)
-    except RefusedChanges:  # of a quota that cannot be read, which is logged already
+    except RefusedChanges:  # an unreadable quota, which has been logged
         pass
     return list(additions)
 
 
 async def _add(database: Database, additions: dict[str, _Addition]) -> None:
-    """A quota that cannot take its addition is logged and left out; `usage rebuild` counts its events once it is repaired."""
+    """Add to the quotas. A quota that rejects its addition is logged and skipped; `usage rebuild` counts its
+    events later.
+    """
     try:
         await database[QUOTAS].patch_each(additions.values())
     except RefusedChanges as problem:

@@ -1,1 +1,1 @@
-"""What each user may use: plans, overrides, and the periods that usage is counted in."""
+"""Limits of each user: plans, overrides, and usage periods."""

@@ -1,10 +1,11 @@
-"""Entitlements: what each user may use, written down by whoever changes it.
+"""Entitlements: each user's limits, written by every operation that changes them.
 
-The truth is the plan of the active or past due subscription, else the free one, and an operator's override before either. It is
-copied into `entitlements`, and from there into the limits of the user's open quotas, in one transaction; processes read a
-quota's limit twice a second. Changes that other applications make are followed by `heal`.
+The source is the plan of the active or past due subscription, else the free plan; an operator's override
+takes precedence. It is copied into `entitlements`, and from there into the limits of the user's open quotas,
+in one transaction; processes read a quota's limit twice a second. `heal` applies changes by other
+applications.
 
-Projects and bytes are not counted by quotas but by gauges, which look at the truth itself (see `limits_of`).
+Projects and bytes are limited by gauges instead of quotas, which read the source itself (see `limits_of`).
 """
 
 from collections.abc import Iterable
@@ -46,24 +47,24 @@ _log = structlog.get_logger("ximler.metering")
 _MAX_REASON = 500
 _MAX_LIMIT = 2**53
 _AT_ONCE = 500
-_TOGETHER = 50  # of users entitled in one transaction: the more, the likelier one's leases get in its way
+_TOGETHER = 50  # users per transaction: more users make conflicts with their leases likelier
 
 
 async def resolve(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, Entitlement]:
-    """What each of the users may use, by their subscriptions, plans and overrides as they are now. Unknown users are left out.
+    """The users' limits by their current subscriptions, plans and overrides. One round trip, read-only.
 
-    Users whose plan cannot be read are left out too, logged and counted. One round trip; nothing is written.
+    Omits unknown users, and users whose plan cannot be read, which are logged and counted.
     """
     found, _ = _readable(await _rows(database, list(dict.fromkeys(user_ids))))
     return {new.id: new for new, _ in found}
 
 
 async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
-    """Write down what the user may use now, in the transaction that has changed it: call it after the change.
+    """Update the user's entitlement. Call it in the transaction of a change, after the change.
 
-    It holds in every process within a second of the commit. A limit that falls below what is used blocks further use and
-    takes nothing away. Where the day of the periods moves, another quota begins; moving back finds the earlier one as it was.
-    Two commands; three when something changed. Raises NotFound, NoFreePlan.
+    It takes effect in every process within a second of the commit. A limit below the current usage blocks
+    further usage and deletes nothing. If the first day of the periods moves, a new quota begins; moving it
+    back restores the earlier quota. Two commands; three if something changed. Raises NotFound, NoFreePlan.
     """
     found, problem = await _entitle(transaction, [user_id])
     if found:
@@ -72,10 +73,10 @@ async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
 
 
 async def open_quota(database: Database, user_id: ObjectId, moment: datetime) -> Quota:
-    """The user's quota of API calls for the period around `moment`, made if it is not there.
+    """The user's quota of API calls for the period around `moment`, created if missing.
 
-    Once a period: five commands. It writes the entitlement that the limit is copied from, so that a change of limits at the
-    same moment comes before or after, and not in between. Raises NotFound, NoFreePlan.
+    Once per period: five commands. It writes the entitlement that the limit is copied from, so that a
+    concurrent change of limits conflicts and is serialised. Raises NotFound, NoFreePlan.
     """
 
     async def write(transaction: Database) -> Quota:
@@ -98,12 +99,12 @@ async def open_quota(database: Database, user_id: ObjectId, moment: datetime) ->
 
     try:
         return await database.transaction(write)
-    except DocumentExists:  # another process opened it at this moment
+    except DocumentExists:  # created by another process concurrently
         return await database.transaction(write)
 
 
 def quota_of(entitlement: Entitlement, moment: datetime, *, now: datetime) -> Quota:
-    """The quota of API calls that the entitlement gives for the period around `moment`, as it is before anything is used."""
+    """An unused quota of API calls for the period around `moment`, with the entitlement's limit."""
     start, end = periods.around(entitlement.anchor_day, moment)
     limit, until, then = _limit(entitlement, now)
     return Quota(
@@ -130,10 +131,10 @@ async def override(
     api_calls: int | None = None,
     expires_at: datetime | None = None,
 ) -> Entitlement:
-    """Give the user other limits than their plan's, in place of an earlier override; -1 is unlimited, None the plan's.
+    """Override the user's limits, replacing an earlier override. -1 is unlimited, None the plan's limit.
 
-    Operators only; audited. It holds within a second everywhere, and ends at `expires_at` by itself.
-    Raises Invalid, NotFound, Unauthenticated, Forbidden.
+    Operators only; audited. It takes effect everywhere within a second, and ends at `expires_at`. Raises
+    Invalid, NotFound, Unauthenticated, Forbidden.
     """
     actor.require_operator()
     now = database.clock.now()
@@ -150,16 +151,18 @@ async def override(
 
 
 async def end_override(database: Database, actor: Actor, user_id: ObjectId, *, reason: str) -> Entitlement:
-    """Go back to the plan's limits, within a second everywhere. Operators only; audited. Raises Invalid, NotFound."""
+    """Restore the plan's limits, everywhere within a second. Operators only; audited. Raises Invalid,
+    NotFound.
+    """
     actor.require_operator()
     return await _override(database, actor, user_id, None, None, Action.OVERRIDE_ENDED, reason=_reason(reason))
 
 
 async def heal(database: Database, user_ids: Iterable[ObjectId]) -> int:
-    """Bring these users' entitlements in line with their subscriptions and plans; returns how many differed.
+    """Reconcile these users' entitlements with their subscriptions and plans; returns how many differed.
 
-    A user whose plan cannot be read keeps the earlier entitlement, logged and counted; the others are healed. One command
-    for those without a difference.
+    Users whose plan cannot be read keep their entitlement, are logged and counted, and do not hold up the
+    others. One command if nothing differs.
     """
     found, _ = _readable(await _rows(database, list(dict.fromkeys(user_ids))))
     changed = [new.id for new, old in found if old is not None and _differs(old, new)]
@@ -170,7 +173,7 @@ async def heal(database: Database, user_ids: Iterable[ObjectId]) -> int:
 
 
 async def heal_all(database: Database) -> int:
-    """As `heal`, for all users: changes may have been missed."""
+    """`heal` all users, because changes may have been missed."""
     batch: list[ObjectId] = []
     count = 0
     async for entitlement in database[ENTITLEMENTS].stream({}):
@@ -184,13 +187,14 @@ async def heal_all(database: Database) -> int:
 async def copy_plan(database: Database, plan_id: str) -> int:
     """Copy the plan's limits to the quotas and entitlements that follow it; returns the number of changes.
 
-    Quotas with open leases come first. Three commands, however many users there are, and three more to see that none is left.
+    Quotas with open leases come first. Three commands for any number of users, and three more to verify that
+    none is left.
 
-    Not in a transaction: one that changes thousands of quotas would conflict with their leases, and never end. So the plan is
-    read again afterwards; otherwise, of two processes, the slower one might leave an earlier limit behind. Entitlements come
-    before the other quotas: a transaction that opens a quota writes the entitlement, so it commits before and its quota is
-    found here, or it conflicts, and runs again with the new limits. Only the first quota of a new user can be missed;
-    `leases.current` finds it.
+    Not in a transaction, because one that changes thousands of quotas would conflict with their leases
+    without end. So the plan is read again afterwards; otherwise the slower of two processes might leave an
+    earlier limit behind. Entitlements come before the other quotas: a transaction that opens a quota writes
+    the entitlement, so either it commits first and its quota is found here, or it conflicts and is retried
+    with the new limits. Only the first quota of a new user can be missed; `leases.current` finds it.
     """
     count = 0
     while (plan := await database.plans.find_one({"id": plan_id})) is not None:
@@ -204,7 +208,7 @@ async def copy_plan(database: Database, plan_id: str) -> int:
 
 
 async def copy_limit(database: Database, plan: Plan, which: dict[str, Any]) -> int:
-    """Copy the plan's limit of calls to those current quotas that follow it; returns their number. One command."""
+    """Copy the plan's limit of calls to the current quotas that follow it; returns their number. One command."""
     limit, now = plan.limits.api_calls, database.clock.now()
     other = [
         {"limitUntil": None, "limit": {"$ne": limit}},
@@ -242,11 +246,11 @@ async def _update(database: Database, name: str, where: dict[str, Any], values: 
 
 
 def _next(count: str) -> dict[str, Any]:
-    """The count plus one. One document with a value that is not a number would fail the update of all."""
+    """The count plus one. A non-numeric value in one document must not fail the update of all."""
     return {"$cond": [{"$isNumber": f"${count}"}, {"$add": [f"${count}", 1]}, 1]}
 
 
-# What is copied from subscription and plan: MongoDB's name → attribute.
+# Fields copied from subscription and plan, by name in MongoDB.
 _COPIED = {
     "planId": "plan_id",
     "planName": "plan_name",
@@ -284,13 +288,15 @@ def _resolved(user_id: ObjectId, row: dict[str, Any]) -> Entitlement:
 
 
 def _readable(rows: list[dict[str, Any]]) -> tuple[list[tuple[Entitlement, Entitlement | None]], XimlerError | None]:
-    """Each user's entitlement as it should be and as it is; and the problem of the last one that cannot be resolved."""
+    """Each user's entitlement as it should be and as stored; and the last error of users that cannot be
+    resolved.
+    """
     found: list[tuple[Entitlement, Entitlement | None]] = []
     problem = None
     for row in rows:
         try:
             found.append((_resolved(row["_id"], row), entitled(row)))
-        except XimlerError as error:  # the plan, or the entitlement itself
+        except XimlerError as error:  # an unreadable plan or entitlement
             problem = error
             UNRESOLVED.inc()
             _log.warning("entitlement not resolved", user=str(row["_id"]), plan=row["planIds"][1], reason=error.message)
@@ -298,7 +304,7 @@ def _readable(rows: list[dict[str, Any]]) -> tuple[list[tuple[Entitlement, Entit
 
 
 def _limit(entitlement: Entitlement, now: datetime) -> tuple[int, datetime | None, int | None]:
-    """Of API calls: the limit, until when, and what it is then."""
+    """The limit of API calls, until when it holds, and the limit after that."""
     override = entitlement.override_at(now)
     if override is None or override.api_calls is None:
         return entitlement.api_calls, None, None
@@ -308,7 +314,7 @@ def _limit(entitlement: Entitlement, now: datetime) -> tuple[int, datetime | Non
 
 
 def _followed(entitlement: Entitlement, now: datetime) -> str | None:
-    """The plan whose limit of calls holds, now or when the override ends."""
+    """The plan whose limit of calls applies, now or after the override."""
     override = entitlement.override_at(now)
     overridden = override is not None and override.api_calls is not None and entitlement.override_until is None
     return None if overridden else entitlement.plan_id
@@ -339,10 +345,10 @@ def _differs(old: Entitlement, new: Entitlement) -> bool:
 
 
 async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
-    """Bring these users' current quotas in line. One command for all who have the same limit and the same day.
+    """Update these users' current quotas. One command for all users with the same limit and first day.
 
-    A quota that begins when no period does any more is superseded: the anchor has moved. The next period's may be there
-    already, from a process whose clock is a little ahead.
+    Quotas whose start is no longer the start of a period, because the anchor moved, are superseded. The next
+    period's quota may exist already, opened by a process whose clock is ahead.
     """
     now = transaction.clock.now()
     alike: dict[Any, list[ObjectId]] = {}
@@ -376,7 +382,7 @@ async def _follow(transaction: Database, changed: list[Entitlement]) -> None:
 
 
 def _long_before(start: datetime) -> datetime:
-    """No period that is not over began before this: it lets the index skip the years before."""
+    """A lower bound of the start of current periods, which lets the index skip earlier years."""
     return periods.around(1, periods.around(1, start)[0] - periods.INSTANT)[0]
 
 
@@ -395,7 +401,7 @@ async def _override(
         before = await entitle(transaction, user_id)
         changed = await transaction[ENTITLEMENTS].find_and_patch(
             {"_id": user_id},
-            # Removed first: a limit that the new one leaves alone must not stay from the old one.
+            # Removed first, so that limits absent from the new override do not survive from the old one.
             {"$set": {"override": new, "overrideUntil": until}},
         )
         if changed is None:

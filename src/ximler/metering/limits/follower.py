@@ -1,9 +1,9 @@
 """Applies changes of subscriptions and plans by other applications to entitlements.
 
-Every process follows changed subscriptions, so none depends on another. Copying a plan's limits to all its users, and checking
-every user, is left to one process: it begins with everybody, because changes may have been missed while none ran. It is not
-urgent: the meter copies a plan's limit to the quotas in use in its process, and checks that of each quota it takes up. Ximler's
-own changes arrive too and make no difference.
+Every process follows changed subscriptions, so none depends on another. Copying a plan's limits to all its
+users, and checking every user, is limited to one process; it starts with all users, because changes may have
+been missed while none ran. This is not urgent: the meter copies a plan's limit to the quotas in use in its
+process, and checks that of each quota it takes up. Ximler's own changes arrive too and have no effect.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ def _follower(*, database: Database, feed: Feed) -> tuple[Part, Part]:
 
 
 class Follower:
-    """`follow` runs in every process beside the feed, `check` in one of them."""
+    """`follow` runs in every process with the feed, `check` in one of them."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self._database = database
@@ -51,13 +51,13 @@ class Follower:
         await self._keep(stop, self._changed, self._follow)
 
     async def check(self, stop: asyncio.Event) -> None:
-        """Check everybody, then apply changed plans, until `stop` is set."""
+        """Check all users, then apply changed plans, until `stop` is set."""
         self._missed()
         await self._keep(stop, self._due, self._look_through)
 
     async def heal(self) -> int:
-        """Apply the changes delivered since; returns the number of differences."""
-        return await self._follow() + await self._look_through()
+        """Apply the changes delivered so far; returns the number of differences."""
+        return await self._follow() + await self._check_all()
 
     async def _keep(self, stop: asyncio.Event, wake: asyncio.Event, work: Callable[[], Awaitable[int]]) -> None:
         while not await pause(stop, None, wake):
@@ -65,10 +65,10 @@ class Follower:
             try:
                 await work()
             except Unavailable as error:
-                _log.warning("entitlements wait to be healed", reason=error.message)
+                _log.warning("entitlements not healed yet", reason=error.message)
                 self._missed()
                 await pause(stop, _AGAIN_S)
-            except XimlerError as error:  # one plan or user that cannot be read
+            except XimlerError as error:  # an unreadable plan or user
                 _log.warning("entitlements not healed", reason=error.message)
 
     async def _follow(self) -> int:
@@ -79,12 +79,12 @@ class Follower:
         try:
             found = await self._database.subscriptions.find({"_id": {"$in": list(subscriptions)}})
             return await entitlements.heal(self._database, [subscription.user_id for subscription in found])
-        except BaseException:  # due again at the next change, or when the part is restarted
+        except BaseException:  # retried at the next change, or when the part is restarted
             self._subscriptions |= subscriptions
             raise
 
-    async def _look_through(self) -> int:
-        """Copy the limits of changed plans; or those of all, and heal everybody."""
+    async def _check_all(self) -> int:
+        """Copy the limits of changed plans; or those of all plans, and heal all users."""
         plans, everybody = self._plans, self._everybody
         self._plans, self._everybody = set(), False
         if not (plans or everybody):

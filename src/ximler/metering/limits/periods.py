@@ -1,8 +1,8 @@
-"""Periods: the months that quotas are counted in. Pure.
+"""Usage periods: the months in which quotas are counted. Pure.
 
-A period begins at 00:00:00.000 UTC on the anchor day of a month, or on the month's last day where it is shorter: anchored on
-the 31st, they begin on 31 January, 28 (or 29) February, 31 March. The anchor is the day on which the active subscription
-began; the 1st for those without one. So an hour of the ledger never lies in two periods.
+A period begins at 00:00 UTC on the anchor day of a month, or on the month's last day if it is shorter:
+anchored on the 31st, they begin on 31 January, 28 (or 29) February, 31 March. The anchor is the day on which
+the active subscription began; the 1st without one. So an hour of the ledger never lies in two periods.
 """
 
 from calendar import monthrange
@@ -17,12 +17,14 @@ INSTANT = timedelta(milliseconds=1)
 
 
 def anchor_day(start: datetime | None) -> int:
-    """The day of the month on which a subscription that began at `start` has its anniversaries; None has the 1st."""
+    """The day of the month on which a subscription's periods begin; the 1st for None."""
     return CALENDAR_MONTH if start is None else start.astimezone(UTC).day
 
 
 def around(day: int, moment: datetime) -> tuple[datetime, datetime]:
-    """The period that `moment` lies in, as its first instant and the next one's. Raises Invalid outside the years 2 to 9998."""
+    """The period that contains `moment`: its start and its exclusive end. Raises Invalid outside the years 2
+    to 9998.
+    """
     moment = moment.astimezone(UTC)
     if not 2 <= moment.year <= 9998:
         raise Invalid.field("moment", f"no period is kept for the year {moment.year}")

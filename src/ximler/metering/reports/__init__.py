@@ -1,1 +1,1 @@
-"""What users and operators are shown: usage against limits, usage over time, alerts."""
+"""Reports for users and operators: usage against limits, usage over time, alerts."""

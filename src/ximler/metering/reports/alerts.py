@@ -1,7 +1,7 @@
-"""Alerts: a user is told, once in a period, when they have used so and so much of what they may.
+"""Usage alerts: a user is notified once per period and threshold.
 
-Whoever adds to a quota calls `look` with what it was before; the job behind it tells the user, and is the one that makes sure
-of once: an alert is remembered on the quota.
+Code that adds to a quota calls `look` with the usage before and after. The job sends the notification, and
+ensures that it is sent once, by recording the alert in the quota.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ from ximler.schema.document import Document
 from ximler.schema.plan import UNLIMITED
 from ximler.schema.quota import QUOTAS, Quota
 
-__all__ = ["THRESHOLDS", "Alert", "due", "look", "tell"]
+__all__ = ["THRESHOLDS", "Alert", "due", "look", "send"]
 
 THRESHOLDS = (80, 100)  # per cent of the limit
 
 
 def due(before: int, after: int, limit: int, thresholds: Sequence[int] = THRESHOLDS) -> list[int]:
-    """The thresholds, in per cent of the limit, that the step from `before` to `after` reached; none of an unlimited quota.
+    """The thresholds, in per cent of the limit, that were reached between `before` and `after`; none without
+    a limit.
 
-    Of a limit of 0 nothing can be used, so nobody is told that they have.
+    A limit of 0 has no thresholds, because there is no usage.
     """
     if limit <= UNLIMITED + 1:
         return []
@@ -37,14 +38,15 @@ async def look(
     limit: int,
     thresholds: Sequence[int] = THRESHOLDS,
 ) -> None:
-    """Ask for the alert of the highest threshold that was reached between the two. No command where there is none.
+    """Enqueue the alert of the highest threshold that was reached between the two. No command if there is
+    none.
 
-    May be called again for the same step: one job is asked for, and the user told once.
+    Idempotent: a repeated step enqueues one job, and the user is notified once.
     """
     if reached := due(before, after, limit, thresholds):
         highest = max(reached)
         alert = Alert(quota_id=quota_id, threshold=highest)
-        await tell.enqueue(database, alert, dedupe_key=f"{tell.name}:{quota_id}:{highest}")
+        await send.enqueue(database, alert, dedupe_key=f"{send.name}:{quota_id}:{highest}")
 
 
 class Alert(Document, kw_only=True):
@@ -53,8 +55,8 @@ class Alert(Document, kw_only=True):
 
 
 @outbox.job("metering.alert", Alert)
-async def tell(payload: Alert, *, job: outbox.Job, database: Database) -> None:
-    """The job: tell the user, unless they were told in this period or the limit was raised meanwhile."""
+async def send(payload: Alert, *, job: outbox.Job, database: Database) -> None:
+    """The job: notify the user, unless that was done in this period or the limit has been raised since."""
     quota_id, threshold = payload.quota_id, payload.threshold
     quota = await database[QUOTAS].find_one({"_id": quota_id})
     if quota is None:
@@ -86,4 +88,4 @@ def _words(quota: Quota, limit: int, threshold: int) -> tuple[str, str]:
     if threshold >= 100:
         refused = f"{said} Further calls are refused until {until}, unless you choose a larger plan."
         return "Your API calls of this period are used up", refused
-    return f"You have used {threshold} % of your API calls", f"{said} The count begins anew on {until}."
+    return f"You have used {threshold} % of your API calls", f"{said} The count resets on {until}."

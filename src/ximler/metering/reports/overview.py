@@ -1,7 +1,7 @@
-"""What a user has used, against what they may: the numbers that decide.
+"""A user's current usage against their limits: the numbers that are enforced.
 
-API calls are what the quota says, as far as it has been reported (within a second), so what is shown agrees with what is
-enforced. For a user whom Ximler has not metered in this period it is what the ledger says that others counted.
+Usage of API calls is the quota's, as reported (within a second), so reports agree with enforcement. For users
+without a quota in this period it is the ledger's, with usage that other applications counted.
 """
 
 from collections.abc import Iterable
@@ -34,9 +34,10 @@ _MONTH = timedelta(days=31)
 
 
 class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """`projects` and `storage` (bytes) are what exists now and have no period; `apiCalls` are counted by the period.
+    """`projects` and `storage` (bytes) are current totals without a period; `apiCalls` are counted per
+    period.
 
-    `projected` is what will have been used at the period's end, if it goes on as it did.
+    `projected` is the usage at the end of the period, extrapolated from the usage so far.
     """
 
     resource: ResourceType
@@ -51,7 +52,9 @@ class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
 async def quota(
     database: Database, actor: Actor, resource: ResourceType, *, user_id: ObjectId | None = None
 ) -> ResourceUsage:
-    """One resource of the actor's own, or, for operators, of anybody's. One round trip. Raises NotFound, Unauthenticated."""
+    """One resource of the actor, or for operators of any user. One round trip. Raises NotFound,
+    Unauthenticated.
+    """
     user_id = user_id or actor.require_user()
     found = (await overview(database, actor, [user_id]))[user_id]
     return next(usage for usage in found if usage.resource == resource)
@@ -60,10 +63,10 @@ async def quota(
 async def overview(
     database: Database, actor: Actor, user_ids: Iterable[ObjectId]
 ) -> dict[ObjectId, list[ResourceUsage]]:
-    """The three resources of each user that the actor may see: themselves; an operator sees all. Others are NotFound.
+    """The three resources of each user. Users see themselves, operators all users; others are NotFound.
 
-    One round trip for all of them. Of several users, one whose plan, entitlement, gauge or quota cannot be read has none, and
-    is logged; asked for alone, it raises UnreadableDocument.
+    One round trip for all. If several are requested, users whose plan, entitlement, gauge or quota cannot be
+    read are logged and left empty; a single one raises UnreadableDocument.
     """
     ids = list(dict.fromkeys(user_ids))
     if actor.kind not in ("operator", "system") and ids != [actor.require_user()]:
@@ -112,12 +115,12 @@ def _calls(row: dict[str, Any], limit: int, now: datetime) -> ResourceUsage:
         limit = quota.limit_at(now)
     projected = _projected(quota.used, start, end, now)
     shown = _resource("apiCalls", quota.used, limit, start, end, projected)
-    # What is held by leases can still be used, and what was forfeited cannot.
+    # Leased units can still be used, forfeited ones cannot.
     return msgspec.structs.replace(shown, remaining=quota.remaining_at(now)) if quota.opened else shown
 
 
 def _projected(used: int, start: datetime, end: datetime, now: datetime) -> int:
-    """In proportion to the time that has passed; of a period that has hardly begun, to an hour."""
+    """Extrapolated in proportion to the elapsed time, at least an hour."""
     return max(used, round(used * ((end - start) / max(now - start, _SOON))))
 
 
@@ -142,10 +145,11 @@ def _resource(
 
 
 def _quota_stages(now: datetime) -> list[dict[str, Any]]:
-    """After these (and `PLAN_STAGES`), a user's document has `anchor`, `quota`, and `calls` by day where there is no quota.
+    """After these (and `PLAN_STAGES`), a user's row has `anchor`, `quota`, and `calls` by day if there is no
+    quota.
 
-    A quota is found by its `_id`, which a cluster can be asked one shard for; so it is put together from a table of the days
-    on which the period around now begins, by anchor.
+    A quota is looked up by its `_id`, so that a cluster queries one shard. The id is built from a table, by
+    anchor, of the first days of the current periods.
     """
     begins = _begins(now.date())
     started = {"$first": "$active.startDate"}
@@ -191,6 +195,6 @@ def _quota_stages(now: datetime) -> list[dict[str, Any]]:
 
 @lru_cache(1)
 def _begins(today: date) -> list[str]:
-    """The day on which the period of each anchor begins that `today` lies in."""
+    """The first day of the period that contains `today`, for each anchor."""
     noon = datetime(today.year, today.month, today.day, 12, tzinfo=UTC)
     return [f"{periods.around(day, noon)[0]:%Y-%m-%d}" for day in range(1, 32)]

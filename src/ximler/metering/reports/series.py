@@ -1,8 +1,8 @@
-"""Usage over time, from the ledger: by hour, day or month in UTC, and who used most.
+"""Usage over time, from the ledger: by hour, day or month in UTC, and the top consumers.
 
-What was served is in the ledger within a second of it, and what was added or removed of projects and storage within two. Of
-these a series has both: the changes, which add up over any time as calls do, and the level that they led to, which is what one
-draws. The ledger begins where Ximler first counted a user's projects: what was there before is a change of that hour.
+API calls are in the ledger within a second, changes of projects and storage within two. A series of projects
+or storage has both the changes, which can be summed over any time, and the level after them, for charts. The
+ledger begins with Ximler's first count of a user's projects: existing ones are a change of that hour.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -24,14 +24,15 @@ Interval = Literal["HOUR", "DAY", "MONTH"]
 
 MAX_POINTS = 1000
 _MOST_MONTHS = 120
-_MOST_DAYS_OF_ALL = 31  # of everybody's ledger
+_MOST_DAYS_OF_ALL = 31  # of all users' ledger
 _MOST_CONSUMERS = 100
-_BEFORE = datetime(1, 1, 1, tzinfo=UTC)  # stands for everything before the first point
+_BEFORE = datetime(1, 1, 1, tzinfo=UTC)  # represents everything before the first point
 
 
 class Point(msgspec.Struct, frozen=True):
-    """What was used from `start` to just before `end`; of projects and storage what was added, less what was removed, and
-    the `level` at the end: how many there were then. API calls have no level."""
+    """Usage from `start` until `end`, exclusive. For projects and storage the net change, and the `level` at
+    the end; API calls have no level.
+    """
 
     start: datetime
     end: datetime
@@ -54,11 +55,11 @@ async def series(
     by: Interval,
     user_id: ObjectId | None = None,
 ) -> list[Point]:
-    """The actor's own usage, or, for operators, anybody's, with a point for every hour, day or month that begins before
-    `until` and ends after `since`; those without use have 0.
+    """The actor's usage, or for operators any user's, with a point for every hour, day or month that begins
+    before `until` and ends after `since`. Points without usage are 0.
 
-    One round trip, which examines the hours asked for, and of projects and storage all before them that knew a change. Raises
-    Invalid for more than `MAX_POINTS` points, NotFound.
+    One round trip, which examines the requested hours, and for projects and storage all earlier hours with
+    changes. Raises Invalid for more than `MAX_POINTS` points, NotFound.
     """
     if actor.kind not in ("operator", "system"):
         actor.require_user()
@@ -93,8 +94,10 @@ async def series(
 async def top_consumers(
     database: Database, actor: Actor, resource: ResourceType, *, since: datetime, until: datetime, first: int = 10
 ) -> list[Consumer]:
-    """Who used most of it from `since` to just before `until`, 31 days at most; for operators. One round trip, which reads
-    everybody's hours of that time. Raises Invalid, Forbidden, Unauthenticated."""
+    """The users with the highest usage from `since` until `until`, exclusive, at most 31 days apart.
+    Operators only. One round trip, which reads the ledger of all users for that time. Raises Invalid,
+    Forbidden, Unauthenticated.
+    """
     actor.require_operator()
     if not 1 <= first <= _MOST_CONSUMERS:
         raise Invalid.field("first", f"{first} is not between 1 and {_MOST_CONSUMERS}")
@@ -112,7 +115,7 @@ async def top_consumers(
 
 
 def _edges(since: datetime, until: datetime, by: Interval) -> list[datetime]:
-    """Where the points begin, and where the last one ends."""
+    """The starts of the points, and the end of the last one."""
     if until <= since:
         raise Invalid.field("to", "must be after `from`")
     if not (since.year >= 1970 and until.year <= 9998):
