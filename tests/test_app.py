@@ -54,7 +54,7 @@ async def test_the_limits_of_the_settings_are_those_of_graphql(ours: Settings, m
         assert not (await Client(app).ask("{ __schema { types { name } } }")).errors
 
 
-async def test_people_who_ask_at_the_same_time_are_not_mixed_up(client: Client, database: Database) -> None:
+async def test_concurrent_requests_are_not_mixed_up(client: Client, database: Database) -> None:
     people = [await Client(client.app).join(f"p{n}@example.com") for n in range(4)]
     for n, person in enumerate(people):
         await person.create(f"project of p{n}")

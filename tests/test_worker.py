@@ -255,7 +255,7 @@ async def test_a_waiting_worker_is_woken_within_a_moment(database, settings, mai
     assert time.monotonic() - started < 2
 
 
-async def test_a_job_that_cannot_be_read_stops_nobody(database, settings, mailbox, keyring):
+async def test_an_unreadable_job_does_not_stop_the_worker(database, settings, mailbox, keyring):
     past = datetime(2020, 1, 1, tzinfo=UTC)
     unreadable = {"kind": registration.send_link.name, "status": "PENDING", "runAt": past, "lastError": 5}
     await database.raw.outbox.insert_one(unreadable, bypass_document_validation=True)
@@ -273,7 +273,7 @@ async def test_a_job_that_cannot_be_read_stops_nobody(database, settings, mailbo
     assert "cannot be read" in failed["reason"]
 
 
-async def test_an_outage_is_told_once(database, worker, monkeypatch):
+async def test_an_outage_is_logged_once(database, worker, monkeypatch):
     async def away(*_):
         raise Unavailable("gone")
 

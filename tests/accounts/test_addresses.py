@@ -25,7 +25,7 @@ def test_an_address_has_one_form_however_it_is_typed(typed: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["", "x" * 400 + "@example.com", "a\0@example.com", "a\n@example.com"])
-def test_what_no_account_has_is_not_looked_up(typed: str) -> None:
+def test_addresses_that_no_account_can_have_are_not_looked_up(typed: str) -> None:
     assert addresses.alternatives(typed) == []
     with pytest.raises(Invalid):
         addresses.normalised(typed)
@@ -76,7 +76,7 @@ ODD: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), ODD)
-async def test_a_field_of_an_odd_type_keeps_nobody_out(
+async def test_a_field_of_an_odd_type_does_not_prevent_sign_in(
     database: Database, keyring: Any, settings: Any, ada: User, field: str, value: object
 ) -> None:
     await database.raw["users"].update_one({"_id": ada.id}, {"$set": {field: value}}, bypass_document_validation=True)

@@ -52,7 +52,7 @@ async def test_only_operators_make_and_list_accounts(database: Database, keyring
         ({"name": "a\nb"}, "name"),
     ],
 )
-async def test_what_is_wrong_is_named_and_nothing_is_stored(
+async def test_invalid_input_is_named_and_nothing_is_stored(
     database: Database, keyring: Keyring, wrong: dict[str, str], field: str
 ) -> None:
     given = {"name": "Ada", "email": "ada@example.com", "password": PASSWORD} | wrong

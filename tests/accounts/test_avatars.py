@@ -221,7 +221,9 @@ def huge_png(side: int) -> bytes:
     ],
     ids=["empty", "svg", "pdf", "a header", "cut off", "10 MB", "64 million pixels", "400 million pixels"],
 )
-async def test_what_is_no_picture_is_refused_by_name_and_changes_nothing(database, me, sent: bytes, why: str) -> None:
+async def test_a_file_that_is_not_a_picture_is_rejected_and_changes_nothing(
+    database, me, sent: bytes, why: str
+) -> None:
     with pytest.raises(Invalid, match=why) as refused:
         await avatars.set_picture(database, me, sent)
     assert refused.value.fields.keys() == {"avatar"}
@@ -273,7 +275,7 @@ async def test_ten_pictures_at_once_leave_one_that_can_be_seen(database, me) -> 
     assert len(await files.stored_by(database, "avatars", me.require_user())) == 1
 
 
-async def test_what_a_process_left_behind_when_it_died_goes_with_the_next_upload(database, me) -> None:
+async def test_orphans_of_a_crashed_upload_are_removed_by_the_next(database, me) -> None:
     orphan = await files.store(database, "avatars", me.require_user(), b"x", content_type="image/webp")
     await avatars.set_picture(database, me, picture())
     assert await files.find(database, "avatars", orphan)  # it may be an upload that is under way

@@ -97,7 +97,7 @@ async def test_closing_costs_six_commands(door: Door) -> None:
     ]
 
 
-async def test_only_the_owner_who_signed_in_lately_closes_an_account(door: Door) -> None:
+async def test_closing_an_account_requires_a_recent_sign_in_of_its_owner(door: Door) -> None:
     user = await door.database.users.get(door.ada.id)
     stranger = msgspec.structs.replace(door.actor, user_id=type(door.ada.id)())
     with pytest.raises(NotFound):
@@ -144,7 +144,7 @@ async def test_within_thirty_days_the_right_password_brings_everything_back(door
     assert (user.name, user.email, user.password) == ("Ada", "ada@example.com", door.ada.password)
 
 
-async def test_an_account_that_somebody_else_deleted_is_not_its_owners_to_reopen(door: Door) -> None:
+async def test_an_account_deleted_by_another_application_cannot_be_reopened(door: Door) -> None:
     await soft_delete(door.database.users, {"_id": door.ada.id})
     for attempt in (door.sign_in, door.reopen):
         with pytest.raises(sessions.BadCredentials):

@@ -126,7 +126,7 @@ async def test_of_guesses_at_the_same_moment_no_more_than_five_are_looked_at(
     assert len(looked_at) == 5
 
 
-async def test_what_changes_the_password_ends_a_change_that_waits(move: Move, person: Person) -> None:
+async def test_a_password_change_cancels_a_pending_change_of_address(move: Move, person: Person) -> None:
     token = await move.request()
     user = await move.database.users.get(person.user.id)
     other = "another long password"
@@ -153,7 +153,7 @@ async def test_giving_up_ends_the_link(move: Move, person: Person) -> None:
     assert len(await move.mails()) == 1  # the notice; the link was not yet on its way
 
 
-async def test_a_taken_address_is_asked_for_alike_and_told_by_mail(
+async def test_a_taken_address_gets_the_same_answer_and_a_notice_by_mail(
     move: Move, database: Database, keyring: Keyring
 ) -> None:
     await administration.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
@@ -198,7 +198,7 @@ async def test_two_accounts_that_race_for_one_address_end_with_one_that_has_it(
     assert sorted(type(end).__name__ for end in found) == ["AccountExists", "User"]
 
 
-async def test_nobodys_mailbox_is_flooded_by_asking(move: Move) -> None:
+async def test_requests_cannot_flood_a_mailbox(move: Move) -> None:
     for _ in range(5):
         await move.request("victim@example.com")
     with pytest.raises(Throttled) as refused:
@@ -223,7 +223,7 @@ async def test_ones_own_address_is_no_new_one(move: Move, email: str) -> None:
     "email",
     ["", "x", "a@example.com\r\nBcc: b@example.com", "a@example.com, b@example.com", '{"$gt": ""}', "Ada <a@example.com>"],
 )  # fmt: skip
-async def test_what_is_no_address_is_refused(move: Move, email: str) -> None:
+async def test_an_invalid_address_is_rejected(move: Move, email: str) -> None:
     with pytest.raises(Invalid) as refused:
         await move.request(email)
     assert refused.value.fields.keys() == {"email"}
@@ -273,7 +273,7 @@ async def test_a_token_that_was_touched_anywhere_is_refused(data: st.DataObject,
                 await use
 
 
-async def test_the_log_tells_of_both_addresses_and_of_no_secret(move: Move, secrets_in: Any) -> None:
+async def test_the_log_has_both_addresses_and_no_secret(move: Move, secrets_in: Any) -> None:
     token = await move.request()
     assert await secrets_in(token, token[16:], PASSWORD) == []
     await move.confirm(token)

@@ -60,7 +60,7 @@ def refuse(database: Database, keyring: Keyring, settings: Settings) -> Callable
     return refuse
 
 
-async def test_signing_in_takes_as_long_for_nobody_as_for_somebody(
+async def test_signing_in_takes_as_long_for_an_unknown_address(
     database: Database, ada: User, refuse: Callable[[str], Callable[[], Awaitable[None]]]
 ) -> None:
     taken = await medians(
@@ -90,7 +90,7 @@ async def test_accounts_that_cannot_sign_in_take_as_long_as_those_that_can(
     assert {name: t / expected for name, t in taken.items() if not 0.6 < t / expected < 1.67} == {}
 
 
-async def test_registering_says_and_takes_the_same_whoever_has_the_address(
+async def test_registering_has_the_same_answer_and_timing_for_every_address(
     database: Database, keyring: Keyring, settings: Settings, ada: User
 ) -> None:
     await registration.register(
@@ -115,7 +115,7 @@ async def test_registering_says_and_takes_the_same_whoever_has_the_address(
     assert 0.6 < taken["waiting"] / taken["new"] < 1.67
 
 
-async def test_asking_for_a_reset_says_and_takes_the_same_whoever_has_the_address(
+async def test_a_reset_request_has_the_same_answer_and_timing_for_every_address(
     database: Database, keyring: Keyring, ada: User
 ) -> None:
     def attempt(email: str) -> Callable[[], Awaitable[object]]:
@@ -131,7 +131,7 @@ async def test_asking_for_a_reset_says_and_takes_the_same_whoever_has_the_addres
     assert 0.67 < taken["unknown"] / taken["known"] < 1.5
 
 
-async def test_an_attack_on_nobody_is_refused_as_one_on_somebody_is_and_as_fast(
+async def test_an_attack_on_an_unknown_address_is_throttled_alike(
     database: Database, keyring: Keyring, settings: Settings, ada: User
 ) -> None:
     def attempt(email: str) -> Callable[[], Awaitable[object]]:
@@ -153,7 +153,7 @@ async def test_an_attack_on_nobody_is_refused_as_one_on_somebody_is_and_as_fast(
     assert {code for code, _, _ in said} == {"TOO_MANY_ATTEMPTS"}  # type: ignore[misc]
 
 
-async def test_ten_people_who_sign_in_at_once_all_do(
+async def test_ten_concurrent_sign_ins_all_succeed(
     database: Database, keyring: Keyring, settings: Settings, ada: User
 ) -> None:
     entered = await asyncio.gather(

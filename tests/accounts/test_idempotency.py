@@ -68,7 +68,7 @@ async def test_another_request_under_the_same_key_is_refused(till: Till, once: O
     assert till.times == 1
 
 
-async def test_a_key_belongs_to_whoever_sent_it(till: Till, once: Once) -> None:
+async def test_a_key_belongs_to_its_sender(till: Till, once: Once) -> None:
     others = [
         ADA,
         Actor(kind="user", via="session", user_id=ObjectId()),
@@ -83,7 +83,7 @@ async def test_a_key_belongs_to_whoever_sent_it(till: Till, once: Once) -> None:
     assert (await once(by=Actor(address="192.0.2.1", user_agent="another")))[1] is True
 
 
-async def test_of_fifty_at_once_one_works_and_the_others_are_told_to_wait(till: Till, once: Once) -> None:
+async def test_one_of_fifty_concurrent_requests_runs_and_the_others_are_asked_to_wait(till: Till, once: Once) -> None:
     till.may_go_on = asyncio.Event()
     running = [asyncio.ensure_future(once()) for _ in range(50)]
     for ended, refusal in enumerate(asyncio.as_completed(running), start=1):
@@ -136,7 +136,7 @@ async def test_work_that_fails_or_changed_nothing_leaves_the_key_free(
 
 
 @pytest.mark.parametrize("fails", [True, False])
-async def test_work_that_was_committed_is_not_done_again_whatever_became_of_its_answer(
+async def test_committed_work_is_not_repeated_when_its_answer_was_lost(
     once: Once, database: Database, fails: bool
 ) -> None:
     async def work() -> Answer:
@@ -190,7 +190,7 @@ async def test_neither_key_nor_request_nor_answer_can_be_read_from_the_database(
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ü", "a\n"])
-async def test_what_is_no_key_is_refused(till: Till, once: Once, key: str) -> None:
+async def test_a_malformed_key_is_rejected(till: Till, once: Once, key: str) -> None:
     with pytest.raises(Invalid):
         await once(key)
     assert till.times == 0

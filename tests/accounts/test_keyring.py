@@ -66,7 +66,7 @@ async def test_a_password_that_is_not_unicode_is_refused_and_never_matches(keyri
 @pytest.mark.parametrize(
     "stored", ["", "plain text", "$2b$10$abcdefghijklmnopqrstuv", "$argon2id$broken", "$argon2i$v=19$m=1"]
 )
-async def test_what_is_not_a_hash_of_ours_matches_nothing(keyring: Keyring, stored: str) -> None:
+async def test_an_unknown_hash_format_matches_no_password(keyring: Keyring, stored: str) -> None:
     assert not await keyring.verify_password(stored, stored)
     assert not await keyring.verify_password(stored, "plain text")
 
@@ -109,7 +109,7 @@ def test_a_token_has_256_bits_and_is_stored_under_a_hash_that_needs_the_key(make
 
 
 @pytest.mark.parametrize("token", ["", "x", "x" * 42, "x" * 44, "ü" * 43, "x" * 10_000_000, "\ud800" * 43])
-def test_what_cannot_be_a_token_has_no_ids(keyring: Keyring, token: str) -> None:
+def test_a_malformed_token_has_no_ids(keyring: Keyring, token: str) -> None:
     assert keyring.token_ids(token) == []
 
 

@@ -109,7 +109,7 @@ async def test_a_name_that_another_application_stored_is_a_text_in_the_mail(
     assert "49" not in html.get_content()
 
 
-async def test_what_is_told_once_is_not_told_again(
+async def test_a_notice_with_once_is_not_repeated(
     person: Person, database: Database, post: Worker, smtp: Server
 ) -> None:
     for day in ("monday", "monday", "tuesday"):

@@ -32,7 +32,7 @@ async def entries(database: Database, action: str) -> list[dict[str, Any]]:
     return await database.raw["auditlogs"].find({"action": action}).sort("_id").to_list()
 
 
-async def test_a_locked_account_ends_its_sessions_and_says_so_only_to_whoever_knows_the_password(
+async def test_a_lock_ends_the_sessions_and_is_revealed_only_after_the_password(
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:
     token = (await enter()).token
@@ -125,7 +125,7 @@ async def test_accounts_are_found_by_the_beginning_of_address_or_name_and_by_id(
         await found("x" * 321)
 
 
-async def test_what_operators_read_is_noted_with_whom_they_saw(database: Database, ada: User, enter: Any) -> None:
+async def test_reads_by_operators_are_audited_with_the_users_shown(database: Database, ada: User, enter: Any) -> None:
     await enter()
     await administration.page(database, CLI, search="ada")
     await administration.get(database, CLI, ada.id)
@@ -193,7 +193,7 @@ async def test_roles_are_granted_and_withdrawn_on_the_command_line_only(
     )
 
 
-async def test_nobody_but_operators_does_any_of_it_and_strangers_are_not_found(
+async def test_administration_requires_an_operator_and_unknown_users_are_not_found(
     database: Database, keyring: Keyring, ada: User
 ) -> None:
     from bson import ObjectId

@@ -18,7 +18,7 @@ async def test_another_name(person: Person, database: Database) -> None:
     assert (entry.user_id, entry.resource_id) == (person.user.id, str(person.user.id))
 
 
-async def test_what_is_so_already_is_not_written(person: Person, database: Database) -> None:
+async def test_unchanged_values_are_not_written(person: Person, database: Database) -> None:
     before = await database.raw["users"].find_one({})
     with round_trips() as trips:
         await profile.rename(database, person.actor(), person.user, name="Ada")
@@ -29,7 +29,7 @@ async def test_what_is_so_already_is_not_written(person: Person, database: Datab
     assert await database.audit_logs.find({"action": {"$regex": "profile|notifications"}}) == []
 
 
-async def test_what_changed_a_moment_ago_is_not_taken_for_what_there_is(person: Person, database: Database) -> None:
+async def test_a_change_of_a_moment_ago_is_compared_with_the_database(person: Person, database: Database) -> None:
     """The user that came with the request was read before."""
     await profile.rename(database, person.actor(), person.user, name="Ada Lovelace")
     assert (await profile.rename(database, person.actor(), person.user, name="Ada")).name == "Ada"
@@ -38,7 +38,7 @@ async def test_what_changed_a_moment_ago_is_not_taken_for_what_there_is(person: 
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\r\nBcc: b@example.com", "a\0", "\u202ea", "x" * 101, "\ud800"])
-async def test_what_cannot_be_a_name_is_refused(person: Person, database: Database, name: str) -> None:
+async def test_an_invalid_name_is_rejected(person: Person, database: Database, name: str) -> None:
     with pytest.raises(Invalid) as refused:
         await profile.rename(database, person.actor(), person.user, name=name)
     assert refused.value.fields.keys() == {"name"}

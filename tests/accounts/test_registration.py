@@ -94,14 +94,14 @@ async def test_a_link_ends_after_a_day_even_before_the_database_removes_it(door:
 
 
 @pytest.mark.parametrize("token", ["", "x", "x" * 59, "ü" * 59, "x" * 100_000, "\0" * 59, "\ud800" * 59, "{'$gt': ''}"])
-async def test_what_is_no_link_of_ours_is_refused(door: Door, token: str) -> None:
+async def test_a_forged_link_is_rejected(door: Door, token: str) -> None:
     await door.register()
     with pytest.raises(Invalid) as refused:
         await door.confirm(token)
     assert refused.value.fields.keys() == {"token"}
 
 
-async def test_whoever_registers_a_victims_address_first_gains_nothing(door: Door) -> None:
+async def test_registering_a_victims_address_first_gains_nothing(door: Door) -> None:
     theirs = await door.register("victim@example.com", name="Mallory", password="the attacker's own")
     own = await door.register("victim@example.com", name="Victim", password=PASSWORD)
     user = await door.confirm(own)
@@ -149,7 +149,7 @@ def test_an_address_is_stored_normalised(given: str, stored: str) -> None:
      "Ada <ada@example.com>", "ada@localhost", "ada@[127.0.0.1]", "a\0@example.com", "a\r\nBcc: b@example.com",
      "\u202eada@example.com", "\ud800@example.com", "x@" + "y" * 250 + ".com"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_by_name(email: str) -> None:
+def test_an_invalid_address_is_rejected_by_name(email: str) -> None:
     with pytest.raises(Invalid) as refused:
         addresses.normalised(email)
     assert refused.value.fields.keys() == {"email"}
@@ -180,7 +180,7 @@ def test_peoples_names_are_taken_as_they_are(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", "   ", "\n", "a\nb", "a\0b", "\u202eevil", "\u200b", "\u200d", "a\u2028b", "\ud800", "x" * 101]
 )
-def test_what_is_no_name_is_refused_by_name(name: str) -> None:
+def test_an_invalid_name_is_rejected_by_name(name: str) -> None:
     with pytest.raises(Invalid) as refused:
         names.checked(name, most=names.MAX_PERSON)
     assert refused.value.fields.keys() == {"name"}

@@ -36,7 +36,7 @@ def count(found: list[Any], kind: type) -> int:
     return sum(isinstance(end, kind) for end in found)
 
 
-async def test_signing_in_takes_a_code_and_says_so_only_to_who_has_the_password(person: Person) -> None:
+async def test_the_second_factor_is_revealed_only_after_the_password(person: Person) -> None:
     assert await person.enter()
     app = await person.enrol()
     for nothing in (None, "", "  ", "-"):
@@ -56,7 +56,7 @@ async def test_a_code_is_taken_once_however_many_try_it_at_the_same_moment(perso
     assert await person.enter(app.next_code())
 
 
-async def test_the_code_that_proved_the_factor_signs_nobody_in(person: Person) -> None:
+async def test_the_code_that_enabled_the_factor_cannot_sign_in(person: Person) -> None:
     app = await person.enrol()
     with pytest.raises(WrongCode):
         await person.enter(app.code())
@@ -154,13 +154,15 @@ async def test_in_no_day_are_more_codes_looked_at_than_fifty(
         assert beyond - first >= timedelta(days=1) - timedelta(minutes=1)
 
 
-async def test_who_knows_their_codes_never_uses_the_budget_up(person: Person) -> None:
+async def test_right_codes_do_not_use_up_the_budget(person: Person) -> None:
     app = await person.enrol()
     for _ in range(3 * BUDGET):
         await person.enter(app.next_code())
 
 
-async def test_whose_budget_was_used_up_is_told_once_a_day(person: Person, worker: Worker, mailbox: Mailbox) -> None:
+async def test_a_used_up_budget_is_reported_to_the_owner_once_a_day(
+    person: Person, worker: Worker, mailbox: Mailbox
+) -> None:
     now = person.database.clock.now()
     noon = now.replace(hour=12, minute=0) + timedelta(days=1)  # so that all of it is on one day
     person.database.clock.offset_ms += (noon - now) // timedelta(milliseconds=1)
@@ -189,7 +191,7 @@ async def test_each_recovery_code_stands_in_for_a_code_once(person: Person) -> N
     assert len(left) == 6
 
 
-async def test_nobodys_guessing_keeps_the_owner_of_a_recovery_code_out(person: Person) -> None:
+async def test_guessing_does_not_lock_out_recovery_codes(person: Person) -> None:
     app = await person.enrol()
     await ends(*(person.enter(code) for code in app.wrong_codes(8)))
     with pytest.raises(TooManyCodes):
@@ -201,7 +203,7 @@ async def test_nobodys_guessing_keeps_the_owner_of_a_recovery_code_out(person: P
     "code",
     ["x", "12345", "1234567", "٠١٢٣٤٥", "１２３４５６", "x" * 1_000_000, "\0", "\ud800", '{"$gt": ""}', "a" * 16],
 )
-async def test_what_is_no_code_is_refused_and_uses_no_budget(person: Person, code: str) -> None:
+async def test_a_malformed_code_is_rejected_without_using_the_budget(person: Person, code: str) -> None:
     app = await person.enrol()
     for _ in range(BUDGET + 1):
         with pytest.raises(WrongCode):

@@ -19,7 +19,7 @@ from ximler.database import Database
 from ximler.worker import Worker
 
 
-async def test_what_is_shown_is_what_authenticator_apps_read(person: Person) -> None:
+async def test_the_enrolment_uri_is_readable_by_authenticator_apps(person: Person) -> None:
     shown = await second_factor_enrolment.begin(person.database, person.keyring, person.actor(), person.user)
     parts = urlsplit(shown.uri)
     assert (parts.scheme, parts.netloc, unquote(parts.path)) == ("otpauth", "totp", "/Ximler:ada@example.com")
@@ -124,7 +124,7 @@ async def test_every_change_needs_a_recent_sign_in(person: Person) -> None:
         await person.enter()
 
 
-async def test_an_operator_removes_the_factor_of_who_lost_everything_and_nobody_else_does(person: Person) -> None:
+async def test_only_an_operator_removes_a_lost_second_factor(person: Person) -> None:
     await person.enrol()
     with pytest.raises(Forbidden):
         await second_factor_enrolment.remove(person.database, person.actor(), person.user.id)

@@ -73,7 +73,7 @@ async def test_a_session_costs_one_round_trip_and_then_none(database, ada, enter
     assert trips == []
 
 
-async def test_what_ends_a_session_is_heard_of_whoever_did_it(database, ada, enter, authenticator):
+async def test_the_end_of_a_session_is_noticed_whatever_its_cause(database, ada, enter, authenticator):
     for end in (
         lambda _: database.raw.sessions.delete_many({"userId": ada.id}),
         lambda _: database.transaction(lambda transaction: sessions.revoke_all(transaction, ada.id)),

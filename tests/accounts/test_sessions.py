@@ -29,7 +29,7 @@ def enter(database: Database, keyring: Keyring, settings: Settings) -> Any:
     return enter
 
 
-async def test_a_token_says_who_it_is_and_from_where_they_came(
+async def test_a_token_identifies_the_user_and_the_origin(
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:
     signed_in = await enter(" ADA@Example.com")
@@ -44,9 +44,7 @@ async def test_a_token_says_who_it_is_and_from_where_they_came(
     "email", ["ada@example.com", "nobody@example.com", "no address", "", "\0", "x" * 1_000_000, "\ud800"]
 )
 @pytest.mark.parametrize("password", ["", "wrong", "x" * 1000, "x" * 1001, "\0", "\ud800", "correct horse battery "])
-async def test_wrong_credentials_are_answered_alike_whatever_is_wrong(
-    ada: User, enter: Any, email: str, password: str
-) -> None:
+async def test_all_wrong_credentials_get_the_same_answer(ada: User, enter: Any, email: str, password: str) -> None:
     with pytest.raises(BadCredentials) as refused:
         await enter(email, password)
     assert refused.value.message == "The e-mail address or the password is not right"
@@ -120,7 +118,7 @@ async def test_a_deleted_users_session_is_refused_and_they_cannot_sign_in(
 
 
 @pytest.mark.parametrize("token", ["", "garbage", "x" * 43, "x" * 1_000_000, "\0" * 43, "ü" * 43, "\ud800" * 43])
-async def test_what_is_no_token_is_refused(
+async def test_a_malformed_token_is_rejected(
     database: Database, keyring: Keyring, ada: User, enter: Any, token: str
 ) -> None:
     await enter()
@@ -137,7 +135,7 @@ async def test_neither_token_nor_password_is_in_the_database(
     assert signed_in.session.id != plain.digest()
 
 
-async def test_what_the_database_holds_signs_nobody_in(
+async def test_stored_hashes_cannot_be_used_as_tokens(
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:
     """Whoever can write the database, but has no key, cannot make a session for a token they know."""

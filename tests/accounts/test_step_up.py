@@ -28,7 +28,7 @@ async def test_it_costs_no_round_trip(person: Person) -> None:
     assert trips == []
 
 
-async def test_a_key_cannot_step_up_and_nobody_is_nobody(person: Person) -> None:
+async def test_api_keys_and_anonymous_callers_cannot_step_up(person: Person) -> None:
     key = Actor(kind="user", via="api_key", user_id=person.user.id, authenticated_at=person.database.clock.now())
     with pytest.raises(StepUpRequired, match="API key"):
         step_up.require(person.database, key)
@@ -69,7 +69,7 @@ async def test_it_takes_the_second_factor_too(person: Person) -> None:
     await step_up.reauthenticate(person.database, person.keyring, actor, user, password=PASSWORD, code=app.code())
 
 
-async def test_a_thief_who_guesses_the_password_is_slowed_down_and_the_owner_is_not(person: Person) -> None:
+async def test_guessing_with_a_stolen_session_throttles_that_session_only(person: Person) -> None:
     stolen, own = await person.enter(), await person.enter()
     for _ in range(4):
         with pytest.raises(Forbidden) as wrong:

@@ -27,7 +27,7 @@ OWN = ("Ada Lovelace", "ada.byron@analytical.example")
         "AdaLovelace12", "lovelace2026", "adabyronanalytical", "ximler2026!", "XimlerXimler", "Analytical1!",
     ],
 )  # fmt: skip
-async def test_what_attackers_try_first_is_refused(keyring: Keyring, password: str) -> None:
+async def test_common_passwords_are_rejected(keyring: Keyring, password: str) -> None:
     with pytest.raises(WeakPassword) as refused:
         await strength.check(keyring, password, field="new", own=OWN)
     assert refused.value.code == "WEAK_PASSWORD"
@@ -45,7 +45,7 @@ async def test_what_attackers_try_first_is_refused(keyring: Keyring, password: s
         "蝶々が花に止まる静かな朝だ",
     ],
 )
-async def test_what_is_hard_to_guess_passes_whatever_it_is_made_of(keyring: Keyring, password: str) -> None:
+async def test_passwords_that_are_hard_to_guess_pass(keyring: Keyring, password: str) -> None:
     await strength.check(keyring, password, own=OWN)
 
 
@@ -186,9 +186,7 @@ async def test_a_breached_password_is_refused_and_five_digits_of_its_hash_are_al
 
 
 @pytest.mark.parametrize("failure", ["error", "closed", "not a URL"])
-async def test_a_service_that_does_not_answer_refuses_nobody(
-    settings: Settings, service: Service, failure: str
-) -> None:
+async def test_a_failed_breach_look_up_accepts_the_password(settings: Settings, service: Service, failure: str) -> None:
     service.status = 503
     url = {"error": service.url, "closed": "http://127.0.0.1:9/", "not a URL": "http://[x"}[failure]
     keyring = looking_up(settings, url)
@@ -196,7 +194,7 @@ async def test_a_service_that_does_not_answer_refuses_nobody(
     keyring.close()
 
 
-async def test_a_slow_service_delays_nobody_for_longer_than_its_timeout_nor_the_event_loop(
+async def test_a_slow_breach_look_up_is_bounded_and_does_not_block_the_loop(
     settings: Settings, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaches, "_TIMEOUT_S", 0.3)

@@ -56,7 +56,7 @@ def exhaust(database: Database, enter: Any) -> Any:
     return exhaust
 
 
-async def test_after_five_wrong_passwords_even_the_right_one_waits_and_is_told_how_long(ada: User, enter: Any) -> None:
+async def test_after_five_wrong_passwords_even_the_right_one_is_throttled_with_a_delay(ada: User, enter: Any) -> None:
     for _ in range(5):
         with pytest.raises(BadCredentials):
             await enter("a wrong guess")
@@ -214,7 +214,7 @@ async def test_registrations_of_one_mailbox_and_from_one_address_are_bounded_und
     assert one_address == {"NoneType": 30, "Throttled": 10}
 
 
-async def test_reset_links_for_one_mailbox_are_bounded_and_asking_while_told_to_wait_does_not_prolong_it(
+async def test_reset_links_per_mailbox_are_limited_and_refused_requests_do_not_prolong_the_wait(
     database: Database, keyring: Keyring
 ) -> None:
     async def ask() -> None:
@@ -234,7 +234,7 @@ async def test_reset_links_for_one_mailbox_are_bounded_and_asking_while_told_to_
     assert await database.raw["outbox"].count_documents({}) == 6
 
 
-async def test_what_is_counted_names_nobody(ada: User, enter: Any, database: Database) -> None:
+async def test_stored_counters_contain_no_personal_data(ada: User, enter: Any, database: Database) -> None:
     with pytest.raises(BadCredentials):
         await enter("a wrong guess")
     rows = await database.raw["throttles"].find({}).to_list()
@@ -243,7 +243,7 @@ async def test_what_is_counted_names_nobody(ada: User, enter: Any, database: Dat
     assert "198.51" not in str(rows)
 
 
-async def test_a_window_that_is_over_begins_anew(database: Database, keyring: Keyring) -> None:
+async def test_an_expired_window_starts_again(database: Database, keyring: Keyring) -> None:
     rule = throttle.Rule(name="t", free=2, window=throttle.timedelta(minutes=1))
     at = throttle.key(keyring, rule, "subject")
     for _ in range(3):
@@ -254,7 +254,7 @@ async def test_a_window_that_is_over_begins_anew(database: Database, keyring: Ke
         database.clock.offset_ms += 61_000
 
 
-async def test_who_has_to_wait_keeps_no_mailbox_from_being_asked_for(database: Database, keyring: Keyring) -> None:
+async def test_a_throttled_caller_does_not_use_up_the_budget_of_mailboxes(database: Database, keyring: Keyring) -> None:
     attacker = Actor(address="198.51.100.7")
     for n in range(20):
         await credentials.request_reset(database, keyring, attacker, email=f"p{n}@example.com")

@@ -56,7 +56,7 @@ async def test_keys_are_listed_newest_first_with_their_state(database, actor):
     assert states[listed[0].id] == "ACTIVE"
 
 
-async def test_whoever_has_only_a_session_makes_no_key_and_widens_none(database, actor):
+async def test_creating_or_extending_a_key_requires_a_recent_sign_in(database, actor):
     made = await make(database, actor, permissions=["projects:read", "projects:write"])
     stale = msgspec.structs.replace(actor, authenticated_at=database.clock.now() - timedelta(minutes=11))
     with pytest.raises(StepUpRequired):
@@ -82,7 +82,7 @@ async def test_a_key_makes_no_key(database, actor, ada):
         await make(database, Actor())
 
 
-async def test_somebody_elses_key_is_not_there(database, actor):
+async def test_a_key_of_another_user_is_not_found(database, actor):
     made = await make(database, actor)
     somebody = msgspec.structs.replace(actor, user_id=ObjectId())
     for attempt in (
@@ -160,7 +160,7 @@ async def test_of_racing_rotations_one_succeeds(database, actor):
         {"allowed_addresses": ["10.0.0.1"] * 51},
     ],
 )
-async def test_what_makes_no_sense_is_refused_by_name(database, actor, wrong):
+async def test_invalid_input_is_rejected_by_name(database, actor, wrong):
     with pytest.raises(Invalid) as refused:
         await make(database, actor, **wrong)
     assert refused.value.fields
@@ -172,7 +172,7 @@ async def test_a_key_that_would_be_born_expired_is_refused(database, actor):
         await make(database, actor, expires_at=database.clock.now())
 
 
-async def test_nobody_has_more_keys_than_the_most(database, actor, monkeypatch):
+async def test_the_number_of_keys_per_user_is_limited(database, actor, monkeypatch):
     monkeypatch.setattr(keys, "MAX_KEYS", 3)
     made = [await make(database, actor) for _ in range(3)]
     with pytest.raises(LimitExceeded):
@@ -181,14 +181,14 @@ async def test_nobody_has_more_keys_than_the_most(database, actor, monkeypatch):
     await make(database, actor)
 
 
-async def test_nobody_has_more_keys_by_asking_for_them_at_once(database, actor, monkeypatch):
+async def test_concurrent_creations_do_not_exceed_the_limit_of_keys(database, actor, monkeypatch):
     monkeypatch.setattr(keys, "MAX_KEYS", 3)
     ends = await asyncio.gather(*(make(database, actor) for _ in range(10)), return_exceptions=True)
     assert sum(isinstance(end, LimitExceeded) for end in ends) == 7
     assert len(await keys.mine(database, actor)) == 3
 
 
-async def test_nobody_has_more_keys_by_rotating_one_again_and_again(database, actor, monkeypatch):
+async def test_repeated_rotations_do_not_exceed_the_limit_of_keys(database, actor, monkeypatch):
     monkeypatch.setattr(keys, "MAX_KEYS", 3)
     newest = (await make(database, actor)).key
     await make(database, actor)
@@ -200,7 +200,7 @@ async def test_nobody_has_more_keys_by_rotating_one_again_and_again(database, ac
     assert len(await keys.mine(database, actor)) == 6
 
 
-async def test_the_log_tells_what_changed_and_nothing_that_opens_anything(database, actor):
+async def test_the_log_has_the_changes_and_no_secret(database, actor):
     made = await make(database, actor)
     await keys.change(database, actor, made.key.id, name="cd")
     await keys.change(database, actor, made.key.id, name="cd")  # changes nothing

@@ -33,10 +33,10 @@ def test_every_single_wrong_character_and_every_swap_of_neighbours_is_found():
 @pytest.mark.parametrize("mangle", [str.upper, str.lower, lambda k: k[:-1], lambda k: k + "x", lambda k: " " + k[:-1],
                                     lambda k: "", lambda k: "xim_", lambda k: k.replace("xim_", "xim-"), lambda k: k[4:],
                                     lambda k: "é" * 37, lambda k: k[:10] + "\x00" + k[11:], lambda k: k * 1000])  # fmt: skip
-def test_what_is_cut_or_mangled_is_no_key(mangle):
+def test_truncated_and_mistyped_keys_are_detected(mangle):
     assert not tokens.is_well_formed(mangle(tokens.mint()))
 
 
-def test_what_is_stored_is_plain_sha_256():
+def test_a_key_is_stored_as_its_sha_256():
     key = tokens.mint()
     assert tokens.hash_of(key) == hashlib.sha256(key.encode()).hexdigest()

@@ -67,7 +67,7 @@ async def test_a_key_that_was_never_made_is_looked_for_once(database, actor, ver
     assert trips == [("aggregate", "apikeys")]
 
 
-async def test_a_key_is_known_though_somebody_tried_it_before_it_was_made(database, actor, verifier, monkeypatch):
+async def test_a_new_key_works_although_it_was_cached_as_unknown(database, actor, verifier, monkeypatch):
     secret = tokens.mint()
     assert await refused(verifier, secret) is ApiKeyRefused
     monkeypatch.setattr(tokens, "mint", lambda: secret)
@@ -84,7 +84,7 @@ async def test_a_revoked_key_is_refused_at_once_here(database, actor, verifier):
     assert await refused(verifier, made.secret) is ApiKeyRefused
 
 
-async def test_expiry_needs_nobody_to_tell_of_it(database, actor, verifier):
+async def test_keys_expire_without_an_event(database, actor, verifier):
     made = await make(database, actor, expires_at=database.clock.now() + timedelta(hours=1))
     await settled(database)
     assert await refused(verifier, made.secret) is None
@@ -146,7 +146,7 @@ async def test_a_key_works_only_from_where_it_may(database, actor, verifier):
         assert await refused(verifier, made.secret, address=address) is why
 
 
-async def test_networks_that_somebody_else_wrote_wrong_admit_nobody(database, actor, verifier):
+async def test_invalid_networks_of_another_application_admit_no_address(database, actor, verifier):
     made = await make(database, actor)
     await database.raw.apikeys.update_one({}, {"$set": {"allowedAddresses": ["the office"]}})
     await settled(database)

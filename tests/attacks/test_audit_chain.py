@@ -53,7 +53,7 @@ async def checked(database: Database, keys: SealKeys, kept: KeptHead) -> Report:
     return await verify(database, keys, head=kept.read())
 
 
-async def test_a_chain_whose_seals_were_removed_is_not_begun_anew(
+async def test_a_chain_whose_seals_were_removed_is_not_restarted(
     database: Database, keys: SealKeys, kept: KeptHead, sealer: Sealer
 ) -> None:
     await write(database)

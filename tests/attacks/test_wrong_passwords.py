@@ -29,7 +29,7 @@ async def ada(database: Database, keyring: Keyring) -> User:
     )
 
 
-async def test_a_wrong_password_leaves_an_entry_whatever_asked_for_it(
+async def test_a_wrong_password_is_audited_on_every_path(
     database: Database, keyring: Keyring, settings: Settings, ada: User
 ) -> None:
     signed_in = Actor(

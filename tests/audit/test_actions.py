@@ -8,14 +8,14 @@ from ximler.core.actor import Actor
 from ximler.database import Database
 
 
-def test_every_action_is_source_subject_verb_and_says_what_it_means() -> None:
+def test_every_action_is_source_subject_verb_with_a_meaning() -> None:
     for action in Action:
         assert re.fullmatch(r"[a-z]+\.[a-z_]+\.[a-z_]+", action.value)
         assert action.meaning.endswith(".")
     assert len({action.value for action in Action}) == len(list(Action.__members__))
 
 
-def test_the_values_are_what_is_stored_since_the_first_version() -> None:
+def test_stored_action_values_never_change() -> None:
     """A sample: searches, exports and other applications rely on them."""
     assert [Action.PASSWORD_CHANGED, Action.PROJECT_CREATED, Action.PERSON_ERASED] == [
         "accounts.password.changed",

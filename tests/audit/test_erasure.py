@@ -49,7 +49,7 @@ async def test_a_person_is_gone_from_the_log_and_the_rest_is_still_verified(
     assert await erase(database, ada.user_id) == 0
 
 
-async def test_a_person_who_is_gone_without_a_record_of_it_is_an_alarm(
+async def test_personal_data_removed_without_a_recorded_erasure_is_reported(
     database: Database, keys: SealKeys, sealer: Sealer, ada: Actor, write: Written
 ) -> None:
     (oid,) = await write(1)
@@ -61,7 +61,7 @@ async def test_a_person_who_is_gone_without_a_record_of_it_is_an_alarm(
     assert report.problems[0].entry == str(oid)
 
 
-async def test_somebody_elses_erasure_or_a_forged_one_is_no_excuse(
+async def test_an_erasure_of_another_person_or_a_forged_one_is_not_accepted(
     database: Database, keys: SealKeys, sealer: Sealer, ada: Actor, write: Written
 ) -> None:
     await write(1)

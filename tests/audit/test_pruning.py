@@ -42,7 +42,7 @@ def backdated(report: Any) -> bool:
     return {problem.why for problem in report.problems} <= {"has a time that differs from its commit"}
 
 
-async def test_what_is_old_goes_and_the_rest_is_still_verified(
+async def test_old_entries_are_pruned_and_the_rest_still_verifies(
     database: Database, keys: SealKeys, sealer: Sealer, days: list[list[ObjectId]]
 ) -> None:
     head = await seals.head(database)
@@ -99,7 +99,7 @@ async def test_sealing_goes_on_after_a_tombstone(
     assert set(more) <= await there(database)
 
 
-async def test_a_tombstone_or_seal_that_somebody_put_in_removes_nothing(
+async def test_a_forged_tombstone_or_seal_removes_nothing(
     database: Database, keys: SealKeys, days: list[list[ObjectId]]
 ) -> None:
     end = await seals.last(database)

@@ -24,7 +24,7 @@ async def only(database: Database) -> dict[str, Any]:
     return found[0]
 
 
-async def test_an_entry_says_who_did_what_to_what_from_where(database: Database, operator: Actor) -> None:
+async def test_an_entry_has_actor_action_resource_and_origin(database: Database, operator: Actor) -> None:
     person = ObjectId()
     await records.write(
         database, operator, "accounts.user.locked", resource="users", resource_id=person, user_id=person,
@@ -90,7 +90,7 @@ async def test_secrets_are_redacted_by_their_name_wherever_they_are(database: Da
     assert entry["metadata"]["after"] == {"password": None}
 
 
-def test_what_only_sounds_like_a_secret_is_kept() -> None:
+def test_names_that_resemble_secrets_are_kept() -> None:
     kept = {"keyHint": "xim_12", "couponCode": "WELCOME20", "passwordChanged": True, "pinned": 3, "tokenAt": None}
     assert cleaned(kept) == kept
 
@@ -99,7 +99,7 @@ def test_long_texts_are_cut() -> None:
     assert len(cleaned({"a": ["x" * 100_000]})["a"][0]) == 1001
 
 
-def test_what_is_personal_is_known_by_its_name_and_a_list_is_so_as_a_whole() -> None:
+def test_personal_values_are_recognised_by_name_and_lists_as_a_whole() -> None:
     metadata = {"after": {"newEmail": "a@b", "amount": 3, "emailVerified": True, "members": [{"name": "A"}], "ids": [1]},
                 "reason": "r", "note": None, "actor": "user", "via": "http", "requestId": "r"}  # fmt: skip
     assert personal_paths(metadata) == ["metadata.after.newEmail", "metadata.after.members", "metadata.reason"]
@@ -158,7 +158,7 @@ async def test_a_value_and_its_salt_can_go_and_the_hash_holds(database: Database
     assert fingerprint.examine(half).problem  # the value without its salt
 
 
-async def test_who_does_not_know_the_secret_key_cannot_make_an_entry_of_ours(database: Database, ada: Actor) -> None:
+async def test_entries_cannot_be_forged_without_the_secret_key(database: Database, ada: Actor) -> None:
     raw = await stored(database, ada)
     mac = bson.decode(raw)["metadata"]["_audit"]["mac"]
     assert fingerprint.authentic(examined(raw).hash, mac, database.entry_keys)
@@ -167,7 +167,7 @@ async def test_who_does_not_know_the_secret_key_cannot_make_an_entry_of_ours(dat
 
 
 @given(value=mixed_values.filter(lambda value: isinstance(value, dict)), text=st.text(max_size=20))
-def test_whatever_is_stored_reads_back_with_the_same_hash(value: Any, text: str) -> None:
+def test_stored_entries_are_read_with_the_same_hash(value: Any, text: str) -> None:
     raw = {"_id": ObjectId(), "userAgent": text, "metadata": cleaned({"after": value, "s": text})}
     paths = ["userAgent", *personal_paths(raw["metadata"])]
 

@@ -38,7 +38,7 @@ async def sealed(database: Database) -> list[tuple[ObjectId, int]]:
     return [(ObjectId(oid), odd) for seal in found for oid, _, odd in seals.members_of(seal)]
 
 
-async def test_what_is_written_is_sealed_once_and_in_order(database: Database, sealer: Sealer, write: Written) -> None:
+async def test_entries_are_sealed_once_in_commit_order(database: Database, sealer: Sealer, write: Written) -> None:
     first = await write(3)
     assert await sealer.seal() == 3
     second = await write(2)
@@ -70,7 +70,7 @@ async def test_a_backlog_is_sealed_in_order_while_the_next_part_of_it_is_read(
     assert (report.sound, report.entries, report.others) == (True, count, count - len(range(0, count, 3)))
 
 
-async def test_who_has_reached_the_end_of_the_stream_does_not_wait_for_more(
+async def test_the_sealer_does_not_wait_at_the_end_of_the_stream(
     database: Database, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealing, "_AWAIT_MS", 60_000)
@@ -163,7 +163,9 @@ async def test_an_entry_that_is_removed_before_it_was_sealed_leaves_its_trace(
     assert await sealed(database) == [(oid, 0)]
 
 
-async def test_what_was_odd_about_an_entry_is_noted(database: Database, sealer: Sealer, write: Written) -> None:
+async def test_anomalies_of_an_entry_are_recorded_in_its_seal(
+    database: Database, sealer: Sealer, write: Written
+) -> None:
     await sealer.seal()
     (ours,) = await write()
     raw = await database.raw["auditlogs"].find_one({"_id": ours})
@@ -282,7 +284,7 @@ async def test_an_entry_as_large_as_a_document_can_be_does_not_stop_the_sealer(
     assert (await verify(database, keys, others=True)).sound
 
 
-async def test_a_log_that_was_dropped_is_sealed_on_and_what_is_missing_shows(
+async def test_sealing_continues_after_the_log_was_dropped_and_the_loss_is_reported(
     empty_database: Database, keys: SealKeys, settings: Settings, ada: Actor
 ) -> None:
     database = empty_database

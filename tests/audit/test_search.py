@@ -79,7 +79,7 @@ async def test_only_operators_search_and_export(database: Database, ada: Actor) 
             await anext(export.lines(database, actor, {}))
 
 
-async def test_customers_see_their_own_history_and_nothing_of_whoever_acted_on_them(
+async def test_users_see_their_own_history_without_data_of_other_people(
     database: Database, operator: Actor, ada: Actor, write: Written
 ) -> None:
     await write(1)
@@ -97,7 +97,7 @@ async def test_customers_see_their_own_history_and_nothing_of_whoever_acted_on_t
         await search.history(database, Actor())
 
 
-async def test_ndjson_has_everything_and_csv_what_people_read(
+async def test_ndjson_has_all_fields_and_csv_the_readable_ones(
     database: Database, operator: Actor, write: Written
 ) -> None:
     written = await write(3, note='=HYPERLINK("http://evil.example")')

@@ -90,7 +90,7 @@ async def test_a_field_that_is_there_twice_is_found(
     assert report.counts == {"altered": 1}
 
 
-async def test_problems_are_in_the_order_of_the_seals_whatever_the_order_of_ids(
+async def test_problems_are_in_the_order_of_the_seals(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "_AT_ONCE", 5)
@@ -339,7 +339,7 @@ async def test_a_chain_that_was_tampered_with_is_found(
     assert not report.sound
 
 
-async def test_what_was_cut_off_shows_by_an_earlier_head_alone(
+async def test_truncation_is_detected_by_an_earlier_head(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written
 ) -> None:
     written = await write(3)

@@ -107,7 +107,7 @@ def test_entries_are_found_exported_erased_and_pruned(ximler: Ximler, own: Own, 
     assert json_of(ximler("audit", "prune", "--older-than", "0s", "--yes", "--json", env=env))["removed"] >= 6
 
 
-def test_times_ids_and_heads_that_are_none_are_refused(ximler: Ximler, own: Own) -> None:
+def test_malformed_times_ids_and_heads_are_rejected(ximler: Ximler, own: Own) -> None:
     env, _ = own
     for arguments in (
         ("search", "--since", "yesterday"),

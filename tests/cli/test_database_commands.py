@@ -25,7 +25,7 @@ def test_a_command_that_went_well_says_its_result_and_nothing_else(ximler, own):
     assert "database connected" in ximler("users", "list", env={**env, "XIMLER_LOG_LEVEL": "debug"}).stderr
 
 
-def test_status_says_what_to_do_about_each_difference(ximler, empty):
+def test_status_names_a_remedy_for_each_difference(ximler, empty):
     env, database = empty
     ximler("db", "init", env=env)
     database.users.drop_index("deletedAt_1")
@@ -37,7 +37,7 @@ def test_status_says_what_to_do_about_each_difference(ximler, empty):
     assert "dropIndex" in found[("nickname_1", "extra")]
 
 
-def test_seed_inserts_what_is_missing_and_keeps_what_an_operator_changed(ximler, own):
+def test_seed_inserts_missing_plans_and_keeps_changed_ones(ximler, own):
     env, database = own
     database.plans.update_one({"id": "pro"}, {"$set": {"price": 39}})
     database.coupons.delete_one({"code": "WELCOME20"})
@@ -127,7 +127,7 @@ def test_the_shell_awaits(ximler, own):
 
 
 @pytest.mark.parametrize("code", ["1 / 0", "await db.users.patch({}, {'$set': {'nope': 1}})", "this is no Python"])
-def test_code_that_fails_in_the_shell_is_told_by_the_exit_code(ximler, own, code):
+def test_failing_code_in_the_shell_sets_the_exit_code(ximler, own, code):
     env, _ = own
     result = ximler("shell", "-c", code, env=env)
     assert result.returncode == 1
@@ -141,7 +141,7 @@ def test_commands_on_the_embedded_database_start_one_for_their_own_duration(ximl
     assert not list((tmp_path / "ximler" / "mongodb").glob("*/mongod.lock.running"))
 
 
-def test_an_index_of_the_operators_own_is_told_and_keeps_nothing_from_starting(ximler, empty):
+def test_an_additional_index_is_reported_and_does_not_prevent_a_start(ximler, empty):
     env, database = empty
     ximler("db", "init", env=env)
     database.projects.create_index("name")

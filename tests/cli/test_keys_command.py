@@ -55,7 +55,7 @@ def test_an_operator_makes_lists_rotates_and_revokes(ximler, own):
     assert actions == ["apikeys.key.created", "apikeys.key.rotated", "apikeys.key.revoked"]
 
 
-def test_what_cannot_be_is_said_and_changes_nothing(ximler, own):
+def test_invalid_input_is_reported_and_changes_nothing(ximler, own):
     env, database = own
     make_ada(ximler, env)
     for arguments, code, said in (
@@ -101,7 +101,7 @@ def latest(processes, secret, expected):
     return last
 
 
-def test_three_processes_refuse_within_a_second_what_was_taken_back_in_any_way(ximler, empty, up):
+def test_three_processes_reject_a_revoked_key_within_a_second(ximler, empty, up):
     env, database = made_for_processes(ximler, empty)
     processes = [up(env=env) for _ in range(3)]
     user = database.users.find_one({"email": "ada@example.com"})["_id"]

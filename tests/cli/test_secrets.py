@@ -11,7 +11,7 @@ from ximler.core.settings import Settings
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
 
 
-def test_a_key_is_rotated_and_a_lost_one_is_told_of(ximler, own):
+def test_a_secret_key_is_rotated_and_a_lost_one_is_reported(ximler, own):
     env, database = own
     user_id = ObjectId()
     keyring = Keyring(Settings(secret_key=OLD))

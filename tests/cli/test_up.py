@@ -162,7 +162,7 @@ def undisturbed(tmp_path_factory):
     running.close()
 
 
-def test_a_second_ximler_on_the_same_data_says_who_holds_it(undisturbed, ximler):
+def test_a_second_ximler_on_the_same_data_names_its_owner(undisturbed, ximler):
     result = ximler("up", "--port", "0", "--data-dir", str(undisturbed.data_dir))
     assert result.returncode == 8
     assert str(undisturbed.process.pid) in result.stderr
@@ -192,7 +192,7 @@ def test_the_secret_key_is_generated_once_and_is_its_owners_only(up):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_setting_that_cannot_work_is_one_sentence_whatever_the_number_of_workers(ximler, tmp_path, workers):
+def test_an_invalid_setting_is_one_sentence_for_any_number_of_workers(ximler, tmp_path, workers):
     result = ximler("up", "--port", "0", "--workers", workers, "--data-dir", str(tmp_path / "data"),
                     env={"XIMLER_TRUSTED_PROXIES": "proxy.internal"})  # fmt: skip
     assert result.returncode == 2
@@ -202,7 +202,7 @@ def test_a_setting_that_cannot_work_is_one_sentence_whatever_the_number_of_worke
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("init", ["--init", "--no-init"])
-def test_a_database_that_is_away_is_one_sentence_whatever_the_number_of_workers(ximler, workers, init):
+def test_an_unreachable_database_is_one_sentence_for_any_number_of_workers(ximler, workers, init):
     uri = f"mongodb://127.0.0.1:{free_port()}/?replicaSet=rs"
     env = {"XIMLER_SECRET_KEY": "k" * 32, "XIMLER_SERVER_SELECTION_TIMEOUT_MS": "300"}
     result = ximler("up", "--port", "0", "--workers", workers, init, "--mongodb-uri", uri, env=env)
@@ -239,7 +239,7 @@ except main.click.exceptions.Exit as exit:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_workers_whose_application_does_not_start_are_not_said_to_run(workers):
+def test_workers_that_fail_to_start_are_not_reported_as_running(workers):
     """The database left after it was looked for."""
     uri = f"mongodb://127.0.0.1:{free_port()}/?replicaSet=rs"
     result = subprocess.run([sys.executable, "-c", SERVE, workers, uri], capture_output=True, text=True, timeout=60)

@@ -57,7 +57,7 @@ def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
         (["rebuild", "a@example.com", "--all"], 2, "--all"),
     ],
 )
-def test_what_makes_no_sense_is_refused(ximler, own, arguments, code, said):
+def test_invalid_input_is_rejected(ximler, own, arguments, code, said):
     env, _ = own
     result = ximler("usage", *arguments, env=env)
     assert result.returncode == code, result.stderr

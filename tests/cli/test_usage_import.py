@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 
 
-def test_a_file_of_events_counts_once_and_what_is_wrong_is_named_by_its_line(ximler, own, tmp_path):
+def test_a_file_of_events_counts_once_and_invalid_lines_are_named(ximler, own, tmp_path):
     env, database = own
     made = ximler(
         "users", "create", "--name", "A", "--email", "a@example.com", "--password-stdin", "--json",

@@ -68,14 +68,14 @@ def test_sessions_and_history_are_shown(shop):
 
 
 @pytest.mark.parametrize("command", ["show", "verify", "unlock", "sessions", "revoke-sessions", "history"])
-def test_nobody_of_that_name_is_not_found(shop, command):
+def test_an_unknown_user_is_not_found(shop, command):
     run, _ = shop
     for who in ("nobody@example.com", "0" * 24):
         result = run(command, who)
         assert (result.returncode, result.stdout) == (5, ""), result.stderr
 
 
-def test_all_that_is_kept_of_somebody_is_written_to_a_file(shop, tmp_path):
+def test_all_data_of_a_user_is_exported_to_a_file(shop, tmp_path):
     run, database = shop
     file = tmp_path / "ada.zip"
     assert run("export", "nobody@example.com", str(file)).returncode == 5

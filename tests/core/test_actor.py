@@ -13,7 +13,7 @@ def test_a_signed_in_user_has_an_id() -> None:
 
 
 @pytest.mark.parametrize("nobody", [Actor(), SYSTEM, Actor(kind="operator", via="cli")])
-def test_who_is_no_user_is_asked_to_sign_in(nobody: Actor) -> None:
+def test_anonymous_callers_are_asked_to_sign_in(nobody: Actor) -> None:
     with pytest.raises(Unauthenticated, match="Sign in first"):
         nobody.require_user()
 

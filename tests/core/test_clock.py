@@ -23,7 +23,7 @@ def test_every_millisecond_of_the_calendar_comes_back_exactly(milliseconds: int)
 
 @settings(deadline=None, max_examples=50)
 @given(st.datetimes(timezones=st.timezones()))
-def test_a_time_is_rounded_down_whatever_its_zone(moment: datetime) -> None:
+def test_a_time_is_rounded_down_in_every_time_zone(moment: datetime) -> None:
     apart = moment - from_ms(to_ms(moment))
     assert timedelta(0) <= apart < timedelta(milliseconds=1)
 
@@ -122,7 +122,7 @@ def test_a_process_whose_own_clock_was_set_still_goes_by_the_server(moments: Mom
 
 
 @pytest.mark.parametrize("hours", [-30, 0, 5])
-def test_a_clock_goes_by_what_the_server_said_last(hours: int) -> None:
+def test_a_clock_follows_the_latest_time_of_the_server(hours: int) -> None:
     clock = Clock()
     clock.observe(utc_now() + timedelta(days=99))
     clock.observe(utc_now() + timedelta(hours=hours))

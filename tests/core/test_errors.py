@@ -19,7 +19,7 @@ CODES = {
 }
 
 
-def test_there_are_seven_kinds_and_their_codes_are_what_programs_rely_on() -> None:
+def test_there_are_seven_kinds_with_stable_codes() -> None:
     kinds = {name: getattr(errors, name).code for name in errors.__all__ if name != "XimlerError"}
     assert kinds == CODES
     assert all(issubclass(getattr(errors, name), XimlerError) for name in CODES)

@@ -50,7 +50,7 @@ def test_an_id_is_its_24_digits(oid: ObjectId) -> None:
     ],
     ids=lambda text: ascii(text)[:40],
 )
-def test_what_is_no_id_is_refused_by_the_field_it_came_in(text: str) -> None:
+def test_a_malformed_id_is_rejected_by_field(text: str) -> None:
     with pytest.raises(Invalid) as caught:
         object_id(text, "projectId")
     assert caught.value.fields.keys() == {"projectId"}
@@ -140,7 +140,7 @@ def test_no_slip_of_the_hand_leads_to_another_place(position: Position, data: st
     ],
     ids=lambda text: ascii(text)[:40],
 )
-def test_what_is_no_cursor_is_refused_by_the_field_it_came_in(text: str) -> None:
+def test_a_malformed_cursor_is_rejected_by_field(text: str) -> None:
     with pytest.raises(Invalid) as caught:
         decode_cursor(text, "projects.after")
     assert caught.value.fields.keys() == {"projects.after"}
@@ -169,7 +169,7 @@ def test_a_cursor_made_up_for_a_time_outside_the_calendar_is_refused(millisecond
 
 @pytest.mark.parametrize("text", ["x" * 20_000_000, "\x01" * 5_000_000], ids=["letters", "control characters"])
 @pytest.mark.parametrize("read", [object_id, decode_cursor])
-def test_what_is_huge_is_refused_as_fast_as_what_is_short(read: Any, text: str) -> None:
+def test_huge_input_is_rejected_as_fast_as_short_input(read: Any, text: str) -> None:
     """Quoting 20 MB before cutting it takes a tenth of a second, and a request may try twenty times."""
     started = time.perf_counter()
     for _ in range(20):

@@ -20,7 +20,7 @@ def test_long_texts_are_cut() -> None:
 
 
 @given(st.text(max_size=300))
-def test_whatever_comes_is_one_printable_line(text: str) -> None:
+def test_every_log_entry_is_one_printable_line(text: str) -> None:
     assert printable(text).isprintable()
     printable(text).encode()
 
@@ -38,7 +38,7 @@ for value in ("half \\ud800", 2**70, oid, ValueError("no"), {oid: 1, "a": [1, No
 """
 
 
-def test_whatever_is_logged_is_one_line_of_json() -> None:
+def test_every_log_entry_is_one_line_of_json() -> None:
     said = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, check=True, timeout=60).stderr
     lines = said.splitlines()
     oid = "ObjectId('6b02cc3a1345f7068c5e95c5')"

@@ -31,7 +31,7 @@ def test_every_currency_has_its_decimal_places(currency: str) -> None:
 
 
 @pytest.mark.parametrize("currency", ["", "usd", "US", "USDT", "BTC", "XXX", "€", "US\0"])
-def test_what_is_no_currency_is_refused_by_name(currency: str) -> None:
+def test_an_unknown_currency_is_rejected_by_name(currency: str) -> None:
     with pytest.raises(Invalid) as caught:
         exponent(currency)
     assert caught.value.fields.keys() == {"currency"}
@@ -54,7 +54,7 @@ def test_a_price_as_a_person_writes_it_is_read_exactly(whole: int, fraction: int
     assert Money.of(float(text), currency).minor == Decimal(text) * 10 ** PLACES[currency]
 
 
-def test_the_limit_of_what_can_be_kept_exactly_is_the_same_in_both_directions() -> None:
+def test_the_limit_of_exact_amounts_is_symmetric() -> None:
     assert Money.of(10**13, "USD").minor == MOST
     assert Money(MOST, "USD").major == 10**13
     assert Money(-MOST, "JPY").major == -MOST
@@ -77,7 +77,7 @@ def test_a_huge_amount_is_refused_rather_than_rounded(huge: float) -> None:
 
 
 @pytest.mark.parametrize("nothing", [math.nan, True, False])
-def test_what_is_no_number_is_no_amount(nothing: float) -> None:
+def test_non_numbers_are_not_amounts(nothing: float) -> None:
     with pytest.raises(Invalid) as caught:
         Money.of(nothing, "USD")
     assert caught.value.fields.keys() == {"amount"}
@@ -124,7 +124,7 @@ def test_amounts_read_and_show_as_people_expect(major: float, currency: str, min
     assert str(money) == text
 
 
-def test_what_is_whole_is_stored_as_an_integer_as_javascript_would() -> None:
+def test_whole_amounts_are_stored_as_integers_as_in_javascript() -> None:
     assert repr(Money(2900, "USD").major) == "29"
     assert repr(Money(2999, "USD").major) == "29.99"
     assert repr(Money(0, "KWD").major) == "0"

@@ -16,7 +16,7 @@ from ximler.core.errors import Invalid
         "example.com redesign", "A/B test", "1", "?", "24/7 monitoring", "and/or", "C++/Rust", "e.g. this", "v1.2/beta",
     ],
 )  # fmt: skip
-def test_what_people_call_things_is_a_name(name: str) -> None:
+def test_ordinary_names_are_valid(name: str) -> None:
     assert names.checked(f"  {name} ", most=100) == unicodedata.normalize("NFC", name)
 
 

@@ -102,7 +102,7 @@ def test_an_argument_wins_over_the_environment_and_that_over_toml_and_that_over_
     assert (loaded.port, loaded.host, loaded.workers, loaded.pool_size) == (1003, "10.0.0.2", 3, 10)
 
 
-def test_an_argument_that_is_none_is_none_given() -> None:
+def test_an_argument_of_none_counts_as_absent() -> None:
     assert load({"XIMLER_PORT": "1002"}, overrides={"port": None, "host": None}).port == 1002
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         ("public_url", "https://x.example/?a", "https://"),
     ],
 )
-def test_a_wrong_value_names_the_variable_the_value_and_what_was_expected(name: str, text: str, expected: str) -> None:
+def test_an_invalid_value_is_reported_with_variable_value_and_expectation(name: str, text: str, expected: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load({variable_name(name): text})
     assert caught.value.message.startswith(f"{variable_name(name)}: ")
@@ -233,7 +233,7 @@ def test_a_wrong_argument_is_named_as_the_command_line_names_it() -> None:
         load({}, overrides={"data_dir": 5})
 
 
-def test_a_message_stays_short_whatever_the_value() -> None:
+def test_messages_about_long_values_stay_short() -> None:
     with pytest.raises(SettingsError) as caught:
         load({"XIMLER_PORT": "9" * 100_000})
     assert len(caught.value.message) < 300
@@ -289,7 +289,7 @@ def test_the_database_is_the_one_in_the_uri_unless_it_is_named(uri: str | None, 
     assert Settings(mongodb_uri=uri, database="other").database_name == "other"
 
 
-def test_without_a_uri_it_is_development_and_with_one_production_unless_it_is_said() -> None:
+def test_the_environment_defaults_to_production_only_with_a_uri() -> None:
     assert Settings().development
     assert not Settings(mongodb_uri=URI).development
     assert Settings(mongodb_uri=URI, environment="development").development

@@ -16,7 +16,7 @@ async def streams(database: Database, kind: type[AsyncRawBatchCursor], **query: 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 250])
 @pytest.mark.parametrize("known", [True, False])
-async def test_they_are_the_drivers_own_whatever_their_number_and_size(
+async def test_batches_equal_the_drivers_for_any_number_and_size(
     database: Database, monkeypatch: pytest.MonkeyPatch, count: int, known: bool
 ) -> None:
     assert batches._KNOWN, "this PyMongo keeps its raw replies elsewhere: reading costs a third more"
@@ -29,6 +29,6 @@ async def test_they_are_the_drivers_own_whatever_their_number_and_size(
         assert [decode_all(stream) for stream in ours] == [decode_all(stream) for stream in theirs]
 
 
-async def test_what_the_server_refuses_is_the_drivers_own_error(database: Database) -> None:
+async def test_rejections_by_the_server_raise_the_drivers_error(database: Database) -> None:
     with pytest.raises(OperationFailure, match="unknown top level operator"):
         await streams(database, RawBatches, filter={"$where?": 1})

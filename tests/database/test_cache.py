@@ -44,7 +44,7 @@ async def shop(database):
     await database.raw.things.drop()
 
 
-async def test_what_is_known_is_not_asked_for_again(shop):
+async def test_a_cached_entry_is_not_read_again(shop):
     await shop.raw.insert_one({"code": "a", "price": 1})
     await shop.feed.caught_up()
     assert [await shop.price("a") for _ in range(5)] == [1] * 5
@@ -52,7 +52,7 @@ async def test_what_is_known_is_not_asked_for_again(shop):
     assert shop.cache.peek("a") == 1
 
 
-async def test_a_write_evicts_and_only_what_stood_on_it(shop):
+async def test_a_write_evicts_only_entries_that_depend_on_it(shop):
     await shop.raw.insert_many([{"code": "a", "price": 1}, {"code": "b", "price": 1}])
     await shop.feed.caught_up()
     await shop.price("a"), await shop.price("b")
@@ -65,7 +65,7 @@ async def test_a_write_evicts_and_only_what_stood_on_it(shop):
     assert await shop.price("a") is None
 
 
-async def test_a_write_that_matters_to_nobody_evicts_nothing(shop):
+async def test_an_unrelated_write_evicts_nothing(shop):
     await shop.raw.insert_one({"code": "a", "price": 1})
     await shop.feed.caught_up()
     await shop.price("a")
@@ -77,7 +77,7 @@ async def test_a_write_that_matters_to_nobody_evicts_nothing(shop):
     assert await shop.price("a") == 3
 
 
-async def test_what_is_absent_is_remembered_until_it_comes(shop):
+async def test_absence_is_cached_until_the_document_appears(shop):
     await shop.feed.caught_up()
     assert [await shop.price("a") for _ in range(5)] == [None] * 5
     assert shop.reads == 1

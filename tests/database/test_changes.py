@@ -42,7 +42,7 @@ class Ear:
         return [(change.collection, change.operation) for change in self.heard]
 
 
-async def test_every_write_by_anybody_is_told_of_in_order(things):
+async def test_every_write_of_any_client_is_delivered_in_order(things):
     feed = Feed(things)
     ear = Ear(feed, "things")
     key = ObjectId()
@@ -63,7 +63,7 @@ async def test_every_write_by_anybody_is_told_of_in_order(things):
     assert replaced.document == {"_id": key, "d": 1}
 
 
-async def test_a_transaction_is_told_of_when_it_commits(things):
+async def test_a_transaction_is_delivered_when_it_commits(things):
     feed = Feed(things)
     ear = Ear(feed, "things")
 
@@ -91,7 +91,7 @@ async def test_it_becomes_fresh_and_stays_so_though_nothing_happens(database):
     assert not feed.fresh
 
 
-async def test_the_start_is_a_gap_and_a_later_subscriber_hears_what_follows(things):
+async def test_the_start_is_a_gap_and_later_subscribers_receive_later_events(things):
     feed = Feed(things)
     early = Ear(feed, "things")
     async with running(feed):

@@ -251,7 +251,7 @@ async def test_an_amount_may_be_stored_as_any_kind_of_number(database: Database,
 
 
 @pytest.mark.parametrize("there", ["5", True, [5], {"n": 5}, Decimal128("NaN"), Decimal128("Infinity"), DAY])
-async def test_what_is_no_number_is_not_read_as_one(database: Database, there: Any) -> None:
+async def test_non_numbers_are_not_read_as_numbers(database: Database, there: Any) -> None:
     for collection, field in ((PAYMENTS, "amount"), (COUPONS, "usedCount")):
         key = await stored(database, collection, **{field: there})
         with pytest.raises(UnreadableDocument, match=field):
@@ -259,7 +259,7 @@ async def test_what_is_no_number_is_not_read_as_one(database: Database, there: A
 
 
 @pytest.mark.parametrize("there", ["2026-03-01T12:00:00Z", 1772366400000, [DAY]])
-async def test_what_is_no_time_is_not_read_as_one(database: Database, there: Any) -> None:
+async def test_non_times_are_not_read_as_times(database: Database, there: Any) -> None:
     for field in ("createdAt", "paidAt", "updatedAt"):
         key = await stored(database, PAYMENTS, **{field: there})
         with pytest.raises(UnreadableDocument, match=field):
@@ -363,7 +363,7 @@ async def test_an_unreadable_document_is_named_without_its_content(database: Dat
         | st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
     )
 )
-def test_whatever_is_stored_is_read_or_unreadable_and_never_a_crash(changes: dict[str, Any]) -> None:
+def test_any_stored_document_is_read_or_reported_as_unreadable(changes: dict[str, Any]) -> None:
     raw = codec_of(Payment).encode(complete(PAYMENTS), NOW) | changes
     try:
         read = codec_of(Payment).decode(raw)
@@ -440,7 +440,7 @@ async def test_each_field_of_a_wrong_type_is_refused_by_name_and_nothing_is_stor
         (PROJECTS, {"settings": {"at": [datetime(2026, 3, 1)]}}, "settings.at.0"),  # noqa: DTZ001 (that is the point)
     ],
 )
-async def test_what_is_wrong_deep_inside_is_refused_by_its_path(
+async def test_nested_errors_are_reported_with_their_path(
     database: Database, collection: Collection[Any], given: dict[str, Any], place: str
 ) -> None:
     with pytest.raises(Invalid) as caught:

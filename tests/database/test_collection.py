@@ -103,7 +103,7 @@ async def test_an_upsert_that_inserts_stamps_both(database: Database, clocks: Cl
     assert clocks.is_now(read.updated_at)
 
 
-async def test_what_has_no_updated_at_gets_none(database: Database) -> None:
+async def test_collections_without_updated_at_get_none(database: Database) -> None:
     made = await database.audit_logs.insert(entry())
     assert await database.audit_logs.patch({"_id": made.id}, {"$set": {"ipAddress": "::1"}})
     assert "updatedAt" not in await raw_of(database.audit_logs, made.id)
@@ -112,7 +112,7 @@ async def test_what_has_no_updated_at_gets_none(database: Database) -> None:
 # Setters
 
 
-async def test_setters_apply_to_what_is_looked_for_on_every_path(database: Database) -> None:
+async def test_setters_apply_to_filters_on_every_path(database: Database) -> None:
     """The code is stored as SPRING, and is found however it is typed."""
     coupons = database.coupons
     made = await coupons.insert(coupon("spring"))
@@ -157,7 +157,7 @@ async def test_a_pattern_or_a_null_in_a_filter_is_left_as_it_is(database: Databa
     assert await database.users.find({"email": None}) == []
 
 
-async def test_an_upsert_stores_what_it_looks_for_with_its_setter(database: Database) -> None:
+async def test_an_upsert_stores_its_filter_with_setters_applied(database: Database) -> None:
     assert await database.coupons.upsert({"code": "summer"}, {"$set": {"name": "Summer"}}, fresh=coupon("other"))
     assert (await database.coupons.get({"name": "Summer"})).code == "SUMMER"
 
@@ -222,7 +222,7 @@ async def test_removing_for_good_takes_deleted_documents_too(database: Database)
     assert await database.projects.delete_many({}) == 0
 
 
-async def test_an_upsert_does_not_bring_back_what_is_deleted(database: Database) -> None:
+async def test_an_upsert_does_not_restore_deleted_documents(database: Database) -> None:
     gone = await database.users.insert(user("ada@example.com"))
     await soft_delete(database.users, {"_id": gone.id})
     with pytest.raises(DocumentExists, match="email"):
@@ -235,7 +235,7 @@ async def test_an_upsert_does_not_bring_back_what_is_deleted(database: Database)
     assert "deletedAt" not in await raw_of(database.projects, made.id)
 
 
-async def test_what_is_not_deleted_softly_says_so(database: Database) -> None:
+async def test_collections_without_soft_deletion_reject_the_option(database: Database) -> None:
     with pytest.raises(Invalid, match="deletedAt: is not a field of Payment"):
         await soft_delete(database.payments, {})
 
@@ -275,7 +275,7 @@ async def test_an_id_that_is_taken_is_named_as_such(database: Database) -> None:
     assert caught.value.fields == {"_id": "is already taken"}
 
 
-async def test_what_the_validator_refuses_is_invalid_with_the_field_on_every_path(database: Database) -> None:
+async def test_rejections_by_the_validator_name_the_field_on_every_path(database: Database) -> None:
     """Ours are refused before; these are what only the server sees."""
     plans = database.plans
     for change in (
@@ -374,7 +374,7 @@ async def test_a_condition_in_an_upsert_s_filter_does_not_take_a_field_away(data
     assert (read.max_uses, read.name, read.used_count) == (7, fresh.name, 1)
 
 
-async def test_an_upsert_whose_guard_refuses_what_is_there_says_that_it_exists(database: Database) -> None:
+async def test_an_upsert_whose_guard_does_not_match_raises_document_exists(database: Database) -> None:
     owner = ObjectId()
     reserve = {"_id": owner, "projects": {"$lte": 2}}
     results = [

@@ -85,7 +85,7 @@ async def test_the_database_s_name_is_the_argument_s_else_the_setting_s_else_the
         await database.close()
 
 
-async def test_what_a_strict_stable_api_would_refuse_works(database: Database) -> None:
+async def test_features_outside_the_strict_stable_api_work(database: Database) -> None:
     await database.projects.insert(project("The old bridge"))
     assert await database.projects.find({"$text": {"$search": "bridge"}})
     assert await database.raw.projects.distinct("name") == ["The old bridge"]
@@ -121,7 +121,7 @@ async def test_more_tasks_than_connections_wait_for_their_turn(mongodb_uri: str,
 # What can be wrong
 
 
-async def test_where_nothing_listens_one_error_says_so_and_what_to_do(free_port: int) -> None:
+async def test_an_unreachable_server_is_one_error_with_a_remedy(free_port: int) -> None:
     uri = f"mongodb://127.0.0.1:{free_port}/shop?replicaSet=rs"
     with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as caught:
         await asyncio.wait_for(connect(uri, settings=soon(uri)), 5)
@@ -148,7 +148,7 @@ async def test_a_server_of_another_replica_set_is_no_answer(mongodb_uri: str) ->
         await connect(uri, settings=soon(uri))
 
 
-async def test_a_wrong_password_is_said_to_be_one(own_server: server.Server) -> None:
+async def test_a_wrong_password_is_reported_as_such(own_server: server.Server) -> None:
     parts = urlsplit(own_server.uri)
     for wrong in (f"{parts.username}:wrong-password", f"nobody:{parts.password}"):
         uri = own_server.uri.replace(f"{parts.username}:{parts.password}@", f"{wrong}@")
@@ -185,7 +185,7 @@ async def test_without_a_password_where_one_is_needed_nothing_is_read(own_server
         ("mongodb://localhost/shop?replicaSet", "key=value"),
     ],
 )
-async def test_a_uri_that_is_none_is_refused_with_the_reason(uri: str, reason: str) -> None:
+async def test_a_malformed_uri_is_rejected_with_the_reason(uri: str, reason: str) -> None:
     with pytest.raises(SettingsError) as caught:
         await connect(uri, settings=soon(uri))
     assert caught.value.message.startswith("MONGODB_URI is not usable: ")
@@ -245,7 +245,7 @@ async def test_a_standalone_server_is_recognised_where_the_uri_names_a_replica_s
 
 
 @pytest.mark.parametrize("options", ["", "?replicaSet=rs0"])
-async def test_a_replica_set_that_nobody_has_initiated_is_recognised(uninitiated: str, options: str) -> None:
+async def test_an_uninitiated_replica_set_is_recognised(uninitiated: str, options: str) -> None:
     uri = uninitiated + options
     with pytest.raises(StandaloneServer, match=r"that is not initiated: run rs\.initiate\(\) once in mongosh"):
         await connect(uri, settings=soon(uri, server_selection_timeout_ms=1000))

@@ -143,7 +143,7 @@ def test_a_unique_violation_names_the_fields_that_are_taken(error: PyMongoError,
     ],
     ids=lambda e: str(e)[:30],
 )
-def test_what_is_the_input_s_fault_is_an_error_to_act_on(error: Exception, kind: type[XimlerError]) -> None:
+def test_errors_of_the_input_are_actionable(error: Exception, kind: type[XimlerError]) -> None:
     assert isinstance(translated(error, "users"), kind)
 
 
@@ -165,7 +165,7 @@ def test_a_bug_stays_a_bug(error: Exception) -> None:
     assert translated(error, "users") is error
 
 
-def test_inside_a_transaction_what_the_driver_would_retry_passes_through_untouched() -> None:
+def test_retryable_errors_in_a_transaction_pass_unchanged() -> None:
     for error in (
         OperationFailure("write conflict", 112, {"code": 112, "errorLabels": ["TransientTransactionError"]}),
         AutoReconnect("gone", {"errorLabels": ["TransientTransactionError"]}),
@@ -202,7 +202,7 @@ def test_a_document_that_bson_cannot_hold_is_not_quoted() -> None:
         ({"price": "29"}, {"price"}),
     ],
 )
-async def test_the_server_s_own_refusal_is_told_field_by_field(
+async def test_rejections_by_the_server_are_reported_by_field(
     database: Database, document: dict[str, Any], fields: set[str]
 ) -> None:
     for write in (
@@ -219,7 +219,7 @@ async def test_the_server_s_own_refusal_is_told_field_by_field(
         assert all(name in final.message for name in fields)
 
 
-async def test_a_refusal_says_what_would_have_been_right(database: Database) -> None:
+async def test_a_rejection_names_the_expected_value(database: Database) -> None:
     with pytest.raises(PyMongoError) as caught:
         await database.raw.plans.insert_one({"interval": "DAY", "price": "29", "active": "yes", "features": ["a", 5]})
     final = translated(caught.value, "plans")

@@ -59,7 +59,7 @@ def test_parts_count_at_all_levels_together() -> None:
 
 @settings(deadline=None)
 @given(json_values | mixed_values)
-def test_what_json_can_say_may_be_stored(value: Any) -> None:
+def test_all_json_values_can_be_stored(value: Any) -> None:
     check(value, "settings", depth=2)
     bson.encode({"settings": value})
 
@@ -97,7 +97,7 @@ def test_what_json_can_say_may_be_stored(value: Any) -> None:
     ],
     ids=lambda value: ascii(value)[:30] if not isinstance(value, int) else "huge",
 )
-def test_what_must_not_be_stored_is_refused_by_its_path(value: Any, place: str, reason: str) -> None:
+def test_unstorable_values_are_rejected_by_path(value: Any, place: str, reason: str) -> None:
     problem = refusal(value)
     assert list(problem.fields) == [place]
     assert reason in problem.fields[place]
@@ -174,7 +174,7 @@ async def test_values_in_a_list_of_operations_count_their_levels_too(database: D
     ],
     ids=range(8),
 )
-def test_a_message_stays_short_whatever_was_sent(value: Any) -> None:
+def test_messages_about_long_input_stay_short(value: Any) -> None:
     refusal(value)
 
 
@@ -205,7 +205,7 @@ def test_as_many_values_as_there_may_be_are_checked_in_reasonable_time() -> None
     assert time.process_time() - began < 1
 
 
-def test_what_the_driver_gives_becomes_what_python_has() -> None:
+def test_driver_types_become_python_types() -> None:
     naive = DAY.replace(tzinfo=None)
     value = {"a": [naive, {"b": naive}], "n": Int64(2**40), "x": b"x", "s": "x", "f": 1.5, "z": None}
     seen = native(value)

@@ -102,7 +102,7 @@ async def test_commands_of_cancelled_tasks_are_not_remembered_for_ever(database:
     assert 19_999 in listener._places
 
 
-async def test_no_label_comes_from_what_is_asked_for(database: Database) -> None:
+async def test_metric_labels_do_not_come_from_input(database: Database) -> None:
     await database.audit_logs.find_one({"action": "something-private"})
     await database.raw.command({"ping": 1, "comment": "something-private"})
     labels = {str(s.labels) for metric in REGISTRY.collect() for s in metric.samples}

@@ -288,7 +288,7 @@ async def all_pages(database: Database, first: Callable[[], int]) -> list[Object
     odd=st.lists(st.tuples(st.sampled_from(ODD_TIMES), st.sampled_from(ODD_IDS)), max_size=6),
     data=st.data(),
 )
-async def test_the_pages_of_a_list_are_the_list_in_order_whatever_was_stored(
+async def test_pages_contain_the_list_in_order_for_any_stored_values(
     database: Database, times: list[Any], odd: list[tuple[Any, Callable[[], Any]]], data: st.DataObject
 ) -> None:
     """With equal times, missing and null ones; and among them documents that cannot be read."""
@@ -318,7 +318,7 @@ async def test_each_cursor_of_a_page_continues_after_its_item(database: Database
         assert rest.cursors == whole.cursors[place + 1 :]
 
 
-async def test_what_is_added_while_one_pages_is_neither_shown_twice_nor_pushes_anything_out(database: Database) -> None:
+async def test_documents_added_during_paging_neither_repeat_nor_hide_others(database: Database) -> None:
     await database.audit_logs.insert_many([entry(created_at=DAY + timedelta(milliseconds=n % 7)) for n in range(120)])
     before = [log.id for log in await database.audit_logs.find({}, sort=NEWEST_FIRST)]
     stop = asyncio.Event()

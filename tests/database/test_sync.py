@@ -90,7 +90,7 @@ async def test_on_an_empty_database_everything_is_made(empty_database: Database)
     assert await sync.check_version(empty_database)
 
 
-async def test_what_is_unique_is_unique_and_what_expires_expires(made: Database) -> None:
+async def test_unique_and_ttl_indexes_work(made: Database) -> None:
     await made.raw.users.insert_one(user := {"name": "a", "email": "a", "password": "a"})
     with pytest.raises(DuplicateKeyError):
         await made.raw.users.insert_one(user | {"_id": ObjectId()})
@@ -223,7 +223,7 @@ async def test_five_processes_that_start_at_once_make_one_database(empty_databas
     assert await empty_database.coupons.count({}) == 2
 
 
-async def test_those_who_start_together_in_one_process_agree_too(empty_database: Database) -> None:
+async def test_concurrent_starts_in_one_process_agree_too(empty_database: Database) -> None:
     results = await asyncio.gather(*(setup.initialise(empty_database) for _ in range(8)))
     assert results == [[]] * 8
     assert (await empty_database[META].get("schema")).created_here
@@ -303,7 +303,7 @@ async def test_a_database_that_is_not_there_lacks_every_collection(empty_databas
     assert await collections_of(empty_database) == {}, "looking makes nothing"
 
 
-async def test_whatever_somebody_changed_is_found_and_only_what_is_missing_is_made_again(made: Database) -> None:
+async def test_every_difference_is_found_and_only_missing_parts_are_created(made: Database) -> None:
     await made.raw.users.drop_index("deletedAt_1")
     await made.raw.users.create_index([("avatar", 1)])
     await made.raw.drop_collection("notifications")
@@ -453,7 +453,7 @@ async def test_the_stamp_does_not_depend_on_when_or_where_it_is_made() -> None:
 # Bringing home what Mongoose wrote to `usages`
 
 
-async def test_adopting_moves_documents_keeps_what_is_there_and_can_be_repeated(made: Database) -> None:
+async def test_adopting_moves_documents_keeps_existing_ones_and_is_idempotent(made: Database) -> None:
     shared = ObjectId()
     theirs = [{"_id": ObjectId(), "amount": n} for n in range(5)]
     await made.raw.usage.insert_one({"_id": shared, "amount": 99}, bypass_document_validation=True)

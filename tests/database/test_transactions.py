@@ -34,7 +34,7 @@ async def test_a_transaction_s_writes_appear_together_when_it_ends(database: Dat
 
 
 @pytest.mark.parametrize("problem", [Invalid("no"), ValueError("a bug"), KeyboardInterrupt()])
-async def test_whatever_is_raised_in_a_transaction_undoes_it_and_comes_out(
+async def test_any_exception_in_a_transaction_aborts_it_and_propagates(
     database: Database, problem: BaseException
 ) -> None:
     async def body(transaction: Database) -> None:

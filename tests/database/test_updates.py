@@ -116,7 +116,7 @@ def test_an_update_is_left_as_it_was_given() -> None:
     ],
     ids=lambda value: None if isinstance(value, Collection) else str(value)[:60],
 )
-def test_what_is_sent_is_what_was_said_with_setters_applied_and_none_as_absence(
+def test_updates_are_sent_with_setters_applied_and_none_as_unset(
     collection: Collection[Any], update: Any, sent: Any
 ) -> None:
     assert built(collection, update) == sent
@@ -160,7 +160,7 @@ def test_a_sub_document_may_be_given_whole_as_struct_or_dict_and_is_sent_by_its_
     assert set(made.get("$unset", {})) == removed
 
 
-async def test_what_others_keep_inside_a_sub_document_survives_its_replacement(database: Database) -> None:
+async def test_unknown_fields_of_a_sub_document_survive_its_replacement(database: Database) -> None:
     user = await database.users.insert(complete(USERS, deleted_at=None))
     await database.raw.users.update_one({"_id": user.id}, {"$set": {f"{EMAIL}.digest": "weekly"}})
     fresh = NotificationSettings(push=PushNotifications(enabled=True))
@@ -322,7 +322,7 @@ async def test_what_others_keep_inside_a_sub_document_survives_its_replacement(d
     ],
     ids=lambda value: None if isinstance(value, Collection) else ascii(value)[:70],
 )
-def test_what_must_not_be_is_refused_by_its_path(
+def test_invalid_updates_are_rejected_by_path(
     collection: Collection[Any], update: Any, place: str | None, reason: str
 ) -> None:
     problem = refusal(collection, update)
@@ -337,7 +337,7 @@ def test_an_operator_that_we_do_not_use_is_a_bug_of_ours(operator: str) -> None:
         updates.build(USERS, {operator: {"name": "x"}}, NOW)
 
 
-def test_the_table_of_paths_is_bounded_and_does_not_keep_what_others_sent() -> None:
+def test_the_cache_of_paths_is_bounded_and_ignores_unknown_paths() -> None:
     updates._known.cache_clear()
     for number in range(100):
         updates.build(PROJECTS, {"$set": {f"canvasData.{number}": 1, f"settings.a.{'x' * number}b": 1}}, NOW)
@@ -352,7 +352,7 @@ def test_the_table_of_paths_is_bounded_and_does_not_keep_what_others_sent() -> N
 # What the server makes of it
 
 
-async def test_every_kind_of_update_does_what_it_says(database: Database) -> None:
+async def test_every_update_operator_works(database: Database) -> None:
     plan = await database.plans.insert(complete(PLANS))
 
     async def after(update: updates.Update) -> Any:
@@ -415,7 +415,7 @@ async def test_unknown_fields_and_mongoose_s_version_survive_an_update(database:
         ({"$set": {"canvasData": {}, "canvasData.n": 1}}, Invalid, "touch the same path"),
     ],
 )
-async def test_an_update_that_does_not_fit_what_is_stored_is_an_error_to_act_on(
+async def test_an_update_that_does_not_fit_the_stored_value_is_an_actionable_error(
     database: Database, update: updates.Update, kind: type[XimlerError], message: str
 ) -> None:
     kept = await database.projects.insert(

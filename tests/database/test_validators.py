@@ -105,9 +105,7 @@ async def test_each_field_takes_its_own_type_and_no_other(database: Database, na
 
 
 @each_of_the_ten
-async def test_what_is_required_must_be_there_and_everything_else_may_be_missing_or_null(
-    database: Database, name: str
-) -> None:
+async def test_required_fields_are_enforced_and_others_may_be_missing_or_null(database: Database, name: str) -> None:
     raw = raw_of(name)
     required = {path.split(".")[0] for path, (_, default) in FIELDS[name].items() if default is REQUIRED}
     cases: list[Case] = [("required fields only", {field: raw[field] for field in required}, True)]

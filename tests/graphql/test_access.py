@@ -271,7 +271,7 @@ async def bills(database: Database, user_id: ObjectId) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("coordinate", coordinates())
-async def test_nobody_reads_or_changes_what_is_somebody_elses(
+async def test_users_cannot_read_or_change_data_of_others(
     coordinate: str, victim: Victim, ada: Client, database: Database
 ) -> None:
     field = FIELDS[coordinate]
@@ -301,7 +301,7 @@ TOKENS = ["expired", "signed out", "deleted user", "garbage", "almost right", "e
 
 
 @pytest.mark.parametrize("kind", TOKENS)
-async def test_a_token_that_is_not_live_opens_nothing_and_closes_even_what_is_open_to_all(
+async def test_an_invalid_token_is_rejected_even_for_public_fields(
     kind: str, victim: Victim, database: Database
 ) -> None:
     token = victim.client.token
@@ -342,7 +342,7 @@ async def test_a_token_that_is_not_live_opens_nothing_and_closes_even_what_is_op
     assert await contents(database) == before
 
 
-async def test_what_the_owner_asks_for_is_there(victim: Victim) -> None:
+async def test_owners_can_read_their_data(victim: Victim) -> None:
     """The matrix means something only if the same questions show the owner what others must not see."""
     for coordinate, arguments in (
         ("Query.me", ""),
@@ -367,7 +367,7 @@ async def test_what_the_owner_asks_for_is_there(victim: Victim) -> None:
         assert MARK in shown(answer.data), coordinate
 
 
-async def test_signing_in_shows_a_session_only_to_whoever_has_the_password(victim: Victim, ada: Client) -> None:
+async def test_signing_in_returns_a_session_only_for_the_right_password(victim: Victim, ada: Client) -> None:
     """Somebody signed in who signs in as another sees the other's account, and nothing of theirs by the old session."""
     sign_in = f'signIn(email: "{victim.email}", password: "{PASSWORD}")'
     answer = await ada.ask(f"mutation {{ {sign_in} {{ token user {{ email }} }} }}")

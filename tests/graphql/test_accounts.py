@@ -52,9 +52,7 @@ async def test_a_second_factor_from_beginning_to_end(ada: Client, database: Data
     assert (await ada.ask(SIGN_IN, email="ada@example.com", password=PASSWORD))["signIn"]["token"]
 
 
-async def test_a_session_of_an_hour_proves_itself_again_before_it_changes_what_matters(
-    ada: Client, database: Database
-) -> None:
+async def test_sensitive_changes_require_a_recent_sign_in(ada: Client, database: Database) -> None:
     database.clock.offset_ms += 3_600_000
     with_clock(ada, database)
     asked = 'mutation { requestEmailChange(email: "new@example.com") { accepted } }'
@@ -112,7 +110,7 @@ COSTS = {
 }  # fmt: skip
 
 
-async def test_each_operation_costs_what_the_table_says(ada: Client) -> None:
+async def test_each_operation_has_the_documented_cost(ada: Client) -> None:
     for operation, expected in COSTS.items():
         with round_trips() as trips:
             answer = await ada.ask(operation)
@@ -121,7 +119,7 @@ async def test_each_operation_costs_what_the_table_says(ada: Client) -> None:
 
 
 @pytest.mark.parametrize("token", ["<script>alert(1)</script>", "'><img src=x onerror=alert(1)>", "x" * 200])
-async def test_the_page_shows_what_a_link_carries_as_a_value_only(client: Client, token: str) -> None:
+async def test_the_page_escapes_the_links_parameters(client: Client, token: str) -> None:
     page = await client.http.get("/email", params={"token": token})
     assert page.status_code == 200
     assert "<script>" not in page.text
@@ -156,13 +154,13 @@ def _clock(client: Client) -> Any:
 @pytest.mark.parametrize(
     "name", ['"}], "role": "operator', "<script>alert(1)</script>", "$where", "a.b", "O'Neill; DROP", "名前"]
 )
-async def test_a_name_is_a_text_whatever_it_looks_like(ada: Client, name: str) -> None:
+async def test_a_name_is_plain_text(ada: Client, name: str) -> None:
     assert (await ada.ask(RENAME, name=name))["updateProfile"] == {"name": name}
     assert (await ada.ask("{ me { name } }"))["me"] == {"name": name}
 
 
 @pytest.mark.parametrize("name", [{"$gt": ""}, ["Ada"], 5, True, None])
-async def test_what_is_no_text_is_no_name(ada: Client, name: Any) -> None:
+async def test_a_name_must_be_text(ada: Client, name: Any) -> None:
     assert (await ada.ask(RENAME, name=name)).code == "BAD_USER_INPUT"
 
 

@@ -13,7 +13,7 @@ LOG = """query ($user: ID, $action: String, $after: String) {
 HISTORY = "{ securityHistory(first: 50) { nodes { action actor via address userAgent createdAt } } }"
 
 
-async def test_customers_see_what_they_did_newest_first(ada: Client) -> None:
+async def test_users_see_their_actions_newest_first(ada: Client) -> None:
     made = (await ada.create("Bridge"))["createProject"]["id"]
     await ada.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=made)
     nodes = (await ada.ask(HISTORY))["securityHistory"]["nodes"]

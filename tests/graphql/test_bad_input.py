@@ -74,7 +74,7 @@ async def attacker(ada: Client, database: Database) -> Attacker:
     return Attacker(ada, database, made["createProject"]["id"])
 
 
-async def test_what_settings_and_canvas_cannot_hold_is_refused_by_its_path(attacker: Attacker) -> None:
+async def test_unstorable_settings_and_canvases_are_rejected_by_path(attacker: Attacker) -> None:
     wrong: list[tuple[str, Any]] = [
         ("", {"$set": 1}),
         (".a", {"a": {"$gt": 1}}),
@@ -177,7 +177,7 @@ async def test_cursors_that_were_tampered_with_are_refused_by_name(attacker: Att
     assert attacker.problems == []
 
 
-async def test_pages_of_no_size_and_searches_that_are_none_are_refused_by_name(attacker: Attacker) -> None:
+async def test_invalid_page_sizes_and_searches_are_rejected_by_name(attacker: Attacker) -> None:
     for first in (0, -1, 101, 2**31, 2**70, -(2**70), 1.5, "5", True, [5], {"$gt": 0}):
         await attacker.expect_refusal("first", LIST, first=first)
     for search in ("x" * 201, "x" * 10_000, "a\0b", "\0", 5, True, ["a"], {"$regex": ".*"}):

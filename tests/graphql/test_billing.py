@@ -92,7 +92,7 @@ async def test_a_plan_is_bought_at_the_price_that_was_shown(ada: Client, databas
     assert used["coupon"] == {"valid": False, "problemCode": "COUPON_ALREADY_USED", "discountMinor": 0}
 
 
-async def test_an_upgrade_costs_what_its_preview_said_and_a_declined_card_changes_nothing(
+async def test_an_upgrade_costs_its_preview_and_a_declined_card_changes_nothing(
     ada: Client, database: Database, rail: Sandbox
 ) -> None:
     await buy(ada, database, rail)

@@ -24,7 +24,7 @@ async def test_about_forty_canvases_fit_in_a_request(ada: Client, selection: str
 
 
 @pytest.mark.parametrize("field", [SIGN_IN, REGISTER, 'confirmEmail(token: "x", password: "y") { token }'])
-async def test_two_of_what_guesses_or_hashes_fit_in_a_request(client: Client, field: str) -> None:
+async def test_two_password_mutations_fit_in_a_request(client: Client, field: str) -> None:
     two, three = [" ".join(f"a{n}: {field}" for n in range(count)) for count in (2, 3)]
     assert (await client.ask(f"mutation {{ {two} }}")).code != "QUERY_LIMIT_EXCEEDED"
     refused = await client.ask(f"mutation {{ {three} }}")

@@ -118,7 +118,7 @@ async def test_the_new_cookie_works_after_a_refresh_that_was_repeated_late(
     assert me.json()["data"]["me"]
 
 
-async def test_what_was_refused_may_be_tried_again_with_the_same_key(ada: Client) -> None:
+async def test_a_rejected_request_can_be_retried_with_the_same_key(ada: Client) -> None:
     query = "mutation ($id: ID!) { restoreProject(id: $id) { id } }"
     made = (await ada.create("Bridge"))["createProject"]["id"]
     assert (await send(ada, query, "a-key", id=made)).code == "NOT_FOUND"
@@ -153,5 +153,5 @@ async def test_queries_do_without(ada: Client, database: Database) -> None:
     assert await database.raw["replies"].count_documents({}) == 0
 
 
-async def test_a_key_that_is_none_is_refused(ada: Client) -> None:
+async def test_a_malformed_idempotency_key_is_rejected(ada: Client) -> None:
     assert (await send(ada, CREATE, "a key", name="Bridge")).code == "INVALID"

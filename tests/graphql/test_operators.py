@@ -49,7 +49,7 @@ async def test_an_operator_finds_looks_at_locks_and_opens_an_account(grace: Clie
     assert (await grace.ask("mutation ($id: ID!) { verifyUser(id: $id) { emailVerified } }", id=ada_id)).errors == []
 
 
-async def test_an_operator_frees_who_lost_their_second_factor(grace: Client, ada: Client, database: Database) -> None:
+async def test_an_operator_removes_a_lost_second_factor(grace: Client, ada: Client, database: Database) -> None:
     secret = (await ada.ask("mutation { beginTotp { secret } }"))["beginTotp"]["secret"]
     code = pyotp.TOTP(secret).at(database.clock.now())
     assert (await ada.ask("mutation ($c: String!) { confirmTotp(code: $c) }", c=code)).errors == []
@@ -68,7 +68,7 @@ async def test_the_role_goes_at_once_when_it_is_taken_away(grace: Client, databa
     assert (await grace.ask("{ users { nodes { id } } }")).code == "FORBIDDEN"
 
 
-async def test_what_an_operator_does_names_them_and_whose_account_it_was(
+async def test_operators_actions_are_audited_with_operator_and_user(
     grace: Client, ada: Client, database: Database
 ) -> None:
     ada_id, grace_id = await id_of(ada), await id_of(grace)
@@ -90,9 +90,7 @@ async def test_a_throttled_sign_in_says_when_to_come_back(client: Client) -> Non
     assert 55 <= int(pages[-1].headers["retry-after"]) <= 60
 
 
-async def test_what_is_refused_is_noted_and_a_flood_of_it_leaves_a_handful_of_entries(
-    ada: Client, database: Database
-) -> None:
+async def test_refusals_are_audited_and_a_flood_leaves_few_entries(ada: Client, database: Database) -> None:
     for _ in range(12):
         assert (await ada.ask("{ users { nodes { id } } }")).code == "FORBIDDEN"
     entries = await database.raw["auditlogs"].find({"action": "graphql.request.refused"}).sort("_id").to_list()

@@ -41,7 +41,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("query ($no: Boolean = false) { projects { nodes { id name @include(if: $no) } } }", set()),
     ],
 )
-async def test_lists_of_projects_read_what_is_selected(
+async def test_lists_of_projects_read_only_selected_fields(
     client: Client, read: list[Any], query: str, fields: set[str]
 ) -> None:
     await client.join("ada@example.com")

@@ -148,7 +148,7 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
     return found
 
 
-async def test_each_operation_costs_what_the_table_says(costs: dict[str, list[RoundTrip]]) -> None:
+async def test_each_operation_has_the_documented_cost(costs: dict[str, list[RoundTrip]]) -> None:
     for name in SIDE_BY_SIDE:  # side by side: in no order
         costs[name] = sorted(costs[name])
     expected = {name: sorted(trips) if name in SIDE_BY_SIDE else trips for name, trips in COSTS.items()}

@@ -86,7 +86,7 @@ async def kept(database: Database) -> dict[str, list[bytes]]:
     return {name: documents for name, documents in everything.items() if name not in METERED | COUNTED}
 
 
-async def test_what_lies_below_a_field_asks_for_its_own_scope(ada: Client) -> None:
+async def test_a_nested_field_requires_its_own_scope(ada: Client) -> None:
     """A key that may read the profile does not read projects by way of it."""
     await ada.create("Bridge")
     key = await key_of(ada, "account:read")

@@ -21,7 +21,7 @@ def routes(app: Any) -> list[tuple[str, str, str | None]]:
     return [entry for entry in found if entry[0] not in ("HEAD", "OPTIONS")]
 
 
-async def test_a_route_is_for_who_its_declaration_says(ada: Client) -> None:
+async def test_a_route_admits_the_declared_callers(ada: Client) -> None:
     declared = routes(ada.app)
     assert len(declared) >= 2
     everything = await key_of(ada, *SCOPES)
@@ -34,7 +34,9 @@ async def test_a_route_is_for_who_its_declaration_says(ada: Client) -> None:
         assert answer.json()["code"] == ("SCOPE_MISSING" if scope else "FORBIDDEN")
 
 
-async def test_who_was_seen_before_costs_no_round_trip_and_who_was_not_one(ada: Client, database: Database) -> None:
+async def test_a_cached_caller_costs_no_round_trip_and_an_uncached_one_costs_one(
+    ada: Client, database: Database
+) -> None:
     key = await key_of(ada, "account:read")
     assert database.name
     await ada.app._app.state.feed.caught_up()  # type: ignore[attr-defined]  # the application inside `Requests`

@@ -63,7 +63,7 @@ async def test_another_origin_may_not(listed: httpx.AsyncClient, origin: str) ->
     "wrong",
     [{"Access-Control-Request-Method": "PATCH"}, {"Access-Control-Request-Headers": "x-anything"}],
 )
-async def test_a_listed_origin_may_ask_only_for_what_the_api_needs(
+async def test_a_listed_origin_is_limited_to_the_methods_and_headers_of_the_api(
     listed: httpx.AsyncClient, wrong: dict[str, str]
 ) -> None:
     refused = await listed.options("/graphql", headers={"Origin": OURS, **PREFLIGHT, **wrong})

@@ -48,7 +48,7 @@ async def test_a_page_loads_nothing_from_elsewhere(client: Client, path: str) ->
 
 
 @pytest.mark.parametrize("path", ["/docs/nothing", "/docs/redoc", "/docs/openapi.yaml", "/docs/a/b"])
-async def test_what_is_not_below_the_page_is_problem_details_as_everywhere(client: Client, path: str) -> None:
+async def test_unknown_paths_below_the_page_return_problem_details(client: Client, path: str) -> None:
     response = await client.http.get(path)
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"

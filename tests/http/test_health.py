@@ -69,7 +69,7 @@ async def test_metrics_take_their_token_where_there_is_one(
             assert "ximler_" not in refused.text.replace("ximler_metrics_token", "")
 
 
-async def test_metrics_tell_nothing_about_anybody(ada: Client) -> None:
+async def test_metrics_contain_no_personal_data(ada: Client) -> None:
     await ada.create("Xanadu")
     text = (await ada.http.get("/metrics")).text
     assert ada.token is not None

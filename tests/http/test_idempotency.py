@@ -34,14 +34,14 @@ async def test_a_browser_that_signs_in_twice_with_a_key_has_one_session(
     assert (other.status_code, other.json()["code"]) == (409, "IDEMPOTENCY_KEY_REUSED")
 
 
-async def test_what_was_refused_may_be_tried_again_with_the_same_key(ada: Client, client: Client) -> None:
+async def test_a_rejected_request_can_be_retried_with_the_same_key(ada: Client, client: Client) -> None:
     foreign = await sign_in(client, **{"Sec-Fetch-Site": "cross-site"})
     assert foreign.status_code == 403
     assert (await sign_in(client, password="a wrong guess")).status_code == 401
     assert (await sign_in(client)).status_code == 200
 
 
-async def test_a_key_that_is_none_and_a_body_without_end_are_refused(client: Client) -> None:
+async def test_malformed_keys_and_truncated_bodies_are_rejected(client: Client) -> None:
     assert (await sign_in(client, **{"Idempotency-Key": "a key"})).status_code == 422
     large = await client.http.post("/v1/session", content=b"x" * 1_100_000, headers=OURS)
     assert large.status_code in (413, 422)

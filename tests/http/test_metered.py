@@ -84,7 +84,7 @@ async def used(client: Client, database: Database) -> dict[str, int]:
     return {route: sum(part["routes"].get(route, 0) for part in parts) for part in parts for route in part["routes"]}
 
 
-async def test_each_request_is_counted_and_says_what_is_left(program: Client, database: Database) -> None:
+async def test_each_request_is_counted_and_returns_the_remaining_quota(program: Client, database: Database) -> None:
     answers = [await program.ask(PLANS) for _ in range(3)]
     assert [answer.status for answer in answers] == [200] * 3
     assert [answer.headers["ratelimit"].split('"month";r=')[1].split(";")[0] for answer in answers] == [
@@ -168,7 +168,7 @@ async def test_an_operation_that_does_more_than_record_usage_costs_a_call(
     assert await used(recorder, database) == {"/graphql": 1}
 
 
-async def test_what_cannot_be_executed_costs_no_call(program: Client, database: Database) -> None:
+async def test_requests_that_cannot_be_executed_cost_no_call(program: Client, database: Database) -> None:
     await program.ask("{ nothing }")
     await program.ask("{")
     assert await used(program, database) == {}
@@ -199,7 +199,7 @@ async def test_people_and_pages_of_operation_are_not_metered(ada: Client, progra
     assert await used(program, database) == {}
 
 
-async def test_what_is_nowhere_costs_as_much_as_anything_and_has_one_name(program: Client, database: Database) -> None:
+async def test_unknown_paths_are_metered_under_one_name(program: Client, database: Database) -> None:
     for path in ("/nothing", "/nor/here"):
         response = await program.http.get(path, headers={"Authorization": f"Bearer {program.token}"})
         assert response.status_code == 404

@@ -53,7 +53,7 @@ def problem(response: httpx.Response) -> dict[str, Any]:
         ("POST", "/confirm", b"a&" * 10_000_000, 413, "Content Too Large", "BODY_TOO_LARGE"),
     ],
 )  # fmt: skip
-async def test_what_litestar_finds_wrong_is_a_problem(
+async def test_errors_of_litestar_are_problem_details(
     client: Client, method: str, path: str, body: bytes | None, status: int, title: str, code: str
 ) -> None:
     response = await client.http.request(method, path, content=body, headers=FORM)
@@ -140,7 +140,7 @@ async def test_each_kind_of_error_has_its_status(
     assert response.headers.get("retry-after") == ("2" if status == 429 else None)
 
 
-async def test_a_bug_is_told_to_the_log_and_not_to_the_client(
+async def test_a_bug_is_logged_and_not_shown_to_the_client(
     client: Client, app: ASGIApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(_: Database) -> None:
@@ -159,7 +159,7 @@ async def test_a_bug_is_told_to_the_log_and_not_to_the_client(
     assert (await client.http.get("/healthz")).status_code == 200
 
 
-async def test_a_bug_under_graphql_is_told_to_the_log_and_not_to_the_client(
+async def test_a_bug_under_graphql_is_logged_and_not_shown_to_the_client(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: Any, **__: Any) -> None:

@@ -113,7 +113,7 @@ async def test_a_form_cannot_carry_it_even_from_an_origin_that_is_believed(brows
         assert answer.status_code == 403
 
 
-async def test_reading_by_a_link_is_what_a_link_may_do(browser: Client) -> None:
+async def test_cross_site_links_may_only_read(browser: Client) -> None:
     answer = await browser.http.get("/graphql", params=ME, headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 200
 
@@ -154,7 +154,7 @@ async def test_a_refresh_gives_a_new_cookie_and_the_old_one_opens_nothing(browse
     assert answer.status_code == 401
 
 
-async def test_whatever_starts_a_session_for_a_browser_starts_it_as_a_cookie(browser: Client) -> None:
+async def test_every_browser_session_is_a_cookie(browser: Client) -> None:
     old = browser.http.cookies["ximler"]
     change = "mutation ($c: String!, $n: String!) { changePassword(current: $c, new: $n) { token } }"
     variables = {"c": PASSWORD, "n": "another violet anchor drifts"}

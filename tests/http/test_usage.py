@@ -101,13 +101,13 @@ async def test_a_stream_ends_when_its_key_is_revoked(kind: str, key: Client, dat
         ("application/json", b"\xff", "not a JSON array"),
     ],
 )
-async def test_what_is_neither_is_refused(kind: str, body: bytes, says: str, key: Client) -> None:
+async def test_other_content_types_are_rejected(kind: str, body: bytes, says: str, key: Client) -> None:
     answer = await key.http.post("/v1/usage/events", content=body, headers=head(key, kind))
     assert answer.status_code == 422
     assert says in answer.text
 
 
-async def test_nobody_invents_usage(ada: Client, client: Client, database: Database) -> None:
+async def test_recording_usage_requires_permission(ada: Client, client: Client, database: Database) -> None:
     reader = await with_scope(ada, database, "usage:read")
     for who, status in ((client, 401), (ada, 403), (reader, 403)):
         answer = await who.http.post("/v1/usage/events", content=b"[]", headers=head(who, "application/json"))

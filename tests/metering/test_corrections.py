@@ -50,7 +50,7 @@ def shown(drifts: list[corrections.Drift]) -> set[tuple[str, int, int]]:
     return {(drift.what, drift.was, drift.now) for drift in drifts}
 
 
-async def test_what_nobody_interfered_with_has_not_drifted(database: Database, person: Actor) -> None:
+async def test_undisturbed_usage_has_no_drift(database: Database, person: Actor) -> None:
     await projects.create(database, person, name="P")
     before = await used(database, person, 7)
     assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
@@ -58,7 +58,7 @@ async def test_what_nobody_interfered_with_has_not_drifted(database: Database, p
     assert await database.raw["auditlogs"].count_documents({"action": "metering.usage.rebuilt"}) == 0
 
 
-async def test_a_damaged_quota_is_made_what_the_ledger_says(database: Database, person: Actor) -> None:
+async def test_a_damaged_quota_is_rebuilt_from_the_ledger(database: Database, person: Actor) -> None:
     before = await used(database, person, 7)
     await database.raw["quotas"].update_one({}, {"$set": {"settled": 3, "granted": 900, "hours": {}}})
     looked = await corrections.rebuild(database, OPERATOR, person.user_id, dry_run=True)
@@ -74,7 +74,7 @@ async def test_a_damaged_quota_is_made_what_the_ledger_says(database: Database, 
     assert entry["metadata"]["after"] == {"settled": 7, "granted": 7}
 
 
-async def test_a_row_that_somebody_removed_is_written_again(database: Database, person: Actor) -> None:
+async def test_a_removed_row_is_written_again(database: Database, person: Actor) -> None:
     await used(database, person, 7)
     before = await database.raw["usage"].find({}).to_list()
     await database.raw["usage"].delete_many({})
@@ -114,7 +114,7 @@ async def test_a_lease_that_is_open_is_neither_lost_nor_counted_twice(database: 
     assert (await stored(database, person))["settled"] == 1000
 
 
-async def test_a_gauge_is_made_what_exists(database: Database, person: Actor) -> None:
+async def test_a_gauge_is_rebuilt_from_the_projects(database: Database, person: Actor) -> None:
     await projects.create(database, person, name="P")
     size = (await database.raw["gauges"].find_one({"_id": person.user_id}) or {})["storageBytes"]
     await database.raw["gauges"].update_one({"_id": person.user_id}, {"$set": {"projects": 3, "storageBytes": 999}})
@@ -125,7 +125,7 @@ async def test_a_gauge_is_made_what_exists(database: Database, person: Actor) ->
     await projects.create(database, person, name="Q")
 
 
-async def test_everybody_is_rebuilt_one_after_the_other(database: Database, person: Actor) -> None:
+async def test_all_users_are_rebuilt_in_turn(database: Database, person: Actor) -> None:
     await used(database, person, 7)
     await database.raw["quotas"].update_one({}, {"$set": {"granted": 900}})
     found = [drifts async for drifts in corrections.rebuild_all(database, OPERATOR)]
@@ -181,7 +181,7 @@ async def recorded(database: Database, person: Actor, count: int) -> None:
     await record(database, OPERATOR, [event(database, person, id=str(n), amount=2) for n in range(count)])
 
 
-async def test_what_was_recorded_is_made_what_the_ledger_says(database: Database, person: Actor) -> None:
+async def test_recorded_usage_is_rebuilt_from_the_ledger(database: Database, person: Actor) -> None:
     await used(database, person, 7)
     await recorded(database, person, 5)
     await settlement.settle(database)
@@ -294,7 +294,7 @@ async def test_rebuilding_while_events_are_recorded_and_settled_finds_nothing_an
 
 
 @pytest.mark.parametrize("wrong", [{"projects": "many"}, {"hours": {"h1": "?"}}])
-async def test_a_user_who_cannot_be_rebuilt_holds_up_no_other(database: Database, wrong: dict[str, Any]) -> None:
+async def test_a_failing_user_does_not_block_the_rebuild_of_others(database: Database, wrong: dict[str, Any]) -> None:
     people = []
     for n in range(20):
         user = await database.users.insert(User(name="n", email=f"{n}@example.com", password="-"))

@@ -123,7 +123,7 @@ async def assert_read(
 @pytest.mark.parametrize("model", MODELS)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-async def test_whatever_was_stored_passes_our_validator_and_is_read(
+async def test_documents_of_mongoose_pass_our_validator_and_are_read(
     model: str, data: st.DataObject, database: Database, models: dict[str, Any]
 ) -> None:
     fields = models[model]["fields"]
@@ -135,7 +135,7 @@ async def test_whatever_was_stored_passes_our_validator_and_is_read(
 @pytest.mark.parametrize("model", MODELS)
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-async def test_whatever_mongoose_makes_of_it_passes_our_validator_and_is_read(
+async def test_updates_by_mongoose_pass_our_validator_and_are_read(
     model: str, data: st.DataObject, app: Application, database: Database, models: dict[str, Any]
 ) -> None:
     """The same through Mongoose, which casts, trims, fills in and leaves out; expected is what it then has stored."""

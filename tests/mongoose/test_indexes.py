@@ -126,7 +126,7 @@ async def test_sync_indexes_drops_our_additions_only_and_status_and_initialise_k
 
 
 @pytest.mark.parametrize("first", ["mongoose", "ximler"])
-async def test_both_applications_leave_the_same_indexes_whoever_comes_first(
+async def test_both_applications_create_the_same_indexes_in_either_order(
     first: str, empty_app: Application, empty_database: Database, database: Database
 ) -> None:
     if first == "mongoose":

@@ -52,7 +52,7 @@ async def assert_valid_and_equal(
 
 
 @pytest.mark.parametrize("made", [our_minimal, our_full])
-async def test_what_we_insert_is_valid_and_equal_to_mongoose(
+async def test_our_inserts_are_valid_and_equal_to_mongoose(
     made: Any, app: Application, database: Database, models: Models
 ) -> None:
     for model, document in made().items():
@@ -61,7 +61,7 @@ async def test_what_we_insert_is_valid_and_equal_to_mongoose(
     assert await refused(database) == []
 
 
-async def test_what_we_insert_in_bulk_is_valid_and_equal_to_mongoose(
+async def test_our_bulk_inserts_are_valid_and_equal_to_mongoose(
     app: Application, database: Database, models: Models
 ) -> None:
     full, minimal = our_full(), our_minimal()
@@ -104,7 +104,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("path", ["patch", "patch_many", "find_and_patch", "upsert", "upsert, inserting"])
-async def test_what_we_update_stays_valid_and_equal_to_mongoose(
+async def test_our_updates_are_valid_and_equal_to_mongoose(
     path: str, app: Application, database: Database, models: Models
 ) -> None:
     for model, update in CHANGES.items():
@@ -130,7 +130,7 @@ async def test_what_we_update_stays_valid_and_equal_to_mongoose(
 
 
 @pytest.mark.parametrize("model", SOFTLY_DELETED)
-async def test_what_we_delete_softly_and_restore_stays_valid_and_equal_to_mongoose(
+async def test_our_soft_deletions_are_valid_and_equal_to_mongoose(
     model: str, app: Application, database: Database, models: Models
 ) -> None:
     collection, document = database[COLLECTIONS[model]], our_minimal()[model]
@@ -143,7 +143,7 @@ async def test_what_we_delete_softly_and_restore_stays_valid_and_equal_to_mongoo
     assert await app.call(model, "countDocuments", {"_id": id_of(document), "deletedAt": None}) == 1
 
 
-async def test_mongoose_can_change_and_save_what_we_inserted(app: Application, database: Database) -> None:
+async def test_mongoose_can_change_and_save_our_documents(app: Application, database: Database) -> None:
     """Every value of theirs over every value of ours, arrays included: our documents have no `__v`, which it counts in."""
     for model, theirs in their_full().items():
         document = our_full()[model]
@@ -164,9 +164,7 @@ ARRAY_CALLS = {
 
 
 @pytest.mark.parametrize("call", ARRAY_CALLS)
-async def test_mongoose_can_work_on_the_arrays_of_what_we_inserted(
-    call: str, app: Application, database: Database
-) -> None:
+async def test_mongoose_can_update_arrays_of_our_documents(call: str, app: Application, database: Database) -> None:
     plan = our_full()["Plan"]
     await database.plans.insert(plan)
     method, after = ARRAY_CALLS[call]

@@ -69,7 +69,7 @@ async def test_moving_in_leaves_documents_and_indexes_as_they_were(
         assert {index: grown[name][index] for index in theirs} == theirs
 
 
-async def test_status_tells_before_and_after_what_differs(lived_in: Application, empty_database: Database) -> None:
+async def test_status_lists_the_differences_before_and_after(lived_in: Application, empty_database: Database) -> None:
     before = await setup.status(empty_database)
     additions = {(c.name, index.name) for c in SPECIFIED for index in c.indexes if index.ours}
     own = ("payments", "amount_1_currency_1")
@@ -144,7 +144,7 @@ async def test_a_plan_and_a_coupon_of_its_own_are_not_overwritten(
     assert await empty_database.coupons.count({}) == 2
 
 
-async def test_an_index_that_differs_is_told_and_rebuilt_only_when_asked(
+async def test_a_different_index_is_reported_and_rebuilt_only_on_request(
     empty_app: Application, empty_database: Database
 ) -> None:
     """The summary's own `email: 1` is not unique."""
@@ -160,7 +160,7 @@ async def test_an_index_that_differs_is_told_and_rebuilt_only_when_asked(
     assert (await indexes(empty_database))["users"]["email_1"]["unique"] is True
 
 
-async def test_a_unique_index_that_its_documents_forbid_is_told_and_nothing_fails(
+async def test_a_unique_index_with_duplicates_is_reported_without_failing(
     empty_app: Application, empty_database: Database
 ) -> None:
     user = {**their_minimal()["User"], "email": "twice@example.org"}

@@ -138,7 +138,7 @@ MIXED = {
 }
 
 
-async def test_a_mixed_field_keeps_whatever_it_was_given(app: Application, database: Database) -> None:
+async def test_a_mixed_field_keeps_any_value(app: Application, database: Database) -> None:
     for kind, value in MIXED.items():
         given = {"settings": value, "canvasData": {"in": value}}
         project = await app.create("Project", {**their_minimal()["Project"], **given})
@@ -159,7 +159,7 @@ NUMBERS = {
 }
 
 
-async def test_a_count_is_read_whatever_number_it_is(app: Application, database: Database) -> None:
+async def test_a_count_of_any_number_type_is_read(app: Application, database: Database) -> None:
     """Mongoose's Number takes fractions and Infinity; a count of ours is cut to a whole number of 64 bits."""
     for number, count in NUMBERS.items():
         coupon = await app.create("Coupon", {**their_minimal()["Coupon"], "maxUses": number, "usedCount": number})
@@ -249,7 +249,7 @@ WRONG = [
 ]
 
 
-async def test_beneath_mongoose_the_server_refuses_what_no_model_allows(app: Application, database: Database) -> None:
+async def test_the_server_rejects_writes_that_bypass_the_model(app: Application, database: Database) -> None:
     for model, changes in WRONG:
         with pytest.raises(MongooseError) as refusal:
             await app.raw(COLLECTIONS[model].name, "insertOne", {**their_minimal()[model], **changes})

@@ -56,7 +56,7 @@ async def test_a_document_that_was_moved_before_is_kept_as_it_is_now(unbound: Ap
     assert await database.usage.count({}) == 1
 
 
-async def test_what_no_model_allows_is_moved_all_the_same(unbound: Application, database: Database) -> None:
+async def test_documents_outside_the_model_are_moved_too(unbound: Application, database: Database) -> None:
     """It cannot be read where it goes, either; but it is not lost, and does not keep the others from moving."""
     await unbound.raw("usages", "insertMany", [{"_id": ObjectId(), "amount": "many"}, their_minimal()["Usage"]])
     assert await sync.adopt(database) == 2

@@ -136,7 +136,7 @@ async def test_links_that_open_accounts_are_logged_in_development_only(tmp_path,
 @pytest.mark.parametrize(
     "url", ["http://x", "smtp://", "smtp://host:port", "smtp://[::1", "mail.example.com", "smtp://h?x=y"]
 )
-def test_an_unusable_url_is_said_at_start(url):
+def test_an_unusable_url_is_reported_at_start(url):
     with pytest.raises(SettingsError, match="XIMLER_SMTP_URL"):
         mailer(Settings(smtp_url=url))
 

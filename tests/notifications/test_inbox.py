@@ -52,7 +52,7 @@ async def tell(database: Database, user: User, kind: Any = "BILLING", title: str
     return await database.transaction(lambda t: inbox.notify(t, user, kind, title, "Of your calls.", **more))
 
 
-async def test_what_a_user_is_told_is_in_the_inbox_and_in_the_mail(database, ada, me, worker, mailbox) -> None:
+async def test_a_notification_is_in_the_inbox_and_mailed(database, ada, me, worker, mailbox) -> None:
     await tell(database, ada, metadata={"resource": "apiCalls"})
     (told,) = (await inbox.page(database, me)).items
     assert (told.title, told.message, told.metadata) == ("80 % used", "Of your calls.", {"resource": "apiCalls"})
@@ -81,7 +81,7 @@ async def test_mail_follows_the_preference_and_the_inbox_does_not(
     assert len((await inbox.page(database, me)).items) == 2
 
 
-async def test_what_the_system_says_is_never_mailed(database, ada, me, worker) -> None:
+async def test_system_notifications_are_never_mailed(database, ada, me, worker) -> None:
     await tell(database, ada, "SYSTEM")
     assert await worker.run_due() == 0
     assert len((await inbox.page(database, me)).items) == 1
@@ -94,7 +94,7 @@ async def test_a_title_with_line_breaks_is_one_line_and_smuggles_no_header(datab
     assert mailbox.messages[0]["Subject"] == "Hello Bcc: everybody@example.com"
 
 
-async def test_nothing_is_told_by_a_change_that_did_not_happen(database, ada, me, worker) -> None:
+async def test_an_aborted_change_sends_no_notification(database, ada, me, worker) -> None:
     async def fail(transaction: Database) -> None:
         await inbox.notify(transaction, ada, "BILLING", "Paid", "Thank you.")
         raise NotFound("after all")
@@ -105,7 +105,7 @@ async def test_nothing_is_told_by_a_change_that_did_not_happen(database, ada, me
     assert await worker.run_due() == 0
 
 
-async def test_one_occasion_is_told_once_however_often_its_job_runs(database, ada, me, worker, mailbox) -> None:
+async def test_a_repeated_job_notifies_the_user_once(database, ada, me, worker, mailbox) -> None:
     occasion = ObjectId()
     for _ in range(3):
         assert (await tell(database, ada, occasion=occasion)).id == occasion
@@ -160,7 +160,7 @@ async def test_product_mail_can_be_unsubscribed_from_with_one_click(
     assert await database.audit_logs.count({"userId": ada.id, "action": "accounts.notifications.changed"}) == 1
 
 
-async def test_another_links_token_unsubscribes_nobody(database, ada, keyring, client: Client) -> None:
+async def test_a_token_of_another_link_does_not_unsubscribe(database, ada, keyring, client: Client) -> None:
     for token in ("", "x", keyring.sign("reset", ada.id), keyring.sign("unsubscribe", ada.id)[:-1]):
         answer = await client.http.post("/unsubscribe", params={"token": token})
         assert answer.status_code == 422

@@ -218,7 +218,7 @@ async def test_a_sender_with_an_internationalised_domain_needs_no_smtputf8(serve
 
 
 @pytest.mark.parametrize("to", ["no address", "@", "a@b@c d", ""])
-async def test_what_is_no_address_is_rejected_for_good(server, to):
+async def test_an_invalid_address_is_rejected_permanently(server, to):
     with pytest.raises(Rejected):
         await Smtp(server.url).send(message(to))
 

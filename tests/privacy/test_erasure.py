@@ -49,7 +49,7 @@ def test_every_field_of_a_users_document_says_whether_it_is_exported_and_erased(
     assert unmarked == []
 
 
-def test_what_erasing_does_in_each_collection_follows_from_the_marks() -> None:
+def test_erasure_in_each_collection_follows_the_marks() -> None:
     done = {c.name: c.erasure for c in CATALOGUE if c.user_field and c is not AUDIT_LOGS}
     assert {name for name, what in done.items() if what == "fields"} == {
         "subscriptions",
@@ -158,7 +158,7 @@ async def traces(database: Database) -> list[str]:
     ]
 
 
-async def test_after_thirty_days_nothing_says_who_it_was(database, keyring, worker, ada) -> None:
+async def test_after_thirty_days_no_personal_data_is_left(database, keyring, worker, ada) -> None:
     await close(database, ada)
     await worker.run_due()
     assert "users" in await traces(database)
@@ -347,7 +347,7 @@ async def test_it_costs_the_same_number_of_commands_however_much_there_is(databa
     assert len(trips) <= 30, trips  # one a collection
 
 
-async def test_a_job_of_theirs_that_waits_finds_nobody(database, keyring, worker, mailbox, ada) -> None:
+async def test_a_pending_job_of_an_erased_user_does_nothing(database, keyring, worker, mailbox, ada) -> None:
     changed = credentials.PasswordChanged(user_id=ada.id)
     await credentials.send_changed.enqueue(database, changed, run_at=database.clock.now() + DAYS * 2)
     await close(database, ada)

@@ -36,7 +36,7 @@ LEFT_OUT = {
 }
 
 
-def test_what_stays_here_of_each_collection_is_by_decision() -> None:
+def test_fields_excluded_from_the_export_are_listed_explicitly() -> None:
     left_out = {c.name: c.marks.keys() - set(c.exported) for c in export.CONTENTS.values()}
     assert left_out == LEFT_OUT
 
@@ -94,7 +94,7 @@ async def test_everything_of_ones_own_is_in_it_and_nothing_of_others(database, k
         assert secret not in everything
 
 
-async def test_whatever_another_application_stored_can_be_taken_along(database, ada, me) -> None:
+async def test_data_stored_by_another_application_is_exported(database, ada, me) -> None:
     import bson
     from bson import Decimal128, Regex, Timestamp
 

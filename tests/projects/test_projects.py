@@ -27,7 +27,7 @@ def weight(*values: Any) -> int:
     return sum(len(bson.encode({"": value})) - len(bson.encode({"": None})) for value in values)
 
 
-async def test_a_new_project_is_what_was_given(database: Database, ada: Actor) -> None:
+async def test_a_new_project_has_the_given_values(database: Database, ada: Actor) -> None:
     canvas = {"shapes": [1, 2.5, None, {"r": "ü"}]}
     made = await projects.create(
         database, ada, name="  Bridge ", description="of sighs", settings={"grid": True}, canvas_data=canvas
@@ -50,9 +50,7 @@ async def test_a_new_project_is_what_was_given(database: Database, ada: Actor) -
     "value",
     [None, {}, [], "text", 5, 2.5, True, {"": 1}, {"a": {"b": [[], {}]}}, "nul \0 inside", [None], {"ключ": "ё"}],
 )
-async def test_any_json_is_kept_and_weighed_alike_however_it_is_written(
-    database: Database, ada: Actor, value: Any
-) -> None:
+async def test_any_json_is_stored_and_measured_consistently(database: Database, ada: Actor, value: Any) -> None:
     kept = {} if value is None else value
     made = await projects.create(database, ada, name="a", canvas_data=value)
     assert (await whole(database, made.id)).canvas_data == kept
@@ -63,7 +61,7 @@ async def test_any_json_is_kept_and_weighed_alike_however_it_is_written(
     assert made.storage_size == changed.storage_size == measured.storage_size == weight(kept) + 5
 
 
-async def test_an_update_changes_what_it_names_and_keeps_the_rest(database: Database, ada: Actor) -> None:
+async def test_an_update_changes_only_the_given_fields(database: Database, ada: Actor) -> None:
     made = await projects.create(database, ada, name="n", description="d", settings={"s": 1}, canvas_data={"c": 1})
     await database.raw["projects"].update_one({"_id": made.id}, {"$set": {"theirs": 7, "canvasData.more": 1}})
     changed = await projects.update(database, ada, made.id, {"name": " m "})
@@ -103,7 +101,7 @@ async def test_an_update_changes_what_it_names_and_keeps_the_rest(database: Data
         ({"canvas_data": {1: "one"}}, "canvasData"),
     ],
 )
-async def test_what_cannot_be_stored_is_refused_by_name_and_nothing_is(
+async def test_unstorable_values_are_rejected_by_name_and_nothing_is_stored(
     database: Database, ada: Actor, given: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(Invalid) as refused:
@@ -184,7 +182,7 @@ async def test_deleting_hides_and_restoring_brings_back_everything(database: Dat
         await projects.restore(database, ada, made.id)
 
 
-async def test_somebody_elses_project_is_not_found_whatever_is_done_with_it(
+async def test_projects_of_other_users_are_not_found_by_any_operation(
     database: Database, ada: Actor, bob: Actor
 ) -> None:
     made = await projects.create(database, ada, name="n", canvas_data={"a": 1})
@@ -206,7 +204,7 @@ async def test_somebody_elses_project_is_not_found_whatever_is_done_with_it(
     assert await database.raw["projects"].find({}).sort("_id").to_list() == before
 
 
-async def test_nobody_in_particular_has_no_projects(database: Database, ada: Actor) -> None:
+async def test_anonymous_callers_have_no_projects(database: Database, ada: Actor) -> None:
     made = await projects.create(database, ada, name="n")
     for attempt in (
         projects.create(database, Actor(), name="n"),
@@ -222,7 +220,7 @@ async def test_nobody_in_particular_has_no_projects(database: Database, ada: Act
             await attempt
 
 
-async def test_without_a_free_plan_the_remedy_is_said(database: Database, ada: Actor) -> None:
+async def test_a_missing_free_plan_is_reported_with_the_remedy(database: Database, ada: Actor) -> None:
     await database.raw["plans"].delete_one({"id": "free"})
     with pytest.raises(NoFreePlan, match="ximler db seed"):
         await projects.create(database, ada, name="n")
@@ -277,7 +275,7 @@ async def test_a_project_that_cannot_be_read_fails_alone(database: Database, ada
             await attempt
 
 
-async def test_pages_hold_every_project_once_whatever_their_times(database: Database, ada: Actor, bob: Actor) -> None:
+async def test_pages_contain_every_project_once(database: Database, ada: Actor, bob: Actor) -> None:
     """Equal times, missing times, and a project that appears while one reads."""
     now = database.clock.now()
     for owner in (ada, bob):

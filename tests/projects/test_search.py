@@ -125,7 +125,7 @@ async def test_a_search_that_cannot_be_one_is_refused_by_name(library: Database,
     assert list(refused.value.fields) == ["search"]
 
 
-async def test_projects_that_another_application_wrote_are_found_by_what_is_in_their_texts(
+async def test_projects_of_another_application_are_found_by_their_texts(
     database: Database, ada: Actor, bob: Actor
 ) -> None:
     await database.raw["projects"].insert_many(
@@ -141,7 +141,7 @@ async def test_projects_that_another_application_wrote_are_found_by_what_is_in_t
     assert await names(database, ada, "wood stone") == set()
 
 
-async def test_what_changes_is_found_by_what_it_is_now(database: Database, ada: Actor) -> None:
+async def test_changed_projects_are_found_by_their_new_texts(database: Database, ada: Actor) -> None:
     made = await projects.create(database, ada, name="Castle", description="in Spain")
     await projects.update(database, ada, made.id, {"name": "Palace"})
     assert await names(database, ada, "castle") == set()
@@ -163,7 +163,7 @@ async def test_a_search_is_paged_like_a_list(database: Database, ada: Actor) -> 
     assert not rest.has_next
 
 
-def test_terms_are_few_and_short_whatever_the_text() -> None:
+def test_terms_are_bounded_in_number_and_length() -> None:
     words = search.terms(" ".join(f"w{n}" for n in range(5000)), "x" * 5000)
     assert len(words) == search.MAX_TERMS
     assert search.terms("x" * 5000) == ["x" * 40]

@@ -68,7 +68,7 @@ async def test_only_deleted_projects_of_ones_own_are_purged(database: Database, 
     assert [left.id for left in (await projects.page(database, ada)).items] == [kept.id]
 
 
-async def test_the_trash_is_listed_by_deletion_whatever_was_created_when(database: Database, ada: Actor) -> None:
+async def test_the_trash_is_ordered_by_deletion(database: Database, ada: Actor) -> None:
     """Several were deleted at the same moment."""
     now = database.clock.now()
     raw = [

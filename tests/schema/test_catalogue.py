@@ -18,7 +18,7 @@ def test_no_two_collections_share_a_name_or_a_document() -> None:
 
 
 @every_collection
-def test_a_collection_says_what_it_is_for_who_owns_it_and_what_each_index_serves(collection: Collection[Any]) -> None:
+def test_a_collection_has_purpose_owner_and_a_reason_for_each_index(collection: Collection[Any]) -> None:
     assert collection.purpose.endswith(".")
     assert find_spec(f"ximler.{collection.owner}"), collection.owner
     assert collection.shard_key.why

@@ -103,7 +103,7 @@ async def test_input_objects_are_dicts_with_snake_case_keys(typed: Engine) -> No
     assert (await seen(typed, literal))[0]["children"] == [{"full_name": "B", "max_items": 3}]
 
 
-async def test_absent_and_null_are_told_apart(typed: Engine) -> None:
+async def test_absent_and_null_arguments_differ(typed: Engine) -> None:
     assert await seen(typed, "{ plain }") == ("absent", -1, "name")
     assert await seen(typed, "{ plain(input: null, from: null, sortBy: null) }") == (None, None, None)
     query = "query($input: ProjectInput, $from: Int) { plain(input: $input, from: $from) }"

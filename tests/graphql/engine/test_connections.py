@@ -30,7 +30,7 @@ def test_an_empty_page_has_no_cursors(lab: Any) -> None:
     assert (info.start_cursor, info.end_cursor, info.has_next_page) == (None, None, False)
 
 
-async def test_the_page_size_is_twenty_unless_said(lab: Any, engine: Engine) -> None:
+async def test_the_default_page_size_is_twenty(lab: Any, engine: Engine) -> None:
     for variables in ({}, {"first": None}):
         response = await engine.execute(QUERY, lab.Context(), variables=variables)
         assert len(response["data"]["users"]["nodes"]) == 20
@@ -44,7 +44,7 @@ async def test_a_page_has_between_one_and_a_hundred_items(lab: Any, engine: Engi
     assert error["extensions"]["fields"] == {"first": f"must be between 1 and 100, got {first}"}
 
 
-def test_page_size_takes_what_it_allows() -> None:
+def test_page_size_accepts_its_range() -> None:
     assert (page_size(None), page_size(1), page_size(100)) == (20, 1, 100)
     with pytest.raises(Invalid):
         page_size(101)

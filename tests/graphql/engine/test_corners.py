@@ -279,7 +279,7 @@ async def test_two_operations_of_one_document_have_defaults_of_their_own(engine:
             assert (await engine.execute(query, None, operation_name=name))["data"] == {"n": {"x": expected}}
 
 
-async def test_a_resolver_that_changes_its_argument_changes_it_for_nobody_else(data: Data) -> None:
+async def test_a_resolver_cannot_change_the_arguments_of_another(data: Data) -> None:
     resolvers = Resolvers()
 
     @resolvers.query("push")

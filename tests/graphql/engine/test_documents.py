@@ -38,7 +38,7 @@ def test_kept_text_is_bounded_as_well(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("text", ["{ hello", "{ nope }", "{ allUsers { " + "id " * 600 + "} }"])
-def test_what_is_refused_is_not_kept(engine: Engine, text: str) -> None:
+def test_rejected_documents_are_not_cached(engine: Engine, text: str) -> None:
     kept = documents(engine)
     with pytest.raises(RequestRefused):
         kept.get(text)

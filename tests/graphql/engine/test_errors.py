@@ -22,9 +22,7 @@ QUERY = "query Q($kind: String!) { fail(kind: $kind) }"
         ("Unavailable", "UNAVAILABLE"),
     ],
 )
-async def test_an_error_on_purpose_is_told_with_its_code_and_fields(
-    lab: Any, engine: Engine, kind: str, code: str
-) -> None:
+async def test_a_domain_error_is_returned_with_code_and_fields(lab: Any, engine: Engine, kind: str, code: str) -> None:
     with capture_logs() as logs:
         response = await engine.execute(QUERY, lab.Context(), variables={"kind": kind})
     assert response == {
@@ -63,7 +61,7 @@ def test_every_kind_has_a_status() -> None:
     assert LimitExceeded in kinds
 
 
-async def test_a_bug_is_told_to_the_log_alone(lab: Any, engine: Engine) -> None:
+async def test_a_bug_is_described_in_the_log_only(lab: Any, engine: Engine) -> None:
     with capture_logs() as logs:
         response = await engine.execute(QUERY, lab.Context(), variables={"kind": "bug"})
     [error] = response["errors"]

@@ -91,7 +91,7 @@ async def test_the_answers_media_type_is_negotiated(serve: Any, accept: str | No
     assert media_type(response) == answer
 
 
-async def test_a_header_that_is_longer_than_anybody_needs_is_not_read(serve: Any) -> None:
+async def test_an_overlong_header_is_not_parsed(serve: Any) -> None:
     """Megabytes of commas would keep every other request waiting for seconds."""
     client = serve()
     long = "application/json" + "," * 2_000_000
@@ -256,7 +256,7 @@ async def test_a_query_string_that_is_no_request_is_400(serve: Any, query_string
     assert problem(response)
 
 
-async def test_whoever_does_not_say_who_they_are_may_send_less(serve: Any) -> None:
+async def test_anonymous_callers_have_a_smaller_body_limit(serve: Any) -> None:
     client = serve(body_limit=10_000, anonymous_body_limit=1_000)
     body = {"query": "{ hello }", "variables": {"a": "x" * 2_000}}
     refused = await client.post("/", json=body)
@@ -351,7 +351,7 @@ async def test_a_bug_in_the_context_is_500_without_its_text(serve: Any) -> None:
     assert logs[0]["request_id"] == "req-7"
 
 
-async def test_the_context_is_made_from_the_scope_and_only_for_what_will_run(serve: Any, lab: Any) -> None:
+async def test_the_context_is_built_only_for_operations_that_will_run(serve: Any, lab: Any) -> None:
     seen = []
 
     async def make_context(scope: Any) -> Any:

@@ -176,11 +176,11 @@ def cost_of(engine: Engine, query: str, **variables: Any) -> int:
         ('mutation { append(item: "x") }', 1),
     ],
 )
-def test_what_operations_cost(engine: Engine, query: str, cost: int) -> None:
+def test_operations_cost_their_fields(engine: Engine, query: str, cost: int) -> None:
     assert cost_of(engine, query) == cost
 
 
-def test_what_variables_make_of_it(engine: Engine) -> None:
+def test_variables_determine_page_sizes(engine: Engine) -> None:
     query = """
     query($n: Int, $m: Int = 4) {
       users(first: $n) { nodes { friends(first: $m) { id } } }
@@ -233,7 +233,7 @@ def weighted() -> Engine:
         ("{ thing(first: 1) { __typename ... on Thing { body } } }", 50 + 1 + 900),
     ],
 )
-def test_a_field_counts_what_its_cost_says(query: str, cost: int) -> None:
+def test_a_field_counts_with_its_declared_weight(query: str, cost: int) -> None:
     assert cost_of(weighted(), query) == cost
 
 
@@ -303,7 +303,7 @@ async def test_lists_of_introspection_do_not_multiply(engine: Engine, query: str
     assert (await refusal(engine, query))["limit"] == "introspection cost"
 
 
-async def test_what_introspection_costs_is_what_it_resolves(engine: Engine) -> None:
+async def test_introspection_costs_the_fields_it_resolves(engine: Engine) -> None:
     """Every selected field of every object in the answer, the lists' lengths being the schema's own."""
     document = parse(GRAPHIQL)
     fragments = {node.name.value: node for node in document.definitions[1:]}  # type: ignore[attr-defined]

@@ -47,7 +47,7 @@ async def test_a_hash_is_of_its_text_and_of_no_other(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("given", [{"version": 2, "sha256Hash": "x"}, {"version": 1}, "x", 7, [], {}])
-async def test_what_names_no_query_is_refused(serve: Any, given: Any) -> None:
+async def test_an_invalid_persisted_query_is_rejected(serve: Any, given: Any) -> None:
     assert code(await ask(serve(), query=HELLO, extensions={"persistedQuery": given})) == "PERSISTED_QUERY_INVALID"
 
 

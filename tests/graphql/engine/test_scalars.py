@@ -83,7 +83,7 @@ async def test_instants_are_read_with_any_offset_and_written_in_utc(scalars: Eng
         True, ["2026-01-31T12:00:00Z"], {},
     ],
 )  # fmt: skip
-async def test_what_is_no_rfc_3339_instant_is_refused_by_name(scalars: Engine, wrong: Any) -> None:
+async def test_a_datetime_outside_rfc_3339_is_rejected_by_name(scalars: Engine, wrong: Any) -> None:
     message = await ask(scalars, "at", "DateTime!", wrong)
     assert message.startswith("Variable '$v' has invalid value: DateTime cannot represent")
     assert len(message) < 300
@@ -101,7 +101,7 @@ def test_a_naive_datetime_is_a_bug() -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 5_000_000_000, 2**53 - 1, -(2**53) + 1])
-async def test_long_carries_what_javascript_reads_exactly(scalars: Engine, number: int) -> None:
+async def test_long_has_the_range_of_exact_javascript_integers(scalars: Engine, number: int) -> None:
     assert await ask(scalars, "long", "Long!", number) == number
     assert await scalars.execute(f"{{ long(value: {number}) }}", None) == {"data": {"long": number}}
 
@@ -176,7 +176,7 @@ async def test_enum_values_are_their_names(scalars: Engine) -> None:
         ("string", "x", "x"),
     ],
 )
-async def test_what_the_database_holds_is_written_well(scalars: Engine, field: str, value: Any, written: Any) -> None:
+async def test_database_types_are_serialised(scalars: Engine, field: str, value: Any, written: Any) -> None:
     OUT[field] = value
     response = await scalars.execute(f'{{ out(what: "{field}") {{ {field} }} }}', None)
     assert response == {"data": {"out": {field: written}}}

@@ -67,7 +67,7 @@ def test_a_schema_without_mutations_has_no_mutation_type() -> None:
     assert build(["extend type Query { a: Int }"], [answering("a")]).core.mutation_type is None
 
 
-def test_whole_root_types_may_be_defined_too() -> None:
+def test_root_types_may_be_defined_instead_of_extended() -> None:
     schema = build(["type Query { a: Int }"], [answering("a")])
     assert schema.core.query_type is not None
     assert list(schema.core.query_type.fields) == ["a"]
@@ -184,7 +184,7 @@ def test_a_resolver_must_be_async_and_on_the_right_kind_of_field() -> None:
         Resolvers().field("Query", "a")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     assert len(problems_of("extend type Query { a: Int b: Int c: Int }")) == 3
 
 

@@ -71,7 +71,7 @@ async def test_a_slow_operation_is_logged_with_its_calls() -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_a_trace_is_for_those_who_may_see_it_and_ask(allowed: bool) -> None:
+async def test_a_trace_requires_permission_and_a_request(allowed: bool) -> None:
     engine, _ = make()
 
     async def context(scope: Any) -> None:

@@ -57,7 +57,7 @@ def sums(by_hour: dict[tuple[str, int], int]) -> dict[str, int]:
     return dict(total)
 
 
-async def test_what_is_made_and_deleted_is_in_the_ledger_by_the_hour(database: Database, person: Actor) -> None:
+async def test_created_and_deleted_projects_are_in_the_ledger_by_hour(database: Database, person: Actor) -> None:
     made = [await projects.create(database, person, name="P", canvas_data={"x": "y" * n}) for n in (10, 20, 30)]
     sizes = [project.storage_size for project in made]
     first = to_ms(database.clock.now()) // HOUR_MS
@@ -99,7 +99,7 @@ async def test_a_series_of_projects_has_the_changes_and_the_level(database: Data
 
 
 @pytest.mark.parametrize("theirs", [0, 2])
-async def test_what_another_application_made_before_is_a_change_of_the_hour_in_which_it_is_first_counted(
+async def test_projects_of_another_application_are_a_change_of_the_hour_of_their_first_count(
     database: Database, person: Actor, theirs: int
 ) -> None:
     for _ in range(theirs):
@@ -109,7 +109,7 @@ async def test_what_another_application_made_before_is_a_change_of_the_hour_in_w
     assert sums(await told(database, person.user_id)) == await existing(database, person.user_id)
 
 
-async def test_a_user_whom_only_another_application_knows_deletes_a_project(database: Database, person: Actor) -> None:
+async def test_a_project_of_another_application_can_be_deleted(database: Database, person: Actor) -> None:
     """There is no gauge: everything is counted anew."""
     for size in (10, 5):
         await database.raw["projects"].insert_one({"userId": person.user_id, "name": "n", "storageSize": size})
@@ -119,7 +119,7 @@ async def test_a_user_whom_only_another_application_knows_deletes_a_project(data
     assert sums(await told(database, person.user_id)) == await existing(database, person.user_id)
 
 
-async def test_a_ledger_that_differs_from_what_exists_is_put_right_by_a_change_of_this_hour(
+async def test_a_difference_between_ledger_and_gauge_is_corrected_in_this_hour(
     database: Database, person: Actor
 ) -> None:
     made = [await projects.create(database, person, name="P") for _ in range(2)]
@@ -163,9 +163,7 @@ async def test_settling_costs_three_commands_however_many_users_and_one_for_none
     assert all(gauge["hours"] == {} and "due" not in gauge for gauge in kept)
 
 
-async def test_a_gauge_that_was_removed_and_made_anew_is_not_taken_for_the_old_one(
-    database: Database, person: Actor
-) -> None:
+async def test_a_recreated_gauge_is_distinguished_from_the_old_one(database: Database, person: Actor) -> None:
     made = await projects.create(database, person, name="P")
     await changes.settle(database)
     await database.raw["gauges"].delete_many({})

@@ -54,7 +54,7 @@ async def test_the_same_id_of_another_source_is_another_event(database: Database
     assert statuses(await record(database, OPERATOR, sent)) == ["ACCEPTED"] * 5
 
 
-async def test_the_same_id_with_another_payload_is_told_to_be_a_conflict(
+async def test_the_same_id_with_another_payload_is_a_conflict(
     database: Database, person: Actor, somebody: Actor
 ) -> None:
     event = Event(id="a", user_id=str(person.user_id), at=at(database), amount=2)
@@ -119,7 +119,7 @@ def event(database: Database, person: Actor, **changes: Any) -> Event:
         ({"at": datetime(9999, 1, 1, tzinfo=UTC)}, "at: is more than 5 minutes in the future: correct the clock"),
     ],
 )
-async def test_what_cannot_be_counted_is_refused_by_name_and_the_rest_is_counted(
+async def test_invalid_events_are_named_and_the_others_counted(
     changes: dict[str, Any], reason: str, database: Database, person: Actor
 ) -> None:
     sent = [event(database, person, id="good"), event(database, person, **changes), event(database, person, id="too")]
@@ -190,9 +190,7 @@ async def test_a_batch_costs_five_round_trips_and_four_where_its_users_are_known
         assert len(trips) == expected, trips
 
 
-async def test_of_those_who_record_the_same_at_once_each_event_is_accepted_from_one(
-    database: Database, person: Actor
-) -> None:
+async def test_of_concurrent_equal_events_one_is_accepted(database: Database, person: Actor) -> None:
     sent = [event(database, person, id=str(n)) for n in range(300)]
     answers = await asyncio.gather(*(record(database, OPERATOR, sent[n * 20 : n * 20 + 150]) for n in range(8)))
     accepted = [outcome.status for answer in answers for outcome in answer].count("ACCEPTED")

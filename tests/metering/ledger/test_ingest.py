@@ -138,7 +138,7 @@ async def test_memory_does_not_grow_with_the_stream(database: Database, person: 
     assert long < short * 1.5
 
 
-async def test_who_may_not_record_is_told_before_anything_is_read(database: Database, person: Actor) -> None:
+async def test_permission_is_checked_before_the_stream_is_read(database: Database, person: Actor) -> None:
     async def untouched() -> AsyncIterator[bytes]:
         raise AssertionError
         yield b""

@@ -57,7 +57,7 @@ async def test_leased_and_recorded_usage_of_an_hour_share_a_row(database: Databa
     assert row["createdAt"]
 
 
-async def test_what_is_told_again_in_whatever_order_counts_once(database: Database) -> None:
+async def test_repeated_and_reordered_changes_count_once(database: Database) -> None:
     user = ObjectId()
     for units in (7, 5, 7):
         await rows.write(database, [quota(user, {FIRST: units})])
@@ -67,7 +67,7 @@ async def test_what_is_told_again_in_whatever_order_counts_once(database: Databa
     assert row["amount"] == 37
 
 
-async def test_who_begins_a_row_at_the_same_moment_takes_nothing_from_the_other(database: Database) -> None:
+async def test_concurrent_inserts_of_a_row_lose_nothing(database: Database) -> None:
     hours = dict.fromkeys(range(FIRST, FIRST + 100), 3)
     for _ in range(10):
         user = ObjectId()
@@ -81,7 +81,7 @@ async def test_who_begins_a_row_at_the_same_moment_takes_nothing_from_the_other(
         assert [row["amount"] for row in found] == [6] * 100
 
 
-async def test_an_hour_in_which_the_day_of_the_periods_moved_has_what_both_quotas_leased(database: Database) -> None:
+async def test_an_hour_in_which_the_anchor_moved_has_the_usage_of_both_quotas(database: Database) -> None:
     user, hour = ObjectId(), FIRST + 24 * 20
     name = f"h{hour}"
     both = [
@@ -98,9 +98,7 @@ async def test_an_hour_in_which_the_day_of_the_periods_moved_has_what_both_quota
     }
 
 
-async def test_what_another_application_adds_to_a_row_of_ours_stays_and_counts(
-    database: Database, person: Actor
-) -> None:
+async def test_amounts_added_by_another_application_are_kept_and_count(database: Database, person: Actor) -> None:
     assert person.user_id is not None
     before = await used(database, person, 7)
     [row] = await stored(database, person.user_id)

@@ -27,7 +27,7 @@ async def quota_of(database: Database, person: Actor) -> Quota | None:
     return await database[QUOTAS].find_one({"_id": quota_id(person.user_id, "apiCalls", start)})
 
 
-async def test_what_was_recorded_counts_against_the_quota_that_is_open(database: Database, person: Actor) -> None:
+async def test_recorded_events_count_against_the_open_quota(database: Database, person: Actor) -> None:
     assert person.user_id is not None
     await open_quota(database, person.user_id, database.clock.now())
     for n in range(3):
@@ -39,9 +39,7 @@ async def test_what_was_recorded_counts_against_the_quota_that_is_open(database:
     assert quota.free_at(database.clock.now()) == quota.limit - 15
 
 
-async def test_a_quota_that_nobody_has_opened_is_made_and_then_opened_with_what_was_recorded(
-    database: Database, person: Actor
-) -> None:
+async def test_a_missing_quota_is_created_and_opened_with_the_recorded_usage(database: Database, person: Actor) -> None:
     assert person.user_id is not None
     await record(database, OPERATOR, [event(database, person, amount=5)])
     await settlement.settle(database)
@@ -52,9 +50,7 @@ async def test_a_quota_that_nobody_has_opened_is_made_and_then_opened_with_what_
     assert (opened.id, opened.ingested, opened.opened) == (made.id, 5, True)
 
 
-async def test_what_comes_late_for_an_earlier_period_counts_in_that_one_alone(
-    database: Database, person: Actor
-) -> None:
+async def test_late_events_count_in_their_own_period(database: Database, person: Actor) -> None:
     assert person.user_id is not None
     now = database.clock.now()
     await open_quota(database, person.user_id, now)
@@ -124,9 +120,7 @@ async def test_nothing_to_settle_costs_two_round_trips(database: Database) -> No
     assert len(trips) == 2
 
 
-async def test_of_those_who_settle_at_once_each_batch_counts_once(
-    database: Database, person: Actor, somebody: Actor
-) -> None:
+async def test_concurrent_settlements_count_each_batch_once(database: Database, person: Actor, somebody: Actor) -> None:
     for n in range(12):
         sent = [event(database, who, id=f"{n}", source=str(who.user_id)) for who in (person, somebody)]
         await record(database, OPERATOR, sent)
@@ -177,9 +171,7 @@ async def test_a_settlement_whose_process_died_is_finished_once_by_the_next(
     assert sum(row.amount for row in await database.usage.find({})) == 3
 
 
-async def test_a_process_that_was_slow_does_not_pay_again_what_another_has_paid(
-    database: Database, person: Actor
-) -> None:
+async def test_a_slow_process_does_not_repeat_a_completed_settlement(database: Database, person: Actor) -> None:
     """It has read the settlement, is held up, and goes on when the next ones are long done."""
     await record(database, OPERATOR, [event(database, person, id="a")])
     await settlement.settle(database)
@@ -199,7 +191,7 @@ async def test_a_process_that_was_slow_does_not_pay_again_what_another_has_paid(
     assert latest.number == slow.number + 1
 
 
-async def test_what_is_recorded_is_settled_by_whoever_keeps_settling(database: Database, person: Actor) -> None:
+async def test_the_settler_settles_recorded_events(database: Database, person: Actor) -> None:
     keeping = asyncio.create_task(settlement.Settler(database).run(asyncio.Event()))
     try:
         await asyncio.sleep(0.05)  # it has looked, and found nothing
@@ -216,7 +208,7 @@ async def test_what_is_recorded_is_settled_by_whoever_keeps_settling(database: D
             await asyncio.wait([keeping], timeout=0.2)
 
 
-async def test_whoever_keeps_settling_leaves_a_settlement_to_its_process_for_five_seconds(
+async def test_the_settler_takes_over_a_settlement_after_five_seconds(
     database: Database, person: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def die(*args: Any, **kwargs: Any) -> Any:

@@ -84,7 +84,7 @@ async def test_opening_a_quota_takes_five_commands(database: Database, person: A
     assert [verb for verb, _ in trips] == ["aggregate", "update", "find", "insert", "commitTransaction"]
 
 
-async def test_nobody_is_entitled_who_is_not_there(database: Database) -> None:
+async def test_unknown_users_have_no_entitlement(database: Database) -> None:
     with pytest.raises(NotFound):
         await entitlements.open_quota(database, ObjectId(), database.clock.now())
     assert await entitlements.resolve(database, [ObjectId()]) == {}
@@ -103,7 +103,7 @@ async def test_any_number_of_users_is_resolved_with_one_command(
 # Changing
 
 
-async def test_who_changes_a_subscription_entitles_in_the_same_transaction(
+async def test_a_subscription_change_updates_the_entitlement_in_its_transaction(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     await opened(database, person)
@@ -131,7 +131,7 @@ async def test_a_quota_opened_while_limits_change_has_the_new_ones(
         assert await limit(database, person) == 5000 + number
 
 
-async def test_a_user_who_goes_back_to_an_earlier_day_finds_the_earlier_quota(
+async def test_moving_the_anchor_back_restores_the_earlier_quota(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     first = await opened(database, person)
@@ -153,7 +153,7 @@ async def test_a_user_who_goes_back_to_an_earlier_day_finds_the_earlier_quota(
 # Overriding
 
 
-async def test_an_override_holds_for_what_it_names_and_is_audited(database: Database, person: Actor) -> None:
+async def test_an_override_applies_to_its_resources_and_is_audited(database: Database, person: Actor) -> None:
     await opened(database, person)
     await entitlements.override(database, OPERATOR, person.user_id, reason="a pilot", projects=10, api_calls=-1)
     assert await limits_of(database, person.user_id) == Limits("Free", 10, 1_000_000_000, -1)
@@ -263,7 +263,7 @@ async def settled(database: Database, actor: Actor, expected: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_what_was_missed_is_found_by_looking_at_everybody(
+async def test_missed_changes_are_found_by_checking_all_users(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     await opened(database, person)
@@ -303,9 +303,7 @@ async def test_a_plans_limits_are_copied_to_all_its_users_with_six_commands_and_
     assert await entitlements.heal_all(database) == 0
 
 
-async def test_a_plan_that_cannot_be_read_keeps_nobody_else_from_being_healed(
-    database: Database, subscribe: Subscribe
-) -> None:
+async def test_an_unreadable_plan_does_not_block_healing_of_others(database: Database, subscribe: Subscribe) -> None:
     people = [
         await database.users.insert(User(name="n", email=f"{number}@example.com", password="-")) for number in range(20)
     ]
@@ -326,7 +324,7 @@ async def test_a_plan_that_cannot_be_read_keeps_nobody_else_from_being_healed(
         await entitlements.open_quota(database, people[7].id, database.clock.now())
 
 
-async def test_a_quota_whose_steps_are_not_a_number_keeps_nobody_else_from_the_new_limit(
+async def test_a_damaged_quota_does_not_block_the_new_limit_for_others(
     database: Database, person: Actor, somebody: Actor
 ) -> None:
     for actor in (person, somebody):

@@ -50,14 +50,14 @@ async def test_of_two_active_subscriptions_the_one_that_began_last_counts(
     assert await limits_of(database, person.user_id) == PRO
 
 
-async def test_somebody_elses_subscription_does_not_count(
+async def test_a_subscription_of_another_user_does_not_count(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     await subscribe(Actor(kind="user", user_id=ObjectId()), "pro")
     assert await limits_of(database, person.user_id) == FREE
 
 
-async def test_a_plan_that_is_no_longer_offered_still_counts_for_those_who_have_it(
+async def test_a_withdrawn_plan_still_applies_to_its_subscribers(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     await subscribe(person, "pro")
@@ -71,7 +71,7 @@ async def test_a_plan_that_is_gone_leaves_the_free_one(database: Database, perso
     assert await limits_of(database, person.user_id) == FREE
 
 
-async def test_without_a_free_plan_only_those_who_need_it_are_told_what_to_do(
+async def test_a_missing_free_plan_is_reported_only_to_users_who_need_it(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     await database.plans.delete({"id": "free"})

@@ -39,7 +39,7 @@ async def told(database: Database, person: Actor) -> list[str]:
     return [n.title for n in await database.notifications.find({"userId": person.user_id}, sort=[("createdAt", 1)])]
 
 
-async def test_a_user_is_told_at_80_and_at_100_per_cent_once_each(
+async def test_a_user_is_notified_once_at_80_and_once_at_100_per_cent(
     database: Database, person: Actor, worker: Worker, tmp_path: Path
 ) -> None:
     await use(database, person, 799)
@@ -57,7 +57,7 @@ async def test_a_user_is_told_at_80_and_at_100_per_cent_once_each(
     assert any("1,001 of 1,000" in mail or "1,002 of 1,000" in mail for mail in mails)
 
 
-async def test_who_passes_both_thresholds_at_once_is_told_of_the_higher(
+async def test_of_two_thresholds_passed_at_once_the_higher_is_notified(
     database: Database, person: Actor, worker: Worker
 ) -> None:
     await use(database, person, 1200)
@@ -65,7 +65,7 @@ async def test_who_passes_both_thresholds_at_once_is_told_of_the_higher(
     assert await told(database, person) == ["Your API calls of this period are used up"]
 
 
-async def test_each_period_tells_anew(database: Database, person: Actor, worker: Worker) -> None:
+async def test_alerts_repeat_in_each_period(database: Database, person: Actor, worker: Worker) -> None:
     await use(database, person, 900)
     await worker.run_due()
     database.clock.offset_ms += 40 * 86_400_000
@@ -74,9 +74,7 @@ async def test_each_period_tells_anew(database: Database, person: Actor, worker:
     assert await told(database, person) == ["You have used 80 % of your API calls"] * 2
 
 
-async def test_a_limit_that_was_raised_meanwhile_is_nothing_to_be_told_of(
-    database: Database, person: Actor, worker: Worker
-) -> None:
+async def test_a_limit_raised_meanwhile_cancels_the_alert(database: Database, person: Actor, worker: Worker) -> None:
     assert person.user_id is not None
     await use(database, person, 900)
     operator = Actor(kind="operator", via="cli")
@@ -85,7 +83,7 @@ async def test_a_limit_that_was_raised_meanwhile_is_nothing_to_be_told_of(
     assert await told(database, person) == []
 
 
-async def test_a_job_that_runs_again_tells_nobody_twice(database: Database, person: Actor, worker: Worker) -> None:
+async def test_a_repeated_job_notifies_once(database: Database, person: Actor, worker: Worker) -> None:
     await use(database, person, 900)
     [job] = await database[OUTBOX].find({"kind": alerts.send.name})
     for _ in range(2):
@@ -93,7 +91,7 @@ async def test_a_job_that_runs_again_tells_nobody_twice(database: Database, pers
     assert len(await told(database, person)) == 1
 
 
-async def test_nobody_without_a_limit_is_told_anything(database: Database, person: Actor, worker: Worker) -> None:
+async def test_unlimited_users_get_no_alerts(database: Database, person: Actor, worker: Worker) -> None:
     assert person.user_id is not None
     await override(database, Actor(kind="operator", via="cli"), person.user_id, reason="x", api_calls=-1)
     await use(database, person, 2000)

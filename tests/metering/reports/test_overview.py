@@ -47,7 +47,7 @@ async def test_calls_are_those_of_this_calendar_month(database: Database, person
     assert (used.period_start, used.period_end) == (start, end)
 
 
-async def test_amounts_are_added_whatever_their_number_type(database: Database, person: Actor) -> None:
+async def test_amounts_of_any_number_type_are_added(database: Database, person: Actor) -> None:
     start, _ = periods.around(1, database.clock.now())
     amounts = [1, 2.0, Int64(3), Decimal128("4"), float("nan"), None, 2**40]
     await database.raw["usage"].insert_many([calls(person, a, start) for a in amounts], bypass_document_validation=True)
@@ -95,7 +95,7 @@ async def test_one_round_trip_serves_any_number_of_people(
     assert [found[p.user_id][0].limit for p in people] == [3, 100, 3, 3, 3]
 
 
-async def test_nobody_sees_what_others_have_used(database: Database, person: Actor) -> None:
+async def test_usage_of_other_users_is_not_found(database: Database, person: Actor) -> None:
     other = Actor(kind="user", user_id=ObjectId())
     for ids in ([person.user_id], [other.user_id, person.user_id], []):
         with pytest.raises(NotFound):
@@ -106,9 +106,7 @@ async def test_nobody_sees_what_others_have_used(database: Database, person: Act
         await overview(database, SYSTEM, [ObjectId()])
 
 
-async def test_calls_are_what_the_quota_says_so_that_they_agree_with_what_is_enforced(
-    database: Database, person: Actor
-) -> None:
+async def test_reported_calls_equal_the_enforced_quota(database: Database, person: Actor) -> None:
     meter = Meter(database)
     for _ in range(3):
         await meter.consume(person)
@@ -143,9 +141,7 @@ async def test_calls_are_counted_by_the_anniversaries_of_the_subscription(
     assert (found.used, found.period_start) == (5, midnight)
 
 
-async def test_what_will_have_been_used_is_in_proportion_to_the_time_that_has_passed(
-    database: Database, person: Actor
-) -> None:
+async def test_projected_usage_is_proportional_to_elapsed_time(database: Database, person: Actor) -> None:
     start, end = periods.around(1, database.clock.now())
     database.clock.offset_ms += (start + (end - start) / 4 - database.clock.now()) // timedelta(milliseconds=1)
     await database.raw["usage"].insert_one(calls(person, 100, start))

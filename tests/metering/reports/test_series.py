@@ -124,9 +124,7 @@ async def test_too_many_points_are_refused(by: Interval, span: timedelta, databa
         await series(database, person, "apiCalls", since=datetime(1, 1, 1, tzinfo=UTC), until=now, by=by)
 
 
-async def test_nobody_sees_what_others_have_used_but_operators(
-    database: Database, person: Actor, somebody: Actor
-) -> None:
+async def test_only_operators_see_usage_of_other_users(database: Database, person: Actor, somebody: Actor) -> None:
     now = edges_hour(database.clock.now())
     await database.raw["usage"].insert_many(hourly(person.user_id, now, 1, amount=7))
     ask: dict[str, Any] = {"since": now, "until": now + HOUR, "by": "HOUR"}
@@ -141,7 +139,7 @@ async def test_nobody_sees_what_others_have_used_but_operators(
     assert point.amount == 7
 
 
-async def test_operators_see_who_used_most(database: Database, person: Actor, somebody: Actor) -> None:
+async def test_operators_see_the_top_consumers(database: Database, person: Actor, somebody: Actor) -> None:
     now = edges_hour(database.clock.now())
     await database.raw["usage"].insert_many(
         [*hourly(person.user_id, now - 5 * HOUR, 5), *hourly(somebody.user_id, now - 2 * HOUR, 4, amount=50)]
@@ -157,7 +155,7 @@ async def test_operators_see_who_used_most(database: Database, person: Actor, so
             await top_consumers(database, SYSTEM, "apiCalls", **{"since": now - HOUR, "until": now, **wrong})
 
 
-async def test_who_used_most_is_read_from_an_index_over_time(database: Database, person: Actor) -> None:
+async def test_top_consumers_use_the_index_over_time(database: Database, person: Actor) -> None:
     now = edges_hour(database.clock.now())
     await database.raw["usage"].insert_many(hourly(person.user_id, now - 500 * HOUR, 501))
     between = {"periodStart": {"$gte": now - 24 * HOUR, "$lt": now}, "resourceType": "apiCalls"}
