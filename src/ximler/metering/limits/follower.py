@@ -53,7 +53,7 @@ class Follower:
     async def check(self, stop: asyncio.Event) -> None:
         """Check all users, then apply changed plans, until `stop` is set."""
         self._missed()
-        await self._keep(stop, self._due, self._look_through)
+        await self._keep(stop, self._due, self._check_all)
 
     async def heal(self) -> int:
         """Apply the changes delivered so far; returns the number of differences."""
