@@ -22,7 +22,11 @@ PASSWORD = "correct horse battery"
 
 async def post(app: ASGI, body: bytes, *, token: str | None = None, path: str = "/graphql") -> tuple[int, bytes]:
     """One POST of JSON; status and body of the answer."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers = [
+        (b"host", b"127.0.0.1:8000"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
     if token:
         headers.append((b"authorization", f"Bearer {token}".encode()))
     scope = {
