@@ -199,3 +199,25 @@ async def test_a_closed_client_is_an_error_at_once(mongodb_uri: str) -> None:
     async with asyncio.timeout(2):
         with pytest.raises(Exception, match="close"):
             await database.plans.find_one({"id": "free"})
+
+
+async def test_a_storm_of_reads_and_cancellations_leaves_the_pool_s_accounts_even(
+    mongodb_uri: str, database: Database
+) -> None:
+    other = await connect(with_options(mongodb_uri, "maxPoolSize=3"), name=database.name)
+    for round_ in range(5):
+        reading = [asyncio.create_task(other.plans.find_one({"id": "free"})) for _ in range(40)]
+        reading += [asyncio.create_task(other.plans.count({})) for _ in range(10)]  # PyMongo's own way
+        for number, task in enumerate(reading):
+            if number % 3 == round_ % 3:
+                await asyncio.sleep(0)
+                task.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*reading, return_exceptions=True)
+    (server,) = other.client._topology._servers.values()
+    pool_ = server.pool
+    assert (pool_.requests, pool_.active_sockets, pool_.operation_count) == (0, 0, 0)
+    assert not pool_.active_contexts
+    assert len(pool_.conns) <= 3
+    assert await other.plans.find_one({"id": "free"})
+    await other.close()

@@ -9,6 +9,7 @@ release, and for every read that `ask` does not cover, reads go through PyMongo'
 """
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 import pymongo
@@ -31,15 +32,19 @@ _KNOWN = pymongo.version_tuple[:2] in _RELEASES
 
 if _KNOWN:
     from pymongo.asynchronous.command_runner import run_cursor_command
+    from pymongo.asynchronous.mongo_client import _ClientCheckout
     from pymongo.helpers_shared import _REAUTHENTICATION_REQUIRED_CODE, _RETRYABLE_ERROR_CODES
     from pymongo.message import _UNPACK_REPLY, _op_msg
+    from pymongo.pool_shared import PoolState
     from pymongo.server_selectors import writable_server_selector
+    from pymongo.topology_description import TOPOLOGY_TYPE
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.collection import AsyncCollection
 
 __all__ = ["ask", "options"]
 
+_FRESH_S = 1.0  # PyMongo's own age after which it looks whether an idle connection was closed
 _POLL_S = 0.5  # PyMongo's own interval for noticing that the pool has cancelled an operation
 
 
@@ -108,6 +113,53 @@ class Pool(pool.Pool):
             connection.__class__ = Connection  # the pool offers no way to choose the class
         return connection
 
+    def take(self) -> pool.AsyncConnection | None:
+        """Check out an idle connection without waiting; None where PyMongo has to wait, connect, or examine it.
+
+        The event loop runs nothing else meanwhile, so no lock is taken: one that another task holds gives None.
+        """
+        if (
+            self.state != PoolState.READY
+            or not self.conns
+            or self.requests >= self.max_pool_size
+            or self.opts.max_idle_time_seconds is not None
+            or self.lock.locked()
+            or self.size_cond._waiters  # noqa: SLF001 (see above) (they came first)
+            or self.pid != os.getpid()
+        ):
+            return None
+        connection = self.conns[0]
+        if connection.idle_time_seconds() > _FRESH_S or self.stale_generation(
+            connection.generation, connection.service_id
+        ):
+            return None
+        began = self._telemetry.checkout_started()
+        self.conns.popleft()
+        self.operation_count += 1
+        self.requests += 1
+        self.active_sockets += 1
+        self.active_contexts.add(connection.cancel_context)
+        connection.active = True
+        self._telemetry.checkout_succeeded(connection.id, began)
+        return connection
+
+    async def give_back(self, connection: pool.AsyncConnection) -> None:
+        """Check in a connection that `take` returned; waits only where another task holds the lock or waits for one."""
+        if (
+            self.lock.locked()
+            or self.size_cond._waiters  # noqa: SLF001 (see above)
+            or self._max_connecting_cond._waiters  # noqa: SLF001 (see above)
+            or self.state != PoolState.READY
+            or connection.closed
+            or self.stale_generation(connection.generation, connection.service_id)
+            or self.pid != os.getpid()
+        ):
+            await self.checkin(connection)
+            return
+        connection.active = False
+        self._checkin_apply(connection, txn=False, cursor=False, forked=False)
+        self._telemetry.checked_in(connection.id)
+
 
 def options() -> dict[str, Any]:
     """Keyword arguments for the client."""
@@ -137,7 +189,7 @@ async def ask(collection: "AsyncCollection[dict[str, Any]]", command: dict[str, 
     failed_on: list[Any] = []
     while True:
         try:
-            server = await client._select_server(  # noqa: SLF001 (see above)
+            server = _primary(client) or await client._select_server(  # noqa: SLF001 (see above)
                 writable_server_selector, None, name, deprioritized_servers=failed_on
             )
         except ServerSelectionTimeoutError:
@@ -166,31 +218,65 @@ def _is_retryable(error: PyMongoError) -> bool:
     return not isinstance(error, WaitQueueTimeoutError)
 
 
+def _primary(client: Any) -> Any:
+    """The primary of a replica set, if it is known: what PyMongo would select, without its locks."""
+    topology = client._topology  # noqa: SLF001 (see above)
+    known = topology.description
+    if (
+        known.topology_type != TOPOLOGY_TYPE.ReplicaSetWithPrimary
+        or known._incompatible_err  # noqa: SLF001 (see above)
+        or topology._monitor_tasks  # noqa: SLF001 (see above) (it cleans up when it selects)
+        or client._loop is not asyncio.get_running_loop()  # noqa: SLF001 (see above)
+    ):
+        return None
+    for address, description in known.server_descriptions().items():
+        if description.server_type == SERVER_TYPE.RSPrimary:
+            return topology._servers.get(address)  # noqa: SLF001 (see above)
+    return None
+
+
 async def _ask(
     collection: "AsyncCollection[dict[str, Any]]", command: dict[str, Any], server: Any
 ) -> list[dict[str, Any]]:
     client: Any = collection.database.client
-    async with client._checkout(server, None) as connection:  # noqa: SLF001 (see above)
-        connection.add_server_api(command)
-        request_id, message, _, _ = _op_msg(
-            0, command, collection.database.name, None, collection.codec_options, connection.compression_context
-        )
-        documents, _, _ = await run_cursor_command(
-            connection,
-            command,
-            collection.database.name,
-            request_id,
-            message,
-            client=client,
-            session=None,
-            listeners=client._event_listeners,  # noqa: SLF001 (see above)
-            codec_options=collection.codec_options,
-            command_name=next(iter(command)),
-            pool_opts=connection.opts,
-        )
-        address = connection.address
-    cursor = documents[0]["cursor"]
+    connection = server.pool.take()
+    if connection is None:
+        async with client._checkout(server, None) as connection:  # noqa: SLF001 (see above)
+            cursor = await _send(collection, command, connection)
+    else:
+        try:
+            cursor = await _send(collection, command, connection)
+        except BaseException as error:
+            checkout = _ClientCheckout.for_existing_conn(client, server, None, connection)
+            try:
+                await checkout.handle(type(error), error)  # the topology learns of it
+            finally:
+                await server.pool.checkin(connection)
+            raise
+        await server.pool.give_back(connection)
     if not cursor["id"]:
         found: list[dict[str, Any]] = cursor["firstBatch"]
         return found
-    return await AsyncCommandCursor(collection, cursor, address).to_list()
+    return await AsyncCommandCursor(collection, cursor, connection.address).to_list()
+
+
+async def _send(collection: "AsyncCollection[dict[str, Any]]", command: dict[str, Any], connection: Any) -> Any:
+    client: Any = collection.database.client
+    connection.add_server_api(command)
+    request_id, message, _, _ = _op_msg(
+        0, command, collection.database.name, None, collection.codec_options, connection.compression_context
+    )
+    documents, _, _ = await run_cursor_command(
+        connection,
+        command,
+        collection.database.name,
+        request_id,
+        message,
+        client=client,
+        session=None,
+        listeners=client._event_listeners,  # noqa: SLF001 (see above)
+        codec_options=collection.codec_options,
+        command_name=next(iter(command)),
+        pool_opts=connection.opts,
+    )
+    return documents[0]["cursor"]
