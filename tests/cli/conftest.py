@@ -126,7 +126,12 @@ class Up:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        found = self.wait_for(r"GraphQL +(http://\S+)/graphql")
+        try:
+            found = self.wait_for(r"GraphQL +(http://\S+)/graphql", timeout_s=120)  # a busy machine takes half a minute
+        except BaseException:
+            os.killpg(self.process.pid, signal.SIGKILL)  # its database and web processes end with it
+            self.process.wait()
+            raise
         self.url = found[1]
         self.client = httpx.Client(base_url=self.url, timeout=30)
 

@@ -33,7 +33,16 @@ from ximler.core.settings import Settings
 from ximler.core.stopping import end, pause
 from ximler.runtime import Part, Runtime, Shutdown
 
-__all__ = ["PortUnavailable", "bind", "child", "raise_file_limit", "runner", "serve_here", "serve_in_children"]
+__all__ = [
+    "PortUnavailable",
+    "bind",
+    "child",
+    "end_with_parent",
+    "raise_file_limit",
+    "runner",
+    "serve_here",
+    "serve_in_children",
+]
 
 _log = structlog.get_logger("ximler")
 _CHILD_GRACE_S = 3.5  # less than the parent's: it reports and stops the database after them
@@ -157,16 +166,9 @@ def child() -> None:
         os.close(announce)
 
     async def work() -> None:
-        loop = asyncio.get_running_loop()
         shutdown = Shutdown(job.settings.drain_seconds, grace_s=_CHILD_GRACE_S)
         shutdown.listen(signal.SIGTERM)
-
-        def parent_gone() -> None:
-            if not os.read(0, 1024):
-                loop.remove_reader(0)
-                shutdown.ask()
-
-        loop.add_reader(0, parent_gone)
+        end_with_parent(shutdown)
         await _Server(job.settings, job.uri, ready, shutdown).serve([listener])
 
     try:
@@ -176,6 +178,18 @@ def child() -> None:
         from ximler.cli.main import report
 
         sys.exit(report(problem))
+
+
+def end_with_parent(shutdown: Shutdown, pipe: int = 0) -> None:
+    """Request shutdown when the other end of the pipe closes, also while the event loop is blocked."""
+
+    def wait() -> None:
+        while os.read(pipe, 1024):
+            pass
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: the process is ending anyway
+            shutdown.ask()
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 class _Child:
