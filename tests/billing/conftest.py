@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from bson import ObjectId
 
-from ximler.billing import checkouts, events
+from ximler.billing import checkouts, events, invoices, run
 from ximler.billing.rails import sandbox
 from ximler.billing.sandbox import Sandbox
 from ximler.billing.verify import verify
@@ -14,12 +15,18 @@ from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.checkout import Checkout
-from ximler.schema.plan import Plan
+from ximler.schema.invoice import Invoice
+from ximler.schema.plan import Plan, PlanLimits
 from ximler.schema.sandbox_object import SANDBOX_OBJECTS
+from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
 
 OPERATOR = Actor(kind="operator", via="cli")
+GOOD, OTHER = "4242 4242 4242 4242", "5555555555554444"
+SOFT, HARD, AUTHENTICATION = "4000000000009995", "4000000000009987", "4000002760003184"
+LATER = "4000000000000077"
 Buyer = Callable[[], Awaitable[Actor]]
 Buy = Callable[..., Awaitable[Checkout]]
 
@@ -84,3 +91,32 @@ async def moved(database: Database) -> int:
     """What the sandbox has taken, less what it gave back."""
     found = await database[SANDBOX_OBJECTS].find({"kind": "intent", "status": "SUCCEEDED"})
     return sum(each.amount_minor - each.refunded_minor for each in found)
+
+
+async def add_plan(database: Database, plan_id: str, price: float, **more: Any) -> Plan:
+    values: dict[str, Any] = {"interval": "MONTH", "limits": PlanLimits(projects=9, storage=9, api_calls=9), **more}
+    return await database.plans.insert(Plan(id=plan_id, name=plan_id.title(), price=price, **values))
+
+
+async def subscription(database: Database, actor: Actor) -> Subscription:
+    (found,) = await database.subscriptions.find({"userId": actor.user_id})
+    return found
+
+
+async def last_invoice(database: Database, actor: Actor) -> Invoice:
+    return (await invoices.page(database, actor)).items[0]
+
+
+async def renewed_with(database: Database, rail: Sandbox, actor: Actor, buy: Buy, *, card: str) -> None:
+    """Bought on 15 January with a card that works, and renewed on 15 February with another."""
+    at(database, 2027, 1, 15)
+    await buy(actor)
+    await card_of(database, actor, card)
+    at(database, 2027, 2, 15, 1)
+    await run.run(database, rail)
+
+
+async def card_of(database: Database, actor: Actor, number: str) -> None:
+    """The customer's saved card becomes another."""
+    method = f"pm_{number.replace(' ', '')}"
+    await database[BILLING_ACCOUNTS].patch({"_id": actor.user_id}, {"$set": {"method.id": method}})

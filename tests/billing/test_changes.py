@@ -1,0 +1,99 @@
+"""Changing the plan: the preview is the charge."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from tests.billing.conftest import (
+    SOFT,
+    Buy,
+    add_plan,
+    at,
+    card_of,
+    paid,
+    subscription,
+)
+
+from ximler.billing import changes, payments, run
+from ximler.billing.changes import PaymentDeclined
+from ximler.billing.sandbox import Sandbox
+from ximler.core.actor import Actor
+from ximler.database import Database
+from ximler.metering.limits.plans import limits_of
+from ximler.schema.subscription import Subscription
+
+
+async def test_an_upgrade_charges_what_the_preview_said(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await add_plan(database, "ten", 10)
+    await add_plan(database, "thirty", 29.99)
+    at(database, 2027, 1, 1)
+    await buy(ada, "ten")
+    at(database, 2027, 1, 11)
+    seen = await changes.preview(database, ada, plan_id="thirty")
+    assert seen.due_minor == 1355
+    found = await asyncio.gather(
+        *(changes.change(database, rail, ada, plan_id="thirty") for _ in range(5)), return_exceptions=True
+    )
+    assert any(isinstance(each, Subscription) and each.plan_id == "thirty" for each in found)
+    assert await paid(database, ada) == [1000, 1355]
+    at(database, 2027, 2, 1, 1)
+    await run.run(database, rail)
+    assert await paid(database, ada) == [1000, 1355, 2999]
+
+
+async def test_a_declined_upgrade_leaves_the_old_plan(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
+    await buy(ada)
+    await card_of(database, ada, SOFT)
+    with pytest.raises(PaymentDeclined):
+        await changes.change(database, rail, ada, plan_id="enterprise")
+    found = await subscription(database, ada)
+    assert (found.plan_id, found.status) == ("pro", "ACTIVE")
+    statuses = [each.status for each in (await payments.page(database, ada)).items]
+    assert statuses == ["FAILED", "PAID"]
+
+
+async def test_a_downgrade_waits_for_the_end_of_the_period_and_can_be_taken_back(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(ada, "enterprise")
+    assert (await changes.change(database, rail, ada, plan_id="pro")).pending_plan_id == "pro"
+    assert (await changes.clear(database, ada)).pending_plan_id is None
+    await changes.change(database, rail, ada, plan_id="pro")
+    at(database, 2027, 2, 15, 1)
+    await run.run(database, rail)
+    found = await subscription(database, ada)
+    assert (found.plan_id, found.price_minor, found.pending_plan_id) == ("pro", 2900, None)
+    assert await paid(database, ada) == [9900, 2900]
+    assert (await limits_of(database, ada.require_user())).api_calls == 100_000
+
+
+async def test_from_yearly_to_monthly_the_rest_becomes_credit_and_pays_the_months(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await add_plan(database, "yearly", 120, interval="YEAR")
+    await add_plan(database, "monthly", 10)
+    at(database, 2027, 1, 1)
+    await buy(ada, "yearly")
+    at(database, 2027, 4, 1)
+    await changes.change(database, rail, ada, plan_id="monthly")
+    await run.forward(database, rail, datetime(2028, 1, 1, 1, tzinfo=UTC))
+    assert await paid(database, ada) == [12000, 959]
+
+
+async def test_a_change_that_costs_less_than_the_minimum_goes_on_the_next_invoice(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await add_plan(database, "nine", 9)
+    await add_plan(database, "nineteen", 19)
+    at(database, 2027, 4, 1)
+    await buy(ada, "nine")
+    at(database, 2027, 4, 30, 12)
+    await changes.change(database, rail, ada, plan_id="nineteen")
+    assert (await subscription(database, ada)).plan_id == "nineteen"
+    assert await paid(database, ada) == [900]
+    at(database, 2027, 5, 1, 1)
+    await run.run(database, rail)
+    assert await paid(database, ada) == [900, 1917]

@@ -1,0 +1,212 @@
+"""Subscriptions as time passes: renewals, retries, trials, cancellation."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from tests.billing.conftest import (
+    AUTHENTICATION,
+    GOOD,
+    HARD,
+    LATER,
+    SOFT,
+    Buy,
+    Buyer,
+    add_plan,
+    at,
+    card_of,
+    last_invoice,
+    moved,
+    paid,
+    renewed_with,
+    subscription,
+)
+
+from ximler.billing import invoices, run, subscriptions
+from ximler.billing.sandbox import Sandbox
+from ximler.core.actor import Actor
+from ximler.core.clock import to_ms
+from ximler.core.errors import Conflict
+from ximler.database import Database
+from ximler.metering.limits.plans import limits_of
+from ximler.schema.charge import CHARGES
+
+
+async def test_renewals_follow_the_anchor_and_the_coupon_counts_them(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 31, 12)
+    await database.coupons.raw.update_one(
+        {"code": "WELCOME20"},
+        {"$set": {"duration": "REPEATING", "durationPeriods": 2, "validUntil": datetime(2030, 1, 1, tzinfo=UTC)}},
+    )
+    await buy(ada, coupon="WELCOME20")
+    await run.forward(database, rail, datetime(2027, 5, 30, 12, 0, 1, tzinfo=UTC))
+    assert await paid(database, ada) == [2320, 2320, 2900, 2900]
+    at(database, 2027, 5, 30, 13)
+    starts = [each.period_start for each in (await invoices.page(database, ada)).items]
+    days = [(each.month, each.day, each.hour) for each in reversed(starts) if each]
+    assert days == [(1, 31, 12), (2, 28, 12), (3, 31, 12), (4, 30, 12)]
+
+
+async def test_a_run_before_and_after_the_due_instant_charges_once(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(ada)
+    end = (await subscription(database, ada)).period_end
+    assert end is not None
+    database.clock.offset_ms += to_ms(end) - database.clock.now_ms() - 1000
+    await run.run(database, rail)
+    assert await paid(database, ada) == [2900]
+    database.clock.offset_ms += 2000
+    await run.run(database, rail)
+    await run.run(database, rail)
+    assert await paid(database, ada) == [2900, 2900]
+
+
+async def test_a_worker_that_was_down_for_three_periods_never_charges_them_at_once(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(ada)
+    at(database, 2027, 4, 20)
+    await run.run(database, rail)
+    assert await paid(database, ada) == [2900, 2900]
+    at(database, 2027, 4, 22)
+    await run.run(database, rail)
+    assert await paid(database, ada) == [2900, 2900]
+    at(database, 2027, 4, 23, 1)
+    await run.run(database, rail)
+    assert await paid(database, ada) == [2900, 2900, 2900]
+
+
+async def test_a_failed_renewal_keeps_the_limits_while_it_is_retried_and_then_expires(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(ada)
+    await card_of(database, ada, SOFT)
+    first = at(database, 2027, 2, 15, 0, 0, 5)
+    await run.run(database, rail)
+    assert (await subscription(database, ada)).status == "PAST_DUE"
+    assert (await limits_of(database, ada.require_user())).api_calls == 100_000
+    attempts = 1
+    for days in (1, 3, 5, 7):
+        database.clock.offset_ms += to_ms(first) + days * 86_400_000 - 60_000 - database.clock.now_ms()
+        await run.run(database, rail)
+        assert await database[CHARGES].count({"userId": ada.user_id, "status": "FAILED"}) == attempts
+        database.clock.offset_ms += 120_000
+        await run.run(database, rail)
+        attempts += 1
+        assert await database[CHARGES].count({"userId": ada.user_id, "status": "FAILED"}) == attempts
+    assert (await subscription(database, ada)).status == "EXPIRED"
+    assert (await limits_of(database, ada.require_user())).api_calls == 1000
+    await run.forward(database, rail, database.clock.now() + timedelta(days=60))
+    assert await paid(database, ada) == [2900]
+
+
+async def test_a_retry_that_succeeds_makes_it_active_again(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await renewed_with(database, rail, ada, buy, card=AUTHENTICATION)
+    assert (await subscription(database, ada)).status == "PAST_DUE"
+    await card_of(database, ada, GOOD)
+    at(database, 2027, 2, 16, 2)
+    await run.run(database, rail)
+    assert (await subscription(database, ada)).status == "ACTIVE"
+    at(database, 2027, 3, 15, 1)
+    await run.run(database, rail)
+    assert await paid(database, ada) == [2900, 2900, 2900]
+
+
+async def test_a_hard_decline_is_not_retried_and_ends_at_the_same_deadline(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(ada)
+    await card_of(database, ada, HARD)
+    at(database, 2027, 2, 15)
+    await run.forward(database, rail, datetime(2027, 2, 21, 23, tzinfo=UTC))
+    assert await database[CHARGES].count({"userId": ada.user_id}) == 2
+    assert (await subscription(database, ada)).status == "PAST_DUE"
+    at(database, 2027, 2, 22, 1)
+    await run.run(database, rail)
+    assert (await subscription(database, ada)).status == "EXPIRED"
+
+
+async def test_cancelled_at_the_end_it_runs_until_then_and_can_be_resumed(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(ada)
+    found = await subscriptions.cancel(database, ada, reason="TOO_EXPENSIVE")
+    assert (found.status, found.auto_renew, found.end_date) == ("ACTIVE", False, found.period_end)
+    found = await subscriptions.resume(database, ada)
+    assert (found.auto_renew, found.end_date) == (True, None)
+    with pytest.raises(Conflict):
+        await subscriptions.resume(database, ada)
+    at(database, 2027, 2, 15, 1)
+    await run.run(database, rail)
+    await subscriptions.cancel(database, ada)
+    at(database, 2027, 3, 15, 1)
+    await run.run(database, rail)
+    assert (await subscription(database, ada)).status == "CANCELLED"
+    assert await paid(database, ada) == [2900, 2900]
+    assert (await limits_of(database, ada.require_user())).api_calls == 1000
+
+
+async def test_cancelling_while_unpaid_ends_now_and_voids_the_invoice(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await renewed_with(database, rail, ada, buy, card=SOFT)
+    assert (await subscriptions.cancel(database, ada)).status == "CANCELLED"
+    assert (await last_invoice(database, ada)).status == "VOID"
+    await run.forward(database, rail, datetime(2027, 4, 1, tzinfo=UTC))
+    assert await paid(database, ada) == [2900]
+
+
+async def test_money_that_comes_after_the_end_is_given_back_once(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await renewed_with(database, rail, ada, buy, card=LATER)
+    await subscriptions.cancel(database, ada, now=True)
+    database.clock.offset_ms += 20 * 60_000
+    await run.run(database, rail)
+    await run.run(database, rail)
+    assert await moved(database) == 2900
+    assert {each.status for each in await database.payments.find({"userId": ada.user_id})} == {"PAID", "REFUNDED"}
+
+
+async def test_a_subscription_that_another_application_ended_is_not_billed_and_late_money_goes_back(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await renewed_with(database, rail, ada, buy, card=LATER)
+    await database.raw["subscriptions"].update_one({"userId": ada.user_id}, {"$set": {"status": "CANCELLED"}})
+    database.clock.offset_ms += 20 * 60_000
+    await run.run(database, rail)
+    assert await moved(database) == 2900
+    await run.forward(database, rail, datetime(2027, 4, 1, tzinfo=UTC))
+    assert await paid(database, ada) == [2900]
+
+
+async def test_a_trial_is_free_and_bills_at_its_end_once_a_person(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy, buyer: Buyer
+) -> None:
+    await add_plan(database, "try", 20, trial_days=14)
+    at(database, 2027, 1, 1)
+    await buy(ada, "try", coupon=None)
+    found = await subscription(database, ada)
+    assert found.status == "ACTIVE"
+    assert found.trial_end == found.period_end
+    assert await paid(database, ada) == []
+    end = found.trial_end
+    await subscriptions.cancel(database, ada)
+    await subscriptions.resume(database, ada)
+    assert (await subscription(database, ada)).trial_end == end
+    await run.forward(database, rail, datetime(2027, 2, 16, tzinfo=UTC))
+    assert await paid(database, ada) == [2000, 2000]
+    titles = [each.title for each in await database.notifications.find({"userId": ada.user_id})]
+    assert titles.count("Your trial ends soon") == 1
+    again = await buyer()
+    assert (await buy(again, "try")).problem == "The free trial was used with this payment method already"
+    at(database, 2027, 1, 1)
