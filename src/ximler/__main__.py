@@ -1,4 +1,6 @@
-"""The entry point of the `ximler` command. It loads the command itself, so that Ctrl-C meanwhile is no traceback."""
+"""The entry point of the `ximler` command. It loads the command itself, so that Ctrl-C during the load prints
+no traceback.
+"""
 
 import sys
 

@@ -39,7 +39,7 @@ _log = structlog.get_logger("ximler")
 
 _MB = 1_000_000
 _ANONYMOUS_BODY = _MB
-_FORM_BODY = 4096  # bytes: parsing 20 MB of form fields keeps everybody waiting for most of a minute
+_FORM_BODY = 4096  # bytes: parsing 20 MB of form fields blocks the event loop for most of a minute
 
 
 def schema() -> Schema:
@@ -51,9 +51,8 @@ def schema() -> Schema:
 def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) -> ASGIApp:
     """The application, for one process. It connects to the database at `uri` when the server starts it.
 
-    `shutdown` is the process's: background work stops when it is asked for, what requests need when the server has drained.
-
-    Raises SettingsError for settings that cannot work, before anything is served.
+    When `shutdown` is requested, background work stops; parts that requests depend on stop when the server
+    has drained. Raises SettingsError for unusable settings, before anything is served.
     """
     tools_on = equip(settings, background=settings.worker)
     keyring = tools_on.keywords["keyring"]
@@ -127,7 +126,9 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     def admit(scope: MutableMapping[str, Any], ctx: Context, prepared: Prepared) -> Awaitable[None] | None:
         fields = prepared.plan.root.fields
         if prepared.operation.mutation:
-            changes = sum(field.name not in accounts.UNLIMITED for field in fields)  # one request may make many
+            changes = sum(
+                field.name not in accounts.UNLIMITED for field in fields
+            )  # a request may contain several mutations
             app.state.authentication.limit_changes(ctx.actor, changes)
             if fields and all(field.name in metering.FREE for field in fields):
                 return None
@@ -135,7 +136,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
 
     async def refused(ctx: Context, code: str) -> None:
         who = ctx.actor.user_id
-        with contextlib.suppress(Unavailable):  # the answer stands, whether or not it can be noted
+        with contextlib.suppress(Unavailable):  # the response does not depend on the audit entry
             await refusals.count(
                 ctx.database,
                 ctx.actor,

@@ -4,14 +4,15 @@
     def _settler(*, database: Database, feed: Feed) -> Part:
         return Part("metering.settler", Settler(database, feed).run, lease=True)
 
-A part is a loop that returns once its stop event is set (`core.stopping.pause`), and handles `Unavailable` itself. A part that
-raises anything else, or returns unasked, is logged, counted, shown on `/readyz` and started again, later each time. With
-`lease` it runs in one process at a time (`database.leases`): it is started anew with each lease, and must find out itself what
-happened before.
+A part is a loop that returns once its stop event is set (`core.stopping.pause`), and handles `Unavailable`
+itself. A part that raises another exception, or returns early, is logged, counted, shown on `/readyz` and
+restarted with backoff. With `lease` it runs in one process at a time (`database.leases`): it is started for
+each lease, and must not rely on earlier state.
 
-Parts stop stage by stage. Those of `Stage.WORK` stop when shutdown begins, while requests still drain; what requests need
-stops after them. A part that does not return in time is cancelled until it ends; `close` is called in any case. `Shutdown` is
-the process's signals and its watchdog, a thread that ends a process which does not end by itself.
+Parts stop in stages. Those of `Stage.WORK` stop when shutdown begins, while requests still drain; those that
+requests depend on stop afterwards. A part that does not return in time is cancelled repeatedly until it ends;
+`close` is always called. `Shutdown` handles signals, and its watchdog thread ends a process that does not end
+by itself.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ GRACE_S = 5.0  # after draining, until the watchdog ends the process
 _FIRST_RESTART_S = 0.5
 _LONGEST_RESTART_S = 60.0
 _WELL_AFTER_S = 10.0  # a part that has run for so long is no longer failing
-_LATE_S = 0.3  # for what is not over when draining is
+_LATE_S = 0.3  # grace for work that outlasts the drain time
 _CLOSE_S = 1.5
 _HUNG = 70
 
@@ -77,22 +78,24 @@ BACKGROUND: list[Factory] = []
 
 
 def background(factory: Factory) -> Factory:
-    """Register a part, or several, of every process that does background work. Keyword parameters are supplied as those of
-    jobs are.
+    """Register one or more parts of processes that do background work. Keyword parameters are supplied as for
+    jobs.
 
-    The factory returns None where the settings leave nothing for the part to do.
+    The factory returns None if the settings disable the part.
     """
     BACKGROUND.append(factory)
     return factory
 
 
 class Shutdown:
-    """The end of a process, asked for by SIGINT or SIGTERM (`listen`) or by `ask`. Make it within the event loop."""
+    """The shutdown of a process, requested by SIGINT or SIGTERM (`listen`) or by `ask`. Create it in the
+    event loop.
+    """
 
     def __init__(self, drain_seconds: float, *, grace_s: float = GRACE_S) -> None:
         self.asked = asyncio.Event()
         self.failed: XimlerError | None = None  # why the process ends
-        self.signal: int | None = None  # the first one that asked
+        self.signal: int | None = None  # the first signal received
         self.drain_seconds = drain_seconds
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
@@ -164,7 +167,7 @@ class _Running:
 
 
 class Runtime:
-    """Runs parts until `close`. `shutdown` is the process's; parts of `Stage.WORK` stop as soon as it is asked for."""
+    """Runs parts until `close`. Parts of `Stage.WORK` stop as soon as `shutdown` is requested."""
 
     def __init__(self, parts: Iterable[Part], *, database: Database | None = None, shutdown: Shutdown) -> None:
         self._database = database
@@ -185,7 +188,7 @@ class Runtime:
         self._closing = asyncio.ensure_future(self._stop_work())
 
     async def close(self) -> None:
-        """Stop every part and close it, within what is left of draining and two seconds."""
+        """Stop and close every part, within the rest of the drain time plus two seconds."""
         self._shutdown.begin()
         if self._closing is not None:
             await asyncio.wait([self._closing])

@@ -1,4 +1,6 @@
-"""Brings a database up to date: collections, validators, indexes, the seeds of the domains, and safe migrations."""
+"""Brings a database up to date: collections, validators, indexes, the seeds of the domains, and safe
+migrations.
+"""
 
 from collections.abc import Callable
 
@@ -13,9 +15,10 @@ __all__ = ["initialise", "status"]
 async def initialise(
     database: Database, *, repair: bool = False, progress: Callable[[str], None] = lambda _: None
 ) -> list[Difference]:
-    """Create everything that is missing and run the safe migrations; returns what still differs. See `sync.initialise`.
+    """Create missing parts and run the safe migrations; returns the remaining differences. See
+    `sync.initialise`.
 
-    Raises SchemaNotReady where a migration must be started by an operator.
+    Raises SchemaNotReady if an operator must start a migration.
     """
     differences = await sync.initialise(database, seeds=SEEDS, repair=repair, progress=progress)
     if pending := await migrating.pending(database, MIGRATIONS):

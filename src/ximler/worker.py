@@ -1,7 +1,8 @@
 """The worker: runs the jobs that are due. Beside it the scheduler, which enqueues jobs by the clock.
 
-Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them within milliseconds;
-polling every few seconds catches what it missed. A job of a kind that this process does not know is left to others.
+Any number of workers, in any number of processes, share the outbox. The process's change feed wakes them
+within milliseconds; polling every few seconds finds the rest. Jobs of a kind that this process does not know
+are left to other processes.
 """
 
 import asyncio
@@ -46,7 +47,9 @@ SECONDS = Histogram("ximler_job_seconds", "Time a job took.", ("kind",), buckets
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """The objects that jobs and background parts work with. A keyword parameter gets the one of its annotated type."""
+    """The objects that jobs and background parts work with. A keyword parameter gets the one of its annotated
+    type.
+    """
 
     database: Database
     settings: Settings
@@ -66,7 +69,9 @@ def _hints() -> dict[str, Any]:
 
 
 def equip(settings: Settings, *, background: bool = True) -> partial[Tools]:
-    """Tools without their database: all that settings decide. Raises SettingsError for settings that cannot work."""
+    """Tools without their database: all that settings decide. Raises SettingsError for settings that cannot
+    work.
+    """
     seal_keys = keys.find(settings) if background else None
     return partial(Tools, settings=settings, keyring=Keyring(settings), mailer=mailer(settings), seal_keys=seal_keys)
 
@@ -104,7 +109,7 @@ def _scheduler(*, database: Database) -> Part:
 
 
 async def schedule(database: Database, stop: asyncio.Event) -> None:
-    """Enqueue scheduled jobs when they are due, and at once those that were missed."""
+    """Enqueue scheduled jobs when they are due, and missed ones at once."""
     due = {scheduled.kind.name: database.clock.now() for scheduled in outbox.SCHEDULES}
     while not stop.is_set():
         now = database.clock.now()
@@ -116,9 +121,10 @@ async def schedule(database: Database, stop: asyncio.Event) -> None:
 
 
 class Worker:
-    """Runs up to `at_once` jobs at a time. Asked to stop, it takes no more and finishes those under way.
+    """Runs up to `at_once` jobs concurrently. On stop it claims no more jobs and finishes the running ones.
 
-    A job that is cancelled keeps its lease, and another worker takes it up when that expires. Without a feed it polls.
+    A cancelled job keeps its lease; another worker takes it over when the lease expires. Without a feed it
+    polls.
     """
 
     def __init__(
@@ -239,7 +245,7 @@ class Worker:
 
 
 def _checked(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    """The tasks that are not over. Raises the error of one that could not conclude its job."""
+    """The running tasks. Raises the error of a task that could not store its job's outcome."""
     for task in running:
         if task.done() and not task.cancelled() and (problem := task.exception()):
             raise problem
@@ -247,7 +253,7 @@ def _checked(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
 
 
 async def _conclude(write: Callable[[], Any]) -> None:
-    """Store a job's outcome; again where the database does not answer. A job without outcome is done once more."""
+    """Store a job's outcome, with retries if the database is unavailable. A job without outcome runs again."""
     never = asyncio.Event()
     for delay in (*_CONCLUDE_AGAIN_S, None):
         try:

@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Moment(click.ParamType[datetime]):
-    """A time in ISO 8601 (UTC where it says no zone), or how long ago: 90d, 12h, 30m."""
+    """A time in ISO 8601 (UTC by default), or an age: 90d, 12h, 30m."""
 
     name = "time"
 
@@ -212,8 +212,8 @@ async def erase(run: Run, user: Any, yes: bool) -> None:  # noqa: ARG001 (`first
 def key(new: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     """Print the public keys that check seals, or make a new key.
 
-    Where XIMLER_AUDIT_KEY or MONGODB_URI is set the new key is printed, to be set as XIMLER_AUDIT_KEY; otherwise it goes into
-    the data folder. Restart running processes.
+    Where XIMLER_AUDIT_KEY or MONGODB_URI is set the new key is printed, to be set as XIMLER_AUDIT_KEY;
+    otherwise it goes into the data folder. Restart running processes.
     """
     from ximler.audit.keys import NoSealKey, SealKeys, new_key, replace
 
@@ -285,7 +285,7 @@ def _entries(count: int) -> str:
 
 
 def _meant(action: str | None) -> str:
-    """A hint, where the action is none of Ximler's; other applications may write others."""
+    """A hint if Ximler has no such action. Other applications may write others."""
     from difflib import get_close_matches
 
     from ximler.audit.actions import Action

@@ -1,4 +1,4 @@
-"""`ximler billing`: run what is due, play time forward, and look after users' money, for operators."""
+"""`ximler billing`: run due work, simulate time, and manage users' money, for operators."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -47,7 +47,8 @@ def billing() -> None:
 )
 @connected(json="Print what was done as JSON.", secret=True)
 async def run_due(run: Run, until: datetime | None) -> int:
-    """Do what is due: renewals, retries, trials, refunds, events. Safe to repeat, to interrupt and to run twice at once.
+    """Run due work: renewals, retries, trials, refunds, events. Idempotent; safe to interrupt and to run
+    concurrently.
 
     Exit code 1 if accounts wait because the payment provider did not answer.
     """
@@ -218,7 +219,7 @@ async def credit(run: Run, user: str, amount: float, currency: str, reason: str,
 @billing.command()
 @connected(json="Print the contradictions as JSON.")
 async def verify(run: Run) -> int:
-    """Derive billing's invariants anew, and list what contradicts them. Exit code 1 if anything does. Reads only."""
+    """Verify billing's invariants and list violations. Exit code 1 if there are any. Read-only."""
     from ximler.billing.verify import verify as check
 
     problems = await check(run.database)

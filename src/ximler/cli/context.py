@@ -5,8 +5,8 @@
     @connected(json="Print them as JSON.")
     async def show(run: Run, who: str) -> None: ...
 
-`connected` adds `--data-dir`, `--mongodb-uri` and `--json`, loads the settings and opens the database. Errors become one
-line and an exit code in `ximler.cli.main`.
+`connected` adds `--data-dir`, `--mongodb-uri` and `--json`, loads the settings and opens the database. Errors
+become one line and an exit code in `ximler.cli.main`.
 """
 
 import asyncio
@@ -46,7 +46,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Run:
-    """One command under way: its settings, its database, and how it prints its result. It acts as an operator."""
+    """One command under way: its settings, its database, and how it prints its result. It acts as an
+    operator.
+    """
 
     actor = Actor(kind="operator", via="cli")
 
@@ -62,7 +64,9 @@ class Run:
         return Keyring(self.settings)
 
     async def user(self, who: str, *, closed: bool = False) -> "User":
-        """The user with this e-mail address or id; with `closed`, also a closed account. Raises NotFound, Invalid."""
+        """The user with this e-mail address or id; with `closed`, also a closed account. Raises NotFound,
+        Invalid.
+        """
         try:
             where = {"email": who.strip().lower()} if "@" in who else {"_id": object_id(who.strip())}
         except Invalid:
@@ -77,7 +81,7 @@ class Run:
         return (await self.user(who, closed=True)).id
 
     def show(self, value: object, text: str | Callable[[], object]) -> None:
-        """Print the value as JSON where `--json` asks for it, else the text, or what the function prints."""
+        """Print the value as JSON with `--json`, else the text or the function's output."""
         if self.as_json:
             print_json(value)
         elif callable(text):
@@ -113,8 +117,9 @@ def connected(
 ) -> Callable[[Callable[..., Coroutine[Any, Any, Any]]], Callable[..., Any]]:
     """Make `async def command(run, **options)` a command with a database. It returns its exit code, or None.
 
-    `json` is the help of `--json`; without it there is no such option. `secret` requires the secret key. `first(**options)`
-    runs before the database is opened, to check options or to ask questions; options that it returns replace those given.
+    `json` is the help of `--json`; without it there is no such option. `secret` requires the secret key.
+    `first(**options)` runs before the database is opened, to check options or to prompt; options that it
+    returns replace those given.
     """
 
     def decorate(work: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
@@ -189,7 +194,9 @@ def _or_fail(
 
 
 def load(*, serves: bool = False, **overrides: object) -> Settings:
-    """The settings, with logging set up. A command that does not serve prints its result, and logs warnings and errors only."""
+    """The settings, with logging set up. A command that does not serve prints its result, and logs warnings
+    and errors only.
+    """
     loaded = settings.load(overrides=overrides)
     if serves:
         logs.survive_closed_streams()
@@ -227,8 +234,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """For people. Cells are plain text: markup and control characters that others stored have no effect.
 
-    Nothing is cut off, because ids and remedies are copied: a narrow terminal folds all but the first column; a pipe or file
-    gets one line a row.
+    Nothing is cut off, because ids and remedies are copied: a narrow terminal folds all but the first column;
+    a pipe or file gets one line a row.
     """
     from rich.console import Console
     from rich.table import Table

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def db() -> None:
     """Create, check and seed the database.
 
-    Each command uses MONGODB_URI, else the embedded server: the running one, or one started for its own duration.
+    Each command uses MONGODB_URI, else the embedded server: the running one, or one started for its own
+    duration.
     """
 
 
@@ -28,8 +29,8 @@ def db() -> None:
 async def init(run: Run, repair: bool) -> int:
     """Create collections, validators, indexes and seeds.
 
-    Safe to repeat, also by several processes at once. Nothing is dropped or rebuilt without --repair. Exit code 1: something
-    still differs afterwards. Indexes of your own are listed, and are no failure.
+    Safe to repeat, also by several processes at once. Nothing is dropped or rebuilt without --repair. Exit
+    code 1: something still differs afterwards. Indexes of your own are listed, and are no failure.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -81,7 +82,8 @@ async def seed(run: Run) -> None:
 async def adopt(run: Run) -> None:
     """Move the documents of `usages` into `usage`.
 
-    A Mongoose model named Usage writes to `usages` unless it is bound to the collection `usage`. Safe to interrupt and repeat.
+    A Mongoose model named Usage writes to `usages` unless it is bound to the collection `usage`. Safe to
+    interrupt and repeat.
     """
     from ximler.database import sync
 
@@ -96,7 +98,7 @@ async def adopt(run: Run) -> None:
 async def migrate(run: Run, dry_run: bool) -> None:
     """Apply the pending migrations of the data, in batches.
 
-    Safe to interrupt and repeat, and to start twice: one process works, another waits. 'ximler up' runs those that are safe.
+    Idempotent; safe to interrupt and to run concurrently. 'ximler up' runs those that are safe.
     """
     from ximler.database import migrating, sync
     from ximler.migrations import MIGRATIONS
@@ -125,8 +127,8 @@ async def migrate(run: Run, dry_run: bool) -> None:
 async def repair(run: Run, dry_run: bool) -> None:
     """Remove nulls of other applications that stop updates.
 
-    A null in place of a sub-document, list or number reads as the default, but MongoDB does not update through it. Scans the
-    collections; safe to repeat.
+    A null in place of a sub-document, list or number reads as the default, but MongoDB does not update
+    through it. Scans the collections; safe to repeat.
     """
     from ximler.database.repair import remove_nulls
 
@@ -140,10 +142,12 @@ async def repair(run: Run, dry_run: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the roles as JSON.")
 @database_options
 def roles(apply: bool, as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
-    """Print or create the roles for a MongoDB of your own. The application's role can only append to the audit log.
+    """Print or create the roles for a MongoDB of your own. The application's role can only append to the
+    audit log.
 
     ximlerApplication is for Ximler itself (MONGODB_URI), ximlerAuditMaintenance for erasing and pruning
-    (XIMLER_AUDIT_MONGODB_URI). Run 'ximler db init' as an administrator first, and both again after an upgrade.
+    (XIMLER_AUDIT_MONGODB_URI). Run 'ximler db init' as an administrator first, and both again after an
+    upgrade.
     """
     from ximler.audit import roles as definitions
 

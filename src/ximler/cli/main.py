@@ -1,7 +1,8 @@
 """`ximler`: the entry point, the list of commands, and how errors leave the process.
 
-Exit codes: 0 done · 1 a check failed or something differs (`db status`) · 2 usage or invalid input · 3 unauthenticated ·
-4 forbidden · 5 not found · 6 conflict · 7 limit exceeded · 8 unavailable (database, port, embedded server) · 70 a bug of ours.
+Exit codes: 0 done · 1 a check failed or something differs (`db status`) · 2 usage or invalid input · 3
+unauthenticated · 4 forbidden · 5 not found · 6 conflict · 7 limit exceeded · 8 unavailable (database, port,
+embedded server) · 70 a bug of ours.
 """
 
 import os
@@ -36,7 +37,7 @@ _EXIT_CODES: dict[type[XimlerError], int] = {
 }
 _BUG = 70
 
-# name → (module, attribute, line in the help): written here, so that the help costs no import.
+# name → (module, attribute, line in the help): listed here, so that the help needs no imports.
 _COMMANDS = {
     "up": ("ximler.cli.up", "up", "Start Ximler, with its database unless MONGODB_URI is set."),
     "db": ("ximler.cli.db", "db", "Create, check and seed the database."),
@@ -73,8 +74,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """The complete backend of a canvas SaaS, on a real MongoDB.
 
-    Settings come from the environment (XIMLER_…, MONGODB_URI) and from the TOML file that XIMLER_CONFIG names; the README lists
-    them all. Every command explains itself with --help.
+    Settings come from the environment (XIMLER_…, MONGODB_URI) and from the TOML file that XIMLER_CONFIG
+    names; the README lists them all. Every command explains itself with --help.
     """
 
 

@@ -1,12 +1,12 @@
-"""HTTP connections with the limits that uvicorn's lack: nobody holds memory or a place for ever.
+"""HTTP connections with limits that uvicorn lacks, so that slow clients do not exhaust memory or connections.
 
     headers     64 kB (else 431), complete within 15 s of the connection or of their first byte
-    body        60 s without any of it, while we would read it
-    answers     that end the connection before the body has arrived: 5 s for the rest of it
-    places      when all are taken, those that have been idle longest are closed for new ones
+    body        60 s without progress while the application reads it
+    responses   that end the connection before the body has arrived: 5 s for the rest of it
+    connections above the maximum close those that have been idle longest
 
-A timer is set only for a request that did not arrive whole, so most cost none. What a body may weigh is the
-application's to say. How long a client may take to read its answer is not limited here.
+Only requests that do not arrive at once need a timer. The application limits the size of bodies. The time
+that a client takes to read its response is not limited here.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ _REFUSAL = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
 class _Answers:
     """A connection's transport as its answers see it.
 
-    Closing a socket that still receives resets it, and the client may lose the answer with that (RFC 9112, 9.6): a
-    connection that an answer ends is closed when the request has arrived whole.
+    Closing a socket that still receives resets it, and the client may lose the answer with that (RFC 9112,
+    9.6): a connection that an answer ends is closed when the request has arrived whole.
     """
 
     def __init__(self, protocol: "Protocol", transport: asyncio.Transport) -> None:
@@ -51,9 +51,10 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **more)
         self._arriving: Literal["headers", "body"] | None = "headers"
         self._deadline: asyncio.TimerHandle | None = None
-        # Bytes since the last that began or ended a request, or were of its body: of a header, or of a trailer.
+        # Bytes since the last that began or ended a request, or were of its body: of a header, or of a
+        # trailer.
         self._unread = 0
-        self._chunk = 0  # bytes of what came last
+        self._chunk = 0  # bytes received last
         self._too_long = False
         self.last_byte = self.loop.time()
         self._body_begun = False
@@ -61,7 +62,7 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def reads_body(self) -> bool:
-        """Whether more of the body may be on its way: not where the client waits to be asked for it."""
+        """Whether more of the body may arrive. False while the client waits for `100 Continue`."""
         return self._arriving == "body" and (self._body_begun or not self.expect_100_continue)
 
     def linger(self) -> None:
@@ -112,7 +113,7 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
         if self.cycle is not None:
-            self.cycle.transport = self._answers  # type: ignore[assignment]  # what answers need of a transport
+            self.cycle.transport = self._answers  # type: ignore[assignment]  # the subset that responses use
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -159,7 +160,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _make_room(self, places: int) -> None:
-        """Several at once, because looking for them takes a look at every connection."""
+        """Close several connections at once, because the search visits every connection."""
         idle = [one for one in self.connections if isinstance(one, Protocol) and one is not self and not one.answering]
         for one in sorted(idle, key=lambda one: one.last_byte)[:places]:
             self.connections.discard(one)

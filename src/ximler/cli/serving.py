@@ -1,7 +1,8 @@
 """Serving the application: in this process, or in several that share one socket.
 
-One worker runs here. More run as children that inherit the listening socket; each holds the reading end of a pipe whose other
-end only this process has, so that none outlives it, however it ends. A child that dies is replaced.
+One worker runs here. More run as children that inherit the listening socket; each holds the reading end of a
+pipe whose other end only this process has, so that none outlives it, however it ends. A child that dies is
+replaced.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ class WorkerDied(Unavailable):
 
 
 class _Job(msgspec.Struct):
-    """What a child is told on its standard input, before that becomes the pipe it watches."""
+    """The configuration of a child, sent over its standard input, which it then watches as a pipe."""
 
     settings: Settings
     uri: str
@@ -78,7 +79,7 @@ def raise_file_limit() -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises PortUnavailable, which says what to do."""
+    """A listening socket. Raises PortUnavailable with a remedy."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,7 +107,8 @@ async def serve_in_children(
 ) -> None:
     """Keep `settings.workers` children serving until shutdown is asked for; then let them finish.
 
-    Ends with the exit code of the first child where none of them begins to serve; `started` is called when one does.
+    Ends with the exit code of the first child where none of them begins to serve; `started` is called when
+    one does.
     """
     with _metrics_folder() as metrics:
         job = msgspec.json.encode(_Job(settings, uri), enc_hook=str) + b"\n"
@@ -133,7 +135,7 @@ async def serve_in_children(
 
 @contextlib.contextmanager
 def _metrics_folder() -> Iterator[str]:
-    """Where the children keep their counters. Those of processes that were killed, whose lock nobody holds, are removed."""
+    """The folder of the children's counters. Those of killed processes, whose locks are free, are removed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
         with contextlib.suppress(OSError), (folder / "lock").open("r+") as claim:
             _lock(claim)
@@ -144,7 +146,7 @@ def _metrics_folder() -> Iterator[str]:
 
 
 def _lock(file: IO[str]) -> None:
-    """Raises OSError where another process holds the lock."""
+    """Raises OSError if another process holds the lock."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -153,7 +155,9 @@ def _lock(file: IO[str]) -> None:
 
 
 def child() -> None:
-    """The main function of a child process: reads its job from standard input, serves, and leaves when that closes."""
+    """The main function of a child process: reads its job from standard input, serves, and leaves when that
+    closes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: only the parent decides
     logs.survive_closed_streams()
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Job, dec_hook=lambda kind, value: kind(value))
@@ -193,7 +197,7 @@ def end_with_parent(shutdown: Shutdown, pipe: int = 0) -> None:
 
 
 class _Child:
-    """One of the processes that serve. `first` is 0 once it serves, its exit code where it ended before."""
+    """One of the serving processes. `first` is 0 once it serves, or its exit code if it ended before."""
 
     def __init__(self, job: bytes, listener: socket.socket, metrics: str) -> None:
         self._job = job
@@ -205,13 +209,14 @@ class _Child:
         self.first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Start the process, and return when it is to stop. Raises WorkerDied when it ends before."""
+        """Start the process, and return when it should stop. Raises WorkerDied if it ends earlier."""
         loop = asyncio.get_running_loop()
         self._exited, self._serves = asyncio.Event(), asyncio.Event()
         ready, announce = os.pipe()
         arguments = ["-c", "from ximler.cli.serving import child; child()", str(self._listener.fileno()), str(announce)]
         try:
-            # Not asyncio's subprocesses: uvloop's run Python's fork hooks, and with them the driver's, in the child.
+            # Not asyncio's subprocesses: uvloop's run Python's fork hooks, and with them the driver's, in the
+            # child.
             process = self._process = subprocess.Popen(  # noqa: ASYNC220 (it returns at once)
                 [sys.executable, *arguments],
                 stdin=subprocess.PIPE,
@@ -241,7 +246,7 @@ class _Child:
         mark_process_dead(process.pid, self._metrics)  # type: ignore[no-untyped-call]  # the library has no types here
         if not self.first.done():
             self.first.set_result(code if code > 0 else _BUG)
-            await pause(stop, 2.0)  # where none of them starts, the parent ends
+            await pause(stop, 2.0)  # if no child starts, the parent ends
         raise WorkerDied(f"worker died: process {process.pid} ended with {code}")
 
     @staticmethod
@@ -257,7 +262,9 @@ class _Child:
             loop.call_soon_threadsafe(exited.set)
 
     async def finish(self, timeout_s: float) -> None:
-        """Close the pipe, which asks the process to drain and leave. Kill it where it does not, or serves nothing yet."""
+        """Close the pipe, so that the process drains and exits. Kill it if it does not, or does not serve
+        yet.
+        """
         process = self._process
         if process is None:
             return
@@ -321,7 +328,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _wait_tasks_to_complete(self) -> None:
-        """Let running requests finish within what is left of draining; then cancel them until they end."""
+        """Let running requests finish within the rest of the drain time; then cancel them until they end."""
         self._shutdown.begin()
         state = self.server_state
         while (state.connections or state.tasks) and self._shutdown.left_s:  # noqa: ASYNC110 (uvicorn has no event)
@@ -332,7 +339,7 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0)  # their answers are sent
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Raises what kept the application from starting; uvicorn would log it, with a traceback, and exit with 3."""
+        """Raises the error of the application's start; uvicorn would log a traceback and exit with 3."""
         log = logging.getLogger("uvicorn.error")
         log.disabled = True
         try:
@@ -342,7 +349,7 @@ class _Server(uvicorn.Server):
         finally:
             log.disabled = False
         if self.started:
-            # What is here now stays: there is no garbage in it to be looked for again and again.
+            # Objects of the start are permanent: exclude them from garbage collection.
             gc.collect()
             gc.freeze()
             self._on_started()

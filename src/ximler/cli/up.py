@@ -50,9 +50,9 @@ def up(
 ) -> None:
     """Start Ximler, with its database unless MONGODB_URI is set.
 
-    The embedded database lives in --data-dir and ends with this process. Ctrl-C or SIGTERM lets running requests finish, for
-    ten seconds at most (XIMLER_DRAIN_SECONDS), then stops the database, and the exit code is 0. A start that is
-    interrupted exits with 130 or 143.
+    The embedded database lives in --data-dir and ends with this process. Ctrl-C or SIGTERM lets running
+    requests finish, for ten seconds at most (XIMLER_DRAIN_SECONDS), then stops the database, and the exit
+    code is 0. A start that is interrupted exits with 130 or 143.
     """
     settings = context.load(
         serves=True, host=host, port=port, workers=workers, data_dir=data_dir, mongodb_uri=mongodb_uri
@@ -95,7 +95,9 @@ async def _run(settings: Settings, listener: socket.socket, *, init: bool) -> No
 
 
 async def _until_asked(shutdown: Shutdown, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of the work, which is cancelled when shutdown is requested first; None if it then has no result."""
+    """The result of the work, which is cancelled when shutdown is requested first; None if it then has no
+    result.
+    """
     working: asyncio.Future[T] = asyncio.ensure_future(work)
     asking: asyncio.Future[Any] = asyncio.ensure_future(shutdown.asked.wait())
     both: list[asyncio.Future[Any]] = [working, asking]
@@ -114,7 +116,7 @@ async def _until_asked(shutdown: Shutdown, work: Coroutine[Any, Any, T]) -> T | 
 async def _start_database(settings: Settings) -> "Server":
     from ximler.embedded import server
 
-    # The application's imports take as long as mongod's start: side by side.
+    # The application's imports take as long as mongod's start: run them concurrently.
     starting = asyncio.ensure_future(
         server.start(settings.data_path, mongod=settings.mongod, cache_mb=settings.mongod_cache_mb)
     )
@@ -123,7 +125,7 @@ async def _start_database(settings: Settings) -> "Server":
 
 
 async def _tend(embedded: "Server", shutdown: Shutdown, stop: asyncio.Event) -> None:
-    """Restart a mongod that died; requests fail meanwhile and recover by themselves. Give up when it keeps dying."""
+    """Restart a mongod that died; requests fail until it is back. Give up if it keeps dying."""
     deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
     while not stop.is_set():
         dying = asyncio.ensure_future(embedded.wait())
@@ -149,7 +151,7 @@ async def _tend(embedded: "Server", shutdown: Shutdown, stop: asyncio.Event) -> 
 
 
 async def _prepare(settings: Settings, uri: str, *, init: bool) -> None:
-    """Bring the database up to date, or warn where it is not."""
+    """Bring the database up to date, or warn about differences."""
     from ximler import setup
     from ximler.database import connect, sync
 

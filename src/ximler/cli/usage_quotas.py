@@ -92,8 +92,8 @@ async def override(
 ) -> None:
     """Override the plan's limits for USER (an id or e-mail address).
 
-    It takes effect everywhere within a second, and replaces an earlier override. Resources that are not named keep the plan's
-    limit.
+    It takes effect everywhere within a second, and replaces an earlier override. Omitted resources keep the
+    plan's limit.
     """
     from ximler.metering.limits import entitlements
 
@@ -128,8 +128,8 @@ def _one_or_all(*, user: str | None, everybody: bool, dry_run: bool) -> None:  #
 async def rebuild(run: Run, user: str | None, everybody: bool, dry_run: bool) -> int:  # noqa: ARG001 (`first` checks it)
     """Rebuild quotas from the ledger, and gauges from the documents that exist.
 
-    Reports every difference; there are none unless another application has written to the database. Forfeited units stay
-    forfeited: see `ximler usage forgive`.
+    Reports every difference; there are none unless another application has written to the database. Forfeited
+    units stay forfeited: see `ximler usage forgive`.
     """
     from ximler.metering import corrections
 

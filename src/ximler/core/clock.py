@@ -1,7 +1,8 @@
 """Time by the database server's clock: aware UTC, whole milliseconds (the precision of BSON).
 
-Several processes on several machines must agree on which period a moment belongs to, so timestamps follow one clock,
-the primary's. A `Clock` keeps the offset between it and ours; the connection corrects it with every heartbeat.
+Several processes on several machines must agree on which period a moment belongs to, so timestamps follow one
+clock, the primary's. A `Clock` keeps the offset between it and ours; the connection corrects it with every
+heartbeat.
 """
 
 import time
@@ -19,7 +20,7 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux: continue
 
 
 def from_ms(milliseconds: int) -> datetime:
-    """The aware UTC datetime of a count of milliseconds since 1970, exactly (no float in between)."""
+    """The aware UTC datetime of milliseconds since 1970, exact (without floats)."""
     return EPOCH + timedelta(milliseconds=milliseconds)
 
 
@@ -34,7 +35,8 @@ def utc_now() -> datetime:
 
 
 class Clock:
-    """The server's clock: this process's own, plus the observed difference. A test may set `offset_ms` to travel on top.
+    """The server's clock: this process's own, plus the observed difference. A test may set `offset_ms` to
+    travel on top.
 
     `shift_ns` is the whole difference from `time.time_ns()`, for callers that cannot afford a function call.
     """
@@ -69,12 +71,14 @@ class Clock:
     def observe(self, server_time: datetime) -> None:
         """Learn from the time in one of the server's replies, in the order in which it sent them.
 
-        A delay (network, busy event loop, stopped process) makes the server look slow, never fast. The largest of the latest
-        differences is therefore the most accurate one, and late replies change nothing. Replies that arrive together were
-        buffered together: they count as one, so that a row of them does not push out the others.
+        A delay (network, busy event loop, stopped process) makes the server look slow, never fast. The
+        largest of the latest differences is therefore the most accurate one, and late replies change nothing.
+        Replies that arrive together were buffered together and count as one, so that they do not displace the
+        others.
 
-        Two things show that a clock was set, however late the reply is: the server's time went back between two replies,
-        or this process's own clock and its monotonic one moved by different amounts. Then earlier differences are worthless.
+        A changed clock is detected despite delays: either the server's time went back between two replies, or
+        this process's wall clock and monotonic clock moved by different amounts. Earlier differences are then
+        discarded.
         """
         server, own, running = to_ms(server_time), time.time_ns() // 1_000_000, _running_ms()
         difference, waited = server - own, running - self._running_ms

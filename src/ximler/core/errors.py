@@ -1,17 +1,17 @@
 """The errors that Ximler raises on purpose.
 
     XimlerError
-    ├── Invalid            the input is wrong: `fields` says where and why        HTTP 422   exit 2
+    ├── Invalid            the input is invalid; `fields` has the reasons         HTTP 422   exit 2
     ├── Unauthenticated    no valid credentials                                    HTTP 401   exit 3
     ├── Forbidden          authenticated, without the scope or role needed        HTTP 403   exit 4
     ├── NotFound           absent, deleted, or another user's                     HTTP 404   exit 5
-    ├── Conflict           contradicts what is stored: retry with fresh data      HTTP 409   exit 6
+    ├── Conflict           contradicts stored data: retry with fresh data         HTTP 409   exit 6
     ├── LimitExceeded      a quota or rate is used up                             HTTP 429   exit 7
     └── Unavailable        a dependency (database, mail) is down: try later       HTTP 503   exit 8
 
-A domain's error subclasses one kind and sets a stable `code` (SCREAMING_SNAKE, part of the public interface). The
-tables that translate a kind live in the interfaces (`http.problems`, `graphql.engine.errors`, `cli.main`), one each.
-Anything else that is raised is a bug, and stays one.
+A domain's error subclasses one kind and sets a stable `code` (SCREAMING_SNAKE, part of the public interface).
+The tables that translate a kind live in the interfaces (`http.problems`, `graphql.engine.errors`,
+`cli.main`), one each. Anything else that is raised is a bug, and stays one.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,9 @@ __all__ = [
 
 
 class XimlerError(Exception):
-    """`code` is for programs, the message for people, `fields` for forms; `retry_after_s` says when to try again."""
+    """`code` is for programs, the message for people, `fields` for forms; `retry_after_s` says when to try
+    again.
+    """
 
     code: ClassVar[str] = "ERROR"
     retry_after_s: float | None = None

@@ -16,7 +16,7 @@ _HEX = re.compile(r"[0-9a-f]{24}")
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{32}")
 _NO_TIME = b"\x80" + bytes(7)  # the lowest 64-bit number: no datetime reaches it
 
-# Where a page ended: the sort value (None where the document has none) and the document's id.
+# The end of a page: the sort value (None if the document has none) and the document's id.
 Position = tuple[datetime | None, ObjectId]
 
 
@@ -35,7 +35,7 @@ def encode_cursor(position: Position) -> str:
 
 
 def decode_cursor(text: str, field: str = "after") -> Position:
-    """The position of a cursor. Raises Invalid naming `field` for text that `encode_cursor` did not make."""
+    """The position of a cursor. Raises Invalid naming `field` if it was not made by `encode_cursor`."""
     if not _CURSOR.fullmatch(text):
         raise _no_cursor(text, field)
     raw = base64.urlsafe_b64decode(text)

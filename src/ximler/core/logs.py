@@ -29,7 +29,7 @@ def _spell(character: str) -> str:
 
 
 def _json(event: structlog.typing.EventDict, **_: object) -> str:
-    """About 3 × faster than the standard library, which takes over for lone surrogates and 65-bit integers."""
+    """About 3 × faster than the standard library, which handles lone surrogates and 65-bit integers."""
     try:
         return _encode(event).decode()
     except (TypeError, ValueError, OverflowError):
@@ -40,7 +40,9 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 def _compact(exc_info: structlog.typing.ExcInfo) -> list[dict[str, Any]]:
-    """An error and its causes, outermost first, each with its last frames; no local variables: they may be secrets."""
+    """An error and its causes, outermost first, each with its last frames; no local variables: they may be
+    secrets.
+    """
     chain: list[dict[str, Any]] = []
     error: BaseException | None = exc_info[1]
     while error is not None and len(chain) < _LONGEST_CHAIN:
@@ -57,7 +59,7 @@ def _compact(exc_info: structlog.typing.ExcInfo) -> list[dict[str, Any]]:
 
 
 class _Survivor:
-    """A text stream whose reader may leave: from then on what is written goes nowhere, and is no error."""
+    """A text stream whose reader may close it: later writes are discarded without an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -85,7 +87,9 @@ class _Survivor:
 
 
 def survive_closed_streams() -> None:
-    """Let a process that serves outlive the readers of its output (`ximler up 2>&1 | head`). Call it before `configure`."""
+    """Let a process that serves outlive the readers of its output (`ximler up 2>&1 | head`). Call it before
+    `configure`.
+    """
     if not isinstance(sys.stderr, _Survivor):
         sys.stdout, sys.stderr = _Survivor(sys.stdout), _Survivor(sys.stderr)
 

@@ -1,8 +1,8 @@
 """Money: integer minor units and a currency. No float arithmetic anywhere.
 
-The stored form stays a Number in major units (29, 29.99): `Money.of` reads it and `major` writes it, exact both ways
-up to 10^15 minor units. (A double keeps every decimal of 15 digits; of 16 it does not: 80000000000000.01 reads back as
-.02.) Past that, both are Invalid rather than wrong by a cent.
+The stored form stays a Number in major units (29, 29.99): `Money.of` reads it and `major` writes it, exact
+both ways up to 10^15 minor units. (A double keeps every decimal of 15 digits; of 16 it does not:
+80000000000000.01 reads back as .02.) Past that, both are Invalid rather than wrong by a cent.
 """
 
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
@@ -33,7 +33,9 @@ _MOST = 10**15
 
 
 def exponent(currency: str) -> int:
-    """Decimal places of an ISO 4217 currency: 2 for USD, 0 for JPY, 3 for KWD. Raises Invalid for an unknown code."""
+    """Decimal places of an ISO 4217 currency: 2 for USD, 0 for JPY, 3 for KWD. Raises Invalid for an unknown
+    code.
+    """
     if currency in _TWO:
         return 2
     try:
@@ -52,7 +54,7 @@ class Money(msgspec.Struct, frozen=True, order=False):
 
     @classmethod
     def of(cls, major: float, currency: str) -> "Money":
-        """From a stored Number in major units. Raises Invalid where the currency cannot express it (29.999 USD)."""
+        """From a stored Number in major units. Raises Invalid if the currency cannot express it (29.999 USD)."""
         places = exponent(currency)
         if abs(major) > _MOST:
             raise _inexact()
@@ -69,8 +71,9 @@ class Money(msgspec.Struct, frozen=True, order=False):
 
     @property
     def major(self) -> int | float:
-        """The Number to store: an int where it is whole, as a Mongoose application would write it. Raises Invalid past
-        10^15 minor units."""
+        """The Number to store: an int where it is whole, as a Mongoose application would write it. Raises
+        Invalid past 10^15 minor units.
+        """
         if abs(self.minor) > _MOST:
             raise _inexact()
         value = Decimal(self.minor).scaleb(-exponent(self.currency))

@@ -13,7 +13,8 @@ MAX_PERSON = 100  # characters of a person's name
 _FORBIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # format characters too, and part of Persian and Indic spelling, and of emoji
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol without ink
-# Letters, numbers, punctuation, symbols, and what this Python's Unicode does not know yet. Marks need one of them.
+# Letters, numbers, punctuation, symbols, and characters newer than this Python's Unicode. Marks need one of
+# them.
 _VISIBLE = "LNPS"
 _UNKNOWN = ("Cn", "Co")
 _LINK = re.compile(r"[a-z][a-z0-9+.-]{1,20}://|\bwww\.\w|\b[\w-]+\.[a-z]{2,24}[/?#]\S", re.IGNORECASE)
@@ -22,8 +23,8 @@ _LINK = re.compile(r"[a-z][a-z0-9+.-]{1,20}://|\bwww\.\w|\b[\w-]+\.[a-z]{2,24}[/
 def checked(name: str, *, most: int, field: str = "name") -> str:
     """The name as it is stored: trimmed and composed (NFC).
 
-    Raises Invalid for a name that shows as nothing, has more than `most` characters, contains control or
-    invisible characters, or a link: mail programs turn a link into one even where it is text.
+    Raises Invalid for a name that is invisible or longer than `most` characters, or contains control or
+    invisible characters or a link, because mail programs make links in text clickable.
     """
     name = name.strip()
     if len(name) <= most:

@@ -1,8 +1,8 @@
-"""IP addresses and networks as clients, proxies and operators write them, read in one way.
+"""Parsing of IP addresses and networks from clients, proxies and operators.
 
-An IPv4 address that a dual-stack socket or a proxy writes as `::ffff:192.0.2.1` (RFC 4291, 2.5.5.2) is
-192.0.2.1: throttles, allow-lists and lists of proxies take both for one. Addresses with a zone
-(`fe80::1%eth0`) are refused: a zone means something on its own host only (RFC 6874).
+IPv4-mapped addresses (`::ffff:192.0.2.1`, RFC 4291, 2.5.5.2), as written by dual-stack sockets and some
+proxies, equal their IPv4 address in throttles, allow-lists and lists of proxies. Addresses with a zone
+(`fe80::1%eth0`) are rejected, because a zone is meaningful on its own host only (RFC 6874).
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ _CUSTOMER = 64  # bits of the network that an IPv6 customer has at least (RFC 61
 
 
 def parse_address(text: str | None) -> Address | None:
-    """The address, or None where the text is none."""
+    """The address, or None if the text is not one."""
     if not text or "%" in text:
         return None
     try:
@@ -29,7 +29,7 @@ def parse_address(text: str | None) -> Address | None:
 
 
 def parse_network(text: str, *, strict: bool = True) -> Network:
-    """An address or a network. Raises ValueError, also for host bits that are set where `strict`."""
+    """An address or a network. Raises ValueError, with `strict` also for host bits that are set."""
     if "%" in text:
         raise ValueError(f"{text!r} has a zone: leave out what follows the %")
     network = ipaddress.ip_network(text.strip(), strict=strict)
@@ -39,7 +39,7 @@ def parse_network(text: str, *, strict: bool = True) -> Network:
 
 
 def contains(networks: Iterable[Network], address: str | None) -> bool:
-    """Whether the address is in one of the networks; False for what is no address."""
+    """Whether the address is in one of the networks; False if it is not an address."""
     parsed = parse_address(address)
     return parsed is not None and any(parsed in network for network in networks)
 
@@ -47,7 +47,7 @@ def contains(networks: Iterable[Network], address: str | None) -> bool:
 def subscriber(address: str | None) -> str:
     """The network that counts as one client: an IPv4 address, or the /64 of an IPv6 customer.
 
-    What is no address counts as written; a zone, which a link-local peer has, is left out.
+    Other texts are returned unchanged. The zone of a link-local peer is ignored.
     """
     parsed = parse_address((address or "").partition("%")[0])
     if parsed is None:
@@ -58,10 +58,10 @@ def subscriber(address: str | None) -> str:
 
 
 def forwarded_for(x_forwarded_for: str, forwarded: str) -> Iterator[str | None]:
-    """The addresses that proxies recorded, the nearest first; None for one that cannot be read.
+    """The addresses recorded by proxies, nearest first; None for malformed ones.
 
-    `X-Forwarded-For` counts where it has an element; otherwise the `for=` of `Forwarded` (RFC 7239). Ports,
-    brackets and quotes are removed, empty elements (RFC 9110, 5.6.1) are skipped.
+    `X-Forwarded-For` if it has elements, otherwise the `for=` of `Forwarded` (RFC 7239). Ports, brackets and
+    quotes are removed, empty elements (RFC 9110, 5.6.1) skipped.
     """
     elements = [each for each in _elements(x_forwarded_for) if each]
     if not elements:
@@ -76,7 +76,7 @@ def _elements(header: str) -> Iterator[str]:
 
 
 def _for(element: str) -> str:
-    """The value of `for=` in `for="[2001:db8::1]:4711";proto=https`; empty where it is missing."""
+    """The value of `for=` in `for="[2001:db8::1]:4711";proto=https`; empty if it is missing."""
     for parameter in element.split(";"):
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "for":

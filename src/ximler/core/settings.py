@@ -1,7 +1,9 @@
-"""Settings: environment variables, over an optional TOML file, over defaults, parsed once into one frozen Struct.
+"""Settings: environment variables, over an optional TOML file, over defaults, parsed once into one frozen
+Struct.
 
-Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` keeps its usual name). Its type says the rest:
-a tuple is a comma-separated list, `Secret` is never shown, `Literal` is a choice. The README's table is generated from here.
+Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` keeps its usual name). The type
+determines parsing: a tuple is a comma-separated list, `Secret` is never shown, `Literal` is a choice. The
+README's table is generated from this module.
 """
 
 import hashlib
@@ -254,7 +256,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def secret_keys(self) -> tuple[bytes, ...]:
-        """Newest first. Raises SettingsError where none is set: `with_secret` generates one for embedded use."""
+        """Newest first. Raises SettingsError if none is set; `with_secret` generates one for embedded use."""
         keys = tuple(key.encode(errors="surrogateescape") for key in _split(self.secret_key or ""))
         if not keys:
             raise SettingsError(
@@ -286,7 +288,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def load(
     environ: Mapping[str, str] | None = None, *, file: Path | None = None, overrides: Mapping[str, object] | None = None
 ) -> Settings:
-    """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are not None.
+    """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are not
+    None.
 
     Raises SettingsError naming the variable, its value and the expected form.
     """
@@ -321,7 +324,7 @@ def load(
 
 
 def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
-    """In the form that is compared with what browsers send. Raises SettingsError for values that cannot work."""
+    """Normalised for comparison with browsers' headers. Raises SettingsError for unusable values."""
 
     def refuse(name: str, value: str, problem: str) -> NoReturn:
         shown = sources.get(name, "settings")
@@ -347,7 +350,7 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
 
 
 def _origin(url: str) -> str | None:
-    """Scheme, host and port as browsers write an origin (RFC 6454, 6.2); None where the URL has more, or less."""
+    """Scheme, host and port as browsers write an origin (RFC 6454, 6.2); None if the URL has more or less."""
     try:
         parts = urlsplit(url)
         port = parts.port

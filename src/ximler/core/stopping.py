@@ -1,7 +1,7 @@
 """How background work is asked to stop, and how a task that does not is ended.
 
-A loop checks its stop event and returns; it never relies on cancellation, because Python 3.11's `wait_for` and the
-database driver each swallow one now and then. `end` is the last resort, and so cancels repeatedly.
+A loop checks its stop event and returns; it never relies on cancellation, because Python 3.11's `wait_for`
+and the database driver each swallow one now and then. `end` is the last resort, and so cancels repeatedly.
 """
 
 import asyncio
@@ -29,7 +29,9 @@ async def pause(stop: asyncio.Event, seconds: float | None, *wake: asyncio.Event
 
 
 async def end(tasks: "Iterable[asyncio.Future[Any]]", *, patience_s: float | None = None) -> "set[asyncio.Future[Any]]":
-    """Cancel the tasks until every one is over; returns those that are not after `patience_s`. Raises none of their errors."""
+    """Cancel the tasks repeatedly until all have ended; returns those that have not after `patience_s`.
+    Suppresses their errors.
+    """
     running = {task for task in tasks if not task.done()}
     loop = asyncio.get_running_loop()
     deadline = None if patience_s is None else loop.time() + patience_s

@@ -1,5 +1,6 @@
-"""Index the words of every project anew: letters like ł and scripts without spaces are found, also in projects that another
-application wrote without terms."""
+"""Rebuild the search terms of every project, so that letters like ł and scripts without spaces are found,
+also in projects of other applications.
+"""
 
 from typing import Any
 
@@ -44,7 +45,7 @@ async def _texts(database: Database, after: Any) -> list[dict[str, Any]]:
 
 
 def _wrong(raw: dict[str, Any]) -> list[str] | None:
-    """The terms that the project should have, or None where it has them. Texts of another type have no words."""
+    """The project's correct terms, or None if it has them. Texts of another type have no words."""
     texts = (raw.get(name) for name in ("name", "description"))
     wanted = search.terms(*(text for text in texts if isinstance(text, str)))
     return None if raw.get("searchTerms") == wanted else wanted
