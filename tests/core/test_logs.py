@@ -37,6 +37,27 @@ for value in ("half \\ud800", 2**70, oid, ValueError("no"), {oid: 1, "a": [1, No
     structlog.get_logger().error("seen", value=value)
 """
 
+FAILS = """
+import logging
+import structlog
+from ximler.core import logs
+from ximler.core.settings import Settings
+
+logs.configure(Settings(log_format="json"))
+
+def recurse(depth, secret="a local variable"):
+    return recurse(depth - 1) if depth else 1 / 0
+
+for log in (structlog.get_logger(), logging.getLogger("a.library")):
+    try:
+        try:
+            recurse(50)
+        except ZeroDivisionError as error:
+            raise ValueError("x" * 5000) from error
+    except ValueError:
+        log.exception("failed")
+"""
+
 
 def test_every_log_entry_is_one_line_of_json() -> None:
     said = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, check=True, timeout=60).stderr
@@ -45,3 +66,21 @@ def test_every_log_entry_is_one_line_of_json() -> None:
     shown = ["half \ud800", 2**70, oid, "ValueError('no')", {oid: 1, "a": [1, None, 0.5]}, "a\nb\x1b[2J"]
     assert [json.loads(line)["value"] for line in lines] == shown
     assert all(line.isprintable() for line in lines)
+
+
+def test_a_traceback_is_compact() -> None:
+    """The last frames of the error and of its causes, without local variables, whoever logs it."""
+    said = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, check=True, timeout=60).stderr
+    ours, theirs = (json.loads(line) for line in said.splitlines())
+    for line in (ours, theirs):
+        raised, cause = line["exception"]
+        assert (raised["type"], cause["type"], cause["message"]) == (
+            "ValueError",
+            "ZeroDivisionError",
+            "division by zero",
+        )
+        assert len(raised["message"]) == 2000
+        assert len(cause["frames"]) == 12
+        assert cause["frames"][-1].endswith(" recurse")
+    assert "a local variable" not in said
+    assert len(said) < 2 * 4000

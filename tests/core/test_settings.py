@@ -50,6 +50,7 @@ GIVEN = {
     "api_burst": ("9", 9),
     "session_rate": ("3", 3),
     "session_burst": ("20", 20),
+    "session_daily": ("500", 500),
     "environment": ("production", "production"),
     "secret_key": (KEY, KEY),
     "audit_key": ("0" * 43, "0" * 43),

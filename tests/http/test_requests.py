@@ -1,5 +1,6 @@
 """What happens to every request: an id, an address, a log line, a metric, safe headers."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.serving import PASSWORD, Client, serve
 
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import Database
-from ximler.http.requests import TrustedProxies
+from ximler.http.requests import Requests, TrustedProxies
 
 GENERATED = re.compile(r"[0-9a-f]{16}")
 
@@ -201,3 +202,25 @@ async def test_a_path_cannot_inject_control_characters_into_the_log(client: Clie
     assert entry["path"].startswith(r"/\x1b[2J\r\nforged")
     assert entry["path"].isprintable()
     assert len(entry["path"]) < 250
+
+
+async def test_a_request_cancelled_by_shutdown_is_answered_503_and_logged_once() -> None:
+    async def hangs(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"x")], "client": ("192.0.2.1", 1)}
+    with structlog.testing.capture_logs() as logs:
+        task = asyncio.create_task(Requests(hangs, TrustedProxies(()))(scope, None, send))  # type: ignore[arg-type]  # stubs
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 503)]
+    headers = dict(sent[0]["headers"])
+    assert (headers[b"content-type"], headers[b"retry-after"]) == (b"application/problem+json", b"1")
+    assert (sent[0]["status"], msgspec.json.decode(sent[1]["body"])["code"]) == (503, "SHUTTING_DOWN")

@@ -37,6 +37,19 @@ async def test_each_field_of_a_mutation_counts_and_queries_do_not(limited: Clien
     assert await database.projects.count({}) == 3
 
 
+async def test_a_day_has_a_limit_of_its_own(
+    settings: Settings, mongodb_uri: str, ada: Client, database: Database
+) -> None:
+    few = msgspec.structs.replace(settings, database=database.name, session_daily=2)
+    async with serve(few, mongodb_uri) as app:
+        limited = Client(app, token=ada.token)
+        assert (await limited.ask(TWO)).errors == []
+        refused = await limited.create()
+        assert (refused.status, refused.fields["burst"]) == (429, "2 changes a day")
+        assert refused.headers["retry-after"] == "3600"
+        await limited.http.aclose()
+
+
 async def test_rest_and_graphql_share_the_limit(limited: Client) -> None:
     for _ in range(3):
         await limited.create()

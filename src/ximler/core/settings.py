@@ -138,6 +138,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     session_burst: Annotated[
         int, Meta(ge=1, description="Changes that all sessions of a user together may make at once.")
     ] = 300
+    session_daily: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Average changes per day that all sessions of a user together may make. It bounds the audit "
+            "entries of an account.",
+        ),
+    ] = 20_000
 
     # Accounts
     environment: Annotated[

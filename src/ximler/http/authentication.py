@@ -18,13 +18,14 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.http.cookies import Cookies
-from ximler.metering.quota.bursts import Bursts
+from ximler.metering.quota.bursts import BurstExceeded, Bursts
 from ximler.runtime import Part, Stage
 from ximler.schema.user import User
 
 __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
+_DAY_S = 86_400
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _AGAIN_S = 0.5  # a client may send its body slowly, and its key be revoked meanwhile
 _KEY = tokens.PREFIX.encode()
@@ -52,7 +53,9 @@ class Authentication:
         self.cookies = Cookies(settings)
         self.settings = settings
         whose = "all sessions of this account together"
-        self._changes = Bursts(whose, rate=settings.session_rate, size=settings.session_burst, of="changes")
+        rate, size, daily = settings.session_rate, settings.session_burst, settings.session_daily
+        self._changes = Bursts(whose, rate=rate, size=size, limit=f"{rate} changes a second, and {size} at once")
+        self._daily = Bursts(whose, rate=daily / _DAY_S, size=daily, limit=f"{daily} changes a day")
 
     def limit_changes(self, actor: Actor, n: int = 1) -> None:
         """Count `n` changes against the rate of a user's sessions: nothing meters those. Raises BurstExceeded.
@@ -60,7 +63,14 @@ class Authentication:
         Anonymous callers and API keys have limits of their own. Not for requests that end a session.
         """
         if actor.session_id is not None and n > 0:
-            self._changes.take(actor.user_id, min(n, self._changes.size), monotonic())
+            now = monotonic()
+            counted = min(n, self._changes.size)
+            self._changes.take(actor.user_id, counted, now)
+            try:
+                self._daily.take(actor.user_id, min(n, self._daily.size), now)
+            except BurstExceeded:
+                self._changes.put_back(actor.user_id, counted)
+                raise
 
     @property
     def cookie_seconds(self) -> int:

@@ -21,12 +21,13 @@ class BurstExceeded(LimitExceeded):
 
 
 class Bursts:
-    """`rate` units a second, and up to `size` at once. A refusal names `whose` limit it is, and of which units."""
+    """`rate` units a second, and up to `size` at once. A refusal names `whose` limit it is, and the `limit`."""
 
-    __slots__ = ("_full_at", "_per_unit", "_span", "_sweep_at", "of", "rate", "size", "whose")
+    __slots__ = ("_full_at", "_per_unit", "_span", "_sweep_at", "limit", "rate", "size", "whose")
 
-    def __init__(self, whose: str, *, rate: float, size: int, of: str = "calls") -> None:
-        self.whose, self.of = whose, of
+    def __init__(self, whose: str, *, rate: float, size: int, limit: str | None = None) -> None:
+        self.whose = whose
+        self.limit = limit or f"{rate:g} calls a second, and {size} at once"
         self.rate, self.size = rate, size
         self._per_unit = 1 / rate
         self._span = size / rate
@@ -51,10 +52,8 @@ class Bursts:
         return int(left * self.rate + 1e-6)
 
     def _refusal(self, wait_s: float) -> BurstExceeded:
-        limit = f"{self.rate:g} {self.of} a second, and {self.size} at once"
-        return BurstExceeded(
-            f"Too fast: {self.whose} may make {limit}", fields={"burst": limit}, retry_after_s=min(wait_s, _LONGEST_S)
-        )
+        message = f"Too fast: {self.whose} may make {self.limit}"
+        return BurstExceeded(message, fields={"burst": self.limit}, retry_after_s=min(wait_s, _LONGEST_S))
 
     def put_back(self, caller: Hashable, n: int = 1) -> None:
         """Undo a `take` that came to nothing."""
