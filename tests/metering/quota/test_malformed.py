@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from tests.metering.conftest import Subscribe
-from tests.metering.quota.test_meter import quota
+from tests.metering.quota.spending import quota
 
 from ximler.core.actor import Actor
 from ximler.database import Database

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from tests.failing import Failing
-from tests.metering.quota.test_meter import held, quota, rows, spend_all
+from tests.metering.quota.spending import held, quota, rows, spend_all
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Unavailable

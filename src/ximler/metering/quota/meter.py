@@ -26,7 +26,7 @@ from prometheus_client import Counter
 from ximler.core.actor import Actor
 from ximler.core.clock import from_ms
 from ximler.core.errors import Conflict, Invalid, Unavailable, XimlerError
-from ximler.core.stopping import pause
+from ximler.core.stopping import end, pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.metering.ledger import rows
@@ -54,6 +54,7 @@ _TRUSTED_S = 1.0  # a quota without free units is believed to have none for this
 _IDLE_S = 10.0  # an unused lease is returned after this time,
 _SCARCE_IDLE_S = 1.0  # or after this one, when other processes may need its units
 _FORGET_S = 60.0  # a user without a lease
+_ANSWER_S = 1.0  # a database that answers nothing for this long is waited for only with units to report
 _MAX_UNITS = 1_000_000
 
 
@@ -98,6 +99,7 @@ class Meter:
         self._swept_at = time.monotonic()
         self._unreachable = False
         self._closed = False
+        self._answers = 0  # slices of sweeps that the database has answered
         self._plans = 0  # changes that the feed delivered,
         self._plans_copied = 0  # and how many of them are copied to the quotas of the tallies
         self._look = asyncio.Event()
@@ -153,18 +155,31 @@ class Meter:
     async def close(self, *, timeout_s: float = 5) -> None:
         """Hand out nothing more, report used units and return the rest.
 
-        Unreported units are forfeited when the lease expires.
+        If the database does not answer, unused leases are given up after a second, and unreported units after `timeout_s`.
+        They are forfeited when the lease expires.
         """
         self._closed = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while busy := [tally for tally in self._all() if _is_open(tally)]:
-                    for tally in busy:
-                        tally.give_up()
-                    try:
-                        await self.sweep()
-                    except Unavailable:
-                        await asyncio.sleep(LOOK_S)
+        closing = asyncio.create_task(self._return_all())
+        began = time.monotonic()
+        try:
+            while not closing.done() and (left_s := began + timeout_s - time.monotonic()) > 0:
+                answers = self._answers
+                await asyncio.wait([closing], timeout=min(left_s, _ANSWER_S))
+                if answers == self._answers and not any(tally.unreported for tally in self._all()):
+                    break
+        finally:
+            await end([closing])
+        if not closing.cancelled():
+            closing.result()
+
+    async def _return_all(self) -> None:
+        while busy := [tally for tally in self._all() if _is_open(tally)]:
+            for tally in busy:
+                tally.give_up()
+            try:
+                await self.sweep()
+            except Unavailable:
+                await asyncio.sleep(LOOK_S)
 
     # Handing out
 
@@ -346,6 +361,7 @@ class Meter:
             hours |= {hour for tally in busy for hour in tally.hours_due}
             await leases.settle(self._database, reports, returns)
             seen = await leases.read_many(self._database, {tally.quota_id for tally in busy}, hours=hours)
+            self._answers += 1
             for tally in busy:
                 self._see(tally, seen.get(tally.quota_id))
             return seen
