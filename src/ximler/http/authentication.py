@@ -27,7 +27,7 @@ __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 _MAX_USER_AGENT = 300
 _DAY_S = 86_400
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_AGAIN_S = 0.5  # a client may send its body slowly, and its key be revoked meanwhile
+_AGAIN_S = 0.5  # a key may be revoked while its client sends a slow body
 _KEY = tokens.PREFIX.encode()
 _BEARER_KEY = b"Bearer " + _KEY
 
@@ -58,7 +58,8 @@ class Authentication:
         self._daily = Bursts(whose, rate=daily / _DAY_S, size=daily, limit=f"{daily} changes a day")
 
     def limit_changes(self, actor: Actor, n: int = 1) -> None:
-        """Count `n` changes against the rate of a user's sessions: nothing meters those. Raises BurstExceeded.
+        """Count `n` changes against the rate limit of a user's sessions, which are not metered. Raises
+        BurstExceeded.
 
         Anonymous callers and API keys have limits of their own. Not for requests that end a session.
         """
@@ -100,7 +101,7 @@ class Authentication:
         )
 
     def session_token(self, scope: MutableMapping[str, Any]) -> str | None:
-        """The session token that a request shows, by header or cookie, valid or not; None for API keys and anything else.
+        """The session token in a request's header or cookie, valid or not; None for other credentials.
 
         Raises ForeignOrigin for a cookie that another site's page sends along.
         """
@@ -117,15 +118,15 @@ class Authentication:
     async def identify(self, scope: MutableMapping[str, Any]) -> Caller:
         """The caller. At most one command; none for cached callers, and none without a token.
 
-        Raises Unauthenticated for a token that is malformed, unknown or expired, Forbidden for one that may not be used
-        (locked account, address, foreign page): a request with credentials is never answered as if it came from
-        an anonymous caller.
+        Raises Unauthenticated for a token that is malformed, unknown or expired, Forbidden for one that may
+        not be used (locked account, address, foreign page): a request with credentials is never answered as
+        if it came from an anonymous caller.
         """
         authorization = user_agent = None
         cookie = False
         for name, value in scope["headers"]:
             if name == b"authorization":
-                if authorization is not None:  # the caller must not depend on which one is read
+                if authorization is not None:  # ambiguous: the caller would depend on the one that is read
                     raise Unauthenticated("Send one Authorization header")
                 authorization = value.decode("latin-1")
             elif name == b"user-agent":
@@ -203,8 +204,8 @@ def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 def signed_in(*, scope: str | None = None, api_calls: int = 1) -> dict[str, Any]:
     """Options of a route that requires authentication: `@get("/v1/export", **signed_in())`.
 
-    The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here, no key may use
-    the route. `api_calls` is what a request with a key costs of the month; 0 is free.
+    The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here,
+    no key may use the route. `api_calls` is the price of a request with a key; 0 is free.
     """
     return {
         "dependencies": {"caller": Provide(_caller)},

@@ -21,7 +21,8 @@ from ximler.http.problems import documented
 __all__ = ["routes"]
 
 _FORM_OVERHEAD = 10_000  # bytes around the file in a multipart body
-# The sandbox keeps browsers from running it; caches keep it for a day at most, so that it goes soon after its owner.
+# The sandbox prevents browsers from running it; caches keep it for at most a day, so that it disappears with
+# its owner.
 _HEADERS = {
     "Cache-Control": "public, max-age=86400",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -52,7 +53,9 @@ class Avatar(msgspec.Struct, frozen=True):
     ),
 )
 async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State) -> Avatar:
-    """PNG, JPEG, WebP or GIF, as the body itself or as the first file of a form. Kept as WebP, at most 512 × 512 pixels."""
+    """PNG, JPEG, WebP or GIF, as the body itself or as the first file of a form. Kept as WebP, at most 512 ×
+    512 pixels.
+    """
     return Avatar(await avatars.set_picture(state.database, caller.actor, await _sent(request)))
 
 
@@ -70,7 +73,7 @@ async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any
     ),
 )
 async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
-    """Repeating it changes nothing."""
+    """Idempotent."""
     await avatars.remove(state.database, caller.actor)
     return Avatar(None)
 
@@ -86,7 +89,7 @@ async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
     }
     | documented(
         _400="The request cannot be read",
-        _404="The picture does not exist, or not any more",
+        _404="The picture does not exist or was removed",
         _422="The id is malformed",
         _503="The database is unavailable",
     ),
@@ -94,7 +97,7 @@ async def remove(caller: NamedDependency[Caller], state: State) -> Avatar:
 async def show(
     picture: Annotated[str, PathParameter(max_length=100)], request: Request[Any, Any, Any], state: State
 ) -> Response[Any]:
-    """A path's picture never changes. It is removed when its owner chooses another one, or leaves."""
+    """A path's picture never changes. It is removed when its owner replaces it or leaves."""
     file = await avatars.get(state.database, object_id(picture, "picture"))
     headers = {**_HEADERS, "ETag": f'"{file.id}"'}
     if matches(request.headers.get("if-none-match", ""), headers["ETag"]):

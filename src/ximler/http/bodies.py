@@ -19,7 +19,7 @@ class UnsupportedMediaType(HTTPException):
 
 
 class BodyRequest(Request[Any, Any, Any]):
-    """A request whose body is refused, as 415 or 400, where it cannot be read."""
+    """A request that rejects unreadable bodies with 415 or 400."""
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives. Raises UnsupportedMediaType for a compressed one (RFC 9110, 8.4)."""
@@ -33,7 +33,9 @@ class BodyRequest(Request[Any, Any, Any]):
             yield chunk
 
     async def body(self) -> bytes:
-        """The whole body. Of text, without a byte order mark; raises UnsupportedMediaType for text that is not UTF-8."""
+        """The whole body. Text is returned without a byte order mark; raises UnsupportedMediaType unless it
+        is UTF-8.
+        """
         kind, parameters = self.content_type
         if kind == "application/json" or kind.startswith("text/") or kind == "application/x-www-form-urlencoded":
             charset = parameters.get("charset", "utf-8").strip("\"'")
@@ -45,7 +47,7 @@ class BodyRequest(Request[Any, Any, Any]):
     async def json(self) -> Any:
         """The decoded body. Raises ClientException (400) for one that is not JSON in UTF-8."""
         try:
-            str(await self.body(), "utf-8")  # the decoder does not look into keys that it ignores
+            str(await self.body(), "utf-8")  # the decoder does not validate ignored keys
             return await super().json()
         except UnicodeDecodeError as error:
             raise ClientException(f"The body is not UTF-8: byte {error.start} is wrong") from error

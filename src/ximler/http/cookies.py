@@ -1,9 +1,9 @@
 """The session's cookie in browsers: scripts cannot read it, and other sites cannot use it.
 
-`__Host-ximler` is bound by browsers to exactly this host over https. Plain http is for one's own machine, where that prefix
-and `Secure` cannot be: there the cookie has another name. A request that changes something and comes with the cookie must say
-that a page of ours sent it (OWASP, CSRF Prevention: Fetch Metadata, else Origin, else refused), for `SameSite=Lax` alone does
-not keep out a sister domain or an old browser.
+Browsers bind `__Host-ximler` to exactly this host over https. Plain http, for local use, allows neither the
+prefix nor `Secure`, so the cookie has another name there. A mutating request with the cookie must prove that
+a page of ours sent it (OWASP, CSRF Prevention: Fetch Metadata, else Origin, else it is rejected), because
+`SameSite=Lax` alone does not stop sibling domains or old browsers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ class Cookies:
         return None
 
     def give(self, token: str, *, seconds: int) -> tuple[bytes, bytes]:
-        """The header that sets the cookie. Raises Invalid where it would be sent unencrypted."""
+        """The header that sets the cookie. Raises Invalid if it would be sent unencrypted."""
         if not self._secure and not self._local:
             raise Invalid(
                 "Cookies need https: set XIMLER_PUBLIC_URL to the https:// address, or send the token as a header"
@@ -59,7 +59,7 @@ class Cookies:
         return b"set-cookie", f"{self.name}=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax{secure}".encode()
 
     def require_own_page(self, method: str, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse cross-site requests that carry the cookie. Raises ForeignOrigin."""
+        """Reject cross-site requests with the cookie. Raises ForeignOrigin."""
         if method in _SAFE:
             return
         site = headers.get(b"sec-fetch-site")

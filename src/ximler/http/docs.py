@@ -70,7 +70,7 @@ def openapi() -> OpenAPIConfig:
 
 @get(f"{_PATH}/{{name:str}}", opt={"api_calls": None}, include_in_schema=False)
 async def assets(name: FromPath[str]) -> File:
-    """The three files that the page loads, out of a package that is found, not imported."""
+    """The three files that the page loads, from a package that is not imported."""
     if name not in _ASSETS:
         raise NotFoundException
     return File(_static() / name, media_type=_ASSETS[name], content_disposition_type="inline")

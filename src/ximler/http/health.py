@@ -1,4 +1,4 @@
-"""For whoever runs Ximler: is it alive, can it work, what is it doing?"""
+"""Liveness, readiness and metrics."""
 
 import asyncio
 import hmac
@@ -19,7 +19,7 @@ from ximler.database import Database
 __all__ = ["routes"]
 
 
-_PATIENCE_S = 2  # whoever asks has less than the driver's 5 s to find a server, and 45 s for an answer
+_PATIENCE_S = 2  # shorter than the driver's timeouts: 5 s to find a server, 45 s for a response
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -28,16 +28,18 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`failing` names the parts of this process that have failed and are being restarted; requests are answered meanwhile."""
+    """`failing` names the parts of this process that have failed and are being restarted; requests are
+    answered meanwhile.
+    """
 
     status: Literal["ok", "degraded", "unavailable"]
     database: Literal["connected", "disconnected"]
     failing: list[str] = []
 
 
-@get("/healthz", opt={"api_calls": None, "quiet": True}, tags=["operation"], summary="Is the process alive?")
+@get("/healthz", opt={"api_calls": None, "quiet": True}, tags=["operation"], summary="Liveness")
 async def healthz() -> Health:
-    """Answers as long as the process can. Touches nothing else: restart it when this fails."""
+    """200 while the process responds. Depends on nothing else: restart the process when this fails."""
     return Health("ok", __version__)
 
 
@@ -45,11 +47,11 @@ async def healthz() -> Health:
     "/readyz",
     opt={"api_calls": None, "quiet": True},
     tags=["operation"],
-    summary="Can it do its work?",
+    summary="Readiness",
     responses={503: ResponseSpec(Readiness, description="The database does not answer", generate_examples=False)},
 )
 async def readyz(state: State) -> Response[Readiness]:
-    """200 when the database answers, 503 when it does not within two seconds: send no requests meanwhile."""
+    """200 if the database responds within two seconds, else 503: send no requests then."""
     database: Database = state.database
     try:
         async with asyncio.timeout(_PATIENCE_S):
@@ -64,12 +66,14 @@ async def readyz(state: State) -> Response[Readiness]:
     "/metrics",
     opt={"api_calls": None, "quiet": True},
     tags=["operation"],
-    summary="Numbers for Prometheus",
+    summary="Prometheus metrics",
     media_type=MediaType.TEXT,
     sync_to_thread=True,
 )
 def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
-    """Text format, summed over all worker processes. Takes `XIMLER_METRICS_TOKEN` as a bearer token, where that is set."""
+    """Text format, summed over all worker processes. Requires `XIMLER_METRICS_TOKEN` as a bearer token if it
+    is set.
+    """
     expected = state.metrics_token
     if expected is not None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")

@@ -22,7 +22,7 @@ _MAX_BODY = 1_000_000
 
 
 def idempotent(app: ASGIApp) -> ASGIApp:
-    """The same route. A request repeated with its key within 24 hours gets the first answer, and does nothing."""
+    """Middleware for a route: a request repeated with its key within 24 hours receives the stored response."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         key = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"), None)
@@ -74,7 +74,7 @@ async def _recorded(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
             parts.append(message["body"])
 
     await app(scope, receive, send)
-    # A refused request changed nothing, and may be tried again.
+    # A rejected request changed nothing and can be retried.
     return Answer(status, b"".join(parts), headers, final=status < 400)
 
 

@@ -1,8 +1,8 @@
 """Every request with an API key is metered before any other work: a burst limit, then the month's quota.
 
-The handler declares the price of its route: `opt={"api_calls": 5}`; the default is 1, and 0 is free. With `BY_REQUEST`
-the price depends on the request's content: the handler calls `charge(scope)` unless the request is free. A request that is
-refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
+The handler declares the price of its route: `opt={"api_calls": 5}`; the default is 1, and 0 is free. With
+`BY_REQUEST` the price depends on the request's content: the handler calls `charge(scope)` unless the request
+is free. A request that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
 
 Plain ASGI in front of the application: a guard inside it costs 3 × as much (`make bench`). Answers carry
 `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), refusals `Retry-After` as well.
@@ -39,7 +39,7 @@ _OF_ONE_USER = 2  # times the rate of one key, for all keys of a user together
 
 _FREE = Allowance(None, None, 0)
 Refusal = Callable[[MutableMapping[str, Any], XimlerError], tuple[bytes, bytes]]
-"""`refusal(scope, error)`: media type and body of a refused request, where a route has a form of its own."""
+"""`refusal(scope, error)`: media type and body of a rejection, for routes with their own format."""
 _Parts = tuple[Authentication, Meter, Clock]
 
 
@@ -72,8 +72,8 @@ class Prices:
 
 
 def _declared(route: BaseRoute) -> int | None:
-    """Calls that a request costs: 0 is free, and bounded by the burst limit; BY_REQUEST is decided by the handler; None is
-    not limited at all.
+    """The price of a request: 0 is free, but subject to the burst limit; BY_REQUEST is decided by the
+    handler; None is unlimited.
     """
     handlers: Sequence[BaseRouteHandler] = []
     if isinstance(route, HTTPRoute):
@@ -85,9 +85,9 @@ def _declared(route: BaseRoute) -> int | None:
 
 
 def charge(scope: MutableMapping[str, Any]) -> Awaitable[None] | None:
-    """Take the call that a request to a route `BY_REQUEST` costs. Returns None where that is done, else what to await.
+    """Take the call for a request to a route `BY_REQUEST`. Returns None if that is done, else an awaitable.
 
-    Nothing is taken for a request without an API key. Raises QuotaExceeded, Unavailable.
+    Requests without an API key are free. Raises QuotaExceeded, Unavailable.
     """
     take: Callable[[], Awaitable[None] | None] | None = scope.get("state", {}).pop("charge", None)
     return None if take is None else take()
@@ -123,9 +123,7 @@ class Metered:
             with suppress(XimlerError):  # the application reports the same error in its own form
                 caller = await authentication.identify(scope)  # type: ignore[arg-type]  # as above
         route, units = self._prices.of(scope["path"])
-        if (
-            caller is None or caller.names is None or units is None
-        ):  # a session's token may have the letters of a key in it
+        if caller is None or caller.names is None or units is None:  # a session's token may contain the prefix of a key
             await self._app(scope, receive, send)
             return
         actor, (key, owner) = caller.actor, caller.names
@@ -179,7 +177,9 @@ class Metered:
         ]
 
     def _find_parts(self) -> "_Parts":
-        """The parts that the application created at start; looked up once, because each look-up costs 10 % of metering."""
+        """The parts that the application created at start; looked up once, because each look-up costs 10 % of
+        metering.
+        """
         state = self.state
         self._parts = parts = (state.authentication, state.meter, state.database.clock)
         return parts
@@ -209,7 +209,9 @@ class Metered:
         await send(end)
 
     def _shared_with(self, scope: Scope) -> Mapping[str, str]:
-        """CORS headers, so that pages of allowed origins can read the refusal; the application adds them to its own answers."""
+        """CORS headers, so that pages of allowed origins can read the refusal; the application adds them to
+        its own answers.
+        """
         origin = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), None)
         if origin is None or self._cors is None or not self._cors.is_origin_allowed(origin):
             return {}

@@ -41,14 +41,14 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     field: Literal["password", "email"] | None = None
     label: str = ""
     autocomplete: str = ""
-    wrong: str | None = None  # in place of the domain's own words
+    wrong: str | None = None  # replaces the domain's message
     shortest: int | None = None
 
     def show(self, token: str | None, *, error: str = "", status: int = 200) -> Response[str]:
         return page("form.html", **msgspec.structs.asdict(self), token=token, error=error, status=status)
 
     def again(self, token: str, error: Invalid) -> Response[str]:
-        """The form again, with the error beside its field. Raises errors of anything but the field."""
+        """The form again, with the error beside its field. Re-raises errors of other fields."""
         if self.field not in error.fields:
             raise error
         return self.show(
@@ -102,7 +102,7 @@ async def front_door() -> Response[str]:
 
 
 class Confirmation(msgspec.Struct, frozen=True):
-    """Fields that were not filled in are empty; the domain refuses them."""
+    """Missing fields are empty; the domain rejects them."""
 
     token: str = ""
     password: str = ""
@@ -113,7 +113,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) -> Response[str]:
-    """Errors are pages too: people read them, not programs."""
+    """Errors as pages, because people read them."""
     if isinstance(error, ValidationException):
         text = "This link is not complete: open it exactly as it is in the message."
         return page("page.html", "That did not work", text=text, status=422)
@@ -147,7 +147,7 @@ _UrlEncoded = Body(media_type=RequestEncodingType.URL_ENCODED)
 
 @get("/confirm", **page_of("Landing page of confirmation links", _422="The token is missing or too long"))
 async def ask_confirmation(token: _Token) -> Response[str]:
-    """Asks before it acts: mail scanners open links too."""
+    """Asks for confirmation, because mail scanners open links."""
     return _CONFIRM.show(token)
 
 
@@ -219,7 +219,7 @@ async def request_reset(
 
 @get("/unsubscribe", **page_of("Landing page of unsubscribe links", _422="The token is missing or too long"))
 async def ask_unsubscribe(token: _Token) -> Response[str]:
-    """Asks before it acts: mail scanners open links too."""
+    """Asks for confirmation, because mail scanners open links."""
     form = Form(title="No more product updates?", action=f"/unsubscribe?token={quote(token)}", button="Unsubscribe")
     return form.show(None)
 
@@ -237,7 +237,7 @@ async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: Sta
 
 @get("/email", **page_of("Landing page of address changes", _422="The token is missing or too long"))
 async def ask_email(token: _Token) -> Response[str]:
-    """Asks before it acts, and for the password: somebody else may have requested the change."""
+    """Asks for confirmation with the password, because another person may have requested the change."""
     return _CHANGE_EMAIL.show(token)
 
 

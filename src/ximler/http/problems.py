@@ -50,7 +50,7 @@ _PHRASES = {
     422: "Unprocessable Content",
 }  # RFC 9110's, which HTTPStatus learns in Python 3.13
 MEDIA_TYPE = "application/problem+json"
-# Litestar's detail where the body ends before its end, and the status that proxies log then (nginx's 499).
+# Litestar's detail for a truncated body, and the status that proxies log for it (nginx's 499).
 _DISCONNECTED, _CLIENT_CLOSED = "client disconnected prematurely", 499
 
 

@@ -36,7 +36,7 @@ SECONDS = Histogram(
     ("route",),
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
-# Headers of one value: RFC 9110 makes a list of no other than those that are defined as lists.
+# Headers with a single value, which RFC 9110 does not allow to be combined into a list.
 _SINGLE = frozenset({b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key"})
 _OK, _NOT_MODIFIED, _TOO_LARGE = 200, 304, 413
 _OF_BODIES = frozenset({b"content-length", b"content-type"})
@@ -127,7 +127,7 @@ class Requests:
                     status = message["status"] = _NOT_MODIFIED
                     headers = [header for header in headers if header[0] not in _OF_BODIES]
                 if head.expects and not asked:
-                    # The client was not asked for its body, and may send a request or the body next: neither can be told.
+                    # The client may send its body or its next request now, and these cannot be distinguished.
                     headers.append((b"connection", b"close"))
                 elif status == _TOO_LARGE:
                     headers.append((b"connection", b"close"))
@@ -153,7 +153,7 @@ class Requests:
             seconds = time.perf_counter() - started
             route = scope.get("path_template") or "other"
             self._count(method, route, status, seconds)
-            handler: BaseRouteHandler | None = scope.get("route_handler")  # None where nothing is at the path
+            handler: BaseRouteHandler | None = scope.get("route_handler")  # None for unknown paths
             log = _log.debug if handler and handler.opt.get("quiet") else _log.info
             log("request", method=method, path=printable(scope["path"]), status=status, ms=round(seconds * 1000, 2))
 
@@ -167,14 +167,16 @@ class Requests:
 
 
 async def _refuse(send: Send, problem: problems.Problem, *more: tuple[bytes, bytes]) -> None:
-    """Answer without the application, and close the connection: what follows on it may not be a request."""
+    """Respond without the application, and close the connection, because the following bytes may not be a
+    request.
+    """
     headers = [(b"content-type", problems.MEDIA_TYPE.encode()), (b"connection", b"close"), *more]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": msgspec.json.encode(problem), "more_body": False})
 
 
 class _Head:
-    """The headers that matter to every request, and what is wrong with them."""
+    """The headers that matter to every request, and their problems."""
 
     __slots__ = ("_has_host", "_twice", "expects", "forwarded", "if_none_match", "request_id", "x_forwarded_for")
 
@@ -208,7 +210,7 @@ class _Head:
         return etag is not None and matches(self.if_none_match, etag.decode("latin-1"))
 
     def problem(self, http_version: str) -> str | None:
-        """Parsers disagree on which of two counts, and HTTP/1.1 requires a host (RFC 9110, 5.3 and 7.2)."""
+        """Duplicates, which parsers resolve differently, and a missing Host (RFC 9110, 5.3 and 7.2)."""
         if self._twice:
             return f"The header {self._twice.decode().title()} may be given once only"
         return None if self._has_host or http_version == "1.0" else "The request has no Host header"

@@ -23,7 +23,7 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 @post(
     "/v1/usage/events",
-    **signed_in(scope="usage:write", api_calls=0),  # calls served elsewhere are recorded whatever is left of the month
+    **signed_in(scope="usage:write", api_calls=0),  # recording does not depend on the remaining quota
     status_code=200,
     tags=["usage"],
     summary="Record usage, each event once",
@@ -42,9 +42,10 @@ async def record_events(request: Request[Any, Any, Any], caller: NamedDependency
 
     Of these `id` and `at` are required, and `userId` where no API key is used.
 
-    As newline-delimited JSON (`application/x-ndjson`) a stream of any length, or a JSON array of 20 MB at most. For
-    operators, and API keys with the scope `usage:write`, which record for their owner. Everything accepted is stored when
-    this answers; sending all of it again is safe. Free of charge, and never refused by the month's quota.
+    As newline-delimited JSON (`application/x-ndjson`) a stream of any length, or a JSON array of 20 MB at
+    most. For operators, and API keys with the scope `usage:write`, which record for their owner. Everything
+    accepted is stored when this answers; sending all of it again is safe. Free of charge, and never refused
+    by the month's quota.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     chunks = _while_allowed(request) if kind in _NDJSON else _lines(request, kind)
@@ -52,7 +53,9 @@ async def record_events(request: Request[Any, Any, Any], caller: NamedDependency
 
 
 async def _while_allowed(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """The body, while its sender is allowed to record: a stream can last for hours, and a key be revoked meanwhile."""
+    """The body, while its sender is allowed to record: a stream can last for hours, and a key be revoked
+    meanwhile.
+    """
     authentication: Authentication = request.app.state.authentication
     async for chunk in request.stream():
         now = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
