@@ -1,5 +1,6 @@
 """What clients can do to a server by how they speak HTTP: nothing that others notice."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -192,3 +193,49 @@ def test_silent_connections_do_not_keep_others_out(serve: Serve) -> None:
         assert len(running.server.server_state.connections) <= 50
         busy.sendall(b"a")
         assert busy.recv(65536).endswith(b"\r\n\r\n2")  # it was not idle
+
+
+class _Recorder:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self, transport: Any, written: list[bytes]) -> None:
+        self._transport, self._written = transport, written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._written.append(data)
+        self._transport.write(data)
+
+
+def test_an_answer_s_head_and_body_are_one_write(serve: Serve) -> None:
+    written: list[bytes] = []
+
+    class Recorded(Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(_Recorder(transport, written))  # type: ignore[arg-type]
+
+    running = serve(Recorded)
+    with httpx.Client() as client:
+        assert client.post(running.url, content=b"12345").text == "5"
+        assert client.post(running.url, content=b"123").text == "3"
+        assert client.head(running.url).status_code == 200
+    heads = [data.startswith(b"HTTP/1.1 200") for data in written]
+    assert heads == [True, True, True]
+    assert [data[-1:] for data in written] == [b"5", b"3", b"\n"]
+
+
+def test_a_head_whose_body_is_late_arrives_without_it(serve: Serve) -> None:
+    answered = threading.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await asyncio.to_thread(answered.wait, 20)
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with serve(app=slow).connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).endswith(b"\r\n\r\n")
+        answered.set()
+        assert connection.recv(65536) == b"ok"

@@ -12,31 +12,60 @@ that a client takes to read its response is not limited here.
 import asyncio
 from typing import Any, Literal
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 __all__ = ["Protocol"]
 
+_LARGE = 65_536  # bytes of a body that are not worth copying to save a system call
 _REFUSAL = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class _Answers:
-    """A connection's transport as its answers see it.
+    """A connection's transport as one answer sees it.
+
+    The head of an answer waits for the first of its body, for one turn of the event loop at most: both in one packet take one
+    system call, and wake the client once.
 
     Closing a socket that still receives resets it, and the client may lose the answer with that (RFC 9112,
     9.6): a connection that an answer ends is closed when the request has arrived whole.
     """
 
-    def __init__(self, protocol: "Protocol", transport: asyncio.Transport) -> None:
+    __slots__ = ("_cycle", "_head", "_head_seen", "_protocol", "_transport", "is_closing")
+
+    def __init__(self, protocol: "Protocol", transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._transport = transport
-        self.write = transport.write
+        self._cycle = cycle
+        self._head = b""
+        self._head_seen = False
         self.is_closing = transport.is_closing
 
+    def write(self, data: bytes) -> None:
+        if self._head:
+            if len(data) > _LARGE:
+                self._flush()
+                self._transport.write(data)
+            else:
+                head, self._head = self._head, b""
+                self._transport.write(head + data)
+        elif self._head_seen or not self._cycle.response_started or self._cycle.scope["method"] == "HEAD":
+            self._transport.write(data)
+        else:
+            self._head_seen = True
+            self._head = data
+            self._protocol.loop.call_soon(self._flush)
+
     def close(self) -> None:
+        self._flush()
         if self._protocol.reads_body:
             self._protocol.linger()
         else:
             self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
 
 
 class Protocol(HttpToolsProtocol):
@@ -72,7 +101,6 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
-        self._answers = _Answers(self, transport)
         self._wait()
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room(self.limit_concurrency // 20 + 1)
@@ -113,7 +141,8 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
         if self.cycle is not None:
-            self.cycle.transport = self._answers  # type: ignore[assignment]  # the subset that responses use
+            # The subset that responses use.
+            self.cycle.transport = _Answers(self, self.transport, self.cycle)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
