@@ -20,12 +20,13 @@ from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Reba
 from ximler.schema.credit import CREDITS, Credit
 
 __all__ = [
-    "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "live", "lock", "move", "rebate", "retry_at",
-    "store",
+    "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "live", "lock", "move", "rebate", "remind_at",
+    "retry_at", "store",
 ]  # fmt: skip
 
 RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
 _REMINDER = timedelta(days=3)  # before a trial ends
+_YEARLY_REMINDER = timedelta(days=14)  # before a year is renewed
 _KEPT = frozenset({"id", "revision", "created_at", "updated_at"})
 _FIELDS = tuple(
     (name, stored)
@@ -130,6 +131,15 @@ def retry_at(account: BillingAccount) -> datetime | None:
     return account.failed_at + RETRIES[min(account.retries, len(RETRIES) - 1)]
 
 
+def remind_at(account: BillingAccount) -> datetime | None:
+    """When the user is reminded that a trial ends or a year is renewed; None: not, or not again."""
+    if account.reminded or account.cancels:
+        return None
+    if account.period < 0:
+        return ends_at(account) - _REMINDER
+    return ends_at(account) - _YEARLY_REMINDER if live(account).terms.interval == "YEAR" else None
+
+
 def _next_at(account: BillingAccount, now: datetime) -> datetime | None:
     moments: list[datetime] = []
     if account.refunds:
@@ -142,6 +152,6 @@ def _next_at(account: BillingAccount, now: datetime) -> datetime | None:
         else:
             end = ends_at(account)
             moments.append(max(end, account.not_before) if account.not_before else end)
-            if account.period < 0 and not account.reminded and not account.cancels:
-                moments.append(end - _REMINDER)
+            if (reminder := remind_at(account)) is not None:
+                moments.append(reminder)
     return min(moments, default=None)

@@ -13,7 +13,7 @@ from bson import ObjectId
 
 from ximler.audit import records
 from ximler.audit.actions import Action
-from ximler.billing import invoices
+from ximler.billing import invoices, notices
 from ximler.billing.account import lock, move, store
 from ximler.billing.pricing import share
 from ximler.billing.provider import Dispute, Provider, ProviderUnavailable, Refunded
@@ -102,6 +102,8 @@ async def refund(
             to=to,
             reason=reason,
         )
+        value = Money(amount, charge.currency)
+        await notices.refunded(transaction, user_id, value, to_balance=to == "BALANCE")
         await store(transaction, account)
         return made
 

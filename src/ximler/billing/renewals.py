@@ -10,7 +10,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, payments, refunds, subscriptions
-from ximler.billing.account import RETRIES, ends_at, live, lock, retry_at, store
+from ximler.billing.account import RETRIES, ends_at, live, lock, remind_at, retry_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
@@ -62,7 +62,7 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
     if account.invoice_id is not None:
         return await _retry(transaction, account, account.invoice_id)
     if now < ends_at(account):
-        if account.period < 0:
+        if (reminder := remind_at(account)) is not None and reminder <= now:
             await subscriptions.remind(transaction, account)
         return True
     if account.cancels:

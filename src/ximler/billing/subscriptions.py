@@ -12,7 +12,7 @@ from bson import ObjectId
 
 from ximler.audit import records
 from ximler.audit.actions import Action
-from ximler.billing import invoices, redemptions, states
+from ximler.billing import invoices, notices, redemptions, states
 from ximler.billing.account import RETRIES, current, discount, ends_at, live, lock, rebate, store
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
@@ -23,7 +23,6 @@ from ximler.core.money import Money
 from ximler.database import Database
 from ximler.database.updates import Update
 from ximler.metering.limits import entitlements
-from ximler.notifications import inbox
 from ximler.schema.billing_account import BillingAccount, Terms
 from ximler.schema.charge import CHARGES, Charge
 from ximler.schema.checkout import CHECKOUTS
@@ -67,6 +66,7 @@ async def cancel(database: Database, actor: Actor, *, now: bool = False, reason:
             values = {"autoRenew": False, "endDate": ends_at(account), "pendingPlanId": None}
             await _patch(transaction, account, "cancelled_at_end", values)
             await _record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", reason=reason)
+            await notices.cancelled(transaction, account.id, live(account).terms, until=ends_at(account))
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
 
@@ -133,10 +133,7 @@ async def start(
             _log.warning("coupon lapsed while it was paid", coupon=code, user=str(account.id))
     await entitlements.entitle(transaction, account.id)
     await _record(transaction, SYSTEM, Action.SUBSCRIPTION_STARTED, account, planId=terms.plan_id)
-    text = f"Your subscription to {terms.plan_name} has begun."
-    if trial:
-        text += f" It is free until {anchor:%d %B %Y}."
-    await _notify(transaction, account, f"Welcome to {terms.plan_name}", text)
+    await notices.began(transaction, account.id, terms, free_until=anchor if trial else None)
 
 
 async def renew(transaction: Database, account: BillingAccount) -> Invoice:
@@ -166,6 +163,7 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     terms.net_minor = terms.price_minor - quote.discount_minor
     terms.rebate = rebate(off.renewed(terms.price_minor)) if off else None
     account.terms, account.anchor, account.period, account.not_before = terms, anchor, index, None
+    account.reminded = False
     user = await transaction.users.find_one({"_id": account.id})
     invoice = await invoices.make(
         transaction,
@@ -258,6 +256,8 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
             await _patch(transaction, account, "paid", {})
         case "CHANGE":
             await _changed(transaction, account, invoice)
+    if invoice.due_minor:
+        await notices.paid(transaction, invoice)
     return True
 
 
@@ -267,7 +267,6 @@ async def failed(transaction: Database, account: BillingAccount, invoice: Invoic
         account.method.declined = True
     if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
         return
-    amount = Money(invoice.due_minor, invoice.currency)
     if invoice.kind != "RENEWAL":
         await invoices.void(transaction, account, invoice)
         if invoice.kind == "CHECKOUT":
@@ -281,8 +280,7 @@ async def failed(transaction: Database, account: BillingAccount, invoice: Invoic
     if account.retries >= len(RETRIES):
         await end(transaction, account, "given_up")
         return
-    text = f"Your payment of {amount} was declined ({failure.replace('_', ' ')}). We try again in the next days."
-    await _notify(transaction, account, "Your payment failed", text)
+    await notices.declined(transaction, invoice, failure)
 
 
 async def end(
@@ -302,9 +300,7 @@ async def end(
     await _record(transaction, actor, Action.SUBSCRIPTION_ENDED, account, event=event, reason=reason)
     forget(account)
     await entitlements.entitle(transaction, account.id)
-    await _notify(
-        transaction, account, f"{terms.plan_name} has ended", f"Your subscription to {terms.plan_name} has ended."
-    )
+    await notices.ended(transaction, account.id, terms, event)
 
 
 def forget(account: BillingAccount) -> None:
@@ -315,12 +311,10 @@ def forget(account: BillingAccount) -> None:
 
 
 async def remind(transaction: Database, account: BillingAccount) -> None:
-    """Three days before the trial ends."""
+    """Before a trial ends, and before a year is renewed."""
     account.reminded = True
-    terms = live(account).terms
-    amount = Money(terms.price_minor, terms.currency)
-    text = f"Your trial of {terms.plan_name} ends on {ends_at(account):%d %B %Y}. It costs {amount} from then on."
-    await _notify(transaction, account, "Your trial ends soon", text)
+    notice = notices.trial_ends if account.period < 0 else notices.renews
+    await notice(transaction, account.id, live(account).terms, at=ends_at(account))
 
 
 async def settle_end(transaction: Database, account: BillingAccount) -> bool:
@@ -353,7 +347,7 @@ async def _changed(transaction: Database, account: BillingAccount, invoice: Invo
     if anchor != account.anchor:
         account.period = 0
     before = live(account).terms
-    account.terms, account.anchor, account.pending = terms, anchor, None
+    account.terms, account.anchor, account.pending, account.reminded = terms, anchor, None, False
     running = current(account)
     values = {
         "planId": terms.plan_id,
@@ -411,12 +405,7 @@ async def _record_change(transaction: Database, account: BillingAccount, *, befo
     """The new plan takes effect; who asked for it is in PLAN_CHANGE_REQUESTED."""
     change = {"before": {"planId": before.plan_id}, "after": {"planId": after.plan_id}}
     await _record(transaction, SYSTEM, Action.PLAN_CHANGED, account, **change)
-
-
-async def _notify(transaction: Database, account: BillingAccount, title: str, text: str) -> None:
-    user = await transaction.users.find_one({"_id": account.id})
-    if user is not None:
-        await inbox.notify(transaction, user, "BILLING", title, text)
+    await notices.changed(transaction, account.id, before=before, after=after)
 
 
 def _fields(terms: Terms) -> dict[str, Any]:
