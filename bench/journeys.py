@@ -25,28 +25,27 @@ ME = """{ me { id name email
 
 # What is sent: → one after the other, ∥ side by side, ⋈ joined by the server within one command.
 SHAPES = {
-    "register": "throttles of the address and the mailbox; registration, mail job, commit",
-    "plans": "plans",
-    "confirm": "registration; delete it, user, commit; session in a transaction",
-    "signIn": "user with throttles; lastLogin, credential, audit, session, commit",
+    "register": "throttle of the address → throttle of the mailbox → registration → mail job → commit",
+    "confirm": "registration → delete it → user → audit → commit → lastLogin → audit → session → commit",
+    "signIn": "user⋈throttles → lastLogin → credential → audit → session → commit",
     "me": "session⋈user",
-    "me { subscription { plan } projects usage }": "subscription ∥ projects ∥ user⋈limits⋈gauge⋈calls → plan",
+    "me { subscription { plan } projects usage }": "subscription ∥ projects ∥ user⋈limits⋈gauge⋈calls",
     "usage": "user⋈limits⋈gauge⋈calls",
     "projects": "projects",
     "projects(search)": "projects",
     "project": "project",
-    "createProject, the first": "user⋈limits⋈gauge → gauge → project → audit → commit",
+    "createProject, the first": "session⋈user → user⋈limits⋈gauge → gauge → project → audit → commit",
     "createProject": "user⋈limits⋈gauge → gauge → project → audit → commit",
     "createProject, refused": "user⋈limits⋈gauge → gauge → why → abort",
     "updateProject, text": "texts and sizes → project → commit",
     "updateProject, canvas": "user⋈limits → texts and sizes → gauge → project → commit",
-    "deleteProject": "project → gauge → audit → commit",
+    "deleteProject": "project → its sizes → gauge → audit → commit",
     "restoreProject": "user⋈limits → project → gauge → project → audit → commit",
     "signOut": "delete session",
 }
 LIMITS = {
-    "me { subscription { plan } projects usage }": 5,
-    "projects(search)": 2,
+    "me { subscription { plan } projects usage }": 3,
+    "projects(search)": 1,
     "createProject, the first": 6,
     "createProject": 6,
 }
@@ -96,11 +95,11 @@ async def _live(place: Town, ledger: _Ledger) -> None:
     client.token = (await ask("signIn", SIGN_IN, email=email, password=PASSWORD))["signIn"]["token"]
     user = await ask("me", "{ me { id name email } }")
     await place.database.subscriptions.insert(
-        # Past due: shown with its plan, while the free plan's limits apply.
+        # Ended: shown with its plan, while the free plan's limits apply.
         Subscription(
             user_id=ObjectId(user["me"]["id"]),
             plan_id="pro",
-            status="PAST_DUE",
+            status="EXPIRED",
             start_date=place.database.clock.now(),
             price=29,
         )
@@ -152,6 +151,8 @@ def _table(ledger: _Ledger) -> Table:
 def _shape(journey: str, trips: list[list[RoundTrip]]) -> str:
     """What SHAPES says, if it has as many commands as were usually sent; else the commands themselves."""
     usual = Counter(tuple(sent) for sent in trips).most_common(1)[0][0]
+    if not usual:
+        return "from memory"
     told = SHAPES.get(journey, "")
     if len(re.split("[→∥]", told)) == len(usual):
         return told
