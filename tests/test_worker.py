@@ -97,7 +97,7 @@ async def test_registering_mails_a_link_that_makes_the_account(database, keyring
         await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=PASSWORD)
 
 
-async def test_a_link_without_the_password_it_was_registered_with_makes_nothing(database, keyring, worker, mailbox):
+async def test_a_link_without_its_password_creates_no_account(database, keyring, worker, mailbox):
     """An attacker registers a victim's address; the victim opens the link, and has no idea of the password."""
     await registration.register(database, keyring, Actor(), name="Eve", email="victim@example.com", password=PASSWORD)
     await worker.run_due()

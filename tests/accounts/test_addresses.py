@@ -18,7 +18,7 @@ ANYBODY = Actor(address="192.0.2.7")
     "typed",
     ["x@münchen.de", "x@xn--mnchen-3ya.de", "X@MÜNCHEN.DE", " x@xn--MNCHEN-3ya.de ", "x@mu\u0308nchen.de", "x@münchen。de"],
 )  # fmt: skip
-def test_an_address_has_one_form_however_it_is_typed(typed: str) -> None:
+def test_every_spelling_of_an_address_has_one_normal_form(typed: str) -> None:
     assert addresses.normalised(typed) == "x@münchen.de"
     assert addresses.alternatives(typed)[0] == "x@münchen.de"
     assert "x@xn--mnchen-3ya.de" in addresses.alternatives(typed)

@@ -18,9 +18,7 @@ OPERATOR = Actor(kind="operator", via="cli")
 PASSWORD = "correct horse battery"
 
 
-async def test_an_address_has_one_account_however_it_is_written(
-    database: Database, keyring: Keyring, ada: User
-) -> None:
+async def test_an_address_has_one_account_in_every_spelling(database: Database, keyring: Keyring, ada: User) -> None:
     async def create() -> User:
         return await administration.create(
             database, keyring, OPERATOR, name="B", email=" BOB@Example.com", password=PASSWORD

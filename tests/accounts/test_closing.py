@@ -241,7 +241,7 @@ async def test_a_password_that_was_forgotten_can_be_replaced_to_come_back(
     assert mailbox.messages == []
 
 
-async def test_coming_back_takes_the_second_factor_too(door: Door) -> None:
+async def test_reopening_requires_the_second_factor(door: Door) -> None:
     enrolment_ = await second_factor_enrolment.begin(door.database, door.keyring, door.actor, door.ada)
     totp = pyotp.TOTP(enrolment_.secret)
     code = totp.at(door.database.clock.now())
@@ -257,7 +257,7 @@ async def test_coming_back_takes_the_second_factor_too(door: Door) -> None:
     assert await door.database.users.find_one({"_id": door.ada.id})
 
 
-async def test_keys_of_a_closed_account_open_nothing_until_it_is_back(app: Any) -> None:
+async def test_keys_of_a_closed_account_are_rejected_until_it_is_reopened(app: Any) -> None:
     eve = await Client(app).join("eve@example.com")
     create = 'mutation { createApiKey(input: {name: "CI", permissions: ["account:read"]}) { secret } }'
     key = Client(app, token=(await eve.ask(create))["createApiKey"]["secret"])

@@ -102,7 +102,7 @@ async def test_a_link_ends_after_a_day_and_when_another_is_asked_for(move: Move)
     assert (await move.confirm(await move.request("third@example.com"))).email == "third@example.com"
 
 
-async def test_the_link_alone_changes_nothing_and_guesses_at_the_password_end_it(move: Move) -> None:
+async def test_the_link_alone_changes_nothing_and_wrong_passwords_void_it(move: Move) -> None:
     """Whoever asks for a stranger's address cannot have the stranger confirm it by a click."""
     token = await move.request()
     for number in range(5):
@@ -175,9 +175,7 @@ async def test_a_taken_address_gets_the_same_answer_and_a_notice_by_mail(
     assert "Ada" not in taken[0].as_string()
 
 
-async def test_an_address_that_was_taken_meanwhile_stays_whose_it_is(
-    move: Move, database: Database, keyring: Keyring
-) -> None:
+async def test_an_address_taken_meanwhile_keeps_its_owner(move: Move, database: Database, keyring: Keyring) -> None:
     token = await move.request()
     bob = await administration.create(database, keyring, SYSTEM, name="Bob", email=NEW, password=PASSWORD)
     with pytest.raises(AccountExists):
@@ -230,7 +228,7 @@ async def test_an_invalid_address_is_rejected(move: Move, email: str) -> None:
     assert await move.mails() == []
 
 
-async def test_links_of_one_purpose_are_worth_nothing_for_another(move: Move) -> None:
+async def test_links_of_one_purpose_are_rejected_for_another(move: Move) -> None:
     token = await move.request()
     request_id = (await move.database[EMAIL_CHANGES].get(move.person.user.id)).request_id
     for purpose in ("confirm", "reset", "unsubscribe", "emailx", ""):
@@ -283,7 +281,7 @@ async def test_the_log_has_both_addresses_and_no_secret(move: Move, secrets_in: 
     assert await secrets_in(token, token[16:]) == []
 
 
-async def test_a_thief_takes_no_account_away_that_was_locked(move: Move, database: Database, person: Person) -> None:
+async def test_a_thief_cannot_take_over_a_locked_account(move: Move, database: Database, person: Person) -> None:
     token = await move.request("thief@example.com")
     await administration.lock(database, SYSTEM, person.user.id, reason="a break-in")
     await move.is_refused(token)

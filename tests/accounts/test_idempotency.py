@@ -156,7 +156,7 @@ async def test_committed_work_is_not_repeated_when_its_answer_was_lost(
     await database.raw.sold.drop()
 
 
-async def test_an_answer_too_large_to_keep_is_not_given_again_and_nothing_is_done_again(once: Once) -> None:
+async def test_a_response_too_large_to_store_is_not_replayed_and_work_is_not_repeated(once: Once) -> None:
     times = 0
 
     async def work() -> Answer:

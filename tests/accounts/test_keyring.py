@@ -41,7 +41,7 @@ async def test_a_password_verifies_and_another_does_not(keyring: Keyring) -> Non
 
 
 @pytest.mark.parametrize("length", [MIN_PASSWORD, MAX_PASSWORD])
-async def test_a_password_of_an_allowed_length_is_taken(keyring: Keyring, length: int) -> None:
+async def test_a_password_of_an_allowed_length_is_accepted(keyring: Keyring, length: int) -> None:
     assert await keyring.verify_password(await keyring.hash_password("ü" * length), "ü" * length)
 
 

@@ -173,7 +173,7 @@ async def test_a_megabyte_of_address_is_refused_at_once(door: Door) -> None:
 @pytest.mark.parametrize(
     "name", ["Ada", "Nguyễn Văn A", "محمد", "علی‌رضا", "山田　太郎", "👩‍🚀 Ada", "O'Neill-Šmit", "x" * 100, "José"]
 )
-def test_peoples_names_are_taken_as_they_are(name: str) -> None:
+def test_real_names_are_accepted_unchanged(name: str) -> None:
     assert names.checked(f" {name} ", most=names.MAX_PERSON) == name
 
 

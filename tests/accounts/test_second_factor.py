@@ -48,7 +48,7 @@ async def test_the_second_factor_is_revealed_only_after_the_password(person: Per
     assert (await person.enter(app.next_code())).user.id == person.user.id
 
 
-async def test_a_code_is_taken_once_however_many_try_it_at_the_same_moment(person: Person) -> None:
+async def test_a_code_is_accepted_once_in_a_race(person: Person) -> None:
     app = await person.enrol()
     code = app.next_code()
     found = await ends(*(person.enter(code) for _ in range(5)))
@@ -83,7 +83,7 @@ def test_codes_are_those_of_rfc_6238(second: int, code: str) -> None:
     assert second_factor.matching_step(secret, code, second * 1000) == second // 30
 
 
-async def test_after_a_code_no_earlier_one_is_taken(person: Person) -> None:
+async def test_codes_earlier_than_an_accepted_one_are_rejected(person: Person) -> None:
     app = await person.enrol()
     person.database.clock.offset_ms += 10 * MINUTE_MS
     await person.enter(app.code(steps=1))
@@ -177,7 +177,7 @@ async def test_a_used_up_budget_is_reported_to_the_owner_once_a_day(
     assert {entry.action for entry in log} >= {"accounts.factor.attempts_exhausted", "accounts.code.refused"}
 
 
-async def test_each_recovery_code_stands_in_for_a_code_once(person: Person) -> None:
+async def test_each_recovery_code_works_once(person: Person) -> None:
     await person.enrol()
     assert len(set(person.recovery_codes)) == 10
     typed = [person.recovery_codes[0], person.recovery_codes[1].upper(), person.recovery_codes[2].replace("-", " ")]
@@ -211,7 +211,7 @@ async def test_a_malformed_code_is_rejected_without_using_the_budget(person: Per
     assert await person.enter(app.next_code())
 
 
-async def test_anothers_codes_are_wrong(
+async def test_codes_of_another_user_are_rejected(
     person: Person, database: Database, keyring: Keyring, settings: Settings
 ) -> None:
     await person.enrol()
@@ -233,7 +233,7 @@ async def test_neither_secret_nor_codes_are_in_the_database(person: Person, secr
     assert await secrets_in(app.totp.secret, *person.recovery_codes, *plain) == []
 
 
-async def test_a_secret_moved_to_another_account_is_worth_nothing(
+async def test_a_secret_moved_to_another_account_is_unusable(
     person: Person, database: Database, keyring: Keyring
 ) -> None:
     """Who can write the database, but has no key, cannot put their own factor in place of somebody's."""
@@ -267,7 +267,7 @@ def keys(settings: Settings) -> Any:
         keyring.close()
 
 
-async def test_secret_keys_rotate_as_people_sign_in(person: Person, keys: Any) -> None:
+async def test_sign_ins_re_encrypt_secrets_under_the_newest_key(person: Person, keys: Any) -> None:
     old, both, new = keys("o" * 32), keys(f"{'n' * 32},{'o' * 32}"), keys("n" * 32)
     person.keyring = old
     app = await person.enrol()
@@ -296,7 +296,7 @@ async def test_recovery_codes_work_even_when_the_secret_key_is_lost(person: Pers
     assert await person.enter(person.recovery_codes[0], keyring=keys("x" * 32))
 
 
-async def test_a_sign_in_in_flight_does_not_pass_a_factor_that_comes_to_be(
+async def test_a_sign_in_in_flight_fails_when_a_factor_is_enabled(
     person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The password was right and there was no factor; then, before the session is made, there is."""
@@ -335,6 +335,6 @@ async def test_a_code_costs_two_round_trips(person: Person, database: Database, 
     assert trips == [("findAndModify", "credentials"), ("update", "credentials")]
 
 
-async def test_a_user_without_a_factor_is_not_asked_for_one(person: Person, ada: User) -> None:
+async def test_a_user_without_a_factor_needs_no_code(person: Person, ada: User) -> None:
     assert await person.enter("123456")
     assert await person.enter("whatever")

@@ -41,7 +41,7 @@ async def test_nothing_changes_until_the_secret_is_proved(person: Person) -> Non
     assert (await second_factor_enrolment.status(person.database, person.actor())).since is None
 
 
-async def test_a_factor_in_force_stays_so_until_the_new_one_is_proved(person: Person) -> None:
+async def test_a_factor_stays_in_force_until_the_new_one_is_confirmed(person: Person) -> None:
     old = await person.enrol()
     shown = await second_factor_enrolment.begin(person.database, person.keyring, person.actor(), person.user)
     assert await person.enter(old.next_code())
@@ -84,7 +84,7 @@ async def test_a_new_factor_ends_every_session_but_the_one_that_made_it(person: 
     assert [session.id for session in left] == [own.session.id]
 
 
-async def test_a_removed_factor_asks_for_nothing_and_its_recovery_codes_are_gone(person: Person) -> None:
+async def test_a_removed_factor_requires_no_code_and_its_recovery_codes_are_deleted(person: Person) -> None:
     await person.enrol()
     await second_factor_enrolment.disable(person.database, person.actor())
     assert await person.enter()

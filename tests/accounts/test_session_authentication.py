@@ -88,7 +88,7 @@ async def test_the_end_of_a_session_is_noticed_whatever_its_cause(database, ada,
         assert await is_over(authenticator, signed_in.token)
 
 
-async def test_our_own_ending_holds_with_the_next_request(database, ada, enter, authenticator):
+async def test_ending_a_session_takes_effect_with_the_next_request(database, ada, enter, authenticator):
     signed_in, other = await enter(), await enter()
     await database.feed.caught_up()
     assert not await is_over(authenticator, signed_in.token)
@@ -99,7 +99,7 @@ async def test_our_own_ending_holds_with_the_next_request(database, ada, enter, 
     assert await is_over(authenticator, signed_in.token)
 
 
-async def test_a_lock_and_a_role_hold_from_the_next_moment(database, ada, enter, authenticator):
+async def test_a_lock_and_a_role_take_effect_at_once(database, ada, enter, authenticator):
     token = (await enter()).token
     await database.feed.caught_up()
     assert not (await authenticator.authenticate(token, ANYBODY)).account.operator
@@ -148,7 +148,7 @@ async def test_use_is_written_down_once_an_hour(database, enter, authenticator):
     assert trips == [("update", "sessions")]
 
 
-async def test_extending_revives_nothing(database, ada, enter, authenticator):
+async def test_extending_does_not_revive_ended_sessions(database, ada, enter, authenticator):
     signed_in = await enter()
     await travel(database, days=1)
     await authenticator.authenticate(signed_in.token, ANYBODY)  # its use waits to be written down
@@ -171,9 +171,7 @@ async def test_an_exchange_keeps_the_sign_in_and_its_end(database, keyring, sett
     assert [session.id for session in await sessions.mine(database, acting(fresh))] == [fresh.session.id]
 
 
-async def test_a_token_that_comes_back_ends_the_whole_sign_in_and_no_other(
-    database, keyring, settings, enter, authenticator
-):
+async def test_reuse_of_an_exchanged_token_ends_only_its_sign_in(database, keyring, settings, enter, authenticator):
     other, first = await enter(), await enter()
     second = await refresh(database, keyring, settings, first)
     third = await refresh(database, keyring, settings, second)
@@ -211,7 +209,7 @@ async def test_an_exchange_under_way_revives_no_session_that_is_revoked(database
         assert await database[SESSIONS].count({"userId": ada.id}) == 0
 
 
-async def test_a_frozen_recogniser_asks_the_database(database, ada, enter, keyring, settings):
+async def test_a_frozen_session_authenticator_queries_the_database(database, ada, enter, keyring, settings):
     feed = Feed(database)
     authenticator = SessionAuthenticator(database, keyring, settings, feed)
     token = (await enter()).token

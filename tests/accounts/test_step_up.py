@@ -15,14 +15,14 @@ from ximler.core.errors import Forbidden, Unauthenticated
 from ximler.database.monitoring import round_trips
 
 
-async def test_ten_minutes_after_signing_in_it_asks_again_and_says_how(person: Person) -> None:
+async def test_a_sign_in_older_than_ten_minutes_requires_reauthentication(person: Person) -> None:
     step_up.require(person.database, person.actor(ago=timedelta(minutes=9, seconds=59)))
     with pytest.raises(StepUpRequired, match="reauthenticate") as refused:
         step_up.require(person.database, person.actor(ago=timedelta(minutes=10, seconds=1)))
     assert refused.value.code == "STEP_UP_REQUIRED"
 
 
-async def test_it_costs_no_round_trip(person: Person) -> None:
+async def test_a_decision_costs_no_round_trip(person: Person) -> None:
     with round_trips() as trips:
         step_up.require(person.database, person.actor())
     assert trips == []

@@ -49,7 +49,7 @@ async def test_passwords_that_are_hard_to_guess_pass(keyring: Keyring, password:
     await strength.check(keyring, password, own=OWN)
 
 
-async def test_the_advice_says_what_to_do(keyring: Keyring) -> None:
+async def test_a_rejection_of_a_weak_password_has_advice(keyring: Keyring) -> None:
     with pytest.raises(WeakPassword, match=r"is too easy to guess\. This is a very common password\. Add another word"):
         await strength.check(keyring, "password1234")
     with pytest.raises(WeakPassword, match="unrelated words"):

@@ -100,7 +100,7 @@ async def test_a_key_of_another_user_is_not_found(database, actor):
     assert await actions(database) == ["apikeys.key.created"]
 
 
-async def test_an_operator_revokes_but_gets_no_secret_except_at_the_command_line(database, actor):
+async def test_operators_see_new_secrets_only_on_the_command_line(database, actor):
     made = await make(database, actor)
     operator = msgspec.structs.replace(actor, kind="operator", user_id=ObjectId())
     with pytest.raises(Forbidden):
@@ -114,7 +114,7 @@ async def test_an_operator_revokes_but_gets_no_secret_except_at_the_command_line
     assert (await keys.rotate(database, shell, fresh.key.id)).key.user_id == actor.user_id
 
 
-async def test_rotating_lets_the_old_key_work_on_for_its_grace_and_no_longer_than_it_would_have(database, actor):
+async def test_a_rotated_key_works_until_its_grace_or_expiry_ends(database, actor):
     now = database.clock.now()
     lasting = await make(database, actor, allowed_addresses=["10.0.0.0/8"])
     fresh = await keys.rotate(database, actor, lasting.key.id, grace=timedelta(hours=1))

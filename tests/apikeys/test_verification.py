@@ -50,7 +50,7 @@ async def test_an_unknown_key_costs_one_read_and_a_known_one_none(database, acto
     assert trips == []
 
 
-async def test_garbage_costs_no_read_and_leaves_nothing_behind(database, verifier):
+async def test_malformed_keys_cost_no_read_and_are_not_cached(database, verifier):
     with round_trips() as trips:
         for n in range(10_000):
             garbage = f"xim_{n:033d}"
@@ -104,7 +104,7 @@ async def test_a_rotated_key_works_for_its_grace(database, actor, verifier):
     assert await refused(verifier, fresh.secret) is None
 
 
-async def test_a_change_of_permissions_holds(database, actor, verifier):
+async def test_a_change_of_permissions_takes_effect(database, actor, verifier):
     made = await make(database, actor, permissions=["projects:read", "projects:write"])
     await settled(database)
     assert (await verifier.verify(made.secret, address=HOME)).scopes == {"projects:read", "projects:write"}

@@ -18,7 +18,7 @@ async def everything(database: Database) -> bytes:
     return b"".join([bson.encode(raw) async for raw in database.raw["auditlogs"].find({})])
 
 
-async def test_a_person_is_gone_from_the_log_and_the_rest_is_still_verified(
+async def test_an_erased_person_is_removed_from_the_log_and_the_rest_still_verifies(
     database: Database, keys: SealKeys, sealer: Sealer, ada: Actor, operator: Actor, write: Written
 ) -> None:
     assert ada.user_id is not None

@@ -60,7 +60,7 @@ async def test_an_entry_adds_one_round_trip_to_a_transaction_and_two_where_there
     assert len(audited) == len(alone) + 2
 
 
-async def test_an_entry_is_gone_when_its_transaction_is_aborted(database: Database, ada: Actor) -> None:
+async def test_an_aborted_transaction_leaves_no_entry(database: Database, ada: Actor) -> None:
     async def body(transaction: Database) -> None:
         await records.write(transaction, ada, "accounts.profile.changed", resource="users")
         raise Invalid("no")
@@ -147,7 +147,7 @@ async def test_the_fingerprint_covers_every_field(database: Database, ada: Actor
         assert found.problem or not found.ours, path
 
 
-async def test_a_value_and_its_salt_can_go_and_the_hash_holds(database: Database, ada: Actor) -> None:
+async def test_the_hash_stays_valid_after_value_and_salt_are_removed(database: Database, ada: Actor) -> None:
     raw = await stored(database, ada, before={"email": "a@example.com"})
     erased = bson.decode(raw, fingerprint.OPTIONS)
     del erased["ipAddress"], erased["userAgent"], erased["metadata"]["before"]["email"]

@@ -209,7 +209,7 @@ async def test_when_the_streams_history_is_lost_the_collection_is_looked_through
     assert await sealed(database) == [(oid, FOUND) for oid in first + second] + [(third[0], 0)]
 
 
-async def test_a_first_look_that_was_interrupted_is_taken_up_again(
+async def test_an_interrupted_first_scan_is_resumed(
     database: Database, keys: SealKeys, write: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seals, "MAX_MEMBERS", 4)
@@ -232,7 +232,7 @@ async def test_a_first_look_that_was_interrupted_is_taken_up_again(
     assert [oid for oid, _ in await sealed(database)] == written
 
 
-async def test_a_log_without_news_gets_an_empty_seal_every_hour(database: Database, sealer: Sealer) -> None:
+async def test_an_idle_log_gets_an_empty_seal_every_hour(database: Database, sealer: Sealer) -> None:
     for _ in range(3):
         await sealer.seal()
     assert len(await chain(database)) == 1

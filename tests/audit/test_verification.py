@@ -380,7 +380,7 @@ async def test_keys_can_be_changed_and_the_retired_ones_destroyed(
     assert "chain" in (await verify(database, keys)).counts  # does not know the newer
 
 
-async def test_all_ids_are_compared_however_many_passes_that_takes(
+async def test_all_ids_are_compared_in_several_passes(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "_PASS", 8)

@@ -68,7 +68,7 @@ def test_an_auditor_checks_with_public_keys_alone(ximler: Ximler, own: Own) -> N
     assert refused.returncode == 2
 
 
-def test_without_a_key_it_says_how_to_make_one(ximler: Ximler, own: Own) -> None:
+def test_without_a_key_the_error_explains_how_to_generate_one(ximler: Ximler, own: Own) -> None:
     env, _ = own
     without = {name: value for name, value in env.items() if name != "XIMLER_AUDIT_KEY"}
     for command in (("seal",), ("verify",), ("head",), ("key",)):

@@ -16,7 +16,7 @@ def test_init_makes_what_status_then_finds_complete(ximler, empty):
     assert (after.returncode, json.loads(after.stdout)) == (0, {"items": [], "next": None})
 
 
-def test_a_command_that_went_well_says_its_result_and_nothing_else(ximler, own):
+def test_a_successful_command_prints_only_its_result(ximler, own):
     env = {name: value for name, value in own[0].items() if name != "XIMLER_LOG_LEVEL"}
     for command in (("db", "init"), ("db", "status"), ("users", "list")):
         result = ximler(*command, env=env)

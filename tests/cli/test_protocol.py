@@ -162,7 +162,7 @@ def test_a_client_that_still_sends_gets_the_answer_that_ends_its_connection(serv
         assert read_all(connection).endswith(b"\r\n\r\nno")
 
 
-def test_a_body_that_does_not_end_is_not_waited_for_after_the_answer(serve: Serve) -> None:
+def test_an_unfinished_body_is_not_awaited_after_the_response(serve: Serve) -> None:
     class Lingering(Protocol):
         linger_s = 0.3
 
@@ -171,7 +171,7 @@ def test_a_body_that_does_not_end_is_not_waited_for_after_the_answer(serve: Serv
         assert read_all(connection).endswith(b"\r\n\r\nno")
 
 
-def test_a_body_that_was_not_asked_for_is_not_waited_for(serve: Serve) -> None:
+def test_an_unrequested_body_is_not_awaited(serve: Serve) -> None:
     """RFC 9110, 10.1.1: the next bytes may be the body or a request, so the connection ends with the answer."""
 
     class Patient(Protocol):

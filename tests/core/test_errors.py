@@ -53,7 +53,7 @@ def test_a_domain_s_error_keeps_its_code_through_its_kind() -> None:
     assert (error.code, NotFound.code) == ("COUPON_NOT_FOUND", "NOT_FOUND")
 
 
-def test_a_limit_says_when_to_come_back_where_waiting_helps() -> None:
+def test_a_rejection_by_a_limit_has_a_retry_time_if_waiting_helps() -> None:
     assert LimitExceeded("Slow down", retry_after_s=1.5).retry_after_s == 1.5
     assert LimitExceeded("Used up").retry_after_s is None
 

@@ -60,7 +60,7 @@ def test_a_malformed_id_is_rejected_by_field(text: str) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(positions)
-def test_a_cursor_comes_back_as_the_place_it_stands_for(position: Position) -> None:
+def test_a_cursor_decodes_to_its_position(position: Position) -> None:
     text = encode_cursor(position)
     assert decode_cursor(text) == position
     assert len(text) == 32

@@ -118,7 +118,7 @@ def test_more_decimal_places_than_the_currency_has_are_refused(major: float, cur
         (4.35, "USD", 435, "4.35 USD"),
     ],
 )
-def test_amounts_read_and_show_as_people_expect(major: float, currency: str, minor: int, text: str) -> None:
+def test_amounts_are_parsed_and_formatted_for_people(major: float, currency: str, minor: int, text: str) -> None:
     money = Money.of(major, currency)
     assert money.minor == minor
     assert str(money) == text

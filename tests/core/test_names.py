@@ -24,7 +24,7 @@ def test_ordinary_names_are_valid(name: str) -> None:
     "name",
     ["", "   ", "\u200b", "\u200d", "\u3164", "\u2800", "\u115f\u1160", "\u0301", "\ufe0f", "\u00a0\u2003", "\u00ad"],
 )
-def test_a_name_that_shows_as_nothing_is_no_name(name: str) -> None:
+def test_an_invisible_name_is_rejected(name: str) -> None:
     with pytest.raises(Invalid) as refused:
         names.checked(name, most=100)
     assert refused.value.fields.keys() == {"name"}

@@ -130,7 +130,7 @@ async def test_a_read_across_a_gap_is_not_kept(shop):
     assert shop.cache.peek("a") is None
 
 
-async def test_a_silent_feed_is_not_believed(database):
+async def test_a_silent_feed_is_not_trusted(database):
     shop = Shop(database)
     await shop.raw.insert_one({"code": "a", "price": 1})
     async with running(shop.feed):

@@ -108,7 +108,7 @@ async def test_the_start_is_a_gap_and_later_subscribers_receive_later_events(thi
     assert early.gaps == 1  # widening it lost nothing
 
 
-async def test_a_busy_process_does_not_take_an_old_answer_for_a_new_one(database):
+async def test_a_busy_process_does_not_treat_an_old_reply_as_fresh(database):
     """Nothing of the feed ran for longer than it may be trusted: what it knew before is no longer enough."""
     feed = Feed(database)
     Ear(feed, "outbox")
@@ -119,7 +119,7 @@ async def test_a_busy_process_does_not_take_an_old_answer_for_a_new_one(database
         await until(lambda: feed.fresh)
 
 
-async def test_a_listener_with_a_bug_does_not_deafen_the_others(things):
+async def test_a_failing_listener_does_not_affect_others(things):
     feed = Feed(things)
     feed.subscribe(["things"], lambda change: 1 / 0)
     ear = Ear(feed, "things")

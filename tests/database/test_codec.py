@@ -456,7 +456,7 @@ async def test_a_wrong_sub_field_is_refused_by_its_path(database: Database) -> N
     assert list(caught.value.fields) == ["notificationSettings.email.billingAlerts"]
 
 
-async def test_one_wrong_document_of_many_keeps_all_of_them_out(database: Database) -> None:
+async def test_one_invalid_document_rejects_the_whole_insert(database: Database) -> None:
     for wrong in (project(name=5), project(name="\ud800"), project(storage_size=2**64), project(settings={"$a": 1})):
         with pytest.raises(Invalid) as caught:
             await database.projects.insert_many([project(), project(), wrong])
@@ -507,7 +507,7 @@ def test_names_that_look_like_code_are_only_names() -> None:
     assert list(caught.value.fields) == [hostile]
 
 
-def test_nothing_that_is_stored_reaches_the_code() -> None:
+def test_stored_text_does_not_reach_the_generated_code() -> None:
     """The code is made once a class, before any document is seen, and of the schema's names only."""
     for collection in CATALOGUE:
         codec = codec_of(collection.document)

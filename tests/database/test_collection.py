@@ -203,7 +203,7 @@ async def test_deleted_documents_are_left_out_of_every_read_and_write_unless_ask
     assert await projects.count(both) == 2
 
 
-async def test_a_filter_of_ones_own_on_the_time_of_deletion_does_not_switch_the_rule_off(database: Database) -> None:
+async def test_a_filter_on_the_time_of_deletion_does_not_include_deleted_documents(database: Database) -> None:
     gone = await database.projects.insert(project())
     await soft_delete(database.projects, {"_id": gone.id})
     for where in ({"deletedAt": {"$ne": None}}, {"$or": [{"deletedAt": {"$gt": DAY}}]}, {"deletedAt": {"$gt": DAY}}):
@@ -214,7 +214,7 @@ async def test_a_filter_of_ones_own_on_the_time_of_deletion_does_not_switch_the_
     assert len(await database.projects.find({"deletedAt": {"$lt": database.clock.now()}}, deleted=True)) == 1
 
 
-async def test_removing_for_good_takes_deleted_documents_too(database: Database) -> None:
+async def test_permanent_removal_includes_deleted_documents(database: Database) -> None:
     gone = await database.projects.insert(project())
     await soft_delete(database.projects, {"_id": gone.id})
     assert await database.projects.delete({"_id": gone.id})
@@ -365,7 +365,7 @@ async def test_an_upsert_into_part_of_a_mixed_value_keeps_its_other_parts(databa
     assert (read.settings, read.canvas_data) == ({"a": {"b": 9, "c": 2}, "d": 3}, {"x": [1]})
 
 
-async def test_a_condition_in_an_upsert_s_filter_does_not_take_a_field_away(database: Database) -> None:
+async def test_a_condition_in_an_upserts_filter_does_not_remove_a_field(database: Database) -> None:
     """`{maxUses: {$gte: 5}}` selects, and inserts nothing: the fresh document's value must be there."""
     fresh = coupon("GUARD", max_uses=7)
     where = {"code": "GUARD", "maxUses": {"$gte": 5}, "name": {"$in": ["x", fresh.name]}}
@@ -411,7 +411,7 @@ async def test_a_fresh_document_that_is_wrong_is_refused_even_where_nothing_is_i
 # Finding and changing
 
 
-async def test_of_those_that_race_for_one_document_exactly_one_gets_it(database: Database) -> None:
+async def test_of_racing_updates_of_a_document_exactly_one_succeeds(database: Database) -> None:
     made = await database.coupons.insert(coupon("RACE", used_count=0, max_uses=5))
     take = {"_id": made.id, "usedCount": {"$lt": 5}}
     taken = await asyncio.gather(

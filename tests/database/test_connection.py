@@ -433,7 +433,7 @@ async def test_a_port_that_speaks_something_else_is_no_mongodb() -> None:
     await listener.wait_closed()
 
 
-async def test_an_error_of_ones_own_in_a_transaction_is_not_taken_for_the_database_s(database: Database) -> None:
+async def test_an_applications_error_in_a_transaction_is_not_translated(database: Database) -> None:
     async def body(transaction: Database) -> None:
         raise Invalid.field("name", "is wrong")
 

@@ -51,7 +51,7 @@ PASSWORD = "hunter2-is-my-password"
     ],
     ids=lambda e: f"{type(e).__name__} {getattr(e, 'code', '')}",
 )
-def test_a_database_that_is_away_is_unavailable_and_says_to_try_again(error: PyMongoError) -> None:
+def test_an_unreachable_database_is_unavailable_with_a_hint_to_retry(error: PyMongoError) -> None:
     final = translated(error, "users")
     assert isinstance(final, DatabaseUnavailable)
     assert isinstance(final, Unavailable)

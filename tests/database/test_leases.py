@@ -35,7 +35,7 @@ async def test_each_new_holder_has_the_next_fence(database):
     assert fences == [1, 2, 3, 4]
 
 
-async def test_a_holder_that_did_not_get_the_answer_asks_again_for_the_same_lease(database):
+async def test_a_holder_retries_the_same_lease_after_a_lost_reply(database):
     first = await leases.acquire(database, "work", holder="p")
     again = await leases.acquire(database, "work", holder="p")
     assert (first.fence, again.fence) == (1, 1)

@@ -79,7 +79,7 @@ async def test_one_that_is_killed_in_a_batch_is_continued_by_the_next(
     assert await changed(things) == {1}
 
 
-async def test_one_that_was_frozen_past_its_lease_changes_nothing_twice(
+async def test_a_migrator_frozen_past_its_lease_changes_nothing_twice(
     things: Database, own_server: server.Server
 ) -> None:
     frozen = await start(things, own_server)

@@ -28,7 +28,7 @@ async def test_a_job_exists_exactly_if_its_change_does(database):
     assert (await outbox.claim(database, ["t"])).payload == {"n": 1}
 
 
-async def test_asking_costs_one_command(database):
+async def test_a_status_query_costs_one_command(database):
     with round_trips() as trips:
         await outbox.enqueue(database, "t", {})
     assert trips == [("insert", "outbox")]
@@ -65,7 +65,7 @@ async def test_the_lease_of_a_dead_worker_runs_out(database):
     assert await outbox.complete(database, second)
 
 
-async def test_a_renewed_lease_holds(database):
+async def test_a_renewed_lease_stays_valid(database):
     await outbox.enqueue(database, "t", {})
     job = await outbox.claim(database, ["t"])
     await travel(database, outbox.LEASE * 0.9)

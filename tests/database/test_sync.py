@@ -97,7 +97,7 @@ async def test_unique_and_ttl_indexes_work(made: Database) -> None:
     assert (await indexes_of(made, "sessions"))["expiresAt_1"]["expireAfterSeconds"] == 0
 
 
-async def test_doing_it_again_changes_nothing(made: Database) -> None:
+async def test_repeating_it_changes_nothing(made: Database) -> None:
     before = [
         await collections_of(made),
         [await indexes_of(made, name) for name in sorted(NAMES)],
@@ -122,7 +122,7 @@ async def test_seeds_that_an_operator_removed_do_not_come_back_with_the_next_sta
     assert (await made.plans.get({"id": "pro"})).price == 35
 
 
-async def test_a_deleted_plan_stays_deleted_and_is_no_difference(made: Database) -> None:
+async def test_a_deleted_plan_stays_deleted_and_is_not_a_difference(made: Database) -> None:
     await made.plans.delete({"id": "enterprise"})
     assert await setup.initialise(made) == []
     assert await setup.status(made) == []

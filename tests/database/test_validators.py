@@ -175,7 +175,7 @@ async def test_a_sub_document_may_be_null_where_it_is_not_required(database: Dat
     )
 
 
-async def test_an_update_is_held_to_the_same_rules(database: Database) -> None:
+async def test_updates_are_validated_by_the_same_rules(database: Database) -> None:
     raw = raw_of("projects")
     await database.raw.projects.insert_one(raw)
     for wrong in ({"$set": {"name": 5}}, {"$unset": {"userId": ""}}, {"$set": {"searchTerms.0": 5}}):
@@ -186,7 +186,7 @@ async def test_an_update_is_held_to_the_same_rules(database: Database) -> None:
     await database.raw.projects.update_one({"_id": raw["_id"]}, {"$set": {"description": None, "x": 1}})
 
 
-async def test_a_document_that_was_wrong_before_can_still_be_changed(database: Database) -> None:
+async def test_an_invalid_stored_document_can_still_be_changed(database: Database) -> None:
     """The level is `moderate`: what another application left there does not lock it."""
     raw = raw_of("projects") | {"storageSize": "many"}
     await database.raw.projects.insert_one(raw, bypass_document_validation=True)
@@ -212,7 +212,7 @@ def test_a_validator_names_every_field_but_the_id(collection: Collection[Any]) -
 
 
 @pytest.mark.parametrize("collection", CATALOGUE[10:], ids=lambda c: c.name)
-async def test_our_own_collections_are_held_to_their_structs_too(
+async def test_private_collections_are_validated_by_their_structs(
     database: Database, collection: Collection[Any]
 ) -> None:
     raw = codec_of(collection.document).encode(complete(collection), NOW)

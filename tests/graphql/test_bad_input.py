@@ -233,7 +233,7 @@ async def test_credentials_of_the_wrong_kind_are_refused(attacker: Attacker) -> 
     assert attacker.problems == []
 
 
-async def test_text_that_is_no_unicode_never_gets_in(attacker: Attacker, database: Database) -> None:
+async def test_invalid_unicode_is_rejected(attacker: Attacker, database: Database) -> None:
     """Lone surrogates (escaped in JSON, or in a GraphQL string) and bytes that are not UTF-8."""
     before = await attacker.contents()
     for value in ("\ud800", "a\ud800", "\udc00b", "\ud800\ud800", "\udfff\ud800"):

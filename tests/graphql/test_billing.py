@@ -112,7 +112,7 @@ async def test_an_upgrade_costs_its_preview_and_a_declined_card_changes_nothing(
     assert abs(paid[0]["amountMinor"] - shown["dueMinor"]) <= 1  # a second can lie in between
 
 
-async def test_a_cheaper_plan_waits_for_the_period_and_can_be_taken_back(
+async def test_a_downgrade_waits_for_the_period_and_can_be_undone(
     ada: Client, database: Database, rail: Sandbox
 ) -> None:
     await buy(ada, database, rail, "enterprise")
@@ -128,7 +128,9 @@ async def test_a_cheaper_plan_waits_for_the_period_and_can_be_taken_back(
     ]
 
 
-async def test_a_cancellation_can_be_taken_back_and_now_is_now(ada: Client, database: Database, rail: Sandbox) -> None:
+async def test_a_cancellation_can_be_undone_and_an_immediate_one_takes_effect_at_once(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
     await buy(ada, database, rail)
     cancelled = await ada.ask("mutation { cancelSubscription(reason: UNUSED) { status autoRenew endDate periodEnd } }")
     found = cancelled["cancelSubscription"]
@@ -168,7 +170,9 @@ async def test_a_key_that_may_only_read_billing_changes_nothing(ada: Client, dat
     ("code", "problem"),
     [("NONE", "COUPON_NOT_FOUND"), ("STUDENT50", "COUPON_NOT_APPLICABLE"), ("WELCOME20", "COUPON_EXHAUSTED")],
 )
-async def test_a_coupon_that_cannot_be_used_says_why(ada: Client, database: Database, code: str, problem: str) -> None:
+async def test_an_unusable_coupon_is_rejected_with_the_reason(
+    ada: Client, database: Database, code: str, problem: str
+) -> None:
     await database.raw["coupons"].update_one({"code": "WELCOME20"}, {"$set": {"maxUses": 1, "usedCount": 1}})
     query = 'query ($code: String!) { coupon(code: $code, planId: "enterprise") { valid problem problemCode } }'
     found = (await ada.ask(query, code=code))["coupon"]

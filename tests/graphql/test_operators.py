@@ -30,7 +30,7 @@ async def grace(app: object, database: Database) -> AsyncIterator[Client]:
     await grace.http.aclose()
 
 
-async def test_an_operator_finds_looks_at_locks_and_opens_an_account(grace: Client, ada: Client) -> None:
+async def test_an_operator_finds_views_locks_and_unlocks_an_account(grace: Client, ada: Client) -> None:
     ada_id = await id_of(ada)
     found = await grace.ask('{ users(search: "ada@") { nodes { id email lockedAt } pageInfo { hasNextPage } } }')
     assert [node["email"] for node in found["users"]["nodes"]] == ["ada@example.com"]
@@ -61,7 +61,7 @@ async def test_an_operator_removes_a_lost_second_factor(grace: Client, ada: Clie
     assert (await grace.ask(remove, id=ada_id)).code == "NOT_FOUND"
 
 
-async def test_the_role_goes_at_once_when_it_is_taken_away(grace: Client, database: Database) -> None:
+async def test_a_withdrawn_role_ends_at_once(grace: Client, database: Database) -> None:
     assert (await grace.ask("{ users { nodes { id } } }")).errors == []
     await roles.withdraw(database, CLI, ObjectId(await id_of(grace)))
     await grace.sign_in("grace@example.com")

@@ -97,7 +97,7 @@ async def test_each_request_is_counted_and_returns_the_remaining_quota(program: 
     assert await used(program, database) == {"/graphql": 3}
 
 
-async def test_past_the_limit_nothing_is_done_and_the_answer_says_until_when(
+async def test_requests_above_the_limit_are_rejected_with_the_reset_time(
     program: Client, user_id: ObjectId, database: Database
 ) -> None:
     await allow(database, user_id, 2)
@@ -183,7 +183,7 @@ async def test_of_many_at_once_exactly_as_many_are_served_as_are_left(
     assert await used(program, database) == {"/graphql": 10}
 
 
-async def test_a_key_that_opens_nothing_costs_nothing(program: Client, database: Database) -> None:
+async def test_an_invalid_key_costs_nothing(program: Client, database: Database) -> None:
     broken = Client(program.app, token=f"{program.token}x")
     answer = await broken.ask(PLANS)
     assert (answer.status, answer.code) == (401, "API_KEY_REFUSED")
@@ -206,7 +206,7 @@ async def test_unknown_paths_are_metered_under_one_name(program: Client, databas
     assert await used(program, database) == {"other": 2}
 
 
-async def test_a_burst_is_refused_and_costs_nothing_of_the_month(
+async def test_a_rejected_burst_does_not_count_against_the_month(
     settings: Settings, mongodb_uri: str, ada: Client, user_id: ObjectId, database: Database
 ) -> None:
     slow = msgspec.structs.replace(settings, database=database.name, api_rate=1, api_burst=3)
@@ -287,7 +287,7 @@ async def test_a_key_is_paid_for_however_its_header_is_spaced(
     assert await used(program, database) == ({"/graphql": 1} if served else {})
 
 
-async def test_of_two_authorization_headers_none_is_taken(program: Client, database: Database) -> None:
+async def test_two_authorization_headers_are_rejected(program: Client, database: Database) -> None:
     for first, second in ((f"Bearer {program.token}", "Bearer x"), ("Bearer x", f"Bearer {program.token}")):
         response = await program.http.post(
             "/graphql", json={"query": PLANS}, headers=[("Authorization", first), ("Authorization", second)]

@@ -176,7 +176,7 @@ async def test_requests_that_are_under_way_when_the_database_dies_end_in_answers
             await database.close()
 
 
-async def test_an_application_without_a_database_does_not_start_and_keeps_the_password_to_itself(
+async def test_an_application_without_a_database_does_not_start_or_reveal_the_password(
     free_port: int,
 ) -> None:
     uri = f"mongodb://user:hidden@127.0.0.1:{free_port}/?replicaSet=rs"

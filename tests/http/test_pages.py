@@ -68,9 +68,7 @@ async def test_the_page_shows_a_token_as_a_value_and_nothing_else(client: Client
     assert form == {"method": "post", "action": "/confirm"}
 
 
-async def test_looking_at_the_link_uses_nothing_up_and_the_button_works_once(
-    client: Client, database: Database
-) -> None:
+async def test_opening_the_link_does_not_use_it_and_the_button_works_once(client: Client, database: Database) -> None:
     token = await client.register("ada@example.com")
     before = await database.raw["registrations"].find({}).to_list()
     for _ in range(3):
@@ -103,7 +101,7 @@ async def test_a_link_for_an_address_that_has_an_account_by_now_says_so(client: 
 
 
 @pytest.mark.parametrize("query", ["", "?", "?other=x", "?token=" + "x" * 201, "?Token=x"])
-async def test_a_link_that_lost_its_token_on_the_way_says_so_on_a_page(client: Client, query: str) -> None:
+async def test_a_link_without_token_is_an_error_page(client: Client, query: str) -> None:
     response = await client.http.get(f"/confirm{query}")
     assert (response.status_code, "not complete" in response.text) == (422, True)
 

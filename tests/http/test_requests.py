@@ -18,7 +18,7 @@ GENERATED = re.compile(r"[0-9a-f]{16}")
 
 
 @pytest.mark.parametrize("given", ["abcdefgh", "A-Z_0.9~x", "x" * 64, "6f1c2a4e-9d3b-4e0f-8a57-2f9f0c1f7b1e"])
-async def test_a_well_formed_request_id_is_taken_over(client: Client, given: str) -> None:
+async def test_a_well_formed_request_id_is_adopted(client: Client, given: str) -> None:
     response = await client.http.get("/healthz", headers={"X-Request-Id": given})
     assert response.headers.get_list("x-request-id") == [given]
 
@@ -44,7 +44,7 @@ async def test_any_other_request_id_is_replaced(client: Client, given: bytes) ->
     assert "set-cookie" not in response.headers
 
 
-async def test_each_request_has_an_id_of_its_own(client: Client) -> None:
+async def test_each_request_has_its_own_id(client: Client) -> None:
     ids = {(await client.http.get("/healthz")).headers["x-request-id"] for _ in range(20)}
     assert len(ids) == 20
 
@@ -120,7 +120,7 @@ def test_a_malformed_network_is_rejected_by_the_settings_name(network: str) -> N
         TrustedProxies([network])
 
 
-async def test_a_session_remembers_the_address_that_is_believed(
+async def test_a_session_stores_the_trusted_client_address(
     settings: Settings, ada: Client, database: Database, mongodb_uri: str
 ) -> None:
     sign_in = {

@@ -84,7 +84,7 @@ FOREIGN: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("headers", FOREIGN)
-async def test_another_sites_page_changes_nothing_by_our_cookie(
+async def test_cross_site_requests_with_the_cookie_change_nothing(
     browser: Client, database: Database, headers: dict[str, str]
 ) -> None:
     answer = await browser.http.post("/graphql", json=RENAME, headers=headers)
@@ -106,7 +106,7 @@ async def test_a_page_of_ours_does(browser: Client, headers: dict[str, str]) -> 
     assert answer.json() == {"data": {"updateProfile": {"name": "Eve"}}}
 
 
-async def test_a_form_cannot_carry_it_even_from_an_origin_that_is_believed(browser: Client) -> None:
+async def test_a_form_cannot_use_the_cookie_even_from_an_allowed_origin(browser: Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         headers = {"Origin": "http://ximler.test", "Content-Type": kind}
         answer = await browser.http.post("/v1/session/refresh", content=b"{}", headers=headers)
@@ -125,7 +125,7 @@ async def test_a_header_goes_before_the_cookie(browser: Client, ada: Client) -> 
     assert answer.status_code == 200  # a header is no cookie: no other site can make a browser send it
 
 
-async def test_signing_out_ends_the_session_and_takes_the_cookie(browser: Client, database: Database) -> None:
+async def test_signing_out_ends_the_session_and_removes_the_cookie(browser: Client, database: Database) -> None:
     token = browser.http.cookies["ximler"]
     answer = await browser.http.delete("/v1/session", headers=OURS)
     assert answer.status_code == 204
@@ -136,7 +136,7 @@ async def test_signing_out_ends_the_session_and_takes_the_cookie(browser: Client
     assert (await browser.http.delete("/v1/session", headers=OURS)).status_code == 204
 
 
-async def test_signing_out_by_graphql_takes_the_cookie_too(browser: Client) -> None:
+async def test_signing_out_by_graphql_removes_the_cookie(browser: Client) -> None:
     answer = await browser.http.post("/graphql", json={"query": "mutation { signOut }"}, headers=OURS)
     assert answer.json() == {"data": {"signOut": True}}
     assert "Max-Age=0" in answer.headers["set-cookie"]

@@ -37,9 +37,7 @@ async def test_each_field_of_a_mutation_counts_and_queries_do_not(limited: Clien
     assert await database.projects.count({}) == 3
 
 
-async def test_a_day_has_a_limit_of_its_own(
-    settings: Settings, mongodb_uri: str, ada: Client, database: Database
-) -> None:
+async def test_a_day_has_its_own_limit(settings: Settings, mongodb_uri: str, ada: Client, database: Database) -> None:
     few = msgspec.structs.replace(settings, database=database.name, session_daily=2)
     async with serve(few, mongodb_uri) as app:
         limited = Client(app, token=ada.token)

@@ -51,7 +51,7 @@ async def validation(database: Database) -> dict[str, tuple[bool, str | None, st
     return found
 
 
-async def test_moving_in_leaves_documents_and_indexes_as_they_were(
+async def test_initialising_leaves_documents_and_indexes_unchanged(
     lived_in: Application, empty_database: Database
 ) -> None:
     names = [c.name for c in SPECIFIED] + ["theirs"]
@@ -84,7 +84,7 @@ async def test_status_lists_the_differences_before_and_after(lived_in: Applicati
     assert await setup.status(empty_database) == after
 
 
-async def test_its_collections_are_only_warned_about_and_ours_are_strict(
+async def test_validators_warn_on_its_collections_and_are_strict_on_ours(
     lived_in: Application, empty_database: Database
 ) -> None:
     await setup.initialise(empty_database)

@@ -43,7 +43,7 @@ async def test_documents_in_usages_are_reported_and_moved(
     assert await sync.adopt(database) == 0
 
 
-async def test_an_empty_usages_is_no_matter(unbound: Application, database: Database) -> None:
+async def test_an_empty_usages_collection_is_ignored(unbound: Application, database: Database) -> None:
     await unbound.ask("createIndexes", model="Usage")
     assert await sync.status(database) == []
 

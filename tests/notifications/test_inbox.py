@@ -114,7 +114,7 @@ async def test_a_repeated_job_notifies_the_user_once(database, ada, me, worker, 
     assert len((await inbox.page(database, me)).items) == 1
 
 
-async def test_telling_costs_one_command_and_a_mail_one_more(database, ada) -> None:
+async def test_a_notification_costs_one_command_and_a_mail_one_more(database, ada) -> None:
     with round_trips() as trips:
         await tell(database, ada)
         await tell(database, ada, "SYSTEM")

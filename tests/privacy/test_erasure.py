@@ -254,7 +254,7 @@ async def test_ended_after_any_step_it_is_done_the_next_time(name, database, key
     assert await database.audit_logs.count({"action": "privacy.account.erased"}) == 1
 
 
-async def test_erased_twice_nothing_changes(database, keyring, worker, ada) -> None:
+async def test_a_second_erasure_changes_nothing(database, keyring, worker, ada) -> None:
     await close(database, ada)
     closed = await database.users.get(ada.id, deleted=True)
     database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
@@ -273,7 +273,9 @@ async def test_an_account_that_was_closed_at_another_time_is_not_erased(database
     assert "users" in await traces(database)
 
 
-async def test_reopened_at_the_last_moment_it_is_whole_or_gone(database, keyring, settings, worker) -> None:
+async def test_an_account_reopened_at_the_last_moment_is_complete_or_erased(
+    database, keyring, settings, worker
+) -> None:
     """Racing the job: either everything is there, or nothing."""
     for n in range(6):
         ada = await person(database, keyring, settings, f"{MARK}{n}@example.com")

@@ -64,7 +64,7 @@ async def taken(database: Database, actor: Actor, user_id: ObjectId) -> zipfile.
     return zipfile.ZipFile(io.BytesIO(b"".join([part async for part in await export.take(database, actor, user_id)])))
 
 
-async def test_everything_of_ones_own_is_in_it_and_nothing_of_others(database, keyring, settings, ada, me) -> None:
+async def test_an_export_has_all_of_the_users_data_and_none_of_others(database, keyring, settings, ada, me) -> None:
     bob = await administration.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
     for user in (ada, bob):
         actor = Actor(kind="user", via="session", user_id=user.id)

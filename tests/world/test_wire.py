@@ -220,7 +220,7 @@ async def test_a_compressed_report_of_usage_is_refused_whole_and_not_line_by_lin
         assert response.status_code == 415, response.text
 
 
-async def test_a_byte_order_mark_and_null_variables_are_taken_for_nothing(client: Client) -> None:
+async def test_a_byte_order_mark_and_null_variables_are_ignored(client: Client) -> None:
     body = b"\xef\xbb\xbf" + json.dumps({"query": "{ plans { id } }"}).encode()
     response = await client.http.post("/graphql", content=body, headers={"Content-Type": JSON})
     assert response.json()["data"]["plans"]

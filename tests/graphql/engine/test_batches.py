@@ -198,7 +198,7 @@ async def test_an_answer_that_does_not_fit_the_parents_is_a_bug(wrong: Any) -> N
     assert {error["extensions"]["code"] for error in response["errors"]} == {"INTERNAL"}
 
 
-async def test_a_parent_that_fell_out_does_not_hold_up_the_others() -> None:
+async def test_a_nulled_parent_does_not_block_the_others() -> None:
     # `need` has no attribute and may not be null: each part falls out while its `inner` is being asked for.
     engine, _ = parts(lambda parents: [1] * len(parents))
     response = await asyncio.wait_for(engine.execute("{ parts { need inner { size } size } }", None), 5)

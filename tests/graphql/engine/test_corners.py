@@ -141,7 +141,7 @@ async def test_values_become_lists_where_lists_belong(engine: Engine) -> None:
     assert await value(engine, "query ($x: [[Int]]) { ll(x: $x) }", x=[1, [2]]) == {"x": [[1], [2]]}
 
 
-async def test_a_condition_that_is_null_is_an_error_where_it_stands(engine: Engine, data: Data) -> None:
+async def test_a_null_condition_is_an_error_with_its_location(engine: Engine, data: Data) -> None:
     response = await ask(engine, "query ($s: Boolean = true) { n @skip(if: $s) }", s=None)
     assert response["data"] is None
     data.given["o"] = SimpleNamespace(name="O")

@@ -39,7 +39,7 @@ async def test_a_domain_error_is_returned_with_code_and_fields(lab: Any, engine:
     assert logs == []
 
 
-async def test_a_limit_says_when_to_come_back(lab: Any, engine: Engine) -> None:
+async def test_a_rejection_by_a_limit_has_a_retry_time(lab: Any, engine: Engine) -> None:
     response = await engine.execute(QUERY, lab.Context(), variables={"kind": "LimitExceeded"})
     extensions = {"code": "LIMIT_EXCEEDED", "kind": "LIMIT_EXCEEDED", "retryAfter": 2}
     assert response["errors"][0]["extensions"] == extensions

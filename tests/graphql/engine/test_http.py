@@ -220,7 +220,7 @@ async def test_compressed_bodies_are_415(serve: Any) -> None:
         (b'{"query": "{ hello }", "variables": {"a": ' + b"9" * 5000 + b"}}", "out of range"),
     ],
 )  # fmt: skip
-async def test_a_body_that_is_no_request_is_400_and_says_why(serve: Any, body: bytes, told: str) -> None:
+async def test_a_body_that_is_not_a_request_is_400_with_the_reason(serve: Any, body: bytes, told: str) -> None:
     for accept in (NEW, OLD):
         response = await post(serve(), body, accept=accept)
         assert response.status_code == 400
@@ -267,7 +267,7 @@ async def test_anonymous_callers_have_a_smaller_body_limit(serve: Any) -> None:
     assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 413
 
 
-async def test_a_header_alone_does_not_make_one_known(serve: Any) -> None:
+async def test_an_authorization_header_alone_does_not_authenticate(serve: Any) -> None:
     made = []
 
     async def context(scope: Any) -> Any:

@@ -186,7 +186,9 @@ async def test_database_types_are_serialised(scalars: Engine, field: str, value:
     ("field", "value"),
     [("int", 2**31), ("long", 2**53), ("at", "2026"), ("color", "BLUE"), ("int", "secret"), ("float", [1])],
 )
-async def test_a_value_that_does_not_fit_is_our_bug_and_stays_ours(scalars: Engine, field: str, value: Any) -> None:
+async def test_a_result_that_does_not_fit_its_type_is_an_internal_error(
+    scalars: Engine, field: str, value: Any
+) -> None:
     OUT[field] = value
     response = await scalars.execute(f'{{ out(what: "{field}") {{ {field} }} }}', None)
     [error] = response["errors"]

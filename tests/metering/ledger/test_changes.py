@@ -201,7 +201,7 @@ async def test_a_step_that_an_earlier_version_left_half_done_is_completed(
 
 
 @pytest.mark.parametrize("wrong", [{"hours": {"x": 1, "h1": "?"}}, {"projects": "many"}, {"hours": {"h9": None}}])
-async def test_a_gauge_with_a_value_of_a_wrong_type_holds_up_no_other(
+async def test_a_gauge_with_a_value_of_a_wrong_type_does_not_block_others(
     database: Database, wrong: dict[str, Any]
 ) -> None:
     people = [

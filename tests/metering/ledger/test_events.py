@@ -135,16 +135,14 @@ async def test_the_window_is_90_days_back_and_5_minutes_ahead(database: Database
     assert statuses(await record(database, OPERATOR, sent)) == ["ACCEPTED", "INVALID", "ACCEPTED", "INVALID"]
 
 
-async def test_a_duplicate_is_known_as_one_even_when_it_has_become_too_old_to_count(
-    database: Database, person: Actor
-) -> None:
+async def test_a_duplicate_is_recognised_although_it_is_too_old_to_count(database: Database, person: Actor) -> None:
     sent = [event(database, person)]
     await record(database, OPERATOR, sent)
     database.clock.offset_ms = 400 * 86_400_000
     assert statuses(await record(database, OPERATOR, sent)) == ["DUPLICATE"]
 
 
-async def test_a_closed_account_uses_nothing(database: Database, somebody: Actor) -> None:
+async def test_a_closed_account_has_no_usage(database: Database, somebody: Actor) -> None:
     await soft_delete(database.users, {"_id": somebody.user_id})
     assert statuses(await record(database, OPERATOR, [event(database, somebody)])) == ["INVALID"]
 
@@ -180,9 +178,7 @@ async def test_a_batch_has_20_000_events_at_most(database: Database, person: Act
     assert await record(database, OPERATOR, []) == []
 
 
-async def test_a_batch_costs_five_round_trips_and_four_where_its_users_are_known(
-    database: Database, person: Actor
-) -> None:
+async def test_a_batch_costs_five_round_trips_and_four_with_cached_users(database: Database, person: Actor) -> None:
     for expected in (5, 4):
         sent = [event(database, person, id=f"{expected} {n}") for n in range(1000)]
         with round_trips() as trips:

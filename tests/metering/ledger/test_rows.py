@@ -126,7 +126,7 @@ def before_as(raw: dict[str, Any], units: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("amount", [3, 0, Int64(-4), float("nan")])
-async def test_a_row_that_says_less_than_its_parts_is_put_right(database: Database, person: Actor, amount: Any) -> None:
+async def test_a_row_with_an_amount_below_its_parts_is_repaired(database: Database, person: Actor, amount: Any) -> None:
     assert person.user_id is not None
     await used(database, person, 7)
     await database.raw["usage"].update_one({}, {"$set": {"amount": amount}})
@@ -169,7 +169,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_a_row_with_a_value_of_a_wrong_type_is_repaired_and_holds_up_no_other(
+async def test_a_row_with_a_value_of_a_wrong_type_is_repaired_and_does_not_block_others(
     database: Database, wrong: dict[str, Any]
 ) -> None:
     users = [ObjectId() for _ in range(20)]

@@ -137,7 +137,7 @@ async def test_concurrent_settlements_count_each_batch_once(database: Database, 
 @pytest.mark.parametrize(
     "before", ["recorded.add", "some rows", "settlement._pay", "some quotas", "alerts.look", "settlement._close"]
 )
-async def test_a_settlement_whose_process_died_is_finished_once_by_the_next(
+async def test_a_settlement_of_a_dead_process_is_completed_once(
     before: str, database: Database, person: Actor, somebody: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Died(Exception):

@@ -274,7 +274,7 @@ async def test_missed_changes_are_found_by_checking_all_users(
     assert await entitlements.heal_all(database) == 0
 
 
-async def test_a_plans_limits_are_copied_to_all_its_users_with_six_commands_and_a_reading(
+async def test_a_plans_limits_are_copied_to_all_its_users_with_six_commands_and_a_read(
     database: Database, subscribe: Subscribe
 ) -> None:
     people = [

@@ -65,7 +65,9 @@ async def test_a_withdrawn_plan_still_applies_to_its_subscribers(
     assert await limits_of(database, person.user_id) == PRO
 
 
-async def test_a_plan_that_is_gone_leaves_the_free_one(database: Database, person: Actor, subscribe: Subscribe) -> None:
+async def test_a_deleted_plan_falls_back_to_the_free_one(
+    database: Database, person: Actor, subscribe: Subscribe
+) -> None:
     await subscribe(person, "pro")
     await database.plans.delete({"id": "pro"})
     assert await limits_of(database, person.user_id) == FREE

@@ -54,7 +54,7 @@ async def test_amounts_of_any_number_type_are_added(database: Database, person: 
     assert (await seen(database, person))["apiCalls"].used == 10 + 2**40
 
 
-async def test_more_than_the_limit_leaves_nothing_rather_than_less(database: Database, person: Actor) -> None:
+async def test_usage_above_the_limit_leaves_zero(database: Database, person: Actor) -> None:
     start, _ = periods.around(1, database.clock.now())
     await database.raw["usage"].insert_one(calls(person, 5000, start))
     assert (await seen(database, person))["apiCalls"].remaining == 0
