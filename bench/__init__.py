@@ -1,1 +1,1 @@
-"""Benchmarks: what the README claims, measured beside the peers in one run. `python -m bench --help`."""
+"""Benchmarks: the README's figures, measured beside the peers in one run. `python -m bench --help`."""

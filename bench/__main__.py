@@ -16,7 +16,7 @@ from bench.setup import Setup, facts, setup
 from ximler.core import logs
 from ximler.core.settings import Settings
 
-# In this order: what starts processes comes last, so that the figures before it have a quiet machine.
+# In this order: topics that start processes come last, so that the machine is quiet for the others.
 TOPICS = {
     "find": "typed reads beside the bare driver, Beanie, MongoEngine and Mongoose",
     "insert": "typed writes beside the same",
@@ -50,8 +50,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
     parser.add_argument("--full", action="store_true", help="with 10 million events stored, which takes minutes")
     parser.add_argument("--json", action="store_true", help="one JSON object, raw samples included")
-    parser.add_argument("--readme", action="store_true", help="write what is held against a limit into the README")
-    parser.add_argument("--no-fail", action="store_true", help="exit code 0 whatever is missed")
+    parser.add_argument("--readme", action="store_true", help="write the figures that have a limit into the README")
+    parser.add_argument("--no-fail", action="store_true", help="exit code 0 even if limits are missed")
     options = parser.parse_args()
     if unknown := [topic for topic in options.topics if topic not in TOPICS]:
         parser.error(f"there is no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
@@ -92,7 +92,9 @@ async def _measure(topics: list[str], *, quick: bool, full: bool, as_json: bool)
 
 
 def _silence() -> None:
-    """Log as production does, JSON from `info` up, but to nowhere: its cost stays in the figures, its lines out of the tables."""
+    """Log as production does, JSON from `info` up, but to nowhere: its cost stays in the figures, its lines
+    out of the tables.
+    """
     logs.configure(Settings(log_format="json"))
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(Path(os.devnull).open("w")))
 

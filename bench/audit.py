@@ -1,4 +1,6 @@
-"""Topic `audit`: sealing and verifying the audit log, beside reading the same entries with the bare driver; and what an entry costs."""
+"""Topic `audit`: sealing and verifying the audit log, beside reading the same entries with the bare driver;
+and the cost of an entry.
+"""
 
 import secrets
 from statistics import median
@@ -24,7 +26,8 @@ __all__ = ["run"]
 COUNT = 50_000
 STREAM, LOOK = "seal, by the change stream", "seal, by looking through the collection"
 VERIFY, READ = "verify, all of it", "PyMongo async: read them as dicts"
-# Times the driver's own reading of the same entries. Where that takes 10 µs an entry, verifying takes at most 25.
+# Times the driver's own reading of the same entries. Where that takes 10 µs an entry, verifying takes at most
+# 25.
 MOST = {STREAM: 1.6, LOOK: 1.2, VERIFY: 2.5}
 AUDITED, BARE = "an update and its entry, in a transaction", "the update alone, in a transaction"
 
@@ -123,7 +126,7 @@ async def _one(setup: Setup, database: Database) -> Table:
         [Contestant(name, lambda name=name: once(name)) for name in (AUDITED, BARE)], setup.rounds(200)
     )
     return Table(
-        title="audit: what an entry costs its transaction",
+        title="audit: the cost of an entry in its transaction",
         figures=[
             Figure(what="round trips more", value=commands[AUDITED] - commands[BARE], unit="", exactly=1),
             Figure(what="time, with ÷ without", value=ratio(samples[AUDITED], samples[BARE])),

@@ -1,4 +1,4 @@
-"""The application in this process, and somebody who asks it: ASGI called directly, so that no HTTP client is measured."""
+"""The application in this process, and its client: ASGI called directly, so that no HTTP client is measured."""
 
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -61,7 +61,7 @@ async def post(app: ASGI, body: bytes, *, token: str | None = None, path: str = 
 
 
 class Client:
-    """Somebody; `token` once they are signed in."""
+    """A user; `token` is set after sign-in."""
 
     def __init__(self, app: ASGI, token: str | None = None) -> None:
         self._app = app
@@ -86,7 +86,7 @@ class Town:
         self.keyring = Keyring(settings)
 
     async def registered(self, email: str) -> str:
-        """A confirmation link's token, which else only a mailbox would tell."""
+        """A confirmation link's token, which is otherwise only in the mail."""
         password = await self.keyring.hash_password(PASSWORD)
         expires_at = self.database.clock.now().replace(year=9999)
         made = await self.database[REGISTRATIONS].insert(
@@ -95,7 +95,7 @@ class Town:
         return self.keyring.sign("confirm", made.id)
 
     async def join(self) -> Client:
-        """Somebody new, signed in."""
+        """A new user, signed in."""
         client, email = Client(self.app), f"{uuid4().hex}@example.com"
         confirmed = await client.ask(CONFIRM, token=await self.registered(email), password=PASSWORD)
         client.token = confirmed["confirmEmail"]["token"]

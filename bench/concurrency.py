@@ -1,4 +1,6 @@
-"""Topic `concurrency`: 50 requests of one user at once, for the three projects of the free plan, and for as many as they like."""
+"""Topic `concurrency`: 50 requests of one user at once, for the three projects of the free plan, and for as
+many as they like.
+"""
 
 import asyncio
 import time
@@ -24,7 +26,7 @@ FREE, UNLIMITED = "free plan: 3 projects", "enterprise plan: unlimited"
 
 
 class _Rush(msgspec.Struct):
-    """What became of 50 requests."""
+    """The outcomes of 50 requests."""
 
     answers: Counter[str]
     kept: int  # projects in the database

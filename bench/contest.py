@@ -1,4 +1,4 @@
-"""Contestants take turns, so that whatever else the machine does hits all of them alike."""
+"""Contestants take turns, so that other load on the machine affects all of them equally."""
 
 import gc
 import time
@@ -21,7 +21,8 @@ class Contestant(msgspec.Struct, frozen=True):
 async def compete(contestants: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
     """Seconds by contestant, a round each: A B C, B C A, … after one to warm up.
 
-    What exists before the first round is frozen: no contestant's garbage collection pays for another's imports.
+    Objects from before the first round are frozen, so that no contestant's garbage collection pays for
+    another's imports.
     """
     for contestant in contestants:
         await contestant.run()
@@ -39,7 +40,9 @@ async def compete(contestants: Sequence[Contestant], rounds: int) -> dict[str, l
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median, over the rounds, of ours ÷ theirs: a load that comes and goes hits both sides of a round alike."""
+    """The median, over the rounds, of ours ÷ theirs: a load that comes and goes hits both sides of a round
+    alike.
+    """
     return median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 

@@ -80,7 +80,7 @@ def _contestant(name: str, work: Callable[[], Awaitable[list[Any]]]) -> Contesta
 
 
 async def _at_once(work: Callable[[], list[Any]]) -> list[Any]:
-    """Synchronous work where it is: a thread would only add to its time."""
+    """Synchronous work in place, because a thread would add to its time."""
     return work()
 
 

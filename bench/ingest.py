@@ -1,7 +1,8 @@
-"""Topic `ingest`: recorded events, each counted once, from one process and from two, with many stored already.
+"""Topic `ingest`: recorded events, each counted once, from one process and from two, with many stored
+already.
 
-The whole way is measured: lines of JSON to sums in the ledger, durable with majority, 1 % of them sent before. Beside it the
-usual way to insert what may be there already: random ids, unordered.
+The whole way is measured: lines of JSON to sums in the ledger, durable with majority, 1 % of them sent
+before. Beside it the usual way to insert what may be there already: random ids, unordered.
 """
 
 import asyncio
@@ -110,7 +111,7 @@ def _cpu(said: list[dict[str, Any]]) -> float:
 
 
 async def _store_before(database: Database, count: int, now: int) -> None:
-    """What was counted earlier, in the hours before: as many documents, with ids of the same form."""
+    """Events counted in earlier hours: as many documents, with ids of the same form."""
     raw, user = database.raw["usageevents"], USERS[0]
     first = now // 1000 - 7200 - count // 500
     for begin in range(0, count, _STEP):
@@ -122,7 +123,7 @@ async def _store_before(database: Database, count: int, now: int) -> None:
 
 
 async def _race(setup: Setup, database: Database, now: int, batches: int, *, processes: int) -> list[dict[str, Any]]:
-    """What each process says, having begun at the same time."""
+    """The reports of the processes, which start together."""
     arguments = (setup.uri, database.name)
     children = [
         subprocess.Popen(
@@ -151,7 +152,9 @@ async def _mongod_seconds(database: Database) -> float:
 
 
 async def _usual(database: Database, stored: int, batches: int) -> dict[str, float]:
-    """The same of `insert_many(ordered=False)` with random ids, 1 % of them there already, and nothing else done."""
+    """The same of `insert_many(ordered=False)` with random ids, 1 % of them there already, and nothing else
+    done.
+    """
     raw = database.raw["random"]
     for begin in range(0, stored, _STEP):
         count = min(_STEP, stored - begin)
@@ -175,11 +178,13 @@ async def _usual(database: Database, stored: int, batches: int) -> dict[str, flo
     }
 
 
-# What one of the processes does: `python -m bench.ingest URI DATABASE NUMBER BATCHES NOW_MS`.
+# One of the processes: `python -m bench.ingest URI DATABASE NUMBER BATCHES NOW_MS`.
 
 
 def _lines(number: int, batches: int, now: datetime) -> list[bytes]:
-    """Batches as they come, in order of time within two seconds; from the fourth on, 1 % of each was in the third before it."""
+    """Batches as they come, in order of time within two seconds; from the fourth on, 1 % of each was in the
+    third before it.
+    """
     choose = random.Random(number)
     texts: list[list[bytes]] = []
     for batch in range(batches):

@@ -1,7 +1,7 @@
 """Topic `insert`: 20,000 payments written with one call.
 
-Into a collection without secondary indexes and validators, which is the hardest for us: what the server does for them would
-only dilute what the client does.
+Into a collection without secondary indexes and validators, which is the hardest case for us: the server's
+work on those would dilute the client's.
 """
 
 from collections.abc import Awaitable, Callable
@@ -74,7 +74,7 @@ _STAMPS = ("createdAt", "updatedAt")  # Mongoose sets its own
 
 
 def _plain(structs: list[Payment]) -> list[dict[str, Any]]:
-    """What somebody without a mapper writes: a dict literal a document, no checks, the time taken once."""
+    """Code without a mapper: a dict literal per document, no checks, one timestamp."""
     now = datetime.now(UTC)
     return [
         {
@@ -127,7 +127,7 @@ def _contestant(
 
 
 def _emptied(database: Database, contestant: Contestant) -> Contestant:
-    """The same into a collection made anew, outside the time; what it stored is counted."""
+    """The same into a collection recreated outside the measured time; the stored documents are counted."""
 
     async def run() -> float:
         await database.raw["payments"].drop()
@@ -146,7 +146,7 @@ def _refill(documents: list[Any], structs: list[Payment]) -> None:
 
 
 async def _mongoengine(documents: list[Any]) -> None:
-    """Synchronous, and where it is: a thread would only add to its time."""
+    """Synchronous work in place, because a thread would add to its time."""
     mongoengine_odm.insert_many(documents)
 
 

@@ -1,4 +1,4 @@
-"""Topic `journeys`: what each operation costs the database, in commands sent, and how long it takes."""
+"""Topic `journeys`: the database commands of each operation, and its duration."""
 
 import re
 import time
@@ -23,7 +23,7 @@ ME = """{ me { id name email
   projects { nodes { id name updatedAt } pageInfo { hasNextPage } }
   usage { resource used limit remaining } } }"""
 
-# What is sent: → one after the other, ∥ side by side, ⋈ joined by the server within one command.
+# Commands: → in sequence, ∥ concurrent, ⋈ joined by the server within one command.
 SHAPES = {
     "register": "throttle of the address → throttle of the mailbox → registration → mail job → commit",
     "confirm": "registration → delete it → user → audit → commit → lastLogin → audit → session → commit",
@@ -122,7 +122,7 @@ async def _live(place: Town, ledger: _Ledger) -> None:
 
 
 def _table(ledger: _Ledger) -> Table:
-    # The most ever seen is what counts; the shape is told for the usual one.
+    # The maximum counts; the shape is shown for the usual number.
     most = {journey: max(map(len, trips)) for journey, trips in ledger.trips.items()}
     rows = [
         (journey, str(most[journey]), ms(median(seconds)), _shape(journey, ledger.trips[journey]))
@@ -138,10 +138,10 @@ def _table(ledger: _Ledger) -> Table:
         rows=rows,
         notes=[
             f"{len(ledger.seconds['me'])} people, one after the other, by GraphQL over ASGI in this process, on a mongod beside it. "
-            "Commands counted as the driver sends them, the session's look-up included; the most that anybody needed.",
+            "Commands as the driver sends them, including the session's look-up; the maximum over all runs.",
             "limits: the active subscription and its plan, or the free one. Nothing but who is signed in is kept between requests: "
             "the first one after the sign-in asks (session⋈user).",
-            "A session that this process does not know costs one command more than one that it does.",
+            "A session that is not cached costs one more command.",
             "register and signIn hash a password (Argon2id, 19 MiB, 2 passes), which takes most of their time.",
         ],
         samples=ledger.seconds,
@@ -149,7 +149,7 @@ def _table(ledger: _Ledger) -> Table:
 
 
 def _shape(journey: str, trips: list[list[RoundTrip]]) -> str:
-    """What SHAPES says, if it has as many commands as were usually sent; else the commands themselves."""
+    """The entry in SHAPES, if it has the usual number of commands; else the commands themselves."""
     usual = Counter(tuple(sent) for sent in trips).most_common(1)[0][0]
     if not usual:
         return "from memory"

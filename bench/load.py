@@ -10,7 +10,7 @@ _LONGEST_S = 120
 
 
 class Burst:
-    """What one run of requests took: seconds in all, and each request's."""
+    """Durations of a run of requests: in total and of each request, in seconds."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

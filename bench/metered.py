@@ -50,7 +50,7 @@ def _bare() -> str:
 
 
 def served() -> ASGIApp:
-    """What uvicorn serves: a bare application, and one behind all that is in front of Ximler's."""
+    """The applications that uvicorn serves: a bare one, and one behind Ximler's layers."""
     logs.configure(Settings(log_format="json"))  # as production does, to nowhere
     settings = Settings(
         mongodb_uri=os.environ["BENCH_URI"],

@@ -1,4 +1,6 @@
-"""Topic `metering`: what it costs to decide whether a user may make another call, beside a guarded `$inc` a call."""
+"""Topic `metering`: the cost of deciding whether a user may make another call, beside a guarded `$inc` per
+call.
+"""
 
 import asyncio
 import contextlib
@@ -100,7 +102,9 @@ async def _inc(collection: Any) -> float:
 
 
 async def _steady(meter: Meter, actor: Actor) -> tuple[int, int]:
-    """Calls at an even pace, and the commands that this process sent meanwhile: its reports and looks included."""
+    """Calls at an even pace, and the commands that this process sent meanwhile: its reports and looks
+    included.
+    """
     await asyncio.sleep(1)
     with round_trips() as trips:
         stop = asyncio.Event()
@@ -124,7 +128,9 @@ async def _is_exact(database: Database) -> bool:
 
 
 async def _month_to_date(database: Database) -> Table:
-    """By day, at the end of a month of 31 days, of somebody who used something by leases and by events in each hour of a year."""
+    """A series by day, at the end of a month of 31 days, for a user with leased and recorded usage in each
+    hour of a year.
+    """
     actor = await _person(database)
     user_id = actor.require_user()
     end = datetime(2026, 9, 1, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""What a topic reports: figures held against limits first, absolute medians after them."""
+"""Reports of topics: figures with limits first, then absolute medians."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -10,7 +10,7 @@ __all__ = ["Figure", "Table", "ms", "spread", "summary", "us"]
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One number and what it must reach: at most `most`, at least `least`, exactly `exactly`, or nothing."""
+    """A number and its limit: at most `most`, at least `least`, exactly `exactly`, or none."""
 
     what: str
     value: float
@@ -21,7 +21,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def holds(self) -> bool | None:
-        """None where there is no limit."""
+        """None without a limit."""
         if self.most is not None:
             return self.value <= self.most
         if self.least is not None:
@@ -89,7 +89,7 @@ class Table(msgspec.Struct, kw_only=True):
 
 
 def summary(facts: dict[str, str], tables: Sequence[Table], before: str = "") -> str:
-    """For the README: what is held against a limit, and on what it was measured.
+    """For the README: figures with limits, and the machine that they were measured on.
 
     Topics that were not measured this time keep their rows of `before`, an earlier summary.
     """

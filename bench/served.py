@@ -1,4 +1,4 @@
-"""`ximler up` on a database, as a process of its own: what topics that load it over HTTP ask."""
+"""`ximler up` on a database in a separate process, for topics that load it over HTTP."""
 
 import asyncio
 import os

@@ -88,7 +88,7 @@ def _up(folder: Path, started: list[float], stopped: list[float]) -> None:
 
 
 def _url(process: "subprocess.Popen[str]") -> str:
-    """From what it says when it is up."""
+    """Parsed from the output at start."""
     assert process.stderr is not None
     said = []
     for line in process.stderr:

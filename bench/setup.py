@@ -1,4 +1,4 @@
-"""What every topic is handed: a MongoDB, and how thorough to be; and what the machine is."""
+"""The environment of topics: a MongoDB, the thoroughness, and a description of the machine."""
 
 import os
 import platform
@@ -71,7 +71,7 @@ def scratch() -> "tempfile.TemporaryDirectory[str]":
 
 
 async def facts(uri: str) -> dict[str, str]:
-    """What the figures depend on. Nothing that names the machine or its folders."""
+    """The facts that figures depend on, without names of the machine or its folders."""
     client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
     async with client:
         mongod = (await client.admin.command("buildInfo"))["version"]

@@ -1,4 +1,4 @@
-"""Topic `signin`: 200 people who sign in at once, at one `ximler up`; what a health check sees of it, and what memory it takes."""
+"""Topic `signin`: 200 concurrent sign-ins at one `ximler up`, with health checks and memory."""
 
 import asyncio
 import http.client

@@ -1,7 +1,8 @@
-"""One real mongod for the whole run, a database per test worker, an initialised and seeded database for every test.
+"""One real mongod for the whole run, a database per test worker, an initialised and seeded database for every
+test.
 
-`MONGODB_TEST_URI` names a server to use; otherwise the embedded one is started in a temporary folder, once, by the
-controlling process, and ends with it.
+`MONGODB_TEST_URI` names a server to use; otherwise the embedded one is started in a temporary folder, once,
+by the controlling process, and ends with it.
 """
 
 import asyncio
@@ -64,8 +65,8 @@ _create_connection = pool_shared._async_create_connection
 
 
 async def _connect(address: Any, options: Any) -> Any:
-    """PyMongo's function, which does not close its socket when it is cancelled, as the monitors of a client that is
-    closed early are: the ResourceWarning failed whichever test ran when the socket was collected.
+    """PyMongo's function, which does not close its socket when it is cancelled, as the monitors of a client
+    that is closed early are: the ResourceWarning failed whichever test ran when the socket was collected.
     """
     try:
         return await _create_connection(address, options)
@@ -78,7 +79,7 @@ async def _connect(address: Any, options: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     pool_shared._async_create_connection = _connect
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles 100 modules anew
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise each process that a test starts recompiles 100 modules
     if hasattr(config, "workerinput"):
         config.stash[_URI] = config.workerinput["mongodb_uri"]
         config.stash[_ADMIN_URI] = config.workerinput["mongodb_admin_uri"]

@@ -1,4 +1,6 @@
-"""Parts of a process: one that fails is started again, one with a lease runs once, and stopping ends them all."""
+"""Parts of a process: one that fails is started again, one with a lease runs once, and stopping ends them
+all.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -212,6 +214,6 @@ async def test_a_loop_lives_through_any_error_of_the_server(
         callback()
     async with failing.fail(*COMMANDS, errorCode=code) as hits, running(Part(name, counted)):
         async with asyncio.timeout(20):
-            while not await hits() or began == ended:  # noqa: ASYNC110 (the server counts, and nothing tells)
+            while not await hits() or began == ended:  # noqa: ASYNC110 (polls a counter of the server)
                 await asyncio.sleep(0.02)
     tools.keyring.close()

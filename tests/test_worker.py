@@ -215,7 +215,9 @@ async def test_changing_the_password_ends_the_others_and_gives_a_new_session(dat
 
 
 async def test_a_sign_in_in_flight_cannot_outlive_a_password_change(database, keyring, settings, ada):
-    """The user was read and the old password verified before the change; the session must not be made after it."""
+    """The user was read and the old password verified before the change; the session must not be made after
+    it.
+    """
     stale = await database.users.get(ada.id)
     actor = Actor(kind="user", via="session", user_id=ada.id, authenticated_at=database.clock.now())
     await credentials.change(database, keyring, settings, actor, stale, current=PASSWORD, new=OTHER)
@@ -377,7 +379,7 @@ async def test_the_audit_log_is_pruned_daily_where_it_may_not_be_kept(database, 
         runtime.start()
     try:
         async with asyncio.timeout(20):
-            while await database.audit_logs.count({"action": "accounts.profile.changed"}) != 2:  # noqa: ASYNC110 (nothing tells)
+            while await database.audit_logs.count({"action": "accounts.profile.changed"}) != 2:  # noqa: ASYNC110 (polls the database)
                 await asyncio.sleep(0.05)
     finally:
         await asyncio.gather(*(runtime.close() for runtime in runtimes))

@@ -27,8 +27,8 @@ async def medians(
 ) -> dict[str, float]:
     """The median time of each attempt.
 
-    They take turns, so that a busy moment of the machine meets all alike. After 40 of each, medians within a fifth of
-    one another are enough: the kinds of attempt that these tests tell apart differ by factors.
+    They take turns, so that a busy moment of the machine meets all alike. After 40 of each, medians within a
+    fifth of one another are enough: the kinds of attempt that these tests tell apart differ by factors.
     """
     times: dict[str, list[float]] = {name: [] for name in attempts}
     for attempt in attempts.values():
@@ -66,7 +66,7 @@ async def test_signing_in_takes_as_long_for_an_unknown_address(
     taken = await medians(
         database, 200, {"somebody": refuse("ada@example.com"), "nobody": refuse("nobody@example.com")}
     )
-    # Without a hash to compute, nobody would take a tenth of it or less.
+    # Without a hash to compute, an unknown address would take at most a tenth of the time.
     assert 0.67 < taken["nobody"] / taken["somebody"] < 1.5
 
 

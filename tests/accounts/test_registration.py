@@ -107,7 +107,7 @@ async def test_registering_a_victims_address_first_gains_nothing(door: Door) -> 
     user = await door.confirm(own)
     assert user.name == "Victim"
     assert not await door.can_sign_in("victim@example.com", "the attacker's own")
-    with pytest.raises(Invalid, match="password"):  # what the victim would type on the attacker's link
+    with pytest.raises(Invalid, match="password"):  # the victim's own password on the attacker's link
         await door.confirm(theirs)
     with pytest.raises(AccountExists):
         await door.confirm(theirs, "the attacker's own")

@@ -1,4 +1,6 @@
-"""Attacks on the audit log by an attacker who may remove entries and seals, but has no sealing key and no data folder."""
+"""Attacks on the audit log by an attacker who may remove entries and seals, but has no sealing key and no
+data folder.
+"""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -107,11 +109,12 @@ async def test_a_first_chain_over_older_entries_needs_a_command_and_shows(
     database.clock.offset_ms = 0
     with pytest.raises(ChainBroken, match="there are older entries"):
         await Sealer(database, keys, kept=kept).seal()
-    # An attacker who runs a sealer of their own has no key; one that was told to found the chain writes an entry.
+    # An attacker who runs a sealer of their own has no key; one that was told to found the chain writes an
+    # entry.
     assert await Sealer(database, keys, kept=kept, may_found=True).seal() == 4
     report = await checked(database, keys, kept)
     assert report.sound, report.problems
-    # Without that entry, which nobody else can forge, the chain is reported.
+    # Without that entry, which cannot be forged without the key, the chain is reported.
     await database.raw["auditlogs"].delete_many({})
     await database.raw["auditseals"].delete_many({})
     database.clock.offset_ms = -timedelta(hours=3) // timedelta(milliseconds=1)

@@ -250,7 +250,7 @@ async def test_only_one_of_several_running_sealers_is_due(
     tasks = [asyncio.create_task(Sealer(database, keys).run(asyncio.Event())) for _ in range(3)]
     try:
         async with asyncio.timeout(20):
-            while len(await sealed(database)) < 5:  # noqa: ASYNC110 (the database is what changes)
+            while len(await sealed(database)) < 5:  # noqa: ASYNC110 (polls the database)
                 await asyncio.sleep(0.02)
             more = await write(5)
             while len(await sealed(database)) < 10:  # noqa: ASYNC110 (as above)

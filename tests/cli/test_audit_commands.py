@@ -23,7 +23,7 @@ def test_a_log_is_sealed_verified_and_tampering_named(ximler: Ximler, own: Own) 
     env, database = own
     person = str(ObjectId())
     assert json_of(ximler("audit", "search", "--user", person, "--json", env=env)) == {"items": [], "next": None}
-    ximler("audit", "search", "--user", person, env=env)  # what looking leaves behind are entries to play with
+    ximler("audit", "search", "--user", person, env=env)  # audited reads provide entries for the test
     assert ximler("audit", "seal", env=env).stdout == "2 entries sealed.\n"
     assert ximler("audit", "seal", env=env).stdout == "Everything is sealed.\n"
     sound = ximler("audit", "verify", env=env)

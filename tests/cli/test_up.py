@@ -116,7 +116,7 @@ def test_a_killed_mongod_is_started_again_and_nothing_acknowledged_is_lost(up):
     running.wait_for("database restarted")
     ready = running.client.get("/readyz")
     assert ready.status_code == 200, ready.text
-    # By id whatever became of them: deleted ones are restored by nobody, so ask the database itself.
+    # By id, deleted ones included, so query the database itself.
     result = subprocess.run(
         [sys.executable, "-m", "ximler", "shell", "--data-dir", str(running.data_dir), "-c",
          "import json; print(json.dumps([str(d['_id']) for d in await db.raw.projects.find({}, {'_id': 1}).to_list()]))"],

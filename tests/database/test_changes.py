@@ -148,7 +148,7 @@ async def test_dropping_the_database_is_a_gap_and_the_feed_goes_on(empty_databas
         await until(lambda: feed.fresh)
         await database.client.drop_database(database.name)
         await until(lambda: ear.gaps >= 2)
-        while not ear.heard:  # what comes before the stream is reopened is part of the gap
+        while not ear.heard:  # events before the stream is reopened are part of the gap
             await database.raw.things.insert_one({})
             await asyncio.sleep(0.1)
         await until(lambda: feed.fresh)
@@ -174,7 +174,9 @@ async def test_a_killed_cursor_resumes_without_a_gap(things):
 
 
 async def test_a_frozen_server_is_noticed_within_a_second_and_nothing_is_missed(own_server: server.Server):
-    """SIGSTOP closes no connection: to the driver a server that stands still looks like one with nothing to say."""
+    """SIGSTOP closes no connection: to the driver a server that stands still looks like one with nothing to
+    say.
+    """
     database = await connect(own_server.uri, name="frozen")
     feed = Feed(database)
     ear = Ear(feed, "things")

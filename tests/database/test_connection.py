@@ -118,7 +118,7 @@ async def test_more_tasks_than_connections_wait_for_their_turn(mongodb_uri: str,
     await other.close()
 
 
-# What can be wrong
+# Errors
 
 
 async def test_an_unreachable_server_is_one_error_with_a_remedy(free_port: int) -> None:

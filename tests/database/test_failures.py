@@ -1,4 +1,6 @@
-"""From what the driver raises to what Ximler raises: acted on by kind, naming the field, never quoting what is stored."""
+"""From what the driver raises to what Ximler raises: acted on by kind, naming the field, never quoting what
+is stored.
+"""
 
 import asyncio
 from typing import Any
@@ -230,7 +232,7 @@ async def test_a_rejection_names_the_expected_value(database: Database) -> None:
     assert final.fields["id"] == "is required"
 
 
-# Each with the password where it belongs, or where somebody who does not escape it puts it.
+# Each with the password in its place, or where an unescaped one ends up.
 URIS = [
     f"mongodb://ada:{PASSWORD}@127.0.0.1:1/db",
     f"mongodb://ada:{PASSWORD}@nowhere.invalid/db",

@@ -43,7 +43,7 @@ async def test_a_holder_retries_the_same_lease_after_a_lost_reply(database):
 
 async def test_a_lease_expires_by_the_servers_clock_and_is_lost_before(database):
     lease = await leases.acquire(database, "work", holder="p", ttl=SHORT)
-    database.clock.offset_ms = 3_600_000  # a process whose clock is wrong takes nothing from another
+    database.clock.offset_ms = 3_600_000  # a wrong clock does not let a process take over a lease
     assert await leases.acquire(database, "work", holder="q", ttl=SHORT) is None
     other = None
     while other is None:

@@ -97,7 +97,7 @@ async def test_commands_of_cancelled_tasks_are_not_remembered_for_ever(database:
     event = Started()
     for number in range(20_000):
         event.request_id = number
-        listener.started(event)  # type: ignore[arg-type]  # has what it looks at
+        listener.started(event)  # type: ignore[arg-type]  # has the attributes that it reads
     assert len(listener._places) <= 5000
     assert 19_999 in listener._places
 

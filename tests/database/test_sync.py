@@ -1,5 +1,6 @@
-"""The database held against the map: made once by however many start at once, reported where it differs, and changed only
-when asked."""
+"""The database held against the map: made once by however many start at once, reported where it differs, and
+changed only when asked.
+"""
 
 import asyncio
 import os
@@ -450,7 +451,7 @@ async def test_the_stamp_does_not_depend_on_when_or_where_it_is_made() -> None:
     assert said.decode().strip() == sync._fingerprint()
 
 
-# Bringing home what Mongoose wrote to `usages`
+# Adopting documents that Mongoose wrote to `usages`
 
 
 async def test_adopting_moves_documents_keeps_existing_ones_and_is_idempotent(made: Database) -> None:

@@ -198,13 +198,13 @@ async def test_unknown_fields_of_a_sub_document_survive_its_replacement(database
         (PLANS, {"$set": {"features.²": "x"}}, "features.²", "is not a field of Plan"),
         (PLANS, {"$set": {"features.0.x": "x"}}, "features.0.x", "is not a field of Plan"),
         (PLANS, {"$set": {"features.$[x]": "x"}}, "features.$[x]", "is not a field of Plan"),
-        # what the database decides
+        # decided by the database
         (PLANS, {"$set": {"_id": ObjectId("65f000000000000000000001")}}, "_id", "is decided by the database"),
         (USERS, {"$set": {"createdAt": DAY}}, "createdAt", "is decided by the database"),
         (USERS, {"$unset": {"createdAt": ""}}, "createdAt", "is decided by the database"),
         (USERS, {"$set": {"updatedAt": DAY}}, "updatedAt", "is decided by the database"),
         (USERS, {"$max": {"updatedAt": DAY}}, "updatedAt", "is decided by the database"),
-        # what is required
+        # required
         (USERS, {"$set": {"name": None}}, "name", "is required and cannot be removed"),
         (USERS, {"$setOnInsert": {"name": None}}, "name", "is required and cannot be removed"),
         (USERS, {"$set": {"name": " \n"}}, "name", "is required and must not be empty"),
@@ -349,7 +349,7 @@ def test_the_cache_of_paths_is_bounded_and_ignores_unknown_paths() -> None:
     assert updates._known.cache_info().currsize <= 2048
 
 
-# What the server makes of it
+# Effects on the server
 
 
 async def test_every_update_operator_works(database: Database) -> None:

@@ -1,4 +1,6 @@
-"""What the server itself accepts and refuses, by raw inserts, against the specification's own table of fields."""
+"""What the server itself accepts and refuses, by raw inserts, against the specification's own table of
+fields.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -61,7 +63,7 @@ def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return copy
 
 
-Case = tuple[str, dict[str, Any], bool]  # what it is, the document, whether the server should take it
+Case = tuple[str, dict[str, Any], bool]  # description, document, whether the server should accept it
 
 
 async def check(database: Database, name: str, cases: list[Case]) -> None:

@@ -1,6 +1,8 @@
-"""Every field of Query and Mutation × everybody who has no business with it: nobody reads or changes what is another's.
+"""Every field of Query and Mutation × everybody who has no business with it: nobody reads or changes what is
+another's.
 
-What is asked for is generated from the schema: every field that each answer has. A new root field needs an entry in `FIELDS`.
+Queries are generated from the schema, with every field of each result. A new root field needs an entry in
+`FIELDS`.
 """
 
 from datetime import timedelta
@@ -26,7 +28,7 @@ from ximler.schema.subscription import Subscription
 
 SCHEMA = schema().core
 MARK = "Xanadu"  # in everything that is the victim's
-COUNTED = frozenset({"throttles", "refusals", "auditlogs"})  # who tries is counted, and noted, whatever comes of it
+COUNTED = frozenset({"throttles", "refusals", "auditlogs"})  # attempts are counted and audited in any case
 
 
 class Victim(msgspec.Struct):
@@ -45,10 +47,12 @@ class Victim(msgspec.Struct):
 
 
 class Field(msgspec.Struct, kw_only=True):
-    """`arguments` are GraphQL literals in which `{project}` and the like are the victim's; each set of them is tried.
+    """`arguments` are GraphQL literals in which `{project}` and the like are the victim's; each set of them
+    is tried.
 
-    `anonymous` and `stranger` (somebody else who is signed in) say the error's code, or None where it is theirs to ask;
-    `changes` names the collections that such a call may write, where nothing of the victim's may change all the same.
+    `anonymous` and `stranger` (another signed-in user) have the error's code, or None if they are permitted;
+    `changes` names the collections that such a call may write, where nothing of the victim's may change all
+    the same.
     """
 
     arguments: tuple[str, ...] = ("",)
@@ -251,7 +255,9 @@ async def victim(client: Client, database: Database) -> Victim:
 
 
 async def bills(database: Database, user_id: ObjectId) -> tuple[str, str]:
-    """A checkout, an invoice, a payment and a balance of the user, each marked; returns the ids of the first two."""
+    """A checkout, an invoice, a payment and a balance of the user, each marked; returns the ids of the first
+    two.
+    """
     now = database.clock.now()
     terms = Terms(plan_id="pro", plan_name=MARK, price_minor=4711, currency="USD", interval="MONTH")
     checkout = await database[CHECKOUTS].insert(
@@ -368,7 +374,9 @@ async def test_owners_can_read_their_data(victim: Victim) -> None:
 
 
 async def test_signing_in_returns_a_session_only_for_the_right_password(victim: Victim, ada: Client) -> None:
-    """Somebody signed in who signs in as another sees the other's account, and nothing of theirs by the old session."""
+    """Somebody signed in who signs in as another sees the other's account, and nothing of theirs by the old
+    session.
+    """
     sign_in = f'signIn(email: "{victim.email}", password: "{PASSWORD}")'
     answer = await ada.ask(f"mutation {{ {sign_in} {{ token user {{ email }} }} }}")
     assert answer["signIn"]["user"]["email"] == victim.email

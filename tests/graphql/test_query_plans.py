@@ -1,6 +1,8 @@
-"""Every query of a journey is served by an index, reads little, and would reach one shard of a sharded cluster.
+"""Every query of a journey is served by an index, reads little, and would reach one shard of a sharded
+cluster.
 
-The commands are those that the driver sends; each is explained against collections full of other people's documents.
+The commands are those that the driver sends; each is explained against collections full of other people's
+documents.
 """
 
 import copy
@@ -42,7 +44,7 @@ SCANS: dict[tuple[str, str], str] = {}
 # (verb, collection) → why a cluster may ask every shard.
 BROADCASTS: dict[tuple[str, str], str] = {
     ("delete", "sessions"): "all of a user's end: rare, while every request looks one up by its token",
-    ("find", "sessions"): "somebody's list of where they are signed in: seldom, as above",
+    ("find", "sessions"): "a user's list of sessions: seldom, as above",
     ("aggregate", "quotas"): "a process looks for a user's quota at their first call there; by `_id` from then on",
     ("update", "quotas"): "a user's quotas follow their limits, which change seldom; every step of a lease is by `_id`",
     ("delete", "quotas"): "erases all of a user's, once, 30 days after they left",
@@ -50,7 +52,7 @@ BROADCASTS: dict[tuple[str, str], str] = {
     (
         "find",
         "auditlogs",
-    ): "appended to by everybody at once, so spread by `_id`; read by operators, and seldom by its owner",
+    ): "concurrent appends, so spread by `_id`; read by operators, and seldom by its owner",
 }
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {

@@ -40,10 +40,11 @@ COSTS: dict[str, list[RoundTrip]] = {
         ("findAndModify", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
         ("update", "users"), NOTE, ("insert", "sessions"), COMMIT,  # and signed in
     ],
-    # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by the password and by
-    # what has been proved: neither a change of password nor a new second factor can be overtaken.
+    # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by
+    # the password and by what has been proved: neither a change of password nor a new second factor can be
+    # overtaken.
     "signIn": [("aggregate", "users"), ("update", "users"), ("find", "credentials"), NOTE, ("insert", "sessions"), COMMIT],
-    # Counted by account and by address, noted in the log: side by side.
+    # Counted by account and by address and audited, concurrently.
     "signIn, refused": [
         ("aggregate", "users"), THROTTLE, THROTTLE, ("findAndModify", "refusals"), ("insert", "auditlogs"),
     ],
@@ -54,7 +55,8 @@ COSTS: dict[str, list[RoundTrip]] = {
     "me with everything": [
         ("find", "subscriptions"),
         ("find", "projects"),
-        # usage: the user joined with limits, gauge (or, without one, the count of their projects) and the month's calls
+        # usage: the user joined with limits, gauge (or, without one, the count of their projects) and the
+        # month's calls
         ("aggregate", "users"),
     ],
     "usage": [("aggregate", "users")],

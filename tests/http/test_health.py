@@ -34,7 +34,7 @@ async def test_readyz_says_that_the_database_answers(client: Client) -> None:
 async def test_metrics_are_prometheus_text_and_cover_requests_commands_pool_and_topology(ada: Client) -> None:
     await ada.create("counted")
     async with asyncio.timeout(10):  # the driver tells of servers once a second
-        while 'type="RSPrimary"' not in (response := await ada.http.get("/metrics")).text:  # noqa: ASYNC110 (it is asked, nothing tells)
+        while 'type="RSPrimary"' not in (response := await ada.http.get("/metrics")).text:  # noqa: ASYNC110 (polls an endpoint)
             await asyncio.sleep(0.05)
     assert response.headers["content-type"].startswith("text/plain; version=")
     lines = [line for line in response.text.splitlines() if line and not line.startswith("#")]

@@ -78,15 +78,15 @@ async def test_head_is_get_without_the_body(client: Client, path: str) -> None:
 @pytest.mark.parametrize(
     ("networks", "peer", "forwarded", "expected"),
     [
-        # By default nobody is believed.
+        # By default no proxy is trusted.
         ([], "203.0.113.9", "", "203.0.113.9"),
         ([], "203.0.113.9", "10.0.0.1", "203.0.113.9"),
         ([], None, "10.0.0.1", None),
-        # A proxy that is trusted says who was there; somebody else does not.
+        # The header counts only from trusted proxies.
         (["10.0.0.0/8"], "10.0.0.1", "203.0.113.9", "203.0.113.9"),
         (["10.0.0.0/8"], "192.0.2.1", "203.0.113.9", "192.0.2.1"),
         (["10.0.0.0/8"], "10.0.0.1", "", "10.0.0.1"),
-        # The nearest that is not ours: what stands before it is its own claim.
+        # The nearest untrusted address counts; elements before it are its own claims.
         (["10.0.0.0/8"], "10.0.0.1", "1.1.1.1, 203.0.113.9", "203.0.113.9"),
         (["10.0.0.0/8"], "10.0.0.1", "1.1.1.1, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
         (["10.0.0.0/8"], "10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
@@ -96,7 +96,7 @@ async def test_head_is_get_without_the_body(client: Client, path: str) -> None:
         (["::1"], "::1", "203.0.113.9", "203.0.113.9"),
         (["10.0.0.0/8"], "::ffff:10.0.0.1", "203.0.113.9", "203.0.113.9"),
         (["10.0.0.0/8"], "10.0.0.1", "1.1.1.1, ::ffff:10.0.0.2", "1.1.1.1"),
-        # Garbage ends the search at what is known.
+        # A malformed element ends the search at the last known address.
         (["10.0.0.0/8"], "10.0.0.1", "garbage", "10.0.0.1"),
         (["10.0.0.0/8"], "10.0.0.1", "203.0.113.9, unknown", "10.0.0.1"),
         (["10.0.0.0/8"], "10.0.0.1", "203.0.113.9,, 10.0.0.2", "203.0.113.9"),

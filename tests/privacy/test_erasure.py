@@ -1,4 +1,6 @@
-"""Thirty days after an account was closed: nothing in the database says who it was, whatever ended the job in the middle."""
+"""Thirty days after an account was closed: nothing in the database says who it was, whatever ended the job in
+the middle.
+"""
 
 import asyncio
 import os
@@ -246,7 +248,7 @@ async def test_ended_after_any_step_it_is_done_the_next_time(name, database, key
     with monkeypatch.context() as patched:
         patched.setattr(module, verb, ends)
         await worker.run_due()
-    with pytest.raises(sessions.BadCredentials):  # however much of it is left, nobody comes back
+    with pytest.raises(sessions.BadCredentials):  # signing in fails from the first step on
         await closing.reopen(database, keyring, worker._tools.settings, Actor(), email=ada.email, password=PASSWORD)
     database.clock.offset_ms += 3600_000
     await worker.run_due()

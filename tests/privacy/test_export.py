@@ -1,4 +1,6 @@
-"""Taking along all that is kept of one: everything of one's own, nothing that lets anybody in, in constant memory."""
+"""Taking along all that is kept of one: everything of one's own, nothing that lets anybody in, in constant
+memory.
+"""
 
 import io
 import json
@@ -24,7 +26,7 @@ from ximler.schema.payment import Payment
 from ximler.schema.user import User
 
 PASSWORD = "correct horse battery"
-# Of the collections that a person's data is in, what stays here.
+# Fields of collections with personal data that the export omits.
 LEFT_OUT = {
     "projects": {"userId", "searchTerms"},
     "subscriptions": {"userId"},

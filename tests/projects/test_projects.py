@@ -23,7 +23,9 @@ async def whole(database: Database, project_id: ObjectId) -> Project:
 
 
 def weight(*values: Any) -> int:
-    """Bytes of values as MongoDB keeps them: the size of a document of each, less that of one with an empty key."""
+    """Bytes of values as MongoDB keeps them: the size of a document of each, less that of one with an empty
+    key.
+    """
     return sum(len(bson.encode({"": value})) - len(bson.encode({"": None})) for value in values)
 
 
@@ -97,7 +99,7 @@ async def test_an_update_changes_only_the_given_fields(database: Database, ada: 
         ({"canvas_data": {"a": "\ud800"}}, "canvasData.a"),
         ({"canvas_data": {"\ud800": 1}}, "canvasData"),
         ({"canvas_data": {"a": object()}}, "canvasData.a"),
-        ({"canvas_data": {"a": datetime(2026, 1, 1)}}, "canvasData.a"),  # noqa: DTZ001 (what is refused)
+        ({"canvas_data": {"a": datetime(2026, 1, 1)}}, "canvasData.a"),  # noqa: DTZ001 (the rejected input)
         ({"canvas_data": {1: "one"}}, "canvasData"),
     ],
 )

@@ -1,7 +1,7 @@
 """The catalogue held against the specification, field for field and index for index.
 
-The tables are transcribed by hand from the ten Mongoose models and from the specification's "Database Indexes Summary",
-apart from the source: nothing may be missing, and nothing may be there beyond what is listed as ours.
+The tables are transcribed by hand from the ten Mongoose models and from the specification's "Database Indexes
+Summary", apart from the source: no part may be missing, and additional parts must be listed as ours.
 """
 
 from typing import Any

@@ -41,9 +41,9 @@ FORWARDED_FOR = [
     ("::ffff:cb00:7107", "203.0.113.7"),
     ("203.0.113.7, ::ffff:172.16.3.4", "203.0.113.7"),
     ("203.0.113.7, 172.16.3.4", "203.0.113.7"),
-    # The client's own claims stand before what the nearest untrusted hop is.
+    # Elements before the nearest untrusted hop are the client's own claims.
     ("6.6.6.6, 203.0.113.7", "203.0.113.7"),
-    # What cannot be read ends the search at the proxy.
+    # A malformed element ends the search at the proxy.
     ("203.0.113.7, fe80::1%eth0", "10.0.0.1"),
     ("203.0.113.7, unknown", "10.0.0.1"),
     ("203.0.113.7, 0x7f.1", "10.0.0.1"),

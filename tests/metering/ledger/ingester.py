@@ -2,7 +2,7 @@
 
 `python -m tests.metering.ledger.ingester URI DATABASE FIRST END NOW_MS`.
 
-The events are the same for everybody who asks for the same numbers.
+Equal numbers produce equal events.
 """
 
 import asyncio
