@@ -23,8 +23,8 @@ _REFUSAL = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
 class _Answers:
     """A connection's transport as one answer sees it.
 
-    The head of an answer waits for the first of its body, for one turn of the event loop at most: both in one packet take one
-    system call, and wake the client once.
+    The head of an answer waits for the first of its body, for one turn of the event loop at most: both in one
+    packet take one system call, and wake the client once.
 
     Closing a socket that still receives resets it, and the client may lose the answer with that (RFC 9112,
     9.6): a connection that an answer ends is closed when the request has arrived whole.

@@ -15,8 +15,9 @@ def secrets() -> None:
 async def renew(run: Run) -> int:
     """Encrypt second factors under the newest key.
 
-    To rotate: prepend a new key to XIMLER_SECRET_KEY (new,old) everywhere, run this, then remove the old key. Sessions and
-    links that were made with the old key end with it. Exit code 1: a secret is encrypted under a key that is not given.
+    To rotate: prepend a new key to XIMLER_SECRET_KEY (new,old) everywhere, run this, then remove the old key.
+    Sessions and links that were made with the old key end with it. Exit code 1: a secret is encrypted under a
+    key that is not given.
     """
     from ximler.accounts import second_factor
 

@@ -24,7 +24,8 @@ async def import_events(run: Run, file: IO[bytes]) -> int:
 
     {"id": "…", "at": "2026-01-31T12:00:00Z", "userId": "…", "amount": 1, "source": "gateway"}
 
-    Safe to interrupt and repeat: events that were counted are recognised. Exit code 1: some lines were refused.
+    Safe to interrupt and repeat: events that were counted are recognised. Exit code 1: some lines were
+    refused.
     """
     from ximler.database import sync
     from ximler.metering.ledger import settlement

@@ -37,8 +37,8 @@ def _ask_password(*, password_stdin: bool, **_: object) -> dict[str, Any]:
 async def create(run: Run, name: str, email: str, password_stdin: str, unverified: bool) -> None:
     """Create an account, without a confirmation e-mail.
 
-    The command asks for the password, twice, or reads it from standard input: as an option, other users of the machine could
-    see it.
+    The command asks for the password, twice, or reads it from standard input: as an option, other users of
+    the machine could see it.
     """
     from ximler.accounts import administration
     from ximler.database import sync

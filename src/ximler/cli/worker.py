@@ -14,8 +14,8 @@ from ximler.cli.context import database_options
 def worker(once: bool, data_dir: Path | None, mongodb_uri: str | None) -> None:
     """Run jobs (mail, …) apart from `ximler up`.
 
-    Any number may run at once, on any number of machines. Ctrl-C or SIGTERM stops it when the jobs under way are done, after
-    ten seconds at most (XIMLER_DRAIN_SECONDS); another takes up those that are not.
+    Any number may run at once, on any number of machines. Ctrl-C or SIGTERM stops it when the jobs under way
+    are done, after ten seconds at most (XIMLER_DRAIN_SECONDS); another takes up those that are not.
     """
     settings = context.load(serves=not once, data_dir=data_dir, mongodb_uri=mongodb_uri).with_secret()
 

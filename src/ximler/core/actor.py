@@ -1,4 +1,6 @@
-"""The actor of an operation: user, channel and address. Every domain function that touches user data takes one."""
+"""The actor of an operation: user, channel and address. Every domain function that touches user data takes
+one.
+"""
 
 from datetime import datetime
 from typing import Literal
@@ -12,7 +14,8 @@ __all__ = ["SYSTEM", "Actor"]
 
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
-    """`user_id` is set for a signed-in user; `session_id` when they came through a session, `api_key_id` when through a key.
+    """`user_id` is set for a signed-in user; `session_id` when they came through a session, `api_key_id` when
+    through a key.
 
     `sign_in_id` stays the same when the session's token is exchanged; `session_id` does not.
     `authenticated_at` is the session's latest authentication (`accounts.step_up`).

@@ -21,7 +21,9 @@ _KNOWN = None not in (_RAW_ARRAY, _to_document, _to_stream)
 
 
 class RawBatches(AsyncRawBatchCursor[dict[str, Any]]):
-    """`AsyncRawBatchCursor` at half the cost. Each item is a stream of BSON documents. Arguments as for `find`."""
+    """`AsyncRawBatchCursor` at half the cost. Each item is a stream of BSON documents. Arguments as for
+    `find`.
+    """
 
     def _unpack_response(self, response: Any, cursor_id: int | None, *arguments: Any, **options: Any) -> list[Any]:
         if not _KNOWN or not hasattr(response, "raw_command_response"):

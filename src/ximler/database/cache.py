@@ -52,7 +52,9 @@ Load = Callable[[K], Awaitable[tuple[V | None, Sequence[Tag]]]]
 
 
 class Cache(Generic[K, V]):
-    """At most `entries` values and, separately, `absent` keys known to have none; the least recently used go first."""
+    """At most `entries` values and, separately, `absent` keys known to have none; the least recently used go
+    first.
+    """
 
     def __init__(self, feed: Feed, watches: Sequence[Watch], *, entries: int = 20_000, absent: int = 10_000) -> None:
         self._feed = feed

@@ -51,7 +51,9 @@ _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 
 class UnreadableDocument(Conflict):
-    """A stored document that even tolerant reading cannot decode. It stays unchanged; repair it in the database."""
+    """A stored document that even tolerant reading cannot decode. It stays unchanged; repair it in the
+    database.
+    """
 
     code = "DOCUMENT_UNREADABLE"
 
@@ -192,7 +194,9 @@ def _tolerant(document: type[D], raw: dict[str, Any]) -> D:
 
 
 def _forgive(document: type[Document], normal: dict[str, Any], problem: str) -> bool:
-    """Drop the value that `convert` rejected, so that the field takes its default, if the document allows that."""
+    """Drop the value that `convert` rejected, so that the field takes its default, if the document allows
+    that.
+    """
     _, _, place = problem.partition(" - at `$.")
     *above, name = place.rstrip("`").split(".")
     if (above or [name])[0] not in document.FORGIVEN:
@@ -287,7 +291,9 @@ def bare(kind: inspect.Type) -> inspect.Type:
 
 
 def _compile_encoder(document: type[D], path: str = "") -> Callable[[D, datetime], dict[str, Any]]:
-    """Required and defaulted fields are always written, optional ones when they are not None. `path` ends in a dot."""
+    """Required and defaulted fields are always written, optional ones when they are not None. `path` ends in
+    a dot.
+    """
     marks = extras(document)
     scope: dict[str, Any] = {
         "AT_WRITE": AT_WRITE,
@@ -303,7 +309,8 @@ def _compile_encoder(document: type[D], path: str = "") -> Callable[[D, datetime
         "as_they_are": (datetime, bytes),
         "errors": (AttributeError, TypeError, OverflowError, msgspec.ValidationError),
     }
-    # All fields in one dict display, which is faster than assigning each; then those that are None are removed.
+    # All fields in one dict display, which is faster than assigning each; then those that are None are
+    # removed.
     before, display, after = [], [], []
     strictly = ""
     for number, field in enumerate(inspect.type_info(document).fields):  # type: ignore[attr-defined]  # a Struct's info has fields
@@ -379,7 +386,9 @@ def _refuse(document: type[Document], value: Any, path: str) -> None:
 
 
 def check_storable(raw: dict[str, Any]) -> None:
-    """Raise Invalid naming the first value of an encoded document that BSON cannot hold. Slow: only after a failure."""
+    """Raise Invalid naming the first value of an encoded document that BSON cannot hold. Slow: only after a
+    failure.
+    """
     for name, value in raw.items():
         if not isinstance(value, datetime):
             mixed.check(value, name, depth=2)

@@ -56,10 +56,12 @@ class TypedCollection(ReadableCollection[D]):
         return result.matched_count
 
     async def upsert(self, where: Filter, update: updates.Update, *, fresh: D) -> bool:
-        """Update the match, or insert `fresh` with the update in place of its own values. True when it was inserted.
+        """Update the match, or insert `fresh` with the update in place of its own values. True when it was
+        inserted.
 
-        The filter's equalities are inserted as well. Raises DocumentExists if the insert meets a unique index: the document is
-        soft-deleted, another process inserted it at the same moment, or the filter's guards exclude it.
+        The filter's equalities are inserted as well. Raises DocumentExists if the insert meets a unique
+        index: the document is soft-deleted, another process inserted it at the same moment, or the filter's
+        guards exclude it.
         """
         final, built = self._upsertion(where, update, fresh, self._clock.now())
         result = await self._update(final, self.raw.update_one(final, built, upsert=True, session=self._session))
@@ -119,7 +121,8 @@ class TypedCollection(ReadableCollection[D]):
     ) -> Any:
         """Update the first match and return it after (or `before`) the update, or `into` reads part of it.
 
-        Outside a transaction the server stores an image of the whole document for retries: prefer `patch` for large documents.
+        Outside a transaction the server stores an image of the whole document for retries: prefer `patch` for
+        large documents.
         """
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
         built = updates.build(self.spec, update, self._clock.now())
@@ -140,8 +143,9 @@ class TypedCollection(ReadableCollection[D]):
     async def recompute(self, where: Filter, stages: Sequence[Mapping[str, Any]], *, upsert: bool = False) -> D | None:
         """Update the match by an aggregation pipeline and return it as it was *before*.
 
-        With `upsert` an absent document is inserted from the filter and the pipeline, and None is returned. Nothing is checked
-        or stamped: for counters whose next value follows from their last, in collections of ours.
+        With `upsert` an absent document is inserted from the filter and the pipeline, and None is returned.
+        Nothing is checked or stamped: for counters whose next value follows from their last, in collections
+        of ours.
         """
         raw = await self._run(
             self.raw.find_one_and_update(
@@ -157,9 +161,11 @@ class TypedCollection(ReadableCollection[D]):
     async def recompute_each(
         self, changes: Iterable[tuple[Filter, Sequence[Mapping[str, Any]]]], *, upsert: bool = False
     ) -> int:
-        """Each pipeline on the match of its own filter, unordered, with one command; returns how many matched.
+        """Each pipeline on the match of its own filter, unordered, with one command; returns how many
+        matched.
 
-        As with `recompute`, nothing is checked or stamped. As with `patch_each`, the batch must be safe to send again.
+        As with `recompute`, nothing is checked or stamped. As with `patch_each`, the batch must be safe to
+        send again.
         """
         return await self._each(
             [UpdateOne(self._where(where, False), list(stages), upsert=upsert) for where, stages in changes]
@@ -184,9 +190,11 @@ class TypedCollection(ReadableCollection[D]):
         *,
         deleted: bool = False,
     ) -> int:
-        """Remove every other field of the matches, and set `values`; returns how many. For erasing personal data only.
+        """Remove every other field of the matches, and set `values`; returns how many. For erasing personal
+        data only.
 
-        Unlike every other update of ours it also removes fields of other applications, which may hold personal data.
+        Unlike every other update of ours it also removes fields of other applications, which may hold
+        personal data.
         """
         kept = {name: f"${name}" for name in ("_id", *fields)}
         built = updates.build(self.spec, {"$set": values or {}}, self._clock.now())

@@ -87,7 +87,9 @@ def _record_commit() -> None:
 
 
 class Database:
-    """Typed access to every collection. Inside `transaction` the body is given another one, bound to the session."""
+    """Typed access to every collection. Inside `transaction` the body is given another one, bound to the
+    session.
+    """
 
     def __init__(
         self,
@@ -167,7 +169,8 @@ class Database:
         return outside
 
     def forget(self, collection: str, name: Any) -> None:
-        """Evict this process's cache entries that depend on a document: now, or at the end of the transaction.
+        """Evict this process's cache entries that depend on a document: now, or at the end of the
+        transaction.
 
         The change feed does the same in all processes within milliseconds; this makes it take effect with the
         next request. Typed writes to one document, by its `_id`, do it implicitly.

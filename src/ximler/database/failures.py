@@ -40,7 +40,8 @@ _DUPLICATE = 11000
 _WRITE_CONFLICT = 112
 _BAD_VALUE, _CANNOT_BACKFILL, _CONFLICTING_PATHS = 2, 34, 40
 _WRONG_KIND = frozenset({14, 28, 16554, 16556, 40400})  # of a path's value, or of an operand in a pipeline
-# Codes of a server that is shutting down, stepping down, out of reach or out of time. The same request may succeed later.
+# Codes of a server that is shutting down, stepping down, out of reach or out of time. The same request may
+# succeed later.
 _UNAVAILABLE = frozenset(
     {
         6, 7, 9001,  # HostUnreachable, HostNotFound, SocketException
@@ -74,8 +75,8 @@ class DocumentExists(Conflict):
 class RefusedChanges(Conflict):
     """A document does not take a change, because of a value that it has.
 
-    Of an unordered bulk, `reasons` says why by the change's position. Its other changes are done, except those that met a
-    unique index.
+    Of an unordered bulk, `reasons` says why by the change's position. Its other changes are done, except
+    those that met a unique index.
     """
 
     reasons: dict[int, str] = {}  # noqa: RUF012 (replaced, never changed)

@@ -77,14 +77,18 @@ class Lease:
         return True
 
     async def release(self) -> None:
-        """Release it, so that another process need not wait until it expires. Raises Unavailable. One command."""
+        """Release it, so that another process need not wait until it expires. Raises Unavailable. One
+        command.
+        """
         self._until = _now()
         await self._update({"until": "$$NOW"})
 
     async def guard(self, transaction: Database) -> None:
-        """Let the transaction commit only if the lease has not changed hands by then. Raises LeaseLost. One command.
+        """Let the transaction commit only if the lease has not changed hands by then. Raises LeaseLost. One
+        command.
 
-        It writes to the lease's document, so a process that takes the lease meanwhile makes the transaction conflict.
+        It writes to the lease's document, so a process that takes the lease meanwhile makes the transaction
+        conflict.
         """
         mine = {"_id": self.name, "holder": self.holder, "fence": self.fence}
         if not self.held or not await transaction[LEASES].patch(mine, {"$inc": {"writes": 1}}):
@@ -192,7 +196,9 @@ async def _keep_renewed(lease: Lease, ttl: timedelta, stop: asyncio.Event, done:
 async def _send(
     database: Database, where: dict[str, Any], changes: dict[str, Any], *, ttl: timedelta, upsert: bool = False
 ) -> dict[str, Any] | None:
-    """The lease's document after the change, None where there is no match. The change survives a lost primary."""
+    """The lease's document after the change, None where there is no match. The change survives a lost
+    primary.
+    """
     leases = database.raw[LEASES.name].with_options(write_concern=_MAJORITY)
     try:
         with pymongo.timeout(ttl.total_seconds() / 3):

@@ -30,15 +30,19 @@ _log = structlog.get_logger("ximler.database")
 
 
 class Step(msgspec.Struct, frozen=True):
-    """The result of one batch: how many documents it changed, and where the next begins (None: there is none)."""
+    """The result of one batch: how many documents it changed, and where the next begins (None: there is
+    none).
+    """
 
     changed: int
     place: dict[str, Any] | None
 
 
 class Migration(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` is the number of documents that need the change: before (the plan) and after (the verification). `batch` changes
-    the next ones, from a place, in the transaction that it is given. `ximler up` runs only `safe` migrations."""
+    """`count` is the number of documents that need the change: before (the plan) and after (the
+    verification). `batch` changes the next ones, from a place, in the transaction that it is given. `ximler
+    up` runs only `safe` migrations.
+    """
 
     version: int
     name: str
@@ -123,7 +127,9 @@ async def _begin(database: Database, lease: leases.Lease, migration: Migration) 
 
 
 async def _batch(database: Database, lease: leases.Lease, migration: Migration) -> tuple[int, dict[str, Any] | None]:
-    """Apply the next batch; returns how many documents were changed so far, and the next place. Raises LeaseLost."""
+    """Apply the next batch; returns how many documents were changed so far, and the next place. Raises
+    LeaseLost.
+    """
 
     async def work(transaction: Database) -> tuple[int, dict[str, Any] | None]:
         mine = {"_id": migration.name, "fence": {"$lte": lease.fence}}

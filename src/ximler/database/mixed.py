@@ -28,8 +28,8 @@ _PLAIN = frozenset({float, bool, type(None)})
 # Types beyond JSON that another application may have stored, and that copies contain.
 _BSON = (bytes, ObjectId, Decimal128, DatetimeMS, Binary, Regex, Timestamp, DBRef, MinKey, MaxKey, Int64, str, float)
 
-# A value's place: its parent's place, and its key there. Formatted only for an error message, because a path for each
-# of 100,000 values under a long key would take gigabytes.
+# A value's place: its parent's place, and its key there. Formatted only for an error message, because a path
+# for each of 100,000 values under a long key would take gigabytes.
 _Place = tuple[Any, Any]
 
 

@@ -64,7 +64,9 @@ def round_trips() -> Iterator[list[RoundTrip]]:
 
 
 def first_time(collection: str, document_id: Any) -> bool:
-    """Whether a problem of this document was not logged by this process in the last hour; it counts as logged from now on."""
+    """Whether a problem of this document was not logged by this process in the last hour; it counts as logged
+    from now on.
+    """
     key = collection, str(document_id)
     if key in _logged:
         return False

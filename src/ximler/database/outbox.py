@@ -118,7 +118,9 @@ class Handler(Kind[P]):
         return {name: hints[name] for name in names[: self.function.__code__.co_kwonlyargcount] if name not in keywords}
 
     async def run(self, job: Job, tools: dict[str, Any]) -> None:
-        """Run a job. Raises UnreadableDocument for a payload of another version, and the errors of the function."""
+        """Run a job. Raises UnreadableDocument for a payload of another version, and the errors of the
+        function.
+        """
         payload = () if self.payload is Nothing else (codec_of(self.payload).decode(dict(job.payload)),)
         await self.function(*payload, **tools)
 
@@ -160,7 +162,9 @@ def daily(name: str, *, hour: int) -> Callable[[Work], Handler[Nothing]]:
 
 
 def every(name: str, interval: timedelta, *, offset: timedelta = timedelta(0)) -> Callable[[Work], Handler[Nothing]]:
-    """Decorator of a job that runs in every interval of at most a day, counted from midnight UTC. It takes no payload."""
+    """Decorator of a job that runs in every interval of at most a day, counted from midnight UTC. It takes no
+    payload.
+    """
 
     def register(function: Work) -> Handler[Nothing]:
         handler = Handler(Kind(name, Nothing), function)
@@ -255,7 +259,9 @@ async def page(
 
 
 async def retry(database: Database, job_id: ObjectId) -> Job:
-    """Make a dead, cancelled or waiting job due now, with all attempts. Raises NotFound, Conflict while it runs."""
+    """Make a dead, cancelled or waiting job due now, with all attempts. Raises NotFound, Conflict while it
+    runs.
+    """
     fresh = {"status": "PENDING", "runAt": database.clock.now(), "attempts": 0}
     where = {"_id": job_id, "status": {"$in": ["DEAD", "CANCELLED", "PENDING"]}}
     return await _changed(database, job_id, where, {"$set": fresh})

@@ -1,7 +1,8 @@
 """Reading typed collections: documents out as Structs, at driver speed.
 
-Soft-deleted documents are left out unless `deleted=True`. A document that cannot be decoded is left out of lists, logged and
-counted; a query for it alone raises `UnreadableDocument`. Filters are MongoDB's own, with MongoDB's field names.
+Soft-deleted documents are left out unless `deleted=True`. A document that cannot be decoded is left out of
+lists, logged and counted; a query for it alone raises `UnreadableDocument`. Filters are MongoDB's own, with
+MongoDB's field names.
 """
 
 import asyncio
@@ -116,7 +117,8 @@ class ReadableCollection(Generic[D]):
 
     @property
     def committed(self) -> Self:
-        """This collection, read with majority read concern: no failover rolls back a document that it returns.
+        """This collection, read with majority read concern: no failover rolls back a document that it
+        returns.
 
         For reads that decide about a write to another document, outside a transaction.
         """
@@ -243,8 +245,8 @@ class ReadableCollection(Generic[D]):
     ) -> Page[Any]:
         """Latest first, by the time `by` and `_id`; the cost does not grow with the distance from the start.
 
-        Documents without the time come last. Unreadable documents are skipped, so a page is shorter than `first` only at the
-        end of the list. Raises Invalid when `first` is not between 1 and 100.
+        Documents without the time come last. Unreadable documents are skipped, so a page is shorter than
+        `first` only at the end of the list. Raises Invalid when `first` is not between 1 and 100.
         """
         if not 1 <= first <= MAX_PAGE:
             raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
@@ -279,7 +281,9 @@ class ReadableCollection(Generic[D]):
         return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
 
     async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Run the pipeline unchanged: the caller leaves out soft-deleted documents. Datetimes come back naive."""
+        """Run the pipeline unchanged: the caller leaves out soft-deleted documents. Datetimes come back
+        naive.
+        """
         return await self._run(self._aggregate(pipeline))
 
     # Inside

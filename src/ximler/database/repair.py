@@ -15,7 +15,9 @@ __all__ = ["remove_nulls"]
 
 
 async def remove_nulls(database: Database, *, dry_run: bool = False) -> dict[str, int]:
-    """Remove the nulls; returns how many by `collection.path`. Scans each collection once a path. Safe to repeat."""
+    """Remove the nulls; returns how many by `collection.path`. Scans each collection once a path. Safe to
+    repeat.
+    """
     found: dict[str, int] = {}
     try:
         for collection in SPECIFIED:

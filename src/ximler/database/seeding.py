@@ -1,7 +1,7 @@
 """Seeds: documents that a new database starts with. Their owners define them; `ximler.setup` passes them in.
 
-A database of ours gets each seed once. The stamp remembers the seeds that were inserted, so one that an operator deleted is not
-restored at the next start.
+A database of ours gets each seed once. The stamp remembers the seeds that were inserted, so one that an
+operator deleted is not restored at the next start.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,9 @@ __all__ = ["Seeds", "insert", "missing"]
 
 
 class Seeds(msgspec.Struct, frozen=True, kw_only=True):
-    """The seeds of one collection. `key` is the unique field that identifies one; `make` takes the time of insertion."""
+    """The seeds of one collection. `key` is the unique field that identifies one; `make` takes the time of
+    insertion.
+    """
 
     collection: Collection[Any]
     key: str

@@ -1,7 +1,7 @@
 """Compares the database with the schema, and creates what is missing.
 
-`initialise` is idempotent and safe to run from several processes at once. It creates; only with `repair=True` it rebuilds
-indexes, and tightens validators on a database that another application made.
+`initialise` is idempotent and safe to run from several processes at once. It creates; only with `repair=True`
+it rebuilds indexes, and tightens validators on a database that another application made.
 """
 
 import asyncio
@@ -44,7 +44,8 @@ _log = structlog.get_logger("ximler.database")
 _STAMP = "schema"
 _OLDEST = 1
 _MISSING, _EXISTS = 26, 48
-# A similar index under another name or with other options; a second text index; duplicate documents. `status` reports them.
+# A similar index under another name or with other options; a second text index; duplicate documents. `status`
+# reports them.
 _OBSTACLES = frozenset({67, 85, 86, 11000})
 _OPTIONS = ("unique", "expireAfterSeconds", "partialFilterExpression", "sparse", "hidden", "collation")
 _PLURAL = "usages"  # Mongoose's plural of a model named Usage
@@ -71,7 +72,9 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 async def check_version(database: Database) -> bool:
-    """Whether the database is up to date for this version. Raises SchemaTooNew if a newer Ximler has migrated it."""
+    """Whether the database is up to date for this version. Raises SchemaTooNew if a newer Ximler has migrated
+    it.
+    """
     stamp = await database[META].find_one({"_id": _STAMP})
     if stamp is None:
         return False
@@ -132,7 +135,9 @@ async def require_ready(database: Database) -> None:
 
 
 def require_safe(differences: list[Difference]) -> None:
-    """Log every difference. Raises SchemaNotReady without a unique index: two accounts could share an address."""
+    """Log every difference. Raises SchemaNotReady without a unique index: two accounts could share an
+    address.
+    """
     for found in differences:
         _log.warning("database differs", **msgspec.structs.asdict(found))
     if unsafe := _unsafe(differences):
@@ -153,7 +158,9 @@ async def _stamp(database: Database) -> Meta:
 
 
 def _is_newer(stamp: Meta) -> bool:
-    """Whether a newer release made the validators: an older process, still running or rolled back, leaves them."""
+    """Whether a newer release made the validators: an older process, still running or rolled back, leaves
+    them.
+    """
     return _parts(stamp.release) > _parts(__version__)
 
 
@@ -162,8 +169,9 @@ def _parts(release: str) -> list[int]:
 
 
 async def _claim(database: Database, existing: Iterable[str]) -> Meta:
-    """The stamp. Inserted before any collection, so that processes that start at once agree on whose database it is. Without
-    a fingerprint `initialise` has never finished."""
+    """The stamp. Inserted before any collection, so that processes that start at once agree on whose database
+    it is. Without a fingerprint `initialise` has never finished.
+    """
     if stamp := await database[META].find_one({"_id": _STAMP}):
         return stamp
     theirs = {c.name for c in SPECIFIED} & set(existing)
@@ -199,8 +207,9 @@ async def status(database: Database, *, seeds: Sequence[Seeds] = ()) -> list[Dif
 
 
 async def _missing_seeds(database: Database, seeds: Sequence[Seeds], stamp: Meta) -> list[Difference]:
-    """On a database of ours, the seeds that were never inserted; on another application's, those of an empty collection that
-    Ximler needs."""
+    """On a database of ours, the seeds that were never inserted; on another application's, those of an empty
+    collection that Ximler needs.
+    """
     remedy = "ximler db init" if stamp.created_here else "ximler db seed"
     if not stamp.created_here:
         seeds = [s for s in seeds if s.needed and not await database.raw[s.collection.name].find_one({}, {"_id": 1})]
@@ -209,10 +218,12 @@ async def _missing_seeds(database: Database, seeds: Sequence[Seeds], stamp: Meta
 
 
 async def adopt(database: Database) -> int:
-    """Move the documents of `usages`, the default collection of a Mongoose model named Usage, to `usage`; returns how many.
+    """Move the documents of `usages`, the default collection of a Mongoose model named Usage, to `usage`;
+    returns how many.
 
-    The source is renamed first, so that a write of another application meanwhile starts a new `usages` and is not lost. Safe to
-    run from several processes at once; `status` reports an interrupted run, and the next run finishes it.
+    The source is renamed first, so that a write of another application meanwhile starts a new `usages` and is
+    not lost. Safe to run from several processes at once; `status` reports an interrupted run, and the next
+    run finishes it.
     """
     try:
         try:
@@ -335,7 +346,9 @@ def _action(collection: Collection[Any], *, ours: bool) -> str:
 
 
 def _same_validator(options: Mapping[str, Any], wanted: Mapping[str, Any], action: str) -> bool:
-    """Whether the same rules are in force. An operator may let the validator reject documents where we only warn."""
+    """Whether the same rules are in force. An operator may let the validator reject documents where we only
+    warn.
+    """
     in_force = options.get("validationLevel") != "off" and options.get("validationAction", "error") in (action, "error")
     return options.get("validator") == wanted and in_force
 

@@ -1,7 +1,8 @@
 """REST routes, pages for people, and the layers that every request passes.
 
-Each module lists its own handlers in `routes`; nothing else registers them. REST is under `/v1`. Pages, health, metrics, docs
-and webhooks are not, because their addresses are kept by browsers, probes and other services.
+Each module lists its own handlers in `routes`; nothing else registers them. REST is under `/v1`. Pages,
+health, metrics, docs and webhooks are not, because their addresses are kept by browsers, probes and other
+services.
 """
 
 import pkgutil

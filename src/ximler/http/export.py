@@ -34,7 +34,9 @@ _ZIP = "application/zip"
 async def take_along(
     request: Request[Any, Any, Any], caller: NamedDependency[Caller], state: State
 ) -> Stream | Response[bytes]:
-    """A zip archive of JSON files and your uploads, created while it is sent. A truncated archive does not open."""
+    """A zip archive of JSON files and your uploads, created while it is sent. A truncated archive does not
+    open.
+    """
     if request.scope["state"].get("head"):  # exports nothing, so it is not audited as an export
         step_up.require(state.database, caller.actor)
         return Response(b"", media_type=_ZIP, headers={"Cache-Control": "no-store"})

@@ -1,4 +1,5 @@
-"""The sandbox over HTTP: its hosted payment page, and the inbox of its signed events. Neither exists outside of development.
+"""The sandbox over HTTP: its hosted payment page, and the inbox of its signed events. Neither exists outside
+of development.
 
 The address of a page is the secret of one checkout. A page of another site cannot send its form.
 """
@@ -100,7 +101,9 @@ async def take_card(
     },
 )
 async def receive(request: Request[Any, Any, Any], state: State) -> Response[None]:
-    """Development only. The header `Sandbox-Signature` is `t=<seconds>,v1=<HMAC-SHA-256 of "t.body" in hex>`. Idempotent."""
+    """Development only. The header `Sandbox-Signature` is `t=<seconds>,v1=<HMAC-SHA-256 of "t.body" in hex>`.
+    Idempotent.
+    """
     signature = request.headers.get("sandbox-signature", "")
     await events.receive(state.database, _rail(state), await request.body(), signature)
     return Response(None, status_code=200)

@@ -87,7 +87,9 @@ async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[
     **signed_in(),
 )
 async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[SignedIn]:
-    """The old token is invalid from now on. If it is used again later it was copied, and the whole sign-in ends."""
+    """The old token is invalid from now on. If it is used again later it was copied, and the whole sign-in
+    ends.
+    """
     if not caller.by_cookie or caller.user is None:
         raise Unauthenticated("This is for a session's cookie: with a token, use GraphQL's refreshSession")
     authentication: Authentication = state.authentication

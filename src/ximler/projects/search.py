@@ -1,11 +1,12 @@
-"""A customer's own search: words of name and description by prefix, in any order, without regard to case or accents.
+"""A customer's own search: words of name and description by prefix, in any order, without regard to case or
+accents.
 
-In scripts that are written without spaces, every pair of neighbouring characters is a term, and so is the last character of a
-run: any part of it is found. Marks that carry meaning (vowels of Indic scripts, Thai tones) are
-kept; accents of Latin, Greek and Cyrillic and vowel points of Hebrew and Arabic are not.
+In scripts that are written without spaces, every pair of neighbouring characters is a term, and so is the
+last character of a run: any part of it is found. Marks that carry meaning (vowels of Indic scripts, Thai
+tones) are kept; accents of Latin, Greek and Cyrillic and vowel points of Hebrew and Arabic are not.
 
-The specification's text index is for operators: with it, a common word reads everybody's projects that contain it. Here every
-branch of the query starts with the user's id.
+The specification's text index is for operators: with it, a common word reads everybody's projects that
+contain it. Here every branch of the query starts with the user's id.
 """
 
 import re
@@ -37,7 +38,9 @@ _UNSPACED = re.compile(
 
 
 def terms(*texts: str | None) -> list[str]:
-    """The distinct normalised terms, in order, at most 200 of at most 40 characters: the value of `searchTerms`."""
+    """The distinct normalised terms, in order, at most 200 of at most 40 characters: the value of
+    `searchTerms`.
+    """
     found: dict[str, None] = {}
     for text in texts:
         for word in _words(_normal(text or "")):
@@ -51,8 +54,8 @@ def terms(*texts: str | None) -> list[str]:
 def condition(query: str) -> dict[str, Any]:
     """The filter of a query: each of its words is a prefix of a term. An empty query matches every project.
 
-    In projects without terms, which another application wrote, the query's words are searched for inside the texts as they
-    are; so is, in every project, a query of symbols alone (`→`, an emoji).
+    In projects without terms, which another application wrote, the query's words are searched for inside the
+    texts as they are; so is, in every project, a query of symbols alone (`→`, an emoji).
     """
     found: dict[str, None] = {}
     for word in _words(_normal(query)):
@@ -103,6 +106,7 @@ def _inside(part: str) -> list[dict[str, Any]]:
 def _normal(text: str) -> str:
     if text.isascii():
         return text.lower()
-    # Decomposed before its case is folded: only then do 𝐀 and Ⓐ become a. Composed at the end: が is one character.
+    # Decomposed before its case is folded: only then do 𝐀 and Ⓐ become a. Composed at the end: が is one
+    # character.
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed).translate(_FOLDED))

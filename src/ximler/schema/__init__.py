@@ -1,7 +1,8 @@
 """The map of the database: one module per collection. No I/O.
 
-`CATALOGUE` holds every `Collection` of this package: the specification's ten in its order, then Ximler's own by name. A new
-module here is a new collection: validators, indexes, docs/schema.md, import rules, export and erasure follow from it.
+`CATALOGUE` holds every `Collection` of this package: the specification's ten in its order, then Ximler's own
+by name. A new module here is a new collection: validators, indexes, docs/schema.md, import rules, export and
+erasure follow from it.
 """
 
 import pkgutil

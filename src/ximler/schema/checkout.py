@@ -24,9 +24,11 @@ CheckoutStatus = Literal["OPEN", "PROCESSING", "PAID", "REFUSED", "EXPIRED"]
 
 
 class Checkout(Document, kw_only=True):
-    """The price is the one that was shown. OPEN → PROCESSING while it is paid → PAID, or OPEN again after a decline.
+    """The price is the one that was shown. OPEN → PROCESSING while it is paid → PAID, or OPEN again after a
+    decline.
 
-    REFUSED: it could not be bought (a subscription was there already, the coupon was used up); `problem` says why.
+    REFUSED: it could not be bought (a subscription was there already, the coupon was used up); `problem` says
+    why.
     """
 
     id: Internal[str] = field(name="_id")

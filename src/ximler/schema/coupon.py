@@ -14,10 +14,12 @@ CouponDuration = Literal["ONCE", "REPEATING", "FOREVER"]
 
 
 class Coupon(Stamped, kw_only=True):
-    """`value` is a percentage, or an amount of `currency` in major units. No `applicable_plans` means every plan.
+    """`value` is a percentage, or an amount of `currency` in major units. No `applicable_plans` means every
+    plan.
 
-    Fields of ours, all optional: `duration` (unset: once) and `duration_periods` (of REPEATING) say for how many paid periods
-    it applies; `pending` holds the reservations whose count in `used_count` is not yet recorded elsewhere (at most a few).
+    Fields of ours, all optional: `duration` (unset: once) and `duration_periods` (of REPEATING) say for how
+    many paid periods it applies; `pending` holds the reservations whose count in `used_count` is not yet
+    recorded elsewhere (at most a few).
     """
 
     code: Uppercase

@@ -33,11 +33,12 @@ def invoice_id(key: str) -> ObjectId:
 
 
 class Invoice(Stamped, kw_only=True):
-    """Amounts and lines never change. A DRAFT becomes PAID or VOID and is issued when it is paid; an OPEN one is issued.
+    """Amounts and lines never change. A DRAFT becomes PAID or VOID and is issued when it is paid; an OPEN one
+    is issued.
 
-    `key` names subscription, anchor and period (or change). `serial` is the number within `year`, given after the issue.
-    A CREDIT_NOTE corrects a paid invoice; its amounts are negative, and it is VOID if its refund fails.
-    `terms` and `anchor` take effect with the payment, where it is a purchase or a change of plan.
+    `key` names subscription, anchor and period (or change). `serial` is the number within `year`, given after
+    the issue. A CREDIT_NOTE corrects a paid invoice; its amounts are negative, and it is VOID if its refund
+    fails. `terms` and `anchor` take effect with the payment, where it is a purchase or a change of plan.
     """
 
     key: Record[str]

@@ -10,7 +10,9 @@ __all__ = ["METERS", "MeterProcess"]
 
 
 class MeterProcess(Document, kw_only=True):
-    """One per process. A process without a valid heartbeat loses its leases; renewing a removed document inserts it again."""
+    """One per process. A process without a valid heartbeat loses its leases; renewing a removed document
+    inserts it again.
+    """
 
     id: str = field(name="_id")  # the beginning of the ids of its leases
     expires_at: datetime  # by the server's clock

@@ -29,7 +29,8 @@ class Project(Stamped, kw_only=True):
     canvas_data: Theirs[Mixed] = field(default_factory=dict[str, Any])
     storage_size: Theirs[int] = 0  # bytes
     deleted_at: Theirs[datetime | None] = None
-    # Ours: the words of name and description, lowercased, for prefix search. None: written by another application.
+    # Ours: the words of name and description, lowercased, for prefix search. None: written by another
+    # application.
     search_terms: Internal[list[str] | None] = None
 
 

@@ -33,7 +33,9 @@ def redemption_id(code: str, user_id: ObjectId) -> str:
 
 
 class Redemption(Document, kw_only=True):
-    """`token` names one attempt to reserve; `counted` says that this attempt is part of the coupon's `usedCount`."""
+    """`token` names one attempt to reserve; `counted` says that this attempt is part of the coupon's
+    `usedCount`.
+    """
 
     id: Internal[str] = field(name="_id")
     code: Record[Uppercase]

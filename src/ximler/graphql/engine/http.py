@@ -45,8 +45,8 @@ whether to store it.
 Answered = Callable[[Scope, str, bytes], Awaitable[Whole | None]]
 """`answered(scope, key, request)`: the stored response to a repeated request that ended its own session."""
 Admit = Callable[[Scope, Any, Prepared], Awaitable[None] | None]
-"""`admit(scope, ctx, prepared)`: called before an operation runs. An error that it, or its result, raises becomes
-the response.
+"""`admit(scope, ctx, prepared)`: called before an operation runs. An error that it, or its result, raises
+becomes the response.
 """
 Refused = Callable[[Any, str], Awaitable[None]]
 """`refused(ctx, code)`: called when the request was rejected for lack of permission."""
