@@ -7,10 +7,10 @@ WORKERS ?= 2
 .PHONY: help run test test-fast soak check format bench docs lock wheel clean
 .DEFAULT_GOAL := help
 
-help: ## List what can be made
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run ## Install what is needed and start Ximler on http://127.0.0.1:8000
+run: $(VENV)/.run ## Install the requirements and start Ximler on http://127.0.0.1:8000
 	$(BIN)/ximler up
 
 test: $(VENV)/.dev ## Run the tests, on a MongoDB of their own (or on MONGODB_TEST_URI)
@@ -29,7 +29,7 @@ check: $(VENV)/.dev ## Lint, types, import rules, and whether generated files ar
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.generate --check
 
-format: $(VENV)/.dev ## Format the code and mend what can be mended
+format: $(VENV)/.dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -47,7 +47,7 @@ lock: $(VENV)/.dev ## Pin the versions of all dependencies anew
 wheel: $(VENV)/.dev ## Build dist/*.whl
 	$(BIN)/python -m build -q
 
-clean: ## Remove what was installed and built
+clean: ## Remove installed and built files
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
