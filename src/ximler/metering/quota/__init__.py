@@ -1,1 +1,1 @@
-"""How much of it is used now: leases that the meter spends in memory, gauges of what exists, burst limits."""
+"""Current usage: leases that the meter spends in memory, gauges of projects and bytes, burst limits."""

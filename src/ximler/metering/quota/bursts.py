@@ -1,7 +1,8 @@
-"""Burst limits: how fast a caller may spend, whatever is left of its quota.
+"""Burst limits: the rate of a caller's requests, independent of its quota.
 
-A token bucket a caller, kept as one number (the generic cell rate algorithm): the moment at which its bucket would be full
-again. It lives in this process alone: with several worker processes a caller gets the rate of each that it reaches.
+A token bucket per caller, stored as one number (the generic cell rate algorithm): the time at which the
+bucket is full again. It is local to the process: with several worker processes a caller gets the rate of each
+that it reaches.
 """
 
 from collections.abc import Hashable
@@ -15,13 +16,15 @@ _LONGEST_S = 3600.0
 
 
 class BurstExceeded(LimitExceeded):
-    """Too fast: nothing is used up, and waiting `retry_after_s` is enough."""
+    """The rate was exceeded. Nothing was taken; retry after `retry_after_s`."""
 
     code = "BURST_EXCEEDED"
 
 
 class Bursts:
-    """`rate` units a second, and up to `size` at once. A refusal names `whose` limit it is, and the `limit`."""
+    """`rate` units per second, and up to `size` at once. A rejection names `whose` limit it is, and the
+    `limit`.
+    """
 
     __slots__ = ("_full_at", "_per_unit", "_span", "_sweep_at", "limit", "rate", "size", "whose")
 
@@ -35,16 +38,17 @@ class Bursts:
         self._sweep_at = _SWEEP_AT
 
     def take(self, caller: Hashable, n: int, now: float) -> int:
-        """Take `n` units at this moment of `time.monotonic()`; returns how many are left. Raises BurstExceeded: none is taken.
+        """Take `n` units at this time of `time.monotonic()`; returns how many are left. Raises BurstExceeded
+        without taking any.
 
-        More than `size` are never to be had: they are refused with the longest wait there is, an hour.
+        More than `size` are always rejected, with the maximum delay of an hour.
         """
         full_at = self._full_at.get(caller, now)
         if full_at < now:
             full_at = now
         full_at += n * self._per_unit
         left = self._span - (full_at - now)
-        if left < -1e-9:  # what float arithmetic leaves over
+        if left < -1e-9:  # tolerance of float arithmetic
             raise self._refusal(-left if n <= self.size else _LONGEST_S)
         self._full_at[caller] = full_at
         if len(self._full_at) > self._sweep_at:
@@ -56,7 +60,7 @@ class Bursts:
         return BurstExceeded(message, fields={"burst": self.limit}, retry_after_s=min(wait_s, _LONGEST_S))
 
     def put_back(self, caller: Hashable, n: int = 1) -> None:
-        """Undo a `take` that came to nothing."""
+        """Undo a `take`, for a request that was not carried out."""
         if caller in self._full_at:
             self._full_at[caller] -= n * self._per_unit
 
@@ -64,6 +68,6 @@ class Bursts:
         return len(self._full_at)
 
     def _sweep(self, now: float) -> None:
-        """A full bucket needs no memory. What is left are callers of the last `size / rate` seconds."""
+        """Remove full buckets, which need no memory. Only callers of the last `size / rate` seconds remain."""
         self._full_at = {caller: full_at for caller, full_at in self._full_at.items() if full_at > now}
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._full_at))

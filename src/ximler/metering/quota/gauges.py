@@ -1,10 +1,10 @@
-"""Gauges: projects and bytes that exist now, reserved in the transaction of the write that makes them.
+"""Gauges: counts of projects and stored bytes, reserved in the transaction of the write that creates them.
 
-Invariant: a gauge never passes the limit it was reserved against. The limit is in the filter of one guarded update, so of any
-number of racing reservations exactly as many succeed as fit.
+Invariant: a gauge never exceeds the limit of its reservation. The limit is in the filter of one guarded
+update, so of racing reservations exactly as many succeed as fit.
 
-The same update notes the change with its hour, which costs nothing; `metering.ledger.changes` brings it into the ledger later.
-Invariant: all that was ever noted adds up to the gauge.
+The same update records the change with its hour, at no cost; `metering.ledger.changes` adds it to the ledger
+later. Invariant: the recorded changes add up to the gauge.
 """
 
 from typing import Any
@@ -33,17 +33,17 @@ __all__ = [
     "room_of",
 ]
 
-# A project's `storageSize` as whole bytes, whatever kind of number another application wrote.
+# A project's `storageSize` as an integer; another application may have stored another kind of number.
 STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
 
-# A deleted project takes no place, and keeps its bytes until it is purged.
+# A deleted project does not count as a project; its bytes count until it is purged.
 _PLACE = {"$cond": [{"$eq": [{"$ifNull": ["$deletedAt", None]}, None]}, 1, 0]}
 _COUNT: list[dict[str, Any]] = [
     {"$group": {"_id": "$userId", "projects": {"$sum": _PLACE}, "storageBytes": {"$sum": STORAGE_SIZE}}},
 ]
 
-# After these, a user's document has `gauge` and `counted`: what `gauge_from` reads. Projects are counted only for users
-# without a gauge: for the others `uncounted` is what no project's userId can be, and an index says so at once.
+# After these, a user's row has `gauge` and `counted`, for `gauge_from`. Projects are counted only for users
+# without a gauge: for the others `uncounted` is a value that no userId has, so the index finds nothing.
 GAUGE_STAGES: list[dict[str, Any]] = [
     {"$lookup": {"from": "gauges", "localField": "_id", "foreignField": "_id", "as": "gauge"}},
     {"$set": {"uncounted": {"$cond": [{"$eq": ["$gauge", []]}, "$_id", "nobody"]}}},
@@ -60,13 +60,13 @@ GAUGE_STAGES: list[dict[str, Any]] = [
 
 
 class QuotaExceeded(LimitExceeded):
-    """`fields` names the resource that is used up."""
+    """`fields` names the exhausted resource."""
 
     code = "QUOTA_EXCEEDED"
 
 
 async def room_of(database: Database, user_id: ObjectId) -> tuple[Limits, Gauge]:
-    """What the user may have, and what they have. One round trip. Raises NoFreePlan."""
+    """The user's limits and gauge. One round trip. Raises NoFreePlan."""
     found = await database.users.aggregate(
         [{"$match": {"_id": user_id}}, {"$project": {"_id": 1}}, *PLAN_STAGES, *GAUGE_STAGES]
     )
@@ -83,11 +83,12 @@ async def reserve(
     storage_bytes: int = 0,
     existing: Gauge | None = None,
 ) -> None:
-    """Take that many, before they are written, or raise QuotaExceeded, which must abort the transaction.
+    """Reserve projects and bytes before they are written. Raises QuotaExceeded, which must abort the
+    transaction.
 
-    One round trip; the first time a user is seen a second, to count what exists already, unless `room_of` has counted the
-    `existing` a moment before, and one more when there is some: whatever else of ours changes it makes a gauge, too, and then
-    this is not the first time. Negative amounts give back, and always succeed, even above a limit that was lowered.
+    One round trip. For a user without a gauge a second one counts existing projects, unless `room_of` has
+    just counted them (`existing`), and another one adds them if there are any; concurrent operations create a
+    gauge too, and then conflict. Negative amounts release, and always succeed, even above a lowered limit.
     """
     guards: dict[str, Any] = {}
     if projects > 0 and limits.projects >= 0:
@@ -95,10 +96,11 @@ async def reserve(
     if storage_bytes > 0 and limits.storage_bytes >= 0:
         guards["storageBytes"] = {"$lte": limits.storage_bytes - storage_bytes}
     try:
-        # A full gauge does not match, so the upsert tries to insert its `_id` again: that is how "full" is told from "new".
+        # A full gauge does not match, so the upsert raises a duplicate key, which distinguishes "full" from
+        # "new".
         is_new = await _change(transaction, user_id, guards, projects, storage_bytes)
     except DocumentExists:
-        # The transaction is lost by now; what the gauge says is read beside it, and may have changed since.
+        # The transaction is aborted by now. The gauge is read outside it, and may have changed since.
         gauge = await transaction.outside[GAUGES].find_one({"_id": user_id}) or Gauge(id=user_id)
         over_projects = "storageBytes" not in guards or gauge.projects + projects > limits.projects
         raise _exceeded(limits, over_projects="projects" in guards and over_projects) from None
@@ -114,11 +116,12 @@ async def reserve(
 
 
 async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0, storage_bytes: int = 0) -> None:
-    """Give back, after it was removed. One round trip; three more the first time a user is seen, or where another
-    application added what the gauge has not counted and this would take it below zero: then everything is counted anew.
+    """Release projects and bytes after their removal. One round trip; three more to recount if the user has
+    no gauge, or if projects of another application, which the gauge has not counted, would take it below
+    zero.
 
-    A user without a gauge is given one: it is where this transaction and one that counts the user's projects meet. Passing
-    each other by, the other would count what this one removes.
+    A user without a gauge gets one, so that this transaction conflicts with one that counts the user's
+    projects. Otherwise that one would count what this one removes.
     """
     enough = {"_id": user_id, "projects": {"$gte": projects}, "storageBytes": {"$gte": storage_bytes}}
     if not await transaction[GAUGES].patch(enough, _by(transaction, -projects, -storage_bytes)):
@@ -128,10 +131,10 @@ async def release(transaction: Database, user_id: ObjectId, *, projects: int = 0
 
 
 async def recount(transaction: Database, user_id: ObjectId) -> tuple[Gauge, Gauge]:
-    """Count anew what exists; returns the gauge as it was, and as it is now. Four commands."""
+    """Recount the user's projects and bytes; returns the gauge before and after. Four commands."""
     none = Gauge(id=user_id, number=transaction.clock.now_ms())
     was = await transaction[GAUGES].find_one({"_id": user_id}) or none
-    await _change(transaction, user_id, {}, 0, 0)  # where this and a write that passes by would meet
+    await _change(transaction, user_id, {}, 0, 0)  # conflicts with concurrent writes
     now = await _count(transaction, user_id)
     await _set(transaction, user_id, now.projects, now.storage_bytes)
     return was, now
@@ -140,9 +143,9 @@ async def recount(transaction: Database, user_id: ObjectId) -> tuple[Gauge, Gaug
 async def miscounted(
     database: Database, *, after: ObjectId | None = None, limit: int
 ) -> tuple[list[ObjectId], ObjectId | None]:
-    """Users, among the `limit` gauges after a user's, who have deleted projects and whose gauge is not what exists.
+    """Users with deleted projects and a wrong gauge, among the `limit` gauges after a user's.
 
-    Also returns the last user looked at, None after the end.
+    Also returns the last user examined, None after the end.
     """
     trash = [{"$match": {"deletedAt": {"$gt": EPOCH}}}, {"$limit": 1}, {"$project": {"_id": 1}}]
     projects = {"from": "projects", "localField": "_id", "foreignField": "userId"}
@@ -162,14 +165,14 @@ async def miscounted(
 
 
 async def note(transaction: Database, user_id: ObjectId, *, projects: int, storage_bytes: int) -> None:
-    """Note a change that was not noted when it was made: the ledger will have it in this hour. One command."""
+    """Record a change that was not recorded when it was made; the ledger has it in this hour. One command."""
     noted = _by(transaction, projects, storage_bytes)
     del noted["$inc"]["projects"], noted["$inc"]["storageBytes"]
     await transaction[GAUGES].patch({"_id": user_id}, noted)
 
 
 def gauge_from(row: dict[str, Any]) -> Gauge:
-    """From a user's document that went through `GAUGE_STAGES`: what they have now."""
+    """The gauge in a row of `GAUGE_STAGES`."""
     found = row["gauge"] or row["counted"]
     return codec_of(Gauge).decode(found[0] | {"_id": row["_id"]}) if found else Gauge(id=row["_id"])
 
@@ -177,17 +180,17 @@ def gauge_from(row: dict[str, Any]) -> Gauge:
 async def _change(
     transaction: Database, user_id: ObjectId, guards: dict[str, Any], projects: int, storage_bytes: int
 ) -> bool:
-    """True when the gauge is new: it holds the change alone, and what exists must be counted."""
+    """Apply the change. True if the gauge is new, so that existing projects must be counted."""
     if transaction.session is None:
         raise RuntimeError("a gauge changes in the transaction of the write that it is for")
     change = _by(transaction, projects, storage_bytes)
-    # Numbered above any gauge that the user had before: the ledger's rows may have that one's versions.
+    # Numbered above any earlier gauge of the user, because the ledger's rows may have its versions.
     fresh = Gauge(id=user_id, number=transaction.clock.now_ms())
     return await transaction[GAUGES].upsert({"_id": user_id, **guards}, change, fresh=fresh)
 
 
 def _by(transaction: Database, projects: int, storage_bytes: int) -> dict[str, dict[str, Any]]:
-    """The update that changes the gauge, and notes it."""
+    """The update that changes the gauge and records the change."""
     now = transaction.clock.now()
     hour = f"hours.{rows.hour_key_of(now)}"
     change: dict[str, dict[str, Any]] = {"$inc": {"projects": projects, "storageBytes": storage_bytes}}
@@ -202,7 +205,7 @@ def _by(transaction: Database, projects: int, storage_bytes: int) -> dict[str, d
 
 
 async def _set(transaction: Database, user_id: ObjectId, projects: int, storage_bytes: int) -> None:
-    """Whatever it was before, note the difference."""
+    """Set the gauge, and record the difference from its previous value."""
     now = transaction.clock.now()
     hour = f"hours.{rows.hour_key_of(now)}"
     values: dict[str, Any] = {"projects": projects, "storageBytes": storage_bytes, "due": now, "updatedAt": now}
@@ -214,7 +217,7 @@ async def _set(transaction: Database, user_id: ObjectId, projects: int, storage_
 
 
 async def _count(database: Database, user_id: ObjectId) -> Gauge:
-    """What exists, project by project: other applications make some without telling the gauge."""
+    """Count the projects, because other applications create some without updating the gauge."""
     found = await database.projects.aggregate([{"$match": {"userId": user_id}}, *_COUNT])
     return codec_of(Gauge).decode(found[0]) if found else Gauge(id=user_id)
 
