@@ -20,7 +20,7 @@ from ximler.schema.user import User
 # Accounting
 
 
-async def test_the_ledger_tells_keys_and_routes_apart_and_never_too_many(
+async def test_the_ledger_counts_a_bounded_number_of_keys_and_routes(
     database: Database, person: Actor, subscribe: Subscribe, meter: Meter
 ) -> None:
     await subscribe(person, "pro")
@@ -56,7 +56,7 @@ async def test_each_hour_has_its_own_row(database: Database, person: Actor, mete
     ]
 
 
-async def test_a_report_that_is_sent_twice_counts_once(database: Database, person: Actor, meter: Meter) -> None:
+async def test_a_repeated_report_counts_once(database: Database, person: Actor, meter: Meter) -> None:
     await meter.consume(person, units=7)
     (tally,) = meter._all()
     report = tally.report()
@@ -71,7 +71,7 @@ async def test_a_report_that_is_sent_twice_counts_once(database: Database, perso
     assert [row["amount"] for row in await rows(database, person)] == [9]
 
 
-async def test_a_report_whose_answer_is_lost_is_sent_again_and_what_came_since_goes_with_the_next(
+async def test_a_report_with_a_lost_reply_is_repeated_before_the_next_one(
     database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await meter.consume(person, units=7)
@@ -96,7 +96,7 @@ async def _refuse(*args: Any) -> None:
     raise Unavailable("the connection broke")
 
 
-async def test_a_grant_whose_answer_is_lost_is_found_and_used(
+async def test_a_grant_with_a_lost_reply_is_found_and_used(
     database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grant = leases.grant
@@ -112,7 +112,7 @@ async def test_a_grant_whose_answer_is_lost_is_found_and_used(
     assert await spend_all(meter, person) == 1000
 
 
-async def test_a_return_whose_answer_is_lost_gives_nothing_back_twice(
+async def test_a_return_with_a_lost_reply_returns_units_once(
     database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await meter.consume(person)
@@ -133,7 +133,7 @@ async def test_a_return_whose_answer_is_lost_gives_nothing_back_twice(
     assert await spend_all(meter, person) == 999
 
 
-async def test_a_return_that_arrives_late_takes_nothing_from_a_lease_that_goes_on(
+async def test_a_late_return_does_not_affect_a_continued_lease(
     database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer did not come, the lease is used again, and then the return arrives after all."""
@@ -159,7 +159,7 @@ async def test_a_return_that_arrives_late_takes_nothing_from_a_lease_that_goes_o
     assert (document["granted"], document["settled"], document["leases"]) == (1000, 1000, {})
 
 
-async def test_a_lease_that_is_not_used_goes_back(database: Database, person: Actor, meter: Meter) -> None:
+async def test_an_unused_lease_is_returned(database: Database, person: Actor, meter: Meter) -> None:
     await meter.consume(person)
     await meter.sweep()
     assert held(await quota(database, person)) == 4
@@ -170,9 +170,7 @@ async def test_a_lease_that_is_not_used_goes_back(database: Database, person: Ac
     assert await spend_all(meter, person) == 999
 
 
-async def test_an_answer_from_before_our_latest_step_is_not_believed(
-    database: Database, person: Actor, meter: Meter
-) -> None:
+async def test_a_reply_older_than_the_latest_step_is_ignored(database: Database, person: Actor, meter: Meter) -> None:
     """A primary that has just been elected may give one."""
     await meter.consume(person)
     old = await database[leases.QUOTAS].find_one({"userId": person.user_id})
@@ -185,9 +183,7 @@ async def test_an_answer_from_before_our_latest_step_is_not_believed(
     assert tally.left == 0
 
 
-async def test_what_is_to_be_told_is_asked_for_once_in_a_period(
-    database: Database, person: Actor, meter: Meter
-) -> None:
+async def test_an_alert_is_enqueued_once_per_period(database: Database, person: Actor, meter: Meter) -> None:
     async def asked() -> list[int]:
         jobs = await database.raw["outbox"].find({"kind": "metering.alert"}).sort("_id", 1).to_list()
         return [job["payload"]["threshold"] for job in jobs]
@@ -224,7 +220,7 @@ async def test_a_user_whose_period_ended_unnoticed_is_not_forgotten_with_it(
     assert (await quota(database, person))["settled"] == 7
 
 
-async def test_a_quota_that_somebody_removed_is_opened_anew(database: Database, person: Actor, meter: Meter) -> None:
+async def test_a_removed_quota_is_opened_again(database: Database, person: Actor, meter: Meter) -> None:
     await meter.consume(person, units=7)
     await database.raw["quotas"].delete_many({})
     await meter.sweep()
@@ -236,7 +232,7 @@ async def test_a_quota_that_somebody_removed_is_opened_anew(database: Database, 
 @pytest.mark.parametrize(
     "verb", ["current", "read_many", "of the dead", "of an earlier release", "rows", "all of a user"]
 )
-async def test_what_the_meter_looks_for_is_found_by_an_index(database: Database, verb: str) -> None:
+async def test_the_meters_queries_use_indexes(database: Database, verb: str) -> None:
     now = database.clock.now()
     user = {"userId": ObjectId(), "resource": "apiCalls"}
     where = {
@@ -260,7 +256,7 @@ async def test_what_the_meter_looks_for_is_found_by_an_index(database: Database,
 # Forfeited leases
 
 
-async def test_a_process_that_was_taken_for_dead_serves_no_more_of_its_lease_once_it_knows(
+async def test_a_process_stops_using_a_lease_that_was_forfeited(
     database: Database, person: Actor, meter: Meter
 ) -> None:
     await meter.consume(person)
@@ -287,7 +283,7 @@ async def test_a_lease_that_moves_while_it_is_judged_is_left_alone(
     assert (await quota(database, person))["forfeited"] == 0
 
 
-async def test_a_process_that_is_out_of_touch_for_long_stops_serving(
+async def test_a_process_without_database_stops_handing_out_units(
     database: Database, person: Actor, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await meter.consume(person)

@@ -23,7 +23,7 @@ class Hand:
         return 0
 
 
-def test_a_burst_is_taken_at_once_and_then_the_rate_holds() -> None:
+def test_a_burst_is_granted_at_once_and_then_the_rate_applies() -> None:
     hand = Hand(rate=10, size=5)
     assert [(hand.take("a"), hand.left) for _ in range(5)] == [(0, left) for left in (4, 3, 2, 1, 0)]
     assert 0 < hand.take("a") < 0.1001
@@ -39,7 +39,7 @@ def test_callers_do_not_share_a_bucket() -> None:
     assert hand.take("a") > 0
 
 
-def test_a_refusal_takes_nothing_and_says_who_may_do_what() -> None:
+def test_a_rejection_takes_nothing_and_names_the_limit() -> None:
     hand = Hand(rate=1, size=3)
     assert hand.take("a", 2) == 0
     assert 0.999 < hand.take("a", 2) < 1.001
@@ -49,7 +49,7 @@ def test_a_refusal_takes_nothing_and_says_who_may_do_what() -> None:
         hand.bursts.take("a", 1, hand.now)
 
 
-def test_what_is_put_back_can_be_taken_again() -> None:
+def test_returned_units_can_be_taken_again() -> None:
     hand = Hand(rate=1, size=3)
     assert hand.take("a", 3) == 0
     hand.bursts.put_back("a", 2)
@@ -57,14 +57,14 @@ def test_what_is_put_back_can_be_taken_again() -> None:
     assert hand.take("a") > 0
 
 
-def test_more_than_the_bucket_holds_never_fits() -> None:
+def test_more_units_than_the_bucket_holds_are_always_rejected() -> None:
     hand = Hand(rate=1, size=3)
     for _ in range(3):
         assert hand.take("a", 4) == 3600
         hand.now += 3600
 
 
-def test_who_waits_as_long_as_told_is_served() -> None:
+def test_a_caller_that_waits_for_retry_after_is_served() -> None:
     hand = Hand(rate=7, size=3)
     for _ in range(100):
         if wait := hand.take("a"):
@@ -72,7 +72,7 @@ def test_who_waits_as_long_as_told_is_served() -> None:
             assert hand.take("a") == 0
 
 
-def test_full_buckets_are_forgotten() -> None:
+def test_full_buckets_are_removed() -> None:
     hand = Hand(rate=1000, size=10)
     for n in range(100_000):
         hand.now += 0.001

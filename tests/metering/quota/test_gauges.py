@@ -76,7 +76,7 @@ async def test_fifty_projects_created_at_once_leave_exactly_three(database: Data
 
 
 @pytest.mark.parametrize(("before", "fit"), [(1, 2), (2, 1), (3, 0), (5, 0)])
-async def test_projects_that_another_application_made_before_the_first_of_ours_count(
+async def test_earlier_projects_of_another_application_count(
     database: Database, person: Actor, before: int, fit: int
 ) -> None:
     await database.raw["projects"].insert_many([theirs(person, size=10) for _ in range(before)])
@@ -108,7 +108,7 @@ async def test_a_first_create_and_a_delete_of_another_applications_project_do_no
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_random_history_of_racing_changes_keeps_the_gauge_what_exists(
+async def test_a_random_history_of_racing_changes_keeps_the_gauge_correct(
     database: Database, person: Actor, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -214,7 +214,7 @@ async def test_storage_is_limited_on_create_and_update_and_the_trash_counts(data
     assert truth[1] <= TINY
 
 
-async def test_racing_creates_fill_the_storage_and_never_more(database: Database, tiny: Actor) -> None:
+async def test_racing_creations_never_exceed_the_storage_limit(database: Database, tiny: Actor) -> None:
     size = (await projects.create(database, tiny, name="a", canvas_data={"x": "y" * 60})).storage_size
     ends = await attempt(*(projects.create(database, tiny, name="a", canvas_data={"x": "y" * 60}) for _ in range(15)))
     assert ends["OK"] == TINY // size - 1
@@ -222,7 +222,7 @@ async def test_racing_creates_fill_the_storage_and_never_more(database: Database
     assert gauge == truth
 
 
-async def test_a_lowered_limit_stops_growth_and_lets_shrink(database: Database, person: Actor) -> None:
+async def test_a_lowered_limit_blocks_growth_and_permits_removal(database: Database, person: Actor) -> None:
     made = [await projects.create(database, person, name=f"P{n}", canvas_data={"x": "y" * 300}) for n in range(3)]
     await database.plans.patch({"id": "free"}, {"$set": {"limits.projects": 1, "limits.storage": 0.0000005}})
     with pytest.raises(LimitExceeded):
@@ -265,7 +265,7 @@ async def test_a_larger_plan_raises_the_limit_at_once(database: Database, person
         await projects.create(database, person, name="five")
 
 
-async def test_a_refusal_names_what_is_used_up_when_both_limits_are_near(database: Database, tiny: Actor) -> None:
+async def test_a_rejection_names_the_exhausted_resource(database: Database, tiny: Actor) -> None:
     await database.plans.patch({"id": "tiny"}, {"$set": {"limits.projects": 1}})
     await projects.create(database, tiny, name="a", canvas_data={"x": "y" * 400})
     with pytest.raises(LimitExceeded) as refused:
@@ -277,7 +277,7 @@ async def test_a_refusal_names_what_is_used_up_when_both_limits_are_near(databas
     assert refused.value.fields == {"storage": "limit 500 reached"}
 
 
-async def test_a_refused_first_project_leaves_nothing_behind(database: Database, person: Actor) -> None:
+async def test_a_rejected_first_project_leaves_no_gauge(database: Database, person: Actor) -> None:
     await database.plans.patch({"id": "free"}, {"$set": {"limits.projects": 0}})
     with pytest.raises(LimitExceeded):
         await projects.create(database, person, name="none")
@@ -285,9 +285,7 @@ async def test_a_refused_first_project_leaves_nothing_behind(database: Database,
     assert await database.raw["projects"].count_documents({}) == 0
 
 
-async def test_sizes_that_other_applications_wrote_are_read_whatever_their_number_type(
-    database: Database, person: Actor, subscribe: Subscribe
-) -> None:
+async def test_sizes_of_any_number_type_are_read(database: Database, person: Actor, subscribe: Subscribe) -> None:
     sizes = [7.0, Int64(8), Decimal128("9"), None, 5e9]
     made = await database.raw["projects"].insert_many([theirs(person, size=size) for size in sizes])
     shown = (await overview(database, person, [person.user_id]))[person.user_id]
@@ -300,12 +298,12 @@ async def test_sizes_that_other_applications_wrote_are_read_whatever_their_numbe
     assert (await gauge_and_truth(database, person))[0] == (0, 0)
 
 
-async def test_a_gauge_belongs_into_the_transaction_of_its_write(database: Database, person: Actor) -> None:
+async def test_a_gauge_changes_only_in_a_transaction(database: Database, person: Actor) -> None:
     with pytest.raises(RuntimeError, match="transaction"):
         await gauges.reserve(database, person.user_id, Limits("Free", 3, 100, 100), projects=1)
 
 
-async def test_giving_back_twice_is_not_possible(database: Database, person: Actor) -> None:
+async def test_units_cannot_be_released_twice(database: Database, person: Actor) -> None:
     made = await projects.create(database, person, name="once")
     await projects.delete(database, person, made.id)
     with pytest.raises(NotFound):

@@ -75,7 +75,7 @@ async def test_a_quota_with_a_wrong_value_holds_up_no_others_report_return_or_fo
     assert (await quota(database, person))["leases"] == {}
 
 
-async def test_wrong_plans_and_subscriptions_keep_nobody_else_from_new_limits(
+async def test_invalid_plans_and_subscriptions_do_not_block_new_limits_of_others(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     values = [value for value in WRONG if value != ["x"]]  # the index on plan ids takes it for "x"

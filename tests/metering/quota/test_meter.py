@@ -41,7 +41,7 @@ async def test_exactly_the_limit_is_served_and_accounted_for(database: Database,
     assert [row["amount"] for row in await rows(database, person)] == [1000]
 
 
-async def test_what_is_left_is_told_with_every_use(database: Database, person: Actor, meter: Meter) -> None:
+async def test_every_use_returns_the_remaining_units(database: Database, person: Actor, meter: Meter) -> None:
     for used in range(1, 31):
         allowance = await meter.consume(person)
         assert (allowance.limit, allowance.remaining) == (1000, 1000 - used)
@@ -51,7 +51,9 @@ async def test_what_is_left_is_told_with_every_use(database: Database, person: A
     )
 
 
-async def test_many_units_are_had_at_once_or_none_of_them(database: Database, person: Actor, meter: Meter) -> None:
+async def test_several_units_are_granted_together_or_not_at_all(
+    database: Database, person: Actor, meter: Meter
+) -> None:
     await meter.consume(person, units=990)
     with pytest.raises(LimitExceeded):
         await meter.consume(person, units=11)
@@ -60,9 +62,7 @@ async def test_many_units_are_had_at_once_or_none_of_them(database: Database, pe
         await meter.consume(person)
 
 
-async def test_more_than_a_lease_has_left_is_had_with_another_grant(
-    database: Database, person: Actor, meter: Meter
-) -> None:
+async def test_a_request_above_the_lease_gets_another_grant(database: Database, person: Actor, meter: Meter) -> None:
     await meter.consume(person)
     (tally,) = meter._all()
     assert tally.left == 4
@@ -71,7 +71,9 @@ async def test_more_than_a_lease_has_left_is_had_with_another_grant(
     assert len(trips) == 1
 
 
-async def test_hundreds_at_once_take_what_there_is_and_no_more(database: Database, person: Actor, meter: Meter) -> None:
+async def test_hundreds_of_concurrent_calls_take_exactly_the_limit(
+    database: Database, person: Actor, meter: Meter
+) -> None:
     results = await asyncio.gather(*(meter.consume(person) for _ in range(1300)), return_exceptions=True)
     served = [r for r in results if not isinstance(r, BaseException)]
     assert len(served) == 1000
@@ -102,7 +104,7 @@ async def test_five_processes_share_one_quota_to_its_last_unit(database: Databas
     assert sum(row["amount"] for row in await rows(database, person)) == 1000
 
 
-async def test_a_unit_held_by_an_idle_process_comes_back_for_another(database: Database, person: Actor) -> None:
+async def test_a_unit_held_by_an_idle_process_is_returned_for_another(database: Database, person: Actor) -> None:
     async with process(database) as one, process(database) as other:
         await one.consume(person)  # its lease holds four more
         assert await spend_all(other, person) == 995
@@ -117,7 +119,7 @@ async def test_a_unit_held_by_an_idle_process_comes_back_for_another(database: D
         assert refused.value.retry_after_s > 1 or database.clock.now().day == 1
 
 
-async def test_unlimited_is_metered_all_the_same(database: Database, person: Actor, meter: Meter) -> None:
+async def test_unlimited_usage_is_metered_too(database: Database, person: Actor, meter: Meter) -> None:
     await entitlements.override(database, OPERATOR, person.user_id, reason="a friend", api_calls=-1)
     await meter.consume(person, units=5000)
     allowance = await meter.consume(person)
@@ -128,7 +130,7 @@ async def test_unlimited_is_metered_all_the_same(database: Database, person: Act
 
 
 @pytest.mark.parametrize("units", [0, -1, 1.5, 1.0, True, "1", 10**7, 2**64, float("nan"), None])
-async def test_an_amount_that_is_none_is_refused(person: Actor, meter: Meter, units: Any) -> None:
+async def test_an_invalid_amount_is_rejected(person: Actor, meter: Meter, units: Any) -> None:
     await meter.consume(person)
     with pytest.raises(Invalid, match="units"):
         await meter.consume(person, units=units)
@@ -141,12 +143,12 @@ async def test_only_api_calls_are_consumed(person: Actor, meter: Meter, resource
         await meter.consume(person, resource)
 
 
-async def test_nobody_consumes_without_being_known(meter: Meter) -> None:
+async def test_anonymous_callers_cannot_consume(meter: Meter) -> None:
     with pytest.raises(Unauthenticated):
         await meter.consume(Actor())
 
 
-async def test_a_caller_that_gives_up_leaves_the_units_to_the_others(
+async def test_a_cancelled_caller_leaves_the_units_to_the_others(
     database: Database, person: Actor, meter: Meter
 ) -> None:
     impatient = [asyncio.create_task(meter.consume(person)) for _ in range(20)]
@@ -160,7 +162,7 @@ async def test_a_caller_that_gives_up_leaves_the_units_to_the_others(
     assert (await quota(database, person))["settled"] == 20
 
 
-async def test_a_process_that_ends_serves_nothing_more(person: Actor, meter: Meter) -> None:
+async def test_a_stopping_process_hands_out_no_units(person: Actor, meter: Meter) -> None:
     await meter.consume(person)
     await meter.close()
     with pytest.raises(Unavailable):
@@ -184,7 +186,7 @@ async def test_the_first_call_of_a_period_takes_ten_commands_and_of_a_user_in_a_
     await other.close()
 
 
-async def test_a_busy_process_speaks_to_the_database_less_than_once_in_a_hundred_calls(
+async def test_a_busy_process_sends_less_than_one_command_per_hundred_calls(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
     await subscribe(person, "pro")
@@ -214,7 +216,7 @@ async def test_any_number_of_users_is_reported_with_three_commands(database: Dat
     assert trips == [("update", "quotas"), ("find", "quotas"), ("update", "usage")]
 
 
-async def test_a_refusal_costs_nothing_while_it_is_known(database: Database, person: Actor, meter: Meter) -> None:
+async def test_repeated_rejections_cost_no_command(database: Database, person: Actor, meter: Meter) -> None:
     await meter.consume(person, units=1000)
     assert await spend(meter, person, 1) == 0
     with round_trips() as trips:
@@ -250,7 +252,7 @@ async def test_a_lease_does_not_cross_into_the_next_period(database: Database, p
 # Changes of limits
 
 
-async def test_a_larger_plan_is_felt_at_once_where_everything_was_used(database: Database, person: Actor) -> None:
+async def test_a_larger_plan_takes_effect_at_once_for_an_exhausted_quota(database: Database, person: Actor) -> None:
     async with process(database) as meter:
         assert await spend_all(meter, person) == 1000
         await entitlements.override(database, OPERATOR, person.user_id, reason="more", api_calls=1010)
@@ -258,7 +260,7 @@ async def test_a_larger_plan_is_felt_at_once_where_everything_was_used(database:
         assert await spend(meter, person, 100) == 9
 
 
-async def test_a_smaller_plan_is_felt_by_those_who_hold_leases(database: Database, person: Actor) -> None:
+async def test_a_smaller_plan_takes_effect_despite_open_leases(database: Database, person: Actor) -> None:
     async with process(database) as meter:
         assert await spend(meter, person, 100) == 100
         await entitlements.override(database, OPERATOR, person.user_id, reason="less", api_calls=50)
@@ -285,9 +287,7 @@ async def test_an_override_ends_by_itself(database: Database, person: Actor, met
     assert (await quota(database, person))["settled"] == 3000
 
 
-async def test_a_subscription_begins_periods_of_its_own(
-    database: Database, person: Actor, subscribe: Subscribe
-) -> None:
+async def test_a_subscription_starts_its_own_periods(database: Database, person: Actor, subscribe: Subscribe) -> None:
     async with process(database) as meter:
         assert await spend_all(meter, person) == 1000
         start = database.clock.now() - timedelta(days=3)
