@@ -53,8 +53,8 @@ def test_values_of_too_many_parts_are_refused_before_they_are_walked(depth: int)
 
 
 def test_parts_count_at_all_levels_together() -> None:
-    refusal([[0] * 1000 for _ in range(250)])
-    check([[0] * 999 for _ in range(250)], "canvasData")
+    refusal([[0] * 1000 for _ in range(MAX_NODES // 1000)])
+    check([[0] * 999 for _ in range(MAX_NODES // 1000)], "canvasData")
 
 
 @settings(deadline=None)

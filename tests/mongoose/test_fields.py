@@ -12,7 +12,7 @@ from ximler.schema.document import Document, extras
 
 SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
 OURS = {
-    "Project": {"searchTerms"},
+    "Project": {"searchTerms", "canvasRevision"},
     "User": {"closedAt"},
     "Plan": {"trialDays"},
     "Subscription": {"periodStart", "periodEnd", "trialEnd", "pendingPlanId"},

@@ -19,8 +19,8 @@ __all__ = ["MAX_DEPTH", "MAX_NODES", "check", "native", "shown", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
-# Items of lists and objects over all levels: twenty times a large canvas.
-MAX_NODES = 250_000
+# Items of lists and objects over all levels: what 16 MB of freehand strokes have.
+MAX_NODES = 1_600_000
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _CONTAINERS = (dict, list, tuple)

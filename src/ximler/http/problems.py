@@ -22,6 +22,7 @@ from ximler.core.errors import (
     XimlerError,
 )
 from ximler.core.logs import printable
+from ximler.projects.projects import RevisionConflict
 
 __all__ = ["HANDLERS", "MEDIA_TYPE", "Problem", "bad_request", "body", "documented", "headers_of", "status_of"]
 
@@ -41,9 +42,11 @@ _STATUS: dict[type[XimlerError], int] = {
 _CODES = {
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
+    412: "PRECONDITION_FAILED",
     413: "BODY_TOO_LARGE",
     415: "UNSUPPORTED_MEDIA_TYPE",
     422: "INVALID",
+    428: "PRECONDITION_REQUIRED",
 }
 _PHRASES = {
     413: "Content Too Large",
@@ -102,6 +105,8 @@ def headers_of(error: XimlerError) -> dict[str, str]:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, RevisionConflict):
+        headers["Canvas-Revision"] = str(error.revision)
     return headers
 
 

@@ -4,7 +4,7 @@ Invariant: a user never has more projects or bytes than their plan allows, howev
 (metering.quota.gauges). Projects of other users are NotFound, because the owner is part of every filter.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +16,7 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound
+from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database, mixed
 from ximler.database.codec import part_of
@@ -30,6 +30,7 @@ from ximler.schema.project import Project
 
 __all__ = [
     "ProjectSummary",
+    "RevisionConflict",
     "canvases",
     "create",
     "delete",
@@ -56,7 +57,21 @@ class ProjectSummary(Stamped, kw_only=True):
     name: str
     description: str | None = None
     storage_size: int = 0
+    canvas_revision: int = 0
     deleted_at: datetime | None = None
+
+
+class RevisionConflict(Conflict):
+    """A change of the canvas is based on another revision than the stored one, which is `revision`."""
+
+    code = "REVISION_CONFLICT"
+
+    def __init__(self, revision: int) -> None:
+        super().__init__(
+            f"The canvas is at revision {revision:,}, which the change is not based on: read it again",
+            fields={"base": f"the canvas is at revision {revision}"},
+        )
+        self.revision = revision
 
 
 class Settings(Identified, kw_only=True):
@@ -106,10 +121,18 @@ async def create(
     return await database.transaction(write)
 
 
-async def update(database: Database, actor: Actor, project_id: ObjectId, changes: dict[str, Any]) -> ProjectSummary:
+async def update(
+    database: Database,
+    actor: Actor,
+    project_id: ObjectId,
+    changes: dict[str, Any],
+    *,
+    based_on: Collection[int] | None = None,
+) -> ProjectSummary:
     """Change what `changes` names: name, description, settings, canvas_data. None clears all but the name.
 
-    Raises NotFound, Invalid, QuotaExceeded. Three commands for texts, five with a canvas, whatever its size.
+    With `based_on`, only a canvas at one of these revisions is changed. Raises NotFound, Invalid, QuotaExceeded,
+    RevisionConflict. Three commands for texts, five with a canvas, whatever its size.
     """
     user_id = actor.require_user()
     mine = {"_id": project_id, "userId": user_id}
@@ -133,6 +156,8 @@ async def update(database: Database, actor: Actor, project_id: ObjectId, changes
         # What is read here is what is written to: a change in between is a write conflict, and this runs
         # again.
         now = await _measured(transaction, mine)
+        if based_on is not None and now["canvasRevision"] not in based_on:
+            raise RevisionConflict(now["canvasRevision"])
         if patch.keys() & {"name", "description"}:
             texts = [patch.get(name, now.get(name)) for name in ("name", "description")]
             patch["searchTerms"] = search.terms(*(text for text in texts if isinstance(text, str)))
@@ -140,7 +165,10 @@ async def update(database: Database, actor: Actor, project_id: ObjectId, changes
             patch["storageSize"] = _total({"settings": now["settings"], "canvasData": now["canvasData"]} | sizes)
             if grown := patch["storageSize"] - now["storageSize"]:
                 await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
-        changed = await transaction.projects.find_and_patch(mine, {"$set": patch}, into=ProjectSummary)
+        operators: dict[str, Any] = {"$set": patch}
+        if "canvasData" in patch:
+            operators["$inc"] = {"canvasRevision": 1}
+        changed = await transaction.projects.find_and_patch(mine, operators, into=ProjectSummary)
         if changed is None:
             raise _not_found()
         return changed
@@ -275,7 +303,15 @@ async def _measured(transaction: Database, mine: dict[str, Any]) -> dict[str, An
     found = await transaction.projects.aggregate(
         [
             {"$match": {**mine, "deletedAt": None}},
-            {"$project": {"name": 1, "description": 1, "storageSize": gauges.STORAGE_SIZE, **sizes}},
+            {
+                "$project": {
+                    "name": 1,
+                    "description": 1,
+                    "storageSize": gauges.STORAGE_SIZE,
+                    "canvasRevision": {"$ifNull": ["$canvasRevision", 0]},
+                    **sizes,
+                }
+            },
         ]
     )
     if not found:

@@ -1,0 +1,171 @@
+"""JSON that is stored as it was sent: decoded strictly, and rejected with its place.
+
+Decoders differ where RFC 8259 is silent: which of two equal keys wins, whether `NaN` is a number, how `1e400` and half a
+surrogate pair are read. Each case loses data without an error. This decoder rejects them all, as well as a byte order mark
+and nesting beyond a limit.
+
+A correct text costs msgspec's decoding, one regular expression and one walk. The place of a problem is searched for only
+afterwards, by the standard library's parser, which accepts all of these.
+"""
+
+import codecs
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+__all__ = ["NotJson", "decode", "pointer"]
+
+_MAX_DEPTH = 100  # what MongoDB stores
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+# A value's place: its parent's place, and its key or index there.
+_Place = tuple[Any, Any]
+
+
+class NotJson(ValueError):
+    """The text is not JSON that can be kept. `place` is a JSON Pointer to the value, or a byte, as `byte 12`."""
+
+    def __init__(self, problem: str, place: str) -> None:
+        super().__init__(f"{problem} (at {place})" if place else problem)
+        self.problem = problem
+        self.place = place
+
+
+def decode(data: bytes, *, depth: int = _MAX_DEPTH) -> Any:
+    """The value of a JSON text in UTF-8. Raises NotJson.
+
+    Integers keep all their digits. Numbers with a fraction or an exponent become doubles.
+    """
+    if data.startswith(codecs.BOM_UTF8):
+        raise NotJson("starts with a byte order mark: send UTF-8 without one", "byte 0")
+    try:
+        value = msgspec.json.decode(data)
+    except RecursionError:
+        raise _too_deep(depth, "") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _problem(data, depth) or NotJson(f"is not JSON: {error}", "") from None
+    # Outside of strings, a colon follows each key.
+    if _keys(value, depth) != _STRING.sub(b"", data).count(b":"):
+        raise _problem(data, depth) or NotJson("has a key twice", "")
+    return value
+
+
+def pointer(keys: Iterable[Any]) -> str:
+    """The JSON Pointer (RFC 6901) of a value: shortened in the middle, as valid Unicode."""
+    path = "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
+    if len(path) > 120:
+        path = f"{path[:100]}…{path[-16:]}"
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _keys(value: Any, depth: int) -> int:
+    """How many keys all objects have together. Raises NotJson for nesting beyond `depth`."""
+    count = 0
+    pending: list[tuple[Any, _Place | None, int]] = [(value, None, 1)]
+    while pending:
+        current, place, level = pending.pop()
+        if type(current) is dict:
+            count += len(current)
+            items: Iterable[tuple[Any, Any]] = current.items()
+        elif type(current) is list:
+            items = enumerate(current)
+        else:
+            continue
+        if level > depth:
+            raise _too_deep(depth, _pointer(place))
+        for key, item in items:
+            kind = type(item)
+            if kind is dict or kind is list:
+                pending.append((item, (place, key), level + 1))
+    return count
+
+
+class _Twice:
+    """In place of an object that has a key twice."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+class _NotANumber:
+    """In place of NaN and Infinity."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            return _Twice(key)
+        seen.add(key)
+    raise AssertionError("a dict has fewer keys than pairs only if one is repeated")
+
+
+_lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_NotANumber)
+
+
+def _problem(data: bytes, depth: int) -> NotJson | None:
+    """The first problem of a text. None if the standard library finds none."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        return NotJson(f"is not UTF-8: {error.reason}", f"byte {error.start}")
+    try:
+        value = _lenient.decode(text)
+    except json.JSONDecodeError as error:
+        return NotJson(f"is not JSON: {error.msg}", f"byte {len(text[: error.pos].encode())}")
+    except RecursionError:
+        return _too_deep(depth, "")
+    except ValueError as error:  # an integer of thousands of digits
+        return NotJson(f"has a number that cannot be read: {error}", "")
+    pending: list[tuple[Any, _Place | None]] = [(value, None)]
+    while pending:
+        current, place = pending.pop()
+        if (problem := _problem_of(current)) is not None:
+            keys = (place, current.key) if isinstance(current, _Twice) else place
+            return NotJson(problem, _pointer(keys))
+        if isinstance(current, dict):
+            for key in current:
+                if (problem := _problem_of(key)) is not None:
+                    return NotJson(f"the key {problem}", _pointer((place, key)))
+            pending.extend((item, (place, key)) for key, item in reversed(current.items()))
+        elif isinstance(current, list):
+            pending.extend((current[index], (place, index)) for index in reversed(range(len(current))))
+    return None
+
+
+def _problem_of(value: Any) -> str | None:
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"contains an unpaired surrogate at character {error.start}: it is not valid Unicode"
+    if isinstance(value, float) and math.isinf(value):
+        return "is a number beyond the range of a double: send it as a string"
+    if isinstance(value, _NotANumber):
+        return f"is {value.text}, which JSON does not have: send null or a string"
+    if isinstance(value, _Twice):
+        return "is a key that its object has twice"
+    return None
+
+
+def _too_deep(depth: int, place: str) -> NotJson:
+    return NotJson(f"is nested deeper than {depth} levels", place)
+
+
+def _pointer(place: _Place | None) -> str:
+    """Of the whole text: empty in RFC 6901, and no help in a message."""
+    keys = []
+    while place is not None:
+        place, key = place
+        keys.append(key)
+    return pointer(reversed(keys)) or "the top"

@@ -1,0 +1,219 @@
+"""A project's canvas over REST: read with an entity tag, replaced and patched on the revision that was read."""
+
+import asyncio
+import gzip
+from collections.abc import Awaitable, Callable, Collection
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, get, patch, put
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.exceptions import ClientException, HTTPException
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import PathParameter, QueryParameter
+
+from ximler.core import strict_json
+from ximler.core.ids import object_id
+from ximler.http.authentication import Caller, signed_in
+from ximler.http.conditional import matches, strong_tags
+from ximler.http.problems import documented
+from ximler.projects import canvas
+from ximler.projects.projects import RevisionConflict
+
+__all__ = ["routes"]
+
+_PATH = "/v1/projects/{project:str}/canvas"
+_MAX_BODY = 20_000_000
+_JSON_PATCH, _MERGE_PATCH = "application/json-patch+json", "application/merge-patch+json"
+_ZIPPED = "-gzip"  # ends the entity tag of the compressed form
+_WORTH_ZIPPING = 1000  # bytes
+
+_Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
+_Base = Annotated[
+    int | None, QueryParameter(ge=0, description="The revision that the change is based on, in place of If-Match")
+]
+_READS = documented(
+    _401="The session or key is missing, expired or revoked",
+    _403="Requires the scope projects:read",
+    _404="The project does not exist, is deleted or is somebody else's",
+    _422="The project's id is malformed",
+    _503="The database is unavailable",
+)
+_CHANGES = documented(
+    _400="The body is not JSON that can be stored as it is: the detail names the place",
+    _401="The session or key is missing, expired or revoked",
+    _403="Requires the scope projects:write; or sent by another site",
+    _404="The project does not exist, is deleted or is somebody else's",
+    _409="The canvas is at another revision than `base`; Canvas-Revision has the current one",
+    _412="The canvas has none of the entity tags in If-Match; Canvas-Revision has the current revision",
+    _413="The body is larger than 20 MB",
+    _415="The media type is not supported",
+    _422="The canvas or patch is invalid: the detail names the place",
+    _428="Neither If-Match nor `base` is given",
+    _429="The plan's storage is used up, or too many changes",
+    _503="The database is unavailable",
+)
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """`revision` is the canvas's new revision."""
+
+    revision: int
+
+
+@get(
+    _PATH,
+    **signed_in(scope="projects:read"),
+    tags=["projects"],
+    summary="A project's canvas",
+    responses={
+        200: ResponseSpec(dict[str, Any], description="The canvas", generate_examples=False),
+        304: ResponseSpec(None, description="Not modified"),
+    }
+    | _READS,
+)
+async def show(
+    project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
+) -> Response[bytes]:
+    """The canvas as it was saved, compressed with gzip where that is accepted. `Canvas-Revision` has its revision, and
+    so does the entity tag: `If-None-Match` saves the transfer, and `If-Match` of a change names what it is based on.
+    """
+    project_id = object_id(project, "project")
+    zips = _accepts_gzip(request.headers.get("accept-encoding", ""))
+    if known := request.headers.get("if-none-match"):
+        revision = await canvas.revision_of(state.database, caller.actor, project_id)
+        for tag in (f'"{revision}"', f'"{revision}{_ZIPPED}"'):
+            if matches(known, tag):
+                return Response(b"", status_code=304, headers=_headers(revision, tag))
+    found = await canvas.read(state.database, caller.actor, project_id)
+    body = msgspec.json.encode(found.canvas_data, enc_hook=str)
+    tag = f'"{found.canvas_revision}"'
+    encoding = {}
+    if zips and len(body) >= _WORTH_ZIPPING:
+        body = await asyncio.to_thread(gzip.compress, body, 1, mtime=0)
+        tag, encoding = f'"{found.canvas_revision}{_ZIPPED}"', {"Content-Encoding": "gzip"}
+    return Response(body, media_type="application/json", headers=_headers(found.canvas_revision, tag) | encoding)
+
+
+@put(
+    _PATH,
+    **signed_in(scope="projects:write"),
+    tags=["projects"],
+    summary="Replace a project's canvas",
+    request_max_body_size=_MAX_BODY,
+    responses=_CHANGES,
+)
+async def replace(
+    project: _Project,
+    caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
+    state: State,
+    base: _Base = None,
+) -> Response[Saved]:
+    """Save the whole canvas, a JSON object or array, over the revision in `If-Match` or `base`. `If-Match: *` replaces
+    any revision.
+    """
+    if request.content_type[0] != "application/json":
+        raise _unsupported("Send the canvas as application/json")
+    return await _change(canvas.replace, project, caller, request, state, base)
+
+
+@patch(
+    _PATH,
+    **signed_in(scope="projects:write"),
+    tags=["projects"],
+    summary="Change a part of a project's canvas",
+    request_max_body_size=_MAX_BODY,
+    responses=_CHANGES,
+)
+async def change(
+    project: _Project,
+    caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
+    state: State,
+    base: _Base = None,
+) -> Response[Saved]:
+    """Apply a JSON Patch (RFC 6902, `application/json-patch+json`) or a JSON Merge Patch (RFC 7396,
+    `application/merge-patch+json`) to the revision in `If-Match` or `base`: all of it, or nothing.
+    """
+    match request.content_type[0]:
+        case "application/json-patch+json":
+            return await _change(canvas.patch, project, caller, request, state, base)
+        case "application/merge-patch+json":
+            return await _change(canvas.merge, project, caller, request, state, base)
+    raise _unsupported(
+        f"Send the patch as {_JSON_PATCH} or {_MERGE_PATCH}", {"Accept-Patch": f"{_JSON_PATCH}, {_MERGE_PATCH}"}
+    )
+
+
+async def _change(
+    save: Callable[..., Awaitable[int]],
+    project: str,
+    caller: Caller,
+    request: Request[Any, Any, Any],
+    state: State,
+    base: int | None,
+) -> Response[Saved]:
+    project_id = object_id(project, "project")
+    condition = request.headers.get("if-match")
+    based_on = _based_on(condition, base)
+    try:
+        # Not `body`, which leaves out a byte order mark.
+        given = strict_json.decode(b"".join([chunk async for chunk in request.stream()]))
+    except strict_json.NotJson as problem:
+        raise ClientException(f"The body {problem}") from None
+    try:
+        revision = await save(state.database, caller.actor, project_id, given, based_on=based_on)
+    except RevisionConflict as conflict:
+        if condition is None:
+            raise
+        raise HTTPException(
+            status_code=412,
+            detail=f"{conflict.message}. A weak entity tag (W/…) never matches: send the strong one, or `base`"
+            if "W/" in condition
+            else conflict.message,
+            headers={"Canvas-Revision": str(conflict.revision)},
+        ) from None
+    return Response(Saved(revision), headers=_headers(revision, f'"{revision}"'))
+
+
+def _based_on(condition: str | None, base: int | None) -> Collection[int] | None:
+    """The revisions that a change may be based on; None for any. Raises HTTPException (428) where it does not say."""
+    if condition is None and base is None:
+        raise HTTPException(
+            status_code=428,
+            detail="Say which revision the change is based on: If-Match with the canvas's entity tag, or the parameter `base`",
+        )
+    if condition is None:
+        return (base,) if base is not None else None
+    if condition.strip() == "*":
+        return None if base is None else (base,)
+    tags = {tag.removesuffix(_ZIPPED) for tag in strong_tags(condition)}
+    revisions = {int(tag) for tag in tags if tag.isascii() and tag.isdigit() and len(tag) < 20}
+    return revisions if base is None else revisions & {base}
+
+
+def _headers(revision: int, tag: str) -> dict[str, str]:
+    return {
+        "ETag": tag,
+        "Canvas-Revision": str(revision),
+        "Cache-Control": "private, no-cache",
+        "Vary": "Accept-Encoding",
+    }
+
+
+def _accepts_gzip(accepted: str) -> bool:
+    """RFC 9110, 12.5.3, as far as it concerns gzip: named, or covered by `*`, and not with a weight of 0."""
+    weights = {}
+    for each in accepted.lower().split(","):
+        name, _, parameter = each.partition(";")
+        weights[name.strip()] = parameter.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return weights.get("gzip", weights.get("*", False))
+
+
+def _unsupported(detail: str, headers: dict[str, str] | None = None) -> HTTPException:
+    return HTTPException(status_code=415, detail=detail, headers=headers)
+
+
+routes = (show, replace, change)

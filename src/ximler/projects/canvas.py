@@ -1,0 +1,195 @@
+"""A project's canvas as one JSON value with a revision: read, replaced, and changed by JSON Patch or JSON Merge Patch.
+
+Each change of the canvas increments its revision, in the command that changes it. A patch is applied to the whole value: a
+read, then the transaction of `projects.update`, which fails if the revision is another one by then.
+
+A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas` hears of such writes
+and increments it, within a second: what was read before is then out of date, as after any other change.
+"""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+import jsonpatch
+import jsonpointer
+import msgspec
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.core.stopping import pause
+from ximler.database import Database
+from ximler.database.changes import Change, Feed
+from ximler.projects import projects
+from ximler.projects.projects import MAX_CONTENT, RevisionConflict
+from ximler.runtime import Part, background
+from ximler.schema.document import Identified, Mixed
+from ximler.schema.project import PROJECTS
+
+__all__ = ["Canvas", "merge", "merged", "patch", "patched", "read", "replace", "revision_of"]
+
+V = TypeVar("V", bound=Identified)
+
+MAX_OPERATIONS = 10_000
+_MAX_GROWTH = 2 * MAX_CONTENT  # bytes of JSON that the operations of a patch may write, together
+_REJECTED = (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException)
+
+
+class _Revision(Identified, kw_only=True):
+    canvas_revision: int = 0
+
+
+class Canvas(_Revision, kw_only=True):
+    canvas_data: Mixed = msgspec.field(default_factory=dict[str, Any])
+
+
+async def read(database: Database, actor: Actor, project_id: ObjectId) -> Canvas:
+    """The canvas and its revision. One command. Raises NotFound."""
+    return _found(await database.projects.find_one(_mine(actor, project_id), into=Canvas))
+
+
+async def revision_of(database: Database, actor: Actor, project_id: ObjectId) -> int:
+    """The canvas's revision, without its content. One command. Raises NotFound."""
+    return _found(await database.projects.find_one(_mine(actor, project_id), into=_Revision)).canvas_revision
+
+
+async def replace(
+    database: Database, actor: Actor, project_id: ObjectId, data: Any, *, based_on: Collection[int] | None
+) -> int:
+    """Replace the whole canvas, where it is at one of the revisions `based_on` (None: at any); returns the new revision.
+
+    Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Five commands.
+    """
+    if not isinstance(data, dict | list):
+        raise Invalid.field("canvas", "must be an object or an array")
+    changed = await projects.update(database, actor, project_id, {"canvas_data": data}, based_on=based_on)
+    return changed.canvas_revision
+
+
+async def patch(
+    database: Database, actor: Actor, project_id: ObjectId, operations: Any, *, based_on: Collection[int] | None
+) -> int:
+    """Apply a JSON Patch (RFC 6902) to the canvas: all operations or none. See `replace`; one command more."""
+    now = await _base(database, actor, project_id, based_on)
+    data = patched(now.canvas_data, operations)
+    return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,))
+
+
+async def merge(
+    database: Database, actor: Actor, project_id: ObjectId, change: Any, *, based_on: Collection[int] | None
+) -> int:
+    """Apply a JSON Merge Patch (RFC 7396) to the canvas. See `replace`; one command more."""
+    now = await _base(database, actor, project_id, based_on)
+    return await replace(database, actor, project_id, merged(now.canvas_data, change), based_on=(now.canvas_revision,))
+
+
+def patched(data: Any, operations: Any) -> Any:
+    """`data` after a JSON Patch; it is changed in place. Raises Invalid naming the operation that does not apply."""
+    if not isinstance(operations, list):
+        raise Invalid.field("patch", "must be an array of operations")
+    if len(operations) > MAX_OPERATIONS:
+        raise Invalid.field(
+            "patch", f"has {len(operations):,} operations, the limit is {MAX_OPERATIONS:,}: send several"
+        )
+    growth = 0
+    for index, operation in enumerate(operations):
+        place = f"patch/{index}"
+        if not isinstance(operation, dict):
+            raise Invalid.field(place, "must be an object")
+        try:
+            growth += _grows_by(data, operation)
+            if growth > _MAX_GROWTH:
+                raise Invalid.field(place, f"writes more than {_MAX_GROWTH:,} bytes, together with those before it")
+            data = jsonpatch.JsonPatch([operation]).apply(data, in_place=True)
+        except RecursionError:
+            raise Invalid.field(place, "is nested too deeply") from None
+        except _REJECTED as problem:
+            raise Invalid.field(place, str(problem)) from None
+    return data
+
+
+def merged(data: Any, change: Any) -> Any:
+    """`data` after a JSON Merge Patch, which replaces everything but objects. It is changed in place."""
+    if not isinstance(change, dict):
+        return change
+    result = data if isinstance(data, dict) else {}
+    pending = [(result, change)]
+    while pending:
+        target, given = pending.pop()
+        for key, value in given.items():
+            if value is None:
+                target.pop(key, None)
+            elif isinstance(value, dict):
+                if not isinstance(target.get(key), dict):
+                    target[key] = {}
+                pending.append((target[key], value))
+            else:
+                target[key] = value
+    return result
+
+
+def _grows_by(data: Any, operation: dict[str, Any]) -> int:
+    """Bytes of JSON that an operation writes: each copy of a copy doubles, so patches of 1 kB could write gigabytes."""
+    match operation.get("op"):
+        case "add" | "replace":
+            written = operation.get("value")
+        case "copy" if isinstance(operation.get("from"), str):
+            written = jsonpointer.resolve_pointer(data, operation["from"])
+        case _:
+            return 0
+    return len(msgspec.json.encode(written, enc_hook=str))
+
+
+async def _base(database: Database, actor: Actor, project_id: ObjectId, based_on: Collection[int] | None) -> Canvas:
+    now = await read(database, actor, project_id)
+    if based_on is not None and now.canvas_revision not in based_on:
+        raise RevisionConflict(now.canvas_revision)
+    return now
+
+
+def _mine(actor: Actor, project_id: ObjectId) -> dict[str, Any]:
+    return {"_id": project_id, "userId": actor.require_user()}
+
+
+def _found(project: V | None) -> V:
+    if project is None:
+        raise NotFound("No such project")
+    return project
+
+
+@background
+def _writes_by_others(*, database: Database, feed: Feed) -> Part:
+    others = WritesByOthers(database, feed)
+    return Part("projects.canvas", others.run, lease=True)
+
+
+class WritesByOthers:
+    """Increments the revision of canvases that another application has written."""
+
+    def __init__(self, database: Database, feed: Feed) -> None:
+        self._database = database
+        self._written: set[ObjectId] = set()
+        self._heard_of = asyncio.Event()
+        self._runs = False
+        feed.subscribe([PROJECTS.name], self._heard)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Handle what the feed delivers until `stop` is set. One process does."""
+        self._runs = True
+        try:
+            while not await pause(stop, None, self._heard_of):
+                self._heard_of.clear()
+                while self._written:
+                    project_id = self._written.pop()
+                    await self._database.projects.patch({"_id": project_id}, {"$inc": {"canvasRevision": 1}})
+        finally:
+            self._runs = False
+
+    def _heard(self, change: Change) -> None:
+        if not self._runs:
+            return
+        names = {path.partition(".")[0] for path in (*change.updated, *change.removed)}
+        if change.operation == "replace" or ("canvasData" in names and "canvasRevision" not in names):
+            self._written.add(change.id)
+            self._heard_of.set()

@@ -1,0 +1,114 @@
+"""Strict JSON: nothing is lost without an error, and an error names its place."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ximler.core.strict_json import NotJson, decode, pointer
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "place"),
+    [
+        (b'{"e":[0,{"a":1,"b":2,"a":3}]}', "twice", "/e/1/a"),
+        (b'{"a":1,"\\u0061":1}', "twice", "/a"),
+        (b'{"":{"":1,"":1}}', "twice", "//"),
+        (b'{"a/b":{"~":1,"~":1}}', "twice", "/a~1b/~0"),
+        (b'{"a":[1,NaN]}', "NaN", "/a/1"),
+        (b"[-Infinity]", "-Infinity", "/0"),
+        (b'{"a":{"b":1e400}}', "beyond the range of a double", "/a/b"),
+        (b"-1e400", "beyond the range of a double", "the top"),
+        (b'["x","y\\ud800"]', "unpaired surrogate at character 1", "/1"),
+        (b'{"a":{"\\udc00":1}}', "the key contains an unpaired surrogate", "/a/\\udc00"),
+        (b'\xef\xbb\xbf{"a":1}', "byte order mark", "byte 0"),
+        (b'{"a":"\xff"}', "not UTF-8", "byte 6"),
+        (b'["\xed\xa0\x80"]', "not UTF-8", "byte 2"),
+        ('["ä",}'.encode(), "not JSON", "byte 6"),
+        (b"", "not JSON", "byte 0"),
+        (b"[1] 2", "not JSON", "byte 4"),
+        (b"[01]", "not JSON", "byte 2"),
+        (b'["a\x01"]', "not JSON", "byte 3"),
+    ],
+)
+def test_a_text_that_decoders_read_differently_is_rejected_with_its_place(
+    text: bytes, problem: str, place: str
+) -> None:
+    with pytest.raises(NotJson) as raised:
+        decode(text)
+    assert problem in raised.value.problem
+    assert raised.value.place == place
+    assert place in str(raised.value)
+
+
+def test_colons_quotes_and_escapes_in_strings_do_not_count_as_keys() -> None:
+    value = {'a":b': 'x":1,"a":', "c\\": ["\\", '\\":', ":"], "\n": '"'}
+    assert decode(json.dumps(value).encode()) == value
+
+
+def test_a_repeated_key_hidden_behind_escaped_quotes_is_still_found() -> None:
+    with pytest.raises(NotJson):
+        decode(rb'{"a":"\":\":\u0022:","a":"\\"}')
+
+
+@pytest.mark.parametrize(
+    "text", [b"9007199254740993", b"-9223372036854775808", b"[0.1,-0.0,1e2]", b"123456789012345678901"]
+)
+def test_numbers_keep_their_digits(text: bytes) -> None:
+    assert json.loads(text) == decode(text)
+    assert repr(json.loads(text)) == repr(decode(text))
+
+
+def test_objects_that_look_like_extended_json_are_plain_objects() -> None:
+    text = b'{"$date":"2026-01-01","x":{"$oid":"5f"},"n":{"$numberLong":"1"},"schema":{"com.tldraw.store":1}}'
+    assert msgspec.json.encode(decode(text)) == text
+
+
+def test_nesting_is_limited_by_levels_and_named() -> None:
+    nested = b'{"a":' + b"[" * 99 + b"]" * 99 + b"}"
+    assert decode(nested)
+    with pytest.raises(NotJson, match="deeper than 100 levels") as raised:
+        decode(b'{"a":' + b"[" * 100 + b"]" * 100 + b"}")
+    assert raised.value.place.startswith("/a/0/0")
+    for text in (b"[" * 100_000, b'{"a":' * 100_000):
+        with pytest.raises(NotJson, match="deeper than 100 levels"):
+            decode(text)
+
+
+def test_a_number_of_ten_thousand_digits_is_rejected_without_a_traceback() -> None:
+    with pytest.raises(NotJson):
+        decode(b"[" + b"9" * 10_000 + b"]")
+
+
+@given(ANYTHING, st.sampled_from([None, 1]), st.booleans())
+def test_the_text_of_another_encoder_is_read_back(value: Any, indent: int | None, ascii_only: bool) -> None:
+    assert decode(json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode()) == value
+
+
+@given(st.lists(st.tuples(st.text(st.sampled_from('a":\\{}'), max_size=3), ANYTHING), max_size=5))
+def test_exactly_the_objects_with_a_repeated_key_are_rejected(pairs: list[tuple[str, Any]]) -> None:
+    text = "{" + ",".join(f"{json.dumps(key)} :{json.dumps(value)}" for key, value in pairs) + "}"
+    if len({key for key, _ in pairs}) == len(pairs):
+        assert decode(text.encode()) == dict(pairs)
+    else:
+        with pytest.raises(NotJson, match="twice"):
+            decode(text.encode())
+
+
+def test_a_long_place_is_shortened() -> None:
+    assert len(pointer(["x" * 1000, 1])) < 130

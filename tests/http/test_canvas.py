@@ -1,0 +1,137 @@
+"""`/v1/projects/{id}/canvas`: entity tags, preconditions, media types, and JSON that comes back as it was sent."""
+
+import gzip
+from typing import Any
+
+import httpx
+import pytest
+from tests.serving import Client
+
+JSON_PATCH = "application/json-patch+json"
+
+
+class Editor:
+    """Ada's editor, with a project open."""
+
+    def __init__(self, ada: Client, project: str) -> None:
+        self.path = f"/v1/projects/{project}/canvas"
+        self.http, self._token = ada.http, {"Authorization": f"Bearer {ada.token}"}
+
+    async def read(self, **headers: str) -> httpx.Response:
+        return await self.http.get(self.path, headers={**self._token, **named(headers)})
+
+    async def save(
+        self,
+        content: Any,
+        *,
+        method: str = "PUT",
+        kind: str = "application/json",
+        base: int | None = None,
+        **headers: str,
+    ) -> httpx.Response:
+        sent = {"content": content} if isinstance(content, bytes) else {"json": content}
+        return await self.http.request(
+            method,
+            self.path,
+            **sent,
+            params={} if base is None else {"base": base},
+            headers={**self._token, "Content-Type": kind, **named(headers)},
+        )
+
+
+def named(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@pytest.fixture
+async def editor(ada: Client) -> Editor:
+    made = await ada.create(canvasData={"a": 1})
+    return Editor(ada, made["createProject"]["id"])
+
+
+async def test_it_is_read_and_saved_with_entity_tags(editor: Editor) -> None:
+    first = await editor.read()
+    assert (first.json(), first.headers["etag"], first.headers["canvas-revision"]) == ({"a": 1}, '"0"', "0")
+    assert (await editor.read(if_none_match='"0"')).status_code == 304
+    saved = await editor.save({"a": 2}, if_match='"0"')
+    assert (saved.status_code, saved.json(), saved.headers["etag"]) == (200, {"revision": 1}, '"1"')
+    late = await editor.save({"a": 3}, if_match='"0"')
+    assert (late.status_code, late.headers["canvas-revision"]) == (412, "1")
+    weak = await editor.save({"a": 3}, if_match='W/"1"')
+    assert weak.status_code == 412
+    assert "weak entity tag" in weak.json()["detail"]
+    behind = await editor.save({"a": 3}, base=0)
+    assert (behind.status_code, behind.json()["code"], behind.headers["canvas-revision"]) == (
+        409, "REVISION_CONFLICT", "1",
+    )  # fmt: skip
+    assert (await editor.save({"a": 3})).status_code == 428
+    assert (await editor.save({"a": 3}, if_match="*")).json() == {"revision": 2}
+    assert (await editor.save({"a": 4}, if_match='"9", "2-gzip"')).json() == {"revision": 3}
+    assert (await editor.read(if_none_match='"1", W/"3"')).status_code == 304
+
+
+async def test_it_is_compressed_with_a_tag_of_its_own(editor: Editor) -> None:
+    content = {"shapes": [{"n": n} for n in range(500)]}
+    await editor.save(content, base=0)
+    async with editor.http.stream("GET", editor.path, headers=editor._token) as answer:
+        raw = b"".join([chunk async for chunk in answer.aiter_raw()])
+    assert (answer.headers["content-encoding"], answer.headers["etag"]) == ("gzip", '"1-gzip"')
+    assert len(raw) < len(gzip.decompress(raw)) / 4
+    plain = await editor.read(accept_encoding="gzip;q=0, identity")
+    assert ("content-encoding" not in plain.headers, plain.headers["etag"], plain.json()) == (True, '"1"', content)
+    assert (await editor.read(if_none_match='"1-gzip"')).status_code == 304
+
+
+async def test_patches_change_a_part(editor: Editor) -> None:
+    added = await editor.save([{"op": "add", "path": "/b", "value": []}], method="PATCH", kind=JSON_PATCH, base=0)
+    assert added.json() == {"revision": 1}
+    merged = await editor.save({"a": None}, method="PATCH", kind="application/merge-patch+json", if_match='"1"')
+    assert merged.json() == {"revision": 2}
+    assert (await editor.read()).json() == {"b": []}
+    refused = await editor.save([{"op": "remove", "path": "/c"}], method="PATCH", kind=JSON_PATCH, base=2)
+    assert (refused.status_code, list(refused.json()["fields"])) == (422, ["patch/0"])
+    unknown = await editor.save({}, method="PATCH", base=2)
+    assert (unknown.status_code, unknown.headers["accept-patch"]) == (
+        415, f"{JSON_PATCH}, application/merge-patch+json",
+    )  # fmt: skip
+    assert (await editor.read()).headers["canvas-revision"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "/b/c"),
+        (b'{"a": NaN}', "/a"),
+        (b'{"a": 1e400}', "/a"),
+        (b'{"a": "\\ud800"}', "/a"),
+        (b'\xef\xbb\xbf{"a": 1}', "byte order mark"),
+        (b'{"a": 1', "byte 7"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b"", "byte 0"),
+    ],
+    ids=["key twice", "NaN", "1e400", "surrogate", "BOM", "cut", "no UTF-8", "empty"],
+)
+async def test_json_that_would_not_come_back_is_refused_with_its_place(editor: Editor, body: bytes, said: str) -> None:
+    answer = await editor.save(body, base=0)
+    assert (answer.status_code, said in answer.json()["detail"]) == (400, True), answer.json()
+    assert (await editor.read()).json() == {"a": 1}
+
+
+async def test_numbers_and_strokes_come_back_as_they_went(editor: Editor) -> None:
+    exact = b'{"n":9007199254740993,"f":0.1,"big":1.5e300,"text":"\\u00fc\xc3\xbc"}'
+    assert (await editor.save(exact, base=0)).status_code == 200
+    assert (await editor.read()).content == '{"n":9007199254740993,"f":0.1,"big":1.5e300,"text":"üü"}'.encode()
+    strokes = {"strokes": [[[x * 0.37, x * 0.73] for x in range(200)] for _ in range(450)]}
+    assert (await editor.save(strokes, base=1)).json() == {"revision": 2}
+    assert (await editor.read()).json() == strokes
+
+
+async def test_it_is_its_owners_only(editor: Editor, ada: Client, app: Any) -> None:
+    eve = await Client(app).join("eve@example.com")
+    theirs = Editor(eve, editor.path.split("/")[3])
+    assert (await theirs.read()).status_code == 404
+    assert (await theirs.save({}, if_match="*")).status_code == 404
+    patch = await theirs.save([], method="PATCH", kind=JSON_PATCH, if_match="*")
+    assert patch.status_code == 404
+    assert (await eve.http.get(editor.path)).status_code == 401
+    await eve.http.aclose()
