@@ -157,7 +157,7 @@ async def test_an_outage_begins_the_time_of_suspicion_again(failing: Failing) ->
     await failing.database.raw["quotas"].insert_one({"_id": "q", "holders": ["dead"]}, bypass_document_validation=True)
     await reaper.reap()
     suspect_long_ago(reaper)
-    async with failing.fail("distinct", errorCode=91, times=5):
+    async with failing.fail("distinct", errorCode=50, times=5):
         with pytest.raises(Unavailable):
             await reaper.reap()
     assert reaper._suspected_at == {}
@@ -247,6 +247,8 @@ async def crowd(database: Database, count: int, *, processes: int, dead: int = 0
                 "foreign": 0,
                 "leases": {f"{process}-{number}": lease},
                 "holders": [process],
+                "createdAt": now,
+                "updatedAt": now,
             }
         )
     await database.raw["quotas"].insert_many(documents)
