@@ -91,10 +91,6 @@ class Quota(Document, kw_only=True):
         found = self.leases.items() if isinstance(self.leases, dict) else ()
         return {lease_id: lease for lease_id, value in found if (lease := _lease(value)) is not None}
 
-    def lease(self, lease_id: str) -> Lease | None:
-        """The lease; None if it was returned, forfeited or never granted."""
-        return _lease(self.leases.get(lease_id)) if isinstance(self.leases, dict) else None
-
     def limit_at(self, moment: datetime) -> int:
         """-1 is unlimited."""
         if self.limit_until is not None and moment >= self.limit_until:
@@ -114,8 +110,13 @@ class Quota(Document, kw_only=True):
 
 def _lease(value: Any) -> Lease | None:
     """The lease that a stored value is. Other applications write whole numbers as doubles, too."""
-    counts: list[Any] = [value.get(name) for name in Lease.__struct_fields__] if isinstance(value, dict) else []
-    is_one = bool(counts) and all(type(n) in (int, Int64) or (type(n) is float and n.is_integer()) for n in counts)
+    try:
+        counts = n, seq, grants, at = value["n"], value["seq"], value["grants"], value["at"]
+    except (KeyError, TypeError):
+        return None
+    if n.__class__ is seq.__class__ is grants.__class__ is at.__class__ is int:  # mostly
+        return Lease(n, seq, grants, at)
+    is_one = all(type(count) in (int, Int64) or (type(count) is float and count.is_integer()) for count in counts)
     return Lease(*map(int, counts)) if is_one else None
 
 

@@ -150,6 +150,28 @@ async def killed_again_and_again(uri: str, database: Database, *, limit: int, ki
 
 
 @pytest.mark.soak
+async def test_a_process_that_is_stopped_past_its_heartbeat_serves_nothing_twice(
+    database: Database, mongodb_uri: str
+) -> None:
+    user_id = await somebody(database, 10_000_000)
+    stopped, other = await hammered(mongodb_uri, database, user_id, 2, patience_s=60)
+    async with asyncio.timeout(60):
+        while not (stopped.served and other.served):  # noqa: ASYNC110 (it is asked)
+            await asyncio.sleep(0.05)
+        stopped.process.send_signal(signal.SIGSTOP)
+        while not await database.raw["quotas"].count_documents({"forfeited": {"$gt": 0}}):  # noqa: ASYNC110 (it is asked)
+            await asyncio.sleep(0.05)
+        before = stopped.served
+        stopped.process.send_signal(signal.SIGCONT)
+        while stopped.served < before + 50_000:  # noqa: ASYNC110 (it is asked)
+            await asyncio.sleep(0.05)
+    served = await stopped.kill() + await other.kill()
+    quota, ledger = await accounts(database, user_id)
+    assert quota["settled"] <= served <= quota["granted"]
+    assert ledger == quota["settled"]
+
+
+@pytest.mark.soak
 async def test_a_lost_primary_stops_the_serving_and_nothing_else(own_server: server.Server, tmp_path: Path) -> None:
     database = await connect(own_server.uri, name=f"ximler_test_{secrets.token_hex(3)}")
     try:

@@ -46,7 +46,7 @@ UNRESOLVED = Counter("ximler_metering_unresolved_entitlements_total", "Users who
 _log = structlog.get_logger("ximler.metering")
 _MAX_REASON = 500
 _MAX_LIMIT = 2**53
-_AT_ONCE = 500
+_AT_ONCE = 200
 _TOGETHER = 50  # users per transaction: more users make conflicts with their leases likelier
 
 

@@ -1,7 +1,7 @@
 """The meter: decides in memory, for one process, whether a user may use something, and accounts for every unit of it.
 
 It hands out units of leases (see `leases`) and takes another grant when one runs out. Twice a second it sweeps: it reports
-used units, reads the quotas and writes the ledger's rows, in three commands per 250 users, and yields to requests between
+used units, reads the quotas and writes the ledger's rows, in three commands per 100 users, and yields to requests between
 them. Reading the quotas shows changed limits, returned units and ended periods.
 
 Invariants, whatever is lost, late, or killed: a unit is handed out only if it was granted; a unit that was handed out is
@@ -49,7 +49,7 @@ LOST = Counter(
 )
 
 LOOK_S = 0.5
-_SLICE = 250  # tallies that are swept together, without a pause for requests
+_SLICE = 100  # tallies that are swept together, without a pause for requests: 10 ms
 _TRUSTED_S = 1.0  # a quota without free units is believed to have none for this long
 _IDLE_S = 10.0  # an unused lease is returned after this time,
 _SCARCE_IDLE_S = 1.0  # or after this one, when other processes may need its units
@@ -306,7 +306,7 @@ class Meter:
     async def sweep(self) -> None:
         """Report used units, return idle leases and those of ended periods, and read the quotas.
 
-        At most three commands per 250 users with a lease, one after the other, and one per 10 s for the heartbeat. Raises
+        At most three commands per 100 users with a lease, one after the other, and one per 10 s for the heartbeat. Raises
         Unavailable; the next sweep sends the same again, and nothing is lost or counted twice.
         """
         async with self._sweeping:
@@ -336,7 +336,7 @@ class Meter:
     async def _copy_limits(self) -> None:
         """Copy the limits of plans to the quotas of this process, if one has changed. Raises Unavailable.
 
-        One command per 250 users with a tally, and one for the plans.
+        One command per 100 users with a tally, and one for the plans.
         """
         plans = self._plans
         if plans == self._plans_copied:

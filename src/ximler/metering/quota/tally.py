@@ -126,7 +126,8 @@ class Tally:
             return 0
         self.steps = quota.steps
         lost = 0
-        lease = quota.lease(self.lease_id)
+        leases = quota.open_leases
+        lease = leases.get(self.lease_id)
         if lease is None:
             if self.grants:
                 lost = self.end()
@@ -141,7 +142,7 @@ class Tally:
         now = from_ms(now_ms)
         self.limit = quota.limit_at(now)
         self.free = quota.free_at(now)
-        self.used, self.open = quota.used, quota.open
+        self.used, self.open = quota.used, sum(each.n for each in leases.values())
         self.plan_id = quota.plan_id
         self.period_end = quota.period_end
         self.period_end_ms = to_ms(quota.period_end)
