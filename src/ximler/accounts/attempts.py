@@ -192,8 +192,8 @@ def _is_blocked(found: Throttle | None, now: datetime) -> bool:
 
 
 async def _has_session(database: Database, actor: Actor, user: User | None) -> bool:
-    """Whether somebody from here, with such a browser, is signed in to the account. Asks the same for
-    nobody's.
+    """Whether the account has a session from this address and browser. Without an account, sends the same
+    command.
     """
     where = {
         "userId": user.id if user else ObjectId(),

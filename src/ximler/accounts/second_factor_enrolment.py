@@ -95,7 +95,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, user: User
             "$unset": {"totpPending": "", "totpPendingAt": ""},
         }
         if not await transaction[CREDENTIALS].patch({"_id": user.id, "totpPending": pending}, change):
-            raise Conflict("It was confirmed, or begun anew, at the same moment: begin again")
+            raise Conflict("The second factor was confirmed or restarted at the same moment: begin again")
         await transaction.users.patch({"_id": user.id}, {"$set": {}})  # conflicts with a sign-in in flight, which fails
         await sessions.revoke_all(transaction, user.id, but=actor.session_id)
         await _record(transaction, actor, user.id, Action.FACTOR_ENABLED)

@@ -258,7 +258,7 @@ def _networks(texts: Sequence[str]) -> list[str]:
         try:
             network = parse_network(text)
         except ValueError:
-            problem = f"{text[:60]!r} is no address or network, such as 192.0.2.7 or 2001:db8::/32"
+            problem = f"{text[:60]!r} is not an address or network, such as 192.0.2.7 or 2001:db8::/32"
             raise Invalid.field("allowedAddresses", problem) from None
         found.append(str(network))
     return found

@@ -64,7 +64,7 @@ class Action(StrEnum):
     PROJECT_CREATED = "projects.project.created", "A project was created."
     PROJECT_DELETED = "projects.project.deleted", "A project was deleted."
     PROJECT_RESTORED = "projects.project.restored", "A deleted project was restored."
-    PROJECT_PURGED = "projects.project.purged", "A deleted project was removed for good."
+    PROJECT_PURGED = "projects.project.purged", "A deleted project was removed permanently."
 
     OVERRIDE_SET = "metering.override.set", "An operator overrode a user's limits."
     OVERRIDE_ENDED = "metering.override.ended", "An operator ended an override of limits."

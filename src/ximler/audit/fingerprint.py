@@ -110,9 +110,9 @@ def examine(raw: dict[str, Any], stored: bytes | None = None) -> Examined:
             if salt is None and not values:
                 erased.append(of)
             elif salt is None:
-                problem = f"{', '.join(values)}: left where what is personal was erased"
+                problem = f"{', '.join(values)}: left behind by the erasure of personal values"
             elif len(values) != len(one["paths"]) or _digest(salt, values) != one["digest"]:
-                problem = f"{', '.join(one['paths'])}: not what was written"
+                problem = f"{', '.join(one['paths'])}: differs from the written value"
         found = _hash(raw, mark)
     except (KeyError, TypeError, AttributeError, ValueError):
         return Examined(b"", ours=True, problem="its fingerprint is malformed")

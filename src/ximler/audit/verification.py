@@ -247,7 +247,7 @@ class _Run:
             elif oid not in known:
                 self.report.add("missing", "was sealed, and is not there", entry=ObjectId(oid), seal=number)
             elif known[oid] != digest:  # listed twice: removed and inserted again with other content
-                self.report.add("altered", "is not what was sealed", entry=ObjectId(oid), seal=number)
+                self.report.add("altered", "differs from the sealed entry", entry=ObjectId(oid), seal=number)
         self.report.entries += sum(number > self._through for number, _, _, _ in listed)
         self._progress(self.report.entries)
 
@@ -258,7 +258,7 @@ class _Run:
         mark = metadata.get("_audit") if type(metadata) is dict else None
         found = fingerprint.examine(raw, stored)
         oid = raw["_id"]
-        if problem := found.problem or (None if found.hash == digest else "is not what was sealed"):
+        if problem := found.problem or (None if found.hash == digest else "differs from the sealed entry"):
             self.report.add("altered", problem, entry=oid, seal=number)
             return
         mac = mark.get("mac") if type(mark) is dict else None

@@ -168,7 +168,7 @@ async def export(run: Run, form: Literal["ndjson", "csv"], output: Path | None, 
 
 def _confirm_pruning(*, before: datetime, yes: bool) -> None:
     if not yes:
-        click.confirm(f"Remove entries from before {minute(before)} UTC for good?", abort=True, err=True)
+        click.confirm(f"Remove entries from before {minute(before)} UTC permanently?", abort=True, err=True)
 
 
 @audit.command()
@@ -176,7 +176,7 @@ def _confirm_pruning(*, before: datetime, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connected(json="Print how many entries were removed as JSON.", secret=True, first=_confirm_pruning)
 async def prune(run: Run, before: datetime, yes: bool) -> None:  # noqa: ARG001 (`first` reads it)
-    """Remove older sealed entries for good. The rest can still be verified."""
+    """Remove older sealed entries permanently. The rest can still be verified."""
     from ximler.audit.keys import SealKeys
     from ximler.audit.pruning import prune as remove
 
@@ -188,7 +188,7 @@ async def prune(run: Run, before: datetime, yes: bool) -> None:  # noqa: ARG001 
 
 def _confirm_erasure(*, user: Any, yes: bool) -> None:
     if not yes:
-        click.confirm(f"Remove the personal values of user {user} from the log for good?", abort=True, err=True)
+        click.confirm(f"Remove the personal values of user {user} from the log permanently?", abort=True, err=True)
 
 
 @audit.command()
@@ -196,7 +196,8 @@ def _confirm_erasure(*, user: Any, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connected(json="Print how many entries were changed as JSON.", secret=True, first=_confirm_erasure)
 async def erase(run: Run, user: Any, yes: bool) -> None:  # noqa: ARG001 (`first` reads it)
-    """Remove addresses, names and other personal values of the user with the id USER from the log, for good.
+    """Remove addresses, names and other personal values of the user with the id USER from the log,
+    permanently.
 
     The log can still be verified.
     """

@@ -86,7 +86,7 @@ async def rotate(run: Run, key_id: Any, grace: int) -> None:
 @click.argument("key_id", metavar="ID", type=Id())
 @connected(json="Print the key as JSON.")
 async def revoke(run: Run, key_id: Any) -> None:
-    """Revoke the key ID for good. Every process refuses it within a second."""
+    """Revoke the key ID permanently. Every process rejects it within a second."""
     from ximler.apikeys import keys as owned
 
     key = await owned.revoke(run.database, run.actor, key_id)

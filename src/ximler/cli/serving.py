@@ -88,7 +88,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise PortUnavailable(
-            f"Cannot listen on {host}:{port} ({error.strerror}): choose another with --port, or end what uses it"
+            f"Cannot listen on {host}:{port} ({error.strerror}): choose another with --port, or end the program that uses it"
         ) from None
     listener.listen(2048)
     listener.setblocking(False)

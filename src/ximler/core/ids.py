@@ -52,7 +52,7 @@ def decode_cursor(text: str, field: str = "after") -> Position:
 
 
 def _check(body: bytes) -> bytes:
-    """Finds slips and casual edits; it is no secret: a cursor carries no rights, only a place."""
+    """Detects typing errors and casual edits. Not a secret, because a cursor grants no rights."""
     return hashlib.sha256(b"cursor" + body).digest()[:4]
 
 

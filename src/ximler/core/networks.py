@@ -31,7 +31,7 @@ def parse_address(text: str | None) -> Address | None:
 def parse_network(text: str, *, strict: bool = True) -> Network:
     """An address or a network. Raises ValueError, with `strict` also for host bits that are set."""
     if "%" in text:
-        raise ValueError(f"{text!r} has a zone: leave out what follows the %")
+        raise ValueError(f"{text!r} has a zone: remove the % and the text after it")
     network = ipaddress.ip_network(text.strip(), strict=strict)
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
         return ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))

@@ -88,7 +88,7 @@ async def projects_of(
     *,
     selected: Selected,
 ) -> list[Projects | NotFound]:
-    """Everybody sees their own only, so there is one list to load, whatever the number of users."""
+    """Users see only their own projects, so one list is loaded for any number of users."""
     mine = await list_projects(ctx, search, first, after, selected=selected)
     return [mine if user.id == ctx.actor.user_id else NotFound("No such projects") for user in users]
 

@@ -24,7 +24,7 @@ from ximler.metering.quota import gauges
 __all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
 
 KEPT = timedelta(days=30)
-MOST = 1000  # of one user; what a project weighs beside its content is not metered
+MOST = 1000  # per user; a project's size beyond its content is not metered
 IN_TRASH: dict[str, Any] = {"deletedAt": {"$gt": EPOCH}}
 _BATCH = 100
 _log = structlog.get_logger("ximler.projects")

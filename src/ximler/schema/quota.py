@@ -47,9 +47,7 @@ class Quota(Document, kw_only=True):
     limit: Internal[int]  # a copy of the entitlement's, updated with it; -1 is unlimited
     limit_until: Internal[datetime | None] = None  # when an override ends, and
     limit_then: Internal[int | None] = None  # the limit from then on
-    plan_id: Internal[str | None] = (
-        None  # whose limit is copied, to `limit_then` where there is one; None: an override without an end
-    )
+    plan_id: Internal[str | None] = None  # the plan that the limit is copied from; None: an override without an end
     alerted: Internal[int] = 0  # the highest threshold (%) that the user was notified of
     opened: Internal[bool] = False  # the limit was copied in a transaction with the entitlement, a condition of grants
     superseded: Internal[bool] = False  # the user's periods begin on another day now: no grants

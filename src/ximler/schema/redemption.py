@@ -28,7 +28,7 @@ RedemptionStatus = Literal["RESERVED", "CONFIRMED"]
 
 
 def redemption_id(code: str, user_id: ObjectId) -> str:
-    """One per coupon and user: its uniqueness is what makes a coupon usable once per user."""
+    """One per coupon and user: its uniqueness limits a coupon to one use per user."""
     return f"{code}:{user_id}"
 
 

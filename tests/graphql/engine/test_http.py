@@ -261,7 +261,7 @@ async def test_anonymous_callers_have_a_smaller_body_limit(serve: Any) -> None:
     body = {"query": "{ hello }", "variables": {"a": "x" * 2_000}}
     refused = await client.post("/", json=body)
     assert refused.status_code == 413
-    assert "1,000 bytes, the limit of requests that come from nobody in particular" in refused.text
+    assert "1,000 bytes, the limit of anonymous requests" in refused.text
     assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 200
     body["variables"] = {"a": "x" * 20_000}
     assert (await client.post("/", json=body, headers={"authorization": "Bearer x"})).status_code == 413
@@ -311,7 +311,8 @@ async def test_a_body_past_the_limit_is_413(serve: Any) -> None:
     assert (await post(client, exactly)).status_code == 200
 
 
-# --- the context --------------------------------------------------------------------------------------------------
+# --- the context
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,8 @@ async def test_the_context_is_built_only_for_operations_that_will_run(serve: Any
     assert seen == ["/graphql"]
 
 
-# --- odd answers --------------------------------------------------------------------------------------------------
+# --- odd answers
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_a_value_that_is_no_json_is_500_and_logged(lab: Any, serve: Any) -> None:
@@ -398,7 +400,8 @@ async def test_a_value_that_is_no_json_is_500_and_logged(lab: Any, serve: Any) -
     assert response.json() == {"data": {"out": {"n": 5, "id": "65b0", "b": "eA=="}}}
 
 
-# --- ASGI ---------------------------------------------------------------------------------------------------------
+# --- ASGI
+# ---------------------------------------------------------------------------------------------------------
 
 
 def scope(**other: Any) -> dict[str, Any]:
@@ -433,14 +436,16 @@ async def test_other_protocols_are_not_served(engine: Any) -> None:
             await GraphQLApp(engine, never)(scope(type=kind), never, never)
 
 
-# --- a real server ------------------------------------------------------------------------------------------------
+# --- a real server
+# ------------------------------------------------------------------------------------------------
 
 
 async def test_over_a_real_connection(server_url: str) -> None:
     async with httpx.AsyncClient() as client:
         response = await client.post(server_url, json=HELLO)
         assert response.json() == {"data": {"hello": "Hello you"}}
-        # The answer to a body that is too long arrives although the body was not read, and the connection lives on.
+        # The answer to a body that is too long arrives although the body was not read, and the connection
+        # lives on.
         response = await client.post(server_url, content=b"x" * 8_000_000, headers={"content-type": OLD})
         assert response.status_code == 413
         response = await client.post(server_url, json=HELLO)

@@ -117,17 +117,17 @@ def describe_field_errors(
     for error in errors:
         cause = _cause(error)
         if isinstance(cause, XimlerError):
-            told = describe(cause)
+            entry = describe(cause)
         elif isinstance(cause, GraphQLError) and cause.nodes:
             # graphql-core itself reports only invalid arguments, and with their node. An error about a result
             # value has no node before it is located.
-            told = {"message": _cut(cause.message), "extensions": {"code": BAD_INPUT}}
+            entry = {"message": _cut(cause.message), "extensions": {"code": BAD_INPUT}}
         elif id(cause) in bugs:
-            told = bugs[id(cause)]
+            entry = bugs[id(cause)]
         else:
             path = ".".join(map(str, error.path or ()))
-            told = bugs[id(cause)] = describe_bug(cause, request_id=request_id, path=path, operation=operation)
-        described.append(_place(error, told))
+            entry = bugs[id(cause)] = describe_bug(cause, request_id=request_id, path=path, operation=operation)
+        described.append(_place(error, entry))
     return described
 
 

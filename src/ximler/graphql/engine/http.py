@@ -242,7 +242,7 @@ class GraphQLApp:
         """
         limit, whose = self._body_limit, ""
         if size <= limit and not (headers.authorized and self._is_known(await self._context_factory(scope))):
-            limit, whose = self._anonymous_body_limit, ", the limit of requests that come from nobody in particular"
+            limit, whose = self._anonymous_body_limit, ", the limit of anonymous requests"
         if size > limit:
             raise NotWellFormed(413, f"The body is longer than {limit:,} bytes{whose}")
         return limit

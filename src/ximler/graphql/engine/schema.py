@@ -248,7 +248,7 @@ def _unanswered(core: GraphQLSchema, answered: set[str]) -> Iterator[str]:
             if coordinate in answered:
                 continue
             if scopes.find_scope(field) is not None:
-                yield f"{coordinate}: {_place(field)}@scope stands on a field without a resolver, which asks nobody"
+                yield f"{coordinate}: {_place(field)}@scope has no effect on a field without a resolver"
             if type_.name in ROOT_TYPES:
                 yield f"{coordinate}: {_place(field)}this root field has no resolver"
             elif field.args:

@@ -63,5 +63,5 @@ def guarded(resolver: Resolver, scope: str | None, guard: Guard) -> Resolver:
 def describe(field: GraphQLField, scope: str | None) -> None:
     """Append the required scope to the field's description."""
     if scope:
-        told = f"An API key needs the scope `{scope}`."
-        field.description = f"{field.description}\n{told}" if field.description else told
+        note = f"An API key needs the scope `{scope}`."
+        field.description = f"{field.description}\n{note}" if field.description else note
