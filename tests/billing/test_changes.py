@@ -15,7 +15,7 @@ from tests.billing.conftest import (
 )
 
 from ximler.billing import changes, payments, run
-from ximler.billing.changes import PaymentDeclined
+from ximler.billing.payments import PaymentDeclined
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
 from ximler.database import Database

@@ -73,6 +73,9 @@ FIELDS = {
     "Query.invoice": Field(arguments=('id: "{invoice}"', 'id: "{user_id}"'), stranger="NOT_FOUND"),
     "Query.payments": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
     "Query.creditBalance": Field(stranger=None),
+    "Query.paymentMethods": Field(stranger=None),
+    "Mutation.addPaymentMethod": Field(arguments=('returnUrl: "http://localhost/back"',), stranger="NOT_FOUND"),
+    "Mutation.payInvoice": Field(arguments=('id: "{invoice}"', 'id: "{user_id}"'), stranger="NOT_FOUND"),
     "Mutation.startCheckout": Field(
         arguments=('planId: "pro", returnUrl: "http://localhost/back"',),
         stranger=None,

@@ -12,7 +12,7 @@ import pytest
 from pypdf import PdfReader
 from tests.serving import Client, serve
 
-from ximler.billing import events
+from ximler.billing import events, run
 from ximler.billing.rails import sandbox
 from ximler.billing.sandbox import Sandbox, sign
 from ximler.billing.verify import verify
@@ -82,6 +82,34 @@ async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client
     ]
     assert [each.status_code for each in answers] == [404, 404, 422, 401]
     await stranger.http.aclose()
+
+
+async def test_a_customer_whose_renewal_failed_enters_another_card_and_has_paid(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
+    await pay(ada, await begin(ada), GOOD)
+    lost = {"method.id": "pm_4000000000009987"}
+    await database.raw["billingaccounts"].update_many({}, {"$set": lost})
+    database.clock.offset_ms += 32 * 86_400_000
+    await run.run(database, rail)
+    database.clock.offset_ms = 0
+    found = await ada.ask(
+        "{ paymentMethods { declined } me { subscription { status } } invoices { nodes { id status } } }"
+    )
+    assert (found["paymentMethods"], found["me"]["subscription"]["status"]) == ([{"declined": True}], "PAST_DUE")
+    unpaid = found["invoices"]["nodes"][0]
+    declined = await ada.ask("mutation ($id: ID!) { payInvoice(id: $id) { status } }", id=unpaid["id"])
+    assert (unpaid["status"], declined.code) == ("OPEN", "PAYMENT_DECLINED")
+    added = 'mutation { addPaymentMethod(returnUrl: "http://localhost/back") { url kind quote { dueMinor } } }'
+    begun = (await ada.ask(added))["addPaymentMethod"]
+    assert (begun["kind"], begun["quote"]) == ("CARD", None)
+    path = urlsplit(begun["url"]).path
+    assert "charged to it at once" in (await ada.http.get(path)).text
+    assert (await pay(ada, path, GOOD)).status_code == 303
+    assert "The card is saved" in (await ada.http.get(path)).text
+    found = await ada.ask("{ me { subscription { status } } invoices { nodes { status } } }")
+    assert found["me"]["subscription"]["status"] == "ACTIVE"
+    assert [each["status"] for each in found["invoices"]["nodes"]] == ["PAID", "PAID"]
 
 
 async def test_the_form_needs_no_script_and_names_its_fields(ada: Client, rail: Sandbox) -> None:

@@ -80,6 +80,7 @@ class Action(StrEnum):
     SUBSCRIPTION_RESUMED = "billing.subscription.resumed", "The user took a cancellation back."
     SUBSCRIPTION_ENDED = "billing.subscription.ended", "A subscription ended."
     PAYMENT_REFUNDED = "billing.payment.refunded", "An operator refunded a payment, wholly or in part."
+    PAYMENT_METHOD_CHANGED = "billing.method.changed", "The payment method of a subscription was replaced."
     CREDIT_GRANTED = "billing.credit.granted", "An operator changed a user's credit balance."
     PAYMENT_DISPUTED = "billing.payment.disputed", "A dispute of a payment was opened or decided."
     PLAN_CHANGE_REQUESTED = (

@@ -107,7 +107,7 @@ async def change(
         if made.due_minor:
             charge = await subscriptions.collect(transaction, account, invoice, description=f"Change to {plan.name}")
             if charge is None:
-                raise PaymentDeclined("There is no payment method that can be charged: add one")
+                raise payments.PaymentDeclined("There is no payment method that can be charged: add one")
         else:
             await subscriptions.paid(transaction, account, invoice)
         await store(transaction, account)
@@ -117,9 +117,7 @@ async def change(
     if charge is not None:
         charge = await payments.drive(database, provider, charge.id)
         if charge.status == "FAILED":
-            raise PaymentDeclined(
-                f"The payment was declined ({(charge.failure or '').replace('_', ' ')}): the plan stays"
-            )
+            raise payments.declined(charge, "the plan stays")
     account = await account_of(database, actor.require_user())
     return await database.subscriptions.get({"_id": account.subscription_id, "userId": account.id})
 
@@ -146,10 +144,6 @@ async def clear(database: Database, actor: Actor) -> Subscription:
         return await transaction.subscriptions.get({"_id": account.subscription_id, "userId": account.id})
 
     return await database.transaction(write)
-
-
-class PaymentDeclined(Conflict):
-    code = "PAYMENT_DECLINED"
 
 
 def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetime) -> Change:

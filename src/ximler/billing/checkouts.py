@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from bson import ObjectId
 
-from ximler.billing import invoices, payments, redemptions, states, subscriptions
+from ximler.billing import invoices, methods, payments, redemptions, states, subscriptions
 from ximler.billing.account import balance, discount, ensure, find, lock, rebate, store
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
@@ -31,6 +31,7 @@ from ximler.schema.plan import Plan
 __all__ = [
     "AlreadySubscribed",
     "Checkout",
+    "change_card",
     "complete",
     "expire",
     "get",
@@ -91,8 +92,44 @@ async def start(
             expires_at=expires_at,
         )
     )
+    return await _open(database, provider, checkout, customer_id=customer_id, title=plan.name)
+
+
+async def change_card(
+    database: Database, provider: Provider, settings: Settings, actor: Actor, *, return_url: str
+) -> Checkout:
+    """Begin to replace the payment method of a running subscription. An unpaid invoice is charged to the new one at once.
+
+    Raises NotFound without a subscription, Invalid for another site's `return_url`, and ProviderUnavailable.
+    """
+    user_id = actor.require_user()
+    _check_return(return_url, settings)
+    account = await find(database, user_id)
+    if account.terms is None:
+        raise NotFound("You have no subscription")
+    checkout = await database[CHECKOUTS].insert(
+        Checkout(
+            id=secrets.token_urlsafe(24),
+            user_id=user_id,
+            kind="CARD",
+            terms=account.terms,
+            return_url=return_url,
+            expires_at=database.clock.now() + redemptions.HOLD,
+        )
+    )
+    customer_id = account.customer_id or await provider.customer(user_id)
+    return await _open(database, provider, checkout, customer_id=customer_id, title="Payment method")
+
+
+async def _open(
+    database: Database, provider: Provider, checkout: Checkout, *, customer_id: str, title: str
+) -> Checkout:
     session = await provider.open_session(
-        key=checkout.id, customer_id=customer_id, title=plan.name, return_url=return_url, expires_at=expires_at
+        key=checkout.id,
+        customer_id=customer_id,
+        title=title,
+        return_url=checkout.return_url,
+        expires_at=checkout.expires_at,
     )
     values = {"sessionId": session.id, "url": session.url}
     await database[CHECKOUTS].patch({"_id": checkout.id}, {"$set": values})
@@ -108,8 +145,8 @@ async def get(database: Database, actor: Actor, checkout_id: str) -> Checkout:
 
 
 async def quote(database: Database, checkout: Checkout) -> Quote | None:
-    """What is due now; None on a trial, when nothing is, and once the checkout is not open any more."""
-    if checkout.status != "OPEN" or checkout.trial_days:
+    """The price that is due now; None on a trial or for a card, and once the checkout is not open any more."""
+    if checkout.status != "OPEN" or checkout.trial_days or checkout.kind == "CARD":
         return None
     return quote_of(checkout.terms, await find(database, checkout.user_id), database.clock.now())
 
@@ -128,6 +165,9 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
     session = await provider.session(checkout.session_id)
     if session.method is None or session.method.id == checkout.tried:
         return checkout
+    if checkout.kind == "CARD":
+        await methods.save(database, provider, checkout, session.method)
+        return await database[CHECKOUTS].get(checkout.id)
     await ensure(database, checkout.user_id)
     try:
         await _hold_coupon(database, checkout, session.method)

@@ -14,6 +14,7 @@ from ximler.billing import invoices, refunds, subscriptions
 from ximler.billing.account import ensure, lock, store
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
+from ximler.core.errors import Conflict
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
@@ -21,7 +22,12 @@ from ximler.schema.charge import CHARGES, Charge
 from ximler.schema.invoice import INVOICES
 from ximler.schema.payment import Payment
 
-__all__ = ["drive", "observe", "page"]
+__all__ = ["PaymentDeclined", "declined", "drive", "observe", "page"]
+
+
+class PaymentDeclined(Conflict):
+    code = "PAYMENT_DECLINED"
+
 
 _LOOK_AGAIN_S = (30, 60, 300, 900, 3600)
 
@@ -49,6 +55,11 @@ async def drive(database: Database, provider: Provider, charge_id: str) -> Charg
     if intent.status == "CREATED":
         intent = await provider.confirm(intent.id, charge.method_id) if wanted else _abandoned(charge)
     return await _apply(database, charge, intent, ticket)
+
+
+def declined(charge: Charge, consequence: str) -> PaymentDeclined:
+    """The error for a charge that has failed."""
+    return PaymentDeclined(f"The payment was declined ({(charge.failure or '').replace('_', ' ')}): {consequence}")
 
 
 async def observe(database: Database, provider: Provider, intent_id: str) -> bool:

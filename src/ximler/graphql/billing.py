@@ -3,10 +3,11 @@
 from typing import Any
 
 from ximler.billing import account as accounts
-from ximler.billing import changes, checkouts, invoices, payments, redemptions, subscriptions, virtuals
+from ximler.billing import changes, checkouts, invoices, methods, payments, redemptions, subscriptions, virtuals
 from ximler.billing.checkouts import Checkout
 from ximler.billing.coupons import discount_of
 from ximler.billing.invoices import Invoice
+from ximler.billing.methods import Method
 from ximler.billing.pricing import Quote
 from ximler.billing.rails import rail
 from ximler.core.errors import Conflict, NotFound
@@ -102,6 +103,24 @@ async def start_checkout(ctx: Context, plan_id: str, return_url: str, coupon: st
     )
 
 
+@resolvers.query("paymentMethods")
+async def payment_methods(ctx: Context) -> list[Method]:
+    return await methods.of_user(ctx.database, ctx.actor)
+
+
+@resolvers.mutation("addPaymentMethod")
+async def add_payment_method(ctx: Context, return_url: str) -> dict[str, Any]:
+    provider = rail(ctx.database, ctx.settings)
+    return _checkout(
+        await checkouts.change_card(ctx.database, provider, ctx.settings, ctx.actor, return_url=return_url)
+    )
+
+
+@resolvers.mutation("payInvoice")
+async def pay_invoice(ctx: Context, id: str) -> Invoice:  # noqa: A002 (as above)
+    return await methods.pay(ctx.database, rail(ctx.database, ctx.settings), ctx.actor, object_id(id))
+
+
 @resolvers.mutation("changePlan")
 async def change_plan(ctx: Context, plan_id: str, when: changes.When | None = None) -> Subscription:
     provider = rail(ctx.database, ctx.settings)
@@ -159,6 +178,7 @@ def _checkout(found: Checkout) -> dict[str, Any]:
     terms = found.terms
     return {
         "id": found.id,
+        "kind": found.kind,
         "url": found.url,
         "status": found.status,
         "problem": found.problem,

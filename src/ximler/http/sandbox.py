@@ -129,16 +129,18 @@ async def _form(state: State, session: str, checkout: Checkout, *, error: str = 
     due = Money(quote.due_minor if quote else 0, terms.currency)
     regular = f"{Money(terms.price_minor, terms.currency)} a {terms.interval.lower()}"
     text = f"You pay {due} now for {terms.plan_name}, regularly {regular}."
-    if not quote:
+    if checkout.kind == "CARD":
+        text = f"The card pays for {terms.plan_name}, regularly {regular}. An unpaid invoice is charged to it at once."
+    elif not quote:
         text = f"{terms.plan_name} is free for {checkout.trial_days} days, then {regular}."
     found = page(
         "checkout.html",
-        f"Subscribe to {terms.plan_name}",
+        _title(checkout),
         status=422 if error else 200,
         text=text,
         error=error,
         action=f"/sandbox/checkout/{session}",
-        button=f"Pay {due}" if due.minor else "Subscribe",
+        button="Save the card" if checkout.kind == "CARD" else f"Pay {due}" if due.minor else "Subscribe",
         return_url=checkout.return_url,
         cards=CARDS.values(),
     )
@@ -151,14 +153,18 @@ async def _form(state: State, session: str, checkout: Checkout, *, error: str = 
     return found
 
 
+def _title(checkout: Checkout) -> str:
+    return "Change your card" if checkout.kind == "CARD" else f"Subscribe to {checkout.terms.plan_name}"
+
+
 def _over(checkout: Checkout) -> Response[str]:
     """A checkout that takes no card any more."""
     text = {
-        "PAID": f"{checkout.terms.plan_name} is paid.",
+        "PAID": "The card is saved." if checkout.kind == "CARD" else f"{checkout.terms.plan_name} is paid.",
         "PROCESSING": "The payment is under way. You can close this page.",
         "EXPIRED": "The checkout has expired: begin again.",
     }.get(checkout.status, f"{checkout.problem}.")
-    return page("over.html", f"Subscribe to {checkout.terms.plan_name}", text=text, return_url=checkout.return_url)
+    return page("over.html", _title(checkout), text=text, return_url=checkout.return_url)
 
 
 routes = (ask_card, take_card, receive)

@@ -18,7 +18,9 @@ from ximler.schema.document import (
     ascending,
 )
 
-__all__ = ["CHECKOUTS", "Checkout", "CheckoutStatus"]
+__all__ = ["CHECKOUTS", "Checkout", "CheckoutKind", "CheckoutStatus"]
+
+CheckoutKind = Literal["PLAN", "CARD"]
 
 CheckoutStatus = Literal["OPEN", "PROCESSING", "PAID", "REFUSED", "EXPIRED"]
 
@@ -27,12 +29,14 @@ class Checkout(Document, kw_only=True):
     """The price is the one that was shown. OPEN → PROCESSING while it is paid → PAID, or OPEN again after a
     decline.
 
-    REFUSED: it could not be bought (a subscription was there already, the coupon was used up); `problem` says
-    why.
+    A CARD replaces the payment method of a running subscription, and is PAID when that is done: `terms` are the
+    subscription's. REFUSED: it could not be bought (a subscription was there already, the coupon was used up);
+    `problem` says why.
     """
 
     id: Internal[str] = field(name="_id")
     user_id: UserId
+    kind: Internal[CheckoutKind] = "PLAN"
     status: Internal[CheckoutStatus] = "OPEN"
     terms: Internal[Terms]
     trial_days: Internal[int] = 0
@@ -50,7 +54,7 @@ class Checkout(Document, kw_only=True):
 CHECKOUTS = Collection(
     name="checkouts",
     document=Checkout,
-    purpose="Purchases that were begun, with the price that was shown.",
+    purpose="Purchases that were begun, with the price that was shown, and changes of the payment method.",
     owner="billing",
     indexes=(
         ascending("userId", "status", ours=True, why="a user's open checkouts"),

@@ -1,0 +1,95 @@
+"""The payment method of a running subscription: replaced on the provider's page, and charged for what is unpaid.
+
+A new method is tried at once for the open invoice, also after one that was declined for good. Tries that a user asks for do not
+count as retries, and do not move the deadline.
+"""
+
+from bson import ObjectId
+
+from ximler.audit import records
+from ximler.audit.actions import Action
+from ximler.billing import invoices, payments, subscriptions
+from ximler.billing.account import find, live, lock, store
+from ximler.billing.provider import PaymentMethod, Provider
+from ximler.core.actor import SYSTEM, Actor
+from ximler.core.errors import Conflict
+from ximler.database import Database
+from ximler.schema.billing_account import BillingAccount, Method
+from ximler.schema.charge import Charge
+from ximler.schema.checkout import CHECKOUTS, Checkout
+from ximler.schema.invoice import Invoice
+
+__all__ = ["Method", "of_user", "pay", "save"]
+
+
+async def of_user(database: Database, actor: Actor) -> list[Method]:
+    """The actor's payment methods: none, or the one that is charged. One command."""
+    account = await find(database, actor.require_user())
+    return [account.method] if account.method else []
+
+
+async def save(database: Database, provider: Provider, checkout: Checkout, method: PaymentMethod) -> None:
+    """Replace the payment method by the one that was entered for `checkout`. Safe to repeat and to race. Audited."""
+
+    async def write(transaction: Database) -> Charge | None:
+        account = await lock(transaction, checkout.user_id)
+        saved = {"$set": {"status": "PAID", "tried": method.id}}
+        if not await transaction[CHECKOUTS].patch({"_id": checkout.id, "status": "OPEN"}, saved):
+            return None
+        account.method = Method(id=method.id, label=method.label, fingerprint=method.fingerprint)
+        await records.write(
+            transaction,
+            SYSTEM,
+            Action.PAYMENT_METHOD_CHANGED,
+            resource="users",
+            resource_id=account.id,
+            user_id=account.id,
+            method=method.label,
+        )
+        charge = await _charge(transaction, account)
+        await store(transaction, account)
+        return charge
+
+    charge = await database.transaction(write)
+    if charge is not None:
+        await payments.drive(database, provider, charge.id)
+
+
+async def pay(database: Database, provider: Provider, actor: Actor, invoice_id: ObjectId) -> Invoice:
+    """Charge the actor's unpaid invoice now. A payment that takes time leaves it OPEN; a paid one is returned as it is.
+
+    Raises NotFound, Conflict for one that is void or whose payment is under way, and PaymentDeclined.
+    """
+    found = await invoices.find(database, actor, invoice_id)
+
+    async def write(transaction: Database) -> Charge | None:
+        account = await lock(transaction, actor.require_user())
+        if account.invoice_id != invoice_id:
+            return None
+        if account.charge_id is not None:
+            raise Conflict("A payment is under way: wait until it is decided")
+        charge = await _charge(transaction, account)
+        if charge is None:
+            raise payments.PaymentDeclined("There is no payment method that can be charged: add one")
+        await store(transaction, account)
+        return charge
+
+    charge = await database.transaction(write) if found.status == "OPEN" else None
+    if charge is not None:
+        charge = await payments.drive(database, provider, charge.id)
+        if charge.status == "FAILED":
+            raise payments.declined(charge, "the invoice is still unpaid")
+    found = await invoices.find(database, actor, invoice_id)
+    if found.status == "VOID" or found.kind == "CREDIT_NOTE":
+        raise Conflict("There is nothing to pay: the invoice is void, or a credit note")
+    return found
+
+
+async def _charge(transaction: Database, account: BillingAccount) -> Charge | None:
+    """Begin a payment of the open invoice; None where there is none, or no method that can be charged."""
+    await subscriptions.settle_end(transaction, account)
+    if account.invoice_id is None or account.subscription_id is None:
+        return None
+    invoice = await invoices.get(transaction, account, account.invoice_id)
+    description = f"{live(account).terms.plan_name}, again"
+    return await subscriptions.collect(transaction, account, invoice, description=description)
