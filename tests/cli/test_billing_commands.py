@@ -90,3 +90,19 @@ async def test_time_is_played_forward_in_the_sandbox_only(billing: Command) -> N
     assert live.returncode == 2
     live = await billing("run", XIMLER_ENVIRONMENT="production")
     assert (live.returncode, "No payment provider" in live.stderr) == (8, True)
+
+
+async def test_coupons_are_created_listed_edited_and_ended(billing: Command, database: Database) -> None:
+    made = await billing(
+        "coupon", "create", "spring", "12.5%", "--until", "2999-01-01", "--plan", "pro", "--max-uses", "3"
+    )
+    assert made.stdout == "The coupon SPRING (12.5% off) is created.\n"
+    changed = await billing("coupon", "edit", "SPRING", "--discount", "4.50", "--duration", "forever", "--json")
+    found = json.loads(changed.stdout)
+    assert [found[name] for name in ("type", "value", "duration", "maxUses")] == ["FIXED", 4.5, "FOREVER", 3]
+    assert "SPRING" in (await billing("coupon", "list", "--active")).stdout
+    assert (await billing("coupon", "end", "spring")).stdout == "The coupon SPRING (4.5 USD off) is ended.\n"
+    listed = json.loads((await billing("coupon", "list", "--active", "--json")).stdout)["items"]
+    assert "SPRING" not in {each["code"] for each in listed}
+    for wrong in (("create", "X2", "200%", "--until", "2999-01-01"), ("create", "X2", "5"), ("edit", "SPRING")):
+        assert (await billing("coupon", *wrong)).returncode == 2

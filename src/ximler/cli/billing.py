@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ximler.cli.billing_coupons import coupon
 from ximler.cli.context import Id, Run, connected, counted, fields, minute, print_table
 
 __all__ = ["billing"]
@@ -225,6 +226,9 @@ async def verify(run: Run) -> int:
     problems = await check(run.database)
     run.show({"items": problems, "next": None}, "\n".join(problems) or "There are no contradictions.")
     return 1 if problems else 0
+
+
+billing.add_command(coupon)
 
 
 def _refund(made: Any) -> dict[str, Any]:
