@@ -100,6 +100,12 @@ def test_a_naive_datetime_is_a_bug() -> None:
         format_datetime(datetime(2026, 1, 1))  # noqa: DTZ001  # the point
 
 
+@given(st.datetimes(timezones=st.just(UTC)), st.sampled_from([0, 7, 999, 1000, 123000, 999999]))
+def test_an_instant_is_written_as_isoformat_writes_it(instant: datetime, microsecond: int) -> None:
+    for value in (instant, instant.replace(microsecond=microsecond)):
+        assert format_datetime(value) == value.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
 @pytest.mark.parametrize("number", [0, -1, 5_000_000_000, 2**53 - 1, -(2**53) + 1])
 async def test_long_has_the_range_of_exact_javascript_integers(scalars: Engine, number: int) -> None:
     assert await ask(scalars, "long", "Long!", number) == number

@@ -21,6 +21,7 @@ from graphql import GraphQLEnumType, GraphQLNamedType, Undefined
 
 from ximler.graphql.engine.fields import type_name
 from ximler.graphql.engine.plan import Children, Field, Selection, Shape
+from ximler.graphql.engine.scalars import write_instant
 
 __all__ = ["Row", "as_dicts", "completer"]
 
@@ -45,7 +46,6 @@ def as_dicts(found: Any) -> Any:
 
 _FITS = {
     "String": "{v}.__class__ is str",
-    "ID": "{v}.__class__ is str",
     "Boolean": "{v}.__class__ is bool",
     "Int": "{v}.__class__ is int and -2147483648 <= {v} <= 2147483647",
     "Long": "{v}.__class__ is int and -9007199254740991 <= {v} <= 9007199254740991",
@@ -54,11 +54,15 @@ _FITS = {
 }
 """Conditions under which a value is serialised unchanged."""
 
-_DATETIME = '{v}.isoformat("T", "milliseconds")[:-6] + "Z" if {v}.__class__ is datetime and {v}.tzinfo is UTC'
+_DATETIME = "write_instant({v}) if {v}.__class__ is datetime and {v}.tzinfo is UTC"
+_textual: set[type] = set()
+"""Classes whose `__str__` is their ID, such as the database's ids."""
 
 _GLOBALS = {
     "datetime": datetime,
     "UTC": UTC,
+    "write_instant": write_instant,
+    "textual": _textual,
     "infinity": math.inf,
     "plain": frozenset({str, int, float, bool, dict, list}),
 }
@@ -121,6 +125,8 @@ class _Source:
             return f"{v} if {v}.__class__ is str and {v} in {names} else {otherwise}({v})"
         if type_.name == "DateTime":
             return f"{_DATETIME.format(v=v)} else {otherwise}({v})"
+        if type_.name == "ID":
+            return f"{v} if {v}.__class__ is str else str({v}) if {v}.__class__ in textual else {otherwise}({v})"
         if type_.name in _FITS:
             return f"{v} if {_FITS[type_.name].format(v=v)} else {otherwise}({v})"
         return f"{otherwise}({v})"
@@ -227,16 +233,10 @@ def _unexpected(*_: Any) -> Any:
     raise Unexpected
 
 
-_textual: set[type] = set()
-"""Classes whose `__str__` is their ID, such as the database's ids."""
-
-
 def _coercer(type_: Any) -> Callable[[Any], Any]:
     coerce, is_id = type_.coerce_output_value, type_.name == "ID"
 
     def coerced(value: Any) -> Any:
-        if value.__class__ in _textual and is_id:
-            return str(value)
         if value is None or isinstance(value, Exception):
             raise Unexpected
         found = coerce(value)
