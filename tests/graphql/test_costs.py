@@ -39,7 +39,7 @@ async def test_a_megabyte_is_enough_without_a_session(client: Client) -> None:
     assert "anonymous requests" in response.text
 
 
-async def test_a_canvas_of_a_million_parts_is_refused(ada: Client) -> None:
-    answer = await ada.create(canvasData={"a": [[]] * 1_000_000})
+async def test_a_canvas_of_two_million_parts_is_refused(ada: Client) -> None:
+    answer = await ada.create(canvasData={"a": [[]] * 2_000_000})
     assert answer.code == "INVALID"
-    assert "250,000" in answer.errors[0]["message"]
+    assert "1,600,000" in answer.errors[0]["message"]

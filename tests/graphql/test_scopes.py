@@ -21,7 +21,7 @@ def declared() -> dict[str, str | None]:
 
 
 DECLARED = declared()
-METERED = frozenset({"apikeys", "entitlements", "quotas", "usage", "usagebatches"})
+METERED = frozenset({"apikeys", "entitlements", "meters", "quotas", "usage", "usagebatches"})
 
 
 async def key_of(client: Client, *scopes: str) -> Client:
