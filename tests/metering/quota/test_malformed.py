@@ -49,7 +49,7 @@ async def spoil(database: Database, people: list[Actor], turn: int) -> None:
 
 # In nine turns, every path gets every value.
 @pytest.mark.parametrize("turn", [0, *(pytest.param(n, marks=pytest.mark.soak) for n in range(1, len(WRONG)))])
-async def test_a_quota_with_a_wrong_value_holds_up_no_others_report_return_or_forfeiture(
+async def test_a_damaged_quota_does_not_block_reports_returns_or_forfeitures_of_others(
     database: Database, person: Actor, turn: int
 ) -> None:
     people = await crowd(database, len(PATHS))

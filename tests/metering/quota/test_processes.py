@@ -172,7 +172,7 @@ async def test_a_process_that_is_stopped_past_its_heartbeat_serves_nothing_twice
 
 
 @pytest.mark.soak
-async def test_a_lost_primary_stops_the_serving_and_nothing_else(own_server: server.Server, tmp_path: Path) -> None:
+async def test_a_lost_primary_only_stops_further_grants(own_server: server.Server, tmp_path: Path) -> None:
     database = await connect(own_server.uri, name=f"ximler_test_{secrets.token_hex(3)}")
     try:
         assert await setup.initialise(database) == []

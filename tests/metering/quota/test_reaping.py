@@ -105,7 +105,7 @@ async def test_a_process_that_wakes_up_before_its_leases_are_forfeited_keeps_the
     assert (document["settled"], document["forfeited"], document["granted"], document["leases"]) == (1, 0, 1, {})
 
 
-async def test_a_process_that_wakes_up_too_late_reports_nothing_of_its_lease_and_takes_another(
+async def test_a_process_that_wakes_up_too_late_gets_another_lease(
     database: Database, person: Actor, dead: Meter, reaper: Reaper
 ) -> None:
     await dead.consume(person, units=3)
@@ -152,7 +152,7 @@ async def test_two_reapers_forfeit_a_lease_once(database: Database, person: Acto
     assert (document["forfeited"], document["granted"], document["leases"]) == (5, 5, {})
 
 
-async def test_an_outage_begins_the_time_of_suspicion_again(failing: Failing) -> None:
+async def test_an_outage_restarts_the_reapers_delay(failing: Failing) -> None:
     reaper = Reaper(failing.database, valid_for=PATIENCE)
     await failing.database.raw["quotas"].insert_one({"_id": "q", "holders": ["dead"]}, bypass_document_validation=True)
     await reaper.reap()

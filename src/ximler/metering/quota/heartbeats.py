@@ -1,7 +1,7 @@
 """Heartbeats: one document per process, renewed for all its leases together.
 
-A lease is valid while the heartbeat of its process is. A process renews it before it takes a lease, and a third of the way to
-its expiry. Expiry is decided by the server's clock alone.
+A lease is valid while the heartbeat of its process is. A process renews it before it takes a lease, and a
+third of the way to its expiry. Expiry is decided by the server's clock alone.
 """
 
 import asyncio

@@ -1,11 +1,12 @@
-"""Steps of a quota: each is one guarded update of its document, so that any number of processes may take them at once.
+"""Steps of a quota: each is one guarded update of its document, so that any number of processes may take them
+at once.
 
-Invariant: `granted = settled + forfeited + Σ open leases`; nothing is granted past the limit. The filter of every step names
-the lease and the count of its last step, so steps are idempotent and late ones have no effect. Results are read from the
-document.
+Invariant: `granted = settled + forfeited + Σ open leases`; nothing is granted past the limit. The filter of
+every step names the lease and the count of its last step, so steps are idempotent and late ones have no
+effect. Results are read from the document.
 
-Reads use majority read concern: units that a failing primary has not replicated must not be spent. A newly elected primary
-may return a document older than the latest step; `steps` shows it.
+Reads use majority read concern: units that a failing primary has not replicated must not be spent. A newly
+elected primary may return a document older than the latest step; `steps` shows it.
 """
 
 from collections.abc import Awaitable, Iterable, Sequence
@@ -87,9 +88,10 @@ async def grant(
 ) -> Quota | None:
     """Grant units to a lease that had `grants` grants (0: a new lease). One command.
 
-    The heartbeat of its process must be valid. Grants at least `need` units or none: an eighth of the free units, up to
-    `pace` or 0.5 % of the limit, or `want` where that is more. Returns the quota without its hours, also if no unit was
-    granted. Returns None when the quota or the lease does not exist, or the quota is closed; `read` shows which.
+    The heartbeat of its process must be valid. Grants at least `need` units or none: an eighth of the free
+    units, up to `pace` or 0.5 % of the limit, or `want` where that is more. Returns the quota without its
+    hours, also if no unit was granted. Returns None when the quota or the lease does not exist, or the quota
+    is closed; `read` shows which.
     """
     now = database.clock.now()
     lease = f"leases.{lease_id}"
@@ -144,7 +146,9 @@ async def grant(
 
 
 async def current(database: Database, user_id: ObjectId) -> tuple[Quota, bool] | None:
-    """The user's open quota of API calls, without its hours, and whether it has its plan's present limit. One command."""
+    """The user's open quota of API calls, without its hours, and whether it has its plan's present limit. One
+    command.
+    """
     now = database.clock.now()
     raw = database[QUOTAS].raw.with_options(read_concern=_MAJORITY)
     where = {
@@ -191,7 +195,8 @@ async def read_many(database: Database, quota_ids: Iterable[str], *, hours: Iter
 
 
 async def settle(database: Database, reports: Iterable[Report], returns: Iterable[Return] = ()) -> None:
-    """Count reported units and end returned leases. Idempotent: a lease's `seq` shows whether its report was counted.
+    """Count reported units and end returned leases. Idempotent: a lease's `seq` shows whether its report was
+    counted.
 
     One command.
     """
@@ -229,16 +234,20 @@ def holder_of(lease_id: str) -> str:
 
 
 async def adopt(database: Database) -> None:
-    """Record the holders of leases that releases without heartbeats have taken: those quotas have `lookAt`. One command."""
+    """Record the holders of leases that releases without heartbeats have taken: those quotas have `lookAt`.
+    One command.
+    """
     now = database.clock.now()
     recorded = [{"$set": {"holders": _HOLDERS, "lookAt": "$$REMOVE"}}]
     await _run(database[QUOTAS].raw.update_many({"lookAt": {"$lte": now}}, recorded))
 
 
 async def forfeit(database: Database, lost: Iterable[tuple[Quota, Sequence[str]]]) -> int:
-    """Forfeit leases, each quota's only if none of them has moved since it was read; returns for how many quotas it did so.
+    """Forfeit leases, each quota's only if none of them has moved since it was read; returns for how many
+    quotas it did so.
 
-    Their units may have been handed out, so they are not granted again; an operator may `forgive` them. One command.
+    Their units may have been handed out, so they are not granted again; an operator may `forgive` them. One
+    command.
     """
     now = database.clock.now()
     return await _update(database, [_forfeiture(quota, lease_ids, now) for quota, lease_ids in lost])

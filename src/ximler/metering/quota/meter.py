@@ -1,11 +1,13 @@
-"""The meter: decides in memory, for one process, whether a user may use something, and accounts for every unit of it.
+"""The meter: decides in memory, for one process, whether a user may use something, and accounts for every
+unit of it.
 
-It hands out units of leases (see `leases`) and takes another grant when one runs out. Twice a second it sweeps: it reports
-used units, reads the quotas and writes the ledger's rows, in three commands per 100 users, and yields to requests between
-them. Reading the quotas shows changed limits, returned units and ended periods.
+It hands out units of leases (see `leases`) and takes another grant when one runs out. Twice a second it
+sweeps: it reports used units, reads the quotas and writes the ledger's rows, in three commands per 100 users,
+and yields to requests between them. Reading the quotas shows changed limits, returned units and ended
+periods.
 
-Invariants, whatever is lost, late, or killed: a unit is handed out only if it was granted; a unit that was handed out is
-settled once, or forfeited with its lease.
+Invariants, whatever is lost, late, or killed: a unit is handed out only if it was granted; a unit that was
+handed out is settled once, or forfeited with its lease.
 
 Not here: burst limits (`bursts`), projects and bytes (`gauges`), leases of dead processes (`reaping`).
 """
@@ -59,7 +61,9 @@ _MAX_UNITS = 1_000_000
 
 
 class Allowance(msgspec.Struct, frozen=True, gc=False):
-    """The limit and the remaining units after a use; None is unlimited. Other processes may use units at the same time."""
+    """The limit and the remaining units after a use; None is unlimited. Other processes may use units at the
+    same time.
+    """
 
     limit: int | None
     remaining: int | None
@@ -73,11 +77,12 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 class Meter:
     """One per process: `run` it beside requests, and `close` it, which returns the unused units.
 
-    A lease is valid while the process renews its heartbeat (once per 10 s for all leases together), and at least for 30 s
-    more. Then it may be forfeited, unless it has been used since.
+    A lease is valid while the process renews its heartbeat (once per 10 s for all leases together), and at
+    least for 30 s more. Then it may be forfeited, unless it has been used since.
 
-    With `feed`, a plan's new limit holds here at once: it is copied to the quotas of this process, however many others follow
-    the plan. Without, it holds when the follower has copied it and the next sweep has read it.
+    With `feed`, a plan's new limit holds here at once: it is copied to the quotas of this process, however
+    many others follow the plan. Without, it holds when the follower has copied it and the next sweep has read
+    it.
     """
 
     def __init__(
@@ -112,8 +117,9 @@ class Meter:
     ) -> Allowance:
         """Use units on the actor's account, or raise QuotaExceeded, in which case nothing is used.
 
-        Usually without a round trip, otherwise one. `route` is recorded in the ledger's metadata. Raises Invalid,
-        Unauthenticated, NotFound, and Unavailable where units must be granted by a database that does not answer.
+        Usually without a round trip, otherwise one. `route` is recorded in the ledger's metadata. Raises
+        Invalid, Unauthenticated, NotFound, and Unavailable where units must be granted by a database that
+        does not answer.
         """
         allowance = self.take(actor, units, route=route) if resource == "apiCalls" else None
         if allowance is None:
@@ -123,8 +129,10 @@ class Meter:
         return allowance
 
     def take(self, actor: Actor, units: int = 1, *, route: str | None = None) -> Allowance | None:
-        """Use API calls of the lease in memory; None where it has too few, and nothing is used. `consume` gets more."""
-        tally = self._tallies.get(actor.user_id)  # type: ignore[arg-type]  # None is nobody's
+        """Use API calls of the lease in memory; None where it has too few, and nothing is used. `consume`
+        gets more.
+        """
+        tally = self._tallies.get(actor.user_id)  # type: ignore[arg-type]  # None is not a key
         if (
             tally is None
             or units.__class__ is not int
@@ -155,8 +163,8 @@ class Meter:
     async def close(self, *, timeout_s: float = 5) -> None:
         """Hand out nothing more, report used units and return the rest.
 
-        If the database does not answer, unused leases are given up after a second, and unreported units after `timeout_s`.
-        They are forfeited when the lease expires.
+        If the database does not answer, unused leases are given up after a second, and unreported units after
+        `timeout_s`. They are forfeited when the lease expires.
         """
         self._closed = True
         closing = asyncio.create_task(self._return_all())
@@ -306,8 +314,9 @@ class Meter:
     async def sweep(self) -> None:
         """Report used units, return idle leases and those of ended periods, and read the quotas.
 
-        At most three commands per 100 users with a lease, one after the other, and one per 10 s for the heartbeat. Raises
-        Unavailable; the next sweep sends the same again, and nothing is lost or counted twice.
+        At most three commands per 100 users with a lease, one after the other, and one per 10 s for the
+        heartbeat. Raises Unavailable; the next sweep sends the same again, and nothing is lost or counted
+        twice.
         """
         async with self._sweeping:
             busy, now = [], time.monotonic()
@@ -420,7 +429,9 @@ class Meter:
             tally.alerted = reached
 
     def _freeze(self) -> None:
-        """Hand out nothing more when the heartbeat may expire: the leases may be forfeited before the use is reported."""
+        """Hand out nothing more when the heartbeat may expire: the leases may be forfeited before the use is
+        reported.
+        """
         if self._heartbeat.late:
             for tally in self._all():
                 tally.left = 0

@@ -1,14 +1,15 @@
 """Reaping: forfeits the leases of dead processes. One process at a time does it.
 
-A process is dead when its heartbeat has expired by the server's clock (30 s without renewal) and still is 10 s later by the
-reaper's own clock. An outage starts those 10 s again: nobody could renew a heartbeat meanwhile. So neither a wrong clock nor
-an outage forfeits the lease of a live process.
+A process is dead when its heartbeat has expired by the server's clock (30 s without renewal) and still is 10
+s later by the reaper's own clock. An outage restarts those 10 s, because no heartbeat could be renewed. So
+neither a wrong clock nor an outage forfeits the lease of a live process.
 
-Each forfeiture is guarded by the counts of its lease, and the heartbeat is read after the lease. A process that wakes up
-after its expiry keeps the leases that it used before they were forfeited; its reports of the others have no effect.
+Each forfeiture is guarded by the counts of its lease, and the heartbeat is read after the lease. A process
+that wakes up after its expiry keeps the leases that it used before they were forfeited; its reports of the
+others have no effect.
 
-Dead processes are found among the holders of all quotas, by one index key per process, and their quotas by index. So the cost
-grows with processes and dead leases, not with live quotas.
+Dead processes are found among the holders of all quotas, by one index key per process, and their quotas by
+index. So the cost grows with processes and dead leases, not with live quotas.
 """
 
 import asyncio
@@ -69,8 +70,8 @@ class Reaper:
     async def reap(self) -> int:
         """Forfeit the leases of processes that have been dead for long enough; returns the number of units.
 
-        At most three commands where no process is dead, then up to four per 50 quotas, and one per 500 hours for the ledger.
-        Raises Unavailable.
+        At most three commands where no process is dead, then up to four per 50 quotas, and one per 500 hours
+        for the ledger. Raises Unavailable.
         """
         try:
             await leases.adopt(self._database)
@@ -101,7 +102,7 @@ class Reaper:
         lost: list[_Lost] = [
             (quota, [i for i, lease in quota.open_leases.items() if self._is_lost(i, lease, dead)]) for quota in quotas
         ]
-        # The ledger may lack hours that were reported: after the lease there is nothing to show it.
+        # The ledger may lack reported hours, which nothing shows once the lease has ended.
         for portion in _portions(quota for quota, ids in lost if any(quota.open_leases[i].seq for i in ids)):
             await rows.write(self._database, portion)
         units = {quota.id: sum(quota.open_leases[i].n for i in ids) for quota, ids in lost if ids}

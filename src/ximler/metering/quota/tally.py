@@ -1,7 +1,7 @@
 """A tally: this process's lease of one quota, and the units it handed out and has not yet reported. No I/O.
 
-Invariant: `left = n − unreported`, with `n` the lease's open units in the database. `see` restores it from the document, also
-after a step whose result was lost.
+Invariant: `left = n − unreported`, with `n` the lease's open units in the database. `see` restores it from
+the document, also after a step whose result was lost.
 """
 
 import asyncio
@@ -118,9 +118,11 @@ class Tally:
         return self.sent
 
     def see(self, quota: Quota, now_ms: int) -> int:
-        """Update the tally from the quota's document; returns the unreported units of a lease that no longer exists.
+        """Update the tally from the quota's document; returns the unreported units of a lease that no longer
+        exists.
 
-        A document older than the tally is ignored: in it, the lease seems to hold units that were handed out since.
+        A document older than the tally is ignored: in it, the lease seems to hold units that were handed out
+        since.
         """
         if quota.steps < self.steps:
             return 0
