@@ -92,6 +92,23 @@ async def test_a_migrator_frozen_past_its_lease_changes_nothing_twice(
     assert (await things[STATES].get("0002_things")).changed == MANY
 
 
+async def test_an_older_process_goes_on_writing_beside_a_migration(things: Database, own_server: server.Server) -> None:
+    """Its updates are kept, each document is changed once, and those that it adds too late are reported."""
+    migrator = await start(things, own_server)
+    await inside(migrator, 3)
+    await things.raw["things"].insert_many(
+        [{"_id": -1}, {"_id": -2}]
+    )  # before the place that the migration has reached
+    finishing = asyncio.ensure_future(finished(migrator))
+    updated = 0
+    while not finishing.done():
+        await things.raw["things"].update_one({"_id": updated % MANY}, {"$inc": {"older": 1}})
+        updated += 1
+    assert await finishing == [f"finished {MANY} 2".encode()]
+    assert sum([each.get("older", 0) async for each in things.raw["things"].find()]) == updated
+    assert await things.raw["things"].count_documents({"_id": {"$gte": 0}, "changed": 1}) == MANY
+
+
 async def test_a_dry_run_counts_and_changes_nothing(things: Database) -> None:
     assert await migrating.plan(things, [MIGRATION]) == [(MIGRATION, MANY)]
     assert await things.raw["things"].count_documents({"changed": {"$exists": True}}) == 0
