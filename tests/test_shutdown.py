@@ -1,13 +1,17 @@
 """SIGTERM ends a process in time, whatever it is doing: at random moments, with jobs pending."""
 
 import asyncio
+import contextlib
 import os
 import random
+import re
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from bson import ObjectId
 
@@ -74,6 +78,60 @@ async def test_two_hundred_processes_end_in_time(database: Database, mongodb_uri
     for n in range(200):
         command = ("worker", "worker", "up", "two")[n % 4]
         took.append(await stop_at_random(database, mongodb_uri, tmp_path, command, random.uniform(0, 0.1)))
+    assert max(took) <= DRAIN_S + 5, sorted(took)[-5:]
+
+
+async def stop_under_load(folder: Path, moment_s: float) -> float:
+    """`ximler up` with its own database, SIGTERM at a random moment of ten clients' requests; returns the seconds it took."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("XIMLER_", "MONGODB_"))}
+    env |= {"XIMLER_DRAIN_SECONDS": str(DRAIN_S)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ximler", "up", "--port", "0", "--data-dir", str(folder), env=env,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said, url = b"", None
+    async with asyncio.timeout(120):
+        while url is None:
+            line = await process.stderr.readline()
+            assert line, said.decode()
+            said += line
+            url = re.search(rb"GraphQL +(http://\S+)", line)
+    reading = asyncio.create_task(process.stderr.read())
+
+    async def ask(n: int) -> None:
+        register = "mutation($i: RegisterInput!) { register(input: $i) { accepted } }"
+        person = {"name": "A", "email": f"{n}@example.com", "password": "correct horse battery"}
+        bodies = ({"query": "{ plans { id } }"}, {"query": register, "variables": {"i": person}})
+        with contextlib.suppress(httpx.TransportError):  # from the end of draining on
+            async with httpx.AsyncClient(timeout=30) as client:
+                while True:
+                    answer = await client.post(url[1].decode(), json=bodies[n % 5 == 0])
+                    assert answer.status_code < 500 or answer.json()["code"] == "SHUTTING_DOWN", answer.text
+
+    asking = [asyncio.create_task(ask(n)) for n in range(10)]
+    await asyncio.sleep(moment_s)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(DRAIN_S + 20):
+        code = await process.wait()
+    took = time.monotonic() - began
+    said += await reading
+    await asyncio.gather(*asking)
+    assert code == 0, said.decode()
+    assert b"Traceback" not in said, said.decode()
+    return took
+
+
+async def test_a_server_under_load_ends_in_time_with_its_database(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert await stop_under_load(tmp_path, random.uniform(0, 0.5)) <= DRAIN_S + 5
+
+
+@pytest.mark.soak
+async def test_two_hundred_servers_under_load_end_in_time(tmp_path: Path) -> None:
+    took = [await stop_under_load(tmp_path, random.uniform(0, 0.5)) for _ in range(int(os.environ.get("TIMES", "200")))]
+    print(f"{len(took)} stops: median {statistics.median(took):.2f} s, longest {max(took):.2f} s")
     assert max(took) <= DRAIN_S + 5, sorted(took)[-5:]
 
 
