@@ -1,12 +1,15 @@
 """The life of `ximler up`: quick to start, hard to hurt, clean to stop."""
 
 import concurrent.futures
+import contextlib
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -50,14 +53,21 @@ def refuses(url):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_lets_running_requests_finish_and_refuses_new_connections(up, workers):
-    running = up("--workers", workers, env={"XIMLER_ARGON2_TIME_COST": "100", "XIMLER_ARGON2_MEMORY_KIB": "19456"})
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(running.query, REGISTER, i={"name": "A", "email": "a@example.com", "password": PASSWORD})
-        time.sleep(0.3)  # it is being hashed by now, and takes a second or more
+    running = up("--workers", workers)
+    body = json.dumps(
+        {"query": REGISTER, "variables": {"i": {"name": "A", "email": "a@example.com", "password": PASSWORD}}}
+    ).encode()
+    address = urlsplit(running.url)
+    with contextlib.closing(http.client.HTTPConnection(address.hostname, address.port, timeout=30)) as connection:
+        connection.putrequest("POST", "/graphql")
+        for header in (("Content-Type", "application/json"), ("Content-Length", len(body)), ("Expect", "100-continue")):
+            connection.putheader(*header)
+        connection.endheaders()
+        assert connection.sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the application waits for the body
         os.kill(running.process.pid, signal.SIGTERM)
         assert refuses(running.url)  # so that a load balancer goes elsewhere at once
-        assert not slow.done()
-        assert slow.result() == {"data": {"register": {"accepted": True}}}
+        connection.send(body)
+        assert json.load(connection.getresponse()) == {"data": {"register": {"accepted": True}}}
     assert running.process.wait(30) == 0
 
 

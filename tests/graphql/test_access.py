@@ -28,7 +28,8 @@ from ximler.schema.subscription import Subscription
 
 SCHEMA = schema().core
 MARK = "Xanadu"  # in everything that is the victim's
-COUNTED = frozenset({"throttles", "refusals", "auditlogs"})  # attempts are counted and audited in any case
+# Attempts are counted and audited in any case, and the process writes its heartbeat.
+COUNTED = frozenset({"throttles", "refusals", "auditlogs", "meters"})
 
 
 class Victim(msgspec.Struct):
