@@ -45,7 +45,7 @@ _SLOW_FOLDERS = {"cli", "embedded", "mongoose"}  # their tests start processes o
 
 
 class _Loop:
-    """An event loop in a thread of its own, for the server that outlives every test's."""
+    """An event loop in its own thread, for the server that outlives each test's loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -227,7 +227,7 @@ def app(_worker_app: ASGIApp, database: Database) -> ASGIApp:
 
 @pytest.fixture
 async def client(app: ASGIApp) -> AsyncIterator[Client]:
-    """Somebody who has not signed in."""
+    """An anonymous client."""
     somebody = Client(app)
     yield somebody
     await somebody.http.aclose()
@@ -235,7 +235,7 @@ async def client(app: ASGIApp) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def ada(app: ASGIApp) -> AsyncIterator[Client]:
-    """Somebody who has."""
+    """A signed-in client."""
     ada = await Client(app).join("ada@example.com")
     yield ada
     await ada.http.aclose()

@@ -1,4 +1,4 @@
-"""A database on a server of its own, whose commands fail when a test wants them to."""
+"""A database on its own server, with commands that fail on demand."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""An authenticator app, and somebody who uses one."""
+"""A user with an authenticator app."""
 
 from datetime import timedelta
 
@@ -59,7 +59,7 @@ class Person:
         )
 
     def actor(self, signed_in: SignedIn | None = None, *, ago: timedelta = timedelta()) -> Actor:
-        """Them, in a session, having proved who they are `ago`."""
+        """The actor of a session that authenticated `ago`."""
         session_id = signed_in.session.id if signed_in else b"some session"
         proved = self.database.clock.now() - ago
         return Actor(kind="user", via="session", user_id=self.user.id, session_id=session_id, authenticated_at=proved)

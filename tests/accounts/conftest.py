@@ -1,4 +1,4 @@
-"""Keys for secrets, and somebody who has an account."""
+"""Secret keys, and a user with an account."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Pictures: whatever is sent, what is kept is a small picture and nothing else, and it ends with its owner's wish."""
+"""Avatars: uploads are re-encoded as small pictures, and removed when their owner wishes."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Closing an account, coming back, and who is told that it is closed: whoever has its password, and whoever reads its mail."""
+"""Closing and reopening an account; a closed account is revealed only by password or mail."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What a user says about themselves: changed by part, stored as it was typed, noted in the log."""
+"""The profile: partial changes, stored as typed, audited."""
 
 import pytest
 from tests.accounts.authenticator import Person

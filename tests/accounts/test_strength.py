@@ -131,7 +131,7 @@ def test_symbols_that_no_substitution_is_tried_for_count_as_symbols() -> None:
 
 
 class Service:
-    """A breach service on a port of its own; it remembers what it was asked."""
+    """A breach service on its own port that records its requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -1,4 +1,4 @@
-"""Somebody with an account, who has just signed in, and a process that verifies keys."""
+"""A user who has just signed in, and a process that verifies keys."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""Whom a key stands for: in memory when it is known, by one read when it is not, and never after it was taken back."""
+"""Authentication by API key: cached, otherwise one read, and never after revocation."""
 
 import asyncio
 import time

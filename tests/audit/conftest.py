@@ -1,4 +1,4 @@
-"""A database whose entries carry our mark, a key that seals them, and people who do things."""
+"""A database with marked entries, a sealing key, and acting users."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -38,7 +38,7 @@ async def there(database: Database) -> set[ObjectId]:
 
 
 def backdated(report: Any) -> bool:
-    """The test moves the clock of who writes, not the server's: which is noticed, and meant to be."""
+    """The test moves the writer's clock, not the server's, which verification reports."""
     return {problem.why for problem in report.problems} <= {"has a time that differs from its commit"}
 
 

@@ -1,4 +1,4 @@
-"""What an entry says, what it keeps to itself, and what it costs."""
+"""The content, redaction and cost of an entry."""
 
 from datetime import timedelta
 from typing import Any

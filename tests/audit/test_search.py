@@ -1,4 +1,4 @@
-"""Operators find entries, by whatever they know; customers see their own, and of what others did only what is theirs to see."""
+"""Search by operators, and the security history of users without data of other people."""
 
 import csv
 import io

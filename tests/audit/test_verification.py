@@ -1,4 +1,4 @@
-"""What an attacker who owns the database can do, and that it is found and named."""
+"""Manipulations by an attacker who controls the database are detected and named."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -98,7 +98,7 @@ def _forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forking]:
 
 @pytest.fixture
 def ximler(tmp_path: Path, _forking: Forking) -> Ximler:
-    """Run a command to its end, with nothing of ours in its environment but what is given."""
+    """Run a command with only the given variables of Ximler in its environment."""
 
     def run(*arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         env = {**_PLAIN, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), **(env or {})}

@@ -158,7 +158,7 @@ def test_a_process_whose_stream_is_frozen_refuses_within_a_second_all_the_same(x
 
 
 class Pipe:
-    """Passes bytes between clients and a MongoDB; when told to, holds back the answers of a change stream."""
+    """A proxy between clients and a MongoDB that can withhold the replies of a change stream."""
 
     def __init__(self, uri):
         parsed = parse_uri(uri)

@@ -166,7 +166,7 @@ def test_workers_share_the_socket_and_a_dead_one_is_replaced(up):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """One that runs while others are tried beside it."""
+    """A server that runs while the tests start others."""
     running = Up(tmp_path_factory.mktemp("up") / "data", env={})
     yield running
     running.close()
@@ -222,7 +222,7 @@ def test_an_unreachable_database_is_one_sentence_for_any_number_of_workers(ximle
 
 
 def sentences(text):
-    """Beside what the log says."""
+    """Output that is not part of the log."""
     return [line for line in text.splitlines() if line.startswith("error: ")]
 
 

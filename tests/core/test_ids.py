@@ -151,7 +151,7 @@ def test_a_malformed_cursor_is_rejected_by_field(text: str) -> None:
 @settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1), object_ids)
 def test_a_cursor_made_up_for_a_time_outside_the_calendar_is_refused(milliseconds: int, oid: ObjectId) -> None:
-    """Its check is no secret, so anybody can make one; it must not be more than a wrong place."""
+    """A forged cursor, whose check is public, is at most a wrong position."""
     import base64
 
     from ximler.core.ids import _check

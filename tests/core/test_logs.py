@@ -1,4 +1,4 @@
-"""Logs show what clients sent without doing what it says."""
+"""Logs escape text from clients."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Settings: where they come from, what a wrong one says, and that secrets stay secret."""
+"""Settings: sources, error messages, and hiding of secrets."""
 
 import os
 import stat

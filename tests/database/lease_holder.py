@@ -1,4 +1,4 @@
-"""A process that holds a lease, and shows each thing it does under it: `lease_holder.py URI DATABASE TTL_MS`."""
+"""A process that holds a lease and reports its work under it: `lease_holder.py URI DATABASE TTL_MS`."""
 
 import asyncio
 import contextlib

@@ -150,7 +150,7 @@ async def test_a_silent_feed_is_not_trusted(database):
 
 
 async def test_a_value_read_past_a_silent_feed_is_never_followed_by_an_older_one(database):
-    """The feed's last question was asked before the write and is answered after the reader has seen the write."""
+    """The feed's last request was sent before the write and is answered after the reader has seen the write."""
     shop = Shop(database)
     feed = shop.feed
 

@@ -1,4 +1,4 @@
-"""Connecting: one clear sentence for whatever is wrong, and recovery by itself when the database comes back."""
+"""Connecting: one clear sentence per error, and automatic recovery when the database is back."""
 
 import asyncio
 import socket

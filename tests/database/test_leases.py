@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whatever races, crashes, freezes or fails."""
+"""Leases: one holder at a time despite races, crashes, freezes and failures."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Migrations: each document is changed exactly once, whatever happens to the processes that migrate."""
+"""Migrations: each document is changed exactly once despite killed and frozen migrators."""
 
 import asyncio
 import secrets

@@ -1,4 +1,4 @@
-"""Mixed values: what may be stored in them is stored as it is, the rest is refused by its path, in few words."""
+"""Mixed values: storable values are stored unchanged, others rejected with their path."""
 
 import re
 import time

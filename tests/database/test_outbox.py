@@ -1,4 +1,4 @@
-"""Jobs: asked for with the change, done at least once, never by two at a time."""
+"""Jobs: enqueued with the change, run at least once, never by two workers at a time."""
 
 import asyncio
 from datetime import timedelta

@@ -388,7 +388,7 @@ async def test_a_validator_that_was_changed_is_found_and_ours_is_put_back(
 
 
 async def test_a_repair_that_cannot_be_finished_leaves_the_old_index(made: Database) -> None:
-    """The unique index was made plain, and meanwhile two documents share an address."""
+    """The unique index was replaced by a plain one, and two documents share an address."""
     await made.raw.users.drop_index("email_1")
     await made.raw.users.create_index([("email", 1)])
     await made.raw.users.insert_many([{"name": n, "email": "same", "password": "x"} for n in ("a", "b")])

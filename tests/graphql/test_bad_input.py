@@ -23,7 +23,7 @@ DEEP = {"deep": 10_000}  # stands for a document nested that deep, which the jso
 
 
 class Attacker:
-    """A signed-in client that sends anything, and says what is wrong with the answer."""
+    """A signed-in client that sends arbitrary input and collects the problems of responses."""
 
     def __init__(self, client: Client, database: Database, project_id: str) -> None:
         self.client, self.database, self.project_id = client, database, project_id

@@ -82,7 +82,7 @@ async def test_a_request_that_ends_its_own_session_is_answered_again(
 
 
 async def long_ago(database: Database) -> None:
-    """As if a minute had passed since tokens were exchanged: one that comes again is no race any more."""
+    """Move the exchange of tokens a minute into the past, so that reuse is not a race."""
     ago = datetime.now(UTC) - timedelta(minutes=1)
     await database.raw["sessions"].update_many({"replacedAt": {"$type": "date"}}, {"$set": {"replacedAt": ago}})
 

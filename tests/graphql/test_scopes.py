@@ -101,7 +101,7 @@ async def test_a_nested_field_requires_its_own_scope(ada: Client) -> None:
 
 
 def test_every_field_with_a_resolver_below_the_user_asks_for_a_scope() -> None:
-    """Or a key with `account:read` would get whatever a later field adds to the user."""
+    """Otherwise a key with `account:read` would get fields that are added to the user later."""
     user = SCHEMA.type_map["User"]
     assert isinstance(user, GraphQLObjectType)
     for name, field in user.fields.items():

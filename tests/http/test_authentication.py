@@ -1,4 +1,4 @@
-"""Every REST route for those who are signed in × nobody, a key without its scope, and a key with all scopes."""
+"""Every authenticated REST route × anonymous, a key without its scope, and a key with all scopes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The documentation page works offline: everything it loads comes from where it came from."""
+"""The documentation page works offline: it loads everything from the same origin."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`Idempotency-Key` over REST, where a request does something new each time."""
+"""`Idempotency-Key` over REST, on routes that are not idempotent by themselves."""
 
 from typing import Any
 

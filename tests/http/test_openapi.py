@@ -1,4 +1,4 @@
-"""Every route keeps what the OpenAPI document promises, whatever is sent (schemathesis)."""
+"""Every route conforms to the OpenAPI document for arbitrary input (schemathesis)."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The database goes away and comes back: requests fail clearly meanwhile, and succeed again by themselves."""
+"""An outage of the database: requests fail clearly, and succeed again afterwards."""
 
 import asyncio
 import gc
@@ -58,7 +58,7 @@ async def until_ready(client: Client) -> None:
 
 
 async def everything_says_so(client: Client) -> None:
-    """What each interface answers while there is no database."""
+    """The response of each interface without a database."""
     ready = await client.http.get("/readyz")
     assert (ready.status_code, ready.json()["database"]) == (503, "disconnected")
     for path in ("/healthz", "/metrics", "/docs", "/"):

@@ -1,4 +1,4 @@
-"""Many people who sign in at once keep nobody else waiting."""
+"""Many concurrent sign-ins do not delay other requests."""
 
 import asyncio
 import time

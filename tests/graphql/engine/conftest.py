@@ -91,7 +91,7 @@ class Page(msgspec.Struct):
 
 
 class Context(msgspec.Struct):
-    """Counts what resolvers were asked; `wait_s` makes batch resolvers really wait."""
+    """Counts calls of resolvers; `wait_s` makes batch resolvers wait."""
 
     calls: list[tuple[str, int]] = []
     items: list[str] = []

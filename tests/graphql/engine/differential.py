@@ -211,7 +211,7 @@ async def ask_ours(lab: Lab, query: str, variables: dict[str, Any]) -> Answer:
 
 
 async def ask_core(lab: Lab, query: str, variables: dict[str, Any]) -> Answer:
-    """The same resolvers, each asked for one parent at a time."""
+    """The same resolvers, called with one parent at a time."""
     calls: list[Any] = []
     coroutines: list[Any] = []
 
@@ -251,7 +251,7 @@ async def ask_core(lab: Lab, query: str, variables: dict[str, Any]) -> Answer:
 
 
 def nulled(data: Any, path: list[str | int]) -> tuple[str | int, ...]:
-    """Where the null stands that an error has made."""
+    """The path of the null that an error caused."""
     for depth, step in enumerate(path):
         if data is None:
             return tuple(path[:depth])

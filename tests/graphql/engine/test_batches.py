@@ -1,4 +1,4 @@
-"""N+1 cannot be written: whatever the shape of the data, a batch resolver is called once a level."""
+"""No N+1: a batch resolver is called once per level for any shape of data."""
 
 import asyncio
 from collections import Counter
@@ -151,7 +151,7 @@ def make_part(number: int, depth: int) -> Any:
 
 
 def parts(answer: Any) -> tuple[Engine, Counter[str]]:
-    """An engine over five parts whose `size` is what `answer(parents)` says."""
+    """An engine over five parts whose `size` is computed by `answer(parents)`."""
     calls: Counter[str] = Counter()
     resolvers = Resolvers()
 

@@ -1,4 +1,4 @@
-"""Corners that executors get wrong, each asked three times: plans are interpreted at first and compiled from then on."""
+"""Edge cases of executors, each run three times: plans are interpreted first and then compiled."""
 
 import asyncio
 import math
@@ -30,7 +30,7 @@ type Pair { o: O! id: ID! }
 
 
 class Data:
-    """What the resolvers of one test give, and what they were asked."""
+    """The results of a test's resolvers, and the calls that they received."""
 
     def __init__(self) -> None:
         self.given: dict[str, Any] = {}

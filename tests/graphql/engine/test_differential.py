@@ -1,4 +1,4 @@
-"""Whatever is asked, of whatever data, the answer is graphql-core's: data, paths of errors, and what resolvers are asked."""
+"""Any query on any data has graphql-core's response: data, error paths, and calls of resolvers."""
 
 from pathlib import Path
 from typing import Any

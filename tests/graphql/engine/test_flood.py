@@ -1,4 +1,4 @@
-"""What is kept of query texts is bounded, whatever clients send, and a text that comes once is cheap."""
+"""The cache of query texts is bounded, and a text that is sent once is cheap."""
 
 import gc
 import time

@@ -1,4 +1,4 @@
-"""What anybody can send costs little before it is known who sends it."""
+"""Requests are cheap before they are authenticated."""
 
 import time
 from typing import Any

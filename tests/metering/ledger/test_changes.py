@@ -1,4 +1,4 @@
-"""Projects and bytes over time: what the ledger says adds up to what exists, whatever happens on the way."""
+"""Projects and bytes over time: the ledger adds up to the gauge, despite races and crashes."""
 
 import asyncio
 import contextlib
@@ -110,7 +110,7 @@ async def test_projects_of_another_application_are_a_change_of_the_hour_of_their
 
 
 async def test_a_project_of_another_application_can_be_deleted(database: Database, person: Actor) -> None:
-    """There is no gauge: everything is counted anew."""
+    """Without a gauge everything is recounted."""
     for size in (10, 5):
         await database.raw["projects"].insert_one({"userId": person.user_id, "name": "n", "storageSize": size})
     [one, _] = (await projects.page(database, person)).items
@@ -413,7 +413,7 @@ def _run(uri: str, *, examples: int, steps: int) -> None:
 
 @pytest.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[server.Server]:
-    """One that gives up the transactions of a process that is gone after 3 seconds, instead of a minute."""
+    """A server that aborts transactions of dead processes after 3 seconds, instead of a minute."""
     running = await server.start(tmp_path / "data", parameters={"transactionLifetimeLimitSeconds": "3"})
     yield running
     await running.stop()

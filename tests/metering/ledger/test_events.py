@@ -26,7 +26,7 @@ def statuses(outcomes: list[events.Outcome]) -> list[str]:
 
 
 async def counted(database: Database) -> int:
-    """What the ledger says that was used, by everybody."""
+    """The ledger's usage of all users."""
     await settlement.settle(database)
     rows = await database.raw["usage"].find({}).to_list()
     return sum(row["amount"] for row in rows)

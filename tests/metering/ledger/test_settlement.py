@@ -69,7 +69,7 @@ async def test_late_events_count_in_their_own_period(database: Database, person:
 async def test_an_hour_counts_in_the_period_of_the_subscriptions_anniversary(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
-    """Also where nobody has written down the entitlement yet."""
+    """Also without a stored entitlement."""
     assert person.user_id is not None
     now = database.clock.now()
     await subscribe(person, "pro", start_date=now - timedelta(days=3, hours=1))

@@ -1,4 +1,4 @@
-"""What each user may use follows whatever changes it, ours or another application's, and an operator's word goes first."""
+"""Entitlements follow changes by Ximler and other applications; overrides take precedence."""
 
 import asyncio
 import contextlib

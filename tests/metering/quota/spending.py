@@ -42,7 +42,7 @@ async def spend(meter: Meter, actor: Actor, times: int, **more: Any) -> int:
 
 
 async def spend_all(meter: Meter, actor: Actor) -> int:
-    """Everything that can be had, in ever smaller amounts; how many units that was."""
+    """Take all available units, in ever smaller amounts; returns how many."""
     served = 0
     for units in (1000, 300, 100, 30, 10, 3, 1):
         served += units * await spend(meter, actor, 10_000, units=units)
@@ -61,7 +61,7 @@ async def until(meter: Meter, actor: Actor, *, within_s: float) -> bool:
 
 @asynccontextmanager
 async def process(database: Database, **more: Any) -> AsyncIterator[Meter]:
-    """A meter as a process of its own has it, running."""
+    """A running meter, as in a separate process."""
     meter = Meter(database, **more)
     running = asyncio.create_task(meter.run(asyncio.Event()))
     try:
@@ -72,7 +72,7 @@ async def process(database: Database, **more: Any) -> AsyncIterator[Meter]:
 
 
 def grow_old(meter: Meter) -> None:
-    """As if nobody had used anything for a while."""
+    """Simulate an idle period."""
     for tally in meter._all():
         tally.last_use -= 60
         tally.seen_at -= 2

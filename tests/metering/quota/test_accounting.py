@@ -1,4 +1,4 @@
-"""What was handed out is settled once and reaches the ledger, whatever is lost, late or forfeited."""
+"""Units are settled once and reach the ledger, despite lost, late and forfeited reports."""
 
 import time
 from datetime import timedelta
