@@ -176,7 +176,7 @@ async def heal_all(database: Database) -> int:
     """`heal` all users, because changes may have been missed."""
     batch: list[ObjectId] = []
     count = 0
-    async for entitlement in database[ENTITLEMENTS].stream({}):
+    async for entitlement in database[ENTITLEMENTS].stream({}, batch=_AT_ONCE):
         batch.append(entitlement.id)
         if len(batch) == _AT_ONCE:
             count += await heal(database, batch)
