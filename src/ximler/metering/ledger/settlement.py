@@ -257,8 +257,8 @@ async def _close(database: Database, settlement: UsageSettlement) -> None:
 
 
 def _values(settlement: UsageSettlement) -> dict[str, Any]:
-    told = {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
-    return {**told, "begunAt": settlement.begun_at}
+    stored = {name: getattr(settlement, name) for name in ("number", "batches", "quotas", "users", "amounts")}
+    return {**stored, "begunAt": settlement.begun_at}
 
 
 async def _pay(database: Database, settlement: UsageSettlement, thresholds: Sequence[int]) -> None:

@@ -166,9 +166,9 @@ async def miscounted(
 
 async def note(transaction: Database, user_id: ObjectId, *, projects: int, storage_bytes: int) -> None:
     """Record a change that was not recorded when it was made; the ledger has it in this hour. One command."""
-    noted = _by(transaction, projects, storage_bytes)
-    del noted["$inc"]["projects"], noted["$inc"]["storageBytes"]
-    await transaction[GAUGES].patch({"_id": user_id}, noted)
+    recorded = _by(transaction, projects, storage_bytes)
+    del recorded["$inc"]["projects"], recorded["$inc"]["storageBytes"]
+    await transaction[GAUGES].patch({"_id": user_id}, recorded)
 
 
 def gauge_from(row: dict[str, Any]) -> Gauge:
