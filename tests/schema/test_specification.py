@@ -153,7 +153,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
 }
 OURS: dict[str, dict[str, Field]] = {
-    "projects": {"searchTerms": ("[String]", NONE)},
+    "projects": {"searchTerms": ("[String]", NONE), "canvasRevision": ("Number", 0)},
     "users": {"closedAt": ("Date", NONE)},
     "plans": {"trialDays": ("Number", NONE)},
     "subscriptions": {

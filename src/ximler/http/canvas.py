@@ -34,9 +34,10 @@ _Base = Annotated[
     int | None, QueryParameter(ge=0, description="The revision that the change is based on, in place of If-Match")
 ]
 _READS = documented(
+    _400="The request cannot be read",
     _401="The session or key is missing, expired or revoked",
     _403="Requires the scope projects:read",
-    _404="The project does not exist, is deleted or is somebody else's",
+    _404="The project does not exist, is deleted or belongs to another user",
     _422="The project's id is malformed",
     _503="The database is unavailable",
 )
@@ -44,7 +45,7 @@ _CHANGES = documented(
     _400="The body is not JSON that can be stored as it is: the detail names the place",
     _401="The session or key is missing, expired or revoked",
     _403="Requires the scope projects:write; or sent by another site",
-    _404="The project does not exist, is deleted or is somebody else's",
+    _404="The project does not exist, is deleted or belongs to another user",
     _409="The canvas is at another revision than `base`; Canvas-Revision has the current one",
     _412="The canvas has none of the entity tags in If-Match; Canvas-Revision has the current revision",
     _413="The body is larger than 20 MB",
