@@ -163,7 +163,7 @@ class History(RuleBasedStateMachine):
         async def work() -> None:
             if current := await leases.current(self.database, self.user_id):
                 back = await corrections.forgive(self.database, OPERATOR, self.user_id, reason="x")
-                self.forgiven[current.id] += back
+                self.forgiven[current[0].id] += back
 
         self.run(work())
 
