@@ -2,7 +2,8 @@
 
 PyMongo's asynchronous client starts two tasks for each reply, and a cursor and a session for each read. Both cost more than the
 read itself. Connections of `Pool` wait for a reply with one future and one timer, for every command. `ask` sends one `find` or
-`aggregate` over such a connection. Server selection, pooling, error handling, monitoring events and BSON stay PyMongo's.
+`aggregate` over such a connection. Server selection, pooling, error handling, monitoring events and BSON stay PyMongo's, except
+that an idle connection to a known primary is checked out and in without PyMongo's locks.
 
 Both rest on parts of PyMongo that are not documented, so only releases in `_RELEASES` are used in this way. With any other
 release, and for every read that `ask` does not cover, reads go through PyMongo's documented methods.
