@@ -28,7 +28,7 @@ from ximler.schema.user import User
 PASSWORD = "correct horse battery"
 # Fields of collections with personal data that the export omits.
 LEFT_OUT = {
-    "projects": {"userId", "searchTerms"},
+    "projects": {"canvasRevision", "userId", "searchTerms"},
     "subscriptions": {"userId"},
     "payments": {"userId"},
     "usage": {"userId"},
