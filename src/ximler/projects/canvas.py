@@ -182,7 +182,12 @@ class WritesByOthers:
                 self._heard_of.clear()
                 while self._written:
                     project_id = self._written.pop()
-                    await self._database.projects.patch({"_id": project_id}, {"$inc": {"canvasRevision": 1}})
+                    try:
+                        await self._database.projects.patch({"_id": project_id}, {"$inc": {"canvasRevision": 1}})
+                    except BaseException:  # the runtime starts this part again
+                        self._written.add(project_id)
+                        self._heard_of.set()
+                        raise
         finally:
             self._runs = False
 
