@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import jsonpatch
 import jsonpointer
 import msgspec
+import structlog
 from bson import ObjectId
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound
+from ximler.core.errors import Invalid, NotFound, Unavailable
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
@@ -31,6 +32,8 @@ __all__ = ["Canvas", "merge", "merged", "patch", "patched", "read", "replace", "
 
 V = TypeVar("V", bound=Identified)
 
+_log = structlog.get_logger("ximler.projects")
+_AGAIN_S = 5.0
 MAX_OPERATIONS = 10_000
 _MAX_GROWTH = 2 * MAX_CONTENT  # bytes of JSON that the operations of a patch may write, together
 _REJECTED = (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException)
@@ -180,16 +183,23 @@ class WritesByOthers:
         try:
             while not await pause(stop, None, self._heard_of):
                 self._heard_of.clear()
-                while self._written:
-                    project_id = self._written.pop()
-                    try:
-                        await self._database.projects.patch({"_id": project_id}, {"$inc": {"canvasRevision": 1}})
-                    except BaseException:  # the runtime starts this part again
-                        self._written.add(project_id)
-                        self._heard_of.set()
-                        raise
+                try:
+                    await self._increment()
+                except Unavailable as error:
+                    _log.warning("revisions of canvases wait", reason=error.message)
+                    await pause(stop, _AGAIN_S)
         finally:
             self._runs = False
+
+    async def _increment(self) -> None:
+        while self._written:
+            project_id = self._written.pop()
+            try:
+                await self._database.projects.patch({"_id": project_id}, {"$inc": {"canvasRevision": 1}})
+            except BaseException:  # due again at the next round, or when the part is restarted
+                self._written.add(project_id)
+                self._heard_of.set()
+                raise
 
     def _heard(self, change: Change) -> None:
         if not self._runs:
