@@ -77,11 +77,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         app.state.plans = PlanMemory(database, feed)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts, feed=feed)
-        parts = [
-            Part("feed", feed.run, stage=Stage.FEED),
-            *authentication.parts,
-            Part("meter", meter.run, close=meter.close, stage=Stage.SERVE),
-        ]
+        parts = serving_parts(feed, authentication, meter)
         if settings.worker:
             parts += background_parts(tools_on(database=database, feed=feed))
         runtime = app.state.runtime = Runtime(
@@ -181,6 +177,15 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         debug=False,
     )
     return Requests(Metered(app, settings, {"/graphql": refusal}), proxies)
+
+
+def serving_parts(feed: Feed, authentication: Authentication, meter: Meter) -> list[Part]:
+    """The parts of a process that answers requests."""
+    return [
+        Part("feed", feed.run, stage=Stage.FEED),
+        *authentication.parts,
+        Part("meter", meter.run, close=meter.close, stage=Stage.SERVE),
+    ]
 
 
 def _trusted(settings: Settings) -> dict[str, str] | None:
