@@ -16,7 +16,7 @@ from tests.database.documents import DAY, json_values, mixed_values
 
 from ximler.core.errors import Invalid
 from ximler.database import Database
-from ximler.database.mixed import MAX_DEPTH, MAX_NODES, check, native
+from ximler.database.mixed import MAX_CONTAINERS, MAX_DEPTH, MAX_NODES, check, native
 from ximler.schema.project import Project
 
 SHORT = 300
@@ -41,7 +41,7 @@ def refusal(value: Any, path: str = "canvasData") -> Invalid:
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_values_of_too_many_parts_are_refused_before_they_are_walked(depth: int) -> None:
-    many: Any = [[] for _ in range(MAX_NODES + 1)]
+    many: Any = [0] * (MAX_NODES + 1)
     for _ in range(depth):
         many = {"a": many}
     started = time.perf_counter()
@@ -49,7 +49,15 @@ def test_values_of_too_many_parts_are_refused_before_they_are_walked(depth: int)
     assert time.perf_counter() - started < 0.2
     assert f"{MAX_NODES + 1 + depth:,}" in message
     assert f"{MAX_NODES:,}" in message
-    check([[]] * MAX_NODES, "canvasData")
+    check([0] * MAX_NODES, "canvasData")
+
+
+def test_lists_and_objects_have_a_limit_of_their_own() -> None:
+    started = time.perf_counter()
+    assert f"{MAX_CONTAINERS:,}" in refusal([[]] * 1_500_000).message
+    assert f"{MAX_CONTAINERS:,}" in refusal([[{}] * 1000] * (MAX_CONTAINERS // 1000)).message
+    assert time.perf_counter() - started < 2  # on a busy machine
+    check([[]] * MAX_CONTAINERS, "canvasData")
 
 
 def test_parts_count_at_all_levels_together() -> None:

@@ -15,12 +15,14 @@ from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, O
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 
-__all__ = ["MAX_DEPTH", "MAX_NODES", "check", "native", "shown", "time_problem"]
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_NODES", "check", "native", "shown", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
 # Items of lists and objects over all levels: what 16 MB of freehand strokes have.
 MAX_NODES = 1_600_000
+# Of these, lists and objects: each costs twenty times what a number does, and walking them keeps others waiting.
+MAX_CONTAINERS = 250_000
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _CONTAINERS = (dict, list, tuple)
@@ -40,7 +42,7 @@ def check(value: Any, path: str, *, depth: int = 1) -> None:
         _check_scalar(value, top)
         return
     pending = [(value, top, depth)]
-    nodes = 0
+    nodes = containers = 0
     while pending:
         current, place, level = pending.pop()
         nodes += len(current)
@@ -61,6 +63,10 @@ def check(value: Any, path: str, *, depth: int = 1) -> None:
             if kind in _PLAIN or (kind is str and item.isascii()) or (kind is int and _LOWEST <= item <= _HIGHEST):
                 continue
             if isinstance(item, _CONTAINERS):
+                containers += 1
+                if containers > MAX_CONTAINERS:
+                    problem = f"has more lists and objects than the limit of {MAX_CONTAINERS:,}: split it up"
+                    raise Invalid.field(shown(path), problem)
                 pending.append((item, (place, key), level + 1))
             else:
                 _check_scalar(item, (place, key))
