@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from bson import ObjectId
 from litestar.types import ASGIApp
 from pymongo import AsyncMongoClient, pool_shared
@@ -79,6 +80,9 @@ async def _connect(address: Any, options: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     pool_shared._async_create_connection = _connect
+    # Without an error's local variables, which take seconds to print.
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise each process that a test starts recompiles 100 modules
     if hasattr(config, "workerinput"):
         config.stash[_URI] = config.workerinput["mongodb_uri"]

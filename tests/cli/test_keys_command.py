@@ -68,7 +68,7 @@ def test_invalid_input_is_reported_and_changes_nothing(ximler, own):
         (
             ("create", "ada@example.com", "--name", "x", "--scope", "account:read", "--from", "home"),
             2,
-            "'home' is no address",
+            "'home' is not an address",
         ),
         (("revoke", "0" * 24), 5, "No such key"),
         (("revoke", "x"), 2, "is not an id"),
