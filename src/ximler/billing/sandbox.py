@@ -57,6 +57,7 @@ CARDS = {
     for card in (
         Card(number="4242424242424242", meaning="succeeds"),
         Card(number="5555555555554444", meaning="succeeds, and is another card"),
+        Card(number="4000000000000002", meaning="is declined", failure="card_declined"),
         Card(number="4000000000009995", meaning="is declined: insufficient funds", failure="insufficient_funds"),
         Card(number="4000000000009987", meaning="is declined for good: lost card", failure="lost_card", hard=True),
         Card(number="4000002760003184", meaning="needs authentication", failure="authentication_required"),

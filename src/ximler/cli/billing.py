@@ -79,10 +79,7 @@ async def run_due(run: Run, until: datetime | None) -> int:
             )
         finally:
             tools.keyring.close()
-    done = (
-        f"{counted(result.steps, 'step')} for {counted(result.accounts, 'account')}, "
-        f"{counted(result.events, 'event')}, {counted(result.invoices, 'invoice')} numbered"
-    )
+    done = f"{counted(result.steps, 'step')}, {counted(result.events, 'event')}, {counted(result.invoices, 'invoice')} numbered"
     waits = f"; {counted(result.waiting, 'account waits', 'accounts wait')}" if result.waiting else ""
     run.show(result, f"{done}{waits}.")
     return 1 if result.waiting else 0

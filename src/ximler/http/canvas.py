@@ -163,7 +163,9 @@ async def _change(
         # Not `body`, which leaves out a byte order mark.
         given = strict_json.decode(b"".join([chunk async for chunk in request.stream()]))
     except strict_json.NotJson as problem:
-        raise ClientException(f"The body {problem}") from None
+        subject = f"{problem.place} in the body" if problem.place.startswith("/") else "The body"
+        place = f", at {problem.place}" if subject == "The body" and problem.place else ""
+        raise ClientException(f"{subject} {problem.problem}{place}") from None
     try:
         revision = await save(state.database, caller.actor, project_id, given, based_on=based_on)
     except RevisionConflict as conflict:
