@@ -1,6 +1,8 @@
 """Strict JSON: nothing is lost without an error, and an error names its place."""
 
 import json
+import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -8,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ximler.core.strict_json import NotJson, decode, pointer
+from ximler.core import strict_json
+from ximler.core.strict_json import NotJson, pointer
+
+decode = partial(strict_json.decode, values=200_000, containers=200_000)
 
 ANYTHING = st.recursive(
     st.none()
@@ -108,6 +113,31 @@ def test_exactly_the_objects_with_a_repeated_key_are_rejected(pairs: list[tuple[
     else:
         with pytest.raises(NotJson, match="twice"):
             decode(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + b"[]," * 3_000_000 + b"0]",
+        b"[" + b'{"a":0},' * 1_500_000 + b"0]",
+        b"[" + b'["\\"[",":"],' * 800_000 + b"0]",
+        b"[" + b"0," * 5_000_000 + b"0]",
+        b"[" + b'"",' * 4_000_000 + b"0]",
+        b"[" + b"0," * 190_000 + b"NaN]",
+        b"[" + b"0," * 5_000_000 + b"NaN]",
+    ],
+    ids=["lists", "objects", "lists and strings", "numbers", "strings", "a place at the end", "no place"],
+)
+def test_texts_of_too_many_parts_are_refused_quickly(text: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(NotJson):
+        decode(text)
+    assert time.process_time() - began < 3
+
+
+def test_brackets_in_strings_are_not_counted() -> None:
+    value = {"code": ["[{" * 300_000, '"[', "\\"]}
+    assert decode(json.dumps(value).encode()) == value
 
 
 def test_a_long_place_is_shortened() -> None:

@@ -15,6 +15,7 @@ from litestar.params import PathParameter, QueryParameter
 
 from ximler.core import strict_json
 from ximler.core.ids import object_id
+from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.conditional import matches, strong_tags
 from ximler.http.problems import documented
@@ -161,7 +162,8 @@ async def _change(
     based_on = _based_on(condition, base)
     try:
         # Not `body`, which leaves out a byte order mark.
-        given = strict_json.decode(b"".join([chunk async for chunk in request.stream()]))
+        body = b"".join([chunk async for chunk in request.stream()])
+        given = strict_json.decode(body, values=MAX_NODES, containers=MAX_CONTAINERS)
     except strict_json.NotJson as problem:
         subject = f"{problem.place} in the body" if problem.place.startswith("/") else "The body"
         place = f", at {problem.place}" if subject == "The body" and problem.place else ""
