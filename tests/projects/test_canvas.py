@@ -81,8 +81,17 @@ def test_a_patch_that_doubles_what_it_copies_is_refused_before_it_fills_the_memo
     doubling = [{"op": "copy", "from": "/a", "path": f"/a/k{n}"} for n in range(60)]
     with pytest.raises(Invalid, match="bytes, together"):
         patched({"a": {"x": "y" * 100}}, doubling)
+
+
+def test_a_patch_has_limits_of_operations_and_of_elements_that_it_shifts() -> None:
     with pytest.raises(Invalid, match="10,001 operations"):
         patched({}, [{"op": "test", "path": "", "value": {}}] * 10_001)
+    long, short = {"a": [0] * 1_000_000}, {"a": [0] * 5_000}
+    for operation in ({"op": "add", "path": "/a/0", "value": 1}, {"op": "move", "from": "/a/0", "path": "/a/-"}):
+        with pytest.raises(Invalid, match="long arrays") as refused:
+            patched(copy.deepcopy(long), [operation] * 10_000)
+        assert 100 < int(next(iter(refused.value.fields)).removeprefix("patch/")) < 400
+        assert len(patched(copy.deepcopy(short), [operation] * 2_000)["a"]) >= 5_000
 
 
 values = st.recursive(

@@ -79,7 +79,7 @@ async def show(
     project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> Response[bytes]:
     """The canvas as it was saved, compressed with gzip where that is accepted. `Canvas-Revision` has its revision, and
-    so does the entity tag: `If-None-Match` saves the transfer, and `If-Match` of a change names what it is based on.
+    so does the entity tag: `If-None-Match` saves the transfer, and a change names its base with `If-Match`.
     """
     project_id = object_id(project, "project")
     zips = _accepts_gzip(request.headers.get("accept-encoding", ""))
@@ -163,7 +163,8 @@ async def _change(
     try:
         # Not `body`, which leaves out a byte order mark.
         body = b"".join([chunk async for chunk in request.stream()])
-        given = strict_json.decode(body, values=MAX_NODES, containers=MAX_CONTAINERS)
+        # In a thread, so that a large canvas does not keep other requests waiting.
+        given = await asyncio.to_thread(strict_json.decode, body, values=MAX_NODES, containers=MAX_CONTAINERS)
     except strict_json.NotJson as problem:
         subject = f"{problem.place} in the body" if problem.place.startswith("/") else "The body"
         place = f", at {problem.place}" if subject == "The body" and problem.place else ""

@@ -3,8 +3,10 @@
 Each change of the canvas increments its revision, in the command that changes it. A patch is applied to the whole value: a
 read, then the transaction of `projects.update`, which fails if the revision is another one by then.
 
-A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas` hears of such writes
-and increments it, within a second: what was read before is then out of date, as after any other change.
+A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas` follows such writes
+in the change stream and increments it, usually within a second, so that later saves based on the earlier one are refused.
+A write during a gap of the stream, or while no process runs this part, leaves the revision unchanged. One that replaces the
+whole project removes the revision, and counting begins again.
 """
 
 import asyncio
@@ -23,7 +25,7 @@ from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.projects import projects
-from ximler.projects.projects import MAX_CONTENT, RevisionConflict
+from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.document import Identified, Mixed
 from ximler.schema.project import PROJECTS
@@ -35,7 +37,8 @@ V = TypeVar("V", bound=Identified)
 _log = structlog.get_logger("ximler.projects")
 _AGAIN_S = 5.0
 MAX_OPERATIONS = 10_000
-_MAX_GROWTH = 2 * MAX_CONTENT  # bytes of JSON that the operations of a patch may write, together
+_MAX_COPIED = 5_000_000  # bytes of JSON that the operations of a patch may copy, together
+_MAX_SHIFTED = 300_000_000  # elements of arrays that they may shift by inserting and removing, together: half a second
 _REJECTED = (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException)
 
 
@@ -75,7 +78,7 @@ async def patch(
 ) -> int:
     """Apply a JSON Patch (RFC 6902) to the canvas: all operations or none. See `replace`; one command more."""
     now = await _base(database, actor, project_id, based_on)
-    data = patched(now.canvas_data, operations)
+    data = await asyncio.to_thread(patched, now.canvas_data, operations)  # others are served meanwhile
     return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,))
 
 
@@ -95,15 +98,18 @@ def patched(data: Any, operations: Any) -> Any:
         raise Invalid.field(
             "patch", f"has {len(operations):,} operations, the limit is {MAX_OPERATIONS:,}: send several"
         )
-    growth = 0
+    copied = shifted = 0
     for index, operation in enumerate(operations):
         place = f"patch/{index}"
         if not isinstance(operation, dict):
             raise Invalid.field(place, "must be an object")
         try:
-            growth += _grows_by(data, operation)
-            if growth > _MAX_GROWTH:
-                raise Invalid.field(place, f"writes more than {_MAX_GROWTH:,} bytes, together with those before it")
+            copied += _copies(data, operation)
+            if copied > _MAX_COPIED:
+                raise Invalid.field(place, f"copies more than {_MAX_COPIED:,} bytes, together with those before it")
+            shifted += _shifts(data, operation)
+            if shifted > _MAX_SHIFTED:
+                raise Invalid.field(place, "inserts and removes too much in long arrays: send several patches")
             data = jsonpatch.JsonPatch([operation]).apply(data, in_place=True)
         except RecursionError:
             raise Invalid.field(place, "is nested too deeply") from None
@@ -132,16 +138,24 @@ def merged(data: Any, change: Any) -> Any:
     return result
 
 
-def _grows_by(data: Any, operation: dict[str, Any]) -> int:
-    """Bytes of JSON that an operation writes: each copy of a copy doubles, so patches of 1 kB could write gigabytes."""
-    match operation.get("op"):
-        case "add" | "replace":
-            written = operation.get("value")
-        case "copy" if isinstance(operation.get("from"), str):
-            written = jsonpointer.resolve_pointer(data, operation["from"])
-        case _:
-            return 0
-    return len(msgspec.json.encode(written, enc_hook=str))
+def _copies(data: Any, operation: dict[str, Any]) -> int:
+    """Bytes of JSON that an operation copies: each copy of a copy doubles, so patches of 1 kB could write gigabytes."""
+    source = operation.get("from")
+    if operation.get("op") != "copy" or not isinstance(source, str):
+        return 0
+    return len(msgspec.json.encode(jsonpointer.resolve_pointer(data, source), enc_hook=str))
+
+
+def _shifts(data: Any, operation: dict[str, Any]) -> int:
+    """Elements of arrays that an operation shifts, at most: an insertion into a million takes a millisecond."""
+    if operation.get("op") not in ("add", "copy", "move", "remove"):
+        return 0
+    count = 0
+    for place in (operation.get("path"), operation.get("from")):
+        if isinstance(place, str) and "/" in place:
+            parent = jsonpointer.resolve_pointer(data, place.rpartition("/")[0], None)
+            count += len(parent) if isinstance(parent, list) else 0
+    return count
 
 
 async def _base(database: Database, actor: Actor, project_id: ObjectId, based_on: Collection[int] | None) -> Canvas:
