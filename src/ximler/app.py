@@ -122,9 +122,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     def admit(scope: MutableMapping[str, Any], ctx: Context, prepared: Prepared) -> Awaitable[None] | None:
         fields = prepared.plan.root.fields
         if prepared.operation.mutation:
-            changes = sum(
-                field.name not in accounts.UNLIMITED for field in fields
-            )  # a request may contain several mutations
+            # A request may contain several mutations.
+            changes = sum(field.name not in accounts.UNLIMITED for field in fields)
             app.state.authentication.limit_changes(ctx.actor, changes)
             if fields and all(field.name in metering.FREE for field in fields):
                 return None

@@ -88,7 +88,7 @@ async def paid(database: Database, actor: Actor) -> list[int]:
 
 
 async def moved(database: Database) -> int:
-    """What the sandbox has taken, less what it gave back."""
+    """The amount that the sandbox captured, less its refunds."""
     found = await database[SANDBOX_OBJECTS].find({"kind": "intent", "status": "SUCCEEDED"})
     return sum(each.amount_minor - each.refunded_minor for each in found)
 

@@ -1,4 +1,4 @@
-"""Buying a plan: what is charged, and what the user has meanwhile."""
+"""Buying a plan: the charge, and the plan's limits before and after it."""
 
 import asyncio
 

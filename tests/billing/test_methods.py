@@ -1,4 +1,4 @@
-"""Payment methods of running subscriptions: a new one is tried at once, and users pay what is unpaid."""
+"""Payment methods of running subscriptions: a new one is tried at once, and users pay open invoices."""
 
 import asyncio
 

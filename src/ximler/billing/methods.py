@@ -1,4 +1,4 @@
-"""The payment method of a running subscription: replaced on the provider's page, and charged for what is unpaid.
+"""The payment method of a running subscription: replaced on the provider's page, and charged for the open invoice.
 
 A new method is tried at once for the open invoice, also after one that was declined for good. Tries that a user asks for do not
 count as retries, and do not move the deadline.

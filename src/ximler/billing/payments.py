@@ -1,7 +1,7 @@
 """Payments: an attempt is driven at the provider until its outcome is known, and applied once. Owns `payments` and `charges`.
 
-`drive` may be called by anybody, any number of times, and be killed anywhere: the intent is created, its id stored, then
-confirmed, and whoever comes later goes on with the same one. A reading of the provider's state takes a ticket before it begins
+`drive` may be repeated, run concurrently and be killed at any moment: the intent is created, its id stored, then
+confirmed, and every retry continues with the same one. A reading of the provider's state takes a ticket before it begins
 and is applied only if no later one was: a slow reader never overwrites a fast one.
 """
 

@@ -1,8 +1,9 @@
 """Refunds: money that goes back, to the card or to the credit balance. Owns `refunds`.
 
-The refunds of a charge that have not failed never exceed what was captured: they are made under the account's lock, and
-count from then on. Each has a credit note with its share of the tax. `drive` may be called any number of times and be killed
-anywhere; a refund may stay pending, and may fail after it succeeded: then its payment is PAID and can be refunded again.
+The pending and successful refunds of a charge never exceed its captured amount: they are made under the account's
+lock, and count from then on. Each has a credit note with its share of the tax. `drive` may be repeated, and be killed
+at any moment. A refund may stay pending, and may fail after it succeeded: then its payment is PAID and can be refunded
+again.
 """
 
 from datetime import timedelta
@@ -58,9 +59,9 @@ async def refund(
     reason: str,
     key: str | None = None,
 ) -> Refund:
-    """Refund a payment: what is left of it, or a part. Operators only; audited. The same `key` again refunds once.
+    """Refund the rest of a payment, or a part of it. Operators only; audited. Idempotent by `key`.
 
-    Raises NotFound, Invalid, RefundTooHigh above what is left, Conflict for a payment that is not paid or is disputed. A
+    Raises NotFound, Invalid, RefundTooHigh above the rest, Conflict for a payment that is not paid or is disputed. A
     provider that does not answer is no error: the refund is made and PENDING, and the next `billing run` sends it again.
     """
     actor.require_operator()
@@ -254,7 +255,7 @@ async def _tax(transaction: Database, charge: Charge, invoice: Invoice, amount_m
 
 
 async def _count(transaction: Database, charge: Charge, amount_minor: int) -> None:
-    """Add to what was refunded of the charge (or take away), and show it on the payment."""
+    """Change the refunded amount of the charge by `amount_minor`, and the status of the payment with it."""
     after = await transaction[CHARGES].find_and_patch({"_id": charge.id}, {"$inc": {"refundedMinor": amount_minor}})
     if after is None or not 0 <= after.refunded_minor <= after.amount_minor:
         raise RuntimeError(f"the charge {charge.id} would be refunded beyond its amount")
@@ -313,7 +314,7 @@ async def _failed(transaction: Database, account: BillingAccount, refund: Refund
 
 
 async def _lost(transaction: Database, account: BillingAccount, charge: Charge, dispute: Dispute) -> None:
-    """What the bank took back counts as refunded; refunds that were not sent yet are covered by it first."""
+    """The amount that the bank took back counts as refunded; it covers refunds that were not sent yet first."""
     taken = dispute.amount_minor
     for refund in await transaction[REFUNDS].find({"chargeId": charge.id, "status": "PENDING", "providerId": None}):
         if refund.amount_minor <= taken:

@@ -37,7 +37,9 @@ _LOOK_EVERY_S = 5.0
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """`waiting`: accounts that could not be brought to rest, because the provider did not answer or their state is refused."""
+    """`accounts` counts an account once for each moment at which it was due. `waiting`: accounts that were not handled,
+    because the provider did not answer or their state is invalid.
+    """
 
     accounts: int = 0
     steps: int = 0

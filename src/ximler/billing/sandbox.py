@@ -34,9 +34,9 @@ Deliver = Callable[[bytes, str], Awaitable[object]]
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """A test number, and what happens to its payments: at once, and (`later`) after ten minutes.
+    """A test number and the outcome of its payments: immediately, and (`later`) after ten minutes.
 
-    `refunds`: what becomes of its refunds after ten minutes; they succeed at once otherwise.
+    `refunds`: the outcome of its refunds after ten minutes. None: they succeed immediately.
     """
 
     number: str

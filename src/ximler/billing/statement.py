@@ -1,4 +1,4 @@
-"""One user's billing, for operators: what they have, owe, paid and got back; and credit that an operator grants."""
+"""A user's subscription, invoices, payments and refunds, for operators; and credit that an operator grants."""
 
 from datetime import datetime
 

@@ -142,7 +142,7 @@ def _invoice(who: str, invoice: Invoice, charges: list[Any], returned_minor: int
 
 
 def _refunds(who: str, charges: list[Any], refunds: list[Refund], invoices: list[Invoice]) -> list[str]:
-    """Refunds never exceed what was captured, and each has its credit note."""
+    """Refunds never exceed the captured amount, and each has its credit note."""
     problems: list[str] = []
     sums: dict[str, int] = defaultdict(int)
     notes = {each.id: each for each in invoices if each.kind == "CREDIT_NOTE"}

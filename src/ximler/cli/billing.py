@@ -34,9 +34,9 @@ class _Amount(click.ParamType[float]):
 
 @click.group()
 def billing() -> None:
-    """Run what is due, show, refund, credit and verify billing.
+    """Run due work, and manage users' refunds, credit and coupons.
 
-    Workers run what is due every minute. USER is an id or an e-mail address.
+    Workers run due work every minute. USER is an id or an e-mail address.
     """
 
 
@@ -46,7 +46,7 @@ def billing() -> None:
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
     help="Play time forward to then (UTC), with mails. Sandbox only.",
 )
-@connected(json="Print what was done as JSON.", secret=True)
+@connected(json="Print the counts as JSON.", secret=True)
 async def run_due(run: Run, until: datetime | None) -> int:
     """Run due work: renewals, retries, trials, refunds, events. Idempotent; safe to interrupt and to run
     concurrently.

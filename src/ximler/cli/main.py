@@ -46,7 +46,7 @@ _COMMANDS = {
     "users": ("ximler.cli.users", "users", "Create, find and lock accounts; grant roles."),
     "secrets": ("ximler.cli.secrets", "secrets", "Re-encrypt stored secrets with a new secret key."),
     "usage": ("ximler.cli.usage", "usage", "Show, limit, record and correct usage."),
-    "billing": ("ximler.cli.billing", "billing", "Run what is due, show, refund, credit and verify billing."),
+    "billing": ("ximler.cli.billing", "billing", "Run due work, and manage users' refunds, credit and coupons."),
     "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
     "keys": ("ximler.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),

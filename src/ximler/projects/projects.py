@@ -153,8 +153,7 @@ async def update(
     limits = await limits_of(database, user_id) if sizes else None
 
     async def write(transaction: Database) -> ProjectSummary:
-        # What is read here is what is written to: a change in between is a write conflict, and this runs
-        # again.
+        # The same document is read and written, so a concurrent change is a write conflict, and this runs again.
         now = await _measured(transaction, mine)
         if based_on is not None and now["canvasRevision"] not in based_on:
             raise RevisionConflict(now["canvasRevision"])

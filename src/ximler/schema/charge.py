@@ -15,8 +15,8 @@ DisputeStatus = Literal["OPEN", "WON", "LOST"]
 
 
 class Charge(Document, kw_only=True):
-    """`_id` names subscription, period and try. `intent_id` is stored before the intent is confirmed: whoever
-    retries confirms the same one.
+    """`_id` names subscription, period and try. `intent_id` is stored before the intent is confirmed, so
+    retries confirm the same one.
 
     `ticket` counts readings of the provider's state, `applied` is the latest that was applied: of two
     readings the one that began later stands.

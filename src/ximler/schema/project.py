@@ -32,7 +32,7 @@ class Project(Stamped, kw_only=True):
     # Ours: the words of name and description, lowercased, for prefix search. None: written by another
     # application.
     search_terms: Internal[list[str] | None] = None
-    # Ours: grows with each change of the canvas, so that a change can name what it is based on.
+    # Ours: incremented by each change of the canvas. A change names the revision that it is based on.
     canvas_revision: Internal[int] = 0
 
 
