@@ -19,7 +19,17 @@ from ximler.core.settings import Settings, SettingsError
 from ximler.database import connect
 from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
-from ximler.graphql import accounts, apikeys, audit, billing, metering, notifications, operators, projects
+from ximler.graphql import (
+    accounts,
+    apikeys,
+    audit,
+    billing,
+    billing_operators,
+    metering,
+    notifications,
+    operators,
+    projects,
+)
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
 from ximler.http import docs, routes
@@ -44,7 +54,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields blocks the event loop f
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    domains = [accounts, apikeys, billing, metering, projects, notifications, audit, operators]
+    domains = [accounts, apikeys, billing, metering, projects, notifications, audit, operators, billing_operators]
     return build(domains, guard=permit)
 
 

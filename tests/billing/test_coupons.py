@@ -59,15 +59,15 @@ async def test_customers_neither_make_change_end_nor_list_coupons(database: Data
         ({"value": 200}, "value"),
         ({"value": float("nan")}, "value"),
         ({"type": "FIXED", "value": -5}, "value"),
-        ({"type": "FIXED", "value": 0.001}, "amount"),
+        ({"type": "FIXED", "value": 0.001}, "value"),
         ({"type": "FIXED", "value": 5, "currency": "XXX"}, "currency"),
-        ({"max_uses": 0}, "max_uses"),
+        ({"max_uses": 0}, "maxUses"),
         ({"code": "no spaces"}, "code"),
         ({"name": " "}, "name"),
-        ({"applicable_plans": ["pro", "gold"]}, "applicable_plans"),
-        ({"duration": "REPEATING"}, "duration_periods"),
-        ({"duration": "REPEATING", "duration_periods": 0}, "duration_periods"),
-        ({"duration_periods": 3}, "duration_periods"),
+        ({"applicable_plans": ["pro", "gold"]}, "applicablePlans"),
+        ({"duration": "REPEATING"}, "durationPeriods"),
+        ({"duration": "REPEATING", "duration_periods": 0}, "durationPeriods"),
+        ({"duration_periods": 3}, "durationPeriods"),
     ],
 )
 async def test_terms_that_no_coupon_may_have_are_refused_when_made_and_when_changed(
@@ -84,7 +84,7 @@ async def test_terms_that_no_coupon_may_have_are_refused_when_made_and_when_chan
 
 
 async def test_a_coupon_cannot_end_before_it_begins(database: Database) -> None:
-    with pytest.raises(Invalid, match="valid_until"):
+    with pytest.raises(Invalid, match="validUntil"):
         await make(database, valid_until=database.clock.now() - WEEK)
 
 

@@ -93,6 +93,20 @@ FIELDS = {
     "Mutation.unlockUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.removeSecondFactor": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.revokeUserSessions": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
+    "Query.userBilling": Field(arguments=('userId: "{user_id}"',), stranger="FORBIDDEN"),
+    "Query.coupons": Field(arguments=("", "active: true"), stranger="FORBIDDEN"),
+    "Mutation.refundPayment": Field(
+        arguments=('input: {userId: "{user_id}", paymentId: "{user_id}", reason: "r"}',), stranger="FORBIDDEN"
+    ),
+    "Mutation.grantCredit": Field(
+        arguments=('input: {userId: "{user_id}", amountMinor: 1, currency: "USD", reason: "r"}',), stranger="FORBIDDEN"
+    ),
+    "Mutation.createCoupon": Field(
+        arguments=('input: {code: "FREE", type: PERCENTAGE, value: 99, validUntil: "2999-01-01T00:00:00Z"}',),
+        stranger="FORBIDDEN",
+    ),
+    "Mutation.editCoupon": Field(arguments=('code: "WELCOME20", input: {value: 99}',), stranger="FORBIDDEN"),
+    "Mutation.endCoupon": Field(arguments=('code: "WELCOME20"',), stranger="FORBIDDEN"),
     "Query.usage": Field(stranger=None),
     "Query.quota": Field(arguments=('resource: apiCalls, userId: "{user_id}"',), stranger="NOT_FOUND"),
     "Query.usageSeries": Field(

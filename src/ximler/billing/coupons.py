@@ -158,7 +158,10 @@ async def create(
     duration: CouponDuration = "ONCE",
     duration_periods: int | None = None,
 ) -> Coupon:
-    """Create a coupon. Operators only; audited. Raises Invalid naming the field, Conflict for a code in use."""
+    """Create a coupon. Operators only; audited.
+
+    Raises Invalid, which names the field as the APIs do (`maxUses`), and Conflict for a code in use.
+    """
     actor.require_operator()
     coupon = Coupon(
         code=code.strip().upper(),
@@ -212,7 +215,7 @@ async def edit(database: Database, actor: Actor, code: str, **changes: Any) -> C
     after = msgspec.structs.replace(before, **changes)
     await _check(database, after)
     if after.max_uses is not None and after.max_uses < before.used_count:
-        raise Invalid.field("max_uses", f"{after.max_uses} is less than the {before.used_count} uses there are")
+        raise Invalid.field("maxUses", f"{after.max_uses} is less than the {before.used_count} uses there are")
 
     async def write(transaction: Database) -> Coupon:
         guard: dict[str, Any] = {"_id": before.id, "updatedAt": before.updated_at}
@@ -290,22 +293,25 @@ async def _check(database: Database, coupon: Coupon) -> None:
     """Raises Invalid for terms that no coupon may have, on every path."""
     if not coupon.name.strip():
         raise Invalid.field("name", "is required")
-    Money.of(0, coupon.currency)  # a currency that there is
-    discount_of(coupon)
+    Money.of(0, coupon.currency)  # a currency that exists
+    try:
+        discount_of(coupon)
+    except Invalid as error:
+        raise Invalid.field("value", error.message.partition(": ")[2]) from None
     if coupon.max_uses is not None and coupon.max_uses < 1:
-        raise Invalid.field("max_uses", f"{coupon.max_uses} is not a number of uses: 1 or more")
+        raise Invalid.field("maxUses", f"{coupon.max_uses} is not a number of uses: 1 or more")
     if coupon.valid_until <= coupon.valid_from:
-        raise Invalid.field("valid_until", "lies before the coupon becomes valid")
+        raise Invalid.field("validUntil", "lies before the coupon becomes valid")
     if coupon.duration == "REPEATING":
         if coupon.duration_periods is None or not 1 <= coupon.duration_periods <= _MAX_PERIODS:
-            raise Invalid.field("duration_periods", f"a repeating coupon needs 1 to {_MAX_PERIODS} periods")
+            raise Invalid.field("durationPeriods", f"a repeating coupon needs 1 to {_MAX_PERIODS} periods")
     elif coupon.duration_periods is not None:
-        raise Invalid.field("duration_periods", "is for repeating coupons")
+        raise Invalid.field("durationPeriods", "is for repeating coupons")
     if coupon.applicable_plans:
         wanted = set(coupon.applicable_plans)
         found = {plan.id for plan in await database.plans.find({"id": {"$in": sorted(wanted)}})}
         if missing := wanted - found:
-            raise Invalid.field("applicable_plans", f"there is no plan {', '.join(sorted(missing))}")
+            raise Invalid.field("applicablePlans", f"there is no plan {', '.join(sorted(missing))}")
 
 
 def _terms(coupon: Coupon) -> dict[str, Any]:

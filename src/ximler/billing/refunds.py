@@ -28,6 +28,7 @@ from ximler.schema.invoice import Invoice
 from ximler.schema.refund import REFUNDS, Refund, RefundTarget
 
 __all__ = [
+    "Refund",
     "RefundTooHigh",
     "dispute_changed",
     "drive",
@@ -88,7 +89,7 @@ async def refund(
         amount = left if amount_minor is None else amount_minor
         if amount <= 0 or amount > left:
             raise RefundTooHigh.field(
-                "amount",
+                "amountMinor",
                 f"{Money(amount, charge.currency)} cannot be refunded: {Money(left, charge.currency)} is left",
             )
         made = await _make(transaction, account, charge, invoice, amount, name=f"refund:{name}", to=to, reason=reason)

@@ -13,9 +13,11 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.money import Money
 from ximler.database import Database
+from ximler.schema.billing_account import Method
 from ximler.schema.credit import CREDITS
 from ximler.schema.invoice import Invoice
 from ximler.schema.payment import Payment
+from ximler.schema.redemption import REDEMPTIONS, Redemption
 from ximler.schema.refund import Refund
 from ximler.schema.subscription import Subscription
 
@@ -28,13 +30,15 @@ _NEWEST = 100
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
     """`invoices`, `payments`: the newest hundred. `next_at` is when billing acts next."""
 
+    user_id: ObjectId
     subscription: Subscription | None
     balances: dict[str, int]
     next_at: datetime | None
-    card: str | None
+    method: Method | None
     invoices: list[Invoice]
     payments: list[Payment]
     refunds: list[Refund]
+    redemptions: list[Redemption]
 
 
 async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement:
@@ -46,13 +50,15 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
     theirs = msgspec.structs.replace(actor, user_id=user_id)
     account = await find(database, user_id)
     return Statement(
+        user_id=user_id,
         subscription=(await virtuals.subscription_by_user(database, [user_id]))[user_id],
         balances={currency: minor for currency, minor in account.balances.items() if minor},
         next_at=account.next_at,
-        card=account.method.label if account.method else None,
+        method=account.method,
         invoices=(await invoices.page(database, theirs, first=_NEWEST)).items,
         payments=(await payments.page(database, theirs, first=_NEWEST)).items,
         refunds=await refunds.of_user(database, user_id),
+        redemptions=await database[REDEMPTIONS].find({"userId": user_id}),
     )
 
 
@@ -67,7 +73,8 @@ async def grant(
     if not reason.strip() or len(reason) > _MAX_REASON:
         raise Invalid.field("reason", f"1 to {_MAX_REASON} characters")
     if not amount.minor:
-        raise Invalid.field("amount", "must not be zero")
+        raise Invalid.field("amountMinor", "must not be zero")
+    _ = amount.major  # raises Invalid for an unknown currency and an amount that is too large
     await database.users.get(user_id)
     await ensure(database, user_id)
     name = f"grant:{user_id}:{key or ObjectId()}"

@@ -146,7 +146,7 @@ async def show(run: Run, user: str) -> None:
                 "id plan_id status price_minor currency auto_renew period_start period_end trial_end pending_plan_id",
             ),
             "balances": theirs.balances,
-            "card": theirs.card,
+            "card": theirs.method and theirs.method.label,
             "nextAt": theirs.next_at,
             "invoices": [
                 fields(each, "id number kind status issued_at currency total_minor due_minor lines")

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from msgspec import field
 
+from ximler.core.money import Money
 from ximler.schema.document import Collection, Mixed, Number, ShardKey, Stamped, Uppercase, ascending
 
 __all__ = ["COUPONS", "Coupon", "CouponDuration", "CouponType"]
@@ -37,6 +38,11 @@ class Coupon(Stamped, kw_only=True):
     duration: CouponDuration | None = None
     duration_periods: int | None = None
     pending: Mixed = field(default_factory=dict[str, Any])
+
+    @property
+    def value_minor(self) -> int | None:
+        """A fixed amount in minor units; None for a percentage."""
+        return Money.of(self.value, self.currency.upper()).minor if self.type == "FIXED" else None
 
 
 COUPONS = Collection(

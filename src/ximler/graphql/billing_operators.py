@@ -1,0 +1,103 @@
+"""Resolvers of billing for operators: any user's billing, refunds, credit and coupons."""
+
+from typing import Any
+
+from ximler.billing import coupons, refunds, statement
+from ximler.billing.rails import rail
+from ximler.billing.refunds import Refund
+from ximler.core.errors import Invalid
+from ximler.core.ids import decode_cursor, object_id
+from ximler.core.money import Money
+from ximler.graphql.context import Context
+from ximler.graphql.engine import Connection, Resolvers, page_size
+from ximler.schema.coupon import Coupon
+
+resolvers = Resolvers()
+
+_REQUIRED = {
+    "name": "name", "type": "type", "value": "value", "currency": "currency", "valid_from": "validFrom",
+    "valid_until": "validUntil",
+}  # fmt: skip
+
+
+@resolvers.query("userBilling")
+async def user_billing(ctx: Context, user_id: str) -> dict[str, Any]:
+    found = await statement.read(ctx.database, ctx.actor, object_id(user_id, "userId"))
+    return {
+        "user_id": found.user_id,
+        "subscription": found.subscription,
+        "next_at": found.next_at,
+        "credit_balance": [
+            {"currency": currency, "balance_minor": minor} for currency, minor in sorted(found.balances.items())
+        ],
+        "payment_methods": [found.method] if found.method else [],
+        "invoices": found.invoices,
+        "payments": found.payments,
+        "refunds": found.refunds,
+        "redemptions": found.redemptions,
+    }
+
+
+@resolvers.query("coupons")
+async def list_coupons(
+    ctx: Context, active: bool | None = None, first: int | None = None, after: str | None = None
+) -> Connection[Coupon]:
+    position = None if after is None else decode_cursor(after)
+    return Connection(
+        await coupons.page(ctx.database, ctx.actor, active=active, first=page_size(first), after=position)
+    )
+
+
+@resolvers.mutation("refundPayment")
+async def refund_payment(ctx: Context, input: dict[str, Any]) -> Refund:  # noqa: A002 (GraphQL's customary name)
+    ctx.actor.require_operator()
+    return await refunds.refund(
+        ctx.database,
+        rail(ctx.database, ctx.settings),
+        ctx.actor,
+        user_id=object_id(input["user_id"], "userId"),
+        payment_id=object_id(input["payment_id"], "paymentId"),
+        amount_minor=input.get("amount_minor"),
+        to=input["to"],
+        reason=input["reason"],
+        key=input.get("key"),
+    )
+
+
+@resolvers.mutation("grantCredit")
+async def grant_credit(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:  # noqa: A002 (as above)
+    amount = Money(input["amount_minor"], input["currency"].strip().upper())
+    balance = await statement.grant(
+        ctx.database,
+        ctx.actor,
+        user_id=object_id(input["user_id"], "userId"),
+        amount=amount,
+        reason=input["reason"],
+        key=input.get("key"),
+    )
+    return {"currency": amount.currency, "balance_minor": balance}
+
+
+@resolvers.mutation("createCoupon")
+async def create_coupon(ctx: Context, input: dict[str, Any]) -> Coupon:  # noqa: A002 (as above)
+    given = {name: value for name, value in input.items() if value is not None}
+    return await coupons.create(ctx.database, ctx.actor, **{"name": input["code"].strip().upper()} | given)
+
+
+@resolvers.mutation("editCoupon")
+async def edit_coupon(ctx: Context, code: str, input: dict[str, Any]) -> Coupon:  # noqa: A002 (as above)
+    for name, field in _REQUIRED.items():
+        if input.get(name, ...) is None:
+            raise Invalid.field(field, "is required")
+    changes = input | ({"applicable_plans": []} if input.get("applicable_plans", ...) is None else {})
+    return await coupons.edit(ctx.database, ctx.actor, code, **changes)
+
+
+@resolvers.mutation("endCoupon")
+async def end_coupon(ctx: Context, code: str) -> Coupon:
+    return await coupons.end(ctx.database, ctx.actor, code)
+
+
+@resolvers.field("Coupon", "duration")
+async def duration(_: Context, found: list[Coupon]) -> list[str]:
+    return [each.duration or "ONCE" for each in found]

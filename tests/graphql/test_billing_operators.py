@@ -1,0 +1,86 @@
+"""Billing as operators use it over GraphQL."""
+
+from typing import Any
+
+from bson import ObjectId
+from tests.graphql.test_billing import buy, rail
+from tests.graphql.test_operators import grace, id_of
+from tests.serving import Client
+
+from ximler.billing.sandbox import Sandbox
+from ximler.database import Database
+
+__all__ = ["grace", "rail"]  # the fixtures
+
+BILLING = """query ($id: ID!) { userBilling(userId: $id) {
+  subscription { planId status } creditBalance { currency balanceMinor } paymentMethods { label }
+  invoices { number kind totalMinor } payments { id status amountMinor } refunds { paymentId status amountMinor }
+  redemptions { code status }
+} }"""
+REFUND = """mutation ($input: RefundPaymentInput!) { refundPayment(input: $input) { status amountMinor to } }"""
+CREDIT = "mutation ($input: GrantCreditInput!) { grantCredit(input: $input) { currency balanceMinor } }"
+COUPON = "code type value valueMinor currency maxUses applicablePlans active duration durationPeriods"
+CREATE = f"mutation ($input: CreateCouponInput!) {{ createCoupon(input: $input) {{ {COUPON} }} }}"
+EDIT = (
+    f"mutation ($code: String!, $input: EditCouponInput!) {{ editCoupon(code: $code, input: $input) {{ {COUPON} }} }}"
+)
+
+
+async def test_an_operator_reads_a_users_billing_refunds_and_grants_credit(
+    grace: Client, ada: Client, database: Database, rail: Sandbox
+) -> None:
+    await buy(ada, database, rail, coupon="WELCOME20")
+    ada_id = await id_of(ada)
+    seen = (await grace.ask(BILLING, id=ada_id))["userBilling"]
+    assert seen["subscription"] == {"planId": "pro", "status": "ACTIVE"}
+    assert [each["totalMinor"] for each in seen["invoices"]] == [2320]
+    assert seen["redemptions"] == [{"code": "WELCOME20", "status": "CONFIRMED"}]
+    given = {"userId": ada_id, "paymentId": seen["payments"][0]["id"], "reason": "Asked for", "key": "t1"}
+    for _ in range(2):
+        made = (await grace.ask(REFUND, input=given | {"amountMinor": 1000}))["refundPayment"]
+        assert made == {"status": "SUCCEEDED", "amountMinor": 1000, "to": "CARD"}
+    too_much = await grace.ask(REFUND, input=given | {"amountMinor": 1321, "key": "t2"})
+    assert (too_much.code, list(too_much.fields)) == ("REFUND_TOO_HIGH", ["amountMinor"])
+    rest = await grace.ask(REFUND, input=given | {"to": "BALANCE", "key": "t3"})
+    assert rest["refundPayment"]["amountMinor"] == 1320
+    credit = {"userId": ada_id, "amountMinor": 500, "currency": "usd", "reason": "Sorry", "key": "c1"}
+    for _ in range(2):
+        assert (await grace.ask(CREDIT, input=credit))["grantCredit"] == {"currency": "USD", "balanceMinor": 1820}
+    for wrong, field in (
+        ({"amountMinor": 0}, "amountMinor"),
+        ({"currency": "XXX"}, "currency"),
+        ({"reason": " "}, "reason"),
+    ):
+        assert list((await grace.ask(CREDIT, input=credit | wrong)).fields) == [field]
+    seen = (await grace.ask(BILLING, id=ada_id))["userBilling"]
+    assert [each["amountMinor"] for each in seen["refunds"]] == [1320, 1000]
+    assert seen["payments"][0]["status"] == "REFUNDED"
+    log = await database.raw["auditlogs"].find({"userId": ObjectId(ada_id), "metadata.actor": "operator"}).to_list()
+    assert {each["action"] for each in log} == {
+        "accounts.user.viewed", "billing.payment.refunded", "billing.credit.granted",
+    }  # fmt: skip
+    assert (await grace.ask(BILLING, id=str(ObjectId()))).code == "NOT_FOUND"
+
+
+async def test_an_operator_creates_edits_and_ends_a_coupon(grace: Client) -> None:
+    terms: dict[str, Any] = {"code": "spring", "type": "FIXED", "value": 4.5, "validUntil": "2999-01-01T00:00:00Z"}
+    made = (await grace.ask(CREATE, input=terms | {"maxUses": 3, "applicablePlans": ["pro"]}))["createCoupon"]
+    assert made == {
+        "code": "SPRING", "type": "FIXED", "value": 4.5, "valueMinor": 450, "currency": "USD", "maxUses": 3,
+        "applicablePlans": ["pro"], "active": True, "duration": "ONCE", "durationPeriods": None,
+    }  # fmt: skip
+    assert (await grace.ask(CREATE, input=terms)).code == "CONFLICT"
+    change: dict[str, Any] = {"type": "PERCENTAGE", "value": 15, "maxUses": None, "applicablePlans": None}
+    changed = (await grace.ask(EDIT, code="SPRING", input=change))["editCoupon"]
+    assert [changed[name] for name in ("value", "valueMinor", "maxUses", "applicablePlans")] == [15, None, None, []]
+    for wrong, field in (
+        ({"value": -50}, "value"), ({"value": None}, "value"), ({"currency": "XXX"}, "currency"),
+        ({"duration": "REPEATING"}, "durationPeriods"), ({"applicablePlans": ["gold"]}, "applicablePlans"),
+        ({"validUntil": "2020-01-01T00:00:00Z"}, "validUntil"), ({"validFrom": None}, "validFrom"),
+    ):  # fmt: skip
+        refused = await grace.ask(EDIT, code="SPRING", input=wrong)
+        assert (refused.code, list(refused.fields)) == ("INVALID", [field])
+    ended = await grace.ask('mutation { endCoupon(code: "spring") { active } }')
+    assert ended["endCoupon"] == {"active": False}
+    listed = await grace.ask("{ coupons(active: true) { nodes { code } } }")
+    assert "SPRING" not in {each["code"] for each in listed["coupons"]["nodes"]}
