@@ -166,9 +166,7 @@ async def _change(
         # In a thread, so that a large canvas does not keep other requests waiting.
         given = await asyncio.to_thread(strict_json.decode, body, values=MAX_NODES, containers=MAX_CONTAINERS)
     except strict_json.NotJson as problem:
-        subject = f"{problem.place} in the body" if problem.place.startswith("/") else "The body"
-        place = f", at {problem.place}" if subject == "The body" and problem.place else ""
-        raise ClientException(f"{subject} {problem.problem}{place}") from None
+        raise ClientException(problem.about("The body")) from None
     try:
         revision = await save(state.database, caller.actor, project_id, given, based_on=based_on)
     except RevisionConflict as conflict:

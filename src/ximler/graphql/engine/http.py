@@ -15,6 +15,7 @@ CSRF: requests that browsers send across sites without a preflight (form content
 rejected. CORS, OPTIONS and compression belong to the surrounding application.
 """
 
+import asyncio
 import codecs
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -22,9 +23,11 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from ximler.core import strict_json
 from ximler.core.errors import Forbidden, XimlerError
 from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
+from ximler.graphql.engine.limits import Limits
 from ximler.graphql.engine.negotiation import JSON, RESPONSE_JSON, choose_response_type, is_json
 from ximler.graphql.engine.persisted import PersistedQueries
 
@@ -52,6 +55,7 @@ Refused = Callable[[Any, str], Awaitable[None]]
 """`refused(ctx, code)`: called when the request was rejected for lack of permission."""
 
 MIB = 1024 * 1024
+_LARGE = 64 * 1024  # bytes of a body: half a millisecond
 
 
 class Parameters(msgspec.Struct, rename="camel"):
@@ -146,13 +150,17 @@ class GraphQLApp:
         if media_type is None:
             raise NotWellFormed(406, "Answers are application/graphql-response+json or application/json")
         if method == "GET":
-            parameters = _read_query_string(scope.get("query_string", b""))
+            parameters = _read_query_string(scope.get("query_string", b""), self._engine.limits)
         else:
             try:
                 body = await self._receive_body(scope, headers, receive)
             except XimlerError as error:
                 return http_status(error), {"errors": [describe(error)]}, http_headers(error)
-            parameters = _read_body(body)
+            limits = self._engine.limits
+            if len(body) > _LARGE:  # in a thread, so that other requests do not wait
+                parameters = await asyncio.to_thread(_read_body, body, limits)
+            else:
+                parameters = _read_body(body, limits)
         try:
             query = self._persisted.find(
                 None if parameters.query is msgspec.UNSET else parameters.query, parameters.extensions
@@ -280,25 +288,17 @@ class _Headers:
         self.accept = b",".join(accept)
 
 
-_parameters = msgspec.json.Decoder(Parameters)
-_objects = msgspec.json.Decoder(dict[str, Any] | None)
-
-
-def _read_body(body: bytes) -> Parameters:
+def _read_body(body: bytes, limits: Limits) -> Parameters:
     body = body.removeprefix(codecs.BOM_UTF8)
     if not body:
         raise NotWellFormed(400, 'The request has no body: send {"query": …}')
     if body.lstrip()[:1] == b"[":
         raise NotWellFormed(400, "Batches are not accepted: send one operation a request")
-    try:
-        str(body, "utf-8")  # the decoder does not validate ignored keys
-    except UnicodeDecodeError as error:
-        raise NotWellFormed(400, f"The body is not UTF-8: byte {error.start} is wrong") from error
-    parameters: Parameters = _decode(_parameters, body, "The body")
+    parameters: Parameters = _decode(body, Parameters, "The body", limits)
     return parameters
 
 
-def _read_query_string(query_string: bytes) -> Parameters:
+def _read_query_string(query_string: bytes, limits: Limits) -> Parameters:
     try:
         pairs = parse_qsl(
             query_string.decode("ascii"), keep_blank_values=True, errors="strict", encoding="utf-8", max_num_fields=100
@@ -309,7 +309,7 @@ def _read_query_string(query_string: bytes) -> Parameters:
     if len(given) < len(pairs):
         raise NotWellFormed(400, "The query string gives a parameter twice")
     objects = {
-        name: _decode(_objects, given[name].encode(), f"`{name}`")
+        name: _decode(given[name].encode(), dict[str, Any] | None, f"`{name}`", limits)
         for name in ("variables", "extensions")
         if given.get(name)
     }
@@ -317,16 +317,15 @@ def _read_query_string(query_string: bytes) -> Parameters:
     return Parameters(query, given.get("operationName"), objects.get("variables"), objects.get("extensions"))
 
 
-def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes, what: str) -> Any:
+def _decode(data: bytes, kind: Any, subject: str, limits: Limits) -> Any:
     try:
-        return decoder.decode(data)
-    except RecursionError:
-        problem = "is nested too deeply"
+        value = strict_json.decode(data, values=limits.values, containers=limits.containers, depth=limits.json_depth)
+        return msgspec.convert(value, kind)
+    except strict_json.NotJson as error:
+        problem = error.about(subject)
     except msgspec.ValidationError as error:
-        problem = f"is not a GraphQL request: {error}"
-    except msgspec.DecodeError as error:
-        problem = f"is not JSON: {error}"
-    raise NotWellFormed(400, f"{what} {problem}")
+        problem = f"{subject} is not a GraphQL request: {error}"
+    raise NotWellFormed(400, problem)
 
 
 def _plain(value: Any) -> Any:

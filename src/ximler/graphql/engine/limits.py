@@ -50,6 +50,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Values inside lists and input objects of the variables; a JSON value counts as one. Coercion takes
     about 2 µs each, before authentication.
     """
+    values: int = 1_600_000
+    """Values of a request's JSON, over all levels."""
+    containers: int = 250_000
+    """Objects and arrays among them. Decoding takes 20 times as long as for other values."""
+    json_depth: int = 110
+    """Levels of a request's JSON. MongoDB stores 100."""
     page_size: int = 20
     """Assumed length of lists without `first` or `last`."""
     introspection_depth: int = 20
