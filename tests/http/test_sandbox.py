@@ -9,13 +9,16 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 import pytest
+from bson import ObjectId
 from pypdf import PdfReader
 from tests.serving import Client, serve
 
+from ximler.accounts import roles
 from ximler.billing import events, run
 from ximler.billing.rails import sandbox
 from ximler.billing.sandbox import Sandbox, sign
 from ximler.billing.verify import verify
+from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database
 
@@ -63,9 +66,9 @@ async def test_a_paid_plan_takes_effect_at_once(ada: Client, rail: Sandbox) -> N
 
 async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client, rail: Sandbox) -> None:
     await pay(ada, await begin(ada, coupon="WELCOME20"), GOOD)
-    found = await ada.ask("{ invoices { nodes { number pdfUrl } } payments { nodes { invoiceUrl } } }")
+    found = await ada.ask("{ invoices { nodes { number url pdfUrl } } payments { nodes { invoiceUrl } } }")
     (invoice,), (payment,) = found["invoices"]["nodes"], found["payments"]["nodes"]
-    assert payment["invoiceUrl"] == invoice["pdfUrl"]
+    assert payment["invoiceUrl"] == invoice["url"]
     path = urlsplit(invoice["pdfUrl"]).path
     bearer = {"Authorization": f"Bearer {ada.token}"}
     answer = await ada.http.get(path, headers=bearer)
@@ -82,6 +85,57 @@ async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client
     ]
     assert [each.status_code for each in answers] == [404, 404, 422, 401]
     await stranger.http.aclose()
+
+
+async def test_the_page_of_an_invoice_shows_what_the_pdf_shows(ada: Client, database: Database, rail: Sandbox) -> None:
+    await pay(ada, await begin(ada, coupon="WELCOME20"), GOOD)
+    (invoice,) = (await ada.ask("{ invoices { nodes { id number url pdfUrl } } }"))["invoices"]["nodes"]
+    await database.raw["invoices"].update_one({}, {"$set": {"buyerName": "<script>alert(1)</script>"}})
+    path, bearer = urlsplit(invoice["url"]).path, {"Authorization": f"Bearer {ada.token}"}
+    shown = await ada.http.get(path, headers=bearer)
+    assert (shown.status_code, shown.headers["cache-control"]) == (200, "no-store")
+    assert "default-src 'none'" in shown.headers["content-security-policy"]
+    assert "<script" not in shown.text
+    page = Text(shown.text)
+    pdf = PdfReader(io.BytesIO((await ada.http.get(urlsplit(invoice["pdfUrl"]).path, headers=bearer)).content))
+    text = " ".join(pdf.pages[0].extract_text().split())
+    for each in page.texts:
+        assert each in text or each in (f"Invoice {invoice['number']} · Ximler", "Download as PDF"), (each, text)
+    assert {"Pro", "29.00 USD", "-5.80 USD", "Due", "23.20 USD", "<script>alert(1)</script>"} <= set(page.texts)
+    assert page.links == [urlsplit(invoice["pdfUrl"]).path]
+
+    stranger = await Client(ada.app).join("eve@example.com")
+    as_stranger = {"Authorization": f"Bearer {stranger.token}"}
+    anonymous = await ada.http.get(path)
+    assert (anonymous.status_code, "Sign in to see the invoice" in anonymous.text) == (401, True)
+    assert (await stranger.http.get(path, headers=as_stranger)).status_code == 404
+    eve = (await stranger.ask("{ me { id } }"))["me"]["id"]
+    await roles.grant(database, Actor(kind="operator", via="cli"), ObjectId(eve), "operator")
+    await stranger.sign_in("eve@example.com")
+    as_operator = {"Authorization": f"Bearer {stranger.token}"}
+    assert (await stranger.http.get(path, headers=as_operator)).status_code == 200
+    viewed = await database.raw["auditlogs"].find_one({"action": "accounts.user.viewed"})
+    assert viewed is not None
+    await stranger.http.aclose()
+
+
+class Text(HTMLParser):
+    """The texts of a page, and where its links lead."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.links: list[str | None] = []
+        self._style = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._style = tag == "style"
+        self.links += [value for name, value in attrs if name == "href"]
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and not self._style:
+            self.texts.append(data.strip())
 
 
 async def test_a_customer_whose_renewal_failed_enters_another_card_and_has_paid(

@@ -1,4 +1,4 @@
-"""Invoices as PDF, from the stored invoice alone: nothing is computed here.
+"""Invoices as documents, from the stored invoice alone: the text of page and PDF, and the PDF. Nothing is computed here.
 
 Letters that the built-in font lacks (it has Latin, Greek and Cyrillic) come from the system's fonts, or show as boxes.
 """
@@ -12,31 +12,53 @@ from typing import Any
 import msgspec
 from bson import ObjectId
 
-from ximler.billing import invoices
+from ximler.billing import invoices, statement
 from ximler.billing.invoices import Invoice
 from ximler.core.actor import Actor
+from ximler.core.errors import NotFound
 from ximler.core.money import Money
 from ximler.core.settings import Settings
 from ximler.database import Database
 
-__all__ = ["download", "render"]
+__all__ = ["content", "download", "render", "view"]
 
 _DAY = "%-d %B %Y"
 _STATUS = {"OPEN": "Not paid yet.", "VOID": "Void: this is not to be paid."}
 
 
 async def download(database: Database, settings: Settings, actor: Actor, invoice_id: ObjectId) -> tuple[Invoice, bytes]:
-    """The actor's invoice, and its PDF. Raises NotFound. One command, two for a credit note."""
-    found = await invoices.find(database, actor, invoice_id)
-    corrected = await invoices.find(database, actor, found.corrects_id) if found.corrects_id else None
+    """The actor's invoice, and its PDF. Raises NotFound. One command, two for a credit note.
+
+    Operators also find the invoices of other users; audited.
+    """
+    found, corrected = await _find(database, actor, invoice_id)
     return found, await asyncio.to_thread(render, found, seller=settings.seller, corrects=corrected)
+
+
+async def view(
+    database: Database, settings: Settings, actor: Actor, invoice_id: ObjectId
+) -> tuple[Invoice, dict[str, Any]]:
+    """The same invoice, and its text for a page."""
+    found, corrected = await _find(database, actor, invoice_id)
+    return found, content(found, seller=settings.seller, corrects=corrected)
+
+
+async def _find(database: Database, actor: Actor, invoice_id: ObjectId) -> tuple[Invoice, Invoice | None]:
+    try:
+        found = await invoices.find(database, actor, invoice_id)
+    except NotFound:
+        if actor.kind != "operator":
+            raise
+        found = await statement.invoice(database, actor, invoice_id)
+    owner = msgspec.structs.replace(actor, user_id=found.user_id)
+    return found, await invoices.find(database, owner, found.corrects_id) if found.corrects_id else None
 
 
 def render(invoice: Invoice, *, seller: str = "Ximler", corrects: Invoice | None = None) -> bytes:
     """The PDF, in about 10 ms; the first of a process takes 0.3 s. The same invoice gives the same bytes."""
     import typst  # large, so only processes that render load it
 
-    data = msgspec.json.encode(_content(invoice, seller, corrects)).decode()
+    data = msgspec.json.encode(content(invoice, seller=seller, corrects=corrects)).decode()
     made: Any = typst.compile(_template(), format="pdf", sys_inputs={"data": data}, font_paths=_fonts(), timestamp=0)
     return bytes(made)
 
@@ -53,7 +75,9 @@ def _fonts() -> Any:
     return typst.Fonts()
 
 
-def _content(invoice: Invoice, seller: str, corrects: Invoice | None) -> dict[str, Any]:
+def content(invoice: Invoice, *, seller: str, corrects: Invoice | None) -> dict[str, Any]:
+    """Everything that a document of the invoice shows, as text."""
+
     def money(minor: int) -> str:
         return str(Money(minor, invoice.currency))
 

@@ -15,13 +15,13 @@ from ximler.core.money import Money
 from ximler.database import Database
 from ximler.schema.billing_account import Method
 from ximler.schema.credit import CREDITS
-from ximler.schema.invoice import Invoice
+from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.payment import Payment
 from ximler.schema.redemption import REDEMPTIONS, Redemption
 from ximler.schema.refund import Refund
 from ximler.schema.subscription import Subscription
 
-__all__ = ["Statement", "grant", "read"]
+__all__ = ["Statement", "grant", "invoice", "read"]
 
 _MAX_REASON = 500
 _NEWEST = 100
@@ -60,6 +60,17 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
         refunds=await refunds.of_user(database, user_id),
         redemptions=await database[REDEMPTIONS].find({"userId": user_id}),
     )
+
+
+async def invoice(database: Database, actor: Actor, invoice_id: ObjectId) -> Invoice:
+    """Any user's invoice, with its number. Operators only; audited. Raises NotFound, Forbidden."""
+    actor.require_operator()
+    known = await database[INVOICES].get({"_id": invoice_id})
+    viewed = Action.USER_VIEWED
+    await records.write(
+        database, actor, viewed, resource="users", resource_id=known.user_id, user_id=known.user_id, part="invoice"
+    )
+    return await invoices.find(database, msgspec.structs.replace(actor, user_id=known.user_id), invoice_id)
 
 
 async def grant(

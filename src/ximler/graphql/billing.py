@@ -147,15 +147,20 @@ async def quotes(ctx: Context, found: list[dict[str, Any]]) -> list[dict[str, An
     return [_quote(await checkouts.quote(ctx.database, each["checkout"])) for each in found]
 
 
+@resolvers.field("Invoice", "url")
+async def urls(ctx: Context, found: list[Invoice]) -> list[str]:
+    return [_url(ctx, each.id) for each in found]
+
+
 @resolvers.field("Invoice", "pdfUrl")
 async def pdf_urls(ctx: Context, found: list[Invoice]) -> list[str]:
-    return [_pdf_url(ctx, each.id) for each in found]
+    return [f"{ctx.settings.base_url}/v1/invoices/{each.id}.pdf" for each in found]
 
 
 @resolvers.field("Payment", "invoiceUrl")
 async def invoice_urls(ctx: Context, found: list[Payment]) -> list[str | None]:
     return [
-        _pdf_url(ctx, each.invoice_id)
+        _url(ctx, each.invoice_id)
         if each.invoice_url is None and each.invoice_id and each.paid_at
         else each.invoice_url
         for each in found
@@ -210,8 +215,8 @@ def _quote(quote: Quote | None) -> dict[str, Any] | None:
     }
 
 
-def _pdf_url(ctx: Context, invoice_id: object) -> str:
-    return f"{ctx.settings.base_url}/v1/invoices/{invoice_id}.pdf"
+def _url(ctx: Context, invoice_id: object) -> str:
+    return f"{ctx.settings.base_url}/invoices/{invoice_id}"
 
 
 def _position(after: str | None) -> Position | None:

@@ -1,17 +1,18 @@
-"""Invoices as PDF."""
+"""Invoices as pages and as PDF."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
 from ximler.billing import pdf
-from ximler.core.errors import NotFound
+from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
+from ximler.http.pages import page, page_of
 from ximler.http.problems import documented
 
 __all__ = ["routes"]
@@ -51,4 +52,36 @@ async def show(
     return Response(document, media_type=_PDF, headers=headers)
 
 
-routes = (show,)
+def _sign_in(_: Request[Any, Any, Any], _error: Unauthenticated) -> Response[str]:
+    text = "Sign in to your account in this browser, then open the invoice again."
+    answer = page("page.html", "Sign in to see the invoice", text=text, status=401)
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+_PAGE = page_of(
+    "An invoice as a page",
+    tag="billing",
+    _401="Not signed in, or the key is missing, expired or revoked",
+    _403="The key lacks the scope billing:read",
+    _404="There is no such invoice, or it is another user's",
+    _422="The id is malformed",
+    _429="Too many requests, or the month's calls are used up",
+    _503="The database is unavailable",
+)
+_PAGE["exception_handlers"] = _PAGE["exception_handlers"] | {Unauthenticated: _sign_in}
+
+
+@get("/invoices/{invoice:str}", **signed_in(scope="billing:read"), **_PAGE)
+async def show_page(
+    invoice: Annotated[str, PathParameter(max_length=100, description="The invoice's id")],
+    caller: NamedDependency[Caller],
+    state: State,
+) -> Response[str]:
+    """For people: the same text as the PDF, with a link to it. Loads nothing, and prints on paper as it is."""
+    settings = state.authentication.settings
+    found, content = await pdf.view(state.database, settings, caller.actor, object_id(invoice, "invoice"))
+    return page("invoice.html", content.pop("title"), **content, pdf=f"/v1/invoices/{found.id}.pdf")
+
+
+routes = (show, show_page)
