@@ -82,6 +82,21 @@ async def test_a_user_has_one_subscription_however_many_checkouts_are_paid_at_on
         await checkouts.start(database, rail, settings, ada, plan_id="pro", return_url="http://localhost/")
 
 
+async def test_a_checkout_is_paid_for_each_of_those_who_complete_it_at_once(
+    database: Database, rail: Sandbox, settings: Settings, buyer: Buyer
+) -> None:
+    """The page and the worker do: the page leads back to the shop when it returns, and the limits must hold by then."""
+    rail.deliver = _deaf
+    for _ in range(5):
+        begun = await checkouts.start(
+            database, rail, settings, await buyer(), plan_id="pro", return_url="http://localhost/"
+        )
+        await rail.enter_card(str(begun.session_id), GOOD)
+        both = await asyncio.gather(*(checkouts.complete(database, rail, begun.id) for _ in range(2)))
+        assert [each.status for each in both] == ["PAID", "PAID"]
+    assert await moved(database) == 5 * 2900
+
+
 async def _deaf(body: bytes, signature: str) -> None:
     """Loses every event."""
 

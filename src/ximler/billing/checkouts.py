@@ -169,6 +169,7 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
         await methods.save(database, provider, checkout, session.method)
         return await database[CHECKOUTS].get(checkout.id)
     await ensure(database, checkout.user_id)
+    charge = None
     try:
         await _hold_coupon(database, checkout, session.method)
         charge = await _claim(database, checkout, session, session.method)
@@ -177,10 +178,11 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
             raise
         refused = {"$set": {"status": "REFUSED", "problem": problem.message}}
         await database[CHECKOUTS].patch({"_id": checkout.id, "status": "OPEN"}, refused)
-        return await database[CHECKOUTS].get(checkout.id)
     if charge is not None:
         await payments.drive(database, provider, charge.id)
-    return await database[CHECKOUTS].get(checkout.id)
+    found = await database[CHECKOUTS].get(checkout.id)
+    # Claimed by another process at the same moment: without driving its payment, too, this would return before it is made.
+    return await _drive(database, provider, found) if charge is None and found.status == "PROCESSING" else found
 
 
 async def expire(database: Database) -> int:
