@@ -1,15 +1,26 @@
 """Billing's notices: each step that a user should know of has one, in the inbox and by mail."""
 
+import asyncio
+import email
+import email.policy
 from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from typing import Any
 
+import msgspec
+from aiosmtpd.smtp import SMTP
 from tests.billing.conftest import AUTHENTICATION, SOFT, Buy, add_plan, at, card_of, renewed_with, subscription
 from tests.billing.test_refunds import refund
 
+from ximler.accounts.keyring import Keyring
 from ximler.billing import changes, run, subscriptions
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
+from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.notifications.email import Smtp
 from ximler.schema.job import OUTBOX
+from ximler.worker import Tools, Worker
 
 
 async def notices(database: Database, actor: Actor) -> list[tuple[str, str]]:
@@ -30,7 +41,7 @@ async def test_a_purchase_has_a_welcome_and_a_receipt_and_each_is_mailed(
         ("Welcome to Pro", "Your subscription to Pro has begun."),
         (
             "Your receipt: 23.20 USD",
-            "We received your payment of 23.20 USD: Pro 29.00 USD; WELCOME20 -5.80 USD. The invoice is in your account.",
+            "We received your payment of 23.20 USD: Pro 29.00 USD; WELCOME20 -5.80 USD.",
         ),
     ]
     assert await database[OUTBOX].count({"kind": "notifications.send"}) == 2
@@ -91,3 +102,52 @@ async def test_changes_cancellations_and_refunds_are_reported(
     ]
     assert found[-2][1].startswith(f"Enterprise ends on {end:%-d %B %Y}, and is yours until then.")
     assert "at the end of its period, as you asked" in found[-1][1]
+
+
+class Postbox:
+    """A mail server's, on loopback."""
+
+    def __init__(self) -> None:
+        self.received: list[EmailMessage] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 (aiosmtpd's name)
+        self.received.append(email.message_from_bytes(envelope.content, policy=email.policy.default))  # type: ignore[arg-type]  # the policy's class
+        return "250 taken"
+
+
+async def test_mails_about_invoices_lead_to_them_and_respect_the_preference(
+    database: Database, settings: Settings, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await renewed_with(database, rail, ada, buy, card=AUTHENTICATION)
+    postbox = Postbox()
+    server = await asyncio.get_running_loop().create_server(lambda: SMTP(postbox, hostname="test"), "127.0.0.1", 0)
+    url = f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    settings, keyring = msgspec.structs.replace(settings, public_url="https://ximler.example"), Keyring(settings)
+    worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=Smtp(url)))
+    assert await worker.run_due() == 3
+    found = {str(mail["Subject"]): mail for mail in postbox.received}
+    assert set(found) == {"Welcome to Pro", "Your receipt: 29.00 USD", "Confirm your payment"}
+    invoices = {each["kind"]: each["_id"] for each in await database.raw["invoices"].find({}).to_list()}
+    for subject, kind, label in (
+        ("Your receipt: 29.00 USD", "CHECKOUT", "Open the invoice"),
+        ("Confirm your payment", "RENEWAL", "Confirm the payment"),
+    ):
+        text, html = (found[subject].get_body((kind,)) for kind in ("plain", "html"))
+        assert text is not None
+        assert html is not None
+        link = f"https://ximler.example/invoices/{invoices[kind]}"
+        assert link in text.get_content().splitlines()
+        assert f'href="{link}"' in html.get_content()
+        assert f">{label}</a>" in html.get_content()
+    welcome = found["Welcome to Pro"].get_body(("plain",))
+    assert welcome is not None
+    assert "/invoices/" not in welcome.get_content()
+
+    silent = {"$set": {"notificationSettings.email.billingAlerts": False}}
+    await database.raw["users"].update_one({"_id": ada.user_id}, silent)
+    await subscriptions.cancel(database, ada)
+    await worker.run_due()
+    assert len(postbox.received) == 3
+    assert (await notices(database, ada))[-1][0] == "Pro has ended"
+    server.close()
+    keyring.close()

@@ -157,13 +157,22 @@ async def test_a_customer_whose_renewal_failed_enters_another_card_and_has_paid(
     added = 'mutation { addPaymentMethod(returnUrl: "http://localhost/back") { url kind quote { dueMinor } } }'
     begun = (await ada.ask(added))["addPaymentMethod"]
     assert (begun["kind"], begun["quote"]) == ("CARD", None)
-    path = urlsplit(begun["url"]).path
+    page, bearer = f"/invoices/{unpaid['id']}", {"Authorization": f"Bearer {ada.token}"}
+    shown = await ada.http.get(page, headers=bearer)
+    assert f'<form class="links" method="post" action="{page}/pay">' in shown.text
+    leads = await ada.http.post(f"{page}/pay", headers=bearer)
+    assert leads.status_code == 303
+    path = urlsplit(leads.headers["location"]).path
     assert "charged to it at once" in (await ada.http.get(path)).text
     assert (await pay(ada, path, GOOD)).status_code == 303
     assert "The card is saved" in (await ada.http.get(path)).text
     found = await ada.ask("{ me { subscription { status } } invoices { nodes { status } } }")
     assert found["me"]["subscription"]["status"] == "ACTIVE"
     assert [each["status"] for each in found["invoices"]["nodes"]] == ["PAID", "PAID"]
+    assert "Pay now" not in (await ada.http.get(page, headers=bearer)).text
+    paid = await ada.http.post(f"{page}/pay", headers=bearer)
+    assert (paid.status_code, urlsplit(paid.headers["location"]).path) == (303, page)
+    assert (await ada.http.post(f"{page}/pay")).status_code == 401
 
 
 async def test_the_form_needs_no_script_and_names_its_fields(ada: Client, rail: Sandbox) -> None:

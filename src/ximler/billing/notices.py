@@ -8,6 +8,7 @@ from ximler.billing import states
 from ximler.core.money import Money
 from ximler.database import Database
 from ximler.notifications import inbox
+from ximler.notifications.inbox import Link
 from ximler.schema.billing_account import Terms
 from ximler.schema.invoice import Invoice
 
@@ -36,20 +37,21 @@ async def paid(transaction: Database, invoice: Invoice) -> None:
         for line in invoice.lines
         if not line.get("included")
     )
-    text = f"We received your payment of {amount}: {lines}. The invoice is in your account."
-    await _notify(transaction, invoice.user_id, f"Your receipt: {amount}", text, invoice)
+    text = f"We received your payment of {amount}: {lines}."
+    await _notify(transaction, invoice.user_id, f"Your receipt: {amount}", text, invoice, label="Open the invoice")
 
 
 async def declined(transaction: Database, invoice: Invoice, failure: str) -> None:
     """The payment of a period failed, and is tried again."""
     amount = Money(invoice.due_minor, invoice.currency)
     if failure == "authentication_required":
-        title, text = "Confirm your payment", f"Your bank requires you to confirm the payment of {amount}."
+        title, label = "Confirm your payment", "Confirm the payment"
+        text = f"Your bank requires you to confirm the payment of {amount}."
     else:
-        title = "Your payment failed"
+        title, label = "Your payment failed", "Pay now"
         text = f"Your payment of {amount} was declined ({failure.replace('_', ' ')})."
     text += " Your plan stays as it is while we try again in the next days."
-    await _notify(transaction, invoice.user_id, title, text, invoice)
+    await _notify(transaction, invoice.user_id, title, text, invoice, label=label)
 
 
 async def trial_ends(transaction: Database, user_id: ObjectId, terms: Terms, *, at: datetime) -> None:
@@ -88,9 +90,11 @@ async def refunded(transaction: Database, user_id: ObjectId, amount: Money, *, t
 
 
 async def _notify(
-    transaction: Database, user_id: ObjectId, title: str, text: str, invoice: Invoice | None = None
+    transaction: Database, user_id: ObjectId, title: str, text: str, invoice: Invoice | None = None, *, label: str = ""
 ) -> None:
+    """With a link to the page of the invoice, if there is one."""
     user = await transaction.users.find_one({"_id": user_id})
     if user is not None:
         metadata = {"invoiceId": str(invoice.id)} if invoice else None
-        await inbox.notify(transaction, user, "BILLING", title, text, metadata)
+        link = Link(f"/invoices/{invoice.id}", label) if invoice else None
+        await inbox.notify(transaction, user, "BILLING", title, text, metadata, link=link)

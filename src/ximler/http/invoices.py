@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from litestar import Request, Response, get
+from litestar import Request, Response, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
-from ximler.billing import pdf
+from ximler.billing import checkouts, invoices, pdf
+from ximler.billing.rails import rail
 from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
@@ -59,20 +60,27 @@ def _sign_in(_: Request[Any, Any, Any], _error: Unauthenticated) -> Response[str
     return answer
 
 
-_PAGE = page_of(
-    "An invoice as a page",
-    tag="billing",
-    _401="Not signed in, or the key is missing, expired or revoked",
-    _403="The key lacks the scope billing:read",
-    _404="There is no such invoice, or it is another user's",
-    _422="The id is malformed",
-    _429="Too many requests, or the month's calls are used up",
-    _503="The database is unavailable",
+def _page_of(summary: str, *, scope: str, **reasons: str) -> dict[str, Any]:
+    options = page_of(
+        summary,
+        tag="billing",
+        _401="Not signed in, or the key is missing, expired or revoked",
+        _403=f"The key lacks the scope {scope}, or another site sent the request",
+        _404="There is no such invoice, or it is another user's",
+        _422="The id is malformed",
+        _429="Too many requests, or the month's calls are used up",
+        _503="The database is unavailable",
+        **reasons,
+    )
+    options["exception_handlers"] = options["exception_handlers"] | {Unauthenticated: _sign_in}
+    return options
+
+
+@get(
+    "/invoices/{invoice:str}",
+    **signed_in(scope="billing:read"),
+    **_page_of("An invoice as a page", scope="billing:read"),
 )
-_PAGE["exception_handlers"] = _PAGE["exception_handlers"] | {Unauthenticated: _sign_in}
-
-
-@get("/invoices/{invoice:str}", **signed_in(scope="billing:read"), **_PAGE)
 async def show_page(
     invoice: Annotated[str, PathParameter(max_length=100, description="The invoice's id")],
     caller: NamedDependency[Caller],
@@ -81,7 +89,42 @@ async def show_page(
     """For people: the same text as the PDF, with a link to it. Loads nothing, and prints on paper as it is."""
     settings = state.authentication.settings
     found, content = await pdf.view(state.database, settings, caller.actor, object_id(invoice, "invoice"))
-    return page("invoice.html", content.pop("title"), **content, pdf=f"/v1/invoices/{found.id}.pdf")
+    unpaid = found.status == "OPEN" and found.user_id == caller.actor.user_id
+    title, address = content.pop("title"), f"/invoices/{found.id}"
+    answer = page("invoice.html", title, **content, pdf=f"/v1{address}.pdf", pay=f"{address}/pay" if unpaid else None)
+    if unpaid:  # browsers apply the policy of forms also to the payment page, where the answer leads
+        policy = answer.headers["Content-Security-Policy"]
+        answer.headers["Content-Security-Policy"] = policy.replace(
+            "form-action 'self'", f"form-action 'self' {settings.base_url} https:"
+        )
+    return answer
 
 
-routes = (show, show_page)
+@post(
+    "/invoices/{invoice:str}/pay",
+    **signed_in(scope="billing:write"),
+    **_page_of(
+        "Pay an invoice on the payment page",
+        scope="billing:write",
+        _303="Leads to the payment provider's page, or back to an invoice that is not open",
+    ),
+)
+async def pay(
+    invoice: Annotated[str, PathParameter(max_length=100, description="The invoice's id")],
+    caller: NamedDependency[Caller],
+    state: State,
+) -> Response[str]:
+    """The button of an unpaid invoice. The card that is entered there becomes the payment method, and is charged at once:
+    a bank that requires authentication can ask for it, because the customer is present.
+    """
+    settings = state.authentication.settings
+    found = await invoices.find(state.database, caller.actor, object_id(invoice, "invoice"))
+    where = f"{settings.base_url}/invoices/{found.id}"
+    if found.status == "OPEN":
+        provider = rail(state.database, settings)
+        begun = await checkouts.change_card(state.database, provider, settings, caller.actor, return_url=where)
+        where = begun.url or where
+    return Response("", status_code=303, headers={"Location": where, "Cache-Control": "no-store"})
+
+
+routes = (show, show_page, pay)

@@ -5,7 +5,7 @@ A notification is written in the transaction of the change it reports. All appea
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 
@@ -20,11 +20,29 @@ from ximler.schema.document import Document
 from ximler.schema.notification import Notification, NotificationType
 from ximler.schema.user import User
 
-__all__ = ["UNSUBSCRIBE", "Notified", "Sign", "mark_all_read", "mark_read", "notify", "page", "send", "unread_counts"]
+__all__ = [
+    "UNSUBSCRIBE",
+    "Link",
+    "Notified",
+    "Sign",
+    "mark_all_read",
+    "mark_read",
+    "notify",
+    "page",
+    "send",
+    "unread_counts",
+]
 
 UNSUBSCRIBE = "unsubscribe"  # purpose of the token in unsubscribe links
 
 Sign = Callable[[str, ObjectId], str]
+
+
+class Link(NamedTuple):
+    """A page of this site: `Link("/invoices/…", "Open the invoice")`."""
+
+    path: str
+    label: str
 
 
 async def notify(
@@ -35,13 +53,15 @@ async def notify(
     message: str,
     metadata: Mapping[str, Any] | None = None,
     *,
+    link: Link | None = None,
     occasion: ObjectId | None = None,
 ) -> Notification:
     """Add a notification to the user's inbox, and enqueue a mail if the user wants it. One command, two with
     a mail.
 
-    `occasion` is the id of the calling job, if any, and makes the call idempotent (one more command). SYSTEM
-    notifications are never mailed, because there is no preference for them.
+    `link` becomes a button of the mail, and `link` in the metadata. `occasion` is the id of the calling job,
+    if any, and makes the call idempotent (one more command). SYSTEM notifications are never mailed, because
+    there is no preference for them.
     """
     if occasion and (sent := await transaction.notifications.find_one({"_id": occasion, "userId": user.id})):
         return sent
@@ -52,7 +72,7 @@ async def notify(
             type=type,
             title=" ".join(title.split()),  # a mail's subject is a single line
             message=message,
-            metadata=dict(metadata or {}),
+            metadata={**(metadata or {}), **({"link": link._asdict()} if link else {})},
         )
     )
     if _wants_mail(user, type):
@@ -75,22 +95,25 @@ async def send(payload: Notified, *, database: Database, settings: Settings, mai
     notification = await database.notifications.find_one({"_id": payload.notification_id, "userId": payload.user_id})
     if user is None or notification is None or not _wants_mail(user, notification.type):
         return
-    unsubscribe = None
-    if notification.type == "PRODUCT":
-        unsubscribe = f"{settings.base_url}/unsubscribe?token={sign(UNSUBSCRIBE, user.id)}"
+    product = notification.type == "PRODUCT"
+    link = None if product else notification.metadata.get("link")
+    if product:
+        link = {"path": f"/unsubscribe?token={sign(UNSUBSCRIBE, user.id)}", "label": "Unsubscribe"}
+    url = f"{settings.base_url}{link['path']}" if link else None
     mail = compose(
         "notification",
         settings,
         to=user.email,
         subject=notification.title,
         key=f"notification:{notification.id}",
-        link=unsubscribe,
-        label="Unsubscribe",
+        link=url,
+        label=link["label"] if link else "",
+        product=product,
         greeting=greeting(user),
         text=notification.message,
     )
-    if unsubscribe:
-        mail["List-Unsubscribe"] = f"<{unsubscribe}>"
+    if product:
+        mail["List-Unsubscribe"] = f"<{url}>"
         mail["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
     await mailer.send(mail)
 
