@@ -58,6 +58,9 @@ GIVEN = {
     "audit_mongodb_uri": ("mongodb://db.example/shop", "mongodb://db.example/shop"),
     "smtp_url": ("smtp://mail.example:587", "smtp://mail.example:587"),
     "seller": ("Shop; 1 High Street", "Shop; 1 High Street"),
+    "stripe_key": ("sk_test_abc", "sk_test_abc"),
+    "stripe_webhook_secrets": ("whsec_0123456789, whsec_9876543210", ("whsec_0123456789", "whsec_9876543210")),
+    "stripe_api": ("http://127.0.0.1:8420", "http://127.0.0.1:8420"),
     "mail_from": ("Shop <hello@shop.example>", "Shop <hello@shop.example>"),
     "session_days": ("7", 7),
     "session_max_days": ("40", 40),
@@ -412,5 +415,21 @@ def test_any_environment_gives_settings_or_an_error_that_names_a_variable(enviro
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_setting_that_carries_a_credential_is_marked_secret_and_shown_nowhere(name: str) -> None:
     """By its name: a key, a token, a URI or URL with a password. Its value is in no repr and no error."""
-    credential = name.endswith(("_key", "_token", "_uri")) or name == "smtp_url"
+    credential = name.endswith(("_key", "_token", "_uri", "_secrets")) or name == "smtp_url"
     assert ("…" in repr(load({variable_name(name): GIVEN[name][0]}))) == credential
+
+
+def test_stripes_key_needs_the_endpoints_secret_and_a_live_one_production() -> None:
+    secrets = {"XIMLER_STRIPE_WEBHOOK_SECRETS": "whsec_of_the_endpoint", "XIMLER_SECRET_KEY": KEY}
+    live = {**secrets, "XIMLER_STRIPE_KEY": "sk_live_abc"}
+    for environ, problem in (
+        (live, "XIMLER_STRIPE_KEY: a live key takes real money: use a test key in development"),
+        ({"XIMLER_STRIPE_KEY": "sk_test_abc"}, "XIMLER_STRIPE_WEBHOOK_SECRETS: required with XIMLER_STRIPE_KEY"),
+        ({"XIMLER_STRIPE_KEY": "pk_test_abc"}, "XIMLER_STRIPE_KEY: Expected a secret or restricted key of Stripe"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            load(environ).with_secret()
+        assert caught.value.message.startswith(problem)
+        assert "abc" not in caught.value.message
+    for environ in ({**live, "XIMLER_ENVIRONMENT": "production"}, {**secrets, "XIMLER_STRIPE_KEY": "rk_test_abc"}):
+        assert load(environ).with_secret().stripe_key == environ["XIMLER_STRIPE_KEY"]

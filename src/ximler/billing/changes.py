@@ -19,6 +19,7 @@ from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, Unused, price
 from ximler.billing.provider import Provider
+from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, NotFound
 from ximler.database import Database
@@ -208,7 +209,8 @@ def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetim
         charges=[charge],
         unused=[unused],
         balance_minor=balance(account, old.currency),
-        minimum_minor=subscriptions.MINIMUM_MINOR,
+        minimum_minor=minimum(old.currency),
+        step_minor=step(old.currency),
     )
     new_anchor = anchor if same else now
     return Change(plan_id=plan.id, when="NOW", at=now, terms=terms, anchor=new_anchor, period=new_period, quote=quote)

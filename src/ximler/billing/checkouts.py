@@ -19,6 +19,7 @@ from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
 from ximler.billing.provider import PaymentMethod, Provider, Session
+from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError
 from ximler.core.settings import Settings
@@ -214,7 +215,13 @@ def quote_of(terms: Terms, account: BillingAccount, anchor: datetime) -> Quote:
         discount=discount(terms.rebate),
     )
     held = balance(account, terms.currency)
-    return price(terms.currency, charges=[charge], balance_minor=held, minimum_minor=subscriptions.MINIMUM_MINOR)
+    return price(
+        terms.currency,
+        charges=[charge],
+        balance_minor=held,
+        minimum_minor=minimum(terms.currency),
+        step_minor=step(terms.currency),
+    )
 
 
 async def _hold_coupon(database: Database, checkout: Checkout, method: PaymentMethod) -> None:

@@ -27,9 +27,20 @@ _MOST_TRIES = 12
 
 
 async def receive(database: Database, provider: Provider, body: bytes, signature: str) -> bool:
-    """Store a delivery; False for one that was stored before. Raises Unauthenticated, Invalid. One command."""
+    """Store a delivery; False for one that was stored before, or is of no concern. One command.
+
+    Raises Unauthenticated, Invalid.
+    """
     notice = provider.verify(body, signature)
-    event = BillingEvent(id=notice.id, kind=notice.kind, object_id=notice.object_id, due_at=database.clock.now())
+    if notice is None:
+        return False
+    event = BillingEvent(
+        id=notice.id,
+        kind=notice.kind,
+        object_id=notice.object_id,
+        reference=notice.reference,
+        due_at=database.clock.now(),
+    )
     with contextlib.suppress(DocumentExists):
         await database[BILLING_EVENTS].insert(event)
         return True
@@ -80,9 +91,9 @@ async def _apply(database: Database, provider: Provider, event: BillingEvent) ->
             await checkouts.complete(database, provider, checkout.id)
             return True
         case "intent.changed":
-            return await payments.observe(database, provider, event.object_id)
+            return await payments.observe(database, provider, event.object_id, event.reference)
         case "refund.changed":
-            return await refunds.observe(database, provider, event.object_id)
+            return await refunds.observe(database, provider, event.object_id, event.reference)
         case "dispute.changed":
             return await refunds.observe_dispute(database, provider, event.object_id)
         case _:

@@ -8,13 +8,14 @@ and is applied only if no later one was: a slow reader never overwrites a fast o
 from datetime import timedelta
 from typing import Literal
 
+import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, refunds, subscriptions
 from ximler.billing.account import ensure, lock, store
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict
+from ximler.core.errors import Conflict, Invalid
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
@@ -29,6 +30,7 @@ class PaymentDeclined(Conflict):
     code = "PAYMENT_DECLINED"
 
 
+_log = structlog.get_logger("ximler.billing")
 _LOOK_AGAIN_S = (30, 60, 300, 900, 3600)
 
 
@@ -42,12 +44,16 @@ async def drive(database: Database, provider: Provider, charge_id: str) -> Charg
     if charge.intent_id is None:
         if not wanted:
             return await _apply(database, charge, _abandoned(charge), ticket)
-        intent = await provider.create_intent(
-            customer_id=charge.customer_id,
-            amount_minor=charge.amount_minor,
-            currency=charge.currency,
-            reference=charge.id,
-        )
+        try:
+            intent = await provider.create_intent(
+                customer_id=charge.customer_id,
+                amount_minor=charge.amount_minor,
+                currency=charge.currency,
+                reference=charge.id,
+            )
+        except Invalid as refused:
+            _log.error("the provider rejects a payment", charge=charge.id, reason=refused.message)
+            return await _apply(database, charge, _abandoned(charge, "rejected_by_the_provider"), ticket)
         where = {"_id": charge.id, "intentId": None}
         if not await database[CHARGES].patch(where, {"$set": {"intentId": intent.id}}):
             charge = await database[CHARGES].get(charge.id)  # another stored its own first
@@ -62,15 +68,21 @@ def declined(charge: Charge, consequence: str) -> PaymentDeclined:
     return PaymentDeclined(f"The payment was declined ({(charge.failure or '').replace('_', ' ')}): {consequence}")
 
 
-async def observe(database: Database, provider: Provider, intent_id: str) -> bool:
-    """Apply the provider's current state of an intent; False for one that is not ours, or not known yet."""
-    reference = (await provider.intent(intent_id)).reference
-    if await database[CHARGES].find_one({"_id": reference}) is None:
-        return False
-    ticket, charge = await _ticket(database, reference)
+async def observe(database: Database, provider: Provider, intent_id: str, reference: str | None = None) -> bool:
+    """Apply the provider's current state of an intent; False for one that is not known yet.
+
+    `reference` is the charge's id, where the event says so. A state that changes nothing costs one command.
+    """
+    reference = reference or (await provider.intent(intent_id)).reference
+    charge = await database[CHARGES].find_and_patch({"_id": reference}, {"$inc": {"ticket": 1}})
+    if charge is None:
+        return not reference
     if charge.intent_id != intent_id:
         return True  # created and lost: never confirmed
-    await _apply(database, charge, await provider.intent(intent_id), ticket)
+    intent = await provider.intent(intent_id)
+    decided = "SUCCEEDED" if charge.status == "PAID" else charge.status
+    if intent.status != decided:
+        await _apply(database, charge, intent, charge.ticket)
     return True
 
 
@@ -132,13 +144,13 @@ async def _set(
     await transaction.payments.patch({"_id": charge.payment_id, "userId": user_id}, {"$set": values})
 
 
-def _abandoned(charge: Charge) -> Intent:
-    """For an attempt that is not wanted any more and took no money."""
+def _abandoned(charge: Charge, failure: str = "cancelled") -> Intent:
+    """For an attempt that took no money and never will."""
     return Intent(
         id=charge.intent_id or "",
         status="FAILED",
         reference=charge.id,
         amount_minor=charge.amount_minor,
         currency=charge.currency,
-        failure="cancelled",
+        failure=failure,
     )

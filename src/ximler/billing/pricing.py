@@ -187,10 +187,12 @@ def price(
     tax: Tax = NO_TAX,
     balance_minor: int = 0,
     minimum_minor: int = 0,
+    step_minor: int = 1,
 ) -> Quote:
     """Price an invoice: charges less unused parts of earlier periods less the credit balance.
 
-    `minimum_minor` is the least that the provider charges at once. Raises Invalid where a discount is in another currency.
+    `minimum_minor` is the least that the provider charges at once, in multiples of `step_minor`; the rest stays in the balance.
+    Raises Invalid where a discount is in another currency.
     """
     lines: list[Line] = [_unused_line(each) for each in unused]
     discount_minor = 0
@@ -204,7 +206,7 @@ def price(
         lines.append(_tax_line(tax, tax_minor))
     total = net if tax.inclusive else net + tax_minor
     owed = total - balance_minor
-    due = owed if owed > 0 and owed >= minimum_minor else 0
+    due = owed - owed % step_minor if owed > 0 and owed >= minimum_minor else 0
     if due != total:
         lines.append(_balance_line(due - total, balance_minor))
     return Quote(

@@ -75,11 +75,14 @@ class Dispute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified event: something happened to an object, whose state is to be fetched."""
+    """A verified event: something happened to an object, whose state is to be fetched. `reference` is its charge's or refund's
+    id, where the event says so.
+    """
 
     id: str
     kind: str
     object_id: str
+    reference: str | None = None
 
 
 class Provider(Protocol):
@@ -107,8 +110,10 @@ class Provider(Protocol):
 
     async def dispute(self, dispute_id: str) -> Dispute: ...
 
-    def verify(self, body: bytes, signature: str) -> Notice:
-        """Raises Unauthenticated for a signature that is wrong or older than five minutes, Invalid for another body."""
+    def verify(self, body: bytes, signature: str) -> Notice | None:
+        """None for an event of no concern. Raises Unauthenticated for a signature that is wrong or older than five minutes,
+        Invalid for another body.
+        """
 
     async def advance(self) -> None:
         """Settle the payments that are due by now. Only the sandbox has any."""

@@ -1,4 +1,4 @@
-"""The payment provider of an installation: the sandbox in development."""
+"""The payment provider of an installation: Stripe where it has a key, else the sandbox, in development only."""
 
 import hmac
 
@@ -17,14 +17,22 @@ class NoProvider(Unavailable):
 
 
 def rail(database: Database, settings: Settings) -> Provider:
-    """Raises NoProvider outside of development."""
+    """Raises NoProvider without a key outside of development."""
+    if settings.stripe_key is not None:
+        from ximler.billing.stripe import of_process  # here, because the library takes 0.3 s to import
+
+        return of_process(settings)
     return sandbox(database, settings)
 
 
 def sandbox(database: Database, settings: Settings) -> Sandbox:
-    """The sandbox, whose events come to this installation's inbox. Raises NoProvider outside of development."""
+    """The sandbox, whose events come to this installation's inbox. Raises NoProvider where there is none."""
+    if settings.stripe_key is not None:
+        raise NoProvider("Payments are Stripe's: there is no sandbox")
     if not settings.development:
-        raise NoProvider("No payment provider is configured: the sandbox is for development only")
+        raise NoProvider(
+            "No payment provider is configured: set XIMLER_STRIPE_KEY (the sandbox is for development only)"
+        )
     secret = hmac.digest(settings.secret_keys[0], b"ximler sandbox events", "sha256")
 
     async def deliver(body: bytes, signature: str) -> None:

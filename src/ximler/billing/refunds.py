@@ -145,24 +145,26 @@ async def drive(database: Database, provider: Provider, refund_id: str) -> Refun
     return await _apply(database, refund, state, ticket)
 
 
-async def observe(database: Database, provider: Provider, provider_id: str) -> bool:
-    """Apply the provider's current state of a refund; False for one that is not ours, or not known yet."""
-    reference = (await provider.refund_state(provider_id)).reference
-    if await database[REFUNDS].find_one({"_id": reference}) is None:
-        return False
-    ticket, refund = await _ticket(database, reference)
-    await _apply(database, refund, await provider.refund_state(provider_id), ticket)
+async def observe(database: Database, provider: Provider, provider_id: str, reference: str | None = None) -> bool:
+    """Apply the provider's current state of a refund; False for one that is not known yet.
+
+    `reference` is our refund's id, where the event says so.
+    """
+    reference = reference or (await provider.refund_state(provider_id)).reference
+    refund = await database[REFUNDS].find_and_patch({"_id": reference}, {"$inc": {"ticket": 1}})
+    if refund is None:
+        return not reference
+    await _apply(database, refund, await provider.refund_state(provider_id), refund.ticket)
     return True
 
 
 async def observe_dispute(database: Database, provider: Provider, dispute_id: str) -> bool:
-    """Apply the provider's current state of a dispute; False for a charge that is not ours, or not known yet."""
-    found = await database[CHARGES].find_one({"_id": (await provider.dispute(dispute_id)).reference})
-    if found is None:
-        return False
-    charge = await database[CHARGES].find_and_patch({"_id": found.id}, {"$inc": {"disputeTicket": 1}})
-    if charge is not None:
-        await dispute_changed(database, charge, await provider.dispute(dispute_id))
+    """Apply the provider's current state of a dispute; False for a charge that is not known yet."""
+    reference = (await provider.dispute(dispute_id)).reference
+    charge = await database[CHARGES].find_and_patch({"_id": reference}, {"$inc": {"disputeTicket": 1}})
+    if charge is None:
+        return not reference
+    await dispute_changed(database, charge, await provider.dispute(dispute_id))
     return True
 
 

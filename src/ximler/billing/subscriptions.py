@@ -17,6 +17,7 @@ from ximler.billing.account import RETRIES, current, discount, ends_at, live, lo
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import price
+from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Conflict, NotFound
 from ximler.core.money import Money
@@ -32,7 +33,6 @@ from ximler.schema.redemption import REDEMPTIONS, redemption_id
 from ximler.schema.subscription import Subscription
 
 __all__ = [
-    "MINIMUM_MINOR",
     "cancel",
     "collect",
     "end",
@@ -46,7 +46,6 @@ __all__ = [
     "start",
 ]
 
-MINIMUM_MINOR = 50  # less is not charged: it goes on the next invoice
 CATCH_UP = timedelta(days=3)  # between the payments of periods that are overdue together
 _log = structlog.get_logger("ximler.billing")
 
@@ -158,7 +157,8 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
         terms.currency,
         charges=[charge],
         balance_minor=int(account.balances.get(terms.currency, 0)),
-        minimum_minor=MINIMUM_MINOR,
+        minimum_minor=minimum(terms.currency),
+        step_minor=step(terms.currency),
     )
     terms.net_minor = terms.price_minor - quote.discount_minor
     terms.rebate = rebate(off.renewed(terms.price_minor)) if off else None

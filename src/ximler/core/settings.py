@@ -195,6 +195,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Your name and address on invoices, lines separated by `;`: `Acme Ltd; 1 High Street; London`.",
         ),
     ] = "Ximler"
+    stripe_key: Annotated[
+        Annotated[Secret, Meta(pattern=r"^(sk|rk)_(test|live)_\w+$")] | None,
+        Meta(
+            description="Secret or restricted API key of Stripe, which then takes the payments. Unset: the sandbox, in "
+            "development only. Live keys are rejected in development."
+        ),
+    ] = None
+    stripe_webhook_secrets: Annotated[
+        tuple[Annotated[Secret, Meta(min_length=16)], ...],
+        Meta(
+            description="Signing secrets of the endpoint `/webhooks/stripe`, required with a key. "
+            "Rotate by prepending: `new,old`."
+        ),
+    ] = ()
+    stripe_api: Annotated[
+        str,
+        Meta(pattern=r"^https?://[^/?#\s]+$", description="Address of Stripe's API: another one for tests."),
+    ] = "https://api.stripe.com"
     session_days: Annotated[int, Meta(ge=1, le=400, description="Days until an unused session ends.")] = 30
     session_max_days: Annotated[
         int, Meta(ge=1, le=400, description="Days until any session ends, however much it is used.")
@@ -286,7 +304,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return tuple(hashlib.sha256(b"ximler audit entries" + key).digest() for key in self.secret_keys)
 
     def with_secret(self) -> Self:
-        """These settings with a usable secret key: the given one, or (embedded) one kept in `data_path`."""
+        """These settings with a usable secret key: the given one, or (embedded) one kept in `data_path`.
+
+        Raises SettingsError, also for a key of Stripe that cannot be used.
+        """
+        if self.stripe_key is not None and self.development and "_live_" in self.stripe_key:
+            problem = "a live key takes real money: use a test key in development"
+            raise SettingsError(f"XIMLER_STRIPE_KEY: {problem}", fields={"stripe_key": problem})
+        if self.stripe_key is not None and not self.stripe_webhook_secrets:
+            problem = "required with XIMLER_STRIPE_KEY: the signing secret of the endpoint, whsec_…"
+            raise SettingsError(f"XIMLER_STRIPE_WEBHOOK_SECRETS: {problem}", fields={"stripe_webhook_secrets": problem})
         if self.secret_key is None and self.mongodb_uri is None:
             return msgspec.structs.replace(self, secret_key=_generated_secret(self.data_path))
         _ = self.secret_keys
@@ -326,6 +353,8 @@ def load(
             message = f"Expected one of {', '.join(_choices(name))}"
         elif "matching regex" in message:
             message = "Expected a URL, such as https://ximler.example"
+            if name == "stripe_key":
+                message = "Expected a secret or restricted key of Stripe: sk_test_…, sk_live_…, rk_test_… or rk_live_…"
         shown = sources.get(name, "settings")
         value = "" if name not in Settings.__struct_fields__ or _is_secret(name) else f" (got {_shown(values[name])})"
         raise SettingsError(f"{shown}: {message}{value}", fields={name or "settings": message}) from None

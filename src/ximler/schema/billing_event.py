@@ -19,6 +19,7 @@ class BillingEvent(Document, kw_only=True):
     id: str = field(name="_id")
     kind: str
     object_id: str
+    reference: str | None = None  # its charge's or refund's id, where the event says so
     due_at: datetime | None = None  # None: applied
     tries: int = 0
     problem: str | None = None

@@ -1,0 +1,367 @@
+"""Stripe as a rail, over its official library, which no other module imports.
+
+Card data never reaches Ximler: a hosted page (Checkout in setup mode) saves a card, which is charged off-session. Objects of
+ours are named in the metadata. Every write has an idempotency key of ours, and nothing rests on it: an intent is confirmed at
+most once, and a refund is looked for before it is made. Answers are those of `VERSION`, whatever the account's default is.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httpx
+import msgspec
+import stripe
+import structlog
+from bson import ObjectId
+
+from ximler.billing.provider import (
+    Dispute,
+    Intent,
+    IntentStatus,
+    Notice,
+    PaymentMethod,
+    ProviderUnavailable,
+    Refunded,
+    Session,
+)
+from ximler.billing.stripe_currencies import from_stripe, to_stripe
+from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
+from ximler.core.settings import Settings
+
+__all__ = ["VERSION", "Stripe", "of_process"]
+
+VERSION = "2026-10-28.endive"
+TOLERANCE_S = 300
+_TIMEOUT = httpx.Timeout(20.0, connect=5.0)
+_SHORTEST_PAGE = timedelta(minutes=31)  # Stripe asks for 30 at least
+_NAME = "ximler"  # the key of our metadata: what the object is for
+
+# The card's issuer will not change its mind (docs.stripe.com/declines/codes).
+_HARD = frozenset(
+    "account_closed card_not_supported currency_not_supported expired_card fraudulent highest_risk_level incorrect_number "
+    "invalid_account invalid_expiry_month invalid_expiry_year invalid_number lost_card merchant_blacklist no_such_card "
+    "pickup_card restricted_card revocation_of_all_authorizations revocation_of_authorization security_violation "
+    "service_not_allowed stolen_card stop_payment_order transaction_not_allowed resource_missing "
+    "payment_method_customer_decline payment_method_not_available payment_method_unexpected_state".split()
+)
+# Not shown to the customer, who may be the thief.
+_HIDDEN = frozenset(
+    "fraudulent highest_risk_level lost_card merchant_blacklist pickup_card restricted_card security_violation "
+    "stolen_card".split()
+)
+_DISPUTES: dict[str, Any] = {"won": "WON", "warning_closed": "WON", "lost": "LOST", "prevented": "LOST"}
+_REFUNDS: dict[str, Any] = {"succeeded": "SUCCEEDED", "failed": "FAILED", "canceled": "FAILED"}
+_KINDS = {
+    "checkout.session.": "checkout.completed",
+    "payment_intent.": "intent.changed",
+    "refund.": "refund.changed",
+    "charge.refund.": "refund.changed",
+    "charge.dispute.": "dispute.changed",
+}
+_NAMED = ("checkout.completed", "intent.changed")  # those without a name of ours are another application's
+
+_log = structlog.get_logger("ximler.billing")
+_of_loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Stripe]]" = WeakKeyDictionary()
+
+
+def of_process(settings: Settings) -> "Stripe":
+    """The rail of these settings, with the connections of this event loop."""
+    known = _of_loops.setdefault(asyncio.get_running_loop(), {})
+    identity = (settings.stripe_key, settings.stripe_webhook_secrets, settings.stripe_api)
+    if identity not in known:
+        key = str(settings.stripe_key)
+        if "_test_" in key and not settings.development:
+            _log.warning("Stripe's key is a test key: no money moves")
+        known[identity] = Stripe(key, settings.stripe_webhook_secrets, api=settings.stripe_api)
+    return known[identity]
+
+
+class Stripe:
+    """`secrets` of the webhook's endpoint, newest first: an event is accepted under any of them."""
+
+    def __init__(self, key: str, secrets: tuple[str, ...], *, api: str = "https://api.stripe.com") -> None:
+        self._secrets = secrets
+        self._live = "_live_" in key
+        self._versions = {VERSION}
+        self._http = stripe.HTTPXClient(timeout=_TIMEOUT)
+        client = stripe.StripeClient(
+            key,
+            stripe_version=VERSION,
+            base_addresses={"api": api},
+            max_network_retries=1,
+            http_client=self._http,
+        )
+        self._api: Any = client.v1
+
+    async def customer(self, user_id: ObjectId) -> str:
+        made = await self._write(self._api.customers, _hourly(f"customer:{user_id}"), metadata={_NAME: str(user_id)})
+        return str(made["id"])
+
+    async def open_session(
+        self, *, key: str, customer_id: str, title: str, return_url: str, expires_at: datetime
+    ) -> Session:
+        soonest = datetime.now(expires_at.tzinfo) + _SHORTEST_PAGE
+        made = await self._write(
+            self._api.checkout.sessions,
+            _hourly(key),
+            mode="setup",
+            customer=customer_id,
+            payment_method_types=["card"],
+            setup_intent_data={"description": title},
+            success_url=return_url,
+            cancel_url=return_url,
+            metadata={_NAME: key},
+            expires_at=int(max(expires_at, soonest).timestamp()),
+        )
+        return _session(made)
+
+    async def session(self, session_id: str) -> Session:
+        return _session(await self._read(self._api.checkout.sessions, session_id, "setup_intent.payment_method"))
+
+    async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
+        made = await self._write(
+            self._api.payment_intents,
+            _hourly(reference),
+            amount=to_stripe(amount_minor, currency),
+            currency=currency.lower(),
+            customer=customer_id,
+            payment_method_types=["card"],
+            metadata={_NAME: reference},
+        )
+        return _intent(made)
+
+    async def confirm(self, intent_id: str, method_id: str) -> Intent:
+        options = {"idempotency_key": _hourly(f"{intent_id}:{method_id}")}
+        params = {"payment_method": method_id, "off_session": True}
+        refused = None
+        try:
+            with _errors():
+                await self._api.payment_intents.confirm_async(intent_id, params=params, options=options)
+        except _Declined:
+            pass  # the intent has the reason
+        except (Invalid, NotFound) as problem:
+            refused = problem
+        intent = await self.intent(intent_id)
+        if refused is None or intent.status != "CREATED":
+            return intent
+        _log.warning("Stripe refused to charge a card", intent=intent_id, reason=refused.message)
+        return Intent(
+            id=intent.id,
+            status="FAILED",
+            reference=intent.reference,
+            amount_minor=intent.amount_minor,
+            currency=intent.currency,
+            failure="card_not_usable",
+            hard=True,
+        )
+
+    async def intent(self, intent_id: str) -> Intent:
+        return _intent(await self._read(self._api.payment_intents, intent_id, "latest_charge"))
+
+    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Refunded:
+        """Looks for the refund first: Stripe forgets idempotency keys after a day."""
+        async for each in self._all(self._api.refunds, payment_intent=intent_id):
+            if _reference(each) == key:
+                return _refunded(each)
+        currency = (await self.intent(intent_id)).currency
+        made = await self._write(
+            self._api.refunds,
+            f"ximler:{key}",
+            payment_intent=intent_id,
+            amount=to_stripe(amount_minor, currency),
+            metadata={_NAME: key},
+        )
+        return _refunded(made)
+
+    async def refund_state(self, refund_id: str) -> Refunded:
+        return _refunded(await self._read(self._api.refunds, refund_id))
+
+    async def dispute(self, dispute_id: str) -> Dispute:
+        """An inquiry counts as an open dispute."""
+        found = await self._read(self._api.disputes, dispute_id, "payment_intent")
+        intent = found.get("payment_intent")
+        return Dispute(
+            id=found["id"],
+            reference=_reference(intent) if isinstance(intent, dict) else "",
+            status=_DISPUTES.get(found["status"], "OPEN"),
+            amount_minor=_amount(found),
+        )
+
+    def verify(self, body: bytes, signature: str) -> Notice | None:
+        self._check_signature(body, signature)
+        try:
+            event = msgspec.json.decode(body, type=_Event)
+        except (msgspec.MsgspecError, RecursionError):
+            raise Invalid("The body is not an event") from None
+        if event.livemode != self._live:
+            _log.warning("an event of Stripe's other mode was ignored", type=event.type, live=event.livemode)
+            return None
+        if event.api_version and event.api_version not in self._versions:
+            self._versions.add(event.api_version)
+            _log.warning("the webhook's endpoint has another API version", expected=VERSION, version=event.api_version)
+        found = event.data.object
+        kind = next((kind for prefix, kind in _KINDS.items() if event.type.startswith(prefix)), None)
+        reference = (found.metadata or {}).get(_NAME)
+        if kind is None or (reference is None and kind in _NAMED):
+            return None
+        return Notice(id=event.id, kind=kind, object_id=found.id, reference=reference)
+
+    async def advance(self) -> None:
+        """Nothing is due: Stripe's payments settle by themselves."""
+
+    async def close(self) -> None:
+        """Close the connections. A process that ends needs not."""
+        await self._http.close_async()
+
+    def _check_signature(self, body: bytes, signature: str) -> None:
+        for secret in self._secrets if signature.isascii() else ():
+            with contextlib.suppress(stripe.SignatureVerificationError, UnicodeDecodeError):
+                stripe.WebhookSignature.verify_header(body, signature, secret, TOLERANCE_S)
+                return
+        raise Unauthenticated("The signature is wrong, or older than five minutes")
+
+    async def _read(self, service: Any, object_id: str, *expand: str) -> dict[str, Any]:
+        with _errors():
+            return _plain(await service.retrieve_async(object_id, params={"expand": list(expand)} if expand else {}))
+
+    async def _write(self, service: Any, key: str, **params: Any) -> dict[str, Any]:
+        with _errors():
+            return _plain(await service.create_async(params=params, options={"idempotency_key": key}))
+
+    async def _all(self, service: Any, **params: Any) -> AsyncIterator[dict[str, Any]]:
+        with _errors():
+            found = await service.list_async(params={"limit": 100, **params})
+            async for each in found.auto_paging_iter():
+                yield _plain(each)
+
+
+class _Object(msgspec.Struct):
+    id: str
+    metadata: dict[str, str] | None = None
+
+
+class _Data(msgspec.Struct):
+    object: _Object
+
+
+class _Event(msgspec.Struct):
+    """The part of an event that is read. The object's state is fetched."""
+
+    id: str
+    type: str
+    data: _Data
+    livemode: bool = False
+    api_version: str | None = None
+
+
+class _Declined(Conflict):
+    code = "PAYMENT_DECLINED"
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """The library's errors as ours."""
+    try:
+        yield
+    except stripe.CardError as error:
+        raise _Declined(f"Stripe: {error.user_message or error}") from error
+    except stripe.InvalidRequestError as error:
+        if error.code == "resource_missing" and error.http_status == 404:
+            raise NotFound(f"Stripe: {error.user_message or error}") from error
+        raise Invalid.field(error.param or "stripe", str(error.user_message or error)) from error
+    except (stripe.AuthenticationError, stripe.PermissionError) as error:
+        _log.error("Stripe refused the key", reason=str(error.user_message or error))
+        raise _no_answer() from error
+    except stripe.StripeError as error:
+        _log.warning("Stripe did not answer", kind=type(error).__name__, status=error.http_status, code=error.code)
+        raise _no_answer() from error
+
+
+def _no_answer() -> ProviderUnavailable:
+    return ProviderUnavailable("The payment provider does not answer: try again in a moment")
+
+
+def _hourly(name: str) -> str:
+    """An idempotency key for a write that is harmless twice. Stripe repeats its answer to a key, also an error of its own:
+    under a key for ever, one bad minute would fail the write for a day.
+    """
+    return f"ximler:{name}:{int(time.time()) // 3600}"
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    values: dict[str, Any] = found.to_dict()
+    return values
+
+
+def _reference(found: dict[str, Any]) -> str:
+    return str((found.get("metadata") or {}).get(_NAME, ""))
+
+
+def _amount(found: dict[str, Any]) -> int:
+    return from_stripe(found["amount"], found["currency"].upper())
+
+
+def _session(found: dict[str, Any]) -> Session:
+    setup, method = found.get("setup_intent"), None
+    if found.get("status") == "complete" and isinstance(setup, dict) and setup.get("status") == "succeeded":
+        method = _method(setup["payment_method"])
+    return Session(id=found["id"], url=found.get("url") or "", customer_id=str(found["customer"]), method=method)
+
+
+def _method(found: dict[str, Any]) -> PaymentMethod:
+    card = found.get("card") or {}
+    label = f"{str(card.get('brand') or 'card').title()} {card.get('last4', '')}".strip()
+    return PaymentMethod(id=found["id"], label=label, fingerprint=card.get("fingerprint") or found["id"])
+
+
+def _intent(found: dict[str, Any]) -> Intent:
+    failure, hard, status = None, False, _status(found)
+    if status == "FAILED":
+        failure, hard = _failure(found)
+    currency, charge = found["currency"].upper(), found.get("latest_charge")
+    refunded = charge.get("amount_refunded", 0) if isinstance(charge, dict) else 0
+    return Intent(
+        id=found["id"],
+        status=status,
+        reference=_reference(found),
+        amount_minor=_amount(found),
+        currency=currency,
+        refunded_minor=from_stripe(refunded, currency),
+        failure=failure,
+        hard=hard,
+    )
+
+
+def _status(found: dict[str, Any]) -> IntentStatus:
+    match found["status"]:
+        case "succeeded":
+            return "SUCCEEDED"
+        case "processing" | "requires_capture":
+            return "PROCESSING"
+        case "canceled" | "requires_action":
+            return "FAILED"
+        case _:
+            return "FAILED" if found.get("last_payment_error") else "CREATED"
+
+
+def _failure(found: dict[str, Any]) -> tuple[str, bool]:
+    """The reason that is shown, and whether the card will never work."""
+    if found["status"] == "canceled":
+        return "cancelled", False
+    error = found.get("last_payment_error") or {"code": "authentication_required"}
+    code = str(error.get("decline_code") or error.get("code") or "card_declined")
+    if code in ("payment_intent_authentication_failure", "setup_intent_authentication_failure"):
+        code = "authentication_required"
+    hard = code in _HARD or error.get("advice_code") == "do_not_try_again"
+    return "card_declined" if code in _HIDDEN else code, hard
+
+
+def _refunded(found: dict[str, Any]) -> Refunded:
+    status = _REFUNDS.get(found["status"], "PENDING")
+    failure = str(found.get("failure_reason") or "failed").replace("_", " ") if status == "FAILED" else None
+    return Refunded(id=found["id"], reference=_reference(found), status=status, failure=failure)

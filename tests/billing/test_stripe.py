@@ -1,0 +1,314 @@
+"""Stripe's rail, through its library, against localstripe on loopback."""
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from tests.billing import peer as peers
+from tests.billing.conftest import OPERATOR, paid, subscription
+from tests.billing.peer import SECRET, Fault, Peer
+
+from ximler.billing import checkouts, events, payments, refunds, run
+from ximler.billing.provider import ProviderUnavailable
+from ximler.billing.stripe import VERSION, Stripe, _intent
+from ximler.billing.verify import verify
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.schema.billing_event import BILLING_EVENTS
+from ximler.schema.charge import CHARGES
+from ximler.schema.checkout import Checkout
+from ximler.schema.refund import Refund
+
+GOOD, DECLINED, AUTHENTICATION = "4242424242424242", "4000000000000341", "4000002760003184"
+Buy = Callable[..., Awaitable[Checkout]]
+
+
+@pytest.fixture(scope="session")
+async def served() -> AsyncIterator[Peer]:
+    async with peers.start() as peer:
+        yield peer
+
+
+@pytest.fixture
+async def peer(served: Peer, database: Database) -> AsyncIterator[Peer]:
+    await served.events()
+    served.forget()
+    yield served
+    await served.events()
+    assert await verify(database) == []
+
+
+@pytest.fixture
+async def stripe(peer: Peer) -> AsyncIterator[Stripe]:
+    rail = Stripe("sk_test_of_nobody", (SECRET,), api=peer.url)
+    yield rail
+    await rail.close()
+
+
+@pytest.fixture
+def buy(database: Database, stripe: Stripe, peer: Peer, settings: Settings) -> Buy:
+    async def buy(actor: Actor, card: str = GOOD) -> Checkout:
+        begun = await begin(database, stripe, settings, actor)
+        await peer.enter_card(str(begun.session_id), card)
+        await deliver(database, stripe, peer)
+        return await checkouts.get(database, actor, begun.id)
+
+    return buy
+
+
+async def begin(database: Database, stripe: Stripe, settings: Settings, actor: Actor) -> Checkout:
+    return await checkouts.start(database, stripe, settings, actor, plan_id="pro", return_url="http://localhost/back")
+
+
+async def deliver(database: Database, stripe: Stripe, peer: Peer) -> int:
+    """Stripe sends its events, and background work applies them."""
+    count = 0
+    while waiting := await peer.events():
+        for body, signature in waiting:
+            count += await events.receive(database, stripe, body, signature)
+        await events.process(database, stripe)
+    return count
+
+
+async def test_a_plan_is_bought_with_a_card_that_is_saved_on_stripes_page(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy, settings: Settings
+) -> None:
+    begun = await begin(database, stripe, settings, ada)
+    assert begun.url == f"https://checkout.stripe.com/c/pay/{begun.session_id}"
+    assert (await checkouts.complete(database, stripe, begun.id)).status == "OPEN"
+    bought = await buy(ada)
+    assert (bought.status, (await subscription(database, ada)).plan_id) == ("PAID", "pro")
+    assert (await paid(database, ada), list(peer.money().values())) == ([2900], [2900])
+    (charge,) = await database[CHARGES].find({})
+    assert peer.money() == {charge.id: 2900}
+    assert await database[BILLING_EVENTS].find({"problem": {"$gt": ""}}) == []
+
+
+@pytest.mark.parametrize(
+    ("card", "problem"),
+    [
+        (DECLINED, "The payment was declined: card declined"),
+        (AUTHENTICATION, "The payment was declined: authentication required"),
+    ],
+)
+async def test_a_declined_card_takes_no_money_and_leaves_the_checkout_open(
+    database: Database, peer: Peer, ada: Actor, buy: Buy, card: str, problem: str
+) -> None:
+    tried = await buy(ada, card)
+    assert (tried.status, tried.problem, peer.money()) == ("OPEN", problem, {})
+    assert await database.subscriptions.find({"userId": ada.user_id}) == []
+    assert (await buy(ada)).status == "PAID"
+
+
+FAULTS: list[Fault] = ["down", "lost", "500"]
+
+
+@pytest.mark.parametrize("step", ["POST /v1/payment_intents", "confirm"])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_payment_whose_answer_is_lost_is_made_once_also_thirty_hours_later(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy, fault: Fault, step: str
+) -> None:
+    peer.fault = lambda name: fault if name.endswith(step) else None
+    tried = await buy(ada)
+    assert tried.status in ("PROCESSING", "PAID")
+    peer.fault = lambda _: None
+    peer.keys.clear()
+    database.clock.offset_ms += 30 * 3_600_000
+    await run.run(database, stripe)
+    assert (await checkouts.get(database, ada, tried.id)).status == "PAID"
+    assert (await paid(database, ada), list(peer.money().values())) == ([2900], [2900])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_refund_whose_answer_is_lost_is_made_once_also_thirty_hours_later(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy, fault: Fault
+) -> None:
+    await buy(ada)
+    peer.fault = lambda name: fault if name == "POST /v1/refunds" else None
+    made = await refund(database, stripe, ada, 1000)
+    assert made.status == "PENDING"
+    peer.fault = lambda _: None
+    peer.keys.clear()
+    database.clock.offset_ms += 30 * 3_600_000
+    await run.run(database, stripe)
+    (made,) = await refunds.of_user(database, ada.require_user())
+    assert (made.status, list(peer.money().values())) == ("SUCCEEDED", [1900])
+
+
+async def test_a_rejected_request_ends_the_attempt(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
+) -> None:
+    for fault, error in (("rate", ProviderUnavailable), ("key", ProviderUnavailable), (None, NotFound)):
+        peer.fault = lambda _, fault=fault: fault
+        with pytest.raises(error):
+            await stripe.session("cs_none")
+    with pytest.raises(Invalid, match="multiples of 10"):
+        await stripe.create_intent(customer_id="cus_1", amount_minor=1001, currency="KWD", reference="x")
+    await buy(ada)
+    await database.raw["billingaccounts"].update_many({}, {"$set": {"method.id": "pm_detached"}})
+    database.clock.offset_ms += 32 * 86_400_000
+    await run.run(database, stripe)
+    found = await database.payments.find({"userId": ada.user_id}, sort=[("createdAt", -1)])
+    assert [(each.status, each.failure) for each in found] == [("FAILED", "card_not_usable"), ("PAID", None)]
+    assert (await subscription(database, ada)).status == "PAST_DUE"
+
+
+async def test_a_lost_dispute_refunds_the_payment(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    (charge,) = await database[CHARGES].find({})
+    disputed = {"id": "dp_1", "object": "dispute", "amount": 2900, "currency": "usd"}
+    for status, ours in (("needs_response", "OPEN"), ("lost", "LOST")):
+        intent = await stripe._read(stripe._api.payment_intents, str(charge.intent_id))
+        peer.disputes["dp_1"] = {**disputed, "payment_intent": intent, "status": status}
+        peer.send("charge.dispute.updated", {**disputed, "metadata": {}})
+        await deliver(database, stripe, peer)
+        assert (await database[CHARGES].get(charge.id)).dispute == ours
+    (payment,) = await database.payments.find({"userId": ada.user_id})
+    assert payment.status == "REFUNDED"
+
+
+async def test_of_two_readers_the_one_that_began_later_stands(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
+) -> None:
+    """The slow one has read that nothing was paid; it arrives last, and no event follows."""
+    peer.fault = lambda name: "down" if name.endswith("confirm") else None
+    await buy(ada)
+    peer.fault = lambda _: None
+    (charge,) = await database[CHARGES].find({})
+    reads, slow = asyncio.Event(), asyncio.Event()
+
+    async def hold(name: str) -> None:
+        if name == f"GET /v1/payment_intents/{charge.intent_id}" and not reads.is_set():
+            reads.set()
+            await slow.wait()
+
+    peer.hold = hold
+    late = asyncio.create_task(payments.observe(database, stripe, str(charge.intent_id), charge.id))
+    await reads.wait()
+    assert (await payments.drive(database, stripe, charge.id)).status == "PAID"
+    slow.set()
+    assert await late
+    assert (await database[CHARGES].get(charge.id)).status == "PAID"
+    assert (await subscription(database, ada)).status == "ACTIVE"
+
+
+async def test_events_doubled_reordered_and_handled_at_once_end_in_the_same_state(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
+) -> None:
+    begun = await buy(ada)
+    await refund(database, stripe, ada, 900)
+    (charge,) = await database[CHARGES].find({})
+    for kind in ("payment_intent.created", "payment_intent.succeeded", "payment_intent.payment_failed"):
+        peer.send(kind, {"id": charge.intent_id, "metadata": {"ximler": charge.id}})
+    peer.send("refund.updated", {"id": peer.ids("refund")[0], "metadata": {}})
+    peer.send("checkout.session.completed", peer.sessions[str(begun.session_id)])
+    waiting = await peer.events()
+    for body, signature in reversed(waiting):
+        stored = [await events.receive(database, stripe, body, signature) for _ in range(2)]
+        assert stored == [True, False]
+    await asyncio.gather(*(events.process(database, stripe) for _ in range(4)))
+    assert (await paid(database, ada), list(peer.money().values())) == ([2900], [2000])
+    assert await database[BILLING_EVENTS].find({"problem": {"$gt": ""}}) == []
+
+
+def event(**changes: Any) -> bytes:
+    found = {"id": "pi_1", "object": "payment_intent", "metadata": {"ximler": "charge"}}
+    kind = "payment_intent.succeeded"
+    return msgspec.json.encode(
+        {"id": "evt_1", "type": kind, "api_version": VERSION, "livemode": False, "data": {"object": found}} | changes
+    )
+
+
+def sign(body: bytes, secret: str = SECRET, *, age_s: int = 0) -> str:
+    moment = int(time.time()) - age_s
+    return f"t={moment},v1={hmac.new(secret.encode(), b'%d.' % moment + body, hashlib.sha256).hexdigest()}"
+
+
+@pytest.fixture(scope="session")
+async def offline() -> AsyncIterator[Stripe]:
+    """For what needs no peer."""
+    rail = Stripe("sk_test_of_nobody", ("whsec_of_tomorrow", SECRET))
+    yield rail
+    await rail.close()
+
+
+def test_an_event_is_accepted_under_either_secret_for_five_minutes(offline: Stripe) -> None:
+    for signature in (
+        sign(event(), "whsec_of_tomorrow"),
+        sign(event(), age_s=290),
+        f"{sign(event(), 'whsec_other')},{sign(event()).partition(',')[2]}",
+    ):
+        notice = offline.verify(event(), signature)
+        assert notice is not None
+        found = (notice.id, notice.kind, notice.object_id, notice.reference)
+        assert found == ("evt_1", "intent.changed", "pi_1", "charge")
+
+
+def test_a_wrong_signature_is_refused(offline: Stripe) -> None:
+    right = sign(event())
+    for body, signature in (
+        (event(), sign(event(), "whsec_of_another_endpoint")),
+        (event(), sign(event(), age_s=310)),
+        (event().replace(b"pi_1", b"pi_2"), right),
+        (event() + b" ", right),
+        (event(), ""),
+        (event(), "t=1,v1"),
+        (event(), "v1=" + right.partition("v1=")[2]),
+        (event(), right.replace("v1=", "v0=")),
+        (event(), right.replace("v1=", "v1=é")),
+        (b"\xff", sign(b"\xff")),
+    ):
+        with pytest.raises(Unauthenticated):
+            offline.verify(body, signature)
+
+
+def test_a_body_that_is_no_event_is_refused(offline: Stripe) -> None:
+    for body in (b"{}", b"[", b"[" * 5000, b'{"id":1,"type":"a","data":{"object":{"id":"x"}}}'):
+        with pytest.raises(Invalid, match="not an event"):
+            offline.verify(body, sign(body))
+
+
+def test_events_of_other_applications_and_modes_are_of_no_concern(offline: Stripe) -> None:
+    for changes in (
+        {"type": "customer.created"},
+        {"livemode": True},
+        {"data": {"object": {"id": "pi_1", "metadata": {}}}},
+        {"data": {"object": {"id": "pi_1"}}},
+    ):
+        body = event(**changes)
+        assert offline.verify(body, sign(body)) is None
+
+
+def test_a_decline_says_whether_the_card_may_be_tried_again() -> None:
+    found = {"id": "pi_1", "status": "requires_payment_method", "amount": 100, "currency": "usd"}
+    for error, shown, hard in (
+        ({"code": "card_declined", "decline_code": "insufficient_funds"}, "insufficient_funds", False),
+        ({"code": "card_declined", "decline_code": "stolen_card"}, "card_declined", True),
+        ({"code": "expired_card"}, "expired_card", True),
+        ({"code": "card_declined", "advice_code": "do_not_try_again"}, "card_declined", True),
+        ({"code": "payment_intent_authentication_failure"}, "authentication_required", False),
+    ):
+        read = _intent({**found, "last_payment_error": error})
+        assert (read.status, read.failure, read.hard) == ("FAILED", shown, hard)
+
+
+async def refund(database: Database, stripe: Stripe, actor: Actor, amount_minor: int) -> Refund:
+    (payment,) = await database.payments.find({"userId": actor.user_id})
+    return await refunds.refund(
+        database,
+        stripe,
+        OPERATOR,
+        user_id=actor.require_user(),
+        payment_id=payment.id,
+        amount_minor=amount_minor,
+        reason="Asked for",
+    )
