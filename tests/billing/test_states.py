@@ -1,5 +1,6 @@
 """The table of states: statuses and events that exist, and the same table in the guide."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -28,3 +29,12 @@ def test_the_guide_shows_the_table(event: states.Event) -> None:
     row = states.TABLE[event]
     (after,) = set(row.values())
     assert f"| {event.replace('_', ' ')} | {', '.join(row)} | {after} |" in DOCS.read_text()
+
+
+def test_the_guide_draws_the_same_transitions() -> None:
+    drawn = {
+        (before, event.replace(" ", "_"), after)
+        for before, after, events in re.findall(r"^    ([A-Z_]+) --> ([A-Z_]+): (.+)$", DOCS.read_text(), re.MULTILINE)
+        for event in events.split(", ")
+    }
+    assert drawn == {(before, event, after) for event, row in states.TABLE.items() for before, after in row.items()}

@@ -8,12 +8,12 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, refunds, virtuals
-from ximler.billing.account import ensure, find, lock, move, store
+from ximler.billing.account import discount, ensure, find, lock, move, store
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.money import Money
 from ximler.database import Database
-from ximler.schema.billing_account import Method
+from ximler.schema.billing_account import BillingAccount, Method, Rebate
 from ximler.schema.credit import CREDITS
 from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.payment import Payment
@@ -28,13 +28,17 @@ _NEWEST = 100
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
-    """`invoices`, `payments`: the newest hundred. `next_at` is when billing acts next."""
+    """`invoices`, `payments`: the newest hundred. `next_at` is when billing acts next.
+
+    `rebate` is the subscription's coupon, while it applies to later periods.
+    """
 
     user_id: ObjectId
     subscription: Subscription | None
     balances: dict[str, int]
     next_at: datetime | None
     method: Method | None
+    rebate: Rebate | None
     invoices: list[Invoice]
     payments: list[Payment]
     refunds: list[Refund]
@@ -55,11 +59,18 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
         balances={currency: minor for currency, minor in account.balances.items() if minor},
         next_at=account.next_at,
         method=account.method,
+        rebate=_rebate(account),
         invoices=(await invoices.page(database, theirs, first=_NEWEST)).items,
         payments=(await payments.page(database, theirs, first=_NEWEST)).items,
         refunds=await refunds.of_user(database, user_id),
         redemptions=await database[REDEMPTIONS].find({"userId": user_id}),
     )
+
+
+def _rebate(account: BillingAccount) -> Rebate | None:
+    terms = account.terms if account.subscription_id else None
+    found = discount(terms.rebate) if terms else None
+    return terms.rebate if terms and found and found.applies else None
 
 
 async def invoice(database: Database, actor: Actor, invoice_id: ObjectId) -> Invoice:

@@ -1,5 +1,6 @@
 """`ximler billing`: run due work, simulate time, and manage users' money, for operators."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -89,7 +90,9 @@ async def run_due(run: Run, until: datetime | None) -> int:
 @_user
 @connected(json="Print all of it as JSON.")
 async def show(run: Run, user: str) -> None:
-    """Show the subscription, credit balance, invoices, payments and refunds of USER. Audited."""
+    """Show the subscription, its pending change and coupon, the payment method, credit balance, invoices,
+    payments and refunds of USER, and when billing acts next. Audited.
+    """
     from ximler.billing import statement
     from ximler.core.money import Money
 
@@ -98,16 +101,8 @@ async def show(run: Run, user: str) -> None:
     subscription = theirs.subscription
 
     def text() -> None:
-        if subscription is None:
-            click.echo(f"{found.email} has no subscription.")
-        else:
-            ends = "renews" if subscription.auto_renew else "ends"
-            end = f", {ends} {minute(subscription.period_end)} UTC" if subscription.period_end else ""
-            click.echo(f"{found.email}: {subscription.plan_id}, {subscription.status}, {subscription.price_money}{end}")
-            if subscription.pending_plan_id:
-                click.echo(f"Changes to {subscription.pending_plan_id} then.")
-        for currency, minor in theirs.balances.items():
-            click.echo(f"Credit balance: {Money(minor, currency)}")
+        for line in _summary(found.email, theirs):
+            click.echo(line)
         if theirs.invoices:
             print_table(
                 ("Invoice", "Issued (UTC)", "Kind", "Status", "Total", "Due"),
@@ -145,8 +140,10 @@ async def show(run: Run, user: str) -> None:
                 subscription,
                 "id plan_id status price_minor currency auto_renew period_start period_end trial_end pending_plan_id",
             ),
+            "coupon": theirs.rebate and fields(theirs.rebate, "code percent minor currency renewals"),
             "balances": theirs.balances,
             "card": theirs.method and theirs.method.label,
+            "cardDeclined": theirs.method and theirs.method.declined,
             "nextAt": theirs.next_at,
             "invoices": [
                 fields(each, "id number kind status issued_at currency total_minor due_minor lines")
@@ -157,6 +154,10 @@ async def show(run: Run, user: str) -> None:
                 for each in theirs.payments
             ],
             "refunds": [_refund(each) for each in theirs.refunds],
+            "redemptions": [
+                fields(each, "code status plan_id subscription_id confirmed_at created_at")
+                for each in theirs.redemptions
+            ],
         },
         text,
     )
@@ -226,6 +227,42 @@ async def verify(run: Run) -> int:
 
 
 billing.add_command(coupon)
+
+
+def _summary(email: str, theirs: Any) -> Iterator[str]:
+    """The lines above the tables: one fact each."""
+    from ximler.core.money import Money
+
+    subscription, rebate, method = theirs.subscription, theirs.rebate, theirs.method
+    if subscription is None:
+        yield f"{email} has no subscription."
+    else:
+        moment = subscription.end_date or subscription.period_end
+        ends = (
+            "renews"
+            if subscription.auto_renew
+            else "ends"
+            if subscription.status in ("ACTIVE", "PAST_DUE")
+            else "ended"
+        )
+        end = f", {ends} {minute(moment)} UTC" if moment else ""
+        yield f"{email}: {subscription.plan_id}, {subscription.status}, {subscription.price_money}{end}"
+        if subscription.trial_end:
+            yield f"Trial until: {minute(subscription.trial_end)} UTC"
+        if subscription.pending_plan_id:
+            yield f"Pending change: to {subscription.pending_plan_id} at the end of the period"
+    if rebate:
+        off = f"{rebate.percent}%" if rebate.percent is not None else Money(rebate.minor, rebate.currency)
+        left = "every renewal" if rebate.renewals is None else counted(rebate.renewals, "more renewal")
+        yield f"Coupon: {rebate.code}, {off} off, for {left}"
+    if method:
+        yield f"Payment method: {method.label}{' (declined for good)' if method.declined else ''}"
+    for currency, minor in theirs.balances.items():
+        yield f"Credit balance: {Money(minor, currency)}"
+    if waiting := sum(each.status == "PENDING" for each in theirs.refunds):
+        yield f"Pending refunds: {waiting}"
+    if theirs.next_at:
+        yield f"Next step of billing: {minute(theirs.next_at)} UTC"
 
 
 def _refund(made: Any) -> dict[str, Any]:
