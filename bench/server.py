@@ -23,7 +23,7 @@ __all__ = ["run"]
 COLD, WARM = "server, cold: an empty folder", "server, warm: the same folder again"
 UP_COLD, UP_WARM = "ximler up, cold: an empty folder", "ximler up, warm: the same folder again"
 STOP, UP_STOP = "server: stop", "ximler up: SIGTERM to exit"
-LIMITS = {COLD: 1500, WARM: 1500, UP_COLD: 4000}
+LIMITS = {COLD: 1500, WARM: 1500, UP_COLD: 4000, UP_STOP: 2000}
 _PATIENCE_S = 60
 
 

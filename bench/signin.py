@@ -58,7 +58,7 @@ async def run(setup: Setup) -> list[Table]:
             ],
             columns=("", "median", "99th percentile", "slowest"),
             rows=[
-                ("GET /healthz, nobody signs in", ms(median(quiet)), ms(_p99(quiet)), ms(max(quiet))),
+                ("GET /healthz, without sign-ins", ms(median(quiet)), ms(_p99(quiet)), ms(max(quiet))),
                 ("GET /healthz meanwhile", ms(median(health)), ms(p99), ms(max(health))),
                 ("a sign-in, its wait for a turn included", ms(median(signing)), ms(_p99(signing)), ms(max(signing))),
                 (f"all {AT_ONCE}", ms(median(whole)), "", ms(max(whole))),
