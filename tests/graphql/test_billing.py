@@ -137,7 +137,9 @@ async def test_a_cancellation_can_be_undone_and_an_immediate_one_takes_effect_at
     assert (found["status"], found["autoRenew"], found["endDate"]) == ("ACTIVE", False, found["periodEnd"])
     resumed = (await ada.ask("mutation { resumeSubscription { autoRenew endDate } }"))["resumeSubscription"]
     assert resumed == {"autoRenew": True, "endDate": None}
-    ended = await ada.ask("mutation { cancelSubscription(when: NOW) { status } }")
+    cancel_now = "mutation ($text: String) { cancelSubscription(when: NOW, comment: $text) { status } }"
+    assert list((await ada.ask(cancel_now, text="x" * 1001)).fields) == ["comment"]
+    ended = await ada.ask(cancel_now, text=" Too few colours. ")
     assert ended["cancelSubscription"] == {"status": "CANCELLED"}
     assert (await limits(ada))["projects"] == 3
     log = await database.raw["auditlogs"].find({"action": {"$regex": "^billing"}}).sort("_id").to_list()
@@ -145,7 +147,7 @@ async def test_a_cancellation_can_be_undone_and_an_immediate_one_takes_effect_at
         "billing.subscription.started", "billing.subscription.cancelled", "billing.subscription.resumed",
         "billing.subscription.ended",
     ]  # fmt: skip
-    assert log[1]["metadata"]["reason"] == "UNUSED"
+    assert (log[1]["metadata"]["reason"], log[3]["metadata"]["comment"]) == ("UNUSED", "Too few colours.")
 
 
 async def test_a_repeated_request_begins_one_checkout(ada: Client, database: Database, rail: Sandbox) -> None:

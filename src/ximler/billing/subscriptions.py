@@ -19,7 +19,7 @@ from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import price
 from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import SYSTEM, Actor
-from ximler.core.errors import Conflict, NotFound
+from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.money import Money
 from ximler.database import Database
 from ximler.database.updates import Update
@@ -48,23 +48,31 @@ __all__ = [
 
 CATCH_UP = timedelta(days=3)  # between the payments of periods that are overdue together
 _log = structlog.get_logger("ximler.billing")
+_MAX_COMMENT = 1000  # the audit log cuts off more
 
 
-async def cancel(database: Database, actor: Actor, *, now: bool = False, reason: str | None = None) -> Subscription:
-    """Cancel the actor's subscription at the end of the period, or now. Audited.
+async def cancel(
+    database: Database, actor: Actor, *, now: bool = False, reason: str | None = None, comment: str | None = None
+) -> Subscription:
+    """Cancel the actor's subscription at the end of the period, or now. Audited, with reason and comment.
 
-    While its period is unpaid it ends now in any case: nothing is asked for any more. Raises NotFound without a subscription.
+    While its period is unpaid it ends now in any case: no more payments are tried. Raises NotFound without a
+    subscription, Invalid for a comment that is too long.
     """
+    comment = comment.strip() or None if comment else None
+    if comment and len(comment) > _MAX_COMMENT:
+        raise Invalid.field("comment", f"is longer than {_MAX_COMMENT:,} characters")
+    why = {"reason": reason, "comment": comment}
 
     async def write(transaction: Database) -> Subscription:
         account, subscription = await _live(transaction, actor.require_user())
         if now or subscription.status == "PAST_DUE":
-            await end(transaction, account, "cancelled", actor=actor, reason=reason)
+            await end(transaction, account, "cancelled", actor=actor, **why)
         else:
             account.cancels, account.pending = True, None
             values = {"autoRenew": False, "endDate": ends_at(account), "pendingPlanId": None}
             await _patch(transaction, account, "cancelled_at_end", values)
-            await _record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", reason=reason)
+            await _record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", **why)
             await notices.cancelled(transaction, account.id, live(account).terms, until=ends_at(account))
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
@@ -289,7 +297,7 @@ async def end(
     event: states.Event,
     *,
     actor: Actor = SYSTEM,
-    reason: str | None = None,
+    **why: str | None,
 ) -> None:
     """The subscription ends, with its plan's limits. An open invoice is voided; late payments are refunded."""
     now = transaction.clock.now()
@@ -297,7 +305,7 @@ async def end(
     if account.invoice_id is not None:
         await invoices.void(transaction, account, await invoices.get(transaction, account, account.invoice_id))
     await _patch(transaction, account, event, {"endDate": now, "autoRenew": False, "pendingPlanId": None})
-    await _record(transaction, actor, Action.SUBSCRIPTION_ENDED, account, event=event, reason=reason)
+    await _record(transaction, actor, Action.SUBSCRIPTION_ENDED, account, event=event, **why)
     forget(account)
     await entitlements.entitle(transaction, account.id)
     await notices.ended(transaction, account.id, terms, event)

@@ -133,8 +133,10 @@ async def cancel_pending_change(ctx: Context) -> Subscription:
 
 
 @resolvers.mutation("cancelSubscription")
-async def cancel_subscription(ctx: Context, when: changes.When, reason: str | None = None) -> Subscription:
-    return await subscriptions.cancel(ctx.database, ctx.actor, now=when == "NOW", reason=reason)
+async def cancel_subscription(
+    ctx: Context, when: changes.When, reason: str | None = None, comment: str | None = None
+) -> Subscription:
+    return await subscriptions.cancel(ctx.database, ctx.actor, now=when == "NOW", reason=reason, comment=comment)
 
 
 @resolvers.mutation("resumeSubscription")
