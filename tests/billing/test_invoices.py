@@ -6,14 +6,13 @@ from datetime import timedelta
 import msgspec
 import pytest
 from bson import ObjectId
-from tests.billing.conftest import (
-    Buy,
-    Buyer,
-)
+from tests.billing.conftest import Buy, Buyer
+from tests.billing.test_refunds import refund
 
 from ximler.billing import invoices
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
+from ximler.core.business import Business
 from ximler.database import Database
 from ximler.schema.invoice import INVOICES
 
@@ -26,6 +25,18 @@ async def test_invoice_numbers_have_no_gap_with_several_workers(
     await asyncio.gather(*(invoices.number(database) for _ in range(6)))
     found = await database[INVOICES].find({"year": {"$gt": 0}})
     assert sorted(each.serial or 0 for each in found) == list(range(1, 8))
+
+
+async def test_an_invoice_and_its_credit_note_keep_the_parties_of_their_time(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "business", Business(seller="Acme Ltd; London"))
+    await buy(ada)
+    monkeypatch.setattr(database, "business", Business(seller="Acme Inc; Boston"))
+    await database.users.patch({"_id": ada.user_id}, {"$set": {"name": "Grace"}})
+    await refund(database, rail, ada)
+    found = (await invoices.page(database, ada)).items
+    assert [(each.seller, each.buyer_name) for each in found] == [("Acme Ltd; London", "Ada")] * 2
 
 
 async def test_more_invoices_than_a_batch_are_numbered_in_the_order_of_issue(

@@ -34,6 +34,8 @@ async def test_a_new_card_is_tried_at_once_after_one_that_was_declined_for_good(
     assert await paid(database, ada) == [2900, 2900]
     (method,) = await methods.of_user(database, ada)
     assert (method.label, method.declined) == ("Test card 4444", False)
+    (entry,) = await database.audit_logs.find({"action": "billing.method.changed"})
+    assert (entry.metadata["actor"], entry.user_id) == ("user", ada.user_id)
 
 
 async def test_a_new_card_costs_nothing_while_nothing_is_unpaid(

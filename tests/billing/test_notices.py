@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiosmtpd.smtp import SMTP
 from tests.billing.conftest import AUTHENTICATION, SOFT, Buy, add_plan, at, card_of, renewed_with, subscription
-from tests.billing.test_refunds import refund
+from tests.billing.test_refunds import REFUNDS_FAIL, refund
 
 from ximler.accounts.keyring import Keyring
 from ximler.billing import changes, run, subscriptions
@@ -80,6 +80,21 @@ async def test_a_failed_payment_says_why_and_what_follows(
         "Pro has ended",
         "Your subscription to Pro has ended because its payment failed for a week. You are on the free plan now.",
     )
+
+
+async def test_a_refund_is_announced_once_the_provider_accepts_it_and_again_if_it_fails(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada, card=REFUNDS_FAIL)
+    await notices(database, ada)
+    rail.fault = lambda verb: "down" if verb == "refund" else None
+    await refund(database, rail, ada, 500)
+    assert await notices(database, ada) == []
+    rail.fault = lambda _: None
+    for title in ("A refund of 5.00 USD", "A refund of 5.00 USD failed"):
+        database.clock.offset_ms += 11 * 60_000
+        await run.run(database, rail)
+        assert [each for each, _ in await notices(database, ada)] == [title]
 
 
 async def test_changes_cancellations_and_refunds_are_reported(

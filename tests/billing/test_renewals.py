@@ -1,5 +1,6 @@
 """Subscriptions as time passes: renewals, retries, trials, cancellation."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -210,3 +211,11 @@ async def test_a_trial_is_free_and_bills_at_its_end_once_a_person(
     again = await buyer()
     assert (await buy(again, "try")).problem == "The free trial was used with this payment method already"
     at(database, 2027, 1, 1)
+
+
+async def test_of_users_who_begin_a_trial_with_the_same_card_at_once_one_has_it(
+    database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
+) -> None:
+    await add_plan(database, "try", 20, trial_days=14)
+    begun = await asyncio.gather(*[buy(await buyer(), "try") for _ in range(6)])
+    assert sorted(each.status for each in begun) == ["PAID", *["REFUSED"] * 5]

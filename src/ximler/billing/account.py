@@ -1,13 +1,17 @@
 """The billing account of a user, and its credit balance. Owns `billingaccounts` and `credits`.
 
-Every step of billing is one transaction that begins with `lock` and ends with `store`. Two steps of the same user conflict on
-the account, and the database runs the second one again after the first: so each reads what the other has written.
+Every step of billing is one transaction, run by `in_turn`, that begins with `lock` and ends with `store`. Steps of one
+user conflict on the account, so the server serialises them across processes. Within a process they queue instead:
+n transactions that conflict are retried about n²/2 times.
 """
 
+import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 from bson import ObjectId
@@ -20,14 +24,16 @@ from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Reba
 from ximler.schema.credit import CREDITS, Credit
 
 __all__ = [
-    "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "live", "lock", "move", "rebate", "remind_at",
-    "retry_at", "store",
+    "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "in_turn", "live", "lock", "move", "rebate",
+    "remind_at", "retry_at", "store",
 ]  # fmt: skip
 
 RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
 _REMINDER = timedelta(days=3)  # before a trial ends
 _YEARLY_REMINDER = timedelta(days=14)  # before a year is renewed
 _KEPT = frozenset({"id", "revision", "created_at", "updated_at"})
+_turns: WeakValueDictionary[tuple[int, ObjectId], asyncio.Lock] = WeakValueDictionary()  # by client and user
+T = TypeVar("T")
 _FIELDS = tuple(
     (name, stored)
     for name, stored in zip(BillingAccount.__struct_fields__, BillingAccount.__struct_encode_fields__, strict=True)
@@ -36,21 +42,33 @@ _FIELDS = tuple(
 
 
 async def ensure(database: Database, user_id: ObjectId) -> None:
-    """Make the account where there is none. Outside of a transaction."""
+    """Create the account if it is missing. Outside of a transaction."""
     if await database[BILLING_ACCOUNTS].find_one({"_id": user_id}) is None:
         with contextlib.suppress(DocumentExists):
             await database[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id))
 
 
 async def find(database: Database, user_id: ObjectId) -> BillingAccount:
-    """The account as it is, or an empty one."""
+    """The stored account, or an empty one."""
     return await database[BILLING_ACCOUNTS].find_one({"_id": user_id}) or BillingAccount(id=user_id)
 
 
+async def in_turn(database: Database, user_id: ObjectId, body: Callable[[Database], Awaitable[T]]) -> T:
+    """Run a step of the user's billing in a transaction, after the steps of the user that wait already.
+
+    As in `Database.transaction`, `body` may run more than once. Inside a transaction it joins that one.
+    """
+    if database.session is not None:
+        return await body(database)
+    turn = _turns.setdefault((id(database.client), user_id), asyncio.Lock())
+    async with turn:
+        return await database.transaction(body)
+
+
 async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:
-    """The account, for this transaction alone. Change its attributes, then `store` it. One command."""
+    """Lock the account for this transaction and return it. Change its attributes, then `store` it. One command."""
     found = await transaction[BILLING_ACCOUNTS].find_and_patch({"_id": user_id}, {"$inc": {"revision": 1}})
-    if found is None:  # erased with the user; a payment of theirs may still come
+    if found is None:  # erased with the user; a late payment may still arrive
         found = await transaction[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id))
     return found
 
@@ -63,14 +81,14 @@ async def store(transaction: Database, account: BillingAccount) -> None:
 
 
 def balance(account: BillingAccount, currency: str) -> int:
-    """In minor units; negative is owed."""
+    """The credit balance in minor units; a negative one is owed."""
     return int(account.balances.get(currency, 0))
 
 
 async def move(
     transaction: Database, account: BillingAccount, *, key: str, currency: str, amount_minor: int, reason: str
 ) -> None:
-    """Add to the locked account's balance, with an entry in the ledger. One command; none for nothing."""
+    """Add to the locked account's balance, with an entry in the ledger. One command; none for zero."""
     if not amount_minor:
         return
     await transaction[CREDITS].insert(
@@ -80,7 +98,7 @@ async def move(
 
 
 def discount(rebate: Rebate | None) -> Discount | None:
-    """As pricing wants it."""
+    """The discount that pricing applies for a stored rebate."""
     if rebate is None:
         return None
     percent = None if rebate.percent is None else Decimal(rebate.percent)
@@ -90,7 +108,7 @@ def discount(rebate: Rebate | None) -> Discount | None:
 
 
 def rebate(discount: Discount | None) -> Rebate | None:
-    """As it is stored."""
+    """The stored form of a discount."""
     if discount is None:
         return None
     values = msgspec.structs.asdict(discount)
@@ -98,7 +116,7 @@ def rebate(discount: Discount | None) -> Rebate | None:
 
 
 class Live(NamedTuple):
-    """What an account has while it has a live subscription."""
+    """The parts of an account that are set while its subscription is live."""
 
     subscription_id: ObjectId
     terms: Terms
@@ -106,33 +124,33 @@ class Live(NamedTuple):
 
 
 def live(account: BillingAccount) -> Live:
-    """Raises RuntimeError for an account without a live subscription: callers have looked."""
+    """Raises RuntimeError without a live subscription: callers check first."""
     if account.subscription_id is None or account.terms is None or account.anchor is None:
         raise RuntimeError(f"the account {account.id} has no live subscription")
     return Live(account.subscription_id, account.terms, account.anchor)
 
 
 def current(account: BillingAccount) -> Period:
-    """The period that runs. During a trial, the first paid one."""
+    """The current period; during a trial, the first paid one."""
     _, terms, anchor = live(account)
     return period(anchor, terms.interval, max(account.period, 0))
 
 
 def ends_at(account: BillingAccount) -> datetime:
-    """When the period, or the trial, ends."""
+    """The end of the period or the trial."""
     period = current(account)
     return period.start if account.period < 0 else period.end
 
 
 def retry_at(account: BillingAccount) -> datetime | None:
-    """When the open invoice is charged again, or given up; None: it was not charged yet."""
+    """The time of the next retry, or of giving up; None before the first attempt failed."""
     if account.failed_at is None:
         return None
     return account.failed_at + RETRIES[min(account.retries, len(RETRIES) - 1)]
 
 
 def remind_at(account: BillingAccount) -> datetime | None:
-    """When the user is reminded that a trial ends or a year is renewed; None: not, or not again."""
+    """The time of the reminder that a trial ends or a year is renewed; None if none is due any more."""
     if account.reminded or account.cancels:
         return None
     if account.period < 0:

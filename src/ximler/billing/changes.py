@@ -12,7 +12,7 @@ import msgspec
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, states, subscriptions
-from ximler.billing.account import balance, current, discount, ends_at, live, lock, rebate, store
+from ximler.billing.account import balance, current, discount, ends_at, in_turn, live, lock, rebate, store
 from ximler.billing.account import find as account_of
 from ximler.billing.checkouts import plan_on_offer
 from ximler.billing.periods import Period, period
@@ -94,7 +94,6 @@ async def change(
         invoice = await invoices.make(
             transaction,
             account,
-            await transaction.users.find_one({"_id": account.id}),
             made.quote or zero,
             key=f"{subscription_id}:change:{account.changes}",
             kind="CHANGE",
@@ -114,7 +113,7 @@ async def change(
         await store(transaction, account)
         return charge
 
-    charge = await database.transaction(write)
+    charge = await in_turn(database, actor.require_user(), write)
     if charge is not None:
         charge = await payments.drive(database, provider, charge.id)
         if charge.status == "FAILED":
@@ -144,7 +143,7 @@ async def clear(database: Database, actor: Actor) -> Subscription:
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": account.subscription_id, "userId": account.id})
 
-    return await database.transaction(write)
+    return await in_turn(database, actor.require_user(), write)
 
 
 def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetime) -> Change:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from bson import ObjectId
 
 from ximler.billing import invoices, methods, payments, redemptions, states, subscriptions
-from ximler.billing.account import balance, discount, ensure, find, lock, rebate, store
+from ximler.billing.account import balance, discount, ensure, find, in_turn, lock, rebate, store
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
@@ -24,10 +24,12 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database
-from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Method, Terms
+from ximler.database.failures import DocumentExists
+from ximler.schema.billing_account import BillingAccount, Method, Terms
 from ximler.schema.charge import Charge
 from ximler.schema.checkout import CHECKOUTS, Checkout
 from ximler.schema.plan import Plan
+from ximler.schema.trial import TRIALS, Trial, trial_id
 
 __all__ = [
     "AlreadySubscribed",
@@ -237,7 +239,6 @@ async def _hold_coupon(database: Database, checkout: Checkout, method: PaymentMe
 async def _claim(database: Database, checkout: Checkout, session: Session, method: PaymentMethod) -> Charge | None:
     """Claim the account for this checkout and begin its payment. None where nothing is to be paid now."""
     subscription_id = ObjectId()
-    taken = {"trialFingerprint": method.fingerprint, "_id": {"$ne": checkout.user_id}}
 
     async def write(transaction: Database) -> Charge | None:
         account = await lock(transaction, checkout.user_id)
@@ -252,9 +253,11 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
         account.method = Method(id=method.id, label=method.label, fingerprint=method.fingerprint)
         terms, charge = checkout.terms, None
         if checkout.trial_days and account.trialed_at is None:
-            if await transaction[BILLING_ACCOUNTS].find_one(taken) is not None:
-                raise Conflict("The free trial was used with this payment method already")
-            account.trialed_at, account.trial_fingerprint = transaction.clock.now(), method.fingerprint
+            try:
+                await transaction[TRIALS].insert(Trial(id=trial_id(method.fingerprint)))
+            except DocumentExists:
+                raise Conflict("The free trial was used with this payment method already") from None
+            account.trialed_at = transaction.clock.now()
             await subscriptions.start(
                 transaction,
                 account,
@@ -272,7 +275,6 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
             invoice = await invoices.make(
                 transaction,
                 account,
-                await transaction.users.find_one({"_id": account.id}),
                 quote,
                 key=f"{subscription_id}:{now:%Y%m%dT%H%M%S}:0",
                 kind="CHECKOUT",
@@ -300,7 +302,7 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
         await store(transaction, account)
         return charge
 
-    return await database.transaction(write)
+    return await in_turn(database, checkout.user_id, write)
 
 
 async def _drive(database: Database, provider: Provider, checkout: Checkout) -> Checkout:

@@ -23,7 +23,6 @@ from ximler.database.failures import DocumentExists
 from ximler.schema.billing_account import BillingAccount, Terms
 from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus, invoice_id
 from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
-from ximler.schema.user import User
 
 __all__ = ["Invoice", "attempted", "credit_note", "find", "get", "make", "number", "page", "pay", "void", "withdraw"]
 
@@ -33,7 +32,6 @@ _BATCH = 500
 async def make(
     transaction: Database,
     account: BillingAccount,
-    user: User | None,
     quote: Quote,
     *,
     key: str,
@@ -43,11 +41,15 @@ async def make(
     plan_id: str,
     period: Period | None,
     checkout_id: str | None = None,
-    corrects_id: ObjectId | None = None,
+    corrects: Invoice | None = None,
     terms: Terms | None = None,
     anchor: datetime | None = None,
 ) -> Invoice:
-    """Make the invoice for an occasion, and move the balance. Raises DocumentExists where the occasion has one."""
+    """Make the invoice for an occasion, and move the balance. Raises DocumentExists if the occasion has one.
+
+    The seller's and the buyer's details are stored as they are now; those of a credit note are of the invoice it corrects.
+    """
+    parties = await _parties(transaction, account) if corrects is None else _parties_of(corrects)
     before = balance(account, quote.currency)
     now = transaction.clock.now()
     invoice = Invoice(
@@ -56,7 +58,7 @@ async def make(
         user_id=account.id,
         subscription_id=subscription_id,
         checkout_id=checkout_id,
-        corrects_id=corrects_id,
+        corrects_id=corrects.id if corrects else None,
         kind=kind,
         status=status,
         issued_at=None if status == "DRAFT" else now,
@@ -73,10 +75,9 @@ async def make(
         period_start=period.start if period else None,
         period_end=period.end if period else None,
         paid_at=now if status == "PAID" else None,
-        buyer_name=user.name if user else None,
-        buyer_email=user.email if user else None,
         terms=terms,
         anchor=anchor,
+        **parties,
     )
     made = await transaction[INVOICES].insert(invoice)
     await move(
@@ -100,7 +101,7 @@ async def credit_note(
     tax_minor: int,
     to_balance: bool,
 ) -> Invoice:
-    """Correct a paid invoice by an amount that goes back, of which `tax_minor` is tax. To the balance, it moves there now."""
+    """Correct a paid invoice by a refunded amount, of which `tax_minor` is tax. `to_balance` moves it to the balance now."""
     net_minor = amount_minor - tax_minor
     description = f"Refund for {invoice.plan_id}"
     lines = [Line(kind="REFUND", description=description, amount_minor=-net_minor, plan_id=invoice.plan_id)]
@@ -121,7 +122,6 @@ async def credit_note(
     return await make(
         transaction,
         account,
-        await transaction.users.find_one({"_id": account.id}),
         quote,
         key=key,
         kind="CREDIT_NOTE",
@@ -129,12 +129,12 @@ async def credit_note(
         subscription_id=invoice.subscription_id,
         plan_id=invoice.plan_id,
         period=None,
-        corrects_id=invoice.id,
+        corrects=invoice,
     )
 
 
 async def withdraw(transaction: Database, account: BillingAccount, note_id: ObjectId) -> None:
-    """The refund to a card that a credit note is for has failed."""
+    """Void a credit note after its refund to a card has failed."""
     where = {"userId": account.id, "_id": note_id, "kind": "CREDIT_NOTE"}
     await transaction[INVOICES].patch(where, {"$set": {"status": "VOID"}})
 
@@ -148,7 +148,7 @@ async def attempted(transaction: Database, invoice: Invoice, number: int) -> Non
 
 
 async def pay(transaction: Database, invoice: Invoice) -> None:
-    """It is paid; a draft is issued with it."""
+    """Mark the invoice paid, and issue a draft."""
     now = transaction.clock.now()
     values: dict[str, Any] = {"status": "PAID", "paidAt": now}
     if invoice.issued_at is None:
@@ -209,7 +209,7 @@ async def _number(database: Database, year: int) -> int:
         await database[INVOICE_NUMBERS].insert(InvoiceNumber(year=year))
 
     async def write(transaction: Database) -> int:
-        # Of two that number at once, the second conflicts at the counter, and starts anew after the first.
+        # Concurrent batches conflict at the counter: the second starts anew after the first.
         found = await transaction[INVOICES].find(waiting, sort=[("issuedAt", 1), ("_id", 1)], limit=_BATCH)
         counter = await transaction[INVOICE_NUMBERS].find_and_patch({"_id": year}, {"$inc": {"last": len(found)}})
         if counter is None:
@@ -222,6 +222,20 @@ async def _number(database: Database, year: int) -> int:
         return len(found)
 
     return await database.transaction(write)
+
+
+async def _parties(transaction: Database, account: BillingAccount) -> dict[str, Any]:
+    """The details of seller and buyer."""
+    user = await transaction.users.find_one({"_id": account.id})
+    return {
+        "seller": transaction.business.seller,
+        "buyer_name": user.name if user else None,
+        "buyer_email": user.email if user else None,
+    }
+
+
+def _parties_of(invoice: Invoice) -> dict[str, Any]:
+    return {name: getattr(invoice, name) for name in ("seller", "buyer_name", "buyer_email")}
 
 
 def _line(line: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The payment method of a running subscription: replaced on the provider's page, and charged for the open invoice.
 
-A new method is tried at once for the open invoice, also after one that was declined for good. Tries that a user asks for do not
-count as retries, and do not move the deadline.
+A new method is charged for the open invoice at once, also after a hard decline of the old one. Attempts that a user asks
+for do not count as retries and do not move the deadline.
 """
 
 from bson import ObjectId
@@ -9,9 +9,9 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, subscriptions
-from ximler.billing.account import find, live, lock, store
+from ximler.billing.account import find, in_turn, live, lock, store
 from ximler.billing.provider import PaymentMethod, Provider
-from ximler.core.actor import SYSTEM, Actor
+from ximler.core.actor import Actor
 from ximler.core.errors import Conflict
 from ximler.database import Database
 from ximler.schema.billing_account import BillingAccount, Method
@@ -29,7 +29,7 @@ async def of_user(database: Database, actor: Actor) -> list[Method]:
 
 
 async def save(database: Database, provider: Provider, checkout: Checkout, method: PaymentMethod) -> None:
-    """Replace the payment method by the one that was entered for `checkout`. Safe to repeat and to race. Audited."""
+    """Replace the payment method by the one entered for `checkout`. Idempotent, safe to race. Audited as the user's."""
 
     async def write(transaction: Database) -> Charge | None:
         account = await lock(transaction, checkout.user_id)
@@ -39,7 +39,7 @@ async def save(database: Database, provider: Provider, checkout: Checkout, metho
         account.method = Method(id=method.id, label=method.label, fingerprint=method.fingerprint)
         await records.write(
             transaction,
-            SYSTEM,
+            Actor(kind="user", via="webhook", user_id=account.id),  # entered on the provider's page
             Action.PAYMENT_METHOD_CHANGED,
             resource="users",
             resource_id=account.id,
@@ -50,13 +50,13 @@ async def save(database: Database, provider: Provider, checkout: Checkout, metho
         await store(transaction, account)
         return charge
 
-    charge = await database.transaction(write)
+    charge = await in_turn(database, checkout.user_id, write)
     if charge is not None:
         await payments.drive(database, provider, charge.id)
 
 
 async def pay(database: Database, provider: Provider, actor: Actor, invoice_id: ObjectId) -> Invoice:
-    """Charge the actor's unpaid invoice now. A payment that takes time leaves it OPEN; a paid one is returned as it is.
+    """Charge the actor's unpaid invoice now. A pending payment leaves it OPEN; a paid invoice is returned unchanged.
 
     Raises NotFound, Conflict for one that is void or whose payment is under way, and PaymentDeclined.
     """
@@ -74,7 +74,7 @@ async def pay(database: Database, provider: Provider, actor: Actor, invoice_id: 
         await store(transaction, account)
         return charge
 
-    charge = await database.transaction(write) if found.status == "OPEN" else None
+    charge = await in_turn(database, actor.require_user(), write) if found.status == "OPEN" else None
     if charge is not None:
         charge = await payments.drive(database, provider, charge.id)
         if charge.status == "FAILED":
@@ -86,7 +86,7 @@ async def pay(database: Database, provider: Provider, actor: Actor, invoice_id: 
 
 
 async def _charge(transaction: Database, account: BillingAccount) -> Charge | None:
-    """Begin a payment of the open invoice; None where there is none, or no method that can be charged."""
+    """Begin a payment of the open invoice; None without an open invoice or a chargeable method."""
     await subscriptions.settle_end(transaction, account)
     if account.invoice_id is None or account.subscription_id is None:
         return None

@@ -1,4 +1,4 @@
-"""Billing's notices to users: in the inbox, and by mail for those who want it. Written in the transaction of their step."""
+"""Billing's notices to users: in the inbox, and by mail if their preferences ask for it. Part of each step's transaction."""
 
 from datetime import datetime
 
@@ -12,7 +12,18 @@ from ximler.notifications.inbox import Link
 from ximler.schema.billing_account import Terms
 from ximler.schema.invoice import Invoice
 
-__all__ = ["began", "cancelled", "changed", "declined", "ended", "paid", "refunded", "renews", "trial_ends"]
+__all__ = [
+    "began",
+    "cancelled",
+    "changed",
+    "declined",
+    "ended",
+    "paid",
+    "refund_failed",
+    "refunded",
+    "renews",
+    "trial_ends",
+]
 
 _DAY = "%-d %B %Y"
 _ENDED = {
@@ -42,7 +53,7 @@ async def paid(transaction: Database, invoice: Invoice) -> None:
 
 
 async def declined(transaction: Database, invoice: Invoice, failure: str) -> None:
-    """The payment of a period failed, and is tried again."""
+    """The payment of a period failed and will be retried."""
     amount = Money(invoice.due_minor, invoice.currency)
     if failure == "authentication_required":
         title, label = "Confirm your payment", "Confirm the payment"
@@ -87,6 +98,11 @@ async def ended(transaction: Database, user_id: ObjectId, terms: Terms, event: s
 async def refunded(transaction: Database, user_id: ObjectId, amount: Money, *, to_balance: bool) -> None:
     where = "added to your credit balance" if to_balance else "on its way to your card"
     await _notify(transaction, user_id, f"A refund of {amount}", f"A refund of {amount} is {where}.")
+
+
+async def refund_failed(transaction: Database, user_id: ObjectId, amount: Money) -> None:
+    text = f"Your card did not accept a refund of {amount}. We will contact you about another way."
+    await _notify(transaction, user_id, f"A refund of {amount} failed", text)
 
 
 async def _notify(

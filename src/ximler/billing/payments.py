@@ -12,7 +12,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, refunds, subscriptions
-from ximler.billing.account import ensure, lock, store
+from ximler.billing.account import ensure, in_turn, lock, store
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
@@ -128,7 +128,7 @@ async def _apply(database: Database, charge: Charge, intent: Intent, ticket: int
         await store(transaction, account)
         return await transaction[CHARGES].get(known.id)
 
-    return await database.transaction(write)
+    return await in_turn(database, charge.user_id, write)
 
 
 async def _set(

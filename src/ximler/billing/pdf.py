@@ -1,6 +1,6 @@
-"""Invoices as documents, from the stored invoice alone: the text of page and PDF, and the PDF. Nothing is computed here.
+"""Invoices as documents, rendered from the stored invoice alone: the text of page and PDF, and the PDF.
 
-Letters that the built-in font lacks (it has Latin, Greek and Cyrillic) come from the system's fonts, or show as boxes.
+The built-in font has Latin, Greek and Cyrillic; other letters use the system's fonts, or show as boxes.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from ximler.billing.invoices import Invoice
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.core.money import Money
-from ximler.core.settings import Settings
 from ximler.database import Database
 
 __all__ = ["content", "download", "render", "view"]
@@ -26,21 +25,19 @@ _DAY = "%-d %B %Y"
 _STATUS = {"OPEN": "Not paid yet.", "VOID": "Void: this is not to be paid."}
 
 
-async def download(database: Database, settings: Settings, actor: Actor, invoice_id: ObjectId) -> tuple[Invoice, bytes]:
+async def download(database: Database, actor: Actor, invoice_id: ObjectId) -> tuple[Invoice, bytes]:
     """The actor's invoice, and its PDF. Raises NotFound. One command, two for a credit note.
 
     Operators also find the invoices of other users; audited.
     """
     found, corrected = await _find(database, actor, invoice_id)
-    return found, await asyncio.to_thread(render, found, seller=settings.seller, corrects=corrected)
+    return found, await asyncio.to_thread(render, found, corrects=corrected)
 
 
-async def view(
-    database: Database, settings: Settings, actor: Actor, invoice_id: ObjectId
-) -> tuple[Invoice, dict[str, Any]]:
+async def view(database: Database, actor: Actor, invoice_id: ObjectId) -> tuple[Invoice, dict[str, Any]]:
     """The same invoice, and its text for a page."""
     found, corrected = await _find(database, actor, invoice_id)
-    return found, content(found, seller=settings.seller, corrects=corrected)
+    return found, content(found, corrects=corrected)
 
 
 async def _find(database: Database, actor: Actor, invoice_id: ObjectId) -> tuple[Invoice, Invoice | None]:
@@ -54,11 +51,11 @@ async def _find(database: Database, actor: Actor, invoice_id: ObjectId) -> tuple
     return found, await invoices.find(database, owner, found.corrects_id) if found.corrects_id else None
 
 
-def render(invoice: Invoice, *, seller: str = "Ximler", corrects: Invoice | None = None) -> bytes:
+def render(invoice: Invoice, *, corrects: Invoice | None = None) -> bytes:
     """The PDF, in about 10 ms; the first of a process takes 0.3 s. The same invoice gives the same bytes."""
     import typst  # large, so only processes that render load it
 
-    data = msgspec.json.encode(content(invoice, seller=seller, corrects=corrects)).decode()
+    data = msgspec.json.encode(content(invoice, corrects=corrects)).decode()
     made: Any = typst.compile(_template(), format="pdf", sys_inputs={"data": data}, font_paths=_fonts(), timestamp=0)
     return bytes(made)
 
@@ -75,7 +72,7 @@ def _fonts() -> Any:
     return typst.Fonts()
 
 
-def content(invoice: Invoice, *, seller: str, corrects: Invoice | None) -> dict[str, Any]:
+def content(invoice: Invoice, *, corrects: Invoice | None) -> dict[str, Any]:
     """Everything that a document of the invoice shows, as text."""
 
     def money(minor: int) -> str:
@@ -99,7 +96,7 @@ def content(invoice: Invoice, *, seller: str, corrects: Invoice | None) -> dict[
         notes.append(f"Credit balance afterwards: {money(invoice.balance_after_minor)}.")
     return {
         "title": f"{'Credit note' if note else 'Invoice'} {invoice.number}",
-        "seller": [line.strip() for line in seller.split(";")],
+        "seller": [line.strip() for line in invoice.seller.split(";")],
         "buyer": [each for each in (invoice.buyer_name, invoice.buyer_email) if each],
         "addressee": "Billed to",
         "facts": facts,

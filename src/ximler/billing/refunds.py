@@ -15,7 +15,7 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, notices
-from ximler.billing.account import lock, move, store
+from ximler.billing.account import in_turn, lock, move, store
 from ximler.billing.pricing import share
 from ximler.billing.provider import Dispute, Provider, ProviderUnavailable, Refunded
 from ximler.core.actor import SYSTEM, Actor
@@ -64,6 +64,7 @@ async def refund(
 
     Raises NotFound, Invalid, RefundTooHigh above the rest, Conflict for a payment that is not paid or is disputed. A
     provider that does not answer is no error: the refund is made and PENDING, and the next `billing run` sends it again.
+    The user is notified when the provider accepts it, and again if it fails after that.
     """
     actor.require_operator()
     if to == "DISPUTE":
@@ -104,12 +105,12 @@ async def refund(
             to=to,
             reason=reason,
         )
-        value = Money(amount, charge.currency)
-        await notices.refunded(transaction, user_id, value, to_balance=to == "BALANCE")
+        if to == "BALANCE":
+            await notices.refunded(transaction, user_id, Money(amount, charge.currency), to_balance=True)
         await store(transaction, account)
         return made
 
-    made = await database.transaction(write)
+    made = await in_turn(database, user_id, write)
     try:
         return await drive(database, provider, made.id)
     except ProviderUnavailable as problem:
@@ -192,7 +193,7 @@ async def dispute_changed(database: Database, charge: Charge, dispute: Dispute) 
         )
         await store(transaction, account)
 
-    await database.transaction(write)
+    await in_turn(database, charge.user_id, write)
 
 
 async def of_user(database: Database, user_id: ObjectId) -> list[Refund]:
@@ -280,6 +281,9 @@ async def _apply(database: Database, refund: Refund, state: Refunded, ticket: in
         if known is None or known.to != "CARD":
             return await transaction[REFUNDS].get(refund.id)
         values: dict[str, Any] = {"providerId": state.id or known.provider_id}
+        if state.id is not None and known.provider_id is None and state.status != "FAILED":
+            value = Money(known.amount_minor, known.currency)
+            await notices.refunded(transaction, account.id, value, to_balance=False)
         if state.status == "PENDING" and known.status == "PENDING":
             wait_s = _LOOK_AGAIN_S[min(known.looks, len(_LOOK_AGAIN_S) - 1)]
             values["looks"] = known.looks + 1
@@ -294,11 +298,11 @@ async def _apply(database: Database, refund: Refund, state: Refunded, ticket: in
         await store(transaction, account)
         return await transaction[REFUNDS].get(known.id)
 
-    return await database.transaction(write)
+    return await in_turn(database, refund.user_id, write)
 
 
 async def _failed(transaction: Database, account: BillingAccount, refund: Refund, failure: str) -> dict[str, Any]:
-    """The money is still ours: the payment is PAID again. What was never owed goes to the balance instead."""
+    """The payment is PAID again. A payment that no invoice needed is added to the credit balance instead."""
     account.refunds = [each for each in account.refunds if each != refund.id]
     if refund.note_id is None:
         await move(
@@ -309,10 +313,14 @@ async def _failed(transaction: Database, account: BillingAccount, refund: Refund
             amount_minor=refund.amount_minor,
             reason="A payment that could not be returned",
         )
+        value = Money(refund.amount_minor, refund.currency)
+        await notices.refunded(transaction, account.id, value, to_balance=True)
         return {"status": "SUCCEEDED", "to": "BALANCE", "failure": failure}
     charge = await transaction[CHARGES].get(refund.charge_id)
     await _count(transaction, charge, -refund.amount_minor)
     await invoices.withdraw(transaction, account, refund.note_id)
+    if refund.provider_id is not None:  # the user was notified of it
+        await notices.refund_failed(transaction, account.id, Money(refund.amount_minor, refund.currency))
     return {"status": "FAILED", "failure": failure}
 
 

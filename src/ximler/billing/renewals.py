@@ -10,7 +10,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, payments, refunds, subscriptions
-from ximler.billing.account import RETRIES, ends_at, live, lock, remind_at, retry_at, store
+from ximler.billing.account import RETRIES, ends_at, in_turn, live, lock, remind_at, retry_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
@@ -25,8 +25,7 @@ Step = tuple[Literal["drive", "refund"], str] | bool  # whether something was do
 async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int:
     """Do everything that is due for the account; returns how many steps. Raises ProviderUnavailable: the rest waits."""
     for count in range(_MOST_STEPS):
-        step = await database.transaction(lambda transaction: _decide(transaction, user_id))
-        match step:
+        match await in_turn(database, user_id, lambda transaction: _decide(transaction, user_id)):
             case ("drive", charge_id):
                 await payments.drive(database, provider, charge_id)
             case ("refund", refund_id):
@@ -50,11 +49,11 @@ async def _decide(transaction: Database, user_id: ObjectId) -> Step:
     if account.charge_id is not None:
         return "drive", account.charge_id
     await subscriptions.settle_end(transaction, account)
-    step: Step = True
+    result: Step = True
     if account.subscription_id is not None:
-        step = await _act(transaction, account)
+        result = await _act(transaction, account)
     await store(transaction, account)
-    return step
+    return result
 
 
 async def _act(transaction: Database, account: BillingAccount) -> Step:

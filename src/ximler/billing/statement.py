@@ -8,7 +8,7 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, refunds, virtuals
-from ximler.billing.account import discount, ensure, find, lock, move, store
+from ximler.billing.account import discount, ensure, find, in_turn, lock, move, store
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.money import Money
@@ -120,4 +120,4 @@ async def grant(
             await store(transaction, account)
         return int(account.balances.get(amount.currency, 0))
 
-    return await database.transaction(write)
+    return await in_turn(database, user_id, write)

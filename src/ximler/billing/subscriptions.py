@@ -13,7 +13,7 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, notices, redemptions, states
-from ximler.billing.account import RETRIES, current, discount, ends_at, live, lock, rebate, store
+from ximler.billing.account import RETRIES, current, discount, ends_at, in_turn, live, lock, rebate, store
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import price
@@ -77,7 +77,7 @@ async def cancel(
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
 
-    return await database.transaction(write)
+    return await in_turn(database, actor.require_user(), write)
 
 
 async def resume(database: Database, actor: Actor) -> Subscription:
@@ -93,7 +93,7 @@ async def resume(database: Database, actor: Actor) -> Subscription:
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
 
-    return await database.transaction(write)
+    return await in_turn(database, actor.require_user(), write)
 
 
 async def start(
@@ -172,11 +172,9 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     terms.rebate = rebate(off.renewed(terms.price_minor)) if off else None
     account.terms, account.anchor, account.period, account.not_before = terms, anchor, index, None
     account.reminded = False
-    user = await transaction.users.find_one({"_id": account.id})
     invoice = await invoices.make(
         transaction,
         account,
-        user,
         quote,
         key=f"{subscription_id}:{anchor:%Y%m%dT%H%M%S}:{index}",
         kind="RENEWAL",

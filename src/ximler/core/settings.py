@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
+from ximler.core.business import Business
 from ximler.core.errors import Invalid
 
 __all__ = ["Settings", "SettingsError", "load"]
@@ -295,6 +296,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"XIMLER_SECRET_KEY must be {_MIN_SECRET} characters or more.", fields={"secret_key": "is too short"}
             )
         return keys
+
+    @property
+    def business(self) -> Business:
+        return Business(seller=self.seller)
 
     @property
     def entry_keys(self) -> tuple[bytes, ...]:

@@ -29,6 +29,7 @@ from pymongo.topology_description import TopologyDescription
 from pymongo.write_concern import WriteConcern
 
 from ximler import __version__
+from ximler.core.business import Business
 from ximler.core.clock import Clock
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings, SettingsError
@@ -101,6 +102,7 @@ class Database:
         session: "AsyncClientSession | None" = None,
         entry_keys: tuple[bytes, ...] = (),
         audit_uri: str | None = None,
+        business: Business | None = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -109,6 +111,7 @@ class Database:
         self.session = session
         self.entry_keys = entry_keys  # keys that mark audit entries as ours
         self.audit_uri = audit_uri  # connection that may change and remove them, if this one may not
+        self.business = business or Business()
         self.raw: AsyncDatabase[dict[str, Any]] = client[name]
         self.feed: Feed | None = None
         self._to_forget: list[tuple[str, Any]] = []
@@ -235,6 +238,7 @@ class Database:
             session=session,
             entry_keys=self.entry_keys,
             audit_uri=self.audit_uri,
+            business=self.business,
         )
 
     async def ping(self) -> None:
@@ -305,6 +309,7 @@ async def connect(
         state=state,
         entry_keys=settings.entry_keys,
         audit_uri=settings.audit_mongodb_uri,
+        business=settings.business,
     )
 
 

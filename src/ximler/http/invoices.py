@@ -47,8 +47,7 @@ async def show(
     name, dot, kind = file.partition(".")
     if f"{dot}{kind}" != ".pdf":
         raise NotFound("Invoices have the ending .pdf")
-    settings = state.authentication.settings
-    invoice, document = await pdf.download(state.database, settings, caller.actor, object_id(name, "invoice"))
+    invoice, document = await pdf.download(state.database, caller.actor, object_id(name, "invoice"))
     headers = {"Content-Disposition": f'inline; filename="{invoice.number}.pdf"', "Cache-Control": "no-store"}
     return Response(document, media_type=_PDF, headers=headers)
 
@@ -88,7 +87,7 @@ async def show_page(
 ) -> Response[str]:
     """For people: the same text as the PDF, with a link to it. Loads nothing, and prints on paper as it is."""
     settings = state.authentication.settings
-    found, content = await pdf.view(state.database, settings, caller.actor, object_id(invoice, "invoice"))
+    found, content = await pdf.view(state.database, caller.actor, object_id(invoice, "invoice"))
     unpaid = found.status == "OPEN" and found.user_id == caller.actor.user_id
     title, address = content.pop("title"), f"/invoices/{found.id}"
     answer = page("invoice.html", title, **content, pdf=f"/v1{address}.pdf", pay=f"{address}/pay" if unpaid else None)

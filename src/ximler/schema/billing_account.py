@@ -1,4 +1,4 @@
-"""`billingaccounts`: what billing knows of each user who has paid, or begun to. Private to billing."""
+"""`billingaccounts`: the billing state of each user who has paid, or begun to. Private to billing."""
 
 from datetime import datetime
 from typing import Any
@@ -23,7 +23,7 @@ class Rebate(Document, kw_only=True):
 
 
 class Terms(Document, kw_only=True):
-    """What a subscription costs. `net_minor` is the price after discount of the period that runs: what a change credits."""
+    """The price of a subscription. `net_minor` is the current period's price after discount, which a change credits."""
 
     plan_id: str
     plan_name: str
@@ -44,11 +44,11 @@ class Method(Document, kw_only=True):
 
 
 class BillingAccount(Document, kw_only=True):
-    """One per user. Every step of billing is a transaction that begins by counting `revision` up, so a user's steps never
-    overlap. `subscription_id` and `checkout_id` make sure that a user has one live subscription, or is buying one.
+    """One per user. Every step of billing is a transaction that begins by incrementing `revision`, so a user's steps
+    never overlap. `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per user.
 
-    `period` is the index of the latest period that has an invoice, counted from `anchor`; -1 during a trial. `next_at` is when
-    `billing run` looks at the account again.
+    `period` is the index of the latest period that has an invoice, counted from `anchor`; -1 during a trial.
+    `next_at` is the time of the next step that `billing run` takes for the account.
     """
 
     id: UserId = field(name="_id")  # the user's
@@ -63,7 +63,6 @@ class BillingAccount(Document, kw_only=True):
     pending: Internal[Terms | None] = None  # the plan from the next period on
     cancels: Internal[bool] = False  # at the end of the period
     trialed_at: Internal[datetime | None] = None
-    trial_fingerprint: Internal[str | None] = None  # of the method that the trial was taken with
     reminded: Internal[bool] = False  # that the trial ends, or the year is renewed
     invoice_id: Internal[ObjectId | None] = None  # of the period, and unpaid
     failed_at: Internal[datetime | None] = None  # when its payment failed first
@@ -83,11 +82,8 @@ class BillingAccount(Document, kw_only=True):
 BILLING_ACCOUNTS = Collection(
     name="billingaccounts",
     document=BillingAccount,
-    purpose="What billing knows of a user: the live subscription and its terms, the payment method, the credit balance.",
+    purpose="The billing state of a user: the live subscription and its terms, the payment method, the credit balance.",
     owner="billing",
-    indexes=(
-        ascending("nextAt", ours=True, why="accounts that are due"),
-        ascending("trialFingerprint", ours=True, why="one trial per payment method"),
-    ),
+    indexes=(ascending("nextAt", ours=True, why="accounts that are due"),),
     shard_key=ShardKey((("_id", "hashed"),), "every step is of one user"),
 )

@@ -63,6 +63,7 @@ class Invoice(Stamped, kw_only=True):
     plan_id: Record[str]
     period_start: Record[datetime | None] = None
     period_end: Record[datetime | None] = None
+    seller: Record[str] = "Ximler"  # name and address, lines separated by `;`
     buyer_name: Theirs[str | None] = None
     buyer_email: Theirs[str | None] = None
     terms: Internal[Terms | None] = None
