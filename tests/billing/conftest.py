@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import ObjectId
@@ -22,6 +22,11 @@ from ximler.schema.plan import Plan, PlanLimits
 from ximler.schema.sandbox_object import SANDBOX_OBJECTS
 from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
+
+if TYPE_CHECKING:
+    from tests.billing.peer import Peer
+
+    from ximler.billing.stripe import Stripe
 
 OPERATOR = Actor(kind="operator", via="cli")
 GOOD, OTHER = "4242 4242 4242 4242", "5555555555554444"
@@ -73,6 +78,45 @@ def buy(database: Database, rail: Sandbox, settings: Settings) -> Buy:
         return await checkouts.get(database, actor, begun.id)
 
     return buy
+
+
+@pytest.fixture(scope="session")
+async def _served() -> AsyncIterator["Peer"]:
+    from tests.billing.peer import start  # here, because localstripe takes a while to import
+
+    async with start() as peer:
+        yield peer
+
+
+@pytest.fixture
+async def peer(_served: "Peer", database: Database) -> AsyncIterator["Peer"]:
+    """Stripe on loopback; after the test everything adds up."""
+    await _served.events()
+    _served.forget()
+    yield _served
+    await _served.events()
+    assert await verify(database) == []
+
+
+@pytest.fixture
+async def stripe(peer: "Peer") -> AsyncIterator["Stripe"]:
+    from tests.billing.peer import SECRET
+
+    from ximler.billing.stripe import Stripe
+
+    rail = Stripe("sk_test_of_nobody", (SECRET,), api=peer.url)
+    yield rail
+    await rail.close()
+
+
+async def deliver(database: Database, stripe: "Stripe", peer: "Peer") -> int:
+    """Stripe sends its events, and background work applies them."""
+    count = 0
+    while waiting := await peer.events():
+        for body, signature in waiting:
+            count += await events.receive(database, stripe, body, signature)
+        await events.process(database, stripe)
+    return count
 
 
 def at(database: Database, *moment: int) -> datetime:

@@ -21,7 +21,6 @@ SECRET = "whsec_of_the_endpoint"
 # "lost": the request is carried out, and its answer does not arrive; "500" is the answer of one that is carried out.
 Fault = Literal["down", "lost", "500", "rate", "key"] | None
 Delivery = tuple[bytes, str]
-_CONFIRM = re.compile(r"/v1/payment_intents/(\w+)/confirm")
 
 
 class Peer:
@@ -30,6 +29,12 @@ class Peer:
     def __init__(self) -> None:
         self.url = ""
         self._sending: list[asyncio.Future[Any]] = []
+        self._translated: list[tuple[re.Pattern[str], Callable[[web.Request], Awaitable[web.Response]]]] = [
+            (re.compile(r"POST /v1/payment_intents/\w+/confirm"), self._confirm),
+            (re.compile(r"GET /v1/invoices/\w+"), self._invoice),
+            (re.compile(r"POST /v1/subscriptions/\w+"), self._change_subscription),
+            (re.compile(r"POST /v1/invoices/create_preview"), self._preview),
+        ]
         self.forget()
 
     def forget(self) -> None:
@@ -40,6 +45,7 @@ class Peer:
         self.disputes: dict[str, dict[str, Any]] = {}
         self.keys: dict[str, tuple[int, bytes]] = {}
         self.requests: list[str] = []
+        self.declines = False  # changes of subscriptions
         self.fault: Callable[[str], Fault] = lambda _: None
         self.hold: Callable[[str], Awaitable[object]] | None = None  # awaited before an answer leaves
 
@@ -64,6 +70,19 @@ class Peer:
         """An event that localstripe does not send."""
         webhooks.schedule_webhook(resources.Event(kind, _Exported(found)))
 
+    def subscribe(self, price_id: str, amount: int) -> Any:
+        """A customer with a card subscribes at Stripe, by another application. Returns localstripe's object."""
+        self.offer(price_id, amount)
+        customer = resources.Customer()
+        card = {"number": "4242424242424242", "exp_month": "12", "exp_year": "2030", "cvc": "123"}
+        method = resources.PaymentMethod(type="card", card=card)
+        method.customer = customer.id
+        customer.invoice_settings["default_payment_method"] = method.id
+        return resources.Subscription(customer=customer.id, items=[{"plan": price_id}])
+
+    def offer(self, price_id: str, amount: int) -> None:
+        resources.Plan(id=price_id, amount=amount, currency="usd", interval="month", product={"name": price_id})
+
     def money(self) -> dict[str, int]:
         """By our name: captured less refunded, in Stripe's units."""
         found = [each for key, each in resources.store.items() if key.startswith("payment_intent:")]
@@ -72,6 +91,10 @@ class Peer:
             for each in found
             if each.status == "succeeded"
         }
+
+    def refund(self, intent_id: str, amount: int) -> str:
+        """Somebody refunds in Stripe's dashboard."""
+        return str(resources.Refund(payment_intent=intent_id, amount=amount).id)
 
     def ids(self, kind: str) -> list[str]:
         return [each.id for key, each in resources.store.items() if key.startswith(f"{kind}:")]
@@ -97,7 +120,8 @@ class Peer:
             if fault == "lost":
                 return _hang_up(request)
             return web.Response(body=body, status=status, content_type="application/json")
-        given = await (self._confirm(request, handler) if _CONFIRM.match(request.path) else handler(request))
+        own = next((own for pattern, own in self._translated if pattern.fullmatch(name)), None)
+        given = await (own(request) if own else handler(request))
         if fault == "500":
             given = _json({"error": {"message": "An error of Stripe's"}}, 500)
         if key and given.status != 409:
@@ -106,7 +130,7 @@ class Peer:
             await self.hold(name)
         return _hang_up(request) if fault == "lost" else given  # type: ignore[no-any-return]
 
-    async def _confirm(self, request: web.Request, handler: Any) -> Any:
+    async def _confirm(self, request: web.Request) -> web.Response:
         """localstripe confirms with the method that the intent has already, and knows no `off_session`."""
         data = await server.get_post_data(request)
         assert data.pop("off_session") == "true"
@@ -118,7 +142,36 @@ class Peer:
                 found.payment_method = method
             return _json(resources.PaymentIntent._api_confirm(found.id, **data)._export())
         except server.UserError as error:
-            return error.to_response()
+            return error.to_response()  # type: ignore[no-any-return]
+
+    async def _invoice(self, request: web.Request) -> web.Response:
+        """localstripe has no `payments` to expand: an invoice has one intent."""
+        found = resources.Invoice._api_retrieve(request.path.split("/")[3])
+        payments = {"data": [{"payment": {"type": "payment_intent", "payment_intent": found.payment_intent}}]}
+        exported = found._export()
+        del exported["payment_intent"], exported["charge"], exported["subscription"]  # as Stripe since 2025
+        return _json({**exported, "payments": payments, "hosted_invoice_url": f"https://invoice.stripe.com/{found.id}"})
+
+    async def _change_subscription(self, request: web.Request) -> web.Response:
+        """localstripe has plans for prices, charges no difference at once, and sends no event."""
+        data = await server.get_post_data(request)
+        found = resources.Subscription._api_retrieve(request.path.split("/")[3])
+        if "items" in data:
+            assert data.pop("payment_behavior") == "error_if_incomplete"
+            assert data.pop("proration_behavior") == "always_invoice"
+            if self.declines:
+                return _json({"error": {"code": "card_declined", "message": "Your card was declined."}}, 402)
+            data["items"] = [{"id": each["id"], "plan": each["price"]} for each in data["items"]]
+        found._update(**data)
+        self.send("customer.subscription.updated", found._export())
+        return _json(found._export())
+
+    async def _preview(self, request: web.Request) -> web.Response:
+        data = await server.get_post_data(request)
+        (item,) = data["subscription_details"]["items"]
+        found = resources.Subscription._api_retrieve(data["subscription"])
+        new, old = resources.Plan._api_retrieve(item["price"]), found.plan
+        return _json({"object": "invoice", "currency": new.currency, "amount_due": new.amount - old.amount})
 
     async def _open_session(self, request: web.Request) -> web.Response:
         data = await server.get_post_data(request)

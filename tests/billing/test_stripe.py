@@ -9,14 +9,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.billing import peer as peers
-from tests.billing.conftest import OPERATOR, paid, subscription
+from tests.billing.conftest import OPERATOR, deliver, paid, subscription
 from tests.billing.peer import SECRET, Fault, Peer
 
 from ximler.billing import checkouts, events, payments, refunds, run
 from ximler.billing.provider import ProviderUnavailable
 from ximler.billing.stripe import VERSION, Stripe, _intent
-from ximler.billing.verify import verify
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.core.settings import Settings
@@ -28,28 +26,6 @@ from ximler.schema.refund import Refund
 
 GOOD, DECLINED, AUTHENTICATION = "4242424242424242", "4000000000000341", "4000002760003184"
 Buy = Callable[..., Awaitable[Checkout]]
-
-
-@pytest.fixture(scope="session")
-async def served() -> AsyncIterator[Peer]:
-    async with peers.start() as peer:
-        yield peer
-
-
-@pytest.fixture
-async def peer(served: Peer, database: Database) -> AsyncIterator[Peer]:
-    await served.events()
-    served.forget()
-    yield served
-    await served.events()
-    assert await verify(database) == []
-
-
-@pytest.fixture
-async def stripe(peer: Peer) -> AsyncIterator[Stripe]:
-    rail = Stripe("sk_test_of_nobody", (SECRET,), api=peer.url)
-    yield rail
-    await rail.close()
 
 
 @pytest.fixture
@@ -65,16 +41,6 @@ def buy(database: Database, stripe: Stripe, peer: Peer, settings: Settings) -> B
 
 async def begin(database: Database, stripe: Stripe, settings: Settings, actor: Actor) -> Checkout:
     return await checkouts.start(database, stripe, settings, actor, plan_id="pro", return_url="http://localhost/back")
-
-
-async def deliver(database: Database, stripe: Stripe, peer: Peer) -> int:
-    """Stripe sends its events, and background work applies them."""
-    count = 0
-    while waiting := await peer.events():
-        for body, signature in waiting:
-            count += await events.receive(database, stripe, body, signature)
-        await events.process(database, stripe)
-    return count
 
 
 async def test_a_plan_is_bought_with_a_card_that_is_saved_on_stripes_page(

@@ -10,8 +10,8 @@ from datetime import timedelta
 
 import structlog
 
-from ximler.billing import checkouts, payments, refunds
-from ximler.billing.provider import Provider
+from ximler.billing import checkouts, payments, refunds, stripe_mirror
+from ximler.billing.provider import Mirrors, Provider
 from ximler.core.errors import XimlerError
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
@@ -93,8 +93,14 @@ async def _apply(database: Database, provider: Provider, event: BillingEvent) ->
         case "intent.changed":
             return await payments.observe(database, provider, event.object_id, event.reference)
         case "refund.changed":
+            if event.reference is None and isinstance(provider, Mirrors):
+                return await stripe_mirror.refunded(database, provider, event.object_id)
             return await refunds.observe(database, provider, event.object_id, event.reference)
         case "dispute.changed":
             return await refunds.observe_dispute(database, provider, event.object_id)
+        case "subscription.changed" if isinstance(provider, Mirrors):
+            return await stripe_mirror.see_subscription(database, provider, event.object_id)
+        case "invoice.changed" if isinstance(provider, Mirrors):
+            return await stripe_mirror.see_invoice(database, provider, event.object_id)
         case _:
             return True  # of no concern to us

@@ -140,7 +140,12 @@ async def _set(
     failure: str | None = None,
 ) -> None:
     await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {"status": status, "failure": failure}})
-    values = {"status": status, "failure": failure, "paidAt": transaction.clock.now() if status == "PAID" else None}
+    values = {
+        "status": status,
+        "failure": failure,
+        "stripePaymentIntentId": charge.intent_id,
+        "paidAt": transaction.clock.now() if status == "PAID" else None,
+    }
     await transaction.payments.patch({"_id": charge.payment_id, "userId": user_id}, {"$set": values})
 
 

@@ -6,17 +6,21 @@ only `confirm` takes money.
 """
 
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 from bson import ObjectId
 
 from ximler.core.errors import Unavailable
+from ximler.core.money import Money
 from ximler.schema.charge import DisputeStatus
+from ximler.schema.payment import PaymentStatus
 from ximler.schema.refund import RefundStatus
+from ximler.schema.subscription import SubscriptionStatus
 
 __all__ = [
-    "Dispute", "Intent", "IntentStatus", "Notice", "PaymentMethod", "Provider", "ProviderUnavailable", "Refunded", "Session",
+    "Dispute", "Intent", "IntentStatus", "Mirrors", "Notice", "PaymentMethod", "Provider", "ProviderUnavailable", "Refunded",
+    "Session", "TheirInvoice", "TheirSubscription",
 ]  # fmt: skip
 
 IntentStatus = Literal["CREATED", "PROCESSING", "SUCCEEDED", "FAILED"]
@@ -63,6 +67,7 @@ class Refunded(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     status: RefundStatus
     failure: str | None = None
+    intent_id: str | None = None
 
 
 class Dispute(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,3 +122,58 @@ class Provider(Protocol):
 
     async def advance(self) -> None:
         """Settle the payments that are due by now. Only the sandbox has any."""
+
+
+class TheirSubscription(msgspec.Struct, frozen=True, kw_only=True):
+    """A subscription that the provider bills. `end` is when it ended, or will end because it `cancels`."""
+
+    id: str
+    customer_id: str
+    status: SubscriptionStatus
+    price_id: str | None
+    price_minor: int | None
+    currency: str
+    start: datetime
+    end: datetime | None
+    cancels: bool
+    period_start: datetime
+    period_end: datetime
+    trial_end: datetime | None
+
+
+class TheirInvoice(msgspec.Struct, frozen=True, kw_only=True):
+    """An invoice of the provider's billing. `status` is its payment's; None for a draft."""
+
+    id: str
+    subscription_id: str | None
+    status: PaymentStatus | None
+    amount_minor: int
+    currency: str
+    description: str | None
+    intent_id: str | None
+    url: str | None
+    paid_at: datetime | None
+
+
+@runtime_checkable
+class Mirrors(Protocol):
+    """A provider with billing of its own. Every verb raises ProviderUnavailable."""
+
+    async def subscription(self, subscription_id: str) -> TheirSubscription: ...
+
+    async def invoice(self, invoice_id: str) -> TheirInvoice: ...
+
+    async def intent(self, intent_id: str) -> Intent: ...
+
+    async def refund_state(self, refund_id: str) -> Refunded: ...
+
+    async def end_subscription(self, subscription_id: str, *, now: bool) -> None:
+        """Idempotent."""
+
+    async def resume_subscription(self, subscription_id: str) -> None: ...
+
+    async def change_subscription(self, subscription_id: str, price_id: str) -> None:
+        """The difference is charged now. Raises Conflict for a declined card: then nothing has changed."""
+
+    async def preview_change(self, subscription_id: str, price_id: str) -> Money:
+        """The amount that `change_subscription` would charge."""

@@ -7,9 +7,10 @@ most once, and a refund is looked for before it is made. Answers are those of `V
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,9 +29,13 @@ from ximler.billing.provider import (
     ProviderUnavailable,
     Refunded,
     Session,
+    TheirInvoice,
+    TheirSubscription,
 )
+from ximler.billing.states import LIVE
 from ximler.billing.stripe_currencies import from_stripe, to_stripe
 from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
+from ximler.core.money import Money
 from ximler.core.settings import Settings
 
 __all__ = ["VERSION", "Stripe", "of_process"]
@@ -55,6 +60,8 @@ _HIDDEN = frozenset(
     "stolen_card".split()
 )
 _DISPUTES: dict[str, Any] = {"won": "WON", "warning_closed": "WON", "lost": "LOST", "prevented": "LOST"}
+# `unpaid`, `incomplete` and `paused` give no access; Stripe may make them active again.
+_STATUSES = {"active": "ACTIVE", "trialing": "ACTIVE", "past_due": "PAST_DUE", "canceled": "CANCELLED"}
 _REFUNDS: dict[str, Any] = {"succeeded": "SUCCEEDED", "failed": "FAILED", "canceled": "FAILED"}
 _KINDS = {
     "checkout.session.": "checkout.completed",
@@ -62,6 +69,8 @@ _KINDS = {
     "refund.": "refund.changed",
     "charge.refund.": "refund.changed",
     "charge.dispute.": "dispute.changed",
+    "customer.subscription.": "subscription.changed",
+    "invoice.": "invoice.changed",
 }
 _NAMED = ("checkout.completed", "intent.changed")  # those without a name of ours are another application's
 
@@ -82,10 +91,10 @@ def of_process(settings: Settings) -> "Stripe":
 
 
 class Stripe:
-    """`secrets` of the webhook's endpoint, newest first: an event is accepted under any of them."""
+    """`webhook_secrets` are those of the webhook's endpoint, newest first: an event is accepted under any of them."""
 
-    def __init__(self, key: str, secrets: tuple[str, ...], *, api: str = "https://api.stripe.com") -> None:
-        self._secrets = secrets
+    def __init__(self, key: str, webhook_secrets: tuple[str, ...], *, api: str = "https://api.stripe.com") -> None:
+        self._secrets = webhook_secrets
         self._live = "_live_" in key
         self._versions = {VERSION}
         self._http = stripe.HTTPXClient(timeout=_TIMEOUT)
@@ -192,6 +201,41 @@ class Stripe:
             amount_minor=_amount(found),
         )
 
+    async def subscription(self, subscription_id: str) -> TheirSubscription:
+        return _their_subscription(await self._read(self._api.subscriptions, subscription_id))
+
+    async def invoice(self, invoice_id: str) -> TheirInvoice:
+        return _their_invoice(await self._read(self._api.invoices, invoice_id, "payments"))
+
+    async def end_subscription(self, subscription_id: str, *, now: bool) -> None:
+        if not now:
+            await self._update(subscription_id, cancel_at_period_end=True)
+        elif (await self.subscription(subscription_id)).status in LIVE:
+            with _errors():
+                await self._api.subscriptions.cancel_async(subscription_id, options=_once())
+
+    async def resume_subscription(self, subscription_id: str) -> None:
+        await self._update(subscription_id, cancel_at_period_end=False)
+
+    async def change_subscription(self, subscription_id: str, price_id: str) -> None:
+        await self._update(
+            subscription_id,
+            items=[await self._item(subscription_id, price_id)],
+            proration_behavior="always_invoice",
+            payment_behavior="error_if_incomplete",
+        )
+
+    async def preview_change(self, subscription_id: str, price_id: str) -> Money:
+        details = {
+            "items": [await self._item(subscription_id, price_id)],
+            "proration_behavior": "always_invoice",
+        }
+        params = {"subscription": subscription_id, "subscription_details": details}
+        with _errors():
+            found = _plain(await self._api.invoices.create_preview_async(params=params, options=_once()))
+        currency = found["currency"].upper()
+        return Money(from_stripe(found["amount_due"], currency), currency)
+
     def verify(self, body: bytes, signature: str) -> Notice | None:
         self._check_signature(body, signature)
         try:
@@ -224,6 +268,15 @@ class Stripe:
                 stripe.WebhookSignature.verify_header(body, signature, secret, TOLERANCE_S)
                 return
         raise Unauthenticated("The signature is wrong, or older than five minutes")
+
+    async def _item(self, subscription_id: str, price_id: str) -> dict[str, str]:
+        """The subscription's only item, at another price."""
+        found = await self._read(self._api.subscriptions, subscription_id)
+        return {"id": _items(found)[0]["id"], "price": price_id}
+
+    async def _update(self, subscription_id: str, **params: Any) -> None:
+        with _errors():
+            await self._api.subscriptions.update_async(subscription_id, params=params, options=_once())
 
     async def _read(self, service: Any, object_id: str, *expand: str) -> dict[str, Any]:
         with _errors():
@@ -291,6 +344,11 @@ def _hourly(name: str) -> str:
     under a key for ever, one bad minute would fail the write for a day.
     """
     return f"ximler:{name}:{int(time.time()) // 3600}"
+
+
+def _once() -> dict[str, str]:
+    """For a write that sets a state, and may be repeated: the key serves the library's own retry."""
+    return {"idempotency_key": f"ximler:{secrets.token_hex(16)}"}
 
 
 def _plain(found: Any) -> dict[str, Any]:
@@ -364,4 +422,77 @@ def _failure(found: dict[str, Any]) -> tuple[str, bool]:
 def _refunded(found: dict[str, Any]) -> Refunded:
     status = _REFUNDS.get(found["status"], "PENDING")
     failure = str(found.get("failure_reason") or "failed").replace("_", " ") if status == "FAILED" else None
-    return Refunded(id=found["id"], reference=_reference(found), status=status, failure=failure)
+    return Refunded(
+        id=found["id"],
+        reference=_reference(found),
+        status=status,
+        failure=failure,
+        intent_id=_id(found.get("payment_intent")),
+    )
+
+
+def _their_subscription(found: dict[str, Any]) -> TheirSubscription:
+    item = _items(found)[0]
+    price = item.get("price") or item.get("plan") or {}
+    unit = price.get("unit_amount", price.get("amount"))
+    currency = str(price.get("currency") or found["currency"]).upper()
+    period = item if item.get("current_period_end") else found
+    ended, cancel_at = found.get("ended_at"), found.get("cancel_at")
+    cancels = bool(found.get("cancel_at_period_end") or cancel_at)
+    end = ended or cancel_at or (period["current_period_end"] if cancels else None)
+    status: Any = _STATUSES.get(found["status"], "EXPIRED")
+    if status == "CANCELLED" and (found.get("cancellation_details") or {}).get("reason") == "payment_failed":
+        status = "EXPIRED"
+    return TheirSubscription(
+        id=found["id"],
+        customer_id=str(_id(found["customer"])),
+        status=status,
+        price_id=price.get("id"),
+        price_minor=None if unit is None else from_stripe(unit, currency) * int(item.get("quantity") or 1),
+        currency=currency,
+        start=_moment(found.get("start_date") or found["created"]),
+        end=_moment(end) if end else None,
+        cancels=cancels or ended is not None,
+        period_start=_moment(period["current_period_start"]),
+        period_end=_moment(period["current_period_end"]),
+        trial_end=_moment(found["trial_end"]) if found.get("trial_end") else None,
+    )
+
+
+def _their_invoice(found: dict[str, Any]) -> TheirInvoice:
+    parent = (found.get("parent") or {}).get("subscription_details") or {}
+    payments = (found.get("payments") or {}).get("data") or []
+    intents = [_id((each.get("payment") or {}).get("payment_intent")) for each in payments]
+    currency, paid = found["currency"].upper(), found["status"] == "paid"
+    paid_at = (found.get("status_transitions") or {}).get("paid_at") if paid else None
+    status: Any = {"draft": None, "paid": "PAID", "void": "FAILED", "uncollectible": "FAILED"}.get(
+        found["status"], "FAILED" if found.get("attempted") else "PENDING"
+    )
+    return TheirInvoice(
+        id=found["id"],
+        subscription_id=_id(parent.get("subscription")),
+        status=status,
+        amount_minor=from_stripe(found["amount_paid"] if paid else found["amount_due"], currency),
+        currency=currency,
+        description=found.get("description"),
+        intent_id=next((each for each in intents if each), None) or _id(found.get("payment_intent")),
+        url=found.get("hosted_invoice_url"),
+        paid_at=_moment(paid_at) if paid_at else None,
+    )
+
+
+def _items(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Raises Invalid for a subscription of several prices, which no plan of ours is."""
+    items: list[dict[str, Any]] = found["items"]["data"]
+    if len(items) != 1:
+        raise Invalid(f"The subscription {found['id']} has {len(items)} prices at Stripe: it cannot be a plan")
+    return items
+
+
+def _id(found: Any) -> str | None:
+    """Of an object that may have been expanded."""
+    return found.get("id") if isinstance(found, dict) else found
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -38,6 +38,7 @@ __all__ = [
     "end",
     "failed",
     "forget",
+    "motive",
     "paid",
     "remind",
     "renew",
@@ -59,10 +60,7 @@ async def cancel(
     While its period is unpaid it ends now in any case: no more payments are tried. Raises NotFound without a
     subscription, Invalid for a comment that is too long.
     """
-    comment = comment.strip() or None if comment else None
-    if comment and len(comment) > _MAX_COMMENT:
-        raise Invalid.field("comment", f"is longer than {_MAX_COMMENT:,} characters")
-    why = {"reason": reason, "comment": comment}
+    why = motive(reason, comment)
 
     async def write(transaction: Database) -> Subscription:
         account, subscription = await _live(transaction, actor.require_user())
@@ -78,6 +76,14 @@ async def cancel(
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
 
     return await in_turn(database, actor.require_user(), write)
+
+
+def motive(reason: str | None, comment: str | None) -> dict[str, str | None]:
+    """Of a cancellation, for the audit log. Raises Invalid for a comment that is too long."""
+    comment = comment.strip() or None if comment else None
+    if comment and len(comment) > _MAX_COMMENT:
+        raise Invalid.field("comment", f"is longer than {_MAX_COMMENT:,} characters")
+    return {"reason": reason, "comment": comment}
 
 
 async def resume(database: Database, actor: Actor) -> Subscription:

@@ -3,12 +3,23 @@
 from typing import Any
 
 from ximler.billing import account as accounts
-from ximler.billing import changes, checkouts, invoices, methods, payments, redemptions, subscriptions, virtuals
+from ximler.billing import (
+    changes,
+    checkouts,
+    invoices,
+    methods,
+    payments,
+    redemptions,
+    stripe_mirror,
+    subscriptions,
+    virtuals,
+)
 from ximler.billing.checkouts import Checkout
 from ximler.billing.coupons import discount_of
 from ximler.billing.invoices import Invoice
 from ximler.billing.methods import Method
 from ximler.billing.pricing import Quote
+from ximler.billing.provider import Mirrors
 from ximler.billing.rails import rail
 from ximler.core.errors import Conflict, NotFound
 from ximler.core.ids import Position, decode_cursor, object_id
@@ -34,7 +45,10 @@ async def checkout(ctx: Context, id: str) -> dict[str, Any]:  # noqa: A002 (the 
 
 @resolvers.query("previewChange")
 async def preview_change(ctx: Context, plan_id: str, when: changes.When | None = None) -> dict[str, Any]:
-    change = await changes.preview(ctx.database, ctx.actor, plan_id=plan_id, when=when)
+    if mirrored := await _mirrored(ctx):
+        change = await stripe_mirror.preview(ctx.database, *mirrored, plan_id=plan_id, when=when)
+    else:
+        change = await changes.preview(ctx.database, ctx.actor, plan_id=plan_id, when=when)
     return {
         "plan_id": change.plan_id,
         "when": change.when,
@@ -123,6 +137,8 @@ async def pay_invoice(ctx: Context, id: str) -> Invoice:  # noqa: A002 (as above
 
 @resolvers.mutation("changePlan")
 async def change_plan(ctx: Context, plan_id: str, when: changes.When | None = None) -> Subscription:
+    if mirrored := await _mirrored(ctx):
+        return await stripe_mirror.change(ctx.database, *mirrored, ctx.actor, plan_id=plan_id, when=when)
     provider = rail(ctx.database, ctx.settings)
     return await changes.change(ctx.database, provider, ctx.actor, plan_id=plan_id, when=when)
 
@@ -136,11 +152,16 @@ async def cancel_pending_change(ctx: Context) -> Subscription:
 async def cancel_subscription(
     ctx: Context, when: changes.When, reason: str | None = None, comment: str | None = None
 ) -> Subscription:
-    return await subscriptions.cancel(ctx.database, ctx.actor, now=when == "NOW", reason=reason, comment=comment)
+    now = when == "NOW"
+    if mirrored := await _mirrored(ctx):
+        return await stripe_mirror.cancel(ctx.database, *mirrored, ctx.actor, now=now, reason=reason, comment=comment)
+    return await subscriptions.cancel(ctx.database, ctx.actor, now=now, reason=reason, comment=comment)
 
 
 @resolvers.mutation("resumeSubscription")
 async def resume_subscription(ctx: Context) -> Subscription:
+    if mirrored := await _mirrored(ctx):
+        return await stripe_mirror.resume(ctx.database, *mirrored, ctx.actor)
     return await subscriptions.resume(ctx.database, ctx.actor)
 
 
@@ -179,6 +200,14 @@ async def subscriptions_of(ctx: Context, users: list[User]) -> list[Subscription
 async def plan_of(ctx: Context, subscriptions: list[Subscription]) -> list[Plan | None]:
     found = await ctx.plans.by_id(subscription.plan_id for subscription in subscriptions)
     return [found[subscription.plan_id] for subscription in subscriptions]
+
+
+async def _mirrored(ctx: Context) -> tuple[Mirrors, Subscription] | None:
+    """Stripe, and the actor's live subscription that it bills."""
+    if ctx.settings.stripe_key is None:
+        return None
+    provider, found = rail(ctx.database, ctx.settings), await stripe_mirror.of_user(ctx.database, ctx.actor)
+    return (provider, found) if found is not None and isinstance(provider, Mirrors) else None
 
 
 def _checkout(found: Checkout) -> dict[str, Any]:
