@@ -109,3 +109,17 @@ async def test_coupons_are_created_listed_edited_and_ended(billing: Command, dat
     assert "SPRING" not in {each["code"] for each in listed}
     for wrong in (("create", "X2", "200%", "--until", "2999-01-01"), ("create", "X2", "5"), ("edit", "SPRING")):
         assert (await billing("coupon", *wrong)).returncode == 2
+
+
+async def test_plans_are_created_edited_retired_and_listed(billing: Command) -> None:
+    terms = ("--name", "Team", "--projects", "20", "--storage", "2.5", "--api-calls", "-1")
+    made = await billing("plan", "create", "team", "49.50", *terms, "--feature", "Chat", "--interval", "year")
+    assert made.stdout == "The plan team (49.50 USD a year) is on offer.\n"
+    changed = json.loads((await billing("plan", "edit", "team", "--price", "60", "--projects", "30", "--json")).stdout)
+    assert (changed["price"], changed["limits"]) == (60, {"projects": 30, "storage": 2.5, "apiCalls": -1})
+    assert (await billing("plan", "retire", "team")).stdout == "The plan team (60.00 USD a year) is retired.\n"
+    row = (await billing("plan", "list")).stdout.splitlines()[-1].split()
+    assert (row[0], row[-2:]) == ("team", ["unlimited", "retired"])
+    for wrong in (("create", "x", "1", "--name", "X"), ("create", "team", "1,5", *terms), ("edit", "team")):
+        assert (await billing("plan", *wrong)).returncode == 2
+    assert "cannot be retired" in (await billing("plan", "retire", "free")).stderr

@@ -101,6 +101,15 @@ FIELDS = {
     "Mutation.grantCredit": Field(
         arguments=('input: {userId: "{user_id}", amountMinor: 1, currency: "USD", reason: "r"}',), stranger="FORBIDDEN"
     ),
+    "Query.planCatalogue": Field(stranger="FORBIDDEN"),
+    "Mutation.createPlan": Field(
+        arguments=(
+            'input: {id: "mine", name: "M", price: 0, interval: MONTH, limits: {projects: -1, storage: -1, apiCalls: -1}}',
+        ),
+        stranger="FORBIDDEN",
+    ),
+    "Mutation.editPlan": Field(arguments=('id: "pro", input: {price: 0}',), stranger="FORBIDDEN"),
+    "Mutation.retirePlan": Field(arguments=('id: "pro"',), stranger="FORBIDDEN"),
     "Mutation.createCoupon": Field(
         arguments=('input: {code: "FREE", type: PERCENTAGE, value: 99, validUntil: "2999-01-01T00:00:00Z"}',),
         stranger="FORBIDDEN",

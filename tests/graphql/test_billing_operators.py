@@ -84,3 +84,47 @@ async def test_an_operator_creates_edits_and_ends_a_coupon(grace: Client) -> Non
     assert ended["endCoupon"] == {"active": False}
     listed = await grace.ask("{ coupons(active: true) { nodes { code } } }")
     assert "SPRING" not in {each["code"] for each in listed["coupons"]["nodes"]}
+
+
+async def test_an_operator_creates_edits_and_retires_a_plan_without_a_change_for_its_subscribers(
+    grace: Client, ada: Client, database: Database, rail: Sandbox
+) -> None:
+    plan = "id price priceMinor currency interval features limits { projects storage apiCalls } trialDays active"
+    create = f"mutation ($input: CreatePlanInput!) {{ createPlan(input: $input) {{ {plan} }} }}"
+    edit = f"mutation ($id: ID!, $input: EditPlanInput!) {{ editPlan(id: $id, input: $input) {{ {plan} }} }}"
+    terms: dict[str, Any] = {
+        "id": "team", "name": "Team", "price": 49.5, "interval": "MONTH",
+        "limits": {"projects": 10, "storage": 5, "apiCalls": 1000},
+    }  # fmt: skip
+    for wrong, field in (
+        ({"id": "Team!"}, "id"), ({"name": " "}, "name"), ({"price": -1}, "price"), ({"price": 1.234}, "price"),
+        ({"currency": "XXX"}, "currency"), ({"trialDays": -1}, "trialDays"), ({"features": [""]}, "features"),
+        ({"limits": terms["limits"] | {"apiCalls": -2}}, "apiCalls"),
+    ):  # fmt: skip
+        refused = await grace.ask(create, input=terms | wrong)
+        assert (refused.code, list(refused.fields)) == ("INVALID", [field])
+    made = (await grace.ask(create, input=terms))["createPlan"]
+    assert (made["priceMinor"], made["limits"], made["active"]) == (4950, terms["limits"], True)
+    assert (await grace.ask(create, input=terms)).code == "CONFLICT"
+
+    await buy(ada, database, rail, "team")
+    edited = await grace.ask(edit, id="team", input={"price": 60, "limits": {"projects": 20}, "trialDays": 14})
+    assert edited["editPlan"]["limits"] == terms["limits"] | {"projects": 20}
+    for wrong, field in (({"price": None}, "price"), ({"limits": {"storage": -5}}, "storage")):
+        assert list((await grace.ask(edit, id="team", input=wrong)).fields) == [field]
+    retired = await grace.ask('mutation { retirePlan(id: "team") { active } }')
+    assert retired["retirePlan"] == {"active": False}
+    me = (await ada.ask("{ me { subscription { status priceMinor } } plans { id } }")).data
+    assert me["me"]["subscription"] == {"status": "ACTIVE", "priceMinor": 4950}
+    assert "team" not in {each["id"] for each in me["plans"]}
+    assert (
+        await ada.ask('mutation { startCheckout(planId: "team", returnUrl: "http://localhost/") { id } }')
+    ).code == "NOT_FOUND"
+    assert [each["id"] for each in (await grace.ask("{ planCatalogue { id } }"))["planCatalogue"]][-1] == "team"
+    assert list((await grace.ask('mutation { retirePlan(id: "free") { id } }')).fields) == ["active"]
+    assert (await grace.ask(edit, id="none", input={})).code == "NOT_FOUND"
+    log = await database.raw["auditlogs"].find({"resource": "plans"}).sort("_id").to_list()
+    assert [each["action"] for each in log] == ["billing.plan.created", "billing.plan.edited", "billing.plan.retired"]
+    assert log[1]["metadata"]["after"] == {
+        "price": 60, "limits": terms["limits"] | {"projects": 20}, "trialDays": 14,
+    }  # fmt: skip

@@ -72,6 +72,9 @@ class Action(StrEnum):
     USAGE_FORGIVEN = "metering.usage.forgiven", "An operator gave forfeited units back."
     USAGE_REBUILT = "metering.usage.rebuilt", "Quotas or gauges were rebuilt from the ledger."
 
+    PLAN_CREATED = "billing.plan.created", "An operator created a plan."
+    PLAN_EDITED = "billing.plan.edited", "An operator changed a plan, or put it on offer again."
+    PLAN_RETIRED = "billing.plan.retired", "An operator took a plan off the offer."
     COUPON_CREATED = "billing.coupon.created", "An operator created a coupon."
     COUPON_CHANGED = "billing.coupon.changed", "An operator changed a coupon."
     COUPON_ENDED = "billing.coupon.ended", "An operator ended a coupon."

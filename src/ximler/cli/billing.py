@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ximler.cli.billing_coupons import coupon
+from ximler.cli.billing_plans import plan
 from ximler.cli.context import Id, Run, connected, counted, fields, minute, print_table
 
 __all__ = ["billing"]
@@ -35,9 +36,15 @@ class _Amount(click.ParamType[float]):
 
 @click.group()
 def billing() -> None:
-    """Run due work, and manage users' refunds, credit and coupons.
+    """Run due work, and manage plans, coupons, refunds and credit.
 
-    Workers run due work every minute. USER is an id or an e-mail address.
+    Workers run due work every minute. USER is an id or an e-mail address. Examples:
+
+    \b
+    ximler billing show ada@example.com
+    ximler billing refund ada@example.com PAYMENT --amount 12.50 --reason "Double booking"
+    ximler billing run --until 2027-11-30      (sandbox: a year with renewals and mails)
+    ximler billing verify
     """
 
 
@@ -90,8 +97,10 @@ async def run_due(run: Run, until: datetime | None) -> int:
 @_user
 @connected(json="Print all of it as JSON.")
 async def show(run: Run, user: str) -> None:
-    """Show the subscription, its pending change and coupon, the payment method, credit balance, invoices,
-    payments and refunds of USER, and when billing acts next. Audited.
+    """Show the billing of USER. Audited.
+
+    The subscription with pending change and coupon, the payment method, the credit balance, invoices, payments
+    and refunds, and when billing acts next.
     """
     from ximler.billing import statement
     from ximler.core.money import Money
@@ -203,7 +212,10 @@ async def refund(
 @_key
 @connected(json="Print the balance as JSON.")
 async def credit(run: Run, user: str, amount: float, currency: str, reason: str, key: str | None) -> None:
-    """Add AMOUNT to the credit balance of USER; a negative one (after --) takes away. Audited."""
+    """Add AMOUNT to the credit balance of USER. Audited.
+
+    A negative amount is taken away: ximler billing credit ada@example.com --reason "Typo" -- -5
+    """
     from ximler.billing import statement
     from ximler.core.money import Money
 
@@ -227,6 +239,7 @@ async def verify(run: Run) -> int:
 
 
 billing.add_command(coupon)
+billing.add_command(plan)
 
 
 def _summary(email: str, theirs: Any) -> Iterator[str]:

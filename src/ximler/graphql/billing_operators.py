@@ -1,8 +1,8 @@
-"""Resolvers of billing for operators: any user's billing, refunds, credit and coupons."""
+"""Resolvers of billing for operators: any user's billing, refunds, credit, plans and coupons."""
 
 from typing import Any
 
-from ximler.billing import coupons, refunds, statement
+from ximler.billing import catalogue, coupons, refunds, statement
 from ximler.billing.rails import rail
 from ximler.billing.refunds import Refund
 from ximler.core.errors import Invalid
@@ -11,13 +11,16 @@ from ximler.core.money import Money
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
 from ximler.schema.coupon import Coupon
+from ximler.schema.plan import Plan
 
 resolvers = Resolvers()
 
-_REQUIRED = {
+# Fields that an edit may leave out, but not set to null.
+_COUPON = {
     "name": "name", "type": "type", "value": "value", "currency": "currency", "valid_from": "validFrom",
     "valid_until": "validUntil",
 }  # fmt: skip
+_PLAN = {"name": "name", "price": "price", "features": "features", "limits": "limits", "active": "active"}
 
 
 @resolvers.query("userBilling")
@@ -78,6 +81,27 @@ async def grant_credit(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:  
     return {"currency": amount.currency, "balance_minor": balance}
 
 
+@resolvers.query("planCatalogue")
+async def plan_catalogue(ctx: Context) -> list[Plan]:
+    return await catalogue.every(ctx.database, ctx.actor)
+
+
+@resolvers.mutation("createPlan")
+async def create_plan(ctx: Context, input: dict[str, Any]) -> Plan:  # noqa: A002 (as above)
+    return await catalogue.create(ctx.database, ctx.actor, **input)
+
+
+@resolvers.mutation("editPlan")
+async def edit_plan(ctx: Context, id: str, input: dict[str, Any]) -> Plan:  # noqa: A002 (as above)
+    _refuse_null(input, _PLAN)
+    return await catalogue.edit(ctx.database, ctx.actor, id, **input)
+
+
+@resolvers.mutation("retirePlan")
+async def retire_plan(ctx: Context, id: str) -> Plan:  # noqa: A002 (as above)
+    return await catalogue.retire(ctx.database, ctx.actor, id)
+
+
 @resolvers.mutation("createCoupon")
 async def create_coupon(ctx: Context, input: dict[str, Any]) -> Coupon:  # noqa: A002 (as above)
     given = {name: value for name, value in input.items() if value is not None}
@@ -86,9 +110,7 @@ async def create_coupon(ctx: Context, input: dict[str, Any]) -> Coupon:  # noqa:
 
 @resolvers.mutation("editCoupon")
 async def edit_coupon(ctx: Context, code: str, input: dict[str, Any]) -> Coupon:  # noqa: A002 (as above)
-    for name, field in _REQUIRED.items():
-        if input.get(name, ...) is None:
-            raise Invalid.field(field, "is required")
+    _refuse_null(input, _COUPON)
     changes = input | ({"applicable_plans": []} if input.get("applicable_plans", ...) is None else {})
     return await coupons.edit(ctx.database, ctx.actor, code, **changes)
 
@@ -101,3 +123,9 @@ async def end_coupon(ctx: Context, code: str) -> Coupon:
 @resolvers.field("Coupon", "duration")
 async def duration(_: Context, found: list[Coupon]) -> list[str]:
     return [each.duration or "ONCE" for each in found]
+
+
+def _refuse_null(input: dict[str, Any], fields: dict[str, str]) -> None:  # noqa: A002 (as above)
+    for name, field in fields.items():
+        if input.get(name, ...) is None:
+            raise Invalid.field(field, "is required")
