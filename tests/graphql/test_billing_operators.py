@@ -122,6 +122,7 @@ async def test_an_operator_creates_edits_and_retires_a_plan_without_a_change_for
     ).code == "NOT_FOUND"
     assert [each["id"] for each in (await grace.ask("{ planCatalogue { id } }"))["planCatalogue"]][-1] == "team"
     assert list((await grace.ask('mutation { retirePlan(id: "free") { id } }')).fields) == ["active"]
+    assert list((await grace.ask(edit, id="free", input={"price": 1})).fields) == ["price"]
     assert (await grace.ask(edit, id="none", input={})).code == "NOT_FOUND"
     log = await database.raw["auditlogs"].find({"resource": "plans"}).sort("_id").to_list()
     assert [each["action"] for each in log] == ["billing.plan.created", "billing.plan.edited", "billing.plan.retired"]

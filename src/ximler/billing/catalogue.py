@@ -114,8 +114,6 @@ async def edit(database: Database, actor: Actor, plan_id: str, **changes: Any) -
     if "limits" in changes:
         changes["limits"] = _limits(msgspec.structs.asdict(before.limits) | dict(changes["limits"]))
     after = msgspec.structs.replace(before, **changes)
-    if not after.active and before.id == FREE_PLAN:
-        raise Invalid.field("active", "users without a subscription are on the free plan: it cannot be retired")
     _check(after)
     values = {stored: value for stored, value in _terms(after).items() if value != _terms(before)[stored]}
     if not values:
@@ -166,6 +164,9 @@ def _check(plan: Plan) -> None:
         raise Invalid.field("price", error.message.partition(": ")[2]) from None
     if price.minor < 0:
         raise Invalid.field("price", f"{price} is negative")
+    if plan.id == FREE_PLAN and (price.minor or not plan.active):
+        field = "price" if price.minor else "active"
+        raise Invalid.field(field, "users without a subscription have this plan: it stays on offer, and free")
     if plan.trial_days is not None and not 0 <= plan.trial_days <= _MAX_TRIAL:
         raise Invalid.field("trialDays", f"0 to {_MAX_TRIAL}")
 

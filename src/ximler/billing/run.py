@@ -99,13 +99,13 @@ class Inbox:
             self._wake.set()
 
 
-async def run(database: Database, provider: Provider) -> Result:
-    """Bring everybody to rest at this moment."""
+async def run(database: Database, provider: Provider, *, progress: Callable[[int], object] = lambda _: None) -> Result:
+    """Do everything that is due at this moment. `progress` gets the number of accounts after each batch."""
     result = Result()
     for _ in range(_MOST_ROUNDS):
         await provider.advance()
         handled = await events.process(database, provider)
-        ticked = await _tick_all(database, provider)
+        ticked = await _tick_all(database, provider, lambda more: progress(result.accounts + more))
         result.events += handled
         result.add(ticked)
         if not handled and not ticked.steps:
@@ -149,7 +149,7 @@ async def forward(
         clock.offset_ms = offset
 
 
-async def _tick_all(database: Database, provider: Provider) -> Result:
+async def _tick_all(database: Database, provider: Provider, progress: Callable[[int], object]) -> Result:
     result = Result()
     while True:
         due = {"nextAt": {"$lte": database.clock.now()}}
@@ -165,6 +165,7 @@ async def _tick_all(database: Database, provider: Provider) -> Result:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_AT_ONCE, len(found))):
                 group.create_task(work())
+        progress(result.accounts)
 
 
 async def _tick(database: Database, provider: Provider, user_id: ObjectId, result: Result) -> None:

@@ -1,6 +1,7 @@
 """`billing verify`: derives billing's invariants anew from the documents, and lists what contradicts them. Reads only."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from bson import ObjectId
@@ -23,12 +24,12 @@ __all__ = ["verify"]
 _USERS = 500
 
 
-async def verify(database: Database) -> list[str]:
-    """Every contradiction, in a sentence each; none is an empty list."""
+async def verify(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> list[str]:
+    """Every contradiction, in a sentence each; none is an empty list. `progress` gets the number of accounts."""
     return [
         *await _coupons(database),
         *await _numbers(database),
-        *await _accounts(database),
+        *await _accounts(database, progress),
         *await _live(database),
     ]
 
@@ -64,13 +65,16 @@ async def _numbers(database: Database) -> list[str]:
     return problems
 
 
-async def _accounts(database: Database) -> list[str]:
+async def _accounts(database: Database, progress: Callable[[int], object]) -> list[str]:
     problems: list[str] = []
     batch: list[ObjectId] = []
+    count = 0
     async for account in database[BILLING_ACCOUNTS].stream({}):
         batch.append(account.id)
         if len(batch) == _USERS:
             problems += await _of(database, batch)
+            count += len(batch)
+            progress(count)
             batch = []
     return problems + (await _of(database, batch) if batch else [])
 

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from ximler.cli import context
-from ximler.cli.context import Id, Run, connected, counted, database_options, fields, minute, paged
+from ximler.cli.context import Id, Run, connected, counted, database_options, fields, minute, paged, progress_bar
 from ximler.core.errors import Invalid
 
 _AGO = re.compile(r"(\d+)([smhdwy])")
@@ -72,7 +72,7 @@ async def seal(run: Run, new_chain: bool) -> None:
     from ximler.audit.sealing import Sealer
 
     keys = SealKeys.load(run.settings)
-    with _progress("Sealing", quiet=run.as_json) as progress:
+    with progress_bar("Sealing", "entries", quiet=run.as_json) as progress:
         kept = KeptHead(run.settings.data_path, run.database.name)
         sealer = Sealer(run.database, keys, kept=kept, may_found=run.settings.mongodb_uri is None)
         count = await sealer.seal(progress=progress, new_chain=new_chain)
@@ -98,7 +98,7 @@ async def verify(run: Run, head: str | None, others: bool, public: tuple[str, ..
     keys = SealKeys.parse("\n".join(public), source="--key") if public else SealKeys.load(run.settings)
     kept = KeptHead(run.settings.data_path, run.database.name).read()
     known = (kept if kept and kept.number else None) if head is None else Head.parse(_text(head))
-    with _progress("Verifying", quiet=run.as_json) as progress:
+    with progress_bar("Verifying", "entries", quiet=run.as_json) as progress:
         report = await verification.verify(run.database, keys, head=known, others=others, progress=progress)
     run.show({"sound": report.sound, **msgspec.to_builtins(report, enc_hook=str)}, lambda: _show(report))
     return 0 if report.sound else 1
@@ -156,7 +156,7 @@ async def export(run: Run, form: Literal["ndjson", "csv"], output: Path | None, 
     count = 0
     with (
         output.open("w", encoding="utf-8", newline="") if output else _unclosed() as file,
-        _progress("Exporting", quiet=False) as progress,
+        progress_bar("Exporting", "entries", quiet=False) as progress,
     ):
         async for text in exported.lines(run.database, run.actor, condition(**where), form=form):
             file.write(text)
@@ -181,7 +181,7 @@ async def prune(run: Run, before: datetime, yes: bool) -> None:  # noqa: ARG001 
     from ximler.audit.pruning import prune as remove
 
     keys = SealKeys.load(run.settings)
-    with _progress("Pruning", quiet=run.as_json) as progress:
+    with progress_bar("Pruning", "entries", quiet=run.as_json) as progress:
         count = await remove(run.database, keys, run.actor, before=before, progress=progress)
     run.show({"removed": count}, f"{_entries(count)} removed.")
 
@@ -241,18 +241,6 @@ def _text(head: str) -> str:
         return path.read_text() if path.is_file() else head
     except OSError as problem:
         raise Invalid.field("head", f"{path}: {problem.strerror}") from None
-
-
-@contextmanager
-def _progress(task_name: str, *, quiet: bool) -> Iterator[Callable[[int], object]]:
-    """Show on a terminal how many entries were processed."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} entries"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task(task_name, total=None)
-        yield lambda count: bar.update(task, completed=count)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 
 from ximler.cli.billing_coupons import coupon
 from ximler.cli.billing_plans import plan
-from ximler.cli.context import Id, Run, connected, counted, fields, minute, print_table
+from ximler.cli.context import Id, Run, connected, counted, fields, minute, print_table, progress_bar
 
 __all__ = ["billing"]
 
@@ -69,7 +69,8 @@ async def run_due(run: Run, until: datetime | None) -> int:
 
     database = run.database
     if until is None:
-        result = await run_now(database, rail(database, run.settings))
+        with progress_bar("Running", "accounts", quiet=run.as_json) as progress:
+            result = await run_now(database, rail(database, run.settings), progress=progress)
     else:
         now, until = database.clock.now(), until.replace(tzinfo=UTC)
         if not now < until <= now + _LONGEST:
@@ -233,7 +234,8 @@ async def verify(run: Run) -> int:
     """Verify billing's invariants and list violations. Exit code 1 if there are any. Read-only."""
     from ximler.billing.verify import verify as check
 
-    problems = await check(run.database)
+    with progress_bar("Verifying", "accounts", quiet=run.as_json) as progress:
+        problems = await check(run.database, progress=progress)
     run.show({"items": problems, "next": None}, "\n".join(problems) or "There are no contradictions.")
     return 1 if problems else 0
 

@@ -13,8 +13,8 @@ import asyncio
 import functools
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cursor", "Id", "Run", "connected", "counted", "database", "database_options", "fields", "load", "minute", "paged",
-    "print_json", "print_table", "run",
+    "print_json", "print_table", "progress_bar", "run",
 ]  # fmt: skip
 
 _ENDLESS = 10_000  # columns
@@ -247,6 +247,22 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*(Text("".join(c if c.isprintable() else "\ufffd" for c in str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else _ENDLESS).print(table)
+
+
+@contextmanager
+def progress_bar(task: str, unit: str, *, quiet: bool) -> Iterator[Callable[[int], object]]:
+    """Show on a terminal how many `unit` were processed: call the result with their count."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn(f"{{task.description}}: {{task.completed:,.0f}} {unit}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        shown = bar.add_task(task, total=None)
+        yield lambda count: bar.update(shown, completed=count)
 
 
 def print_json(value: object) -> None:
