@@ -17,6 +17,7 @@ from bson import ObjectId
 
 from ximler.accounts import credentials
 from ximler.database import Database, outbox
+from ximler.embedded import server
 from ximler.schema.job import OUTBOX
 
 pytestmark = pytest.mark.slow
@@ -27,13 +28,19 @@ READY = (b"The worker is running", b"is running.")
 
 
 async def stop_at_random(database: Database, uri: str, folder: Path, command: str, moment_s: float) -> float:
-    """Start the command with jobs pending, ask it to stop after `moment_s`; returns how many seconds it took."""
+    """Start the command with jobs pending, send SIGTERM after `moment_s`; returns how many seconds it took to end."""
     for n in range(20):
         await credentials.send_reset.enqueue(database, credentials.ResetRequested(email=f"nobody{n}@example.com"))
+    process = await running(uri, database.name, folder, command)
+    await asyncio.sleep(moment_s)
+    return await stop(process)
+
+
+async def running(uri: str, database: str, folder: Path, command: str) -> asyncio.subprocess.Process:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XIMLER_", "MONGODB_"))}
     env |= {
         "MONGODB_URI": uri,
-        "XIMLER_DATABASE": database.name,
+        "XIMLER_DATABASE": database,
         "XIMLER_SECRET_KEY": "a secret key that is only for the tests",
         "XIMLER_DATA_DIR": str(folder),
         "XIMLER_ENVIRONMENT": "development",
@@ -50,15 +57,20 @@ async def stop_at_random(database: Database, uri: str, folder: Path, command: st
             line = await process.stderr.readline()
             assert line, said.decode()
             said += line
+    return process
+
+
+async def stop(process: asyncio.subprocess.Process) -> float:
+    """Send SIGTERM; returns the seconds until the process ended, which must be without an error."""
+    assert process.stderr is not None
     reading = asyncio.create_task(process.stderr.read())
-    await asyncio.sleep(moment_s)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(DRAIN_S + 20):
         code = await process.wait()
     took = time.monotonic() - began
-    said += await reading
-    assert code == 0, said.decode()
+    said = await reading
+    assert (code, b"Traceback" in said) == (0, False), said.decode()
     return took
 
 
@@ -70,6 +82,18 @@ async def test_a_process_ends_in_time_at_any_moment(
         assert await stop_at_random(database, mongodb_uri, tmp_path, command, moment_s) <= DRAIN_S + 5
     await database.raw.outbox.update_many({"status": "RUNNING"}, {"$set": {"runAt": database.clock.now()}})
     assert await database[OUTBOX].count({"status": "DEAD"}) == 0
+
+
+async def test_processes_end_in_time_without_their_database(tmp_path: Path) -> None:
+    mongod = await server.start(tmp_path / "data")
+    try:
+        processes = await asyncio.gather(*(running(mongod.uri, "away", tmp_path, command) for command in COMMANDS))
+        os.kill(mongod.pids[0], signal.SIGSTOP)
+        took = await asyncio.gather(*(stop(process) for process in processes[:2]))
+        await mongod.kill()
+        assert max(*took, await stop(processes[2])) <= DRAIN_S + 5
+    finally:
+        await mongod.stop()
 
 
 @pytest.mark.soak

@@ -33,6 +33,7 @@ from ximler.core.business import Business
 from ximler.core.clock import Clock
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings, SettingsError
+from ximler.core.stopping import end
 from ximler.database import wire
 from ximler.database.collection import TypedCollection
 from ximler.database.failures import DatabaseUnavailable, reason, redacted, translated
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from ximler.database.changes import Feed
 
 __all__ = ["Database", "StandaloneServer", "connect"]
+
+_CLOSE_S = 1.0
 
 D = TypeVar("D", bound=Document)
 T = TypeVar("T")
@@ -249,8 +252,14 @@ class Database:
             raise DatabaseUnavailable(f"The database does not answer: {reason(error)}") from error
 
     async def close(self) -> None:
+        """Close the client. It ends its sessions and cursors on the server, which may take a second: the server drops those
+        of a client that is gone.
+        """
         self.state.closing = True
-        await self.client.close()
+        closing = asyncio.ensure_future(self.client.close())
+        await asyncio.wait([closing], timeout=_CLOSE_S)
+        if not await end([closing], patience_s=_CLOSE_S) and not closing.cancelled():
+            closing.result()
 
 
 async def connect(
