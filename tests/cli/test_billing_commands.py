@@ -78,6 +78,8 @@ async def test_a_year_is_played_forward_and_money_given_back(
     assert shown["coupon"] is None  # it was for one period
     assert "CREDIT_NOTE" in text
     assert (await billing("verify")).stdout == "There are no contradictions.\n"
+    compared = await billing("reconcile")
+    assert (compared.returncode, compared.stdout[-28:]) == (0, "objects compared, 0 differ.\n")
     actions = {entry["action"] for entry in await database.raw["auditlogs"].find({}).to_list()}
     assert actions >= {"accounts.user.viewed", "billing.payment.refunded", "billing.credit.granted"}
 

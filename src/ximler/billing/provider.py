@@ -101,6 +101,9 @@ class Provider(Protocol):
 
     async def session(self, session_id: str) -> Session: ...
 
+    async def usable(self, method_id: str) -> bool:
+        """Whether the provider still has the payment method."""
+
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent: ...
 
     async def confirm(self, intent_id: str, method_id: str) -> Intent:

@@ -133,6 +133,9 @@ class Sandbox:
         await self._emit("checkout.completed", session_id)
         return found
 
+    async def usable(self, method_id: str) -> bool:
+        return method_id.removeprefix("pm_") in CARDS
+
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
         made = SandboxObject(
             id=f"pi_{secrets.token_hex(12)}",

@@ -132,6 +132,12 @@ class Stripe:
     async def session(self, session_id: str) -> Session:
         return _session(await self._read(self._api.checkout.sessions, session_id, "setup_intent.payment_method"))
 
+    async def usable(self, method_id: str) -> bool:
+        try:
+            return (await self._read(self._api.payment_methods, method_id)).get("customer") is not None
+        except NotFound:
+            return False
+
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
         made = await self._write(
             self._api.payment_intents,
@@ -324,7 +330,7 @@ def _errors() -> Iterator[None]:
     except stripe.CardError as error:
         raise _Declined(f"Stripe: {error.user_message or error}") from error
     except stripe.InvalidRequestError as error:
-        if error.code == "resource_missing" and error.http_status == 404:
+        if error.http_status == 404:
             raise NotFound(f"Stripe: {error.user_message or error}") from error
         raise Invalid.field(error.param or "stripe", str(error.user_message or error)) from error
     except (stripe.AuthenticationError, stripe.PermissionError) as error:

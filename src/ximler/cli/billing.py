@@ -240,6 +240,31 @@ async def verify(run: Run) -> int:
     return 1 if problems else 0
 
 
+@billing.command()
+@click.option("--repair", is_flag=True, help="Apply the provider's state where it differs.")
+@connected(json="Print the differences as JSON.", secret=True)
+async def reconcile(run: Run, repair: bool) -> int:
+    """Compare payments, refunds, payment methods, checkouts and mirrored subscriptions with the payment provider.
+
+    Lists what differs. Exit code 1 if anything is left to repair.
+    """
+    from msgspec import to_builtins
+
+    from ximler.billing.rails import rail
+    from ximler.billing.reconcile import reconcile as compare
+
+    report = await compare(run.database, rail(run.database, run.settings), repair=repair)
+    lines = [
+        f"User {each.user_id}: {each.problem}{', repaired' if each.repaired else '' if each.repairable else ', look into it'}"
+        for each in report.findings
+    ]
+    summary = f"{report.checked:,} objects compared, {len(lines):,} differ."
+    run.show(
+        {"items": to_builtins(report.findings), "next": None, "checked": report.checked}, "\n".join([*lines, summary])
+    )
+    return 1 if any(not each.repaired for each in report.findings) else 0
+
+
 billing.add_command(coupon)
 billing.add_command(plan)
 
