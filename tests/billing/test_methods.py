@@ -1,11 +1,24 @@
 """Payment methods of running subscriptions: a new one is tried at once, and users pay open invoices."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
-from tests.billing.conftest import GOOD, HARD, OTHER, SOFT, Buy, card_of, last_invoice, paid, renewed_with, subscription
+from tests.billing.conftest import (
+    GOOD,
+    HARD,
+    OTHER,
+    SOFT,
+    Buy,
+    Buyer,
+    card_of,
+    last_invoice,
+    paid,
+    renewed_with,
+    subscription,
+)
 
-from ximler.billing import checkouts, events, invoices, methods, subscriptions
+from ximler.billing import checkouts, events, invoices, methods, run, subscriptions
 from ximler.billing.payments import PaymentDeclined
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
@@ -70,3 +83,20 @@ async def test_a_void_invoice_cannot_be_paid(database: Database, rail: Sandbox, 
     void = (await invoices.page(database, ada)).items[0]
     with pytest.raises(Conflict, match="void"):
         await methods.pay(database, rail, ada, void.id)
+
+
+async def test_a_payment_method_can_be_removed_once_no_period_will_be_charged_to_it(
+    database: Database, rail: Sandbox, ada: Actor, buyer: Buyer, buy: Buy
+) -> None:
+    await buy(ada)
+    (method,) = await methods.of_user(database, ada)
+    with pytest.raises(methods.MethodNeeded, match="Pro is charged to Test card 4242: replace it, or cancel"):
+        await methods.remove(database, ada, method.id)
+    await subscriptions.cancel(database, ada)
+    with pytest.raises(NotFound):
+        await methods.remove(database, await buyer(), method.id)
+    await methods.remove(database, ada, method.id)
+    assert await methods.of_user(database, ada) == []
+    await subscriptions.resume(database, ada)
+    await run.forward(database, rail, database.clock.now() + timedelta(days=32))
+    assert (await subscription(database, ada)).status == "PAST_DUE"

@@ -133,7 +133,8 @@ def live(account: BillingAccount) -> Live:
 def current(account: BillingAccount) -> Period:
     """The current period; during a trial, the first paid one."""
     _, terms, anchor = live(account)
-    return period(anchor, terms.interval, max(account.period, 0))
+    found = period(anchor, terms.interval, max(account.period, 0))
+    return msgspec.structs.replace(found, end=account.extended_to) if account.extended_to else found
 
 
 def ends_at(account: BillingAccount) -> datetime:

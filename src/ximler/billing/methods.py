@@ -12,14 +12,18 @@ from ximler.billing import invoices, payments, subscriptions
 from ximler.billing.account import find, in_turn, live, lock, store
 from ximler.billing.provider import PaymentMethod, Provider
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict
+from ximler.core.errors import Conflict, NotFound
 from ximler.database import Database
 from ximler.schema.billing_account import BillingAccount, Method
 from ximler.schema.charge import Charge
 from ximler.schema.checkout import CHECKOUTS, Checkout
 from ximler.schema.invoice import Invoice
 
-__all__ = ["Method", "of_user", "pay", "save"]
+__all__ = ["Method", "MethodNeeded", "of_user", "pay", "remove", "save"]
+
+
+class MethodNeeded(Conflict):
+    code = "PAYMENT_METHOD_NEEDED"
 
 
 async def of_user(database: Database, actor: Actor) -> list[Method]:
@@ -53,6 +57,37 @@ async def save(database: Database, provider: Provider, checkout: Checkout, metho
     charge = await in_turn(database, checkout.user_id, write)
     if charge is not None:
         await payments.drive(database, provider, charge.id)
+
+
+async def remove(database: Database, actor: Actor, method_id: str) -> None:
+    """Remove the actor's payment method. Audited.
+
+    Raises NotFound, Conflict while a payment is under way, and MethodNeeded while a subscription will be charged to it.
+    """
+
+    async def write(transaction: Database) -> None:
+        account = await lock(transaction, actor.require_user())
+        if account.method is None or account.method.id != method_id:
+            raise NotFound("There is no such payment method")
+        if account.charge_id is not None or account.checkout_id is not None:
+            raise Conflict("A payment is under way: wait until it is decided")
+        await subscriptions.settle_end(transaction, account)
+        if account.subscription_id is not None and (account.invoice_id is not None or not account.cancels):
+            plan_name, label = live(account).terms.plan_name, account.method.label
+            raise MethodNeeded(f"{plan_name} is charged to {label}: replace it, or cancel the subscription first")
+        await records.write(
+            transaction,
+            actor,
+            Action.PAYMENT_METHOD_REMOVED,
+            resource="users",
+            resource_id=account.id,
+            user_id=account.id,
+            method=account.method.label,
+        )
+        account.method = None
+        await store(transaction, account)
+
+    await in_turn(database, actor.require_user(), write)
 
 
 async def pay(database: Database, provider: Provider, actor: Actor, invoice_id: ObjectId) -> Invoice:

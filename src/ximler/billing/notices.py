@@ -18,7 +18,9 @@ __all__ = [
     "changed",
     "declined",
     "ended",
+    "extended",
     "paid",
+    "price_changes",
     "refund_failed",
     "refunded",
     "renews",
@@ -98,6 +100,19 @@ async def ended(transaction: Database, user_id: ObjectId, terms: Terms, event: s
 async def refunded(transaction: Database, user_id: ObjectId, amount: Money, *, to_balance: bool) -> None:
     where = "added to your credit balance" if to_balance else "on its way to your card"
     await _notify(transaction, user_id, f"A refund of {amount}", f"A refund of {amount} is {where}.")
+
+
+async def price_changes(
+    transaction: Database, user_id: ObjectId, plan_name: str, price: Money, *, before: int, at: datetime
+) -> None:
+    text = f"The price of {plan_name} changes from {Money(before, price.currency)} to {price}, from {at:{_DAY}} on."
+    text += " You can cancel until then."
+    await _notify(transaction, user_id, f"The price of {plan_name} changes", text)
+
+
+async def extended(transaction: Database, user_id: ObjectId, terms: Terms, *, until: datetime) -> None:
+    text = f"Your current period of {terms.plan_name} lasts until {until:{_DAY}}, at no charge."
+    await _notify(transaction, user_id, f"{terms.plan_name} was extended", text)
 
 
 async def refund_failed(transaction: Database, user_id: ObjectId, amount: Money) -> None:

@@ -84,6 +84,8 @@ async def refund(
         invoice = await invoices.get(transaction, account, charge.invoice_id)
         if charge.status != "PAID" or invoice.status != "PAID":
             raise Conflict("Only a payment that is PAID can be refunded")
+        if charge.outside is not None and to == "CARD":
+            raise Invalid.field("to", f"the payment was made by {charge.outside}: refund it to the BALANCE")
         if charge.dispute == "OPEN":
             raise Conflict("The payment is disputed: it can be refunded when the dispute is decided")
         left = charge.amount_minor - charge.refunded_minor

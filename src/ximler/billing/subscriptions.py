@@ -5,7 +5,7 @@ and notice together. Payments are `billing.payments`'; this module decides what 
 """
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from bson import ObjectId
@@ -13,10 +13,10 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, notices, redemptions, states
-from ximler.billing.account import RETRIES, current, discount, ends_at, in_turn, live, lock, rebate, store
-from ximler.billing.periods import period
+from ximler.billing.account import RETRIES, balance, current, discount, ends_at, in_turn, live, lock, rebate, store
+from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Charge as Priced
-from ximler.billing.pricing import price
+from ximler.billing.pricing import Quote, price
 from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
@@ -38,13 +38,16 @@ __all__ = [
     "end",
     "failed",
     "forget",
+    "get_live",
     "motive",
     "paid",
+    "record",
     "remind",
     "renew",
     "resume",
     "settle_end",
     "start",
+    "upcoming",
 ]
 
 CATCH_UP = timedelta(days=3)  # between the payments of periods that are overdue together
@@ -63,14 +66,14 @@ async def cancel(
     why = motive(reason, comment)
 
     async def write(transaction: Database) -> Subscription:
-        account, subscription = await _live(transaction, actor.require_user())
+        account, subscription = await get_live(transaction, actor.require_user())
         if now or subscription.status == "PAST_DUE":
             await end(transaction, account, "cancelled", actor=actor, **why)
         else:
             account.cancels, account.pending = True, None
             values = {"autoRenew": False, "endDate": ends_at(account), "pendingPlanId": None}
             await _patch(transaction, account, "cancelled_at_end", values)
-            await _record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", **why)
+            await record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", **why)
             await notices.cancelled(transaction, account.id, live(account).terms, until=ends_at(account))
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
@@ -90,12 +93,12 @@ async def resume(database: Database, actor: Actor) -> Subscription:
     """Take back a cancellation before it takes effect. Audited. Raises NotFound, Conflict where it was not cancelled."""
 
     async def write(transaction: Database) -> Subscription:
-        account, subscription = await _live(transaction, actor.require_user())
+        account, subscription = await get_live(transaction, actor.require_user())
         if not account.cancels or transaction.clock.now() >= ends_at(account):
             raise Conflict("The subscription is not about to end")
         account.cancels = False
         await _patch(transaction, account, "resumed", {"autoRenew": True, "endDate": None})
-        await _record(transaction, actor, Action.SUBSCRIPTION_RESUMED, account)
+        await record(transaction, actor, Action.SUBSCRIPTION_RESUMED, account)
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
 
@@ -118,6 +121,7 @@ async def start(
     account.terms, account.anchor, account.period = terms, anchor, -1 if trial else 0
     account.pending, account.cancels, account.reminded, account.not_before = None, False, False, None
     account.failed_at, account.retries, account.invoice_id = None, 0, None
+    account.extended_to = account.new_price_minor = None
     running = current(account)
     await transaction.subscriptions.insert(
         Subscription(
@@ -145,19 +149,31 @@ async def start(
         except redemptions.ReservationLapsed:
             _log.warning("coupon lapsed while it was paid", coupon=code, user=str(account.id))
     await entitlements.entitle(transaction, account.id)
-    await _record(transaction, SYSTEM, Action.SUBSCRIPTION_STARTED, account, planId=terms.plan_id)
+    await record(transaction, SYSTEM, Action.SUBSCRIPTION_STARTED, account, planId=terms.plan_id)
     await notices.began(transaction, account.id, terms, free_until=anchor if trial else None)
 
 
-async def renew(transaction: Database, account: BillingAccount) -> Invoice:
-    """Bill the period after the one that ended, at the pending plan where there is one. A period has one invoice."""
-    (subscription_id, terms, anchor), index = live(account), account.period + 1
+class Upcoming(NamedTuple):
+    """The next period as it will be billed: `terms` are those of after it was billed."""
+
+    terms: Terms
+    anchor: datetime
+    period: Period
+    quote: Quote
+
+
+def upcoming(account: BillingAccount) -> Upcoming:
+    """Price the period after the current one, at the pending plan or the new price if there is one. Pure."""
+    (_, terms, anchor), index = live(account), account.period + 1
+    terms = Terms(**_fields(terms))
+    if account.extended_to is not None:
+        anchor, index = account.extended_to, 0
     if account.pending is not None:
-        new = account.pending
-        if new.interval != terms.interval:
+        if account.pending.interval != terms.interval:
             anchor, index = ends_at(account), 0
-        await _record_change(transaction, account, before=terms, after=new)
-        terms, account.pending = Terms(**_fields(new) | {"rebate": terms.rebate}), None
+        terms = Terms(**_fields(account.pending) | {"rebate": terms.rebate})
+    elif account.new_price_minor is not None:
+        terms.price_minor = account.new_price_minor
     running, off = period(anchor, terms.interval, index), discount(terms.rebate)
     charge = Priced(
         plan_id=terms.plan_id,
@@ -170,19 +186,28 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     quote = price(
         terms.currency,
         charges=[charge],
-        balance_minor=int(account.balances.get(terms.currency, 0)),
+        balance_minor=balance(account, terms.currency),
         minimum_minor=minimum(terms.currency),
         step_minor=step(terms.currency),
     )
     terms.net_minor = terms.price_minor - quote.discount_minor
     terms.rebate = rebate(off.renewed(terms.price_minor)) if off else None
-    account.terms, account.anchor, account.period, account.not_before = terms, anchor, index, None
+    return Upcoming(terms, anchor, running, quote)
+
+
+async def renew(transaction: Database, account: BillingAccount) -> Invoice:
+    """Bill the period after the one that ended. A period has one invoice."""
+    (subscription_id, before, _), (terms, anchor, running, quote) = live(account), upcoming(account)
+    if account.pending is not None:
+        await _record_change(transaction, account, before=before, after=terms)
+    account.terms, account.anchor, account.period = terms, anchor, running.index
+    account.pending = account.new_price_minor = account.extended_to = account.not_before = None
     account.reminded = False
     invoice = await invoices.make(
         transaction,
         account,
         quote,
-        key=f"{subscription_id}:{anchor:%Y%m%dT%H%M%S}:{index}",
+        key=f"{subscription_id}:{anchor:%Y%m%dT%H%M%S}:{running.index}",
         kind="RENEWAL",
         status="OPEN",
         subscription_id=subscription_id,
@@ -309,7 +334,7 @@ async def end(
     if account.invoice_id is not None:
         await invoices.void(transaction, account, await invoices.get(transaction, account, account.invoice_id))
     await _patch(transaction, account, event, {"endDate": now, "autoRenew": False, "pendingPlanId": None})
-    await _record(transaction, actor, Action.SUBSCRIPTION_ENDED, account, event=event, **why)
+    await record(transaction, actor, Action.SUBSCRIPTION_ENDED, account, event=event, **why)
     forget(account)
     await entitlements.entitle(transaction, account.id)
     await notices.ended(transaction, account.id, terms, event)
@@ -318,7 +343,7 @@ async def end(
 def forget(account: BillingAccount) -> None:
     """The account has no live subscription any more. Balance and payments under way stay."""
     account.subscription_id = account.terms = account.anchor = account.pending = account.invoice_id = None
-    account.failed_at = account.not_before = None
+    account.failed_at = account.not_before = account.extended_to = account.new_price_minor = None
     account.period, account.retries, account.cancels = -1, 0, False
 
 
@@ -326,7 +351,7 @@ async def remind(transaction: Database, account: BillingAccount) -> None:
     """Before a trial ends, and before a year is renewed."""
     account.reminded = True
     notice = notices.trial_ends if account.period < 0 else notices.renews
-    await notice(transaction, account.id, live(account).terms, at=ends_at(account))
+    await notice(transaction, account.id, upcoming(account).terms, at=ends_at(account))
 
 
 async def settle_end(transaction: Database, account: BillingAccount) -> bool:
@@ -357,8 +382,8 @@ async def _changed(transaction: Database, account: BillingAccount, invoice: Invo
     """The new plan takes effect."""
     terms, anchor = _effect(invoice)
     if anchor != account.anchor:
-        account.period = 0
-    before = live(account).terms
+        account.period, account.extended_to = 0, None
+    before, account.new_price_minor = live(account).terms, None
     account.terms, account.anchor, account.pending, account.reminded = terms, anchor, None, False
     running = current(account)
     values = {
@@ -380,7 +405,7 @@ def _effect(invoice: Invoice) -> tuple[Terms, datetime]:
     return invoice.terms, invoice.anchor
 
 
-async def _live(transaction: Database, user_id: ObjectId) -> tuple[BillingAccount, Subscription]:
+async def get_live(transaction: Database, user_id: ObjectId) -> tuple[BillingAccount, Subscription]:
     """The locked account and its live subscription. Raises NotFound."""
     account = await lock(transaction, user_id)
     if account.subscription_id is not None:
@@ -400,7 +425,8 @@ async def _patch(transaction: Database, account: BillingAccount, event: states.E
     raise Conflict(f"The subscription cannot be {event.replace('_', ' ')} now")
 
 
-async def _record(transaction: Database, actor: Actor, action: Action, account: BillingAccount, **details: Any) -> None:
+async def record(transaction: Database, actor: Actor, action: Action, account: BillingAccount, **details: Any) -> None:
+    """Write an audit entry about the account's subscription."""
     details = {name: value for name, value in details.items() if value is not None}
     await records.write(
         transaction,
@@ -416,7 +442,7 @@ async def _record(transaction: Database, actor: Actor, action: Action, account: 
 async def _record_change(transaction: Database, account: BillingAccount, *, before: Terms, after: Terms) -> None:
     """The new plan takes effect; who asked for it is in PLAN_CHANGE_REQUESTED."""
     change = {"before": {"planId": before.plan_id}, "after": {"planId": after.plan_id}}
-    await _record(transaction, SYSTEM, Action.PLAN_CHANGED, account, **change)
+    await record(transaction, SYSTEM, Action.PLAN_CHANGED, account, **change)
     await notices.changed(transaction, account.id, before=before, after=after)
 
 

@@ -62,6 +62,8 @@ class BillingAccount(Document, kw_only=True):
     period: Internal[int] = -1
     pending: Internal[Terms | None] = None  # the plan from the next period on
     cancels: Internal[bool] = False  # at the end of the period
+    extended_to: Internal[datetime | None] = None  # the end of the current paid period, if an operator moved it
+    new_price_minor: Internal[int | None] = None  # of the plan, from the next period on
     trialed_at: Internal[datetime | None] = None
     reminded: Internal[bool] = False  # that the trial ends, or the year is renewed
     invoice_id: Internal[ObjectId | None] = None  # of the period, and unpaid
@@ -84,6 +86,9 @@ BILLING_ACCOUNTS = Collection(
     document=BillingAccount,
     purpose="The billing state of a user: the live subscription and its terms, the payment method, the credit balance.",
     owner="billing",
-    indexes=(ascending("nextAt", ours=True, why="accounts that are due"),),
+    indexes=(
+        ascending("nextAt", ours=True, why="accounts that are due"),
+        ascending("terms.planId", ours=True, why="the subscribers of a plan, to move them to a new price"),
+    ),
     shard_key=ShardKey((("_id", "hashed"),), "every step is of one user"),
 )

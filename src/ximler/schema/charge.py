@@ -31,6 +31,7 @@ class Charge(Document, kw_only=True):
     method_id: Kept[str]
     customer_id: Kept[str]
     intent_id: Kept[str | None] = None
+    outside: Kept[str | None] = None  # paid without the provider: by bank transfer, say
     status: Kept[ChargeStatus] = "PENDING"
     failure: Kept[str | None] = None
     refunded_minor: Kept[int] = 0  # of refunds that have not failed
