@@ -419,7 +419,7 @@ async def own_server(tmp_path: Path) -> AsyncIterator[server.Server]:
     await running.stop()
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.slow
 async def test_processes_that_are_killed_while_they_write_and_settle_leave_a_true_history(
     own_server: server.Server, kills: int

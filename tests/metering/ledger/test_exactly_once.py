@@ -41,7 +41,7 @@ async def database(uri: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.mark.parametrize("count", [48_000, pytest.param(200_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [24_000, pytest.param(200_000, marks=pytest.mark.soak)])
 async def test_two_processes_record_overlapping_events_and_one_is_killed_again_and_again(
     count: int, database: Database, uri: str
 ) -> None:
