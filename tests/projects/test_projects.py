@@ -14,7 +14,7 @@ from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.metering.limits.plans import NoFreePlan
 from ximler.projects import projects
-from ximler.projects.projects import MAX_CONTENT
+from ximler.projects.storage import MAX_CONTENT
 from ximler.schema.project import Project
 
 

@@ -171,6 +171,21 @@ class TypedCollection(ReadableCollection[D]):
             [UpdateOne(self._where(where, False), list(stages), upsert=upsert) for where, stages in changes]
         )
 
+    async def rewrite(
+        self,
+        where: Filter,
+        update: updates.Update | Sequence[Mapping[str, Any]],
+        *,
+        array_filters: Sequence[Mapping[str, Any]] | None = None,
+    ) -> bool:
+        """As `patch`, by operators or a pipeline that the caller has checked and stamped: for paths inside Mixed fields that
+        `build` does not accept.
+        """
+        final = self._where(where, deleted=False)
+        change = update if isinstance(update, Mapping) else list(update)
+        changing = self.raw.update_one(final, change, array_filters=array_filters, session=self._session)
+        return (await self._update(final, changing)).matched_count == 1
+
     async def delete(self, where: Filter) -> bool:
         """Delete the first match permanently, soft-deleted or not."""
         result = await self._run(self.raw.delete_one(self._set(where), session=self._session))

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
-import bson
 import msgspec
 from bson import ObjectId
 
@@ -18,13 +17,13 @@ from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import Position
-from ximler.database import Database, mixed
+from ximler.database import Database
 from ximler.database.codec import part_of
 from ximler.database.collection import Page
-from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
 from ximler.projects import search, trash
+from ximler.projects.storage import measured, size_of, total_of
 from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
 from ximler.schema.project import Project
 
@@ -46,8 +45,6 @@ V = TypeVar("V", bound=Document)
 
 MAX_NAME = 200
 MAX_DESCRIPTION = 5000
-MAX_CONTENT = 16_000_000  # of the 16,777,216 bytes that MongoDB stores in a document
-_WRAPPER_BYTES = 8  # of the document {"v": …} around a value that is measured
 
 
 class ProjectSummary(Stamped, kw_only=True):
@@ -105,7 +102,9 @@ async def create(
         description=_description(description),
         settings=settings,
         canvas_data=canvas_data,
-        storage_size=_total({"settings": _size("settings", settings), "canvasData": _size("canvasData", canvas_data)}),
+        storage_size=total_of(
+            {"settings": size_of("settings", settings), "canvasData": size_of("canvasData", canvas_data)}
+        ),
         search_terms=search.terms(name, description),
     )
     limits, existing = await gauges.room_of(database, user_id)
@@ -149,24 +148,26 @@ async def update(
                 patch["canvasData"] = {} if value is None else value
             case _:
                 raise Invalid.field(key, "is not a field of a project that can be changed")
-    sizes = {key: _size(key, patch[key]) for key in ("settings", "canvasData") if key in patch}
+    sizes = {key: size_of(key, patch[key]) for key in ("settings", "canvasData") if key in patch}
     limits = await limits_of(database, user_id) if sizes else None
 
     async def write(transaction: Database) -> ProjectSummary:
         # The same document is read and written, so a concurrent change is a write conflict, and this runs again.
-        now = await _measured(transaction, mine)
+        now = await measured(transaction, mine)
         if based_on is not None and now["canvasRevision"] not in based_on:
             raise RevisionConflict(now["canvasRevision"])
         if patch.keys() & {"name", "description"}:
             texts = [patch.get(name, now.get(name)) for name in ("name", "description")]
             patch["searchTerms"] = search.terms(*(text for text in texts if isinstance(text, str)))
-        if limits:
-            patch["storageSize"] = _total({"settings": now["settings"], "canvasData": now["canvasData"]} | sizes)
-            if grown := patch["storageSize"] - now["storageSize"]:
-                await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         operators: dict[str, Any] = {"$set": patch}
         if "canvasData" in patch:
-            operators["$inc"] = {"canvasRevision": 1}
+            now["canvasLog"] = 0
+            operators |= {"$inc": {"canvasRevision": 1}, "$unset": {"canvasLog": ""}}
+        if limits:
+            kept = {name: now[name] for name in ("settings", "canvasData", "canvasLog")}
+            patch.update(storageSize=total_of(kept | sizes), storageRoom=None)
+            if grown := patch["storageSize"] - now["charged"]:
+                await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         changed = await transaction.projects.find_and_patch(mine, operators, into=ProjectSummary)
         if changed is None:
             raise _not_found()
@@ -290,54 +291,6 @@ async def _mine(database: Database, actor: Actor, project_ids: Iterable[ObjectId
     if not ids:
         return []
     return await database.projects.find({"_id": {"$in": ids}, "userId": actor.require_user()}, into=into, deleted=True)
-
-
-async def _measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any]:
-    """Texts and sizes of a project as it is, without moving its canvas over the network."""
-    sizes = {
-        # The same measure as `_size`, taken by the server.
-        name: {"$subtract": [{"$bsonSize": {"v": {"$ifNull": [f"${name}", {}]}}}, _WRAPPER_BYTES]}
-        for name in ("settings", "canvasData")
-    }
-    found = await transaction.projects.aggregate(
-        [
-            {"$match": {**mine, "deletedAt": None}},
-            {
-                "$project": {
-                    "name": 1,
-                    "description": 1,
-                    "storageSize": gauges.STORAGE_SIZE,
-                    "canvasRevision": {"$ifNull": ["$canvasRevision", 0]},
-                    **sizes,
-                }
-            },
-        ]
-    )
-    if not found:
-        raise _not_found()
-    return found[0]
-
-
-def _size(field: str, value: Any) -> int:
-    """Size of a value in the database, in bytes. Raises Invalid if it cannot be stored."""
-    mixed.check(value, field, depth=2)
-    try:
-        return len(bson.encode({"v": value})) - _WRAPPER_BYTES
-    except DRIVER_ERRORS as error:
-        raise translated(error, "projects") from error
-
-
-def _total(sizes: dict[str, int]) -> int:
-    """Bytes of a project's settings and canvas. Raises Invalid naming the larger where MongoDB could not
-    store them.
-    """
-    total = sum(sizes.values())
-    if total > MAX_CONTENT:
-        raise Invalid.field(
-            max(sizes, key=lambda name: sizes[name]),
-            f"{total:,} bytes of settings and canvas are more than the {MAX_CONTENT:,} that a project can hold",
-        )
-    return total
 
 
 def _name(name: Any) -> str:

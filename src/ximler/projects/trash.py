@@ -113,7 +113,7 @@ async def _measured(transaction: Database, user_id: Any, where: dict[str, Any]) 
         [
             {"$match": {"userId": user_id, **where}},
             {"$limit": _BATCH},
-            {"$project": {"name": 1, "bytes": gauges.STORAGE_SIZE}},
+            {"$project": {"name": 1, "bytes": gauges.CHARGED_BYTES}},
         ]
     )
 

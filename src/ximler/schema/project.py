@@ -34,6 +34,13 @@ class Project(Stamped, kw_only=True):
     search_terms: Internal[list[str] | None] = None
     # Ours: incremented by each change of the canvas. A change names the revision that it is based on.
     canvas_revision: Internal[int] = 0
+    # Ours: the latest patches of records, by revision modulo 64: `r` is the revision, `p` the patch as JSON, unless it is
+    # large. Any other change of the canvas empties it.
+    canvas_log: Internal[Mixed] = None
+    # Ours: the latest patch of each client: `s` is its number, `r` its revision, `x` the ids that it set in vain.
+    canvas_clients: Internal[Mixed] = None
+    # Ours: bytes that are reserved for this project beyond `storage_size`.
+    storage_room: Internal[int | None] = None
 
 
 PROJECTS = Collection(

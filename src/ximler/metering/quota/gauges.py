@@ -21,8 +21,8 @@ from ximler.metering.limits.plans import PLAN_STAGES, Limits, limits_from
 from ximler.schema.gauge import GAUGES, Gauge
 
 __all__ = [
+    "CHARGED_BYTES",
     "GAUGE_STAGES",
-    "STORAGE_SIZE",
     "QuotaExceeded",
     "gauge_from",
     "miscounted",
@@ -33,13 +33,19 @@ __all__ = [
     "room_of",
 ]
 
-# A project's `storageSize` as an integer; another application may have stored another kind of number.
-STORAGE_SIZE = {"$convert": {"input": "$storageSize", "to": "long", "onError": 0, "onNull": 0}}
+# The bytes that count for a project: its size, and the room reserved beyond it. Another application may have stored
+# another kind of number.
+CHARGED_BYTES = {
+    "$add": [
+        {"$convert": {"input": f"${name}", "to": "long", "onError": 0, "onNull": 0}}
+        for name in ("storageSize", "storageRoom")
+    ]
+}
 
 # A deleted project does not count as a project; its bytes count until it is purged.
 _PLACE = {"$cond": [{"$eq": [{"$ifNull": ["$deletedAt", None]}, None]}, 1, 0]}
 _COUNT: list[dict[str, Any]] = [
-    {"$group": {"_id": "$userId", "projects": {"$sum": _PLACE}, "storageBytes": {"$sum": STORAGE_SIZE}}},
+    {"$group": {"_id": "$userId", "projects": {"$sum": _PLACE}, "storageBytes": {"$sum": CHARGED_BYTES}}},
 ]
 
 # After these, a user's row has `gauge` and `counted`, for `gauge_from`. Projects are counted only for users

@@ -1,0 +1,299 @@
+"""Record patches: last writer wins per property, delete wins over edit, one command, applied once."""
+
+import asyncio
+import copy
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.database import Database
+from ximler.database.monitoring import round_trips
+from ximler.metering.quota.gauges import QuotaExceeded
+from ximler.projects import canvas, patches, projects, records, storage
+from ximler.projects.patches import Outcome, Saver, SeqPassed
+
+
+class Canvas:
+    """A project of Ada's, and the process that saves it."""
+
+    def __init__(self, database: Database, ada: Actor, project: ObjectId) -> None:
+        self.database, self.ada, self.id = database, ada, project
+        self.saver = Saver(database)
+        self._seq = 0
+
+    async def save(self, client: str = "tab", seq: int | None = None, **change: Any) -> Outcome:
+        self._seq += 1
+        patch = {"client": client, "seq": seq or self._seq, **change}
+        return await self.saver.save(self.ada, self.id, patch)
+
+    async def read(self) -> Any:
+        return (await canvas.read(self.database, self.ada, self.id)).canvas_data
+
+    async def records(self) -> dict[str, Any]:
+        return {record["id"]: record for record in (await self.read()).get("elements", [])}
+
+    async def stored(self) -> dict[str, Any]:
+        found = await self.database.raw["projects"].find_one({"_id": self.id})
+        assert found is not None
+        return found
+
+    async def charged(self) -> tuple[int, int]:
+        """The gauge, and the bytes that count for the project."""
+        gauge = await self.database.raw["gauges"].find_one({"_id": self.ada.user_id})
+        stored = await self.stored()
+        assert gauge is not None
+        return gauge["storageBytes"], stored["storageSize"] + stored.get("storageRoom", 0)
+
+
+@pytest.fixture
+async def drawing(database: Database, ada: Actor) -> Canvas:
+    shapes = [{"id": name, "x": 0, "y": 0} for name in ("a", "b", "c")]
+    made = await projects.create(database, ada, name="P", canvas_data={"elements": shapes, "appState": {"zoom": 1}})
+    return Canvas(database, ada, made.id)
+
+
+async def test_a_patch_puts_sets_and_removes_records(drawing: Canvas) -> None:
+    assert await drawing.save(set={"a": {"x": 5}}) == Outcome(1)
+    assert await drawing.save(put=[{"id": "d", "x": 1}]) == Outcome(2)
+    assert await drawing.save(remove=["b"]) == Outcome(3)
+    assert await drawing.save(put=[{"id": "a", "z": 1}, {"id": "e"}], set={"c": {"y": 2}}, remove=["d"]) == Outcome(4)
+    assert await drawing.read() == {
+        "elements": [{"id": "a", "z": 1}, {"id": "c", "x": 0, "y": 2}, {"id": "e"}],
+        "appState": {"zoom": 1},
+    }
+    with pytest.raises(NotFound):
+        await drawing.saver.save(Actor(kind="user", user_id=ObjectId()), drawing.id, {"client": "x", "seq": 1})
+
+
+async def test_a_deleted_record_stays_deleted_and_the_rest_of_the_patch_holds(drawing: Canvas) -> None:
+    await drawing.save("one", remove=["a"])
+    assert await drawing.save("two", set={"a": {"x": 9}, "b": {"x": 9}}) == Outcome(2, ["a"])
+    assert await drawing.records() == {"b": {"id": "b", "x": 9, "y": 0}, "c": {"id": "c", "x": 0, "y": 0}}
+
+
+@pytest.mark.parametrize("first", ["raise", "move"])
+async def test_two_editors_changes_of_different_properties_both_hold(drawing: Canvas, first: str) -> None:
+    changes = {"raise": {"a": {"index": "a9"}}, "move": {"b": {"x": 7}}}
+    for name in sorted(changes, key=lambda name: name != first):
+        await drawing.save(name, set=changes[name])
+    now = await drawing.records()
+    assert (now["a"]["index"], now["b"]["x"]) == ("a9", 7)
+
+
+async def test_a_small_patch_is_one_command_of_less_than_a_kilobyte_whatever_the_canvas(drawing: Canvas) -> None:
+    await drawing.save(set={"a": {"x": 1}})
+    for change in ({"set": {"b": {"x": 2.5, "y": 3.5, "color": "#ff0000"}}}, {"put": [{"id": "n"}]}, {"remove": ["n"]}):
+        with round_trips() as trips:
+            await drawing.save(**change)
+        assert trips == [("update", "projects")]
+
+
+async def test_patches_that_wait_at_the_same_time_go_as_one_command(drawing: Canvas) -> None:
+    await asyncio.gather(*(drawing.save(f"tab{n}", 1, set={"a": {f"p{n}": n}}) for n in range(20)))
+    with round_trips() as trips:
+        saved = await asyncio.gather(*(drawing.save(f"tab{n}", 2, set={"a": {f"p{n}": -n}}) for n in range(20)))
+    assert len(trips) <= 2
+    assert {outcome.revision for outcome in saved} <= {(await drawing.stored())["canvasRevision"] - n for n in (0, 1)}
+    assert (await drawing.records())["a"] == {"id": "a", "x": 0, "y": 0} | {f"p{n}": -n for n in range(20)}
+
+
+async def test_the_same_patch_again_is_answered_as_before_and_applied_once(drawing: Canvas) -> None:
+    first = await drawing.save("one", 1, set={"a": {"x": 1}, "gone": {"x": 1}})
+    for n in range(patches.LOGGED + 1):
+        await drawing.save("two", set={"a": {"x": n + 10}})
+    assert await drawing.save("one", 1, set={"a": {"x": 1}, "gone": {"x": 1}}) == first == Outcome(1, ["gone"])
+    drawing.saver = Saver(drawing.database)  # as after a restart, or in another process
+    assert await drawing.save("one", 1, set={"a": {"x": 1}, "gone": {"x": 1}}) == first
+    assert (await drawing.records())["a"]["x"] == patches.LOGGED + 10
+    await drawing.save("one", 3, set={"a": {"x": 3}})
+    with pytest.raises(SeqPassed):
+        await drawing.save("one", 2, set={"a": {"x": 2}})
+    assert len((await drawing.stored())["canvasLog"]) == patches.LOGGED
+
+
+async def test_savers_of_several_processes_and_other_changes_take_turns(drawing: Canvas) -> None:
+    others = [Saver(drawing.database) for _ in range(3)]
+
+    async def edit(n: int) -> None:
+        for seq in range(1, 9):
+            patch = {"client": f"tab{n}", "seq": seq, "set": {"a": {f"p{n}": seq}}, "put": [{"id": f"{n}-{seq}"}]}
+            await others[n % 3].save(drawing.ada, drawing.id, patch)
+
+    async def rename() -> None:
+        for n in range(5):
+            await projects.update(drawing.database, drawing.ada, drawing.id, {"settings": {"n": n}})
+
+    await asyncio.gather(*map(edit, range(6)), rename())
+    now = await drawing.records()
+    assert now["a"] == {"id": "a", "x": 0, "y": 0} | {f"p{n}": 8 for n in range(6)}
+    assert now.keys() - {"a", "b", "c"} == {f"{n}-{seq}" for n in range(6) for seq in range(1, 9)}
+    gauge, charged = await drawing.charged()
+    assert gauge == charged
+
+
+async def test_storage_is_reserved_ahead_and_exact_at_rest(drawing: Canvas) -> None:
+    for n in range(3):
+        await drawing.save(put=[{"id": f"n{n}", "text": "y" * 30_000}])
+        gauge, charged = await drawing.charged()
+        assert gauge == charged
+    await drawing.save(remove=["n1"])
+    await drawing.saver.close()
+    gauge, charged = await drawing.charged()
+    stored = await drawing.stored()
+    measured = storage.size_of("canvasData", stored["canvasData"]) + storage.size_of("log", stored["canvasLog"])
+    assert gauge == charged == stored["storageSize"] == measured + 5
+    await canvas.replace(drawing.database, drawing.ada, drawing.id, {}, based_on=None)
+    assert await drawing.charged() == (10, 10)
+
+
+async def test_a_patch_beyond_the_plan_is_refused_alone_and_removing_is_always_possible(drawing: Canvas) -> None:
+    await drawing.save(put=[{"id": "big", "text": "y" * 20_000}])
+    await drawing.saver.close()
+    gauge, _ = await drawing.charged()
+    plans = drawing.database.raw["plans"]
+    await plans.update_one({"id": "free"}, {"$set": {"limits.storage": (gauge + 1000) / 1e9}})
+    results = await asyncio.gather(
+        drawing.save("one", put=[{"id": "more", "text": "y" * 2000}]),
+        drawing.save("two", set={"a": {"x": 1}}),
+        return_exceptions=True,
+    )
+    assert isinstance(results[0], QuotaExceeded)
+    assert isinstance(results[1], Outcome)
+    await plans.update_one({"id": "free"}, {"$set": {"limits.storage": 0}})
+    drawing.saver = Saver(drawing.database)
+    await drawing.saver.close()
+    await storage.resize(drawing.database, drawing.ada.require_user(), drawing.id, room=0)
+    with pytest.raises(QuotaExceeded):
+        await drawing.save("two", set={"b": {"x": 1}})
+    await drawing.save("two", remove=["big"])
+    await drawing.saver.close()
+    gauge, charged = await drawing.charged()
+    assert gauge == charged < 2000
+
+
+@pytest.mark.parametrize(
+    ("data", "declaration", "change", "expected"),
+    [
+        ({}, None, {"put": [{"id": "n"}]}, {"elements": [{"id": "n"}]}),
+        ({"k": 1}, None, {"put": [{"id": "n"}], "set": {"m": {"x": 1}}}, {"k": 1, "elements": [{"id": "n"}]}),
+        ({}, {"list": "shapes", "id": "key"}, {"put": [{"key": "n"}]}, {"shapes": [{"key": "n"}]}),
+        ({"elements": [1, [{"id": "n"}], {"id": 5}, None]}, None, {"set": {"n": {"x": 1}}, "remove": ["5"]}, None),
+        ({"elements": [{"id": "n"}]}, None, {"set": {"n": {"": 1, "0": 2, "a b": "$x"}}},
+         {"elements": [{"id": "n", "": 1, "0": 2, "a b": "$x"}]}),
+        ({"elements": [{"id": "$n"}]}, None, {"set": {"$n": {"x": "$id"}, "a.b": {"x": 1}}, "put": [{"id": "$$ROOT"}]},
+         {"elements": [{"id": "$n", "x": "$id"}, {"id": "$$ROOT"}]}),
+    ],
+)  # fmt: skip
+async def test_any_canvas_and_any_id_can_be_patched(
+    database: Database, ada: Actor, data: Any, declaration: Any, change: Any, expected: Any
+) -> None:
+    kept = {} if declaration is None else {"records": declaration}
+    made = await projects.create(database, ada, name="P", canvas_data=data, settings=kept)
+    drawing = Canvas(database, ada, made.id)
+    assert (await drawing.save(**change)).revision == 1
+    assert await drawing.read() == (data if expected is None else expected)
+
+
+@pytest.mark.parametrize("data", [[{"elements": []}], {"elements": {"a": 1}}, {"elements": 5}])
+async def test_a_canvas_without_a_list_of_records_is_left_as_it_is(database: Database, ada: Actor, data: Any) -> None:
+    made = await projects.create(database, ada, name="P", canvas_data=data)
+    drawing = Canvas(database, ada, made.id)
+    for change in ({"put": [{"id": "n"}]}, {"set": {"a": {"x": 1}}}, {"put": [{"id": "n"}], "remove": ["a"]}):
+        with pytest.raises(Invalid, match="list 'elements'"):
+            await drawing.save(**change)
+    assert await drawing.read() == data
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"put": {}}, "put"),
+        ({"put": [1]}, "put/0"),
+        ({"put": [{"x": 1}]}, "put/0/id"),
+        ({"put": [{"id": "a"}], "remove": ["a"]}, "remove/0"),
+        ({"set": {"a": 1}}, "set/a"),
+        ({"set": {"a": {"id": "b"}}}, "set/a"),
+        ({"set": {"a": {"x.y": 1}}}, "set"),
+        ({"set": {"a": {"$inc": 1}}}, "set"),
+        ({"put": [{"id": "a", "b": {"$x": 1}}]}, "put"),
+        ({"remove": [1]}, "remove/0"),
+        ({"remove": [""]}, "remove/0"),
+        ({"remove": ["x"] * 1001}, "patch"),
+        ({"client": "a.b"}, "client"),
+        ({"client": "$a"}, "client"),
+        ({"seq": 0}, "seq"),
+        ({"seq": True}, "seq"),
+        ({"unset": {}}, "unset"),
+    ],
+)  # fmt: skip
+def test_a_malformed_patch_is_refused_with_its_place(change: Any, place: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        records.parse({"client": "tab", "seq": 1, **change})
+    assert next(iter(refused.value.fields)).startswith(place)
+
+
+names = st.sampled_from(["a", "b", "c", "d"])
+properties = st.dictionaries(st.sampled_from(["x", "y"]), st.integers(0, 3), min_size=1)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> dict[str, Any]:
+    kinds = draw(st.dictionaries(names, st.sampled_from(["put", "set", "remove"]), min_size=1))
+    made: dict[str, Any] = {"put": [], "set": {}, "remove": []}
+    for name, kind in kinds.items():
+        if kind == "put":
+            made["put"].append({"id": name, **draw(properties)})
+        elif kind == "set":
+            made["set"][name] = draw(properties)
+        else:
+            made["remove"].append(name)
+    return made
+
+
+def applied(state: dict[str, Any], change: dict[str, Any]) -> list[str]:
+    """The model: the state is changed in place; returns the rejected ids."""
+    for name in change["remove"]:
+        state.pop(name, None)
+    for record in change["put"]:
+        state[record["id"]] = record
+    for name, values in change["set"].items():
+        if name in state:
+            state[name] = state[name] | values
+    return [name for name in change["set"] if name not in state]
+
+
+@given(st.lists(changes(), min_size=1, max_size=6), st.sets(names))
+def test_composed_patches_have_the_effect_of_one_after_the_other(given_: list[dict[str, Any]], first: set[str]) -> None:
+    state = {name: {"id": name, "x": 9} for name in sorted(first)}
+    start = copy.deepcopy(state)
+    rejected = [applied(state, change) for change in given_]
+    composed = records.compose([records.parse({"client": "t", "seq": 1, **change}) for change in given_])
+    together = copy.deepcopy(start)
+    applied(together, {"put": list(composed.put.values()), "set": composed.set, "remove": composed.remove})
+    assert together == state
+    told = zip(composed.depends, composed.rejected, strict=True)
+    assert [set(gone) for gone in rejected] == [
+        {name for name in depends if name not in start} | set(always) for depends, always in told
+    ]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(st.lists(changes(), min_size=1, max_size=3), min_size=1, max_size=5))
+async def test_the_database_has_the_effect_of_the_model(
+    database: Database, ada: Actor, batches: list[list[dict[str, Any]]]
+) -> None:
+    made = await projects.create(database, ada, name="P", canvas_data={"elements": [{"id": "a"}, {"id": "b"}]})
+    drawing = Canvas(database, ada, made.id)
+    state: dict[str, Any] = {"a": {"id": "a"}, "b": {"id": "b"}}
+    for number, batch in enumerate(batches, 1):
+        waiting = (drawing.save(f"tab{n}", number, **change) for n, change in enumerate(batch))
+        outcomes = await asyncio.gather(*waiting)
+        assert [set(outcome.rejected) for outcome in outcomes] == [set(applied(state, change)) for change in batch]
+        assert await drawing.records() == state
+    await database.raw["projects"].delete_many({})
+    await database.raw["gauges"].delete_many({})
