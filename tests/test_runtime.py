@@ -27,6 +27,7 @@ from ximler.http.authentication import Authentication
 from ximler.metering.quota.meter import Meter
 from ximler.metering.quota.tally import Tally
 from ximler.notifications.email import mailer
+from ximler.projects.patches import Saver
 from ximler.runtime import Part, Runtime, Shutdown, Stage
 from ximler.schema.job import OUTBOX
 from ximler.schema.quota import Quota
@@ -146,7 +147,7 @@ async def test_a_part_that_does_not_stop_is_cancelled_until_it_is_over_and_the_o
 PARTS = (
     "audit.sealer", "authentication.keys", "authentication.sessions", "billing.events", "feed", "metering.changes",
     "metering.check", "metering.follower", "metering.reaper", "metering.settler", "meter", "projects.canvas",
-    "scheduler", "worker",
+    "projects.saver", "scheduler", "worker",
 )  # fmt: skip
 COMMANDS = ("find", "aggregate", "update", "insert", "findAndModify", "getMore", "bulkWrite")
 
@@ -174,7 +175,9 @@ class Parts:
             seal_keys=SealKeys.parse(new_key()),
             feed=feed,
         )
-        parts = [*serving_parts(feed, authentication, meter), *background_parts(tools)]
+        saver = Saver(database, rest_s=0)
+        self._edited = saver._known(ObjectId(), ObjectId())
+        parts = [*serving_parts(feed, authentication, meter, saver), *background_parts(tools)]
         self.run: dict[str, Loop] = {part.name: part.run for part in parts}
         self._canvases, self._follower = (
             self.run[name].__self__  # type: ignore[attr-defined]  # their loops are methods
@@ -183,7 +186,7 @@ class Parts:
         self.use()
 
     def use(self) -> None:
-        """Have keys, sessions and a quota used, a canvas written by others, and report a gap, as a feed does first."""
+        """Have keys, sessions and a quota used, canvases edited and written, and report a gap, as a feed does first."""
         for callback in self.feed._gap_callbacks:
             callback()
         self._canvases._written.add(ObjectId())
@@ -191,6 +194,7 @@ class Parts:
         self._follower._subscriptions.add(ObjectId())
         self._follower._changed.set()
         self._tally.wanted = True
+        self._edited.saved_at = 0.0
         self._keys._used.add(ObjectId())
         self._sessions._used[b"used"] = SimpleNamespace(id=b"used", ends_at=None)  # type: ignore[assignment]  # what is read
 
@@ -211,6 +215,8 @@ class Parts:
                 return not self._sessions._used
             case "projects.canvas":
                 return not self._canvases._written
+            case "projects.saver":
+                return self._edited.saved_at is None
             case "worker":
                 waiting = {"kind": credentials.send_reset.name, "status": {"$in": ["PENDING", "RUNNING"]}}
                 return not await self.database[OUTBOX].count(waiting)
@@ -254,6 +260,7 @@ async def _fail_once(
     monkeypatch.setattr("ximler.apikeys.verification._WRITE_USED_EVERY_S", 0.05)
     monkeypatch.setattr("ximler.accounts.session_authentication._WRITE_EVERY_S", 0.05)
     monkeypatch.setattr("ximler.worker._LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("ximler.projects.patches._LOOK_S", 0.05)
     monkeypatch.setattr("ximler.runtime._FIRST_RESTART_S", 0.05)
     parts = Parts(failing.database, settings)
     began = ended = 0

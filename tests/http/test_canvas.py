@@ -8,6 +8,7 @@ import pytest
 from tests.serving import Client
 
 JSON_PATCH = "application/json-patch+json"
+RECORDS = "application/vnd.ximler.records+json"
 
 
 class Editor:
@@ -92,9 +93,27 @@ async def test_patches_change_a_part(editor: Editor) -> None:
     assert (refused.status_code, list(refused.json()["fields"])) == (422, ["patch/0"])
     unknown = await editor.save({}, method="PATCH", base=2)
     assert (unknown.status_code, unknown.headers["accept-patch"]) == (
-        415, f"{JSON_PATCH}, application/merge-patch+json",
+        415, f"{RECORDS}, {JSON_PATCH}, application/merge-patch+json",
     )  # fmt: skip
     assert (await editor.read()).headers["canvas-revision"] == "2"
+
+
+async def test_records_are_patched_without_a_base_and_without_conflicts(editor: Editor) -> None:
+    async def send(seq: int, **patch: Any) -> httpx.Response:
+        return await editor.save({"client": "tab", "seq": seq, **patch}, method="PATCH", kind=RECORDS)
+
+    first = await send(1, put=[{"id": "a", "x": 1}], set={"gone": {"x": 1}})
+    assert (first.status_code, first.json()) == (200, {"revision": 1, "rejected": ["gone"]})
+    assert first.headers["canvas-revision"] == "1"
+    assert (await send(1, put=[{"id": "a", "x": 1}])).json() == first.json()
+    assert (await send(2, set={"a": {"x": 2}})).json() == {"revision": 2, "rejected": []}
+    assert (await editor.read()).json() == {"a": 1, "elements": [{"id": "a", "x": 2}]}
+    passed = await send(1, set={"a": {"x": 1}})
+    assert (passed.status_code, passed.json()["code"]) == (409, "SEQ_PASSED")
+    refused = await send(3, set={"a": {"$x": 1}})
+    assert (refused.status_code, list(refused.json()["fields"])) == (422, ["set.0"])
+    late = await editor.save({}, if_match='"0"')
+    assert late.status_code == 412
 
 
 @pytest.mark.parametrize(

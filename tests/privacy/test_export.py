@@ -28,7 +28,7 @@ from ximler.schema.user import User
 PASSWORD = "correct horse battery"
 # Fields of collections with personal data that the export omits.
 LEFT_OUT = {
-    "projects": {"canvasRevision", "userId", "searchTerms"},
+    "projects": {"canvasRevision", "canvasLog", "canvasClients", "storageRoom", "userId", "searchTerms"},
     "subscriptions": {"userId"},
     "payments": {"userId"},
     "usage": {"userId"},

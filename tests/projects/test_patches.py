@@ -282,11 +282,13 @@ def test_composed_patches_have_the_effect_of_one_after_the_other(given_: list[di
     ]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(changes(), min_size=1, max_size=3), min_size=1, max_size=5))
 async def test_the_database_has_the_effect_of_the_model(
     database: Database, ada: Actor, batches: list[list[dict[str, Any]]]
 ) -> None:
+    await database.raw["projects"].delete_many({})
+    await database.raw["gauges"].delete_many({})
     made = await projects.create(database, ada, name="P", canvas_data={"elements": [{"id": "a"}, {"id": "b"}]})
     drawing = Canvas(database, ada, made.id)
     state: dict[str, Any] = {"a": {"id": "a"}, "b": {"id": "b"}}
@@ -295,5 +297,3 @@ async def test_the_database_has_the_effect_of_the_model(
         outcomes = await asyncio.gather(*waiting)
         assert [set(outcome.rejected) for outcome in outcomes] == [set(applied(state, change)) for change in batch]
         assert await drawing.records() == state
-    await database.raw["projects"].delete_many({})
-    await database.raw["gauges"].delete_many({})

@@ -153,7 +153,13 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
 }
 OURS: dict[str, dict[str, Field]] = {
-    "projects": {"searchTerms": ("[String]", NONE), "canvasRevision": ("Number", 0)},
+    "projects": {
+        "searchTerms": ("[String]", NONE),
+        "canvasRevision": ("Number", 0),
+        "canvasLog": ("Mixed", NONE),
+        "canvasClients": ("Mixed", NONE),
+        "storageRoom": ("Number", NONE),
+    },
     "users": {"closedAt": ("Date", NONE)},
     "plans": {"trialDays": ("Number", NONE)},
     "subscriptions": {

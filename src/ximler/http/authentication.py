@@ -27,6 +27,7 @@ __all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
 _MAX_USER_AGENT = 300
 _DAY_S = 86_400
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAVES = 300  # of canvases, per second and user; they are not audited
 _AGAIN_S = 0.5  # a key may be revoked while its client sends a slow body
 _KEY = tokens.PREFIX.encode()
 _BEARER_KEY = b"Bearer " + _KEY
@@ -55,6 +56,7 @@ class Authentication:
         whose = "all sessions of this account together"
         rate, size, daily = settings.session_rate, settings.session_burst, settings.session_daily
         self._changes = Bursts(whose, rate=rate, size=size, limit=f"{rate} changes a second, and {size} at once")
+        self._saves = Bursts(whose, rate=_SAVES, size=5 * _SAVES, limit=f"{_SAVES} saves a second")
         self._daily = Bursts(whose, rate=daily / _DAY_S, size=daily, limit=f"{daily} changes a day")
 
     def limit_changes(self, actor: Actor, n: int = 1) -> None:
@@ -72,6 +74,11 @@ class Authentication:
             except BurstExceeded:
                 self._changes.put_back(actor.user_id, counted)
                 raise
+
+    def limit_saves(self, actor: Actor) -> None:
+        """As `limit_changes`, for one save of a canvas."""
+        if actor.session_id is not None:
+            self._saves.take(actor.user_id, 1, monotonic())
 
     @property
     def cookie_seconds(self) -> int:
@@ -201,15 +208,16 @@ def shows_key(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return False
 
 
-def signed_in(*, scope: str | None = None, api_calls: int = 1) -> dict[str, Any]:
+def signed_in(*, scope: str | None = None, api_calls: int = 1, saves: bool = False) -> dict[str, Any]:
     """Options of a route that requires authentication: `@get("/v1/export", **signed_in())`.
 
     The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here,
-    no key may use the route. `api_calls` is the price of a request with a key; 0 is free.
+    no key may use the route. `api_calls` is the price of a request with a key; 0 is free. `saves` marks routes that an
+    editor calls while one draws: they have a limit of their own in place of that of other changes.
     """
     return {
         "dependencies": {"caller": Provide(_caller)},
-        "opt": {"scope": scope, "api_calls": api_calls},
+        "opt": {"scope": scope, "api_calls": api_calls, "saves": saves},
         "security": [{"session": []}] if scope is None else [{"session": []}, {"api_key": [scope]}],
     }
 
@@ -218,7 +226,9 @@ async def _caller(request: Request[Any, Any, Any]) -> Caller:
     authentication: Authentication = request.app.state.authentication
     caller = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
     caller.actor.require_user()
-    if request.method not in _SAFE:
+    if request.route_handler.opt["saves"]:
+        authentication.limit_saves(caller.actor)
+    elif request.method not in _SAFE:
         authentication.limit_changes(caller.actor)
     scopes.require(caller.actor, request.route_handler.opt["scope"], what=f"{request.method} {request.url.path}")
     return caller

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -19,16 +20,18 @@ from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.conditional import matches, strong_tags
 from ximler.http.problems import documented
-from ximler.projects import canvas
+from ximler.projects import canvas, records
+from ximler.projects.patches import Saver
 from ximler.projects.projects import RevisionConflict
 
 __all__ = ["routes"]
 
 _PATH = "/v1/projects/{project:str}/canvas"
 _MAX_BODY = 20_000_000
-_JSON_PATCH, _MERGE_PATCH = "application/json-patch+json", "application/merge-patch+json"
+_PATCHES = (records.MEDIA_TYPE, "application/json-patch+json", "application/merge-patch+json")
 _ZIPPED = "-gzip"  # ends the entity tag of the compressed form
 _WORTH_ZIPPING = 1000  # bytes
+_WORTH_A_THREAD = 50_000  # bytes
 
 _Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
 _Base = Annotated[
@@ -58,10 +61,13 @@ _CHANGES = documented(
 )
 
 
-class Saved(msgspec.Struct, frozen=True):
-    """`revision` is the canvas's new revision."""
+class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`revision` is the canvas's new revision. After a patch of records, `rejected` has the ids that it set in vain, because
+    no record has them: the first 100.
+    """
 
     revision: int
+    rejected: list[str] | None = None
 
 
 @get(
@@ -123,7 +129,7 @@ async def replace(
 
 @patch(
     _PATH,
-    **signed_in(scope="projects:write"),
+    **signed_in(scope="projects:write", saves=True),
     tags=["projects"],
     summary="Change a part of a project's canvas",
     request_max_body_size=_MAX_BODY,
@@ -136,16 +142,28 @@ async def change(
     state: State,
     base: _Base = None,
 ) -> Response[Saved]:
-    """Apply a JSON Patch (RFC 6902, `application/json-patch+json`) or a JSON Merge Patch (RFC 7396,
+    """Patch records by their ids (`application/vnd.ximler.records+json`): `{"client", "seq", "put": [record, …], "set":
+    {id: {property: value}}, "remove": [id, …]}`. It needs no base and meets no conflict: of two changes of a property the
+    later one holds, and deleted records stay deleted. Sent again with the same `client` and `seq`, it is applied once, and
+    answered as before; a client sends one after the other. Records are those of `elements` with an `id`, or of the list
+    that the project's settings name: `{"records": {"list": "shapes", "id": "key"}}`.
+
+    Or apply a JSON Patch (RFC 6902, `application/json-patch+json`) or a JSON Merge Patch (RFC 7396,
     `application/merge-patch+json`) to the revision in `If-Match` or `base`: all of it, or nothing.
     """
     match request.content_type[0]:
+        case records.MEDIA_TYPE:
+            project_id = object_id(project, "project")
+            body, given = await _given(request)
+            saver: Saver = state.saver
+            saved = await saver.save(caller.actor, project_id, given, size=len(body))
+            return Response(Saved(saved.revision, saved.rejected), headers={"Canvas-Revision": str(saved.revision)})
         case "application/json-patch+json":
             return await _change(canvas.patch, project, caller, request, state, base)
         case "application/merge-patch+json":
             return await _change(canvas.merge, project, caller, request, state, base)
     raise _unsupported(
-        f"Send the patch as {_JSON_PATCH} or {_MERGE_PATCH}", {"Accept-Patch": f"{_JSON_PATCH}, {_MERGE_PATCH}"}
+        f"Send the patch as {', '.join(_PATCHES[:-1])} or {_PATCHES[-1]}", {"Accept-Patch": ", ".join(_PATCHES)}
     )
 
 
@@ -160,13 +178,7 @@ async def _change(
     project_id = object_id(project, "project")
     condition = request.headers.get("if-match")
     based_on = _based_on(condition, base)
-    try:
-        # Not `body`, which leaves out a byte order mark.
-        body = b"".join([chunk async for chunk in request.stream()])
-        # In a thread, so that a large canvas does not keep other requests waiting.
-        given = await asyncio.to_thread(strict_json.decode, body, values=MAX_NODES, containers=MAX_CONTAINERS)
-    except strict_json.NotJson as problem:
-        raise ClientException(problem.about("The body")) from None
+    _, given = await _given(request)
     try:
         revision = await save(state.database, caller.actor, project_id, given, based_on=based_on)
     except RevisionConflict as conflict:
@@ -180,6 +192,18 @@ async def _change(
             headers={"Canvas-Revision": str(conflict.revision)},
         ) from None
     return Response(Saved(revision), headers=_headers(revision, f'"{revision}"'))
+
+
+async def _given(request: Request[Any, Any, Any]) -> tuple[bytes, Any]:
+    """The body, and its value. Raises ClientException for JSON that would not come back as it is."""
+    # Not `body`, which leaves out a byte order mark.
+    body = b"".join([chunk async for chunk in request.stream()])
+    decode = partial(strict_json.decode, body, values=MAX_NODES, containers=MAX_CONTAINERS)
+    try:
+        # A large canvas must not keep other requests waiting.
+        return body, decode() if len(body) < _WORTH_A_THREAD else await asyncio.to_thread(decode)
+    except strict_json.NotJson as problem:
+        raise ClientException(problem.about("The body")) from None
 
 
 def _based_on(condition: str | None, base: int | None) -> Collection[int] | None:

@@ -160,13 +160,15 @@ class Saver:
         for project in list(self._projects.values()):
             if project.saved_at is None or project.saved_at > before or project.saving is not None:
                 continue
-            project.saved_at, project.room = None, 0
+            project.saved_at, project.room = None, 0  # a save meanwhile is measured later
             try:
                 await storage.resize(self._database, project.user_id, project.id, room=0)
-            except Unavailable:
-                project.saved_at = time.monotonic()
-            except XimlerError as error:  # deleted since, or written by others beyond the plan
+            except (Invalid, NotFound, QuotaExceeded) as error:  # deleted since, or written by others beyond the plan
                 _log.debug("project not measured", project=str(project.id), reason=error.message)
+            except BaseException as error:
+                project.saved_at = time.monotonic()
+                if not isinstance(error, Unavailable):
+                    raise
 
     async def _save_all(self, project: _Project) -> None:
         try:
@@ -354,6 +356,10 @@ class _Change:
         ids = f"{place}.{declared.id}"
         if composed.ids > _BY_PATH or sum(map(bool, (composed.put, composed.set, composed.remove))) != 1:
             return None
+        if any(name not in composed.set for depends in composed.depends for name in depends):
+            return (
+                None  # a record that is set and then removed: whether it was there is the answer of one of the patches
+            )
         update = self._bookkeeping()
         if composed.remove:
             update["$pull"] = {place: {declared.id: {"$in": composed.remove}}}
@@ -381,8 +387,8 @@ class _Change:
         this = f"$$this.{declared.id}"
         kept: Any = {"$ifNull": [f"${place}", []]}
         if composed.remove:
-            gone = {"$in": [this, {"$literal": composed.remove}]}
-            kept = {"$filter": {"input": kept, "cond": {"$not": [gone]}}}
+            removed = {"$in": [this, {"$literal": composed.remove}]}
+            kept = {"$filter": {"input": kept, "cond": {"$not": [removed]}}}
         names = [*composed.set, *composed.put]
         values = [*composed.set.values(), *composed.put.values()]
         found = {"$arrayElemAt": ["$$values", "$$at"]}
