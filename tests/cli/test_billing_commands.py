@@ -34,8 +34,8 @@ def billing(
         "XIMLER_DATA_DIR": str(tmp_path),
     }
 
-    async def run(*arguments: str, **more: str) -> Any:
-        return await asyncio.to_thread(ximler, "billing", *arguments, env={**env, **more})
+    async def run(*arguments: str, stdin: str = "", **more: str) -> Any:
+        return await asyncio.to_thread(ximler, "billing", *arguments, env={**env, **more}, stdin=stdin)
 
     return run
 
@@ -125,3 +125,24 @@ async def test_plans_are_created_edited_retired_and_listed(billing: Command) -> 
     for wrong in (("create", "x", "1", "--name", "X"), ("create", "team", "1,5", *terms), ("edit", "team")):
         assert (await billing("plan", *wrong)).returncode == 2
     assert "it stays on offer" in (await billing("plan", "retire", "free")).stderr
+
+
+async def test_subscribers_are_extended_repriced_and_marked_as_paid(
+    billing: Command, database: Database, settings: Settings
+) -> None:
+    await buy(database, settings)
+    until = f"{database.clock.now() + timedelta(days=45):%Y-%m-%d}"
+    extended = await billing("extend", "ada@example.com", until, "--reason", "Outage")
+    assert extended.stdout == f"pro lasts until {until} 00:00 UTC.\n", extended.stderr
+    await billing("plan", "edit", "pro", "--price", "39")
+    dry = await billing("reprice", "pro", "--dry-run")
+    assert dry.stdout == "1 subscriber would move to 39.00 USD.\n", dry.stderr
+    refused = await billing("reprice", "pro", stdin="n\n")
+    assert (refused.returncode, "Move 1 subscriber of pro to 39.00 USD" in refused.stderr) == (130, True)
+    moved = json.loads((await billing("reprice", "pro", "--yes", "--json")).stdout)
+    assert (moved["moved"], moved["priceMinor"]) == (1, 3900)
+    again = await billing("reprice", "pro")
+    assert again.stdout == "0 subscribers moved to 39.00 USD. Unchanged: 1 at that price already.\n"
+    paid = json.loads((await billing("show", "ada@example.com", "--json")).stdout)["invoices"][0]["id"]
+    marked = ("mark-paid", "ada@example.com", paid, "--method", "bank transfer", "--reason", "Statement")
+    assert "Only an open invoice" in (await billing(*marked)).stderr

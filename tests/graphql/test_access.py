@@ -101,6 +101,17 @@ FIELDS = {
     "Mutation.grantCredit": Field(
         arguments=('input: {userId: "{user_id}", amountMinor: 1, currency: "USD", reason: "r"}',), stranger="FORBIDDEN"
     ),
+    "Mutation.applyCoupon": Field(arguments=('code: "WELCOME20"',), stranger="NOT_FOUND"),
+    "Mutation.removePaymentMethod": Field(arguments=('id: "pm_4242424242424242"',), stranger="NOT_FOUND"),
+    "Query.upcomingInvoice": Field(stranger=None),
+    "Mutation.extendSubscription": Field(
+        arguments=('input: {userId: "{user_id}", until: "2999-01-01T00:00:00Z", reason: "r"}',), stranger="FORBIDDEN"
+    ),
+    "Mutation.markInvoicePaid": Field(
+        arguments=('input: {userId: "{user_id}", invoiceId: "{invoice}", method: "m", reason: "r"}',),
+        stranger="FORBIDDEN",
+    ),
+    "Mutation.repricePlan": Field(arguments=('id: "pro"', 'id: "pro", dryRun: false'), stranger="FORBIDDEN"),
     "Query.planCatalogue": Field(stranger="FORBIDDEN"),
     "Mutation.createPlan": Field(
         arguments=(

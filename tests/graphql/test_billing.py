@@ -183,6 +183,37 @@ async def test_an_unusable_coupon_is_rejected_with_the_reason(
     await database.raw["coupons"].update_one({"code": "WELCOME20"}, {"$set": {"usedCount": 0}})
 
 
+async def test_a_coupon_on_a_running_subscription_takes_effect_with_the_upcoming_invoice(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
+    upcoming = "{ upcomingInvoice { at planId quote { dueMinor discountMinor } } }"
+    assert (await ada.ask(upcoming))["upcomingInvoice"] is None
+    await buy(ada, database, rail)
+    apply = "mutation ($code: String!) { applyCoupon(code: $code) { planId priceMinor } }"
+    assert (await ada.ask(apply, code="NONE")).code == "COUPON_NOT_FOUND"
+    assert (await ada.ask(apply, code="welcome20"))["applyCoupon"] == {"planId": "pro", "priceMinor": 2900}
+    assert (await ada.ask(apply, code="WELCOME20")).code == "COUPON_ALREADY_USED"
+    end = (await subscription(ada))["periodEnd"]
+    assert (await ada.ask(upcoming))["upcomingInvoice"] == {
+        "at": end, "planId": "pro", "quote": {"dueMinor": 2320, "discountMinor": 580},
+    }  # fmt: skip
+    await ada.ask("mutation { cancelSubscription { id } }")
+    assert (await ada.ask(upcoming))["upcomingInvoice"] is None
+
+
+async def test_a_payment_method_is_removed_once_it_is_not_needed(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
+    await buy(ada, database, rail)
+    (method,) = (await ada.ask("{ paymentMethods { id label } }"))["paymentMethods"]
+    remove = "mutation ($id: ID!) { removePaymentMethod(id: $id) }"
+    assert (await ada.ask(remove, id=method["id"])).code == "PAYMENT_METHOD_NEEDED"
+    assert (await ada.ask(remove, id="pm_other")).code == "NOT_FOUND"
+    await ada.ask("mutation { cancelSubscription { id } }")
+    assert (await ada.ask(remove, id=method["id"]))["removePaymentMethod"] is True
+    assert (await ada.ask("{ paymentMethods { id } }"))["paymentMethods"] == []
+
+
 async def test_reading_costs_few_round_trips(ada: Client, database: Database, rail: Sandbox) -> None:
     await buy(ada, database, rail)
     await ada.ask(INVOICES)  # gives the invoice its number

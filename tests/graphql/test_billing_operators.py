@@ -1,5 +1,6 @@
 """Billing as operators use it over GraphQL."""
 
+from datetime import timedelta
 from typing import Any
 
 from bson import ObjectId
@@ -7,6 +8,7 @@ from tests.graphql.test_billing import buy, rail
 from tests.graphql.test_operators import grace, id_of
 from tests.serving import Client
 
+from ximler.billing import run
 from ximler.billing.sandbox import Sandbox
 from ximler.database import Database
 
@@ -129,3 +131,34 @@ async def test_an_operator_creates_edits_and_retires_a_plan_without_a_change_for
     assert log[1]["metadata"]["after"] == {
         "price": 60, "limits": terms["limits"] | {"projects": 20}, "trialDays": 14,
     }  # fmt: skip
+
+
+async def test_an_operator_extends_marks_as_paid_and_reprices(
+    grace: Client, ada: Client, database: Database, rail: Sandbox
+) -> None:
+    await buy(ada, database, rail)
+    ada_id = await id_of(ada)
+    until = (database.clock.now() + timedelta(days=45)).replace(microsecond=0)
+    given = {"userId": ada_id, "until": until.isoformat(), "reason": "Outage"}
+    extend = "mutation ($input: ExtendSubscriptionInput!) { extendSubscription(input: $input) { periodEnd } }"
+    assert (await grace.ask(extend, input=given))["extendSubscription"]["periodEnd"].startswith(f"{until:%Y-%m-%d}")
+    assert list((await grace.ask(extend, input=given | {"reason": ""})).fields) == ["reason"]
+    assert list((await grace.ask(extend, input=given | {"until": "2020-01-01T00:00:00Z"})).fields) == ["until"]
+
+    await grace.ask('mutation { editPlan(id: "pro", input: {price: 39}) { id } }')
+    reprice = 'mutation ($dry: Boolean!) { repricePlan(id: "pro", dryRun: $dry) { priceMinor moved already } }'
+    for dry in (True, False):
+        assert (await grace.ask(reprice, dry=dry))["repricePlan"] == {"priceMinor": 3900, "moved": 1, "already": 0}
+    assert (await grace.ask(reprice, dry=False))["repricePlan"]["already"] == 1
+    assert (await ada.ask("{ upcomingInvoice { quote { dueMinor } } }"))["upcomingInvoice"]["quote"]["dueMinor"] == 3900
+
+    await database.raw["billingaccounts"].update_many({}, {"$set": {"method.id": "pm_4000000000009995"}})
+    database.clock.offset_ms += 46 * 86_400_000
+    await run.run(database, rail)
+    database.clock.offset_ms = 0
+    (unpaid, _) = (await ada.ask("{ invoices { nodes { id status } } }"))["invoices"]["nodes"]
+    assert unpaid["status"] == "OPEN"
+    mark = "mutation ($input: MarkInvoicePaidInput!) { markInvoicePaid(input: $input) { status amountMinor } }"
+    paid = {"userId": ada_id, "invoiceId": unpaid["id"], "method": "bank transfer", "reason": "Statement"}
+    assert (await grace.ask(mark, input=paid))["markInvoicePaid"] == {"status": "PAID", "amountMinor": 3900}
+    assert (await ada.ask("{ me { subscription { status } } }"))["me"]["subscription"]["status"] == "ACTIVE"

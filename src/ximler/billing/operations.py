@@ -129,7 +129,7 @@ async def reprice(
     *,
     plan_id: str,
     dry_run: bool = False,
-    progress: Callable[[Repriced], None] = lambda _: None,
+    progress: Callable[[Repriced], object] = lambda _: None,
 ) -> Repriced:
     """Move the subscribers of a plan to its present price from their next period on. Each is notified. Safe to repeat.
 

@@ -43,6 +43,7 @@ def billing() -> None:
     \b
     ximler billing show ada@example.com
     ximler billing refund ada@example.com PAYMENT --amount 12.50 --reason "Double booking"
+    ximler billing reprice pro --dry-run
     ximler billing run --until 2027-11-30      (sandbox: a year with renewals and mails)
     ximler billing verify
     """
@@ -145,11 +146,7 @@ async def show(run: Run, user: str) -> None:
         {
             "user": found.id,
             "email": found.email,
-            "subscription": subscription
-            and fields(
-                subscription,
-                "id plan_id status price_minor currency auto_renew period_start period_end trial_end pending_plan_id",
-            ),
+            "subscription": subscription and _subscription(subscription),
             "coupon": theirs.rebate and fields(theirs.rebate, "code percent minor currency renewals"),
             "balances": theirs.balances,
             "card": theirs.method and theirs.method.label,
@@ -159,10 +156,7 @@ async def show(run: Run, user: str) -> None:
                 fields(each, "id number kind status issued_at currency total_minor due_minor lines")
                 for each in theirs.invoices
             ],
-            "payments": [
-                fields(each, "id status amount_minor currency description failure created_at invoice_id")
-                for each in theirs.payments
-            ],
+            "payments": [_payment(each) for each in theirs.payments],
             "refunds": [_refund(each) for each in theirs.refunds],
             "redemptions": [
                 fields(each, "code status plan_id subscription_id confirmed_at created_at")
@@ -226,6 +220,103 @@ async def credit(run: Run, user: str, amount: float, currency: str, reason: str,
     )
     total = Money(balance, granted.currency)
     run.show({"currency": total.currency, "balanceMinor": balance}, f"The credit balance is {total}.")
+
+
+@billing.command()
+@_user
+@click.argument("until", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]))
+@_reason
+@connected(json="Print the subscription as JSON.")
+async def extend(run: Run, user: str, until: datetime, reason: str) -> None:
+    """Let the current period, or the trial, of USER end at UNTIL (UTC), at no charge. Audited.
+
+    Later periods are counted from there. The user is notified. Example:
+
+    \b
+    ximler billing extend ada@example.com 2027-03-01 --reason "Outage of 20 February"
+    """
+    from ximler.billing import operations
+
+    found = await operations.extend(
+        run.database, run.actor, user_id=await run.user_id(user), until=until.replace(tzinfo=UTC), reason=reason
+    )
+    run.show(_subscription(found), f"{found.plan_id} lasts until {minute(found.period_end)} UTC.")
+
+
+@billing.command("mark-paid")
+@_user
+@click.argument("invoice", type=Id())
+@click.option("--method", required=True, help="How it was paid, such as 'bank transfer'.")
+@_reason
+@connected(json="Print the payment as JSON.")
+async def mark_paid(run: Run, user: str, invoice: Any, method: str, reason: str) -> None:
+    """Record that the open INVOICE (its id) of USER was paid without the payment provider. Audited.
+
+    Takes effect as a payment of the whole amount due. Example:
+
+    \b
+    ximler billing mark-paid ada@example.com 6b0c03bd… --method "bank transfer" --reason "Statement of 3 May"
+    """
+    from ximler.billing import operations
+
+    made = await operations.mark_paid(
+        run.database, run.actor, user_id=await run.user_id(user), invoice_id=invoice, method=method, reason=reason
+    )
+    run.show(_payment(made), f"The invoice is paid: {made.amount_money} by {method}.")
+
+
+@billing.command()
+@click.argument("plan", metavar="PLAN")
+@click.option("--dry-run", is_flag=True, help="Count the subscribers, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@connected(json="Print the counts as JSON. Needs --dry-run or --yes.")
+async def reprice(run: Run, plan: str, dry_run: bool, yes: bool) -> None:
+    """Move the subscribers of PLAN to its present price, from their next period on. Audited.
+
+    Each is notified by mail. Safe to repeat: subscribers who have the price stay as they are. Example:
+
+    \b
+    ximler billing plan edit pro --price 39
+    ximler billing reprice pro --dry-run
+    """
+    from ximler.billing import operations
+    from ximler.core.money import Money
+
+    if run.as_json and not (dry_run or yes):
+        raise click.UsageError("--json needs --dry-run or --yes")
+    with progress_bar("Repricing", "subscribers", quiet=run.as_json) as progress:
+
+        async def work(*, dry_run: bool) -> Any:
+            return await operations.reprice(
+                run.database,
+                run.actor,
+                plan_id=plan,
+                dry_run=dry_run,
+                progress=lambda so_far: progress(so_far.moved + so_far.already + so_far.ending + so_far.other),
+            )
+
+        found = await work(dry_run=dry_run or not yes)
+    price = Money(found.price_minor, found.currency)
+    if not dry_run and not yes and found.moved:
+        question = f"Move {counted(found.moved, 'subscriber')} of {plan} to {price}, with a mail to each?"
+        click.confirm(question, abort=True, err=True)
+        with progress_bar("Repricing", "subscribers", quiet=run.as_json) as progress:
+            found = await work(dry_run=False)
+    stay = [
+        counted(count, text, text)
+        for count, text in (
+            (found.already, "at that price already"),
+            (found.ending, "about to end"),
+            (found.other, "of another currency, interval or pending plan"),
+        )
+        if count
+    ]
+    verb = "would move" if dry_run else "moved"
+    run.show(
+        fields(found, "plan_id price_minor currency moved already ending other"),
+        f"{counted(found.moved, 'subscriber')} {verb} to {price}."
+        + (f" Unchanged: {', '.join(stay)}." if stay else ""),
+    )
 
 
 @billing.command()
@@ -303,6 +394,16 @@ def _summary(email: str, theirs: Any) -> Iterator[str]:
         yield f"Pending refunds: {waiting}"
     if theirs.next_at:
         yield f"Next step of billing: {minute(theirs.next_at)} UTC"
+
+
+def _subscription(found: Any) -> dict[str, Any]:
+    return fields(
+        found, "id plan_id status price_minor currency auto_renew period_start period_end trial_end pending_plan_id"
+    )
+
+
+def _payment(made: Any) -> dict[str, Any]:
+    return fields(made, "id status amount_minor currency description failure created_at invoice_id")
 
 
 def _refund(made: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ximler.billing import (
     invoices,
     methods,
     payments,
+    rebates,
     redemptions,
     stripe_mirror,
     subscriptions,
@@ -94,6 +95,15 @@ async def invoice(ctx: Context, id: str) -> Invoice:  # noqa: A002 (as above)
     return await invoices.find(ctx.database, ctx.actor, object_id(id))
 
 
+@resolvers.query("upcomingInvoice")
+async def upcoming_invoice(ctx: Context) -> dict[str, Any] | None:
+    account = await accounts.find(ctx.database, ctx.actor.require_user())
+    if account.subscription_id is None or account.cancels:
+        return None
+    found = subscriptions.upcoming(account)
+    return {"at": found.period.start, "plan_id": found.terms.plan_id, "quote": _quote(found.quote)}
+
+
 @resolvers.query("payments")
 async def list_payments(ctx: Context, first: int | None = None, after: str | None = None) -> Connection[Payment]:
     return Connection(await payments.page(ctx.database, ctx.actor, first=page_size(first), after=_position(after)))
@@ -163,6 +173,17 @@ async def resume_subscription(ctx: Context) -> Subscription:
     if mirrored := await _mirrored(ctx):
         return await stripe_mirror.resume(ctx.database, *mirrored, ctx.actor)
     return await subscriptions.resume(ctx.database, ctx.actor)
+
+
+@resolvers.mutation("applyCoupon")
+async def apply_coupon(ctx: Context, code: str) -> Subscription:
+    return await rebates.apply(ctx.database, ctx.actor, code)
+
+
+@resolvers.mutation("removePaymentMethod")
+async def remove_payment_method(ctx: Context, id: str) -> bool:  # noqa: A002 (as above)
+    await methods.remove(ctx.database, ctx.actor, id)
+    return True
 
 
 @resolvers.field("Checkout", "quote")

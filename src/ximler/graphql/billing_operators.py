@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ximler.billing import catalogue, coupons, refunds, statement
+from ximler.billing import catalogue, coupons, operations, refunds, statement
+from ximler.billing.operations import Repriced
 from ximler.billing.rails import rail
 from ximler.billing.refunds import Refund
 from ximler.core.errors import Invalid
@@ -11,7 +12,9 @@ from ximler.core.money import Money
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
 from ximler.schema.coupon import Coupon
+from ximler.schema.payment import Payment
 from ximler.schema.plan import Plan
+from ximler.schema.subscription import Subscription
 
 resolvers = Resolvers()
 
@@ -79,6 +82,31 @@ async def grant_credit(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:  
         key=input.get("key"),
     )
     return {"currency": amount.currency, "balance_minor": balance}
+
+
+@resolvers.mutation("extendSubscription")
+async def extend_subscription(ctx: Context, input: dict[str, Any]) -> Subscription:  # noqa: A002 (as above)
+    user_id = object_id(input["user_id"], "userId")
+    return await operations.extend(
+        ctx.database, ctx.actor, user_id=user_id, until=input["until"], reason=input["reason"]
+    )
+
+
+@resolvers.mutation("markInvoicePaid")
+async def mark_invoice_paid(ctx: Context, input: dict[str, Any]) -> Payment:  # noqa: A002 (as above)
+    return await operations.mark_paid(
+        ctx.database,
+        ctx.actor,
+        user_id=object_id(input["user_id"], "userId"),
+        invoice_id=object_id(input["invoice_id"], "invoiceId"),
+        method=input["method"],
+        reason=input["reason"],
+    )
+
+
+@resolvers.mutation("repricePlan")
+async def reprice_plan(ctx: Context, id: str, *, dry_run: bool) -> Repriced:  # noqa: A002 (as above)
+    return await operations.reprice(ctx.database, ctx.actor, plan_id=id, dry_run=dry_run)
 
 
 @resolvers.query("planCatalogue")
