@@ -72,7 +72,12 @@ async def test_a_year_is_played_forward_and_money_given_back(
     assert credited.stdout == "The credit balance is 5.00 USD.\n"
     text = (await billing("show", "ada@example.com")).stdout
     assert "ada@example.com: pro, ACTIVE, 29.00 USD, renews" in text
-    for line in ("Payment method: Test card 4242", "Credit balance: 5.00 USD", "Next step of billing: "):
+    for line in (
+        "Payment method: Test card 4242",
+        "Credit balance: 5.00 USD",
+        "Next invoice: 24.00 USD on ",
+        "Next step of billing: ",
+    ):
         assert line in text
     assert shown["redemptions"][0]["code"] == "WELCOME20"
     assert shown["coupon"] is None  # it was for one period

@@ -15,7 +15,8 @@ from ximler.database import Database
 __all__ = ["grace", "rail"]  # the fixtures
 
 BILLING = """query ($id: ID!) { userBilling(userId: $id) {
-  subscription { planId status } creditBalance { currency balanceMinor } paymentMethods { label }
+  subscription { planId status } upcomingInvoice { quote { dueMinor } }
+  creditBalance { currency balanceMinor } paymentMethods { label }
   invoices { number kind totalMinor } payments { id status amountMinor } refunds { paymentId status amountMinor }
   redemptions { code status }
 } }"""
@@ -36,6 +37,7 @@ async def test_an_operator_reads_a_users_billing_refunds_and_grants_credit(
     seen = (await grace.ask(BILLING, id=ada_id))["userBilling"]
     assert seen["subscription"] == {"planId": "pro", "status": "ACTIVE"}
     assert [each["totalMinor"] for each in seen["invoices"]] == [2320]
+    assert seen["upcomingInvoice"] == {"quote": {"dueMinor": 2900}}
     assert seen["redemptions"] == [{"code": "WELCOME20", "status": "CONFIRMED"}]
     given = {"userId": ada_id, "paymentId": seen["payments"][0]["id"], "reason": "Asked for", "key": "t1"}
     for _ in range(2):

@@ -9,6 +9,7 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, refunds, virtuals
 from ximler.billing.account import discount, ensure, find, in_turn, lock, move, store
+from ximler.billing.subscriptions import Upcoming, next_invoice
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.money import Money
@@ -39,6 +40,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     next_at: datetime | None
     method: Method | None
     rebate: Rebate | None
+    upcoming: Upcoming | None
     invoices: list[Invoice]
     payments: list[Payment]
     refunds: list[Refund]
@@ -60,6 +62,7 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
         next_at=account.next_at,
         method=account.method,
         rebate=_rebate(account),
+        upcoming=next_invoice(account),
         invoices=(await invoices.page(database, theirs, first=_NEWEST)).items,
         payments=(await payments.page(database, theirs, first=_NEWEST)).items,
         refunds=await refunds.of_user(database, user_id),

@@ -33,6 +33,7 @@ from ximler.schema.redemption import REDEMPTIONS, redemption_id
 from ximler.schema.subscription import Subscription
 
 __all__ = [
+    "Upcoming",
     "cancel",
     "collect",
     "end",
@@ -40,6 +41,7 @@ __all__ = [
     "forget",
     "get_live",
     "motive",
+    "next_invoice",
     "paid",
     "record",
     "remind",
@@ -193,6 +195,11 @@ def upcoming(account: BillingAccount) -> Upcoming:
     terms.net_minor = terms.price_minor - quote.discount_minor
     terms.rebate = rebate(off.renewed(terms.price_minor)) if off else None
     return Upcoming(terms, anchor, running, quote)
+
+
+def next_invoice(account: BillingAccount) -> Upcoming | None:
+    """The same, or None where no period follows: without a subscription, or once it is cancelled."""
+    return None if account.subscription_id is None or account.cancels else upcoming(account)
 
 
 async def renew(transaction: Database, account: BillingAccount) -> Invoice:

@@ -152,6 +152,9 @@ async def show(run: Run, user: str) -> None:
             "card": theirs.method and theirs.method.label,
             "cardDeclined": theirs.method and theirs.method.declined,
             "nextAt": theirs.next_at,
+            "upcoming": theirs.upcoming
+            and {"at": theirs.upcoming.period.start, "planId": theirs.upcoming.terms.plan_id}
+            | fields(theirs.upcoming.quote, "currency due_minor lines"),
             "invoices": [
                 fields(each, "id number kind status issued_at currency total_minor due_minor lines")
                 for each in theirs.invoices
@@ -392,6 +395,9 @@ def _summary(email: str, theirs: Any) -> Iterator[str]:
         yield f"Credit balance: {Money(minor, currency)}"
     if waiting := sum(each.status == "PENDING" for each in theirs.refunds):
         yield f"Pending refunds: {waiting}"
+    if theirs.upcoming:
+        due = Money(theirs.upcoming.quote.due_minor, theirs.upcoming.quote.currency)
+        yield f"Next invoice: {due} on {minute(theirs.upcoming.period.start)} UTC"
     if theirs.next_at:
         yield f"Next step of billing: {minute(theirs.next_at)} UTC"
 

@@ -98,10 +98,7 @@ async def invoice(ctx: Context, id: str) -> Invoice:  # noqa: A002 (as above)
 @resolvers.query("upcomingInvoice")
 async def upcoming_invoice(ctx: Context) -> dict[str, Any] | None:
     account = await accounts.find(ctx.database, ctx.actor.require_user())
-    if account.subscription_id is None or account.cancels:
-        return None
-    found = subscriptions.upcoming(account)
-    return {"at": found.period.start, "plan_id": found.terms.plan_id, "quote": _quote(found.quote)}
+    return upcoming_of(subscriptions.next_invoice(account))
 
 
 @resolvers.query("payments")
@@ -250,6 +247,10 @@ def _checkout(found: Checkout) -> dict[str, Any]:
         "expires_at": found.expires_at,
         "created_at": found.created_at,
     }
+
+
+def upcoming_of(found: subscriptions.Upcoming | None) -> dict[str, Any] | None:
+    return found and {"at": found.period.start, "plan_id": found.terms.plan_id, "quote": _quote(found.quote)}
 
 
 def _quote(quote: Quote | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from ximler.billing.refunds import Refund
 from ximler.core.errors import Invalid
 from ximler.core.ids import decode_cursor, object_id
 from ximler.core.money import Money
+from ximler.graphql.billing import upcoming_of
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
 from ximler.schema.coupon import Coupon
@@ -33,6 +34,7 @@ async def user_billing(ctx: Context, user_id: str) -> dict[str, Any]:
         "user_id": found.user_id,
         "subscription": found.subscription,
         "next_at": found.next_at,
+        "upcoming_invoice": upcoming_of(found.upcoming),
         "credit_balance": [
             {"currency": currency, "balance_minor": minor} for currency, minor in sorted(found.balances.items())
         ],
