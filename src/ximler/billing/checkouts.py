@@ -125,10 +125,10 @@ async def change_card(
 
 
 async def _open(
-    database: Database, provider: Provider, checkout: Checkout, *, customer_id: str, title: str
+    database: Database, provider: Provider, checkout: Checkout, *, customer_id: str, title: str, used: str = ""
 ) -> Checkout:
     session = await provider.open_session(
-        key=checkout.id,
+        key=f"{checkout.id}{used}",
         customer_id=customer_id,
         title=title,
         return_url=checkout.return_url,
@@ -137,6 +137,16 @@ async def _open(
     values = {"sessionId": session.id, "url": session.url}
     await database[CHECKOUTS].patch({"_id": checkout.id}, {"$set": values})
     return await database[CHECKOUTS].get(checkout.id)
+
+
+async def _reopen(database: Database, provider: Provider, checkout: Checkout, session: Session) -> Checkout:
+    """After a decline, another page where the provider's takes one card only."""
+    if checkout.status != "OPEN" or session.url or session.id != checkout.session_id:
+        return checkout
+    title = checkout.terms.plan_name
+    return await _open(
+        database, provider, checkout, customer_id=session.customer_id, title=title, used=f":{session.id}"
+    )
 
 
 async def get(database: Database, actor: Actor, checkout_id: str) -> Checkout:
@@ -166,8 +176,10 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
     if checkout.status != "OPEN" or checkout.session_id is None:
         return checkout
     session = await provider.session(checkout.session_id)
-    if session.method is None or session.method.id == checkout.tried:
+    if session.method is None:
         return checkout
+    if session.method.id == checkout.tried:
+        return await _reopen(database, provider, checkout, session)
     if checkout.kind == "CARD":
         await methods.save(database, provider, checkout, session.method)
         return await database[CHECKOUTS].get(checkout.id)
@@ -185,7 +197,9 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
         await payments.drive(database, provider, charge.id)
     found = await database[CHECKOUTS].get(checkout.id)
     # Claimed by another process at the same moment: without driving its payment, too, this would return before it is made.
-    return await _drive(database, provider, found) if charge is None and found.status == "PROCESSING" else found
+    if charge is None and found.status == "PROCESSING":
+        found = await _drive(database, provider, found)
+    return await _reopen(database, provider, found, session)
 
 
 async def expire(database: Database) -> int:
