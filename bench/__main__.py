@@ -25,6 +25,7 @@ TOPICS = {
     "graphql": "the GraphQL engine beside graphql-core",
     "metering": "deciding about a call in memory, beside a guarded update a call",
     "coupons": "64 buyers at a time who want the same coupon",
+    "events": "the payment provider's events, verified and stored",
     "concurrency": "50 clients that want the last 3 projects",
     "signin": "200 people who sign in at once",
     "auth": "API keys and sessions, in process and over HTTP",
