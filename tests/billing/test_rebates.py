@@ -32,7 +32,7 @@ async def test_a_coupon_holds_from_the_next_invoice_as_the_preview_says(
     await buy(ada)
     await asyncio.gather(*(rebates.apply(database, ada, " half ") for _ in range(3)), return_exceptions=True)
     assert await uses(database, "HALF") == 1
-    previewed = subscriptions.upcoming(await account.find(database, ada.require_user())).quote
+    previewed = subscriptions.upcoming(await account.find(database, ada.require_user()), database.business).quote
     assert previewed.due_minor == 1450
     await run.forward(database, rail, datetime(2027, 4, 16, tzinfo=UTC))
     assert await paid(database, ada) == [2900, 1450, 1450, 2900]

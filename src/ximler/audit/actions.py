@@ -88,6 +88,7 @@ class Action(StrEnum):
     SUBSCRIPTION_ENDED = "billing.subscription.ended", "A subscription ended."
     PAYMENT_REFUNDED = "billing.payment.refunded", "An operator refunded a payment, wholly or in part."
     PAYMENT_METHOD_CHANGED = "billing.method.changed", "The payment method of a subscription was replaced."
+    BILLING_DETAILS_CHANGED = "billing.details.changed", "The user changed the billing details."
     PAYMENT_METHOD_REMOVED = "billing.method.removed", "The user removed the payment method."
     CREDIT_GRANTED = "billing.credit.granted", "An operator changed a user's credit balance."
     PAYMENT_DISPUTED = "billing.payment.disputed", "A dispute of a payment was opened or decided."

@@ -15,12 +15,14 @@ from ximler.billing import invoices, payments, states, subscriptions
 from ximler.billing.account import balance, current, discount, ends_at, in_turn, live, lock, rebate, store
 from ximler.billing.account import find as account_of
 from ximler.billing.checkouts import plan_on_offer
+from ximler.billing.details import tax_of
 from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, Unused, price
 from ximler.billing.provider import Provider
 from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import Actor
+from ximler.core.business import Business
 from ximler.core.errors import Conflict, NotFound
 from ximler.database import Database
 from ximler.schema.billing_account import BillingAccount, Terms
@@ -53,7 +55,7 @@ async def preview(database: Database, actor: Actor, *, plan_id: str, when: When 
     """What a change would cost now. Reads only. Raises NotFound, Invalid, Conflict."""
     plan = await plan_on_offer(database, plan_id)
     account = await account_of(database, actor.require_user())
-    return compute(account, plan, when, database.clock.now())
+    return compute(account, plan, when, database.clock.now(), database.business)
 
 
 async def change(
@@ -70,7 +72,7 @@ async def change(
         account = await lock(transaction, actor.require_user())
         if account.terms is not None and account.terms.plan_id == plan.id and account.pending is None:
             return None  # it was changed already
-        made = compute(account, plan, when, transaction.clock.now())
+        made = compute(account, plan, when, transaction.clock.now(), transaction.business)
         subscription_id, current_terms, _ = live(account)
         await records.write(
             transaction,
@@ -146,7 +148,7 @@ async def clear(database: Database, actor: Actor) -> Subscription:
     return await in_turn(database, actor.require_user(), write)
 
 
-def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetime) -> Change:
+def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetime, business: Business) -> Change:
     """The change as it is made at this moment. Pure. Raises NotFound, Conflict."""
     now = now.replace(microsecond=0)
     old, anchor = account.terms, account.anchor
@@ -207,6 +209,7 @@ def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetim
         old.currency,
         charges=[charge],
         unused=[unused],
+        tax=tax_of(business, account),
         balance_minor=balance(account, old.currency),
         minimum_minor=minimum(old.currency),
         step_minor=step(old.currency),

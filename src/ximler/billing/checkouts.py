@@ -15,12 +15,14 @@ from bson import ObjectId
 
 from ximler.billing import invoices, methods, payments, redemptions, states, subscriptions
 from ximler.billing.account import balance, discount, ensure, find, in_turn, lock, rebate, store
+from ximler.billing.details import tax_of
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
 from ximler.billing.provider import PaymentMethod, Provider, Session
 from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import Actor
+from ximler.core.business import Business
 from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database
@@ -161,7 +163,8 @@ async def quote(database: Database, checkout: Checkout) -> Quote | None:
     """The price that is due now; None on a trial or for a card, and once the checkout is not open any more."""
     if checkout.status != "OPEN" or checkout.trial_days or checkout.kind == "CARD":
         return None
-    return quote_of(checkout.terms, await find(database, checkout.user_id), database.clock.now())
+    account = await find(database, checkout.user_id)
+    return quote_of(checkout.terms, account, database.clock.now(), database.business)
 
 
 async def of_session(database: Database, session_id: str) -> Checkout | None:
@@ -219,7 +222,7 @@ async def plan_on_offer(database: Database, plan_id: str) -> Plan:
     return plan
 
 
-def quote_of(terms: Terms, account: BillingAccount, anchor: datetime) -> Quote:
+def quote_of(terms: Terms, account: BillingAccount, anchor: datetime, business: Business) -> Quote:
     """The price of the first period. The same quote is shown and charged."""
     first = period(anchor, terms.interval, 0)
     charge = Priced(
@@ -234,6 +237,7 @@ def quote_of(terms: Terms, account: BillingAccount, anchor: datetime) -> Quote:
     return price(
         terms.currency,
         charges=[charge],
+        tax=tax_of(business, account),
         balance_minor=held,
         minimum_minor=minimum(terms.currency),
         step_minor=step(terms.currency),
@@ -282,7 +286,7 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
                 trial=True,
             )
         else:
-            quote = quote_of(terms, account, now)
+            quote = quote_of(terms, account, now, transaction.business)
             off = discount(terms.rebate)
             terms.net_minor = terms.price_minor - quote.discount_minor
             left = rebate(off.renewed(terms.price_minor)) if off else None

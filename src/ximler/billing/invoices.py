@@ -27,6 +27,7 @@ from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
 __all__ = ["Invoice", "attempted", "credit_note", "find", "get", "make", "number", "page", "pay", "void", "withdraw"]
 
 _BATCH = 500
+_PARTIES = ("seller", "buyer_name", "buyer_email", "buyer_address", "buyer_country", "buyer_vat_id")
 
 
 async def make(
@@ -106,7 +107,16 @@ async def credit_note(
     description = f"Refund for {invoice.plan_id}"
     lines = [Line(kind="REFUND", description=description, amount_minor=-net_minor, plan_id=invoice.plan_id)]
     if tax_minor:
-        lines.append(Line(kind="TAX", description="Tax", amount_minor=-tax_minor))
+        tax: dict[str, Any] = next((each for each in invoice.lines if each["kind"] == "TAX"), {})
+        lines.append(
+            Line(
+                kind="TAX",
+                description=tax.get("description", "Tax"),
+                amount_minor=-tax_minor,
+                rate=tax.get("rate"),
+                country=tax.get("country"),
+            )
+        )
     if to_balance:
         lines.append(Line(kind="CREDIT", description="To the credit balance", amount_minor=amount_minor))
     held = balance(account, invoice.currency)
@@ -226,16 +236,19 @@ async def _number(database: Database, year: int) -> int:
 
 async def _parties(transaction: Database, account: BillingAccount) -> dict[str, Any]:
     """The details of seller and buyer."""
-    user = await transaction.users.find_one({"_id": account.id})
+    user, details = await transaction.users.find_one({"_id": account.id}), account.details
     return {
         "seller": transaction.business.seller,
-        "buyer_name": user.name if user else None,
+        "buyer_name": (details.name if details else None) or (user.name if user else None),
         "buyer_email": user.email if user else None,
+        "buyer_address": details.address if details else None,
+        "buyer_country": details.country if details else None,
+        "buyer_vat_id": details.vat_id if details else None,
     }
 
 
 def _parties_of(invoice: Invoice) -> dict[str, Any]:
-    return {name: getattr(invoice, name) for name in ("seller", "buyer_name", "buyer_email")}
+    return {name: getattr(invoice, name) for name in _PARTIES}
 
 
 def _line(line: Any) -> dict[str, Any]:

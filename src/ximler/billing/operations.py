@@ -164,7 +164,7 @@ async def _reprice(database: Database, user_id: ObjectId, plan: Plan) -> str:
         account = await lock(transaction, user_id)
         kind = _kind(account, plan)
         if kind == "moved":
-            before, terms = subscriptions.upcoming(account).terms, live(account).terms
+            before, terms = subscriptions.upcoming(account, transaction.business).terms, live(account).terms
             await notices.price_changes(
                 transaction, user_id, terms.plan_name, plan.price_money, before=before.price_minor, at=ends_at(account)
             )

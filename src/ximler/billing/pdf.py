@@ -97,7 +97,7 @@ def content(invoice: Invoice, *, corrects: Invoice | None) -> dict[str, Any]:
     return {
         "title": f"{'Credit note' if note else 'Invoice'} {invoice.number}",
         "seller": [line.strip() for line in invoice.seller.split(";")],
-        "buyer": [each for each in (invoice.buyer_name, invoice.buyer_email) if each],
+        "buyer": _buyer(invoice),
         "addressee": "Billed to",
         "facts": facts,
         "lines": [
@@ -112,6 +112,13 @@ def content(invoice: Invoice, *, corrects: Invoice | None) -> dict[str, Any]:
         "due": due,
         "notes": notes,
     }
+
+
+def _buyer(invoice: Invoice) -> list[str]:
+    address = (invoice.buyer_address or "").splitlines()
+    vat_id = f"VAT ID {invoice.buyer_vat_id}" if invoice.buyer_vat_id else None
+    lines = [invoice.buyer_name, *address, invoice.buyer_country, vat_id, invoice.buyer_email]
+    return [line for line in lines if line]
 
 
 def _period(start: datetime | None, end: datetime | None) -> str | None:

@@ -92,11 +92,15 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tax(msgspec.Struct, frozen=True, kw_only=True):
-    """`percent` added to prices, or contained in them (`inclusive`). Reverse charge: none is asked for, the buyer owes it."""
+    """`percent` added to prices, or contained in them (`inclusive`), by the rules of `country`.
+
+    Reverse charge: no tax is charged, the buyer owes it. An inclusive price stays the same then.
+    """
 
     percent: Decimal = Decimal(0)
     inclusive: bool = False
     reverse_charge: bool = False
+    country: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.percent <= _WHOLE:
@@ -156,6 +160,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     start: datetime | None = None
     end: datetime | None = None
     included: bool = False
+    rate: str | None = None  # of tax, in percent
+    country: str | None = None  # whose tax it is
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,9 +282,21 @@ def _line(kind: LineKind, of: Charge | Unused, description: str, amount_minor: i
 
 def _tax_line(tax: Tax, tax_minor: int) -> Line:
     if tax.reverse_charge:
-        return Line(kind="TAX", description="Reverse charge: VAT to be accounted for by the recipient", amount_minor=0)
+        return Line(
+            kind="TAX",
+            description="Reverse charge: VAT to be accounted for by the recipient",
+            amount_minor=0,
+            rate="0",
+            country=tax.country,
+        )
+    rate = f"{tax.percent.normalize():f}"
     return Line(
-        kind="TAX", description=f"Tax {tax.percent.normalize():f} %", amount_minor=tax_minor, included=tax.inclusive
+        kind="TAX",
+        description=f"Tax {rate} %",
+        amount_minor=tax_minor,
+        included=tax.inclusive,
+        rate=rate,
+        country=tax.country,
     )
 
 

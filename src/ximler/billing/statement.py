@@ -62,7 +62,7 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
         next_at=account.next_at,
         method=account.method,
         rebate=_rebate(account),
-        upcoming=next_invoice(account),
+        upcoming=next_invoice(account, database.business),
         invoices=(await invoices.page(database, theirs, first=_NEWEST)).items,
         payments=(await payments.page(database, theirs, first=_NEWEST)).items,
         refunds=await refunds.of_user(database, user_id),

@@ -14,11 +14,13 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, notices, redemptions, states
 from ximler.billing.account import RETRIES, balance, current, discount, ends_at, in_turn, live, lock, rebate, store
+from ximler.billing.details import tax_of
 from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
 from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import SYSTEM, Actor
+from ximler.core.business import Business
 from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.money import Money
 from ximler.database import Database
@@ -164,7 +166,7 @@ class Upcoming(NamedTuple):
     quote: Quote
 
 
-def upcoming(account: BillingAccount) -> Upcoming:
+def upcoming(account: BillingAccount, business: Business) -> Upcoming:
     """Price the period after the current one, at the pending plan or the new price if there is one. Pure."""
     (_, terms, anchor), index = live(account), account.period + 1
     terms = Terms(**_fields(terms))
@@ -188,6 +190,7 @@ def upcoming(account: BillingAccount) -> Upcoming:
     quote = price(
         terms.currency,
         charges=[charge],
+        tax=tax_of(business, account),
         balance_minor=balance(account, terms.currency),
         minimum_minor=minimum(terms.currency),
         step_minor=step(terms.currency),
@@ -197,14 +200,17 @@ def upcoming(account: BillingAccount) -> Upcoming:
     return Upcoming(terms, anchor, running, quote)
 
 
-def next_invoice(account: BillingAccount) -> Upcoming | None:
+def next_invoice(account: BillingAccount, business: Business) -> Upcoming | None:
     """The same, or None where no period follows: without a subscription, or once it is cancelled."""
-    return None if account.subscription_id is None or account.cancels else upcoming(account)
+    return None if account.subscription_id is None or account.cancels else upcoming(account, business)
 
 
 async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     """Bill the period after the one that ended. A period has one invoice."""
-    (subscription_id, before, _), (terms, anchor, running, quote) = live(account), upcoming(account)
+    (subscription_id, before, _), (terms, anchor, running, quote) = (
+        live(account),
+        upcoming(account, transaction.business),
+    )
     if account.pending is not None:
         await _record_change(transaction, account, before=before, after=terms)
     account.terms, account.anchor, account.period = terms, anchor, running.index
@@ -358,7 +364,7 @@ async def remind(transaction: Database, account: BillingAccount) -> None:
     """Before a trial ends, and before a year is renewed."""
     account.reminded = True
     notice = notices.trial_ends if account.period < 0 else notices.renews
-    await notice(transaction, account.id, upcoming(account).terms, at=ends_at(account))
+    await notice(transaction, account.id, upcoming(account, transaction.business).terms, at=ends_at(account))
 
 
 async def settle_end(transaction: Database, account: BillingAccount) -> bool:

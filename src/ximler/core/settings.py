@@ -12,6 +12,7 @@ import re
 import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self, get_args, get_origin
 from urllib.parse import unquote, urlsplit
@@ -196,6 +197,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Your name and address on invoices, lines separated by `;`: `Acme Ltd; 1 High Street; London`.",
         ),
     ] = "Ximler"
+    seller_country: Annotated[str | None, Meta(description="Your country, two letters of ISO 3166: `DE`. For tax.")] = (
+        None
+    )
+    tax_rates: Annotated[
+        tuple[str, ...],
+        Meta(description="Percent of tax by the customer's country: `DE=19,AT=20,FR=20`. Countries not listed: none."),
+    ] = ()
+    tax_inclusive: Annotated[bool, Meta(description="Prices contain the tax; otherwise it is added to them.")] = False
     stripe_key: Annotated[
         Annotated[Secret, Meta(pattern=r"^(sk|rk)_(test|live)_\w+$")] | None,
         Meta(
@@ -299,7 +308,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def business(self) -> Business:
-        return Business(seller=self.seller)
+        rates = {country: Decimal(percent) for country, _, percent in (each.partition("=") for each in self.tax_rates)}
+        return Business(seller=self.seller, country=self.seller_country, rates=rates, inclusive=self.tax_inclusive)
 
     @property
     def entry_keys(self) -> tuple[bytes, ...]:
@@ -388,6 +398,11 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
             'Expected one mailbox, such as Ximler <hello@example.com>; a name with a comma needs quotes: "Acme, Inc"'
         )
         refuse("mail_from", settings.mail_from, problem)
+    if settings.seller_country is not None and re.fullmatch("[A-Z]{2}", settings.seller_country) is None:
+        refuse("seller_country", settings.seller_country, "Expected two letters of ISO 3166, such as DE")
+    for given in settings.tax_rates:
+        if re.fullmatch(r"[A-Z]{2}=(100|\d{1,2}(\.\d{1,3})?)", given) is None:
+            refuse("tax_rates", given, "Expected a country and a percentage, such as DE=19")
     return msgspec.structs.replace(settings, public_url=public_url, cors_origins=tuple(origins))
 
 

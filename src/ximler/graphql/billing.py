@@ -98,7 +98,7 @@ async def invoice(ctx: Context, id: str) -> Invoice:  # noqa: A002 (as above)
 @resolvers.query("upcomingInvoice")
 async def upcoming_invoice(ctx: Context) -> dict[str, Any] | None:
     account = await accounts.find(ctx.database, ctx.actor.require_user())
-    return upcoming_of(subscriptions.next_invoice(account))
+    return upcoming_of(subscriptions.next_invoice(account, ctx.database.business))
 
 
 @resolvers.query("payments")

@@ -6,10 +6,10 @@ from typing import Any
 from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, UserId, ascending
+from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, Theirs, UserId, ascending
 from ximler.schema.plan import Interval
 
-__all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Method", "Rebate", "Terms"]
+__all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Details", "Method", "Rebate", "Terms"]
 
 
 class Rebate(Document, kw_only=True):
@@ -43,6 +43,15 @@ class Method(Document, kw_only=True):
     declined: bool = False
 
 
+class Details(Document, kw_only=True):
+    """Billing details. `address` has lines; `country` is ISO 3166, two letters; `vat_id` is one of that country."""
+
+    name: str | None = None
+    address: str | None = None
+    country: str | None = None
+    vat_id: str | None = None
+
+
 class BillingAccount(Document, kw_only=True):
     """One per user. Every step of billing is a transaction that begins by incrementing `revision`, so a user's steps
     never overlap. `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per user.
@@ -55,6 +64,7 @@ class BillingAccount(Document, kw_only=True):
     revision: Internal[int] = 0
     customer_id: Internal[str | None] = None  # at the provider
     method: Internal[Method | None] = None
+    details: Theirs[Details | None] = None
     checkout_id: Internal[str | None] = None  # whose payment is under way
     subscription_id: Internal[ObjectId | None] = None  # the live one that Ximler bills
     terms: Internal[Terms | None] = None
