@@ -5,6 +5,7 @@ confirmed, and every retry continues with the same one. A reading of the provide
 and is applied only if no later one was: a slow reader never overwrites a fast one.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -23,7 +24,7 @@ from ximler.schema.charge import CHARGES, Charge
 from ximler.schema.invoice import INVOICES
 from ximler.schema.payment import Payment
 
-__all__ = ["PaymentDeclined", "declined", "drive", "observe", "page"]
+__all__ = ["PaymentDeclined", "declined", "drive", "observe", "page", "refunded"]
 
 
 class PaymentDeclined(Conflict):
@@ -89,6 +90,16 @@ async def observe(database: Database, provider: Provider, intent_id: str, refere
 async def page(database: Database, actor: Actor, *, first: int = 20, after: Position | None = None) -> Page[Payment]:
     """The actor's payments, newest first. One command."""
     return await database.payments.page({"userId": actor.require_user()}, first=first, after=after)
+
+
+async def refunded(database: Database, payments: Sequence[Payment]) -> dict[ObjectId, int]:
+    """The refunded amount of each payment in minor units, with pending refunds. One command."""
+    where = {
+        "userId": {"$in": list({each.user_id for each in payments})},
+        "paymentId": {"$in": [each.id for each in payments]},
+    }
+    found = {each.payment_id: each.refunded_minor for each in await database[CHARGES].find(where)}
+    return {each.id: found.get(each.id, 0) for each in payments}
 
 
 async def _ticket(database: Database, charge_id: str) -> tuple[int, Charge]:

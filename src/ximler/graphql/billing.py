@@ -208,6 +208,12 @@ async def invoice_urls(ctx: Context, found: list[Payment]) -> list[str | None]:
     ]
 
 
+@resolvers.field("Payment", "refundedMinor")
+async def refunded_of(ctx: Context, found: list[Payment]) -> list[int]:
+    amounts = await payments.refunded(ctx.database, found)
+    return [amounts[each.id] for each in found]
+
+
 @resolvers.field("User", "subscription")
 async def subscriptions_of(ctx: Context, users: list[User]) -> list[Subscription | None]:
     found = await virtuals.subscription_by_user(ctx.database, (user.id for user in users))
