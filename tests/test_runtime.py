@@ -147,7 +147,7 @@ async def test_a_part_that_does_not_stop_is_cancelled_until_it_is_over_and_the_o
 PARTS = (
     "audit.sealer", "authentication.keys", "authentication.sessions", "billing.events", "feed", "metering.changes",
     "metering.check", "metering.follower", "metering.reaper", "metering.settler", "meter", "projects.canvas",
-    "projects.saver", "scheduler", "worker",
+    "projects.saver", "projects.versions", "scheduler", "worker",
 )  # fmt: skip
 COMMANDS = ("find", "aggregate", "update", "insert", "findAndModify", "getMore", "bulkWrite")
 
@@ -179,9 +179,9 @@ class Parts:
         self._edited = saver._known(ObjectId(), ObjectId())
         parts = [*serving_parts(feed, authentication, meter, saver), *background_parts(tools)]
         self.run: dict[str, Loop] = {part.name: part.run for part in parts}
-        self._canvases, self._follower = (
+        self._canvases, self._versions, self._follower = (
             self.run[name].__self__  # type: ignore[attr-defined]  # their loops are methods
-            for name in ("projects.canvas", "metering.follower")
+            for name in ("projects.canvas", "projects.versions", "metering.follower")
         )
         self.use()
 
@@ -191,6 +191,8 @@ class Parts:
             callback()
         self._canvases._written.add(ObjectId())
         self._canvases._heard_of.set()
+        self._versions._changed[ObjectId()] = False
+        self._versions._heard_of.set()
         self._follower._subscriptions.add(ObjectId())
         self._follower._changed.set()
         self._tally.wanted = True
@@ -217,6 +219,8 @@ class Parts:
                 return not self._canvases._written
             case "projects.saver":
                 return self._edited.saved_at is None
+            case "projects.versions":
+                return not self._versions._changed
             case "worker":
                 waiting = {"kind": credentials.send_reset.name, "status": {"$in": ["PENDING", "RUNNING"]}}
                 return not await self.database[OUTBOX].count(waiting)

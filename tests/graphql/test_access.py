@@ -45,6 +45,7 @@ class Victim(msgspec.Struct):
     api_key: str
     checkout: str
     invoice: str
+    version: str
 
 
 class Field(msgspec.Struct, kw_only=True):
@@ -63,6 +64,8 @@ class Field(msgspec.Struct, kw_only=True):
 
 
 _SPAN = 'from: "2026-01-01T00:00:00Z", to: "2026-01-09T00:00:00Z"'
+
+_VERSION = 'projectId: "{project}", id: "{version}"'
 
 FIELDS = {
     "Query.me": Field(stranger=None),
@@ -225,6 +228,17 @@ FIELDS = {
     "Query.trash": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
     "Mutation.purgeProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
     "Mutation.emptyTrash": Field(stranger=None),
+    "Query.projectVersions": Field(
+        arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
+    ),
+    "Query.projectVersion": Field(arguments=(_VERSION,), stranger="NOT_FOUND"),
+    "Mutation.createProjectVersion": Field(arguments=('projectId: "{project}", name: "taken"',), stranger="NOT_FOUND"),
+    "Mutation.updateProjectVersion": Field(
+        arguments=(_VERSION + ', input: {name: "taken"}', _VERSION + ", input: {pinned: false}"),
+        stranger="NOT_FOUND",
+    ),
+    "Mutation.deleteProjectVersion": Field(arguments=(_VERSION,), stranger="NOT_FOUND"),
+    "Mutation.restoreProjectVersion": Field(arguments=(_VERSION,), stranger="NOT_FOUND"),
     "Query.securityHistory": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
     "Query.auditLog": Field(
         arguments=("", 'userId: "{user_id}"', 'resource: "projects", resourceId: "{project}"'), stranger="FORBIDDEN"
@@ -267,6 +281,9 @@ async def victim(client: Client, database: Database) -> Victim:
         for _ in range(2)
     ]
     await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=gone)
+    kept_version = await client.ask(
+        "mutation ($id: ID!, $n: String) { createProjectVersion(projectId: $id, name: $n) { id } }", id=kept, n=MARK
+    )
     await database.subscriptions.insert(
         Subscription(user_id=user_id, plan_id=MARK, status="ACTIVE", start_date=database.clock.now(), price=4711)
     )
@@ -289,6 +306,7 @@ async def victim(client: Client, database: Database) -> Victim:
         made["createApiKey"]["key"]["id"],
         checkout,
         invoice,
+        kept_version["createProjectVersion"]["id"],
     )
 
 
@@ -430,6 +448,7 @@ def ask_for_everything(coordinate: str, arguments: str, victim: Victim) -> str:
     assert isinstance(kind, GraphQLObjectType)
     for field in (
         "project", "deleted_project", "cursor", "email", "user_id", "notification", "api_key", "checkout", "invoice",
+        "version",
     ):  # fmt: skip
         arguments = arguments.replace(f"{{{field}}}", str(getattr(victim, field)))
     if "first" in kind.fields[name].args and "first:" not in arguments:

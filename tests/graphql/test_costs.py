@@ -41,5 +41,5 @@ async def test_a_megabyte_is_enough_without_a_session(client: Client) -> None:
 
 async def test_a_canvas_of_two_million_parts_is_refused(ada: Client) -> None:
     answer = await ada.create(canvasData={"a": [[]] * 2_000_000})
-    assert answer.code == "INVALID"
-    assert "1,600,000" in answer.errors[0]["message"]
+    assert answer.code == "BAD_REQUEST"
+    assert "250,000" in answer.errors[0]["message"]

@@ -189,6 +189,14 @@ async def customer(client: Client, database: Database) -> None:
     update = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { id } }"
     await client.ask(update, id=made, input={"name": "Bridges"})
     await client.ask(update, id=made, input={"canvasData": {"a": [1, 2]}})
+    version = "mutation ($id: ID!) { createProjectVersion(projectId: $id) { id canvasData changes } }"
+    kept = (await client.ask(version, id=made))["createProjectVersion"]["id"]
+    await client.ask("query ($id: ID!) { projectVersions(projectId: $id) { nodes { name } } }", id=made)
+    for rest in (
+        "restoreProjectVersion(projectId: $id, id: $v) { id }",
+        "deleteProjectVersion(projectId: $id, id: $v)",
+    ):
+        await client.ask(f"mutation ($id: ID!, $v: ID!) {{ {rest} }}", id=made, v=kept)
     for verb in ("delete", "restore"):
         await client.ask(f"mutation ($id: ID!) {{ {verb}Project(id: $id) {{ id canvasData }} }}", id=made)
     await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=made)

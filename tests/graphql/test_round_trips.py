@@ -21,6 +21,7 @@ THROTTLE = ("findAndModify", "throttles")
 RESERVE = ("update", "gauges")
 AUDIT = ("insert", "auditlogs")  # in the same transaction
 COMMIT = ("commitTransaction", "")
+VERSIONS = ("delete", "canvasversions"), ("delete", "canvascontents")
 
 ME = """{ me {
   id name
@@ -78,7 +79,7 @@ COSTS: dict[str, list[RoundTrip]] = {
     # The trash is looked at in between: it keeps a limited number.
     "deleteProject": [("findAndModify", "projects"), ("aggregate", "projects"), RESERVE, AUDIT, COMMIT],
     "trash": [("find", "projects")],
-    "purgeProject": [("aggregate", "projects"), ("delete", "projects"), AUDIT, RESERVE, COMMIT],
+    "purgeProject": [("aggregate", "projects"), ("delete", "projects"), *VERSIONS, AUDIT, RESERVE, COMMIT],
     "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), AUDIT, COMMIT],
     "signOut": [("delete", "sessions")],
 }  # fmt: skip

@@ -12,7 +12,7 @@ from ximler.schema.document import Document, extras
 
 SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
 OURS = {
-    "Project": {"searchTerms", "canvasRevision", "canvasLog", "canvasClients", "storageRoom"},
+    "Project": {"searchTerms", "canvasRevision", "canvasLog", "canvasClients", "storageRoom", "versionsSize"},
     "User": {"closedAt"},
     "Plan": {"trialDays"},
     "Subscription": {"periodStart", "periodEnd", "trialEnd", "pendingPlanId"},

@@ -28,7 +28,15 @@ from ximler.schema.user import User
 PASSWORD = "correct horse battery"
 # Fields of collections with personal data that the export omits.
 LEFT_OUT = {
-    "projects": {"canvasRevision", "canvasLog", "canvasClients", "storageRoom", "userId", "searchTerms"},
+    "projects": {
+        "canvasRevision",
+        "canvasLog",
+        "canvasClients",
+        "storageRoom",
+        "userId",
+        "searchTerms",
+        "versionsSize",
+    },
     "subscriptions": {"userId"},
     "payments": {"userId"},
     "usage": {"userId"},

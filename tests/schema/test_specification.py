@@ -159,6 +159,7 @@ OURS: dict[str, dict[str, Field]] = {
         "canvasLog": ("Mixed", NONE),
         "canvasClients": ("Mixed", NONE),
         "storageRoom": ("Number", NONE),
+        "versionsSize": ("Number", 0),
     },
     "users": {"closedAt": ("Date", NONE)},
     "plans": {"trialDays": ("Number", NONE)},

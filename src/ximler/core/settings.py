@@ -241,6 +241,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = None
 
+    # Versions of canvases
+    canvas_versions: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="How many versions of a canvas are kept beside pinned ones; 0: none are made automatically.",
+        ),
+    ] = 50
+    canvas_version_minutes: Annotated[
+        int, Meta(ge=1, le=1440, description="Minutes between automatic versions of a canvas that changes.")
+    ] = 10
+    canvas_version_revisions: Annotated[
+        int, Meta(ge=10, description="Revisions after which a canvas has another automatic version.")
+    ] = 1000
+
     # Usage
     usage_alerts: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=1000)], ...],

@@ -1,13 +1,15 @@
 """Resolvers of projects."""
 
+from collections.abc import Awaitable
 from typing import Any
 
-from ximler.core.errors import NotFound
+from ximler.core.errors import NotFound, XimlerError
 from ximler.core.ids import decode_cursor, object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, Selected, page_size
-from ximler.projects import projects, trash
+from ximler.projects import projects, trash, versions
 from ximler.projects.projects import ProjectSummary
+from ximler.projects.versions import CanvasVersion
 from ximler.schema.project import Project
 from ximler.schema.user import User
 
@@ -78,6 +80,58 @@ async def empty_trash(ctx: Context) -> int:
     return await trash.empty(ctx.database, ctx.actor)
 
 
+@resolvers.query("projectVersions")
+async def list_versions(
+    ctx: Context, project_id: str, first: int | None = None, after: str | None = None
+) -> Connection[CanvasVersion]:
+    position = None if after is None else decode_cursor(after)
+    mine = object_id(project_id, "projectId")
+    return Connection(await versions.page(ctx.database, ctx.actor, mine, first=page_size(first), after=position))
+
+
+@resolvers.query("projectVersion")
+async def version(ctx: Context, project_id: str, id: str) -> CanvasVersion:  # noqa: A002 (as above)
+    return await versions.get(ctx.database, ctx.actor, *_version_ids(project_id, id))
+
+
+@resolvers.mutation("createProjectVersion")
+async def create_version(ctx: Context, project_id: str, name: str | None = None, pinned: bool = True) -> CanvasVersion:
+    mine = object_id(project_id, "projectId")
+    return await versions.create(ctx.database, ctx.actor, mine, name=name, pinned=pinned)
+
+
+@resolvers.mutation("updateProjectVersion")
+async def update_version(ctx: Context, project_id: str, id: str, input: dict[str, Any]) -> CanvasVersion:  # noqa: A002 (as above)
+    return await versions.update(ctx.database, ctx.actor, *_version_ids(project_id, id), input)
+
+
+@resolvers.mutation("deleteProjectVersion")
+async def delete_version(ctx: Context, project_id: str, id: str) -> bool:  # noqa: A002 (as above)
+    await versions.delete(ctx.database, ctx.actor, *_version_ids(project_id, id))
+    return True
+
+
+@resolvers.mutation("restoreProjectVersion")
+async def restore_version(ctx: Context, project_id: str, id: str, base: int | None = None) -> ProjectSummary:  # noqa: A002 (as above)
+    ids = _version_ids(project_id, id)
+    await versions.restore(ctx.database, ctx.actor, *ids, based_on=None if base is None else (base,))
+    return await projects.get(ctx.database, ctx.actor, ids[0])
+
+
+@resolvers.field("ProjectVersion", "canvasData", needs=("id", "project_id"))
+async def version_data_of(ctx: Context, parents: list[CanvasVersion]) -> list[Any]:
+    return [await _or_error(versions.content(ctx.database, ctx.actor, each.project_id, each.id)) for each in parents]
+
+
+@resolvers.field("ProjectVersion", "changes", needs=("id", "project_id"))
+async def version_changes_of(ctx: Context, parents: list[CanvasVersion], to: str | None = None) -> list[Any]:
+    other = None if to is None else object_id(to, "to")
+    return [
+        await _or_error(versions.changes(ctx.database, ctx.actor, each.project_id, each.id, to=other))
+        for each in parents
+    ]
+
+
 @resolvers.field("User", "projects")
 async def projects_of(
     ctx: Context,
@@ -108,3 +162,15 @@ async def canvas_data_of(ctx: Context, parents: list[ProjectSummary | Project]) 
 
 def _unread(parents: list[ProjectSummary | Project]) -> list[Any]:
     return [parent.id for parent in parents if not isinstance(parent, Project)]
+
+
+def _version_ids(project_id: str, version_id: str) -> tuple[Any, Any]:
+    return object_id(project_id, "projectId"), object_id(version_id)
+
+
+async def _or_error(reading: Awaitable[Any]) -> Any:
+    """One version that cannot be read leaves the others as they are."""
+    try:
+        return await reading
+    except XimlerError as error:
+        return error

@@ -165,7 +165,7 @@ async def update(
             operators |= {"$inc": {"canvasRevision": 1}, "$unset": {"canvasLog": ""}}
         if limits:
             kept = {name: now[name] for name in ("settings", "canvasData", "canvasLog")}
-            patch.update(storageSize=total_of(kept | sizes), storageRoom=None)
+            patch.update(storageSize=total_of(kept | sizes) + now["versionsSize"], storageRoom=None)
             if grown := patch["storageSize"] - now["charged"]:
                 await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         changed = await transaction.projects.find_and_patch(mine, operators, into=ProjectSummary)

@@ -1,8 +1,8 @@
 """The bytes of a project: how they are measured, and how many of them the owner's storage gauge counts.
 
-`storageSize` is the size of settings, canvas and log of patches, as BSON. The gauge counts `storageSize` + `storageRoom`: room
-is reserved in steps, so that a patch of records inside it is one command. Such a patch moves the most that it can add from
-`storageRoom` to `storageSize`; `resize` measures the project again.
+`storageSize` is the size of settings, canvas and log of patches, as BSON, and of the canvas's versions. The gauge
+counts `storageSize` + `storageRoom`: room is reserved in steps, so that a patch of records inside it is one command.
+Such a patch moves the most that it can add from `storageRoom` to `storageSize`; `resize` measures the project again.
 
 Invariant: the gauge equals the sum over the user's projects, and never exceeds the plan's limit.
 """
@@ -64,6 +64,7 @@ async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any
                     "description": 1,
                     "charged": gauges.CHARGED_BYTES,
                     "canvasRevision": {"$ifNull": ["$canvasRevision", 0]},
+                    "versionsSize": {"$ifNull": ["$versionsSize", 0]},
                     "canvasLog": {"$ifNull": [{"$bsonSize": "$canvasLog"}, 0]},
                     **sizes,
                 }
@@ -88,6 +89,7 @@ async def resize(database: Database, user_id: ObjectId, project_id: ObjectId, *,
         size = total_of({name: now[name] for name in ("settings", "canvasData", "canvasLog")} | {"patch": room})
         size -= room
         wanted = min(wanted, MAX_CONTENT - size)
+        size += now["versionsSize"]
         if grown := size + wanted - now["charged"]:
             await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         await transaction.projects.patch(mine, {"$set": {"storageSize": size, "storageRoom": wanted or None}})

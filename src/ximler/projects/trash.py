@@ -20,6 +20,7 @@ from ximler.core.clock import EPOCH
 from ximler.core.errors import NotFound
 from ximler.database import Database, outbox
 from ximler.metering.quota import gauges
+from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
 
 __all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
 
@@ -122,7 +123,11 @@ async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list
     """Remove projects that this transaction has read; returns their bytes. One that is restored meanwhile is
     a write conflict: the transaction runs again, without it.
     """
-    await transaction.projects.delete_many({"_id": {"$in": [each["_id"] for each in found]}, "userId": user_id})
+    ids = [each["_id"] for each in found]
+    await transaction.projects.delete_many({"_id": {"$in": ids}, "userId": user_id})
+    theirs = {"userId": user_id, "projectId": {"$in": ids}}  # their bytes are in `storageSize`
+    await transaction[CANVAS_VERSIONS].delete_many(theirs)
+    await transaction[CANVAS_CONTENTS].delete_many(theirs)
     await records.write_each(
         transaction,
         actor,

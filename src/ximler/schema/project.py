@@ -41,6 +41,7 @@ class Project(Stamped, kw_only=True):
     canvas_clients: Internal[Mixed] = None
     # Ours: bytes that are reserved for this project beyond `storage_size`.
     storage_room: Internal[int | None] = None
+    versions_size: Internal[int] = 0  # Ours: bytes of the canvas's versions, a part of storageSize
 
 
 PROJECTS = Collection(

@@ -1,0 +1,416 @@
+"""Versions of a project's canvas: kept on demand or automatically, compared, restored.
+
+A version names its content by hash; versions of equal content share it. The bytes of contents count as storage of
+their owner: they are part of the project's `storageSize`, and of the gauge, in the transaction that changes them. A
+deleted project keeps its versions until it is purged (`trash`).
+
+Automatic versions are made by jobs, so a save costs what it did without them. The part `projects.versions` follows the
+change stream and enqueues at most one job for each project and interval, and one for every so many revisions. Changes
+during a gap of the stream are kept with the project's next change.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.clock import EPOCH
+from ximler.core.errors import Invalid, LimitExceeded, NotFound, Unavailable
+from ximler.core.ids import Position
+from ximler.core.settings import Settings
+from ximler.core.stopping import pause
+from ximler.database import Database, outbox
+from ximler.database.changes import Change, Feed
+from ximler.database.collection import Page
+from ximler.metering.limits.plans import limits_of
+from ximler.metering.quota import gauges
+from ximler.projects import canvas, differences, packing
+from ximler.projects.projects import RevisionConflict
+from ximler.runtime import Part, background
+from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS, CanvasContent, CanvasVersion
+from ximler.schema.document import Document, Identified, Mixed
+from ximler.schema.project import PROJECTS
+
+__all__ = [
+    "MAX_NAME",
+    "CanvasVersion",
+    "changes",
+    "content",
+    "create",
+    "delete",
+    "get",
+    "keep_automatically",
+    "page",
+    "restore",
+    "update",
+]
+
+F = TypeVar("F")
+
+MAX_NAME = 200
+MOST = 1000  # versions of a project
+_RESTORES = 5  # attempts, while others save
+_NEWEST = [("createdAt", -1), ("_id", -1)]
+_AGAIN_S = 5.0
+_REMEMBERED = 10_000
+_log = structlog.get_logger("ximler.projects")
+
+
+class _Source(Identified, kw_only=True):
+    user_id: Any
+    canvas_data: Mixed = msgspec.field(default_factory=dict[str, Any])
+    canvas_revision: int = 0
+
+
+class _Data(Document, kw_only=True):
+    data: bytes
+
+
+async def create(
+    database: Database, actor: Actor, project_id: ObjectId, *, name: str | None = None, pinned: bool = True
+) -> CanvasVersion:
+    """Keep the canvas as it is now, even if an equal version is kept. Raises NotFound, Invalid, LimitExceeded."""
+    name = _name(name)
+    now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
+    if await database[CANVAS_VERSIONS].count(_of(now.user_id, project_id)) >= MOST:
+        raise LimitExceeded(f"The project has {MOST:,} versions, the most that are kept: delete some")
+    return await _keep(database, await _version(now, name=name, pinned=pinned))
+
+
+async def page(
+    database: Database, actor: Actor, project_id: ObjectId, *, first: int = 20, after: Position | None = None
+) -> Page[CanvasVersion]:
+    """Versions of one of the actor's projects, newest first, without their content. Raises NotFound."""
+    await canvas.revision_of(database, actor, project_id)
+    return await database[CANVAS_VERSIONS].page(_of(actor.require_user(), project_id), first=first, after=after)
+
+
+async def get(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> CanvasVersion:
+    """One version, without its content. Raises NotFound, also if its project is deleted."""
+    await canvas.revision_of(database, actor, project_id)
+    return await _get(database, actor, project_id, version_id)
+
+
+async def content(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> Any:
+    """The canvas of a version. Raises NotFound, Damaged."""
+    return await _content(database, await get(database, actor, project_id, version_id))
+
+
+async def changes(
+    database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId, *, to: ObjectId | None = None
+) -> list[dict[str, Any]]:
+    """A JSON Patch from a version to another, or to the canvas as it is. Raises NotFound, TooDifferent."""
+    before = await content(database, actor, project_id, version_id)
+    if to is None:
+        after = (await canvas.read(database, actor, project_id)).canvas_data
+    else:
+        after = await _content(database, await _get(database, actor, project_id, to))
+    return await asyncio.to_thread(differences.between, before, after)
+
+
+async def update(
+    database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId, given: dict[str, Any]
+) -> CanvasVersion:
+    """Change `name` (None removes it) or `pinned` of a version. Raises NotFound, Invalid."""
+    await canvas.revision_of(database, actor, project_id)
+    patch: dict[str, Any] = {}
+    for key, value in given.items():
+        match key:
+            case "name":
+                patch["name"] = _name(value)
+            case "pinned" if isinstance(value, bool):
+                patch["pinned"] = value
+            case "pinned":
+                raise Invalid.field("pinned", "must be true or false")
+            case _:
+                raise Invalid.field(key, "is not a field of a version that can be changed")
+    if not patch:
+        return await _get(database, actor, project_id, version_id)
+    where = {"_id": version_id, **_of(actor.require_user(), project_id)}
+    return _found(await database[CANVAS_VERSIONS].find_and_patch(where, {"$set": patch}))
+
+
+async def delete(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> None:
+    """Delete a version and release its content's bytes, unless another version has the same. Raises NotFound."""
+    user_id = actor.require_user()
+    await canvas.revision_of(database, actor, project_id)
+
+    async def write(transaction: Database) -> None:
+        version = await _get(transaction, actor, project_id, version_id)
+        await _remove(transaction, [version])
+        await _settle(transaction, user_id, project_id)
+
+    await database.transaction(write)
+
+
+async def restore(
+    database: Database,
+    actor: Actor,
+    project_id: ObjectId,
+    version_id: ObjectId,
+    *,
+    based_on: Collection[int] | None = None,
+) -> int:
+    """Make a version's canvas the current one, as a new revision. Before, the canvas as it is becomes a version.
+
+    Returns the new revision. With `based_on`, only a canvas at one of these revisions is replaced. Raises NotFound,
+    QuotaExceeded, RevisionConflict.
+    """
+    data = await content(database, actor, project_id, version_id)
+    for attempt in range(_RESTORES):
+        now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
+        if based_on is not None and now.canvas_revision not in based_on:
+            raise RevisionConflict(now.canvas_revision)
+        await _keep_if_new(database, now)
+        try:
+            return await canvas.replace(database, actor, project_id, data, based_on=(now.canvas_revision,))
+        except RevisionConflict:
+            if based_on is not None or attempt == _RESTORES - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+class Due(Document, kw_only=True):
+    project_id: ObjectId
+
+
+@outbox.job("projects.keep_version", Due)
+async def keep_automatically(payload: Due, *, database: Database, settings: Settings) -> None:
+    """Keep the canvas as a version if the newest one is another, and delete the oldest ones that are not pinned.
+
+    Idempotent. Without room in the plan nothing is kept.
+    """
+    project_id = payload.project_id
+    now = await database.projects.find_one({"_id": project_id}, into=_Source)
+    if now is None or not isinstance(now.user_id, ObjectId):  # another application may have written anything
+        return
+    with contextlib.suppress(NotFound):  # deleted meanwhile
+        try:
+            await _keep_if_new(database, now)
+        except LimitExceeded as error:
+            _log.info("no version kept", project=str(project_id), reason=error.message)
+        await _prune(database, now.user_id, project_id, settings.canvas_versions)
+
+
+async def _keep_if_new(database: Database, now: _Source) -> None:
+    await _keep(database, await _version(now, automatic=True), if_new=True)
+
+
+async def _version(
+    now: _Source, *, name: str | None = None, pinned: bool = False, automatic: bool = False
+) -> tuple[CanvasVersion, bytes]:
+    """A version, not yet stored, and its content. Compressed in a thread: 4 MB of strokes take 0.15 s."""
+
+    def packed() -> tuple[bytes, bytes, int]:
+        plain = packing.plain(now.canvas_data)
+        return hashlib.sha256(plain).digest(), packing.pack(plain), len(plain)
+
+    digest, data, size_bytes = await asyncio.to_thread(packed)
+    version = CanvasVersion(
+        user_id=now.user_id,
+        project_id=now.id,
+        revision=now.canvas_revision,
+        digest=digest,
+        size_bytes=size_bytes,
+        stored_bytes=len(data),
+        name=name,
+        pinned=pinned,
+        automatic=automatic,
+    )
+    return version, data
+
+
+async def _keep(database: Database, made: tuple[CanvasVersion, bytes], *, if_new: bool = False) -> CanvasVersion:
+    """Store a version; with `if_new`, only if the newest has other content. Of two that store the same at once, one
+    conflicts, and finds the other's when it runs again.
+    """
+    version, data = made
+
+    async def write(transaction: Database) -> CanvasVersion:
+        if if_new:
+            mine = _of(version.user_id, version.project_id)
+            newest = await transaction[CANVAS_VERSIONS].find_one(mine, sort=_NEWEST)
+            if newest is not None and newest.digest == version.digest:
+                return newest
+        content = CanvasContent(
+            id=_key(version),
+            user_id=version.user_id,
+            project_id=version.project_id,
+            stored_bytes=version.stored_bytes,
+            data=data,
+        )
+        where = {"_id": content.id, **_of(content.user_id, content.project_id)}
+        await transaction[CANVAS_CONTENTS].upsert(where, {"$inc": {"uses": 1}}, fresh=content)
+        stored = await transaction[CANVAS_VERSIONS].insert(version)
+        await _settle(transaction, version.user_id, version.project_id)
+        return stored
+
+    return await database.transaction(write)
+
+
+async def _prune(database: Database, user_id: ObjectId, project_id: ObjectId, kept: int) -> None:
+    """Delete versions that are not pinned, but for the newest `kept`."""
+
+    async def write(transaction: Database) -> None:
+        surplus = await transaction[CANVAS_VERSIONS].aggregate(
+            [
+                {"$match": {**_of(user_id, project_id), "pinned": False}},
+                {"$sort": {"createdAt": -1, "_id": -1}},
+                {"$skip": kept},
+                {"$project": {"_id": 1}},
+            ]
+        )
+        if surplus:
+            where = {**_of(user_id, project_id), "_id": {"$in": [each["_id"] for each in surplus]}}
+            await _remove(transaction, await transaction[CANVAS_VERSIONS].find(where))
+            await _settle(transaction, user_id, project_id)
+
+    await database.transaction(write)
+
+
+async def _remove(transaction: Database, versions: list[CanvasVersion]) -> None:
+    for version in versions:
+        mine = _of(version.user_id, version.project_id)
+        await transaction[CANVAS_VERSIONS].delete({"_id": version.id, **mine})
+        await transaction[CANVAS_CONTENTS].patch({"_id": _key(version), **mine}, {"$inc": {"uses": -1}})
+        await transaction[CANVAS_CONTENTS].delete({"_id": _key(version), **mine, "uses": {"$lte": 0}})
+
+
+async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId) -> None:
+    """Count the bytes of the project's contents in its `storageSize` and in its owner's gauge. Raises QuotaExceeded,
+    NotFound for a project that was deleted meanwhile.
+    """
+    contents = await transaction[CANVAS_CONTENTS].aggregate(
+        [{"$match": _of(user_id, project_id)}, {"$group": {"_id": None, "bytes": {"$sum": "$storedBytes"}}}]
+    )
+    total = contents[0]["bytes"] if contents else 0
+    mine = {"_id": project_id, "userId": user_id}
+    sizes = await transaction.projects.aggregate(
+        [
+            {"$match": {**mine, "deletedAt": None}},
+            {"$project": {"charged": gauges.CHARGED_BYTES, "versionsSize": 1, "storageRoom": 1}},
+        ]
+    )
+    if not sizes:
+        raise NotFound("No such project")
+    grown = total - (sizes[0].get("versionsSize") or 0)
+    if grown:
+        limits = await limits_of(transaction.outside, user_id)
+        await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
+        size = sizes[0]["charged"] - (sizes[0].get("storageRoom") or 0)
+        await transaction.projects.patch(mine, {"$set": {"versionsSize": total, "storageSize": size + grown}})
+
+
+async def _source(database: Database, where: dict[str, Any]) -> _Source:
+    return _found(await database.projects.find_one(where, into=_Source), "project")
+
+
+async def _get(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> CanvasVersion:
+    return _found(
+        await database[CANVAS_VERSIONS].find_one({"_id": version_id, **_of(actor.require_user(), project_id)})
+    )
+
+
+async def _content(database: Database, version: CanvasVersion) -> Any:
+    where = {"_id": _key(version), **_of(version.user_id, version.project_id)}
+    stored = _found(await database[CANVAS_CONTENTS].find_one(where, into=_Data))
+    return await asyncio.to_thread(packing.unpack, stored.data)
+
+
+def _of(user_id: ObjectId, project_id: ObjectId) -> dict[str, Any]:
+    return {"userId": user_id, "projectId": project_id}
+
+
+def _key(version: CanvasVersion) -> bytes:
+    return version.project_id.binary + version.digest
+
+
+def _name(name: Any) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name.strip():
+        raise Invalid.field("name", "is empty: leave it out, or send null")
+    if len(name) > MAX_NAME:
+        raise Invalid.field("name", f"is longer than {MAX_NAME} characters")
+    if "\0" in name:
+        raise Invalid.field("name", "must not contain a NUL byte")
+    return name.strip()
+
+
+def _found(found: F | None, noun: str = "version") -> F:
+    if found is None:
+        raise NotFound(f"No such {noun}")
+    return found
+
+
+@background
+def _automatic(*, database: Database, feed: Feed, settings: Settings) -> Part | None:
+    if not settings.canvas_versions:
+        return None
+    return Part("projects.versions", Automatic(database, feed, settings).run, lease=True)
+
+
+class Automatic:
+    """Enqueues the jobs that keep versions, as canvases change."""
+
+    def __init__(self, database: Database, feed: Feed, settings: Settings) -> None:
+        self._database = database
+        self._every = settings.canvas_version_revisions
+        self._interval = timedelta(minutes=settings.canvas_version_minutes)
+        self._changed: dict[ObjectId, bool] = {}  # whether a version is due at once
+        self._asked: dict[ObjectId, datetime] = {}
+        self._heard_of = asyncio.Event()
+        self._runs = False
+        feed.subscribe([PROJECTS.name], self._heard)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Handle what the feed delivers until `stop` is set. One process does."""
+        self._runs = True
+        try:
+            while not await pause(stop, None, self._heard_of):
+                self._heard_of.clear()
+                try:
+                    await self._enqueue()
+                except Unavailable as error:
+                    _log.warning("versions of canvases wait", reason=error.message)
+                    await pause(stop, _AGAIN_S)
+        finally:
+            self._runs = False
+
+    async def _enqueue(self) -> None:
+        if len(self._asked) > _REMEMBERED:
+            self._asked.clear()  # the keys of jobs prevent repeats, too
+        while self._changed:
+            self._heard_of.set()  # due again at the next round, or when the part is restarted, unless this succeeds
+            project_id, at_once = next(iter(self._changed.items()))
+            now = self._database.clock.now()
+            # Each project's intervals begin at another time, so that jobs are spread.
+            phase = self._interval * (int.from_bytes(project_id.binary[-2:], "big") / 65536)
+            end = now - (now - EPOCH - phase) % self._interval + self._interval
+            due = Due(project_id=project_id)
+            if self._asked.get(project_id) != end:
+                key = f"{keep_automatically.name}:{project_id}:{end:%Y-%m-%dT%H:%M:%S}"
+                await keep_automatically.enqueue(self._database, due, dedupe_key=key, run_at=end)
+                self._asked[project_id] = end
+            if at_once:
+                await keep_automatically.enqueue(self._database, due)
+            if self._changed.get(project_id) == at_once:
+                del self._changed[project_id]
+        self._heard_of.clear()
+
+    def _heard(self, change: Change) -> None:
+        if not self._runs:
+            return
+        revision = change.updated.get("canvasRevision")
+        if revision is None and change.operation != "replace" and "canvasData" not in change.updated:
+            return
+        at_once = isinstance(revision, int) and revision % self._every == 0
+        self._changed[change.id] = at_once or self._changed.get(change.id, False)
+        self._heard_of.set()

@@ -1,0 +1,202 @@
+"""Versions of canvases: kept, compared, restored, metered."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import bson
+import pytest
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.core.settings import Settings
+from ximler.core.stopping import end
+from ximler.database import Database
+from ximler.database.changes import Feed
+from ximler.metering.quota import gauges
+from ximler.metering.quota.gauges import QuotaExceeded
+from ximler.projects import canvas, projects, storage, trash, versions
+from ximler.projects.projects import RevisionConflict
+from ximler.projects.versions import Automatic, Due
+from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
+
+KEPT = Settings(canvas_versions=3)
+
+
+async def _made(database: Database, actor: Actor, data: Any = None) -> ObjectId:
+    return (await projects.create(database, actor, name="p", canvas_data={"a": 1} if data is None else data)).id
+
+
+async def _names(database: Database, actor: Actor, project_id: ObjectId) -> list[str | None]:
+    return [each.name for each in (await versions.page(database, actor, project_id)).items]
+
+
+async def _expect_exact(database: Database, actor: Actor) -> int:
+    """The gauge has the bytes of settings, canvases and versions; returns those of versions."""
+    contents = await database[CANVAS_CONTENTS].aggregate(
+        [{"$group": {"_id": None, "bytes": {"$sum": {"$binarySize": "$data"}}}}]
+    )
+    total: int = contents[0]["bytes"] if contents else 0
+    expected = total
+    expected = total
+    async for raw in database.raw["projects"].find({"userId": actor.user_id}):
+        expected += len(bson.encode(raw["settings"])) + len(bson.encode(raw["canvasData"])) + raw.get("storageRoom", 0)
+    gauge = await database.raw["gauges"].find_one({"_id": actor.user_id})
+    assert gauge is not None
+    assert gauge["storageBytes"] == expected
+    was, now = await database.transaction(lambda t: gauges.recount(t, actor.require_user()))
+    assert was.storage_bytes == now.storage_bytes
+    return total
+
+
+async def test_a_version_is_kept_compared_and_restored(database: Database, ada: Actor) -> None:
+    project_id = await _made(database, ada, {"elements": [{"id": "a", "x": 1}]})
+    first = await versions.create(database, ada, project_id, name=" first ")
+    assert (first.name, first.pinned, first.automatic, first.revision) == ("first", True, False, 0)
+    await canvas.replace(database, ada, project_id, {"elements": [{"id": "a", "x": 2}]}, based_on=None)
+    second = await versions.create(database, ada, project_id)
+    await canvas.replace(database, ada, project_id, {"elements": []}, based_on=None)
+
+    assert await versions.content(database, ada, project_id, first.id) == {"elements": [{"id": "a", "x": 1}]}
+    to_second = await versions.changes(database, ada, project_id, first.id, to=second.id)
+    assert to_second == [{"op": "replace", "path": "/elements/0/x", "value": 2}]
+    assert await versions.changes(database, ada, project_id, first.id) == [{"op": "remove", "path": "/elements/0"}]
+
+    assert await versions.restore(database, ada, project_id, first.id) == 3
+    assert (await canvas.read(database, ada, project_id)).canvas_data == {"elements": [{"id": "a", "x": 1}]}
+    newest = (await versions.page(database, ada, project_id, first=1)).items[0]
+    assert (newest.automatic, newest.revision) == (True, 2)
+    assert await versions.content(database, ada, project_id, newest.id) == {"elements": []}
+    assert await _expect_exact(database, ada)
+
+
+async def test_a_restoration_over_a_base_fails_where_somebody_else_has_saved(database: Database, ada: Actor) -> None:
+    project_id = await _made(database, ada)
+    version = await versions.create(database, ada, project_id)
+    await canvas.replace(database, ada, project_id, {"b": 1}, based_on=None)
+    with pytest.raises(RevisionConflict):
+        await versions.restore(database, ada, project_id, version.id, based_on=(0,))
+    saves = [canvas.replace(database, ada, project_id, {"b": n}, based_on=None) for n in range(4)]
+    await asyncio.gather(versions.restore(database, ada, project_id, version.id), *saves)
+    await _expect_exact(database, ada)
+
+
+async def test_equal_content_is_stored_once_and_released_with_its_last_version(database: Database, ada: Actor) -> None:
+    project_id = await _made(database, ada)
+    made = await asyncio.gather(*(versions.create(database, ada, project_id) for _ in range(4)))
+    assert await database[CANVAS_CONTENTS].count({}) == 1
+    assert await _expect_exact(database, ada) == made[0].stored_bytes
+    await asyncio.gather(*(versions.delete(database, ada, project_id, each.id) for each in made[:3]))
+    assert await versions.content(database, ada, project_id, made[3].id) == {"a": 1}
+    await asyncio.gather(
+        versions.delete(database, ada, project_id, made[3].id), versions.create(database, ada, project_id)
+    )
+    left = (await versions.page(database, ada, project_id)).items[0]
+    assert await versions.content(database, ada, project_id, left.id) == {"a": 1}
+    await versions.delete(database, ada, project_id, left.id)
+    assert await _expect_exact(database, ada) == 0
+    with pytest.raises(NotFound):
+        await versions.delete(database, ada, project_id, left.id)
+
+
+async def test_a_save_keeps_the_bytes_of_versions_and_the_trash_counts_them(database: Database, ada: Actor) -> None:
+    project_id = await _made(database, ada)
+    await versions.create(database, ada, project_id)
+    await canvas.replace(database, ada, project_id, {"b": "x" * 500}, based_on=None)
+    assert await _expect_exact(database, ada)
+    await storage.resize(database, ada.require_user(), project_id, room=700)
+    await versions.create(database, ada, project_id)
+    assert await _expect_exact(database, ada)
+    await projects.delete(database, ada, project_id)
+    assert await _expect_exact(database, ada)
+    with pytest.raises(NotFound):
+        await versions.page(database, ada, project_id)
+    await trash.purge(database, ada, project_id)
+    assert await _expect_exact(database, ada) == 0
+    assert await database[CANVAS_VERSIONS].count({}) == 0
+
+
+async def test_no_version_is_kept_beyond_the_plan(database: Database, ada: Actor) -> None:
+    project_id = await _made(database, ada)
+    await database.raw["plans"].update_many({}, {"$set": {"limits.storage": 25 / 10**9}})
+    with pytest.raises(QuotaExceeded):
+        await versions.create(database, ada, project_id)
+    await versions.keep_automatically(Due(project_id=project_id), database=database, settings=KEPT)
+    assert await database[CANVAS_CONTENTS].count({}) == 0
+
+
+async def test_automatic_versions_are_idempotent_and_old_ones_removed_unless_pinned(
+    database: Database, ada: Actor
+) -> None:
+    project_id = await _made(database, ada)
+    pinned = await versions.create(database, ada, project_id, name="pinned")
+    for n in range(5):
+        await canvas.replace(database, ada, project_id, {"n": n}, based_on=None)
+        jobs = (versions.keep_automatically(Due(project_id=project_id), database=database, settings=KEPT) for _ in "12")
+        await asyncio.gather(*jobs)
+        await versions.keep_automatically(Due(project_id=project_id), database=database, settings=KEPT)
+    kept = (await versions.page(database, ada, project_id)).items
+    assert [each.revision for each in kept] == [5, 4, 3, 0]
+    assert kept[-1].id == pinned.id
+    await versions.update(database, ada, project_id, pinned.id, {"pinned": False, "name": None})
+    await versions.keep_automatically(Due(project_id=project_id), database=database, settings=KEPT)
+    assert await _names(database, ada, project_id) == [None, None, None]
+    await _expect_exact(database, ada)
+
+
+async def test_a_change_enqueues_one_version_for_its_interval_and_one_for_many_revisions(
+    database: Database, ada: Actor
+) -> None:
+    settings = Settings(canvas_version_revisions=10)
+    feed, stop = Feed(database), asyncio.Event()
+    watchers = [Automatic(database, feed, settings) for _ in range(2)]  # as in two processes
+    running = [asyncio.create_task(each.run(stop)) for each in (feed, *watchers)]
+    project_id = await _made(database, ada)
+    await feed.caught_up()
+    for n in range(9):
+        await canvas.replace(database, ada, project_id, {"n": n}, based_on=None)
+    await _jobs(database, feed, 1)
+    waiting = await database.raw["outbox"].find_one({"kind": "projects.keep_version"})
+    assert waiting is not None
+    assert waiting["payload"] == {"projectId": project_id}
+    now = database.clock.now()
+    assert timedelta(0) < waiting["runAt"].replace(tzinfo=now.tzinfo) - now <= timedelta(minutes=10)
+    await canvas.replace(database, ada, project_id, {}, based_on=None)
+    await _jobs(database, feed, 2, at_least=True)
+    stop.set()
+    await end(running, patience_s=5)
+
+
+async def _jobs(database: Database, feed: Feed, count: int, *, at_least: bool = False) -> None:
+    await feed.caught_up()
+    async with asyncio.timeout(10):
+        while (  # noqa: ASYNC110 (jobs have no event)
+            found := await database.raw["outbox"].count_documents({"kind": "projects.keep_version"})
+        ) < count:
+            await asyncio.sleep(0.01)
+    assert at_least or found == count
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\0b", 5])
+async def test_names_that_are_none_are_refused(database: Database, ada: Actor, name: Any) -> None:
+    project_id = await _made(database, ada)
+    with pytest.raises(Invalid, match=r"^name: "):
+        await versions.create(database, ada, project_id, name=name)
+
+
+async def test_nobody_reaches_the_versions_of_others(database: Database, ada: Actor, bob: Actor) -> None:
+    project_id, other = await _made(database, ada), await _made(database, bob)
+    version = await versions.create(database, ada, project_id)
+    for place in (project_id, other):
+        for attempt in (
+            versions.get(database, bob, place, version.id),
+            versions.content(database, bob, place, version.id),
+            versions.changes(database, bob, place, version.id),
+            versions.update(database, bob, place, version.id, {"name": "x"}),
+            versions.delete(database, bob, place, version.id),
+            versions.restore(database, bob, place, version.id),
+        ):
+            with pytest.raises(NotFound):
+                await attempt
+    assert (await versions.page(database, ada, project_id)).items[0].name is None
