@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -12,6 +12,7 @@ from tests.contents import contents
 from ximler.accounts.step_up import StepUpRequired
 from ximler.apikeys import keys, tokens
 from ximler.core.actor import Actor
+from ximler.core.clock import LAST
 from ximler.core.errors import Forbidden, Invalid, LimitExceeded, NotFound, Unauthenticated
 
 READ = ["projects:read"]
@@ -129,6 +130,9 @@ async def test_a_rotated_key_works_until_its_grace_or_expiry_ends(database, acto
     fresh = await keys.rotate(database, actor, ending.key.id)
     assert (await database.api_keys.get(ending.key.id)).expires_at == ending.key.expires_at
     assert fresh.key.expires_at > now + timedelta(minutes=29)
+    last = await make(database, actor, expires_at=LAST)
+    await database.raw.apikeys.update_one({"_id": last.key.id}, {"$set": {"createdAt": datetime(1, 1, 1, tzinfo=UTC)}})
+    assert (await keys.rotate(database, actor, last.key.id)).key.expires_at == LAST
     with pytest.raises(keys.KeyNotActive, match="rotated"):
         await keys.rotate(database, actor, ending.key.id)
     await keys.revoke(database, actor, fresh.key.id)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ximler.core.clock import EPOCH, Clock, from_ms, to_ms, utc_now
+from ximler.core.clock import EPOCH, Clock, from_ms, shifted, to_ms, utc_now
 
 FIRST, LAST = to_ms(datetime.min.replace(tzinfo=UTC)), to_ms(datetime.max.replace(tzinfo=UTC))
 
@@ -136,3 +136,11 @@ def test_a_test_that_travels_is_not_called_back_by_the_next_heartbeat() -> None:
     assert abs(clock.now() - utc_now() - timedelta(days=1)) < timedelta(seconds=1)
     clock.offset_ms = 0
     assert abs(clock.now() - utc_now()) < timedelta(seconds=1)
+
+
+@given(st.datetimes(timezones=st.just(UTC)), st.timedeltas())
+def test_instants_stop_at_the_ends_of_the_calendar(moment: datetime, duration: timedelta) -> None:
+    reached = shifted(moment, duration)
+    assert from_ms(FIRST) <= reached <= from_ms(LAST)
+    if from_ms(FIRST + 1) < reached < from_ms(LAST):
+        assert reached == moment + duration

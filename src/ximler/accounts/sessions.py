@@ -12,6 +12,7 @@ from ximler.accounts.session_authentication import SessionExpired, family
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
+from ximler.core.clock import shifted
 from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
@@ -224,7 +225,7 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
             user_id=user.id,
             created_at=old.created_at,
             expires_at=_expiry(settings, old.created_at, now),
-            ends_at=old.ends_at or old.created_at + timedelta(days=settings.session_max_days),
+            ends_at=old.ends_at or shifted(old.created_at, timedelta(days=settings.session_max_days)),
             family=old.sign_in_id,
             authenticated_at=old.proved_at,
             address=actor.address,
@@ -250,4 +251,6 @@ async def authenticate(database: Database, keyring: Keyring, token: str) -> tupl
 
 def _expiry(settings: Settings, began: datetime, now: datetime) -> datetime:
     """The expiry of an unused session."""
-    return min(now + timedelta(days=settings.session_days), began + timedelta(days=settings.session_max_days))
+    return min(
+        shifted(now, timedelta(days=settings.session_days)), shifted(began, timedelta(days=settings.session_max_days))
+    )

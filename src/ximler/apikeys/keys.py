@@ -18,6 +18,7 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
+from ximler.core.clock import shifted
 from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound
 from ximler.core.networks import parse_network
 from ximler.database import Database
@@ -157,7 +158,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
             name=old.name,
             key_hash=tokens.hash_of(secret),
             permissions=old.permissions,
-            expires_at=None if old.expires_at is None else now + (old.expires_at - old.created_at),
+            expires_at=None if old.expires_at is None else shifted(now, old.expires_at - old.created_at),
             hint=secret[-tokens.HINT :],
             allowed_addresses=old.allowed_addresses,
         )

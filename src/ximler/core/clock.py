@@ -9,9 +9,11 @@ import time
 from collections import deque
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["EPOCH", "Clock", "from_ms", "to_ms", "utc_now"]
+__all__ = ["EPOCH", "LAST", "Clock", "from_ms", "shifted", "to_ms", "utc_now"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST = datetime.max.replace(microsecond=999_000, tzinfo=UTC)  # the last instant that MongoDB and Python both have
+_FIRST = datetime.min.replace(tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _HEARTBEATS = 6  # about a minute of them
 _SET_MS = 1_000
@@ -27,6 +29,16 @@ def from_ms(milliseconds: int) -> datetime:
 def to_ms(moment: datetime) -> int:
     """Milliseconds since 1970, rounded down, of an aware datetime."""
     return (moment - EPOCH) // _MS
+
+
+def shifted(moment: datetime, duration: timedelta) -> datetime:
+    """`moment + duration`, at most `LAST` and at least the year 1, where Python's addition raises OverflowError. For instants
+    from users and from documents that other applications wrote.
+    """
+    try:
+        return min(moment + duration, LAST)
+    except OverflowError:
+        return LAST if duration > timedelta() else _FIRST
 
 
 def utc_now() -> datetime:

@@ -8,6 +8,7 @@ import pytest
 from bson import ObjectId
 
 from ximler.core.actor import SYSTEM, Actor
+from ximler.core.clock import LAST
 from ximler.core.errors import Forbidden, Invalid, NotFound, Unauthenticated
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
@@ -120,8 +121,11 @@ async def test_too_many_points_are_refused(by: Interval, span: timedelta, databa
         await series(database, person, "apiCalls", since=now - span, until=now, by=by)
     with pytest.raises(Invalid, match="after `from`"):
         await series(database, person, "apiCalls", since=now, until=now, by=by)
-    with pytest.raises(Invalid):
+    with pytest.raises(Invalid, match="from"):
         await series(database, person, "apiCalls", since=datetime(1, 1, 1, tzinfo=UTC), until=now, by=by)
+    with pytest.raises(Invalid, match="ask for less"):
+        await series(database, person, "apiCalls", since=now, until=LAST, by=by)
+    assert (await series(database, person, "apiCalls", since=LAST - HOUR, until=LAST, by=by))[-1].end == LAST
 
 
 async def test_only_operators_see_usage_of_other_users(database: Database, person: Actor, somebody: Actor) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from bson import ObjectId
 
 from ximler.core.actor import Actor
+from ximler.core.clock import LAST, shifted
 from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
 from ximler.metering.ledger.rows import WHOLE_AMOUNT
@@ -118,7 +119,7 @@ def _edges(since: datetime, until: datetime, by: Interval) -> list[datetime]:
     """The starts of the points, and the end of the last one."""
     if until <= since:
         raise Invalid.field("to", "must be after `from`")
-    if not (since.year >= 1970 and until.year <= 9998):
+    if since.year < 1970:
         raise Invalid.field("from", "must be in 1970 or later")
     edges = [_floor(since.astimezone(UTC), by)]
     most = _MOST_MONTHS if by == "MONTH" else MAX_POINTS
@@ -142,7 +143,8 @@ def _floor(moment: datetime, by: Interval) -> datetime:
 
 def _next(start: datetime, by: Interval) -> datetime:
     if by == "HOUR":
-        return start + timedelta(hours=1)
+        return shifted(start, timedelta(hours=1))
     if by == "DAY":
-        return start + timedelta(days=1)
-    return _floor(start + timedelta(days=31), "MONTH")
+        return shifted(start, timedelta(days=1))
+    following = shifted(start, timedelta(days=31))
+    return following if following == LAST else _floor(following, "MONTH")
