@@ -20,7 +20,7 @@ from tests.serving import PASSWORD, Client
 from ximler.app import schema
 from ximler.database import Database
 from ximler.notifications import inbox
-from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Terms
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Details, Terms
 from ximler.schema.checkout import CHECKOUTS, Checkout
 from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.payment import Payment
@@ -107,6 +107,10 @@ FIELDS = {
     "Mutation.applyCoupon": Field(arguments=('code: "WELCOME20"',), stranger="NOT_FOUND"),
     "Mutation.removePaymentMethod": Field(arguments=('id: "pm_4242424242424242"',), stranger="NOT_FOUND"),
     "Query.upcomingInvoice": Field(stranger=None),
+    "Query.billingDetails": Field(stranger=None),
+    "Mutation.updateBillingDetails": Field(
+        arguments=('input: {name: "M"}',), stranger=None, changes=frozenset({"billingaccounts", "auditlogs"})
+    ),
     "Mutation.extendSubscription": Field(
         arguments=('input: {userId: "{user_id}", until: "2999-01-01T00:00:00Z", reason: "r"}',), stranger="FORBIDDEN"
     ),
@@ -328,7 +332,9 @@ async def bills(database: Database, user_id: ObjectId) -> tuple[str, str]:
     )  # fmt: skip
     payment = Payment(user_id=user_id, amount=47.11, status="PAID", description=MARK, invoice_id=invoice.id)
     await database.payments.insert(payment)
-    await database[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id, balances={"USD": 4711}))
+    await database[BILLING_ACCOUNTS].insert(
+        BillingAccount(id=user_id, balances={"USD": 4711}, details=Details(name=MARK))
+    )
     return checkout.id, str(invoice.id)
 
 
@@ -419,6 +425,7 @@ async def test_owners_can_read_their_data(victim: Victim) -> None:
         ("Query.invoices", ""),
         ("Query.invoice", 'id: "{invoice}"'),
         ("Query.payments", ""),
+        ("Query.billingDetails", ""),
         ("Query.trash", ""),
         ("Mutation.updateProject", 'id: "{project}", input: {settings: {a: 1}}'),
         ("Mutation.deleteProject", 'id: "{project}"'),

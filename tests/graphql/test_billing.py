@@ -201,6 +201,31 @@ async def test_a_coupon_on_a_running_subscription_takes_effect_with_the_upcoming
     assert (await ada.ask(upcoming))["upcomingInvoice"] is None
 
 
+async def test_billing_details_are_on_the_next_invoice_and_checked_by_name(
+    ada: Client, database: Database, rail: Sandbox
+) -> None:
+    assert (await ada.ask("{ billingDetails { name country } }"))["billingDetails"] == {"name": None, "country": None}
+    update = "mutation ($input: BillingDetailsInput!) { updateBillingDetails(input: $input) { name country vatId } }"
+    given = {"name": "Analytical Engines", "address": "1 Street\nBerlin", "country": "de", "vatId": "DE 136 695 976"}
+    for wrong, field in (
+        ({"country": "XX"}, "country"),
+        ({"vatId": "DE136695977"}, "vatId"),
+        ({"name": "x" * 201}, "name"),
+    ):
+        refused = await ada.ask(update, input=given | wrong)
+        assert (refused.code, list(refused.fields)) == ("INVALID", [field])
+    saved = (await ada.ask(update, input=given))["updateBillingDetails"]
+    assert saved == {"name": "Analytical Engines", "country": "DE", "vatId": "DE136695976"}
+    await buy(ada, database, rail)
+    (invoice,) = (await ada.ask("{ invoices { nodes { buyerName buyerAddress buyerCountry buyerVatId } } }"))[
+        "invoices"
+    ]["nodes"]
+    assert invoice == {
+        "buyerName": "Analytical Engines", "buyerAddress": "1 Street\nBerlin", "buyerCountry": "DE",
+        "buyerVatId": "DE136695976",
+    }  # fmt: skip
+
+
 async def test_a_payment_method_is_removed_once_it_is_not_needed(
     ada: Client, database: Database, rail: Sandbox
 ) -> None:

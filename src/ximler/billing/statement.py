@@ -14,7 +14,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.money import Money
 from ximler.database import Database
-from ximler.schema.billing_account import BillingAccount, Method, Rebate
+from ximler.schema.billing_account import BillingAccount, Details, Method, Rebate
 from ximler.schema.credit import CREDITS
 from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.payment import Payment
@@ -38,6 +38,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     subscription: Subscription | None
     balances: dict[str, int]
     next_at: datetime | None
+    details: Details
     method: Method | None
     rebate: Rebate | None
     upcoming: Upcoming | None
@@ -60,6 +61,7 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
         subscription=(await virtuals.subscription_by_user(database, [user_id]))[user_id],
         balances={currency: minor for currency, minor in account.balances.items() if minor},
         next_at=account.next_at,
+        details=account.details or Details(),
         method=account.method,
         rebate=_rebate(account),
         upcoming=next_invoice(account, database.business),

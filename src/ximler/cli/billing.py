@@ -149,6 +149,7 @@ async def show(run: Run, user: str) -> None:
             "subscription": subscription and _subscription(subscription),
             "coupon": theirs.rebate and fields(theirs.rebate, "code percent minor currency renewals"),
             "balances": theirs.balances,
+            "details": fields(theirs.details, "name address country vat_id"),
             "card": theirs.method and theirs.method.label,
             "cardDeclined": theirs.method and theirs.method.declined,
             "nextAt": theirs.next_at,
@@ -391,6 +392,8 @@ def _summary(email: str, theirs: Any) -> Iterator[str]:
         yield f"Coupon: {rebate.code}, {off} off, for {left}"
     if method:
         yield f"Payment method: {method.label}{' (declined for good)' if method.declined else ''}"
+    if given := [text for text in fields(theirs.details, "name address country vat_id").values() if text]:
+        yield f"Billing details: {', '.join(' '.join(text.split()) for text in given)}"
     for currency, minor in theirs.balances.items():
         yield f"Credit balance: {Money(minor, currency)}"
     if waiting := sum(each.status == "PENDING" for each in theirs.refunds):

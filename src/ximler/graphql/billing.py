@@ -6,6 +6,7 @@ from ximler.billing import account as accounts
 from ximler.billing import (
     changes,
     checkouts,
+    details,
     invoices,
     methods,
     payments,
@@ -17,6 +18,7 @@ from ximler.billing import (
 )
 from ximler.billing.checkouts import Checkout
 from ximler.billing.coupons import discount_of
+from ximler.billing.details import Details
 from ximler.billing.invoices import Invoice
 from ximler.billing.methods import Method
 from ximler.billing.pricing import Quote
@@ -104,6 +106,16 @@ async def upcoming_invoice(ctx: Context) -> dict[str, Any] | None:
 @resolvers.query("payments")
 async def list_payments(ctx: Context, first: int | None = None, after: str | None = None) -> Connection[Payment]:
     return Connection(await payments.page(ctx.database, ctx.actor, first=page_size(first), after=_position(after)))
+
+
+@resolvers.query("billingDetails")
+async def billing_details(ctx: Context) -> Details:
+    return await details.read(ctx.database, ctx.actor)
+
+
+@resolvers.mutation("updateBillingDetails")
+async def update_billing_details(ctx: Context, input: dict[str, Any]) -> Details:  # noqa: A002 (GraphQL's customary name)
+    return await details.update(ctx.database, ctx.actor, **input)
 
 
 @resolvers.query("creditBalance")

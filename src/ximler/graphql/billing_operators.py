@@ -38,6 +38,7 @@ async def user_billing(ctx: Context, user_id: str) -> dict[str, Any]:
         "credit_balance": [
             {"currency": currency, "balance_minor": minor} for currency, minor in sorted(found.balances.items())
         ],
+        "billing_details": found.details,
         "payment_methods": [found.method] if found.method else [],
         "invoices": found.invoices,
         "payments": found.payments,
