@@ -34,6 +34,7 @@ class Peer:
             (re.compile(r"GET /v1/invoices/\w+"), self._invoice),
             (re.compile(r"POST /v1/subscriptions/\w+"), self._change_subscription),
             (re.compile(r"POST /v1/invoices/create_preview"), self._preview),
+            (re.compile(r"POST /v1/coupons"), self._coupon),
         ]
         self.forget()
 
@@ -66,6 +67,15 @@ class Peer:
         session |= {"status": "complete", "url": None, "setup_intent": setup}
         self.send("checkout.session.completed", session)
 
+    def pay(self, session_id: str) -> Any:
+        """The customer subscribes on the hosted page, with a card that succeeds."""
+        session = self.sessions[session_id]
+        (item,) = session["sells"]["line_items"]
+        made = self._subscription(session["customer"], item["price"])
+        session |= {"status": "complete", "url": None, "subscription": made.id}
+        self.send("checkout.session.completed", session)
+        return made
+
     def send(self, kind: str, found: dict[str, Any]) -> None:
         """An event that localstripe does not send."""
         webhooks.schedule_webhook(resources.Event(kind, _Exported(found)))
@@ -73,7 +83,10 @@ class Peer:
     def subscribe(self, price_id: str, amount: int) -> Any:
         """A customer with a card subscribes at Stripe, by another application. Returns localstripe's object."""
         self.offer(price_id, amount)
-        customer = resources.Customer()
+        return self._subscription(resources.Customer().id, price_id)
+
+    def _subscription(self, customer_id: str, price_id: str) -> Any:
+        customer = resources.Customer._api_retrieve(customer_id)
         card = {"number": "4242424242424242", "exp_month": "12", "exp_year": "2030", "cvc": "123"}
         method = resources.PaymentMethod(type="card", card=card)
         method.customer = customer.id
@@ -166,6 +179,11 @@ class Peer:
         self.send("customer.subscription.updated", found._export())
         return _json(found._export())
 
+    async def _coupon(self, request: web.Request) -> web.Response:
+        data = await server.get_post_data(request)
+        assert (data.pop("max_redemptions"), len(data.pop("name"))) == ("1", 9)
+        return _json(resources.Coupon(id=f"co_{len(self.keys)}", **data)._export())
+
     async def _preview(self, request: web.Request) -> web.Response:
         data = await server.get_post_data(request)
         (item,) = data["subscription_details"]["items"]
@@ -175,7 +193,8 @@ class Peer:
 
     async def _open_session(self, request: web.Request) -> web.Response:
         data = await server.get_post_data(request)
-        assert (data["mode"], data["payment_method_types"]) == ("setup", ["card"])
+        if data["mode"] == "setup":
+            assert data["payment_method_types"] == ["card"]
         session_id = f"cs_test_{len(self.sessions)}"
         self.sessions[session_id] = {
             "id": session_id,
@@ -186,6 +205,7 @@ class Peer:
             "customer": data["customer"],
             "metadata": data["metadata"],
             "expires_at": int(data["expires_at"]),
+            "sells": {name: data.get(name) for name in ("line_items", "subscription_data", "discounts")},
         }
         return _json(self.sessions[session_id])
 

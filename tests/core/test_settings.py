@@ -63,6 +63,7 @@ GIVEN = {
     "seller": ("Shop; 1 High Street", "Shop; 1 High Street"),
     "stripe_key": ("sk_test_abc", "sk_test_abc"),
     "stripe_webhook_secrets": ("whsec_0123456789, whsec_9876543210", ("whsec_0123456789", "whsec_9876543210")),
+    "stripe_billing": ("true", True),
     "stripe_api": ("http://127.0.0.1:8420", "http://127.0.0.1:8420"),
     "mail_from": ("Shop <hello@shop.example>", "Shop <hello@shop.example>"),
     "session_days": ("7", 7),

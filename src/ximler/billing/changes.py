@@ -14,9 +14,9 @@ from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, states, subscriptions
 from ximler.billing.account import balance, current, discount, ends_at, in_turn, live, lock, rebate, store
 from ximler.billing.account import find as account_of
-from ximler.billing.checkouts import plan_on_offer
 from ximler.billing.details import tax_of
 from ximler.billing.periods import Period, period
+from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, Unused, price
 from ximler.billing.provider import Provider

@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 from bson import ObjectId
 
-from ximler.billing import invoices, methods, payments, redemptions, states, subscriptions
+from ximler.billing import invoices, methods, payments, redemptions, states, stripe_sales, subscriptions
 from ximler.billing.account import balance, discount, ensure, find, in_turn, lock, rebate, store
 from ximler.billing.details import tax_of
 from ximler.billing.periods import period
+from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
-from ximler.billing.provider import PaymentMethod, Provider, Session
+from ximler.billing.provider import Mirrors, PaymentMethod, Provider, Session
 from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import Actor
 from ximler.core.business import Business
@@ -30,7 +31,6 @@ from ximler.database.failures import DocumentExists
 from ximler.schema.billing_account import BillingAccount, Method, Terms
 from ximler.schema.charge import Charge
 from ximler.schema.checkout import CHECKOUTS, Checkout
-from ximler.schema.plan import Plan
 from ximler.schema.trial import TRIALS, Trial, trial_id
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "expire",
     "get",
     "of_session",
-    "plan_on_offer",
     "quote",
     "quote_of",
     "start",
@@ -87,6 +86,7 @@ async def start(
         terms.rebate = rebate((await redemptions.reserve(database, actor, coupon, plan=plan)).discount)
     expires_at = database.clock.now() + redemptions.HOLD
     customer_id = account.customer_id or await provider.customer(user_id)
+    stripe = stripe_sales.seller(provider, settings, plan)
     checkout = await database[CHECKOUTS].insert(
         Checkout(
             id=secrets.token_urlsafe(24),
@@ -95,8 +95,11 @@ async def start(
             trial_days=0 if account.trialed_at else plan.trial_days or 0,
             return_url=return_url,
             expires_at=expires_at,
+            at_stripe=stripe is not None,
         )
     )
+    if stripe is not None:
+        return await _opened(database, checkout, await stripe_sales.open_page(stripe, checkout, plan, customer_id))
     return await _open(database, provider, checkout, customer_id=customer_id, title=plan.name)
 
 
@@ -136,6 +139,10 @@ async def _open(
         return_url=checkout.return_url,
         expires_at=checkout.expires_at,
     )
+    return await _opened(database, checkout, session)
+
+
+async def _opened(database: Database, checkout: Checkout, session: Session) -> Checkout:
     values = {"sessionId": session.id, "url": session.url}
     await database[CHECKOUTS].patch({"_id": checkout.id}, {"$set": values})
     return await database[CHECKOUTS].get(checkout.id)
@@ -160,8 +167,8 @@ async def get(database: Database, actor: Actor, checkout_id: str) -> Checkout:
 
 
 async def quote(database: Database, checkout: Checkout) -> Quote | None:
-    """The price that is due now; None on a trial or for a card, and once the checkout is not open any more."""
-    if checkout.status != "OPEN" or checkout.trial_days or checkout.kind == "CARD":
+    """The price that is due now; None on a trial, for a card, where Stripe bills, and once it is not open any more."""
+    if checkout.status != "OPEN" or checkout.trial_days or checkout.kind == "CARD" or checkout.at_stripe:
         return None
     account = await find(database, checkout.user_id)
     return quote_of(checkout.terms, account, database.clock.now(), database.business)
@@ -174,6 +181,10 @@ async def of_session(database: Database, session_id: str) -> Checkout | None:
 async def complete(database: Database, provider: Provider, checkout_id: str) -> Checkout:
     """Go on with a checkout whose page may have been completed. Safe to repeat and to race. Raises ProviderUnavailable."""
     checkout = await database[CHECKOUTS].get(checkout_id)
+    if checkout.at_stripe:
+        if checkout.status in ("OPEN", "EXPIRED") and checkout.session_id and isinstance(provider, Mirrors):
+            await stripe_sales.adopt(database, provider, checkout)
+        return await database[CHECKOUTS].get(checkout.id)
     if checkout.status == "PROCESSING":
         return await _drive(database, provider, checkout)
     if checkout.status != "OPEN" or checkout.session_id is None:
@@ -210,16 +221,6 @@ async def expire(database: Database) -> int:
     now = database.clock.now()
     abandoned = {"status": "OPEN", "expiresAt": {"$lte": now}}
     return await database[CHECKOUTS].patch_many(abandoned, {"$set": {"status": "EXPIRED"}})
-
-
-async def plan_on_offer(database: Database, plan_id: str) -> Plan:
-    """A plan that can be bought. Raises NotFound, Invalid for a free one."""
-    plan = await database.plans.find_one({"id": plan_id})
-    if plan is None or not plan.active:
-        raise NotFound(f"There is no plan {plan_id[:60]!r} on offer")
-    if plan.price_minor <= 0:
-        raise Invalid.field("planId", f"{plan.name} is free: cancel the subscription to return to it")
-    return plan
 
 
 def quote_of(terms: Terms, account: BillingAccount, anchor: datetime, business: Business) -> Quote:

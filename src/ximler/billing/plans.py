@@ -2,11 +2,22 @@
 
 from collections.abc import Iterable
 
+from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.schema.plan import PLANS, Plan
 
-__all__ = ["PlanMemory"]
+__all__ = ["PlanMemory", "plan_on_offer"]
+
+
+async def plan_on_offer(database: Database, plan_id: str) -> Plan:
+    """A plan that can be bought. Raises NotFound, Invalid for a free one."""
+    plan = await database.plans.find_one({"id": plan_id})
+    if plan is None or not plan.active:
+        raise NotFound(f"There is no plan {plan_id[:60]!r} on offer")
+    if plan.price_minor <= 0:
+        raise Invalid.field("planId", f"{plan.name} is free: cancel the subscription to return to it")
+    return plan
 
 
 class PlanMemory:

@@ -20,7 +20,7 @@ from ximler.schema.subscription import SubscriptionStatus
 
 __all__ = [
     "Dispute", "Intent", "IntentStatus", "Mirrors", "Notice", "PaymentMethod", "Provider", "ProviderUnavailable", "Refunded",
-    "Session", "TheirInvoice", "TheirSubscription",
+    "Sale", "Session", "TheirInvoice", "TheirSubscription",
 ]  # fmt: skip
 
 IntentStatus = Literal["CREATED", "PROCESSING", "SUCCEEDED", "FAILED"]
@@ -39,12 +39,16 @@ class PaymentMethod(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """A hosted page on which a customer enters a payment method; `method` once that is done."""
+    """A hosted page on which a customer enters a payment method; `method` once that is done.
+
+    Or subscribes, where the provider bills: `subscription_id`.
+    """
 
     id: str
     url: str
     customer_id: str
     method: PaymentMethod | None = None
+    subscription_id: str | None = None
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +131,26 @@ class Provider(Protocol):
         """Settle the payments that are due by now. Only the sandbox has any."""
 
 
+class Sale(msgspec.Struct, frozen=True, kw_only=True):
+    """A subscription that the provider is to sell and bill.
+
+    `percent` or `minor` is off `once`, or for `months`; None is for ever.
+    """
+
+    key: str
+    customer_id: str
+    price_id: str
+    currency: str
+    trial_days: int
+    return_url: str
+    expires_at: datetime
+    code: str | None = None
+    percent: str | None = None
+    minor: int | None = None
+    once: bool = False
+    months: int | None = None
+
+
 class TheirSubscription(msgspec.Struct, frozen=True, kw_only=True):
     """A subscription that the provider bills. `end` is when it ended, or will end because it `cancels`."""
 
@@ -142,6 +166,7 @@ class TheirSubscription(msgspec.Struct, frozen=True, kw_only=True):
     period_start: datetime
     period_end: datetime
     trial_end: datetime | None
+    invoice_id: str | None  # the latest
 
 
 class TheirInvoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +194,13 @@ class Mirrors(Protocol):
     async def intent(self, intent_id: str) -> Intent: ...
 
     async def refund_state(self, refund_id: str) -> Refunded: ...
+
+    async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Refunded: ...
+
+    async def session(self, session_id: str) -> Session: ...
+
+    async def open_sale(self, sale: Sale) -> Session:
+        """A page on which the customer subscribes, and pays."""
 
     async def end_subscription(self, subscription_id: str, *, now: bool) -> None:
         """Idempotent."""

@@ -170,8 +170,9 @@ class _Reconciling:
             if checkout.session_id is None:
                 continue
             self._read()
-            method = (await self._provider.session(checkout.session_id)).method
-            if method is not None and method.id != checkout.tried:
+            session = await self._provider.session(checkout.session_id)
+            entered = session.method is not None and session.method.id != checkout.tried
+            if entered or session.subscription_id is not None:
                 problem = f"the checkout of {checkout.terms.plan_name} was completed at the provider"
                 await self._found(
                     checkout.user_id,

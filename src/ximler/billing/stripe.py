@@ -28,6 +28,7 @@ from ximler.billing.provider import (
     PaymentMethod,
     ProviderUnavailable,
     Refunded,
+    Sale,
     Session,
     TheirInvoice,
     TheirSubscription,
@@ -114,7 +115,6 @@ class Stripe:
     async def open_session(
         self, *, key: str, customer_id: str, title: str, return_url: str, expires_at: datetime
     ) -> Session:
-        soonest = datetime.now(expires_at.tzinfo) + _SHORTEST_PAGE
         made = await self._write(
             self._api.checkout.sessions,
             _hourly(key),
@@ -125,7 +125,7 @@ class Stripe:
             success_url=return_url,
             cancel_url=return_url,
             metadata={_NAME: key},
-            expires_at=int(max(expires_at, soonest).timestamp()),
+            expires_at=_expiry(expires_at),
         )
         return _session(made)
 
@@ -206,6 +206,36 @@ class Stripe:
             status=_DISPUTES.get(found["status"], "OPEN"),
             amount_minor=_amount(found),
         )
+
+    async def open_sale(self, sale: Sale) -> Session:
+        params: dict[str, Any] = {
+            "mode": "subscription",
+            "customer": sale.customer_id,
+            "line_items": [{"price": sale.price_id, "quantity": 1}],
+            "subscription_data": {"metadata": {_NAME: sale.key}},
+            "success_url": sale.return_url,
+            "cancel_url": sale.return_url,
+            "metadata": {_NAME: sale.key},
+            "expires_at": _expiry(sale.expires_at),
+        }
+        if sale.trial_days:
+            params["subscription_data"]["trial_period_days"] = sale.trial_days
+        if sale.code is not None:
+            params["discounts"] = [{"coupon": await self._coupon(sale)}]
+        return _session(await self._write(self._api.checkout.sessions, _hourly(sale.key), **params))
+
+    async def _coupon(self, sale: Sale) -> str:
+        """Our coupon as one of Stripe's, for this sale only."""
+        params: dict[str, Any] = {"name": sale.code, "max_redemptions": 1, "duration": "forever"}
+        if sale.once:
+            params["duration"] = "once"
+        elif sale.months is not None:
+            params |= {"duration": "repeating", "duration_in_months": sale.months}
+        if sale.percent is not None:
+            params["percent_off"] = sale.percent
+        else:
+            params |= {"amount_off": to_stripe(sale.minor or 0, sale.currency), "currency": sale.currency.lower()}
+        return str((await self._write(self._api.coupons, _hourly(f"{sale.key}:coupon"), **params))["id"])
 
     async def subscription(self, subscription_id: str) -> TheirSubscription:
         return _their_subscription(await self._read(self._api.subscriptions, subscription_id))
@@ -370,11 +400,21 @@ def _amount(found: dict[str, Any]) -> int:
     return from_stripe(found["amount"], found["currency"].upper())
 
 
+def _expiry(wanted: datetime) -> int:
+    return int(max(wanted, datetime.now(UTC) + _SHORTEST_PAGE).timestamp())
+
+
 def _session(found: dict[str, Any]) -> Session:
-    setup, method = found.get("setup_intent"), None
-    if found.get("status") == "complete" and isinstance(setup, dict) and setup.get("status") == "succeeded":
+    setup, method, complete = found.get("setup_intent"), None, found.get("status") == "complete"
+    if complete and isinstance(setup, dict) and setup.get("status") == "succeeded":
         method = _method(setup["payment_method"])
-    return Session(id=found["id"], url=found.get("url") or "", customer_id=str(found["customer"]), method=method)
+    return Session(
+        id=found["id"],
+        url=found.get("url") or "",
+        customer_id=str(_id(found["customer"])),
+        method=method,
+        subscription_id=_id(found.get("subscription")) if complete else None,
+    )
 
 
 def _method(found: dict[str, Any]) -> PaymentMethod:
@@ -462,6 +502,7 @@ def _their_subscription(found: dict[str, Any]) -> TheirSubscription:
         period_start=_moment(period["current_period_start"]),
         period_end=_moment(period["current_period_end"]),
         trial_end=_moment(found["trial_end"]) if found.get("trial_end") else None,
+        invoice_id=_id(found.get("latest_invoice")),
     )
 
 

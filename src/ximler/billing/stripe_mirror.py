@@ -14,8 +14,8 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import states, subscriptions
 from ximler.billing.changes import Change, When
-from ximler.billing.checkouts import plan_on_offer
 from ximler.billing.periods import Period
+from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Line, Quote
 from ximler.billing.provider import Mirrors, TheirInvoice, TheirSubscription
 from ximler.core.actor import SYSTEM, Actor

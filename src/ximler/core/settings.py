@@ -219,6 +219,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Rotate by prepending: `new,old`."
         ),
     ] = ()
+    stripe_billing: Annotated[
+        bool,
+        Meta(
+            description="Whether Stripe bills new subscriptions to plans with a `stripePriceId`, which Ximler then mirrors, "
+            "and not Ximler itself."
+        ),
+    ] = False
     stripe_api: Annotated[
         str,
         Meta(pattern=r"^https?://[^/?#\s]+$", description="Address of Stripe's API: another one for tests."),

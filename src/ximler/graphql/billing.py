@@ -21,6 +21,7 @@ from ximler.billing.coupons import discount_of
 from ximler.billing.details import Details
 from ximler.billing.invoices import Invoice
 from ximler.billing.methods import Method
+from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Quote
 from ximler.billing.provider import Mirrors
 from ximler.billing.rails import rail
@@ -66,7 +67,7 @@ async def preview_change(ctx: Context, plan_id: str, when: changes.When | None =
 
 @resolvers.query("coupon")
 async def coupon(ctx: Context, code: str, plan_id: str) -> dict[str, Any]:
-    plan = await checkouts.plan_on_offer(ctx.database, plan_id)
+    plan = await plan_on_offer(ctx.database, plan_id)
     offer: dict[str, Any] = {
         "code": code.strip().upper(),
         "currency": plan.currency.upper(),

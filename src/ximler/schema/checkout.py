@@ -40,6 +40,7 @@ class Checkout(Document, kw_only=True):
     status: Internal[CheckoutStatus] = "OPEN"
     terms: Internal[Terms]
     trial_days: Internal[int] = 0
+    at_stripe: Internal[bool] = False  # Stripe bills the subscription
     session_id: Internal[str | None] = None  # the provider's
     url: Internal[str | None] = None
     return_url: Internal[str]
