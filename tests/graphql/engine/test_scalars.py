@@ -109,7 +109,8 @@ def test_an_instant_is_written_as_isoformat_writes_it(instant: datetime, microse
 @pytest.mark.parametrize("number", [0, -1, 5_000_000_000, 2**53 - 1, -(2**53) + 1])
 async def test_long_has_the_range_of_exact_javascript_integers(scalars: Engine, number: int) -> None:
     assert await ask(scalars, "long", "Long!", number) == number
-    assert await scalars.execute(f"{{ long(value: {number}) }}", None) == {"data": {"long": number}}
+    for literal in (number, f"{number}.0"):
+        assert await scalars.execute(f"{{ long(value: {literal}) }}", None) == {"data": {"long": number}}
 
 
 @pytest.mark.parametrize("wrong", [2**53, -(2**53), 1.5, "5", True, None, 10**400, {"a": 1}])

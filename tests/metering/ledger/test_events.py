@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from tests.deleting import soft_delete
 
@@ -71,6 +72,13 @@ async def test_the_same_id_with_another_payload_is_a_conflict(
     assert await counted(database) == 3
 
 
+async def test_an_amount_of_a_whole_number_may_have_a_decimal_point(database: Database, person: Actor) -> None:
+    sent = event(database, person, amount=2.0)
+    again = msgspec.structs.replace(sent, amount=2)
+    assert statuses(await record(database, OPERATOR, [sent, again])) == ["ACCEPTED", "DUPLICATE"]
+    assert await counted(database) == 2
+
+
 async def test_a_late_event_lands_in_the_hour_in_which_it_happened(database: Database, person: Actor) -> None:
     now = database.clock.now()
     ago = now - timedelta(days=45)
@@ -104,6 +112,8 @@ def event(database: Database, person: Actor, **changes: Any) -> Event:
         ({"amount": 2**53 + 1}, "amount: must be between 1 and 1,000,000,000, not 9007199254740993"),
         ({"amount": 10**400}, "amount: must be between 1 and 1,000,000,000, not that"),
         ({"amount": 1.5}, "amount: must be a whole number, not 1.5"),
+        ({"amount": 0.0}, "amount: must be between 1 and 1,000,000,000, not 0"),
+        ({"amount": 1e300}, "amount: must be between 1 and 1,000,000,000, not that"),
         ({"amount": True}, "amount: must be a whole number, not True"),
         ({"resource": "seats"}, "resource: must be apiCalls, not 'seats'"),
         ({"resource": "storage"}, "resource: storage are counted from what exists; only apiCalls are recorded"),

@@ -52,7 +52,7 @@ async def test_every_line_is_answered_for(database: Database, person: Actor) -> 
         (4, "CONFLICT"), (5, "INVALID"), (6, "INVALID"), (7, "INVALID"), (8, "INVALID"), (9, "INVALID"), (10, "INVALID"),
     ]  # fmt: skip
     reasons = [refusal.reason for refusal in report.refused]
-    assert reasons[2] == "amount: Expected 'int', got 'str'"
+    assert reasons[2] == "amount: Expected a whole number, got 'str'"
     assert "colour" in reasons[3]
     assert reasons[4] == f"the line is longer than {MAX_LINE} bytes"
     assert reasons[6].startswith("amount: must be between 1 and")

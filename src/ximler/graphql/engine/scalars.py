@@ -86,9 +86,9 @@ def _read_long(value: Any) -> int:
 
 
 def _long_literal(node: ConstValueNode) -> int:
-    if not isinstance(node, IntValueNode) or len(node.value) > 17:
+    if not isinstance(node, IntValueNode | FloatValueNode) or len(node.value) > 20:
         raise GraphQLError("Long cannot represent this literal: expected a whole number within ±(2^53 - 1)", node)
-    return _read_long(int(node.value))
+    return _read_long(int(node.value) if isinstance(node, IntValueNode) else float(node.value))
 
 
 def _datetime_literal(node: ConstValueNode) -> datetime:

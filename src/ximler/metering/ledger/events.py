@@ -51,7 +51,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_un
 
     id: str
     at: datetime
-    amount: int = 1
+    amount: int | float = 1  # 1.0 is 1, as some JSON encoders write it
     resource: str = _RESOURCE
     source: str = ""
     user_id: str | None = None
@@ -144,6 +144,8 @@ def _candidates(
     candidates: list[_Candidate] = []
     for index, event in enumerate(events):
         user, amount, source, late = event.user_id or owner, event.amount, event.source, None
+        if type(amount) is float and amount.is_integer():
+            amount = int(amount)
         if (
             user not in users
             or not 0 < len(event.id) <= MAX_TEXT
@@ -153,7 +155,7 @@ def _candidates(
             or len(source) > MAX_TEXT
             or event.at.tzinfo is None
         ):
-            outcomes[index] = Outcome("INVALID", _problem(event))
+            outcomes[index] = Outcome("INVALID", _problem(event, amount))
             continue
         since = event.at - EPOCH
         second = since.days * 86400 + since.seconds
@@ -265,9 +267,8 @@ async def _users(database: Database, ids: Iterable[str], own: ObjectId | None) -
     return users
 
 
-def _problem(event: Event) -> str:
+def _problem(event: Event, amount: object) -> str:
     """Why an event is invalid, most basic problem first."""
-    amount: object = event.amount
     if not 0 < len(event.id) <= MAX_TEXT:
         return f"id: must have 1 to {MAX_TEXT} characters"
     if type(amount) is not int:

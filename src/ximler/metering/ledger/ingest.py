@@ -148,7 +148,7 @@ def _one(line: bytes) -> _Line:
 def _words(problem: Exception) -> str:
     """Reorder msgspec's "Expected `int`, got `str` - at `$.amount`" for people: the place first."""
     message, _, place = str(problem).partition(" - at `$.")
-    message = message.replace("`", "'")
+    message = message.replace("`int | float`", "a whole number").replace("`", "'")
     return f"{place.rstrip('`')}: {message}"[:300] if place else message[:300]
 
 
