@@ -49,6 +49,7 @@ _COMMANDS = {
     "billing": ("ximler.cli.billing", "billing", "Run due work, and manage users' refunds, credit and coupons."),
     "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
     "keys": ("ximler.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
+    "projects": ("ximler.cli.projects", "projects", "List projects; export, import and restore canvases."),
     "shell": ("ximler.cli.shell", "shell", "Python with a connected database."),
 }
 

@@ -35,6 +35,7 @@ __all__ = [
     "delete",
     "deleted_page",
     "get",
+    "owner_of",
     "page",
     "restore",
     "settings_of",
@@ -229,6 +230,15 @@ async def get(database: Database, actor: Actor, project_id: ObjectId) -> Project
     if found is None:
         raise _not_found()
     return found
+
+
+async def owner_of(database: Database, actor: Actor, project_id: ObjectId) -> ObjectId:
+    """The owner of any project, for operators. Raises NotFound, Forbidden."""
+    actor.require_operator()
+    found = await database.projects.find_one({"_id": project_id}, into=ProjectSummary)
+    if found is None:
+        raise _not_found()
+    return found.user_id
 
 
 async def page(

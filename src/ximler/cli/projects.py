@@ -1,0 +1,163 @@
+"""`ximler projects`: customers' projects and their canvases, for operators."""
+
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+import msgspec
+
+from ximler.cli.context import Id, Run, connected, counted, fields, minute, paged
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid
+
+if TYPE_CHECKING:
+    from ximler.projects.projects import ProjectSummary
+    from ximler.schema.project import Project
+
+_FIELDS = "id user_id name description storage_size canvas_revision created_at updated_at"
+_VERSION = "id revision name pinned automatic size_bytes stored_bytes created_at"
+_project = click.argument("project", type=Id())
+
+
+@click.group()
+def projects() -> None:
+    """List and show projects; export, import and restore canvases."""
+
+
+@projects.command("list")
+@click.argument("user")
+@paged
+@connected(json="Print projects and the next cursor as JSON.")
+async def list_projects(run: Run, user: str, limit: int, after: Any) -> None:
+    """List the projects of USER (an id or e-mail address), newest first."""
+    from ximler.projects import projects as owned
+
+    actor = _as(run, await run.user_id(user))
+    run.show_list(
+        await owned.page(run.database, actor, first=limit, after=after),
+        row=lambda project: fields(project, _FIELDS),
+        columns={
+            "Id": lambda project: project.id,
+            "Name": lambda project: project.name,
+            "Bytes": lambda project: f"{project.storage_size:,}",
+            "Revision": lambda project: project.canvas_revision,
+            "Changed": lambda project: minute(project.updated_at),
+        },
+        empty=f"{user} has no projects.",
+    )
+
+
+@projects.command()
+@_project
+@connected(json="Print the project as JSON.")
+async def show(run: Run, project: Any) -> None:
+    """Show PROJECT, without its canvas."""
+    from ximler.projects import projects as owned
+
+    _show(run, await owned.get(run.database, await _owner(run, project), project))
+
+
+@projects.command()
+@_project
+@click.option("--version", type=Id(), help="A kept version's id, in place of the canvas as it is.")
+@click.option("-o", "--output", type=click.File("wb", lazy=True), default="-", help="File.  [default: standard output]")
+@connected()
+async def export(run: Run, project: Any, version: Any, output: BinaryIO) -> None:
+    """Write the canvas of PROJECT as JSON."""
+    from ximler.projects import canvas, versions
+
+    actor = await _owner(run, project)
+    if version is None:
+        data = (await canvas.read(run.database, actor, project)).canvas_data
+    else:
+        data = await versions.content(run.database, actor, project, version)
+    output.write(msgspec.json.encode(data, enc_hook=str) + b"\n")
+    output.flush()
+
+
+def _read(*, file: BinaryIO, into: Any, **_: object) -> dict[str, Any]:
+    """The file's JSON, before the database is opened. Limits and strictness are those of the API."""
+    from ximler.core import strict_json
+    from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
+
+    try:
+        data = strict_json.decode(file.read(), values=MAX_NODES, containers=MAX_CONTAINERS)
+    except strict_json.NotJson as problem:
+        raise Invalid.field("file", problem.about("The file")) from None
+    return {"file": data, "into": into}
+
+
+@projects.command("import")
+@click.argument("user")
+@click.argument("file", type=click.File("rb"))
+@click.option("--name", help="Name of the new project.")
+@click.option("--into", type=Id(), help="Replace this project's canvas, in place of a new project.")
+@connected(json="Print the project as JSON.", first=_read)
+async def import_canvas(run: Run, user: str, file: Any, name: str | None, into: Any) -> None:
+    """Make a project of USER (an id or e-mail address) from the JSON in FILE, such as a drawing of Excalidraw; `-` is
+    standard input. With `--into`, the canvas as it was becomes a version.
+    """
+    from ximler.projects import canvas, versions
+    from ximler.projects import projects as owned
+
+    actor = _as(run, await run.user_id(user))
+    if into is None:
+        if name is None:
+            raise Invalid.field("name", "is missing: --name NAME")
+        _show(run, await owned.create(run.database, actor, name=name, canvas_data=file))
+        return
+    await versions.create(run.database, actor, into, name="before an import", pinned=False)
+    await canvas.replace(run.database, actor, into, file, based_on=None)
+    _show(run, await owned.get(run.database, actor, into))
+
+
+@projects.command("versions")
+@_project
+@paged
+@connected(json="Print versions and the next cursor as JSON.")
+async def list_versions(run: Run, project: Any, limit: int, after: Any) -> None:
+    """List the versions of PROJECT's canvas, newest first."""
+    from ximler.projects import versions
+
+    run.show_list(
+        await versions.page(run.database, await _owner(run, project), project, first=limit, after=after),
+        row=lambda version: fields(version, _VERSION),
+        columns={
+            "Id": lambda version: version.id,
+            "Revision": lambda version: version.revision,
+            "Name": lambda version: version.name or ("(automatic)" if version.automatic else ""),
+            "Pinned": lambda version: "yes" if version.pinned else "no",
+            "Bytes": lambda version: f"{version.stored_bytes:,}",
+            "Kept": lambda version: minute(version.created_at),
+        },
+        empty="The canvas has no versions yet.",
+    )
+
+
+@projects.command()
+@_project
+@click.argument("version", type=Id())
+@connected(json="Print the project as JSON.")
+async def restore(run: Run, project: Any, version: Any) -> None:
+    """Make VERSION the canvas of PROJECT. The canvas as it was becomes a version."""
+    from ximler.projects import projects as owned
+    from ximler.projects import versions
+
+    actor = await _owner(run, project)
+    await versions.restore(run.database, actor, project, version)
+    _show(run, await owned.get(run.database, actor, project))
+
+
+async def _owner(run: Run, project: Any) -> Actor:
+    from ximler.projects import projects as owned
+
+    return _as(run, await owned.owner_of(run.database, run.actor, project))
+
+
+def _as(run: Run, user_id: Any) -> Actor:
+    """The operator, in place of a user: limits and storage are the user's."""
+    return msgspec.structs.replace(run.actor, user_id=user_id)
+
+
+def _show(run: Run, project: "ProjectSummary | Project") -> None:
+    size = counted(project.storage_size, "byte")
+    run.show(fields(project, _FIELDS), f"{project.name}: {size}, revision {project.canvas_revision}. Id: {project.id}")

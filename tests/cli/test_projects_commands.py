@@ -1,0 +1,37 @@
+"""`ximler projects` as an operator types it."""
+
+import json
+
+DRAWING = {"type": "excalidraw", "version": 2, "elements": [{"id": "a", "x": 1.5, "text": "é"}], "appState": {}}
+
+
+def test_a_canvas_goes_in_and_out_and_back_to_a_version(ximler, own, tmp_path):
+    env, _ = own
+    made = ximler(
+        "users", "create", "--name", "Ada", "--email", "ada@example.com", "--password-stdin", env=env,
+        stdin="seven violet anchors drift",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    file = tmp_path / "plan.excalidraw"
+    file.write_text(json.dumps(DRAWING, indent=2))
+    imported = ximler("projects", "import", "ada@example.com", str(file), "--name", "Plan", "--json", env=env)
+    assert imported.returncode == 0, imported.stderr
+    project = json.loads(imported.stdout)["id"]
+    assert json.loads(ximler("projects", "export", project, env=env).stdout) == DRAWING
+
+    replaced = ximler("projects", "import", "ada@example.com", "-", "--into", project, env=env, stdin='{"b": 1}')
+    assert "revision 1" in replaced.stdout
+    assert ximler("projects", "export", project, env=env).stdout == '{"b":1}\n'
+    listed = json.loads(ximler("projects", "versions", project, "--json", env=env).stdout)["items"]
+    assert [each["name"] for each in listed] == ["before an import"]
+    assert ximler("projects", "restore", project, listed[0]["id"], env=env).returncode == 0
+    out = tmp_path / "out.json"
+    ximler("projects", "export", project, "-o", str(out), env=env)
+    assert json.loads(out.read_bytes()) == DRAWING
+    assert "Plan" in ximler("projects", "list", "ada@example.com", env=env).stdout
+
+    twice = ximler(
+        "projects", "import", "ada@example.com", "-", "--name", "n", env=env, stdin='{"a": {"b": 1, "b": 2}}'
+    )
+    assert twice.returncode == 2
+    assert "/a/b in the file is a key that its object has twice" in twice.stderr
