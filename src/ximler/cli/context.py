@@ -25,6 +25,7 @@ import msgspec
 from ximler.core import logs, settings
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
+from ximler.core.extended_json import plain
 from ximler.core.ids import Position, decode_cursor, object_id
 from ximler.core.settings import Settings
 
@@ -267,7 +268,7 @@ def progress_bar(task: str, unit: str, *, quiet: bool) -> Iterator[Callable[[int
 
 def print_json(value: object) -> None:
     """One JSON document, ids as hexadecimal text, times as RFC 3339."""
-    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=plain), indent=2)
     click.echo(text.decode())
 
 

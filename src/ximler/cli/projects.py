@@ -8,6 +8,7 @@ import msgspec
 from ximler.cli.context import Id, Run, connected, counted, fields, minute, paged
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
+from ximler.core.extended_json import plain
 
 if TYPE_CHECKING:
     from ximler.projects.projects import ProjectSummary
@@ -70,7 +71,7 @@ async def export(run: Run, project: Any, version: Any, output: BinaryIO) -> None
         data = (await canvas.read(run.database, actor, project)).canvas_data
     else:
         data = await versions.content(run.database, actor, project, version)
-    output.write(msgspec.json.encode(data, enc_hook=str) + b"\n")
+    output.write(msgspec.json.encode(data, enc_hook=plain) + b"\n")
     output.flush()
 
 

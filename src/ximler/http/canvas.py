@@ -15,6 +15,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter, QueryParameter
 
 from ximler.core import strict_json
+from ximler.core.extended_json import plain
 from ximler.core.ids import object_id
 from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
 from ximler.http.authentication import Caller, signed_in
@@ -95,7 +96,7 @@ async def show(
             if matches(known, tag):
                 return Response(b"", status_code=304, headers=_headers(revision, tag))
     found = await canvas.read(state.database, caller.actor, project_id)
-    body = msgspec.json.encode(found.canvas_data, enc_hook=str)
+    body = msgspec.json.encode(found.canvas_data, enc_hook=plain)
     tag = f'"{found.canvas_revision}"'
     encoding = {}
     if zips and len(body) >= _WORTH_ZIPPING:

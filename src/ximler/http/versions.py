@@ -11,6 +11,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
+from ximler.core.extended_json import plain
 from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.canvas import Saved
@@ -165,7 +166,7 @@ async def preview(
         await versions.get(state.database, caller.actor, project_id, version_id)
         return Response(b"", status_code=304, headers=headers)
     data = await versions.content(state.database, caller.actor, project_id, version_id)
-    return Response(msgspec.json.encode(data, enc_hook=str), media_type="application/json", headers=headers)
+    return Response(msgspec.json.encode(data, enc_hook=plain), media_type="application/json", headers=headers)
 
 
 @get(
@@ -187,7 +188,7 @@ async def changes(
     """A JSON Patch (RFC 6902) that turns the version into another one, or into the canvas as it is."""
     other = None if to is None else object_id(to, "to")
     found = await versions.changes(state.database, caller.actor, *_ids(project, version), to=other)
-    return Response(msgspec.json.encode(found, enc_hook=str), media_type="application/json-patch+json")
+    return Response(msgspec.json.encode(found, enc_hook=plain), media_type="application/json-patch+json")
 
 
 @post(

@@ -22,6 +22,7 @@ from ximler.audit import records, search
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
+from ximler.core.extended_json import plain
 from ximler.database import Database, files
 from ximler.database.collection import TypedCollection
 from ximler.schema import SPECIFIED
@@ -115,7 +116,7 @@ async def _documents(
 
 
 def _json(value: Any) -> bytes:
-    return msgspec.json.encode(value, enc_hook=str)
+    return msgspec.json.encode(value, enc_hook=plain)
 
 
 class _Out(io.RawIOBase):

@@ -21,6 +21,7 @@ from bson import ObjectId
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound, Unavailable
+from ximler.core.extended_json import plain
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
@@ -143,7 +144,7 @@ def _copies(data: Any, operation: dict[str, Any]) -> int:
     source = operation.get("from")
     if operation.get("op") != "copy" or not isinstance(source, str):
         return 0
-    return len(msgspec.json.encode(jsonpointer.resolve_pointer(data, source), enc_hook=str))
+    return len(msgspec.json.encode(jsonpointer.resolve_pointer(data, source), enc_hook=plain))
 
 
 def _shifts(data: Any, operation: dict[str, Any]) -> int:

@@ -25,6 +25,7 @@ import msgspec
 
 from ximler.core import strict_json
 from ximler.core.errors import Forbidden, XimlerError
+from ximler.core.extended_json import plain
 from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
 from ximler.graphql.engine.limits import Limits
@@ -328,13 +329,7 @@ def _decode(data: bytes, kind: Any, subject: str, limits: Limits) -> Any:
     raise NotWellFormed(400, problem)
 
 
-def _plain(value: Any) -> Any:
-    """JSON for database values in free-form fields: numeric subclasses as numbers, everything else as text."""
-    kinds: tuple[type[Any], ...] = (int, float, str, bytes, dict, list)
-    return next((kind for kind in kinds if isinstance(value, kind)), str)(value)
-
-
-_encode = msgspec.json.Encoder(enc_hook=_plain).encode
+_encode = msgspec.json.Encoder(enc_hook=plain).encode
 
 
 async def _send(send: Send, status: int, media_type: bytes, body: bytes, extra: Headers, *, head: bool) -> None:

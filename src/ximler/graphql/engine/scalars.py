@@ -32,7 +32,10 @@ SDL = '''
 "An instant, RFC 3339. Written in UTC with milliseconds, `2026-01-31T12:00:00.000Z`; read with any offset."
 scalar DateTime @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc3339#section-5.6")
 
-"Any JSON value."
+"""
+Any JSON value. Of values that other applications stored, ids are hexadecimal text, times RFC 3339 and binary data base64;
+other types that JSON lacks are written as MongoDB's Extended JSON, relaxed: `{"$numberDecimal": "1.5"}`.
+"""
 scalar JSON @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc8259")
 
 """
