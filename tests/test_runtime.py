@@ -27,6 +27,7 @@ from ximler.http.authentication import Authentication
 from ximler.metering.quota.meter import Meter
 from ximler.metering.quota.tally import Tally
 from ximler.notifications.email import mailer
+from ximler.projects.live import Live
 from ximler.projects.patches import Saver
 from ximler.runtime import Part, Runtime, Shutdown, Stage
 from ximler.schema.job import OUTBOX
@@ -177,7 +178,7 @@ class Parts:
         )
         saver = Saver(database, rest_s=0)
         self._edited = saver._known(ObjectId(), ObjectId())
-        parts = [*serving_parts(feed, authentication, meter, saver), *background_parts(tools)]
+        parts = [*serving_parts(feed, authentication, meter, saver, Live(database, feed)), *background_parts(tools)]
         self.run: dict[str, Loop] = {part.name: part.run for part in parts}
         self._canvases, self._versions, self._follower = (
             self.run[name].__self__  # type: ignore[attr-defined]  # their loops are methods
@@ -232,7 +233,7 @@ class Parts:
 
 async def test_these_are_the_parts(database: Database, settings: Settings) -> None:
     parts = Parts(database, settings)
-    assert sorted(parts.run) == sorted(PARTS)
+    assert sorted(parts.run) == sorted([*PARTS, "projects.live"])  # which sends no commands
     parts.keyring.close()
 
 

@@ -40,6 +40,7 @@ from ximler.http.metered import BY_REQUEST, Metered, charge
 from ximler.http.problems import HANDLERS
 from ximler.http.requests import Requests, TrustedProxies
 from ximler.metering.quota.meter import Meter
+from ximler.projects.live import Live
 from ximler.projects.patches import Saver
 from ximler.runtime import Part, Runtime, Shutdown, Stage
 from ximler.worker import background_parts, equip
@@ -89,7 +90,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts, feed=feed)
         saver = app.state.saver = Saver(database)
-        parts = serving_parts(feed, authentication, meter, saver)
+        live = app.state.live = Live(database, feed)
+        parts = serving_parts(feed, authentication, meter, saver, live)
         if settings.worker:
             parts += background_parts(tools_on(database=database, feed=feed))
         runtime = app.state.runtime = Runtime(
@@ -190,12 +192,13 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     return Requests(Metered(app, settings, {"/graphql": refusal}), proxies)
 
 
-def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, saver: Saver) -> list[Part]:
+def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, saver: Saver, live: Live) -> list[Part]:
     """The parts of a process that answers requests."""
     return [
         Part("feed", feed.run, stage=Stage.FEED),
         *authentication.parts,
         Part("meter", meter.run, close=meter.close, stage=Stage.SERVE),
+        Part("projects.live", live.run),
         Part("projects.saver", saver.run, close=saver.close, stage=Stage.SERVE),
     ]
 

@@ -1,0 +1,208 @@
+"""Changes of canvases as they happen: a bounded queue of revisions for each follower, filled by the process's change stream.
+
+A follower receives each revision after the one it has, in order and once: the patches in the project's log, then those of
+the stream. If a patch is missing, because it left the log, is too large for it, or the follower is too slow, the follower
+receives an event without a patch. It then reads the canvas again, and continues with later events.
+
+Followers end when the project is deleted. The caller checks their access otherwise. Nothing of a follower remains when its
+`with` block ends.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import LimitExceeded, NotFound, Unavailable
+from ximler.database import Database
+from ximler.database.changes import Change, Feed
+from ximler.projects.patches import LOGGED
+from ximler.schema.document import Identified, Mixed
+from ximler.schema.project import PROJECTS
+
+__all__ = ["MAX_FOLLOWERS", "Event", "Follower", "Live"]
+
+MAX_FOLLOWERS = 8  # per user
+_MAX_EVENTS = 256
+_MAX_BYTES = 1_000_000
+
+
+class Event(msgspec.Struct, frozen=True):
+    """A revision's patch as JSON (`records`); None: the canvas is to be read again, and has at least this revision."""
+
+    revision: int
+    patch: bytes | None = None
+
+
+class _Logged(Identified, kw_only=True):
+    canvas_revision: int = 0
+    canvas_log: Mixed = None
+
+
+class Follower:
+    """Of one project. `at` is the last revision that it has."""
+
+    def __init__(self, project_id: ObjectId, user_id: ObjectId) -> None:
+        self.project_id, self.user_id = project_id, user_id
+        self.ended = False
+        self._at: int | None = None  # None: the log is not read yet
+        self._events: deque[Event] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+
+    async def events(self, timeout_s: float) -> list[Event]:
+        """What has happened since the last call, at most; empty after `timeout_s`, and when `ended`."""
+        if not self._wake.is_set():
+            waiting = asyncio.ensure_future(self._wake.wait())
+            try:
+                await asyncio.wait([waiting], timeout=timeout_s)
+            finally:
+                waiting.cancel()
+        self._wake.clear()
+        found = list(self._events)
+        self._events.clear()
+        self._bytes = 0
+        return found
+
+    def end(self) -> None:
+        self.ended = True
+        self._wake.set()
+
+    def begin(self, since: int | None, now: _Logged) -> None:
+        """Continue after revision `since`; without it, after the current one."""
+        early = list(self._events)
+        self._events.clear()
+        self._bytes = 0
+        revision = now.canvas_revision
+        self._at = revision if since is None else since
+        if self._at > revision:  # of a canvas that another application has replaced
+            self._reload(revision)
+        for event in [*_logged(now, self._at), Event(revision), *early]:
+            self.add(event)
+        self._wake.set()
+
+    def add(self, event: Event) -> None:
+        """Of a change that is committed, after those before it."""
+        if self._at is None:
+            self._events.append(event)
+            if len(self._events) > _MAX_EVENTS:
+                self._events.popleft()  # `begin` finds the gap
+            return
+        if event.revision <= self._at:
+            return
+        size = len(event.patch or b"")
+        full = len(self._events) >= _MAX_EVENTS or self._bytes + size > _MAX_BYTES
+        if event.patch is None or event.revision != self._at + 1 or full:
+            self._reload(event.revision)
+            return
+        self._at = event.revision
+        self._bytes += size
+        self._events.append(event)
+        self._wake.set()
+
+    def lose(self, revision: int | None = None) -> None:
+        """After a gap in the stream; or at `revision`, where counting has begun again."""
+        if self._at is not None:
+            self._reload(self._at if revision is None else revision)
+
+    def _reload(self, revision: int) -> None:
+        self._events.clear()
+        self._bytes = 0
+        self._at = revision
+        self._events.append(Event(revision))
+        self._wake.set()
+
+
+class Live:
+    """One per process, on its feed. When `run` stops, all followers end."""
+
+    def __init__(self, database: Database, feed: Feed) -> None:
+        self._database = database
+        self._followers: dict[ObjectId, set[Follower]] = {}
+        self._of_user: Counter[ObjectId] = Counter()
+        self._stopped = False
+        feed.subscribe([PROJECTS.name], self._heard)
+        feed.on_gap(self._gap)
+
+    @property
+    def followers(self) -> int:
+        return sum(map(len, self._followers.values()))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        self._stopped = False
+        await stop.wait()
+        self._stopped = True
+        self._each(Follower.end)
+
+    def admit(self, actor: Actor) -> None:
+        """Raises LimitExceeded if the user follows as many projects as they may, Unavailable during shutdown."""
+        if self._stopped:
+            raise Unavailable("The server stops: connect again in a moment")
+        if self._of_user[actor.require_user()] >= MAX_FOLLOWERS:
+            raise LimitExceeded(f"{MAX_FOLLOWERS} streams of changes are open: close one first")
+
+    @contextmanager
+    def follow(self, actor: Actor, project_id: ObjectId) -> Iterator[Follower]:
+        """A follower, which receives nothing before `begin`. Raises as `admit`."""
+        self.admit(actor)
+        follower = Follower(project_id, actor.require_user())
+        self._followers.setdefault(project_id, set()).add(follower)
+        self._of_user[follower.user_id] += 1
+        try:
+            yield follower
+        finally:
+            of_project = self._followers[project_id]
+            of_project.discard(follower)
+            if not of_project:
+                del self._followers[project_id]
+            self._of_user[follower.user_id] -= 1
+            if not self._of_user[follower.user_id]:
+                del self._of_user[follower.user_id]
+
+    async def begin(self, follower: Follower, since: int | None) -> None:
+        """Let it receive what comes after revision `since`. One command. Raises NotFound."""
+        where = {"_id": follower.project_id, "userId": follower.user_id}
+        now = await self._database.projects.find_one(where, into=_Logged)
+        if now is None:
+            raise NotFound("No such project")
+        follower.begin(since, now)
+
+    def _heard(self, change: Change) -> None:
+        followers = self._followers.get(change.id)
+        if not followers:
+            return
+        if change.operation == "delete" or change.updated.get("deletedAt") or "userId" in change.updated:
+            for follower in followers:
+                follower.end()
+        elif change.operation == "replace":
+            stored = (change.document or {}).get("canvasRevision")
+            for follower in followers:
+                follower.lose(stored if isinstance(stored, int) else 0)
+        elif isinstance(revision := change.updated.get("canvasRevision"), int):
+            entry = change.updated.get(f"canvasLog.{revision % LOGGED}") or (change.updated.get("canvasLog") or {}).get(
+                str(revision % LOGGED), {}
+            )
+            event = Event(int(revision), entry.get("p") if entry.get("r") == revision else None)
+            for follower in followers:
+                follower.add(event)
+
+    def _gap(self) -> None:
+        self._each(Follower.lose)
+
+    def _each(self, act: Any) -> None:
+        for followers in self._followers.values():
+            for follower in followers:
+                act(follower)
+
+
+def _logged(now: _Logged, since: int) -> Iterator[Event]:
+    """The logged revisions after `since`."""
+    entries = now.canvas_log if isinstance(now.canvas_log, dict) else {}
+    for entry in sorted(entries.values(), key=lambda entry: int(entry["r"])):
+        if since < entry["r"] <= now.canvas_revision:
+            yield Event(int(entry["r"]), entry.get("p"))
