@@ -1,6 +1,7 @@
 """Differences of canvases as JSON Patch."""
 
 import copy
+import time
 from typing import Any
 
 import msgspec
@@ -43,3 +44,14 @@ def test_shapes_are_compared_by_id() -> None:
 def test_canvases_that_differ_too_much_are_refused() -> None:
     with pytest.raises(TooDifferent):
         between({"a": [0] * 10_001}, {"a": [1] * 10_001})
+
+
+def test_the_work_of_a_comparison_is_bounded() -> None:
+    before: Any = {"large": "x" * 4_000_000, "n": 0}
+    after: Any = {"large": "x" * 4_000_000, "n": 1}
+    for _ in range(90):
+        before, after = {"a": before}, {"a": after}
+    began = time.process_time()
+    with pytest.raises(TooDifferent, match="levels"):
+        between(before, after)
+    assert time.process_time() - began < 3

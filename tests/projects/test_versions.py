@@ -1,7 +1,7 @@
 """Versions of canvases: kept, compared, restored, metered."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
@@ -17,6 +17,7 @@ from ximler.database.changes import Feed
 from ximler.metering.quota import gauges
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import canvas, projects, storage, trash, versions
+from ximler.projects.patches import Saver
 from ximler.projects.projects import RevisionConflict
 from ximler.projects.versions import Automatic, Due
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
@@ -200,3 +201,37 @@ async def test_nobody_reaches_the_versions_of_others(database: Database, ada: Ac
             with pytest.raises(NotFound):
                 await attempt
     assert (await versions.page(database, ada, project_id)).items[0].name is None
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(450, marks=pytest.mark.soak)])
+async def test_a_large_drawing_is_saved_patched_reloaded_and_restored(
+    database: Database, ada: Actor, count: int
+) -> None:
+    strokes = [
+        {"id": f"s{n}", "type": "freedraw", "points": [[n + x / 7, x / 3] for x in range(200)]} for n in range(count)
+    ]
+    drawing = {"elements": strokes}
+    project_id = await _made(database, ada, drawing)
+    version = await versions.create(database, ada, project_id)
+    saver = Saver(database)
+    given = {"client": "tab", "seq": 1, "set": {"s7": {"x": 5}}, "remove": ["s8"]}
+    await saver.save(ada, project_id, given)
+    await canvas.patch(database, ada, project_id, [{"op": "remove", "path": "/elements/0/points/199"}], based_on=(1,))
+    now = (await canvas.read(database, ada, project_id)).canvas_data["elements"]
+    assert (len(now), len(now[0]["points"]), now[7]["x"]) == (count - 1, 199, 5)
+    assert len(await versions.changes(database, ada, project_id, version.id)) == 3
+    assert await versions.restore(database, ada, project_id, version.id) == 3
+    assert (await canvas.read(database, ada, project_id)).canvas_data == drawing
+    assert await _expect_exact(database, ada)
+
+
+async def test_a_restoration_over_a_write_by_another_application_keeps_that_write(
+    database: Database, ada: Actor
+) -> None:
+    project_id = await _made(database, ada)
+    version = await versions.create(database, ada, project_id)
+    theirs = {"theirs": datetime(2026, 1, 1, tzinfo=UTC), "id": ObjectId()}
+    await database.raw["projects"].update_one({"_id": project_id}, {"$set": {"canvasData": theirs}})
+    await versions.restore(database, ada, project_id, version.id)
+    kept = (await versions.page(database, ada, project_id, first=1)).items[0]
+    assert await versions.content(database, ada, project_id, kept.id) == theirs

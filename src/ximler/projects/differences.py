@@ -16,6 +16,7 @@ from ximler.core.errors import Conflict
 __all__ = ["MOST", "TooDifferent", "between"]
 
 MOST = 10_000  # operations: as many as a patch may have
+_MOST_BYTES = 400_000_000  # of JSON that is compared: two seconds. Drawings of 16 MB need a third of it.
 
 Operation = dict[str, Any]
 
@@ -27,63 +28,74 @@ class TooDifferent(Conflict):
 def between(before: Any, after: Any) -> list[Operation]:
     """Operations that turn `before` into `after`. They share values with `after`. Raises TooDifferent."""
     found: list[Operation] = []
-    for operation in _values("", before, after):
+    for operation in _Comparison().values("", before, after):
         if len(found) == MOST:
             raise TooDifferent(f"The canvases differ in more than {MOST:,} places: read both")
         found.append(operation)
     return found
 
 
-def _values(path: str, before: Any, after: Any) -> Iterator[Operation]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        yield from _objects(path, before, after)
-    elif isinstance(before, list) and isinstance(after, list):
-        yield from _arrays(path, before, after)
-    elif _text(before) != _text(after):
-        yield {"op": "replace", "path": path, "value": after}
+class _Comparison:
+    """One comparison, and the bytes that it may still encode."""
 
+    def __init__(self) -> None:
+        self._left = _MOST_BYTES
 
-def _objects(path: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Operation]:
-    for key in before:
-        if key not in after:
-            yield {"op": "remove", "path": f"{path}/{_escaped(key)}"}
-    for key, value in after.items():
-        place = f"{path}/{_escaped(key)}"
-        if key not in before:
-            yield {"op": "add", "path": place, "value": value}
-        elif _text(before[key]) != _text(value):
-            yield from _values(place, before[key], value)
+    def values(self, path: str, before: Any, after: Any) -> Iterator[Operation]:
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from self._objects(path, before, after)
+        elif isinstance(before, list) and isinstance(after, list):
+            yield from self._arrays(path, before, after)
+        elif self._text(before) != self._text(after):
+            yield {"op": "replace", "path": path, "value": after}
 
+    def _objects(self, path: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Operation]:
+        for key in before:
+            if key not in after:
+                yield {"op": "remove", "path": f"{path}/{_escaped(key)}"}
+        for key, value in after.items():
+            if key not in before:
+                yield {"op": "add", "path": f"{path}/{_escaped(key)}", "value": value}
+            elif self._text(before[key]) != self._text(value):
+                yield from self.values(f"{path}/{_escaped(key)}", before[key], value)
 
-def _arrays(path: str, before: list[Any], after: list[Any]) -> Iterator[Operation]:
-    old, new = [_text(item) for item in before], [_text(item) for item in after]
-    start = 0
-    end, new_end = len(old), len(new)
-    while start < min(end, new_end) and old[start] == new[start]:
-        start += 1
-    while start < min(end, new_end) and old[end - 1] == new[new_end - 1]:
-        end, new_end = end - 1, new_end - 1
-    ids, new_ids = _ids(before[start:end]), _ids(after[start:new_end])
-    if ids is None or new_ids is None:
-        common = min(end, new_end)
-        for index in range(start, common):
-            if old[index] != new[index]:
-                yield from _values(f"{path}/{index}", before[index], after[index])
-        for index in range(end - 1, common - 1, -1):
-            yield {"op": "remove", "path": f"{path}/{index}"}
-        for index in range(common, new_end):
-            yield {"op": "add", "path": f"{path}/{index}", "value": after[index]}
-        return
-    stays = _in_order(ids, new_ids)
-    for offset in range(len(ids) - 1, -1, -1):
-        if ids[offset] not in stays:
-            yield {"op": "remove", "path": f"{path}/{start + offset}"}
-    for offset, name in enumerate(new_ids):
-        index = start + offset
-        if name not in stays:
-            yield {"op": "add", "path": f"{path}/{index}", "value": after[index]}
-        elif old[start + stays[name]] != new[index]:
-            yield from _values(f"{path}/{index}", before[start + stays[name]], after[index])
+    def _arrays(self, path: str, before: list[Any], after: list[Any]) -> Iterator[Operation]:
+        old, new = [self._text(item) for item in before], [self._text(item) for item in after]
+        start = 0
+        end, new_end = len(old), len(new)
+        while start < min(end, new_end) and old[start] == new[start]:
+            start += 1
+        while start < min(end, new_end) and old[end - 1] == new[new_end - 1]:
+            end, new_end = end - 1, new_end - 1
+        ids, new_ids = _ids(before[start:end]), _ids(after[start:new_end])
+        if ids is None or new_ids is None:
+            common = min(end, new_end)
+            for index in range(start, common):
+                if old[index] != new[index]:
+                    yield from self.values(f"{path}/{index}", before[index], after[index])
+            for index in range(end - 1, common - 1, -1):
+                yield {"op": "remove", "path": f"{path}/{index}"}
+            for index in range(common, new_end):
+                yield {"op": "add", "path": f"{path}/{index}", "value": after[index]}
+            return
+        stays = _in_order(ids, new_ids)
+        for offset in range(len(ids) - 1, -1, -1):
+            if ids[offset] not in stays:
+                yield {"op": "remove", "path": f"{path}/{start + offset}"}
+        for offset, name in enumerate(new_ids):
+            index = start + offset
+            if name not in stays:
+                yield {"op": "add", "path": f"{path}/{index}", "value": after[index]}
+            elif old[start + stays[name]] != new[index]:
+                yield from self.values(f"{path}/{index}", before[start + stays[name]], after[index])
+
+    def _text(self, value: Any) -> bytes:
+        """Tells 1, 1.0 and true apart, which are equal in Python."""
+        text = msgspec.json.encode(value, enc_hook=repr)
+        self._left -= len(text)
+        if self._left < 0:
+            raise TooDifferent("The canvases differ on too many levels to be compared: read both")
+        return text
 
 
 def _ids(items: list[Any]) -> list[str] | None:
@@ -109,11 +121,6 @@ def _in_order(ids: list[str], new_ids: list[str]) -> dict[str, int]:
             kept[ids[index]] = index
             wanted -= 1
     return kept
-
-
-def _text(value: Any) -> bytes:
-    """Tells 1, 1.0 and true apart, which are equal in Python."""
-    return msgspec.json.encode(value, enc_hook=repr)
 
 
 def _escaped(key: str) -> str:
