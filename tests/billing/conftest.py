@@ -82,8 +82,10 @@ def buy(database: Database, rail: Sandbox, settings: Settings) -> Buy:
 
 @pytest.fixture(scope="session")
 async def _served() -> AsyncIterator["Peer"]:
-    from tests.billing.peer import start  # here, because localstripe takes a while to import
+    from stripe import HTTPClient  # here, because both take a while to import
+    from tests.billing.peer import start
 
+    HTTPClient.INITIAL_DELAY = 0.01  # before the library's own retry
     async with start() as peer:
         yield peer
 

@@ -43,6 +43,7 @@ class Peer:
         resources.store.clear()
         self._received: list[Delivery] = []
         self.sessions: dict[str, dict[str, Any]] = {}
+        self.endpoints: list[dict[str, Any]] = []
         self.disputes: dict[str, dict[str, Any]] = {}
         self.keys: dict[str, tuple[int, bytes]] = {}
         self.requests: list[str] = []
@@ -212,6 +213,9 @@ class Peer:
     async def _session(self, request: web.Request) -> web.Response:
         return _found(self.sessions, request)
 
+    async def _endpoints(self, _: web.Request) -> web.Response:
+        return _json({"object": "list", "data": self.endpoints, "has_more": False, "url": "/v1/webhook_endpoints"})
+
     async def _dispute(self, request: web.Request) -> web.Response:
         return _found(self.disputes, request)
 
@@ -252,6 +256,7 @@ async def start() -> AsyncIterator[Peer]:
     app.router.add_post("/v1/checkout/sessions", peer._open_session)
     app.router.add_get("/v1/checkout/sessions/{id}", peer._session)
     app.router.add_get("/v1/disputes/{id}", peer._dispute)
+    app.router.add_get("/v1/webhook_endpoints", peer._endpoints)
     app.router.add_post("/_config/received", peer._take)
     runner = web.AppRunner(app)
     await runner.setup()

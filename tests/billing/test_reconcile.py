@@ -8,7 +8,7 @@ from tests.billing.peer import Peer
 from ximler.billing import checkouts, refunds
 from ximler.billing.reconcile import reconcile
 from ximler.billing.sandbox import Sandbox
-from ximler.billing.stripe import Stripe
+from ximler.billing.stripe import VERSION, Stripe
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database
@@ -129,3 +129,21 @@ async def test_stripe_is_compared_too(database: Database, stripe: Stripe, peer: 
     assert account.method is not None
     assert account.method.declined
     assert await problems(database, stripe) == []
+
+
+async def test_the_endpoint_of_events_is_checked(database: Database, stripe: Stripe, peer: Peer) -> None:
+    url = "https://ximler.example/webhooks/stripe"
+
+    async def found() -> list[str]:
+        return [each.problem for each in (await reconcile(database, stripe, webhook=url)).findings]
+
+    assert await found() == [f"no endpoint at Stripe sends events to {url}"]
+    events = ["checkout.session.completed", "payment_intent.succeeded", "refund.updated"]
+    endpoint = {"id": "we_1", "url": url, "status": "enabled", "api_version": "2020-08-27", "enabled_events": events}
+    peer.endpoints.append({"object": "webhook_endpoint", **endpoint})
+    assert await found() == [
+        f"the webhook's endpoint has the API version 2020-08-27, not {VERSION}",
+        "the webhook's endpoint sends no events charge.dispute.*",
+    ]
+    peer.endpoints[0] |= {"api_version": VERSION, "enabled_events": ["*"]}
+    assert await found() == []

@@ -79,8 +79,9 @@ async def test_a_declined_card_takes_no_money_and_leaves_the_checkout_open(
 FAULTS: list[Fault] = ["down", "lost", "500"]
 
 
-@pytest.mark.parametrize("step", ["POST /v1/payment_intents", "confirm"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "step"), [*((each, "confirm") for each in FAULTS), ("lost", "POST /v1/payment_intents")]
+)
 async def test_a_payment_whose_answer_is_lost_is_made_once_also_thirty_hours_later(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy, fault: Fault, step: str
 ) -> None:
@@ -95,7 +96,7 @@ async def test_a_payment_whose_answer_is_lost_is_made_once_also_thirty_hours_lat
     assert (await paid(database, ada), list(peer.money().values())) == ([2900], [2900])
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["lost", "500"])
 async def test_a_refund_whose_answer_is_lost_is_made_once_also_thirty_hours_later(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy, fault: Fault
 ) -> None:

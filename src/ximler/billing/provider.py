@@ -202,6 +202,9 @@ class Mirrors(Protocol):
     async def open_sale(self, sale: Sale) -> Session:
         """A page on which the customer subscribes, and pays."""
 
+    async def misconfigured(self, url: str) -> list[str]:
+        """What is wrong with the endpoint that is to send events to `url`."""
+
     async def end_subscription(self, subscription_id: str, *, now: bool) -> None:
         """Idempotent."""
 

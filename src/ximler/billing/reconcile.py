@@ -32,9 +32,12 @@ Repair = Callable[[], Awaitable[object]]
 
 
 class Finding(msgspec.Struct, kw_only=True, rename="camel"):
-    """One difference. `repairable`: the provider's state can be applied; `repaired`: it was."""
+    """One difference; `user_id` is None for the endpoint.
 
-    user_id: str
+    `repairable`: the provider's state can be applied; `repaired`: it was.
+    """
+
+    user_id: str | None = None
     problem: str
     repairable: bool = False
     repaired: bool = False
@@ -52,10 +55,17 @@ async def reconcile(
     provider: Provider,
     *,
     repair: bool = False,
+    webhook: str | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Compare everything. Reads only, unless asked to repair. Raises ProviderUnavailable."""
-    return await _Reconciling(database, provider, repair=repair, progress=progress).run()
+    """Compare everything. Reads only, unless asked to repair. Raises ProviderUnavailable.
+
+    `webhook` is the address that the provider is to send events to: its endpoint is checked, too.
+    """
+    report = await _Reconciling(database, provider, repair=repair, progress=progress).run()
+    if webhook is not None and isinstance(provider, Mirrors):
+        report.findings[:0] = [Finding(problem=problem) for problem in await provider.misconfigured(webhook)]
+    return report
 
 
 class _Reconciling:

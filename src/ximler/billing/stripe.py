@@ -45,6 +45,7 @@ VERSION = "2026-10-28.endive"
 TOLERANCE_S = 300
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 _SHORTEST_PAGE = timedelta(minutes=31)  # Stripe asks for 30 at least
+_NO_ANSWER = "The payment provider does not answer: try again in a moment"
 _NAME = "ximler"  # the key of our metadata: what the object is for
 
 # The card's issuer will not change its mind (docs.stripe.com/declines/codes).
@@ -73,6 +74,7 @@ _KINDS = {
     "customer.subscription.": "subscription.changed",
     "invoice.": "invoice.changed",
 }
+_NEEDED = ("checkout.session.", "payment_intent.", "refund.", "charge.dispute.")
 _NAMED = ("checkout.completed", "intent.changed")  # those without a name of ours are another application's
 
 _log = structlog.get_logger("ximler.billing")
@@ -272,6 +274,23 @@ class Stripe:
         currency = found["currency"].upper()
         return Money(from_stripe(found["amount_due"], currency), currency)
 
+    async def misconfigured(self, url: str) -> list[str]:
+        try:
+            found = [each async for each in self._all(self._api.webhook_endpoints)]
+        except _Forbidden:
+            return ["the webhook's endpoint cannot be checked: allow the key to read Webhook Endpoints"]
+        ours = next((each for each in found if each["url"] == url and each["status"] == "enabled"), None)
+        if ours is None:
+            return [f"no endpoint at Stripe sends events to {url}"]
+        problems = []
+        if ours.get("api_version") not in (None, VERSION):
+            problems.append(f"the webhook's endpoint has the API version {ours['api_version']}, not {VERSION}")
+        listened = {str(each).rpartition(".")[0] + "." for each in ours["enabled_events"]}
+        missing = [each for each in _NEEDED if each not in listened and "*" not in ours["enabled_events"]]
+        if missing:
+            problems.append(f"the webhook's endpoint sends no events {', '.join(f'{each}*' for each in missing)}")
+        return problems
+
     def verify(self, body: bytes, signature: str) -> Notice | None:
         self._check_signature(body, signature)
         try:
@@ -348,6 +367,10 @@ class _Event(msgspec.Struct):
     api_version: str | None = None
 
 
+class _Forbidden(ProviderUnavailable):
+    """A restricted key lacks a permission."""
+
+
 class _Declined(Conflict):
     code = "PAYMENT_DECLINED"
 
@@ -365,14 +388,10 @@ def _errors() -> Iterator[None]:
         raise Invalid.field(error.param or "stripe", str(error.user_message or error)) from error
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
         _log.error("Stripe refused the key", reason=str(error.user_message or error))
-        raise _no_answer() from error
+        raise _Forbidden(_NO_ANSWER) from error
     except stripe.StripeError as error:
         _log.warning("Stripe did not answer", kind=type(error).__name__, status=error.http_status, code=error.code)
-        raise _no_answer() from error
-
-
-def _no_answer() -> ProviderUnavailable:
-    return ProviderUnavailable("The payment provider does not answer: try again in a moment")
+        raise ProviderUnavailable(_NO_ANSWER) from error
 
 
 def _hourly(name: str) -> str:

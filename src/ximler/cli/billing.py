@@ -348,11 +348,13 @@ async def reconcile(run: Run, repair: bool) -> int:
     from ximler.billing.rails import rail
     from ximler.billing.reconcile import reconcile as compare
 
-    report = await compare(run.database, rail(run.database, run.settings), repair=repair)
-    lines = [
-        f"User {each.user_id}: {each.problem}{', repaired' if each.repaired else '' if each.repairable else ', look into it'}"
-        for each in report.findings
-    ]
+    webhook = f"{run.settings.public_url}/webhooks/stripe" if run.settings.public_url else None
+    report = await compare(run.database, rail(run.database, run.settings), repair=repair, webhook=webhook)
+    lines = []
+    for each in report.findings:
+        whose = f"User {each.user_id}" if each.user_id else "Stripe"
+        rest = ", repaired" if each.repaired else "" if each.repairable else ", look into it"
+        lines.append(f"{whose}: {each.problem}{rest}")
     summary = f"{report.checked:,} objects compared, {len(lines):,} differ."
     run.show(
         {"items": to_builtins(report.findings), "next": None, "checked": report.checked}, "\n".join([*lines, summary])
