@@ -54,13 +54,13 @@ async def test_a_year_is_announced_two_weeks_before_it_is_renewed_and_once(
     at(database, 2027, 1, 1)
     await buy(ada, "yearly")
     await notices(database, ada)
-    for until, told in (
+    for until, expected in (
         (datetime(2027, 12, 17, tzinfo=UTC), []),
         (datetime(2027, 12, 31, tzinfo=UTC), ["Yearly renews soon"]),
         (datetime(2028, 12, 31, tzinfo=UTC), ["Your receipt: 120.00 USD", "Yearly renews soon"]),
     ):
         await run.forward(database, rail, until)
-        assert [title for title, _ in await notices(database, ada)] == told
+        assert [title for title, _ in await notices(database, ada)] == expected
         at(database, until.year, until.month, until.day)
 
 

@@ -30,7 +30,7 @@ _MAX_FEATURES = 50
 _MAX_TRIAL = 730  # days
 _MOST = 10**12  # of a limit
 
-# What `edit` may change: attribute → MongoDB's name.
+# The fields that `edit` changes: attribute → MongoDB's name.
 _EDITABLE = {
     "name": "name",
     "description": "description",

@@ -341,7 +341,7 @@ async def verify(run: Run) -> int:
 async def reconcile(run: Run, repair: bool) -> int:
     """Compare payments, refunds, payment methods, checkouts and mirrored subscriptions with the payment provider.
 
-    Lists what differs. Exit code 1 if anything is left to repair.
+    Lists the differences. Exit code 1 if anything is left to repair.
     """
     from msgspec import to_builtins
 
