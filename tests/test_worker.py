@@ -260,7 +260,8 @@ async def test_a_waiting_worker_is_woken_within_a_moment(database, settings, mai
 async def test_an_unreadable_job_does_not_stop_the_worker(database, settings, mailbox, keyring):
     past = datetime(2020, 1, 1, tzinfo=UTC)
     unreadable = {"kind": registration.send_link.name, "status": "PENDING", "runAt": past, "lastError": 5}
-    await database.raw.outbox.insert_one(unreadable, bypass_document_validation=True)
+    unclaimable = {"kind": registration.send_link.name, "status": "PENDING", "runAt": past, "attempts": "x"}
+    await database.raw.outbox.insert_many([unreadable | {"attempts": 0}, unclaimable], bypass_document_validation=True)
     worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailbox), at_once=2)
     with structlog.testing.capture_logs() as logs:
         stop = asyncio.Event()

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -175,7 +176,12 @@ async def test_a_write_by_another_application_is_a_revision_too(database: Databa
     await feed.caught_up()
     await canvas.replace(database, ada, made.id, {"a": 2}, based_on={0})
     await projects.update(database, ada, made.id, {"name": "Q"})
-    await database.raw["projects"].update_one({"_id": made.id}, {"$set": {"canvasData": {"a": 3}}})
+    # A project that refuses the increment does not hold up the others.
+    refusing = {"_id": ObjectId(), "canvasData": {}, "canvasRevision": "x"}
+    await database.raw["projects"].insert_one(refusing, bypass_document_validation=True)
+    for project_id in (refusing["_id"], made.id):
+        change = {"$set": {"canvasData": {"a": 3}}}
+        await database.raw["projects"].update_one({"_id": project_id}, change, bypass_document_validation=True)
     async with asyncio.timeout(20):
         while (await canvas.read(database, ada, made.id)).canvas_revision < 2:  # noqa: ASYNC110 (it comes from elsewhere)
             await asyncio.sleep(0.02)

@@ -155,6 +155,10 @@ async def test_a_change_enqueues_one_version_for_its_interval_and_one_for_many_r
     running = [asyncio.create_task(each.run(stop)) for each in (feed, *watchers)]
     project_id = await _made(database, ada)
     await feed.caught_up()
+    foreign = {"_id": "an id of another kind", "canvasData": {}}
+    await database.raw["projects"].insert_one(foreign, bypass_document_validation=True)
+    change = {"$set": {"canvasData": {"a": 1}}}
+    await database.raw["projects"].update_one({"_id": foreign["_id"]}, change, bypass_document_validation=True)
     for n in range(9):
         await canvas.replace(database, ada, project_id, {"n": n}, based_on=None)
     await _jobs(database, feed, 1)

@@ -14,6 +14,7 @@ from ximler.billing import checkouts, payments, refunds, stripe_mirror
 from ximler.billing.provider import Mirrors, Provider
 from ximler.core.errors import XimlerError
 from ximler.database import Database
+from ximler.database.codec import UnreadableDocument
 from ximler.database.failures import DocumentExists
 from ximler.database.updates import Update
 from ximler.schema.billing_event import BILLING_EVENTS, BillingEvent
@@ -52,9 +53,14 @@ async def process(database: Database, provider: Provider) -> int:
     count = 0
     while True:
         now = database.clock.now()
-        event = await database[BILLING_EVENTS].find_and_patch(
-            {"dueAt": {"$lte": now}}, {"$set": {"dueAt": now + _LEASE}, "$inc": {"tries": 1}}, sort=[("dueAt", 1)]
-        )
+        due = {"dueAt": {"$lte": now}, "tries": {"$type": "number"}}  # no other document could hold up the rest
+        try:
+            event = await database[BILLING_EVENTS].find_and_patch(
+                due, {"$set": {"dueAt": now + _LEASE}, "$inc": {"tries": 1}}, sort=[("dueAt", 1)]
+            )
+        except UnreadableDocument as unreadable:  # it is claimed, and left until its lease expires
+            _log.error("event cannot be read", reason=unreadable.message)
+            continue
         if event is None:
             return count
         await handle(database, provider, event)
@@ -71,6 +77,9 @@ async def handle(database: Database, provider: Provider, event: BillingEvent) ->
             return True
     except XimlerError as error:
         problem = f"{error.code}: {error.message}"
+    except Exception as bug:  # of this event, or of the documents that it concerns: the others must not wait
+        problem = f"{type(bug).__name__}: {bug}"
+        _log.exception("event failed", event_id=event.id, kind=event.kind)
     if event.tries >= _MOST_TRIES:
         _log.error("event given up", event_id=event.id, kind=event.kind, reason=problem)
         given_up: Update = {"$set": {"doneAt": database.clock.now(), "problem": problem}, "$unset": {"dueAt": ""}}

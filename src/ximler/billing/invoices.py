@@ -21,6 +21,7 @@ from ximler.database import Database
 from ximler.database.collection import Page
 from ximler.database.failures import DocumentExists
 from ximler.schema.billing_account import BillingAccount, Terms
+from ximler.schema.document import Identified
 from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus, invoice_id
 from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
 
@@ -28,6 +29,12 @@ __all__ = ["Invoice", "attempted", "credit_note", "find", "get", "make", "number
 
 _BATCH = 500
 _PARTIES = ("seller", "buyer_name", "buyer_email", "buyer_address", "buyer_country", "buyer_vat_id")
+
+
+class _Issued(Identified, kw_only=True):
+    """An invoice to be numbered. Its content is not read, so that an unreadable one does not hold up the others."""
+
+    user_id: Any
 
 
 async def make(
@@ -213,14 +220,15 @@ async def find(database: Database, actor: Actor, which: ObjectId) -> Invoice:
 
 async def _number(database: Database, year: int) -> int:
     waiting = {"year": year, "serial": None}
-    if await database[INVOICES].find_one(waiting) is None:
+    if await database[INVOICES].find_one(waiting, into=_Issued) is None:
         return 0
     with contextlib.suppress(DocumentExists):
         await database[INVOICE_NUMBERS].insert(InvoiceNumber(year=year))
 
     async def write(transaction: Database) -> int:
         # Concurrent batches conflict at the counter: the second starts anew after the first.
-        found = await transaction[INVOICES].find(waiting, sort=[("issuedAt", 1), ("_id", 1)], limit=_BATCH)
+        order = [("issuedAt", 1), ("_id", 1)]
+        found = await transaction[INVOICES].find(waiting, into=_Issued, sort=order, limit=_BATCH)
         counter = await transaction[INVOICE_NUMBERS].find_and_patch({"_id": year}, {"$inc": {"last": len(found)}})
         if counter is None:
             raise RuntimeError(f"the counter of {year} was removed")

@@ -15,10 +15,12 @@ is released in a transaction. Tokens of marked redemptions are removed from `pen
 """
 
 import asyncio
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+import structlog
 from bson import ObjectId
 
 from ximler.billing import counting
@@ -50,6 +52,7 @@ __all__ = [
     "sweep",
 ]
 
+_log = structlog.get_logger("ximler.billing")
 HOLD = timedelta(hours=1)  # of a reservation that is not confirmed
 _GRACE = timedelta(seconds=60)  # for the steps of one attempt, after which it is taken for dead
 _TAKE_OVER = timedelta(seconds=5)  # the same, where the user waits for it
@@ -196,11 +199,22 @@ async def sweep(database: Database) -> int:
     count = 0
     expired = {"status": "RESERVED", "expiresAt": {"$lte": database.clock.now()}}
     async for redemption in database[REDEMPTIONS].stream(expired):
-        count += await _abandon(database, redemption)
+        count += await _apart(_abandon(database, redemption), redemption.code)
     async for coupon in database.coupons.stream({"_id": {"$gt": ObjectId(bytes(12))}}):
         if coupon.pending:
-            count += await _tidy(database, coupon)
+            count += await _apart(_tidy(database, coupon), coupon.code)
     return count
+
+
+async def _apart(step: Awaitable[int], code: str) -> int:
+    """A step of the sweep, whose failure does not hold up the others. Raises Unavailable."""
+    try:
+        return await step
+    except Unavailable:
+        raise
+    except Exception as problem:
+        _log.error("coupon not swept", code=code, reason=f"{type(problem).__name__}: {problem}")
+        return 0
 
 
 async def _held(database: Database, user_id: ObjectId, code: str, plan: Plan, hold: timedelta) -> Reservation | None:

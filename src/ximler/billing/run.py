@@ -151,8 +151,9 @@ async def forward(
 
 async def _tick_all(database: Database, provider: Provider, progress: Callable[[int], object]) -> Result:
     result = Result()
+    stuck: set[ObjectId] = set()  # still due: tried again in the next run
     while True:
-        due = {"nextAt": {"$lte": database.clock.now()}}
+        due = {"nextAt": {"$lte": database.clock.now()}, "_id": {"$nin": list(stuck)}}
         found = await database[BILLING_ACCOUNTS].find(due, sort=[("nextAt", 1)], limit=_BATCH)
         if not found:
             return result
@@ -160,21 +161,36 @@ async def _tick_all(database: Database, provider: Provider, progress: Callable[[
 
         async def work(waiting: list[ObjectId] = waiting) -> None:
             while waiting:
-                await _tick(database, provider, waiting.pop(), result)
+                user_id = waiting.pop()
+                if not await _tick(database, provider, user_id, result):
+                    stuck.add(user_id)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_AT_ONCE, len(found))):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(_AT_ONCE, len(found))):
+                    group.create_task(work())
+        except ExceptionGroup as failed:  # the database is unavailable
+            raise failed.exceptions[0] from None
         progress(result.accounts)
 
 
-async def _tick(database: Database, provider: Provider, user_id: ObjectId, result: Result) -> None:
+async def _tick(database: Database, provider: Provider, user_id: ObjectId, result: Result) -> bool:
+    """Do what is due for an account. A failure, also by a bug, concerns this account only; False if it is due still."""
     try:
         result.steps += await renewals.tick(database, provider, user_id)
         result.accounts += 1
+        return True
     except XimlerError as problem:
         _log.warning("account waits", user=str(user_id), reason=problem.message)
-        result.waiting += 1
-        now = database.clock.now()
-        later = {"$set": {"nextAt": now + _WAIT}}
+    except Exception:
+        _log.exception("account waits", user=str(user_id))
+    result.waiting += 1
+    now = database.clock.now()
+    later = {"$set": {"nextAt": now + _WAIT}}
+    try:
         await database[BILLING_ACCOUNTS].patch({"_id": user_id, "nextAt": {"$lte": now}}, later)
+        return True
+    except Unavailable:
+        raise
+    except XimlerError:  # the account refuses every change
+        return False

@@ -73,6 +73,7 @@ _FIRST_RETRY_S = 5.0
 _LONGEST_RETRY_S = 2 * 3600.0
 _MAX_ERROR = 1000
 _DAY = timedelta(days=1)
+_COUNTED = {"attempts": {"$type": "number"}}  # a job without it cannot be claimed, and would hold up all others
 
 
 class Nothing(Document, kw_only=True):
@@ -205,7 +206,7 @@ async def claim(database: Database, kinds: Sequence[str], *, lease: timedelta = 
     """
     now = database.clock.now()
     return await database[OUTBOX].find_and_patch(
-        {"status": {"$in": ["PENDING", "RUNNING"]}, "runAt": {"$lte": now}, "kind": {"$in": list(kinds)}},
+        {"status": {"$in": ["PENDING", "RUNNING"]}, "runAt": {"$lte": now}, "kind": {"$in": list(kinds)}, **_COUNTED},
         {
             "$set": {"status": "RUNNING", "runAt": now + lease, "leasedBy": secrets.token_hex(8)},
             "$inc": {"attempts": 1},

@@ -20,7 +20,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound, Unavailable
+from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.extended_json import plain
 from ximler.core.stopping import pause
 from ximler.database import Database
@@ -211,8 +211,12 @@ class WritesByOthers:
             project_id = self._written.pop()
             try:
                 await self._database.projects.patch({"_id": project_id}, {"$inc": {"canvasRevision": 1}})
-            except BaseException:  # due again at the next round, or when the part is restarted
-                self._written.add(project_id)
+            except BaseException as error:
+                if isinstance(error, XimlerError) and not isinstance(error, Unavailable):
+                    # The project refuses the change, whenever it is made: the others must not wait.
+                    _log.warning("revision not incremented", project=str(project_id), reason=error.message)
+                    continue
+                self._written.add(project_id)  # due again at the next round, or when the part is restarted
                 self._heard_of.set()
                 raise
 

@@ -406,7 +406,7 @@ class Automatic:
         self._heard_of.clear()
 
     def _heard(self, change: Change) -> None:
-        if not self._runs:
+        if not self._runs or not isinstance(change.id, ObjectId):  # an id of another kind is not served
             return
         revision = change.updated.get("canvasRevision")
         if revision is None and change.operation != "replace" and "canvasData" not in change.updated:
