@@ -142,3 +142,13 @@ def test_brackets_in_strings_are_not_counted() -> None:
 
 def test_a_long_place_is_shortened() -> None:
     assert len(pointer(["x" * 1000, 1])) < 130
+
+
+@pytest.mark.parametrize("part", ['"[",', '"\\"{",', '"\\\\",[],', '{"a[":"\\\\\\"["},', '"",'])
+def test_brackets_in_strings_are_no_containers(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_json, "_PIECE", 7)
+    text = b"[" + part.encode() * 30 + b"0]"
+    containers = 1 + 30 * (part.startswith("{") or part.endswith("[],"))
+    assert len(strict_json.decode(text, values=1000, containers=containers)) == 30 * (1 + part.endswith("[],")) + 1
+    with pytest.raises(NotJson, match="more objects and arrays than"):
+        strict_json.decode(text, values=1000, containers=containers - 1)

@@ -21,8 +21,9 @@ import msgspec
 __all__ = ["NotJson", "decode", "pointer"]
 
 _MAX_DEPTH = 100  # what MongoDB stores
-_STRING_WITHOUT_ESCAPES = re.compile(rb'"[^"]*"')
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+_PIECE = 1 << 20
 
 _ESCAPED_COLON = rb"\u003"  # and then an A, in either case
 
@@ -54,10 +55,8 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
     """
     if data.startswith(codecs.BOM_UTF8):
         raise NotJson("starts with a byte order mark: send UTF-8 without one", "byte 0")
-    if _brackets(data) > containers:
-        bare = data.replace(rb"\\", b"").replace(rb"\"", b"")
-        if _brackets(_STRING_WITHOUT_ESCAPES.sub(b"", bare)) > containers:
-            raise NotJson(f"has more objects and arrays than the limit of {containers:,}", "")
+    if _brackets(data) > containers and _exceeds(data, containers):
+        raise NotJson(f"has more objects and arrays than the limit of {containers:,}", "")
     try:
         value = msgspec.json.decode(data)
     except RecursionError:
@@ -87,6 +86,19 @@ def _repeats(data: bytes, value: Any, keys: int) -> bool:
 
 def _brackets(text: bytes) -> int:
     return text.count(b"[") + text.count(b"{")
+
+
+def _exceeds(data: bytes, containers: int) -> bool:
+    """Whether more objects and arrays than that begin outside of strings. Ends at the first too many."""
+    bare = data.replace(rb"\\", b"").replace(rb"\"", b"")
+    found = within = 0
+    for start in range(0, len(bare), _PIECE):
+        pieces = bare[start : start + _PIECE].split(b'"')
+        found += _brackets(b"".join(pieces[within::2]))
+        if found > containers:
+            return True
+        within ^= not len(pieces) % 2  # an odd number of quotes
+    return False
 
 
 def _keys(value: Any, depth: int, values: int) -> int:
