@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from bson import ObjectId
 from pypdf import PdfReader
-from tests.serving import Client, serve
+from tests.serving import PASSWORD, Client, serve
 
 from ximler.accounts import roles
 from ximler.billing import events, run
@@ -160,8 +160,13 @@ async def test_a_customer_whose_renewal_failed_enters_another_card_and_has_paid(
     page, bearer = f"/invoices/{unpaid['id']}", {"Authorization": f"Bearer {ada.token}"}
     shown = await ada.http.get(page, headers=bearer)
     assert f'<form class="links" method="post" action="{page}/pay">' in shown.text
-    leads = await ada.http.post(f"{page}/pay", headers=bearer)
+    browser = Client(ada.app).http  # with the session in a cookie
+    ours, theirs = {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "cross-site"}
+    await browser.post("/v1/session", json={"email": "ada@example.com", "password": PASSWORD}, headers=ours)
+    assert (await browser.post(f"{page}/pay", headers=theirs)).status_code == 403
+    leads = await browser.post(f"{page}/pay", headers=ours)
     assert leads.status_code == 303
+    await browser.aclose()
     path = urlsplit(leads.headers["location"]).path
     assert "charged to it at once" in (await ada.http.get(path)).text
     assert (await pay(ada, path, GOOD)).status_code == 303
