@@ -123,6 +123,7 @@ STEPS = [
     ("RCPT", "553 5.1.3 malformed address", FINAL),
     ("RCPT", "554 5.7.1 relay access denied", LATER),
     ("RCPT", "530 authentication required", LATER),
+    ("RCPT", "550 5.1.8 <no-reply@example.com>: sender address rejected: domain not found", LATER),
     ("RCPT", "503 5.5.1 bad sequence", LATER),
     ("DATA", "451 4.3.0 not now", LATER),
     ("DATA", "554 5.5.1 no valid recipients", LATER),
@@ -227,3 +228,4 @@ def test_a_reply_is_final_by_its_enhanced_status_code():
     assert is_final(550, "5.1.1 unknown", at_recipient=False)
     assert not is_final(550, "unknown: see 5.1.1", at_recipient=False)
     assert not is_final(450, "4.1.1 unknown", at_recipient=True)
+    assert not is_final(553, "5.1.7 sender's address", at_recipient=False)

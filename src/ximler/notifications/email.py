@@ -45,7 +45,8 @@ _log = structlog.get_logger("ximler.mail")
 _TIMEOUT_S = 30.0
 _LINK = re.compile(r"https?://\S+")
 _OPTIONAL = "starttls=optional"
-_ENHANCED = re.compile(r"\s*[245]\.([0-7])\.\d{1,3}\b")
+_ENHANCED = re.compile(r"\s*[245]\.([0-7])\.(\d{1,3})\b")
+_ABOUT_SENDER = frozenset({("1", "7"), ("1", "8")})  # bad sender's mailbox, or its domain
 _ABOUT_US = frozenset(
     {500, 501, 502, 503, 504, 530, 534, 535, 538}
 )  # syntax, sequence, authentication (RFC 5321, RFC 4954)
@@ -256,12 +257,12 @@ def is_final(code: int, text: str, *, at_recipient: bool) -> bool:
     """Whether a reply means that this recipient will never receive mail.
 
     At RCPT every 5xx is final, unless its enhanced status code (RFC 3463) blames the system, the network, the
-    protocol or a policy (5.3, 5.4, 5.5, 5.7: "relay access denied", "authentication required"). After the
-    message only 5.1.x is final: bad mailbox, bad domain, mailbox moved.
+    protocol, a policy or the sender (5.3, 5.4, 5.5, 5.7, 5.1.7, 5.1.8: "relay access denied", "sender's domain
+    not found"). After the message only the rest of 5.1 is final: bad mailbox, bad domain, mailbox moved.
     """
     enhanced = _ENHANCED.match(text)
-    subject = enhanced[1] if enhanced else None
-    if code < 500 or code in _ABOUT_US:
+    subject, detail = enhanced.groups() if enhanced else (None, None)
+    if code < 500 or code in _ABOUT_US or (subject, detail) in _ABOUT_SENDER:
         return False
     return subject not in {"3", "4", "5", "7"} if at_recipient else subject == "1"
 
