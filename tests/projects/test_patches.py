@@ -145,10 +145,21 @@ async def test_storage_is_reserved_ahead_and_exact_at_rest(drawing: Canvas) -> N
     await drawing.saver.close()
     gauge, charged = await drawing.charged()
     stored = await drawing.stored()
-    measured = storage.size_of("canvasData", stored["canvasData"]) + storage.size_of("log", stored["canvasLog"])
+    measured = sum(storage.size_of(name, stored[name]) for name in ("canvasData", "canvasLog", "canvasClients"))
     assert gauge == charged == stored["storageSize"] == measured + 5
     await canvas.replace(drawing.database, drawing.ada, drawing.id, {}, based_on=None)
-    assert await drawing.charged() == (10, 10)
+    clients = storage.size_of("clients", stored["canvasClients"])
+    assert await drawing.charged() == (10 + clients, 10 + clients)
+
+
+async def test_ids_that_are_set_in_vain_count_as_storage(drawing: Canvas) -> None:
+    missing = {f"{n:_<200}": {"x": 1} for n in range(100)}
+    for client in ("a", "b"):
+        await drawing.saver.save(drawing.ada, drawing.id, {"client": client, "seq": 1, "set": missing})
+        gauge, charged = await drawing.charged()
+        assert gauge == charged
+    await drawing.saver.close()
+    assert (await drawing.charged())[0] > 2 * 100 * 200
 
 
 async def test_a_patch_beyond_the_plan_is_refused_alone_and_removing_is_always_possible(drawing: Canvas) -> None:

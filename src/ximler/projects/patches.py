@@ -339,6 +339,8 @@ class _Change:
             self._logged["p"] = patch
         sizes = len(bson.encode({"p": list(composed.put.values()), "s": list(composed.set.values())}))
         self.grows = sizes + 16 * composed.ids + len(self._logged.get("p", b"")) + _MARGIN
+        for mark, depends in zip(self.marks.values(), composed.depends, strict=True):  # the ids that were set in vain
+            self.grows += sum(len(name.encode()) + 8 for name in [*mark.x, *depends][:_MAX_REJECTED])
 
     def where(self, guarded: bool) -> dict[str, Any]:
         project = self._project

@@ -23,7 +23,7 @@ from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
 from ximler.projects import search, trash
-from ximler.projects.storage import measured, size_of, total_of
+from ximler.projects.storage import CONTENT, measured, size_of, total_of
 from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
 from ximler.schema.project import Project
 
@@ -165,7 +165,7 @@ async def update(
             now["canvasLog"] = 0
             operators |= {"$inc": {"canvasRevision": 1}, "$unset": {"canvasLog": ""}}
         if limits:
-            kept = {name: now[name] for name in ("settings", "canvasData", "canvasLog")}
+            kept = {name: now[name] for name in CONTENT}
             patch.update(storageSize=total_of(kept | sizes) + now["versionsSize"], storageRoom=None)
             if grown := patch["storageSize"] - now["charged"]:
                 await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)

@@ -1,7 +1,7 @@
 """The bytes of a project: how they are measured, and how many of them the owner's storage gauge counts.
 
-`storageSize` is the size of settings, canvas and log of patches, as BSON, and of the canvas's versions. The gauge
-counts `storageSize` + `storageRoom`: room is reserved in steps, so that a patch of records inside it is one command.
+`storageSize` is the size of settings, canvas, log of patches and their clients, as BSON, and of the canvas's versions.
+The gauge counts `storageSize` + `storageRoom`: room is reserved in steps, so that a patch of records inside it is one command.
 Such a patch moves the most that it can add from `storageRoom` to `storageSize`; `resize` measures the project again.
 
 Invariant: the gauge equals the sum over the user's projects, and never exceeds the plan's limit.
@@ -18,9 +18,10 @@ from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
 
-__all__ = ["MAX_CONTENT", "STEP", "measured", "resize", "size_of", "total_of"]
+__all__ = ["CONTENT", "MAX_CONTENT", "STEP", "measured", "resize", "size_of", "total_of"]
 
 MAX_CONTENT = 16_000_000  # of the 16,777,216 bytes that MongoDB stores in a document
+CONTENT = ("settings", "canvasData", "canvasLog", "canvasClients")
 STEP = 65_536  # bytes that are reserved beyond what a change needs
 _WRAPPER_BYTES = 8  # of the document {"v": …} around a value that is measured
 
@@ -53,7 +54,7 @@ async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any
     sizes = {
         # The same measure as `size_of`, taken by the server.
         name: {"$subtract": [{"$bsonSize": {"v": {"$ifNull": [f"${name}", {}]}}}, _WRAPPER_BYTES]}
-        for name in ("settings", "canvasData")
+        for name in CONTENT[:2]
     }
     found = await transaction.projects.aggregate(
         [
@@ -65,7 +66,7 @@ async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any
                     "charged": gauges.CHARGED_BYTES,
                     "canvasRevision": {"$ifNull": ["$canvasRevision", 0]},
                     "versionsSize": {"$ifNull": ["$versionsSize", 0]},
-                    "canvasLog": {"$ifNull": [{"$bsonSize": "$canvasLog"}, 0]},
+                    **{name: {"$ifNull": [{"$bsonSize": f"${name}"}, 0]} for name in CONTENT[2:]},
                     **sizes,
                 }
             },
@@ -86,7 +87,7 @@ async def resize(database: Database, user_id: ObjectId, project_id: ObjectId, *,
 
     async def write(transaction: Database, wanted: int) -> int:
         now = await measured(transaction, mine)
-        size = total_of({name: now[name] for name in ("settings", "canvasData", "canvasLog")} | {"patch": room})
+        size = total_of({name: now[name] for name in CONTENT} | {"patch": room})
         size -= room
         wanted = min(wanted, MAX_CONTENT - size)
         size += now["versionsSize"]
