@@ -96,6 +96,23 @@ async def test_a_payment_whose_answer_is_lost_is_made_once_also_thirty_hours_lat
     assert (await paid(database, ada), list(peer.money().values())) == ([2900], [2900])
 
 
+async def test_a_slow_provider_is_not_waited_for_and_charges_once(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
+) -> None:
+    answered = asyncio.Event()
+
+    async def hold(name: str) -> None:
+        if name.endswith("confirm"):
+            await answered.wait()
+
+    peer.hold, stripe._http._timeout = hold, 0.2
+    try:
+        bought = await buy(ada)  # the event says that it was paid
+    finally:
+        answered.set()
+    assert (bought.status, await paid(database, ada), list(peer.money().values())) == ("PAID", [2900], [2900])
+
+
 @pytest.mark.parametrize("fault", ["lost", "500"])
 async def test_a_refund_whose_answer_is_lost_is_made_once_also_thirty_hours_later(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy, fault: Fault
