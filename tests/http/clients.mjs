@@ -1,0 +1,136 @@
+// The client against a server of a few lines: run by test_clients.py, with the module's address as argument.
+import assert from "node:assert/strict";
+
+const { Canvas, Outbox, Patch } = await import(process.argv[2]);
+const settle = () => new Promise((resolve) => setTimeout(resolve, 5));
+
+class Server {
+  constructor(records) {
+    this.records = new Map(records.map((record) => [record.id, record]));
+    this.revision = 0;
+    this.sent = [];
+    this.marks = new Map();
+    this.next = []; // answers other than saving
+    this.streams = new Set();
+    this.held = null;
+  }
+
+  fetch = async (path, { method, body, signal }) => {
+    if (path.includes("/changes")) {
+      const stream = new ReadableStream({
+        start: (controller) => {
+          this.streams.add(controller);
+          signal.addEventListener("abort", () => (this.streams.delete(controller), controller.close()), { once: true });
+        },
+      });
+      return new Response(stream);
+    }
+    if (method === "GET") {
+      return Response.json({ elements: [...this.records.values()] }, { headers: { "Canvas-Revision": this.revision } });
+    }
+    const patch = JSON.parse(body);
+    this.sent.push(patch);
+    await this.held;
+    const other = this.next.shift();
+    if (other === "lost") {
+      this.save(patch);
+      throw new TypeError("connection lost");
+    }
+    return other ?? Response.json(this.save(patch));
+  };
+
+  save(patch) {
+    const mark = this.marks.get(patch.client);
+    if (mark?.seq === patch.seq) return mark.answer;
+    const rejected = Object.keys(patch.set ?? {}).filter((id) => !this.records.has(id));
+    new Patch(patch).apply(this.records);
+    const answer = { revision: ++this.revision, rejected };
+    this.marks.set(patch.client, { seq: patch.seq, answer });
+    this.tell("patch", { ...patch, revision: this.revision });
+    return answer;
+  }
+
+  tell(event, data) {
+    const text = `: ping\n\nevent: ${event}\nid: 1\ndata: ${JSON.stringify(data)}\n\n`;
+    for (const stream of this.streams) stream.enqueue(new TextEncoder().encode(text));
+  }
+}
+
+const server = new Server([{ id: "a", x: 0 }, { id: "b", x: 0 }]);
+const heard = [];
+const open = (client, more = {}) =>
+  new Canvas({ project: "p", client, fetch: server.fetch, outbox: new Outbox("p"), ...more }).open();
+const rejected = [];
+const ada = await open("ada", { onChange: (ids) => heard.push(ids), onRejected: (ids) => rejected.push(...ids) });
+const bob = await open("bob");
+
+// One request is in flight; changes meanwhile are one patch.
+let release;
+server.held = new Promise((resolve) => (release = resolve));
+ada.set("a", { x: 1 });
+await settle();
+ada.set("a", { x: 2 });
+ada.set("a", { y: 3 });
+ada.put({ id: "c" });
+assert.deepEqual(ada.records.get("a"), { id: "a", x: 2, y: 3 });
+assert.equal(server.sent.length, 1);
+release();
+server.held = null;
+await ada.flush();
+assert.deepEqual(server.sent[1], { client: "ada", seq: 2, put: [{ id: "c" }], set: { a: { x: 2, y: 3 } }, remove: [] });
+await settle();
+assert.deepEqual([...bob.records], [...server.records]);
+assert.deepEqual([ada.unseen, bob.revision], [[], 2]);
+
+// A lost answer: the same number again, applied once.
+server.next.push("lost", new Response("", { status: 503 }));
+bob.remove("c");
+await bob.flush();
+assert.deepEqual(server.sent.slice(-3).map(({ seq }) => seq), [1, 1, 1]);
+assert.equal(server.revision, 3);
+
+// Delete wins over edit, and the other hears of it.
+ada.set("c", { x: 1 });
+await ada.flush();
+assert.deepEqual(rejected, ["c"]);
+assert.equal(ada.records.has("c"), false);
+
+// What the server refuses is parked, and no longer shown.
+server.next.push(Response.json({ status: 422, code: "INVALID" }, { status: 422 }));
+ada.set("b", { x: "wrong" });
+await ada.flush();
+assert.equal(ada.parked[0].problem.code, "INVALID");
+assert.equal(ada.records.get("b").x, 0);
+
+// After a reload the canvas is read again.
+server.records.set("z", { id: "z" });
+server.revision += 5;
+server.tell("reload", { revision: server.revision });
+await settle();
+assert.equal(ada.records.has("z"), true);
+assert.equal(ada.revision, server.revision);
+
+// Names that JavaScript's objects have already are names like others.
+ada.put(JSON.parse('{"id": "__proto__", "__proto__": {"polluted": true}}'));
+ada.set("__proto__", { constructor: 1 });
+ada.set("a", JSON.parse('{"__proto__": {"polluted": true}}'));
+await ada.flush();
+assert.equal({}.polluted, undefined);
+assert.equal(server.records.get("__proto__").constructor, 1);
+assert.deepEqual(Object.keys(server.records.get("a")), ["id", "x", "y", "__proto__"]);
+
+// Many changes go in several patches.
+for (let n = 0; n < 1200; n++) ada.put({ id: `n${n}` });
+await ada.flush();
+assert.deepEqual(server.sent.slice(-3).map(({ put }) => put.length), [500, 500, 200]);
+
+// What a page that has ended did not send, the next one sends, under the same name and number.
+const outbox = new Outbox("p");
+await outbox.save("dead", [{ seq: 4, patch: { put: [], set: { a: { x: 9 } }, remove: [] } }]);
+const eve = await open("eve", { outbox });
+assert.deepEqual([server.sent.at(-1).client, server.sent.at(-1).seq], ["dead", 4]);
+assert.equal(eve.records.get("a").x, 9);
+assert.deepEqual(await outbox.load(), []);
+await Promise.all([ada.close(), bob.close(), eve.close()]);
+assert.equal(server.streams.size, 0);
+console.log("ok");
