@@ -3,14 +3,15 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from bson import ObjectId
 from tests.billing.conftest import Buyer, deliver, subscription
-from tests.billing.peer import Peer
+from tests.billing.peer import SECRET, Peer
 
 from ximler.billing import checkouts, erasure, run, stripe_mirror
 from ximler.billing.checkouts import AlreadySubscribed
-from ximler.billing.stripe import Stripe
+from ximler.billing.stripe import Stripe, of_process
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
 from ximler.core.settings import Settings
@@ -188,11 +189,19 @@ async def test_what_is_not_known_yet_waits(database: Database, stripe: Stripe, p
 
 
 async def test_a_subscription_of_an_erased_user_ends_at_stripe(
-    database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any, settings: Settings
 ) -> None:
     await erasure.end_subscriptions(database, ada.require_user())
     (job,) = await database.raw["outbox"].find({"kind": "billing.end_at_stripe"}).to_list()
     assert job["payload"] == {"subscriptionId": theirs.id}
+    given = {"stripe_key": "sk_test_of_nobody", "stripe_webhook_secrets": (SECRET,), "stripe_api": peer.url}
+    paying = msgspec.structs.replace(settings, **given)
+    payload = erasure.AtStripe(subscription_id=theirs.id)
+    for _ in range(2):
+        await erasure.end_at_stripe(payload, database=database, settings=paying)
+        assert theirs.status == "canceled"
+    await of_process(paying).close()
+    theirs.status = "active"  # revived at Stripe: the next event ends it again
     await database.raw["users"].delete_one({"_id": ObjectId(ada.require_user())})
     assert await stripe_mirror.see_subscription(database, stripe, theirs.id)
     assert theirs.status == "canceled"
