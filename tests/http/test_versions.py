@@ -48,6 +48,19 @@ async def test_the_life_of_a_version(ada: Client) -> None:
     await _send(ada, "GET", one, 404)
 
 
+async def test_a_version_is_kept_and_restored_once_for_an_idempotency_key(ada: Client) -> None:
+    project = await _project(ada)
+    headers = {"Authorization": f"Bearer {ada.token}", "Idempotency-Key": "once"}
+    sent = [await ada.http.post(f"/v1/projects/{project}/versions", headers=headers, json={}) for _ in range(2)]
+    assert [each.status_code for each in sent] == [201, 201]
+    assert sent[0].json() == sent[1].json()
+    page = await _send(ada, "GET", f"{project}/versions")
+    assert page["versions"] == [sent[0].json()]
+    path = f"/v1/projects/{project}/versions/{sent[0].json()['id']}/restore"
+    headers["Idempotency-Key"] = "again"
+    assert [(await ada.http.post(path, headers=headers)).json() for _ in range(2)] == 2 * [{"revision": 1}]
+
+
 async def test_the_same_over_graphql(ada: Client) -> None:
     project = await _project(ada)
     fields = "id revision name pinned automatic sizeBytes storedBytes createdAt canvasData changes"

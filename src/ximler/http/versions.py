@@ -16,6 +16,7 @@ from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.canvas import Saved
 from ximler.http.conditional import matches
+from ximler.http.idempotency import idempotent
 from ximler.http.problems import documented
 from ximler.projects import versions
 from ximler.schema.document import Document
@@ -103,6 +104,7 @@ async def show_list(
 @post(
     _PATH,
     **signed_in(scope="projects:write"),
+    middleware=[idempotent],
     tags=["projects"],
     summary="Keep the canvas as a version",
     responses=_CHANGES,
@@ -194,6 +196,7 @@ async def changes(
 @post(
     f"{_ONE}/restore",
     **signed_in(scope="projects:write"),
+    middleware=[idempotent],
     status_code=200,
     tags=["projects"],
     summary="Restore a version",
