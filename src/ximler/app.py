@@ -14,6 +14,7 @@ from ximler.accounts import idempotency
 from ximler.audit import refusals
 from ximler.audit.actions import Action
 from ximler.billing.plans import PlanMemory
+from ximler.billing.rails import rail
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import connect
@@ -85,6 +86,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         app.state.database = database
         app.state.keyring = keyring
         app.state.metrics_token = settings.metrics_token
+        if settings.stripe_key is not None:
+            rail(database, settings)  # imports Stripe's library and opens its client: half a second, before requests
         feed = app.state.feed = Feed(database)
         app.state.plans = PlanMemory(database, feed)
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
