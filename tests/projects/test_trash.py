@@ -150,11 +150,16 @@ async def test_projects_that_another_application_wrote_badly_are_purged_too(data
             {"userId": "somebody", "name": 5, "deletedAt": long_ago},
             {"name": {"$set": 1}, "deletedAt": long_ago},
             {"userId": ada.user_id, "name": ["n"], "storageSize": "large", "deletedAt": long_ago},
+            # Its bytes cannot be released. The others are purged all the same.
+            {"userId": (eve := ObjectId()), "storageSize": 5, "deletedAt": long_ago - timedelta(days=1)},
         ],
         bypass_document_validation=True,
     )
+    await database.raw["gauges"].insert_one({"_id": eve, "storageBytes": "x"}, bypass_document_validation=True)
     assert await trash.purge_expired(database=database) == 3
-    assert await database.raw["projects"].count_documents({}) == 0
+    assert await database.raw["projects"].distinct("userId") == [eve]
+    await database.raw["gauges"].delete_one({"_id": eve})
+    assert await trash.purge_expired(database=database) == 1
     assert await used(database, ada) == (0, 0)
 
 

@@ -17,7 +17,7 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.clock import EPOCH
-from ximler.core.errors import NotFound
+from ximler.core.errors import NotFound, Unavailable
 from ximler.database import Database, outbox
 from ximler.metering.quota import gauges
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
@@ -55,11 +55,13 @@ async def empty(database: Database, actor: Actor) -> int:
 async def purge_expired(*, database: Database) -> int:
     """Purge projects that were deleted more than 30 days ago; returns how many.
 
-    A batch of one user is one transaction: safe to race, and to be killed at any moment.
+    A batch of one user is one transaction: safe to race, and to be killed at any moment. A user whose projects cannot be
+    purged is logged, and tried again on the next day.
     """
     expired = {"deletedAt": {"$gt": EPOCH, "$lte": database.clock.now() - KEPT}}
+    left: list[Any] = []  # owners whose projects cannot be purged
     oldest: list[dict[str, Any]] = [
-        {"$match": expired},
+        {"$match": {**expired, "userId": {"$nin": left}}},
         {"$sort": {"deletedAt": 1}},
         {"$limit": _BATCH},
         {"$group": {"_id": "$userId", "projects": {"$push": "$_id"}}},
@@ -68,7 +70,17 @@ async def purge_expired(*, database: Database) -> int:
     # The owner as it is stored: another application may have written anything.
     while found := await database.projects.aggregate(oldest):
         for owner in found:
-            total += await _purge(database, SYSTEM, owner["_id"], {"_id": {"$in": owner["projects"]}, **expired})
+            which = {"_id": {"$in": owner["projects"]}, **expired}
+            try:
+                count = await _purge(database, SYSTEM, owner["_id"], which)
+            except Unavailable:
+                raise
+            except Exception as problem:  # the others' must not wait
+                _log.error("trash not purged", user=str(owner["_id"]), reason=str(problem))
+                count = 0
+            total += count
+            if not count:
+                left.append(owner["_id"])
     if total:
         _log.info("trash purged", projects=total)
     return total
