@@ -52,7 +52,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def preview(database: Database, actor: Actor, *, plan_id: str, when: When | None = None) -> Change:
-    """What a change would cost now. Reads only. Raises NotFound, Invalid, Conflict."""
+    """The price of a change now. Reads only. Raises NotFound, Invalid, Conflict."""
     plan = await plan_on_offer(database, plan_id)
     account = await account_of(database, actor.require_user())
     return compute(account, plan, when, database.clock.now(), database.business)

@@ -1,6 +1,6 @@
 """Counting uses of a coupon for all buyers who wait for one in this process, with two commands for as many as there are.
 
-A coupon is one document, and everybody who wants it changes it. So what waits is counted together: one guarded update adds
+A coupon is one document, which every redemption changes. So waiting redemptions are counted together: one guarded update adds
 as many uses as fit under `maxUses`, and a second command marks the redemptions that it counted. A buyer who is alone waits
 for nobody.
 """
@@ -96,7 +96,7 @@ async def _run(database: Database, queues: dict[Key, list[_Waiting]], key: Key, 
 
 def _settle(batch: list[_Waiting], settle: Callable[[_Waiting], object]) -> None:
     for waiting in batch:
-        if not waiting.counted.done():  # else nobody waits any more
+        if not waiting.counted.done():  # else its caller was cancelled
             settle(waiting)
 
 

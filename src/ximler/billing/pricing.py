@@ -2,7 +2,7 @@
 
 Integers of minor units, and exact fractions in between. Four rules make an invoice:
 
-- A line is rounded half up, once. Of a discount, the discount is what is rounded: 15 % of 34.90 is 5.24, so 29.66 is due.
+- A line is rounded half up, once. Of a discounted price, the discount is rounded: 15 % of 34.90 is 5.24, so 29.66 is due.
 - Net is gross less discount; tax is computed on the sum of the net lines; the credit balance comes last.
 - A sum is split by cumulative differences, so that the parts add up to the sum.
 - An amount below the provider's minimum is not charged: it stays in the balance, as a debt, for the next invoice.
@@ -165,7 +165,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What an invoice says, before it is one.
+    """The content of an invoice that is not made yet.
 
     `total_minor` is what it costs with tax, and negative where more comes back than is charged; `due_minor` is asked for;
     `balance_minor` is the credit balance afterwards, and negative where the amount was too small to be charged.

@@ -1,4 +1,4 @@
-"""What billing needs of a payment provider: a rail that moves money, and decides nothing.
+"""The interface of payment providers: they move money, and decide nothing.
 
 Ximler computes every amount. An intent is created, its id stored, then confirmed; a retry reads and confirms the same
 intent, so that nothing rests on a provider remembering an idempotency key. An intent that was created and lost is harmless:
@@ -203,7 +203,7 @@ class Mirrors(Protocol):
         """A page on which the customer subscribes, and pays."""
 
     async def misconfigured(self, url: str) -> list[str]:
-        """What is wrong with the endpoint that is to send events to `url`."""
+        """Faults of the endpoint that is to send events to `url`."""
 
     async def end_subscription(self, subscription_id: str, *, now: bool) -> None:
         """Idempotent."""

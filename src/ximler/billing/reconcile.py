@@ -1,4 +1,4 @@
-"""`billing reconcile`: compares what Ximler has written with the provider, lists what differs, and repairs it if asked.
+"""`billing reconcile`: compares Ximler's documents with the provider, lists differences, and repairs them on request.
 
 A repair applies the provider's current state, as a lost event would have: payments and refunds that were decided, checkouts
 that were completed, subscriptions that Stripe bills. Money that the provider moved without Ximler is reported only.

@@ -195,7 +195,7 @@ async def _release(database: Database, which: dict[str, Any]) -> bool:
 
 
 async def sweep(database: Database) -> int:
-    """Give back what abandoned checkouts and dead processes hold; returns how many uses. Safe to repeat and to race."""
+    """Give back uses that abandoned checkouts and dead processes hold; returns how many. Safe to repeat and to race."""
     count = 0
     expired = {"status": "RESERVED", "expiresAt": {"$lte": database.clock.now()}}
     async for redemption in database[REDEMPTIONS].stream(expired):
@@ -263,7 +263,7 @@ async def _refuse(database: Database, code: str, plan: Plan) -> None:
 
 
 async def _abandon(database: Database, redemption: Redemption) -> bool:
-    """Give back what an expired reservation, or a dead attempt, holds. True when a use was given back."""
+    """Give back the use that an expired reservation or a dead attempt holds. True if there was one."""
     if redemption.counted:
         unchanged = {"_id": redemption.id, "token": redemption.token, "expiresAt": redemption.expires_at}
         return await _release(database, unchanged)

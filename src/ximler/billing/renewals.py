@@ -1,4 +1,4 @@
-"""What time does to one account: renewals, retries, the end of trials and of cancelled subscriptions, refunds that are due.
+"""Due steps of one account: renewals, retries, the end of trials and of cancelled subscriptions, refunds that are due.
 
 `tick` decides one step in a transaction, and pays outside of it. A step that was done is not due any more, so ticking again,
 or twice at once, or after a kill, goes on where it was.

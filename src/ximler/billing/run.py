@@ -1,7 +1,7 @@
 """`billing run`: everything that is due now, for everybody. Also a schedule of the worker.
 
 Safe to repeat, to kill and to run twice at once: each account's step is a transaction of its own. An account whose provider
-does not answer waits, and holds nobody up.
+does not answer waits; the others are handled.
 """
 
 import asyncio
@@ -175,7 +175,7 @@ async def _tick_all(database: Database, provider: Provider, progress: Callable[[
 
 
 async def _tick(database: Database, provider: Provider, user_id: ObjectId, result: Result) -> bool:
-    """Do what is due for an account. A failure, also by a bug, concerns this account only; False if it is due still."""
+    """Take the due steps of an account. A failure, also by a bug, concerns this account only; False if it is due still."""
     try:
         result.steps += await renewals.tick(database, provider, user_id)
         result.accounts += 1

@@ -110,7 +110,7 @@ class Sandbox:
         return Session(id=session_id, url=url, customer_id=str(found.customer_id), method=method)
 
     async def page(self, session_id: str) -> SandboxObject:
-        """What the hosted page shows. Raises NotFound."""
+        """The content of the hosted page. Raises NotFound."""
         found = await self._database[SANDBOX_OBJECTS].find_one({"_id": session_id, "kind": "session"})
         if found is None:
             raise NotFound("There is no such checkout")

@@ -177,7 +177,7 @@ async def change(
 async def preview(
     database: Database, stripe: Mirrors, found: Subscription, *, plan_id: str, when: When | None = None
 ) -> Change:
-    """What Stripe would charge for a change now. Raises as `change`."""
+    """Stripe's price of a change now. Raises as `change`."""
     plan = await _plan(database, found, plan_id, when)
     due = await stripe.preview_change(str(found.stripe_subscription_id), str(plan.stripe_price_id))
     now = database.clock.now().replace(microsecond=0)
@@ -256,7 +256,7 @@ def _values(state: TheirSubscription, plan: Plan | None) -> dict[str, Any]:
 
 
 def _story(before: Subscription, after: Subscription) -> list[tuple[Action, dict[str, Any]]]:
-    """What the audit log says of the change."""
+    """The change's entries in the audit log."""
     found: list[tuple[Action, dict[str, Any]]] = []
     lives, lived = after.status in states.LIVE, before.status in states.LIVE
     if lives and not lived:

@@ -1,4 +1,4 @@
-"""`billing verify`: derives billing's invariants anew from the documents, and lists what contradicts them. Reads only."""
+"""`billing verify`: derives billing's invariants anew from the documents, and lists violations. Reads only."""
 
 from collections import defaultdict
 from collections.abc import Callable

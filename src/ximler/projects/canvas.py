@@ -193,7 +193,7 @@ class WritesByOthers:
         feed.subscribe([PROJECTS.name], self._heard)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Handle what the feed delivers until `stop` is set. One process does."""
+        """Handle the feed's changes until `stop` is set, in one process."""
         self._runs = True
         try:
             while not await pause(stop, None, self._heard_of):

@@ -56,7 +56,7 @@ class Follower:
         self._wake = asyncio.Event()
 
     async def events(self, timeout_s: float) -> list[Event]:
-        """What has happened since the last call, at most; empty after `timeout_s`, and when `ended`."""
+        """Events since the last call; empty after `timeout_s`, and when `ended`."""
         if not self._wake.is_set():
             waiting = asyncio.ensure_future(self._wake.wait())
             try:
@@ -165,7 +165,7 @@ class Live:
                 del self._of_user[follower.user_id]
 
     async def begin(self, follower: Follower, since: int | None) -> None:
-        """Let it receive what comes after revision `since`. One command. Raises NotFound."""
+        """Let it receive the revisions after `since`. One command. Raises NotFound."""
         where = {"_id": follower.project_id, "userId": follower.user_id}
         now = await self._database.projects.find_one(where, into=_Logged)
         if now is None:

@@ -89,7 +89,7 @@ class _Waiting:
 
 
 class _Project:
-    """What this process knows of a project that is edited. The marks are those of `revision`."""
+    """A project that is edited, as this process knows it. The marks are those of `revision`."""
 
     def __init__(self, project_id: ObjectId, user_id: ObjectId) -> None:
         self.id, self.user_id = project_id, user_id
@@ -139,7 +139,7 @@ class Saver:
             await self._measure(time.monotonic() - self._rest_s)
 
     async def close(self) -> None:
-        """Save what waits, and measure the projects."""
+        """Save waiting patches, and measure the projects."""
         if saving := [project.saving for project in self._projects.values() if project.saving]:
             await asyncio.wait(saving)
         await self._measure(time.monotonic())

@@ -4,7 +4,7 @@ A version names its content by hash; versions of equal content share it. The byt
 their owner: they are part of the project's `storageSize`, and of the gauge, in the transaction that changes them. A
 deleted project keeps its versions until it is purged (`trash`).
 
-Automatic versions are made by jobs, so a save costs what it did without them. The part `projects.versions` follows the
+Automatic versions are made by jobs, so a save costs no more. The part `projects.versions` follows the
 change stream and enqueues at most one job for each project and interval, and one for every so many revisions. Changes
 during a gap of the stream are kept with the project's next change.
 """
@@ -371,7 +371,7 @@ class Automatic:
         feed.subscribe([PROJECTS.name], self._heard)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Handle what the feed delivers until `stop` is set. One process does."""
+        """Handle the feed's changes until `stop` is set, in one process."""
         self._runs = True
         try:
             while not await pause(stop, None, self._heard_of):
