@@ -187,7 +187,7 @@ class Live:
             entry = change.updated.get(f"canvasLog.{revision % LOGGED}") or (change.updated.get("canvasLog") or {}).get(
                 str(revision % LOGGED), {}
             )
-            event = Event(int(revision), entry.get("p") if entry.get("r") == revision else None)
+            event = _event(entry) if entry.get("r") == revision else Event(revision)
             for follower in followers:
                 follower.add(event)
 
@@ -205,4 +205,10 @@ def _logged(now: _Logged, since: int) -> Iterator[Event]:
     entries = now.canvas_log if isinstance(now.canvas_log, dict) else {}
     for entry in sorted(entries.values(), key=lambda entry: int(entry["r"])):
         if since < entry["r"] <= now.canvas_revision:
-            yield Event(int(entry["r"]), entry.get("p"))
+            yield _event(entry)
+
+
+def _event(entry: dict[str, Any]) -> Event:
+    """Of an entry of the log, whose patch does not repeat the revision."""
+    revision, patch = int(entry["r"]), entry.get("p")
+    return Event(revision, None if patch is None else b'{"revision":%d,' % revision + patch[1:])

@@ -327,7 +327,6 @@ class _Change:
         }
         self._depends = dict(zip(self.marks, composed.depends, strict=True))
         event = {
-            "revision": self.revision,
             "by": [[waiting.client, waiting.seq] for waiting in batch],
             "put": list(composed.put.values()),
             "set": composed.set,

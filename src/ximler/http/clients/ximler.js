@@ -137,7 +137,7 @@ export class Canvas {
     this.token = token;
     this.list = list;
     this.id = id;
-    this.client = client ?? crypto.randomUUID();
+    this.client = client ?? crypto.randomUUID().slice(-12); // short, because each patch has it three times
     this.fetch = fetch ?? globalThis.fetch.bind(globalThis);
     this.outbox = outbox ?? new Outbox(project);
     this.handlers = handlers;
