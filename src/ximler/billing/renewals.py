@@ -1,7 +1,7 @@
-"""Due steps of one account: renewals, retries, the end of trials and of cancelled subscriptions, refunds that are due.
+"""Steps of one account that are due by time: renewals, retries, ends of trials and of cancelled subscriptions, refunds.
 
-`tick` decides one step in a transaction, and pays outside of it. A step that was done is not due any more, so ticking again,
-or twice at once, or after a kill, goes on where it was.
+`tick` decides each step in a transaction and pays outside of it. A completed step is not due any more, so `tick` can be
+repeated, run concurrently, and be killed at any moment.
 """
 
 from typing import Literal
@@ -19,12 +19,15 @@ __all__ = ["tick"]
 
 _log = structlog.get_logger("ximler.billing")
 _MOST_STEPS = 50
-Step = tuple[Literal["drive", "refund"], str] | bool  # whether something was done
+Step = tuple[Literal["drive", "refund"], str] | bool  # whether a step was taken
 
 
 async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int:
-    """Do everything that is due for the account; returns how many steps. Raises ProviderUnavailable: the rest waits."""
+    """Take all steps that are due for the account; returns how many. Raises ProviderUnavailable: the rest stays due."""
     for count in range(_MOST_STEPS):
+        due = {"_id": user_id, "nextAt": {"$lte": database.clock.now()}}
+        if await database[BILLING_ACCOUNTS].find_one(due) is None:  # outside of a transaction: no commit
+            return count
         match await in_turn(database, user_id, lambda transaction: _decide(transaction, user_id)):
             case ("drive", charge_id):
                 await payments.drive(database, provider, charge_id)
@@ -38,9 +41,6 @@ async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int
 
 async def _decide(transaction: Database, user_id: ObjectId) -> Step:
     now = transaction.clock.now()
-    due = {"_id": user_id, "nextAt": {"$lte": now}}
-    if await transaction[BILLING_ACCOUNTS].find_one(due) is None:
-        return False
     account = await lock(transaction, user_id)
     if account.next_at is None or account.next_at > now:
         return False
@@ -78,7 +78,7 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
 
 
 async def _retry(transaction: Database, account: BillingAccount, invoice_id: ObjectId) -> Step:
-    """Charge the open invoice again; without a method that may be charged, the time still runs."""
+    """Charge the open invoice again. The deadline also holds without a chargeable method."""
     plan_name = live(account).terms.plan_name
     invoice = await invoices.get(transaction, account, invoice_id)
     if retry_at(account) is not None:

@@ -1,7 +1,7 @@
-"""`billing run`: everything that is due now, for everybody. Also a schedule of the worker.
+"""`billing run`: all steps of all accounts that are due now. Also a schedule of the worker.
 
-Safe to repeat, to kill and to run twice at once: each account's step is a transaction of its own. An account whose provider
-does not answer waits; the others are handled.
+Safe to repeat, to kill and to run concurrently: each step of an account is one transaction. An account whose provider
+does not answer is tried again later and does not delay the others.
 """
 
 import asyncio
@@ -177,7 +177,8 @@ async def _tick_all(database: Database, provider: Provider, progress: Callable[[
 async def _tick(database: Database, provider: Provider, user_id: ObjectId, result: Result) -> bool:
     """Take the due steps of an account. A failure, also by a bug, concerns this account only; False if it is due still."""
     try:
-        result.steps += await renewals.tick(database, provider, user_id)
+        steps = await renewals.tick(database, provider, user_id)
+        result.steps += steps  # `+= await` would lose the steps that others add meanwhile
         result.accounts += 1
         return True
     except XimlerError as problem:

@@ -1,0 +1,107 @@
+"""Topic `renewals`: subscriptions whose period has ended, billed and paid by one process through the sandbox."""
+
+import resource
+import time
+from datetime import timedelta
+from statistics import median
+
+from bson import ObjectId
+
+from bench.report import Figure, Table
+from bench.setup import Setup
+from ximler.billing import run as billing
+from ximler.billing.rails import sandbox
+from ximler.billing.verify import verify
+from ximler.core.settings import Settings
+from ximler.database import Database
+from ximler.database.monitoring import round_trips
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Method, Terms
+from ximler.schema.invoice import INVOICES
+from ximler.schema.sandbox_object import SANDBOX_OBJECTS
+from ximler.schema.subscription import Subscription
+from ximler.schema.user import User
+
+__all__ = ["run"]
+
+DUE, ALL = 300, 100_000
+_BATCH = 1_000
+
+
+async def run(setup: Setup) -> list[Table]:
+    rates: list[float] = []
+    count, rounds = (ALL, 1) if setup.full else (DUE, setup.rounds(3))
+    async with setup.database(initialised=True) as database:
+        rail = sandbox(database, Settings(secret_key="0" * 43))
+        await _subscribe(database, 1)
+        with round_trips() as trips:
+            await billing.run(database, rail)
+        before = _memory_mb()
+        for _ in range(rounds):
+            await _subscribe(database, count)
+            began = time.perf_counter()
+            await billing.run(database, rail)
+            rates.append(count / (time.perf_counter() - began))
+        grown = _memory_mb() - before
+        billed = await database[INVOICES].count({"status": "PAID"})
+        charged = await database[SANDBOX_OBJECTS].count({"kind": "intent", "status": "SUCCEEDED"})
+        problems = [each for each in await verify(database) if "has no invoice" not in each]  # the seeded first period
+    total = count * rounds + 1
+    return [
+        Table(
+            title=f"renewals: {count:,} subscriptions that are due, paid in the sandbox",
+            figures=[
+                Figure(what="periods billed and charged once", value=min(billed, charged), unit="", exactly=total),
+                Figure(what="contradictions found by verify", value=len(problems), unit="", exactly=0),
+                Figure(what="renewals", value=median(rates), unit="a second"),
+                Figure(what="round trips, one renewal, with its run", value=len(trips), unit=""),
+                Figure(what="memory grown by", value=grown, unit="MB"),
+            ],
+            columns=(),
+            rows=[],
+            notes=[
+                "One process. Each renewal has an invoice, a payment, audit entries, a receipt and the sandbox's own writes."
+            ],
+            samples={"renewals a second": rates},
+        )
+    ]
+
+
+async def _subscribe(database: Database, count: int) -> None:
+    """Customers of Pro whose first month has ended."""
+    now = database.clock.now().replace(microsecond=0)
+    anchor = now - timedelta(days=31, hours=1)
+    for first in range(0, count, _BATCH):
+        ids = [ObjectId() for _ in range(min(_BATCH, count - first))]
+        terms = Terms(
+            plan_id="pro", plan_name="Pro", price_minor=2900, currency="USD", interval="MONTH", net_minor=2900
+        )
+        method = Method(id="pm_4242424242424242", label="Test card 4242", fingerprint="-")
+        subscriptions = [
+            Subscription(
+                user_id=user_id,
+                plan_id="pro",
+                status="ACTIVE",
+                start_date=anchor,
+                price=29,
+                period_start=anchor,
+                period_end=now,
+            )
+            for user_id in ids
+        ]
+        await database.users.insert_many(
+            [User(id=each, name="Ada", email=f"{each}@example.com", password="-") for each in ids]
+        )
+        await database.subscriptions.insert_many(subscriptions)
+        await database[BILLING_ACCOUNTS].insert_many(
+            [
+                BillingAccount(
+                    id=each.user_id, customer_id=f"cus_{each.user_id}", method=method, subscription_id=each.id,
+                    terms=terms, anchor=anchor, period=0, next_at=now - timedelta(seconds=1),
+                )
+                for each in subscriptions
+            ]
+        )  # fmt: skip
+
+
+def _memory_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
