@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import pytest
 from tests.billing.conftest import OPERATOR, OTHER, Buy, Buyer, at, last_invoice, paid
 
-from ximler.billing import account, changes, coupons, rebates, run, subscriptions
+from ximler.billing import account, changes, coupons, methods, rebates, run, subscriptions
 from ximler.billing.coupons import CouponAlreadyUsed, CouponNotApplicable
+from ximler.billing.methods import MethodNeeded
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, NotFound
@@ -79,3 +80,33 @@ async def test_a_coupon_that_cannot_be_applied_keeps_no_use(
     with pytest.raises(Conflict, match="resume it first"):
         await rebates.apply(database, third, "WELCOME20")
     assert await uses(database, "WELCOME20") == 1
+
+
+async def test_a_coupon_does_not_follow_to_a_plan_that_it_is_not_for(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy, buyer: Buyer
+) -> None:
+    await coupon(database, "PROS", 50, duration="FOREVER", applicable_plans=["pro"])
+    await coupon(database, "BIG", 50, duration="FOREVER", applicable_plans=["enterprise"])
+    at(database, 2027, 1, 1)
+    await buy(ada, coupon="PROS")
+    bob = await buyer()
+    await buy(bob, card=OTHER)
+    at(database, 2027, 1, 16, 12)  # halfway
+    await changes.change(database, rail, ada, plan_id="enterprise")
+    assert await paid(database, ada) == [1450, 4950 - 725]
+
+    await changes.change(database, rail, bob, plan_id="enterprise", when="PERIOD_END")
+    await rebates.apply(database, bob, "BIG")
+    await changes.clear(database, bob)
+    at(database, 2027, 2, 1, 1)
+    await run.run(database, rail)
+    assert [(await last_invoice(database, each)).due_minor for each in (ada, bob)] == [9900, 2900]
+
+
+async def test_a_coupon_needs_the_payment_method_that_uses_it(database: Database, ada: Actor, buy: Buy) -> None:
+    await buy(ada)
+    await subscriptions.cancel(database, ada)
+    await methods.remove(database, ada, (await methods.of_user(database, ada))[0].id)
+    await subscriptions.resume(database, ada)
+    with pytest.raises(MethodNeeded):
+        await rebates.apply(database, ada, "WELCOME20")

@@ -97,14 +97,19 @@ async def move(
     account.balances = {**account.balances, currency: balance(account, currency) + amount_minor}
 
 
-def discount(rebate: Rebate | None) -> Discount | None:
-    """The discount that pricing applies for a stored rebate."""
+def discount(rebate: Rebate | None, plan_id: str) -> Discount | None:
+    """The discount that pricing applies to the plan for a stored rebate."""
     if rebate is None:
         return None
     percent = None if rebate.percent is None else Decimal(rebate.percent)
     return Discount(
-        code=rebate.code, currency=rebate.currency, percent=percent, minor=rebate.minor, renewals=rebate.renewals
-    )
+        code=rebate.code,
+        currency=rebate.currency,
+        percent=percent,
+        minor=rebate.minor,
+        renewals=rebate.renewals,
+        plans=tuple(rebate.plans),
+    ).of(plan_id)
 
 
 def rebate(discount: Discount | None) -> Rebate | None:
@@ -112,7 +117,8 @@ def rebate(discount: Discount | None) -> Rebate | None:
     if discount is None:
         return None
     values = msgspec.structs.asdict(discount)
-    return Rebate(**values | {"percent": None if discount.percent is None else str(discount.percent)})
+    percent = None if discount.percent is None else str(discount.percent)
+    return Rebate(**values | {"percent": percent, "plans": list(discount.plans)})
 
 
 class Live(NamedTuple):

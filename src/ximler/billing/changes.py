@@ -175,7 +175,7 @@ def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetim
         interval=plan.interval,
         rebate=old.rebate,
     )
-    running, off = current(account), discount(old.rebate)
+    running, off = current(account), discount(old.rebate, plan.id)
     if account.period < 0:  # on trial: free, and it ends when it was to end
         first = period(anchor, plan.interval, 0)
         return Change(plan_id=plan.id, when="NOW", at=now, terms=terms, anchor=anchor, period=first)

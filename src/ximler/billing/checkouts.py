@@ -232,7 +232,7 @@ def quote_of(terms: Terms, account: BillingAccount, anchor: datetime, business: 
         price_minor=terms.price_minor,
         start=first.start,
         end=first.end,
-        discount=discount(terms.rebate),
+        discount=discount(terms.rebate, terms.plan_id),
     )
     held = balance(account, terms.currency)
     return price(
@@ -288,7 +288,7 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
             )
         else:
             quote = quote_of(terms, account, now, transaction.business)
-            off = discount(terms.rebate)
+            off = discount(terms.rebate, terms.plan_id)
             terms.net_minor = terms.price_minor - quote.discount_minor
             left = rebate(off.renewed(terms.price_minor)) if off else None
             invoice = await invoices.make(

@@ -77,7 +77,7 @@ async def find(database: Database, code: str) -> Coupon:
 
 def discount_of(coupon: Coupon) -> Discount:
     """The terms that pricing works with. Raises Invalid for terms that are no discount, which others may have stored."""
-    currency = coupon.currency.upper()
+    currency, plans = coupon.currency.upper(), tuple(coupon.applicable_plans or ())
     match coupon.duration:
         case "FOREVER":
             renewals = None
@@ -87,9 +87,9 @@ def discount_of(coupon: Coupon) -> Discount:
             renewals = 1
     if coupon.type == "PERCENTAGE":
         percent = Decimal(repr(coupon.value))
-        return Discount(code=coupon.code, currency=currency, percent=percent, renewals=renewals)
+        return Discount(code=coupon.code, currency=currency, percent=percent, renewals=renewals, plans=plans)
     minor = Money.of(coupon.value, currency).minor
-    return Discount(code=coupon.code, currency=currency, minor=minor, renewals=renewals)
+    return Discount(code=coupon.code, currency=currency, minor=minor, renewals=renewals, plans=plans)
 
 
 def refusal(coupon: Coupon, plan: Plan, now: datetime) -> XimlerError | None:

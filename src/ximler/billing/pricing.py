@@ -44,7 +44,8 @@ _WHOLE = 100
 class Discount(msgspec.Struct, frozen=True, kw_only=True):
     """A coupon's terms as they were when it was redeemed: `percent` of a price, or `minor` units of `currency`.
 
-    `renewals` is how many periods it still applies to; None is every one. Raises Invalid for terms that would raise a price,
+    `renewals` is how many periods it still applies to; None is every one. `plans` are those that it is for; without them,
+    every plan. Raises Invalid for terms that would raise a price,
     or lower it below zero.
     """
 
@@ -53,6 +54,7 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
     percent: Decimal | None = None
     minor: int | None = None
     renewals: int | None = None
+    plans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.percent is None) == (self.minor is None):
@@ -63,6 +65,10 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
             raise Invalid.field("value", f"{Money(self.minor, self.currency)} is not a discount: more than 0")
         if self.renewals is not None and self.renewals < 0:
             raise Invalid.field("renewals", f"{self.renewals} is not a number of renewals")
+
+    def of(self, plan_id: str) -> "Discount | None":
+        """The discount for periods of a plan; None where it is not for that plan."""
+        return self if not self.plans or plan_id in self.plans else None
 
     @property
     def applies(self) -> bool:

@@ -10,6 +10,7 @@ from ximler.audit.actions import Action
 from ximler.billing import redemptions, subscriptions
 from ximler.billing.account import find, in_turn, live, rebate, store
 from ximler.billing.coupons import CouponAlreadyUsed, CouponNotApplicable
+from ximler.billing.methods import MethodNeeded
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, NotFound, XimlerError
 from ximler.database import Database
@@ -22,11 +23,13 @@ __all__ = ["apply"]
 async def apply(database: Database, actor: Actor, code: str) -> Subscription:
     """Redeem a coupon for the actor's subscription. It must be valid for the plan of the next period. Audited.
 
-    Raises NotFound without a subscription, Conflict if it is about to end, and the errors of `redemptions.reserve`.
+    Raises NotFound without a subscription, Conflict if it is about to end, MethodNeeded, and the errors of `redemptions.reserve`.
     """
     user_id = actor.require_user()
     account = await find(database, user_id)
-    plan_id = _next_plan(account)
+    plan_id, method = _next_plan(account), account.method
+    if method is None:
+        raise MethodNeeded("Add a payment method first: each can use a coupon once")
     plan = await database.plans.get({"id": plan_id})
     plan = msgspec.structs.replace(plan, currency=live(account).terms.currency)  # the subscription's own
     held = await redemptions.reserve(database, actor, code, plan=plan)
@@ -46,8 +49,7 @@ async def apply(database: Database, actor: Actor, code: str) -> Subscription:
     try:
         if held.discount.minor is not None and held.discount.currency != plan.currency:
             raise CouponNotApplicable(f"The coupon {code} takes off {held.discount.currency}, not {plan.currency}")
-        if account.method is not None:
-            await redemptions.claim_fingerprint(database, held.id, held.token, account.method.fingerprint)
+        await redemptions.claim_fingerprint(database, held.id, held.token, method.fingerprint)
         return await in_turn(database, user_id, write)
     except XimlerError as problem:
         if isinstance(problem, Conflict | NotFound | CouponAlreadyUsed):

@@ -74,7 +74,7 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
 
 def _rebate(account: BillingAccount) -> Rebate | None:
     terms = account.terms if account.subscription_id else None
-    found = discount(terms.rebate) if terms else None
+    found = discount(terms.rebate, terms.plan_id) if terms else None
     return terms.rebate if terms and found and found.applies else None
 
 

@@ -178,7 +178,7 @@ def upcoming(account: BillingAccount, business: Business) -> Upcoming:
         terms = Terms(**_fields(account.pending) | {"rebate": terms.rebate})
     elif account.new_price_minor is not None:
         terms.price_minor = account.new_price_minor
-    running, off = period(anchor, terms.interval, index), discount(terms.rebate)
+    running, off = period(anchor, terms.interval, index), discount(terms.rebate, terms.plan_id)
     charge = Priced(
         plan_id=terms.plan_id,
         description=terms.plan_name,

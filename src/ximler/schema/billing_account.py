@@ -13,13 +13,16 @@ __all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Details", "Method", "Rebate", 
 
 
 class Rebate(Document, kw_only=True):
-    """A redeemed coupon's terms. `renewals` is how many periods are left; None is every one."""
+    """A redeemed coupon's terms. `renewals` is how many periods are left; None is every one. `plans` are those that it is
+    for; without them, every plan.
+    """
 
     code: str
     currency: str
     percent: str | None = None  # a decimal number
     minor: int | None = None
     renewals: int | None = None
+    plans: list[str] = field(default_factory=list)
 
 
 class Terms(Document, kw_only=True):
