@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound
+from ximler.core.errors import Invalid, LimitExceeded, NotFound
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.metering.quota.gauges import QuotaExceeded
@@ -308,3 +308,22 @@ async def test_the_database_has_the_effect_of_the_model(
         outcomes = await asyncio.gather(*waiting)
         assert [set(outcome.rejected) for outcome in outcomes] == [set(applied(state, change)) for change in batch]
         assert await drawing.records() == state
+
+
+async def test_the_records_of_a_patch_are_fewer_in_a_large_canvas(
+    drawing: Canvas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "_MAX_COMPARED", 60)  # 20 at once of 3 records
+    await drawing.save(put=[{"id": f"n{number}"} for number in range(17)])
+    with pytest.raises(Invalid, match="names 9 records: 8 at once"):
+        await drawing.save(put=[{"id": f"m{number}"} for number in range(9)])
+    changes = (drawing.save(f"tab{tab}", 1, put=[{"id": f"{tab}-{each}"} for each in range(8)]) for tab in range(3))
+    await asyncio.gather(*changes)  # one after the other
+    assert len(await drawing.records()) == 3 + 17 + 24
+
+
+async def test_large_patches_do_not_pile_up(drawing: Canvas) -> None:
+    patch = {"client": "tab", "seq": 1, "put": [{"id": "n"}]}
+    waiting = [drawing.saver.save(drawing.ada, drawing.id, patch | {"seq": seq}, size=15_000_000) for seq in (1, 2, 3)]
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in found] == [Outcome, Outcome, LimitExceeded]

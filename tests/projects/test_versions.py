@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound
+from ximler.core.errors import Invalid, LimitExceeded, NotFound
 from ximler.core.settings import Settings
 from ximler.core.stopping import end
 from ximler.database import Database
@@ -239,3 +239,35 @@ async def test_a_restoration_over_a_write_by_another_application_keeps_that_writ
     await versions.restore(database, ada, project_id, version.id)
     kept = (await versions.page(database, ada, project_id, first=1)).items[0]
     assert await versions.content(database, ada, project_id, kept.id) == theirs
+
+
+async def test_restoring_keeps_no_more_versions_than_a_project_may_have(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "MOST", 1)
+    project_id = await _made(database, ada)
+    kept = await versions.create(database, ada, project_id)
+    await canvas.replace(database, ada, project_id, {"a": 2}, based_on=None)
+    with pytest.raises(LimitExceeded):
+        await versions.restore(database, ada, project_id, kept.id)
+
+
+async def test_a_user_compares_one_after_the_other(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project_id = await _made(database, ada)
+    kept = await versions.create(database, ada, project_id)
+    at_once = most = 0
+
+    async def read(*given: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        found = await content(*given)
+        at_once -= 1
+        return found
+
+    content = versions.content
+    monkeypatch.setattr(versions, "content", read)
+    assert await asyncio.gather(*(versions.changes(database, ada, project_id, kept.id) for _ in range(3))) == [[]] * 3
+    assert most == 1

@@ -43,6 +43,8 @@ _KEPT_CLIENTS = 48  # of these, when one more would be too many
 _MAX_REJECTED = 100  # ids in an answer
 _MAX_WAITING = 1000  # patches of a project
 _MAX_BATCH = 2_000_000  # bytes of JSON that are saved together
+_MAX_QUEUED = 40_000_000  # bytes of JSON of the patches that wait for a project
+_MAX_COMPARED = 10_000_000  # ids of a change times records of the canvas: a second or two of the server's time
 _BY_PATH = 8  # records: of more, the pipeline is faster
 _MAX_ATTEMPTS = 100
 _REST_S = 30.0  # after the last patch the project is measured, and its room returned
@@ -99,6 +101,7 @@ class _Project:
         self.saving: asyncio.Task[None] | None = None
         self.revision: int | None = None  # None: look before the next change
         self.room = 0
+        self.records = 0  # at least
         self.usable = True
         self.declaration: Any = None
         self.declared = records.DEFAULT
@@ -125,7 +128,8 @@ class Saver:
         if twin := project.pending.get((waiting.client, waiting.seq)):
             waiting = twin
         else:
-            if len(project.waiting) >= _MAX_WAITING:
+            queued = sum(each.size for each in project.waiting)
+            if len(project.waiting) >= _MAX_WAITING or (queued and queued + size > _MAX_QUEUED):
                 raise LimitExceeded("Too many changes of this project wait: try again in a moment", retry_after_s=1)
             project.waiting.append(waiting)
             project.pending[waiting.client, waiting.seq] = waiting
@@ -173,7 +177,7 @@ class Saver:
     async def _save_all(self, project: _Project) -> None:
         try:
             while project.waiting:
-                batch = _batch(project.waiting)
+                batch = _batch(project)
                 try:
                     await self._save(project, batch)
                 except XimlerError as error:
@@ -224,6 +228,9 @@ class Saver:
                         raise
                     guarded = False  # removing is always possible
             by_path = None if whole else change.by_path()
+            if by_path is None and composed.ids > (most := _most_ids(project)):
+                problem = f"names {composed.ids:,} records: {most:,} at once are the most in a canvas of this size"
+                raise Invalid.field("patch", problem)
             try:
                 if by_path is not None:
                     where, update, filters = by_path
@@ -239,6 +246,7 @@ class Saver:
                 project.saved_at = time.monotonic()
                 project.revision, project.room = change.revision, project.room - change.grows
                 project.marks |= change.marks
+                project.records += len(composed.put)
                 if by_path is None and any(composed.depends):
                     await self._look(project, [waiting.client for waiting in batch])
                 _due(project, batch)
@@ -273,6 +281,7 @@ class Saver:
                         "marks": {client: f"$canvasClients.{client}" for client in clients},
                         "clients": {"$size": {"$objectToArray": {"$ifNull": ["$canvasClients", {}]}}},
                         "kinds": [{"$type": "$canvasData"}, {"$type": named}],
+                        "records": {"$cond": [{"$isArray": [named]}, {"$size": named}, 0]},
                     }
                 },
             ]
@@ -292,6 +301,7 @@ class Saver:
             project.marks.clear()
         project.revision, project.room = int(now["revision"]), int(now["room"])
         project.marks |= {c: msgspec.convert(marks[c], _Mark) if c in marks else None for c in clients}
+        project.records = now["records"]
         canvas, named = now["kinds"]
         project.usable = canvas in ("missing", "null") or (canvas == "object" and named in ("missing", "null", "array"))
 
@@ -406,9 +416,9 @@ class _Change:
         at = {"$indexOfArray": [{"$literal": names}, this]}
         mapped = {"$map": {"input": kept, "in": {"$let": {"vars": {"at": at}, "in": changed}}}}
         puts = {"$slice": ["$$values", len(composed.set), max(1, len(composed.put))]}
-        added = {"$filter": {"input": puts, "cond": {"$not": [{"$in": [this, ids]}]}}}
+        added = {"$filter": {"input": puts, "cond": {"$not": [{"$in": [this, "$$known"]}]}}}
         parts = [mapped, added] if composed.put else [mapped]
-        listed = {"$let": {"vars": {"values": {"$literal": values}}, "in": {"$concatArrays": parts}}}
+        listed = {"$let": {"vars": {"values": {"$literal": values}, "known": ids}, "in": {"$concatArrays": parts}}}
         stages = self._bookkeeping()
         literal = {path: {"$literal": value} for path, value in stages["$set"].items()}
         for client, depends in self._depends.items():
@@ -445,14 +455,20 @@ class _Change:
         }
 
 
-def _batch(waiting: deque[_Waiting]) -> list[_Waiting]:
+def _most_ids(project: _Project) -> int:
+    """Of a change of many records: the server compares each with each record of the canvas."""
+    return max(_BY_PATH, min(records.MAX_RECORDS, _MAX_COMPARED // max(1, project.records)))
+
+
+def _batch(project: _Project) -> list[_Waiting]:
     """The next patches to save together: in their order, and one of each client."""
+    waiting, most = project.waiting, _most_ids(project)
     batch = [waiting.popleft()]
     clients, size, ids = {batch[0].client}, batch[0].size, batch[0].ids
     while waiting:
         following = waiting[0]
         size, ids = size + following.size, ids + following.ids
-        if size > _MAX_BATCH or ids > records.MAX_RECORDS or following.client in clients:
+        if size > _MAX_BATCH or ids > most or following.client in clients:
             break
         clients.add(following.client)
         batch.append(waiting.popleft())

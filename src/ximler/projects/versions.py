@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -61,6 +63,8 @@ _NEWEST = [("createdAt", -1), ("_id", -1)]
 _AGAIN_S = 5.0
 _REMEMBERED = 10_000
 _log = structlog.get_logger("ximler.projects")
+_comparisons = ThreadPoolExecutor(1, thread_name_prefix="comparisons")  # other work has threads of its own
+_turns: WeakValueDictionary[ObjectId, asyncio.Lock] = WeakValueDictionary()  # of users who compare
 
 
 class _Source(Identified, kw_only=True):
@@ -79,8 +83,7 @@ async def create(
     """Keep the canvas as it is now, even if an equal version is kept. Raises NotFound, Invalid, LimitExceeded."""
     name = _name(name)
     now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
-    if await database[CANVAS_VERSIONS].count(_of(now.user_id, project_id)) >= MOST:
-        raise LimitExceeded(f"The project has {MOST:,} versions, the most that are kept: delete some")
+    await _refuse_too_many(database, now)
     return await _keep(database, await _version(now, name=name, pinned=pinned))
 
 
@@ -107,12 +110,14 @@ async def changes(
     database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId, *, to: ObjectId | None = None
 ) -> list[dict[str, Any]]:
     """A JSON Patch from a version to another, or to the canvas as it is. Raises NotFound, TooDifferent."""
-    before = await content(database, actor, project_id, version_id)
-    if to is None:
-        after = (await canvas.read(database, actor, project_id)).canvas_data
-    else:
-        after = await _content(database, await _get(database, actor, project_id, to))
-    return await asyncio.to_thread(differences.between, before, after)
+    turn = _turns.setdefault(actor.require_user(), asyncio.Lock())
+    async with turn:  # a comparison of large canvases takes seconds of a processor, and their memory
+        before = await content(database, actor, project_id, version_id)
+        if to is None:
+            after = (await canvas.read(database, actor, project_id)).canvas_data
+        else:
+            after = await _content(database, await _get(database, actor, project_id, to))
+        return await asyncio.get_running_loop().run_in_executor(_comparisons, differences.between, before, after)
 
 
 async def update(
@@ -161,13 +166,14 @@ async def restore(
     """Make a version's canvas the current one, as a new revision. Before, the canvas as it is becomes a version.
 
     Returns the new revision. With `based_on`, only a canvas at one of these revisions is replaced. Raises NotFound,
-    QuotaExceeded, RevisionConflict.
+    LimitExceeded, RevisionConflict.
     """
     data = await content(database, actor, project_id, version_id)
     for attempt in range(_RESTORES):
         now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
         if based_on is not None and now.canvas_revision not in based_on:
             raise RevisionConflict(now.canvas_revision)
+        await _refuse_too_many(database, now)
         await _keep_if_new(database, now)
         try:
             return await canvas.replace(database, actor, project_id, data, based_on=(now.canvas_revision,))
@@ -197,6 +203,11 @@ async def keep_automatically(payload: Due, *, database: Database, settings: Sett
         except LimitExceeded as error:
             _log.info("no version kept", project=str(project_id), reason=error.message)
         await _prune(database, now.user_id, project_id, settings.canvas_versions)
+
+
+async def _refuse_too_many(database: Database, now: _Source) -> None:
+    if await database[CANVAS_VERSIONS].count(_of(now.user_id, now.id)) >= MOST:
+        raise LimitExceeded(f"The project has {MOST:,} versions, the most that are kept: delete some")
 
 
 async def _keep_if_new(database: Database, now: _Source) -> None:
