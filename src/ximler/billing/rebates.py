@@ -23,7 +23,8 @@ __all__ = ["apply"]
 async def apply(database: Database, actor: Actor, code: str) -> Subscription:
     """Redeem a coupon for the actor's subscription. It must be valid for the plan of the next period. Audited.
 
-    Raises NotFound without a subscription, Conflict if it is about to end, MethodNeeded, and the errors of `redemptions.reserve`.
+    Raises NotFound without a subscription, Conflict if it is about to end, MethodNeeded, and the errors of
+    `redemptions.reserve`.
     """
     user_id = actor.require_user()
     account = await find(database, user_id)
