@@ -30,14 +30,15 @@ def api(_worker_database: Database, mongodb_uri: str) -> Iterator[OpenApiSchema]
 # The application's thread chooses among servers by `random`, at any moment.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
+@pytest.mark.parametrize("examples", [12, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.slow
-def test_every_route_keeps_its_promise(api: OpenApiSchema, mode: schemathesis.GenerationMode) -> None:
+def test_every_route_keeps_its_promise(api: OpenApiSchema, mode: schemathesis.GenerationMode, examples: int) -> None:
     for found in api.get_all_operations():
         operation = found.ok()
         if mode.is_negative and not operation.query:
             continue  # schemathesis finds no form that is wrong: `test_pages` sends some
 
-        @settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy(generation_mode=mode))
         def run(case: schemathesis.Case) -> None:
             case.call_and_validate(
