@@ -346,5 +346,6 @@ def _check_return(url: str, settings: Settings) -> None:
     origin = f"{parts.scheme}://{parts.netloc}"
     local = settings.development and parts.hostname in _LOCAL
     ours = origin == settings.base_url or origin in settings.cors_origins or local
-    if parts.scheme not in ("http", "https") or not ours or len(url) > 2000:
+    plain = url.isprintable() and not {" ", "\\"} & set(url)  # `urlsplit` leaves out line feeds, browsers read \ as /
+    if parts.scheme not in ("http", "https") or not ours or not plain or len(url) > 2000:
         raise Invalid.field("returnUrl", "must be an address of this site")
