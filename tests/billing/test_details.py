@@ -62,6 +62,7 @@ def test_nothing_is_taxed_without_settings() -> None:
         ({"country": "FR", "vat_id": GERMAN}, "vatId"),
         ({"vat_id": GERMAN}, "vatId"),
         ({"name": "a" * 201}, "name"),
+        ({"name": "Ada\nVAT ID DE1"}, "name"),
         ({"address": "a\u202eb"}, "address"),
     ],
 )

@@ -105,7 +105,8 @@ async def _record(transaction: Database, actor: Actor, user_id: ObjectId, **afte
 
 def _text(field: str, text: str | None, most: int) -> str | None:
     text = text.strip() if text else None
-    if text and (len(text) > most or not text.replace("\n", "").isprintable()):
+    lines = text.split("\n") if text and field == "address" else [text or ""]
+    if text and (len(text) > most or not all(line.isprintable() for line in lines)):
         raise Invalid.field(field, f"up to {most} printable characters")
     return text or None
 
