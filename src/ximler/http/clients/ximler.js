@@ -12,6 +12,7 @@
 
 const MEDIA_TYPE = "application/vnd.ximler.records+json";
 const MAX_RECORDS = 500; // in a patch
+const MAX_COMPARED = 5_000_000; // records of a patch times those of the canvas: half of what the server does
 const MAX_KEEPALIVE = 60_000; // bytes that a browser sends for a page that is left
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 30_000;
@@ -207,7 +208,8 @@ export class Canvas {
 
   async _send() {
     while (this.pending.size && !this.stopping.signal.aborted) {
-      this.inFlight = { seq: ++this.seq, patch: this.pending.take(MAX_RECORDS) };
+      const most = Math.floor(MAX_COMPARED / (this.saved.size + 1));
+      this.inFlight = { seq: ++this.seq, patch: this.pending.take(Math.max(8, Math.min(MAX_RECORDS, most))) };
       await this._keep();
       const { answer, problem } = await this._deliver(this.client, this.inFlight);
       if (answer) {
