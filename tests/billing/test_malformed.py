@@ -1,12 +1,14 @@
 """Malformed documents hold up their own user only."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from bson import ObjectId
 from tests.billing.conftest import Buy, Buyer, subscription
 
-from ximler.billing import invoices, run
+from ximler.billing import invoices, renewals, run
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
@@ -40,6 +42,24 @@ async def test_one_account_that_fails_does_not_hold_up_renewals(
     await database.raw["billingaccounts"].delete_many({"_id": {"$in": ids}})
     assert renewed.period_end is not None
     assert renewed.period_end > end
+
+
+async def test_an_account_that_does_not_come_to_rest_ends_no_run(
+    database: Database, rail: Sandbox, buyer: Buyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_id = (await buyer()).user_id
+    await _insert(database, "billingaccounts", _id=user_id, nextAt=database.clock.now())
+
+    async def decide(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(renewals, "_decide", decide)
+    async with asyncio.timeout(20):
+        result = await run.run(database, rail)
+    found = await database.raw["billingaccounts"].find_one_and_delete({"_id": user_id})
+    assert (result.steps, result.waiting) == (renewals.MOST_STEPS, 1)
+    assert found is not None
+    assert found["nextAt"].replace(tzinfo=UTC) > database.clock.now()
 
 
 async def test_malformed_events_do_not_hold_up_others(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:

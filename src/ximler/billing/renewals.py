@@ -15,16 +15,18 @@ from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
 
-__all__ = ["tick"]
+__all__ = ["MOST_STEPS", "tick"]
 
 _log = structlog.get_logger("ximler.billing")
-_MOST_STEPS = 50
+MOST_STEPS = 50
 Step = tuple[Literal["drive", "refund"], str] | bool  # whether a step was taken
 
 
 async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int:
-    """Take all steps that are due for the account; returns how many. Raises ProviderUnavailable: the rest stays due."""
-    for count in range(_MOST_STEPS):
+    """Take the steps that are due for the account, `MOST_STEPS` at most; returns how many. Raises ProviderUnavailable: the rest
+    stays due.
+    """
+    for count in range(MOST_STEPS):
         due = {"_id": user_id, "nextAt": {"$lte": database.clock.now()}}
         if await database[BILLING_ACCOUNTS].find_one(due) is None:  # outside of a transaction: no commit
             return count
@@ -36,7 +38,7 @@ async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int
             case False:
                 return count
     _log.error("account does not come to rest", user=str(user_id))
-    return _MOST_STEPS
+    return MOST_STEPS
 
 
 async def _decide(transaction: Database, user_id: ObjectId) -> Step:

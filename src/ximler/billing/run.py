@@ -180,7 +180,8 @@ async def _tick(database: Database, provider: Provider, user_id: ObjectId, resul
         steps = await renewals.tick(database, provider, user_id)
         result.steps += steps  # `+= await` would lose the steps that others add meanwhile
         result.accounts += 1
-        return True
+        if steps < renewals.MOST_STEPS:
+            return True
     except XimlerError as problem:
         _log.warning("account waits", user=str(user_id), reason=problem.message)
     except Exception:
