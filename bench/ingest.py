@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -75,7 +74,7 @@ async def run(setup: Setup) -> list[Table]:
         Figure(what=f"events a second, one process ÷ {USUAL}", value=_rate(one) / _rate([usual]), least=1.0),
         Figure(what=f"events a second, two processes ÷ {USUAL}", value=_rate(two) / _rate([usual]), least=1.0),
         Figure(what=f"processor time an event, one process ÷ {USUAL}", value=_cpu(one) / _cpu([usual]), most=1.0),
-        Figure(what="acknowledgement of a batch, p99 ÷ the peer's median", value=slowest / usual["batch_ms"], most=5),
+        Figure(what="acknowledgement of a batch, p99, ÷ the peer's p99", value=slowest / usual["slowest_ms"], most=5),
         Figure(what="acknowledgement of a batch, p99", value=slowest, unit="ms"),
         Figure(what="events counted − events accepted", value=counted[0]["amount"] - expected, unit="", exactly=0),
         Figure(what="events stored − events accepted", value=known - expected, unit="", exactly=0),
@@ -174,7 +173,7 @@ async def _usual(database: Database, stored: int, batches: int) -> dict[str, flo
             await raw.insert_many(documents, ordered=False)
         taken.append((time.perf_counter() - since) * 1e3)
     return {
-        "batch_ms": median(taken),
+        "slowest_ms": max(taken),  # of fewer than a hundred, as ours
         "events": batches * BATCH,
         "began": began,
         "ended": time.time(),
