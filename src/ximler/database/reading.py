@@ -8,6 +8,7 @@ MongoDB's field names.
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import msgspec
@@ -113,7 +114,7 @@ class ReadableCollection(Generic[D]):
         self._clock = clock
         self._session = session
         self._codec: Codec[D] = codec_of(spec.document)
-        self._setters = _setters(spec)
+        self._setters = _setters(spec.document)
 
     @property
     def committed(self) -> Self:
@@ -436,7 +437,7 @@ def projection_of(into: type[Document] | None) -> dict[str, int] | None:
     return None if into is None else dict.fromkeys(into.__struct_encode_fields__, 1)
 
 
-def _setters(spec: Collection[Any]) -> dict[str, str]:
-    document: type[Document] = spec.document
+@cache  # each transaction makes its collections anew
+def _setters(document: type[Document]) -> dict[str, str]:
     names = dict(zip(document.__struct_fields__, document.__struct_encode_fields__, strict=True))
     return {names[attribute]: marks["setter"] for attribute, marks in extras(document).items() if "setter" in marks}
