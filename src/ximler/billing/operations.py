@@ -15,8 +15,7 @@ from ximler.core.errors import Conflict, Invalid
 from ximler.core.money import Money
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
-from ximler.schema.charge import CHARGES, Charge
-from ximler.schema.invoice import Invoice
+from ximler.schema.charge import CHARGES
 from ximler.schema.payment import Payment
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
@@ -88,7 +87,16 @@ async def mark_paid(
             raise Conflict("Only an open invoice of a live subscription can be marked as paid")
         if account.charge_id is not None:
             raise Conflict("A payment is under way: wait until it is decided")
-        payment = await _paid_outside(transaction, account, invoice, method)
+        description = f"{live(account).terms.plan_name}, by {method}"
+        payment, _ = await subscriptions.charge_for(
+            transaction,
+            invoice,
+            name="outside",
+            description=description,
+            method_id="none",
+            customer_id="none",
+            outside=method,
+        )
         if not await subscriptions.paid(transaction, account, invoice):
             raise Conflict("The subscription has ended: nothing is due any more")
         await records.write(
@@ -184,36 +192,6 @@ def _kind(account: BillingAccount, plan: Plan) -> str:
     if plan.price_minor == (terms.price_minor if account.new_price_minor is None else account.new_price_minor):
         return "already"
     return "ending" if account.cancels else "moved"
-
-
-async def _paid_outside(transaction: Database, account: BillingAccount, invoice: Invoice, method: str) -> Payment:
-    payment = await transaction.payments.insert(
-        Payment(
-            user_id=account.id,
-            subscription_id=invoice.subscription_id,
-            amount=Money(invoice.due_minor, invoice.currency).major,
-            currency=invoice.currency,
-            status="PAID",
-            description=f"{live(account).terms.plan_name}, by {method}",
-            invoice_id=invoice.id,
-            paid_at=transaction.clock.now(),
-        )
-    )
-    await transaction[CHARGES].insert(
-        Charge(
-            id=f"{invoice.key}:outside",
-            user_id=account.id,
-            invoice_id=invoice.id,
-            payment_id=payment.id,
-            amount_minor=invoice.due_minor,
-            currency=invoice.currency,
-            method_id="none",
-            customer_id="none",
-            outside=method,
-            status="PAID",
-        )
-    )
-    return payment
 
 
 def _check(**texts: str) -> None:

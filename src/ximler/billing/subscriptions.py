@@ -37,6 +37,7 @@ from ximler.schema.subscription import Subscription
 __all__ = [
     "Upcoming",
     "cancel",
+    "charge_for",
     "collect",
     "end",
     "failed",
@@ -254,32 +255,57 @@ async def collect(
     ):
         return None
     number = invoice.attempts + 1
-    payment = await transaction.payments.insert(
-        Payment(
-            user_id=account.id,
-            subscription_id=invoice.subscription_id,
-            amount=Money(invoice.due_minor, invoice.currency).major,
-            currency=invoice.currency,
-            status="PENDING",
-            description=description,
-            invoice_id=invoice.id,
-        )
-    )
-    charge = await transaction[CHARGES].insert(
-        Charge(
-            id=f"{invoice.key}:{number}",
-            user_id=account.id,
-            invoice_id=invoice.id,
-            payment_id=payment.id,
-            amount_minor=invoice.due_minor,
-            currency=invoice.currency,
-            method_id=account.method.id,
-            customer_id=account.customer_id,
-        )
+    _, charge = await charge_for(
+        transaction,
+        invoice,
+        name=str(number),
+        description=description,
+        method_id=account.method.id,
+        customer_id=account.customer_id,
     )
     await invoices.attempted(transaction, invoice, number)
     account.charge_id, account.charge_at = charge.id, transaction.clock.now()
     return charge
+
+
+async def charge_for(
+    transaction: Database,
+    invoice: Invoice,
+    *,
+    name: str,
+    description: str,
+    method_id: str,
+    customer_id: str,
+    outside: str | None = None,
+) -> tuple[Payment, Charge]:
+    """Write a payment of the amount due, and its charge: PENDING, or PAID if it was made `outside` of the provider."""
+    payment = await transaction.payments.insert(
+        Payment(
+            user_id=invoice.user_id,
+            subscription_id=invoice.subscription_id,
+            amount=Money(invoice.due_minor, invoice.currency).major,
+            currency=invoice.currency,
+            status="PAID" if outside else "PENDING",
+            description=description,
+            invoice_id=invoice.id,
+            paid_at=transaction.clock.now() if outside else None,
+        )
+    )
+    charge = await transaction[CHARGES].insert(
+        Charge(
+            id=f"{invoice.key}:{name}",
+            user_id=invoice.user_id,
+            invoice_id=invoice.id,
+            payment_id=payment.id,
+            amount_minor=invoice.due_minor,
+            currency=invoice.currency,
+            method_id=method_id,
+            customer_id=customer_id,
+            outside=outside,
+            status="PAID" if outside else "PENDING",
+        )
+    )
+    return payment, charge
 
 
 async def paid(transaction: Database, account: BillingAccount, invoice: Invoice) -> bool:

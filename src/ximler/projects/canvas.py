@@ -182,15 +182,18 @@ def _writes_by_others(*, database: Database, feed: Feed) -> Part:
     return Part("projects.canvas", others.run, lease=True)
 
 
-class WritesByOthers:
-    """Increments the revision of canvases that another application has written."""
+class Follower:
+    """Follows changes of projects, in the process that runs it. `_heard` notes a change and sets `_heard_of`; `_work` then
+    handles all that were noted.
+    """
+
+    _waits: str  # logged while the database is unavailable
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self._database = database
-        self._written: set[ObjectId] = set()
         self._heard_of = asyncio.Event()
         self._runs = False
-        feed.subscribe([PROJECTS.name], self._heard)
+        feed.subscribe([PROJECTS.name], lambda change: self._heard(change) if self._runs else None)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Handle the feed's changes until `stop` is set, in one process."""
@@ -199,14 +202,30 @@ class WritesByOthers:
             while not await pause(stop, None, self._heard_of):
                 self._heard_of.clear()
                 try:
-                    await self._increment()
+                    await self._work()
                 except Unavailable as error:
-                    _log.warning("revisions of canvases wait", reason=error.message)
+                    _log.warning(self._waits, reason=error.message)
                     await pause(stop, _AGAIN_S)
         finally:
             self._runs = False
 
-    async def _increment(self) -> None:
+    def _heard(self, change: Change) -> None:
+        raise NotImplementedError
+
+    async def _work(self) -> None:
+        raise NotImplementedError
+
+
+class WritesByOthers(Follower):
+    """Increments the revision of canvases that another application has written."""
+
+    _waits = "revisions of canvases wait"
+
+    def __init__(self, database: Database, feed: Feed) -> None:
+        super().__init__(database, feed)
+        self._written: set[ObjectId] = set()
+
+    async def _work(self) -> None:
         while self._written:
             project_id = self._written.pop()
             try:
@@ -221,8 +240,6 @@ class WritesByOthers:
                 raise
 
     def _heard(self, change: Change) -> None:
-        if not self._runs:
-            return
         names = {path.partition(".")[0] for path in (*change.updated, *change.removed)}
         if change.operation == "replace" or ("canvasData" in names and "canvasRevision" not in names):
             self._written.add(change.id)

@@ -24,10 +24,9 @@ from bson import ObjectId
 
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
-from ximler.core.errors import Invalid, LimitExceeded, NotFound, Unavailable
+from ximler.core.errors import Invalid, LimitExceeded, NotFound
 from ximler.core.ids import Position
 from ximler.core.settings import Settings
-from ximler.core.stopping import pause
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
 from ximler.database.collection import Page
@@ -38,7 +37,6 @@ from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS, CanvasContent, CanvasVersion
 from ximler.schema.document import Document, Identified, Mixed
-from ximler.schema.project import PROJECTS
 
 __all__ = [
     "MAX_NAME",
@@ -60,7 +58,6 @@ MAX_NAME = 200
 MOST = 1000  # versions of a project
 _RESTORES = 5  # attempts, while others save
 _NEWEST = [("createdAt", -1), ("_id", -1)]
-_AGAIN_S = 5.0
 _REMEMBERED = 10_000
 _log = structlog.get_logger("ximler.projects")
 _comparisons = ThreadPoolExecutor(1, thread_name_prefix="comparisons")  # other work has threads of its own
@@ -368,34 +365,19 @@ def _automatic(*, database: Database, feed: Feed, settings: Settings) -> Part | 
     return Part("projects.versions", Automatic(database, feed, settings).run, lease=True)
 
 
-class Automatic:
+class Automatic(canvas.Follower):
     """Enqueues the jobs that keep versions, as canvases change."""
 
+    _waits = "versions of canvases wait"
+
     def __init__(self, database: Database, feed: Feed, settings: Settings) -> None:
-        self._database = database
+        super().__init__(database, feed)
         self._every = settings.canvas_version_revisions
         self._interval = timedelta(minutes=settings.canvas_version_minutes)
         self._changed: dict[ObjectId, bool] = {}  # whether a version is due at once
         self._asked: dict[ObjectId, datetime] = {}
-        self._heard_of = asyncio.Event()
-        self._runs = False
-        feed.subscribe([PROJECTS.name], self._heard)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Handle the feed's changes until `stop` is set, in one process."""
-        self._runs = True
-        try:
-            while not await pause(stop, None, self._heard_of):
-                self._heard_of.clear()
-                try:
-                    await self._enqueue()
-                except Unavailable as error:
-                    _log.warning("versions of canvases wait", reason=error.message)
-                    await pause(stop, _AGAIN_S)
-        finally:
-            self._runs = False
-
-    async def _enqueue(self) -> None:
+    async def _work(self) -> None:
         if len(self._asked) > _REMEMBERED:
             self._asked.clear()  # the keys of jobs prevent repeats, too
         while self._changed:
@@ -417,7 +399,7 @@ class Automatic:
         self._heard_of.clear()
 
     def _heard(self, change: Change) -> None:
-        if not self._runs or not isinstance(change.id, ObjectId):  # an id of another kind is not served
+        if not isinstance(change.id, ObjectId):  # an id of another kind is not served
             return
         revision = change.updated.get("canvasRevision")
         if revision is None and change.operation != "replace" and "canvasData" not in change.updated:
