@@ -142,6 +142,11 @@ async def test_checkouts_refuse_free_plans_unknown_plans_and_other_sites(
     with pytest.raises(NotFound):
         await start("none")
     foreign = ("https://evil.example/", "javascript:alert(1)", "//evil.example", "http://localhost@evil.example/")
-    for url in (*foreign, "http://evil.example\\@localhost/", "http://localhost/\r\nSet-Cookie: a=b"):
+    for url in (
+        *foreign,
+        "http://evil.example\\@localhost/",
+        "http://localhost:80.evil.example/",
+        "http://localhost/\r\nSet-Cookie: a=b",
+    ):
         with pytest.raises(Invalid):
             await start("pro", url)

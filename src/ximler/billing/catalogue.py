@@ -176,6 +176,8 @@ def _limits(given: Mapping[str, int | float]) -> PlanLimits:
         value = given.get(attribute)
         if value is None or not (value == UNLIMITED or 0 <= value <= _MOST):
             raise Invalid.field(field, f"{value} is no limit: 0 or more, or -1 for unlimited")
+        if attribute != "storage" and value != int(value):
+            raise Invalid.field(field, f"{value} is not a whole number")
     return PlanLimits(
         projects=int(given["projects"]), storage=_number(given["storage"]), api_calls=int(given["api_calls"])
     )

@@ -342,7 +342,11 @@ async def _refuse_second(database: Database, account: BillingAccount) -> None:
 
 def _check_return(url: str, settings: Settings) -> None:
     """Only to pages of ours, or of an origin that may call us; in development also to this machine."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # `localhost:80.example` has none
+    except ValueError:
+        raise Invalid.field("returnUrl", "is not an address") from None
     origin = f"{parts.scheme}://{parts.netloc}"
     local = settings.development and parts.hostname in _LOCAL
     ours = origin == settings.base_url or origin in settings.cors_origins or local

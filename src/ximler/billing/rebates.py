@@ -43,7 +43,9 @@ async def apply(database: Database, actor: Actor, code: str) -> Subscription:
         replaced = terms.rebate.code if terms.rebate else None
         terms.rebate = rebate(held.discount)
         await redemptions.confirm(transaction, held.id, held.token, subscription_id=subscription.id)
-        await subscriptions.record(transaction, actor, Action.COUPON_APPLIED, account, code=code, replaced=replaced)
+        await subscriptions.record(
+            transaction, actor, Action.COUPON_APPLIED, account, code=held.discount.code, replaced=replaced
+        )
         await store(transaction, account)
         return subscription
 

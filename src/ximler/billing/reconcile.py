@@ -13,7 +13,7 @@ import msgspec
 from bson import ObjectId
 
 from ximler.billing import checkouts, payments, refunds, states, stripe_mirror
-from ximler.billing.account import lock, store
+from ximler.billing.account import in_turn, lock, store
 from ximler.billing.provider import Intent, Mirrors, Provider
 from ximler.core.errors import NotFound
 from ximler.core.money import Money
@@ -56,7 +56,7 @@ async def reconcile(
     *,
     repair: bool = False,
     webhook: str | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Report:
     """Compare everything. Reads only, unless asked to repair. Raises ProviderUnavailable.
 
@@ -70,7 +70,7 @@ async def reconcile(
 
 class _Reconciling:
     def __init__(
-        self, database: Database, provider: Provider, *, repair: bool, progress: Callable[[int], None]
+        self, database: Database, provider: Provider, *, repair: bool, progress: Callable[[int], object]
     ) -> None:
         self._database = database
         self._provider = provider
@@ -221,7 +221,7 @@ class _Reconciling:
                 account.method.declined = True
             await store(transaction, account)
 
-        await self._database.transaction(write)
+        await in_turn(self._database, user_id, write)
 
     async def _found(self, user_id: ObjectId, problem: str, repair: Repair | None = None) -> None:
         finding = Finding(user_id=str(user_id), problem=problem, repairable=repair is not None)

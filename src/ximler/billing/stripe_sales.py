@@ -9,7 +9,7 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import redemptions, states, stripe_mirror
-from ximler.billing.account import ensure, lock, store
+from ximler.billing.account import ensure, in_turn, lock, store
 from ximler.billing.provider import Mirrors, Provider, Sale, Session, TheirSubscription
 from ximler.core.actor import SYSTEM
 from ximler.core.errors import Conflict, NotFound
@@ -30,7 +30,7 @@ _log = structlog.get_logger("ximler.billing")
 
 def seller(provider: Provider, settings: Settings, plan: Plan) -> Mirrors | None:
     """The provider, if it is to bill subscriptions to the plan."""
-    sells = settings.stripe_billing and plan.stripe_price_id is not None and isinstance(provider, Mirrors)
+    sells = settings.stripe_billing and plan.stripe_price_id is not None
     return provider if sells and isinstance(provider, Mirrors) else None
 
 
@@ -119,7 +119,7 @@ async def _begin(database: Database, checkout: Checkout, state: TheirSubscriptio
         )
         await store(transaction, account)
 
-    await database.transaction(write)
+    await in_turn(database, checkout.user_id, write)
 
 
 async def _confirm_coupon(transaction: Database, reservation_id: str, subscription_id: ObjectId) -> None:

@@ -349,7 +349,9 @@ async def reconcile(run: Run, repair: bool) -> int:
     from ximler.billing.reconcile import reconcile as compare
 
     webhook = f"{run.settings.public_url}/webhooks/stripe" if run.settings.public_url else None
-    report = await compare(run.database, rail(run.database, run.settings), repair=repair, webhook=webhook)
+    provider = rail(run.database, run.settings)
+    with progress_bar("Comparing", "objects", quiet=run.as_json) as progress:
+        report = await compare(run.database, provider, repair=repair, webhook=webhook, progress=progress)
     lines = []
     for each in report.findings:
         whose = f"User {each.user_id}" if each.user_id else "Stripe"
@@ -375,13 +377,8 @@ def _summary(email: str, theirs: Any) -> Iterator[str]:
         yield f"{email} has no subscription."
     else:
         moment = subscription.end_date or subscription.period_end
-        ends = (
-            "renews"
-            if subscription.auto_renew
-            else "ends"
-            if subscription.status in ("ACTIVE", "PAST_DUE")
-            else "ended"
-        )
+        ends = "ends" if subscription.status in ("ACTIVE", "PAST_DUE") else "ended"
+        ends = "renews" if subscription.auto_renew else ends
         end = f", {ends} {minute(moment)} UTC" if moment else ""
         yield f"{email}: {subscription.plan_id}, {subscription.status}, {subscription.price_money}{end}"
         if subscription.trial_end:
