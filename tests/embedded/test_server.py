@@ -212,10 +212,8 @@ async def test_cold_and_warm_starts_are_quick_and_do_not_block_the_loop(data_dir
         # 0.45 s bare on an idle machine; a machine that is busy with other things is slow at all three.
         limit = max(1.5, 3 * min(bare))
         if max(min(cold), min(warm)) <= limit and min(pauses) <= 0.05:
-            break
-    assert min(cold) <= limit, (cold, bare)
-    assert min(warm) <= limit, (warm, bare)
-    assert min(pauses) <= 0.05, pauses
+            return
+    pytest.fail(f"bare {bare}, cold {cold}, warm {warm}, pauses {pauses}")
 
 
 async def bare_start(folder: Path) -> float:

@@ -48,8 +48,8 @@ _CHANGES = documented(
 
 
 class Version(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """A version without its canvas. `sizeBytes` is the canvas's, `storedBytes` what it takes of the storage, together
-    with all versions of equal content. Pinned versions stay until they are deleted.
+    """A version without its canvas. `sizeBytes` is the size of the canvas. `storedBytes` counts as storage, once for all
+    versions of equal content. Pinned versions stay until they are deleted.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Canvases in storage: BSON compressed with zstd. Decompression is bounded, whatever size a frame declares.
+"""Packs canvases for storage: BSON, compressed with zstd. Decompression has a limit that a frame's declared size cannot raise.
 
 BSON, because a canvas that another application wrote may have types that JSON lacks.
 """

@@ -368,9 +368,8 @@ class _Change:
         if composed.ids > _BY_PATH or sum(map(bool, (composed.put, composed.set, composed.remove))) != 1:
             return None
         if any(name not in composed.set for depends in composed.depends for name in depends):
-            return (
-                None  # a record that is set and then removed: whether it was there is the answer of one of the patches
-            )
+            # A record is set and then removed: whether it was there is the answer of one of the patches.
+            return None
         update = self._bookkeeping()
         if composed.remove:
             update["$pull"] = {place: {declared.id: {"$in": composed.remove}}}
