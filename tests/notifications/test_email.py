@@ -184,3 +184,8 @@ def test_templates_for_addresses_that_may_be_a_strangers_take_no_text_of_the_sen
 )
 def test_tls_is_required_for_public_hosts_and_passwords(url, required):
     assert Smtp(url)._starttls is required
+
+
+async def test_a_check_connects_and_sends_nothing(server):
+    assert (await Smtp(server.url).check()).endswith("not encrypted")
+    assert server.received == []

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
+import structlog
 
 from ximler.core import logs, settings
 from ximler.core.actor import Actor
@@ -40,6 +41,7 @@ __all__ = [
     "print_json", "print_table", "progress_bar", "run",
 ]  # fmt: skip
 
+_log = structlog.get_logger("ximler")
 _ENDLESS = 10_000  # columns
 
 T = TypeVar("T")
@@ -203,6 +205,9 @@ def load(*, serves: bool = False, **overrides: object) -> Settings:
         logs.survive_closed_streams()
     quiet = not serves and loaded.log_level == "info"
     logs.configure(msgspec.structs.replace(loaded, log_level="warning") if quiet else loaded)
+    if serves:
+        for variable, resembled in settings.unknown_variables().items():
+            _log.warning("unknown variable is ignored", variable=variable, remedy=resembled or "remove it")
     return loaded
 
 

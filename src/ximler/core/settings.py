@@ -23,9 +23,10 @@ from msgspec import Meta
 from ximler.core.business import Business
 from ximler.core.errors import Invalid
 
-__all__ = ["Settings", "SettingsError", "load"]
+__all__ = ["Settings", "SettingsError", "load", "sources", "unknown_variables"]
 
 _NAMES = {"mongodb_uri": "MONGODB_URI"}
+_OTHER_VARIABLES = ("XIMLER_CONFIG", "XIMLER_DEBUG")
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -283,7 +284,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         given = [
             (f.name, getattr(self, f.name)) for f in msgspec.structs.fields(self) if getattr(self, f.name) != f.default
         ]
-        return [(name, "…" if _is_secret(name) else value) for name, value in given]
+        return [(name, "…" if is_secret(name) else value) for name, value in given]
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -366,20 +367,9 @@ def load(
 
     Raises SettingsError naming the variable, its value and the expected form.
     """
-    environ = os.environ if environ is None else environ
-    file = file or (Path(environ["XIMLER_CONFIG"]) if environ.get("XIMLER_CONFIG") else None)
-    values: dict[str, Any] = _read_toml(file) if file else {}
-    sources = {name: f"{file}: {name}" for name in values}
-    for name in Settings.__struct_fields__:
-        variable = variable_name(name)
-        text = environ.get(variable)
-        if text is not None and text.strip():
-            values[name] = _split(text) if _is_list(name) else text.strip()
-            sources[name] = variable
-    for name, value in (overrides or {}).items():
-        if value is not None:
-            values[name] = value
-            sources[name] = f"--{name.replace('_', '-')}"
+    given = _given(environ, file, overrides)
+    values = {name: value for name, (value, _) in given.items()}
+    sources = {name: source for name, (_, source) in given.items()}
     try:
         return _usable(msgspec.convert(values, Settings, strict=False, dec_hook=_decode), sources)
     except msgspec.ValidationError as problem:
@@ -394,8 +384,45 @@ def load(
             if name == "stripe_key":
                 message = "Expected a secret or restricted key of Stripe: sk_test_…, sk_live_…, rk_test_… or rk_live_…"
         shown = sources.get(name, "settings")
-        value = "" if name not in Settings.__struct_fields__ or _is_secret(name) else f" (got {_shown(values[name])})"
+        value = "" if name not in Settings.__struct_fields__ or is_secret(name) else f" (got {_shown(values[name])})"
         raise SettingsError(f"{shown}: {message}{value}", fields={name or "settings": message}) from None
+
+
+def sources(
+    environ: Mapping[str, str] | None = None, *, overrides: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """Where each setting that is not at its default comes from: a variable, a file or an option. Raises SettingsError."""
+    return {name: source for name, (_, source) in _given(environ, None, overrides).items()}
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
+    """Variables with our prefix that are no setting, hence ignored, each with the name that it resembles most."""
+    known = [*map(variable_name, Settings.__struct_fields__), *_OTHER_VARIABLES]
+    environ = os.environ if environ is None else environ
+    found = sorted(name for name in environ if name.startswith("XIMLER_") and name not in known)
+    if not found:
+        return {}
+    from difflib import get_close_matches
+
+    return {name: next(iter(get_close_matches(name, known, 1)), None) for name in found}
+
+
+def _given(
+    environ: Mapping[str, str] | None, file: Path | None, overrides: Mapping[str, object] | None
+) -> dict[str, tuple[Any, str]]:
+    """Value and source of each setting that is given; a later source replaces an earlier one."""
+    environ = os.environ if environ is None else environ
+    file = file or (Path(environ["XIMLER_CONFIG"]) if environ.get("XIMLER_CONFIG") else None)
+    given = {name: (value, f"{file}: {name}") for name, value in (_read_toml(file) if file else {}).items()}
+    for name in Settings.__struct_fields__:
+        variable = variable_name(name)
+        text = environ.get(variable)
+        if text is not None and text.strip():
+            given[name] = (_split(text) if _is_list(name) else text.strip(), variable)
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            given[name] = (value, f"--{name.replace('_', '-')}")
+    return given
 
 
 def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
@@ -489,7 +516,7 @@ def _is_list(name: str) -> bool:
     return any(get_origin(part) is tuple for part in _annotations(Settings.__annotations__[name]))
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
     marks = (part.extra or {} for part in _annotations(Settings.__annotations__[name]) if isinstance(part, Meta))
     return any(mark.get("secret") for mark in marks)
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import re
 import ssl
+from collections.abc import AsyncIterator
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -207,6 +208,21 @@ class Smtp:
         all other failures: a server that is busy, over quota, misconfigured or rejects the password says
         nothing about the recipient.
         """
+        async with self._connected() as client:
+            await self._deliver(client, message)
+
+    async def check(self) -> str:
+        """Connect, negotiate TLS and sign in as for a message, without sending one. Returns a description of the
+        connection. Raises MailUnavailable.
+        """
+        async with self._connected() as client:
+            encrypted = client.get_transport_info("sslcontext") is not None
+        signed_in = f", signed in as {self._user}" if self._user else ""
+        return f"{self._host}:{self._port}, {'TLS' if encrypted else 'not encrypted'}{signed_in}"
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[aiosmtplib.SMTP]:
+        """A session for one message. Failures inside the block, too, become MailUnavailable."""
         if self._context is None:  # reads the certificate authorities: 0.1 s
             self._context = await asyncio.to_thread(ssl.create_default_context)
         client = aiosmtplib.SMTP(
@@ -221,7 +237,7 @@ class Smtp:
         )
         try:
             await client.connect()
-            await self._deliver(client, message)
+            yield client
         except aiosmtplib.SMTPResponseException as error:
             raise MailUnavailable(f"The mail server answered {error.code} {error.message}") from error
         except (aiosmtplib.SMTPException, OSError, ssl.SSLError) as error:
