@@ -2,30 +2,37 @@
 
 Dearer takes effect now, cheaper at the end of the period, unless the caller says; another interval now, with a new anchor. A
 change that costs something takes effect when it is paid: a declined card leaves the old plan with its limits.
+
+A coupon is reserved before the payment, confirmed with it, and can be used again after a decline. For a change at the end of
+the period it is redeemed now, and can be used again if the change is taken back.
 """
 
 from datetime import datetime
 from typing import Literal
 
 import msgspec
+from bson import ObjectId
 
 from ximler.audit import records
 from ximler.audit.actions import Action
-from ximler.billing import invoices, payments, states, subscriptions
+from ximler.billing import invoices, payments, redemptions, states, subscriptions
 from ximler.billing.account import balance, current, discount, ends_at, in_turn, live, lock, rebate, store
 from ximler.billing.account import find as account_of
+from ximler.billing.coupons import discount_of, normalised
 from ximler.billing.details import tax_of
+from ximler.billing.methods import MethodNeeded
 from ximler.billing.periods import Period, period
 from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Charge as Priced
-from ximler.billing.pricing import Quote, Unused, price
+from ximler.billing.pricing import Discount, Quote, Unused, price
 from ximler.billing.provider import Provider
+from ximler.billing.redemptions import Reservation
 from ximler.billing.stripe_currencies import minimum, step
 from ximler.core.actor import Actor
 from ximler.core.business import Business
-from ximler.core.errors import Conflict, NotFound
+from ximler.core.errors import Conflict, NotFound, XimlerError
 from ximler.database import Database
-from ximler.schema.billing_account import BillingAccount, Terms
+from ximler.schema.billing_account import BillingAccount, Method, Terms
 from ximler.schema.charge import Charge
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
@@ -51,28 +58,63 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         return self.quote.due_minor if self.quote else 0
 
 
-async def preview(database: Database, actor: Actor, *, plan_id: str, when: When | None = None) -> Change:
-    """The price of a change now. Reads only. Raises NotFound, Invalid, Conflict."""
+async def preview(
+    database: Database, actor: Actor, *, plan_id: str, when: When | None = None, coupon: str | None = None
+) -> Change:
+    """The price of a change now. Reads only. Raises NotFound, Invalid, Conflict, and with a coupon MethodNeeded and the
+    errors of `redemptions.check`.
+    """
     plan = await plan_on_offer(database, plan_id)
     account = await account_of(database, actor.require_user())
-    return compute(account, plan, when, database.clock.now(), database.business)
+    off = None
+    if coupon:
+        fingerprint = _method(account).fingerprint
+        off = discount_of(await redemptions.check(database, actor, coupon, plan=plan, fingerprint=fingerprint))
+    return compute(account, plan, when, database.clock.now(), database.business, coupon=off)
 
 
 async def change(
-    database: Database, provider: Provider, actor: Actor, *, plan_id: str, when: When | None = None
+    database: Database,
+    provider: Provider,
+    actor: Actor,
+    *,
+    plan_id: str,
+    when: When | None = None,
+    coupon: str | None = None,
 ) -> Subscription:
     """Change the plan. Asking again, or at the same moment, charges once. Audited: the request, and later its effect.
 
     Raises NotFound, Invalid, Conflict while a payment is under way or the subscription is unpaid or about to end, and
-    PaymentDeclined: then nothing has changed.
+    PaymentDeclined: then nothing has changed. With a coupon also MethodNeeded and the errors of `redemptions.reserve`.
     """
+    user_id = actor.require_user()
     plan = await plan_on_offer(database, plan_id)
+    if not coupon:
+        return await _change(database, provider, actor, plan, when, None)
+    account = await account_of(database, user_id)
+    if account.terms is not None and await _asked(database, account, plan, coupon):
+        return await database.subscriptions.get({"_id": account.subscription_id, "userId": user_id})
+    compute(account, plan, when, database.clock.now(), database.business)
+    method = _method(account)
+    held = await redemptions.reserve(database, actor, coupon, plan=plan)
+    try:
+        await redemptions.claim_fingerprint(database, held.id, held.token, method.fingerprint)
+        return await _change(database, provider, actor, plan, when, held)
+    except XimlerError:
+        await _let_go(database, user_id, held)
+        raise
+
+
+async def _change(
+    database: Database, provider: Provider, actor: Actor, plan: Plan, when: When | None, held: Reservation | None
+) -> Subscription:
+    coupon = held.discount if held else None
 
     async def write(transaction: Database) -> Charge | None:
         account = await lock(transaction, actor.require_user())
-        if account.terms is not None and account.terms.plan_id == plan.id and account.pending is None:
+        if not held and account.terms is not None and account.terms.plan_id == plan.id and account.pending is None:
             return None  # it was changed already
-        made = compute(account, plan, when, transaction.clock.now(), transaction.business)
+        made = compute(account, plan, when, transaction.clock.now(), transaction.business, coupon=coupon)
         subscription_id, current_terms, _ = live(account)
         await records.write(
             transaction,
@@ -84,13 +126,21 @@ async def change(
             before={"planId": current_terms.plan_id},
             after={"planId": plan.id},
             at=made.when,
+            **({"coupon": coupon.code} if coupon else {}),
         )
         if made.when == "PERIOD_END":
+            await subscriptions.drop_pending(transaction, account)
             account.pending = made.terms
+            if held:
+                account.pending_rebate = rebate(coupon)
+                await redemptions.confirm(transaction, held.id, held.token, subscription_id=subscription_id)
             await _show_pending(transaction, account, plan.id)
             await store(transaction, account)
             return None
         charge = None
+        if held:
+            until = transaction.clock.now() + redemptions.HELD_WHILE_PAID
+            await redemptions.hold(transaction, held.id, held.token, until)
         account.changes += 1
         zero = price(made.terms.currency, balance_minor=balance(account, made.terms.currency))
         invoice = await invoices.make(
@@ -105,6 +155,7 @@ async def change(
             period=made.period,
             terms=made.terms,
             anchor=made.anchor,
+            coupon=coupon.code if coupon else None,
         )
         if made.due_minor:
             charge = await subscriptions.collect(transaction, account, invoice, description=f"Change to {plan.name}")
@@ -140,7 +191,7 @@ async def clear(database: Database, actor: Actor) -> Subscription:
             user_id=account.id,
             planId=account.pending.plan_id,
         )
-        account.pending = None
+        await subscriptions.drop_pending(transaction, account)
         await _show_pending(transaction, account, None)
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": account.subscription_id, "userId": account.id})
@@ -148,8 +199,16 @@ async def clear(database: Database, actor: Actor) -> Subscription:
     return await in_turn(database, actor.require_user(), write)
 
 
-def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetime, business: Business) -> Change:
-    """The change as it is made at this moment. Pure. Raises NotFound, Conflict."""
+def compute(
+    account: BillingAccount,
+    plan: Plan,
+    when: When | None,
+    now: datetime,
+    business: Business,
+    *,
+    coupon: Discount | None = None,
+) -> Change:
+    """The change as it is made at this moment. `coupon` replaces the one that applied. Pure. Raises NotFound, Conflict."""
     now = now.replace(microsecond=0)
     old, anchor = account.terms, account.anchor
     if old is None or anchor is None or account.subscription_id is None:
@@ -167,15 +226,16 @@ def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetim
     same = plan.interval == old.interval
     if when is None:
         when = "NOW" if not same or plan.price_minor >= old.price_minor else "PERIOD_END"
+    applied = rebate(coupon) or old.rebate
     terms = Terms(
         plan_id=plan.id,
         plan_name=plan.name,
         price_minor=plan.price_minor,
         currency=old.currency,
         interval=plan.interval,
-        rebate=old.rebate,
+        rebate=applied,
     )
-    running, off = current(account), discount(old.rebate, plan.id)
+    running, off = current(account), discount(applied, plan.id)
     if account.period < 0:  # on trial: free, and it ends when it was to end
         first = period(anchor, plan.interval, 0)
         return Change(plan_id=plan.id, when="NOW", at=now, terms=terms, anchor=anchor, period=first)
@@ -216,6 +276,35 @@ def compute(account: BillingAccount, plan: Plan, when: When | None, now: datetim
     )
     new_anchor = anchor if same else now
     return Change(plan_id=plan.id, when="NOW", at=now, terms=terms, anchor=new_anchor, period=new_period, quote=quote)
+
+
+async def _asked(database: Database, account: BillingAccount, plan: Plan, coupon: str) -> bool:
+    """Whether the account has this change with this coupon already."""
+    if account.pending is not None:
+        pending, code = account.pending_rebate, normalised(coupon)
+        return account.pending.plan_id == plan.id and pending is not None and pending.code == code
+    same = account.terms is not None and account.terms.plan_id == plan.id
+    return same and await redemptions.used(database, account.id, coupon)
+
+
+async def _let_go(database: Database, user_id: ObjectId, held: Reservation) -> None:
+    """Give the coupon back, unless a change of this moment is being paid with the same reservation."""
+
+    async def write(transaction: Database) -> None:
+        account = await lock(transaction, user_id)
+        if account.charge_id is None:
+            await redemptions.release(transaction, held.id, held.token)
+
+    await in_turn(database, user_id, write)
+
+
+def _method(account: BillingAccount) -> Method:
+    """The payment method that a coupon is bound to. Raises NotFound, MethodNeeded."""
+    if account.subscription_id is None:
+        raise NotFound("You have no subscription")
+    if account.method is None:
+        raise MethodNeeded("Add a payment method first: each can use a coupon once")
+    return account.method
 
 
 async def _show_pending(transaction: Database, account: BillingAccount, plan_id: str | None) -> None:

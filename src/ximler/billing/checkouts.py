@@ -46,7 +46,6 @@ __all__ = [
     "start",
 ]
 
-_HELD_WHILE_PAID = timedelta(days=30)
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -251,7 +250,9 @@ async def _hold_coupon(database: Database, checkout: Checkout, method: PaymentMe
         return
     plan = await database.plans.get({"id": checkout.terms.plan_id})
     buyer = Actor(kind="system", via="worker", user_id=checkout.user_id)
-    held = await redemptions.reserve(database, buyer, checkout.terms.rebate.code, plan=plan, hold=_HELD_WHILE_PAID)
+    held = await redemptions.reserve(
+        database, buyer, checkout.terms.rebate.code, plan=plan, hold=redemptions.HELD_WHILE_PAID
+    )
     await redemptions.claim_fingerprint(database, held.id, held.token, method.fingerprint)
 
 

@@ -52,6 +52,7 @@ async def make(
     corrects: Invoice | None = None,
     terms: Terms | None = None,
     anchor: datetime | None = None,
+    coupon: str | None = None,
 ) -> Invoice:
     """Make the invoice for an occasion, and move the balance. Raises DocumentExists if the occasion has one.
 
@@ -85,6 +86,7 @@ async def make(
         paid_at=now if status == "PAID" else None,
         terms=terms,
         anchor=anchor,
+        coupon=coupon,
         **parties,
     )
     made = await transaction[INVOICES].insert(invoice)

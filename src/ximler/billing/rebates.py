@@ -40,8 +40,9 @@ async def apply(database: Database, actor: Actor, code: str) -> Subscription:
         if _next_plan(account) != plan_id:
             raise Conflict("The plan was changed at the same moment: enter the coupon again")
         _, terms, _ = live(account)
-        replaced = terms.rebate.code if terms.rebate else None
-        terms.rebate = rebate(held.discount)
+        applied = account.pending_rebate or terms.rebate
+        replaced = applied.code if applied else None
+        terms.rebate, account.pending_rebate = rebate(held.discount), None
         await redemptions.confirm(transaction, held.id, held.token, subscription_id=subscription.id)
         await subscriptions.record(
             transaction, actor, Action.COUPON_APPLIED, account, code=held.discount.code, replaced=replaced

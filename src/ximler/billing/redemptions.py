@@ -36,24 +36,30 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, Unavailable
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
+from ximler.database.updates import Update
 from ximler.schema.coupon import Coupon
 from ximler.schema.plan import Plan
-from ximler.schema.redemption import REDEMPTIONS, Redemption, redemption_id
+from ximler.schema.redemption import REDEMPTIONS, Redemption, RedemptionStatus, redemption_id
 
 __all__ = [
+    "HELD_WHILE_PAID",
     "HOLD",
     "Reservation",
     "ReservationLapsed",
     "check",
     "claim_fingerprint",
     "confirm",
+    "hold",
     "release",
     "reserve",
     "sweep",
+    "undo",
+    "used",
 ]
 
 _log = structlog.get_logger("ximler.billing")
 HOLD = timedelta(hours=1)  # of a reservation that is not confirmed
+HELD_WHILE_PAID = timedelta(days=30)  # while its payment is under way
 _GRACE = timedelta(seconds=60)  # for the steps of one attempt, after which it is taken for dead
 _TAKE_OVER = timedelta(seconds=5)  # the same, where the user waits for it
 _LOOK_AGAIN_S = 0.02
@@ -118,12 +124,20 @@ async def reserve(database: Database, actor: Actor, code: str, *, plan: Plan, ho
     raise Unavailable(f"The coupon {code} is in great demand: try again in a moment")
 
 
-async def check(database: Database, actor: Actor, code: str, *, plan: Plan) -> Coupon:
-    """The coupon, if the actor could reserve it for the plan now. Holds nothing; raises the errors of `reserve`."""
+async def check(database: Database, actor: Actor, code: str, *, plan: Plan, fingerprint: str | None = None) -> Coupon:
+    """The coupon, if the actor could reserve it for the plan now. Holds nothing; raises the errors of `reserve`.
+
+    With `fingerprint`, also if that payment method used it. Two commands.
+    """
     user_id, code = actor.require_user(), normalised(code)
-    held = await database[REDEMPTIONS].find_one({"_id": redemption_id(code, user_id)})
+    own = {"_id": redemption_id(code, user_id)}
+    where = own if fingerprint is None else {"$or": [own, {"code": code, "fingerprint": fingerprint}]}
+    found = await database[REDEMPTIONS].find(where)
+    held = next((each for each in found if each.user_id == user_id), None)
     if held is not None and held.status == "CONFIRMED":
         raise _already_used(code)
+    if len(found) > (held is not None):
+        raise _used_by_method()
     coupon = await database.coupons.find_one({"code": code})
     if coupon is None:
         raise CouponNotFound(f"There is no coupon {code}")
@@ -138,6 +152,31 @@ async def check(database: Database, actor: Actor, code: str, *, plan: Plan) -> C
 
 def _already_used(code: str) -> CouponAlreadyUsed:
     return CouponAlreadyUsed(f"The coupon {code} was used already: it can be used once")
+
+
+def _used_by_method() -> CouponAlreadyUsed:
+    return CouponAlreadyUsed("This coupon was used with this payment method already")
+
+
+async def used(database: Database, user_id: ObjectId, code: str) -> bool:
+    """Whether the user's use of the coupon is confirmed. One command."""
+    own = {"_id": redemption_id(normalised(code), user_id), "status": "CONFIRMED"}
+    return await database[REDEMPTIONS].find_one(own) is not None
+
+
+async def hold(transaction: Database, reservation_id: str, token: str, until: datetime) -> None:
+    """Keep a reservation while a payment decides it. One command. Raises ReservationLapsed."""
+    held = {"_id": reservation_id, "token": token, "status": "RESERVED", "counted": True}
+    if not await transaction[REDEMPTIONS].patch(held, {"$max": {"expiresAt": until}}):
+        raise ReservationLapsed("The coupon was reserved too long ago: enter it again")
+
+
+async def undo(transaction: Database, code: str, user_id: ObjectId, status: RedemptionStatus) -> None:
+    """Give back the user's use of the coupon if it has that status: the change that it was for does not happen."""
+    own = {"_id": redemption_id(code, user_id), "status": status, "counted": True}
+    found = await transaction[REDEMPTIONS].find_one(own)
+    if found is not None:
+        await _release(transaction, {**own, "token": found.token})
 
 
 async def confirm(transaction: Database, reservation_id: str, token: str, *, subscription_id: ObjectId) -> None:
@@ -170,7 +209,7 @@ async def claim_fingerprint(database: Database, reservation_id: str, token: str,
             {"_id": reservation_id, "token": token}, {"$set": {"fingerprint": fingerprint}}
         )
     except DocumentExists:
-        raise CouponAlreadyUsed("This coupon was used with this payment method already") from None
+        raise _used_by_method() from None
     if not claimed:
         raise ReservationLapsed("The coupon was reserved too long ago: enter it again")
 
@@ -185,7 +224,7 @@ async def _release(database: Database, which: dict[str, Any]) -> bool:
     token, code = which["token"], which["_id"].rpartition(":")[0]
 
     async def write(transaction: Database) -> bool:
-        where = {**which, "status": "RESERVED", "counted": True}
+        where = {"status": "RESERVED", "counted": True, **which}
         if not await transaction[REDEMPTIONS].delete(where):
             return False
         await transaction.coupons.patch({"code": code}, {"$inc": {"usedCount": -1}, "$unset": {f"pending.{token}": ""}})
@@ -238,7 +277,8 @@ async def _held(database: Database, user_id: ObjectId, code: str, plan: Plan, ho
     if (problem := refusal(spare, plan, now)) is not None:
         raise problem
     where = {"_id": found.id, "token": found.token, "status": "RESERVED", "counted": True}
-    if not await database[REDEMPTIONS].patch(where, {"$set": {"expiresAt": now + hold, "planId": plan.id}}):
+    update: Update = {"$set": {"planId": plan.id}, "$max": {"expiresAt": now + hold}}
+    if not await database[REDEMPTIONS].patch(where, update):
         return None
     return Reservation(id=found.id, token=found.token, discount=discount_of(coupon), expires_at=now + hold)
 

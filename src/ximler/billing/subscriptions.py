@@ -39,6 +39,7 @@ __all__ = [
     "cancel",
     "charge_for",
     "collect",
+    "drop_pending",
     "end",
     "failed",
     "forget",
@@ -75,7 +76,8 @@ async def cancel(
         if now or subscription.status == "PAST_DUE":
             await end(transaction, account, "cancelled", actor=actor, **why)
         else:
-            account.cancels, account.pending = True, None
+            account.cancels = True
+            await drop_pending(transaction, account)
             values = {"autoRenew": False, "endDate": ends_at(account), "pendingPlanId": None}
             await _patch(transaction, account, "cancelled_at_end", values)
             await record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", **why)
@@ -124,7 +126,8 @@ async def start(
     now = transaction.clock.now()
     account.subscription_id, account.checkout_id = subscription_id, None
     account.terms, account.anchor, account.period = terms, anchor, -1 if trial else 0
-    account.pending, account.cancels, account.reminded, account.not_before = None, False, False, None
+    account.pending = account.pending_rebate = account.not_before = None
+    account.cancels = account.reminded = False
     account.failed_at, account.retries, account.invoice_id = None, 0, None
     account.extended_to = account.new_price_minor = None
     running = current(account)
@@ -146,16 +149,28 @@ async def start(
     checkout = await transaction[CHECKOUTS].find_and_patch({"_id": checkout_id}, done)
     # The checkout's coupon: of one that applies once, nothing is left in `terms`.
     if checkout is not None and checkout.terms.rebate is not None:
-        code = checkout.terms.rebate.code
-        held = await transaction[REDEMPTIONS].find_one({"_id": redemption_id(code, account.id)})
-        try:
-            if held is not None:
-                await redemptions.confirm(transaction, held.id, held.token, subscription_id=subscription_id)
-        except redemptions.ReservationLapsed:
-            _log.warning("coupon lapsed while it was paid", coupon=code, user=str(account.id))
+        await _confirm_coupon(transaction, account, checkout.terms.rebate.code)
     await entitlements.entitle(transaction, account.id)
     await record(transaction, SYSTEM, Action.SUBSCRIPTION_STARTED, account, planId=terms.plan_id)
     await notices.began(transaction, account.id, terms, free_until=anchor if trial else None)
+
+
+async def _confirm_coupon(transaction: Database, account: BillingAccount, code: str) -> None:
+    """The coupon that was reserved for what is paid now. One that has lapsed meanwhile was granted all the same."""
+    held = await transaction[REDEMPTIONS].find_one({"_id": redemption_id(code, account.id)})
+    try:
+        if held is not None:
+            subscription_id = live(account).subscription_id
+            await redemptions.confirm(transaction, held.id, held.token, subscription_id=subscription_id)
+    except redemptions.ReservationLapsed:
+        _log.warning("coupon lapsed while it was paid", coupon=code, user=str(account.id))
+
+
+async def drop_pending(transaction: Database, account: BillingAccount) -> None:
+    """The pending change of plan does not happen, and its coupon can be used again."""
+    if account.pending_rebate is not None:
+        await redemptions.undo(transaction, account.pending_rebate.code, account.id, "CONFIRMED")
+    account.pending = account.pending_rebate = None
 
 
 class Upcoming(NamedTuple):
@@ -176,7 +191,7 @@ def upcoming(account: BillingAccount, business: Business) -> Upcoming:
     if account.pending is not None:
         if account.pending.interval != terms.interval:
             anchor, index = ends_at(account), 0
-        terms = Terms(**_fields(account.pending) | {"rebate": terms.rebate})
+        terms = Terms(**_fields(account.pending) | {"rebate": account.pending_rebate or terms.rebate})
     elif account.new_price_minor is not None:
         terms.price_minor = account.new_price_minor
     running, off = period(anchor, terms.interval, index), discount(terms.rebate, terms.plan_id)
@@ -215,7 +230,8 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     if account.pending is not None:
         await _record_change(transaction, account, before=before, after=terms)
     account.terms, account.anchor, account.period = terms, anchor, running.index
-    account.pending = account.new_price_minor = account.extended_to = account.not_before = None
+    account.pending = account.pending_rebate = None
+    account.new_price_minor = account.extended_to = account.not_before = None
     account.reminded = False
     invoice = await invoices.make(
         transaction,
@@ -344,7 +360,7 @@ async def failed(transaction: Database, account: BillingAccount, invoice: Invoic
     if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
         return
     if invoice.kind != "RENEWAL":
-        await invoices.void(transaction, account, invoice)
+        await _void(transaction, account, invoice)
         if invoice.kind == "CHECKOUT":
             account.checkout_id = None
             again = {"$set": {"status": "OPEN", "problem": f"The payment was declined: {failure.replace('_', ' ')}"}}
@@ -372,6 +388,7 @@ async def end(
     terms = live(account).terms
     if account.invoice_id is not None:
         await invoices.void(transaction, account, await invoices.get(transaction, account, account.invoice_id))
+    await drop_pending(transaction, account)
     await _patch(transaction, account, event, {"endDate": now, "autoRenew": False, "pendingPlanId": None})
     await record(transaction, actor, Action.SUBSCRIPTION_ENDED, account, event=event, **why)
     forget(account)
@@ -381,7 +398,8 @@ async def end(
 
 def forget(account: BillingAccount) -> None:
     """The account has no live subscription any more. Balance and payments under way stay."""
-    account.subscription_id = account.terms = account.anchor = account.pending = account.invoice_id = None
+    account.subscription_id = account.terms = account.anchor = account.invoice_id = None
+    account.pending = account.pending_rebate = None
     account.failed_at = account.not_before = account.extended_to = account.new_price_minor = None
     account.period, account.retries, account.cancels = -1, 0, False
 
@@ -401,6 +419,7 @@ async def settle_end(transaction: Database, account: BillingAccount) -> bool:
     _log.warning("subscription was ended by another application", user=str(account.id))
     if account.invoice_id is not None:
         await invoices.void(transaction, account, await invoices.get(transaction, account, account.invoice_id))
+    await drop_pending(transaction, account)
     forget(account)
     await entitlements.entitle(transaction, account.id)
     return True
@@ -413,8 +432,15 @@ async def _gone(transaction: Database, account: BillingAccount, invoice: Invoice
     await settle_end(transaction, account)
     if account.subscription_id == invoice.subscription_id:
         return False
-    await invoices.void(transaction, account, invoice)
+    await _void(transaction, account, invoice)
     return True
+
+
+async def _void(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
+    """A purchase or a change was not paid. The coupon of a change can be used again; a checkout keeps its own."""
+    await invoices.void(transaction, account, invoice)
+    if invoice.coupon is not None:
+        await redemptions.undo(transaction, invoice.coupon, account.id, "RESERVED")
 
 
 async def _changed(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
@@ -423,7 +449,10 @@ async def _changed(transaction: Database, account: BillingAccount, invoice: Invo
     if anchor != account.anchor:
         account.period, account.extended_to = 0, None
     before, account.new_price_minor = live(account).terms, None
-    account.terms, account.anchor, account.pending, account.reminded = terms, anchor, None, False
+    await drop_pending(transaction, account)
+    account.terms, account.anchor, account.reminded = terms, anchor, False
+    if invoice.coupon is not None:
+        await _confirm_coupon(transaction, account, invoice.coupon)
     running = current(account)
     values = {
         "planId": terms.plan_id,

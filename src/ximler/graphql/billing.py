@@ -17,7 +17,7 @@ from ximler.billing import (
     virtuals,
 )
 from ximler.billing.checkouts import Checkout
-from ximler.billing.coupons import discount_of
+from ximler.billing.coupons import CouponNotApplicable, discount_of
 from ximler.billing.details import Details
 from ximler.billing.invoices import Invoice
 from ximler.billing.methods import Method
@@ -48,11 +48,13 @@ async def checkout(ctx: Context, id: str) -> dict[str, Any]:  # noqa: A002 (the 
 
 
 @resolvers.query("previewChange")
-async def preview_change(ctx: Context, plan_id: str, when: changes.When | None = None) -> dict[str, Any]:
-    if mirrored := await _mirrored(ctx):
+async def preview_change(
+    ctx: Context, plan_id: str, when: changes.When | None = None, coupon: str | None = None
+) -> dict[str, Any]:
+    if mirrored := await _mirrored(ctx, coupon):
         change = await stripe_mirror.preview(ctx.database, *mirrored, plan_id=plan_id, when=when)
     else:
-        change = await changes.preview(ctx.database, ctx.actor, plan_id=plan_id, when=when)
+        change = await changes.preview(ctx.database, ctx.actor, plan_id=plan_id, when=when, coupon=coupon)
     return {
         "plan_id": change.plan_id,
         "when": change.when,
@@ -156,11 +158,13 @@ async def pay_invoice(ctx: Context, id: str) -> Invoice:  # noqa: A002 (as above
 
 
 @resolvers.mutation("changePlan")
-async def change_plan(ctx: Context, plan_id: str, when: changes.When | None = None) -> Subscription:
-    if mirrored := await _mirrored(ctx):
+async def change_plan(
+    ctx: Context, plan_id: str, when: changes.When | None = None, coupon: str | None = None
+) -> Subscription:
+    if mirrored := await _mirrored(ctx, coupon):
         return await stripe_mirror.change(ctx.database, *mirrored, ctx.actor, plan_id=plan_id, when=when)
     provider = rail(ctx.database, ctx.settings)
-    return await changes.change(ctx.database, provider, ctx.actor, plan_id=plan_id, when=when)
+    return await changes.change(ctx.database, provider, ctx.actor, plan_id=plan_id, when=when, coupon=coupon)
 
 
 @resolvers.mutation("cancelPendingChange")
@@ -239,12 +243,16 @@ async def plan_of(ctx: Context, subscriptions: list[Subscription]) -> list[Plan 
     return [found[subscription.plan_id] for subscription in subscriptions]
 
 
-async def _mirrored(ctx: Context) -> tuple[Mirrors, Subscription] | None:
-    """Stripe, and the actor's live subscription that it bills."""
+async def _mirrored(ctx: Context, coupon: str | None = None) -> tuple[Mirrors, Subscription] | None:
+    """Stripe, and the actor's live subscription that it bills. Raises CouponNotApplicable there for a coupon of ours."""
     if ctx.settings.stripe_key is None:
         return None
     provider, found = rail(ctx.database, ctx.settings), await stripe_mirror.of_user(ctx.database, ctx.actor)
-    return (provider, found) if found is not None and isinstance(provider, Mirrors) else None
+    if found is None or not isinstance(provider, Mirrors):
+        return None
+    if coupon:
+        raise CouponNotApplicable("Stripe bills this subscription: it takes no coupon with a change of plan")
+    return provider, found
 
 
 def _checkout(found: Checkout) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class BillingAccount(Document, kw_only=True):
     anchor: Internal[datetime | None] = None
     period: Internal[int] = -1
     pending: Internal[Terms | None] = None  # the plan from the next period on
+    pending_rebate: Internal[Rebate | None] = None  # of the coupon that was entered with it
     cancels: Internal[bool] = False  # at the end of the period
     extended_to: Internal[datetime | None] = None  # the end of the current paid period, if an operator moved it
     new_price_minor: Internal[int | None] = None  # of the plan, from the next period on

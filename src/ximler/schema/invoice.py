@@ -71,6 +71,7 @@ class Invoice(Stamped, kw_only=True):
     buyer_vat_id: Theirs[str | None] = None
     terms: Internal[Terms | None] = None
     anchor: Internal[datetime | None] = None
+    coupon: Internal[str | None] = None  # of a change of plan: reserved, and confirmed by the payment
     attempts: Kept[int] = 0
 
     @property
