@@ -1,10 +1,12 @@
 """`/v1/projects/{id}/canvas`: entity tags, preconditions, media types, and JSON that comes back as it was sent."""
 
 import gzip
+import json
 from typing import Any
 
 import httpx
 import pytest
+import zstandard
 from tests.serving import Client
 
 JSON_PATCH = "application/json-patch+json"
@@ -71,16 +73,24 @@ async def test_it_is_read_and_saved_with_entity_tags(editor: Editor) -> None:
     assert (await editor.read(if_none_match='"1", W/"3"')).status_code == 304
 
 
-async def test_it_is_compressed_with_a_tag_of_its_own(editor: Editor) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "decompress"),
+    [("gzip", gzip.decompress), ("zstd", lambda raw: zstandard.ZstdDecompressor().decompressobj().decompress(raw))],
+)
+async def test_it_is_compressed_with_a_tag_of_its_own(editor: Editor, encoding: str, decompress: Any) -> None:
     content = {"shapes": [{"n": n} for n in range(500)]}
     await editor.save(content, base=0)
-    async with editor.http.stream("GET", editor.path, headers=editor._token) as answer:
+    accepts = editor._token | {"Accept-Encoding": f"{encoding}, *;q=0.1"}
+    async with editor.http.stream("GET", editor.path, headers=accepts) as answer:
         raw = b"".join([chunk async for chunk in answer.aiter_raw()])
-    assert (answer.headers["content-encoding"], answer.headers["etag"]) == ("gzip", '"1-gzip"')
-    assert len(raw) < len(gzip.decompress(raw)) / 4
-    plain = await editor.read(accept_encoding="gzip;q=0, identity")
+    tag = f'"1-{encoding}"'
+    assert (answer.headers["content-encoding"], answer.headers["etag"]) == (encoding, tag)
+    assert json.loads(decompress(raw)) == content
+    assert len(raw) < len(decompress(raw)) / 4
+    plain = await editor.read(accept_encoding=f"{encoding};q=0, identity")
     assert ("content-encoding" not in plain.headers, plain.headers["etag"], plain.json()) == (True, '"1"', content)
-    assert (await editor.read(if_none_match='"1-gzip"')).status_code == 304
+    assert (await editor.read(if_none_match=tag)).status_code == 304
+    assert (await editor.save({}, if_match=tag)).status_code == 200
 
 
 async def test_patches_change_a_part(editor: Editor) -> None:

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, LimitExceeded, NotFound
+from ximler.core.stopping import end
 from ximler.database import Database
+from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import canvas, patches, projects, records, storage
+from ximler.projects.canvas import WritesByOthers
+from ximler.projects.live import Event, Live
 from ximler.projects.patches import Outcome, Saver, SeqPassed
+from ximler.projects.projects import RevisionConflict
 
 
 class Canvas:
@@ -327,3 +332,62 @@ async def test_large_patches_do_not_pile_up(drawing: Canvas) -> None:
     waiting = [drawing.saver.save(drawing.ada, drawing.id, patch | {"seq": seq}, size=15_000_000) for seq in (1, 2, 3)]
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(each) for each in found] == [Outcome, Outcome, LimitExceeded]
+
+
+ODD = [
+    {"canvasLog": "text"},
+    {"canvasLog": [1, 2]},
+    {"canvasLog": None, "canvasClients": None},
+    {"canvasClients": 5},
+    {
+        "canvasClients": {"tab": 5, "two": {"s": "x"}},
+        "canvasLog": {"0": 1, "1": {"r": "x"}, "2": {"p": b"{}"}, "x": None},
+    },
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+async def test_a_log_that_another_application_wrote_is_read_as_none(drawing: Canvas, odd: dict[str, Any]) -> None:
+    await drawing.save(set={"a": {"x": 1}})
+    await drawing.database.raw["projects"].update_one({"_id": drawing.id}, {"$set": odd})
+    live = Live(drawing.database, Feed(drawing.database))
+    with live.follow(drawing.ada, drawing.id) as follower:
+        await live.begin(follower, 0)
+        (event,) = await follower.events(1)
+        assert event == Event(1) or "canvasLog" not in odd
+    drawing.saver = Saver(drawing.database)
+    assert await drawing.save(set={"a": {"x": 2}}) == Outcome(2)
+    await drawing.saver.close()
+    gauge, charged = await drawing.charged()
+    assert gauge == charged
+    assert await canvas.replace(drawing.database, drawing.ada, drawing.id, {}, based_on=None) == 3
+
+
+@pytest.mark.parametrize("followed", [False, True])
+async def test_no_revision_is_used_again_after_another_application_replaced_the_project(
+    drawing: Canvas, followed: bool
+) -> None:
+    database = drawing.database
+    feed, stop = Feed(database), asyncio.Event()
+    live, others = Live(database, feed), WritesByOthers(database, feed)
+    running = [asyncio.create_task(run(stop)) for run in (feed.run, live.run, others.run)] if followed else []
+    if followed:
+        await feed.caught_up()
+    for n in range(3):
+        await drawing.save(set={"a": {"x": n}})
+    with live.follow(drawing.ada, drawing.id) as follower:
+        await live.begin(follower, 3)
+        theirs = {"userId": drawing.ada.user_id, "name": "P", "canvasData": {"elements": [{"id": "z", "x": 1}]}}
+        await database.raw["projects"].replace_one({"_id": drawing.id}, theirs)
+        saved = await drawing.save(set={"z": {"y": 2}, "a": {"x": 9}})
+        assert (saved.revision > 3, saved.rejected) == (True, ["a"])
+        if followed:
+            await feed.caught_up()
+            assert any(event.patch is None for event in await follower.events(1))  # the canvas is to be read again
+    assert await drawing.records() == {"z": {"id": "z", "x": 1, "y": 2}}
+    again = await drawing.save(set={"z": {"y": 3}})
+    assert again.revision > saved.revision
+    with pytest.raises(RevisionConflict):
+        await canvas.replace(database, drawing.ada, drawing.id, {}, based_on={0, 1, 2, 3, saved.revision})
+    stop.set()
+    await end(running, patience_s=5)

@@ -127,6 +127,20 @@ async def test_no_version_is_kept_beyond_the_plan(database: Database, ada: Actor
     assert await database[CANVAS_CONTENTS].count({}) == 0
 
 
+async def test_versions_that_race_are_no_more_than_the_limit(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "MOST", 5)
+    project_id = await _made(database, ada)
+    for n in range(3):
+        await canvas.replace(database, ada, project_id, {"a": n % 2}, based_on=None)
+        await versions.create(database, ada, project_id)
+    made = await asyncio.gather(*(versions.create(database, ada, project_id) for _ in range(5)), return_exceptions=True)
+    assert sum(isinstance(each, LimitExceeded) for each in made) == 3
+    assert len(await _names(database, ada, project_id)) == 5
+    await _expect_exact(database, ada)
+
+
 async def test_automatic_versions_are_idempotent_and_old_ones_removed_unless_pinned(
     database: Database, ada: Actor
 ) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import gzip
+import re
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Annotated, Any
 
 import msgspec
+import zstandard
 from litestar import Request, Response, get, patch, put
 from litestar.datastructures import State
 from litestar.di import NamedDependency
@@ -19,7 +21,7 @@ from ximler.core.extended_json import plain
 from ximler.core.ids import object_id
 from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.conditional import matches, strong_tags
+from ximler.http.conditional import encoding_of, matches, strong_tags
 from ximler.http.problems import documented
 from ximler.projects import canvas, records
 from ximler.projects.patches import Saver
@@ -30,8 +32,14 @@ __all__ = ["routes"]
 _PATH = "/v1/projects/{project:str}/canvas"
 _MAX_BODY = 20_000_000
 _PATCHES = (records.MEDIA_TYPE, "application/json-patch+json", "application/merge-patch+json")
-_ZIPPED = "-gzip"  # ends the entity tag of the compressed form
-_WORTH_ZIPPING = 1000  # bytes
+_ENCODINGS: dict[
+    str, Callable[[bytes], bytes]
+] = {  # the best first; its name ends the entity tag of the compressed form
+    "zstd": lambda body: zstandard.ZstdCompressor(level=1, write_checksum=True).compress(body),
+    "gzip": partial(gzip.compress, compresslevel=1, mtime=0),
+}
+_ENCODED = re.compile(f"-(?:{'|'.join(_ENCODINGS)})$")
+_WORTH_COMPRESSING = 1000  # bytes
 _WORTH_A_THREAD = 50_000  # bytes
 
 _Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
@@ -85,24 +93,24 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
 async def show(
     project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> Response[bytes]:
-    """The canvas as it was saved, compressed with gzip where that is accepted. `Canvas-Revision` has its revision, and
+    """The canvas as it was saved, compressed with zstd or gzip where that is accepted. `Canvas-Revision` has its revision, and
     so does the entity tag: `If-None-Match` saves the transfer, and a change names its base with `If-Match`.
     """
     project_id = object_id(project, "project")
-    zips = _accepts_gzip(request.headers.get("accept-encoding", ""))
     if known := request.headers.get("if-none-match"):
         revision = await canvas.revision_of(state.database, caller.actor, project_id)
-        for tag in (f'"{revision}"', f'"{revision}{_ZIPPED}"'):
+        for tag in (f'"{revision}"', *(f'"{revision}-{name}"' for name in _ENCODINGS)):
             if matches(known, tag):
                 return Response(b"", status_code=304, headers=_headers(revision, tag))
     found = await canvas.read(state.database, caller.actor, project_id)
     body = msgspec.json.encode(found.canvas_data, enc_hook=plain)
     tag = f'"{found.canvas_revision}"'
-    encoding = {}
-    if zips and len(body) >= _WORTH_ZIPPING:
-        body = await asyncio.to_thread(gzip.compress, body, 1, mtime=0)
-        tag, encoding = f'"{found.canvas_revision}{_ZIPPED}"', {"Content-Encoding": "gzip"}
-    return Response(body, media_type="application/json", headers=_headers(found.canvas_revision, tag) | encoding)
+    headers = {}
+    encoding = encoding_of(request.headers.get("accept-encoding", ""), list(_ENCODINGS))
+    if encoding and len(body) >= _WORTH_COMPRESSING:
+        body = await asyncio.to_thread(_ENCODINGS[encoding], body)
+        tag, headers = f'"{found.canvas_revision}-{encoding}"', {"Content-Encoding": encoding}
+    return Response(body, media_type="application/json", headers=_headers(found.canvas_revision, tag) | headers)
 
 
 @put(
@@ -218,7 +226,7 @@ def _based_on(condition: str | None, base: int | None) -> Collection[int] | None
         return (base,) if base is not None else None
     if condition.strip() == "*":
         return None if base is None else (base,)
-    tags = {tag.removesuffix(_ZIPPED) for tag in strong_tags(condition)}
+    tags = {_ENCODED.sub("", tag) for tag in strong_tags(condition)}
     revisions = {int(tag) for tag in tags if tag.isascii() and tag.isdigit() and len(tag) < 20}
     return revisions if base is None else revisions & {base}
 
@@ -230,15 +238,6 @@ def _headers(revision: int, tag: str) -> dict[str, str]:
         "Cache-Control": "private, no-cache",
         "Vary": "Accept-Encoding",
     }
-
-
-def _accepts_gzip(accepted: str) -> bool:
-    """RFC 9110, 12.5.3, as far as it concerns gzip: named, or covered by `*`, and not with a weight of 0."""
-    weights = {}
-    for each in accepted.lower().split(","):
-        name, _, parameter = each.partition(";")
-        weights[name.strip()] = parameter.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return weights.get("gzip", weights.get("*", False))
 
 
 def _unsupported(detail: str, headers: dict[str, str] | None = None) -> HTTPException:

@@ -6,7 +6,7 @@ read, then the transaction of `projects.update`, which fails if the revision is 
 A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas` follows such writes
 in the change stream and increments it, usually within a second, so that later saves based on the earlier one are refused.
 A write during a gap of the stream, or while no process runs this part, leaves the revision unchanged. One that replaces the
-whole project removes the revision, and counting begins again.
+whole project removes the revision; the next one is larger than any before it (`projects.next_revision`).
 """
 
 import asyncio
@@ -40,6 +40,7 @@ _AGAIN_S = 5.0
 MAX_OPERATIONS = 10_000
 _MAX_COPIED = 5_000_000  # bytes of JSON that the operations of a patch may copy, together
 _MAX_SHIFTED = 300_000_000  # elements of arrays that they may shift by inserting and removing, together: half a second
+_REMEMBERED = 10_000
 _REJECTED = (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException)
 
 
@@ -224,12 +225,13 @@ class WritesByOthers(Follower):
     def __init__(self, database: Database, feed: Feed) -> None:
         super().__init__(database, feed)
         self._written: set[ObjectId] = set()
+        self._last: dict[ObjectId, int] = {}
 
     async def _work(self) -> None:
         while self._written:
             project_id = self._written.pop()
             try:
-                await self._database.projects.patch({"_id": project_id}, {"$inc": {"canvasRevision": 1}})
+                await self._increment(project_id)
             except BaseException as error:
                 if isinstance(error, XimlerError) and not isinstance(error, Unavailable):
                     # The project refuses the change, whenever it is made: the others must not wait.
@@ -239,7 +241,18 @@ class WritesByOthers(Follower):
                 self._heard_of.set()
                 raise
 
+    async def _increment(self, project_id: ObjectId) -> None:
+        known = {"_id": project_id, "canvasRevision": {"$ne": None}}
+        if not await self._database.projects.patch(known, {"$inc": {"canvasRevision": 1}}):
+            now, above = self._database.clock.now(), self._last.get(project_id, 0)
+            first = {"$set": {"canvasRevision": projects.next_revision(None, now, above=above)}}
+            await self._database.projects.patch({"_id": project_id, "canvasRevision": None}, first)
+
     def _heard(self, change: Change) -> None:
+        if isinstance(revision := change.updated.get("canvasRevision"), int):
+            self._last[change.id] = max(revision, self._last.pop(change.id, 0))
+            if len(self._last) > _REMEMBERED:
+                del self._last[next(iter(self._last))]
         names = {path.partition(".")[0] for path in (*change.updated, *change.removed)}
         if change.operation == "replace" or ("canvasData" in names and "canvasRevision" not in names):
             self._written.add(change.id)

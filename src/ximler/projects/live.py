@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
+import structlog
 from bson import ObjectId
 
 from ximler.core.actor import Actor
@@ -27,6 +28,7 @@ from ximler.schema.project import PROJECTS
 
 __all__ = ["MAX_FOLLOWERS", "Event", "Follower", "Live"]
 
+_log = structlog.get_logger("ximler.projects")
 MAX_FOLLOWERS = 8  # per user
 _MAX_EVENTS = 256
 _MAX_BYTES = 1_000_000
@@ -42,6 +44,16 @@ class Event(msgspec.Struct, frozen=True):
 class _Logged(Identified, kw_only=True):
     canvas_revision: int = 0
     canvas_log: Mixed = None
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """Of the log. The patch does not repeat the revision."""
+
+    r: int
+    p: bytes | None = None
+
+    def event(self) -> Event:
+        return Event(self.r, None if self.p is None else b'{"revision":%d,' % self.r + self.p[1:])
 
 
 class Follower:
@@ -184,10 +196,10 @@ class Live:
             for follower in followers:
                 follower.lose(stored if isinstance(stored, int) else 0)
         elif isinstance(revision := change.updated.get("canvasRevision"), int):
-            entry = change.updated.get(f"canvasLog.{revision % LOGGED}") or (change.updated.get("canvasLog") or {}).get(
-                str(revision % LOGGED), {}
-            )
-            event = _event(entry) if entry.get("r") == revision else Event(revision)
+            place, log = str(revision % LOGGED), change.updated.get("canvasLog")
+            stored = change.updated.get(f"canvasLog.{place}", log.get(place) if isinstance(log, dict) else None)
+            entry = _entry(stored)
+            event = entry.event() if entry is not None and entry.r == revision else Event(revision)
             for follower in followers:
                 follower.add(event)
 
@@ -202,13 +214,17 @@ class Live:
 
 def _logged(now: _Logged, since: int) -> Iterator[Event]:
     """The logged revisions after `since`."""
-    entries = now.canvas_log if isinstance(now.canvas_log, dict) else {}
-    for entry in sorted(entries.values(), key=lambda entry: int(entry["r"])):
-        if since < entry["r"] <= now.canvas_revision:
-            yield _event(entry)
+    log = now.canvas_log
+    kept = [_entry(each) for each in log.values()] if isinstance(log, dict) else []
+    if (log is not None and not isinstance(log, dict)) or None in kept:
+        _log.warning("log of patches cannot be read", project=str(now.id))  # another application has written it
+    for entry in sorted((each for each in kept if each is not None), key=lambda each: each.r):
+        if since < entry.r <= now.canvas_revision:
+            yield entry.event()
 
 
-def _event(entry: dict[str, Any]) -> Event:
-    """Of an entry of the log, whose patch does not repeat the revision."""
-    revision, patch = int(entry["r"]), entry.get("p")
-    return Event(revision, None if patch is None else b'{"revision":%d,' % revision + patch[1:])
+def _entry(stored: Any) -> _Entry | None:
+    try:
+        return msgspec.convert(stored, _Entry)
+    except msgspec.ValidationError:
+        return None

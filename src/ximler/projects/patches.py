@@ -30,6 +30,7 @@ from ximler.database import Database
 from ximler.database.failures import RefusedChanges
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import records, storage
+from ximler.projects.projects import next_revision
 from ximler.projects.records import Composed, RecordPatch
 
 __all__ = ["LOGGED", "MAX_LOGGED", "Outcome", "Saver", "SeqPassed"]
@@ -99,7 +100,9 @@ class _Project:
         self.waiting: deque[_Waiting] = deque()
         self.pending: dict[tuple[str, int], _Waiting] = {}
         self.saving: asyncio.Task[None] | None = None
-        self.revision: int | None = None  # None: look before the next change
+        self.known = False  # False: look before the next change
+        self.revision: int | None = None  # None: another application has written the whole project
+        self.last = 0  # the highest revision that this process has seen
         self.room = 0
         self.records = 0  # at least
         self.usable = True
@@ -181,14 +184,14 @@ class Saver:
                 try:
                     await self._save(project, batch)
                 except XimlerError as error:
-                    project.revision = None
+                    project.known = False
                     if len(batch) > 1 and not isinstance(error, Unavailable | NotFound):
                         for waiting in batch:  # so that only the patch that causes it fails
                             await self._save_one(project, waiting)
                     else:
                         _fail(project, batch, error)
                 except BaseException as error:
-                    project.revision = None
+                    project.known = False
                     _fail(project, [*batch, *project.waiting], error)
                     project.waiting.clear()
                     raise
@@ -199,7 +202,7 @@ class Saver:
         try:
             await self._save(project, [waiting])
         except XimlerError as error:
-            project.revision = None
+            project.known = False
             _fail(project, [waiting], error)
 
     async def _save(self, project: _Project, batch: list[_Waiting]) -> None:
@@ -209,8 +212,7 @@ class Saver:
             batch = [waiting for waiting in batch if not waiting.answer.done()]
             if not batch:
                 return
-            known = project.revision
-            if known is None or any(waiting.client not in project.marks for waiting in batch):
+            if not project.known or any(waiting.client not in project.marks for waiting in batch):
                 await self._look(project, [waiting.client for waiting in batch])
             batch = _due(project, batch)
             if not batch:
@@ -244,7 +246,8 @@ class Saver:
                 done = False
             if done:
                 project.saved_at = time.monotonic()
-                project.revision, project.room = change.revision, project.room - change.grows
+                project.revision = project.last = change.revision
+                project.room -= change.grows
                 project.marks |= change.marks
                 project.records += len(composed.put)
                 if by_path is None and any(composed.depends):
@@ -275,11 +278,16 @@ class Saver:
                 {"$match": {**project.mine, "deletedAt": None}},
                 {
                     "$project": {
-                        "revision": {"$ifNull": ["$canvasRevision", 0]},
+                        "revision": "$canvasRevision",
                         "room": {"$ifNull": ["$storageRoom", 0]},
                         "declaration": "$settings.records",
                         "marks": {client: f"$canvasClients.{client}" for client in clients},
-                        "clients": {"$size": {"$objectToArray": {"$ifNull": ["$canvasClients", {}]}}},
+                        "clients": {
+                            "$size": {
+                                "$objectToArray": {"$cond": [storage.object_at("canvasClients"), "$canvasClients", {}]}
+                            }
+                        },
+                        "kept": {name: {"$type": f"${name}"} for name in storage.CONTENT[2:]},
                         "kinds": [{"$type": "$canvasData"}, {"$type": named}],
                         "records": {"$cond": [{"$isArray": [named]}, {"$size": named}, 0]},
                     }
@@ -289,6 +297,10 @@ class Saver:
         if not found:
             raise NotFound("No such project")
         now = found[0]
+        if odd := [name for name, kind in now["kept"].items() if kind not in ("missing", "object")]:
+            # Written by another application. An update could not set anything in it.
+            _log.warning("log of patches removed", project=str(project.id), fields=odd)
+            await self._database.projects.patch(project.mine, {"$unset": dict.fromkeys(odd, "")})
         marks = now.get("marks", {})
         if now["clients"] >= MAX_CLIENTS and not all(client in marks for client in clients):
             await self._database.projects.rewrite(project.mine, _FORGET_CLIENTS)
@@ -297,13 +309,23 @@ class Saver:
             project.declaration = now.get("declaration")
             for waiting in project.pending.values():
                 waiting.patch = None
-        if now["revision"] != project.revision:
+        revision = now.get("revision")
+        if revision != project.revision:
             project.marks.clear()
-        project.revision, project.room = int(now["revision"]), int(now["room"])
-        project.marks |= {c: msgspec.convert(marks[c], _Mark) if c in marks else None for c in clients}
+        project.known, project.room = True, int(now["room"])
+        project.revision = None if revision is None else int(revision)
+        project.last = max(project.last, project.revision or 0)
+        project.marks |= {client: _mark(marks.get(client)) for client in clients}
         project.records = now["records"]
         canvas, named = now["kinds"]
         project.usable = canvas in ("missing", "null") or (canvas == "object" and named in ("missing", "null", "array"))
+
+
+def _mark(stored: Any) -> _Mark | None:
+    try:
+        return None if stored is None else msgspec.convert(stored, _Mark, strict=False)
+    except msgspec.ValidationError:  # written by another application
+        return None
 
 
 _FORGET_CLIENTS: list[dict[str, Any]] = [
@@ -326,11 +348,10 @@ class _Change:
     """The update of a batch, on the state that the process knows."""
 
     def __init__(self, project: _Project, batch: Sequence[_Waiting], composed: Composed, now: datetime) -> None:
-        assert project.revision is not None  # noqa: S101 (for the type checker; `_look` has set it)
         self._project = project
         self._composed = composed
         self._now = now
-        self.revision = project.revision + 1
+        self.revision = next_revision(project.revision, now, above=project.last)
         self.marks = {
             waiting.client: _Mark(waiting.seq, self.revision, gone[:_MAX_REJECTED])
             for waiting, gone in zip(batch, composed.rejected, strict=True)
@@ -355,7 +376,7 @@ class _Change:
         project = self._project
         where = {
             **project.mine,
-            "canvasRevision": project.revision or {"$in": [0, None]},
+            "canvasRevision": project.revision,
             "settings.records": None if project.declaration is None else {"$eq": project.declaration},
         }
         return where | {"storageRoom": {"$gte": self.grows}} if guarded else where
@@ -448,9 +469,10 @@ class _Change:
             "$set": {
                 **marks,
                 f"canvasLog.{self.revision % LOGGED}": self._logged,
+                "canvasRevision": self.revision,
                 "updatedAt": self._now,
             },
-            "$inc": {"canvasRevision": 1, "storageSize": self.grows, "storageRoom": -self.grows},
+            "$inc": {"storageSize": self.grows, "storageRoom": -self.grows},
         }
 
 

@@ -5,7 +5,7 @@ Invariant: a user never has more projects or bytes than their plan allows, howev
 """
 
 from collections.abc import Collection, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -35,6 +35,7 @@ __all__ = [
     "delete",
     "deleted_page",
     "get",
+    "next_revision",
     "owner_of",
     "page",
     "restore",
@@ -45,6 +46,7 @@ __all__ = [
 V = TypeVar("V", bound=Document)
 
 MAX_NAME = 200
+_BEGINNING = datetime(2020, 1, 1, tzinfo=UTC)
 MAX_DESCRIPTION = 5000
 
 
@@ -70,6 +72,15 @@ class RevisionConflict(Conflict):
             fields={"base": f"the canvas is at revision {revision}"},
         )
         self.revision = revision
+
+
+def next_revision(revision: int | None, now: datetime, *, above: int = 0) -> int:
+    """The revision after this one; None: the project has none, because another application has written the whole of it.
+
+    It may have had one before, which must not be used again: counting begins at the seconds since 2020, or after the last
+    that this process has seen (`above`). GraphQL's Int has room for the seconds until 2088.
+    """
+    return revision + 1 if revision is not None else max(int((now - _BEGINNING).total_seconds()), above + 1)
 
 
 class Settings(Identified, kw_only=True):
@@ -155,15 +166,17 @@ async def update(
     async def write(transaction: Database) -> ProjectSummary:
         # The same document is read and written, so a concurrent change is a write conflict, and this runs again.
         now = await measured(transaction, mine)
-        if based_on is not None and now["canvasRevision"] not in based_on:
-            raise RevisionConflict(now["canvasRevision"])
+        revision = now.get("canvasRevision")
+        if based_on is not None and (revision or 0) not in based_on:
+            raise RevisionConflict(revision or 0)
         if patch.keys() & {"name", "description"}:
             texts = [patch.get(name, now.get(name)) for name in ("name", "description")]
             patch["searchTerms"] = search.terms(*(text for text in texts if isinstance(text, str)))
         operators: dict[str, Any] = {"$set": patch}
         if "canvasData" in patch:
             now["canvasLog"] = 0
-            operators |= {"$inc": {"canvasRevision": 1}, "$unset": {"canvasLog": ""}}
+            patch["canvasRevision"] = next_revision(revision, database.clock.now())
+            operators |= {"$unset": {"canvasLog": ""}}
         if limits:
             kept = {name: now[name] for name in CONTENT}
             patch.update(storageSize=total_of(kept | sizes) + now["versionsSize"], storageRoom=None)

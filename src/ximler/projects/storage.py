@@ -18,7 +18,7 @@ from ximler.database.failures import DRIVER_ERRORS, translated
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
 
-__all__ = ["CONTENT", "MAX_CONTENT", "STEP", "measured", "resize", "size_of", "total_of"]
+__all__ = ["CONTENT", "MAX_CONTENT", "STEP", "measured", "object_at", "resize", "size_of", "total_of"]
 
 MAX_CONTENT = 16_000_000  # of the 16,777,216 bytes that MongoDB stores in a document
 CONTENT = ("settings", "canvasData", "canvasLog", "canvasClients")
@@ -46,8 +46,13 @@ def total_of(sizes: dict[str, int]) -> int:
     return total
 
 
+def object_at(name: str) -> dict[str, Any]:
+    """An expression: whether the field has an object. Another application may have written anything."""
+    return {"$eq": [{"$type": f"${name}"}, "object"]}
+
+
 async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any]:
-    """Texts, revision and sizes of a project as it is, without moving its canvas over the network.
+    """Texts, revision (if it has one) and sizes of a project as it is, without moving its canvas over the network.
 
     `charged` is what the gauge counts for it. Raises NotFound.
     """
@@ -64,9 +69,9 @@ async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any
                     "name": 1,
                     "description": 1,
                     "charged": gauges.CHARGED_BYTES,
-                    "canvasRevision": {"$ifNull": ["$canvasRevision", 0]},
+                    "canvasRevision": 1,
                     "versionsSize": {"$ifNull": ["$versionsSize", 0]},
-                    **{name: {"$ifNull": [{"$bsonSize": f"${name}"}, 0]} for name in CONTENT[2:]},
+                    **{name: {"$cond": [object_at(name), {"$bsonSize": f"${name}"}, 0]} for name in CONTENT[2:]},
                     **sizes,
                 }
             },

@@ -80,8 +80,7 @@ async def create(
     """Keep the canvas as it is now, even if an equal version is kept. Raises NotFound, Invalid, LimitExceeded."""
     name = _name(name)
     now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
-    await _refuse_too_many(database, now)
-    return await _keep(database, await _version(now, name=name, pinned=pinned))
+    return await _keep(database, await _version(now, name=name, pinned=pinned), most=MOST)
 
 
 async def page(
@@ -170,8 +169,7 @@ async def restore(
         now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
         if based_on is not None and now.canvas_revision not in based_on:
             raise RevisionConflict(now.canvas_revision)
-        await _refuse_too_many(database, now)
-        await _keep_if_new(database, now)
+        await _keep_if_new(database, now, most=MOST)
         try:
             return await canvas.replace(database, actor, project_id, data, based_on=(now.canvas_revision,))
         except RevisionConflict:
@@ -202,13 +200,8 @@ async def keep_automatically(payload: Due, *, database: Database, settings: Sett
         await _prune(database, now.user_id, project_id, settings.canvas_versions)
 
 
-async def _refuse_too_many(database: Database, now: _Source) -> None:
-    if await database[CANVAS_VERSIONS].count(_of(now.user_id, now.id)) >= MOST:
-        raise LimitExceeded(f"The project has {MOST:,} versions, the most that are kept: delete some")
-
-
-async def _keep_if_new(database: Database, now: _Source) -> None:
-    await _keep(database, await _version(now, automatic=True), if_new=True)
+async def _keep_if_new(database: Database, now: _Source, *, most: int | None = None) -> None:
+    await _keep(database, await _version(now, automatic=True), if_new=True, most=most)
 
 
 async def _version(
@@ -235,18 +228,23 @@ async def _version(
     return version, data
 
 
-async def _keep(database: Database, made: tuple[CanvasVersion, bytes], *, if_new: bool = False) -> CanvasVersion:
-    """Store a version; with `if_new`, only if the newest has other content. Of two that store the same at once, one
-    conflicts, and finds the other's when it runs again.
+async def _keep(
+    database: Database, made: tuple[CanvasVersion, bytes], *, if_new: bool = False, most: int | None = None
+) -> CanvasVersion:
+    """Store a version; with `if_new`, only if the newest has other content. Raises LimitExceeded if the project has `most`.
+
+    Of two at once, one conflicts, and finds the other's when it runs again.
     """
     version, data = made
+    mine = _of(version.user_id, version.project_id)
 
     async def write(transaction: Database) -> CanvasVersion:
         if if_new:
-            mine = _of(version.user_id, version.project_id)
             newest = await transaction[CANVAS_VERSIONS].find_one(mine, sort=_NEWEST)
             if newest is not None and newest.digest == version.digest:
                 return newest
+        if most is not None and await transaction[CANVAS_VERSIONS].count(mine) >= most:
+            raise LimitExceeded(f"The project has {most:,} versions, the most that are kept: delete some")
         content = CanvasContent(
             id=_key(version),
             user_id=version.user_id,
@@ -254,7 +252,7 @@ async def _keep(database: Database, made: tuple[CanvasVersion, bytes], *, if_new
             stored_bytes=version.stored_bytes,
             data=data,
         )
-        where = {"_id": content.id, **_of(content.user_id, content.project_id)}
+        where = {"_id": content.id, **mine}
         await transaction[CANVAS_CONTENTS].upsert(where, {"$inc": {"uses": 1}}, fresh=content)
         stored = await transaction[CANVAS_VERSIONS].insert(version)
         await _settle(transaction, version.user_id, version.project_id)
@@ -312,8 +310,9 @@ async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId
     if grown:
         limits = await limits_of(transaction.outside, user_id)
         await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
-        size = sizes[0]["charged"] - (sizes[0].get("storageRoom") or 0)
-        await transaction.projects.patch(mine, {"$set": {"versionsSize": total, "storageSize": size + grown}})
+    size = sizes[0]["charged"] - (sizes[0].get("storageRoom") or 0)
+    # Also if nothing grows: changes of a project's versions conflict, so that they are counted one after the other.
+    await transaction.projects.patch(mine, {"$set": {"versionsSize": total, "storageSize": size + grown}})
 
 
 async def _source(database: Database, where: dict[str, Any]) -> _Source:
