@@ -33,7 +33,7 @@ from ximler.graphql import (
 )
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
-from ximler.http import docs, routes
+from ximler.http import docs, mailbox, routes
 from ximler.http.authentication import Authentication
 from ximler.http.bodies import BodyRequest
 from ximler.http.idempotency import REPLAYED
@@ -86,6 +86,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         app.state.database = database
         app.state.keyring = keyring
         app.state.metrics_token = settings.metrics_token
+        app.state.mailbox = mailbox.folder_of(settings)
         if settings.stripe_key is not None:
             rail(database, settings)  # imports Stripe's library and opens its client: half a second, before requests
         feed = app.state.feed = Feed(database)

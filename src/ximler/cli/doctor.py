@@ -24,7 +24,7 @@ from ximler.cli import context
 from ximler.core import settings as configuration
 from ximler.core.clock import utc_now
 from ximler.core.errors import XimlerError
-from ximler.core.networks import parse_address
+from ximler.core.networks import is_loopback
 from ximler.core.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ async def _mail(loaded: Settings) -> Check:
     if loaded.smtp_url is None:
         folder = loaded.data_path / "mail"
         if loaded.development:
-            return Check("mail", "ok", f"not sent, but written to {folder}")
+            return Check("mail", "ok", f"not sent, but written to {folder}, and shown at /dev/mail")
         return Check("mail", "error", f"not sent, but written to {folder}", "set XIMLER_SMTP_URL")
     try:
         found = await Smtp(loaded.smtp_url).check()
@@ -388,8 +388,3 @@ def mongodb_hosts(uri: str) -> list[str]:
     """The names of the servers in a MongoDB URI, without ports."""
     servers = uri.partition("://")[2].partition("?")[0].rpartition("@")[2].partition("/")[0]
     return [server.rpartition(":")[0].strip("[]") or server for server in servers.split(",")]
-
-
-def is_loopback(host: str | None) -> bool:
-    address = parse_address(host)
-    return address.is_loopback if address else host == "localhost" or (host or "").endswith(".localhost")

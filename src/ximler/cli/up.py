@@ -18,6 +18,7 @@ from ximler import __version__
 from ximler.cli import context, serving
 from ximler.cli.context import database_options
 from ximler.core.errors import XimlerError
+from ximler.core.networks import is_loopback
 from ximler.core.settings import Settings
 from ximler.core.stopping import end
 from ximler.runtime import Part, Runtime, Shutdown
@@ -169,14 +170,20 @@ async def _prepare(settings: Settings, uri: str, *, init: bool) -> None:
 
 
 def _announce(settings: Settings) -> None:
+    from ximler.http.mailbox import PATH, folder_of
+
     where = "MONGODB_URI" if settings.mongodb_uri else str(settings.data_path)
     url = settings.base_url
+    mailbox = f"  E-mails   {url}{PATH} (they are not sent)\n" if folder_of(settings) else ""
     click.echo(
         f"\nXimler {__version__} is running.\n"
         f"  GraphQL   {url}/graphql\n"
         f"  API docs  {url}/docs\n"
+        f"{mailbox}"
         f"  Health    {url}/readyz\n"
         f"  Database  {where}\n"
         "Ctrl-C stops it.\n",
         file=sys.stderr,
     )
+    if settings.public_url is None and not is_loopback(settings.host):
+        _log.warning("links in e-mails lead to this machine only", url=url, remedy="set XIMLER_PUBLIC_URL")

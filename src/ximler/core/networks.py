@@ -8,7 +8,16 @@ proxies, equal their IPv4 address in throttles, allow-lists and lists of proxies
 import ipaddress
 from collections.abc import Iterable, Iterator
 
-__all__ = ["Address", "Network", "contains", "forwarded_for", "parse_address", "parse_network", "subscriber"]
+__all__ = [
+    "Address",
+    "Network",
+    "contains",
+    "forwarded_for",
+    "is_loopback",
+    "parse_address",
+    "parse_network",
+    "subscriber",
+]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -26,6 +35,12 @@ def parse_address(text: str | None) -> Address | None:
     except ValueError:
         return None
     return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether an address or a name is this machine's own (RFC 6761, 6.3: `localhost` and names below it)."""
+    address = parse_address(host)
+    return address.is_loopback if address else host == "localhost" or (host or "").endswith(".localhost")
 
 
 def parse_network(text: str, *, strict: bool = True) -> Network:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from ximler.core.errors import Forbidden, Invalid
-from ximler.core.networks import parse_address
+from ximler.core.networks import is_loopback
 from ximler.core.settings import Settings
 
 __all__ = ["Cookies", "ForeignOrigin"]
@@ -29,7 +29,7 @@ class Cookies:
     def __init__(self, settings: Settings) -> None:
         url = urlsplit(settings.base_url)
         self._secure = url.scheme == "https"
-        self._local = _is_loopback(url.hostname or "")
+        self._local = is_loopback(url.hostname or "")
         self._origin = f"{url.scheme}://{url.netloc}".lower().encode()
         self.name = "__Host-ximler" if self._secure else "ximler"
 
@@ -79,8 +79,3 @@ class Cookies:
             )
         if headers.get(b"content-type", b"").split(b";")[0].strip().lower() in _FORMS:
             raise ForeignOrigin("With a cookie, send application/json: a form can be sent by any site")
-
-
-def _is_loopback(host: str) -> bool:
-    address = parse_address(host)
-    return address.is_loopback if address is not None else host == "localhost" or host.endswith(".localhost")
