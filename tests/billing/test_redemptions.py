@@ -215,7 +215,7 @@ async def die_after(database: Database, actor: Actor, plan: Plan, commands: int,
 
     sent = 0
     real_insert, real_count, real_mark = (
-        TypedCollection.insert,
+        TypedCollection.insert_each,
         TypedCollection.find_and_patch,
         TypedCollection.patch_each,
     )
@@ -231,7 +231,7 @@ async def die_after(database: Database, actor: Actor, plan: Plan, commands: int,
         return send
 
     with monkeypatch.context() as patch:
-        patch.setattr(TypedCollection, "insert", counting(real_insert))
+        patch.setattr(TypedCollection, "insert_each", counting(real_insert))
         patch.setattr(TypedCollection, "find_and_patch", counting(real_count))
         patch.setattr(TypedCollection, "patch_each", counting(real_mark))
         with pytest.raises(Killed):

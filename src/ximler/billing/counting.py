@@ -1,41 +1,36 @@
-"""Counting uses of a coupon for all buyers who wait for one in this process, with two commands for as many as there are.
+"""Reservations of coupons, for all buyers of a process who wait at the same time: three commands for up to 64 of them.
 
-A coupon is one document, which every redemption changes. So waiting redemptions are counted together: one guarded update adds
-as many uses as fit under `maxUses`, and a second command marks the redemptions that it counted. A buyer who is alone waits
-for nobody.
+A coupon is one document, which every redemption changes. One command inserts the redemptions of the buyers who wait, one
+guarded update counts as many uses as fit under `maxUses`, and one command marks the redemptions that it counted.
 """
 
-import asyncio
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import msgspec
 from bson import ObjectId
 
 from ximler.billing.coupons import usable_at
+from ximler.core.together import Together
 from ximler.database import Database
 from ximler.schema.coupon import Coupon
 from ximler.schema.plan import Plan
-from ximler.schema.redemption import REDEMPTIONS, redemption_id
+from ximler.schema.redemption import REDEMPTIONS, Redemption, redemption_id
 
-__all__ = ["attempt", "count", "give_back"]
-
-_TOGETHER = 64
-
-Key = tuple[str, str]
+__all__ = ["attempt", "count", "give_back", "insert"]
 
 
 class _Waiting(msgspec.Struct, frozen=True):
+    database: Database
     user_id: ObjectId
     token: str
     hold: timedelta
-    counted: "asyncio.Future[Coupon | None]"
+    plan: Plan
 
 
-_queues: "WeakKeyDictionary[Database, dict[Key, list[_Waiting]]]" = WeakKeyDictionary()
-_tasks: set[asyncio.Task[None]] = set()  # kept from being collected while they run
+async def insert(database: Database, redemption: Redemption) -> bool:
+    """Insert the redemption of an attempt; False where the user has one of this coupon. One command."""
+    return await _inserting(id(database), (database, redemption))
 
 
 async def count(
@@ -43,21 +38,10 @@ async def count(
 ) -> Coupon | None:
     """Count a use for an attempt that was inserted, and mark its redemption, reserved for `hold`. Two commands.
 
-    Returns the coupon, or None where there is none to use, no use is left, or the attempt was taken for dead: then nothing
-    is counted.
+    Returns the coupon; or None, with nothing counted and the attempt deleted, if there is no usable coupon, no use is left,
+    or the attempt was taken for dead.
     """
-    waiting = _Waiting(user_id, token, hold, asyncio.get_running_loop().create_future())
-    queues = _queues.setdefault(database, {})
-    key = (code, plan.id)
-    if (queue := queues.get(key)) is not None:
-        queue.append(waiting)
-    else:
-        queues[key] = [waiting]
-        # A task of its own: a buyer who gives up does not take the others along.
-        task = asyncio.create_task(_run(database, queues, key, plan))
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
-    return await waiting.counted
+    return await _counting((id(database), code, plan.id), _Waiting(database, user_id, token, hold, plan))
 
 
 async def give_back(database: Database, code: str, token: str) -> bool:
@@ -69,41 +53,34 @@ async def give_back(database: Database, code: str, token: str) -> bool:
 
 
 def attempt(code: str, user_id: ObjectId, token: str) -> dict[str, Any]:
-    """The filter of an attempt that is not marked yet: with it, either it is marked or it is taken for dead."""
+    """The filter of an unmarked attempt. Marking and giving up use it, so only one of them takes effect."""
     return {"_id": redemption_id(code, user_id), "token": token, "status": "RESERVED", "counted": False}
 
 
-async def _run(database: Database, queues: dict[Key, list[_Waiting]], key: Key, plan: Plan) -> None:
-    while batch := queues[key][:_TOGETHER]:
-        del queues[key][:_TOGETHER]
-        try:
-            coupon, counted = await _count(database, key[0], plan, batch)
-            marked = await _mark(database, key[0], counted)
-        except BaseException as error:
-            _settle(batch, lambda waiting, error=error: waiting.counted.set_exception(error))  # type: ignore[misc]
-            if not isinstance(error, Exception):
-                _settle(queues.pop(key), lambda waiting: waiting.counted.cancel())
-                raise
-            continue
-        _settle(
-            batch,
-            lambda waiting, coupon=coupon, marked=marked: waiting.counted.set_result(  # type: ignore[misc]
-                coupon if waiting.token in marked else None
-            ),
-        )
-    del queues[key]
+async def _insert(_: int, waiting: list[tuple[Database, Redemption]]) -> list[bool]:
+    database, _first = waiting[0]
+    return await database[REDEMPTIONS].insert_each([redemption for _, redemption in waiting])
 
 
-def _settle(batch: list[_Waiting], settle: Callable[[_Waiting], object]) -> None:
-    for waiting in batch:
-        if not waiting.counted.done():  # else its caller was cancelled
-            settle(waiting)
+async def _reserve(key: tuple[int, str, str], waiting: list[_Waiting]) -> list[Coupon | None]:
+    (_, code, _plan_id), database = key, waiting[0].database
+    coupon, counted = await _count(database, code, waiting[0].plan, waiting)
+    marked = await _mark(database, code, counted)
+    if rest := [each for each in waiting if each.token not in marked]:
+        attempts = [attempt(code, each.user_id, each.token) for each in rest]
+        merged = {name: {"$in": [each[name] for each in attempts]} for name in ("_id", "token")}
+        await database[REDEMPTIONS].delete_many(attempts[0] | merged)
+    return [coupon if each.token in marked else None for each in waiting]
+
+
+_inserting = Together(_insert)
+_counting = Together(_reserve)
 
 
 async def _count(
     database: Database, code: str, plan: Plan, batch: list[_Waiting]
 ) -> tuple[Coupon | None, list[_Waiting]]:
-    """Count as many of the batch as there is room for, first come first served; the coupon afterwards, and who was counted."""
+    """Count as many of the batch as fit, first come first served. Returns the coupon afterwards, and the counted buyers."""
     room = len(batch)
     while room > 0:
         some, now = batch[:room], database.clock.now()

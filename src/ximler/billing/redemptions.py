@@ -1,4 +1,4 @@
-"""Uses of a coupon: reserved by a checkout, confirmed by its payment, given back when neither follows. Owns `redemptions`.
+"""Uses of a coupon: reserved by a checkout, confirmed by its payment, else given back. Owns `redemptions`.
 
 Exactly `maxUses`, under any number of racing buyers, and once per user. Reserving takes three commands and no transaction,
 so that buyers who want the same coupon do not abort each other:
@@ -7,7 +7,7 @@ so that buyers who want the same coupon do not abort each other:
 2. count it: one guarded `$inc` of `usedCount`, which also leaves the attempt's token in the coupon's `pending`;
 3. mark the redemption as counted.
 
-Buyers who wait in one process are counted and marked together (`billing.counting`).
+Buyers who wait in one process share these commands (`billing.counting`).
 
 The token makes every crash recoverable. A process that dies between 2 and 3 leaves a token in `pending` whose redemption is not
 counted: that use is given back, by an update that requires the token, so it is given back once. A reservation that was marked
@@ -33,7 +33,8 @@ from ximler.billing.coupons import (
 )
 from ximler.billing.pricing import Discount
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid, Unavailable
+from ximler.core.errors import Conflict, Invalid, Unavailable, XimlerError
+from ximler.core.together import Together
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
 from ximler.database.updates import Update
@@ -91,29 +92,26 @@ async def reserve(database: Database, actor: Actor, code: str, *, plan: Plan, ho
     user_id, code = actor.require_user(), normalised(code)
     for _ in range(_ROUNDS):
         token = str(ObjectId())
-        try:
-            await database[REDEMPTIONS].insert(
-                Redemption(
-                    id=redemption_id(code, user_id),
-                    code=code,
-                    user_id=user_id,
-                    plan_id=plan.id,
-                    token=token,
-                    expires_at=database.clock.now() + _GRACE,
-                )
-            )
-        except DocumentExists:
+        redemption = Redemption(
+            id=redemption_id(code, user_id),
+            code=code,
+            user_id=user_id,
+            plan_id=plan.id,
+            token=token,
+            expires_at=database.clock.now() + _GRACE,
+        )
+        if not await counting.insert(database, redemption):
             held = await _held(database, user_id, code, plan, hold)
             if held is not None:
                 return held
             continue
         coupon = await counting.count(database, code, plan, user_id=user_id, token=token, hold=hold)
         if coupon is None:
-            await database[REDEMPTIONS].delete(counting.attempt(code, user_id, token))
-            await _refuse(database, code, plan)
+            if (problem := await _refusing((id(database), code, plan.id), (database, code, plan))) is not None:
+                raise problem
             continue  # there is room after all
         if len(coupon.pending) > _MANY_PENDING:
-            await _tidy(database, coupon)
+            await _tidying((id(database), code), (database, coupon))
         reservation_id = redemption_id(code, user_id)
         try:
             discount = discount_of(coupon)
@@ -146,7 +144,8 @@ async def check(database: Database, actor: Actor, code: str, *, plan: Plan, fing
     if (problem := refusal(coupon, plan, database.clock.now())) is not None:
         if problem.code != "COUPON_EXHAUSTED":
             raise problem
-        await _refuse(database, code, plan)  # unless uses that were held in vain make room
+        if (problem := await _refusal(database, code, plan)) is not None:  # unless unused reservations have expired
+            raise problem
     return coupon
 
 
@@ -283,23 +282,30 @@ async def _held(database: Database, user_id: ObjectId, code: str, plan: Plan, ho
     return Reservation(id=found.id, token=found.token, discount=discount_of(coupon), expires_at=now + hold)
 
 
-async def _refuse(database: Database, code: str, plan: Plan) -> None:
-    """Raise why the coupon was not counted. Returns where it can be now: uses that were held in vain are given back first."""
+async def _refusal(database: Database, code: str, plan: Plan) -> XimlerError | None:
+    """Why the coupon was not counted; None if it can be now: uses of expired reservations are given back first."""
     coupon = await database.coupons.find_one({"code": code})
     if coupon is None:
-        raise CouponNotFound(f"There is no coupon {code}")
+        return CouponNotFound(f"There is no coupon {code}")
     problem = refusal(coupon, plan, database.clock.now())
     if problem is None:
-        return
+        return None
     if problem.code == "COUPON_EXHAUSTED":
         expired = {"code": code, "status": "RESERVED", "expiresAt": {"$lte": database.clock.now()}}
         given_back = [await _abandon(database, each) for each in await database[REDEMPTIONS].find(expired)]
         if any(given_back):
-            return
+            return None
         dead = database.clock.now() - _GRACE
         if any(at <= dead for _, at in _pending(coupon).values()) and await _tidy(database, coupon):
-            return
-    raise problem
+            return None
+    return problem
+
+
+async def _refuse(_: tuple[int, str, str], waiting: list[tuple[Database, str, Plan]]) -> list[XimlerError | None]:
+    return [await _refusal(*waiting[0])] * len(waiting)
+
+
+_refusing = Together(_refuse)
 
 
 async def _abandon(database: Database, redemption: Redemption) -> bool:
@@ -332,6 +338,14 @@ async def _tidy(database: Database, coupon: Coupon) -> int:
         if row is None or row.token != token:  # not marked since
             undone += await counting.give_back(database, coupon.code, token)
     return undone
+
+
+async def _tidy_together(_: tuple[int, str], waiting: list[tuple[Database, Coupon]]) -> list[int]:
+    """Buyers who were counted by one command have the same coupon in hand."""
+    return [await _tidy(*waiting[-1])] * len(waiting)
+
+
+_tidying = Together(_tidy_together)
 
 
 def _pending(coupon: Coupon) -> dict[str, tuple[ObjectId, datetime]]:

@@ -16,6 +16,7 @@ from pymongo import ReturnDocument, UpdateOne
 from ximler.core.clock import EPOCH
 from ximler.database import updates
 from ximler.database.codec import Codec, codec_of
+from ximler.database.failures import DocumentExists
 from ximler.database.reading import MAX_PAGE, D, Filter, Page, ReadableCollection, Sort, T, V, projection_of
 
 __all__ = ["MAX_PAGE", "Page", "TypedCollection"]
@@ -40,6 +41,14 @@ class TypedCollection(ReadableCollection[D]):
         if raws:
             await self._run(self.raw.insert_many(raws, ordered=ordered, session=self._session), sent=raws)
         return len(raws)
+
+    async def insert_each(self, documents: Sequence[D]) -> list[bool]:
+        """Insert those that no unique index rejects; returns for each whether it was inserted. One command."""
+        try:
+            await self.insert_many(documents, ordered=False)
+        except DocumentExists as some:
+            return [position not in some.positions for position in range(len(documents))]
+        return [True] * len(documents)
 
     async def patch(self, where: Filter, update: updates.Update, *, deleted: bool = False) -> bool:
         """Update the first match; False when there is none. Guards in the filter make it compare-and-swap."""

@@ -67,9 +67,12 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DocumentExists(Conflict):
-    """A unique index rejected the write. `fields` names the fields that are taken."""
+    """A unique index rejected the write. `fields` names the fields that are taken; `positions` the rejected documents of a
+    bulk of which the others were written.
+    """
 
     code = "ALREADY_EXISTS"
+    positions: frozenset[int] = frozenset()
 
 
 class RefusedChanges(Conflict):
@@ -122,6 +125,8 @@ def _bulk(error: BulkWriteError, collection: str) -> BaseException:
     gravest = max(found, key=lambda e: next(rank for rank, kind in enumerate(ranks) if isinstance(e, kind)))
     if isinstance(gravest, RefusedChanges):
         gravest.reasons = {d["index"]: _message(d) for d in failures if d.get("code") != _DUPLICATE}
+    elif isinstance(gravest, DocumentExists):
+        gravest.positions = frozenset(details["index"] for details in failures)
     return gravest
 
 
