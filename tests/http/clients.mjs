@@ -1,60 +1,10 @@
 // The client against a server of a few lines: run by test_clients.py, with the module's address as argument.
 import assert from "node:assert/strict";
 
+import { Server } from "./editors.mjs";
+
 const { Canvas, Outbox, Patch } = await import(process.argv[2]);
 const settle = () => new Promise((resolve) => setTimeout(resolve, 5));
-
-class Server {
-  constructor(records) {
-    this.records = new Map(records.map((record) => [record.id, record]));
-    this.revision = 0;
-    this.sent = [];
-    this.marks = new Map();
-    this.next = []; // answers other than saving
-    this.streams = new Set();
-    this.held = null;
-  }
-
-  fetch = async (path, { method, body, signal }) => {
-    if (path.includes("/changes")) {
-      const stream = new ReadableStream({
-        start: (controller) => {
-          this.streams.add(controller);
-          signal.addEventListener("abort", () => (this.streams.delete(controller), controller.close()), { once: true });
-        },
-      });
-      return new Response(stream);
-    }
-    if (method === "GET") {
-      return Response.json({ elements: [...this.records.values()] }, { headers: { "Canvas-Revision": this.revision } });
-    }
-    const patch = JSON.parse(body);
-    this.sent.push(patch);
-    await this.held;
-    const other = this.next.shift();
-    if (other === "lost") {
-      this.save(patch);
-      throw new TypeError("connection lost");
-    }
-    return other ?? Response.json(this.save(patch));
-  };
-
-  save(patch) {
-    const mark = this.marks.get(patch.client);
-    if (mark?.seq === patch.seq) return mark.answer;
-    const rejected = Object.keys(patch.set ?? {}).filter((id) => !this.records.has(id));
-    new Patch(patch).apply(this.records);
-    const answer = { revision: ++this.revision, rejected };
-    this.marks.set(patch.client, { seq: patch.seq, answer });
-    this.tell("patch", { ...patch, revision: this.revision });
-    return answer;
-  }
-
-  tell(event, data) {
-    const text = `: ping\n\nevent: ${event}\nid: 1\ndata: ${JSON.stringify(data)}\n\n`;
-    for (const stream of this.streams) stream.enqueue(new TextEncoder().encode(text));
-  }
-}
 
 const server = new Server([{ id: "a", x: 0 }, { id: "b", x: 0 }]);
 const heard = [];

@@ -78,6 +78,13 @@ export class Patch {
     }
   }
 
+  /** What `apply` makes of one record. */
+  applied(id, record) {
+    if (this.puts.has(id)) return this.puts.get(id);
+    if (this.removes.has(id)) return undefined;
+    return record && this.sets.has(id) ? { ...record, ...this.sets.get(id) } : record;
+  }
+
   toJSON() {
     return { put: [...this.puts.values()], set: Object.fromEntries(this.sets), remove: [...this.removes] };
   }
@@ -159,6 +166,12 @@ export class Canvas {
     this.inFlight?.patch.apply(records);
     this.pending.apply(records);
     return records;
+  }
+
+  /** One of `records`, without a copy of all. */
+  record(id) {
+    const patches = [...this.unseen.map(({ patch }) => patch), this.inFlight?.patch, this.pending];
+    return patches.reduce((record, patch) => (patch ? patch.applied(id, record) : record), this.saved.get(id));
   }
 
   async open() {
