@@ -1,0 +1,69 @@
+"""What a customer and an accountant see of a user's billing, in a form that two histories can be compared in."""
+
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from tests.billing.conftest import moved
+
+from ximler.billing.verify import verify
+from ximler.database import Database
+from ximler.schema.billing_account import BILLING_ACCOUNTS
+from ximler.schema.charge import CHARGES
+from ximler.schema.invoice import INVOICES
+from ximler.schema.refund import REFUNDS
+
+__all__ = ["at_rest", "state"]
+
+
+async def at_rest(database: Database, *user_ids: ObjectId) -> None:
+    """Nothing is under way, nothing contradicts itself, and the provider has moved the money that Ximler counts."""
+    assert await verify(database) == []
+    kept = 0
+    for user_id in user_ids:
+        account = await database[BILLING_ACCOUNTS].find_one({"_id": user_id})
+        if account is None:
+            continue
+        assert (account.charge_id, account.checkout_id, account.refunds) == (None, None, [])
+        charges = await database[CHARGES].find({"userId": user_id, "status": "PAID", "outside": None})
+        refunds = await database[REFUNDS].find({"userId": user_id, "status": "SUCCEEDED", "to": {"$ne": "BALANCE"}})
+        kept += sum(each.amount_minor for each in charges) - sum(each.amount_minor for each in refunds)
+    assert await moved(database) == kept
+
+
+async def state(database: Database, user_id: ObjectId) -> dict[str, Any]:
+    """Dates are given to the day: an act that is repeated after a crash is made some minutes later."""
+    account = await database[BILLING_ACCOUNTS].find_one({"_id": user_id})
+    entitled = await database.raw["entitlements"].find_one({"_id": user_id})
+    invoices = await database[INVOICES].find({"userId": user_id, "year": {"$gt": 0}})
+    notices = await database.notifications.find({"userId": user_id})
+    return {
+        "subscriptions": sorted(
+            (
+                each.status,
+                each.plan_id,
+                each.price_minor,
+                each.auto_renew,
+                str(each.pending_plan_id),
+                *map(_day, (each.period_start, each.period_end, each.trial_end, each.end_date)),
+            )
+            for each in await database.subscriptions.find({"userId": user_id})
+        ),
+        "payments": sorted(
+            (each.status, each.amount_minor) for each in await database.payments.find({"userId": user_id})
+        ),
+        "invoices": sorted((each.kind, each.status, _lines(each.lines), each.due_minor) for each in invoices),
+        "balances": {currency: minor for currency, minor in account.balances.items() if minor} if account else {},
+        "method": account and account.method and (account.method.label, account.method.declined),
+        "limits": entitled and entitled["planId"],
+        "coupons": {each.code: each.used_count for each in await database.coupons.find({"code": {"$gt": ""}})},
+        "notices": sorted(each.title for each in notices),
+    }
+
+
+def _day(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment:%Y-%m-%d}"
+
+
+def _lines(lines: list[Any]) -> str:
+    return "; ".join(f"{line['kind']} {line['amount_minor']}" for line in lines)
