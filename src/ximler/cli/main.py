@@ -41,6 +41,7 @@ _BUG = 70
 _COMMANDS = {
     "up": ("ximler.cli.up", "up", "Start Ximler, with its database unless MONGODB_URI is set."),
     "doctor": ("ximler.cli.doctor", "doctor", "Check settings, database, mail, keys and disk, with remedies."),
+    "demo": ("ximler.cli.demo", "demo", "Make an account with a history to look at, beside your data."),
     "db": ("ximler.cli.db", "db", "Create, check and seed the database."),
     "worker": ("ximler.cli.worker", "worker", "Run jobs (mail, …) apart from `ximler up`."),
     "jobs": ("ximler.cli.jobs", "jobs", "List, retry and cancel jobs."),
