@@ -38,6 +38,7 @@ OWN = 300
 VERBS = ("find", "aggregate", "update", "delete", "findAndModify")
 SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGUE}
 SHARD_KEYS |= {"avatars.files": [], "avatars.chunks": []}  # pictures of a few kB: kept on one shard
+SHARD_KEYS |= {"assets.files": ["_id"], "assets.chunks": ["files_id"]}
 
 # (verb, collection) → why it may scan a whole collection.
 SCANS: dict[tuple[str, str], str] = {}

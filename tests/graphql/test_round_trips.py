@@ -22,6 +22,7 @@ RESERVE = ("update", "gauges")
 AUDIT = ("insert", "auditlogs")  # in the same transaction
 COMMIT = ("commitTransaction", "")
 VERSIONS = ("delete", "canvasversions"), ("delete", "canvascontents")
+ASSETS = ("aggregate", "assets"), ("update", "assetfiles")
 
 ME = """{ me {
   id name
@@ -79,7 +80,7 @@ COSTS: dict[str, list[RoundTrip]] = {
     # The trash is looked at in between: it keeps a limited number.
     "deleteProject": [("findAndModify", "projects"), ("aggregate", "projects"), RESERVE, AUDIT, COMMIT],
     "trash": [("find", "projects")],
-    "purgeProject": [("aggregate", "projects"), ("delete", "projects"), *VERSIONS, AUDIT, RESERVE, COMMIT],
+    "purgeProject": [("aggregate", "projects"), ("delete", "projects"), *VERSIONS, *ASSETS, AUDIT, RESERVE, COMMIT],
     "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), AUDIT, COMMIT],
     "signOut": [("delete", "sessions")],
 }  # fmt: skip

@@ -12,7 +12,15 @@ from ximler.schema.document import Document, extras
 
 SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
 OURS = {
-    "Project": {"searchTerms", "canvasRevision", "canvasLog", "canvasClients", "storageRoom", "versionsSize"},
+    "Project": {
+        "searchTerms",
+        "canvasRevision",
+        "canvasLog",
+        "canvasClients",
+        "storageRoom",
+        "versionsSize",
+        "assetsSize",
+    },
     "User": {"closedAt"},
     "Plan": {"trialDays"},
     "Subscription": {"periodStart", "periodEnd", "trialEnd", "pendingPlanId"},

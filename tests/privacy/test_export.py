@@ -36,6 +36,7 @@ LEFT_OUT = {
         "userId",
         "searchTerms",
         "versionsSize",
+        "assetsSize",
     },
     "subscriptions": {"userId"},
     "payments": {"userId"},

@@ -265,6 +265,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=10, description="Revisions after which a canvas has another automatic version.")
     ] = 1000
 
+    # Assets
+    asset_max_mb: Annotated[int, Meta(ge=1, description="Largest file of a project, in MB of 10⁶ bytes.")] = 1000
+
     # Usage
     usage_alerts: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=1000)], ...],

@@ -179,7 +179,7 @@ async def update(
             operators |= {"$unset": {"canvasLog": ""}}
         if limits:
             kept = {name: now[name] for name in CONTENT}
-            patch.update(storageSize=total_of(kept | sizes) + now["versionsSize"], storageRoom=None)
+            patch.update(storageSize=total_of(kept | sizes) + now["besideSize"], storageRoom=None)
             if grown := patch["storageSize"] - now["charged"]:
                 await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         changed = await transaction.projects.find_and_patch(mine, operators, into=ProjectSummary)

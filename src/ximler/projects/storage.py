@@ -1,6 +1,7 @@
 """The bytes of a project: how they are measured, and how many of them the owner's storage gauge counts.
 
-`storageSize` is the size of settings, canvas, log of patches and their clients, as BSON, and of the canvas's versions.
+`storageSize` is the size of settings, canvas, log of patches and their clients, as BSON, and of the canvas's versions
+and of the project's assets.
 The gauge counts `storageSize` + `storageRoom`: room is reserved in steps, so that a patch of records inside it is one command.
 Such a patch moves the most that it can add from `storageRoom` to `storageSize`; `resize` measures the project again.
 
@@ -22,6 +23,7 @@ __all__ = ["CONTENT", "MAX_CONTENT", "STEP", "measured", "object_at", "resize", 
 
 MAX_CONTENT = 16_000_000  # of the 16,777,216 bytes that MongoDB stores in a document
 CONTENT = ("settings", "canvasData", "canvasLog", "canvasClients")
+BESIDE = ("versionsSize", "assetsSize")  # parts of `storageSize` that are stored elsewhere
 STEP = 65_536  # bytes that are reserved beyond what a change needs
 _WRAPPER_BYTES = 8  # of the document {"v": …} around a value that is measured
 
@@ -70,7 +72,7 @@ async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any
                     "description": 1,
                     "charged": gauges.CHARGED_BYTES,
                     "canvasRevision": 1,
-                    "versionsSize": {"$ifNull": ["$versionsSize", 0]},
+                    "besideSize": {"$add": [{"$ifNull": [f"${name}", 0]} for name in BESIDE]},
                     **{name: {"$cond": [object_at(name), {"$bsonSize": f"${name}"}, 0]} for name in CONTENT[2:]},
                     **sizes,
                 }
@@ -95,7 +97,7 @@ async def resize(database: Database, user_id: ObjectId, project_id: ObjectId, *,
         size = total_of({name: now[name] for name in CONTENT} | {"patch": room})
         size -= room
         wanted = min(wanted, MAX_CONTENT - size)
-        size += now["versionsSize"]
+        size += now["besideSize"]
         if grown := size + wanted - now["charged"]:
             await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         await transaction.projects.patch(mine, {"$set": {"storageSize": size, "storageRoom": wanted or None}})

@@ -20,6 +20,7 @@ from ximler.core.clock import EPOCH
 from ximler.core.errors import NotFound, Unavailable
 from ximler.database import Database, outbox
 from ximler.metering.quota import gauges
+from ximler.projects import assets_storage
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
 
 __all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
@@ -132,7 +133,7 @@ async def _measured(transaction: Database, user_id: Any, where: dict[str, Any]) 
 
 
 async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list[dict[str, Any]]) -> int:
-    """Remove projects that this transaction has read; returns their bytes. One that is restored meanwhile is
+    """Remove projects that this transaction has read; returns the bytes to release. One that is restored meanwhile is
     a write conflict: the transaction runs again, without it.
     """
     ids = [each["_id"] for each in found]
@@ -140,6 +141,7 @@ async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list
     theirs = {"userId": user_id, "projectId": {"$in": ids}}  # their bytes are in `storageSize`
     await transaction[CANVAS_VERSIONS].delete_many(theirs)
     await transaction[CANVAS_CONTENTS].delete_many(theirs)
+    stays = await assets_storage.purge(transaction, user_id, ids)
     await records.write_each(
         transaction,
         actor,
@@ -148,4 +150,5 @@ async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list
         removed={each["_id"]: {"name": name} if isinstance(name := each.get("name"), str) else {} for each in found},
         user_id=user_id if isinstance(user_id, ObjectId) else None,
     )
-    return sum(each["bytes"] for each in found)
+    total: int = sum(each["bytes"] for each in found)
+    return total - stays

@@ -42,6 +42,7 @@ class Project(Stamped, kw_only=True):
     # Ours: bytes that are reserved for this project beyond `storage_size`.
     storage_room: Internal[int | None] = None
     versions_size: Internal[int] = 0  # Ours: bytes of the canvas's versions, a part of storageSize
+    assets_size: Internal[int] = 0  # Ours: bytes of assets and running uploads, a part of storageSize
 
 
 PROJECTS = Collection(

@@ -1,0 +1,247 @@
+"""Assets of projects over REST: uploaded and downloaded as streams."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from time import monotonic
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, delete, get, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import PathParameter, QueryParameter
+from litestar.response import Stream
+
+from ximler.core.ids import decode_cursor, object_id
+from ximler.http.authentication import Caller, signed_in
+from ximler.http.conditional import matches, strong_tags
+from ximler.http.problems import documented
+from ximler.http.ranges import Unsatisfiable, byte_range, disposition, name_in
+from ximler.projects import assets, assets_kinds, assets_uploads
+
+__all__ = ["routes"]
+
+_PATH = "/v1/projects/{project:str}/assets"
+_ONE = f"{_PATH}/{{asset:str}}"
+_PATIENCE_S = 30  # for the next bytes of a body
+_LEAST_RATE = 1000  # bytes a second, after `_PATIENCE_S`
+# A file of users never runs on this origin, whatever a browser takes it for.
+_SANDBOX = "sandbox; default-src 'none'"
+
+_Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
+_AssetId = Annotated[str, PathParameter(max_length=100, description="The asset's id")]
+_READS = documented(
+    _400="The request cannot be read",
+    _401="The session or key is missing, expired or revoked",
+    _403="Requires the scope projects:read",
+    _404="The project or asset does not exist, is deleted or belongs to another user",
+    _422="An id, cursor or size is malformed",
+    _503="The database is unavailable",
+)
+_CHANGES = documented(
+    _400="The request cannot be read",
+    _401="The session or key is missing, expired or revoked",
+    _403="Requires the scope projects:write; or sent by another site",
+    _404="The project or asset does not exist, is deleted or belongs to another user",
+    _422="An id or the name is invalid",
+    _429="The plan's storage is used up, the project has 1,000 assets, or too many changes",
+    _503="The database is unavailable",
+)
+
+
+class Asset(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """A file of a project. `contentType` comes from its content. `sha256` is in hexadecimal digits."""
+
+    id: str
+    name: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+    created_at: datetime
+
+
+class Assets(msgspec.Struct, frozen=True):
+    """Newest first. `next` continues the list, as `after`; null at its end."""
+
+    assets: Sequence[Asset]
+    next: str | None
+
+
+@get(_PATH, **signed_in(scope="projects:read"), tags=["projects"], summary="Assets of a project", responses=_READS)
+async def show_list(
+    project: _Project,
+    caller: NamedDependency[Caller],
+    state: State,
+    first: Annotated[int, QueryParameter(ge=1, le=100, description="How many, at most")] = 20,
+    after: Annotated[str | None, QueryParameter(description="The `next` of the page before")] = None,
+) -> Assets:
+    """Newest first, without their content."""
+    position = None if after is None else decode_cursor(after)
+    page = await assets.page(state.database, caller.actor, object_id(project, "project"), first=first, after=position)
+    return Assets([_shown(item) for item in page.items], page.end_cursor if page.has_next else None)
+
+
+@post(
+    _PATH,
+    **signed_in(scope="projects:write"),
+    tags=["projects"],
+    summary="Upload an asset",
+    request_max_body_size=None,
+    responses=_CHANGES
+    | documented(
+        _408="The body arrived slower than 1,000 bytes a second, or stopped for 30 seconds",
+        _409="The upload ended, because the server did not hear from it",
+        _413="The file is larger than XIMLER_ASSET_MAX_MB",
+    ),
+)
+async def upload(
+    project: _Project,
+    caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
+    state: State,
+    name: Annotated[
+        str | None, QueryParameter(max_length=1000, description="The file's name, in place of Content-Disposition")
+    ] = None,
+) -> Response[Asset]:
+    """The body is the file, of any type, which comes from its content: `Content-Type` is not read. The file's name is
+    `name`, or that in `Content-Disposition`. Storage is reserved for `Content-Length`, or while the body arrives.
+    Equal content is stored once.
+    """
+    project_id = object_id(project, "project")
+    length = request.headers.get("content-length")
+    most = state.authentication.settings.asset_max_mb * 1_000_000
+    try:
+        receiving = await assets_uploads.begin(
+            state.database,
+            caller.actor,
+            project_id,
+            name=name or name_in(request.headers.get("content-disposition", "")) or "file",
+            size_bytes=None if length is None else int(length),
+            most=most,
+        )
+        try:
+            async with aclosing(_paced(request)) as pieces:
+                async for piece in pieces:
+                    await receiving.write(piece)
+            made = await receiving.finish()
+        except Exception:
+            await receiving.abandon()
+            raise
+    except assets_uploads.TooLarge as error:
+        raise HTTPException(status_code=413, detail=error.message) from None
+    return Response(_shown(made), headers={"Location": f"/v1/projects/{project_id}/assets/{made.id}"})
+
+
+@get(
+    _ONE,
+    **signed_in(scope="projects:read"),
+    tags=["projects"],
+    summary="Download an asset",
+    responses={
+        200: ResponseSpec(bytes, description="The file", media_type="*/*", generate_examples=False),
+        206: ResponseSpec(bytes, description="The range of the file", media_type="*/*", generate_examples=False),
+        304: ResponseSpec(None, description="Not modified"),
+    }
+    | _READS
+    | documented(_416="The range starts after the file's last byte"),
+)
+async def show(
+    project: _Project,
+    asset: _AssetId,
+    caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
+    state: State,
+) -> Response[bytes] | Stream:
+    """The file, or with `Range` a part of it. Its entity tag is its SHA-256. Pictures, sound, video, fonts, plain text
+    and JSON are shown by browsers; any other file, SVG and HTML among them, is downloaded.
+    """
+    found = await assets.get(state.database, caller.actor, *_ids(project, asset))
+    return _file(request, state, found)
+
+
+@delete(_ONE, **signed_in(scope="projects:write"), tags=["projects"], summary="Delete an asset", responses=_CHANGES)
+async def remove(project: _Project, asset: _AssetId, caller: NamedDependency[Caller], state: State) -> None:
+    """Delete the file for good. Its bytes are released unless another asset has the same content."""
+    await assets.delete(state.database, caller.actor, *_ids(project, asset))
+
+
+def _file(request: Request[Any, Any, Any], state: State, asset: assets.Asset) -> Response[bytes] | Stream:
+    size, tag = asset.size_bytes, f'"{asset.digest.hex()}"'
+    shown = assets_kinds.is_shown(asset.content_type)
+    headers = {
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": disposition("inline" if shown else "attachment", asset.name),
+        "Content-Security-Policy": _SANDBOX,
+    }
+    known = request.headers.get("if-none-match")
+    if known and matches(known, tag):
+        return Response(b"", status_code=304, headers=headers)
+    status, (start, end) = 200, (0, size)
+    unchanged = request.headers.get("if-range")
+    if unchanged is None or asset.digest.hex() in strong_tags(unchanged):
+        try:
+            wanted = byte_range(request.headers.get("range"), size)
+        except Unsatisfiable:
+            raise HTTPException(
+                status_code=416,
+                detail=f"The file has {size:,} bytes: the range starts after its end",
+                headers={"Content-Range": f"bytes */{size}"},
+            ) from None
+        if wanted:
+            status, (start, end) = 206, wanted
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+    if request.scope["state"]["head"]:
+        end = start
+    content = assets.read(state.database, asset, start, end)
+    return Stream(content, status_code=status, media_type=asset.content_type, headers=headers)
+
+
+async def _paced(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives. Raises HTTPException (408) for one that stops, or is slower than the least rate."""
+    started, received = monotonic(), 0
+    async with aclosing(request.stream()) as pieces:
+        while True:
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    piece = await anext(pieces, None)
+            except TimeoutError:
+                raise _too_slow() from None
+            if piece is None:
+                return
+            received += len(piece)
+            if received < (monotonic() - started - _PATIENCE_S) * _LEAST_RATE:
+                raise _too_slow()
+            yield piece
+
+
+def _too_slow() -> HTTPException:
+    return HTTPException(
+        status_code=408,
+        detail=f"The body arrives slower than {_LEAST_RATE:,} bytes a second: send it again",
+        headers={"Connection": "close"},
+    )
+
+
+def _ids(project: str, asset: str) -> tuple[Any, Any]:
+    return object_id(project, "project"), object_id(asset, "asset")
+
+
+def _shown(asset: assets.Asset) -> Asset:
+    return Asset(
+        id=str(asset.id),
+        name=asset.name,
+        content_type=asset.content_type,
+        size_bytes=asset.size_bytes,
+        sha256=asset.digest.hex(),
+        created_at=asset.created_at,
+    )
+
+
+routes = (show_list, upload, show, remove)

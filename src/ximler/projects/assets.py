@@ -1,0 +1,80 @@
+"""Assets: the files of a project, such as the pictures that its canvas shows.
+
+An asset never changes: a file of other content is another asset, so its entity tag is its SHA-256. The content is
+stored once for all assets of equal content that a user has (`assets_storage`). Assets of other users, and of deleted
+projects, are NotFound.
+"""
+
+from collections.abc import AsyncGenerator
+
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import LimitExceeded, NotFound
+from ximler.core.ids import Position
+from ximler.database import Database, chunks
+from ximler.database.collection import Page
+from ximler.projects import assets_storage
+from ximler.schema.asset import ASSETS, Asset
+from ximler.schema.document import Identified
+
+__all__ = ["MOST", "Asset", "delete", "get", "page", "read", "refuse_too_many", "require_project"]
+
+MOST = 1000  # assets of a project
+
+
+async def page(
+    database: Database, actor: Actor, project_id: ObjectId, *, first: int = 20, after: Position | None = None
+) -> Page[Asset]:
+    """Assets of one of the actor's projects, newest first. Raises NotFound."""
+    user_id = await require_project(database, actor, project_id)
+    return await database[ASSETS].page({"userId": user_id, "projectId": project_id}, first=first, after=after)
+
+
+async def get(database: Database, actor: Actor, project_id: ObjectId, asset_id: ObjectId) -> Asset:
+    """One asset, without its content. Raises NotFound, also if its project is deleted."""
+    user_id = await require_project(database, actor, project_id)
+    found = await database[ASSETS].find_one({"_id": asset_id, "userId": user_id, "projectId": project_id})
+    if found is None:
+        raise _no_asset()
+    return found
+
+
+def read(database: Database, asset: Asset, start: int, end: int) -> AsyncGenerator[bytes, None]:
+    """The bytes of an asset from `start` up to `end`, in pieces. Raises Damaged if it is deleted meanwhile."""
+    return chunks.read(database, assets_storage.BUCKET, asset.file_id, start, end)
+
+
+async def delete(database: Database, actor: Actor, project_id: ObjectId, asset_id: ObjectId) -> Asset:
+    """Delete an asset, and release its bytes unless another asset has the same content. Raises NotFound."""
+    user_id = await require_project(database, actor, project_id)
+
+    async def write(transaction: Database) -> tuple[Asset, bool]:
+        where = {"_id": asset_id, "userId": user_id, "projectId": project_id}
+        asset = await transaction[ASSETS].find_one(where)
+        if asset is None or not await transaction[ASSETS].delete(where):
+            raise _no_asset()
+        return asset, await assets_storage.dereference(transaction, user_id, asset.file_id)
+
+    asset, unused = await database.transaction(write)
+    if unused:
+        await assets_storage.collect(database, asset.file_id)
+    return asset
+
+
+async def require_project(database: Database, actor: Actor, project_id: ObjectId) -> ObjectId:
+    """The owner of a project that the actor may use. Raises NotFound."""
+    user_id = actor.require_user()
+    if await database.projects.find_one({"_id": project_id, "userId": user_id}, into=Identified) is None:
+        raise NotFound("No such project")
+    return user_id
+
+
+async def refuse_too_many(database: Database, user_id: ObjectId, project_id: ObjectId) -> None:
+    """Raises LimitExceeded for a project that has `MOST` assets."""
+    if await database[ASSETS].count({"userId": user_id, "projectId": project_id}) >= MOST:
+        raise LimitExceeded(f"The project has {MOST:,} assets, the most that are kept: delete some")
+
+
+def _no_asset() -> NotFound:
+    return NotFound("No such asset")

@@ -1,0 +1,170 @@
+"""Assets of projects over REST."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from gridfs.asynchronous import AsyncGridFSBucket
+from tests.serving import Client
+
+from ximler.database import Database
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
+
+
+async def _project(client: Client) -> str:
+    made = await client.create("p")
+    project_id: str = made["createProject"]["id"]
+    return f"/v1/projects/{project_id}"
+
+
+async def _send(client: Client, method: str, path: str, status: int = 200, **given: Any) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {client.token}", **given.pop("headers", {})}
+    response = await client.http.request(method, path, headers=headers, **given)
+    assert response.status_code == status, response.text
+    return response
+
+
+async def _upload(client: Client, project: str, content: Any, name: str = "file") -> str:
+    made = await _send(client, "POST", f"{project}/assets", 201, content=content, params={"name": name})
+    return made.headers["location"]
+
+
+async def _size(client: Client, project: str) -> int:
+    query = "query ($id: ID!) { project(id: $id) { storageSize } }"
+    size: int = (await client.ask(query, id=project.rsplit("/", 1)[-1]))["project"]["storageSize"]
+    return size
+
+
+async def test_the_life_of_an_asset(ada: Client) -> None:
+    bob = await Client(ada.app, address="192.0.2.2").join("bob@example.com")
+    project = await _project(ada)
+    before = await _size(ada, project)
+    made = await _send(ada, "POST", f"{project}/assets?name=dot.txt", 201, content=PNG)
+    shown = made.json()
+    assert shown | {"id": "", "createdAt": ""} == {
+        "id": "",
+        "name": "dot.txt",
+        "contentType": "image/png",
+        "sizeBytes": len(PNG),
+        "sha256": hashlib.sha256(PNG).hexdigest(),
+        "createdAt": "",
+    }
+    assert await _size(ada, project) == before + len(PNG)
+    path = made.headers["location"]
+    got = await _send(ada, "GET", path)
+    assert got.content == PNG
+    assert got.headers["content-type"] == "image/png"
+    assert got.headers["content-disposition"] == "inline; filename=\"dot.txt\"; filename*=UTF-8''dot.txt"
+    assert got.headers["x-content-type-options"] == "nosniff"
+    head = await _send(ada, "HEAD", path)
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(PNG)))
+    known = await _send(ada, "GET", path, 304, headers={"If-None-Match": got.headers["etag"]})
+    assert known.content == b""
+
+    second = await _upload(ada, project, b"hello")
+    page = (await _send(ada, "GET", f"{project}/assets?first=1")).json()
+    assert page["assets"][0]["id"] == second.rsplit("/", 1)[-1]
+    rest = (await _send(ada, "GET", f"{project}/assets?after={page['next']}")).json()
+    assert (rest["assets"], rest["next"]) == ([shown], None)
+
+    for method in ("GET", "HEAD", "DELETE"):
+        await _send(bob, method, path, 404)
+    await _send(bob, "POST", f"{project}/assets", 404, content=PNG)
+    await _send(bob, "GET", f"{project}/assets", 404)
+    await _send(ada, "DELETE", path, 204)
+    await _send(ada, "GET", path, 404)
+    assert await _size(ada, project) == before + 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "content", "said"),
+    [
+        ({}, 200, b"0123456789", None),
+        ({"Range": "bytes=2-4"}, 206, b"234", "bytes 2-4/10"),
+        ({"Range": "bytes=-1000"}, 206, b"0123456789", "bytes 0-9/10"),
+        ({"Range": "bytes=-3"}, 206, b"789", "bytes 7-9/10"),
+        ({"Range": "bytes=5-4"}, 200, b"0123456789", None),
+        ({"Range": "bytes=0-1,3-4"}, 200, b"0123456789", None),
+        ({"Range": "bytes=8-99"}, 206, b"89", "bytes 8-9/10"),
+        ({"Range": "bytes=10-"}, 416, None, "bytes */10"),
+        ({"Range": "bytes=-0"}, 416, None, "bytes */10"),
+        ({"Range": "bytes=2-4", "If-Range": "TAG"}, 206, b"234", "bytes 2-4/10"),
+        ({"Range": "bytes=2-4", "If-Range": "W/TAG"}, 200, b"0123456789", None),
+        ({"Range": "bytes=2-4", "If-Range": "Wed, 21 Oct 2015 07:28:00 GMT"}, 200, b"0123456789", None),
+    ],
+)
+async def test_a_part_of_an_asset_is_downloaded(
+    ada: Client, asked: dict[str, str], status: int, content: bytes | None, said: str | None
+) -> None:
+    path = await _upload(ada, await _project(ada), b"0123456789")
+    tag = f'"{hashlib.sha256(b"0123456789").hexdigest()}"'
+    headers = {name: value.replace("TAG", tag) for name, value in asked.items()}
+    got = await _send(ada, "GET", path, status, headers=headers)
+    if content is not None:
+        assert got.content == content
+        assert got.headers["content-length"] == str(len(content))
+    assert got.headers.get("content-range") == said
+
+
+async def test_an_empty_file_and_one_of_many_chunks(ada: Client, database: Database) -> None:
+    project = await _project(ada)
+    empty = await _upload(ada, project, b"")
+    got = await _send(ada, "GET", empty, headers={"Range": "bytes=0-"})
+    assert (got.content, got.headers["content-length"]) == (b"", "0")
+    content = bytes(range(256)) * 12_000
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 70_000):
+            yield content[start : start + 70_000]
+
+    large = await _upload(ada, project, pieces())
+    assert (await _send(ada, "GET", large)).content == content
+    part = await _send(ada, "GET", large, 206, headers={"Range": "bytes=261100-600000"})
+    assert part.content == content[261_100:600_001]
+    files = [file async for file in AsyncGridFSBucket(database.raw, "assets").find({"length": len(content)})]
+    assert await files[-1].read() == content  # as any driver reads it
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "shown"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "image/svg+xml", "attachment"),
+        (
+            b"<?xml version='1.0'?><!-- x --><a:svg xmlns:a='http://www.w3.org/2000/svg'/>",
+            "image/svg+xml",
+            "attachment",
+        ),
+        (b"  <!DOCTYPE html><title>x</title>", "text/html; charset=utf-8", "attachment"),
+        (b"<script>alert(1)</script>", "text/html; charset=utf-8", "attachment"),
+        (b"%PDF-1.7\n", "application/pdf", "attachment"),
+        (b"\x00\x01\x02", "application/octet-stream", "attachment"),
+        (b"GIF89a<script>alert(1)</script>", "image/gif", "inline"),
+        (b'{"a": 1}\n', "application/json", "inline"),
+        ("Grüße".encode(), "text/plain; charset=utf-8", "inline"),
+    ],
+)
+async def test_what_a_file_is_comes_from_its_content(ada: Client, content: bytes, kind: str, shown: str) -> None:
+    path = await _upload(ada, await _project(ada), content, "picture.png")
+    got = await _send(ada, "GET", path)
+    assert got.headers["content-type"] == kind
+    assert got.headers["content-disposition"].split(";")[0] == shown
+    assert got.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert got.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_name_injects_no_header(ada: Client) -> None:
+    project = await _project(ada)
+    path = await _upload(ada, project, b"x", '报告🚀"a"\r\nX: y.txt')
+    got = await _send(ada, "GET", path)
+    assert "x" not in got.headers
+    assert got.headers["content-disposition"] == (
+        "inline; filename=\"___ a_  X: y.txt\"; filename*=UTF-8''%E6%8A%A5%E5%91%8A%F0%9F%9A%80%22a%22%20%20X%3A%20y.txt"
+    ).replace("___ a_", "____a_")
+    headers = {"Content-Disposition": "attachment; filename=\"a.txt\"; filename*=UTF-8''%E6%8A%A5.txt"}
+    made = await _send(ada, "POST", f"{project}/assets", 201, content=b"y", headers=headers)
+    assert made.json()["name"] == "报.txt"
+    made = await _send(ada, "POST", f"{project}/assets?name=..%2F..%2Fetc%2Fpasswd", 201, content=b"y")
+    assert made.json()["name"] == "passwd"
