@@ -59,6 +59,7 @@ def test_erasure_in_each_collection_follows_the_marks() -> None:
         "usage",
         "redemptions",
         "invoices",
+        "assetfiles",
     }
     assert {name for name, what in done.items() if what == "nothing"} == {
         "usageevents",
@@ -348,7 +349,7 @@ async def test_it_costs_the_same_number_of_commands_however_much_there_is(databa
     closed = await database.users.get(ada.id, deleted=True)
     with round_trips() as trips:
         await erasure.erase(closing.Closed(user_id=ada.id, closed_at=closed.deleted_at), database=database)
-    assert len(trips) <= 32, trips  # one a collection
+    assert len(trips) <= 36, trips  # one a collection, and two for the files in GridFS
 
 
 async def test_a_pending_job_of_an_erased_user_does_nothing(database, keyring, worker, mailbox, ada) -> None:

@@ -160,6 +160,7 @@ OURS: dict[str, dict[str, Field]] = {
         "canvasClients": ("Mixed", NONE),
         "storageRoom": ("Number", NONE),
         "versionsSize": ("Number", 0),
+        "assetsSize": ("Number", 0),
     },
     "users": {"closedAt": ("Date", NONE)},
     "plans": {"trialDays": ("Number", NONE)},

@@ -82,11 +82,11 @@ async def read(database: Database, bucket: str, file_id: ObjectId, start: int, e
         raise Damaged(f"The file lacks bytes from {max(number * CHUNK, start):,} on")
 
 
-async def remove(database: Database, bucket: str, file_id: ObjectId) -> None:
-    """Remove a file and its chunks, complete or not. Idempotent."""
+async def remove(database: Database, bucket: str, file_ids: Sequence[ObjectId]) -> None:
+    """Remove files and their chunks, complete or not. Idempotent. Two commands."""
     try:
-        await database.raw[f"{bucket}.files"].delete_one({"_id": file_id})
-        await database.raw[f"{bucket}.chunks"].delete_many({"files_id": file_id})
+        await database.raw[f"{bucket}.files"].delete_many({"_id": {"$in": file_ids}})
+        await database.raw[f"{bucket}.chunks"].delete_many({"files_id": {"$in": file_ids}})
     except PyMongoError as error:
         raise translated(error, bucket) from error
 

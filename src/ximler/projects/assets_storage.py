@@ -19,8 +19,9 @@ from ximler.database import Database, chunks, outbox
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
 from ximler.schema.asset import ASSET_FILES, ASSETS, AssetFile
+from ximler.schema.document import Identified
 
-__all__ = ["BUCKET", "charge", "collect", "dereference", "discard", "purge", "sweep"]
+__all__ = ["BUCKET", "charge", "collect", "dereference", "discard", "erase", "purge", "sweep"]
 
 BUCKET = "assets"
 # A process that lost its lease may still write what it has sent: its chunks are removed once more after this time.
@@ -112,8 +113,20 @@ async def collect(database: Database, file_id: ObjectId) -> None:
     garbage = {"_id": file_id, "state": "GARBAGE"}
     if await database[ASSET_FILES].find_one(garbage) is None:
         return
-    await chunks.remove(database, BUCKET, file_id)
+    await chunks.remove(database, BUCKET, [file_id])
     await database[ASSET_FILES].delete({**garbage, "until": {"$lte": database.clock.now()}})
+
+
+async def erase(database: Database, user_id: ObjectId) -> None:
+    """End the uploads of a user and remove the content of all files. Safe to be killed and repeated.
+
+    The documents of the files stay for the sweep, because an upload may be ending just now.
+    """
+    theirs: dict[str, Any] = {"userId": user_id}
+    await database[ASSET_FILES].patch_many({**theirs, "state": {"$ne": "GARBAGE"}}, _garbage(database, _RECHECK))
+    while found := await database[ASSET_FILES].find(theirs, into=Identified, sort=[("_id", 1)], limit=_BATCH):
+        await chunks.remove(database, BUCKET, [file.id for file in found])
+        theirs["_id"] = {"$gt": found[-1].id}
 
 
 @outbox.every("projects.sweep_assets", timedelta(minutes=5))

@@ -28,7 +28,7 @@ class Asset(Created, kw_only=True):
 
     user_id: UserId
     project_id: Internal[Annotated[ObjectId, ref("projects")]]
-    file_id: Internal[Annotated[ObjectId, ref("assetfiles")]]
+    file_id: Internal[ObjectId]  # of `assetfiles`
     name: Theirs[str]
     content_type: Internal[str]  # by the content, never by the name
     size_bytes: Internal[int]
