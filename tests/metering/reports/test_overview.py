@@ -15,7 +15,7 @@ from ximler.metering.ledger import settlement
 from ximler.metering.ledger.events import Event, record
 from ximler.metering.limits import periods
 from ximler.metering.quota.meter import Meter
-from ximler.metering.reports.overview import ResourceUsage, overview, quota
+from ximler.metering.reports.overview import ResourceUsage, _shapes, overview, quota
 
 
 async def seen(database: Database, actor: Actor) -> dict[str, ResourceUsage]:
@@ -172,3 +172,32 @@ async def test_a_user_whose_documents_cannot_be_read_takes_nothing_from_the_othe
     assert [len(found[user_id]) for user_id in ids] == [3] * 7 + [0] + [3] * 12
     with pytest.raises(Conflict):
         await overview(database, SYSTEM, [ids[7]])
+
+
+async def test_usage_that_is_read_again_is_the_same(database: Database, person: Actor, subscribe: Subscribe) -> None:
+    async def read(*, trips: int) -> ResourceUsage:
+        """The cheaper read by keys and, for somebody whom this process does not know, the whole one."""
+        with round_trips() as made:
+            again = await seen(database, person)
+        assert made == [("aggregate", "users")] * trips
+        _shapes.clear()
+        assert await seen(database, person) == again
+        return again["apiCalls"]
+
+    start, _ = periods.around(1, database.clock.now())
+    await database.raw["gauges"].insert_one({"_id": person.user_id, "projects": 2, "storageBytes": 9})
+    await database.raw["usage"].insert_one(calls(person, 5, start))
+    for _ in range(2):
+        assert (await read(trips=1)).used == 5
+    meter = Meter(database)
+    await meter.consume(person)
+    await meter.close()
+    assert (await read(trips=2)).used == 1  # the quota's, which is found by reading in full
+    assert (await read(trips=1)).used == 1
+    await subscribe(person, "pro", start_date=database.clock.now() - timedelta(days=3))
+    assert (await read(trips=2 if database.clock.now().day != 4 else 1)).limit == 100_000
+    later = {"userId": person.user_id, "planId": "enterprise", "status": "PAST_DUE", "startDate": database.clock.now()}
+    await database.raw["subscriptions"].insert_one(later)
+    assert (await read(trips=1)).limit == 100_000  # the active one's
+    await database.raw["gauges"].delete_many({})
+    assert (await read(trips=2)).limit == 100_000

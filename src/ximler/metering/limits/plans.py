@@ -1,5 +1,6 @@
 """A user's limits: those of their plan, or an operator's override."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -22,14 +23,18 @@ __all__ = [
     "limits_from",
     "limits_of",
     "many",
+    "one",
     "plan_from",
+    "row_from",
     "rows_from",
+    "unions",
 ]
 
 FREE_PLAN = "free"
 LIMITS = ("projects", "storage_bytes", "api_calls")
 
-_CURRENT = {"status": {"$in": ["ACTIVE", "PAST_DUE"]}}
+_STATUSES = ("ACTIVE", "PAST_DUE")
+_CURRENT = {"status": {"$in": list(_STATUSES)}}
 _FIRST = {"status": 1, "startDate": -1}  # ACTIVE comes before PAST_DUE
 
 # After these, a user's row has `plans`: that of the active subscription (or else of the past due one, which
@@ -67,18 +72,51 @@ def many(user_ids: list[ObjectId]) -> list[dict[str, Any]]:
         {"$sort": _FIRST},
         {"$group": {"_id": "$userId", "planId": {"$first": "$planId"}, "startDate": {"$first": "$startDate"}}},
     ]
-    parts: dict[str, list[dict[str, Any]]] = {
-        "subscriptions": subscriptions,
-        "plans": [],
-        "entitlements": [{"$match": {"_id": {"$in": user_ids}}}],
+    parts: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "subscriptions": ("subscriptions", subscriptions),
+        "plans": ("plans", []),
+        "entitlements": ("entitlements", [{"$match": {"_id": {"$in": user_ids}}}]),
     }
-    return [
-        {"$match": {"_id": {"$in": user_ids}}},
-        {"$project": {"_id": 1}},
-        *(
-            {"$unionWith": {"coll": name, "pipeline": [*stages, {"$replaceWith": {name: "$$ROOT"}}]}}
-            for name, stages in parts.items()
+    return [{"$match": {"_id": {"$in": user_ids}}}, {"$project": {"_id": 1}}, *unions(parts)]
+
+
+def one(user_id: ObjectId) -> list[dict[str, Any]]:
+    """As `many`, for one user, with all of their subscriptions: see `row_from`.
+
+    The server would try several indexes each time for a filter that names the status as well.
+    """
+    parts: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "subscriptions": (
+            "subscriptions",
+            [{"$match": {"userId": user_id}}, {"$project": {"_id": 0, "status": 1, "planId": 1, "startDate": 1}}],
         ),
+        "plans": ("plans", []),
+        "entitlements": ("entitlements", [{"$match": {"_id": user_id}}]),
+    }
+    return [{"$match": {"_id": user_id}}, {"$project": {"_id": 1}}, *unions(parts)]
+
+
+def row_from(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Convert the result of `one` to a row as of `PLAN_STAGES`. None if there is no such user, or if only the server can
+    order the subscriptions.
+    """
+    current = [each for part in found if (each := part.get("subscriptions")) and each.get("status") in _STATUSES]
+    if len(current) > 1:
+        if not all(isinstance(each.get("startDate"), datetime) for each in current):
+            return None
+        current.sort(key=lambda each: each["startDate"], reverse=True)
+        current.sort(key=lambda each: str(each["status"]))
+    others = [part for part in found if "subscriptions" not in part]
+    user_id = next((part["_id"] for part in found if "_id" in part), None)
+    rows = rows_from([*others, *({"subscriptions": {**each, "_id": user_id}} for each in current[:1])])
+    return rows[0] if rows else None
+
+
+def unions(parts: Mapping[str, tuple[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Stages that add the documents of other collections, each under its name: `{name: (collection, stages)}`."""
+    return [
+        {"$unionWith": {"coll": collection, "pipeline": [*stages, {"$replaceWith": {name: "$$ROOT"}}]}}
+        for name, (collection, stages) in parts.items()
     ]
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+import cachebox
 import msgspec
 import structlog
 from bson import ObjectId
@@ -20,10 +21,10 @@ from ximler.database.codec import UnreadableDocument, codec_of
 from ximler.database.monitoring import first_time
 from ximler.metering.ledger.rows import WHOLE_AMOUNT
 from ximler.metering.limits import periods
-from ximler.metering.limits.plans import PLAN_STAGES, limits_from
+from ximler.metering.limits.plans import PLAN_STAGES, limits_from, one, row_from, unions
 from ximler.metering.quota.gauges import GAUGE_STAGES, gauge_from
 from ximler.schema.plan import UNLIMITED
-from ximler.schema.quota import Quota
+from ximler.schema.quota import Quota, quota_id
 from ximler.schema.usage import ResourceType
 
 __all__ = ["ResourceUsage", "overview", "quota"]
@@ -31,6 +32,8 @@ __all__ = ["ResourceUsage", "overview", "quota"]
 _log = structlog.get_logger("ximler.metering")
 _SOON = timedelta(hours=1)
 _MONTH = timedelta(days=31)
+_REMEMBERED = 50_000
+_LEAN_QUOTA: list[dict[str, Any]] = [{"$project": {"hours": 0, "detail": 0}}]
 
 
 class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,19 +75,22 @@ async def overview(
     if actor.kind not in ("operator", "system") and ids != [actor.require_user()]:
         raise NotFound("No such user")
     now = database.clock.now()
-    rows = await database.users.aggregate(
-        [
-            {"$match": {"_id": {"$in": ids}}},
-            {"$project": {"_id": 1}},
-            *PLAN_STAGES,
-            *GAUGE_STAGES,
-            *_quota_stages(now),
-        ]
-    )
+    rows = await _read_again(database, ids[0], now) if len(ids) == 1 else []
+    if not rows:
+        rows = await database.users.aggregate(
+            [
+                {"$match": {"_id": {"$in": ids}}},
+                {"$project": {"_id": 1}},
+                *PLAN_STAGES,
+                *GAUGE_STAGES,
+                *_quota_stages(now),
+            ]
+        )
     if len(rows) < len(ids):
         raise NotFound("No such user")
     found: dict[ObjectId, list[ResourceUsage]] = {}
     for row in rows:
+        _remember(row, now)
         try:
             found[row["_id"]] = _resources(row, now)
         except UnreadableDocument as problem:
@@ -144,6 +150,68 @@ def _resource(
     )
 
 
+class _Shape(msgspec.Struct, frozen=True):
+    """What a user's row consisted of the last time: the id of the quota, and whether there was one."""
+
+    quota_id: str
+    metered: bool
+
+
+_shapes: "cachebox.LRUCache[ObjectId, _Shape]" = cachebox.LRUCache(_REMEMBERED)
+"""Of users with a gauge. They only choose how a row is read: a row that turns out to be another is read in full."""
+
+
+def _remember(row: dict[str, Any], now: datetime) -> None:
+    if row["gauge"]:
+        start, _ = periods.around(row["anchor"], now)
+        _shapes[row["_id"]] = _Shape(quota_id(row["_id"], "apiCalls", start), bool(row["quota"]))
+    else:
+        _shapes.pop(row["_id"], None)
+
+
+async def _read_again(database: Database, user_id: ObjectId, now: datetime) -> list[dict[str, Any]]:
+    """The row of a user whose shape is known, by reads of keys alone, in half the server's time that lookups take.
+
+    Empty if the shape is unknown, or no longer that of the user.
+    """
+    shape: _Shape | None = _shapes.get(user_id)
+    if shape is None:
+        return []
+    parts: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "gauge": ("gauges", [{"$match": {"_id": user_id}}]),
+        "quota": ("quotas", [{"$match": {"_id": shape.quota_id}}, *_LEAN_QUOTA]),
+    }
+    if not shape.metered:
+        parts["calls"] = ("usage", [{"$match": {"userId": user_id}}, *_calls_by_day(now)])
+    found = await database.users.aggregate([*one(user_id), *unions(parts)])
+    row = row_from(found)
+    if row is None:
+        return []
+    row |= {name: [part[name] for part in found if name in part] for name in parts}
+    started = row["active"][0].get("startDate") if row["active"] else None
+    row["anchor"] = started.day if isinstance(started, datetime) else periods.CALENDAR_MONTH
+    start, _ = periods.around(row["anchor"], now)
+    fits = row["gauge"] and shape == _Shape(quota_id(user_id, "apiCalls", start), bool(row["quota"]))
+    return [row] if fits else []
+
+
+def _calls_by_day(now: datetime) -> list[dict[str, Any]]:
+    return [
+        {
+            "$match": {
+                "resourceType": "apiCalls",
+                "periodStart": {"$gte": now - _MONTH, "$lt": now + _MONTH},
+            }
+        },
+        {
+            "$group": {
+                "_id": {"$dateTrunc": {"date": "$periodStart", "unit": "day"}},
+                "amount": {"$sum": WHOLE_AMOUNT},
+            }
+        },
+    ]
+
+
 def _quota_stages(now: datetime) -> list[dict[str, Any]]:
     """After these (and `PLAN_STAGES`), a user's row has `anchor`, `quota`, and `calls` by day if there is no
     quota.
@@ -163,7 +231,7 @@ def _quota_stages(now: datetime) -> list[dict[str, Any]]:
                 "from": "quotas",
                 "localField": "quotaId",
                 "foreignField": "_id",
-                "pipeline": [{"$project": {"hours": 0, "detail": 0}}],
+                "pipeline": _LEAN_QUOTA,
                 "as": "quota",
             }
         },
@@ -173,20 +241,7 @@ def _quota_stages(now: datetime) -> list[dict[str, Any]]:
                 "from": "usage",
                 "localField": "unmetered",
                 "foreignField": "userId",
-                "pipeline": [
-                    {
-                        "$match": {
-                            "resourceType": "apiCalls",
-                            "periodStart": {"$gte": now - _MONTH, "$lt": now + _MONTH},
-                        }
-                    },
-                    {
-                        "$group": {
-                            "_id": {"$dateTrunc": {"date": "$periodStart", "unit": "day"}},
-                            "amount": {"$sum": WHOLE_AMOUNT},
-                        }
-                    },
-                ],
+                "pipeline": _calls_by_day(now),
                 "as": "calls",
             }
         },
