@@ -102,3 +102,18 @@ async def test_only_the_pages_own_files_can_be_had(client: Client, path: str) ->
     response = await client.http.get(f"/docs/assets/{path}")
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_the_document_is_complete_for_generators(client: Client) -> None:
+    """The rules of `redocly lint` that a document of ours has broken."""
+    document = (await client.http.get("/docs/openapi.json")).json()
+    assert document["info"]["license"]["identifier"] == "Apache-2.0"
+    for path, operations in document["paths"].items():
+        for verb, operation in operations.items():
+            assert operation.get("security", document["security"]), (path, verb)
+            assert any(status.startswith("4") for status in operation["responses"]), (path, verb)
+    bodies = {
+        path for path, operations in document["paths"].items() if any("requestBody" in o for o in operations.values())
+    }
+    assert {"/v1/avatar", "/v1/usage/events", "/v1/projects/{project}/canvas", "/webhooks/stripe"} <= bodies
+    assert "oneOf" not in document["components"]["schemas"]["VersionChanges"]["properties"]["pinned"]

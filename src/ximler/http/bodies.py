@@ -5,13 +5,29 @@ One place for all routes, because Litestar reads each body through its request.
 
 import codecs
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request
 from litestar.datastructures import FormMultiDict
 from litestar.exceptions import ClientException, HTTPException
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 
-__all__ = ["BodyRequest"]
+__all__ = ["BodyRequest", "body_of"]
+
+
+def body_of(description: str, **schemas: Schema) -> type[Operation]:
+    """The `operation_class` of a route that reads its body itself: the media types by name, as
+    `**{"application/json": Schema(…)}`.
+    """
+
+    @dataclass
+    class WithBody(Operation):
+        def __post_init__(self) -> None:
+            content = {kind: OpenAPIMediaType(schema=schema) for kind, schema in schemas.items()}
+            self.request_body = RequestBody(content=content, description=description, required=True)
+
+    return WithBody
 
 
 class UnsupportedMediaType(HTTPException):

@@ -14,6 +14,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
 
 from ximler.core import strict_json
@@ -21,6 +22,7 @@ from ximler.core.extended_json import plain
 from ximler.core.ids import object_id
 from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
 from ximler.http.authentication import Caller, signed_in
+from ximler.http.bodies import body_of
 from ximler.http.conditional import encoding_of, matches, strong_tags
 from ximler.http.problems import documented
 from ximler.projects import canvas, records
@@ -119,6 +121,7 @@ async def show(
     tags=["projects"],
     summary="Replace a project's canvas",
     request_max_body_size=_MAX_BODY,
+    operation_class=body_of("The canvas", **{"application/json": Schema(type=[OpenAPIType.OBJECT, OpenAPIType.ARRAY])}),
     responses=_CHANGES,
 )
 async def replace(
@@ -142,6 +145,14 @@ async def replace(
     tags=["projects"],
     summary="Change a part of a project's canvas",
     request_max_body_size=_MAX_BODY,
+    operation_class=body_of(
+        "A record patch, a JSON Patch or a JSON Merge Patch",
+        **{
+            records.MEDIA_TYPE: Schema(type=OpenAPIType.OBJECT),
+            "application/json-patch+json": Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.OBJECT)),
+            "application/merge-patch+json": Schema(),
+        },
+    ),
     responses=_CHANGES,
 )
 async def change(

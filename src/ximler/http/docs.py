@@ -9,7 +9,7 @@ from litestar import Request, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import Components, License, SecurityScheme
 from litestar.params import FromPath
 from litestar.response import File
 
@@ -39,6 +39,8 @@ def openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Ximler",
         version=__version__,
+        license=License(name="Apache License 2.0", identifier="Apache-2.0"),
+        security=[{}],  # of operations that name none: no authentication
         description="REST beside GraphQL: `POST /graphql` is the main interface; its schema can be introspected.",
         openapi_router=Router(
             "/docs",

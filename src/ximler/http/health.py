@@ -15,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from ximler import __version__
 from ximler.core.errors import Unauthenticated, Unavailable
 from ximler.database import Database
+from ximler.http.problems import documented
 
 __all__ = ["routes"]
 
@@ -37,7 +38,13 @@ class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
     failing: list[str] = []
 
 
-@get("/healthz", opt={"api_calls": None, "quiet": True}, tags=["operation"], summary="Liveness")
+@get(
+    "/healthz",
+    opt={"api_calls": None, "quiet": True},
+    tags=["operation"],
+    summary="Liveness",
+    responses=documented(_400="The request cannot be read"),
+)
 async def healthz() -> Health:
     """200 while the process responds. Depends on nothing else: restart the process when this fails."""
     return Health("ok", __version__)
@@ -48,7 +55,10 @@ async def healthz() -> Health:
     opt={"api_calls": None, "quiet": True},
     tags=["operation"],
     summary="Readiness",
-    responses={503: ResponseSpec(Readiness, description="The database does not answer", generate_examples=False)},
+    responses={
+        503: ResponseSpec(Readiness, description="The database does not answer", generate_examples=False),
+        **documented(_400="The request cannot be read"),
+    },
 )
 async def readyz(state: State) -> Response[Readiness]:
     """200 if the database responds within two seconds, else 503: send no requests then."""
@@ -69,6 +79,9 @@ async def readyz(state: State) -> Response[Readiness]:
     summary="Prometheus metrics",
     media_type=MediaType.TEXT,
     sync_to_thread=True,
+    responses=documented(
+        _400="The request cannot be read", _401="The token of XIMLER_METRICS_TOKEN is missing or wrong"
+    ),
 )
 def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """Text format, summed over all worker processes. Requires `XIMLER_METRICS_TOKEN` as a bearer token if it

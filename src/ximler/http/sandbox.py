@@ -12,6 +12,7 @@ from litestar import Request, Response, get, post
 from litestar.datastructures import State
 from litestar.enums import RequestEncodingType
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import Body, PathParameter
 
 from ximler.billing import checkouts, events
@@ -21,6 +22,7 @@ from ximler.billing.rails import sandbox as sandbox_of
 from ximler.billing.sandbox import CARDS, Sandbox
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.money import Money
+from ximler.http.bodies import body_of
 from ximler.http.cookies import ForeignOrigin
 from ximler.http.pages import page, page_of
 from ximler.http.problems import documented
@@ -86,6 +88,7 @@ async def take_card(
     "/webhooks/sandbox",
     tags=["operation"],
     summary="Events of the sandbox",
+    operation_class=body_of("An event", **{"application/json": Schema(type=OpenAPIType.OBJECT)}),
     status_code=200,
     opt={"api_calls": None},
     responses={

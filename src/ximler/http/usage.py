@@ -6,9 +6,11 @@ from typing import Any
 import msgspec
 from litestar import Request, post
 from litestar.di import NamedDependency
+from litestar.openapi.spec import OpenAPIFormat, OpenAPIType, Schema
 
 from ximler.core.errors import Invalid
 from ximler.http.authentication import Authentication, Caller, signed_in
+from ximler.http.bodies import body_of
 from ximler.http.problems import documented
 from ximler.metering.ledger.events import require_recorder
 from ximler.metering.ledger.ingest import Report, ingest
@@ -18,6 +20,19 @@ __all__ = ["routes"]
 _MAX_ARRAY = 20_000_000
 _BATCH = 5000  # others are served by the same process between two of them
 _NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+_STRING = Schema(type=OpenAPIType.STRING)
+_EVENT = Schema(
+    type=OpenAPIType.OBJECT,
+    required=["id", "at"],
+    properties={
+        "id": _STRING,
+        "at": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME),
+        "amount": Schema(type=OpenAPIType.INTEGER),
+        "resource": _STRING,
+        "source": _STRING,
+        "userId": _STRING,
+    },
+)
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -28,6 +43,13 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
     tags=["usage"],
     summary="Record usage, each event once",
     request_max_body_size=None,
+    operation_class=body_of(
+        "Events, one a line or in an array",
+        **{
+            _NDJSON[0]: Schema(type=OpenAPIType.STRING),
+            "application/json": Schema(type=OpenAPIType.ARRAY, items=_EVENT),
+        },
+    ),
     responses=documented(
         _400="The request cannot be read",
         _401="The session or key is missing, expired or revoked",

@@ -78,7 +78,8 @@ class VersionChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Omitted fields stay as they are; a name of null is removed."""
 
     name: str | msgspec.UnsetType | None = msgspec.UNSET
-    pinned: bool | msgspec.UnsetType = msgspec.UNSET
+    # Not typed as a union, of which the document would show an alternative of one.
+    pinned: bool = msgspec.UNSET  # type: ignore[assignment]
 
 
 @get(

@@ -6,10 +6,12 @@ from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.exceptions import ClientException
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIType, Schema
 
 from ximler.billing import events
 from ximler.billing.rails import rail
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.http.bodies import body_of
 from ximler.http.problems import documented
 
 __all__ = ["routes"]
@@ -24,6 +26,7 @@ _MAX_BODY = 2_000_000  # an event holds one object; the largest are invoices of 
     status_code=200,
     opt={"api_calls": None},
     request_max_body_size=_MAX_BODY,
+    operation_class=body_of("An event", **{"application/json": Schema(type=OpenAPIType.OBJECT)}),
     responses={
         200: ResponseSpec(None, description="Stored, stored before, or of no concern", generate_examples=False),
         **documented(
