@@ -16,6 +16,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
 from ximler.database import Database, chunks
 from ximler.database.failures import DocumentExists
+from ximler.metering.quota import gauges
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import assets, assets_kinds, assets_storage
 from ximler.schema.asset import ASSET_FILES, ASSETS, Asset, AssetFile
@@ -171,11 +172,15 @@ class Upload:
         return await transaction[ASSETS].insert(asset)
 
     async def _reserve(self, needed: int) -> None:
-        """Reserve a step more than is needed, or only that where the plan has no more."""
+        """Reserve a step more than is needed, or all that the plan has left. Of several uploads that need the same last
+        bytes the first one has them all, rather than each a part that is of no use.
+        """
+        least = needed - self._charged
         try:
-            await self._grow(min(needed + _STEP, self._most) - self._charged)
+            await self._grow(min(least + _STEP, self._most - self._charged))
         except QuotaExceeded:
-            await self._grow(needed - self._charged)
+            limits, gauge = await gauges.room_of(self._database, self._file.user_id)
+            await self._grow(max(least, limits.storage_bytes - gauge.storage_bytes))
 
     async def _grow(self, grown: int) -> None:
         async def write(transaction: Database) -> None:
