@@ -30,6 +30,7 @@ from ximler.graphql import (
     notifications,
     operators,
     projects,
+    reports,
 )
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
@@ -57,7 +58,18 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields blocks the event loop f
 
 def schema() -> Schema:
     """The GraphQL schema of every domain."""
-    domains = [accounts, apikeys, billing, metering, projects, notifications, audit, operators, billing_operators]
+    domains = [
+        accounts,
+        apikeys,
+        billing,
+        metering,
+        projects,
+        notifications,
+        audit,
+        operators,
+        billing_operators,
+        reports,
+    ]
     return build(domains, guard=permit)
 
 

@@ -119,6 +119,7 @@ FIELDS = {
         stranger="FORBIDDEN",
     ),
     "Mutation.repricePlan": Field(arguments=('id: "pro"', 'id: "pro", dryRun: false'), stranger="FORBIDDEN"),
+    "Query.reports": Field(stranger="FORBIDDEN"),
     "Query.planCatalogue": Field(stranger="FORBIDDEN"),
     "Mutation.createPlan": Field(
         arguments=(

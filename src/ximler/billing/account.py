@@ -16,16 +16,19 @@ from weakref import WeakValueDictionary
 import msgspec
 from bson import ObjectId
 
+from ximler.billing import movements
 from ximler.billing.periods import Period, period
-from ximler.billing.pricing import Discount
+from ximler.billing.pricing import Discount, Tax
+from ximler.billing.tax import tax_of
+from ximler.core.business import Business
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
-from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Rebate, Terms
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Rebate, Recurring, Terms
 from ximler.schema.credit import CREDITS, Credit
 
 __all__ = [
     "RETRIES", "balance", "current", "discount", "ends_at", "ensure", "find", "in_turn", "live", "lock", "move", "rebate",
-    "remind_at", "retry_at", "store",
+    "recurring", "remind_at", "retry_at", "store",
 ]  # fmt: skip
 
 RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
@@ -74,7 +77,8 @@ async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:
 
 
 async def store(transaction: Database, account: BillingAccount) -> None:
-    """Write the locked account. One command."""
+    """Write the locked account. One command; another one if its recurring revenue has changed."""
+    await movements.follow(transaction, account, recurring(account, transaction.business))
     account.next_at = _next_at(account, transaction.clock.now())
     values = {stored: getattr(account, name) for name, stored in _FIELDS}
     await transaction[BILLING_ACCOUNTS].patch({"_id": account.id}, {"$set": values})
@@ -163,6 +167,36 @@ def remind_at(account: BillingAccount) -> datetime | None:
     if account.period < 0:
         return ends_at(account) - _REMINDER
     return ends_at(account) - _YEARLY_REMINDER if live(account).terms.interval == "YEAR" else None
+
+
+def recurring(account: BillingAccount, business: Business) -> Recurring | None:
+    """What the live subscription brings in a year, without tax; None on a trial, and where it is free."""
+    if account.subscription_id is None or account.terms is None or account.period < 0:
+        return None
+    terms, following, tax = account.terms, account.pending or account.terms, tax_of(business, account)
+    annual = _annual(terms, terms.price_minor, terms.rebate, tax)
+    if not annual:
+        return None
+    price = following.price_minor
+    if account.pending is None and account.new_price_minor is not None:
+        price = account.new_price_minor
+    return Recurring(
+        subscription_id=account.subscription_id,
+        plan_id=terms.plan_id,
+        currency=terms.currency,
+        annual_minor=annual,
+        committed_minor=0 if account.cancels else _annual(following, price, terms.rebate, tax),
+        at_risk_minor=annual if account.failed_at is not None else 0,
+    )
+
+
+def _annual(terms: Terms, price_minor: int, rebate: Rebate | None, tax: Tax) -> int:
+    off = discount(rebate, terms.plan_id)
+    if off is not None and off.renewals is None:
+        price_minor -= off.off(price_minor, terms.currency)
+    if tax.inclusive:
+        price_minor -= tax.of(price_minor)
+    return price_minor * movements.YEARLY[terms.interval]
 
 
 def _next_at(account: BillingAccount, now: datetime) -> datetime | None:

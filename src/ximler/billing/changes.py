@@ -19,7 +19,6 @@ from ximler.billing import invoices, payments, redemptions, states, subscription
 from ximler.billing.account import balance, current, discount, ends_at, in_turn, live, lock, rebate, store
 from ximler.billing.account import find as account_of
 from ximler.billing.coupons import discount_of, normalised
-from ximler.billing.details import tax_of
 from ximler.billing.methods import MethodNeeded
 from ximler.billing.periods import Period, period
 from ximler.billing.plans import plan_on_offer
@@ -28,6 +27,7 @@ from ximler.billing.pricing import Discount, Quote, Unused, price
 from ximler.billing.provider import Provider
 from ximler.billing.redemptions import Reservation
 from ximler.billing.stripe_currencies import minimum, step
+from ximler.billing.tax import tax_of
 from ximler.core.actor import Actor
 from ximler.core.business import Business
 from ximler.core.errors import Conflict, NotFound, XimlerError

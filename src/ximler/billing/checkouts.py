@@ -15,13 +15,13 @@ from bson import ObjectId
 
 from ximler.billing import invoices, methods, payments, redemptions, states, stripe_sales, subscriptions
 from ximler.billing.account import balance, discount, ensure, find, in_turn, lock, rebate, store
-from ximler.billing.details import tax_of
 from ximler.billing.periods import period
 from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
 from ximler.billing.provider import Mirrors, PaymentMethod, Provider, Session
 from ximler.billing.stripe_currencies import minimum, step
+from ximler.billing.tax import tax_of
 from ximler.core.actor import Actor
 from ximler.core.business import Business
 from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError

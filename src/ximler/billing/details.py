@@ -1,30 +1,24 @@
-"""Billing details of a customer, and the tax that follows from them. The details are part of `billingaccounts`.
+"""Billing details of a customer. They are part of `billingaccounts`, and decide the tax (`billing.tax`).
 
-- The rate is that of the customer's country in `XIMLER_TAX_RATES`, or of the seller's country while the customer has not
-  given one. A country without a rate is not taxed.
-- A customer in another EU country than the seller, with a valid VAT id of that country, is not charged tax: reverse charge
-  (Directive 2006/112/EC, article 196). VAT ids are checked by format and check digits, offline.
+VAT ids are checked by format and check digits, offline.
 """
 
-from decimal import Decimal
 from typing import Any
 
 from bson import ObjectId
 from stdnum import get_cc_module
-from stdnum.eu.vat import MEMBER_STATES
 from stdnum.exceptions import ValidationError
 
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing.account import ensure, find, in_turn, lock, store
-from ximler.billing.pricing import NO_TAX, Tax
+from ximler.billing.tax import EU
 from ximler.core.actor import Actor
-from ximler.core.business import Business
 from ximler.core.errors import Invalid
 from ximler.database import Database
-from ximler.schema.billing_account import BillingAccount, Details
+from ximler.schema.billing_account import Details
 
-__all__ = ["Details", "read", "tax_of", "update"]
+__all__ = ["Details", "read", "update"]
 
 # ISO 3166-1 alpha-2, and XI: Northern Ireland, which is in the EU's VAT area for goods.
 _COUNTRIES = frozenset(
@@ -36,7 +30,6 @@ _COUNTRIES = frozenset(
     "SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG TH TJ TK TL TM TN TO TR TT TV TW TZ UA UG UM US UY "
     "UZ VA VC VE VG VI VN VU WF WS YE YT ZA ZM ZW".split()
 )
-_EU = frozenset(country.upper() for country in MEMBER_STATES) - {"XI"}
 _PREFIXES = {"GR": "EL"}  # of VAT ids, where it is not the country's code
 _MAX_NAME = 200
 _MAX_ADDRESS = 500
@@ -84,19 +77,6 @@ async def update(
     return await in_turn(database, user_id, write)
 
 
-def tax_of(business: Business, account: BillingAccount) -> Tax:
-    """The tax on the account's next invoice."""
-    details = account.details or Details()
-    country = details.country or business.country
-    if country is None:
-        return NO_TAX
-    percent = business.rates.get(country, Decimal(0))
-    abroad = country in _EU and business.country in _EU and country != business.country
-    if abroad and details.vat_id is not None:
-        return Tax(percent=percent, inclusive=business.inclusive, reverse_charge=True, country=country)
-    return Tax(percent=percent, inclusive=business.inclusive, country=country) if percent else NO_TAX
-
-
 async def _record(transaction: Database, actor: Actor, user_id: ObjectId, **after: Any) -> None:
     values = {name: value for name, value in after.items() if value is not None}
     what = Action.BILLING_DETAILS_CHANGED
@@ -126,4 +106,4 @@ def _vat_id(text: str | None, country: str | None) -> str | None:
         number = module.validate(text)
     except ValidationError:
         raise Invalid.field("vatId", f"{text!r} is not a VAT id of {country}") from None
-    return number if country not in _EU or number.startswith(prefix) else prefix + number
+    return number if country not in EU or number.startswith(prefix) else prefix + number

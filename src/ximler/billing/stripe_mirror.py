@@ -12,7 +12,7 @@ from bson import ObjectId
 
 from ximler.audit import records
 from ximler.audit.actions import Action
-from ximler.billing import states, subscriptions
+from ximler.billing import movements, states, subscriptions
 from ximler.billing.changes import Change, When
 from ximler.billing.periods import Period
 from ximler.billing.plans import plan_on_offer
@@ -66,6 +66,8 @@ async def see_subscription(database: Database, stripe: Mirrors, subscription_id:
     plan = await database.plans.find_one({"stripePriceId": state.price_id}) if state.price_id else None
     if plan is None:
         _log.warning("no plan has the price of a subscription", price=state.price_id, subscription=subscription_id)
+    priced = plan or await database.plans.find_one({"id": known.plan_id})
+    interval = priced.interval if priced else None
     where = {"_id": known.id, "userId": known.user_id}
 
     async def write(transaction: Database) -> None:
@@ -75,6 +77,7 @@ async def see_subscription(database: Database, stripe: Mirrors, subscription_id:
         values = _values(state, plan)
         await transaction.subscriptions.patch(where, {"$set": values})
         after = await transaction.subscriptions.get(where)
+        await movements.mirror(transaction, after, interval)
         if (before.status, before.plan_id) != (after.status, after.plan_id):
             await entitlements.entitle(transaction, known.user_id)
         for action, details in _story(before, after):

@@ -14,11 +14,11 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, notices, redemptions, states
 from ximler.billing.account import RETRIES, balance, current, discount, ends_at, in_turn, live, lock, rebate, store
-from ximler.billing.details import tax_of
 from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
 from ximler.billing.stripe_currencies import minimum, step
+from ximler.billing.tax import tax_of
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.business import Business
 from ximler.core.errors import Conflict, Invalid, NotFound

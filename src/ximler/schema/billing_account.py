@@ -9,7 +9,7 @@ from msgspec import field
 from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, Theirs, UserId, ascending
 from ximler.schema.plan import Interval
 
-__all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Details", "Method", "Rebate", "Terms"]
+__all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Details", "Method", "Rebate", "Recurring", "Terms"]
 
 
 class Rebate(Document, kw_only=True):
@@ -55,6 +55,17 @@ class Details(Document, kw_only=True):
     vat_id: str | None = None
 
 
+class Recurring(Document, kw_only=True):
+    """The recurring revenue of the live subscription, in minor units a year, as it is in the ledger of movements."""
+
+    subscription_id: ObjectId
+    plan_id: str
+    currency: str
+    annual_minor: int
+    committed_minor: int  # what remains when the period ends
+    at_risk_minor: int  # of which the payment failed
+
+
 class BillingAccount(Document, kw_only=True):
     """One per user. Every step of billing is a transaction that begins by incrementing `revision`, so a user's steps
     never overlap. `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per user.
@@ -90,6 +101,8 @@ class BillingAccount(Document, kw_only=True):
     refund_at: Internal[datetime | None] = None  # when to look at them again; None: now
     balances: Internal[Mixed] = field(default_factory=dict[str, Any])  # by currency: minor units, negative is owed
     changes: Internal[int] = 0  # of plan, so that each has an invoice of its own
+    recurring: Internal[Recurring | None] = None  # the latest movement
+    movements: Internal[int] = 0  # how many the account has had
     next_at: Internal[datetime | None] = None
     created_at: Internal[datetime] = AT_WRITE
     updated_at: Internal[datetime] = AT_WRITE

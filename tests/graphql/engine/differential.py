@@ -157,6 +157,7 @@ class Lab:
             "String": f"text {roll}",
             "ID": [str(roll), roll, _Id(roll)][roll % 3],
             "Boolean": roll % 2 == 0,
+            "Date": datetime.fromtimestamp(roll % 10**9, UTC).date(),
             "DateTime": datetime.fromtimestamp(roll % 10**9, UTC),
             "JSON": [{"a": [roll]}, roll, "x", None, [1.5]][roll % 5],
         }[type_.name]
@@ -402,6 +403,7 @@ class Writer:
             "String": self.random.choice(["", "text"]),
             "ID": "1",
             "Boolean": self.random.random() < 0.5,
+            "Date": "2026-01-31",
             "DateTime": "2026-01-31T12:00:00Z",
             "JSON": 1,
         }[type_.name]

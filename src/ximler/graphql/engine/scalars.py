@@ -7,7 +7,7 @@ hex string. As an input an ID stays a str, which the domain validates.
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import msgspec
@@ -32,6 +32,9 @@ SDL = '''
 "An instant, RFC 3339. Written in UTC with milliseconds, `2026-01-31T12:00:00.000Z`; read with any offset."
 scalar DateTime @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc3339#section-5.6")
 
+"A calendar day, UTC unless its field says otherwise: `2026-01-31` (RFC 3339, full-date)."
+scalar Date @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc3339#section-5.6")
+
 """
 Any JSON value. Of values that other applications stored, ids are hexadecimal text, times RFC 3339 and binary data base64;
 other types that JSON lacks are written as MongoDB's Extended JSON, relaxed: `{"$numberDecimal": "1.5"}`.
@@ -47,6 +50,7 @@ scalar Long
 
 _encode = msgspec.json.Encoder().encode
 _LONG_LIMIT = 2**53 - 1
+_FULL_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -71,6 +75,27 @@ def _read_datetime(value: Any) -> datetime:
         except (ValueError, OverflowError) as error:
             raise GraphQLError(f"DateTime cannot represent {_shown(value)}: {error}") from error
     raise GraphQLError(f"DateTime cannot represent {_shown(value)}: expected RFC 3339, as in 2026-01-31T12:00:00.000Z")
+
+
+def _write_date(value: Any) -> str:
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise TypeError(f"Date needs a date, got {value!r}")
+    return value.isoformat()
+
+
+def _read_date(value: Any) -> date:
+    if isinstance(value, str) and _FULL_DATE.fullmatch(value):
+        try:
+            return date.fromisoformat(value)
+        except ValueError as error:
+            raise GraphQLError(f"Date cannot represent {_shown(value)}: {error}") from error
+    raise GraphQLError(f"Date cannot represent {_shown(value)}: expected a day as in 2026-01-31")
+
+
+def _date_literal(node: ConstValueNode) -> date:
+    if not isinstance(node, StringValueNode):
+        raise GraphQLError("Date cannot represent this literal: expected a day as in 2026-01-31", node)
+    return _read_date(node.value)
 
 
 def _write_long(value: Any) -> int:
@@ -156,6 +181,12 @@ def _as_it_is(value: Any) -> Any:
 
 
 SCALARS: Mapping[str, GraphQLScalarType] = {
+    "Date": GraphQLScalarType(
+        "Date",
+        coerce_output_value=_write_date,
+        coerce_input_value=_read_date,
+        coerce_input_literal=_date_literal,
+    ),
     "DateTime": GraphQLScalarType(
         "DateTime",
         coerce_output_value=format_datetime,

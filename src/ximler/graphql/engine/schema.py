@@ -103,7 +103,7 @@ def build(
 
     A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's
     `resolvers`), an SDL file, or SDL text. `Query` and `Mutation` are predefined and extended by the files,
-    as are the scalars DateTime, JSON and Long, and PageInfo. GraphQL subscriptions are not supported:
+    as are the scalars Date, DateTime, JSON and Long, and PageInfo. GraphQL subscriptions are not supported:
     `Subscription` is an ordinary type. `guard` is called before every root field, and before every other
     field with a `@scope`.
     """

@@ -1,0 +1,1 @@
+"""Reports about the business, computed from billing's and metering's documents."""

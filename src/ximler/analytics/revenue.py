@@ -1,0 +1,384 @@
+"""Reports of recurring revenue: MRR and its movements, churn and retention, cohorts. Operators only.
+
+Definitions, with an example each, are in docs/analytics.md. Amounts are summed as minor units a year, and divided by
+twelve and rounded (half up) once, so that `start + new + reactivation + expansion - contraction - churn = end` holds in
+every line. Currencies are never added. Days are UTC.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from bson import ObjectId
+
+from ximler.analytics import rollups
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid
+from ximler.core.ids import Position
+from ximler.core.money import exponent
+from ximler.database import Database
+from ximler.database.collection import Page
+from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
+from ximler.schema.revenue_day import REVENUE_DAYS, RevenueDay
+
+__all__ = [
+    "By",
+    "Churn",
+    "Cohort",
+    "CohortMonth",
+    "CustomerMovement",
+    "MovementKind",
+    "Mrr",
+    "churn",
+    "cohorts",
+    "movements",
+    "mrr",
+]
+
+By = Literal["DAY", "WEEK", "MONTH"]
+MOST_LINES = 1_000
+
+
+class Mrr(msgspec.Struct, frozen=True, kw_only=True):
+    """A currency's monthly recurring revenue over `[start, end)`. Amounts in minor units a month.
+
+    `committed_minor` is what remains of the end's MRR without the subscriptions that are cancelled, and at the prices
+    that are agreed; `at_risk_minor` is the part whose payment failed. `arpa_minor` is the average per customer.
+    """
+
+    currency: str
+    start: date
+    end: date
+    start_minor: int
+    new_minor: int
+    reactivation_minor: int
+    expansion_minor: int
+    contraction_minor: int
+    churn_minor: int
+    end_minor: int
+    committed_minor: int
+    at_risk_minor: int
+    arpa_minor: int | None
+    customers: int  # at the end
+    new: int
+    reactivated: int
+    expanded: int
+    contracted: int
+    churned: int
+    cancelled: int  # subscriptions that will end with their period
+
+
+class Churn(msgspec.Struct, frozen=True, kw_only=True):
+    """Retention of those who were customers at the start of `[start, end)`. Rates are fractions; None without customers.
+
+    `lost` counts those who are not customers at the end. `gross_churn` is churn and contraction, and `net_churn` the same
+    less expansion, over the start's MRR; `gross_retention` (GRR) and `net_retention` (NRR) look at the same customers'
+    MRR at the end. `lifetime_value_minor` is the average MRR per customer over the monthly
+    `logo_churn`; None for other periods, and where no customer was lost.
+    """
+
+    currency: str
+    start: date
+    end: date
+    customers: int  # at the start
+    lost: int
+    logo_churn: float | None
+    gross_churn: float | None
+    net_churn: float | None
+    gross_retention: float | None
+    net_retention: float | None
+    lifetime_value_minor: int | None
+
+
+class CohortMonth(msgspec.Struct, frozen=True, kw_only=True):
+    """A cohort at the end of a month (or, of the current one, by now)."""
+
+    month: date
+    customers: int
+    mrr_minor: int
+
+
+class Cohort(msgspec.Struct, frozen=True, kw_only=True):
+    """Those whose recurring revenue began in `month`, and how many of them and of their revenue remain."""
+
+    currency: str
+    month: date
+    size: int
+    months: list[CohortMonth]
+
+
+class CustomerMovement(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows behind a figure: a customer's net change on a day, in minor units a month."""
+
+    user_id: ObjectId
+    currency: str
+    day: date
+    kind: MovementKind | None
+    start_minor: int
+    end_minor: int
+    cancelled: bool
+
+
+async def mrr(
+    database: Database,
+    actor: Actor,
+    *,
+    start: date,
+    end: date,
+    by: By = "MONTH",
+    currency: str | None = None,
+) -> list[Mrr]:
+    """MRR and its movements between two days (without `end`), a line for each period and currency.
+
+    Raises Forbidden, and Invalid for an empty or too long range.
+    """
+    actor.require_operator()
+    spans = _spans(start, end, by)
+    found = await _days(database, end, currency)
+    return [_line(code, *each) for code, days in sorted(found.items()) for each in _walk(days, spans)]
+
+
+async def churn(
+    database: Database,
+    actor: Actor,
+    *,
+    start: date,
+    end: date,
+    by: By = "MONTH",
+    currency: str | None = None,
+) -> list[Churn]:
+    """Churn and retention, a line for each period and currency. Raises as `mrr`."""
+    actor.require_operator()
+    spans = _spans(start, end, by)
+    lines = [
+        (_line(code, *each), each.before)
+        for code, days in sorted((await _days(database, end, currency)).items())
+        for each in _walk(days, spans)
+    ]
+    moved = await asyncio.gather(*(_moved_customers(database, line) for line, _ in lines))
+    return [
+        _retention(line, before, customers, whole=by == "MONTH")
+        for (line, before), customers in zip(lines, moved, strict=True)
+    ]
+
+
+async def cohorts(
+    database: Database, actor: Actor, *, start: date, end: date, currency: str | None = None
+) -> list[Cohort]:
+    """The cohorts whose first month lies between two days, month by month until `end`. Raises as `mrr`."""
+    actor.require_operator()
+    _spans(start, end, "MONTH")
+    found: list[Cohort] = []
+    for code, days in (await _days(database, end, currency)).items():
+        changes: dict[str, dict[date, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+        sizes: dict[str, int] = defaultdict(int)
+        for day in days:
+            month = day.day.date().replace(day=1)
+            for name, (annual, customers) in day.cohorts.items():
+                change = changes[name][month]
+                change[0] += annual
+                change[1] += customers
+            sizes[f"{month:%Y-%m}"] += day.new
+        for name, months in sorted(changes.items()):
+            first = date.fromisoformat(f"{name}-01")
+            if not start.replace(day=1) <= first < end:
+                continue
+            annual = customers = 0
+            rows = []
+            for month, _ in _spans(first, end, "MONTH", most=None):
+                change = months.get(month, [0, 0])
+                annual, customers = annual + change[0], customers + change[1]
+                rows.append(CohortMonth(month=month, customers=customers, mrr_minor=_twelfth(annual)))
+            found.append(Cohort(currency=code, month=first, size=sizes[name], months=rows))
+    return found
+
+
+async def movements(
+    database: Database,
+    actor: Actor,
+    *,
+    start: date,
+    end: date,
+    currency: str,
+    kind: MovementKind | None = None,
+    first: int = 20,
+    after: Position | None = None,
+) -> Page[CustomerMovement]:
+    """The customers behind a period's figures, latest first. Raises as `mrr`."""
+    actor.require_operator()
+    _spans(start, end, "MONTH", most=None)
+    await rollups.refresh(database)
+    where: dict[str, Any] = {"currency": currency.upper(), "day": {"$gte": _at(start), "$lt": _at(end)}}
+    if kind is not None:
+        where["kind"] = kind
+    page = await database[CUSTOMER_DAYS].page(where, first=first, after=after, by="day")
+    return Page([_customer(each) for each in page.items], page.cursors, has_next=page.has_next)
+
+
+class _Held(NamedTuple):
+    """What is held at a moment: minor units a year, and customers."""
+
+    annual: int = 0
+    committed: int = 0
+    at_risk: int = 0
+    customers: int = 0
+
+    def after(self, day: RevenueDay) -> "_Held":
+        return _Held(
+            self.annual + sum(sign * int(getattr(day, name)) for name, sign in _SIGNS.items()),
+            self.committed + day.committed_minor,
+            self.at_risk + day.at_risk_minor,
+            self.customers + day.new + day.reactivated - day.churned,
+        )
+
+
+class _Span(NamedTuple):
+    """A period, with the sums of its days."""
+
+    start: date
+    end: date
+    before: _Held
+    held: _Held
+    moved: dict[str, int]
+
+
+_SIGNS = {"new_minor": 1, "reactivation_minor": 1, "expansion_minor": 1, "contraction_minor": -1, "churn_minor": -1}
+_MOVED = (*_SIGNS, "new", "reactivated", "expanded", "contracted", "churned", "cancelled")
+
+
+def _walk(days: list[RevenueDay], spans: list[tuple[date, date]]) -> Iterator[_Span]:
+    """Sum the days of each period, from all days before the last one's end in order."""
+    held, place = _Held(), 0
+    for start, end in [(date.min, spans[0][0]), *spans]:
+        before, moved = held, dict.fromkeys(_MOVED, 0)
+        while place < len(days) and days[place].day.date() < end:
+            held = held.after(days[place])
+            for name in _MOVED:
+                moved[name] += getattr(days[place], name)
+            place += 1
+        if start != date.min:
+            yield _Span(start, end, before, held, moved)
+
+
+def _line(currency: str, start: date, end: date, before: _Held, held: _Held, moved: dict[str, int]) -> Mrr:
+    # Each amount is the difference of two rounded sums, so that they add up to the end's.
+    amounts, annual = dict(moved), before.annual
+    for name, sign in _SIGNS.items():
+        following = annual + sign * moved[name]
+        amounts[name] = sign * (_twelfth(following) - _twelfth(annual))
+        annual = following
+    return Mrr(
+        currency=currency,
+        start=start,
+        end=end,
+        start_minor=_twelfth(before.annual),
+        end_minor=_twelfth(held.annual),
+        committed_minor=_twelfth(held.committed),
+        at_risk_minor=_twelfth(held.at_risk),
+        arpa_minor=_half_up(held.annual, 12 * held.customers) if held.customers else None,
+        customers=held.customers,
+        **amounts,
+    )
+
+
+def _retention(line: Mrr, before: _Held, moved: list[tuple[int, int]], *, whole: bool) -> Churn:
+    """`moved` are the start's customers whose revenue changed: their minor units a year at the start and the end."""
+    lost = sum(1 for _, after in moved if not after)
+    less = sum(max(start - after, 0) for start, after in moved)
+    change = sum(after - start for start, after in moved)
+    customers, annual = before.customers, before.annual
+    net = line.churn_minor + line.contraction_minor - line.expansion_minor
+    return Churn(
+        currency=line.currency,
+        start=line.start,
+        end=line.end,
+        customers=customers,
+        lost=lost,
+        logo_churn=lost / customers if customers else None,
+        gross_churn=(line.churn_minor + line.contraction_minor) / line.start_minor if line.start_minor else None,
+        net_churn=net / line.start_minor if line.start_minor else None,
+        gross_retention=(annual - less) / annual if annual else None,
+        net_retention=(annual + change) / annual if annual else None,
+        lifetime_value_minor=_half_up(annual, 12 * lost) if lost and whole else None,
+    )
+
+
+async def _moved_customers(database: Database, line: Mrr) -> list[tuple[int, int]]:
+    """Of those who had revenue at the start: what it was then and at the end, if it changed in between."""
+    between = {"currency": line.currency, "day": {"$gte": _at(line.start), "$lt": _at(line.end)}}
+    rows = await database[CUSTOMER_DAYS].aggregate(
+        [
+            {"$match": between},
+            {"$sort": {"currency": 1, "day": 1}},
+            {"$group": {"_id": "$userId", "start": {"$first": "$startMinor"}, "end": {"$last": "$endMinor"}}},
+            {"$match": {"start": {"$gt": 0}}},
+        ]
+    )
+    return [(row["start"], row["end"]) for row in rows]
+
+
+async def _days(database: Database, end: date, currency: str | None) -> dict[str, list[RevenueDay]]:
+    """The days of each currency before `end`, in order."""
+    if currency is not None:
+        exponent(currency.upper())
+    await rollups.refresh(database)
+    where: dict[str, Any] = {"currency": currency.upper()} if currency else {"currency": {"$gt": ""}}
+    found: dict[str, list[RevenueDay]] = defaultdict(list)
+    days = await database[REVENUE_DAYS].find(where | {"day": {"$lt": _at(end)}}, sort=[("currency", 1), ("day", 1)])
+    if currency:
+        found[currency.upper()] = []
+    for day in days:
+        found[day.currency].append(day)
+    return found
+
+
+def _spans(start: date, end: date, by: By, *, most: int | None = MOST_LINES) -> list[tuple[date, date]]:
+    """The periods between two days: whole ones, cut off at both ends. Weeks begin on Monday (ISO 8601)."""
+    if end <= start:
+        raise Invalid.field("to", f"{end} is not after {start}: the range has no day")
+    found = list(_cut(start, end, by)) if most is None or (end - start).days <= most * 31 else []
+    if most is not None and not 0 < len(found) <= most:
+        raise Invalid.field("to", f"more than {most} lines: choose a shorter range, or longer periods")
+    return found
+
+
+def _cut(start: date, end: date, by: By) -> Iterator[tuple[date, date]]:
+    first = start
+    while first < end:
+        match by:
+            case "DAY":
+                following = first + timedelta(days=1)
+            case "WEEK":
+                following = first + timedelta(days=7 - first.weekday())
+            case "MONTH":
+                following = (first.replace(day=1) + timedelta(days=32)).replace(day=1)
+        yield first, min(following, end)
+        first = following
+
+
+def _customer(day: CustomerDay) -> CustomerMovement:
+    return CustomerMovement(
+        user_id=day.user_id,
+        currency=day.currency,
+        day=day.day.date(),
+        kind=day.kind,
+        start_minor=_twelfth(day.start_minor),
+        end_minor=_twelfth(day.end_minor),
+        cancelled=day.cancelled,
+    )
+
+
+def _twelfth(annual: int) -> int:
+    return _half_up(annual, 12)
+
+
+def _half_up(amount: int, divisor: int) -> int:
+    whole = (2 * abs(amount) + divisor) // (2 * divisor)
+    return whole if amount >= 0 else -whole
+
+
+def _at(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)

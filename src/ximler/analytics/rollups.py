@@ -1,0 +1,202 @@
+"""Daily rollups of recurring revenue. Owns `customerdays` and `revenuedays`.
+
+`refresh` takes the movements that are not rolled up, computes the days of their customers anew, marks the days that
+changed, and sums those. All of it follows from the ledger alone: any number of processes may run it, and be killed, at
+any moment. A customer's days are written in one transaction with the marks; a day's sums are written only if no
+customer's day has changed since they were read.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+from bson import ObjectId
+
+from ximler.billing import drifts, movements
+from ximler.billing.movements import Movement
+from ximler.database import Database, outbox
+from ximler.database.failures import DocumentExists
+from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
+from ximler.schema.revenue_day import REVENUE_DAYS, RevenueDay
+
+__all__ = ["check", "days_of", "refresh"]
+
+_MOVEMENTS = 1_000  # a transaction
+_DAYS = 200  # an aggregation
+_DAY = timedelta(days=1)
+_CHANGE = {"$abs": {"$subtract": ["$endMinor", "$startMinor"]}}
+_KINDS = {  # of a movement: the fields with its amount and its customers
+    "NEW": ("newMinor", "new"),
+    "REACTIVATION": ("reactivationMinor", "reactivated"),
+    "EXPANSION": ("expansionMinor", "expanded"),
+    "CONTRACTION": ("contractionMinor", "contracted"),
+    "CHURN": ("churnMinor", "churned"),
+}
+_SUMS: dict[str, Any] = {
+    **{minor: {"$sum": {"$cond": [{"$eq": ["$kind", kind]}, _CHANGE, 0]}} for kind, (minor, _) in _KINDS.items()},
+    **{count: {"$sum": {"$cond": [{"$eq": ["$kind", kind]}, 1, 0]}} for kind, (_, count) in _KINDS.items()},
+    "cancelled": {"$sum": {"$cond": ["$cancelled", 1, 0]}},
+    "committedMinor": {"$sum": "$committedMinor"},
+    "atRiskMinor": {"$sum": "$atRiskMinor"},
+}
+_log = structlog.get_logger("ximler.analytics")
+
+
+@outbox.daily("analytics.check", hour=2)
+async def check(*, database: Database) -> int:
+    """Add what the ledger lacks, as subscriptions that other applications wrote, and refresh the rollups.
+
+    Returns the number of subscriptions that the ledger disagreed with.
+    """
+    found = await drifts.check(database, repair=True)
+    for drift in found:
+        _log.warning(
+            "recurring revenue corrected",
+            user=str(drift.user_id),
+            subscription=str(drift.subscription_id),
+            recorded_minor=drift.recorded_minor,
+            actual_minor=drift.actual_minor,
+            currency=drift.currency,
+        )
+    await refresh(database)
+    return len(found)
+
+
+async def refresh(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
+    """Bring the rollups up to date; returns how many movements were rolled up. Two commands if nothing is new."""
+    count = 0
+    while users := await movements.pending(database, _MOVEMENTS):
+        try:
+            count += await _roll_up(database, users)
+        except DocumentExists:  # another process marked the same new day at the same moment
+            continue
+        progress(count)
+    while dirty := await database[REVENUE_DAYS].find({"dirty": True}, limit=_DAYS):
+        await _sum(database, dirty)
+    return count
+
+
+async def _roll_up(database: Database, users: list[ObjectId]) -> int:
+    async def write(transaction: Database) -> int:
+        ledger = await movements.of_users(transaction, users)
+        days = {each.id: each for user_id in users for each in days_of(ledger[user_id])}
+        stored = {each.id: each for each in await transaction[CUSTOMER_DAYS].find({"userId": {"$in": users}})}
+        wrong = [each for each in stored.values() if days.get(each.id) != each]
+        if wrong:
+            await transaction[CUSTOMER_DAYS].delete_many({"_id": {"$in": [each.id for each in wrong]}})
+        missing = [each for each in days.values() if stored.get(each.id) != each]
+        await transaction[CUSTOMER_DAYS].insert_many(missing)
+        changed = {(each.currency, each.day) for each in [*missing, *wrong]}
+        mark: Any = {"$inc": {"version": 1}, "$set": {"dirty": True}}
+        fresh = [RevenueDay(id=f"{currency}:{day:%Y-%m-%d}", currency=currency, day=day) for currency, day in changed]
+        if fresh:
+            await transaction[REVENUE_DAYS].upsert_each([({"_id": each.id}, mark, each) for each in fresh])
+        rows = [row for user_id in users for row in ledger[user_id]]
+        await movements.rolled(transaction, rows)
+        return sum(1 for row in rows if row.pending)
+
+    return await database.transaction(write)
+
+
+async def _sum(database: Database, dirty: list[RevenueDay]) -> None:
+    """Sum the customers' days of these days. A day that changes meanwhile stays dirty."""
+    rows = await database[CUSTOMER_DAYS].aggregate(
+        [
+            {"$match": {"$or": [{"currency": each.currency, "day": each.day} for each in dirty]}},
+            {
+                "$group": {"_id": {"currency": "$currency", "day": "$day", "cohort": "$cohort"}, **_SUMS},
+            },
+        ]
+    )
+    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[f"{row['_id']['currency']}:{row['_id']['day']:%Y-%m-%d}"].append(row)
+    await database[REVENUE_DAYS].patch_each(
+        [
+            (
+                {"_id": each.id, "version": each.version},
+                {"$set": _total(grouped[each.id]), "$unset": {"dirty": ""}},
+            )
+            for each in dirty
+        ]
+    )
+
+
+def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {name: sum(row[name] for row in rows) for name in _SUMS}
+    values["cohorts"] = {
+        row["_id"]["cohort"]: [
+            row["newMinor"]
+            + row["reactivationMinor"]
+            + row["expansionMinor"]
+            - row["contractionMinor"]
+            - row["churnMinor"],
+            row["new"] + row["reactivated"] - row["churned"],
+        ]
+        for row in sorted(rows, key=lambda row: str(row["_id"]["cohort"]))
+    }
+    return values
+
+
+def days_of(ledger: Iterable[Movement]) -> list[CustomerDay]:
+    """The days on which a customer's recurring revenue changed, from their movements in order. Pure.
+
+    Movements of a day are netted over all subscriptions: one cancelled and another bought is one change.
+    """
+    by_currency: dict[str, list[Movement]] = defaultdict(list)
+    for row in ledger:
+        by_currency[row.currency].append(row)
+    return [day for currency, rows in by_currency.items() for day in _days(currency, rows)]
+
+
+def _days(currency: str, rows: list[Movement]) -> list[CustomerDay]:
+    states: dict[ObjectId, Movement] = {}
+    found: list[CustomerDay] = []
+    cohort = ""
+    before = (0, 0, 0)
+    for index, row in enumerate(rows):
+        states[row.subscription_id] = row
+        day = _day(row.at)
+        if index + 1 < len(rows) and _day(rows[index + 1].at) == day:
+            continue
+        annual = sum(each.annual_minor for each in states.values())
+        committed = sum(each.committed_minor for each in states.values())
+        after = (annual, committed, sum(each.at_risk_minor for each in states.values()))
+        if after == before:
+            continue
+        first = not cohort
+        cohort = cohort or f"{day:%Y-%m}"
+        found.append(
+            CustomerDay(
+                id=f"{row.user_id}:{currency}:{day:%Y-%m-%d}",
+                user_id=row.user_id,
+                currency=currency,
+                day=day,
+                cohort=cohort,
+                kind=_kind(before[0], annual, first=first),
+                start_minor=before[0],
+                end_minor=annual,
+                committed_minor=committed - before[1],
+                at_risk_minor=after[2] - before[2],
+                cancelled=annual > 0 and committed == 0 and (before[1] > 0 or before[0] == 0),
+            )
+        )
+        before = after
+    return found
+
+
+def _kind(before: int, after: int, *, first: bool) -> MovementKind | None:
+    if before == after:
+        return None
+    if not before:
+        return "NEW" if first else "REACTIVATION"
+    if not after:
+        return "CHURN"
+    return "EXPANSION" if after > before else "CONTRACTION"
+
+
+def _day(at: datetime) -> datetime:
+    at = at.astimezone(UTC)
+    return at.replace(hour=0, minute=0, second=0, microsecond=0)

@@ -1,0 +1,239 @@
+"""`ximler reports mrr|churn|cohorts|movements|verify`, for operators."""
+
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import click
+import msgspec
+
+from ximler.cli.context import Run, connected, counted, paged
+from ximler.core.money import Money
+
+_KINDS = ["NEW", "REACTIVATION", "EXPANSION", "CONTRACTION", "CHURN"]
+
+
+class _Day(click.ParamType[date]):
+    """2026-11-30, or 2026-11 for its first day."""
+
+    name = "day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        if isinstance(value, date):
+            return value
+        try:
+            return date.fromisoformat(value if len(value) > 7 else f"{value}-01")
+        except ValueError:
+            self.fail(f"{value!r} is not a day such as 2026-11-30, or a month such as 2026-11", param, ctx)
+
+
+def _range(command: Any) -> Any:
+    for option in (
+        click.option("--currency", help="Only this one. Every currency unless given."),
+        click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given."),
+        click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given."),
+    ):
+        command = option(command)
+    return command
+
+
+_by = click.option(
+    "--by", type=click.Choice(["DAY", "WEEK", "MONTH"], case_sensitive=False), default="MONTH", show_default=True
+)
+_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, amounts in minor units.")
+
+
+@click.group()
+def reports() -> None:
+    """Recurring revenue, churn and cohorts. Definitions are in docs/analytics.md."""
+
+
+@reports.command()
+@_range
+@_by
+@_csv
+@connected(json="Print the lines as JSON.")
+async def mrr(run: Run, as_csv: bool, **asked: Any) -> None:
+    """Monthly recurring revenue, and its movements."""
+    from ximler.analytics import revenue
+
+    found = await revenue.mrr(run.database, run.actor, **_asked(asked))
+    _show(
+        run,
+        found,
+        as_csv=as_csv,
+        columns={
+            "From": lambda each: each.start,
+            "Start": _money("start_minor"),
+            "New": _money("new_minor"),
+            "Reactivated": _money("reactivation_minor"),
+            "Expansion": _money("expansion_minor"),
+            "Contraction": _money("contraction_minor"),
+            "Churn": _money("churn_minor"),
+            "End": _money("end_minor"),
+            "At risk": _money("at_risk_minor"),
+            "Customers": lambda each: f"{each.customers:,}",
+        },
+    )
+
+
+@reports.command()
+@_range
+@_by
+@_csv
+@connected(json="Print the lines as JSON.")
+async def churn(run: Run, as_csv: bool, **asked: Any) -> None:
+    """Churn and retention."""
+    from ximler.analytics import revenue
+
+    found = await revenue.churn(run.database, run.actor, **_asked(asked))
+    _show(
+        run,
+        found,
+        as_csv=as_csv,
+        columns={
+            "From": lambda each: each.start,
+            "Currency": lambda each: each.currency,
+            "Customers": lambda each: f"{each.customers:,}",
+            "Lost": lambda each: f"{each.lost:,}",
+            "Logo churn": _percent("logo_churn"),
+            "Gross churn": _percent("gross_churn"),
+            "Net churn": _percent("net_churn"),
+            "GRR": _percent("gross_retention"),
+            "NRR": _percent("net_retention"),
+            "LTV": _money("lifetime_value_minor"),
+        },
+    )
+
+
+@reports.command()
+@_range
+@_csv
+@connected(json="Print the cohorts as JSON.")
+async def cohorts(run: Run, as_csv: bool, **asked: Any) -> None:
+    """Customers by the month they began, and how many of them remain after each month."""
+    from ximler.analytics import revenue
+
+    found = await revenue.cohorts(run.database, run.actor, **_asked(asked))
+    if as_csv:
+        _print_csv(
+            [
+                {"currency": each.currency, "cohort": each.month, "size": each.size, **msgspec.structs.asdict(month)}
+                for each in found
+                for month in each.months
+            ]
+        )
+        return
+    longest = max((len(each.months) for each in found), default=0)
+    run.show_list(
+        found,
+        row=msgspec.to_builtins,
+        columns={
+            "Month": lambda each: f"{each.month:%Y-%m}",
+            "Currency": lambda each: each.currency,
+            "Size": lambda each: f"{each.size:,}",
+            **{f"+{index}": _remaining(index) for index in range(longest)},
+        },
+        empty=_EMPTY,
+    )
+
+
+@reports.command()
+@click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given.")
+@click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given.")
+@click.option("--currency", default="USD", show_default=True)
+@click.option("--kind", type=click.Choice(_KINDS, case_sensitive=False), help="Every kind unless given.")
+@paged
+@connected(json="Print the customers and the next cursor as JSON.")
+async def movements(run: Run, kind: Any, limit: int, after: Any, **asked: Any) -> None:
+    """List the customers behind the figures: each one's net change by day."""
+    from ximler.analytics import revenue
+
+    run.show_list(
+        await revenue.movements(run.database, run.actor, kind=kind, first=limit, after=after, **_asked(asked)),
+        row=lambda each: msgspec.structs.asdict(each) | {"user_id": str(each.user_id)},
+        columns={
+            "Day": lambda each: each.day,
+            "User": lambda each: each.user_id,
+            "Kind": lambda each: each.kind or ("CANCELLED" if each.cancelled else ""),
+            "Before": _money("start_minor"),
+            "After": _money("end_minor"),
+        },
+        empty=_EMPTY,
+    )
+
+
+@reports.command()
+@click.option("--repair", is_flag=True, help="Add what the ledger lacks, as of now.")
+@connected(json="Print what differs as JSON.")
+async def verify(run: Run, repair: bool) -> int | None:
+    """Compare the ledger of recurring revenue with the subscriptions. Exit code 1 if they differ."""
+    from ximler.billing import drifts
+
+    found = await drifts.check(run.database, repair=repair)
+    run.show_list(
+        found,
+        row=lambda each: (
+            {name: str(value) for name, value in msgspec.structs.asdict(each).items()}
+            | {"recorded_minor": each.recorded_minor, "actual_minor": each.actual_minor}
+        ),
+        columns={
+            "User": lambda each: each.user_id,
+            "Subscription": lambda each: each.subscription_id,
+            "Recorded a year": lambda each: str(Money(each.recorded_minor, each.currency)),
+            "Actual a year": lambda each: str(Money(each.actual_minor, each.currency)),
+        },
+        empty="The ledger agrees with every subscription.",
+    )
+    if found and not run.as_json:
+        subscriptions = counted(len(found), "subscription")
+        click.echo(f"{subscriptions} corrected." if repair else f"{subscriptions} differ: --repair corrects them.")
+    return 1 if found and not repair else None
+
+
+_EMPTY = "There is no recurring revenue in this range."
+
+
+def _asked(asked: dict[str, Any]) -> dict[str, Any]:
+    """The options, with the last year for a range that was not given."""
+    end = asked["end"] or datetime.now(UTC).date() + timedelta(days=1)
+    start = asked["start"] or (end - timedelta(days=365)).replace(day=1)
+    return asked | {"start": start, "end": end}
+
+
+def _show(run: Run, found: Sequence[Any], *, as_csv: bool, columns: dict[str, Callable[[Any], object]]) -> None:
+    if as_csv:
+        _print_csv([msgspec.structs.asdict(each) for each in found])
+    else:
+        run.show_list(found, row=msgspec.to_builtins, columns=columns, empty=_EMPTY)
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _money(name: str) -> Callable[[Any], str]:
+    def shown(each: Any) -> str:
+        minor = getattr(each, name)
+        return "" if minor is None else str(Money(minor, each.currency))
+
+    return shown
+
+
+def _percent(name: str) -> Callable[[Any], str]:
+    def shown(each: Any) -> str:
+        rate = getattr(each, name)
+        return "" if rate is None else f"{100 * rate:.1f}%"
+
+    return shown
+
+
+def _remaining(index: int) -> Callable[[Any], str]:
+    def shown(each: Any) -> str:
+        return f"{each.months[index].customers:,}" if index < len(each.months) else ""
+
+    return shown

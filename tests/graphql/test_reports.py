@@ -1,0 +1,44 @@
+"""Reports as operators read them over GraphQL."""
+
+from datetime import timedelta
+
+from tests.graphql.test_billing import buy, rail
+from tests.graphql.test_operators import grace, id_of
+from tests.serving import Client
+
+from ximler.billing.sandbox import Sandbox
+from ximler.database import Database
+
+__all__ = ["grace", "rail"]  # the fixtures
+
+REPORTS = """query ($from: Date!, $to: Date!, $after: String) { reports {
+  mrr(from: $from, to: $to, by: DAY) { currency from to startMinor newMinor endMinor committedMinor customers arpaMinor }
+  churn(from: $from, to: $to) { customers lost logoChurn }
+  cohorts(from: $from, to: $to, currency: "USD") { month size months { month customers mrrMinor } }
+  movements(from: $from, to: $to, currency: "USD", first: 1, after: $after) {
+    nodes { userId day kind startMinor endMinor cancelled } pageInfo { hasNextPage endCursor }
+  }
+} }"""
+
+
+async def test_an_operator_reads_reports(grace: Client, ada: Client, database: Database, rail: Sandbox) -> None:
+    await buy(ada, database, rail, coupon="WELCOME20")
+    today = database.clock.now().date()
+    asked = {"from": str(today), "to": str(today + timedelta(days=1))}
+    found = (await grace.ask(REPORTS, **asked))["reports"]
+    line = {"currency": "USD", **asked, "startMinor": 0, "newMinor": 2900, "endMinor": 2900, "committedMinor": 2900}
+    assert found["mrr"] == [line | {"customers": 1, "arpaMinor": 2900}]
+    assert found["churn"] == [{"customers": 0, "lost": 0, "logoChurn": None}]
+    month = str(today.replace(day=1))
+    assert found["cohorts"] == [
+        {"month": month, "size": 1, "months": [{"month": month, "customers": 1, "mrrMinor": 2900}]}
+    ]
+    (row,) = found["movements"]["nodes"]
+    assert (row["userId"], row["day"], row["kind"], row["endMinor"]) == (await id_of(ada), str(today), "NEW", 2900)
+    after = found["movements"]["pageInfo"]["endCursor"]
+    assert (await grace.ask(REPORTS, **asked, after=after))["reports"]["movements"]["nodes"] == []
+    for wrong in ("2027-02-30", "tomorrow", "2027-11-01T00:00:00Z", "٢٠٢٧-11-01"):
+        refused = await grace.ask(REPORTS, **asked | {"from": wrong})
+        assert "Date cannot represent" in refused.errors[0]["message"]
+    assert list((await grace.ask(REPORTS, **asked | {"to": asked["from"]})).fields) == ["to"]
+    assert (await ada.ask(REPORTS, **asked)).code == "FORBIDDEN"
