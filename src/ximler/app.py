@@ -205,7 +205,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         logging_config=None,
         debug=False,
     )
-    return Requests(Metered(app, settings, {"/graphql": refusal}), proxies)
+    return Requests(Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql}), proxies)
 
 
 def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, saver: Saver, live: Live) -> list[Part]:

@@ -31,15 +31,21 @@ class PlanMemory:
         self._database = database
         self._feed = feed
         self._kept: list[Plan] | None = None
+        self._offered: tuple[list[Plan] | None, list[Plan]] = None, []  # all plans, and those of them on offer
         self._writes = 0
         feed.subscribe([PLANS.name], lambda _: self._forget())
         feed.on_forget(lambda collection, _: self._forget() if collection == PLANS.name else None)
         feed.on_gap(self._forget)
 
     async def on_offer(self) -> list[Plan]:
-        """Active plans, cheapest first. Public: no actor needed."""
-        active = (plan for plan in await self._all() if plan.active)
-        return sorted(active, key=lambda plan: (plan.currency, plan.price, plan.id))
+        """Active plans, cheapest first: the same list until a plan changes. Public: no actor needed."""
+        plans = await self._all()
+        known, offered = self._offered
+        if plans is not known:
+            active = (plan for plan in plans if plan.active)
+            offered = sorted(active, key=lambda plan: (plan.currency, plan.price, plan.id))
+            self._offered = plans, offered
+        return offered
 
     async def by_id(self, plan_ids: Iterable[str]) -> dict[str, Plan | None]:
         """`subscription.plan`, by the plan's own id."""

@@ -28,7 +28,7 @@ from ximler.billing.rails import rail
 from ximler.core.errors import Conflict, NotFound
 from ximler.core.ids import Position, decode_cursor, object_id
 from ximler.graphql.context import Context
-from ximler.graphql.engine import Connection, Resolvers, page_size
+from ximler.graphql.engine import Connection, Resolvers, Shared, page_size
 from ximler.schema.payment import Payment
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
@@ -38,8 +38,8 @@ resolvers = Resolvers()
 
 
 @resolvers.query("plans")
-async def plans(ctx: Context) -> list[Plan]:
-    return await ctx.plans.on_offer()
+async def plans(ctx: Context) -> Shared:
+    return Shared(await ctx.plans.on_offer())
 
 
 @resolvers.query("checkout")

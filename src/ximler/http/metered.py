@@ -9,7 +9,8 @@ Plain ASGI in front of the application: a guard inside it costs 3 × as much (`m
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -18,7 +19,7 @@ from typing import Any
 import msgspec
 from litestar import Litestar
 from litestar.enums import ScopeType
-from litestar.handlers import BaseRouteHandler
+from litestar.handlers import ASGIRouteHandler, BaseRouteHandler
 from litestar.routes import ASGIRoute, BaseRoute, HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -36,6 +37,8 @@ __all__ = ["BY_REQUEST", "Metered", "Prices", "charge"]
 BY_REQUEST = -1
 _OF_ONE_USER = 2  # times the rate of one key, for all keys of a user together
 
+
+_HOST = re.compile(rb"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")  # others are examined by Litestar
 
 _FREE = Allowance(None, None, 0)
 Refusal = Callable[[MutableMapping[str, Any], XimlerError], tuple[bytes, bytes]]
@@ -93,14 +96,31 @@ def charge(scope: MutableMapping[str, Any]) -> Awaitable[None] | None:
     return None if take is None else take()
 
 
+def _is_plain(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether Litestar has nothing to do for a request with these headers: no CORS, and no host to reject."""
+    for name, value in headers:  # noqa: SIM110 (a generator would cost twice as much)
+        if name == b"origin" or (name == b"host" and _HOST.fullmatch(value) is None):
+            return False
+    return True
+
+
 class Metered:
     """Meters requests to `app`, whose state has `authentication` and `meter` once it is started.
 
-    `Requests`, around it, sends the rate-limit headers: one layer fewer for each answer.
+    `Requests`, around it, sends the rate-limit headers: one layer fewer for each answer. `direct` has the ASGI
+    applications of `app` that a POST reaches without Litestar's layers, by their path: those that handle errors
+    themselves. Requests with an `Origin` pass Litestar, which adds the headers of CORS.
     """
 
-    def __init__(self, app: Litestar, settings: Settings, refusals: Mapping[str, Refusal] | None = None) -> None:
-        self._app: ASGIApp = app
+    def __init__(
+        self,
+        app: Litestar,
+        settings: Settings,
+        refusals: Mapping[str, Refusal] | None = None,
+        direct: Mapping[str, ASGIRouteHandler] | None = None,
+    ) -> None:
+        self._litestar: ASGIApp = app
+        self._direct = direct or {}
         self._refusals = refusals or {}  # by the route's template
         self.state = app.state
         self._parts: _Parts | None = None
@@ -115,7 +135,7 @@ class Metered:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             self._parts = None  # the application starts, or ends
-            await self._app(scope, receive, send)
+            await self._litestar(scope, receive, send)
             return
         authentication, meter, clock = self._parts or self._find_parts()
         caller = authentication.at_hand(scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
@@ -146,6 +166,21 @@ class Metered:
         if units == BY_REQUEST:
             state["charge"] = partial(self._charge, state, actor, left, route)
         await self._app(scope, receive, send)
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._direct.get(scope["path"])
+        if (
+            handler is not None
+            and scope["type"] == ScopeType.HTTP
+            and scope["method"] == "POST"
+            and not scope.get("root_path")
+            and _is_plain(scope["headers"])
+        ):
+            scope["route_handler"] = handler
+            scope["path_template"] = scope["path"]
+            await handler.fn(scope=scope, receive=receive, send=send)
+            return
+        await self._litestar(scope, receive, send)
 
     def _charge(self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str) -> Awaitable[None] | None:
         _, meter, clock = self._parts or self._find_parts()

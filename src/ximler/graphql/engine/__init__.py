@@ -9,6 +9,7 @@ graphql-core parses, validates and describes the schema; plans made from the que
 
 from ximler.graphql.engine.connections import Connection, Page, page_size
 from ximler.graphql.engine.engine import Engine, Prepared, Response
+from ximler.graphql.engine.fields import Shared
 from ximler.graphql.engine.http import ContextFactory, GraphQLApp, refusal
 from ximler.graphql.engine.limits import Limits
 from ximler.graphql.engine.persisted import read_trusted
@@ -29,6 +30,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Selected",
+    "Shared",
     "build",
     "page_size",
     "read_trusted",

@@ -19,13 +19,18 @@ from typing import Any
 import msgspec
 from graphql import GraphQLEnumType, GraphQLNamedType, Undefined
 
+from ximler.core.extended_json import plain
 from ximler.graphql.engine.fields import type_name
 from ximler.graphql.engine.plan import Children, Field, Selection, Shape
 from ximler.graphql.engine.scalars import write_instant
 
-__all__ = ["Row", "as_dicts", "completer"]
+__all__ = ["Row", "as_dicts", "completer", "encode", "shared_completer"]
 
 MakeRow = Callable[[Any, Any], Any]
+
+
+encode = msgspec.json.Encoder(enc_hook=plain).encode
+"""The JSON of a response."""
 
 
 class Row(msgspec.Struct, gc=False):
@@ -39,6 +44,8 @@ def as_dicts(found: Any) -> Any:
             name: as_dicts(getattr(found, attribute))
             for attribute, name in zip(found.__struct_fields__, found.__struct_encode_fields__, strict=True)
         }
+    if isinstance(found, msgspec.Raw):
+        return msgspec.json.decode(found)
     if isinstance(found, dict):
         return {name: as_dicts(value) for name, value in found.items()}
     return [as_dicts(item) for item in found] if isinstance(found, list) else found
@@ -78,6 +85,22 @@ def completer(field: Field) -> Callable[[Any, Any], Any]:
     source.lines += ["def complete(v, asked):", f"    return {source.expression(field, field.shape, 'v')}"]
     complete: Callable[[Any, Any], Any] = source.compile("complete", field.coordinate)
     return complete
+
+
+def shared_completer(field: Field) -> Callable[[Any, Any], Any]:
+    """As `completer`, for `Shared` values: JSON that is kept until the resolver returns another object."""
+    complete = completer(field)
+    if not _is_ready_below(field):
+        return complete
+    kept: tuple[Any, msgspec.Raw] | None = None
+
+    def completed(value: Any, asked: Any) -> Any:
+        nonlocal kept
+        if kept is None or kept[0] is not value:
+            kept = value, msgspec.Raw(encode(complete(value, asked)))
+        return kept[1]
+
+    return completed
 
 
 def _row(selection: Selection, *, of_dicts: bool = False) -> MakeRow:
@@ -127,6 +150,8 @@ class _Source:
             return f"{_DATETIME.format(v=v)} else {otherwise}({v})"
         if type_.name == "ID":
             return f"{v} if {v}.__class__ is str else str({v}) if {v}.__class__ in textual else {otherwise}({v})"
+        if type_.name == "Float":
+            otherwise = f"float({v}) if {v}.__class__ is int else {otherwise}"
         if type_.name in _FITS:
             return f"{v} if {_FITS[type_.name].format(v=v)} else {otherwise}({v})"
         return f"{otherwise}({v})"
@@ -178,16 +203,12 @@ class _Source:
 
 def _is_ready(selection: Selection) -> bool:
     """Whether no field in the selection needs a resolver."""
-    return all(
-        field.resolver is None
-        and (
-            field.children is None
-            or (
-                field.shape.levels[-1].kind == "object"
-                and all(map(_is_ready, map(field.children.of, field.children.names)))
-            )
-        )
-        for field in selection.fields
+    return all(field.resolver is None and _is_ready_below(field) for field in selection.fields)
+
+
+def _is_ready_below(field: Field) -> bool:
+    return field.children is None or (
+        field.shape.levels[-1].kind == "object" and all(map(_is_ready, map(field.children.of, field.children.names)))
     )
 
 

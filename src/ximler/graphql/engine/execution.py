@@ -32,8 +32,8 @@ from prometheus_client import Counter
 
 from ximler.core.errors import LimitExceeded
 from ximler.core.stopping import end
-from ximler.graphql.engine.compiled import completer
-from ximler.graphql.engine.fields import read, type_name
+from ximler.graphql.engine.compiled import completer, shared_completer
+from ximler.graphql.engine.fields import Shared, read, type_name
 from ximler.graphql.engine.inputs import Values
 from ximler.graphql.engine.plan import INTROSPECTION, Field, Plan, Shape
 
@@ -245,7 +245,11 @@ class Execution:
             waiting: dict[Field, list[Pair]] = defaultdict(list)
             try:
                 for (_, answer), value in zip(pairs, values, strict=True):
-                    answer[key] = field.complete(value, waiting)
+                    if value.__class__ is Shared:
+                        field.share = field.share or shared_completer(field)
+                        answer[key] = field.share(value.value, waiting)
+                    else:
+                        answer[key] = field.complete(value, waiting)
             except Exception:  # noqa: S110 (the interpreter determines the value and the error)
                 pass
             else:
@@ -255,6 +259,8 @@ class Execution:
         for (_, answer), value in zip(pairs, values, strict=True):
             if self._nulled and self._find_path(field.place[:-1], answer) is None:
                 continue
+            if value.__class__ is Shared:
+                value = value.value  # noqa: PLW2901 (unwrapped)
             try:
                 answer[key] = _Interpreter(self, field, answer).complete(field, field.shape, value, ())
             except _Bubble:

@@ -4,10 +4,18 @@ union.
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 if TYPE_CHECKING:
     from ximler.graphql.engine.plan import Children, Field
 
-__all__ = ["read", "type_name"]
+__all__ = ["Shared", "read", "type_name"]
+
+
+class Shared(msgspec.Struct, frozen=True):
+    """A value that a resolver returns to every caller, the same object until it changes: its JSON is made once."""
+
+    value: Any
 
 
 def read(parent: Any, field: "Field") -> Any:

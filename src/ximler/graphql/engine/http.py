@@ -25,7 +25,7 @@ import msgspec
 
 from ximler.core import strict_json
 from ximler.core.errors import Forbidden, XimlerError
-from ximler.core.extended_json import plain
+from ximler.graphql.engine.compiled import encode
 from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
 from ximler.graphql.engine.limits import Limits
@@ -135,9 +135,9 @@ class GraphQLApp:
         except Exception as error:
             status, response = 500, {"errors": [describe_bug(error)]}
         try:
-            body = response if isinstance(response, bytes) else _encode(response)
+            body = response if isinstance(response, bytes) else encode(response)
         except Exception as error:  # a JSON value from a resolver that cannot be encoded: circular or too deep
-            status, body = 500, _encode({"errors": [describe_bug(error)]})
+            status, body = 500, encode({"errors": [describe_bug(error)]})
         await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
 
     async def _answer(
@@ -215,7 +215,7 @@ class GraphQLApp:
     ) -> tuple[int, Response | bytes, Headers]:
         async def work() -> tuple[Whole, bool]:
             response = await self._run(prepared, ctx)
-            answer = 200, _encode(response), list(getattr(ctx, "reply_headers", []))
+            answer = 200, encode(response), list(getattr(ctx, "reply_headers", []))
             return answer, not prepared.changed_nothing(response)
 
         try:
@@ -259,7 +259,7 @@ class GraphQLApp:
 
 def refusal(scope: Scope, error: XimlerError) -> tuple[bytes, bytes]:
     """Media type and body of the response to a request that is rejected before its body is read."""
-    return choose_response_type(_Headers(scope).accept) or JSON, _encode({"errors": [describe(error)]})
+    return choose_response_type(_Headers(scope).accept) or JSON, encode({"errors": [describe(error)]})
 
 
 class _Headers:
@@ -327,9 +327,6 @@ def _decode(data: bytes, kind: Any, subject: str, limits: Limits) -> Any:
     except msgspec.ValidationError as error:
         problem = f"{subject} is not a GraphQL request: {error}"
     raise NotWellFormed(400, problem)
-
-
-_encode = msgspec.json.Encoder(enc_hook=plain).encode
 
 
 async def _send(send: Send, status: int, media_type: bytes, body: bytes, extra: Headers, *, head: bool) -> None:

@@ -73,7 +73,7 @@ class Field:
 
     __slots__ = (
         "above", "arguments", "attribute", "children", "complete", "coordinate", "key", "name", "nodes", "order", "place",
-        "resolver", "selected", "shape",
+        "resolver", "selected", "shape", "share",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +90,7 @@ class Field:
         self.resolver: Resolver | None = None
         self.arguments: Arguments | None = None
         self.complete: Callable[..., Any] | None = None  # compiled on the plan's second use
+        self.share: Callable[..., Any] | None = None  # as `complete`, for `Shared` values
         self.children: Children | None = None
         self.selected: Selected | None = None
         definition = parent.fields.get(self.name)
