@@ -27,6 +27,7 @@ TOPICS = {
     "metering": "deciding about a call in memory, beside a guarded update a call",
     "coupons": "64 buyers at a time who want the same coupon",
     "renewals": "subscriptions that are due, billed and paid",
+    "reports": "recurring revenue from rollups, beside the same from the ledger",
     "events": "the payment provider's events, verified and stored",
     "concurrency": "50 clients that want the last 3 projects",
     "signin": "200 people who sign in at once",

@@ -7,7 +7,7 @@ every line. Currencies are never added. Days are UTC.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -40,6 +40,7 @@ __all__ = [
 
 By = Literal["DAY", "WEEK", "MONTH"]
 MOST_LINES = 1_000
+_STORED = dict(zip(RevenueDay.__struct_fields__, RevenueDay.__struct_encode_fields__, strict=True))
 
 
 class Mrr(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,8 +138,8 @@ async def mrr(
     """
     actor.require_operator()
     spans = _spans(start, end, by)
-    found = await _days(database, end, currency)
-    return [_line(code, *each) for code, days in sorted(found.items()) for each in _walk(days, spans)]
+    found = await _sums(database, start, end, by, currency)
+    return [_line(code, *each) for code, sums in found.items() for each in _walk(sums, spans)]
 
 
 async def churn(
@@ -155,8 +156,8 @@ async def churn(
     spans = _spans(start, end, by)
     lines = [
         (_line(code, *each), each.before)
-        for code, days in sorted((await _days(database, end, currency)).items())
-        for each in _walk(days, spans)
+        for code, sums in (await _sums(database, start, end, by, currency)).items()
+        for each in _walk(sums, spans)
     ]
     moved = await asyncio.gather(*(_moved_customers(database, line) for line, _ in lines))
     return [
@@ -171,28 +172,26 @@ async def cohorts(
     """The cohorts whose first month lies between two days, month by month until `end`. Raises as `mrr`."""
     actor.require_operator()
     _spans(start, end, "MONTH")
-    found: list[Cohort] = []
-    for code, days in (await _days(database, end, currency)).items():
-        changes: dict[str, dict[date, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-        sizes: dict[str, int] = defaultdict(int)
-        for day in days:
-            month = day.day.date().replace(day=1)
-            for name, (annual, customers) in day.cohorts.items():
-                change = changes[name][month]
-                change[0] += annual
-                change[1] += customers
-            sizes[f"{month:%Y-%m}"] += day.new
-        for name, months in sorted(changes.items()):
-            first = date.fromisoformat(f"{name}-01")
-            if not start.replace(day=1) <= first < end:
-                continue
-            annual = customers = 0
-            rows = []
-            for month, _ in _spans(first, end, "MONTH", most=None):
-                change = months.get(month, [0, 0])
-                annual, customers = annual + change[0], customers + change[1]
-                rows.append(CohortMonth(month=month, customers=customers, mrr_minor=_twelfth(annual)))
-            found.append(Cohort(currency=code, month=first, size=sizes[name], months=rows))
+    by_month = await _sums(database, date.min, end, "MONTH", currency)
+    sizes = {
+        (code, f"{month:%Y-%m}"): sums["new"] for code, months in by_month.items() for month, sums in months.items()
+    }
+    changes: dict[tuple[str, str], dict[str, tuple[int, int]]] = defaultdict(dict)
+    for row in await database[REVENUE_DAYS].aggregate(_cohort_stages(list(by_month), end)):
+        key = row["_id"]
+        changes[key["currency"], key["cohort"]][key["month"]] = (row["annual"], row["customers"])
+    found = []
+    for (code, name), changed in sorted(changes.items()):
+        first = date.fromisoformat(f"{name}-01")
+        if not start.replace(day=1) <= first < end:
+            continue
+        annual = customers = 0
+        rows = []
+        for month, _ in _spans(first, end, "MONTH", most=None):
+            change = changed.get(f"{month:%Y-%m}", (0, 0))
+            annual, customers = annual + change[0], customers + change[1]
+            rows.append(CohortMonth(month=month, customers=customers, mrr_minor=_twelfth(annual)))
+        found.append(Cohort(currency=code, month=first, size=sizes[code, name], months=rows))
     return found
 
 
@@ -226,17 +225,17 @@ class _Held(NamedTuple):
     at_risk: int = 0
     customers: int = 0
 
-    def after(self, day: RevenueDay) -> "_Held":
+    def after(self, sums: Mapping[str, int]) -> "_Held":
         return _Held(
-            self.annual + sum(sign * int(getattr(day, name)) for name, sign in _SIGNS.items()),
-            self.committed + day.committed_minor,
-            self.at_risk + day.at_risk_minor,
-            self.customers + day.new + day.reactivated - day.churned,
+            self.annual + sum(sign * sums[name] for name, sign in _SIGNS.items()),
+            self.committed + sums["committed_minor"],
+            self.at_risk + sums["at_risk_minor"],
+            self.customers + sums["new"] + sums["reactivated"] - sums["churned"],
         )
 
 
 class _Span(NamedTuple):
-    """A period, with the sums of its days."""
+    """A period: what was held before and is held after it, and what moved."""
 
     start: date
     end: date
@@ -247,20 +246,17 @@ class _Span(NamedTuple):
 
 _SIGNS = {"new_minor": 1, "reactivation_minor": 1, "expansion_minor": 1, "contraction_minor": -1, "churn_minor": -1}
 _MOVED = (*_SIGNS, "new", "reactivated", "expanded", "contracted", "churned", "cancelled")
+_SUMMED = {name: _STORED[name] for name in (*_MOVED, "committed_minor", "at_risk_minor")}
+_NONE = dict.fromkeys(_SUMMED, 0)
 
 
-def _walk(days: list[RevenueDay], spans: list[tuple[date, date]]) -> Iterator[_Span]:
-    """Sum the days of each period, from all days before the last one's end in order."""
-    held, place = _Held(), 0
-    for start, end in [(date.min, spans[0][0]), *spans]:
-        before, moved = held, dict.fromkeys(_MOVED, 0)
-        while place < len(days) and days[place].day.date() < end:
-            held = held.after(days[place])
-            for name in _MOVED:
-                moved[name] += getattr(days[place], name)
-            place += 1
-        if start != date.min:
-            yield _Span(start, end, before, held, moved)
+def _walk(sums: Mapping[date, Mapping[str, int]], spans: list[tuple[date, date]]) -> Iterator[_Span]:
+    """Each period, from the sums by its first day; those of all days before are at `date.min`."""
+    held = _Held().after(sums.get(date.min, _NONE))
+    for start, end in spans:
+        before, moved = held, sums.get(start, _NONE)
+        held = held.after(moved)
+        yield _Span(start, end, before, held, {name: moved[name] for name in _MOVED})
 
 
 def _line(currency: str, start: date, end: date, before: _Held, held: _Held, moved: dict[str, int]) -> Mrr:
@@ -320,19 +316,52 @@ async def _moved_customers(database: Database, line: Mrr) -> list[tuple[int, int
     return [(row["start"], row["end"]) for row in rows]
 
 
-async def _days(database: Database, end: date, currency: str | None) -> dict[str, list[RevenueDay]]:
-    """The days of each currency before `end`, in order."""
+async def _sums(
+    database: Database, start: date, end: date, by: By, currency: str | None
+) -> dict[str, dict[date, dict[str, int]]]:
+    """By currency, the sums of the days of each period by its first day; all days before `start` are at `date.min`."""
     if currency is not None:
         exponent(currency.upper())
     await rollups.refresh(database)
-    where: dict[str, Any] = {"currency": currency.upper()} if currency else {"currency": {"$gt": ""}}
-    found: dict[str, list[RevenueDay]] = defaultdict(list)
-    days = await database[REVENUE_DAYS].find(where | {"day": {"$lt": _at(end)}}, sort=[("currency", 1), ("day", 1)])
-    if currency:
-        found[currency.upper()] = []
-    for day in days:
-        found[day.currency].append(day)
+    whole = {"$dateTrunc": {"date": "$day", "unit": by.lower(), "startOfWeek": "monday"}}
+    period = {"$cond": [{"$lt": ["$day", _at(start)]}, None, {"$max": [whole, _at(start)]}]}
+    rows = await database[REVENUE_DAYS].aggregate(
+        [
+            {"$match": {"currency": currency.upper() if currency else {"$gt": ""}, "day": {"$lt": _at(end)}}},
+            {
+                "$group": {
+                    "_id": {"currency": "$currency", "period": period},
+                    **{name: {"$sum": f"${stored}"} for name, stored in _SUMMED.items()},
+                }
+            },
+        ]
+    )
+    found: dict[str, dict[date, dict[str, int]]] = {currency.upper(): {}} if currency else {}
+    for row in sorted(rows, key=lambda row: str(row["_id"]["currency"])):
+        key = row.pop("_id")
+        first = key["period"].date() if key["period"] else date.min
+        found.setdefault(key["currency"], {})[first] = row
     return found
+
+
+def _cohort_stages(currencies: list[str], end: date) -> list[dict[str, Any]]:
+    """The changes of each cohort by month: minor units a year, and customers."""
+    return [
+        {"$match": {"currency": {"$in": currencies}, "day": {"$lt": _at(end)}}},
+        {"$project": {"currency": 1, "day": 1, "cohorts": {"$objectToArray": "$cohorts"}}},
+        {"$unwind": "$cohorts"},
+        {
+            "$group": {
+                "_id": {
+                    "currency": "$currency",
+                    "cohort": "$cohorts.k",
+                    "month": {"$dateToString": {"date": "$day", "format": "%Y-%m"}},
+                },
+                "annual": {"$sum": {"$arrayElemAt": ["$cohorts.v", 0]}},
+                "customers": {"$sum": {"$arrayElemAt": ["$cohorts.v", 1]}},
+            }
+        },
+    ]
 
 
 def _spans(start: date, end: date, by: By, *, most: int | None = MOST_LINES) -> list[tuple[date, date]]:

@@ -23,7 +23,7 @@ from ximler.schema.revenue_day import REVENUE_DAYS, RevenueDay
 
 __all__ = ["check", "days_of", "refresh"]
 
-_MOVEMENTS = 1_000  # a transaction
+_MOVEMENTS = 5_000  # a transaction
 _DAYS = 200  # an aggregation
 _DAY = timedelta(days=1)
 _CHANGE = {"$abs": {"$subtract": ["$endMinor", "$startMinor"]}}
