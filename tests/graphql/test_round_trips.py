@@ -21,7 +21,7 @@ THROTTLE = ("findAndModify", "throttles")
 RESERVE = ("update", "gauges")
 AUDIT = ("insert", "auditlogs")  # in the same transaction
 COMMIT = ("commitTransaction", "")
-VERSIONS = ("delete", "canvasversions"), ("delete", "canvascontents")
+VERSIONS = ("delete", "canvasversions"), ("delete", "canvascontents"), ("delete", "canvasparts")
 ASSETS = ("aggregate", "assets"), ("update", "assetfiles")
 
 ME = """{ me {

@@ -164,3 +164,23 @@ async def test_it_is_its_owners_only(editor: Editor, ada: Client, app: Any) -> N
     assert patch.status_code == 404
     assert (await eve.http.get(editor.path)).status_code == 401
     await eve.http.aclose()
+
+
+@pytest.mark.soak  # the same with lower limits is in tests/projects/test_bases.py
+async def test_17_megabytes_are_saved_patched_reloaded_and_restored(editor: Editor) -> None:
+    shapes = [{"id": f"s{n}", "x": n + 0.5, "points": [[n, n + 0.25]] * 3, "text": "x" * 340} for n in range(40_000)]
+    content = {"elements": shapes}
+    assert len(json.dumps(content)) > 17_000_000
+    assert (await editor.save(content, base=0)).json() == {"revision": 1}
+    path = editor.path.replace("canvas", "versions")
+    kept = (await editor.http.post(path, json={"name": "all"}, headers=editor._token)).json()
+    patch = {"client": "tab", "seq": 1, "set": {"s7": {"x": 1}, "gone": {"x": 1}}, "remove": ["s9"]}
+    saved = await editor.save(patch, method="PATCH", kind=RECORDS)
+    assert saved.json() == {"revision": 2, "rejected": ["gone"]}
+    operations = [{"op": "replace", "path": "/elements/8/x", "value": 2}]
+    assert (await editor.save(operations, method="PATCH", kind=JSON_PATCH, base=2)).json() == {"revision": 3}
+    now = (await editor.read()).json()["elements"]
+    assert [len(now), now[7], now[8]] == [39_999, shapes[7] | {"x": 1}, shapes[8] | {"x": 2}]
+    back = await editor.http.post(f"{path}/{kept['id']}/restore", headers=editor._token | {"If-Match": "*"})
+    assert back.status_code == 200
+    assert (await editor.read()).json() == content

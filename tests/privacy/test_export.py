@@ -21,6 +21,7 @@ from ximler.database import Database
 from ximler.notifications import inbox
 from ximler.privacy import export
 from ximler.projects import projects
+from ximler.projects.patches import Saver
 from ximler.schema.api_key import ApiKey
 from ximler.schema.payment import Payment
 from ximler.schema.user import User
@@ -32,6 +33,8 @@ LEFT_OUT = {
         "canvasRevision",
         "canvasLog",
         "canvasClients",
+        "canvasBase",
+        "canvasTail",
         "storageRoom",
         "userId",
         "searchTerms",
@@ -124,6 +127,14 @@ async def test_data_stored_by_another_application_is_exported(database, ada, me)
     assert project["canvasData"]["r"] == {"$regularExpression": {"pattern": "x", "options": ""}}
     assert project["canvasData"]["text"] == odd["text"]
     assert project["canvasData"]["f"] is None
+
+
+async def test_a_large_canvas_is_exported_whole(database, ada, me, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ximler.projects.bases.LIMIT", 10)
+    made = await projects.create(database, me, name="P", canvas_data={"elements": [{"id": "a", "x": 1}]})
+    await Saver(database).save(me, made.id, {"client": "tab", "seq": 1, "set": {"a": {"x": 2}}})
+    (project,) = json.loads((await taken(database, me, ada.id)).read("projects.json"))
+    assert project["canvasData"] == {"elements": [{"id": "a", "x": 2}]}
 
 
 async def test_a_picture_is_in_it(database, ada, me) -> None:

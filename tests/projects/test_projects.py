@@ -133,28 +133,30 @@ async def test_a_canvas_nests_as_deep_as_mongodb_allows_and_no_deeper(database: 
         assert list(refused.value.fields) == ["canvasData"]
 
 
-async def test_content_of_up_to_16_megabytes_is_kept_and_more_is_refused_by_name(
+async def test_settings_of_up_to_16_megabytes_are_kept_and_more_is_refused_by_name(
     database: Database, ada: Actor
 ) -> None:
     most = {"x": "y" * (MAX_CONTENT - 13 - 5)}
     made = await projects.create(
-        database, ada, name="ü" * 200, description="ü" * 5000, canvas_data=most
+        database, ada, name="ü" * 200, description="ü" * 5000, settings=most
     )  # beside the largest texts
     assert made.storage_size == MAX_CONTENT
     grown = {"x": most["x"] + "y"}
     for attempt in (
-        projects.create(database, ada, name="n", canvas_data=grown),
-        projects.update(database, ada, made.id, {"canvas_data": grown}),
-        projects.update(database, ada, made.id, {"settings": {"a": 1}}),
-        projects.create(database, ada, name="n", canvas_data={"x": "y" * 17_000_000}),
-        projects.create(database, ada, name="n", canvas_data={"x": "y" * 8_500_000}, settings={"x": "y" * 8_000_000}),
+        projects.create(database, ada, name="n", settings=grown),
+        projects.update(database, ada, made.id, {"settings": grown}),
+        projects.update(database, ada, made.id, {"canvas_data": {"a": 1}}),
+        projects.create(database, ada, name="n", settings={"x": "y" * 17_000_000}),
     ):
         with pytest.raises(Invalid, match="16,000,000") as refused:
             await attempt
-        assert list(refused.value.fields) == ["canvasData"]
+        assert list(refused.value.fields) == ["settings"]
     assert await database.projects.count({}) == 1
-    smaller = await projects.update(database, ada, made.id, {"canvas_data": None, "settings": {"x": "y" * 15_000_000}})
+    smaller = await projects.update(database, ada, made.id, {"settings": None, "canvas_data": {"x": "y" * 15_000_000}})
     assert smaller.storage_size == 15_000_013 + 5
+    with pytest.raises(Invalid, match="63,999,000") as refused:
+        await projects.create(database, ada, name="n", canvas_data={"x": ["y" * 16_000_000] * 4})
+    assert list(refused.value.fields) == ["canvasData"]
 
 
 async def test_an_unknown_field_of_an_update_is_refused(database: Database, ada: Actor) -> None:

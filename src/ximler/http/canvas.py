@@ -105,7 +105,7 @@ async def show(
             if matches(known, tag):
                 return Response(b"", status_code=304, headers=_headers(revision, tag))
     found = await canvas.read(state.database, caller.actor, project_id)
-    body = msgspec.json.encode(found.canvas_data, enc_hook=plain)
+    body = await asyncio.to_thread(msgspec.json.encode, found.canvas_data, enc_hook=plain)
     tag = f'"{found.canvas_revision}"'
     headers = {}
     encoding = encoding_of(request.headers.get("accept-encoding", ""), list(_ENCODINGS))

@@ -25,9 +25,11 @@ from ximler.core.errors import NotFound
 from ximler.core.extended_json import plain
 from ximler.database import Database, files
 from ximler.database.collection import TypedCollection
+from ximler.projects import bases
 from ximler.schema import SPECIFIED
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.document import Collection
+from ximler.schema.project import PROJECTS
 
 __all__ = ["CONTENTS", "take"]
 
@@ -80,7 +82,7 @@ async def _entries(
 ) -> AsyncIterator[tuple[str, AsyncGenerator[bytes, None]]]:
     yield "account.json", _whole(_json(account))
     for name, collection in CONTENTS.items():
-        yield name, _documents(database[collection], user_id, collection.exported)
+        yield name, _documents(database, database[collection], user_id, collection.exported)
     for folder, bucket in _BUCKETS.items():
         for file in await files.stored_by(database, bucket, user_id):
             extension = _EXTENSIONS.get(file.content_type, "bin")
@@ -92,7 +94,7 @@ async def _whole(content: bytes) -> AsyncGenerator[bytes, None]:
 
 
 async def _documents(
-    collection: TypedCollection[Any], user_id: ObjectId, fields: tuple[str, ...]
+    database: Database, collection: TypedCollection[Any], user_id: ObjectId, fields: tuple[str, ...]
 ) -> AsyncGenerator[bytes, None]:
     """A JSON array in pieces, one document per line."""
     document = collection.spec.document
@@ -106,6 +108,8 @@ async def _documents(
         async for each in found:
             if log:
                 search.without_others(each)
+            elif collection.spec is PROJECTS and each.canvas_base is not None:
+                each.canvas_data = await _canvas(database, each.id)
             piece += separator
             piece += _json({name: getattr(each, attribute) for name, attribute in pairs})
             separator = b",\n"
@@ -113,6 +117,11 @@ async def _documents(
                 yield bytes(piece)
                 piece.clear()
     yield bytes(piece) + b"\n]\n"
+
+
+async def _canvas(database: Database, project_id: ObjectId) -> Any:
+    found = await bases.read(database, {"_id": project_id}, deleted=True)
+    return found.canvas_data if found else {}
 
 
 def _json(value: Any) -> bytes:

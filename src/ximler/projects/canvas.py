@@ -25,10 +25,10 @@ from ximler.core.extended_json import plain
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
-from ximler.projects import projects
+from ximler.projects import bases, projects
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
-from ximler.schema.document import Identified, Mixed
+from ximler.schema.document import Identified
 from ximler.schema.project import PROJECTS
 
 __all__ = ["Canvas", "merge", "merged", "patch", "patched", "read", "replace", "revision_of"]
@@ -48,13 +48,15 @@ class _Revision(Identified, kw_only=True):
     canvas_revision: int = 0
 
 
-class Canvas(_Revision, kw_only=True):
-    canvas_data: Mixed = msgspec.field(default_factory=dict[str, Any])
+class Canvas(msgspec.Struct, frozen=True):
+    canvas_data: Any
+    canvas_revision: int
 
 
 async def read(database: Database, actor: Actor, project_id: ObjectId) -> Canvas:
-    """The canvas and its revision. One command. Raises NotFound."""
-    return _found(await database.projects.find_one(_mine(actor, project_id), into=Canvas))
+    """The canvas and its revision. One command, two for a large canvas. Raises NotFound."""
+    found = _found(await bases.read(database, _mine(actor, project_id)))
+    return Canvas(found.canvas_data, found.canvas_revision or 0)
 
 
 async def revision_of(database: Database, actor: Actor, project_id: ObjectId) -> int:
@@ -254,6 +256,6 @@ class WritesByOthers(Follower):
             if len(self._last) > _REMEMBERED:
                 del self._last[next(iter(self._last))]
         names = {path.partition(".")[0] for path in (*change.updated, *change.removed)}
-        if change.operation == "replace" or ("canvasData" in names and "canvasRevision" not in names):
+        if change.operation == "replace" or ("canvasData" in names and not names & {"canvasRevision", "canvasBase"}):
             self._written.add(change.id)
             self._heard_of.set()

@@ -4,8 +4,12 @@ The command depends on the patches only, never on the canvas, which it does not 
 process knows; another process's change makes it miss, and it is sent again on the new one. A client never sees that.
 
 Properties of a few records are set by their path, 6 × as fast as the pipeline that any other change takes (1.1 MB: 4 and
-25 ms), because a pipeline copies the whole document. Ids and values of users never become operators: ids are values in
-filters, and property names are checked by `records.parse`.
+25 ms), because a pipeline copies the whole document. A large canvas (`bases`) costs less: the patch is appended to those since
+the base, and the ids of records, which decide what a patch sets in vain, are kept in memory. A patch that is too large
+for that, or that makes a canvas large, is applied here, and the whole is stored anew.
+
+Ids and values of users never become operators: ids are values in filters, and property names are checked by
+`records.parse`.
 
 The same command stores each client's number and outcome, and the patch in a log of the last 64 revisions. A patch that is
 sent again is answered from these, in whichever process, and is applied once.
@@ -13,12 +17,10 @@ sent again is answered from these, in whichever process, and is applied once.
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-import bson
 import msgspec
 import structlog
 from bson import ObjectId
@@ -28,37 +30,29 @@ from ximler.core.errors import Conflict, Invalid, LimitExceeded, NotFound, Unava
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.failures import RefusedChanges
+from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota.gauges import QuotaExceeded
-from ximler.projects import records, storage
-from ximler.projects.projects import next_revision
-from ximler.projects.records import Composed, RecordPatch
+from ximler.projects import bases, compaction, records, storage
+from ximler.projects.bases import Fresh
+from ximler.projects.edits import BY_PATH, LOGGED, MAX_LOGGED, Change, Edited, Mark, Outcome, Waiting
+from ximler.projects.records import Composed
 
 __all__ = ["LOGGED", "MAX_LOGGED", "Outcome", "Saver", "SeqPassed"]
 
 _log = structlog.get_logger("ximler.projects")
 
-LOGGED = 64  # revisions
-MAX_LOGGED = 4096  # bytes of a patch in the log
 MAX_CLIENTS = 64  # whose latest patch is known
 _KEPT_CLIENTS = 48  # of these, when one more would be too many
-_MAX_REJECTED = 100  # ids in an answer
 _MAX_WAITING = 1000  # patches of a project
 _MAX_BATCH = 2_000_000  # bytes of JSON that are saved together
 _MAX_QUEUED = 40_000_000  # bytes of JSON of the patches that wait for a project
 _MAX_COMPARED = 10_000_000  # ids of a change times records of the canvas: a second or two of the server's time
-_BY_PATH = 8  # records: of more, the pipeline is faster
 _MAX_ATTEMPTS = 100
 _REST_S = 30.0  # after the last patch the project is measured, and its room returned
 _LOOK_S = 1.0
 _REMEMBERED = 10_000  # projects
-_MARGIN = 128  # bytes that a change may add besides its values: the list's name, its place in the log
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """The revision that has the patch, and the ids that it set in vain, because no record has them: the first 100."""
-
-    revision: int
-    rejected: list[str] = []
+COMPACTED = 256_000  # bytes of patches since the base, which a job then makes part of it
+_MAX_LARGE = 50  # canvases whose ids are known
 
 
 class SeqPassed(Conflict):
@@ -67,58 +61,14 @@ class SeqPassed(Conflict):
     code = "SEQ_PASSED"
 
 
-class _Mark(msgspec.Struct, frozen=True):
-    """The latest patch of a client: its number, its revision, and the ids that it set in vain."""
-
-    s: int
-    r: int
-    x: list[str] = []
-
-
-class _Waiting:
-    """A patch, and its answer."""
-
-    __slots__ = ("answer", "client", "given", "ids", "patch", "seq", "size")
-
-    def __init__(self, given: Any, size: int) -> None:
-        self.client, self.seq = records.sender(given)
-        self.given = given
-        self.size = size
-        self.ids = sum(
-            len(part) for name in ("put", "set", "remove") if isinstance(part := given.get(name), dict | list)
-        )
-        self.patch: RecordPatch | None = None
-        self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-
-class _Project:
-    """A project that is edited, as this process knows it. The marks are those of `revision`."""
-
-    def __init__(self, project_id: ObjectId, user_id: ObjectId) -> None:
-        self.id, self.user_id = project_id, user_id
-        self.mine = {"_id": project_id, "userId": user_id}
-        self.waiting: deque[_Waiting] = deque()
-        self.pending: dict[tuple[str, int], _Waiting] = {}
-        self.saving: asyncio.Task[None] | None = None
-        self.known = False  # False: look before the next change
-        self.revision: int | None = None  # None: another application has written the whole project
-        self.last = 0  # the highest revision that this process has seen
-        self.room = 0
-        self.records = 0  # at least
-        self.usable = True
-        self.declaration: Any = None
-        self.declared = records.DEFAULT
-        self.marks: dict[str, _Mark | None] = {}
-        self.saved_at: float | None = None  # None: measured since
-
-
 class Saver:
     """One per process. `run` measures projects again when they are at rest."""
 
     def __init__(self, database: Database, *, rest_s: float = _REST_S) -> None:
         self._database = database
         self._rest_s = rest_s
-        self._projects: OrderedDict[tuple[ObjectId, ObjectId], _Project] = OrderedDict()
+        self._projects: OrderedDict[tuple[ObjectId, ObjectId], Edited] = OrderedDict()
+        self._large: OrderedDict[ObjectId, Edited] = OrderedDict()  # whose ids are known
 
     async def save(self, actor: Actor, project_id: ObjectId, given: Any, *, size: int = 0) -> Outcome:
         """Apply a patch of records, from JSON of `size` bytes. One command for all that wait at the same time.
@@ -126,7 +76,7 @@ class Saver:
         Other clients' changes are never a conflict. The same patch again, by its client and number, is answered as before.
         Raises NotFound, Invalid, QuotaExceeded, SeqPassed, LimitExceeded.
         """
-        waiting = _Waiting(given, size)
+        waiting = Waiting(given, size)
         project = self._known(project_id, actor.require_user())
         if twin := project.pending.get((waiting.client, waiting.seq)):
             waiting = twin
@@ -151,11 +101,11 @@ class Saver:
             await asyncio.wait(saving)
         await self._measure(time.monotonic())
 
-    def _known(self, project_id: ObjectId, user_id: ObjectId) -> _Project:
+    def _known(self, project_id: ObjectId, user_id: ObjectId) -> Edited:
         key = project_id, user_id
         project = self._projects.get(key)
         if project is None:
-            project = self._projects[key] = _Project(project_id, user_id)
+            project = self._projects[key] = Edited(project_id, user_id)
             for oldest in list(self._projects)[: max(0, len(self._projects) - _REMEMBERED)]:
                 if not self._projects[oldest].pending:
                     del self._projects[oldest]
@@ -177,7 +127,7 @@ class Saver:
                 if not isinstance(error, Unavailable):
                     raise
 
-    async def _save_all(self, project: _Project) -> None:
+    async def _save_all(self, project: Edited) -> None:
         try:
             while project.waiting:
                 batch = _batch(project)
@@ -198,14 +148,14 @@ class Saver:
         finally:
             project.saving = None
 
-    async def _save_one(self, project: _Project, waiting: _Waiting) -> None:
+    async def _save_one(self, project: Edited, waiting: Waiting) -> None:
         try:
             await self._save(project, [waiting])
         except XimlerError as error:
             project.known = False
             _fail(project, [waiting], error)
 
-    async def _save(self, project: _Project, batch: list[_Waiting]) -> None:
+    async def _save(self, project: Edited, batch: list[Waiting]) -> None:
         """Apply the patches of a batch, and answer them."""
         whole = False
         for _ in range(_MAX_ATTEMPTS):
@@ -218,7 +168,14 @@ class Saver:
             if not batch:
                 return
             composed = records.compose([waiting.patch for waiting in batch if waiting.patch is not None])
-            change = _Change(project, batch, composed, self._database.clock.now())
+            change = Change(project, batch, composed, self._database.clock.now(), project.ids)
+            if project.base is not None and not project.usable:
+                raise _unusable(project)
+            if change.is_whole():
+                if await self._save_whole(project, batch, composed):
+                    return
+                await self._look(project, [waiting.client for waiting in batch])
+                continue
             guarded = True
             if project.room < change.grows:
                 try:
@@ -229,7 +186,7 @@ class Saver:
                     if composed.put or composed.set:
                         raise
                     guarded = False  # removing is always possible
-            by_path = None if whole else change.by_path()
+            by_path = change.appended() if project.base else None if whole else change.by_path()
             if by_path is None and composed.ids > (most := _most_ids(project)):
                 problem = f"names {composed.ids:,} records: {most:,} at once are the most in a canvas of this size"
                 raise Invalid.field("patch", problem)
@@ -250,27 +207,96 @@ class Saver:
                 project.room -= change.grows
                 project.marks |= change.marks
                 project.records += len(composed.put)
-                if by_path is None and any(composed.depends):
+                project.size += change.grows
+                if project.base is not None:
+                    project.tail += len(change.patch)
+                    self._count(project, change.revision, [composed])
+                elif by_path is None and any(composed.depends):
                     await self._look(project, [waiting.client for waiting in batch])
                 _due(project, batch)
+                await self._compact(project)
                 return
             before = project.revision
             await self._look(project, [waiting.client for waiting in batch])
             if project.revision == before and project.room >= change.grows:
                 if not project.usable:
-                    raise Invalid.field(
-                        "patch",
-                        f"needs a canvas that is an object, with the list {project.declared.list!r} in it, or none",
-                    )
+                    raise _unusable(project)
                 whole = True  # a record is missing, or there already
         raise Unavailable("The project is changed by too many others: try again in a moment")
+
+    async def _save_whole(self, project: Edited, batch: list[Waiting], composed: Composed) -> bool:
+        """Apply the patches here, and store the canvas anew; False if it is at another revision by now."""
+        found = await bases.read(self._database, project.mine)
+        if found is None:
+            raise NotFound("No such project")
+        if found.canvas_revision != project.revision:
+            return False
+        declared, old = project.declared, bases.base_of(found.canvas_base)
+        if not records.lists(found.canvas_data, declared):
+            raise _unusable(project)
+
+        def applied() -> tuple[set[str], Any, Fresh | None]:
+            ids = records.ids_of(found.canvas_data, declared)
+            changes = [{"remove": composed.remove, "put": composed.put.values(), "set": composed.set}]
+            data = records.applied(found.canvas_data, changes, declared)
+            return ids, data, storage.canvas_of(data)[1]
+
+        ids, data, new = await asyncio.to_thread(applied)
+        change = Change(project, batch, composed, self._database.clock.now(), ids)
+        update = change.whole(data, new)
+        limits = await limits_of(self._database, project.user_id)
+
+        async def write(transaction: Database) -> bool:
+            if not await transaction.projects.rewrite(change.where(False), update):
+                return False
+            await bases.swap(transaction, project.mine, old=old, new=new)
+            await storage.settle(transaction, project.mine, limits, wanted=0)
+            return True
+
+        if not await self._database.transaction(write):
+            return False
+        project.ids, project.has_records, project.saved_at = ids, True, time.monotonic()
+        self._count(project, change.revision, [composed])
+        project.revision = project.last = change.revision
+        project.marks |= change.marks
+        _due(project, batch)
+        project.known = False
+        return True
+
+    def _count(self, project: Edited, revision: int, changes: Sequence[Any]) -> None:
+        """Keep the ids of a large canvas's records as they are after these changes."""
+        if project.ids is None:
+            return
+        for change in changes:
+            removed, put = (
+                (change.remove, change.put) if isinstance(change, Composed) else (change["remove"], change["put"])
+            )
+            project.ids.difference_update(removed)
+            project.ids.update(put)
+        project.ids_at = revision
+        self._large[project.id] = project
+        self._large.move_to_end(project.id)
+        if len(self._large) > _MAX_LARGE:
+            self._large.popitem(last=False)[1].ids = None
+
+    async def _compact(self, project: Edited) -> None:
+        """Enqueue a compaction when the patches since the base have become many."""
+        base = project.base
+        if base is None or project.tail < COMPACTED or project.compacting == base.id:
+            return
+        try:
+            due = compaction.Due(project_id=project.id)
+            await compaction.compact.enqueue(self._database, due, dedupe_key=f"{compaction.compact.name}:{base.id}")
+            project.compacting = base.id
+        except Unavailable as error:  # the patches are saved; the next one enqueues it
+            _log.warning("compaction not enqueued", project=str(project.id), reason=error.message)
 
     async def _write(
         self, where: dict[str, Any], update: Any, filters: Sequence[Mapping[str, Any]] | None = None
     ) -> bool:
         return await self._database.projects.rewrite(where, update, array_filters=filters)
 
-    async def _look(self, project: _Project, clients: Sequence[str]) -> None:
+    async def _look(self, project: Edited, clients: Sequence[str]) -> None:
         """Read the state that a change depends on. Raises NotFound, Invalid."""
         named = f"$canvasData.{project.declared.list}"
         found = await self._database.projects.aggregate(
@@ -290,6 +316,10 @@ class Saver:
                         "kept": {name: {"$type": f"${name}"} for name in storage.CONTENT[2:]},
                         "kinds": [{"$type": "$canvasData"}, {"$type": named}],
                         "records": {"$cond": [{"$isArray": [named]}, {"$size": named}, 0]},
+                        "size": {"$bsonSize": {"v": {"$ifNull": ["$canvasData", {}]}}},
+                        "base": {"$cond": [storage.APART, "$canvasBase", None]},
+                        "tail": storage.TAIL,
+                        "since": {"$literal": []} if project.ids is None else _since(project.ids_at),
                     }
                 },
             ]
@@ -307,6 +337,7 @@ class Saver:
         if now.get("declaration") != project.declaration:
             project.declared = records.declared(now.get("declaration"))
             project.declaration = now.get("declaration")
+            project.ids = None
             for waiting in project.pending.values():
                 waiting.patch = None
         revision = now.get("revision")
@@ -319,11 +350,43 @@ class Saver:
         project.records = now["records"]
         canvas, named = now["kinds"]
         project.usable = canvas in ("missing", "null") or (canvas == "object" and named in ("missing", "null", "array"))
+        project.size, project.tail = now["size"], now["tail"]
+        project.base = bases.base_of(now["base"])
+        if project.base is not None:
+            project.usable = project.has_records
+        if project.base is None:
+            project.ids = None
+        elif project.ids is not None and project.base.revision <= project.ids_at:
+            self._count(project, project.revision or 0, [bases.changed(each) for each in now["since"]])
+        else:
+            await self._index(project)
+            await self._look(project, clients)
+
+    async def _index(self, project: Edited) -> None:
+        """Read the ids of a large canvas's records."""
+        found = await bases.read(self._database, project.mine)
+        if found is None:
+            raise NotFound("No such project")
+        project.has_records = records.lists(found.canvas_data, project.declared)
+        project.ids = await asyncio.to_thread(records.ids_of, found.canvas_data, project.declared)
+        self._count(project, found.canvas_revision or 0, [])
 
 
-def _mark(stored: Any) -> _Mark | None:
+def _since(revision: int) -> dict[str, Any]:
+    """An expression: the patches after a revision."""
+    tail = {"$cond": [{"$isArray": ["$canvasTail"]}, "$canvasTail", []]}
+    return {"$filter": {"input": tail, "cond": {"$gt": ["$$this.r", revision]}}}
+
+
+def _unusable(project: Edited) -> Invalid:
+    return Invalid.field(
+        "patch", f"needs a canvas that is an object, with the list {project.declared.list!r} in it, or none"
+    )
+
+
+def _mark(stored: Any) -> Mark | None:
     try:
-        return None if stored is None else msgspec.convert(stored, _Mark, strict=False)
+        return None if stored is None else msgspec.convert(stored, Mark, strict=False)
     except msgspec.ValidationError:  # written by another application
         return None
 
@@ -344,144 +407,12 @@ _FORGET_CLIENTS: list[dict[str, Any]] = [
 ]
 
 
-class _Change:
-    """The update of a batch, on the state that the process knows."""
-
-    def __init__(self, project: _Project, batch: Sequence[_Waiting], composed: Composed, now: datetime) -> None:
-        self._project = project
-        self._composed = composed
-        self._now = now
-        self.revision = next_revision(project.revision, now, above=project.last)
-        self.marks = {
-            waiting.client: _Mark(waiting.seq, self.revision, gone[:_MAX_REJECTED])
-            for waiting, gone in zip(batch, composed.rejected, strict=True)
-        }
-        self._depends = dict(zip(self.marks, composed.depends, strict=True))
-        event = {
-            "by": [[waiting.client, waiting.seq] for waiting in batch],
-            "put": list(composed.put.values()),
-            "set": composed.set,
-            "remove": composed.remove,
-        }
-        self._logged: dict[str, Any] = {"r": self.revision}
-        patch = msgspec.json.encode({name: value for name, value in event.items() if value})
-        if len(patch) <= MAX_LOGGED:
-            self._logged["p"] = patch
-        sizes = len(bson.encode({"p": list(composed.put.values()), "s": list(composed.set.values())}))
-        self.grows = sizes + 16 * composed.ids + len(self._logged.get("p", b"")) + _MARGIN
-        for mark, depends in zip(self.marks.values(), composed.depends, strict=True):  # the ids that were set in vain
-            self.grows += sum(len(name.encode()) + 8 for name in [*mark.x, *depends][:_MAX_REJECTED])
-
-    def where(self, guarded: bool) -> dict[str, Any]:
-        project = self._project
-        where = {
-            **project.mine,
-            "canvasRevision": project.revision,
-            "settings.records": None if project.declaration is None else {"$eq": project.declaration},
-        }
-        return where | {"storageRoom": {"$gte": self.grows}} if guarded else where
-
-    def by_path(self) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]] | None] | None:
-        """Filter, update and array filters where operators can do it: for changes of one kind."""
-        composed, declared = self._composed, self._project.declared
-        place = f"canvasData.{declared.list}"
-        ids = f"{place}.{declared.id}"
-        if composed.ids > _BY_PATH or sum(map(bool, (composed.put, composed.set, composed.remove))) != 1:
-            return None
-        if any(name not in composed.set for depends in composed.depends for name in depends):
-            # A record is set and then removed: whether it was there is the answer of one of the patches.
-            return None
-        update = self._bookkeeping()
-        if composed.remove:
-            update["$pull"] = {place: {declared.id: {"$in": composed.remove}}}
-            return {}, update, None
-        if composed.put:
-            update["$push"] = {place: {"$each": list(composed.put.values())}}
-            return {ids: {"$nin": list(composed.put)}}, update, None
-        if any("" in properties for properties in composed.set.values()) or not all(composed.set.values()):
-            return None
-        if len(composed.set) == 1:
-            ((name, properties),) = composed.set.items()
-            update["$set"] |= {f"{place}.$.{key}": value for key, value in properties.items()}
-            return {ids: name}, update, None
-        filters = []
-        for number, (name, properties) in enumerate(composed.set.items()):
-            update["$set"] |= {f"{place}.$[r{number}].{key}": value for key, value in properties.items()}
-            filters.append({f"r{number}.{declared.id}": name})
-        return {ids: {"$all": list(composed.set)}}, update, filters
-
-    def pipeline(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Filter and update for any change."""
-        composed, declared = self._composed, self._project.declared
-        place = f"canvasData.{declared.list}"
-        ids = {"$ifNull": [f"${place}.{declared.id}", []]}
-        this = f"$$this.{declared.id}"
-        kept: Any = {"$ifNull": [f"${place}", []]}
-        if composed.remove:
-            removed = {"$in": [this, {"$literal": composed.remove}]}
-            kept = {"$filter": {"input": kept, "cond": {"$not": [removed]}}}
-        names = [*composed.set, *composed.put]
-        values = [*composed.set.values(), *composed.put.values()]
-        found = {"$arrayElemAt": ["$$values", "$$at"]}
-        merged = {"$mergeObjects": ["$$this", found]}
-        changed = {
-            "$switch": {
-                "branches": [
-                    {"case": {"$lt": ["$$at", 0]}, "then": "$$this"},
-                    {"case": {"$lt": ["$$at", len(composed.set)]}, "then": merged},
-                ],
-                "default": found,
-            }
-        }
-        at = {"$indexOfArray": [{"$literal": names}, this]}
-        mapped = {"$map": {"input": kept, "in": {"$let": {"vars": {"at": at}, "in": changed}}}}
-        puts = {"$slice": ["$$values", len(composed.set), max(1, len(composed.put))]}
-        added = {"$filter": {"input": puts, "cond": {"$not": [{"$in": [this, "$$known"]}]}}}
-        parts = [mapped, added] if composed.put else [mapped]
-        listed = {"$let": {"vars": {"values": {"$literal": values}, "known": ids}, "in": {"$concatArrays": parts}}}
-        stages = self._bookkeeping()
-        literal = {path: {"$literal": value} for path, value in stages["$set"].items()}
-        for client, depends in self._depends.items():
-            if depends:
-                mark = self.marks[client]
-                missing: Any = {"$setDifference": [{"$literal": depends}, ids]}
-                gone: Any = {"$slice": [{"$concatArrays": [{"$literal": mark.x}, missing]}, _MAX_REJECTED]}
-                literal[f"canvasClients.{client}"] = {"s": {"$literal": mark.s}, "r": {"$literal": mark.r}, "x": gone}
-        for path, amount in stages["$inc"].items():
-            literal[path] = {"$add": [{"$ifNull": [f"${path}", 0]}, amount]}
-        literal["canvasData"] = {"$mergeObjects": [{"$ifNull": ["$canvasData", {}]}, {declared.list: listed}]}
-        usable = [
-            {"canvasData": None},
-            {
-                "canvasData": {"$type": "object", "$not": {"$type": "array"}},
-                "$or": [{place: {"$type": "array"}}, {place: None}],
-            },
-        ]
-        return {"$or": usable}, [{"$set": literal}]
-
-    def _bookkeeping(self) -> dict[str, Any]:
-        """The parts that every update has."""
-        marks = {
-            f"canvasClients.{client}": {name: value for name, value in msgspec.structs.asdict(mark).items() if value}
-            for client, mark in self.marks.items()
-        }
-        return {
-            "$set": {
-                **marks,
-                f"canvasLog.{self.revision % LOGGED}": self._logged,
-                "canvasRevision": self.revision,
-                "updatedAt": self._now,
-            },
-            "$inc": {"storageSize": self.grows, "storageRoom": -self.grows},
-        }
-
-
-def _most_ids(project: _Project) -> int:
+def _most_ids(project: Edited) -> int:
     """Of a change of many records: the server compares each with each record of the canvas."""
-    return max(_BY_PATH, min(records.MAX_RECORDS, _MAX_COMPARED // max(1, project.records)))
+    return max(BY_PATH, min(records.MAX_RECORDS, _MAX_COMPARED // max(1, project.records)))
 
 
-def _batch(project: _Project) -> list[_Waiting]:
+def _batch(project: Edited) -> list[Waiting]:
     """The next patches to save together: in their order, and one of each client."""
     waiting, most = project.waiting, _most_ids(project)
     batch = [waiting.popleft()]
@@ -496,7 +427,7 @@ def _batch(project: _Project) -> list[_Waiting]:
     return batch
 
 
-def _due(project: _Project, batch: Sequence[_Waiting]) -> list[_Waiting]:
+def _due(project: Edited, batch: Sequence[Waiting]) -> list[Waiting]:
     """The patches that are not applied yet, parsed; the others are answered."""
     due = []
     for waiting in batch:
@@ -518,7 +449,7 @@ def _due(project: _Project, batch: Sequence[_Waiting]) -> list[_Waiting]:
     return due
 
 
-def _fail(project: _Project, batch: Sequence[_Waiting], error: BaseException) -> None:
+def _fail(project: Edited, batch: Sequence[Waiting], error: BaseException) -> None:
     for waiting in batch:
         project.pending.pop((waiting.client, waiting.seq), None)
         if not waiting.answer.done():

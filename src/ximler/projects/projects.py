@@ -4,6 +4,7 @@ Invariant: a user never has more projects or bytes than their plan allows, howev
 (metering.quota.gauges). Projects of other users are NotFound, because the owner is part of every filter.
 """
 
+import asyncio
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -22,8 +23,9 @@ from ximler.database.codec import part_of
 from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import search, trash
-from ximler.projects.storage import CONTENT, measured, size_of, total_of
+from ximler.projects import bases, search, trash
+from ximler.projects.bases import Stored
+from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_of, total_of
 from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
 from ximler.schema.project import Project
 
@@ -87,10 +89,6 @@ class Settings(Identified, kw_only=True):
     settings: Mixed = msgspec.field(default_factory=dict[str, Any])
 
 
-class Canvas(Identified, kw_only=True):
-    canvas_data: Mixed = msgspec.field(default_factory=dict[str, Any])
-
-
 async def create(
     database: Database,
     actor: Actor,
@@ -108,15 +106,15 @@ async def create(
     user_id = actor.require_user()
     settings = {} if settings is None else settings
     canvas_data = {} if canvas_data is None else canvas_data
+    size, base = await asyncio.to_thread(canvas_of, canvas_data)
     project = Project(
         user_id=user_id,
         name=_name(name),
         description=_description(description),
         settings=settings,
-        canvas_data=canvas_data,
-        storage_size=total_of(
-            {"settings": size_of("settings", settings), "canvasData": size_of("canvasData", canvas_data)}
-        ),
+        canvas_data=canvas_data if base is None else {},
+        canvas_base=None if base is None else base.at(0),
+        storage_size=total_of({"settings": size_of("settings", settings), "canvasData": size}, apart=base is not None),
         search_terms=search.terms(name, description),
     )
     limits, existing = await gauges.room_of(database, user_id)
@@ -126,10 +124,13 @@ async def create(
             transaction, user_id, limits, projects=1, storage_bytes=project.storage_size, existing=existing
         )
         made = await transaction.projects.insert(project)
+        await bases.swap(transaction, {"_id": made.id, "userId": user_id}, old=None, new=base)
         await _record(transaction, actor, Action.PROJECT_CREATED, made, after={"name": made.name})
         return made
 
-    return await database.transaction(write)
+    made = await database.transaction(write)
+    made.canvas_data = canvas_data
+    return made
 
 
 async def update(
@@ -160,7 +161,12 @@ async def update(
                 patch["canvasData"] = {} if value is None else value
             case _:
                 raise Invalid.field(key, "is not a field of a project that can be changed")
-    sizes = {key: size_of(key, patch[key]) for key in ("settings", "canvasData") if key in patch}
+    sizes = {"settings": size_of("settings", patch["settings"])} if "settings" in patch else {}
+    saved, base = "canvasData" in patch, None
+    if saved:
+        sizes["canvasData"], base = await asyncio.to_thread(canvas_of, patch["canvasData"])
+        if base is not None:
+            del patch["canvasData"]
     limits = await limits_of(database, user_id) if sizes else None
 
     async def write(transaction: Database) -> ProjectSummary:
@@ -173,18 +179,23 @@ async def update(
             texts = [patch.get(name, now.get(name)) for name in ("name", "description")]
             patch["searchTerms"] = search.terms(*(text for text in texts if isinstance(text, str)))
         operators: dict[str, Any] = {"$set": patch}
-        if "canvasData" in patch:
-            now["canvasLog"] = 0
+        apart = now["apart"]
+        if saved:
+            now["canvasLog"], apart = 0, base is not None
             patch["canvasRevision"] = next_revision(revision, database.clock.now())
-            operators |= {"$unset": {"canvasLog": ""}}
+            operators["$unset"] = dict.fromkeys(("canvasLog", "canvasTail", *(() if base else ("canvasBase",))), "")
+            if base is not None:
+                patch["canvasBase"] = base.at(patch["canvasRevision"])
         if limits:
             kept = {name: now[name] for name in CONTENT}
-            patch.update(storageSize=total_of(kept | sizes) + now["besideSize"], storageRoom=None)
+            patch.update(storageSize=total_of(kept | sizes, apart=apart) + now["besideSize"], storageRoom=None)
             if grown := patch["storageSize"] - now["charged"]:
                 await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
         changed = await transaction.projects.find_and_patch(mine, operators, into=ProjectSummary)
         if changed is None:
             raise _not_found()
+        if saved:
+            await bases.swap(transaction, mine, old=base_in(now), new=base)
         return changed
 
     return await database.transaction(write)
@@ -284,8 +295,8 @@ async def deleted_page(
 
 
 async def canvases(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:
-    """The canvas data of the actor's projects, deleted ones included, with one command."""
-    return {found.id: found.canvas_data for found in await _mine(database, actor, project_ids, Canvas)}
+    """The canvas data of the actor's projects, deleted ones included, with one command, and one more for each large one."""
+    return {each.id: await bases.whole(database, each) for each in await _mine(database, actor, project_ids, Stored)}
 
 
 async def settings_of(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:

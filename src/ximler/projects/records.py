@@ -26,8 +26,11 @@ __all__ = [
     "Composed",
     "Declared",
     "RecordPatch",
+    "applied",
     "compose",
     "declared",
+    "ids_of",
+    "lists",
     "parse",
     "sender",
 ]
@@ -175,6 +178,44 @@ def compose(patches: Sequence[RecordPatch]) -> Composed:
         depends.append(unknown)
         rejected.append(missing)
     return Composed(put=put, set=changed, remove=list(removed), depends=depends, rejected=rejected)
+
+
+def lists(canvas: Any, declared: Declared) -> bool:
+    """Whether records of the canvas can be changed: it is an object, with the list in it, or none."""
+    return isinstance(canvas, dict) and isinstance(canvas.get(declared.list), list | None)
+
+
+def ids_of(canvas: Any, declared: Declared) -> set[str]:
+    """The ids of the canvas's records."""
+    listed = canvas.get(declared.list) if isinstance(canvas, dict) else None
+    found = (each.get(declared.id) for each in listed or () if isinstance(each, dict))
+    return {name for name in found if isinstance(name, str)}
+
+
+def applied(canvas: Any, changes: Sequence[Any], declared: Declared) -> Any:
+    """The canvas, an object, after changes of its records, each with `put`, `set` and `remove`. It is changed in place."""
+    listed: list[Any] = canvas.get(declared.list) or []
+    places: dict[str, list[int]] = {}
+    for at, record in enumerate(listed):
+        if isinstance(record, dict) and isinstance(name := record.get(declared.id), str):
+            places.setdefault(name, []).append(at)
+    gone = object()
+    for change in changes:
+        for name in change.get("remove", ()):
+            for at in places.pop(name, ()):
+                listed[at] = gone
+        for record in change.get("put", ()):
+            if found := places.get(record[declared.id]):
+                for at in found:
+                    listed[at] = record
+            else:
+                places[record[declared.id]] = [len(listed)]
+                listed.append(record)
+        for name, properties in change.get("set", {}).items():
+            for at in places.get(name, ()):
+                listed[at] = listed[at] | properties
+    canvas[declared.list] = [record for record in listed if record is not gone]
+    return canvas
 
 
 def _id(name: Any, place: str, seen: set[str]) -> str:

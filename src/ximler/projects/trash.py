@@ -21,6 +21,7 @@ from ximler.core.errors import NotFound, Unavailable
 from ximler.database import Database, outbox
 from ximler.metering.quota import gauges
 from ximler.projects import assets_storage
+from ximler.schema.canvas_part import CANVAS_PARTS
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
 
 __all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
@@ -141,6 +142,7 @@ async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list
     theirs = {"userId": user_id, "projectId": {"$in": ids}}  # their bytes are in `storageSize`
     await transaction[CANVAS_VERSIONS].delete_many(theirs)
     await transaction[CANVAS_CONTENTS].delete_many(theirs)
+    await transaction[CANVAS_PARTS].delete_many(theirs)
     stays = await assets_storage.purge(transaction, user_id, ids)
     await records.write_each(
         transaction,

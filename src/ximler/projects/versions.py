@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-import msgspec
 import structlog
 from bson import ObjectId
 
@@ -32,11 +31,12 @@ from ximler.database.changes import Change, Feed
 from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import canvas, differences, packing
+from ximler.projects import bases, canvas, differences, packing
+from ximler.projects.bases import Stored
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS, CanvasContent, CanvasVersion
-from ximler.schema.document import Document, Identified, Mixed
+from ximler.schema.document import Document
 
 __all__ = [
     "MAX_NAME",
@@ -55,6 +55,7 @@ __all__ = [
 F = TypeVar("F")
 
 MAX_NAME = 200
+_INSIDE = 12_000_000  # bytes that a content's document has; more are in parts
 MOST = 1000  # versions of a project
 _RESTORES = 5  # attempts, while others save
 _NEWEST = [("createdAt", -1), ("_id", -1)]
@@ -64,14 +65,14 @@ _comparisons = ThreadPoolExecutor(1, thread_name_prefix="comparisons")  # other 
 _turns: WeakValueDictionary[ObjectId, asyncio.Lock] = WeakValueDictionary()  # of users who compare
 
 
-class _Source(Identified, kw_only=True):
-    user_id: Any
-    canvas_data: Mixed = msgspec.field(default_factory=dict[str, Any])
-    canvas_revision: int = 0
-
-
 class _Data(Document, kw_only=True):
     data: bytes
+    parts: int = 0
+
+
+class _Uses(Document, kw_only=True):
+    uses: int = 0
+    parts: int = 0
 
 
 async def create(
@@ -167,11 +168,12 @@ async def restore(
     data = await content(database, actor, project_id, version_id)
     for attempt in range(_RESTORES):
         now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
-        if based_on is not None and now.canvas_revision not in based_on:
-            raise RevisionConflict(now.canvas_revision)
+        revision = now.canvas_revision or 0
+        if based_on is not None and revision not in based_on:
+            raise RevisionConflict(revision)
         await _keep_if_new(database, now, most=MOST)
         try:
-            return await canvas.replace(database, actor, project_id, data, based_on=(now.canvas_revision,))
+            return await canvas.replace(database, actor, project_id, data, based_on=(revision,))
         except RevisionConflict:
             if based_on is not None or attempt == _RESTORES - 1:
                 raise
@@ -189,7 +191,7 @@ async def keep_automatically(payload: Due, *, database: Database, settings: Sett
     Idempotent. Without room in the plan nothing is kept.
     """
     project_id = payload.project_id
-    now = await database.projects.find_one({"_id": project_id}, into=_Source)
+    now = await bases.read(database, {"_id": project_id})
     if now is None or not isinstance(now.user_id, ObjectId):  # another application may have written anything
         return
     with contextlib.suppress(NotFound):  # deleted meanwhile
@@ -200,12 +202,12 @@ async def keep_automatically(payload: Due, *, database: Database, settings: Sett
         await _prune(database, now.user_id, project_id, settings.canvas_versions)
 
 
-async def _keep_if_new(database: Database, now: _Source, *, most: int | None = None) -> None:
+async def _keep_if_new(database: Database, now: Stored, *, most: int | None = None) -> None:
     await _keep(database, await _version(now, automatic=True), if_new=True, most=most)
 
 
 async def _version(
-    now: _Source, *, name: str | None = None, pinned: bool = False, automatic: bool = False
+    now: Stored, *, name: str | None = None, pinned: bool = False, automatic: bool = False
 ) -> tuple[CanvasVersion, bytes]:
     """A version, not yet stored, and its content. Compressed in a thread: 4 MB of strokes take 0.15 s."""
 
@@ -217,7 +219,7 @@ async def _version(
     version = CanvasVersion(
         user_id=now.user_id,
         project_id=now.id,
-        revision=now.canvas_revision,
+        revision=now.canvas_revision or 0,
         digest=digest,
         size_bytes=size_bytes,
         stored_bytes=len(data),
@@ -250,10 +252,12 @@ async def _keep(
             user_id=version.user_id,
             project_id=version.project_id,
             stored_bytes=version.stored_bytes,
-            data=data,
+            data=data if len(data) <= _INSIDE else b"",
         )
         where = {"_id": content.id, **mine}
-        await transaction[CANVAS_CONTENTS].upsert(where, {"$inc": {"uses": 1}}, fresh=content)
+        if await transaction[CANVAS_CONTENTS].upsert(where, {"$inc": {"uses": 1}}, fresh=content) and not content.data:
+            parts = await bases.store(transaction, content.id, data, version.user_id, version.project_id)
+            await transaction[CANVAS_CONTENTS].patch(where, {"$set": {"parts": parts}})
         stored = await transaction[CANVAS_VERSIONS].insert(version)
         await _settle(transaction, version.user_id, version.project_id)
         return stored
@@ -283,10 +287,14 @@ async def _prune(database: Database, user_id: ObjectId, project_id: ObjectId, ke
 
 async def _remove(transaction: Database, versions: list[CanvasVersion]) -> None:
     for version in versions:
-        mine = _of(version.user_id, version.project_id)
+        mine, key = _of(version.user_id, version.project_id), _key(version)
         await transaction[CANVAS_VERSIONS].delete({"_id": version.id, **mine})
-        await transaction[CANVAS_CONTENTS].patch({"_id": _key(version), **mine}, {"$inc": {"uses": -1}})
-        await transaction[CANVAS_CONTENTS].delete({"_id": _key(version), **mine, "uses": {"$lte": 0}})
+        change = {"$inc": {"uses": -1}}
+        left = await transaction[CANVAS_CONTENTS].find_and_patch({"_id": key, **mine}, change, into=_Uses)
+        if left is not None and left.uses <= 0:
+            await transaction[CANVAS_CONTENTS].delete({"_id": key, **mine})
+            if left.parts:
+                await bases.remove(transaction, key, left.parts, version.user_id, version.project_id)
 
 
 async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId) -> None:
@@ -315,8 +323,8 @@ async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId
     await transaction.projects.patch(mine, {"$set": {"versionsSize": total, "storageSize": size + grown}})
 
 
-async def _source(database: Database, where: dict[str, Any]) -> _Source:
-    return _found(await database.projects.find_one(where, into=_Source), "project")
+async def _source(database: Database, where: dict[str, Any]) -> Stored:
+    return _found(await bases.read(database, where), "project")
 
 
 async def _get(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> CanvasVersion:
@@ -328,7 +336,10 @@ async def _get(database: Database, actor: Actor, project_id: ObjectId, version_i
 async def _content(database: Database, version: CanvasVersion) -> Any:
     where = {"_id": _key(version), **_of(version.user_id, version.project_id)}
     stored = _found(await database[CANVAS_CONTENTS].find_one(where, into=_Data))
-    return await asyncio.to_thread(packing.unpack, stored.data)
+    data: bytes | None = stored.data
+    if stored.parts:
+        data = await bases.load(database, _key(version), stored.parts, version.user_id, version.project_id)
+    return await asyncio.to_thread(packing.unpack, _found(data))
 
 
 def _of(user_id: ObjectId, project_id: ObjectId) -> dict[str, Any]:

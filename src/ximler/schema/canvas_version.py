@@ -59,7 +59,8 @@ class CanvasContent(Document, kw_only=True):
     project_id: Internal[Annotated[ObjectId, ref("projects")]]
     uses: Internal[int] = 0
     stored_bytes: Internal[int]
-    data: Internal[bytes]  # the canvas in BSON, compressed with zstd
+    data: Internal[bytes]  # the canvas in BSON, compressed with zstd; empty where it is in parts (`canvasparts`)
+    parts: Internal[int] = 0
     created_at: Internal[datetime] = AT_WRITE
 
 

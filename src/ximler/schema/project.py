@@ -39,6 +39,12 @@ class Project(Stamped, kw_only=True):
     canvas_log: Internal[Mixed] = None
     # Ours: the latest patch of each client: `s` is its number, `r` its revision, `x` the ids that it set in vain.
     canvas_clients: Internal[Mixed] = None
+    # Ours: of a large canvas, whose `canvas_data` is null: the id of its base, the revision that the base has, its bytes
+    # in BSON, and the number of its parts.
+    canvas_base: Internal[Mixed] = None
+    # Ours: of a large canvas: patches of records since the base. `r` is the revision, `p` the patch as JSON, `d` the list of
+    # records, unless it is `elements`.
+    canvas_tail: Internal[Mixed] = None
     # Ours: bytes that are reserved for this project beyond `storage_size`.
     storage_room: Internal[int | None] = None
     versions_size: Internal[int] = 0  # Ours: bytes of the canvas's versions, a part of storageSize
