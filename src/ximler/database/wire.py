@@ -63,8 +63,6 @@ class Connection(pool.AsyncConnection):
             await self._raise_connection_failure(error)
 
     async def receive_message(self, request_id: int | None) -> Any:
-        if _csot.get_timeout():
-            return await super().receive_message(request_id)
         protocol = self.conn.get_conn
         deadline = _Deadline(self, protocol)
         try:
@@ -88,7 +86,7 @@ class _Deadline:
         self._connection = connection
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
-        timeout = protocol.gettimeout
+        timeout = _csot.remaining() if _csot.get_timeout() else protocol.gettimeout
         self._expires_at = None if timeout is None else self._loop.time() + timeout
         self._timer = self._loop.call_later(_POLL_S if timeout is None else min(timeout, _POLL_S), self._check)
 
