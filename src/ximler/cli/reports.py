@@ -62,6 +62,7 @@ async def mrr(run: Run, as_csv: bool, **asked: Any) -> None:
     found = await revenue.mrr(run.database, run.actor, **_asked(asked))
     _show(
         run,
+        revenue.Mrr,
         found,
         as_csv=as_csv,
         columns={
@@ -91,6 +92,7 @@ async def churn(run: Run, as_csv: bool, **asked: Any) -> None:
     found = await revenue.churn(run.database, run.actor, **_asked(asked))
     _show(
         run,
+        revenue.Churn,
         found,
         as_csv=as_csv,
         columns={
@@ -119,11 +121,12 @@ async def cohorts(run: Run, as_csv: bool, **asked: Any) -> None:
     found = await revenue.cohorts(run.database, run.actor, **_asked(asked))
     if as_csv:
         _print_csv(
+            ["currency", "cohort", "size", *revenue.CohortMonth.__struct_fields__],
             [
                 {"currency": each.currency, "cohort": each.month, "size": each.size, **msgspec.structs.asdict(month)}
                 for each in found
                 for month in each.months
-            ]
+            ],
         )
         return
     longest = max((len(each.months) for each in found), default=0)
@@ -203,15 +206,22 @@ def _asked(asked: dict[str, Any]) -> dict[str, Any]:
     return asked | {"start": start, "end": end}
 
 
-def _show(run: Run, found: Sequence[Any], *, as_csv: bool, columns: dict[str, Callable[[Any], object]]) -> None:
+def _show(
+    run: Run,
+    kind: type[msgspec.Struct],
+    found: Sequence[Any],
+    *,
+    as_csv: bool,
+    columns: dict[str, Callable[[Any], object]],
+) -> None:
     if as_csv:
-        _print_csv([msgspec.structs.asdict(each) for each in found])
+        _print_csv(kind.__struct_fields__, [msgspec.structs.asdict(each) for each in found])
     else:
         run.show_list(found, row=msgspec.to_builtins, columns=columns, empty=_EMPTY)
 
 
-def _print_csv(rows: list[dict[str, Any]]) -> None:
-    writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
+def _print_csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 

@@ -1,0 +1,25 @@
+"""`ximler reports` as an operator types it."""
+
+import json
+
+
+def test_reports_are_printed_as_tables_csv_and_json_and_check_their_options(ximler, own):
+    env, _ = own
+    assert ximler("reports", "mrr", env=env).stdout == "There is no recurring revenue in this range.\n"
+    printed = ximler("reports", "mrr", "--csv", "--currency", "eur", "--from", "2026-01", "--to", "2026-03", env=env)
+    header, *rows = printed.stdout.splitlines()
+    assert header.startswith("currency,start,end,start_minor,new_minor")
+    assert [row.split(",")[:3] for row in rows] == [
+        ["EUR", "2026-01-01", "2026-02-01"],
+        ["EUR", "2026-02-01", "2026-03-01"],
+    ]
+    shown = ximler("reports", "churn", "--json", "--currency", "eur", "--from", "2026-01", "--to", "2026-02", env=env)
+    (line,) = json.loads(shown.stdout)["items"]
+    assert (line["customers"], line["logo_churn"]) == (0, None)
+    assert ximler("reports", "verify", env=env).stdout == "The ledger agrees with every subscription.\n"
+    for options, named in (
+        (["--from", "2026-13"], "'2026-13' is not a day"),
+        (["--from", "2026-01-01", "--to", "2026-01-01"], "to: "),
+    ):
+        refused = ximler("reports", "mrr", *options, env=env)
+        assert (refused.returncode, named in refused.stderr) == (2, True), refused.stderr
