@@ -171,9 +171,9 @@ def test_a_cursor_made_up_for_a_time_outside_the_calendar_is_refused(millisecond
 @pytest.mark.parametrize("read", [object_id, decode_cursor])
 def test_huge_input_is_rejected_as_fast_as_short_input(read: Any, text: str) -> None:
     """Quoting 20 MB before cutting it takes a tenth of a second, and a request may try twenty times."""
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(20):
         with pytest.raises(Invalid) as caught:
             read(text)
         assert len(caught.value.message) < 150
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2

@@ -44,19 +44,19 @@ def test_values_of_too_many_parts_are_refused_before_they_are_walked(depth: int)
     many: Any = [0] * (MAX_NODES + 1)
     for _ in range(depth):
         many = {"a": many}
-    started = time.perf_counter()
+    started = time.process_time()
     message = refusal(many).message
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
     assert f"{MAX_NODES + 1 + depth:,}" in message
     assert f"{MAX_NODES:,}" in message
     check([0] * MAX_NODES, "canvasData")
 
 
 def test_lists_and_objects_have_a_limit_of_their_own() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert f"{MAX_CONTAINERS:,}" in refusal([[]] * 1_500_000).message
     assert f"{MAX_CONTAINERS:,}" in refusal([[{}] * 1000] * (MAX_CONTAINERS // 1000)).message
-    assert time.perf_counter() - started < 2  # on a busy machine
+    assert time.process_time() - started < 2
     check([[]] * MAX_CONTAINERS, "canvasData")
 
 

@@ -95,12 +95,12 @@ async def test_an_overlong_header_is_not_parsed(serve: Any) -> None:
     """Megabytes of commas would keep every other request waiting for seconds."""
     client = serve()
     long = "application/json" + "," * 2_000_000
-    started = time.perf_counter()
+    started = time.process_time()
     for more, status in (({"accept": long}, 406), ({"content-type": long.replace(",", ";")}, 415)):
         headers = {"content-type": "application/json", **more}
         response = await client.post("/", content=b'{"query": "{ hello }"}', headers=headers)
         assert response.status_code == status
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     accept = "application/json" + "," * 1_000
     response = await client.post("/", json={"query": "{ hello }"}, headers={"accept": accept})
     assert response.status_code == 200
