@@ -36,7 +36,8 @@ from ximler.schema.meta import META
 _URI = pytest.StashKey[str]()
 _ADMIN_URI = pytest.StashKey[str]()
 _STOP = pytest.StashKey[Any]()
-_EMPTIED = [collection.name for collection in CATALOGUE if collection is not META]
+_GRIDFS = ["assets.files", "assets.chunks"]
+_EMPTIED = [collection.name for collection in CATALOGUE if collection is not META] + _GRIDFS
 _FIRST = {name: [{"$limit": 1}, {"$project": {"_id": {"$literal": name}}}] for name in _EMPTIED}
 _WRITTEN = [  # the names of those that hold documents: one command, where emptying all costs 36
     *_FIRST[_EMPTIED[0]],

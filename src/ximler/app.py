@@ -23,6 +23,7 @@ from ximler.database.monitoring import round_trips
 from ximler.graphql import (
     accounts,
     apikeys,
+    assets,
     audit,
     billing,
     billing_operators,
@@ -64,6 +65,7 @@ def schema() -> Schema:
         billing,
         metering,
         projects,
+        assets,
         notifications,
         audit,
         operators,

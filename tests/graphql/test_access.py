@@ -46,6 +46,7 @@ class Victim(msgspec.Struct):
     checkout: str
     invoice: str
     version: str
+    asset: str
 
 
 class Field(msgspec.Struct, kw_only=True):
@@ -244,6 +245,10 @@ FIELDS = {
     ),
     "Mutation.deleteProjectVersion": Field(arguments=(_VERSION,), stranger="NOT_FOUND"),
     "Mutation.restoreProjectVersion": Field(arguments=(_VERSION,), stranger="NOT_FOUND"),
+    "Query.projectAssets": Field(
+        arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
+    ),
+    "Mutation.deleteAsset": Field(arguments=('projectId: "{project}", id: "{asset}"',), stranger="NOT_FOUND"),
     "Query.securityHistory": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
     "Query.auditLog": Field(
         arguments=("", 'userId: "{user_id}"', 'resource: "projects", resourceId: "{project}"'), stranger="FORBIDDEN"
@@ -289,6 +294,9 @@ async def victim(client: Client, database: Database) -> Victim:
     kept_version = await client.ask(
         "mutation ($id: ID!, $n: String) { createProjectVersion(projectId: $id, name: $n) { id } }", id=kept, n=MARK
     )
+    kept_asset = await client.http.post(
+        f"/v1/projects/{kept}/assets?name={MARK}", content=b"x", headers={"Authorization": f"Bearer {client.token}"}
+    )
     await database.subscriptions.insert(
         Subscription(user_id=user_id, plan_id=MARK, status="ACTIVE", start_date=database.clock.now(), price=4711)
     )
@@ -312,6 +320,7 @@ async def victim(client: Client, database: Database) -> Victim:
         checkout,
         invoice,
         kept_version["createProjectVersion"]["id"],
+        kept_asset.json()["id"],
     )
 
 
@@ -444,6 +453,7 @@ async def test_owners_can_read_their_data(victim: Victim) -> None:
         ("Query.payments", ""),
         ("Query.billingDetails", ""),
         ("Query.trash", ""),
+        ("Query.projectAssets", 'projectId: "{project}"'),
         ("Mutation.updateProject", 'id: "{project}", input: {settings: {a: 1}}'),
         ("Mutation.deleteProject", 'id: "{project}"'),
         ("Mutation.restoreProject", 'id: "{deleted_project}"'),

@@ -168,3 +168,66 @@ async def test_a_name_injects_no_header(ada: Client) -> None:
     assert made.json()["name"] == "报.txt"
     made = await _send(ada, "POST", f"{project}/assets?name=..%2F..%2Fetc%2Fpasswd", 201, content=b"y")
     assert made.json()["name"] == "passwd"
+
+
+async def test_a_form_with_a_file_is_an_upload(ada: Client, database: Database) -> None:
+    project = await _project(ada)
+    content = bytes(range(256)) * 2000
+    form = {"files": {"file": ("a.bin", content), "other": ("b.bin", b"b")}, "data": {"note": "x"}}
+    made = await _send(ada, "POST", f"{project}/assets", 201, **form)
+    assert (made.json()["name"], made.json()["sizeBytes"]) == ("a.bin", len(content))
+    assert (await _send(ada, "GET", made.headers["location"])).content == content
+    size = await _size(ada, project)
+    await _send(ada, "POST", f"{project}/assets", 422, files={"note": (None, "x")})
+    cut = {"content": b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + bytes(3_000_000)}
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    await _send(ada, "POST", f"{project}/assets", 400, headers=headers, **cut)
+    await _send(ada, "POST", f"{project}/assets", 400, headers={"Content-Type": "multipart/form-data"}, content=b"x")
+    assert await _size(ada, project) == size
+    assert await database.raw["assets.chunks"].distinct("files_id") == [
+        file["_id"] async for file in database.raw["assets.files"].find()
+    ]
+
+
+async def test_a_client_that_leaves_has_stored_nothing(ada: Client, database: Database) -> None:
+    project = await _project(ada)
+    before = await _size(ada, project)
+    sent = iter([{"type": "http.request", "body": bytes(6_000_000), "more_body": True}, {"type": "http.disconnect"}])
+    answered: list[Any] = []
+
+    async def receive() -> Any:
+        return next(sent)
+
+    async def send(message: Any) -> None:
+        answered.append(message)
+
+    headers = [(b"host", b"x"), (b"authorization", f"Bearer {ada.token}".encode()), (b"content-length", b"10000000")]
+    scope = {
+        "type": "http", "method": "POST", "path": f"{project}/assets", "raw_path": f"{project}/assets".encode(),
+        "query_string": b"", "headers": headers, "client": ("192.0.2.1", 1), "server": ("x", 80), "scheme": "http",
+        "http_version": "1.1", "root_path": "", "asgi": {"version": "3.0"}, "state": {},
+    }  # fmt: skip
+    await ada.app(scope, receive, send)  # type: ignore[arg-type]  # a scope by hand
+    assert answered[0]["status"] == 499
+    assert await _size(ada, project) == before
+    assert await database.raw["assetfiles"].count_documents({}) == 0
+
+
+async def test_assets_over_graphql(ada: Client) -> None:
+    project = await _project(ada)
+    path = await _upload(ada, project, PNG, "dot.png")
+    asset, owner = path.rsplit("/", 1)[-1], project.rsplit("/", 1)[-1]
+    query = "query ($p: ID!) { projectAssets(projectId: $p) { nodes { id name contentType sizeBytes sha256 } } }"
+    shown = (await ada.ask(query, p=owner))["projectAssets"]["nodes"]
+    assert shown == [
+        {
+            "id": asset,
+            "name": "dot.png",
+            "contentType": "image/png",
+            "sizeBytes": len(PNG),
+            "sha256": hashlib.sha256(PNG).hexdigest(),
+        }
+    ]
+    delete = "mutation ($p: ID!, $a: ID!) { deleteAsset(projectId: $p, id: $a) }"
+    assert (await ada.ask(delete, p=owner, a=asset))["deleteAsset"]
+    assert (await ada.ask(delete, p=owner, a=asset)).code == "NOT_FOUND"

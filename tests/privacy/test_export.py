@@ -20,7 +20,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.notifications import inbox
 from ximler.privacy import export
-from ximler.projects import projects
+from ximler.projects import assets_uploads, projects
 from ximler.projects.patches import Saver
 from ximler.schema.api_key import ApiKey
 from ximler.schema.payment import Payment
@@ -144,6 +144,16 @@ async def test_a_picture_is_in_it(database, ada, me) -> None:
     archive = await taken(database, me, ada.id)
     assert archive.read(f"{path.removeprefix('/v1/')}.webp").startswith(b"RIFF")
     await avatars.remove(database, me)
+
+
+async def test_assets_are_in_it_those_of_the_trash_too(database, ada, me) -> None:
+    project = await projects.create(database, me, name="p")
+    sent = await assets_uploads.begin(database, me, project.id, name="报告 a.txt", size_bytes=5, most=5)
+    await sent.write(b"hello")
+    asset = await sent.finish()
+    await projects.delete(database, me, project.id)
+    archive = await taken(database, me, ada.id)
+    assert archive.read(f"assets/{project.id}/{asset.id}/报告 a.txt") == b"hello"
 
 
 async def test_ones_own_alone_and_after_a_recent_sign_in(database, ada, me) -> None:

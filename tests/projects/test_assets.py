@@ -1,7 +1,6 @@
 """Assets: what they store, and what they count."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from bson import ObjectId
@@ -55,13 +54,6 @@ async def check(database: Database, actor: Actor, *, swept: bool = True) -> int:
         known = [file.id for file in await database[ASSET_FILES].find({})]
         assert set(left) <= set(known)
     return now.storage_bytes
-
-
-@pytest.fixture(autouse=True)
-async def _empty(database: Database) -> AsyncIterator[None]:
-    yield
-    for name in ("assets.files", "assets.chunks"):
-        await database.raw[name].delete_many({})
 
 
 async def limit(database: Database, size: int) -> None:

@@ -13,12 +13,15 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
 from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
+from ximler.http.bodies import body_of
 from ximler.http.conditional import matches, strong_tags
+from ximler.http.forms import first_file
 from ximler.http.problems import documented
 from ximler.http.ranges import Unsatisfiable, byte_range, disposition, name_in
 from ximler.projects import assets, assets_kinds, assets_uploads
@@ -91,6 +94,15 @@ async def show_list(
     tags=["projects"],
     summary="Upload an asset",
     request_max_body_size=None,
+    operation_class=body_of(
+        "The file, or a form with it",
+        **{
+            "*/*": Schema(),
+            "multipart/form-data": Schema(
+                type=OpenAPIType.OBJECT, properties={"file": Schema(type=OpenAPIType.STRING)}
+            ),
+        },
+    ),
     responses=_CHANGES
     | documented(
         _408="The body arrived slower than 1,000 bytes a second, or stopped for 30 seconds",
@@ -107,24 +119,30 @@ async def upload(
         str | None, QueryParameter(max_length=1000, description="The file's name, in place of Content-Disposition")
     ] = None,
 ) -> Response[Asset]:
-    """The body is the file, of any type, which comes from its content: `Content-Type` is not read. The file's name is
-    `name`, or that in `Content-Disposition`. Storage is reserved for `Content-Length`, or while the body arrives.
-    Equal content is stored once.
+    """The body is the file, of any type, which comes from its content; or a form (`multipart/form-data`), whose first
+    file is taken. The file's name is `name`, or that in `Content-Disposition`. Storage is reserved for `Content-Length`,
+    or while the body arrives. Equal content is stored once.
     """
     project_id = object_id(project, "project")
     length = request.headers.get("content-length")
+    size_bytes = None if length is None else int(length)
+    given = name or name_in(request.headers.get("content-disposition", ""))
+    pieces = _paced(request)
+    if request.content_type[0] == "multipart/form-data":
+        found, pieces = await first_file(pieces, request.content_type[1].get("boundary", ""))
+        given, size_bytes = given or found, None
     most = state.authentication.settings.asset_max_mb * 1_000_000
     try:
         receiving = await assets_uploads.begin(
             state.database,
             caller.actor,
             project_id,
-            name=name or name_in(request.headers.get("content-disposition", "")) or "file",
-            size_bytes=None if length is None else int(length),
+            name=given or "file",
+            size_bytes=size_bytes,
             most=most,
         )
         try:
-            async with aclosing(_paced(request)) as pieces:
+            async with aclosing(pieces):
                 async for piece in pieces:
                     await receiving.write(piece)
             made = await receiving.finish()

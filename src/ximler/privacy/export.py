@@ -9,7 +9,7 @@ import asyncio
 import io
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -24,8 +24,9 @@ from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.core.extended_json import plain
 from ximler.database import Database, files
+from ximler.database.chunks import Damaged
 from ximler.database.collection import TypedCollection
-from ximler.projects import bases
+from ximler.projects import assets, bases
 from ximler.schema import SPECIFIED
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.document import Collection
@@ -87,6 +88,15 @@ async def _entries(
         for file in await files.stored_by(database, bucket, user_id):
             extension = _EXTENSIONS.get(file.content_type, "bin")
             yield f"{folder}/{file.id}.{extension}", files.read(database, bucket, file.id)
+    async for asset in assets.stored_by(database, user_id):
+        yield f"assets/{asset.project_id}/{asset.id}/{asset.name}", _content(database, asset)
+
+
+async def _content(database: Database, asset: assets.Asset) -> AsyncGenerator[bytes, None]:
+    with suppress(Damaged):  # deleted while the archive is made
+        async with aclosing(assets.read(database, asset, 0, asset.size_bytes)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 async def _whole(content: bytes) -> AsyncGenerator[bytes, None]:

@@ -6,6 +6,7 @@ projects, are NotFound.
 """
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from bson import ObjectId
 
@@ -18,7 +19,7 @@ from ximler.projects import assets_storage
 from ximler.schema.asset import ASSETS, Asset
 from ximler.schema.document import Identified
 
-__all__ = ["MOST", "Asset", "delete", "get", "page", "read", "refuse_too_many", "require_project"]
+__all__ = ["MOST", "Asset", "delete", "get", "page", "read", "refuse_too_many", "require_project", "stored_by"]
 
 MOST = 1000  # assets of a project
 
@@ -43,6 +44,13 @@ async def get(database: Database, actor: Actor, project_id: ObjectId, asset_id: 
 def read(database: Database, asset: Asset, start: int, end: int) -> AsyncGenerator[bytes, None]:
     """The bytes of an asset from `start` up to `end`, in pieces. Raises Damaged if it is deleted meanwhile."""
     return chunks.read(database, assets_storage.BUCKET, asset.file_id, start, end)
+
+
+async def stored_by(database: Database, user_id: ObjectId) -> AsyncGenerator[Asset, None]:
+    """All assets of a user, of deleted projects, too."""
+    async with aclosing(database[ASSETS].stream({"userId": user_id})) as found:
+        async for asset in found:
+            yield asset
 
 
 async def delete(database: Database, actor: Actor, project_id: ObjectId, asset_id: ObjectId) -> Asset:
