@@ -483,6 +483,7 @@ def ask_for_everything(coordinate: str, arguments: str, victim: Victim) -> str:
     for field in (
         "project", "deleted_project", "cursor", "email", "user_id", "notification", "api_key", "checkout", "invoice",
         "version",
+        "asset",
     ):  # fmt: skip
         arguments = arguments.replace(f"{{{field}}}", str(getattr(victim, field)))
     if "first" in kind.fields[name].args and "first:" not in arguments:
