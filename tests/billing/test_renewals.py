@@ -28,7 +28,9 @@ from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import Conflict
 from ximler.database import Database
+from ximler.database.monitoring import round_trips
 from ximler.metering.limits.plans import limits_of
+from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.charge import CHARGES
 from ximler.schema.checkout import CHECKOUTS
 
@@ -221,3 +223,24 @@ async def test_of_users_who_begin_a_trial_with_the_same_card_at_once_one_has_it(
     await asyncio.gather(*[buy(await buyer(), "try") for _ in range(6)])
     # Read at the end: each of them may handle another's event.
     assert sorted(each.status for each in await database[CHECKOUTS].find({})) == ["PAID", *["REFUSED"] * 5]
+
+
+async def test_accounts_that_are_due_together_are_billed_together_also_beside_one_that_is_declined(
+    database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    people = [await buyer() for _ in range(6)]
+    for each in people:
+        await buy(each)
+    at(database, 2027, 2, 15, 1)
+    with round_trips() as trips:
+        result = await run.run(database, rail)
+    assert (result.accounts, result.waiting) == (6, 0)
+    assert len(trips) < 12 * 6  # 23 each if they are billed one by one
+    declined = {"method.id": f"pm_{SOFT.replace(' ', '')}"}
+    await database[BILLING_ACCOUNTS].patch({"_id": people[2].user_id}, {"$set": declined})
+    at(database, 2027, 3, 15, 1)
+    await run.run(database, rail)
+    for number, each in enumerate(people):
+        assert await paid(database, each) == [2900, 2900] + [2900] * (number != 2)
+        assert (await subscription(database, each)).status == ("PAST_DUE" if number == 2 else "ACTIVE")

@@ -5,17 +5,20 @@ names, so that duplicates, delays and any order of delivery end in the same stat
 written a moment later.
 """
 
-import contextlib
-from datetime import timedelta
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
 from ximler.billing import checkouts, payments, refunds, stripe_mirror
 from ximler.billing.provider import Mirrors, Provider
 from ximler.core.errors import XimlerError
+from ximler.core.together import Together
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument
-from ximler.database.failures import DocumentExists
+from ximler.database.in_step import in_step_or_alone
 from ximler.database.updates import Update
 from ximler.schema.billing_event import BILLING_EVENTS, BillingEvent
 
@@ -25,6 +28,8 @@ _log = structlog.get_logger("ximler.billing")
 _LEASE = timedelta(seconds=60)
 _WAITS_S = (5, 30, 300, 3600, 6 * 3600)
 _MOST_TRIES = 12
+_TOGETHER = 49  # events that are claimed with another
+_AT_ONCE = 8
 
 
 async def receive(database: Database, provider: Provider, body: bytes, signature: str) -> bool:
@@ -42,53 +47,101 @@ async def receive(database: Database, provider: Provider, body: bytes, signature
         reference=notice.reference,
         due_at=database.clock.now(),
     )
-    with contextlib.suppress(DocumentExists):
-        await database[BILLING_EVENTS].insert(event)
-        return True
-    return False
+    return await _receiving(id(database), (database, event))
+
+
+async def _receive(_: int, waiting: list[tuple[Database, BillingEvent]]) -> list[bool]:
+    database, _event = waiting[0]
+    return await database[BILLING_EVENTS].insert_each([event for _, event in waiting])
+
+
+_receiving = Together(_receive)  # deliveries that arrive at the same time
 
 
 async def process(database: Database, provider: Provider) -> int:
     """Handle the events that wait; returns how many. Any number of processes may."""
     count = 0
     while True:
-        now = database.clock.now()
-        due = {"dueAt": {"$lte": now}, "tries": {"$type": "number"}}  # no other document could hold up the rest
         try:
-            event = await database[BILLING_EVENTS].find_and_patch(
-                due, {"$set": {"dueAt": now + _LEASE}, "$inc": {"tries": 1}}, sort=[("dueAt", 1)]
-            )
+            event = await _claim(database, {})
         except UnreadableDocument as unreadable:  # it is claimed, and left until its lease expires
             _log.error("event cannot be read", reason=unreadable.message)
             continue
         if event is None:
             return count
-        await handle(database, provider, event)
-        count += 1
+        claimed = [event, *await _claim_more(database)]
+        await handle_each(database, provider, claimed)
+        count += len(claimed)
+
+
+def _due(now: datetime) -> dict[str, Any]:
+    return {"dueAt": {"$lte": now}, "tries": {"$type": "number"}}  # no other document could hold up the rest
+
+
+async def _claim(database: Database, which: Mapping[str, Any]) -> BillingEvent | None:
+    now = database.clock.now()
+    change: Update = {"$set": {"dueAt": now + _LEASE}, "$inc": {"tries": 1}}
+    sort = None if "_id" in which else [("dueAt", 1)]
+    return await database[BILLING_EVENTS].find_and_patch({**which, **_due(now)}, change, sort=sort)
+
+
+async def _claim_more(database: Database) -> list[BillingEvent]:
+    due = await database[BILLING_EVENTS].find(_due(database.clock.now()), sort=[("dueAt", 1)], limit=_TOGETHER)
+
+    def claim(event_id: str) -> Callable[[Database], Awaitable[BillingEvent | None]]:
+        return lambda database: _claim(database, {"_id": event_id})
+
+    return [each for each in await in_step_or_alone(database, [claim(each.id) for each in due]) if each is not None]
 
 
 async def handle(database: Database, provider: Provider, event: BillingEvent) -> bool:
     """Apply one event; False where it has to wait."""
+    return (await handle_each(database, provider, [event]))[event.id]
+
+
+async def handle_each(database: Database, provider: Provider, events: Sequence[BillingEvent]) -> dict[str, bool]:
+    """Apply events, those of payments together; False for one that has to wait, by its id."""
+    results: dict[str, bool | Exception] = {}
+    of_intents = [each for each in events if each.kind == "intent.changed"]
+    if of_intents:
+        try:
+            intents = {each.object_id: each.reference for each in of_intents}
+            seen = await payments.observe_each(database, provider, intents)
+            results |= {each.id: seen[each.object_id] for each in of_intents}
+        except Exception as problem:  # of one of them, if they are several
+            _log.debug("events are handled one by one", reason=str(problem))
+    others = asyncio.Semaphore(_AT_ONCE)
+
+    async def apply(event: BillingEvent) -> None:
+        async with others:
+            try:
+                results[event.id] = await _apply(database, provider, event)
+            except Exception as problem:
+                results[event.id] = problem
+
+    await asyncio.gather(*(apply(each) for each in events if each.id not in results))
+    await database[BILLING_EVENTS].patch_each(
+        [({"_id": each.id}, _outcome(database, each, results[each.id])) for each in events]
+    )
+    return {event_id: result is True for event_id, result in results.items()}
+
+
+def _outcome(database: Database, event: BillingEvent, result: bool | Exception) -> Update:
+    """Done, given up, or tried again later."""
+    now = database.clock.now()
+    if result is True:
+        return {"$set": {"doneAt": now}, "$unset": {"dueAt": "", "problem": ""}}
     problem = "unknown object"
-    try:
-        if await _apply(database, provider, event):
-            done: Update = {"$set": {"doneAt": database.clock.now()}, "$unset": {"dueAt": "", "problem": ""}}
-            await database[BILLING_EVENTS].patch({"_id": event.id}, done)
-            return True
-    except XimlerError as error:
-        problem = f"{error.code}: {error.message}"
-    except Exception as bug:  # of this event, or of the documents that it concerns: the others must not wait
-        problem = f"{type(bug).__name__}: {bug}"
-        _log.exception("event failed", event_id=event.id, kind=event.kind)
+    if isinstance(result, XimlerError):
+        problem = f"{result.code}: {result.message}"
+    elif isinstance(result, Exception):  # of this event, or of the documents that it concerns: the others must not wait
+        problem = f"{type(result).__name__}: {result}"
+        _log.error("event failed", event_id=event.id, kind=event.kind, exc_info=result)
     if event.tries >= _MOST_TRIES:
         _log.error("event given up", event_id=event.id, kind=event.kind, reason=problem)
-        given_up: Update = {"$set": {"doneAt": database.clock.now(), "problem": problem}, "$unset": {"dueAt": ""}}
-        await database[BILLING_EVENTS].patch({"_id": event.id}, given_up)
-        return False
+        return {"$set": {"doneAt": now, "problem": problem}, "$unset": {"dueAt": ""}}
     wait_s = _WAITS_S[min(event.tries, len(_WAITS_S)) - 1]
-    later = {"$set": {"dueAt": database.clock.now() + timedelta(seconds=wait_s), "problem": problem}}
-    await database[BILLING_EVENTS].patch({"_id": event.id}, later)
-    return False
+    return {"$set": {"dueAt": now + timedelta(seconds=wait_s), "problem": problem}}
 
 
 async def _apply(database: Database, provider: Provider, event: BillingEvent) -> bool:

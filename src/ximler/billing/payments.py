@@ -5,63 +5,154 @@ confirmed, and every retry continues with the same one. A reading of the provide
 and is applied only if no later one was: a slow reader never overwrites a fast one.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Literal
+from typing import NamedTuple, TypeVar, cast
 
 import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, refunds, subscriptions
-from ximler.billing.account import ensure, in_turn, lock, store
+from ximler.billing.account import each_in_turn, lock, store
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid
+from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
+from ximler.database.in_step import in_step_or_alone
 from ximler.schema.charge import CHARGES, Charge
 from ximler.schema.invoice import INVOICES
 from ximler.schema.payment import Payment
 
-__all__ = ["PaymentDeclined", "declined", "drive", "observe", "page", "refunded"]
+__all__ = [
+    "Attempt",
+    "PaymentDeclined",
+    "declined",
+    "drive",
+    "drive_each",
+    "observe",
+    "observe_each",
+    "page",
+    "refunded",
+]
 
 
 class PaymentDeclined(Conflict):
     code = "PAYMENT_DECLINED"
 
 
+A = TypeVar("A")
+T = TypeVar("T")
 _log = structlog.get_logger("ximler.billing")
 _LOOK_AGAIN_S = (30, 60, 300, 900, 3600)
 
 
+class Attempt(NamedTuple):
+    """A charge to be driven. `ticket`: taken before the provider is read. `wanted`: its invoice is not paid or void yet."""
+
+    charge: Charge
+    ticket: int
+    wanted: bool = True
+
+
 async def drive(database: Database, provider: Provider, charge_id: str) -> Charge:
     """Bring the attempt as far as the provider lets it. Raises ProviderUnavailable: then it is driven on later."""
-    ticket, charge = await _ticket(database, charge_id)
+    charge = (await _tickets(database, [charge_id])).get(charge_id)
+    if charge is None:
+        raise NotFound(f"No charge {charge_id}")
     if charge.status != "PENDING":
         return charge
     invoice = await database[INVOICES].get({"userId": charge.user_id, "_id": charge.invoice_id})
-    wanted = invoice.status in ("DRAFT", "OPEN")
-    if charge.intent_id is None:
-        if not wanted:
-            return await _apply(database, charge, _abandoned(charge), ticket)
-        try:
-            intent = await provider.create_intent(
-                customer_id=charge.customer_id,
-                amount_minor=charge.amount_minor,
-                currency=charge.currency,
-                reference=charge.id,
-            )
-        except Invalid as refused:
-            _log.error("the provider rejects a payment", charge=charge.id, reason=refused.message)
-            return await _apply(database, charge, _abandoned(charge, "rejected_by_the_provider"), ticket)
-        where = {"_id": charge.id, "intentId": None}
-        if not await database[CHARGES].patch(where, {"$set": {"intentId": intent.id}}):
-            charge = await database[CHARGES].get(charge.id)  # another stored its own first
-    intent = await provider.intent(str(charge.intent_id or intent.id))
+    attempt = Attempt(charge, charge.ticket, wanted=invoice.status in ("DRAFT", "OPEN"))
+    return result_of(await drive_each(database, provider, [attempt]), charge_id)
+
+
+async def drive_each(
+    database: Database, provider: Provider, attempts: Sequence[Attempt]
+) -> dict[str, Charge | Exception]:
+    """Drive attempts of different users together; returns each charge, or the error that it waits for, by its id.
+
+    Calls to the provider run concurrently. For any number of charges the commands are those of one, unless one of them
+    conflicts with another process.
+    """
+    results: dict[str, Charge | Exception] = {}
+    known: dict[str, Intent] = {}
+    fresh = {each.charge.id: each for each in attempts if each.charge.intent_id is None and each.wanted}
+    for attempt, made in zip(
+        fresh.values(), await _each(lambda each: _create(provider, each.charge), fresh.values()), strict=True
+    ):
+        if isinstance(made, Exception):
+            results[attempt.charge.id] = made
+        else:
+            known[attempt.charge.id] = made
+    intent_ids = {each.charge.id: each.charge.intent_id for each in attempts} | await _stored(database, known)
+    going = [each for each in attempts if each.charge.id not in results]
+    seen: list[tuple[Attempt, Intent]] = []
+    for attempt, intent in zip(
+        going,
+        await _each(lambda each: _confirm(provider, each, intent_ids[each.charge.id], known), going),
+        strict=True,
+    ):
+        if isinstance(intent, Exception):
+            results[attempt.charge.id] = intent
+        else:
+            seen.append((attempt, intent))
+    return results | await _apply_each(database, seen)
+
+
+def result_of(results: Mapping[str, Charge | Exception], charge_id: str) -> Charge:
+    """Of `drive_each`. Raises the error."""
+    result = results[charge_id]
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+async def _each(call: Callable[[A], Awaitable[T]], arguments: Iterable[A]) -> list[T | Exception]:
+    """Concurrent calls to the provider."""
+    results = await asyncio.gather(*(call(each) for each in arguments), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, Exception):
+            raise result
+    return cast("list[T | Exception]", results)
+
+
+async def _create(provider: Provider, charge: Charge) -> Intent:
+    try:
+        return await provider.create_intent(
+            customer_id=charge.customer_id,
+            amount_minor=charge.amount_minor,
+            currency=charge.currency,
+            reference=charge.id,
+        )
+    except Invalid as refused:
+        _log.error("the provider rejects a payment", charge=charge.id, reason=refused.message)
+        return _abandoned(charge, "rejected_by_the_provider")
+
+
+async def _stored(database: Database, intents: Mapping[str, Intent]) -> dict[str, str | None]:
+    """Store the ids of created intents; returns those that stand, which another process may have stored first."""
+    made = {charge_id: intent.id for charge_id, intent in intents.items() if intent.status == "CREATED"}
+    changes = [({"_id": charge_id, "intentId": None}, {"$set": {"intentId": made[charge_id]}}) for charge_id in made]
+    if await database[CHARGES].patch_each(changes) == len(changes):
+        return dict(made)
+    return {each.id: each.intent_id for each in await database[CHARGES].find({"_id": {"$in": list(made)}})}
+
+
+async def _confirm(
+    provider: Provider, attempt: Attempt, intent_id: str | None, created: Mapping[str, Intent]
+) -> Intent:
+    charge = attempt.charge
+    intent = created.get(charge.id)
+    if intent is None or intent.id != intent_id:
+        if intent_id is None:
+            return intent or _abandoned(charge)
+        intent = await provider.intent(intent_id)
     if intent.status == "CREATED":
-        intent = await provider.confirm(intent.id, charge.method_id) if wanted else _abandoned(charge)
-    return await _apply(database, charge, intent, ticket)
+        return await provider.confirm(intent.id, charge.method_id) if attempt.wanted else _abandoned(charge)
+    return intent
 
 
 def declined(charge: Charge, consequence: str) -> PaymentDeclined:
@@ -74,17 +165,47 @@ async def observe(database: Database, provider: Provider, intent_id: str, refere
 
     `reference` is the charge's id, where the event says so. A state that changes nothing costs one command.
     """
-    reference = reference or (await provider.intent(intent_id)).reference
-    charge = await database[CHARGES].find_and_patch({"_id": reference}, {"$inc": {"ticket": 1}})
-    if charge is None:
-        return not reference
-    if charge.intent_id != intent_id:
-        return True  # created and lost: never confirmed
-    intent = await provider.intent(intent_id)
-    decided = "SUCCEEDED" if charge.status == "PAID" else charge.status
-    if intent.status != decided:
-        await _apply(database, charge, intent, charge.ticket)
-    return True
+    result = (await observe_each(database, provider, {intent_id: reference}))[intent_id]
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+async def observe_each(
+    database: Database, provider: Provider, intents: Mapping[str, str | None]
+) -> dict[str, bool | Exception]:
+    """As `observe`, of several intents with their references; the result or the error of each, by its id."""
+    results: dict[str, bool | Exception] = {}
+
+    async def refer(intent_id: str) -> str:
+        return intents[intent_id] or (await provider.intent(intent_id)).reference
+
+    references: dict[str, str] = {}
+    for intent_id, reference in zip(intents, await _each(refer, intents), strict=True):
+        if isinstance(reference, str):
+            references[intent_id] = reference
+        else:
+            results[intent_id] = reference
+    known = await _tickets(database, set(references.values()))
+    charges: dict[str, Charge] = {}
+    for intent_id, reference in references.items():
+        charge = known.get(reference)
+        if charge is None:
+            results[intent_id] = not reference
+        elif charge.intent_id != intent_id:
+            results[intent_id] = True  # created and lost: never confirmed
+        else:
+            charges[intent_id] = charge
+    seen: list[tuple[Attempt, Intent]] = []
+    for (intent_id, charge), intent in zip(charges.items(), await _each(provider.intent, charges), strict=True):
+        decided = "SUCCEEDED" if charge.status == "PAID" else charge.status
+        results[intent_id] = intent if isinstance(intent, Exception) else True
+        if not isinstance(intent, Exception) and intent.status != decided:
+            seen.append((Attempt(charge, charge.ticket), intent))
+    for charge_id, applied in (await _apply_each(database, seen)).items():
+        if isinstance(applied, Exception):
+            results[str(known[charge_id].intent_id)] = applied
+    return results
 
 
 async def page(database: Database, actor: Actor, *, first: int = 20, after: Position | None = None) -> Page[Payment]:
@@ -102,20 +223,39 @@ async def refunded(database: Database, payments: Sequence[Payment]) -> dict[Obje
     return {each.id: found.get(each.id, 0) for each in payments}
 
 
-async def _ticket(database: Database, charge_id: str) -> tuple[int, Charge]:
-    charge = await database[CHARGES].find_and_patch({"_id": charge_id}, {"$inc": {"ticket": 1}})
-    return (charge.ticket, charge) if charge else (0, await database[CHARGES].get(charge_id))
+async def _tickets(database: Database, charge_ids: Iterable[str]) -> dict[str, Charge]:
+    """A ticket of each charge that is known, by its id. Each is taken once."""
+
+    def take(charge_id: str) -> Callable[[Database], Awaitable[Charge | None]]:
+        return lambda database: database[CHARGES].find_and_patch({"_id": charge_id}, {"$inc": {"ticket": 1}})
+
+    taken = await in_step_or_alone(database, [take(each) for each in charge_ids])
+    return {charge.id: charge for charge in taken if charge is not None}
 
 
-async def _apply(database: Database, charge: Charge, intent: Intent, ticket: int) -> Charge:
-    await ensure(database, charge.user_id)
+async def _apply_each(database: Database, seen: Sequence[tuple[Attempt, Intent]]) -> dict[str, Charge | Exception]:
+    """Apply readings of the provider's state; returns each charge, or its error, by its id."""
+    results: dict[str, Charge | Exception] = {}
+    waiting = list(seen)
+    while waiting:
+        first: dict[ObjectId, tuple[Attempt, Intent]] = {}  # of each user
+        for each in waiting:
+            first.setdefault(each[0].charge.user_id, each)
+        applied = await each_in_turn(database, {user_id: _step(*each) for user_id, each in first.items()})
+        results |= {attempt.charge.id: applied[user_id] for user_id, (attempt, _) in first.items()}
+        waiting = [each for each in waiting if each[0].charge.id not in results]
+    return results
+
+
+def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Charge]]:
+    charge, ticket = attempt.charge, attempt.ticket
 
     async def write(transaction: Database) -> Charge:
         account = await lock(transaction, charge.user_id)
-        newer = {"_id": charge.id, "applied": {"$lt": ticket}}
-        known = await transaction[CHARGES].find_and_patch(newer, {"$set": {"applied": ticket}})
-        if known is None:
-            return await transaction[CHARGES].get(charge.id)
+        known = await transaction[CHARGES].get(charge.id)
+        if known.applied >= ticket:
+            return known
+        known.applied = ticket
         now = transaction.clock.now()
         # An attempt that failed may have been paid all the same, later.
         decided = intent.status == "SUCCEEDED" or (intent.status == "FAILED" and known.status == "PENDING")
@@ -124,40 +264,34 @@ async def _apply(database: Database, charge: Charge, intent: Intent, ticket: int
             if account.charge_id == known.id:
                 account.charge_id = account.charge_at = None
             if intent.status == "SUCCEEDED":
-                await _set(transaction, known, "PAID", user_id=account.id)
+                known.status, known.failure = "PAID", None
+                await _set(transaction, known)
                 if not await subscriptions.paid(transaction, account, invoice):
                     await refunds.give_back(transaction, account, known, reason="No invoice needed it")
             else:
-                failure = intent.failure or "declined"
-                await _set(transaction, known, "FAILED", user_id=account.id, failure=failure)
-                await subscriptions.failed(transaction, account, invoice, failure, hard=intent.hard)
+                known.status, known.failure = "FAILED", intent.failure or "declined"
+                await _set(transaction, known)
+                await subscriptions.failed(transaction, account, invoice, known.failure, hard=intent.hard)
         elif known.status == "PENDING":
-            looks = min(known.looks, len(_LOOK_AGAIN_S) - 1)
-            await transaction[CHARGES].patch({"_id": known.id}, {"$inc": {"looks": 1}})
+            looks, known.looks = min(known.looks, len(_LOOK_AGAIN_S) - 1), known.looks + 1
+            await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"applied": ticket, "looks": known.looks}})
             if account.charge_id == known.id:
                 account.charge_at = now + timedelta(seconds=_LOOK_AGAIN_S[looks])
+        else:
+            await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"applied": ticket}})
         await store(transaction, account)
-        return await transaction[CHARGES].get(known.id)
+        return known
 
-    return await in_turn(database, charge.user_id, write)
+    return write
 
 
-async def _set(
-    transaction: Database,
-    charge: Charge,
-    status: Literal["PAID", "FAILED"],
-    *,
-    user_id: ObjectId,
-    failure: str | None = None,
-) -> None:
-    await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {"status": status, "failure": failure}})
-    values = {
-        "status": status,
-        "failure": failure,
-        "stripePaymentIntentId": charge.intent_id,
-        "paidAt": transaction.clock.now() if status == "PAID" else None,
-    }
-    await transaction.payments.patch({"_id": charge.payment_id, "userId": user_id}, {"$set": values})
+async def _set(transaction: Database, charge: Charge) -> None:
+    """Write the outcome of the charge, and of its payment."""
+    outcome = {"status": charge.status, "failure": charge.failure}
+    await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {**outcome, "applied": charge.applied}})
+    paid_at = transaction.clock.now() if charge.status == "PAID" else None
+    values = {**outcome, "stripePaymentIntentId": charge.intent_id, "paidAt": paid_at}
+    await transaction.payments.patch({"_id": charge.payment_id, "userId": charge.user_id}, {"$set": values})
 
 
 def _abandoned(charge: Charge, failure: str = "cancelled") -> Intent:

@@ -1,44 +1,111 @@
-"""Steps of one account that are due by time: renewals, retries, ends of trials and of cancelled subscriptions, refunds.
+"""Steps of accounts that are due by time: renewals, retries, ends of trials and of cancelled subscriptions, refunds.
 
-`tick` decides each step in a transaction and pays outside of it. A completed step is not due any more, so `tick` can be
-repeated, run concurrently, and be killed at any moment.
+`tick_each` decides a step of each account in a transaction and pays outside of it. A completed step is not due any more, so
+it can be repeated, run concurrently, and be killed at any moment.
 """
 
-from typing import Literal
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, payments, refunds, subscriptions
-from ximler.billing.account import RETRIES, ends_at, in_turn, live, lock, remind_at, retry_at, store
+from ximler.billing.account import RETRIES, each_in_turn, ends_at, live, lock, remind_at, retry_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
+from ximler.schema.charge import Charge
+from ximler.schema.document import Identified
 
-__all__ = ["MOST_STEPS", "tick"]
+__all__ = ["MOST_STEPS", "tick", "tick_each"]
 
 _log = structlog.get_logger("ximler.billing")
 MOST_STEPS = 50
-Step = tuple[Literal["drive", "refund"], str] | bool  # whether a step was taken
+_AT_ONCE = 8
+
+
+class _Drive(NamedTuple):
+    """A payment or a refund that goes on at the provider. `charge`: one that was begun in this step."""
+
+    kind: Literal["charge", "refund"]
+    id: str
+    charge: Charge | None = None
+
+
+Step = _Drive | bool  # whether a step was taken
 
 
 async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int:
-    """Take the steps that are due for the account, `MOST_STEPS` at most; returns how many. Raises ProviderUnavailable: the rest
-    stays due.
+    """As `tick_each`, of one account. Raises the error that it waits for."""
+    result = (await tick_each(database, provider, [user_id]))[user_id]
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+async def tick_each(
+    database: Database, provider: Provider, user_ids: Sequence[ObjectId]
+) -> dict[ObjectId, int | Exception]:
+    """Take the steps that are due for these accounts, `MOST_STEPS` of each at most, together where possible.
+
+    Returns the number of steps of each account, or the error that it waits for: the rest of its steps stays due. Raises
+    Unavailable without a database.
     """
+    results: dict[ObjectId, int | Exception] = dict.fromkeys(user_ids, 0)
+    due = list(results)
     for count in range(MOST_STEPS):
-        due = {"_id": user_id, "nextAt": {"$lte": database.clock.now()}}
-        if await database[BILLING_ACCOUNTS].find_one(due) is None:  # outside of a transaction: no commit
-            return count
-        match await in_turn(database, user_id, lambda transaction: _decide(transaction, user_id)):
-            case ("drive", charge_id):
-                await payments.drive(database, provider, charge_id)
-            case ("refund", refund_id):
-                await refunds.drive(database, provider, refund_id)
-            case False:
-                return count
-    _log.error("account does not come to rest", user=str(user_id))
-    return MOST_STEPS
+        where = {"_id": {"$in": due}, "nextAt": {"$lte": database.clock.now()}}
+        due = [each.id for each in await database[BILLING_ACCOUNTS].find(where, into=_Due)]
+        if not due:
+            return results
+        going = []
+        steps = await each_in_turn(database, {user_id: _deciding(user_id) for user_id in due})
+        driven = await _drive(database, provider, steps)
+        for user_id, step in (steps | driven).items():
+            if isinstance(step, Exception):
+                results[user_id] = step
+            elif step is not False:
+                results[user_id] = count + 1
+                going.append(user_id)
+        due = going
+    for user_id in due:
+        _log.error("account does not come to rest", user=str(user_id))
+    return results
+
+
+class _Due(Identified, kw_only=True):
+    pass
+
+
+async def _drive(
+    database: Database, provider: Provider, steps: Mapping[ObjectId, Step | Exception]
+) -> dict[ObjectId, Step | Exception]:
+    """Go on at the provider with what the steps began; returns the failures, by user."""
+    drives = {user_id: step for user_id, step in steps.items() if isinstance(step, _Drive)}
+    fresh = {user_id: step.charge for user_id, step in drives.items() if step.charge is not None}
+    attempts = [payments.Attempt(charge, charge.ticket) for charge in fresh.values()]
+    driven = await payments.drive_each(database, provider, attempts)
+    failed: dict[ObjectId, Step | Exception] = {}
+    for user_id, charge in fresh.items():
+        if isinstance(problem := driven[charge.id], Exception):
+            failed[user_id] = problem
+    others = asyncio.Semaphore(_AT_ONCE)
+
+    async def resume(user_id: ObjectId, step: _Drive) -> None:
+        async with others:
+            try:
+                await (payments if step.kind == "charge" else refunds).drive(database, provider, step.id)
+            except Exception as problem:
+                failed[user_id] = problem
+
+    await asyncio.gather(*(resume(user_id, step) for user_id, step in drives.items() if step.charge is None))
+    return failed
+
+
+def _deciding(user_id: ObjectId) -> Callable[[Database], Awaitable[Step]]:
+    return lambda transaction: _decide(transaction, user_id)
 
 
 async def _decide(transaction: Database, user_id: ObjectId) -> Step:
@@ -47,9 +114,9 @@ async def _decide(transaction: Database, user_id: ObjectId) -> Step:
     if account.next_at is None or account.next_at > now:
         return False
     if account.refunds and (account.refund_at or now) <= now:
-        return "refund", account.refunds[0]
+        return _Drive("refund", account.refunds[0])
     if account.charge_id is not None:
-        return "drive", account.charge_id
+        return _Drive("charge", account.charge_id)
     await subscriptions.settle_end(transaction, account)
     result: Step = True
     if account.subscription_id is not None:
@@ -72,11 +139,12 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
     invoice = await subscriptions.renew(transaction, account)
     if not invoice.due_minor:
         return True
-    charge = await subscriptions.collect(transaction, account, invoice, description=f"{terms.plan_name}, renewal")
+    description = f"{terms.plan_name}, renewal"
+    charge = await subscriptions.collect(transaction, account, invoice, description=description, first=True)
     if charge is None:
         await subscriptions.failed(transaction, account, invoice, "no_payment_method", hard=False)
         return True
-    return "drive", charge.id
+    return _Drive("charge", charge.id, charge)
 
 
 async def _retry(transaction: Database, account: BillingAccount, invoice_id: ObjectId) -> Step:
@@ -87,7 +155,7 @@ async def _retry(transaction: Database, account: BillingAccount, invoice_id: Obj
         account.retries += 1
     charge = await subscriptions.collect(transaction, account, invoice, description=f"{plan_name}, again")
     if charge is not None:
-        return "drive", charge.id
+        return _Drive("charge", charge.id, charge)
     if account.retries >= len(RETRIES):
         await subscriptions.end(transaction, account, "given_up")
     return True

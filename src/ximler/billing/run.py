@@ -29,8 +29,7 @@ from ximler.schema.billing_event import BILLING_EVENTS
 __all__ = ["Inbox", "Result", "forward", "run", "scheduled"]
 
 _log = structlog.get_logger("ximler.billing")
-_AT_ONCE = 8
-_BATCH = 500
+_BATCH = 50  # accounts whose steps are taken together
 _WAIT = timedelta(minutes=5)
 _MOST_ROUNDS = 20
 _LOOK_EVERY_S = 5.0
@@ -157,42 +156,32 @@ async def _tick_all(database: Database, provider: Provider, progress: Callable[[
         found = await database[BILLING_ACCOUNTS].find(due, sort=[("nextAt", 1)], limit=_BATCH)
         if not found:
             return result
-        waiting = [each.id for each in found]
-
-        async def work(waiting: list[ObjectId] = waiting) -> None:
-            while waiting:
-                user_id = waiting.pop()
-                if not await _tick(database, provider, user_id, result):
-                    stuck.add(user_id)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(_AT_ONCE, len(found))):
-                    group.create_task(work())
-        except ExceptionGroup as failed:  # the database is unavailable
-            raise failed.exceptions[0] from None
+        stuck |= await _tick(database, provider, [each.id for each in found], result)
         progress(result.accounts)
 
 
-async def _tick(database: Database, provider: Provider, user_id: ObjectId, result: Result) -> bool:
-    """Take the due steps of an account. A failure, also by a bug, concerns this account only; False if it is due still."""
-    try:
-        steps = await renewals.tick(database, provider, user_id)
-        result.steps += steps  # `+= await` would lose the steps that others add meanwhile
-        result.accounts += 1
-        if steps < renewals.MOST_STEPS:
-            return True
-    except XimlerError as problem:
-        _log.warning("account waits", user=str(user_id), reason=problem.message)
-    except Exception:
-        _log.exception("account waits", user=str(user_id))
-    result.waiting += 1
-    now = database.clock.now()
-    later = {"$set": {"nextAt": now + _WAIT}}
-    try:
-        await database[BILLING_ACCOUNTS].patch({"_id": user_id, "nextAt": {"$lte": now}}, later)
-        return True
-    except Unavailable:
-        raise
-    except XimlerError:  # the account refuses every change
-        return False
+async def _tick(database: Database, provider: Provider, user_ids: list[ObjectId], result: Result) -> set[ObjectId]:
+    """Take the due steps of accounts. A failure, also by a bug, concerns its account only; returns those that are due
+    still.
+    """
+    stuck = set()
+    for user_id, steps in (await renewals.tick_each(database, provider, user_ids)).items():
+        if isinstance(steps, XimlerError):
+            _log.warning("account waits", user=str(user_id), reason=steps.message)
+        elif isinstance(steps, Exception):
+            _log.error("account waits", user=str(user_id), exc_info=steps)
+        else:
+            result.steps += steps
+            result.accounts += 1
+            if steps < renewals.MOST_STEPS:
+                continue
+        result.waiting += 1
+        now = database.clock.now()
+        later = {"$set": {"nextAt": now + _WAIT}}
+        try:
+            await database[BILLING_ACCOUNTS].patch({"_id": user_id, "nextAt": {"$lte": now}}, later)
+        except Unavailable:
+            raise
+        except XimlerError:  # the account refuses every change
+            stuck.add(user_id)
+    return stuck

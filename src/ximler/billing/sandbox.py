@@ -5,7 +5,6 @@ and signed events to the same inbox. Its state is in the database, so that it su
 It takes the numbers of `CARDS` and no other. `fault` lets tests have it fail in every way that a provider does.
 """
 
-import contextlib
 import hashlib
 import hmac
 import secrets
@@ -19,8 +18,8 @@ from bson import ObjectId
 from ximler.billing.provider import Dispute, Intent, Notice, PaymentMethod, ProviderUnavailable, Refunded, Session
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.core.together import Together
 from ximler.database import Database
-from ximler.database.failures import DocumentExists
 from ximler.schema.sandbox_object import SANDBOX_OBJECTS, SandboxObject
 
 __all__ = ["CARDS", "TOLERANCE", "Card", "Fault", "Sandbox", "sign"]
@@ -79,6 +78,9 @@ class Sandbox:
         self._base_url = base_url
         self.deliver = deliver
         self.fault: Callable[[str], Fault] = lambda _: None
+        self._inserting: Together[SandboxObject, bool] = Together(self._insert_each)
+        self._reading: Together[str, SandboxObject | None] = Together(self._read_each)
+        self._confirming: Together[tuple[str, dict[str, Any]], bool] = Together(self._confirm_each)
 
     async def customer(self, user_id: ObjectId) -> str:
         customer_id = f"cus_{user_id}"
@@ -158,15 +160,17 @@ class Sandbox:
                 values |= {"outcome": card.later, "dueAt": self._database.clock.now() + _LATER}
         if card.failure:
             values |= {"failure": card.failure, "hard": card.hard}
-        done = await self._database[SANDBOX_OBJECTS].patch({"_id": intent_id, "status": "CREATED"}, {"$set": values})
-        if done:
+        if await self._confirming(None, (intent_id, values)):
             await self._emit("intent.changed", intent_id)
         self._answer("confirm")
         return await self.intent(intent_id)
 
     async def intent(self, intent_id: str) -> Intent:
         self._may("intent")
-        return _intent(await self._database[SANDBOX_OBJECTS].get(intent_id))
+        found = await self._reading(None, intent_id)
+        if found is None:
+            raise NotFound(f"No such intent: {intent_id}")
+        return _intent(found)
 
     async def refund(self, *, key: str, intent_id: str, amount_minor: int) -> Refunded:
         self._may("refund")
@@ -272,9 +276,22 @@ class Sandbox:
 
     async def _insert(self, verb: str, made: SandboxObject) -> None:
         self._may(verb)
-        with contextlib.suppress(DocumentExists):
-            await self._database[SANDBOX_OBJECTS].insert(made)
+        await self._inserting(None, made)  # if it is not there already
         self._answer(verb)
+
+    async def _insert_each(self, _: None, objects: list[SandboxObject]) -> list[bool]:
+        return await self._database[SANDBOX_OBJECTS].insert_each(objects)
+
+    async def _read_each(self, _: None, ids: list[str]) -> list[SandboxObject | None]:
+        where = {"_id": ids[0] if len(ids) == 1 else {"$in": ids}}
+        found = {each.id: each for each in await self._database[SANDBOX_OBJECTS].find(where)}
+        return [found.get(each) for each in ids]
+
+    async def _confirm_each(self, _: None, intents: list[tuple[str, dict[str, Any]]]) -> list[bool]:
+        """Whether each has changed. Not known of several of which some have not: then they send an event in vain."""
+        changes = [({"_id": intent_id, "status": "CREATED"}, {"$set": values}) for intent_id, values in intents]
+        changed = await self._database[SANDBOX_OBJECTS].patch_each(changes)
+        return [changed > 0] * len(intents)
 
     async def _emit(self, kind: str, object_id: str) -> None:
         notice = Notice(id=f"evt_{secrets.token_hex(12)}", kind=kind, object_id=object_id)

@@ -240,6 +240,7 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
         key=f"{subscription_id}:{anchor:%Y%m%dT%H%M%S}:{running.index}",
         kind="RENEWAL",
         status="OPEN",
+        attempts=int(quote.due_minor > 0 and _chargeable(account) is not None),
         subscription_id=subscription_id,
         plan_id=terms.plan_id,
         period=running,
@@ -255,33 +256,42 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
     account.invoice_id = invoice.id
     if not invoice.due_minor:
         await paid(transaction, account, invoice)
-    await entitlements.entitle(transaction, account.id)
+    if terms.plan_id != before.plan_id:
+        await entitlements.entitle(transaction, account.id)
     return invoice
 
 
 async def collect(
-    transaction: Database, account: BillingAccount, invoice: Invoice, *, description: str
+    transaction: Database, account: BillingAccount, invoice: Invoice, *, description: str, first: bool = False
 ) -> Charge | None:
-    """Begin the next attempt at an invoice. None without a payment method that may be charged, or while one is under way."""
-    if (
-        account.charge_id is not None
-        or account.method is None
-        or account.method.declined
-        or account.customer_id is None
-    ):
+    """Begin the next attempt at an invoice. None without a payment method that may be charged, or while one is under way.
+
+    `first`: the invoice was made in this step, and counts this attempt.
+    """
+    chargeable = _chargeable(account)
+    if account.charge_id is not None or chargeable is None:
         return None
-    number = invoice.attempts + 1
+    number = 1 if first else invoice.attempts + 1
+    method_id, customer_id = chargeable
     _, charge = await charge_for(
         transaction,
         invoice,
         name=str(number),
         description=description,
-        method_id=account.method.id,
-        customer_id=account.customer_id,
+        method_id=method_id,
+        customer_id=customer_id,
     )
-    await invoices.attempted(transaction, invoice, number)
+    if number != invoice.attempts:
+        await invoices.attempted(transaction, invoice, number)
     account.charge_id, account.charge_at = charge.id, transaction.clock.now()
     return charge
+
+
+def _chargeable(account: BillingAccount) -> tuple[str, str] | None:
+    """The ids of the method and the customer to charge."""
+    if account.method is None or account.method.declined or account.customer_id is None:
+        return None
+    return account.method.id, account.customer_id
 
 
 async def charge_for(
@@ -317,6 +327,7 @@ async def charge_for(
             currency=invoice.currency,
             method_id=method_id,
             customer_id=customer_id,
+            ticket=1,  # of the first drive, which follows at once
             outside=outside,
             status="PAID" if outside else "PENDING",
         )
@@ -342,10 +353,10 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
             )
         case "RENEWAL":
             now = transaction.clock.now()
+            await _patch(transaction, account, "paid", {})
             account.invoice_id, account.failed_at, account.retries = None, None, 0
             if ends_at(account) <= now:
                 account.not_before = now + CATCH_UP
-            await _patch(transaction, account, "paid", {})
         case "CHANGE":
             await _changed(transaction, account, invoice)
     if invoice.due_minor:
@@ -366,9 +377,9 @@ async def failed(transaction: Database, account: BillingAccount, invoice: Invoic
             again = {"$set": {"status": "OPEN", "problem": f"The payment was declined: {failure.replace('_', ' ')}"}}
             await transaction[CHECKOUTS].patch({"_id": invoice.checkout_id, "status": "PROCESSING"}, again)
         return
+    await _patch(transaction, account, "payment_failed", {})
     if account.failed_at is None:
         account.failed_at, account.retries = transaction.clock.now(), 0
-    await _patch(transaction, account, "payment_failed", {})
     if account.retries >= len(RETRIES):
         await end(transaction, account, "given_up")
         return
@@ -486,7 +497,8 @@ async def get_live(transaction: Database, user_id: ObjectId) -> tuple[BillingAcc
 
 async def _patch(transaction: Database, account: BillingAccount, event: states.Event, values: dict[str, Any]) -> None:
     """Move the subscription along the table of states. Raises Conflict where another application has ended it."""
-    for before, status in states.TABLE[event].items():
+    expected = "ACTIVE" if account.failed_at is None else "PAST_DUE"
+    for before, status in sorted(states.TABLE[event].items(), key=lambda each: each[0] != expected):
         where = {"_id": account.subscription_id, "userId": account.id, "status": before}
         if await transaction.subscriptions.patch(where, {"$set": {**values, "status": status}}):
             return

@@ -8,7 +8,7 @@ a transaction.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -62,6 +62,7 @@ _CLOSE_S = 1.0
 
 D = TypeVar("D", bound=Document)
 T = TypeVar("T")
+A = TypeVar("A")
 
 
 class StandaloneServer(Unavailable):
@@ -231,6 +232,10 @@ class Database:
             # Also if it failed: the result of a commit is unknown when its response is lost.
             for collection, name in bound._to_forget:  # noqa: SLF001 (another instance of this class)
                 self.forget(collection, name)
+
+    async def together(self, perform: "Callable[[Database, list[A]], Awaitable[Sequence[T]]]", argument: A) -> T:
+        """The result of `perform` for the argument. Steps that run `in_step` call it once, with all their arguments."""
+        return (await perform(self, [argument]))[0]
 
     def _bound(self, session: "AsyncClientSession | None") -> "Database":
         return Database(

@@ -66,10 +66,16 @@ async def entitle(transaction: Database, user_id: ObjectId) -> Entitlement:
     further usage and deletes nothing. If the first day of the periods moves, a new quota begins; moving it
     back restores the earlier quota. Two commands; three if something changed. Raises NotFound, NoFreePlan.
     """
-    found, problem = await _entitle(transaction, [user_id])
-    if found:
-        return found[0]
-    raise problem or NotFound(f"No user {user_id}")
+    result = await transaction.together(_entitle_each, user_id)
+    if isinstance(result, Entitlement):
+        return result
+    raise result
+
+
+async def _entitle_each(transaction: Database, user_ids: list[ObjectId]) -> list[Entitlement | XimlerError]:
+    found, problem = await _entitle(transaction, user_ids)
+    by_id = {each.id: each for each in found}
+    return [by_id.get(user_id) or problem or NotFound(f"No user {user_id}") for user_id in user_ids]
 
 
 async def open_quota(database: Database, user_id: ObjectId, moment: datetime) -> Quota:
