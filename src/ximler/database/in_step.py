@@ -171,7 +171,7 @@ class _InStep(TypedCollection[D]):
         self._changed(raw)
         return self._codec.decode(raw)
 
-    async def insert_many(self, documents: Iterable[D], *, ordered: bool = True) -> int:
+    async def insert_many(self, documents: Iterable[D], *, ordered: bool = True) -> int:  # noqa: ARG002 (in a transaction all are inserted, or none)
         raws = [self._codec.encode(document, self._now_naive()) for document in documents]
         if raws:
             await self._together("insert many", self._insert_lists, raws)
