@@ -25,7 +25,7 @@ from ximler.schema.user import User
 __all__ = ["run"]
 
 OURS, MONGOOSE = "Ximler: a record patch", "Mongoose: load, change, save()"
-_SIZES = {1_000_000: 2_340, 10_000_000: 23_400}  # bytes → shapes
+_SIZES = {1_000_000: 2_340, 20_000_000: 46_800}  # bytes → shapes: the larger one has a base
 
 
 class _Sent(CommandListener):

@@ -1,4 +1,5 @@
 """A process that edits a canvas for twenty clients until it is killed: `python editors.py URI DATABASE USER PROJECT SEQ…`.
+The canvas becomes large on the way.
 
 For each answer it prints the client, the patch's number and the revision. The numbers are the first to send, one a client.
 """
@@ -10,6 +11,7 @@ from bson import ObjectId
 
 from ximler.core.actor import Actor
 from ximler.database import connect
+from ximler.projects import bases, edits
 from ximler.projects.patches import Saver
 
 LAST = 30
@@ -23,6 +25,11 @@ def patch(client: int, seq: int) -> dict[str, object]:
     if seq % 9 == 0:
         change["remove"] = [f"{client}-{seq - 3}"]
     return {"client": f"tab{client}", "seq": seq, **change}
+
+
+def lower() -> None:
+    """So that patches go through a value, a base and its tail, and whole bases."""
+    bases.LIMIT, edits.MAX_TAIL = 1500, 4000
 
 
 async def main(uri: str, name: str, user: str, project: str, *first: str) -> None:
@@ -40,4 +47,5 @@ async def main(uri: str, name: str, user: str, project: str, *first: str) -> Non
 
 
 if __name__ == "__main__":
+    lower()
     asyncio.run(main(*sys.argv[1:]))

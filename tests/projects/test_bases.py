@@ -1,91 +1,21 @@
 """Large canvases: a base and the patches since, which readers see as one value."""
 
 import asyncio
-from typing import Any
 
-import bson
 import pytest
 from bson import ObjectId
+from tests.projects.drawings import TEXT, Drawing, shapes
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
-from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.metering.quota import gauges
-from ximler.projects import bases, canvas, compaction, edits, patches, projects, trash, versions
+from ximler.projects import canvas, compaction, projects, trash, versions
 from ximler.projects.patches import Outcome, Saver
 from ximler.projects.projects import RevisionConflict
 from ximler.schema.canvas_part import CANVAS_PARTS
-from ximler.schema.canvas_version import CANVAS_CONTENTS
 
-TEXT = "x" * 300
-
-
-@pytest.fixture(autouse=True)
-def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bases, "LIMIT", 2000)
-    monkeypatch.setattr(bases, "_PART", 100)
-    monkeypatch.setattr(compaction, "_SMALL", 1000)
-    monkeypatch.setattr(edits, "MAX_TAIL", 3000)
-    monkeypatch.setattr(patches, "COMPACTED", 1000)
-    monkeypatch.setattr(versions, "_INSIDE", 100)
-
-
-def shapes(count: int) -> dict[str, Any]:
-    return {"elements": [{"id": f"s{n}", "x": n, "text": TEXT} for n in range(count)], "appState": {"zoom": 1}}
-
-
-class Drawing:
-    def __init__(self, database: Database, ada: Actor, project: ObjectId) -> None:
-        self.database, self.ada, self.id = database, ada, project
-        self.saver = Saver(database)
-        self._seq = 0
-
-    async def save(self, client: str = "tab", **change: Any) -> Outcome:
-        self._seq += 1
-        return await self.saver.save(self.ada, self.id, {"client": client, "seq": self._seq, **change})
-
-    async def read(self) -> dict[str, Any]:
-        data: dict[str, Any] = (await canvas.read(self.database, self.ada, self.id)).canvas_data
-        return data
-
-    async def record(self, name: str) -> Any:
-        return next((each for each in (await self.read())["elements"] if each["id"] == name), None)
-
-    async def stored(self) -> dict[str, Any]:
-        found = await self.database.raw["projects"].find_one({"_id": self.id})
-        assert found is not None
-        return found
-
-    async def expect_exact(self) -> None:
-        """`storageSize` is measured anew from what is stored; the gauge has it."""
-        raw = await self.stored()
-        canvas = len(bson.encode({"v": raw["canvasData"] or {}})) - 8
-        if raw["canvasData"] is None and raw.get("canvasBase"):
-            canvas = raw["canvasBase"]["bytes"]
-            canvas += len(bson.encode({"v": raw["canvasTail"]})) - 8 if "canvasTail" in raw else 0
-            packed = await self.database[CANVAS_PARTS].find({"projectId": self.id})
-            assert (
-                len([part for part in packed if part.id[:-2] == raw["canvasBase"]["id"].binary])
-                == (raw["canvasBase"]["parts"])
-            )
-        contents = await self.database[CANVAS_CONTENTS].find({"projectId": self.id})
-        total = canvas + sum(each.stored_bytes for each in contents)
-        total += sum(len(bson.encode(raw[name])) for name in ("settings", "canvasLog", "canvasClients") if name in raw)
-        assert raw["storageSize"] == total
-        gauge = await self.database.raw["gauges"].find_one({"_id": self.ada.user_id})
-        assert gauge is not None
-        assert gauge["storageBytes"] == total + raw.get("storageRoom", 0)
-        used = {raw["canvasBase"]["id"].binary} if raw.get("canvasBase") else set()
-        used |= {each.id for each in contents if each.parts}
-        assert {part.id[:-2] for part in await self.database[CANVAS_PARTS].find({})} == used
-
-
-@pytest.fixture
-async def drawing(database: Database, ada: Actor) -> Drawing:
-    made = await projects.create(database, ada, name="P", canvas_data=shapes(10))
-    assert made.canvas_data == shapes(10)
-    return Drawing(database, ada, made.id)
+pytestmark = pytest.mark.usefixtures("low_limits")
 
 
 async def test_it_is_read_and_patched_as_a_small_one(drawing: Drawing) -> None:
