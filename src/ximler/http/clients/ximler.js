@@ -7,15 +7,20 @@
 //
 // `records` shows the saved canvas with one's own changes on top, whether they are saved yet or not. One request is in flight
 // at a time; changes meanwhile go together with the next. Each patch has this client's name and a number, so that the server
-// applies it once, however often it is sent. Unsaved patches are kept in IndexedDB, and sent by the next client that opens
-// the project. A patch that the server refuses is parked: see `parked` and `onParked`.
+// applies it once, however often it is sent. Unsaved patches are kept in IndexedDB, and sent by the next page that opens the
+// project once the page that made them has ended. A patch that the server refuses is parked: see `parked` and `onParked`.
 
 const MEDIA_TYPE = "application/vnd.ximler.records+json";
 const MAX_RECORDS = 500; // in a patch
 const MAX_COMPARED = 5_000_000; // records of a patch times those of the canvas: half of what the server does
-const MAX_KEEPALIVE = 60_000; // bytes that a browser sends for a page that is left
+const MAX_CHARACTERS = 1_000_000; // of a patch of several records
+const MAX_KEEPALIVE = 20_000; // characters: a browser sends 64 kB for a page that has been left
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 30_000;
+const LONGEST_ANSWER_MS = 60_000;
+const LONGEST_SILENCE_MS = 40_000; // of the stream, which has a ping every 15 seconds
+const KEEP_MS = 200; // changes during a request are kept in the outbox this often
+const LONGEST_CLOSE_MS = 5_000;
 
 /** @typedef {Record<string, any>} Shape */
 
@@ -55,18 +60,28 @@ export class Patch {
     this.removes.add(id);
   }
 
-  /** The first `count` changes, which are no longer part of this patch. */
+  /** The first changes, at most `count`, which are no longer part of this patch. */
   take(count) {
     const taken = new Patch();
+    let characters = 0;
     for (const name of ["puts", "sets", "removes"]) {
       for (const [id, value] of this[name].entries()) {
-        if (taken.size === count) return taken;
+        characters += JSON.stringify(value).length;
+        if (taken.size === count || (taken.size && characters > MAX_CHARACTERS)) return taken;
         if (name === "removes") taken.removes.add(id);
         else taken[name].set(id, value);
         this[name].delete(id);
       }
     }
     return taken;
+  }
+
+  /** The changes of both, `later` after this. */
+  with(later) {
+    for (const id of later.removes) this.remove(id);
+    for (const [id, record] of later.puts) this.put(id, record);
+    for (const [id, properties] of later.sets) this.set(id, properties);
+    return this;
   }
 
   /** Changes `records` in place, as the server does: a property of a missing record is not set. */
@@ -90,41 +105,67 @@ export class Patch {
   }
 }
 
-/** Unsaved patches, by client, in IndexedDB; in memory where there is none. */
+/** Call `act` when the page may end now; returns a function that ends that. */
+export function onLeaving(act, options) {
+  const places = globalThis.document ? [[window, "pagehide"], [document, "visibilitychange"]] : [];
+  for (const [place, event] of places) place.addEventListener(event, act, options);
+  return () => places.forEach(([place, event]) => place.removeEventListener(event, act, options));
+}
+
+/**
+ * Unsaved patches, by client, in IndexedDB; in memory where there is none. What changed last before a page ends is in
+ * localStorage instead, because transactions that begin then are not always committed.
+ */
 export class Outbox {
   constructor(project) {
     this.project = project;
     this.kept = new Map();
   }
 
-  async _store(mode, act) {
-    if (!globalThis.indexedDB) return act(null);
-    this.database ??= new Promise((resolve, reject) => {
+  async open() {
+    if (!globalThis.indexedDB) return;
+    this.database = await new Promise((resolve, reject) => {
       const opening = indexedDB.open("ximler", 1);
       opening.onupgradeneeded = () => opening.result.createObjectStore("outbox");
       opening.onsuccess = () => resolve(opening.result);
       opening.onerror = () => reject(opening.error);
     });
-    const store = (await this.database).transaction("outbox", mode).objectStore("outbox");
-    return new Promise((resolve, reject) => {
-      const asked = act(store);
-      asked.onsuccess = () => resolve(asked.result);
-      asked.onerror = () => reject(asked.error);
-    });
+  }
+
+  close() {
+    this.database?.close();
+    this.database = null;
   }
 
   /** @returns {Promise<{client: string, patches: {seq: number, patch: object}[]}[]>} */
   async load() {
-    if (!globalThis.indexedDB) return [...this.kept.values()];
-    const all = await this._store("readonly", (store) => store.getAll());
-    return all.filter((entry) => entry.project === this.project);
+    if (!this.database) return [...this.kept.values()];
+    const all = (await this._ask("readonly", (store) => store.getAll())).filter(({ project }) => project === this.project);
+    const latest = Object.entries(localStorage).filter(([key]) => key.startsWith(this._key("")));
+    return [...new Map([...all, ...latest.map(([, text]) => JSON.parse(text))].map((entry) => [entry.client, entry])).values()];
   }
 
-  async save(client, patches) {
+  async save(client, patches, { leaving = false } = {}) {
     const entry = { project: this.project, client, patches };
-    if (!globalThis.indexedDB) return void (patches.length ? this.kept.set(client, entry) : this.kept.delete(client));
-    const key = `${this.project} ${client}`;
-    await this._store("readwrite", (store) => (patches.length ? store.put(entry, key) : store.delete(key)));
+    if (!this.database) return void (patches.length ? this.kept.set(client, entry) : this.kept.delete(client));
+    const key = this._key(client);
+    if (leaving && patches.length) localStorage.setItem(key, JSON.stringify(entry));
+    else localStorage.removeItem(key);
+    await this._ask("readwrite", (store) => (patches.length ? store.put(entry, key) : store.delete(key)));
+  }
+
+  _key(client) {
+    return `ximler canvas ${this.project} ${client}`;
+  }
+
+  _ask(mode, act) {
+    const transaction = this.database.transaction("outbox", mode);
+    return new Promise((resolve, reject) => {
+      const asked = act(transaction.objectStore("outbox"));
+      transaction.oncomplete = () => resolve(asked.result);
+      transaction.onabort = () => reject(transaction.error);
+      transaction.commit?.();
+    });
   }
 }
 
@@ -139,13 +180,16 @@ export class Canvas {
    * @param {(ids: string[] | null) => void} [options.onChange]  after others' changes; null: any may have changed
    * @param {(ids: string[]) => void} [options.onRejected]  ids whose change was in vain, because others removed them
    * @param {(parked: object) => void} [options.onParked]  a patch that the server refused, with its problem
+   * @param {(problem: object | null) => void} [options.onDelay]  changes cannot be saved for now (offline, the plan's storage
+   *   is used up) and are sent again; null: they are saved again
+   * @param {(status: number) => void} [options.onEnd]  the access to the project has ended; unsaved changes stay in the outbox
    */
   constructor({ project, url = "", token, list = "elements", id = "id", client, fetch, outbox, ...handlers }) {
     this.path = `${url}/v1/projects/${encodeURIComponent(project)}/canvas`;
     this.token = token;
     this.list = list;
     this.id = id;
-    this.client = client ?? crypto.randomUUID().slice(-12); // short, because each patch has it three times
+    this.client = client ?? randomName();
     this.fetch = fetch ?? globalThis.fetch.bind(globalThis);
     this.outbox = outbox ?? new Outbox(project);
     this.handlers = handlers;
@@ -174,14 +218,33 @@ export class Canvas {
     return patches.reduce((record, patch) => (patch ? patch.applied(id, record) : record), this.saved.get(id));
   }
 
+  /** Resolves when the canvas is read, also if that is long after. Throws where it cannot be. */
   async open() {
+    await this.outbox.open().catch(() => {}); // private windows of some browsers have none
     await this._hold();
-    await this._adopt();
-    await this._read();
-    this._leaving = () => this._leave();
-    globalThis.addEventListener?.("pagehide", this._leaving);
+    try {
+      await this._adopt();
+      for (let wait = FIRST_RETRY_MS; !(await this._reads()); wait = longer(wait)) await this._pause(wait);
+    } catch (error) {
+      this._leave();
+      throw error;
+    }
+    this._delayed(null);
+    this._stay = onLeaving(() => (this._keep({ leaving: true }), this._changed()));
     this.following = this._follow();
+    this._changed();
     return this;
+  }
+
+  async _reads() {
+    try {
+      await this._read();
+      return true;
+    } catch (error) {
+      if (error.status < 500) throw error;
+      this._delayed({ status: error.status ?? 0, detail: error.message });
+      return false;
+    }
   }
 
   put(record) {
@@ -205,54 +268,105 @@ export class Canvas {
     while (this.sending) await this.sending;
   }
 
+  /** Save, and end. What cannot be saved within seconds stays in the outbox. */
   async close() {
+    const late = setTimeout(() => this.stopping.abort(), LONGEST_CLOSE_MS);
     await this.flush();
+    clearTimeout(late);
     this.stopping.abort();
-    globalThis.removeEventListener?.("pagehide", this._leaving);
-    this._release?.();
+    clearTimeout(this.keeping);
+    this._stay?.();
     await this.following;
+    await this._keep();
+    this._leave();
+  }
+
+  _leave() {
+    this.outbox.close();
+    this._release?.();
   }
 
   _changed() {
+    this.keeping ??= this.sending && setTimeout(() => this._keep(), KEEP_MS);
     this.sending ??= Promise.resolve()
       .then(() => this._send())
-      .finally(() => (this.sending = null));
+      .finally(() => {
+        this.sending = null;
+        if (this._due()) this._changed(); // since `_send` looked
+      });
+  }
+
+  _due() {
+    return this.pending.size && !this.inFlight && !this.stopping.signal.aborted;
   }
 
   async _send() {
-    while (this.pending.size && !this.stopping.signal.aborted) {
-      const most = Math.floor(MAX_COMPARED / (this.saved.size + 1));
-      this.inFlight = { seq: ++this.seq, patch: this.pending.take(Math.max(8, Math.min(MAX_RECORDS, most))) };
-      await this._keep();
-      const { answer, problem } = await this._deliver(this.client, this.inFlight);
+    while (this._due()) {
+      this.inFlight = { seq: ++this.seq, patch: this.pending.take(this._most()) };
+      void this._keep();
+      const { answer, problem, later, ended } = await this._deliver(this.client, this.inFlight);
+      if (ended) return; // with the patch in the outbox
+      let overtaken = [];
       if (answer) {
         if (answer.revision > this.revision) this.unseen.push({ revision: answer.revision, patch: this.inFlight.patch });
+        else overtaken = this.inFlight.patch.ids(); // by the feed, maybe with others' later changes, which are shown now
         if (answer.rejected.length) this.handlers.onRejected?.(answer.rejected);
       }
+      if (later) this.pending = this.inFlight.patch.with(this.pending);
       const parked = problem && { patch: this.inFlight.patch.toJSON(), problem };
       this.inFlight = null;
+      if (overtaken.length) this.handlers.onChange?.(overtaken);
       if (parked) this._park(parked);
       await this._keep();
     }
   }
 
-  /** Send a patch until the server answers it. */
+  /** Changes that may be sent at once. */
+  _most() {
+    return Math.max(8, Math.min(MAX_RECORDS, Math.floor(MAX_COMPARED / (this.saved.size + 1))));
+  }
+
+  /**
+   * Send a patch until the server answers it, without a change: it may have been saved by an attempt whose answer was lost.
+   * `later`: it has not been, and is to be sent again with what has changed meanwhile.
+   */
   async _deliver(client, { seq, patch }) {
     const body = JSON.stringify({ client, seq, ...patch.toJSON() });
-    for (let wait = FIRST_RETRY_MS; ; wait = Math.min(2 * wait, LONGEST_RETRY_MS)) {
+    const request = { body, headers: { "Content-Type": MEDIA_TYPE }, keepalive: body.length < MAX_KEEPALIVE };
+    for (let wait = FIRST_RETRY_MS; ; wait = longer(wait), request.keepalive = false) {
       let after = 0;
+      let later = false;
       try {
-        const answer = await this._ask("PATCH", { body, headers: { "Content-Type": MEDIA_TYPE } });
-        if (answer.ok) return { answer: await answer.json() };
-        if (answer.status < 500 && ![408, 425, 429].includes(answer.status)) {
-          return { problem: await answer.json().catch(() => ({ status: answer.status })) };
+        const answer = await this._ask("PATCH", { ...request, signal: this._within(LONGEST_ANSWER_MS) });
+        if (answer.ok) {
+          const saved = await answer.json();
+          this._delayed(null);
+          return { answer: saved };
         }
-        after = 1000 * Number(answer.headers.get("retry-after") ?? 0);
+        const problem = await answer.json().catch(() => ({ status: answer.status }));
+        if (answer.status === 401) return this._ended(401);
+        if (answer.status < 500 && ![408, 425, 429].includes(answer.status)) return { problem };
+        later = answer.status === 429;
+        after = 1000 * (Number(answer.headers.get("retry-after")) || 0);
+        this._delayed(problem);
       } catch (error) {
-        if (this.stopping.signal.aborted) return {};
+        if (this.stopping.signal.aborted) return { ended: true };
+        this._delayed({ status: 0, detail: error.message });
       }
       await this._pause(Math.max(after, wait * (0.5 + Math.random() / 2)));
+      if (later) return { later };
     }
+  }
+
+  _delayed(problem) {
+    if (problem || this.delayed) this.handlers.onDelay?.(problem);
+    this.delayed = problem;
+  }
+
+  _ended(status) {
+    this.stopping.abort();
+    this.handlers.onEnd?.(status);
+    return { ended: true };
   }
 
   _park(parked) {
@@ -261,10 +375,12 @@ export class Canvas {
     this.handlers.onChange?.(null); // the change is no longer shown
   }
 
-  async _keep() {
+  async _keep(options) {
+    clearTimeout(this.keeping);
+    this.keeping = null;
     const patches = this.inFlight ? [{ seq: this.inFlight.seq, patch: this.inFlight.patch.toJSON() }] : [];
     if (this.pending.size) patches.push({ seq: this.seq + 1, patch: this.pending.toJSON() });
-    await this.outbox.save(this.client, patches).catch(() => {}); // a full disk must not stop saving
+    await this.outbox.save(this.client, patches, options).catch(() => {}); // a full disk must not stop saving
   }
 
   /** Hold this client's name, so that no other page sends its patches. */
@@ -284,34 +400,34 @@ export class Canvas {
 
   /** Send what pages that have ended did not. */
   async _adopt() {
-    for (const { client, patches } of await this.outbox.load().catch(() => [])) {
-      const send = async (lock = true) => {
-        if (!lock) return;
-        for (const { seq, patch } of patches) {
-          const { problem } = await this._deliver(client, { seq, patch: new Patch(patch, this.id) });
-          if (problem && problem.code !== "SEQ_PASSED") this._park({ patch, problem });
-        }
-        await this.outbox.save(client, []);
-      };
-      const locks = globalThis.navigator?.locks;
-      await (locks ? locks.request(this._lock(client), { ifAvailable: true }, send) : send());
-      if (client === this.client) this.seq = Math.max(this.seq, ...patches.map(({ seq }) => seq));
+    const locks = globalThis.navigator?.locks;
+    if (!locks && this.outbox.database) return; // without HTTPS: whether a page has ended is unknown
+    for (const entry of await this.outbox.load().catch(() => [])) {
+      if (locks) await locks.request(this._lock(entry.client), { ifAvailable: true }, (lock) => lock && this._inherit(entry));
+      else await this._inherit(entry);
     }
   }
 
-  async _leave() {
-    const sent = this.inFlight === null && this.pending.size > 0;
-    void this._keep();
-    if (!sent) return;
-    const body = JSON.stringify({ client: this.client, seq: this.seq + 1, ...this.pending.toJSON() });
-    if (body.length < MAX_KEEPALIVE) {
-      await this._ask("PATCH", { body, headers: { "Content-Type": MEDIA_TYPE }, keepalive: true }).catch(() => {});
+  async _inherit({ client, patches }) {
+    for (const { seq, patch } of patches) {
+      const left = new Patch(patch, this.id);
+      for (let next = seq; left.size; next++) {
+        const part = left.take(this._most());
+        const { problem, later, ended } = await this._deliver(client, { seq: next, patch: part });
+        if (ended) return; // and stay in the outbox
+        if (later) this.pending = this.pending.with(part);
+        if (problem && problem.code !== "SEQ_PASSED") this._park({ patch: part.toJSON(), problem });
+      }
     }
+    await this._keep();
+    await this.outbox.save(client, []);
   }
 
   async _read() {
     const answer = await this._ask("GET", { cache: "no-cache" });
-    if (!answer.ok) throw new Error(`The canvas cannot be read: ${answer.status}`);
+    if (!answer.ok) {
+      throw Object.assign(new Error(`The canvas cannot be read: ${answer.status}`), { status: answer.status });
+    }
     const content = await answer.json();
     const list = Array.isArray(content?.[this.list]) ? content[this.list] : [];
     this.saved = new Map(list.map((record) => [record?.[this.id], record]));
@@ -327,18 +443,28 @@ export class Canvas {
   async _follow() {
     let wait = FIRST_RETRY_MS;
     while (!this.stopping.signal.aborted) {
+      const silent = new AbortController();
+      const signal = AbortSignal.any([this.stopping.signal, silent.signal]);
+      let timer;
+      const alive = () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => silent.abort(), LONGEST_SILENCE_MS);
+      };
       try {
-        const answer = await this._ask("GET", { to: `/changes?since=${this.revision}`, signal: this.stopping.signal });
-        if ([401, 403, 404].includes(answer.status)) return this.handlers.onEnd?.(answer.status);
+        alive();
+        const answer = await this._ask("GET", { to: `/changes?since=${this.revision}`, signal });
+        if ([401, 403, 404].includes(answer.status)) return void this._ended(answer.status);
         if (answer.ok) {
           wait = FIRST_RETRY_MS;
-          for await (const event of events(answer.body)) await this._heard(event);
+          for await (const event of events(answer.body, alive)) await this._heard(event);
         }
       } catch (error) {
         if (this.stopping.signal.aborted) return;
+      } finally {
+        clearTimeout(timer);
       }
-      await this._pause(wait);
-      wait = Math.min(2 * wait, LONGEST_RETRY_MS);
+      await this._pause(wait * (0.5 + Math.random() / 2));
+      wait = longer(wait);
     }
   }
 
@@ -358,20 +484,42 @@ export class Canvas {
     return this.fetch(this.path + to, { method, headers: { ...headers, ...authorization }, ...options });
   }
 
+  /** Aborted by `close`, and after a time. */
+  _within(milliseconds) {
+    return AbortSignal.any([this.stopping.signal, AbortSignal.timeout(milliseconds)]);
+  }
+
   _pause(milliseconds) {
+    const { signal } = this.stopping;
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, milliseconds);
-      this.stopping.signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+      const end = () => {
+        clearTimeout(timer);
+        signal.removeEventListener("abort", end);
+        resolve();
+      };
+      const timer = setTimeout(end, signal.aborted ? 0 : milliseconds);
+      signal.addEventListener("abort", end);
     });
   }
 }
 
-/** Server-Sent Events of a response's body. */
-export async function* events(body) {
+function longer(wait) {
+  return Math.min(2 * wait, LONGEST_RETRY_MS);
+}
+
+/** Short, because each patch has it three times. */
+function randomName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Server-Sent Events of a response's body; `heard` is called for each part of it. */
+export async function* events(body, heard = () => {}) {
   const decoder = new TextDecoder();
   let text = "";
-  for await (const chunk of body) {
-    text += decoder.decode(chunk, { stream: true });
+  const reader = body.getReader(); // Safari's streams cannot be iterated
+  for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) {
+    heard();
+    text += decoder.decode(value, { stream: true });
     const blocks = text.split("\n\n");
     text = blocks.pop();
     for (const block of blocks) {
