@@ -16,6 +16,7 @@ from ximler.audit.actions import Action
 from ximler.billing.plans import PlanMemory
 from ximler.billing.rails import rail
 from ximler.core.errors import Unavailable
+from ximler.core.logs import printable
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import connect
 from ximler.database.changes import Feed
@@ -36,7 +37,7 @@ from ximler.graphql import (
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
 from ximler.http import docs, mailbox, routes
-from ximler.http.authentication import Authentication
+from ximler.http.authentication import Authentication, log_caller
 from ximler.http.bodies import BodyRequest
 from ximler.http.idempotency import REPLAYED
 from ximler.http.metered import BY_REQUEST, Metered, charge
@@ -54,6 +55,7 @@ _log = structlog.get_logger("ximler")
 
 _MB = 1_000_000
 _ANONYMOUS_BODY = _MB
+_NAMED_FIELDS = 3  # of an operation without a name
 _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields blocks the event loop for most of a minute
 
 
@@ -126,6 +128,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     async def context(scope: MutableMapping[str, Any]) -> Context:
         authentication: Authentication = app.state.authentication
         caller = await authentication.identify(scope)
+        log_caller(scope, caller)
         return Context(
             database=app.state.database,
             plans=app.state.plans,
@@ -153,6 +156,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
 
     def admit(scope: MutableMapping[str, Any], ctx: Context, prepared: Prepared) -> Awaitable[None] | None:
         fields = prepared.plan.root.fields
+        name = prepared.operation.name or ",".join(field.name for field in fields[:_NAMED_FIELDS])
+        scope["state"]["log"]["operation"] = printable(name)
         if prepared.operation.mutation:
             # A request may contain several mutations.
             changes = sum(field.name not in accounts.UNLIMITED for field in fields)
@@ -191,6 +196,11 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
 
     @asgi("/graphql", copy_scope=False, opt={"api_calls": BY_REQUEST})
     async def graphql(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "GET" and not scope["query_string"] and _is_browser(scope):
+            leave = {"type": "http.response.start", "status": 303, "headers": [(b"location", b"/#graphql")]}
+            await send(leave)  # type: ignore[arg-type]  # a dictionary of this shape
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         await serve_graphql(scope, receive, send)  # type: ignore[arg-type]  # the same protocol, typed by two libraries
 
     app = Litestar(
@@ -219,6 +229,11 @@ def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, save
         Part("projects.live", live.run),
         Part("projects.saver", saver.run, close=saver.close, stage=Stage.SERVE),
     ]
+
+
+def _is_browser(scope: Scope) -> bool:
+    """Whether a person opened the address, who wants a page."""
+    return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
 def _trusted(settings: Settings) -> dict[str, str] | None:

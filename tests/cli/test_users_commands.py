@@ -31,6 +31,9 @@ def test_an_account_is_found_shown_locked_and_opened(shop):
     shown = run("show", ADA).stdout
     assert f"email          {ADA}\n" in shown
     assert "lockedAt       -\n" in shown
+    assert "plan           free\n" in shown
+    assert "usage          projects 0 of 3; storage 0 of 1,000,000,000; apiCalls 0 of 1,000\n" in shown
+    assert "activeKeys     0\n" in shown
     locked = json.loads(run("lock", ADA, "--reason", "a chargeback", "--json").stdout)
     assert locked["lockReason"] == "a chargeback"
     assert "locked" in run("list").stdout

@@ -34,6 +34,8 @@ GIVEN = {
     "drain_seconds": ("0", 0),
     "keep_alive_s": ("120", 120),
     "public_url": ("https://x.example", "https://x.example"),
+    "app_url": ("https://app.example/in", "https://app.example/in"),
+    "asset_max_mb": ("5", 5),
     "trusted_proxies": ("10.0.0.0/8, ::1 ,", ("10.0.0.0/8", "::1")),
     "cors_origins": ("https://a.example,https://b.example", ("https://a.example", "https://b.example")),
     "metrics_token": ("a token for Prometheus", "a token for Prometheus"),

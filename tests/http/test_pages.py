@@ -3,6 +3,7 @@
 from html.parser import HTMLParser
 from urllib.parse import quote
 
+import msgspec
 import pytest
 from tests.serving import PASSWORD, Client
 
@@ -130,3 +131,25 @@ async def test_pages_run_no_script_sit_in_no_frame_and_are_not_kept(client: Clie
     assert "frame-ancestors 'none'" in policy
     assert headers["cache-control"] == "no-store"
     assert headers["referrer-policy"] == "no-referrer"  # the link's token stays with us
+
+
+async def test_a_browser_that_opens_graphql_gets_a_page(client: Client) -> None:
+    opened = await client.http.get("/graphql", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert (opened.status_code, opened.headers["location"]) == (303, "/#graphql")
+    assert "curl http://127.0.0.1:8000/graphql" in (await client.http.get("/")).text
+    assert (await client.http.get("/favicon.ico")).headers["content-type"].startswith("image/svg+xml")
+
+
+async def test_the_application_opens_after_a_password_was_reset(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authentication = client.app._app.state.authentication  # type: ignore[attr-defined]  # the application inside
+    monkeypatch.setattr(
+        authentication,
+        "settings",
+        msgspec.structs.replace(authentication.settings, app_url="https://app.example/in?a=1"),
+    )
+    token = await client.register("ada@example.com")
+    done = await client.http.post("/confirm", data={"token": token, "password": PASSWORD})
+    assert done.headers["refresh"] == "3;url=https://app.example/in?a=1"
+    assert '<a href="https://app.example/in?a=1">Continue</a>' in done.text

@@ -224,3 +224,16 @@ async def test_a_request_cancelled_by_shutdown_is_answered_503_and_logged_once()
     headers = dict(sent[0]["headers"])
     assert (headers[b"content-type"], headers[b"retry-after"]) == (b"application/problem+json", b"1")
     assert (sent[0]["status"], msgspec.json.decode(sent[1]["body"])["code"]) == (503, "SHUTTING_DOWN")
+
+
+async def test_the_log_names_caller_operation_and_error(client: Client) -> None:
+    await client.join("ada@example.com")
+    with structlog.testing.capture_logs() as logs:
+        await client.ask("query Mine { me { email } projects(first: 1) { nodes { id } } }")
+        await client.ask('mutation { deleteProject(id: "000000000000000000000000") { id } }')
+        headers = {"Authorization": f"Bearer {client.token}"}
+        await client.http.get("/v1/projects/000000000000000000000000/canvas", headers=headers)
+    asked, failed, read = (line for line in logs if line["event"] == "request")
+    assert (asked["operation"], "code" in asked, len(asked["user"])) == ("Mine", False, 24)
+    assert (failed["operation"], failed["code"], failed["user"]) == ("deleteProject", "NOT_FOUND", asked["user"])
+    assert (read["code"], read["user"]) == ("NOT_FOUND", asked["user"])

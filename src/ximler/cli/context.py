@@ -224,6 +224,9 @@ async def database(loaded: Settings) -> "AsyncIterator[Database]":
         finally:
             await connected.close()
         return
+    if not (loaded.data_path / "mongodb").exists():
+        where = f"There is no database in {loaded.data_path} yet: this command creates one"
+        click.echo(f"{where}. For another folder, set XIMLER_DATA_DIR or --data-dir.", err=True)
     loaded = loaded.with_secret()
     async with server.running(loaded.data_path, mongod=loaded.mongod, cache_mb=loaded.mongod_cache_mb) as uri:
         connected = await connect(uri, settings=loaded)
@@ -240,19 +243,31 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """For people. Cells are plain text: markup and control characters that others stored have no effect.
 
-    Nothing is cut off, because ids and remedies are copied: a narrow terminal folds all but the first column;
-    a pipe or file gets one line a row.
+    Nothing is cut off or folded, because ids and remedies are copied: where the terminal is too narrow for the
+    table, each row is a record, a line a column; a pipe or file gets one line a row.
     """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
+    cells = [["".join(c if c.isprintable() else "\ufffd" for c in str(cell)) for cell in row] for row in rows]
+    console = Console(width=None if sys.stdout.isatty() else _ENDLESS)
     table = Table(box=None, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
-    for row in rows:
-        table.add_row(*(Text("".join(c if c.isprintable() else "\ufffd" for c in str(cell))) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _ENDLESS).print(table)
+        table.add_column(column, no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    if Measurement.get(console, console.options.update(max_width=_ENDLESS), table).maximum <= console.width:
+        console.print(table)
+        return
+    width = max(map(len, columns))
+    for number, row in enumerate(cells):
+        if number:
+            click.echo()
+        for column, cell in zip(columns, row, strict=True):
+            if cell:
+                click.echo(f"{column:<{width}}  {cell}")
 
 
 @contextmanager

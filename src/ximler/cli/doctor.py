@@ -130,6 +130,7 @@ async def _examine(loaded: Settings) -> list[Check]:
         *await _database(loaded),
         await _mail(loaded),
         _public_url(loaded),
+        _app_url(loaded),
         await asyncio.to_thread(_server, loaded),
     ]
 
@@ -359,6 +360,15 @@ def _public_url(loaded: Settings) -> Check:
         remedy = "serve HTTPS with a proxy in front, and set XIMLER_PUBLIC_URL=https://…"
         return Check("public URL", "warning", f"{loaded.base_url} is not encrypted", remedy)
     return Check("public URL", "ok", loaded.base_url)
+
+
+def _app_url(loaded: Settings) -> Check:
+    if loaded.app_url is not None:
+        return Check("app URL", "ok", loaded.app_url)
+    if loaded.development:
+        return Check("app URL", "ok", "none: pages and e-mails lead to Ximler itself")
+    remedy = "set XIMLER_APP_URL to the address of your application"
+    return Check("app URL", "warning", "pages and e-mails lead to Ximler itself", remedy)
 
 
 def _server(loaded: Settings) -> Check:

@@ -71,10 +71,25 @@ async def search(run: Run, text: str, limit: int, after: Any) -> None:
 @click.argument("user")
 @connected(json="Print the account as JSON.")
 async def show(run: Run, user: str) -> None:
-    """Show the account of USER (an id or e-mail address)."""
+    """Show the account of USER (an id or e-mail address), with plan, usage and API keys."""
     from ximler.accounts import administration
+    from ximler.apikeys import keys
+    from ximler.metering.limits import entitlements
+    from ximler.metering.reports.overview import overview
 
-    _show(run, await administration.get(run.database, run.actor, await run.user_id(user)))
+    account = await administration.get(run.database, run.actor, await run.user_id(user))
+    user_id, now = account.user.id, run.database.clock.now()
+    more: dict[str, Any] = {}
+    if account.user.deleted_at is None:
+        entitlement = (await entitlements.resolve(run.database, [user_id]))[user_id]
+        used = (await overview(run.database, run.actor, [user_id]))[user_id]
+        theirs = await keys.mine(run.database, run.actor, user_id=user_id)
+        more = {
+            "plan": entitlement.plan_id,
+            "usage": {each.resource: fields(each, "used limit") for each in used},
+            "activeKeys": sum(keys.state(key, now) == "ACTIVE" for key in theirs),
+        }
+    _show(run, account, more)
 
 
 @users.command()
@@ -267,16 +282,25 @@ async def _list(run: Run, text: str | None, limit: int, after: Any, *, empty: st
     )
 
 
-def _show(run: Run, account: "Account") -> None:
-    whole = _row(account)
+def _show(run: Run, account: "Account", more: dict[str, Any] | None = None) -> None:
+    whole = _row(account) | (more or {})
 
     def text() -> None:
+        words = {None: "-", True: "yes", False: "no"}
         for name, value in whole.items():
-            words = {None: "-", True: "yes", False: "no"}
-            shown = minute(value) if isinstance(value, datetime) else words.get(value, value)
+            if isinstance(value, dict):
+                shown = "; ".join(f"{resource} {_of(used)}" for resource, used in value.items())
+            elif value is None or isinstance(value, bool):
+                shown = words[value]
+            else:
+                shown = minute(value) if isinstance(value, datetime) else value
             click.echo(f"{name:14} {''.join(c if c.isprintable() else chr(0xFFFD) for c in str(shown))}")
 
     run.show(whole, text)
+
+
+def _of(used: dict[str, Any]) -> str:
+    return f"{used['used']:,}" + ("" if used["limit"] is None else f" of {used['limit']:,}")
 
 
 def _row(account: "Account") -> dict[str, Any]:

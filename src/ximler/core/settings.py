@@ -93,6 +93,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[str, Meta(pattern=r"^(?i:https?)://[^/?#\s]+[^?#\s]*$")] | None,
         Meta(description="Public URL of Ximler, used for links in e-mails. Unset: host and port."),
     ] = None
+    app_url: Annotated[
+        Annotated[str, Meta(pattern=r"^(?i:https?)://[^/?#\s]+[^\s]*$")] | None,
+        Meta(description="Your application's address: pages and e-mails lead people there."),
+    ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(description="Addresses or networks of proxies whose `X-Forwarded-For`, or else `Forwarded`, is trusted."),

@@ -22,7 +22,7 @@ from ximler.metering.quota.bursts import BurstExceeded, Bursts
 from ximler.runtime import Part, Stage
 from ximler.schema.user import User
 
-__all__ = ["Authentication", "Caller", "shows_key", "signed_in"]
+__all__ = ["Authentication", "Caller", "log_caller", "shows_key", "signed_in"]
 
 _MAX_USER_AGENT = 300
 _DAY_S = 86_400
@@ -222,10 +222,20 @@ def signed_in(*, scope: str | None = None, api_calls: int = 1, saves: bool = Fal
     }
 
 
+def log_caller(scope: MutableMapping[str, Any], caller: Caller) -> None:
+    """Name the caller in the request's log line."""
+    if caller.actor.user_id is not None:
+        log = scope["state"]["log"]
+        log["user"] = str(caller.actor.user_id)
+        if caller.actor.api_key_id is not None:
+            log["key"] = str(caller.actor.api_key_id)
+
+
 async def _caller(request: Request[Any, Any, Any]) -> Caller:
     authentication: Authentication = request.app.state.authentication
     caller = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
     caller.actor.require_user()
+    log_caller(request.scope, caller)  # type: ignore[arg-type]  # the same
     if request.route_handler.opt["saves"]:
         authentication.limit_saves(caller.actor)
     elif request.method not in _SAFE:

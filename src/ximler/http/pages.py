@@ -25,7 +25,8 @@ _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("ximler.http"), autoescape=True, undefined=jinja2.StrictUndefined
 )
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; form-action 'self'; "
+    "frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "referrer-policy": "no-referrer",
 }
@@ -96,9 +97,31 @@ _CHANGE_EMAIL = Form(
 )
 
 
+_ICON = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#0b57d0"/>'
+    b'<path d="M9 9l14 14M23 9L9 23" stroke="#fff" stroke-width="4" stroke-linecap="round"/></svg>'
+)
+_THEN_S = 3  # until the application opens by itself
+
+
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
-async def front_door() -> Response[str]:
-    return page("front.html", "Ximler is running")
+async def front_door(state: State) -> Response[str]:
+    settings = state.authentication.settings
+    return page("front.html", "Ximler is running", url=settings.base_url, app=settings.app_url, mailbox=state.mailbox)
+
+
+@get("/favicon.ico", include_in_schema=False, opt={"api_calls": None, "quiet": True})
+async def icon() -> Response[bytes]:
+    return Response(_ICON, media_type="image/svg+xml", headers={"Cache-Control": "public, max-age=86400"})
+
+
+def _done(state: State, title: str, text: str) -> Response[str]:
+    """The end of a journey; the application opens next, where XIMLER_APP_URL names it."""
+    url = state.authentication.settings.app_url
+    answer = page("done.html", title, text=text, app=url)
+    if url:
+        answer.headers["Refresh"] = f"{_THEN_S};url={url}"
+    return answer
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -170,7 +193,7 @@ async def confirm(
         )
     except Invalid as error:
         return _CONFIRM.again(data.token, error)
-    return page("page.html", "Welcome", text=f"Your account {user.email} is ready. You can sign in.")
+    return _done(state, "Welcome", f"Your account {user.email} is ready. You can sign in.")
 
 
 @get("/reset", **page_of("Landing page of reset links", _422="The token is too long"))
@@ -196,7 +219,7 @@ async def reset(
         await credentials.reset(state.database, state.keyring, visitor, token=data.token, password=data.password)
     except Invalid as error:
         return _RESET.again(data.token, error)
-    return page("page.html", "Your password is changed", text="Sign in with it. All sessions were ended.")
+    return _done(state, "Your password is changed", "Sign in with it. All sessions were ended.")
 
 
 @post(
@@ -260,7 +283,7 @@ async def change_email(
         )
     except Invalid as error:
         return _CHANGE_EMAIL.again(data.token, error)
-    return page("page.html", "Your address is changed", text=f"Your account's address is now {user.email}.")
+    return _done(state, "Your address is changed", f"Your account's address is now {user.email}.")
 
 
 def _visitor(request: Request[Any, Any, Any]) -> Actor:
@@ -278,6 +301,7 @@ def page(template: str, title: str, *, status: int = 200, text: str = "", **valu
 
 routes = (
     front_door,
+    icon,
     ask_confirmation,
     confirm,
     ask_password,

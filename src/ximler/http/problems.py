@@ -111,7 +111,7 @@ def headers_of(error: XimlerError) -> dict[str, str]:
 
 
 def _ours(request: Request[Any, Any, Any], error: XimlerError) -> Response[bytes]:
-    return _response(body(error, _request_id(request)), headers_of(error))
+    return _response(request, body(error, _request_id(request)), headers_of(error))
 
 
 def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -136,7 +136,7 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
         fields=fields or None,
         request_id=_request_id(request),
     )
-    return _response(problem, dict(error.headers or {}))
+    return _response(request, problem, dict(error.headers or {}))
 
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -148,10 +148,11 @@ def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[b
         code="INTERNAL",
         request_id=_request_id(request),
     )
-    return _response(problem, {})
+    return _response(request, problem, {})
 
 
-def _response(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
+def _response(request: Request[Any, Any, Any], problem: Problem, headers: dict[str, str]) -> Response[bytes]:
+    request.scope["state"].setdefault("log", {})["code"] = problem.code
     return Response(
         msgspec.json.encode(problem),
         status_code=problem.status,

@@ -108,6 +108,7 @@ class Requests:
         state["request_id"] = request_id
         state["address"] = self._proxies.client(peer, head.x_forwarded_for, head.forwarded)
         state["head"] = method == "HEAD"
+        more = state["log"] = {}  # caller, operation and error code, from the layers inside
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         status = 0
@@ -155,7 +156,14 @@ class Requests:
             self._count(method, route, status, seconds)
             handler: BaseRouteHandler | None = scope.get("route_handler")  # None for unknown paths
             log = _log.debug if handler and handler.opt.get("quiet") else _log.info
-            log("request", method=method, path=printable(scope["path"]), status=status, ms=round(seconds * 1000, 2))
+            log(
+                "request",
+                method=method,
+                path=printable(scope["path"]),
+                status=status,
+                ms=round(seconds * 1000, 2),
+                **more,
+            )
 
     def _count(self, method: str, route: str, status: int, seconds: float) -> None:
         found = self._counters.get((method, route, status))

@@ -112,10 +112,11 @@ def compose(
     message["Message-ID"] = f"<{hashlib.sha256(key.encode()).hexdigest()[:32]}@{host}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies
     text = _templates.get_template(f"{template}.txt").render(link=link, **values)
-    message.set_content(f"{text}\n\nSent by {settings.base_url}\n")
+    site = settings.app_url or settings.base_url
+    message.set_content(f"{text}\n\nSent by {site}\n")
     paragraphs = [paragraph.strip() for paragraph in text.split("\n\n")]
     html = _templates.get_template("base.html").render(
-        subject=subject, site=settings.base_url, paragraphs=paragraphs, link=link, label=label
+        subject=subject, site=site, paragraphs=paragraphs, link=link, label=label
     )
     message.add_alternative(html, subtype="html")
     return message

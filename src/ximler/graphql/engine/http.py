@@ -134,6 +134,12 @@ class GraphQLApp:
             response = {"errors": [{"message": str(error), "extensions": {"code": "BAD_REQUEST"}}]}
         except Exception as error:
             status, response = 500, {"errors": [describe_bug(error)]}
+        if (
+            not isinstance(response, bytes)
+            and "errors" in response
+            and (log := scope.get("state", {}).get("log")) is not None
+        ):
+            log["code"] = response["errors"][0]["extensions"]["code"]
         try:
             body = response if isinstance(response, bytes) else encode(response)
         except Exception as error:  # a JSON value from a resolver that cannot be encoded: circular or too deep
