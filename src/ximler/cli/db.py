@@ -182,6 +182,19 @@ def docs() -> None:
     click.echo(markdown(), nl=False)
 
 
+@db.command("shard-plan")
+@click.option("--database", "name", default="ximler", show_default=True, help="The database's name.")
+@click.option("--json", "as_json", is_flag=True, help="Print each collection's key and reason as JSON.")
+def shard_plan(name: str, as_json: bool) -> None:
+    """Print mongosh commands that shard the collections of a cluster. Nothing is changed."""
+    from ximler.database import sharding
+
+    if as_json:
+        context.print_json({"items": msgspec.to_builtins(sharding.placements()), "next": None})
+    else:
+        click.echo(sharding.commands(name), nl=False)
+
+
 def _show(run: Run, differences: "list[Difference]", complete: str) -> None:
     run.show_list(
         differences,

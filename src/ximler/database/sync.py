@@ -22,6 +22,7 @@ from ximler.database import seeding
 from ximler.database.connection import Database
 from ximler.database.failures import DocumentExists, translated
 from ximler.database.seeding import Seeds
+from ximler.database.sharding import key_index
 from ximler.database.validators import validator
 from ximler.schema import CATALOGUE, SPECIFIED
 from ximler.schema.audit_log import AUDIT_LOGS
@@ -331,7 +332,7 @@ async def _compare(
             differences.append(Difference(name, "index", index.name, "missing", "ximler db init"))
         elif not _same(index, present[index.name]):
             differences.append(Difference(name, "index", index.name, "changed", "ximler db init --repair rebuilds it"))
-    known = {index.name for index in collection.indexes} | {"_id_"}
+    known = {index.name for index in collection.indexes} | {"_id_", key_index(collection)}
     differences += [
         Difference(name, "index", extra, "extra", f"left alone; db.{name}.dropIndex({extra!r}) removes it")
         for extra in present
