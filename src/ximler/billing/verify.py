@@ -7,6 +7,7 @@ from typing import Any
 from bson import ObjectId
 
 from ximler.billing import states
+from ximler.billing.account import ends_at
 from ximler.billing.periods import period
 from ximler.core.money import Money
 from ximler.database import Database
@@ -18,6 +19,7 @@ from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.invoice_number import INVOICE_NUMBERS
 from ximler.schema.redemption import REDEMPTIONS, redemption_id
 from ximler.schema.refund import REFUNDS, Refund
+from ximler.schema.subscription import Subscription
 
 __all__ = ["verify"]
 
@@ -107,6 +109,9 @@ async def _of(database: Database, user_ids: list[ObjectId]) -> list[str]:
             status = "REFUNDED" if charge.refunded_minor >= charge.amount_minor else charge.status
             if payment is None or payment.status != status or payment.amount_minor != charge.amount_minor:
                 problems.append(f"{who}: the payment of charge {charge.id} is not {status}, or of another amount")
+        known = {charge.payment_id for charge in charges[account.id]}
+        unknown = [each.id for each in payments.values() if each.user_id == account.id and each.id not in known]
+        problems += [f"{who}: payment {payment_id} of an invoice has no charge" for payment_id in unknown]
         problems += _refunds(who, charges[account.id], refunds[account.id], invoices[account.id])
         returned: dict[ObjectId, int] = defaultdict(int)  # of money that no invoice needed
         for refund in refunds[account.id]:
@@ -117,8 +122,11 @@ async def _of(database: Database, user_ids: list[ObjectId]) -> list[str]:
         if account.subscription_id is not None:
             problems += _periods(who, account, invoices[account.id])
             live = {"_id": account.subscription_id, "userId": account.id, "status": {"$in": list(states.LIVE)}}
-            if await database.subscriptions.find_one(live) is None:
+            subscription = await database.subscriptions.find_one(live)
+            if subscription is None:
                 problems.append(f"{who}: the account's subscription is not live")
+            else:
+                problems += _shown(who, account, subscription)
         if (
             (row := written.get(account.id))
             and account.id in resolved
@@ -126,6 +134,30 @@ async def _of(database: Database, user_ids: list[ObjectId]) -> list[str]:
         ):
             problems.append(f"{who}: limits are of {row['planId']}, and the plan is {resolved[account.id].plan_id}")
     return problems
+
+
+def _shown(who: str, account: Any, subscription: Subscription) -> list[str]:
+    """The subscription says what the account bills."""
+    billed = (
+        account.terms.plan_id,
+        account.terms.price_minor,
+        account.terms.currency,
+        ends_at(account),
+        not account.cancels,
+    )
+    shown = (
+        subscription.plan_id,
+        subscription.price_minor,
+        subscription.currency.upper(),
+        subscription.period_end,
+        subscription.auto_renew,
+    )
+    names = ("plan", "price", "currency", "end", "autoRenew")
+    return [
+        f"{who}: the subscription's {name} is {theirs}, and the account's {ours}"
+        for name, ours, theirs in zip(names, billed, shown, strict=True)
+        if ours != theirs
+    ]
 
 
 def _invoice(who: str, invoice: Invoice, charges: list[Any], returned_minor: int) -> list[str]:
