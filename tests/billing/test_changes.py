@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 from tests.billing.conftest import (
+    LATER,
+    OPERATOR,
     SOFT,
     Buy,
     add_plan,
@@ -14,10 +16,11 @@ from tests.billing.conftest import (
     subscription,
 )
 
-from ximler.billing import changes, payments, run
+from ximler.billing import catalogue, changes, payments, rebates, run, subscriptions
 from ximler.billing.payments import PaymentDeclined
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
+from ximler.core.errors import Conflict
 from ximler.database import Database
 from ximler.metering.limits.plans import limits_of
 from ximler.schema.subscription import Subscription
@@ -62,12 +65,37 @@ async def test_a_downgrade_waits_for_the_end_of_the_period_and_can_be_taken_back
     assert (await changes.change(database, rail, ada, plan_id="pro")).pending_plan_id == "pro"
     assert (await changes.clear(database, ada)).pending_plan_id is None
     await changes.change(database, rail, ada, plan_id="pro")
+    await catalogue.edit(database, OPERATOR, "enterprise", price=120)
+    seen = await changes.preview(database, ada, plan_id="enterprise", when="NOW")
+    assert (seen.due_minor, seen.quote) == (0, None)
+    assert (await changes.change(database, rail, ada, plan_id="enterprise", when="NOW")).pending_plan_id is None
+    await changes.change(database, rail, ada, plan_id="pro")
     at(database, 2027, 2, 15, 1)
     await run.run(database, rail)
     found = await subscription(database, ada)
     assert (found.plan_id, found.price_minor, found.pending_plan_id) == ("pro", 2900, None)
     assert await paid(database, ada) == [9900, 2900]
     assert (await limits_of(database, ada.require_user())).api_calls == 100_000
+
+
+async def test_cancelled_while_a_change_is_being_paid_it_ends_with_the_period_that_was_paid(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await add_plan(database, "yearly", 120, interval="YEAR")
+    at(database, 2027, 1, 15)
+    await buy(ada)
+    await card_of(database, ada, LATER)
+    at(database, 2027, 1, 20)
+    await changes.change(database, rail, ada, plan_id="yearly")
+    with pytest.raises(Conflict, match="under way"):  # it would not survive the change
+        await rebates.apply(database, ada, "WELCOME20")
+    await subscriptions.cancel(database, ada)
+    database.clock.offset_ms += 11 * 60_000
+    await run.run(database, rail)
+    found = await subscription(database, ada)
+    assert (found.plan_id, found.auto_renew, found.end_date) == ("yearly", False, datetime(2028, 1, 20, tzinfo=UTC))
+    await run.forward(database, rail, datetime(2028, 1, 20, 0, 0, 1, tzinfo=UTC))
+    assert (await subscription(database, ada)).status == "CANCELLED"
 
 
 async def test_from_yearly_to_monthly_the_rest_becomes_credit_and_pays_the_months(

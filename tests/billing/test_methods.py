@@ -11,6 +11,7 @@ from tests.billing.conftest import (
     SOFT,
     Buy,
     Buyer,
+    at,
     card_of,
     last_invoice,
     paid,
@@ -49,6 +50,24 @@ async def test_a_new_card_is_tried_at_once_after_one_that_was_declined_for_good(
     assert (method.label, method.declined) == ("Test card 4444", False)
     (entry,) = await database.audit_logs.find({"action": "billing.method.changed"})
     assert (entry.metadata["actor"], entry.user_id) == ("user", ada.user_id)
+
+
+async def test_a_card_that_is_declined_for_good_after_it_was_replaced_says_nothing_about_the_new_one(
+    database: Database, rail: Sandbox, settings: Settings, ada: Actor, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(ada)
+    await card_of(database, ada, HARD)
+    rail.fault = lambda verb: "down" if verb == "confirm" else None
+    at(database, 2027, 2, 15, 1)
+    await run.run(database, rail)
+    assert await new_card(database, rail, settings, ada, OTHER) == "PAID"
+    rail.fault = lambda verb: None
+    database.clock.offset_ms += 6 * 60_000
+    await run.run(database, rail)
+    assert [each.status for each in await database.payments.find({"userId": ada.user_id})] == ["PAID", "FAILED", "PAID"]
+    assert (await methods.of_user(database, ada))[0].declined is False
+    assert (await subscription(database, ada)).status == "ACTIVE"
 
 
 async def test_a_new_card_costs_nothing_while_nothing_is_unpaid(

@@ -84,8 +84,9 @@ async def change(
 ) -> Subscription:
     """Change the plan. Asking again, or at the same moment, charges once. Audited: the request, and later its effect.
 
-    Raises NotFound, Invalid, Conflict while a payment is under way or the subscription is unpaid or about to end, and
-    PaymentDeclined: then nothing has changed. With a coupon also MethodNeeded and the errors of `redemptions.reserve`.
+    A change to the present plan takes back one that is pending. Raises NotFound, Invalid, Conflict while a payment is under
+    way or the subscription is unpaid or about to end, and PaymentDeclined: then nothing has changed. With a coupon also
+    MethodNeeded and the errors of `redemptions.reserve`.
     """
     user_id = actor.require_user()
     plan = await plan_on_offer(database, plan_id)
@@ -112,8 +113,11 @@ async def _change(
 
     async def write(transaction: Database) -> Charge | None:
         account = await lock(transaction, actor.require_user())
-        if not held and account.terms is not None and account.terms.plan_id == plan.id and account.pending is None:
-            return None  # it was changed already
+        if not held and account.terms is not None and account.terms.plan_id == plan.id:  # changed already, or to stay
+            if account.pending is not None:
+                await _withdraw(transaction, actor, account, account.pending)
+                await store(transaction, account)
+            return None
         made = compute(account, plan, when, transaction.clock.now(), transaction.business, coupon=coupon)
         subscription_id, current_terms, _ = live(account)
         await records.write(
@@ -182,17 +186,7 @@ async def clear(database: Database, actor: Actor) -> Subscription:
         account = await lock(transaction, actor.require_user())
         if account.pending is None or account.subscription_id is None:
             raise Conflict("No change of plan is pending")
-        await records.write(
-            transaction,
-            actor,
-            Action.PLAN_CHANGE_WITHDRAWN,
-            resource="subscriptions",
-            resource_id=account.subscription_id,
-            user_id=account.id,
-            planId=account.pending.plan_id,
-        )
-        await subscriptions.drop_pending(transaction, account)
-        await _show_pending(transaction, account, None)
+        await _withdraw(transaction, actor, account, account.pending)
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": account.subscription_id, "userId": account.id})
 
@@ -223,6 +217,8 @@ def compute(
         raise Conflict(f"The subscription is paid in {old.currency}, and {plan.name} in {plan.currency.upper()}")
     if plan.id == old.plan_id and account.pending is None:
         raise Conflict(f"The plan is {plan.name} already")
+    if plan.id == old.plan_id and coupon is None:  # it stays
+        return Change(plan_id=plan.id, when="NOW", at=now, terms=old, anchor=anchor, period=current(account))
     same = plan.interval == old.interval
     if when is None:
         when = "NOW" if not same or plan.price_minor >= old.price_minor else "PERIOD_END"
@@ -305,6 +301,21 @@ def _method(account: BillingAccount) -> Method:
     if account.method is None:
         raise MethodNeeded("Add a payment method first: each can use a coupon once")
     return account.method
+
+
+async def _withdraw(transaction: Database, actor: Actor, account: BillingAccount, pending: Terms) -> None:
+    """Take back the pending change of the locked account. Audited."""
+    await records.write(
+        transaction,
+        actor,
+        Action.PLAN_CHANGE_WITHDRAWN,
+        resource="subscriptions",
+        resource_id=account.subscription_id,
+        user_id=account.id,
+        planId=pending.plan_id,
+    )
+    await subscriptions.drop_pending(transaction, account)
+    await _show_pending(transaction, account, None)
 
 
 async def _show_pending(transaction: Database, account: BillingAccount, plan_id: str | None) -> None:

@@ -270,8 +270,13 @@ def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Ch
                     await refunds.give_back(transaction, account, known, reason="No invoice needed it")
             else:
                 known.status, known.failure = "FAILED", intent.failure or "declined"
+                replaced = account.method is None or account.method.id != known.method_id
                 await _set(transaction, known)
-                await subscriptions.failed(transaction, account, invoice, known.failure, hard=intent.hard)
+                hard = intent.hard and not replaced
+                await subscriptions.failed(transaction, account, invoice, known.failure, hard=hard)
+                if replaced and account.terms is not None and account.invoice_id == invoice.id:  # tried at once
+                    description = f"{account.terms.plan_name}, again"
+                    await subscriptions.collect(transaction, account, invoice, description=description)
         elif known.status == "PENDING":
             looks, known.looks = min(known.looks, len(_LOOK_AGAIN_S) - 1), known.looks + 1
             await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"applied": ticket, "looks": known.looks}})

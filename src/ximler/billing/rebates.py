@@ -39,6 +39,8 @@ async def apply(database: Database, actor: Actor, code: str) -> Subscription:
         account, subscription = await subscriptions.get_live(transaction, user_id)
         if _next_plan(account) != plan_id:
             raise Conflict("The plan was changed at the same moment: enter the coupon again")
+        if account.charge_id is not None:  # of a change of plan, say, whose terms take effect when it is paid
+            raise Conflict("A payment is under way: enter the coupon again when it is decided")
         _, terms, _ = live(account)
         applied = account.pending_rebate or terms.rebate
         replaced = applied.code if applied else None

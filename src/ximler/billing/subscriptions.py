@@ -472,6 +472,8 @@ async def _changed(transaction: Database, account: BillingAccount, invoice: Invo
         "periodEnd": running.end,
         "pendingPlanId": None,
     }
+    if account.cancels:  # while the change was paid
+        values["endDate"] = running.end
     await _patch(transaction, account, "changed", values)
     await entitlements.entitle(transaction, account.id)
     await _record_change(transaction, account, before=before, after=terms)
