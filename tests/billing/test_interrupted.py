@@ -37,6 +37,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.charge import CHARGES
+from ximler.schema.checkout import CHECKOUTS
 from ximler.schema.user import User
 
 BEGIN = datetime(2027, 1, 15, 12, tzinfo=UTC)
@@ -86,7 +87,9 @@ class World:
 
 def buy(plan: str = "pro", card: str = GOOD, coupon: str | None = None) -> Act:
     async def act(world: World) -> None:
-        begun = await checkouts.start(
+        """Again, it goes on with the page that was opened."""
+        known = await world.database[CHECKOUTS].find({"userId": world.user_id, "sessionId": {"$ne": None}})
+        begun = known[0] if known else await checkouts.start(
             world.database, world.rail, world.settings, world.actor,
             plan_id=plan, coupon=coupon, return_url="http://localhost/",
         )  # fmt: skip
@@ -213,7 +216,7 @@ PERSON: dict[str, tuple[list[Act], Act]] = {
 # Acts before, after which the work is killed that is due.
 WORKER: dict[str, list[Act]] = {
     "renewed": [buy(coupon="HALF"), grant, time(31)],
-    "renewed after a trial": [buy("trial", coupon="WELCOME20"), time(14)],
+    "renewed after a trial": [buy("trial", coupon="HALF"), time(14)],
     "renewed to another plan": [buy("enterprise"), change("pro"), time(31)],
     "renewed with a card that is declined": [buy(), saved_card(SOFT), time(31)],
     "retried": [buy(), saved_card(SOFT), time(31), work, saved_card(GOOD), time(1)],
