@@ -13,7 +13,7 @@ import pytest
 
 from ximler.database import wire
 
-__all__ = ["Killed", "Killer"]
+__all__ = ["Killer"]
 
 _SELF_MADE = (b"abortTransaction", b"endSessions", b"killCursors")
 
@@ -28,12 +28,13 @@ class Killer:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands = 0
         self._last: int | None = None  # the number of commands that the act may send
-        self._counting = False
+        self._counting = self._killed = False
         send = wire.Connection.send_message
 
         async def send_message(connection: Any, message: bytes, max_doc_size: int) -> None:
             if self._counting and not any(name in message[:64] for name in _SELF_MADE):
                 if self._last is not None and self.commands >= self._last:
+                    self._killed = True
                     raise Killed
                 self.commands += 1
             await send(connection, message, max_doc_size)
@@ -45,13 +46,14 @@ class Killer:
         with self._count(commands):
             try:
                 await act()
-            except Killed:
-                return True
-            return False
+            except asyncio.CancelledError:  # asyncio replaces those of tasks
+                if not self._killed:
+                    raise
+            return self._killed
 
     @contextmanager
     def _count(self, commands: int | None) -> Iterator[None]:
-        self.commands, self._last, self._counting = 0, commands, True
+        self.commands, self._last, self._counting, self._killed = 0, commands, True, False
         try:
             yield
         finally:

@@ -29,8 +29,8 @@ BEGIN = datetime(2027, 1, 31, 12, tzinfo=UTC)
 REFUNDS_LATER, REFUNDS_FAIL, FAILS_LATER = "4000000000007726", "4000000000003220", "4000000000005126"
 WRITTEN = (
     "auditlogs", "billingaccounts", "billingevents", "charges", "checkouts", "credits", "entitlements", "invoicenumbers",
-    "invoices", "notifications", "outbox", "payments", "redemptions", "refunds", "sandboxobjects", "subscriptions",
-    "trials", "users",
+    "invoices", "movements", "notifications", "outbox", "payments", "redemptions", "refunds", "sandboxobjects",
+    "subscriptions", "trials", "users",
 )  # fmt: skip
 COUPONS = {
     "WELCOME20": Coupon(percent=Fraction(20), plans=("pro", "enterprise")),

@@ -44,8 +44,8 @@ BEGIN = datetime(2027, 1, 15, 12, tzinfo=UTC)
 LATER_REFUND = "4000000000007726"
 WRITTEN = (
     "auditlogs", "billingaccounts", "billingevents", "charges", "checkouts", "coupons", "credits", "entitlements",
-    "invoicenumbers", "invoices", "notifications", "outbox", "payments", "redemptions", "refunds", "sandboxobjects",
-    "subscriptions", "trials", "users",
+    "invoicenumbers", "invoices", "movements", "notifications", "outbox", "payments", "redemptions", "refunds",
+    "sandboxobjects", "subscriptions", "trials", "users",
 )  # fmt: skip
 
 Act = Callable[["World"], Awaitable[object]]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from bson import ObjectId
 from tests.billing.conftest import OPERATOR
-from tests.billing.killing import Killed, Killer
+from tests.billing.killing import Killer
 from tests.billing.model import Coupon, Model, Plan
 
 from ximler.billing import (
@@ -116,7 +116,7 @@ class World:
 
         try:
             await run.forward(self.database, self.rail, until, progress=at)
-        except Killed:
+        except asyncio.CancelledError:
             clock.offset_ms += to_ms(reached) - clock.now_ms() + 1
             raise
         clock.offset_ms += max(to_ms(until) - clock.now_ms(), 0)
