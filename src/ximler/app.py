@@ -110,7 +110,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts, feed=feed)
         saver = app.state.saver = Saver(database)
-        live = app.state.live = Live(database, feed)
+        live = app.state.live = Live(database, feed, saver.recent)
         parts = serving_parts(feed, authentication, meter, saver, live)
         if settings.worker:
             parts += background_parts(tools_on(database=database, feed=feed))

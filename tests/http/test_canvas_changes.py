@@ -10,8 +10,8 @@ import pytest
 from bson import ObjectId
 from tests.serving import Client
 
-from ximler.projects import live
-from ximler.projects.patches import LOGGED
+from ximler.projects import edits, live
+from ximler.projects.edits import LOGGED, Recent
 
 RECORDS = "application/vnd.ximler.records+json"
 
@@ -148,6 +148,26 @@ async def test_what_the_log_does_not_have_is_one_reload(editor: Editor) -> None:
     assert current.events[-1][0] == "reload"
 
 
+async def test_a_large_patch_is_an_event_of_the_process_that_saved_it_while_it_remembers(
+    editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with editor.stream(since=0) as stream:
+        await editor.save(put=[{"id": "large", "text": "x" * 50_000}])
+        await editor.save(set={"a": {"x": 1}})
+        await stream.until(lambda: len(stream.events) == 2)
+    assert [event[:2] for event in stream.events] == [("patch", 1), ("patch", 2)]
+    assert stream.events[0][2]["put"] == [{"id": "large", "text": "x" * 50_000}]
+    monkeypatch.setattr(edits, "MAX_RECENT", 70_000)
+    await editor.save(put=[{"id": "larger", "text": "x" * 8000}])
+    await editor.save(put=[{"id": "other", "text": "x" * 8000}])
+    await editor.save(put=[{"id": "too large to be kept", "text": "x" * 9000}])
+    async with editor.stream(since=0) as late:
+        await late.until(lambda: bool(late.events) and late.events[-1][1] == 5)
+        await editor.save(set={"a": {"x": 2}})
+        await late.until(lambda: late.events[-1][1] == 6)
+    assert [event[:2] for event in late.events] == [("reload", 5), ("patch", 6)]
+
+
 async def test_a_stream_ends_with_its_access(editor: Editor, ada: Client) -> None:
     other = Client(ada.app)
     await other.sign_in("ada@example.com")
@@ -210,7 +230,7 @@ async def test_followers_end_when_the_process_stops(editor: Editor) -> None:
 
 def test_a_slow_follower_has_a_bounded_queue() -> None:
     follower = live.Follower(ObjectId(), ObjectId())
-    follower.begin(0, live._Logged())
+    follower.begin(0, live._Logged(), Recent())
     for revision in range(1, 1000):
         follower.add(live.Event(revision, b"{}"))
     assert len(follower._events) <= live._MAX_EVENTS

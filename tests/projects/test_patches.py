@@ -283,6 +283,9 @@ def applied(state: dict[str, Any], change: dict[str, Any]) -> list[str]:
     return [name for name in change["set"] if name not in state]
 
 
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # generating takes seconds beside busy processors
 @given(st.lists(changes(), min_size=1, max_size=6), st.sets(names))
 def test_composed_patches_have_the_effect_of_one_after_the_other(given_: list[dict[str, Any]], first: set[str]) -> None:
     state = {name: {"id": name, "x": 9} for name in sorted(first)}
@@ -298,7 +301,9 @@ def test_composed_patches_have_the_effect_of_one_after_the_other(given_: list[di
     ]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(batches=st.lists(st.lists(changes(), min_size=1, max_size=3), min_size=1, max_size=5))
 async def test_the_database_has_the_effect_of_the_model(
     database: Database, ada: Actor, batches: list[list[dict[str, Any]]]

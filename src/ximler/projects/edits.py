@@ -4,7 +4,8 @@ An update depends on the patches and this state only, never on the canvas. `patc
 """
 
 import asyncio
-from collections import deque
+import hashlib
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -18,10 +19,11 @@ from ximler.projects.bases import Base, Fresh
 from ximler.projects.projects import next_revision
 from ximler.projects.records import Composed, RecordPatch
 
-__all__ = ["BY_PATH", "LOGGED", "MAX_LOGGED", "MAX_TAIL", "Change", "Edited", "Mark", "Outcome", "Waiting"]
+__all__ = ["BY_PATH", "LOGGED", "MAX_LOGGED", "MAX_TAIL", "Change", "Edited", "Mark", "Outcome", "Recent", "Waiting"]
 
 LOGGED = 64  # revisions
 MAX_LOGGED = 4096  # bytes of a patch in the log
+MAX_RECENT = 16_000_000  # bytes of larger patches in the memory of a process
 _MAX_REJECTED = 100  # ids in an answer
 BY_PATH = 8  # records: of more, the pipeline is faster
 MAX_TAIL = 2_000_000  # bytes of them that a project has
@@ -87,6 +89,25 @@ class Edited:
         self.saved_at: float | None = None  # None: measured since
 
 
+class Recent:
+    """The latest patches of this process that are too large for the log, by the digest that the log has in their place."""
+
+    def __init__(self) -> None:
+        self._patches: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def keep(self, digest: bytes, patch: bytes) -> None:
+        if digest in self._patches or len(patch) > MAX_RECENT // 8:
+            return
+        self._patches[digest] = patch
+        self._bytes += len(patch)
+        while self._bytes > MAX_RECENT:
+            self._bytes -= len(self._patches.popitem(last=False)[1])
+
+    def find(self, digest: bytes) -> bytes | None:
+        return self._patches.get(digest)
+
+
 class Change:
     """The update of a batch, on the state that the process knows."""
 
@@ -97,6 +118,7 @@ class Change:
         composed: Composed,
         now: datetime,
         ids: set[str] | None,
+        recent: Recent,
     ) -> None:
         """With the `ids` of records, what is set in vain is known before."""
         self._project = project
@@ -122,6 +144,9 @@ class Change:
         self.patch = msgspec.json.encode({name: value for name, value in event.items() if value})
         if len(self.patch) <= MAX_LOGGED:
             self._logged["p"] = self.patch
+        else:
+            self._logged["h"] = digest = hashlib.blake2b(self.patch, digest_size=12).digest()
+            recent.keep(digest, self.patch)
         if project.base is None:
             sizes = len(bson.encode({"p": list(composed.put.values()), "s": list(composed.set.values())}))
             self.grows = sizes + 16 * composed.ids + len(self._logged.get("p", b"")) + _MARGIN

@@ -1,8 +1,9 @@
 """Changes of canvases as they happen: a bounded queue of revisions for each follower, filled by the process's change stream.
 
 A follower receives each revision after the one it has, in order and once: the patches in the project's log, then those of
-the stream. If a patch is missing, because it left the log, is too large for it, or the follower is too slow, the follower
-receives an event without a patch. It then reads the canvas again, and continues with later events.
+the stream. Patches that are too large for the log are taken from the memory of the process that saved them. If a patch is
+missing, because it left the log, another process saved it and it is large, or the follower is too slow, the follower receives
+an event without a patch. It then reads the canvas again, and continues with later events.
 
 Followers end when the project is deleted. The caller checks their access otherwise. Nothing of a follower remains when its
 `with` block ends.
@@ -22,7 +23,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import LimitExceeded, NotFound, Unavailable
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
-from ximler.projects.patches import LOGGED
+from ximler.projects.patches import LOGGED, Recent
 from ximler.schema.document import Identified, Mixed
 from ximler.schema.project import PROJECTS
 
@@ -51,9 +52,11 @@ class _Entry(msgspec.Struct, frozen=True):
 
     r: int
     p: bytes | None = None
+    h: bytes = b""
 
-    def event(self) -> Event:
-        return Event(self.r, None if self.p is None else b'{"revision":%d,' % self.r + self.p[1:])
+    def event(self, recent: Recent) -> Event:
+        patch = self.p if self.p is not None else recent.find(self.h)
+        return Event(self.r, None if patch is None else b'{"revision":%d,' % self.r + patch[1:])
 
 
 class Follower:
@@ -85,7 +88,7 @@ class Follower:
         self.ended = True
         self._wake.set()
 
-    def begin(self, since: int | None, now: _Logged) -> None:
+    def begin(self, since: int | None, now: _Logged, recent: Recent) -> None:
         """Continue after revision `since`; without it, after the current one."""
         early = list(self._events)
         self._events.clear()
@@ -94,7 +97,7 @@ class Follower:
         self._at = revision if since is None else since
         if self._at > revision:  # of a canvas that another application has replaced
             self._reload(revision)
-        for event in [*_logged(now, self._at), Event(revision), *early]:
+        for event in [*_logged(now, self._at, recent), Event(revision), *early]:
             self.add(event)
         self._wake.set()
 
@@ -131,10 +134,11 @@ class Follower:
 
 
 class Live:
-    """One per process, on its feed. When `run` stops, all followers end."""
+    """One per process, on its feed, with the large patches that the process saved. When `run` stops, all followers end."""
 
-    def __init__(self, database: Database, feed: Feed) -> None:
+    def __init__(self, database: Database, feed: Feed, recent: Recent | None = None) -> None:
         self._database = database
+        self._recent = recent or Recent()
         self._followers: dict[ObjectId, set[Follower]] = {}
         self._of_user: Counter[ObjectId] = Counter()
         self._stopped = False
@@ -182,7 +186,7 @@ class Live:
         now = await self._database.projects.find_one(where, into=_Logged)
         if now is None:
             raise NotFound("No such project")
-        follower.begin(since, now)
+        follower.begin(since, now, self._recent)
 
     def _heard(self, change: Change) -> None:
         followers = self._followers.get(change.id)
@@ -199,7 +203,7 @@ class Live:
             place, log = str(revision % LOGGED), change.updated.get("canvasLog")
             stored = change.updated.get(f"canvasLog.{place}", log.get(place) if isinstance(log, dict) else None)
             entry = _entry(stored)
-            event = entry.event() if entry is not None and entry.r == revision else Event(revision)
+            event = entry.event(self._recent) if entry is not None and entry.r == revision else Event(revision)
             for follower in followers:
                 follower.add(event)
 
@@ -212,7 +216,7 @@ class Live:
                 act(follower)
 
 
-def _logged(now: _Logged, since: int) -> Iterator[Event]:
+def _logged(now: _Logged, since: int, recent: Recent) -> Iterator[Event]:
     """The logged revisions after `since`."""
     log = now.canvas_log
     kept = [_entry(each) for each in log.values()] if isinstance(log, dict) else []
@@ -220,7 +224,7 @@ def _logged(now: _Logged, since: int) -> Iterator[Event]:
         _log.warning("log of patches cannot be read", project=str(now.id))  # another application has written it
     for entry in sorted((each for each in kept if each is not None), key=lambda each: each.r):
         if since < entry.r <= now.canvas_revision:
-            yield entry.event()
+            yield entry.event(recent)
 
 
 def _entry(stored: Any) -> _Entry | None:

@@ -34,10 +34,10 @@ from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import bases, compaction, records, storage
 from ximler.projects.bases import Fresh
-from ximler.projects.edits import BY_PATH, LOGGED, MAX_LOGGED, Change, Edited, Mark, Outcome, Waiting
+from ximler.projects.edits import BY_PATH, LOGGED, MAX_LOGGED, Change, Edited, Mark, Outcome, Recent, Waiting
 from ximler.projects.records import Composed
 
-__all__ = ["LOGGED", "MAX_LOGGED", "Outcome", "Saver", "SeqPassed"]
+__all__ = ["LOGGED", "MAX_LOGGED", "Outcome", "Recent", "Saver", "SeqPassed"]
 
 _log = structlog.get_logger("ximler.projects")
 
@@ -68,6 +68,7 @@ class Saver:
         self._database = database
         self._rest_s = rest_s
         self._projects: OrderedDict[tuple[ObjectId, ObjectId], Edited] = OrderedDict()
+        self.recent = Recent()
         self._large: OrderedDict[ObjectId, Edited] = OrderedDict()  # whose ids are known
 
     async def save(self, actor: Actor, project_id: ObjectId, given: Any, *, size: int = 0) -> Outcome:
@@ -168,7 +169,7 @@ class Saver:
             if not batch:
                 return
             composed = records.compose([waiting.patch for waiting in batch if waiting.patch is not None])
-            change = Change(project, batch, composed, self._database.clock.now(), project.ids)
+            change = Change(project, batch, composed, self._database.clock.now(), project.ids, self.recent)
             if project.base is not None and not project.usable:
                 raise _unusable(project)
             if change.is_whole():
@@ -242,7 +243,7 @@ class Saver:
             return ids, data, storage.canvas_of(data)[1]
 
         ids, data, new = await asyncio.to_thread(applied)
-        change = Change(project, batch, composed, self._database.clock.now(), ids)
+        change = Change(project, batch, composed, self._database.clock.now(), ids, self.recent)
         update = change.whole(data, new)
         limits = await limits_of(self._database, project.user_id)
 
