@@ -184,3 +184,39 @@ async def test_17_megabytes_are_saved_patched_reloaded_and_restored(editor: Edit
     back = await editor.http.post(f"{path}/{kept['id']}/restore", headers=editor._token | {"If-Match": "*"})
     assert back.status_code == 200
     assert (await editor.read()).json() == content
+
+
+async def test_a_file_is_imported_and_exported_byte_for_byte(editor: Editor) -> None:
+    tldr = (
+        b'{\n  "tldrawFileFormatVersion": 1,\n  "schema": {"sequences": {"com.tldraw.store": 4, "$ref": 1.0}},\n'
+        b'  "records": [{"id": "shape:a", "n": 9007199254740993, "x": 1e3, "y": 0.10, "t": "\\u00fc\xc3\xbc"}]\n}\n'
+    )
+    path = f"{editor.path}/file"
+    headers = editor._token | {"Content-Type": "application/octet-stream"}
+    sent = await editor.http.put(path, content=tldr, params={"base": 0}, headers=headers)
+    assert sent.json() == {"revision": 1}
+    assert (await editor.http.get(path, headers=editor._token)).content == tldr
+    assert (await editor.read()).json() == json.loads(tldr)
+    versions = editor.path.replace("canvas", "versions")
+    kept = (await editor.http.post(versions, json={"name": "v"}, headers=editor._token)).json()
+    change = [{"op": "replace", "path": "/records/0/x", "value": 2}]
+    assert (await editor.save(change, method="PATCH", kind=JSON_PATCH, base=1)).json() == {"revision": 2}
+    patch = {"client": "tab", "seq": 1, "put": [{"id": "a"}]}
+    assert (await editor.save(patch, method="PATCH", kind=RECORDS)).json()["revision"] == 3
+    expected = json.loads(tldr) | {"elements": [{"id": "a"}]}
+    expected["records"][0]["x"] = 2
+    assert (await editor.http.get(path, headers=editor._token)).json() == expected
+    back = await editor.http.post(f"{versions}/{kept['id']}/restore", headers=editor._token)
+    assert (back.status_code, (await editor.read()).json()) == (200, json.loads(tldr))
+    refused = await editor.save({"a": {"b.c": 1}}, if_match="*")
+    assert (refused.status_code, list(refused.json()["fields"])) == (422, ["canvasData.a"])
+
+
+async def test_an_imported_file_is_a_value_again_after_its_first_patch(editor: Editor, ada: Client) -> None:
+    path = f"{editor.path}/file"
+    file = b'{"elements": [ {"id":"a"} ]}'
+    await editor.http.put(path, content=file, params={"base": 0}, headers=editor._token)
+    patch = {"client": "tab", "seq": 1, "set": {"a": {"x": 1}, "b": {"x": 1}}}
+    saved = await editor.save(patch, method="PATCH", kind=RECORDS)
+    assert saved.json() == {"revision": 2, "rejected": ["b"]}
+    assert (await editor.http.get(path, headers=editor._token)).content == b'{"elements":[{"id":"a","x":1}]}'

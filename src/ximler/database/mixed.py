@@ -35,8 +35,11 @@ _BSON = (bytes, ObjectId, Decimal128, DatetimeMS, Binary, Regex, Timestamp, DBRe
 _Place = tuple[Any, Any]
 
 
-def check(value: Any, path: str, *, depth: int = 1) -> None:
-    """Raise Invalid naming a path in `value` that cannot be stored. `depth` is the level of `value`."""
+def check(value: Any, path: str, *, depth: int = 1, any_keys: bool = False) -> None:
+    """Raise Invalid naming a path in `value` that cannot be stored. `depth` is the level of `value`.
+
+    `any_keys`: keys may start with `$` and contain `.`, because no path of an update will name them.
+    """
     top: _Place = (None, path)
     if not isinstance(value, _CONTAINERS):
         _check_scalar(value, top)
@@ -54,7 +57,7 @@ def check(value: Any, path: str, *, depth: int = 1) -> None:
         if isinstance(current, dict):
             for key in current:
                 if type(key) is not str or key[:1] == "$" or "." in key or "\0" in key or not key.isascii():
-                    _check_key(key, place)
+                    _check_key(key, place, any_keys)
             items = current.items()
         else:
             items = enumerate(current)
@@ -104,12 +107,12 @@ def time_problem(moment: datetime) -> str | None:
     return None
 
 
-def _check_key(key: Any, place: _Place) -> None:
+def _check_key(key: Any, place: _Place, any_keys: bool) -> None:
     if not isinstance(key, str):
         raise Invalid.field(_path(place), f"the key {shown(repr(key))} must be text")
-    if key.startswith("$"):
+    if key.startswith("$") and not any_keys:
         raise Invalid.field(_path(place), f"the key {shown(key)!r} must not start with '$'")
-    if "." in key:
+    if "." in key and not any_keys:
         raise Invalid.field(_path(place), f"the key {shown(key)!r} must not contain '.'")
     if "\0" in key:
         raise Invalid.field(_path(place), f"the key {shown(key)!r} must not contain a NUL byte")

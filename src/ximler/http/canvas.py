@@ -139,6 +139,41 @@ async def replace(
     return await _change(canvas.replace, project, caller, request, state, base)
 
 
+@put(
+    f"{_PATH}/file",
+    **signed_in(scope="projects:write"),
+    tags=["projects"],
+    summary="Import a file as a project's canvas",
+    request_max_body_size=_MAX_BODY,
+    responses=_CHANGES,
+)
+async def import_file(
+    project: _Project,
+    caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
+    state: State,
+    base: _Base = None,
+) -> Response[Saved]:
+    """Save a file of JSON, such as `.excalidraw` and `.tldr`, of any media type, over the revision in `If-Match` or `base`. It
+    is exported byte for byte until the canvas changes. Keys may start with `$` and contain `.`.
+    """
+    return await _change(canvas.replace, project, caller, request, state, base, file=True)
+
+
+@get(
+    f"{_PATH}/file",
+    **signed_in(scope="projects:read"),
+    tags=["projects"],
+    summary="Export a project's canvas as a file",
+    responses={200: ResponseSpec(dict[str, Any], description="The file", generate_examples=False)} | _READS,
+)
+async def export_file(project: _Project, caller: NamedDependency[Caller], state: State) -> Response[bytes]:
+    """The imported file, if the canvas is unchanged since; otherwise the canvas as JSON."""
+    body, revision = await canvas.read_file(state.database, caller.actor, object_id(project, "project"))
+    headers = {"Content-Disposition": "attachment", "Canvas-Revision": str(revision), "Cache-Control": "no-store"}
+    return Response(body, media_type="application/json", headers=headers)
+
+
 @patch(
     _PATH,
     **signed_in(scope="projects:write", saves=True),
@@ -194,11 +229,15 @@ async def _change(
     request: Request[Any, Any, Any],
     state: State,
     base: int | None,
+    *,
+    file: bool = False,
 ) -> Response[Saved]:
     project_id = object_id(project, "project")
     condition = request.headers.get("if-match")
     based_on = _based_on(condition, base)
-    _, given = await _given(request)
+    body, given = await _given(request)
+    if file:
+        save = partial(save, any_keys=True, text=body)
     try:
         revision = await save(state.database, caller.actor, project_id, given, based_on=based_on)
     except RevisionConflict as conflict:
@@ -255,4 +294,4 @@ def _unsupported(detail: str, headers: dict[str, str] | None = None) -> HTTPExce
     return HTTPException(status_code=415, detail=detail, headers=headers)
 
 
-routes = (show, replace, change)
+routes = (show, replace, change, import_file, export_file)

@@ -33,6 +33,7 @@ __all__ = [
     "remove",
     "store",
     "swap",
+    "text_of",
     "whole",
 ]
 
@@ -42,12 +43,13 @@ _READS = 10  # attempts, while others store the canvas anew
 
 
 class Base(msgspec.Struct, frozen=True):
-    """`revision` is the canvas's that it has, `bytes` its size in BSON."""
+    """`revision` is the canvas's that it has, `bytes` its size in BSON. `text`: it has the file's text, too."""
 
     id: ObjectId
     revision: int
     bytes: int
     parts: int
+    text: bool = False
 
 
 class Fresh(msgspec.Struct, frozen=True):
@@ -56,10 +58,13 @@ class Fresh(msgspec.Struct, frozen=True):
     id: ObjectId
     size: int
     packed: bytes
+    text: bool = False
 
     def at(self, revision: int) -> dict[str, Any]:
         """The value of `canvasBase`."""
-        return {"id": self.id, "revision": revision, "bytes": self.size, "parts": -(-len(self.packed) // _PART)}
+        parts = -(-len(self.packed) // _PART)
+        made = {"id": self.id, "revision": revision, "bytes": self.size, "parts": parts}
+        return made | {"text": True} if self.text else made
 
 
 class Stored(Identified, kw_only=True):
@@ -107,6 +112,15 @@ async def whole(database: Database, found: Stored) -> Any:
         again = await read(database, {"_id": found.id, "userId": found.user_id}, deleted=True)
         return {} if again is None else again.canvas_data
     return found.canvas_data
+
+
+async def text_of(database: Database, found: Stored) -> bytes | None:
+    """The text that the canvas was read from, if it is unchanged since. Call it before `canvas_data` is filled."""
+    base = found.base
+    if base is None or not base.text or base.revision != found.canvas_revision or found.canvas_tail:
+        return None
+    packed = await load(database, base.id.binary, base.parts, found.user_id, found.id)
+    return None if packed is None else await asyncio.to_thread(packing.text, packed)
 
 
 async def fill(database: Database, found: Stored) -> bool:

@@ -31,7 +31,7 @@ from ximler.runtime import Part, background
 from ximler.schema.document import Identified
 from ximler.schema.project import PROJECTS
 
-__all__ = ["Canvas", "merge", "merged", "patch", "patched", "read", "replace", "revision_of"]
+__all__ = ["Canvas", "merge", "merged", "patch", "patched", "read", "read_file", "replace", "revision_of"]
 
 V = TypeVar("V", bound=Identified)
 
@@ -51,12 +51,23 @@ class _Revision(Identified, kw_only=True):
 class Canvas(msgspec.Struct, frozen=True):
     canvas_data: Any
     canvas_revision: int
+    apart: bool = False  # it has a base
 
 
 async def read(database: Database, actor: Actor, project_id: ObjectId) -> Canvas:
     """The canvas and its revision. One command, two for a large canvas. Raises NotFound."""
     found = _found(await bases.read(database, _mine(actor, project_id)))
-    return Canvas(found.canvas_data, found.canvas_revision or 0)
+    return Canvas(found.canvas_data, found.canvas_revision or 0, bases.base_of(found.canvas_base) is not None)
+
+
+async def read_file(database: Database, actor: Actor, project_id: ObjectId) -> tuple[bytes, int]:
+    """The canvas as text, and its revision: as it was imported, if it is unchanged since. Raises NotFound."""
+    found = _found(await database.projects.find_one(_mine(actor, project_id), into=bases.Stored))
+    if (text := await bases.text_of(database, found)) is not None:
+        return text, found.canvas_revision or 0
+    now = await read(database, actor, project_id)
+    encoded = await asyncio.to_thread(msgspec.json.encode, now.canvas_data, enc_hook=plain)
+    return encoded, now.canvas_revision
 
 
 async def revision_of(database: Database, actor: Actor, project_id: ObjectId) -> int:
@@ -65,15 +76,26 @@ async def revision_of(database: Database, actor: Actor, project_id: ObjectId) ->
 
 
 async def replace(
-    database: Database, actor: Actor, project_id: ObjectId, data: Any, *, based_on: Collection[int] | None
+    database: Database,
+    actor: Actor,
+    project_id: ObjectId,
+    data: Any,
+    *,
+    based_on: Collection[int] | None,
+    any_keys: bool = False,
+    text: bytes | None = None,
 ) -> int:
     """Replace the whole canvas, where it is at one of the revisions `based_on` (None: at any); returns the new revision.
 
-    Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Five commands.
+    `any_keys`: keys may start with `$` and contain `.`. `text` is what `data` was read from, for `read_file`.
+
+    Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Five commands, more for a large canvas.
     """
     if not isinstance(data, dict | list):
         raise Invalid.field("canvas", "must be an object or an array")
-    changed = await projects.update(database, actor, project_id, {"canvas_data": data}, based_on=based_on)
+    changed = await projects.update(
+        database, actor, project_id, {"canvas_data": data}, based_on=based_on, any_keys=any_keys, text=text
+    )
     return changed.canvas_revision
 
 
@@ -83,7 +105,7 @@ async def patch(
     """Apply a JSON Patch (RFC 6902) to the canvas: all operations or none. See `replace`; one command more."""
     now = await _base(database, actor, project_id, based_on)
     data = await asyncio.to_thread(patched, now.canvas_data, operations)  # others are served meanwhile
-    return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,))
+    return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,), any_keys=now.apart)
 
 
 async def merge(
@@ -91,7 +113,8 @@ async def merge(
 ) -> int:
     """Apply a JSON Merge Patch (RFC 7396) to the canvas. See `replace`; one command more."""
     now = await _base(database, actor, project_id, based_on)
-    return await replace(database, actor, project_id, merged(now.canvas_data, change), based_on=(now.canvas_revision,))
+    data = merged(now.canvas_data, change)
+    return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,), any_keys=now.apart)
 
 
 def patched(data: Any, operations: Any) -> Any:

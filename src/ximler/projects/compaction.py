@@ -43,7 +43,7 @@ async def compact(payload: Due, *, database: Database) -> bool:
 
 async def _stored_anew(database: Database, found: bases.Stored, old: bases.Base) -> bool:
     """Replace the base that was read; False if the project has another one by now."""
-    _, new = await asyncio.to_thread(storage.canvas_of, found.canvas_data, limit=_SMALL)
+    _, new = await asyncio.to_thread(storage.canvas_of, found.canvas_data, limit=_SMALL, any_keys=True)
     mine = {"_id": found.id, "userId": found.user_id}
     where = {**mine, "canvasBase.id": old.id, "canvasData": None}
     change: dict[str, Any]

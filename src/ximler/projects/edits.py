@@ -197,7 +197,7 @@ class Change:
         """Whether the canvas is to be stored anew: it has or becomes a base, and the patch is too large to be appended."""
         project = self._project
         if project.base is not None:
-            return project.tail + len(self.patch) > MAX_TAIL
+            return project.base.text or project.tail + len(self.patch) > MAX_TAIL
         return project.size + self.grows > bases.LIMIT and bool(self._composed.put or self._composed.set)
 
     def appended(self) -> tuple[dict[str, Any], dict[str, Any], None]:

@@ -240,7 +240,7 @@ class Saver:
             ids = records.ids_of(found.canvas_data, declared)
             changes = [{"remove": composed.remove, "put": composed.put.values(), "set": composed.set}]
             data = records.applied(found.canvas_data, changes, declared)
-            return ids, data, storage.canvas_of(data)[1]
+            return ids, data, storage.canvas_of(data, any_keys=old is not None)[1]
 
         ids, data, new = await asyncio.to_thread(applied)
         change = Change(project, batch, composed, self._database.clock.now(), ids, self.recent)

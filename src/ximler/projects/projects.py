@@ -140,11 +140,14 @@ async def update(
     changes: dict[str, Any],
     *,
     based_on: Collection[int] | None = None,
+    any_keys: bool = False,
+    text: bytes | None = None,
 ) -> ProjectSummary:
     """Change what `changes` names: name, description, settings, canvas_data. None clears all but the name.
 
-    With `based_on`, only a canvas at one of these revisions is changed. Raises NotFound, Invalid, QuotaExceeded,
-    RevisionConflict. Three commands for texts, five with a canvas, whatever its size.
+    `any_keys` and `text` are those of `storage.canvas_of`. With `based_on`, only a canvas at one of these revisions is
+    changed. Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Three commands for texts, five with a canvas, a few
+    more for a large one.
     """
     user_id = actor.require_user()
     mine = {"_id": project_id, "userId": user_id}
@@ -164,7 +167,9 @@ async def update(
     sizes = {"settings": size_of("settings", patch["settings"])} if "settings" in patch else {}
     saved, base = "canvasData" in patch, None
     if saved:
-        sizes["canvasData"], base = await asyncio.to_thread(canvas_of, patch["canvasData"])
+        sizes["canvasData"], base = await asyncio.to_thread(
+            canvas_of, patch["canvasData"], any_keys=any_keys, text=text
+        )
         if base is not None:
             del patch["canvasData"]
     limits = await limits_of(database, user_id) if sizes else None

@@ -51,22 +51,33 @@ def size_of(field: str, value: Any) -> int:
     return len(_encoded(field, value)) - _WRAPPER_BYTES
 
 
-def canvas_of(value: Any, *, limit: int | None = None) -> tuple[int, Fresh | None]:
+def canvas_of(
+    value: Any, *, limit: int | None = None, any_keys: bool = False, text: bytes | None = None
+) -> tuple[int, Fresh | None]:
     """Size of a canvas, and its base if it is larger than `limit` (`bases.LIMIT`). To be called in a thread.
 
-    Raises Invalid if it cannot be stored.
+    With `any_keys`, a canvas has a base also if it has keys that a document does not take (`mixed`), and so it has with the
+    `text` that it was read from, which is kept in the base. Raises Invalid if it cannot be stored.
     """
-    data = _encoded("canvasData", value)
+    data = _encoded("canvasData", value, any_keys=any_keys)
     size = len(data) - _WRAPPER_BYTES
+    if text is not None:
+        data, size = packing.plain(value, text), size + len(text)
+        limit = -1
+    elif any_keys:
+        try:
+            mixed.check(value, "canvasData", depth=2)
+        except Invalid:
+            limit = -1
     if size > MAX_CANVAS:
         raise Invalid.field("canvasData", f"{size:,} bytes are more than the {MAX_CANVAS:,} that a canvas can have")
-    return size, Fresh(ObjectId(), size, packing.pack(data)) if size > (
-        bases.LIMIT if limit is None else limit
-    ) else None
+    if size <= (bases.LIMIT if limit is None else limit):
+        return size, None
+    return size, Fresh(ObjectId(), size, packing.pack(data), text is not None)
 
 
-def _encoded(field: str, value: Any) -> bytes:
-    mixed.check(value, field, depth=2)
+def _encoded(field: str, value: Any, *, any_keys: bool = False) -> bytes:
+    mixed.check(value, field, depth=2, any_keys=any_keys)
     try:
         return bson.encode({"v": value})
     except DRIVER_ERRORS as error:

@@ -173,7 +173,7 @@ async def restore(
             raise RevisionConflict(revision)
         await _keep_if_new(database, now, most=MOST)
         try:
-            return await canvas.replace(database, actor, project_id, data, based_on=(revision,))
+            return await canvas.replace(database, actor, project_id, data, based_on=(revision,), any_keys=True)
         except RevisionConflict:
             if based_on is not None or attempt == _RESTORES - 1:
                 raise
