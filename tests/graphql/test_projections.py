@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from bson import DatetimeMS, Int64
 from pymongo import monitoring
 from tests.serving import Client
 
+from ximler.database import Database
 from ximler.database.monitoring import _Commands
 
 KEYS = {"_id", "createdAt"}
@@ -61,3 +63,28 @@ async def test_large_fields_are_read_by_their_own_resolver_from_the_id_alone(cli
     answer = await client.ask("{ projects { nodes { settings } } }")
     assert answer["projects"]["nodes"] == [{"settings": {"a": 1}}]
     assert read == [KEYS, {"_id", "settings"}]
+
+
+async def test_rows_that_are_copied_are_those_that_structs_give(client: Client, database: Database) -> None:
+    await client.join("ada@example.com")
+    for name in ("first", "second"):
+        await client.ask("mutation ($n: String!) { createProject(input: {name: $n}) { id } }", n=name)
+    stored = database.raw["projects"]
+    changes: list[dict[str, Any]] = [
+        {"$set": {"description": "with one"}},
+        {"$unset": {"description": 1, "storageSize": 1}},
+        {"$set": {"storageSize": Int64(2**40), "deletedAt": None}},
+        {"$set": {"storageSize": 2.5, "updatedAt": DatetimeMS(-1)}},
+        {"$set": {"storageSize": None}},
+        {"$set": {"storageSize": 2**60}},  # beyond a Long
+        {"$unset": {"updatedAt": 1}},
+        {"$set": {"name": 5}},  # cannot be read
+    ]
+    fields = "id name description storageSize createdAt updatedAt deletedAt __typename"
+    for number, change in enumerate(changes):
+        await stored.update_one({"name": "first"}, change, bypass_document_validation=True)
+        query = f"# {number}\n{{ projects {{ nodes {{ {fields} }} pageInfo {{ endCursor }} }} }}"
+        interpreted, *compiled = [await client.ask(query) for _ in range(3)]  # a plan is compiled for its second use
+        for answer in compiled:
+            assert answer.data == interpreted.data
+            assert [error["path"] for error in answer.errors] == [error["path"] for error in interpreted.errors]

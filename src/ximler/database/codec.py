@@ -27,6 +27,7 @@ from msgspec import inspect
 
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Conflict, Invalid
+from ximler.core.rows import Key
 from ximler.database import mixed, monitoring
 from ximler.schema.document import AT_WRITE, Document, extras
 
@@ -64,13 +65,16 @@ class Codec(Generic[D]):
     `now` is naive UTC in whole milliseconds, as are the datetimes that `encode` returns.
     """
 
-    __slots__ = ("decode", "document", "encode", "fields")
+    __slots__ = ("check", "decode", "document", "encode", "fields", "keys")
 
     def __init__(self, document: type[D]) -> None:
         self.document = document
         self.fields = {field.encode_name: field for field in inspect.type_info(document).fields}  # type: ignore[attr-defined]  # a Struct's info has fields
         self.decode: Callable[[dict[str, Any]], D] = _compile_decoder(document)
         self.encode: Callable[[D, datetime], dict[str, Any]] = _compile_encoder(document)
+        self.keys: dict[str, Key] = {}
+        self.check: Callable[[dict[str, Any]], bool] | None = _compile_check(document, self.keys)
+        """Whether `decode` would copy each value unchanged; None for documents of other than simple fields."""
 
 
 _codecs: dict[type[Document], Codec[Any]] = {}
@@ -179,6 +183,32 @@ def _compile_decoder(document: type[D]) -> Callable[[dict[str, Any]], D]:
     }
     exec(compile(source, f"<decoder of {document.__name__}>", "exec"), scope)  # noqa: S102 (made from our own schema)
     return scope["decode"]  # type: ignore[no-any-return]  # the function just compiled
+
+
+_SIMPLE: tuple[tuple[inspect.Type, str], ...] = (
+    (inspect.StrType(), "str"),
+    (inspect.IntType(), "int"),
+    (inspect.BoolType(), "bool"),
+    (inspect.DateTimeType(), "datetime"),
+    (inspect.CustomType(ObjectId), "ObjectId"),
+)
+
+
+def _compile_check(document: type[D], keys: dict[str, Key]) -> Callable[[dict[str, Any]], bool] | None:
+    """Fills `keys` as well."""
+    conditions = []
+    for field in inspect.type_info(document).fields:  # type: ignore[attr-defined]  # a Struct's info has fields
+        kind = next((name for simple, name in _SIMPLE if simple == bare(field.type)), None)
+        needed = field.default is msgspec.NODEFAULT or field.default is AT_WRITE
+        if kind is None or (field.required and isinstance(field.type, inspect.UnionType)):
+            return None
+        name = repr(field.encode_name)
+        fits = f"(v := d.get({name})).__class__ is {kind}"
+        conditions.append(fits if needed else f"({fits} or v is None)")
+        keys[field.name] = Key(field.encode_name, not needed, None if needed else field.default)
+    scope = {"ObjectId": ObjectId, "datetime": datetime}
+    found: Callable[[dict[str, Any]], bool] = eval(f"lambda d: {' and '.join(conditions)}", scope)  # noqa: S307 (made from our own schema)
+    return found
 
 
 def _tolerant(document: type[D], raw: dict[str, Any]) -> D:

@@ -20,6 +20,7 @@ from pymongo.read_concern import ReadConcern
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.ids import Position, encode_cursor
+from ximler.core.rows import Rows
 from ximler.database import monitoring, wire
 from ximler.database.batches import RawBatches
 from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
@@ -233,6 +234,7 @@ class ReadableCollection(Generic[D]):
         after: Position | None = None,
         deleted: bool = False,
         by: str = "createdAt",
+        raw: bool = False,
     ) -> Page[V]: ...
     async def page(
         self,
@@ -243,11 +245,13 @@ class ReadableCollection(Generic[D]):
         after: Position | None = None,
         deleted: bool = False,
         by: str = "createdAt",
+        raw: bool = False,
     ) -> Page[Any]:
         """Latest first, by the time `by` and `_id`; the cost does not grow with the distance from the start.
 
         Documents without the time come last. Unreadable documents are skipped, so a page is shorter than
-        `first` only at the end of the list. Raises Invalid when `first` is not between 1 and 100.
+        `first` only at the end of the list. With `raw` the items may be `Rows`. Raises Invalid when `first` is not
+        between 1 and 100.
         """
         if not 1 <= first <= MAX_PAGE:
             raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
@@ -262,13 +266,16 @@ class ReadableCollection(Generic[D]):
             query = self._query(bounded, into, sort, limit, deleted, None, {by: 1})
             raws = await self._run(self._few(query))
             before = after
-            found = [(raw.get(by), raw["_id"]) for raw in raws]  # decoding consumes the dicts
+            found = [(each.get(by), each["_id"]) for each in raws]  # decoding consumes the dicts
+            if raw and limit == first + 1 and codec.check is not None and all(map(codec.check, raws)):
+                rows: Any = Rows(raws[:first], codec.decode, codec.keys)
+                return Page(rows, Cursors(found[:first]), has_next=len(raws) > first)
             try:
-                items += [codec.decode(raw) for raw in raws]
+                items += [codec.decode(each) for each in raws]
                 places += found
             except UnreadableDocument:
-                for raw, place in zip(raws, found, strict=True):
-                    readable = self._decoded([raw], codec)
+                for each, place in zip(raws, found, strict=True):
+                    readable = self._decoded([each], codec)
                     items += readable
                     places += [place] * len(readable)
             if len(items) > first:

@@ -286,7 +286,7 @@ async def page(
     into = ProjectSummary if attributes is None else part_of(ProjectSummary, attributes)
     query = _text("search", query or "", MAX_NAME)
     where = {"userId": actor.require_user(), **search.condition(query)}
-    return await database.projects.page(where, into=into, first=first, after=after)
+    return await database.projects.page(where, into=into, first=first, after=after, raw=attributes is not None)
 
 
 async def deleted_page(

@@ -12,7 +12,7 @@ bound as constants.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ import msgspec
 from graphql import GraphQLEnumType, GraphQLNamedType, Undefined
 
 from ximler.core.extended_json import plain
+from ximler.core.rows import Key, Rows
 from ximler.graphql.engine.fields import type_name
 from ximler.graphql.engine.plan import Children, Field, Selection, Shape
 from ximler.graphql.engine.scalars import write_instant
@@ -62,6 +63,7 @@ _FITS = {
 """Conditions under which a value is serialised unchanged."""
 
 _DATETIME = "write_instant({v}) if {v}.__class__ is datetime and {v}.tzinfo is UTC"
+_NAIVE = "write_instant({v}) if {v}.__class__ is datetime and {v}.tzinfo is None"
 _textual: set[type] = set()
 """Classes whose `__str__` is their ID, such as the database's ids."""
 
@@ -70,6 +72,8 @@ _GLOBALS = {
     "UTC": UTC,
     "write_instant": write_instant,
     "textual": _textual,
+    "Rows": Rows,
+    "lists": frozenset({list, tuple, Rows}),
     "infinity": math.inf,
     "plain": frozenset({str, int, float, bool, dict, list}),
 }
@@ -103,15 +107,16 @@ def shared_completer(field: Field) -> Callable[[Any, Any], Any]:
     return completed
 
 
-def _row(selection: Selection, *, of_dicts: bool = False) -> MakeRow:
-    source = _Source()
+def _row(selection: Selection, *, of_dicts: bool = False, keys: Mapping[str, Key] | None = None) -> MakeRow:
+    source = _Source(keys)
     row: MakeRow = source.compile(source.row(selection, of_dicts=of_dicts), selection.type_name)
     return row
 
 
 class _Source:
-    def __init__(self) -> None:
+    def __init__(self, keys: Mapping[str, Key] | None = None) -> None:
         self.lines: list[str] = []
+        self._keys = keys  # of the dicts of `Rows`
         self._scope: dict[str, Any] = dict(_GLOBALS)
         self._count = 0
 
@@ -134,7 +139,10 @@ class _Source:
             item = self._name("i")
             inner = self.expression(field, shape.inner, item)
             odd = self.bind(_unexpected)
-            found = f"[{inner} for {item} in {v}] if {v}.__class__ is list or {v}.__class__ is tuple else {odd}({v})"
+            found = f"[{inner} for {item} in {v}] if {v}.__class__ in lists else {odd}({v})"
+            if field.children is not None and shape.inner.kind == "object" and _is_ready_below(field):
+                of_rows = self.bind(_of_rows(field.children.of(shape.inner.type.name)))
+                found = f"{of_rows}({v}) if {v}.__class__ is Rows else {found}"
         elif shape.kind == "leaf":
             found = self._leaf(shape.type, v)
         else:
@@ -147,7 +155,7 @@ class _Source:
             names = self.bind(frozenset(name for name, value in type_.values.items() if value.value == name))
             return f"{v} if {v}.__class__ is str and {v} in {names} else {otherwise}({v})"
         if type_.name == "DateTime":
-            return f"{_DATETIME.format(v=v)} else {otherwise}({v})"
+            return f"{(_NAIVE if self._keys else _DATETIME).format(v=v)} else {otherwise}({v})"
         if type_.name == "ID":
             return f"{v} if {v}.__class__ is str else str({v}) if {v}.__class__ in textual else {otherwise}({v})"
         if type_.name == "Float":
@@ -167,7 +175,8 @@ class _Source:
         if selection.error is not None:
             return self.bind(_unexpected)
         known: set[type] = {dict} if of_dicts else set()
-        row, asking, values, reads = self._name("row"), [], [], []
+        row, asking, values = self._name("row"), [], []
+        reads: list[str] = []
         otherwise = self._name("other")
         for field in selection.fields:
             if field.name == "__typename":
@@ -177,11 +186,18 @@ class _Source:
                 asking.append(f"    asked[{self.bind(field)}].append(pair)")
             else:
                 v = self._name("v")
-                reads.append(f"    {v} = {_read_key(field) if of_dicts else f'o.{field.attribute}'}")
+                if self._keys is not None:
+                    reads += self._read_raw(self._keys, field, v)
+                else:
+                    reads.append(f"    {v} = {_read_key(field) if of_dicts else f'o.{field.attribute}'}")
                 values.append(self.expression(field, field.shape, v))
         self.lines += [
             f"def {row}(o, asked):",
-            f"    if o.__class__ not in {self.bind(known)}: return {otherwise}(o, asked)",
+            *(
+                []
+                if self._keys is not None
+                else [f"    if o.__class__ not in {self.bind(known)}: return {otherwise}(o, asked)"]
+            ),
             *reads,
             *self._make(selection, values),
             *(["    pair = (o, d)", *asking] if asking else []),
@@ -189,6 +205,17 @@ class _Source:
         ]
         self._scope[otherwise] = _other(selection, known, lambda: self._scope[row])
         return row
+
+    def _read_raw(self, keys: Mapping[str, Key], field: Field, v: str) -> Iterator[str]:
+        key = keys.get(field.attribute)
+        if key is None:
+            yield f"    {v} = {self.bind(_unexpected)}()"
+        elif not key.optional:
+            yield f"    {v} = o[{key.name!r}]"
+        else:
+            yield f"    {v} = o.get({key.name!r})"
+            if key.default is not None:
+                yield f"    if {v} is None: {v} = {self.bind(key.default)}"
 
     def _make(self, selection: Selection, values: list[str]) -> Iterator[str]:
         keys = [field.key for field in selection.fields]
@@ -199,6 +226,19 @@ class _Source:
         else:
             pairs = (f"{self.bind(key)}: {value}" for key, value in zip(keys, values, strict=True))
             yield f"    d = {{{', '.join(pairs)}}}"
+
+
+def _of_rows(selection: Selection) -> Callable[[Rows[Any]], list[Any]]:
+    """Maps the dicts of `Rows`, without Structs between."""
+    rows: list[tuple[Mapping[str, Key], MakeRow]] = []
+
+    def mapped(found: Rows[Any]) -> list[Any]:
+        if not rows or rows[0][0] is not found.keys:
+            rows[:] = [(found.keys, _row(selection, keys=found.keys))]
+        row = rows[0][1]
+        return [row(raw, None) for raw in found.raws]
+
+    return mapped
 
 
 def _is_ready(selection: Selection) -> bool:
