@@ -229,7 +229,7 @@ async def main():
     app = create(load(), uri=os.environ["MONGODB_URI"])
     inner = app
     while not hasattr(inner, "routes"):
-        inner = inner._app
+        inner = inner._litestar if hasattr(inner, "_litestar") else inner._app
     async with inner.lifespan():
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
         print((await client.get("/v1/bookmarks")).json())

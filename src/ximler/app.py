@@ -15,6 +15,7 @@ from ximler.audit import refusals
 from ximler.audit.actions import Action
 from ximler.billing.plans import PlanMemory
 from ximler.billing.rails import rail
+from ximler.core import extensions
 from ximler.core.errors import Unavailable
 from ximler.core.logs import printable
 from ximler.core.settings import Settings, SettingsError
@@ -60,7 +61,7 @@ _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields blocks the event loop f
 
 
 def schema() -> Schema:
-    """The GraphQL schema of every domain."""
+    """The GraphQL schema of every domain and extension."""
     domains = [
         accounts,
         apikeys,
@@ -74,7 +75,7 @@ def schema() -> Schema:
         billing_operators,
         reports,
     ]
-    return build(domains, guard=permit)
+    return build([*domains, *extensions.modules("graphql")], guard=permit)
 
 
 def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) -> ASGIApp:

@@ -21,6 +21,7 @@ import ximler
 from ximler.accounts.keyring import Keyring
 from ximler.audit import keys
 from ximler.audit.keys import SealKeys
+from ximler.core import extensions
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.core.stopping import end, pause
@@ -84,6 +85,7 @@ def discover() -> None:
             root = import_module(f"ximler.{package.name}")
             for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
                 import_module(module.name)
+    extensions.modules("jobs")
 
 
 def background_parts(tools: Tools) -> list[Part]:

@@ -10,10 +10,12 @@ from importlib import import_module
 
 from litestar.types import ControllerRouterHandler
 
+from ximler.core import extensions
+
 __all__ = ["routes"]
 
 
 def routes() -> list[ControllerRouterHandler]:
-    """The handlers of every module of this package."""
+    """The handlers of every module of this package, and of extensions."""
     modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return [handler for module in modules for handler in getattr(module, "routes", ())]
+    return [handler for module in [*modules, *extensions.modules("http")] for handler in getattr(module, "routes", ())]

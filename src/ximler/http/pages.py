@@ -1,5 +1,6 @@
 """Pages for people outside the console: the front page, and the landing pages of links in mails."""
 
+from importlib import resources
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from litestar.params import Body, QueryParameter
 from litestar.types import ExceptionHandlersMap
 
 from ximler.accounts import credentials, email_change, preferences, registration
+from ximler.core import extensions
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, XimlerError
 from ximler.http.problems import documented, headers_of, status_of
@@ -21,8 +23,16 @@ from ximler.http.problems import documented, headers_of, status_of
 __all__ = ["page", "page_of", "routes"]
 
 _MAX_USER_AGENT = 300
+_of_extensions = {
+    package: jinja2.PackageLoader(package)
+    for package in extensions.packages()
+    if (resources.files(package) / "templates").is_dir()
+}
 _templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("ximler.http"), autoescape=True, undefined=jinja2.StrictUndefined
+    # Templates of an extension have its package's name in front: `ximler_bookmarks/settings.html`.
+    loader=jinja2.ChoiceLoader([jinja2.PackageLoader("ximler.http"), jinja2.PrefixLoader(_of_extensions)]),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
 )
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; form-action 'self'; "

@@ -1,14 +1,15 @@
 """The map of the database: one module per collection. No I/O.
 
-`CATALOGUE` holds every `Collection` of this package: the specification's ten in its order, then Ximler's own
-by name. A new module here is a new collection: validators, indexes, docs/schema.md, import rules, export and
-erasure follow from it.
+`CATALOGUE` holds every `Collection`: the specification's ten in its order, then Ximler's own and those of
+extensions by name. A new module here is a new collection: validators, indexes, docs/schema.md, import rules,
+export and erasure follow from it.
 """
 
 import pkgutil
 from importlib import import_module
 from typing import Any
 
+from ximler.core import extensions
 from ximler.schema.document import SPECIFIED_NAMES, Collection
 
 __all__ = ["CATALOGUE", "SPECIFIED"]
@@ -16,8 +17,12 @@ __all__ = ["CATALOGUE", "SPECIFIED"]
 
 def _collections() -> dict[str, Collection[Any]]:
     modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    values = (value for module in modules for value in vars(module).values())
-    return {value.name: value for value in values if isinstance(value, Collection)}
+    found: dict[str, Collection[Any]] = {}
+    for module in [*modules, *extensions.modules("schema")]:
+        for value in vars(module).values():
+            if isinstance(value, Collection) and found.setdefault(value.name, value) is not value:
+                raise ValueError(f"{module.__name__} defines the collection {value.name!r}, which exists already")
+    return found
 
 
 _found = _collections()

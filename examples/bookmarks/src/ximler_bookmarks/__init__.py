@@ -1,0 +1,1 @@
+"""Bookmarks: places that a user wants to come back to."""
