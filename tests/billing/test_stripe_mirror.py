@@ -9,7 +9,7 @@ from bson import ObjectId
 from tests.billing.conftest import Buyer, deliver, subscription
 from tests.billing.peer import SECRET, Peer
 
-from ximler.billing import checkouts, erasure, run, stripe_mirror
+from ximler.billing import checkouts, drifts, erasure, movements, run, stripe_mirror
 from ximler.billing.checkouts import AlreadySubscribed
 from ximler.billing.stripe import Stripe, of_process
 from ximler.core.actor import Actor
@@ -82,6 +82,19 @@ async def test_status_dates_payments_and_limits_follow_stripe(
     assert (found.status, found.auto_renew, await plan_of(database, ada)) == ("CANCELLED", False, "free")
     assert found.end_date is not None
     assert await database.payments.count({"userId": ada.user_id}) == 1
+
+
+async def test_recurring_revenue_follows_stripe(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
+) -> None:
+    await deliver(database, stripe, peer)
+    for status in ("active", "past_due", "canceled", "canceled"):
+        theirs.status = status
+        changed(peer, theirs)
+        await deliver(database, stripe, peer)
+    rows = (await movements.of_users(database, [ada.require_user()]))[ada.require_user()]
+    assert [(row.annual_minor, row.at_risk_minor) for row in rows] == [(34_800, 0), (34_800, 34_800), (0, 0)]
+    assert await drifts.check(database) == []
 
 
 async def test_it_is_never_billed_by_ximler_and_no_second_one_is_sold(
