@@ -15,6 +15,7 @@ REPORTS = """query ($from: Date!, $to: Date!, $after: String) { reports {
   mrr(from: $from, to: $to, by: DAY) { currency from to startMinor newMinor endMinor committedMinor customers arpaMinor }
   churn(from: $from, to: $to) { customers lost logoChurn }
   cohorts(from: $from, to: $to, currency: "USD") { month size months { month customers mrrMinor } }
+  coupons(from: $from, to: $to) { code currency invoices customers discountMinor }
   movements(from: $from, to: $to, currency: "USD", first: 1, after: $after) {
     nodes { userId day kind startMinor endMinor cancelled } pageInfo { hasNextPage endCursor }
   }
@@ -32,6 +33,9 @@ async def test_an_operator_reads_reports(grace: Client, ada: Client, database: D
     month = str(today.replace(day=1))
     assert found["cohorts"] == [
         {"month": month, "size": 1, "months": [{"month": month, "customers": 1, "mrrMinor": 2900}]}
+    ]
+    assert found["coupons"] == [
+        {"code": "WELCOME20", "currency": "USD", "invoices": 1, "customers": 1, "discountMinor": 580}
     ]
     (row,) = found["movements"]["nodes"]
     assert (row["userId"], row["day"], row["kind"], row["endMinor"]) == (await id_of(ada), str(today), "NEW", 2900)

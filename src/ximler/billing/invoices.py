@@ -25,7 +25,20 @@ from ximler.schema.document import Identified
 from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus, invoice_id
 from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
 
-__all__ = ["Invoice", "attempted", "credit_note", "find", "get", "make", "number", "page", "pay", "void", "withdraw"]
+__all__ = [
+    "Invoice",
+    "attempted",
+    "credit_note",
+    "discounts",
+    "find",
+    "get",
+    "make",
+    "number",
+    "page",
+    "pay",
+    "void",
+    "withdraw",
+]
 
 _BATCH = 500
 _PARTIES = ("seller", "buyer_name", "buyer_email", "buyer_address", "buyer_country", "buyer_vat_id")
@@ -162,6 +175,37 @@ async def withdraw(transaction: Database, account: BillingAccount, note_id: Obje
 
 async def get(database: Database, account: BillingAccount, which: ObjectId) -> Invoice:
     return await database[INVOICES].get({"userId": account.id, "_id": which})
+
+
+async def discounts(database: Database, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    """By coupon and currency, what was taken off paid invoices issued in `[start, end)`, the largest first."""
+    rows = await database[INVOICES].aggregate(
+        [
+            {"$match": {"issuedAt": {"$gte": start, "$lt": end}, "status": "PAID", "discountMinor": {"$gt": 0}}},
+            {"$project": {"userId": 1, "currency": 1, "lines": 1}},
+            {"$unwind": "$lines"},
+            {"$match": {"lines.kind": "DISCOUNT"}},
+            {
+                "$group": {
+                    "_id": {"code": "$lines.description", "currency": "$currency"},
+                    "invoices": {"$addToSet": "$_id"},
+                    "customers": {"$addToSet": "$userId"},
+                    "discount": {"$sum": "$lines.amount_minor"},
+                }
+            },
+            {"$project": {"invoices": {"$size": "$invoices"}, "customers": {"$size": "$customers"}, "discount": 1}},
+            {"$sort": {"discount": 1, "_id": 1}},
+        ]
+    )
+    return [
+        {
+            **row["_id"],
+            "invoices": row["invoices"],
+            "customers": row["customers"],
+            "discount_minor": -row["discount"],
+        }
+        for row in rows
+    ]
 
 
 async def attempted(transaction: Database, invoice: Invoice, number: int) -> None:

@@ -1,4 +1,4 @@
-"""`ximler reports mrr|churn|cohorts|movements|verify`, for operators."""
+"""`ximler reports mrr|churn|cohorts|coupons|movements|verify`, for operators."""
 
 import csv
 import sys
@@ -12,6 +12,7 @@ import msgspec
 from ximler.cli.context import Run, connected, counted, paged
 from ximler.core.money import Money
 
+_EMPTY = "There is no recurring revenue in this range."
 _KINDS = ["NEW", "REACTIVATION", "EXPANSION", "CONTRACTION", "CHURN"]
 
 
@@ -29,11 +30,15 @@ class _Day(click.ParamType[date]):
             self.fail(f"{value!r} is not a day such as 2026-11-30, or a month such as 2026-11", param, ctx)
 
 
+_from = click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given.")
+_to = click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given.")
+
+
 def _range(command: Any) -> Any:
     for option in (
         click.option("--currency", help="Only this one. Every currency unless given."),
-        click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given."),
-        click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given."),
+        _to,
+        _from,
     ):
         command = option(command)
     return command
@@ -47,7 +52,7 @@ _csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, amounts in
 
 @click.group()
 def reports() -> None:
-    """Recurring revenue, churn and cohorts. Definitions are in docs/analytics.md."""
+    """Recurring revenue, churn, cohorts and coupons. Definitions are in docs/analytics.md."""
 
 
 @reports.command()
@@ -144,8 +149,33 @@ async def cohorts(run: Run, as_csv: bool, **asked: Any) -> None:
 
 
 @reports.command()
-@click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given.")
-@click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given.")
+@_from
+@_to
+@_csv
+@connected(json="Print the coupons as JSON.")
+async def coupons(run: Run, as_csv: bool, **asked: Any) -> None:
+    """What each coupon took off the invoices that were paid, the largest first."""
+    from ximler.analytics import discounts
+
+    found = await discounts.coupons(run.database, run.actor, **_asked(asked))
+    _show(
+        run,
+        discounts.CouponLine,
+        found,
+        as_csv=as_csv,
+        columns={
+            "Code": lambda each: each.code,
+            "Invoices": lambda each: f"{each.invoices:,}",
+            "Customers": lambda each: f"{each.customers:,}",
+            "Taken off": _money("discount_minor"),
+        },
+        empty="No coupon was used in this range.",
+    )
+
+
+@reports.command()
+@_from
+@_to
 @click.option("--currency", default="USD", show_default=True)
 @click.option("--kind", type=click.Choice(_KINDS, case_sensitive=False), help="Every kind unless given.")
 @paged
@@ -196,9 +226,6 @@ async def verify(run: Run, repair: bool) -> int | None:
     return 1 if found and not repair else None
 
 
-_EMPTY = "There is no recurring revenue in this range."
-
-
 def _asked(asked: dict[str, Any]) -> dict[str, Any]:
     """The options, with the last year for a range that was not given."""
     end = asked["end"] or datetime.now(UTC).date() + timedelta(days=1)
@@ -213,11 +240,12 @@ def _show(
     *,
     as_csv: bool,
     columns: dict[str, Callable[[Any], object]],
+    empty: str = _EMPTY,
 ) -> None:
     if as_csv:
         _print_csv(kind.__struct_fields__, [msgspec.structs.asdict(each) for each in found])
     else:
-        run.show_list(found, row=msgspec.to_builtins, columns=columns, empty=_EMPTY)
+        run.show_list(found, row=msgspec.to_builtins, columns=columns, empty=empty)
 
 
 def _print_csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from ximler.analytics import revenue
+from ximler.analytics import discounts, revenue
+from ximler.analytics.discounts import CouponLine
 from ximler.analytics.revenue import By, Cohort, CustomerMovement, MovementKind
 from ximler.core.ids import decode_cursor
 from ximler.graphql.context import Context
@@ -41,6 +42,11 @@ async def cohorts(
     ctx: Context, parents: list[Any], from_: date, to: date, currency: str | None = None
 ) -> list[list[Cohort]]:
     return [await revenue.cohorts(ctx.database, ctx.actor, start=from_, end=to, currency=currency)] * len(parents)
+
+
+@resolvers.field("Reports", "coupons")
+async def coupons(ctx: Context, parents: list[Any], from_: date, to: date) -> list[list[CouponLine]]:
+    return [await discounts.coupons(ctx.database, ctx.actor, start=from_, end=to)] * len(parents)
 
 
 @resolvers.field("Reports", "movements")

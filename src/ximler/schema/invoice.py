@@ -91,6 +91,7 @@ INVOICES = Collection(
     owner="billing",
     indexes=(
         ascending("userId", "-createdAt", ours=True, why="a user's invoices, newest first"),
+        ascending("issuedAt", ours=True, why="what coupons took off in a time"),
         ascending(
             "year",
             "serial",
