@@ -74,7 +74,7 @@ def many(user_ids: list[ObjectId]) -> list[dict[str, Any]]:
     ]
     parts: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "subscriptions": ("subscriptions", subscriptions),
-        "plans": ("plans", []),
+        "plans": ("plans", [{"$match": {"id": {"$gt": ""}}}]),
         "entitlements": ("entitlements", [{"$match": {"_id": {"$in": user_ids}}}]),
     }
     return [{"$match": {"_id": {"$in": user_ids}}}, {"$project": {"_id": 1}}, *unions(parts)]
@@ -90,7 +90,7 @@ def one(user_id: ObjectId) -> list[dict[str, Any]]:
             "subscriptions",
             [{"$match": {"userId": user_id}}, {"$project": {"_id": 0, "status": 1, "planId": 1, "startDate": 1}}],
         ),
-        "plans": ("plans", []),
+        "plans": ("plans", [{"$match": {"id": {"$gt": ""}}}]),
         "entitlements": ("entitlements", [{"$match": {"_id": user_id}}]),
     }
     return [{"$match": {"_id": user_id}}, {"$project": {"_id": 1}}, *unions(parts)]
