@@ -299,3 +299,17 @@ async def refund(database: Database, stripe: Stripe, actor: Actor, amount_minor:
         amount_minor=amount_minor,
         reason="Asked for",
     )
+
+
+async def test_a_removed_card_is_detached_and_one_that_is_gone_already_is_fine(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, settings: Settings
+) -> None:
+    begun = await begin(database, stripe, settings, ada)
+    await peer.enter_card(str(begun.session_id), GOOD)
+    method = (await stripe.session(str(begun.session_id))).method
+    assert method is not None
+    assert (method.expires, await stripe.usable(method.id)) == ("2030-12", True)
+    for _ in range(2):
+        await stripe.detach(method.id)
+    await stripe.detach("pm_never_was")
+    assert not await stripe.usable(method.id)

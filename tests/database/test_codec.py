@@ -118,9 +118,10 @@ def test_nothing_below_the_top_level_needs_more_than_convert_gives() -> None:
     for collection in CATALOGUE:
         for field in fields_of(collection.document):
             kind = bare(field.type)
+            if isinstance(kind, inspect.ListType):
+                kind = bare(kind.item_type)
             if isinstance(kind, inspect.StructType):
                 check(kind.cls)  # type: ignore[arg-type]  # a Document
-            assert not isinstance(kind, inspect.ListType) or not isinstance(bare(kind.item_type), inspect.StructType)
 
 
 # Times

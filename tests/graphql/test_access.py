@@ -106,6 +106,7 @@ FIELDS = {
         arguments=('input: {userId: "{user_id}", amountMinor: 1, currency: "USD", reason: "r"}',), stranger="FORBIDDEN"
     ),
     "Mutation.applyCoupon": Field(arguments=('code: "WELCOME20"',), stranger="NOT_FOUND"),
+    "Mutation.setDefaultPaymentMethod": Field(arguments=('id: "pm_4242424242424242"',), stranger="NOT_FOUND"),
     "Mutation.removePaymentMethod": Field(arguments=('id: "pm_4242424242424242"',), stranger="NOT_FOUND"),
     "Query.upcomingInvoice": Field(stranger=None),
     "Query.billingDetails": Field(stranger=None),

@@ -28,15 +28,16 @@ from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.database.failures import DocumentExists
 from ximler.database.in_step import in_step
-from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Rebate, Recurring, Terms
+from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Method, Rebate, Recurring, Terms
 from ximler.schema.credit import CREDITS, Credit
 
 __all__ = [
-    "RETRIES", "balance", "current", "discount", "each_in_turn", "ends_at", "ensure", "find", "in_turn", "live", "lock",
-    "move", "rebate", "recurring", "remind_at", "retry_at", "store",
+    "MOST_METHODS", "RETRIES", "balance", "current", "decline", "discount", "each_in_turn", "ends_at", "ensure", "find",
+    "in_turn", "keep", "live", "lock", "methods", "move", "rebate", "recurring", "remind_at", "retry_at", "store",
 ]  # fmt: skip
 
 RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
+MOST_METHODS = 10
 _log = structlog.get_logger("ximler.billing")
 _REMINDER = timedelta(days=3)  # before a trial ends
 _YEARLY_REMINDER = timedelta(days=14)  # before a year is renewed
@@ -159,6 +160,27 @@ def rebate(discount: Discount | None) -> Rebate | None:
     values = msgspec.structs.asdict(discount)
     percent = None if discount.percent is None else str(discount.percent)
     return Rebate(**values | {"percent": percent, "plans": list(discount.plans)})
+
+
+def methods(account: BillingAccount) -> list[Method]:
+    """The payment methods, the default first."""
+    return [account.method, *account.other_methods] if account.method else []
+
+
+def keep(account: BillingAccount, added: Method, *, default: bool) -> None:
+    """Add a payment method. It replaces the same card, which was entered earlier, and the oldest where there are too many."""
+    others = [each for each in methods(account) if each.fingerprint != added.fingerprint]
+    if default or account.method is None or account.method.fingerprint == added.fingerprint:
+        account.method = added
+    else:
+        others = [added, *others[1:]]  # without the default, which stays
+    account.other_methods = others[: MOST_METHODS - 1]
+
+
+def decline(account: BillingAccount, method_id: str) -> None:
+    """A payment method was declined for good."""
+    for each in methods(account):
+        each.declined = each.declined or each.id == method_id
 
 
 class Live(NamedTuple):

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from bson import ObjectId
 
 from ximler.billing import invoices, methods, payments, redemptions, states, stripe_sales, subscriptions
-from ximler.billing.account import balance, discount, ensure, find, in_turn, lock, rebate, store
+from ximler.billing.account import MOST_METHODS, balance, discount, ensure, find, in_turn, lock, rebate, store
+from ximler.billing.account import methods as account_methods
 from ximler.billing.periods import period
 from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Charge as Priced
@@ -28,7 +29,7 @@ from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
-from ximler.schema.billing_account import BillingAccount, Method, Terms
+from ximler.schema.billing_account import BillingAccount, Terms
 from ximler.schema.charge import Charge
 from ximler.schema.checkout import CHECKOUTS, Checkout
 from ximler.schema.trial import TRIALS, Trial, trial_id
@@ -103,22 +104,32 @@ async def start(
 
 
 async def change_card(
-    database: Database, provider: Provider, settings: Settings, actor: Actor, *, return_url: str
+    database: Database,
+    provider: Provider,
+    settings: Settings,
+    actor: Actor,
+    *,
+    return_url: str,
+    makes_default: bool = True,
 ) -> Checkout:
-    """Begin to replace the payment method of a running subscription. An unpaid invoice is charged to the new one at once.
+    """Begin to add a payment method to a running subscription. An unpaid invoice is charged to a new default at once.
 
-    Raises NotFound without a subscription, Invalid for another site's `return_url`, and ProviderUnavailable.
+    Raises NotFound without a subscription, Invalid for another site's `return_url`, Conflict for an eleventh method, and
+    ProviderUnavailable.
     """
     user_id = actor.require_user()
     _check_return(return_url, settings)
     account = await find(database, user_id)
     if account.terms is None:
         raise NotFound("You have no subscription")
+    if len(account_methods(account)) >= MOST_METHODS:
+        raise Conflict(f"You have {MOST_METHODS} payment methods: remove one first")
     checkout = await database[CHECKOUTS].insert(
         Checkout(
             id=secrets.token_urlsafe(24),
             user_id=user_id,
             kind="CARD",
+            makes_default=makes_default,
             terms=account.terms,
             return_url=return_url,
             expires_at=database.clock.now() + redemptions.HOLD,
@@ -270,7 +281,7 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
         if not await transaction[CHECKOUTS].patch(claimed, {"$set": {"status": "PROCESSING", "tried": method.id}}):
             return None  # it was, by another process
         account.customer_id = session.customer_id
-        account.method = Method(id=method.id, label=method.label, fingerprint=method.fingerprint)
+        await methods.keep(transaction, account, method, instead_of=checkout.tried)
         terms, charge = checkout.terms, None
         if checkout.trial_days and account.trialed_at is None:
             try:

@@ -1,4 +1,6 @@
-"""Billing's part of erasing a user; fields are erased by their marks.
+"""Objects at the provider that end with a user's data: a removed payment method, an erased user's subscription.
+
+Fields are erased by their marks.
 
 Stripe's ids stay: a later refund or dispute must find its payment, and the personal data they lead to is at Stripe.
 """
@@ -7,7 +9,9 @@ import contextlib
 
 from bson import ObjectId
 
-from ximler.billing import states
+from ximler.billing import methods, states
+from ximler.billing.account import find
+from ximler.billing.account import methods as account_methods
 from ximler.billing.provider import Mirrors
 from ximler.billing.rails import rail
 from ximler.core.errors import NotFound
@@ -31,6 +35,14 @@ async def end_at_stripe(payload: AtStripe, *, database: Database, settings: Sett
     if isinstance(provider, Mirrors):
         with contextlib.suppress(NotFound):
             await provider.end_subscription(payload.subscription_id, now=True)
+
+
+@methods.DETACH
+async def detach(payload: methods.Detached, *, database: Database, settings: Settings) -> None:
+    """A removed payment method is not kept at the provider, unless it was added again meanwhile."""
+    account = await find(database, payload.user_id)
+    if payload.method_id not in {each.id for each in account_methods(account)}:
+        await rail(database, settings).detach(payload.method_id)
 
 
 async def end_subscriptions(database: Database, user_id: ObjectId) -> None:

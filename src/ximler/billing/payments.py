@@ -14,7 +14,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, refunds, subscriptions
-from ximler.billing.account import each_in_turn, lock, store
+from ximler.billing.account import decline, each_in_turn, lock, store
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
@@ -272,8 +272,9 @@ def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Ch
                 known.status, known.failure = "FAILED", intent.failure or "declined"
                 replaced = account.method is None or account.method.id != known.method_id
                 await _set(transaction, known)
-                hard = intent.hard and not replaced
-                await subscriptions.failed(transaction, account, invoice, known.failure, hard=hard)
+                if intent.hard:
+                    decline(account, known.method_id)
+                await subscriptions.failed(transaction, account, invoice, known.failure)
                 if replaced and account.terms is not None and account.invoice_id == invoice.id:  # tried at once
                     description = f"{account.terms.plan_name}, again"
                     await subscriptions.collect(transaction, account, invoice, description=description)

@@ -36,6 +36,7 @@ class PaymentMethod(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     label: str
     fingerprint: str  # identifies the card, also across customers
+    expires: str | None = None  # the last month in which a card is valid: "2030-12"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +108,9 @@ class Provider(Protocol):
 
     async def usable(self, method_id: str) -> bool:
         """Whether the provider still has the payment method."""
+
+    async def detach(self, method_id: str) -> None:
+        """Forget the payment method. Idempotent: one that is gone already is fine."""
 
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent: ...
 

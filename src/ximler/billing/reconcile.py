@@ -13,7 +13,7 @@ import msgspec
 from bson import ObjectId
 
 from ximler.billing import checkouts, payments, refunds, states, stripe_mirror
-from ximler.billing.account import in_turn, lock, store
+from ximler.billing.account import decline, in_turn, lock, methods, store
 from ximler.billing.provider import Intent, Mirrors, Provider
 from ximler.core.errors import NotFound
 from ximler.core.money import Money
@@ -107,11 +107,13 @@ class _Reconciling:
             await self._charge(charge, [each for each in of_account if each.charge_id == charge.id])
         for refund in of_account:
             await self._refund(refund)
-        if account.method is not None and not account.method.declined:
+        for method in methods(account):
+            if method.declined:
+                continue
             self._read()
-            if not await self._provider.usable(account.method.id):
-                problem = f"the payment method {account.method.label} does not exist at the provider any more"
-                await self._found(account.id, problem, partial(self._forget_method, account.id, account.method))
+            if not await self._provider.usable(method.id):
+                problem = f"the payment method {method.label} does not exist at the provider any more"
+                await self._found(account.id, problem, partial(self._forget_method, account.id, method.id))
 
     async def _charge(self, charge: Charge, of_charge: list[Refund]) -> None:
         intent_id = charge.intent_id
@@ -212,13 +214,12 @@ class _Reconciling:
                     partial(stripe_mirror.see_subscription, self._database, stripe, theirs_id),
                 )
 
-    async def _forget_method(self, user_id: ObjectId, method: object) -> None:
+    async def _forget_method(self, user_id: ObjectId, method_id: str) -> None:
         """It is not charged again; the user is asked for another as after a decline for good."""
 
         async def write(transaction: Database) -> None:
             account = await lock(transaction, user_id)
-            if account.method is not None and account.method == method:
-                account.method.declined = True
+            decline(account, method_id)
             await store(transaction, account)
 
         await in_turn(self._database, user_id, write)

@@ -142,7 +142,7 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
     description = f"{terms.plan_name}, renewal"
     charge = await subscriptions.collect(transaction, account, invoice, description=description, first=True)
     if charge is None:
-        await subscriptions.failed(transaction, account, invoice, "no_payment_method", hard=False)
+        await subscriptions.failed(transaction, account, invoice, "no_payment_method")
         return True
     return _Drive("charge", charge.id, charge)
 

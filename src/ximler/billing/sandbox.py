@@ -26,6 +26,7 @@ __all__ = ["CARDS", "TOLERANCE", "Card", "Fault", "Sandbox", "sign"]
 
 TOLERANCE = timedelta(minutes=5)
 _LATER = timedelta(minutes=10)
+_EXPIRES = "2034-12"
 
 # What a test has happen to a call (`confirm`: "down") and to its answer (`confirm:answer`: "after").
 Fault = Literal["down", "after"] | None
@@ -45,10 +46,14 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     later: Literal["SUCCEEDED", "FAILED", "never"] | None = None
     refunds: Literal["SUCCEEDED", "FAILED"] | None = None
 
-    @property
-    def method(self) -> PaymentMethod:
-        fingerprint = hashlib.sha256(self.number.encode()).hexdigest()[:16]
-        return PaymentMethod(id=f"pm_{self.number}", label=f"Test card {self.number[-4:]}", fingerprint=fingerprint)
+    def method(self, customer_id: str | None) -> PaymentMethod:
+        """The card as a customer's payment method: entering it again is the same one."""
+        return PaymentMethod(
+            id=f"pm_{self.number}_{(customer_id or '').removeprefix('cus_')}",
+            label=f"Test card {self.number[-4:]}",
+            fingerprint=hashlib.sha256(self.number.encode()).hexdigest()[:16],
+            expires=_EXPIRES,
+        )
 
 
 CARDS = {
@@ -107,7 +112,7 @@ class Sandbox:
     async def session(self, session_id: str) -> Session:
         self._may("session")
         found = await self.page(session_id)
-        method = CARDS[found.method_id.removeprefix("pm_")].method if found.method_id else None
+        method = _card(found.method_id).method(found.customer_id) if found.method_id else None
         url = f"{self._base_url}/sandbox/checkout/{session_id}"
         return Session(id=session_id, url=url, customer_id=str(found.customer_id), method=method)
 
@@ -128,15 +133,20 @@ class Sandbox:
             raise Invalid.field("card", "is not one of the test numbers")
         found = await self._database[SANDBOX_OBJECTS].find_and_patch(
             {"_id": session_id, "kind": "session", "expiresAt": {"$gt": self._database.clock.now()}},
-            {"$set": {"methodId": card.method.id, "status": "COMPLETE"}},
+            {"$set": {"methodId": f"pm_{card.number}", "status": "COMPLETE"}},
         )
         if found is None:
             raise NotFound("There is no such checkout, or it has expired")
+        await self._database[SANDBOX_OBJECTS].delete({"_id": card.method(found.customer_id).id, "kind": "detached"})
         await self._emit("checkout.completed", session_id)
         return found
 
     async def usable(self, method_id: str) -> bool:
-        return method_id.removeprefix("pm_") in CARDS
+        detached = await self._database[SANDBOX_OBJECTS].find_one({"_id": method_id, "kind": "detached"})
+        return _number(method_id) in CARDS and detached is None
+
+    async def detach(self, method_id: str) -> None:
+        await self._insert("detach", SandboxObject(id=method_id, kind="detached"))
 
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
         made = SandboxObject(
@@ -152,7 +162,7 @@ class Sandbox:
 
     async def confirm(self, intent_id: str, method_id: str) -> Intent:
         self._may("confirm")
-        card = CARDS[method_id.removeprefix("pm_")]
+        card = _card(method_id)
         values: dict[str, Any] = {"status": "FAILED" if card.failure else "SUCCEEDED", "methodId": method_id}
         if card.later:
             values["status"] = "PROCESSING"
@@ -183,7 +193,7 @@ class Sandbox:
             paid = await transaction[SANDBOX_OBJECTS].find_and_patch(where, {"$inc": {"refundedMinor": amount_minor}})
             if paid is None or paid.refunded_minor > paid.amount_minor:
                 raise Invalid.field("amount", "is more than was paid")
-            outcome = CARDS[str(paid.method_id).removeprefix("pm_")].refunds
+            outcome = _card(str(paid.method_id)).refunds
             refund = SandboxObject(
                 id=refund_id,
                 kind="refund",
@@ -306,6 +316,14 @@ class Sandbox:
         """Called after the work: the answer of a call may be lost."""
         if self.fault(f"{verb}:answer") == "after":
             raise _no_answer()
+
+
+def _number(method_id: str) -> str:
+    return method_id.removeprefix("pm_").partition("_")[0]
+
+
+def _card(method_id: str) -> Card:
+    return CARDS[_number(method_id)]
 
 
 def _no_answer() -> ProviderUnavailable:

@@ -8,7 +8,7 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, refunds, virtuals
-from ximler.billing.account import discount, ensure, find, in_turn, lock, move, store
+from ximler.billing.account import discount, ensure, find, in_turn, lock, methods, move, store
 from ximler.billing.subscriptions import Upcoming, next_invoice
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
@@ -39,7 +39,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     balances: dict[str, int]
     next_at: datetime | None
     details: Details
-    method: Method | None
+    methods: list[Method]  # the default first
     rebate: Rebate | None
     upcoming: Upcoming | None
     invoices: list[Invoice]
@@ -62,7 +62,7 @@ async def read(database: Database, actor: Actor, user_id: ObjectId) -> Statement
         balances={currency: minor for currency, minor in account.balances.items() if minor},
         next_at=account.next_at,
         details=account.details or Details(),
-        method=account.method,
+        methods=methods(account),
         rebate=_rebate(account),
         upcoming=next_invoice(account, database.business),
         invoices=(await invoices.page(database, theirs, first=_NEWEST)).items,

@@ -140,6 +140,11 @@ class Stripe:
         except NotFound:
             return False
 
+    async def detach(self, method_id: str) -> None:
+        if await self.usable(method_id):
+            with _errors(), contextlib.suppress(NotFound):
+                await self._api.payment_methods.detach_async(method_id, options=_once())
+
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
         made = await self._write(
             self._api.payment_intents,
@@ -439,7 +444,9 @@ def _session(found: dict[str, Any]) -> Session:
 def _method(found: dict[str, Any]) -> PaymentMethod:
     card = found.get("card") or {}
     label = f"{str(card.get('brand') or 'card').title()} {card.get('last4', '')}".strip()
-    return PaymentMethod(id=found["id"], label=label, fingerprint=card.get("fingerprint") or found["id"])
+    expires = f"{card['exp_year']}-{int(card['exp_month']):02}" if card.get("exp_year") else None
+    fingerprint = card.get("fingerprint") or found["id"]
+    return PaymentMethod(id=found["id"], label=label, fingerprint=fingerprint, expires=expires)
 
 
 def _intent(found: dict[str, Any]) -> Intent:

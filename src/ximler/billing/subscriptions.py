@@ -364,10 +364,8 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
     return True
 
 
-async def failed(transaction: Database, account: BillingAccount, invoice: Invoice, failure: str, *, hard: bool) -> None:
-    """An attempt at an invoice was declined. `hard`: the method is not charged again."""
-    if hard and account.method is not None:
-        account.method.declined = True
+async def failed(transaction: Database, account: BillingAccount, invoice: Invoice, failure: str) -> None:
+    """An attempt at an invoice was declined."""
     if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
         return
     if invoice.kind != "RENEWAL":

@@ -101,7 +101,7 @@ async def run_due(run: Run, until: datetime | None) -> int:
 async def show(run: Run, user: str) -> None:
     """Show the billing of USER. Audited.
 
-    The subscription with pending change and coupon, the payment method, the credit balance, invoices, payments
+    The subscription with pending change and coupon, the payment methods, the credit balance, invoices, payments
     and refunds, and when billing acts next.
     """
     from ximler.billing import statement
@@ -150,8 +150,10 @@ async def show(run: Run, user: str) -> None:
             "coupon": theirs.rebate and fields(theirs.rebate, "code percent minor currency renewals"),
             "balances": theirs.balances,
             "details": fields(theirs.details, "name address country vat_id"),
-            "card": theirs.method and theirs.method.label,
-            "cardDeclined": theirs.method and theirs.method.declined,
+            "paymentMethods": [
+                fields(each, "id label expires declined") | {"isDefault": each is theirs.methods[0]}
+                for each in theirs.methods
+            ],
             "nextAt": theirs.next_at,
             "upcoming": theirs.upcoming
             and {"at": theirs.upcoming.period.start, "planId": theirs.upcoming.terms.plan_id}
@@ -372,7 +374,7 @@ def _summary(email: str, theirs: Any) -> Iterator[str]:
     """The lines above the tables: one fact each."""
     from ximler.core.money import Money
 
-    subscription, rebate, method = theirs.subscription, theirs.rebate, theirs.method
+    subscription, rebate = theirs.subscription, theirs.rebate
     if subscription is None:
         yield f"{email} has no subscription."
     else:
@@ -389,8 +391,10 @@ def _summary(email: str, theirs: Any) -> Iterator[str]:
         off = f"{rebate.percent}%" if rebate.percent is not None else Money(rebate.minor, rebate.currency)
         left = "every renewal" if rebate.renewals is None else counted(rebate.renewals, "more renewal")
         yield f"Coupon: {rebate.code}, {off} off, for {left}"
-    if method:
-        yield f"Payment method: {method.label}{' (declined for good)' if method.declined else ''}"
+    for method in theirs.methods:
+        valid = f"valid until {method.expires}" if method.expires else ""
+        marks = ("default" if method is theirs.methods[0] else "", valid, "declined for good" * method.declined)
+        yield f"Payment method: {', '.join([method.label, *filter(None, marks)])}"
     if given := [text for text in fields(theirs.details, "name address country vat_id").values() if text]:
         yield f"Billing details: {', '.join(' '.join(text.split()) for text in given)}"
     for currency, minor in theirs.balances.items():

@@ -366,6 +366,9 @@ def _compile_encoder(document: type[D], path: str = "") -> Callable[[D, datetime
         if isinstance(kind, inspect.StructType):
             scope[f"encode_{field.name}"] = _compile_encoder(kind.cls, f"{path}{field.encode_name}.")
             steps.append(f"{v} = encode_{field.name}({v}, now)")
+        if isinstance(kind, inspect.ListType) and isinstance(item := bare(kind.item_type), inspect.StructType):
+            scope[f"encode_{field.name}"] = _compile_encoder(item.cls, f"{path}{field.encode_name}.")
+            steps.append(f"{v} = [encode_{field.name}(each, now) for each in {v}]")
         if not field.required and field.default is None:
             steps = [f"if {v} is not None:", *(f"    {step}" for step in steps)] if steps else []
             after.append(f"if {v} is None: del d[{field.encode_name!r}]")

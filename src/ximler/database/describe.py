@@ -87,7 +87,8 @@ def _type(kind: inspect.Type) -> str:
         case inspect.LiteralType():
             return " \\| ".join(f"`{value}`" for value in kind.values)
         case inspect.ListType():
-            return f"array of {_type(bare(kind.item_type))}"
+            item = bare(kind.item_type)
+            return f"array of {f'`{item.cls.__name__}`' if isinstance(item, inspect.StructType) else _type(item)}"
         case inspect.CustomType():
             return "ObjectId"
         case inspect.UnionType():

@@ -164,6 +164,10 @@ def _checked(path: str, value: Any, place: _Place, *, depth: int) -> Any:
         value = getattr(value, place.setter)()
     if isinstance(kind, inspect.StructType):
         value = _sub_document(path, value, kind, depth=depth)
+    elif isinstance(kind, inspect.ListType) and isinstance(value, list):
+        item = bare(kind.item_type)
+        if isinstance(item, inspect.StructType):
+            value = [_sub_document(f"{path}.{n}", each, item, depth=depth + 1) for n, each in enumerate(value)]
     try:
         msgspec.convert(value, place.hint, builtin_types=(datetime, bytes))
     except msgspec.ValidationError as problem:

@@ -140,16 +140,24 @@ async def start_checkout(ctx: Context, plan_id: str, return_url: str, coupon: st
 
 
 @resolvers.query("paymentMethods")
-async def payment_methods(ctx: Context) -> list[Method]:
-    return await methods.of_user(ctx.database, ctx.actor)
+async def payment_methods(ctx: Context) -> list[dict[str, Any]]:
+    return methods_of(await methods.of_user(ctx.database, ctx.actor))
 
 
 @resolvers.mutation("addPaymentMethod")
-async def add_payment_method(ctx: Context, return_url: str) -> dict[str, Any]:
+async def add_payment_method(ctx: Context, return_url: str, make_default: bool) -> dict[str, Any]:
     provider = rail(ctx.database, ctx.settings)
     return _checkout(
-        await checkouts.change_card(ctx.database, provider, ctx.settings, ctx.actor, return_url=return_url)
+        await checkouts.change_card(
+            ctx.database, provider, ctx.settings, ctx.actor, return_url=return_url, makes_default=make_default
+        )
     )
+
+
+@resolvers.mutation("setDefaultPaymentMethod")
+async def set_default_payment_method(ctx: Context, id: str) -> list[dict[str, Any]]:  # noqa: A002 (as above)
+    provider = rail(ctx.database, ctx.settings)
+    return methods_of(await methods.make_default(ctx.database, provider, ctx.actor, id))
 
 
 @resolvers.mutation("payInvoice")
@@ -274,6 +282,19 @@ def _checkout(found: Checkout) -> dict[str, Any]:
         "expires_at": found.expires_at,
         "created_at": found.created_at,
     }
+
+
+def methods_of(found: list[Method]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": each.id,
+            "label": each.label,
+            "is_default": each is found[0],
+            "expires": each.expires,
+            "declined": each.declined,
+        }
+        for each in found
+    ]
 
 
 def upcoming_of(found: subscriptions.Upcoming | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from ximler.billing.refunds import Refund
 from ximler.core.errors import Invalid
 from ximler.core.ids import decode_cursor, object_id
 from ximler.core.money import Money
-from ximler.graphql.billing import upcoming_of
+from ximler.graphql.billing import methods_of, upcoming_of
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
 from ximler.schema.coupon import Coupon
@@ -39,7 +39,7 @@ async def user_billing(ctx: Context, user_id: str) -> dict[str, Any]:
             {"currency": currency, "balance_minor": minor} for currency, minor in sorted(found.balances.items())
         ],
         "billing_details": found.details,
-        "payment_methods": [found.method] if found.method else [],
+        "payment_methods": methods_of(found.methods),
         "invoices": found.invoices,
         "payments": found.payments,
         "refunds": found.refunds,

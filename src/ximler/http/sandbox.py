@@ -134,6 +134,8 @@ async def _form(state: State, session: str, checkout: Checkout, *, error: str = 
     text = f"You pay {due} now for {terms.plan_name}, regularly {regular}."
     if checkout.kind == "CARD":
         text = f"The card pays for {terms.plan_name}, regularly {regular}. An unpaid invoice is charged to it at once."
+        if not checkout.makes_default:
+            text = "The card is saved. It is charged once you make it the default."
     elif not quote:
         text = f"{terms.plan_name} is free for {checkout.trial_days} days, then {regular}."
     found = page(
@@ -157,7 +159,7 @@ async def _form(state: State, session: str, checkout: Checkout, *, error: str = 
 
 
 def _title(checkout: Checkout) -> str:
-    return "Change your card" if checkout.kind == "CARD" else f"Subscribe to {checkout.terms.plan_name}"
+    return "Add a card" if checkout.kind == "CARD" else f"Subscribe to {checkout.terms.plan_name}"
 
 
 def _over(checkout: Checkout) -> Response[str]:

@@ -43,6 +43,7 @@ class Method(Document, kw_only=True):
     id: str
     label: str  # "Visa 4242"
     fingerprint: str
+    expires: str | None = None  # the last month in which a card is valid: "2030-12"
     declined: bool = False
 
 
@@ -77,7 +78,8 @@ class BillingAccount(Document, kw_only=True):
     id: UserId = field(name="_id")  # the user's
     revision: Internal[int] = 0
     customer_id: Internal[str | None] = None  # at the provider
-    method: Internal[Method | None] = None
+    method: Internal[Method | None] = None  # the default, which is charged
+    other_methods: Internal[list[Method]] = field(default_factory=list)  # newest first; none without a default
     details: Theirs[Details | None] = None
     checkout_id: Internal[str | None] = None  # whose payment is under way
     subscription_id: Internal[ObjectId | None] = None  # the live one that Ximler bills

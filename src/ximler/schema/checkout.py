@@ -29,7 +29,7 @@ class Checkout(Document, kw_only=True):
     """The price is the one that was shown. OPEN → PROCESSING while it is paid → PAID, or OPEN again after a
     decline.
 
-    A CARD replaces the payment method of a running subscription, and is PAID when that is done: `terms` are the
+    A CARD adds a payment method to a running subscription, and is PAID when that is done: `terms` are the
     subscription's. REFUSED: it could not be bought (a subscription was there already, the coupon was used up);
     `problem` says why.
     """
@@ -41,6 +41,7 @@ class Checkout(Document, kw_only=True):
     terms: Internal[Terms]
     trial_days: Internal[int] = 0
     at_stripe: Internal[bool] = False  # Stripe bills the subscription
+    makes_default: Internal[bool] = True  # of a CARD: it is charged from now on
     session_id: Internal[str | None] = None  # the provider's
     url: Internal[str | None] = None
     return_url: Internal[str]

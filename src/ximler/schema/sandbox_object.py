@@ -9,7 +9,7 @@ from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Kep
 
 __all__ = ["SANDBOX_OBJECTS", "SandboxKind", "SandboxObject"]
 
-SandboxKind = Literal["customer", "session", "intent", "refund", "dispute"]
+SandboxKind = Literal["customer", "session", "intent", "refund", "dispute", "detached"]
 
 
 class SandboxObject(Document, kw_only=True):
