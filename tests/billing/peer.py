@@ -19,7 +19,7 @@ __all__ = ["SECRET", "Delivery", "Fault", "Peer", "start"]
 
 SECRET = "whsec_of_the_endpoint"
 # "lost": the request is carried out, and its answer does not arrive; "500" is the answer of one that is carried out.
-Fault = Literal["down", "lost", "500", "rate", "key"] | None
+Fault = Literal["down", "lost", "500", "rate", "key", "invalid", "card"] | None
 Delivery = tuple[bytes, str]
 
 
@@ -127,6 +127,13 @@ class Peer:
             return _hang_up(request)
         if fault == "rate":
             return _json({"error": {"message": "Too many requests"}}, 429)
+        if fault == "invalid":
+            body = {"error": {"type": "invalid_request_error", "param": "sauce", "message": "Unknown parameter: sauce"}}
+            return _json(body, 400)
+        if fault == "card":
+            return _json(
+                {"error": {"type": "card_error", "code": "new_code", "message": "Your card is too thin."}}, 402
+            )
         if fault == "key":
             return _json({"error": {"message": "Invalid API Key provided"}}, 401)
         if key in self.keys:

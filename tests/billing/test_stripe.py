@@ -16,7 +16,7 @@ from ximler.billing import checkouts, events, payments, refunds, run
 from ximler.billing.provider import ProviderUnavailable
 from ximler.billing.stripe import VERSION, Stripe, _intent
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound, Unauthenticated
+from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.billing_event import BILLING_EVENTS
@@ -60,8 +60,8 @@ async def test_a_plan_is_bought_with_a_card_that_is_saved_on_stripes_page(
 @pytest.mark.parametrize(
     ("card", "problem"),
     [
-        (DECLINED, "The payment was declined: card declined"),
-        (AUTHENTICATION, "The payment was declined: authentication required"),
+        (DECLINED, "The payment was declined: the bank gave no reason"),
+        (AUTHENTICATION, "The payment was declined: the bank asks you to confirm it"),
     ],
 )
 async def test_a_declined_card_takes_no_money_and_leaves_the_checkout_open(
@@ -313,3 +313,16 @@ async def test_a_removed_card_is_detached_and_one_that_is_gone_already_is_fine(
         await stripe.detach(method.id)
     await stripe.detach("pm_never_was")
     assert not await stripe.usable(method.id)
+
+
+async def test_texts_of_stripe_reach_the_customer_only_where_they_are_written_for_them(
+    stripe: Stripe, peer: Peer
+) -> None:
+    peer.fault = lambda _: "invalid"
+    with pytest.raises(Invalid) as rejected:
+        await stripe.change_subscription("sub_1", "price_1")
+    assert (rejected.value.code, rejected.value.fields) == ("PAYMENT_PROVIDER_REJECTED", {})
+    assert rejected.value.message == "The payment provider rejected the request. Contact us, or try again later."
+    peer.fault = lambda name: "card" if name.startswith("POST") else None
+    with pytest.raises(Conflict, match=r"^The payment was declined: Your card is too thin$"):
+        await stripe.end_subscription("sub_1", now=False)

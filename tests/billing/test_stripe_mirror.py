@@ -11,6 +11,8 @@ from tests.billing.peer import SECRET, Peer
 
 from ximler.billing import checkouts, drifts, erasure, movements, run, stripe_mirror
 from ximler.billing.checkouts import AlreadySubscribed
+from ximler.billing.provider import ProviderUnavailable
+from ximler.billing.reconcile import reconcile
 from ximler.billing.stripe import Stripe, of_process
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
@@ -210,10 +212,24 @@ async def test_a_subscription_of_an_erased_user_ends_at_stripe(
     given = {"stripe_key": "sk_test_of_nobody", "stripe_webhook_secrets": (SECRET,), "stripe_api": peer.url}
     paying = msgspec.structs.replace(settings, **given)
     payload = erasure.AtStripe(subscription_id=theirs.id)
+    theirs.status = "unpaid"  # and Stripe may collect it one day
+    peer.fault = lambda name: "down" if name.startswith("GET /v1/subscriptions/") else None
+    for those, why in ((paying, "does not answer"), (settings, "there is no key")):
+        with pytest.raises(ProviderUnavailable, match=why):
+            await erasure.end_at_stripe(payload, database=database, settings=those)
+    peer.fault = lambda _: None
+    (found,) = (await reconcile(database, stripe)).findings
+    assert (found.problem, found.repairable) == (
+        f"the subscription {theirs.id} of an erased user was not ended at Stripe yet: it waits",
+        True,
+    )
+    await erasure.end_at_stripe(erasure.AtStripe(subscription_id="sub_gone"), database=database, settings=paying)
     for _ in range(2):
         await erasure.end_at_stripe(payload, database=database, settings=paying)
         assert theirs.status == "canceled"
     await of_process(paying).close()
+    assert [each.repaired for each in (await reconcile(database, stripe, repair=True)).findings] == [True]
+    assert (await reconcile(database, stripe)).findings == []
     theirs.status = "active"  # revived at Stripe: the next event ends it again
     await database.raw["users"].delete_one({"_id": ObjectId(ada.require_user())})
     assert await stripe_mirror.see_subscription(database, stripe, theirs.id)

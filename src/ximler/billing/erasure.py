@@ -5,21 +5,22 @@ Fields are erased by their marks.
 Stripe's ids stay: a later refund or dispute must find its payment, and the personal data they lead to is at Stripe.
 """
 
-import contextlib
-
+import structlog
 from bson import ObjectId
 
 from ximler.billing import methods, states
 from ximler.billing.account import find
 from ximler.billing.account import methods as account_methods
-from ximler.billing.provider import Mirrors
+from ximler.billing.provider import Mirrors, ProviderUnavailable
 from ximler.billing.rails import rail
-from ximler.core.errors import NotFound
+from ximler.core.errors import Invalid, NotFound
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.schema.document import Document
 
-__all__ = ["end_subscriptions"]
+__all__ = ["AtStripe", "end_at_stripe", "end_subscriptions"]
+
+_log = structlog.get_logger("ximler.billing")
 
 
 class AtStripe(Document, kw_only=True):
@@ -28,13 +29,23 @@ class AtStripe(Document, kw_only=True):
 
 @outbox.job("billing.end_at_stripe", AtStripe)
 async def end_at_stripe(payload: AtStripe, *, database: Database, settings: Settings) -> None:
-    """The subscription of an erased user costs nothing any more. Without a key of Stripe there is nothing to do."""
-    if settings.stripe_key is None:
-        return
+    """The subscription of an erased user costs nothing any more; one that is gone already is fine.
+
+    Raises ProviderUnavailable, also without a key of Stripe and for a refusal: the job is tried again for nine hours, then
+    logged as dead, and `billing reconcile` lists it.
+    """
+    theirs = payload.subscription_id
     provider = rail(database, settings)
-    if isinstance(provider, Mirrors):
-        with contextlib.suppress(NotFound):
-            await provider.end_subscription(payload.subscription_id, now=True)
+    if not isinstance(provider, Mirrors):
+        raise ProviderUnavailable(
+            f"The subscription {theirs} of an erased user may still run at Stripe: there is no key"
+        )
+    try:
+        await provider.end_subscription(theirs, now=True)
+    except NotFound:
+        _log.info("the subscription of an erased user is gone at Stripe", subscription=theirs)
+    except Invalid as refused:  # for good, by the rules of jobs: but the customer would be charged on
+        raise ProviderUnavailable(f"The subscription {theirs} of an erased user: {refused.message}") from refused
 
 
 @methods.DETACH

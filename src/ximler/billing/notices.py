@@ -5,6 +5,7 @@ from datetime import datetime
 from bson import ObjectId
 
 from ximler.billing import states
+from ximler.billing.declines import reason
 from ximler.core.money import Money
 from ximler.database import Database
 from ximler.notifications import inbox
@@ -62,7 +63,7 @@ async def declined(transaction: Database, invoice: Invoice, failure: str) -> Non
         text = f"Your bank requires you to confirm the payment of {amount}."
     else:
         title, label = "Your payment failed", "Pay now"
-        text = f"Your payment of {amount} was declined ({failure.replace('_', ' ')})."
+        text = f"Your payment of {amount} was declined ({reason(failure)})."
     text += " Your plan stays as it is while we try again in the next days."
     await _notify(transaction, invoice.user_id, title, text, invoice, label=label)
 

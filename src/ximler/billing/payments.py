@@ -15,6 +15,7 @@ from bson import ObjectId
 
 from ximler.billing import invoices, refunds, subscriptions
 from ximler.billing.account import decline, each_in_turn, lock, store
+from ximler.billing.declines import reason
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
@@ -157,7 +158,7 @@ async def _confirm(
 
 def declined(charge: Charge, consequence: str) -> PaymentDeclined:
     """The error for a charge that has failed."""
-    return PaymentDeclined(f"The payment was declined ({(charge.failure or '').replace('_', ' ')}): {consequence}")
+    return PaymentDeclined(f"The payment was declined ({reason(charge.failure)}): {consequence}")
 
 
 async def observe(database: Database, provider: Provider, intent_id: str, reference: str | None = None) -> bool:

@@ -5,6 +5,7 @@ that were completed, subscriptions that Stripe bills. Money that the provider mo
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -12,12 +13,12 @@ from functools import partial
 import msgspec
 from bson import ObjectId
 
-from ximler.billing import checkouts, payments, refunds, states, stripe_mirror
+from ximler.billing import checkouts, erasure, payments, refunds, states, stripe_mirror
 from ximler.billing.account import decline, in_turn, lock, methods, store
 from ximler.billing.provider import Intent, Mirrors, Provider
-from ximler.core.errors import NotFound
+from ximler.core.errors import Invalid, NotFound
 from ximler.core.money import Money
-from ximler.database import Database
+from ximler.database import Database, outbox
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
 from ximler.schema.charge import CHARGES, Charge
 from ximler.schema.checkout import CHECKOUTS
@@ -32,7 +33,7 @@ Repair = Callable[[], Awaitable[object]]
 
 
 class Finding(msgspec.Struct, kw_only=True, rename="camel"):
-    """One difference; `user_id` is None for the endpoint.
+    """One difference; `user_id` is None for the endpoint, and after erasure.
 
     `repairable`: the provider's state can be applied; `repaired`: it was.
     """
@@ -84,6 +85,7 @@ class _Reconciling:
         provider = self._provider
         if isinstance(provider, Mirrors):
             await self._mirrored(provider)
+            await self._erased(provider)
         return self._report
 
     async def _accounts(self) -> None:
@@ -204,6 +206,9 @@ class _Reconciling:
             except NotFound:
                 await self._found(found.user_id, f"the subscription {theirs_id} does not exist at Stripe")
                 continue
+            except Invalid as unreadable:
+                await self._found(found.user_id, unreadable.message)
+                continue
             if (theirs.status, theirs.period_end) != (found.status, found.period_end):
                 problem = f"the subscription {theirs_id} is {found.status} here, and {theirs.status} at Stripe"
                 if theirs.status == found.status:
@@ -213,6 +218,20 @@ class _Reconciling:
                     problem,
                     partial(stripe_mirror.see_subscription, self._database, stripe, theirs_id),
                 )
+
+    async def _erased(self, stripe: Mirrors) -> None:
+        """Subscriptions of erased users that could not be ended yet."""
+        for job in await outbox.unfinished(self._database, erasure.end_at_stripe.name):
+            theirs_id = str(job.payload.get("subscriptionId"))
+            self._read()
+            problem = f"the subscription {theirs_id} of an erased user was not ended at Stripe yet"
+            problem += f": {job.last_error or 'it waits'}"
+            await self._found(None, problem, partial(self._end_erased, stripe, job, theirs_id))
+
+    async def _end_erased(self, stripe: Mirrors, job: outbox.Job, theirs_id: str) -> None:
+        with contextlib.suppress(NotFound):
+            await stripe.end_subscription(theirs_id, now=True)
+        await outbox.cancel(self._database, job.id)
 
     async def _forget_method(self, user_id: ObjectId, method_id: str) -> None:
         """It is not charged again; the user is asked for another as after a decline for good."""
@@ -224,8 +243,8 @@ class _Reconciling:
 
         await in_turn(self._database, user_id, write)
 
-    async def _found(self, user_id: ObjectId, problem: str, repair: Repair | None = None) -> None:
-        finding = Finding(user_id=str(user_id), problem=problem, repairable=repair is not None)
+    async def _found(self, user_id: ObjectId | None, problem: str, repair: Repair | None = None) -> None:
+        finding = Finding(user_id=str(user_id) if user_id else None, problem=problem, repairable=repair is not None)
         if repair is not None and self._repair:
             await repair()
             finding.repaired = True

@@ -20,6 +20,7 @@ import stripe
 import structlog
 from bson import ObjectId
 
+from ximler.billing.declines import reason
 from ximler.billing.provider import (
     Dispute,
     Intent,
@@ -33,7 +34,6 @@ from ximler.billing.provider import (
     TheirInvoice,
     TheirSubscription,
 )
-from ximler.billing.states import LIVE
 from ximler.billing.stripe_currencies import from_stripe, to_stripe
 from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
 from ximler.core.money import Money
@@ -64,6 +64,7 @@ _HIDDEN = frozenset(
 _DISPUTES: dict[str, Any] = {"won": "WON", "warning_closed": "WON", "lost": "LOST", "prevented": "LOST"}
 # `unpaid`, `incomplete` and `paused` give no access; Stripe may make them active again.
 _STATUSES = {"active": "ACTIVE", "trialing": "ACTIVE", "past_due": "PAST_DUE", "canceled": "CANCELLED"}
+_ENDED = ("canceled", "incomplete_expired")
 _REFUNDS: dict[str, Any] = {"succeeded": "SUCCEEDED", "failed": "FAILED", "canceled": "FAILED"}
 _KINDS = {
     "checkout.session.": "checkout.completed",
@@ -253,7 +254,7 @@ class Stripe:
     async def end_subscription(self, subscription_id: str, *, now: bool) -> None:
         if not now:
             await self._update(subscription_id, cancel_at_period_end=True)
-        elif (await self.subscription(subscription_id)).status in LIVE:
+        elif (await self._read(self._api.subscriptions, subscription_id))["status"] not in _ENDED:
             with _errors():
                 await self._api.subscriptions.cancel_async(subscription_id, options=_once())
 
@@ -380,23 +381,46 @@ class _Declined(Conflict):
     code = "PAYMENT_DECLINED"
 
 
+class _Rejected(Invalid):
+    """Stripe refuses the request itself: a fault of the configuration, or ours. Its text is for the log."""
+
+    code = "PAYMENT_PROVIDER_REJECTED"
+
+
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """The library's errors as ours."""
     try:
         yield
     except stripe.CardError as error:
-        raise _Declined(f"Stripe: {error.user_message or error}") from error
+        raise _Declined(f"The payment was declined: {_words(error)}") from error
     except stripe.InvalidRequestError as error:
-        if error.http_status == 404:
-            raise NotFound(f"Stripe: {error.user_message or error}") from error
-        raise Invalid.field(error.param or "stripe", str(error.user_message or error)) from error
+        gone = error.http_status == 404
+        log = _log.info if gone else _log.error
+        log(
+            "Stripe rejected a request", request=error.request_id, code=error.code, param=error.param, reason=str(error)
+        )
+        if gone:
+            raise NotFound("The payment provider has no such object") from error
+        raise _Rejected("The payment provider rejected the request. Contact us, or try again later.") from error
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        _log.error("Stripe refused the key", reason=str(error.user_message or error))
+        _log.error("Stripe refused the key", request=error.request_id, reason=str(error))
         raise _Forbidden(_NO_ANSWER) from error
     except stripe.StripeError as error:
-        _log.warning("Stripe did not answer", kind=type(error).__name__, status=error.http_status, code=error.code)
+        kind = type(error).__name__
+        _log.warning(
+            "Stripe did not answer", kind=kind, status=error.http_status, code=error.code, request=error.request_id
+        )
         raise ProviderUnavailable(_NO_ANSWER) from error
+
+
+def _words(error: stripe.CardError) -> str:
+    """Ours for a code that we know, else Stripe's `message`, which for card errors is written for customers."""
+    given: dict[str, Any] = (error.json_body or {}).get("error") or {}
+    code = str(given.get("decline_code") or error.code)
+    if code in _HIDDEN or not error.user_message:
+        return reason(code)
+    return reason(code, otherwise=error.user_message.rstrip("."))
 
 
 def _hourly(name: str) -> str:

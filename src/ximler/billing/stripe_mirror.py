@@ -58,11 +58,10 @@ async def see_subscription(database: Database, stripe: Mirrors, subscription_id:
     if known is None:
         return False
     ticket = await _ticket(database, subscription_id)
-    state = await stripe.subscription(subscription_id)
     if await database.users.find_one({"_id": known.user_id}) is None:
-        if state.status in states.LIVE:
-            await stripe.end_subscription(subscription_id, now=True)
+        await stripe.end_subscription(subscription_id, now=True)
         return True
+    state = await stripe.subscription(subscription_id)
     plan = await database.plans.find_one({"stripePriceId": state.price_id}) if state.price_id else None
     if plan is None:
         _log.warning("no plan has the price of a subscription", price=state.price_id, subscription=subscription_id)

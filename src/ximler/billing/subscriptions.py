@@ -14,6 +14,7 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, notices, redemptions, states
 from ximler.billing.account import RETRIES, balance, current, discount, ends_at, in_turn, live, lock, rebate, store
+from ximler.billing.declines import reason
 from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Charge as Priced
 from ximler.billing.pricing import Quote, price
@@ -372,7 +373,7 @@ async def failed(transaction: Database, account: BillingAccount, invoice: Invoic
         await _void(transaction, account, invoice)
         if invoice.kind == "CHECKOUT":
             account.checkout_id = None
-            again = {"$set": {"status": "OPEN", "problem": f"The payment was declined: {failure.replace('_', ' ')}"}}
+            again = {"$set": {"status": "OPEN", "problem": f"The payment was declined: {reason(failure)}"}}
             await transaction[CHECKOUTS].patch({"_id": invoice.checkout_id, "status": "PROCESSING"}, again)
         return
     await _patch(transaction, account, "payment_failed", {})

@@ -62,6 +62,7 @@ __all__ = [
     "page",
     "renew",
     "retry",
+    "unfinished",
 ]
 
 P = TypeVar("P", bound=Document)
@@ -273,6 +274,12 @@ async def cancel(database: Database, job_id: ObjectId) -> Job:
     where = {"_id": job_id, "status": {"$in": ["PENDING", "DEAD"]}}
     now = database.clock.now()
     return await _changed(database, job_id, where, {"$set": {"status": "CANCELLED", "doneAt": now}})
+
+
+async def unfinished(database: Database, kind: str) -> list[Job]:
+    """The jobs of a kind that wait, run or are dead."""
+    undone: list[JobStatus] = ["PENDING", "RUNNING", "DEAD"]
+    return await database[OUTBOX].find({"status": {"$in": undone}, "kind": kind})
 
 
 async def forget(database: Database, user_id: ObjectId, email: str) -> int:
