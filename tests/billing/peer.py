@@ -128,8 +128,8 @@ class Peer:
         if fault == "rate":
             return _json({"error": {"message": "Too many requests"}}, 429)
         if fault == "invalid":
-            body = {"error": {"type": "invalid_request_error", "param": "sauce", "message": "Unknown parameter: sauce"}}
-            return _json(body, 400)
+            text = "Received unknown parameter: sauce"
+            return _json({"error": {"type": "invalid_request_error", "param": "sauce", "message": text}}, 400)
         if fault == "card":
             return _json(
                 {"error": {"type": "card_error", "code": "new_code", "message": "Your card is too thin."}}, 402
