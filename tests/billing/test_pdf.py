@@ -41,7 +41,7 @@ def test_the_figures_are_those_of_the_invoice() -> None:
     text = text_of(render(invoice(seller="Acme Ltd; 1 High Street")))
     for line in (
         "Acme Ltd", "1 High Street", "Invoice 2027-000017", "Issued 31 January 2027", "31 January 2027 to 1 March 2027",
-        "29.00 USD", "WELCOME20 -5.80 USD", "From the credit balance -5.00 USD", "Total 23.20 USD", "Due 18.20 USD",
+        "29.00 USD", "WELCOME20 -5.80 USD", "From the credit balance -5.00 USD", "Total 23.20 USD", "Paid 18.20 USD",
     ):  # fmt: skip
         assert line in text, (line, text)
 

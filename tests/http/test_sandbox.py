@@ -75,7 +75,7 @@ async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf")
     text = PdfReader(io.BytesIO(answer.content)).pages[0].extract_text()
     assert f"Invoice {invoice['number']}" in text
-    assert "Due 23.20 USD" in text
+    assert "Paid 23.20 USD" in text
     stranger = await Client(ada.app).join("eve@example.com")
     answers = [
         await stranger.http.get(path, headers={"Authorization": f"Bearer {stranger.token}"}),
@@ -101,7 +101,7 @@ async def test_the_page_of_an_invoice_shows_what_the_pdf_shows(ada: Client, data
     text = " ".join(pdf.pages[0].extract_text().split())
     for each in page.texts:
         assert each in text or each in (f"Invoice {invoice['number']} · Ximler", "Download as PDF"), (each, text)
-    assert {"Pro", "29.00 USD", "-5.80 USD", "Due", "23.20 USD", "<script>alert(1)</script>"} <= set(page.texts)
+    assert {"Pro", "29.00 USD", "-5.80 USD", "Paid", "23.20 USD", "<script>alert(1)</script>"} <= set(page.texts)
     assert page.links == [urlsplit(invoice["pdfUrl"]).path]
 
     stranger = await Client(ada.app).join("eve@example.com")

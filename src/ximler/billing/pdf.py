@@ -88,7 +88,8 @@ def content(invoice: Invoice, *, corrects: Invoice | None) -> dict[str, Any]:
     totals = [("Total", money(invoice.total_minor))] if invoice.total_minor != invoice.due_minor else []
     if invoice.tax_minor:
         totals.insert(0, ("of which tax", money(invoice.tax_minor)))
-    due = ("Refunded", money(-invoice.due_minor)) if note else ("Due", money(invoice.due_minor))
+    paid = invoice.status == "PAID" and invoice.due_minor
+    due = ("Refunded", money(-invoice.due_minor)) if note else ("Paid" if paid else "Due", money(invoice.due_minor))
     notes = [_STATUS[invoice.status]] if invoice.status in _STATUS else []
     if invoice.balance_after_minor < 0:
         notes.append(f"{money(-invoice.balance_after_minor)} is carried over to the next invoice.")
@@ -102,8 +103,8 @@ def content(invoice: Invoice, *, corrects: Invoice | None) -> dict[str, Any]:
         "facts": facts,
         "lines": [
             {
-                "description": line["description"],
-                "period": _period(line.get("start"), line.get("end")),
+                "description": f"Discount {line['description']}" if _discount(line) else line["description"],
+                "period": None if _discount(line) else _period(line.get("start"), line.get("end")),
                 "amount": money(line["amount_minor"]) + (" (included)" if line.get("included") else ""),
             }
             for line in invoice.lines
@@ -112,6 +113,11 @@ def content(invoice: Invoice, *, corrects: Invoice | None) -> dict[str, Any]:
         "due": due,
         "notes": notes,
     }
+
+
+def _discount(line: dict[str, Any]) -> bool:
+    """Its description is the coupon's code, and its period that of the line above."""
+    return bool(line["kind"] == "DISCOUNT")
 
 
 def _buyer(invoice: Invoice) -> list[str]:
