@@ -20,6 +20,8 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.metering.limits import entitlements
 from ximler.schema.subscription import Subscription
+from ximler.schema.trial import TRIALS, trial_id
+from ximler.schema.user import User
 
 PRO, ENTERPRISE = "price_pro_monthly", "price_enterprise_monthly"
 
@@ -234,3 +236,30 @@ async def test_a_subscription_of_an_erased_user_ends_at_stripe(
     await database.raw["users"].delete_one({"_id": ObjectId(ada.require_user())})
     assert await stripe_mirror.see_subscription(database, stripe, theirs.id)
     assert theirs.status == "canceled"
+
+
+async def test_a_trial_at_stripe_counts_for_its_payment_method_and_a_second_one_is_audited(
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
+) -> None:
+    other = peer.subscribe("price_other", 2900)
+    row = (await database.subscriptions.find({"userId": ada.user_id}))[0]
+    await database.subscriptions.insert(
+        msgspec.structs.replace(row, id=ObjectId(), user_id=ObjectId(), stripe_subscription_id=other.id)
+    )
+    await database.users.insert(
+        User(id=(await rows(database, other))[0].user_id, name="B", email="b@c.de", password="-")
+    )
+    for each in (theirs, other):
+        each.trial_end = int(database.clock.now().timestamp()) + 86_400
+        each.default_payment_method = peer.ids("pm")[-1]
+        for _ in range(2):
+            assert await stripe_mirror.see_subscription(database, stripe, each.id)
+    fingerprint = (await stripe.subscription(other.id)).fingerprint
+    assert fingerprint is not None
+    assert await database[TRIALS].find_one({"_id": trial_id(fingerprint)}) is not None
+    (entry,) = await database.audit_logs.find({"action": "billing.trial.repeated"})
+    assert entry.resource_id == str((await rows(database, other))[0].id)
+
+
+async def rows(database: Database, theirs: Any) -> list[Subscription]:
+    return await database.subscriptions.find({"stripeSubscriptionId": theirs.id})

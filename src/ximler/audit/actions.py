@@ -99,6 +99,10 @@ class Action(StrEnum):
     )
     PLAN_CHANGE_WITHDRAWN = "billing.plan.change_withdrawn", "The user took back a change of plan that was pending."
     PLAN_CHANGED = "billing.plan.changed", "A subscription changed to another plan."
+    TRIAL_REPEATED = (
+        "billing.trial.repeated",
+        "A trial at Stripe began with a payment method that had one before.",
+    )
 
     DATA_EXPORTED = "privacy.data.exported", "An archive of a user's data was downloaded."
     ACCOUNT_ERASED = "privacy.account.erased", "A closed account was anonymised."

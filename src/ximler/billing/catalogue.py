@@ -174,8 +174,9 @@ def _check(plan: Plan) -> None:
 def _limits(given: Mapping[str, int | float]) -> PlanLimits:
     for attribute, field in (("projects", "projects"), ("storage", "storage"), ("api_calls", "apiCalls")):
         value = given.get(attribute)
-        number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-        if not number or not (value == UNLIMITED or 0 <= value <= _MOST):
+        if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
+            raise Invalid.field(field, f"{value!r} is not a number")
+        if not (value == UNLIMITED or 0 <= value <= _MOST):
             raise Invalid.field(field, f"{value} is no limit: 0 or more, or -1 for unlimited")
         if attribute != "storage" and value != int(value):
             raise Invalid.field(field, f"{value} is not a whole number")

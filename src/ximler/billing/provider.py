@@ -171,6 +171,7 @@ class TheirSubscription(msgspec.Struct, frozen=True, kw_only=True):
     period_end: datetime
     trial_end: datetime | None
     invoice_id: str | None  # the latest
+    fingerprint: str | None = None  # of the payment method, where there was a trial
 
 
 class TheirInvoice(msgspec.Struct, frozen=True, kw_only=True):

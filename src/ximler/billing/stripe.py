@@ -246,7 +246,14 @@ class Stripe:
         return str((await self._write(self._api.coupons, _hourly(f"{sale.key}:coupon"), **params))["id"])
 
     async def subscription(self, subscription_id: str) -> TheirSubscription:
-        return _their_subscription(await self._read(self._api.subscriptions, subscription_id))
+        found = await self._read(self._api.subscriptions, subscription_id)
+        state, method_id = _their_subscription(found), _id(found.get("default_payment_method"))
+        if state.trial_end is None or method_id is None:
+            return state
+        with contextlib.suppress(NotFound):
+            method = _method(await self._read(self._api.payment_methods, method_id))
+            return msgspec.structs.replace(state, fingerprint=method.fingerprint)
+        return state
 
     async def invoice(self, invoice_id: str) -> TheirInvoice:
         return _their_invoice(await self._read(self._api.invoices, invoice_id, "payments"))

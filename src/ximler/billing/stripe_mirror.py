@@ -30,6 +30,7 @@ from ximler.schema.mirror import MIRRORS, Mirror
 from ximler.schema.payment import Payment
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
+from ximler.schema.trial import TRIALS, Trial, trial_id
 
 __all__ = [
     "cancel",
@@ -81,9 +82,25 @@ async def see_subscription(database: Database, stripe: Mirrors, subscription_id:
             await entitlements.entitle(transaction, known.user_id)
         for action, details in _story(before, after):
             await _record(transaction, SYSTEM, action, after, **details)
+        await _record_trial(transaction, after, state)
 
     await database.transaction(write)
     return True
+
+
+async def _record_trial(transaction: Database, found: Subscription, state: TheirSubscription) -> None:
+    """The payment method is known once Stripe has begun the trial: a second one cannot be prevented, and is audited."""
+    if state.trial_end is None or state.fingerprint is None:
+        return
+    of_this, of_method = trial_id(f"{state.fingerprint}:{state.id}"), trial_id(state.fingerprint)
+    seen = {each.id for each in await transaction[TRIALS].find({"_id": {"$in": [of_this, of_method]}})}
+    if of_this in seen:
+        return
+    await transaction[TRIALS].insert(Trial(id=of_this))
+    if of_method in seen:
+        await _record(transaction, SYSTEM, Action.TRIAL_REPEATED, found)
+    else:
+        await transaction[TRIALS].insert(Trial(id=of_method))
 
 
 async def see_invoice(database: Database, stripe: Mirrors, invoice_id: str) -> bool:
