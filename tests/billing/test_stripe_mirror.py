@@ -251,7 +251,7 @@ async def test_a_trial_at_stripe_counts_for_its_payment_method_and_a_second_one_
     )
     for each in (theirs, other):
         each.trial_end = int(database.clock.now().timestamp()) + 86_400
-        each.default_payment_method = peer.ids("pm")[-1]
+        each.default_payment_method = peer.ids("payment_method")[-1]
         for _ in range(2):
             assert await stripe_mirror.see_subscription(database, stripe, each.id)
     fingerprint = (await stripe.subscription(other.id)).fingerprint
