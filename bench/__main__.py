@@ -26,6 +26,7 @@ TOPICS = {
     "canvas": "a patch of a record, beside load, change and save in Mongoose",
     "metering": "deciding about a call in memory, beside a guarded update a call",
     "coupons": "64 buyers at a time who want the same coupon",
+    "billing": "previews of a change of plan, the page of invoices, and an invoice as PDF",
     "renewals": "subscriptions that are due, billed and paid",
     "reports": "recurring revenue from rollups, beside the same from the ledger",
     "events": "the payment provider's events, verified and stored",

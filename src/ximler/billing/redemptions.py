@@ -36,6 +36,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, Unavailable, XimlerError
 from ximler.core.together import Together
 from ximler.database import Database
+from ximler.database.codec import codec_of
 from ximler.database.failures import DocumentExists
 from ximler.database.updates import Update
 from ximler.schema.coupon import Coupon
@@ -125,18 +126,20 @@ async def reserve(database: Database, actor: Actor, code: str, *, plan: Plan, ho
 async def check(database: Database, actor: Actor, code: str, *, plan: Plan, fingerprint: str | None = None) -> Coupon:
     """The coupon, if the actor could reserve it for the plan now. Holds nothing; raises the errors of `reserve`.
 
-    With `fingerprint`, also if that payment method used it. Two commands.
+    With `fingerprint`, also if that payment method used it. One command.
     """
     user_id, code = actor.require_user(), normalised(code)
     own = {"_id": redemption_id(code, user_id)}
     where = own if fingerprint is None else {"$or": [own, {"code": code, "fingerprint": fingerprint}]}
-    found = await database[REDEMPTIONS].find(where)
+    both = {"$unionWith": {"coll": REDEMPTIONS.name, "pipeline": [{"$match": where}]}}
+    rows = await database.coupons.aggregate([{"$match": {"code": code}}, both])
+    found = [codec_of(Redemption).decode(row) for row in rows if "token" in row]
     held = next((each for each in found if each.user_id == user_id), None)
     if held is not None and held.status == "CONFIRMED":
         raise _already_used(code)
     if len(found) > (held is not None):
         raise _used_by_method()
-    coupon = await database.coupons.find_one({"code": code})
+    coupon = next((codec_of(Coupon).decode(row) for row in rows if "token" not in row), None)
     if coupon is None:
         raise CouponNotFound(f"There is no coupon {code}")
     if held is not None and held.counted:
