@@ -8,9 +8,12 @@ from tests.projects.drawings import TEXT, Drawing, shapes
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
+from ximler.core.stopping import end
+from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
 from ximler.metering.quota import gauges
 from ximler.projects import canvas, compaction, projects, trash, versions
+from ximler.projects.canvas import WritesByOthers
 from ximler.projects.patches import Outcome, Saver
 from ximler.projects.projects import RevisionConflict
 from ximler.schema.canvas_part import CANVAS_PARTS
@@ -175,3 +178,26 @@ async def test_a_reader_never_meets_a_base_that_is_replaced_meanwhile(drawing: D
 
     replacing = asyncio.create_task(replace())
     await asyncio.gather(replacing, look(), look())
+
+
+async def test_no_change_of_our_own_is_taken_for_another_applications(drawing: Drawing) -> None:
+    feed, stop = Feed(drawing.database), asyncio.Event()
+    others = WritesByOthers(drawing.database, feed)
+    running = [asyncio.create_task(run(stop)) for run in (feed.run, others.run)]
+    await feed.caught_up()
+    made = await projects.create(drawing.database, drawing.ada, name="Q", canvas_data=shapes(9))
+    for size in (3, 9):
+        await canvas.replace(drawing.database, drawing.ada, drawing.id, shapes(size), based_on=None)
+    await drawing.save(remove=[f"s{n}" for n in range(9)])
+    await compaction.compact(compaction.Due(project_id=drawing.id), database=drawing.database)
+    await drawing.save(put=[{"id": f"p{n}", "text": TEXT} for n in range(8)])
+    await drawing.save(put=[{"id": f"q{n}", "text": TEXT} for n in range(9)])
+    # After a write that is another application's, those before it have been handled.
+    await drawing.database.raw["projects"].update_one({"_id": made.id}, {"$set": {"canvasData": {"a": 1}}})
+    async with asyncio.timeout(20):
+        while (await canvas.read(drawing.database, drawing.ada, made.id)).canvas_revision < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert (await canvas.read(drawing.database, drawing.ada, made.id)).canvas_revision == 1
+    assert (await canvas.read(drawing.database, drawing.ada, drawing.id)).canvas_revision == 5
+    stop.set()
+    await end(running, patience_s=5)

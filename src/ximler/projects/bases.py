@@ -167,7 +167,6 @@ async def swap(transaction: Database, mine: dict[str, Any], *, old: Base | None,
     if old is not None:
         await remove(transaction, old.id.binary, old.parts, user_id, project_id)
     if new is not None:
-        await transaction.projects.rewrite(mine, {"$set": {"canvasData": None}})
         await store(transaction, new.id.binary, new.packed, user_id, project_id)
 
 

@@ -210,7 +210,7 @@ class Change:
         """Update that stores the canvas, or names its new base."""
         update = self._bookkeeping()
         update["$unset"] = dict.fromkeys(["canvasTail"] if new else ["canvasBase", "canvasTail"], "")
-        update["$set"] |= {"canvasBase": new.at(self.revision)} if new else {"canvasData": data}
+        update["$set"] |= {"canvasBase": new.at(self.revision), "canvasData": None} if new else {"canvasData": data}
         return update
 
     def pipeline(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:

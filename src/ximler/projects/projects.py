@@ -112,7 +112,7 @@ async def create(
         name=_name(name),
         description=_description(description),
         settings=settings,
-        canvas_data=canvas_data if base is None else {},
+        canvas_data=canvas_data if base is None else None,
         canvas_base=None if base is None else base.at(0),
         storage_size=total_of({"settings": size_of("settings", settings), "canvasData": size}, apart=base is not None),
         search_terms=search.terms(name, description),
@@ -191,6 +191,9 @@ async def update(
             operators["$unset"] = dict.fromkeys(("canvasLog", "canvasTail", *(() if base else ("canvasBase",))), "")
             if base is not None:
                 patch["canvasBase"] = base.at(patch["canvasRevision"])
+                # With the revision, because `canvasData` without it would be another application's change.
+                first = {"canvasData": None, "canvasRevision": patch["canvasRevision"]}
+                await transaction.projects.rewrite(mine, {"$set": first})
         if limits:
             kept = {name: now[name] for name in CONTENT}
             patch.update(storageSize=total_of(kept | sizes, apart=apart) + now["besideSize"], storageRoom=None)
