@@ -14,7 +14,7 @@ from ximler.core.stopping import end
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.projects import canvas, projects
-from ximler.projects.live import Live
+from ximler.projects.live import Event, Live
 
 EDITORS = 20
 
@@ -55,16 +55,24 @@ async def _run(database: Database, uri: str, ada: Actor, kills: int) -> None:
     live = Live(database, feed)
     following = asyncio.create_task(feed.run(stop))
     await feed.caught_up()
-    answered, revisions, events = dict.fromkeys(range(EDITORS), 0), set[int](), []
+    answered, revisions = dict.fromkeys(range(EDITORS), 0), set[int]()
+    events: list[Event] = []
     total = EDITORS * editors.LAST
     with live.follow(ada, made.id) as follower:
         await live.begin(follower, 0)
+
+        async def collect() -> None:  # all the time: the queue has room for 256
+            while True:
+                events.extend(await follower.events(60))
+
+        collecting = asyncio.create_task(collect())
         for kill in range(kills + 1):
             left = total - sum(answered.values())
             until = -1 if kill == kills else random.randint(1, max(1, left // 2))
             revisions |= await _edit(database, uri, ada, str(made.id), answered, until)
-            await feed.caught_up()
-            events += await follower.events(0)
+        await feed.caught_up()
+        await end([collecting], patience_s=0)
+        events += await follower.events(0)
     now = await canvas.read(database, ada, made.id)
     stop.set()
     await end([following], patience_s=5)
