@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from tests.billing.conftest import GOOD, HARD, OPERATOR, OTHER, SOFT, add_plan, card_of
+from tests.billing.conftest import GOOD, HARD, LATER, OPERATOR, OTHER, SOFT, add_plan, card_of
 from tests.billing.killing import Killer
 from tests.billing.ledger import at_rest, state
 
@@ -241,7 +241,8 @@ def each_of(acts: Iterable[str]) -> list[Any]:
 
 
 @pytest.fixture
-async def world(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
+async def stage(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """Plans, coupons, and a clock that stands still."""
     await add_plan(database, "yearly", 290, interval="YEAR")
     await add_plan(database, "trial", 19.9, trial_days=14)
     for code, value, duration in (("HALF", 50, "FOREVER"), ("ALL", 100, "ONCE")):
@@ -254,8 +255,17 @@ async def world(database: Database, settings: Settings, monkeypatch: pytest.Monk
         )  # fmt: skip
     begin = to_ms(BEGIN)
     monkeypatch.setattr(Clock, "now_ms", lambda clock: begin + clock.offset_ms)
+    return database
+
+
+@pytest.fixture
+async def world(stage: Database, settings: Settings) -> World:
+    return await join(stage, settings)
+
+
+async def join(database: Database, settings: Settings) -> World:
     world = World(database, sandbox(database, settings), settings)
-    await database.users.insert(User(id=world.user_id, name="Ada", email="ada@example.com", password="-"))
+    await database.users.insert(User(id=world.user_id, name="Ada", email=f"{world.user_id}@example.com", password="-"))
     return world
 
 
@@ -315,3 +325,39 @@ async def test_work_that_is_killed_ends_as_if_it_was_not(
         await world.settle()
         await at_rest(world.database, world.user_id)
         assert await state(world.database, world.user_id) == done, f"killed after {count} of {commands} commands"
+
+
+@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.soak)])
+async def test_work_for_several_customers_at_once_that_is_killed_ends_as_if_it_was_not(
+    every: int, stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Billed together: renewed, declined, refunded, paid ten minutes later, ended, and moved to another plan."""
+    acts = (
+        [buy(coupon="HALF")],
+        [buy(card=OTHER), saved_card(SOFT)],
+        [buy(card=LATER_REFUND), refund(900, "CARD")],
+        [buy(), saved_card(LATER)],
+        [buy(), cancel(now=False)],
+        [buy("enterprise"), change("pro")],
+    )
+    worlds = [await join(stage, settings) for _ in acts]
+    for world, before in zip(worlds, acts, strict=True):
+        for act in before:
+            await act(world)
+    await time(31)(worlds[0])
+    await worlds[0].save()
+    users = [world.user_id for world in worlds]
+    killer = Killer(monkeypatch)
+
+    async def end() -> list[dict[str, Any]]:
+        await worlds[0].settle()
+        await at_rest(stage, *users)
+        return [await state(stage, user_id) for user_id in users]
+
+    assert not await killer.run(lambda: work(worlds[0]))
+    commands = killer.commands
+    done = await end()
+    for count in range(commands % every, commands, every):
+        await worlds[0].restore()
+        assert await killer.run(lambda: work(worlds[0]), commands=count)
+        assert await end() == done, f"killed after {count} of {commands} commands"
