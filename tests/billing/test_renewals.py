@@ -22,7 +22,7 @@ from tests.billing.conftest import (
     subscription,
 )
 
-from ximler.billing import invoices, run, subscriptions
+from ximler.billing import changes, invoices, run, subscriptions
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
@@ -206,7 +206,9 @@ async def test_a_trial_is_free_and_bills_at_its_end_once_a_person(
     end = found.trial_end
     await subscriptions.cancel(database, ada)
     await subscriptions.resume(database, ada)
-    assert (await subscription(database, ada)).trial_end == end
+    for plan_id in ("pro", "try"):  # changes are free, and a trial ends when it was to end
+        found = await changes.change(database, rail, ada, plan_id=plan_id)
+        assert (found.plan_id, found.trial_end, found.period_end) == (plan_id, end, end)
     await run.forward(database, rail, datetime(2027, 2, 16, tzinfo=UTC))
     assert await paid(database, ada) == [2000, 2000]
     titles = [each.title for each in await database.notifications.find({"userId": ada.user_id})]
@@ -244,3 +246,25 @@ async def test_accounts_that_are_due_together_are_billed_together_also_beside_on
     for number, each in enumerate(people):
         assert await paid(database, each) == [2900, 2900] + [2900] * (number != 2)
         assert (await subscription(database, each)).status == ("PAST_DUE" if number == 2 else "ACTIVE")
+
+
+async def test_a_closed_account_is_not_charged_any_more_and_its_subscription_ends_with_the_period(
+    database: Database, rail: Sandbox, ada: Actor, buyer: Buyer, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    unpaid = await buyer()
+    for actor in (ada, unpaid):
+        await buy(actor)
+    await card_of(database, unpaid, SOFT)
+    at(database, 2027, 2, 10)
+    await database.users.patch({"_id": ada.user_id}, {"$set": {"deletedAt": database.clock.now()}})
+    await run.forward(database, rail, datetime(2027, 2, 15, 6, tzinfo=UTC))
+    assert (await subscription(database, ada)).status == "CANCELLED"
+    assert (await subscription(database, unpaid)).status == "PAST_DUE"
+    await card_of(database, unpaid, GOOD)
+    await database.users.patch({"_id": unpaid.user_id}, {"$set": {"deletedAt": database.clock.now()}})
+    at(database, 2027, 2, 15, 6)
+    await run.forward(database, rail, datetime(2027, 3, 20, tzinfo=UTC))
+    assert (await subscription(database, unpaid)).status == "CANCELLED"
+    for actor in (ada, unpaid):
+        assert await paid(database, actor) == [2900]

@@ -128,12 +128,15 @@ async def _decide(transaction: Database, user_id: ObjectId) -> Step:
 async def _act(transaction: Database, account: BillingAccount) -> Step:
     now, terms = transaction.clock.now(), live(account).terms
     if account.invoice_id is not None:
+        if await _closed(transaction, account):
+            await subscriptions.end(transaction, account, "cancelled")
+            return True
         return await _retry(transaction, account, account.invoice_id)
     if now < ends_at(account):
         if (reminder := remind_at(account)) is not None and reminder <= now:
             await subscriptions.remind(transaction, account)
         return True
-    if account.cancels:
+    if account.cancels or await _closed(transaction, account):
         await subscriptions.end(transaction, account, "ended")
         return True
     invoice = await subscriptions.renew(transaction, account)
@@ -145,6 +148,11 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
         await subscriptions.failed(transaction, account, invoice, "no_payment_method")
         return True
     return _Drive("charge", charge.id, charge)
+
+
+async def _closed(transaction: Database, account: BillingAccount) -> bool:
+    """Whether the user has closed their account: then they are not charged any more."""
+    return await transaction.users.find_one({"_id": account.id}) is None
 
 
 async def _retry(transaction: Database, account: BillingAccount, invoice_id: ObjectId) -> Step:

@@ -463,16 +463,13 @@ async def _changed(transaction: Database, account: BillingAccount, invoice: Invo
     account.terms, account.anchor, account.reminded = terms, anchor, False
     if invoice.coupon is not None:
         await _confirm_coupon(transaction, account, invoice.coupon)
-    running = current(account)
-    values = {
-        "planId": terms.plan_id,
-        "price": Money(terms.price_minor, terms.currency).major,
-        "periodStart": running.start,
-        "periodEnd": running.end,
-        "pendingPlanId": None,
-    }
+    price_major = Money(terms.price_minor, terms.currency).major
+    values: dict[str, Any] = {"planId": terms.plan_id, "price": price_major, "pendingPlanId": None}
+    if account.period >= 0:  # a trial ends when it was to end
+        running = current(account)
+        values |= {"periodStart": running.start, "periodEnd": running.end}
     if account.cancels:  # while the change was paid
-        values["endDate"] = running.end
+        values["endDate"] = ends_at(account)
     await _patch(transaction, account, "changed", values)
     await entitlements.entitle(transaction, account.id)
     await _record_change(transaction, account, before=before, after=terms)
