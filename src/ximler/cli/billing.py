@@ -60,6 +60,8 @@ async def run_due(run: Run, until: datetime | None) -> int:
     """Run due work: renewals, retries, trials, refunds, events. Idempotent; safe to interrupt and to run
     concurrently.
 
+    --until is the sandbox's test clock: it plays the steps that are due by then, in order.
+
     Exit code 1 if accounts wait because the payment provider did not answer.
     """
     from ximler.billing.rails import rail, sandbox
