@@ -251,7 +251,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
-        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=[
             "Authorization",
             "Content-Type",
@@ -259,8 +259,10 @@ def _cors(settings: Settings) -> CORSConfig | None:
             "If-Match",
             "If-None-Match",
             "X-Request-Id",
+            *tus.HEADERS,
         ],
         expose_headers=[
+            *tus.ANSWERED,
             "Canvas-Revision",
             "ETag",
             "Idempotency-Replayed",

@@ -16,7 +16,7 @@ from ximler.core.errors import Unavailable
 from ximler.database.connection import Database
 from ximler.database.failures import translated
 
-__all__ = ["CHUNK", "Damaged", "complete", "read", "remove", "write"]
+__all__ = ["CHUNK", "Damaged", "complete", "cut", "read", "remove", "replace", "write"]
 
 CHUNK = 261_120  # bytes; GridFS's default
 _BATCH = 8  # chunks that are read at once, which bounds memory
@@ -39,6 +39,24 @@ async def write(database: Database, bucket: str, file_id: ObjectId, number: int,
                 for index, piece in enumerate(pieces)
             ]
         )
+    except PyMongoError as error:
+        raise translated(error, bucket) from error
+
+
+async def replace(database: Database, bucket: str, file_id: ObjectId, number: int, piece: bytes) -> None:
+    """Store a chunk, in place of a shorter one that an interrupted upload has stored. Idempotent. One command."""
+    where = {"files_id": file_id, "n": number}
+    try:
+        await _index(database, bucket)
+        await database.raw[f"{bucket}.chunks"].replace_one(where, {**where, "data": Binary(piece)}, upsert=True)
+    except PyMongoError as error:
+        raise translated(error, bucket) from error
+
+
+async def cut(database: Database, bucket: str, file_id: ObjectId, number: int) -> None:
+    """Remove the chunks from `number` on. Idempotent. One command."""
+    try:
+        await database.raw[f"{bucket}.chunks"].delete_many({"files_id": file_id, "n": {"$gte": number}})
     except PyMongoError as error:
         raise translated(error, bucket) from error
 

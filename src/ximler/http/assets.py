@@ -26,11 +26,12 @@ from ximler.http.problems import documented
 from ximler.http.ranges import Unsatisfiable, byte_range, disposition, name_in
 from ximler.projects import assets, assets_kinds, assets_uploads
 
-__all__ = ["routes"]
+__all__ = ["paced", "routes"]
 
 _PATH = "/v1/projects/{project:str}/assets"
 _ONE = f"{_PATH}/{{asset:str}}"
 _PATIENCE_S = 30  # for the next bytes of a body
+_TICK_S = 1
 _LEAST_RATE = 1000  # bytes a second, after `_PATIENCE_S`
 # A file of users never runs on this origin, whatever a browser takes it for.
 _SANDBOX = "sandbox; default-src 'none'"
@@ -127,7 +128,7 @@ async def upload(
     length = request.headers.get("content-length")
     size_bytes = None if length is None else int(length)
     given = name or name_in(request.headers.get("content-disposition", ""))
-    pieces = _paced(request)
+    pieces = paced(request)
     if request.content_type[0] == "multipart/form-data":
         found, pieces = await first_file(pieces, request.content_type[1].get("boundary", ""))
         given, size_bytes = given or found, None
@@ -221,22 +222,38 @@ def _file(request: Request[Any, Any, Any], state: State, asset: assets.Asset) ->
     return Stream(content, status_code=status, media_type=asset.content_type, headers=headers)
 
 
-async def _paced(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives. Raises HTTPException (408) for one that stops, or is slower than the least rate."""
-    started, received = monotonic(), 0
-    async with aclosing(request.stream()) as pieces:
+async def paced(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives, and nothing once a second while none of it does, so that a lease is renewed.
+
+    Raises HTTPException (408) for a body that stops, or is slower than the least rate.
+    """
+    started = heard = monotonic()
+    received = 0
+    stream = request.stream()
+    pending: asyncio.Future[bytes | None] | None = None
+    try:
         while True:
-            try:
-                async with asyncio.timeout(_PATIENCE_S):
-                    piece = await anext(pieces, None)
-            except TimeoutError:
-                raise _too_slow() from None
+            pending = pending or asyncio.ensure_future(anext(stream, None))
+            await asyncio.wait([pending], timeout=_TICK_S)
+            now = monotonic()
+            if not pending.done():
+                if now - heard > _PATIENCE_S:
+                    raise _too_slow()
+                yield b""
+                continue
+            piece, pending = pending.result(), None
             if piece is None:
                 return
+            heard = now
             received += len(piece)
-            if received < (monotonic() - started - _PATIENCE_S) * _LEAST_RATE:
+            if received < (now - started - _PATIENCE_S) * _LEAST_RATE:
                 raise _too_slow()
             yield piece
+    finally:
+        if pending is not None:
+            pending.cancel()
+            await asyncio.wait([pending])
+        await stream.aclose()
 
 
 def _too_slow() -> HTTPException:

@@ -51,6 +51,7 @@ _CODES = {
 _PHRASES = {
     413: "Content Too Large",
     422: "Unprocessable Content",
+    460: "Checksum Mismatch",  # tus's own
 }  # RFC 9110's, which HTTPStatus learns in Python 3.13
 MEDIA_TYPE = "application/problem+json"
 # Litestar's detail for a truncated body, and the status that proxies log for it (nginx's 499).

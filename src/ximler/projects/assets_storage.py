@@ -164,7 +164,7 @@ async def _expire(database: Database, file_id: ObjectId) -> None:
 
 def _garbage(transaction: Database, later: timedelta) -> dict[str, Any]:
     values = {"state": "GARBAGE", "chargedBytes": 0, "until": transaction.clock.now() + later}
-    return {"$set": values, "$unset": {"digest": "", "name": "", "holder": ""}}
+    return {"$set": values, "$unset": dict.fromkeys(("digest", "name", "holder", "heldUntil", "wanted"), "")}
 
 
 async def _move(transaction: Database, file: AssetFile, project_id: ObjectId) -> int:

@@ -8,7 +8,7 @@ becomes an asset in one transaction, after its last byte.
 import hashlib
 from datetime import timedelta
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from bson import ObjectId
 
@@ -24,8 +24,8 @@ from ximler.schema.asset import ASSET_FILES, ASSETS, Asset, AssetFile
 __all__ = ["LEASE", "TooLarge", "Upload", "UploadEnded", "begin", "file_name"]
 
 LEASE = timedelta(minutes=2)
+ANSWERED = timedelta(hours=1)
 MAX_NAME = 255
-_RENEWED_S = 20
 _PIECES = 8  # chunks that are written with one command
 _STEP = 8_000_000  # bytes that are reserved beyond what is needed, for a file of unknown size
 # Control characters, and those that reverse the direction of text: a name is shown to people, and sent in headers.
@@ -50,6 +50,22 @@ async def begin(
 
     Raises NotFound, TooLarge, LimitExceeded, QuotaExceeded.
     """
+    file = await reserved(database, actor, project_id, name=name, size_bytes=size_bytes, most=most)
+    return Upload(database, actor, file, most=most)
+
+
+async def reserved(
+    database: Database,
+    actor: Actor,
+    project_id: ObjectId,
+    *,
+    name: str,
+    size_bytes: int | None,
+    most: int,
+    lease: timedelta = LEASE,
+    resumable: bool = False,
+) -> AssetFile:
+    """The document of a new upload, with its storage reserved. Raises as `begin` does."""
     user_id = await assets.require_project(database, actor, project_id)
     name = file_name(name)
     if size_bytes is not None and size_bytes > most:
@@ -63,17 +79,21 @@ async def begin(
             state="UPLOADING",
             charged_bytes=size_bytes or 0,
             name=name,
-            holder=ObjectId(),
-            until=database.clock.now() + LEASE,
+            holder=None if resumable else ObjectId(),
+            until=database.clock.now() + lease,
+            resumable=resumable,
+            length=size_bytes if resumable else None,
         )
         await assets_storage.charge(transaction, user_id, project_id, file.charged_bytes)
         return await transaction[ASSET_FILES].insert(file)
 
-    return Upload(database, actor, await database.transaction(write), most=most)
+    return await database.transaction(write)
 
 
 class Upload:
     """A file that this process receives, as the holder of its lease. End it with `finish` or `abandon`."""
+
+    renewed_s: ClassVar[float] = 20
 
     def __init__(self, database: Database, actor: Actor, file: AssetFile, *, most: int) -> None:
         self._database = database
@@ -102,9 +122,13 @@ class Upload:
         if len(self._head) < assets_kinds.HEAD:
             self._head += piece[: assets_kinds.HEAD - len(self._head)]
         self._tail = (self._tail + piece[-64:])[-64:]
+        await self._keep_up()
+
+    async def _keep_up(self) -> None:
+        """Store what makes a command, and renew the lease in time."""
         while len(self._kept) >= _PIECES * chunks.CHUNK:
             await self._store()
-        if monotonic() - self._renewed > _RENEWED_S:
+        if monotonic() - self._renewed > self.renewed_s:
             await self._renew()
 
     async def finish(self) -> Asset:
@@ -113,6 +137,7 @@ class Upload:
             await self._store()
         await self._renew()
         database, file = self._database, self._file
+        await self._read_again()
         kind = assets_kinds.kind_of(self._head, self._tail)
         await chunks.complete(
             database, assets_storage.BUCKET, file.id, file.user_id, size_bytes=self.size_bytes, content_type=kind
@@ -145,6 +170,9 @@ class Upload:
         await self._database.transaction(write)
         await assets_storage.collect(self._database, self._file.id)
 
+    async def _read_again(self) -> None:
+        """For an upload that others began: its hash, its first and last bytes."""
+
     async def _settle(self, transaction: Database, asset: Asset) -> Asset:
         await assets.require_project(transaction, self._actor, asset.project_id)
         file = await transaction[ASSET_FILES].find_one(self._mine)
@@ -164,11 +192,17 @@ class Upload:
                 "chargedBytes": asset.size_bytes,
                 "contentType": asset.content_type,
             }
-            update: dict[str, Any] = {"$set": stored, "$unset": {"holder": "", "until": "", "name": ""}}
+            gone = ("holder", "until", "name", "heldUntil", "wanted")
+            update: dict[str, Any] = {"$set": stored, "$unset": dict.fromkeys(gone, "")}
             if not await transaction[ASSET_FILES].patch(self._mine, update):
                 raise _ended()
             if surplus := file.charged_bytes - asset.size_bytes:
                 await assets_storage.charge(transaction, file.user_id, file.project_id, -surplus)
+        if file.resumable:
+            done: dict[str, Any] = {"assetId": asset.id, "sizeBytes": asset.size_bytes, "length": asset.size_bytes}
+            if same is not None:  # its address answers for a while
+                done["until"] = transaction.clock.now() + ANSWERED
+            await transaction[ASSET_FILES].patch({"_id": file.id, "userId": file.user_id}, {"$set": done})
         return await transaction[ASSETS].insert(asset)
 
     async def _reserve(self, needed: int) -> None:
@@ -192,7 +226,7 @@ class Upload:
         self._charged += grown
 
     async def _store(self) -> None:
-        if monotonic() - self._renewed > _RENEWED_S:
+        if monotonic() - self._renewed > self.renewed_s:
             await self._renew()
         end = min(len(self._kept), _PIECES * chunks.CHUNK)
         pieces = [bytes(self._kept[start : start + chunks.CHUNK]) for start in range(0, end, chunks.CHUNK)]

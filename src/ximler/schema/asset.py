@@ -63,9 +63,15 @@ class AssetFile(Created, kw_only=True):
     digest: Internal[bytes | None] = None  # of a stored file
     content_type: Internal[str | None] = None
     name: Internal[str | None] = None  # of an upload
-    # An upload belongs to the process with `holder` until `until`, and is garbage then. Garbage is removed at `until`.
+    # An upload belongs to the process with `holder`, and is garbage at `until`. Garbage is removed at `until`.
     holder: Kept[ObjectId | None] = None
     until: Kept[datetime | None] = None
+    # Of an upload that is resumed: its holder may be replaced at `held_until`, and is asked to go by `wanted`.
+    resumable: Kept[bool] = False
+    length: Kept[int | None] = None  # None: not known yet
+    held_until: Kept[datetime | None] = None
+    wanted: Kept[bool] = False
+    asset_id: Kept[ObjectId | None] = None  # once it is finished
     # Incremented with each change of references, so that concurrent changes conflict.
     generation: Kept[int] = 0
 
