@@ -37,7 +37,7 @@ from ximler.graphql import (
 )
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
-from ximler.http import docs, mailbox, routes
+from ximler.http import assets_tus, docs, mailbox, routes
 from ximler.http.authentication import Authentication, log_caller
 from ximler.http.bodies import BodyRequest
 from ximler.http.idempotency import REPLAYED
@@ -259,10 +259,10 @@ def _cors(settings: Settings) -> CORSConfig | None:
             "If-Match",
             "If-None-Match",
             "X-Request-Id",
-            *tus.HEADERS,
+            *assets_tus.HEADERS,
         ],
         expose_headers=[
-            *tus.ANSWERED,
+            *assets_tus.ANSWERED,
             "Canvas-Revision",
             "ETag",
             "Idempotency-Replayed",

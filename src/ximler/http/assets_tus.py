@@ -30,7 +30,28 @@ from ximler.http.problems import documented
 from ximler.projects import assets_resumable as resumable
 from ximler.projects import assets_uploads
 
-__all__ = ["routes"]
+__all__ = ["ANSWERED", "HEADERS", "routes"]
+
+# Headers that pages of other origins send, and read.
+HEADERS = (
+    "Range",
+    "Tus-Resumable",
+    "Upload-Checksum",
+    "Upload-Defer-Length",
+    "Upload-Length",
+    "Upload-Metadata",
+    "Upload-Offset",
+)
+ANSWERED = (
+    "Asset-Location",
+    "Content-Range",
+    "Location",
+    "Tus-Resumable",
+    "Upload-Defer-Length",
+    "Upload-Expires",
+    "Upload-Length",
+    "Upload-Offset",
+)
 
 _PATH = "/v1/projects/{project:str}/uploads"
 _ONE = f"{_PATH}/{{upload:str}}"
