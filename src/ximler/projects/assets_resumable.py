@@ -170,10 +170,8 @@ class Resumed(Upload):
             while self._kept:
                 await self._store()
             self._committed = self.size_bytes
-        update = {
-            "$set": {"sizeBytes": self._committed, "until": self._database.clock.now() + EXPIRES},
-            "$unset": _FREE,
-        }
+        values: dict[str, Any] = {"sizeBytes": self._committed, "until": self._database.clock.now() + EXPIRES}
+        update: dict[str, Any] = {"$set": values, "$unset": _FREE}
         if not await self._database[ASSET_FILES].patch(self._mine, update):
             raise UploadEnded("The upload has ended: start it again")
         return self._committed
