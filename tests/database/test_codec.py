@@ -20,6 +20,7 @@ from tests.database.documents import BY_NAME, DAY, any_document, complete
 from ximler.core.errors import Invalid
 from ximler.database import Database
 from ximler.database.codec import Codec, UnreadableDocument, apart, bare, codec_of, object_id_in
+from ximler.database.outbox import Nothing
 from ximler.schema import CATALOGUE
 from ximler.schema.coupon import COUPONS, Coupon
 from ximler.schema.document import Collection, Document, Stamped, extras
@@ -552,3 +553,9 @@ def test_an_object_id_is_read_where_the_document_begins_with_it(other: Any) -> N
     assert object_id_in(encode({"_id": other, "a": 1})) is None
     assert object_id_in(encode({"a": 1})) is None
     assert object_id_in(encode({"a": {"_id": oid}})) is None
+
+
+def test_a_document_without_fields_is_encoded_and_decoded() -> None:
+    """The payload of scheduled jobs."""
+    assert codec_of(Nothing).encode(Nothing(), DAY) == {}
+    assert codec_of(Nothing).decode({}) == Nothing()

@@ -51,7 +51,7 @@ _STREAMS = "/v1/projects/{project}/canvas/changes"
 # The application's thread chooses among servers by `random`, at any moment.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
-@pytest.mark.parametrize("examples", [6, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [6, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("known", [False, True], ids=["anonymous", "signed in"])
 @pytest.mark.slow
 def test_every_route_keeps_its_promise(

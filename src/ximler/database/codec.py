@@ -206,6 +206,8 @@ def _compile_check(document: type[D], keys: dict[str, Key]) -> Callable[[dict[st
         fits = f"(v := d.get({name})).__class__ is {kind}"
         conditions.append(fits if needed else f"({fits} or v is None)")
         keys[field.name] = Key(field.encode_name, not needed, None if needed else field.default)
+    if not conditions:
+        return None
     scope = {"ObjectId": ObjectId, "datetime": datetime}
     found: Callable[[dict[str, Any]], bool] = eval(f"lambda d: {' and '.join(conditions)}", scope)  # noqa: S307 (made from our own schema)
     return found
