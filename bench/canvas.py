@@ -1,6 +1,10 @@
-"""Topic `canvas`: one shape of a large canvas is moved."""
+"""Topic `canvas`: one shape of a large canvas is moved, and twenty editors move theirs at once."""
 
+import asyncio
 import itertools
+import json
+import subprocess
+import sys
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,10 +15,15 @@ from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from bench.contest import Contestant, compete, ratio, timed
+from bench.editing import EDITORS, FOLLOWERS
 from bench.peers.mongoose import mongoose
 from bench.report import Figure, Table, ms
+from bench.served import SECRET, served
 from bench.setup import Setup
+from ximler.accounts import sessions
+from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
+from ximler.core.settings import Settings
 from ximler.database import Database, wire
 from ximler.database.monitoring import ConnectionState
 from ximler.projects import projects
@@ -79,7 +88,38 @@ async def run(setup: Setup) -> list[Table]:
                 sent.commands.clear()
                 await save(counted)
                 costs[size] = len(sent.commands), sent.commands[0], made.storage_size
-        return [_table(seconds, costs, str(node))]
+        return [_table(seconds, costs, str(node)), await _together(setup, database, user)]
+
+
+async def _together(setup: Setup, database: Database, user: User) -> Table:
+    """Twenty editors of a canvas of 500 KB, ten patches a second each."""
+    await database.raw["projects"].delete_many({})
+    ada = Actor(kind="user", user_id=user.id)
+    made = await projects.create(
+        database, ada, name="Sketch", canvas_data={"elements": [_shape(n) for n in range(1_170)]}
+    )
+    settings = Settings(mongodb_uri=setup.uri, database=database.name, secret_key=SECRET)
+    keyring = Keyring(settings)
+    token = (await sessions.start(database, keyring, settings, Actor(), user)).token
+    keyring.close()
+    async with served(setup, database, log_level="warning") as (port, _):
+        command = [sys.executable, "-m", "bench.editing", str(port), token, str(made.id), str(setup.rounds(20))]
+        done = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, check=True)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    p99 = {name: sorted(times)[int(len(times) * 0.99)] for name, times in found.items()}
+    return Table(
+        title="canvas: twenty editors",
+        figures=[
+            Figure(what="p99 to the acknowledgement", value=1000 * p99["acknowledged"], unit="ms", most=150),
+            Figure(what="p99 to every follower", value=1000 * p99["arrived"], unit="ms", most=250),
+        ],
+        columns=("", "median", "p99"),
+        rows=[(name, ms(median(times)), ms(p99[name])) for name, times in found.items()],
+        notes=[
+            f"{EDITORS} editors, ten patches a second each on a canvas of {made.storage_size:,} bytes, over HTTP; "
+            f"{FOLLOWERS} of them follow it by Server-Sent Events, the most of one user. Times are from when a patch was due.",
+        ],
+    )
 
 
 def _shape(n: int) -> dict[str, Any]:
