@@ -1,4 +1,4 @@
-"""Topic `events`: the payment provider's events, verified, stored and acknowledged."""
+"""Topic `events`: the payment provider's events, verified, stored, acknowledged and applied."""
 
 import asyncio
 import hashlib
@@ -9,10 +9,14 @@ from statistics import median
 import msgspec
 
 from bench.contest import ratio
+from bench.renewals import subscribe
 from bench.report import Figure, Table
 from bench.setup import Setup
 from ximler.billing import events
+from ximler.billing import run as billing
+from ximler.billing.rails import sandbox
 from ximler.billing.stripe import VERSION, Stripe
+from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.schema.billing_event import BILLING_EVENTS
@@ -20,6 +24,8 @@ from ximler.schema.billing_event import BILLING_EVENTS
 __all__ = ["run"]
 
 EVENTS, AT_ONCE, SECRET = 2_000, 32, "whsec_of_the_benchmark"
+TOGETHER = 20
+_LATER = "4000000000000077"
 OURS, BARE = "events", "bare inserts"
 
 
@@ -35,6 +41,7 @@ async def run(setup: Setup) -> list[Table]:
             stored += await database[BILLING_EVENTS].count({"_id": {"$gt": f"evt_{number}_", "$lt": f"evt_{number}`"}})
         with round_trips() as trips:
             await events.receive(database, stripe, *_event("once"))
+        applied, alone = await _applied(database, TOGETHER), await _applied(database, 1)
     await stripe.close()
     return [
         Table(
@@ -44,6 +51,8 @@ async def run(setup: Setup) -> list[Table]:
                 Figure(what=f"{OURS} beside {BARE}, in speed", value=ratio(samples[BARE], samples[OURS]), least=0.6),
                 Figure(what="events acknowledged", value=EVENTS / median(samples[OURS]), unit="a second"),
                 Figure(what="round trips, one event", value=len(trips), unit="", most=2),
+                Figure(what=f"round trips to apply one of {TOGETHER} payments", value=applied, unit="", most=8),
+                Figure(what="round trips to apply a payment alone", value=alone, unit=""),
             ],
             columns=(),
             rows=[],
@@ -53,6 +62,22 @@ async def run(setup: Setup) -> list[Table]:
             samples=samples,
         )
     ]
+
+
+async def _applied(database: Database, count: int) -> float:
+    """The commands by which the payments of renewals are applied, each, that the provider decided later."""
+    rail = sandbox(database, Settings(secret_key="0" * 43))
+    await subscribe(database, count, card=_LATER)
+    await billing.run(database, rail)
+    offset = database.clock.offset_ms
+    database.clock.offset_ms += 11 * 60_000
+    await rail.advance()
+    with round_trips() as trips:
+        handled = await events.process(database, rail)
+    database.clock.offset_ms = offset
+    if handled != count or await database.payments.count({"status": "PENDING"}):
+        raise RuntimeError("not every payment was applied")
+    return len(trips) / count
 
 
 async def _rush(database: Database, stripe: Stripe, name: str) -> float:

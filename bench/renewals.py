@@ -21,31 +21,37 @@ from ximler.schema.sandbox_object import SANDBOX_OBJECTS
 from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
 
-__all__ = ["run"]
+__all__ = ["run", "subscribe"]
 
 DUE, ALL = 300, 100_000
 _BATCH = 1_000
+_TOGETHER = 50
 
 
 async def run(setup: Setup) -> list[Table]:
     rates: list[float] = []
+    busy: list[float] = []
     count, rounds = (ALL, 1) if setup.full else (DUE, setup.rounds(3))
     async with setup.database(initialised=True) as database:
         rail = sandbox(database, Settings(secret_key="0" * 43))
-        await _subscribe(database, 1)
+        await subscribe(database, 1)
         with round_trips() as trips:
+            await billing.run(database, rail)
+        await subscribe(database, _TOGETHER)
+        with round_trips() as together:
             await billing.run(database, rail)
         before = _memory_mb()
         for _ in range(rounds):
-            await _subscribe(database, count)
-            began = time.perf_counter()
+            await subscribe(database, count)
+            began, used = time.perf_counter(), time.process_time()
             await billing.run(database, rail)
             rates.append(count / (time.perf_counter() - began))
+            busy.append((time.process_time() - used) / count)
         grown = _memory_mb() - before
         billed = await database[INVOICES].count({"status": "PAID"})
         charged = await database[SANDBOX_OBJECTS].count({"kind": "intent", "status": "SUCCEEDED"})
         problems = [each for each in await verify(database) if "has no invoice" not in each]  # the seeded first period
-    total = count * rounds + 1
+    total = count * rounds + 1 + _TOGETHER
     return [
         Table(
             title=f"renewals: {count:,} subscriptions that are due, paid in the sandbox",
@@ -54,19 +60,25 @@ async def run(setup: Setup) -> list[Table]:
                 Figure(what="contradictions found by verify", value=len(problems), unit="", exactly=0),
                 Figure(what="renewals", value=median(rates), unit="a second"),
                 Figure(what="round trips, one renewal, with its run", value=len(trips), unit=""),
+                Figure(
+                    what=f"round trips each, {_TOGETHER} renewals, with their run",
+                    value=len(together) / _TOGETHER,
+                    most=2,
+                ),
+                Figure(what="processor of this process, one renewal", value=1000 * median(busy), unit="ms"),
                 Figure(what="memory grown by", value=grown, unit="MB"),
             ],
             columns=(),
             rows=[],
             notes=[
-                "One process. Each renewal has an invoice, a payment, audit entries, a receipt and the sandbox's own writes."
+                "One process. Each renewal has an invoice, a payment, a movement of revenue, a receipt and the sandbox's writes."
             ],
             samples={"renewals a second": rates},
         )
     ]
 
 
-async def _subscribe(database: Database, count: int) -> None:
+async def subscribe(database: Database, count: int, *, card: str = "4242424242424242") -> None:
     """Customers of Pro whose first month has ended."""
     now = database.clock.now().replace(microsecond=0)
     anchor = now - timedelta(days=31, hours=1)
@@ -75,7 +87,7 @@ async def _subscribe(database: Database, count: int) -> None:
         terms = Terms(
             plan_id="pro", plan_name="Pro", price_minor=2900, currency="USD", interval="MONTH", net_minor=2900
         )
-        method = Method(id="pm_4242424242424242", label="Test card 4242", fingerprint="-")
+        method = Method(id=f"pm_{card}", label="Test card", fingerprint="-")
         subscriptions = [
             Subscription(
                 user_id=user_id,

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from tests.billing.conftest import (
+    LATER,
     Buy,
     Buyer,
     at,
@@ -21,6 +22,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database, connect
+from ximler.database.monitoring import round_trips
 
 
 @pytest.mark.parametrize("fault", ["create_intent", "create_intent:answer", "confirm", "confirm:answer", "intent"])
@@ -120,3 +122,17 @@ def test_an_event_is_taken_with_a_fresh_signature_of_this_secret_only(database: 
             rail.verify(body, wrong)
     with pytest.raises(Invalid):
         rail.verify(b"{}", sign(secret, now, b"{}"))
+
+
+async def test_events_of_payments_that_wait_together_are_applied_in_few_commands(
+    database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    for _ in range(4):
+        await buy(await buyer(), card=LATER)
+    database.clock.offset_ms += 11 * 60_000
+    await rail.advance()
+    with round_trips() as trips:
+        assert await events.process(database, rail) == 4
+    assert len(trips) <= 4 * 8
+    assert await database.subscriptions.count({"status": "ACTIVE"}) == 4

@@ -44,6 +44,7 @@ _YEARLY_REMINDER = timedelta(days=14)  # before a year is renewed
 _KEPT = frozenset({"_id", "revision", "createdAt", "updatedAt"})
 _turns: WeakValueDictionary[tuple[int, ObjectId], asyncio.Lock] = WeakValueDictionary()  # by client and user
 T = TypeVar("T")
+Step = Callable[[Database], Awaitable[T]]
 _FIELDS = [name for name in BillingAccount.__struct_encode_fields__ if name not in _KEPT]
 
 
@@ -59,45 +60,47 @@ async def find(database: Database, user_id: ObjectId) -> BillingAccount:
     return await database[BILLING_ACCOUNTS].find_one({"_id": user_id}) or BillingAccount(id=user_id)
 
 
-async def in_turn(database: Database, user_id: ObjectId, body: Callable[[Database], Awaitable[T]]) -> T:
+async def in_turn(database: Database, user_id: ObjectId, body: Step[T]) -> T:
     """Run a step of the user's billing in a transaction, after the steps of the user that wait already.
 
     As in `Database.transaction`, `body` may run more than once. Inside a transaction it joins that one.
     """
     if database.session is not None:
         return await body(database)
-    turn = _turns.setdefault((id(database.client), user_id), asyncio.Lock())
-    async with turn:
+    async with _turn(database, user_id):
         return await database.transaction(body)
 
 
-async def each_in_turn(
-    database: Database, steps: Mapping[ObjectId, Callable[[Database], Awaitable[T]]]
-) -> dict[ObjectId, T | Exception]:
-    """A step of each of several users, by user: in one transaction if possible, else one by one. Raises Unavailable.
+async def each_in_turn(database: Database, steps: Mapping[ObjectId, Step[T]]) -> dict[ObjectId, T | Exception]:
+    """A step of each of several users, by user, in one transaction if possible. Raises Unavailable.
 
-    A step that fails concerns its user only: its result is the error.
+    If a step fails or conflicts with another process, the halves are tried apart, down to the single step. A step that fails
+    concerns its user only: its result is the error.
     """
-    if len(steps) > 1:
-        async with AsyncExitStack() as turns:
-            for user_id in sorted(steps):  # in one order, so that two batches never wait for each other
-                turn = _turns.setdefault((id(database.client), user_id), asyncio.Lock())
-                await turns.enter_async_context(turn)
-            try:
-                return dict(zip(steps, await in_step(database, list(steps.values())), strict=True))
-            except Unavailable:
-                raise
-            except Exception as problem:  # of one of them, which fails again below
-                _log.debug("steps are taken one by one", reason=str(problem))
-    results: dict[ObjectId, T | Exception] = {}
-    for user_id, step in steps.items():
-        try:
-            results[user_id] = await in_turn(database, user_id, step)
-        except Unavailable:
-            raise
-        except Exception as problem:
-            results[user_id] = problem
-    return results
+    async with AsyncExitStack() as turns:
+        for user_id in sorted(steps):  # in one order, so that two batches never wait for each other
+            await turns.enter_async_context(_turn(database, user_id))
+        return await _each(database, list(steps.items()))
+
+
+async def _each(database: Database, steps: list[tuple[ObjectId, Step[T]]]) -> dict[ObjectId, T | Exception]:
+    try:
+        if len(steps) == 1:
+            return {steps[0][0]: await database.transaction(steps[0][1])}
+        results = await in_step(database, [step for _, step in steps])
+        return {user_id: result for (user_id, _), result in zip(steps, results, strict=True)}
+    except Unavailable:
+        raise
+    except Exception as problem:
+        if len(steps) == 1:
+            return {steps[0][0]: problem}
+        _log.debug("steps are taken apart", steps=len(steps), reason=str(problem))
+    half = len(steps) // 2
+    return await _each(database, steps[:half]) | await _each(database, steps[half:])
+
+
+def _turn(database: Database, user_id: ObjectId) -> asyncio.Lock:
+    return _turns.setdefault((id(database.client), user_id), asyncio.Lock())
 
 
 async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:

@@ -5,6 +5,7 @@ does not answer is tried again later and does not delay the others.
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
@@ -25,11 +26,14 @@ from ximler.database.changes import Change, Feed
 from ximler.runtime import Part, background
 from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.billing_event import BILLING_EVENTS
+from ximler.schema.document import Identified
 
 __all__ = ["Inbox", "Result", "forward", "run", "scheduled"]
 
 _log = structlog.get_logger("ximler.billing")
-_BATCH = 50  # accounts whose steps are taken together
+_DUE = 1000  # accounts that are looked up at a time
+_TOGETHER = 50  # accounts whose steps are taken together
+_AT_ONCE = 2  # such batches, so that process and server both work
 _WAIT = timedelta(minutes=5)
 _MOST_ROUNDS = 20
 _LOOK_EVERY_S = 5.0
@@ -151,13 +155,31 @@ async def forward(
 async def _tick_all(database: Database, provider: Provider, progress: Callable[[int], object]) -> Result:
     result = Result()
     stuck: set[ObjectId] = set()  # still due: tried again in the next run
+    # Runs in several processes begin at different accounts, so that they seldom conflict.
+    begin = random.randrange(256)  # noqa: S311 (no secret)
     while True:
         due = {"nextAt": {"$lte": database.clock.now()}, "_id": {"$nin": list(stuck)}}
-        found = await database[BILLING_ACCOUNTS].find(due, sort=[("nextAt", 1)], limit=_BATCH)
+        found = await database[BILLING_ACCOUNTS].find(due, into=_Due, sort=[("nextAt", 1)], limit=_DUE)
         if not found:
             return result
-        stuck |= await _tick(database, provider, [each.id for each in found], result)
-        progress(result.accounts)
+        ids = sorted((each.id for each in found), key=lambda user_id: (user_id.binary[-1] - begin) % 256)
+        batches = [ids[first : first + _TOGETHER] for first in range(0, len(ids), _TOGETHER)]
+
+        async def work(batches: list[list[ObjectId]] = batches) -> None:
+            while batches:
+                stuck.update(await _tick(database, provider, batches.pop(0), result))
+                progress(result.accounts)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(_AT_ONCE, len(batches))):
+                    group.create_task(work())
+        except ExceptionGroup as failed:  # the database is unavailable
+            raise failed.exceptions[0] from None
+
+
+class _Due(Identified, kw_only=True):
+    pass
 
 
 async def _tick(database: Database, provider: Provider, user_ids: list[ObjectId], result: Result) -> set[ObjectId]:
