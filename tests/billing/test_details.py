@@ -11,6 +11,7 @@ from tests.billing.test_refunds import refund
 from ximler.billing import account, changes, checkouts, details, invoices, run, subscriptions
 from ximler.billing.pdf import content
 from ximler.billing.sandbox import Sandbox
+from ximler.billing.tax import tax_of
 from ximler.core.actor import Actor
 from ximler.core.business import Business
 from ximler.core.errors import Invalid
@@ -44,12 +45,12 @@ def business(database: Database, monkeypatch: pytest.MonkeyPatch) -> Business:
 def test_the_tax_is_that_of_the_customers_country(
     country: str | None, vat_id: str | None, percent: str, reverse: bool, business: Business
 ) -> None:
-    found = details.tax_of(business, BillingAccount(id=None, details=Details(country=country, vat_id=vat_id)))  # type: ignore[arg-type]
+    found = tax_of(business, BillingAccount(id=None, details=Details(country=country, vat_id=vat_id)))  # type: ignore[arg-type]
     assert (found.percent, found.reverse_charge) == (Decimal(percent), reverse)
 
 
 def test_nothing_is_taxed_without_settings() -> None:
-    assert details.tax_of(Settings().business, BillingAccount(id=None)).percent == 0  # type: ignore[arg-type]
+    assert tax_of(Settings().business, BillingAccount(id=None)).percent == 0  # type: ignore[arg-type]
     settings = Settings(seller_country="DE", tax_rates=("DE=19", "FR=5.5"), tax_inclusive=True)
     assert settings.business == Business(country="DE", rates={"DE": Decimal(19), "FR": Decimal("5.5")}, inclusive=True)
 

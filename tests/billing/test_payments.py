@@ -128,11 +128,11 @@ async def test_events_of_payments_that_wait_together_are_applied_in_few_commands
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:
     at(database, 2027, 1, 15)
-    for _ in range(4):
+    for _ in range(5):
         await buy(await buyer(), card=LATER)
     database.clock.offset_ms += 11 * 60_000
     await rail.advance()
     with round_trips() as trips:
-        assert await events.process(database, rail) == 4
-    assert len(trips) <= 4 * 8
-    assert await database.subscriptions.count({"status": "ACTIVE"}) == 4
+        assert await events.process(database, rail) == 5
+    assert len(trips) <= 5 * 8
+    assert await database.subscriptions.count({"status": "ACTIVE"}) == 5
