@@ -66,6 +66,8 @@ def test_erasure_in_each_collection_follows_the_marks() -> None:
         "charges",
         "credits",
         "refunds",
+        "movements",
+        "customerdays",
     }
 
 

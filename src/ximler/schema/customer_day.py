@@ -5,7 +5,7 @@ from typing import Literal
 
 from msgspec import field
 
-from ximler.schema.document import Collection, Document, Internal, ShardKey, UserId, ascending
+from ximler.schema.document import Collection, Document, Kept, ShardKey, UserId, ascending
 
 __all__ = ["CUSTOMER_DAYS", "CustomerDay", "MovementKind"]
 
@@ -19,17 +19,17 @@ class CustomerDay(Document, kw_only=True):
     if only the committed part, or the part at risk, has changed. `cohort` is the month of the first recurring revenue.
     """
 
-    id: str = field(name="_id")
+    id: Kept[str] = field(name="_id")
     user_id: UserId
-    currency: Internal[str]
-    day: Internal[datetime]
-    cohort: Internal[str]
-    kind: Internal[MovementKind | None] = None
-    start_minor: Internal[int]
-    end_minor: Internal[int]
-    committed_minor: Internal[int]  # by how much it changed
-    at_risk_minor: Internal[int]  # the same
-    cancelled: Internal[bool] = False  # nothing will remain when the period ends
+    currency: Kept[str]
+    day: Kept[datetime]
+    cohort: Kept[str]
+    kind: Kept[MovementKind | None] = None
+    start_minor: Kept[int]
+    end_minor: Kept[int]
+    committed_minor: Kept[int]  # by how much it changed
+    at_risk_minor: Kept[int]  # the same
+    cancelled: Kept[bool] = False  # nothing will remain when the period ends
 
 
 CUSTOMER_DAYS = Collection(

@@ -18,7 +18,7 @@ class Movement(Document, kw_only=True):
     are not in the rollups of `analytics` yet.
     """
 
-    id: str = field(name="_id")  # the subscription's id and `number`, so that a repeated step writes it once
+    id: Record[str] = field(name="_id")  # the subscription's id and `number`, so that a repeated step writes it once
     user_id: UserId
     subscription_id: Record[ObjectId]
     number: Kept[int]
