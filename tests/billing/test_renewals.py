@@ -145,6 +145,9 @@ async def test_cancelled_at_the_end_it_runs_until_then_and_can_be_resumed(
     await buy(ada)
     found = await subscriptions.cancel(database, ada, reason="TOO_EXPENSIVE")
     assert (found.status, found.auto_renew, found.end_date) == ("ACTIVE", False, found.period_end)
+    await subscriptions.cancel(database, ada)  # a second click
+    titles = [each.title for each in await database.notifications.find({"userId": ada.user_id})]
+    assert titles.count("Your subscription is cancelled") == 1
     found = await subscriptions.resume(database, ada)
     assert (found.auto_renew, found.end_date) == (True, None)
     with pytest.raises(Conflict):

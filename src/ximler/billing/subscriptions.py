@@ -77,12 +77,13 @@ async def cancel(
         if now or subscription.status == "PAST_DUE":
             await end(transaction, account, "cancelled", actor=actor, **why)
         else:
-            account.cancels = True
+            again, account.cancels = account.cancels, True
             await drop_pending(transaction, account)
             values = {"autoRenew": False, "endDate": ends_at(account), "pendingPlanId": None}
             await _patch(transaction, account, "cancelled_at_end", values)
             await record(transaction, actor, Action.SUBSCRIPTION_CANCELLED, account, at="PERIOD_END", **why)
-            await notices.cancelled(transaction, account.id, live(account).terms, until=ends_at(account))
+            if not again:
+                await notices.cancelled(transaction, account.id, live(account).terms, until=ends_at(account))
         await store(transaction, account)
         return await transaction.subscriptions.get({"_id": subscription.id, "userId": account.id})
 
