@@ -87,10 +87,10 @@ async def test_unstorable_settings_and_canvases_are_rejected_by_path(attacker: A
         (".n", {"n": 2**64}),
         (".n.0", {"n": [-(2**63) - 1]}),
         ("", {"x": [[[[{"y" * 50_000: {"$z": 1}}]]]]}),
-        ("", {"x": "y" * 17_000_000}),
     ]
     for field in ("canvasData", "settings"):
-        for path, value in wrong:
+        large = [("", {"x": "y" * 17_000_000})] if field == "settings" else []  # a canvas may be that large
+        for path, value in [*wrong, *large]:
             await attacker.expect_refusal(field + path, CREATE, input={"name": "n", field: value})
             await attacker.expect_refusal(field + path, UPDATE, id=attacker.project_id, input={field: value})
         nested: Any = 1
