@@ -80,8 +80,8 @@ def many(user_ids: list[ObjectId]) -> list[dict[str, Any]]:
     return [{"$match": {"_id": {"$in": user_ids}}}, {"$project": {"_id": 1}}, *unions(parts)]
 
 
-def one(user_id: ObjectId) -> list[dict[str, Any]]:
-    """As `many`, for one user, with all of their subscriptions: see `row_from`.
+def one(user_id: ObjectId, plan_ids: list[Any]) -> list[dict[str, Any]]:
+    """As `many`, for one user, with these plans and all of the user's subscriptions: see `row_from`.
 
     The server would try several indexes each time for a filter that names the status as well.
     """
@@ -90,7 +90,7 @@ def one(user_id: ObjectId) -> list[dict[str, Any]]:
             "subscriptions",
             [{"$match": {"userId": user_id}}, {"$project": {"_id": 0, "status": 1, "planId": 1, "startDate": 1}}],
         ),
-        "plans": ("plans", [{"$match": {"id": {"$gt": ""}}}]),
+        "plans": ("plans", [{"$match": {"id": {"$in": plan_ids}}}]),
         "entitlements": ("entitlements", [{"$match": {"_id": user_id}}]),
     }
     return [{"$match": {"_id": user_id}}, {"$project": {"_id": 1}}, *unions(parts)]

@@ -151,8 +151,9 @@ def _resource(
 
 
 class _Shape(msgspec.Struct, frozen=True):
-    """What a user's row consisted of the last time: the id of the quota, and whether there was one."""
+    """What a user's row consisted of the last time: the plans, the id of the quota, and whether there was one."""
 
+    plan_ids: list[Any]
     quota_id: str
     metered: bool
 
@@ -164,7 +165,7 @@ _shapes: "cachebox.LRUCache[ObjectId, _Shape]" = cachebox.LRUCache(_REMEMBERED)
 def _remember(row: dict[str, Any], now: datetime) -> None:
     if row["gauge"]:
         start, _ = periods.around(row["anchor"], now)
-        _shapes[row["_id"]] = _Shape(quota_id(row["_id"], "apiCalls", start), bool(row["quota"]))
+        _shapes[row["_id"]] = _Shape(row["planIds"], quota_id(row["_id"], "apiCalls", start), bool(row["quota"]))
     else:
         _shapes.pop(row["_id"], None)
 
@@ -183,7 +184,7 @@ async def _read_again(database: Database, user_id: ObjectId, now: datetime) -> l
     }
     if not shape.metered:
         parts["calls"] = ("usage", [{"$match": {"userId": user_id}}, *_calls_by_day(now)])
-    found = await database.users.aggregate([*one(user_id), *unions(parts)])
+    found = await database.users.aggregate([*one(user_id, shape.plan_ids), *unions(parts)])
     row = row_from(found)
     if row is None:
         return []
@@ -191,7 +192,7 @@ async def _read_again(database: Database, user_id: ObjectId, now: datetime) -> l
     started = row["active"][0].get("startDate") if row["active"] else None
     row["anchor"] = started.day if isinstance(started, datetime) else periods.CALENDAR_MONTH
     start, _ = periods.around(row["anchor"], now)
-    fits = row["gauge"] and shape == _Shape(quota_id(user_id, "apiCalls", start), bool(row["quota"]))
+    fits = row["gauge"] and shape == _Shape(row["planIds"], quota_id(user_id, "apiCalls", start), bool(row["quota"]))
     return [row] if fits else []
 
 
