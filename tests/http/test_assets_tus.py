@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -32,10 +33,15 @@ async def _create(client: Client, project: str, length: int | None = len(CONTENT
     return made.headers["location"]
 
 
-async def _patch(client: Client, path: str, offset: int, content: bytes, status: int = 204, **more: str) -> Any:
+async def _patch(client: Client, path: str, offset: int, content: Any, status: int = 204, **more: str) -> Any:
     return await _send(
         client, "PATCH", path, status, content=content, headers=BYTES | {"Upload-Offset": str(offset)} | more
     )
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), 70_000):
+        yield content[start : start + 70_000]
 
 
 async def _offset(client: Client, path: str) -> int:
@@ -85,14 +91,15 @@ async def test_the_life_of_a_resumable_upload(ada: Client, database: Database) -
     assert first.headers["upload-expires"].endswith("GMT")
     conflict = await _patch(ada, path, 0, CONTENT, 409)
     assert conflict.json()["code"] == "OFFSET_CONFLICT"
-    cut = _Cut(ada, path, 300_001, CONTENT[300_001:2_500_000])
+    await _patch(ada, path, 300_001, _pieces(CONTENT[300_001:2_400_003]))
+    cut = _Cut(ada, path, 2_400_003, CONTENT[2_400_003:2_500_000])
     await cut.received.wait()
     cut.end.set()
     await cut.task
     assert cut.status == 499
     assert await _offset(ada, path) == 2_500_000
     await _patch(ada, path, 2_500_000, CONTENT[2_500_000:] + b"more", 413)
-    last = await _patch(ada, path, 2_500_000, CONTENT[2_500_000:])
+    last = await _patch(ada, path, 2_500_000, _pieces(CONTENT[2_500_000:]))
     assert last.headers["upload-offset"] == str(len(CONTENT))
     assert await _offset(ada, path) == len(CONTENT)
     got = await _send(ada, "GET", last.headers["asset-location"], 200)

@@ -248,7 +248,8 @@ async def paced(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
             received += len(piece)
             if received < (now - started - _PATIENCE_S) * _LEAST_RATE:
                 raise _too_slow()
-            yield piece
+            if piece:
+                yield piece
     finally:
         if pending is not None:
             pending.cancel()

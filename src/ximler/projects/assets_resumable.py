@@ -140,7 +140,6 @@ class Resumed(Upload):
         self._kept += kept
         self._partial = bool(kept)  # whether the next chunk is stored in part
         self._commits = not whole
-        self._leaving = False
 
     @property
     def complete(self) -> bool:
@@ -159,13 +158,9 @@ class Resumed(Upload):
                 await self.pause()
                 raise
 
-    async def finish(self) -> assets.Asset:
-        self._leaving = True
-        return await super().finish()
-
     async def pause(self) -> int:
         """Keep what was received, and let others write; returns the offset. Raises UploadEnded."""
-        self._leaving = True
+        self._ending = True
         if self._commits and not self.complete:
             while self._kept:
                 await self._store()
@@ -197,7 +192,7 @@ class Resumed(Upload):
         if found is None:
             raise UploadEnded("The upload has ended, or its project was removed: start it again")
         self._renewed = monotonic()
-        if found.wanted and not self._leaving:
+        if found.wanted and self._idle and not self._ending:
             raise Locked("Another request continues this upload")
 
     async def _read_again(self) -> None:

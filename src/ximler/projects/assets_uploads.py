@@ -107,10 +107,13 @@ class Upload:
         self._head = self._tail = b""
         self._hash = hashlib.sha256()
         self._renewed = monotonic()
+        self._ending = False
+        self._idle = False
         self.size_bytes = 0
 
     async def write(self, piece: bytes) -> None:
         """Take the next bytes; none keep the lease. Raises TooLarge, QuotaExceeded, UploadEnded."""
+        self._idle = not piece
         size = self.size_bytes + len(piece)
         if size > self._most:
             raise _too_large(self._most)
@@ -133,6 +136,7 @@ class Upload:
 
     async def finish(self) -> Asset:
         """Make the file an asset. Raises UploadEnded, NotFound for a project that was deleted meanwhile."""
+        self._ending = True
         while self._kept:
             await self._store()
         await self._renew()
@@ -229,6 +233,10 @@ class Upload:
         if monotonic() - self._renewed > self.renewed_s:
             await self._renew()
         end = min(len(self._kept), _PIECES * chunks.CHUNK)
+        if not self._ending:  # only the last chunk may be shorter
+            end -= end % chunks.CHUNK
+        if not end:
+            return
         pieces = [bytes(self._kept[start : start + chunks.CHUNK]) for start in range(0, end, chunks.CHUNK)]
         await chunks.write(self._database, assets_storage.BUCKET, self._file.id, self._stored, pieces)
         self._stored += len(pieces)
