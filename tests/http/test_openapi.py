@@ -44,6 +44,7 @@ async def signed_in(client: Client) -> dict[str, Any]:
     return {"headers": {"Authorization": f"Bearer {client.token}"}, "project": project}
 
 
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
 _ENDS_THE_SESSION = {("/v1/session", "delete"), ("/v1/session/refresh", "post")}
 _STREAMS = "/v1/projects/{project}/canvas/changes"
 

@@ -90,7 +90,15 @@ class UploadState(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     asset: str | None
 
 
-@route(_PATH, http_method=[HttpMethod.OPTIONS], opt={"api_calls": 0}, include_in_schema=False, status_code=204)
+@route(
+    _PATH,
+    http_method=[HttpMethod.OPTIONS],
+    opt={"api_calls": 0},
+    tags=["projects"],
+    summary="What resumable uploads offer",
+    status_code=204,
+    responses={204: ResponseSpec(None, description="The headers say it", generate_examples=False)},
+)
 async def capabilities(project: _Project, state: State) -> Response[None]:  # noqa: ARG001 (a part of the path)
     return Response(
         None,
@@ -111,7 +119,7 @@ async def capabilities(project: _Project, state: State) -> Response[None]:  # no
     summary="Start a resumable upload",
     request_max_body_size=None,
     operation_class=body_of("The first bytes of the file, or nothing", **{_TYPE: Schema()}),
-    responses=_ANSWERS,
+    responses=_ANSWERS | {201: ResponseSpec(None, description="Location has its address", generate_examples=False)},
 )
 async def create(
     project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
@@ -171,7 +179,7 @@ async def show(
     status_code=204,
     request_max_body_size=None,
     operation_class=body_of("The next bytes of the file", **{_TYPE: Schema()}),
-    responses=_ANSWERS,
+    responses=_ANSWERS | {204: ResponseSpec(None, description="Upload-Offset has the offset", generate_examples=False)},
 )
 async def append(
     project: _Project, upload: _UploadId, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
