@@ -161,6 +161,8 @@ OURS: dict[str, dict[str, Field]] = {
         "storageRoom": ("Number", NONE),
         "versionsSize": ("Number", 0),
         "assetsSize": ("Number", 0),
+        "canvasBase": ("Mixed", None),
+        "canvasTail": ("Mixed", None),
     },
     "users": {"closedAt": ("Date", NONE)},
     "plans": {"trialDays": ("Number", NONE)},

@@ -97,7 +97,8 @@ class UploadState(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     tags=["projects"],
     summary="What resumable uploads offer",
     status_code=204,
-    responses={204: ResponseSpec(None, description="The headers say it", generate_examples=False)},
+    responses=documented(_400="The request cannot be read")
+    | {204: ResponseSpec(None, description="The headers say it", generate_examples=False)},
 )
 async def capabilities(project: _Project, state: State) -> Response[None]:  # noqa: ARG001 (a part of the path)
     return Response(
