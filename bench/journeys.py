@@ -23,14 +23,14 @@ ME = """{ me { id name email
   projects { nodes { id name updatedAt } pageInfo { hasNextPage } }
   usage { resource used limit remaining } } }"""
 
-# Commands: → in sequence, ∥ concurrent, ⋈ joined by the server within one command.
+# Commands: → in sequence, ∥ concurrent, ⋈ joined or ∪ united by the server within one command.
 SHAPES = {
     "register": "throttle of the address → throttle of the mailbox → registration → mail job → commit",
     "confirm": "registration → delete it → user → audit → commit → lastLogin → audit → session → commit",
     "signIn": "user⋈throttles → lastLogin → credential → audit → session → commit",
     "me": "session⋈user",
-    "me { subscription { plan } projects usage }": "subscription ∥ projects ∥ user⋈limits⋈gauge⋈calls",
-    "usage": "user⋈limits⋈gauge⋈calls",
+    "me { subscription { plan } projects usage }": "subscription ∥ projects ∥ user∪limits∪gauge∪calls",
+    "usage": "user∪limits∪gauge∪calls",
     "projects": "projects",
     "projects(search)": "projects",
     "project": "project",
