@@ -63,6 +63,7 @@ async def run(setup: Setup) -> list[Table]:
                 Figure(
                     what=f"round trips each, {_TOGETHER} renewals, with their run",
                     value=len(together) / _TOGETHER,
+                    unit="",
                     most=2,
                 ),
                 Figure(what="processor of this process, one renewal", value=1000 * median(busy), unit="ms"),
