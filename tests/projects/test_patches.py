@@ -107,6 +107,38 @@ async def test_patches_that_wait_at_the_same_time_go_as_one_command(drawing: Can
     assert (await drawing.records())["a"] == {"id": "a", "x": 0, "y": 0} | {f"p{n}": -n for n in range(20)}
 
 
+async def test_records_of_many_editors_are_set_by_their_places(drawing: Canvas) -> None:
+    names = [f"n{number}" for number in range(30)]
+    await drawing.save(put=[{"id": name} for name in names])
+
+    async def move(x: int, moved: list[str]) -> int:
+        with round_trips() as trips:
+            await asyncio.gather(*(drawing.save(f"tab-{each}", x, set={each: {"x": x}}) for each in moved))
+        return len(trips)
+
+    await move(1, names)
+    assert await move(2, names) == 1
+    await drawing.save(remove=["n0", "a"])  # the others move up
+    await move(3, names[1:])
+    other = Canvas(drawing.database, drawing.ada, drawing.id)
+    await other.save("other", 1, remove=["n1"])
+    await move(4, names[2:])
+    found = await drawing.records()
+    assert [found[name]["x"] for name in names[2:]] == [4] * 28
+    # Another application turns the list round, at the same revision: the places that this process knows are wrong.
+    elements = (await drawing.read())["elements"]
+    await drawing.database.raw["projects"].update_one(
+        {"_id": drawing.id}, {"$set": {"canvasData.elements": elements[::-1]}}
+    )
+    await move(5, names[2:])
+    found = await drawing.records()
+    assert [found[name]["x"] for name in names[2:]] == [5] * 28
+    assert "x" not in found["b"] or found["b"]["x"] == 0
+    gone = await drawing.save("late", 1, set={"n5": {"x": 6}, "n1": {"x": 6}})
+    assert gone.rejected == ["n1"]
+    assert (await drawing.records())["n5"]["x"] == 6
+
+
 async def test_the_same_patch_again_is_answered_as_before_and_applied_once(drawing: Canvas) -> None:
     first = await drawing.save("one", 1, set={"a": {"x": 1}, "gone": {"x": 1}})
     for n in range(patches.LOGGED + 1):

@@ -19,13 +19,26 @@ from ximler.projects.bases import Base, Fresh
 from ximler.projects.projects import next_revision
 from ximler.projects.records import Composed, RecordPatch
 
-__all__ = ["BY_PATH", "LOGGED", "MAX_LOGGED", "MAX_TAIL", "Change", "Edited", "Mark", "Outcome", "Recent", "Waiting"]
+__all__ = [
+    "BY_PATH",
+    "BY_PLACE",
+    "LOGGED",
+    "MAX_LOGGED",
+    "MAX_TAIL",
+    "Change",
+    "Edited",
+    "Mark",
+    "Outcome",
+    "Recent",
+    "Waiting",
+]
 
 LOGGED = 64  # revisions
 MAX_LOGGED = 4096  # bytes of a patch in the log
 MAX_RECENT = 16_000_000  # bytes of larger patches in the memory of a process
 _MAX_REJECTED = 100  # ids in an answer
 BY_PATH = 8  # records: of more, the pipeline is faster
+BY_PLACE = 100  # records whose places in the list are known
 MAX_TAIL = 2_000_000  # bytes of them that a project has
 _MARGIN = 128  # bytes that a change may add besides its values: the list's name, its place in the log
 
@@ -85,6 +98,7 @@ class Edited:
         self.has_records = False  # a large canvas has the list of records, or has room for one
         self.ids: set[str] | None = None  # of a large canvas's records, at revision `ids_at`
         self.ids_at = 0
+        self.places: dict[str, int] = {}  # of records in the list of a small canvas, at `revision`
         self.compacting: ObjectId | None = None  # the base for which a job is enqueued
         self.saved_at: float | None = None  # None: measured since
 
@@ -169,7 +183,10 @@ class Change:
         composed, declared = self._composed, self._project.declared
         place = f"canvasData.{declared.list}"
         ids = f"{place}.{declared.id}"
-        if composed.ids > BY_PATH or sum(map(bool, (composed.put, composed.set, composed.remove))) != 1:
+        if composed.ids > BY_PLACE or sum(map(bool, (composed.put, composed.set, composed.remove))) != 1:
+            return None
+        placed = self.places_needed() and self._project.places.keys() >= composed.set.keys()
+        if composed.ids > BY_PATH and not placed:
             return None
         if any(name not in composed.set for depends in composed.depends for name in depends):
             # A record is set and then removed: whether it was there is the answer of one of the patches.
@@ -187,11 +204,23 @@ class Change:
             ((name, properties),) = composed.set.items()
             update["$set"] |= {f"{place}.$.{key}": value for key, value in properties.items()}
             return {ids: name}, update, None
+        if placed:
+            where = {}
+            for name, properties in composed.set.items():
+                at = f"{place}.{self._project.places[name]}"
+                where[f"{at}.{declared.id}"] = name
+                update["$set"] |= {f"{at}.{key}": value for key, value in properties.items()}
+            return where, update, None
         filters = []
         for number, (name, properties) in enumerate(composed.set.items()):
             update["$set"] |= {f"{place}.$[r{number}].{key}": value for key, value in properties.items()}
             filters.append({f"r{number}.{declared.id}": name})
         return {ids: {"$all": list(composed.set)}}, update, filters
+
+    def places_needed(self) -> bool:
+        """Whether the change sets properties of several records, which is fastest by their places in the list."""
+        composed = self._composed
+        return not composed.put and not composed.remove and 1 < len(composed.set) <= BY_PLACE
 
     def is_whole(self) -> bool:
         """Whether the canvas is to be stored anew: it has or becomes a base, and the patch is too large to be appended."""
