@@ -256,6 +256,23 @@ async def test_subscriptions_of_other_applications_are_found_by_the_nightly_chec
     assert await drifts.check(database) == []
 
 
+async def test_a_subscription_whose_currency_changes_counts_in_one_of_them(database: Database) -> None:
+    ada = await database.users.insert(User(name="Ada", email="ada@example.com", password="-"))
+    theirs = await database.subscriptions.insert(
+        Subscription(user_id=ada.id, plan_id="pro", status="ACTIVE", start_date=database.clock.now(), price=19)
+    )
+    await rollups.check(database=database)
+    await database.subscriptions.patch({"_id": theirs.id}, {"$set": {"currency": "EUR", "price": 17}})
+    assert await rollups.check(database=database) == 1
+    assert await drifts.check(database) == []
+    today = database.clock.now().date()
+    found = await report(database, today, date.fromordinal(today.toordinal() + 1))
+    assert {line.currency: line.end_minor for line in found} == {"EUR": 1700, "USD": 0}
+    odd = {"$set": {"startDate": "unreadable"}}
+    await database.raw["subscriptions"].update_one({"_id": theirs.id}, odd, bypass_document_validation=True)
+    assert await drifts.check(database, repair=True) == []
+
+
 async def test_a_step_that_changes_no_revenue_writes_no_movement(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:
@@ -269,7 +286,12 @@ async def test_a_step_that_changes_no_revenue_writes_no_movement(
 async def test_reports_are_for_operators_and_check_their_range(database: Database, actor: Actor) -> None:
     with pytest.raises(Forbidden):
         await revenue.mrr(database, actor, start=NOVEMBER[0], end=NOVEMBER[1])
-    for start, end in ((NOVEMBER[1], NOVEMBER[0]), (NOVEMBER[0], NOVEMBER[0]), (date(2000, 1, 1), date(2027, 1, 1))):
+    for start, end in (
+        (NOVEMBER[1], NOVEMBER[0]),
+        (NOVEMBER[0], NOVEMBER[0]),
+        (date(2000, 1, 1), date(2027, 1, 1)),
+        (NOVEMBER[0], date.max),
+    ):
         with pytest.raises(Invalid) as refused:
             await report(database, start, end, by="DAY")
         assert list(refused.value.fields) == ["to"]

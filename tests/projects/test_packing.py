@@ -25,3 +25,9 @@ def test_decompression_is_bounded_whatever_a_frame_declares(declares: bool) -> N
 def test_damaged_bytes_are_reported(damaged: bytes) -> None:
     with pytest.raises(Damaged):
         unpack(damaged)
+
+
+def test_objects_that_look_like_references_come_back_as_objects() -> None:
+    reference = {"$ref": "x", "$id": "q", "keep": {"n": [1, {"$ref": "y", "$id": 2}]}}
+    for canvas in (reference, {"elements": [reference, {"a": reference}]}):
+        assert unpack(pack(plain(canvas))) == canvas

@@ -1,9 +1,10 @@
 """The report of coupons: what each one took off invoices. Operators only."""
 
-from datetime import UTC, date, datetime, time
+from datetime import date
 
 import msgspec
 
+from ximler.analytics.revenue import midnight
 from ximler.billing import invoices
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
@@ -30,9 +31,5 @@ async def coupons(database: Database, actor: Actor, *, start: date, end: date) -
     actor.require_operator()
     if end <= start:
         raise Invalid.field("to", f"{end} is not after {start}: the range has no day")
-    rows = await invoices.discounts(database, _at(start), _at(end))
+    rows = await invoices.discounts(database, midnight(start), midnight(end))
     return [CouponLine(**row) for row in rows]
-
-
-def _at(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)

@@ -5,7 +5,6 @@ twelve and rounded (half up) once, so that `start + new + reactivation + expansi
 every line. Currencies are never added. Days are UTC.
 """
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
@@ -40,6 +39,7 @@ __all__ = [
 
 By = Literal["DAY", "WEEK", "MONTH"]
 MOST_LINES = 1_000
+_LAST_YEAR = 9000
 _STORED = dict(zip(RevenueDay.__struct_fields__, RevenueDay.__struct_encode_fields__, strict=True))
 
 
@@ -159,10 +159,8 @@ async def churn(
         for code, sums in (await _sums(database, start, end, by, currency)).items()
         for each in _walk(sums, spans)
     ]
-    moved = await asyncio.gather(*(_moved_customers(database, line) for line, _ in lines))
     return [
-        _retention(line, before, customers, whole=by == "MONTH")
-        for (line, before), customers in zip(lines, moved, strict=True)
+        _retention(line, before, await _moved_customers(database, line), whole=by == "MONTH") for line, before in lines
     ]
 
 
@@ -210,7 +208,7 @@ async def movements(
     actor.require_operator()
     _spans(start, end, "MONTH", most=None)
     await rollups.refresh(database)
-    where: dict[str, Any] = {"currency": currency.upper(), "day": {"$gte": _at(start), "$lt": _at(end)}}
+    where: dict[str, Any] = {"currency": currency.upper(), "day": {"$gte": midnight(start), "$lt": midnight(end)}}
     if kind is not None:
         where["kind"] = kind
     page = await database[CUSTOMER_DAYS].page(where, first=first, after=after, by="day")
@@ -304,7 +302,7 @@ def _retention(line: Mrr, before: _Held, moved: list[tuple[int, int]], *, whole:
 
 async def _moved_customers(database: Database, line: Mrr) -> list[tuple[int, int]]:
     """Of those who had revenue at the start: what it was then and at the end, if it changed in between."""
-    between = {"currency": line.currency, "day": {"$gte": _at(line.start), "$lt": _at(line.end)}}
+    between = {"currency": line.currency, "day": {"$gte": midnight(line.start), "$lt": midnight(line.end)}}
     rows = await database[CUSTOMER_DAYS].aggregate(
         [
             {"$match": between},
@@ -324,10 +322,10 @@ async def _sums(
         exponent(currency.upper())
     await rollups.refresh(database)
     whole = {"$dateTrunc": {"date": "$day", "unit": by.lower(), "startOfWeek": "monday"}}
-    period = {"$cond": [{"$lt": ["$day", _at(start)]}, None, {"$max": [whole, _at(start)]}]}
+    period = {"$cond": [{"$lt": ["$day", midnight(start)]}, None, {"$max": [whole, midnight(start)]}]}
     rows = await database[REVENUE_DAYS].aggregate(
         [
-            {"$match": {"currency": currency.upper() if currency else {"$gt": ""}, "day": {"$lt": _at(end)}}},
+            {"$match": {"currency": currency.upper() if currency else {"$gt": ""}, "day": {"$lt": midnight(end)}}},
             {
                 "$group": {
                     "_id": {"currency": "$currency", "period": period},
@@ -347,7 +345,7 @@ async def _sums(
 def _cohort_stages(currencies: list[str], end: date) -> list[dict[str, Any]]:
     """The changes of each cohort by month: minor units a year, and customers."""
     return [
-        {"$match": {"currency": {"$in": currencies}, "day": {"$lt": _at(end)}}},
+        {"$match": {"currency": {"$in": currencies}, "day": {"$lt": midnight(end)}}},
         {"$project": {"currency": 1, "day": 1, "cohorts": {"$objectToArray": "$cohorts"}}},
         {"$unwind": "$cohorts"},
         {
@@ -368,6 +366,8 @@ def _spans(start: date, end: date, by: By, *, most: int | None = MOST_LINES) -> 
     """The periods between two days: whole ones, cut off at both ends. Weeks begin on Monday (ISO 8601)."""
     if end <= start:
         raise Invalid.field("to", f"{end} is not after {start}: the range has no day")
+    if end.year > _LAST_YEAR:
+        raise Invalid.field("to", f"{end} is after the year {_LAST_YEAR}")
     found = list(_cut(start, end, by)) if most is None or (end - start).days <= most * 31 else []
     if most is not None and not 0 < len(found) <= most:
         raise Invalid.field("to", f"more than {most} lines: choose a shorter range, or longer periods")
@@ -409,5 +409,5 @@ def _half_up(amount: int, divisor: int) -> int:
     return whole if amount >= 0 else -whole
 
 
-def _at(day: date) -> datetime:
+def midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)

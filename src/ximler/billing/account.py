@@ -23,10 +23,9 @@ from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Discount, Tax
 from ximler.billing.tax import tax_of
 from ximler.core.business import Business
-from ximler.core.errors import Unavailable
 from ximler.database import Database
 from ximler.database.codec import codec_of
-from ximler.database.failures import DocumentExists
+from ximler.database.failures import DatabaseUnavailable, DocumentExists
 from ximler.database.in_step import in_step
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Method, Rebate, Recurring, Terms
 from ximler.schema.credit import CREDITS, Credit
@@ -72,7 +71,7 @@ async def in_turn(database: Database, user_id: ObjectId, body: Step[T]) -> T:
 
 
 async def each_in_turn(database: Database, steps: Mapping[ObjectId, Step[T]]) -> dict[ObjectId, T | Exception]:
-    """A step of each of several users, by user, in one transaction if possible. Raises Unavailable.
+    """A step of each of several users, by user, in one transaction if possible. Raises DatabaseUnavailable.
 
     If a step fails or conflicts with another process, the halves are tried apart, down to the single step. A step that fails
     concerns its user only: its result is the error.
@@ -89,7 +88,7 @@ async def _each(database: Database, steps: list[tuple[ObjectId, Step[T]]]) -> di
             return {steps[0][0]: await database.transaction(steps[0][1])}
         results = await in_step(database, [step for _, step in steps])
         return {user_id: result for (user_id, _), result in zip(steps, results, strict=True)}
-    except Unavailable:
+    except DatabaseUnavailable:
         raise
     except Exception as problem:
         if len(steps) == 1:
@@ -241,12 +240,13 @@ def recurring(account: BillingAccount, business: Business) -> Recurring | None:
     price = following.price_minor
     if account.pending is None and account.new_price_minor is not None:
         price = account.new_price_minor
+    agreed = account.pending_rebate or terms.rebate
     return Recurring(
         subscription_id=account.subscription_id,
         plan_id=terms.plan_id,
         currency=terms.currency,
         annual_minor=annual,
-        committed_minor=0 if account.cancels else _annual(following, price, terms.rebate, tax),
+        committed_minor=0 if account.cancels else _annual(following, price, agreed, tax),
         at_risk_minor=annual if account.failed_at is not None else 0,
     )
 

@@ -37,7 +37,7 @@ from ximler.schema.charge import Charge
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
 
-__all__ = ["Change", "When", "change", "clear", "preview"]
+__all__ = ["Change", "When", "change", "clear", "let_go", "preview"]
 
 When = Literal["NOW", "PERIOD_END"]
 
@@ -102,7 +102,7 @@ async def change(
         await redemptions.claim_fingerprint(database, held.id, held.token, method.fingerprint)
         return await _change(database, provider, actor, plan, when, held)
     except XimlerError:
-        await _let_go(database, user_id, held)
+        await let_go(database, user_id, held)
         raise
 
 
@@ -283,7 +283,7 @@ async def _asked(database: Database, account: BillingAccount, plan: Plan, coupon
     return same and await redemptions.used(database, account.id, coupon)
 
 
-async def _let_go(database: Database, user_id: ObjectId, held: Reservation) -> None:
+async def let_go(database: Database, user_id: ObjectId, held: Reservation) -> None:
     """Give the coupon back, unless a change of this moment is being paid with the same reservation."""
 
     async def write(transaction: Database) -> None:

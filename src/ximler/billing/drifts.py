@@ -1,15 +1,13 @@
 """Compares the ledger of movements with the subscriptions. It finds those that other applications wrote, and lost rows."""
 
-import contextlib
-
 import msgspec
 import structlog
 from bson import ObjectId
 
 from ximler.billing import movements, states
 from ximler.billing.account import recurring
+from ximler.core.errors import Invalid
 from ximler.database import Database
-from ximler.database.failures import DocumentExists
 from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.movement import Movement
 
@@ -45,11 +43,16 @@ async def check(database: Database, *, repair: bool = False) -> list[Drift]:
 
 
 async def _of(database: Database, user_ids: list[ObjectId], *, repair: bool) -> list[Drift]:
+    # One snapshot: a step between two readings would look like a drift.
+    return await database.transaction(lambda transaction: _compare(transaction, user_ids, repair=repair))
+
+
+async def _compare(database: Database, user_ids: list[ObjectId], *, repair: bool) -> list[Drift]:
     users, now = {"$in": user_ids}, database.clock.now()
     intervals = {plan.id: plan.interval for plan in await database.plans.find({"id": {"$gt": ""}})}
     live = await database.subscriptions.find({"userId": users, "status": {"$in": list(states.LIVE)}})
     accounts = await database[BILLING_ACCOUNTS].find({"_id": users, "subscriptionId": {"$type": "objectId"}})
-    billed = {account.subscription_id: recurring(account, database.business) for account in accounts}
+    billed = {account.subscription_id: account for account in accounts}
     latest: dict[ObjectId, Movement] = {}
     for rows in (await movements.of_users(database, user_ids)).values():
         latest |= {row.subscription_id: row for row in rows}
@@ -57,12 +60,21 @@ async def _of(database: Database, user_ids: list[ObjectId], *, repair: bool) -> 
     actual = dict.fromkeys(owners)
     for each in live:
         if each.id in billed:
-            actual[each.id] = billed[each.id]
+            try:
+                actual[each.id] = recurring(billed[each.id], database.business)
+            except Invalid as problem:  # of this account only
+                _log.error("recurring revenue unknown", subscription=str(each.id), reason=problem.message)
+                actual[each.id] = movements.recorded(latest.get(each.id))
         elif each.plan_id in intervals:
             actual[each.id] = movements.of_subscription(each, intervals[each.plan_id], now)
         else:
             _log.warning("subscription of an unknown plan", subscription=str(each.id), plan=each.plan_id)
             actual[each.id] = movements.recorded(latest.get(each.id))
+    gone = [each for each, now in actual.items() if now is None and movements.recorded(latest.get(each)) is not None]
+    lives = {"$match": {"_id": {"$in": gone}, "status": {"$in": list(states.LIVE)}}}
+    for row in await database.subscriptions.aggregate([lives, {"$project": {"_id": 1}}]):  # live, and cannot be read
+        _log.warning("subscription cannot be read", subscription=str(row["_id"]))
+        actual[row["_id"]] = movements.recorded(latest.get(row["_id"]))
     drifts = []
     for subscription_id, user_id in owners.items():
         is_now, was = actual[subscription_id], movements.recorded(latest.get(subscription_id))
@@ -79,6 +91,5 @@ async def _of(database: Database, user_ids: list[ObjectId], *, repair: bool) -> 
             )
         )
         if repair:
-            with contextlib.suppress(DocumentExists):  # by another process, at the same moment
-                await movements.correct(database, user_id, is_now, latest.get(subscription_id))
+            await movements.correct(database, user_id, is_now, latest.get(subscription_id))
     return drifts

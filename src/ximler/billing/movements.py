@@ -40,12 +40,7 @@ async def follow(transaction: Database, account: BillingAccount, now: Recurring 
     before = account.recurring
     if now == before:
         return
-    rows = []
-    if before is not None and (now is None or now.subscription_id != before.subscription_id):
-        rows.append(_nothing(before))
-    if now is not None:
-        rows.append(now)
-    at = transaction.clock.now()
+    rows, at = _following(before, now), transaction.clock.now()
     numbered = enumerate(rows, account.movements + 1)
     await transaction[MOVEMENTS].insert_many([_movement(account.id, row, number, at) for number, row in numbered])
     account.recurring, account.movements = now, account.movements + len(rows)
@@ -56,16 +51,23 @@ async def mirror(transaction: Database, subscription: Subscription, interval: In
     latest = await transaction[MOVEMENTS].find_one({"subscriptionId": subscription.id}, sort=_LATEST)
     now = of_subscription(subscription, interval, transaction.clock.now())
     if now != recorded(latest):
-        row, number = now or _nothing(recorded(latest)), latest.number + 1 if latest else 1
-        await transaction[MOVEMENTS].insert(_movement(subscription.user_id, row, number, transaction.clock.now()))
+        first = latest.number + 1 if latest else 1
+        rows = enumerate(_following(recorded(latest), now), first)
+        await transaction[MOVEMENTS].insert_many(
+            [_movement(subscription.user_id, row, number, transaction.clock.now()) for number, row in rows]
+        )
 
 
 async def correct(database: Database, user_id: ObjectId, now: Recurring | None, latest: Movement | None) -> None:
-    """Add a row after `latest` that no step has written. Its id never meets that of a step's row."""
+    """Add what follows `latest` and no step has written. The rows' ids never meet those of a step's rows."""
     at = database.clock.now()
-    row = _movement(user_id, now or _nothing(recorded(latest)), latest.number if latest else 0, at)
-    row.id = f"{row.id}:{at:%Y%m%dT%H%M%S.%f}"
-    await database[MOVEMENTS].insert(row)
+    rows = [
+        _movement(user_id, row, number, at)
+        for number, row in enumerate(_following(recorded(latest), now), latest.number if latest else 0)
+    ]
+    for row in rows:
+        row.id = f"{row.id}:{at:%Y%m%dT%H%M%S.%f}"
+    await database[MOVEMENTS].insert_many(rows)
 
 
 async def pending(database: Database, limit: int) -> list[ObjectId]:
@@ -108,9 +110,19 @@ def recorded(row: Movement | None) -> Recurring | None:
     return Recurring(**{name: getattr(row, name) for name in Recurring.__struct_fields__})
 
 
-def _nothing(row: Recurring | None) -> Recurring:
-    if row is None:
-        raise RuntimeError("a subscription without recurring revenue cannot lose it")
+def _following(before: Recurring | None, now: Recurring | None) -> list[Recurring]:
+    """What is recorded of a change: a subscription that ends, or is in another currency now, brings nothing before."""
+    rows = [now] if now is not None else []
+    if before is not None and (now is None or _place(now) != _place(before)):
+        rows.insert(0, _nothing(before))
+    return rows
+
+
+def _place(row: Recurring) -> tuple[ObjectId, str]:
+    return row.subscription_id, row.currency
+
+
+def _nothing(row: Recurring) -> Recurring:
     return msgspec.structs.replace(row, annual_minor=0, committed_minor=0, at_risk_minor=0)
 
 

@@ -7,7 +7,7 @@ an open invoice keep their amounts.
 import msgspec
 
 from ximler.audit.actions import Action
-from ximler.billing import redemptions, subscriptions
+from ximler.billing import changes, redemptions, subscriptions
 from ximler.billing.account import find, in_turn, live, rebate, store
 from ximler.billing.coupons import CouponAlreadyUsed, CouponNotApplicable
 from ximler.billing.methods import MethodNeeded
@@ -59,7 +59,7 @@ async def apply(database: Database, actor: Actor, code: str) -> Subscription:
         return await in_turn(database, user_id, write)
     except XimlerError as problem:
         if isinstance(problem, Conflict | NotFound | CouponAlreadyUsed):
-            await redemptions.release(database, held.id, held.token)
+            await changes.let_go(database, user_id, held)
         raise
 
 

@@ -19,7 +19,7 @@ from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
 from ximler.schema.charge import Charge
 from ximler.schema.document import Identified
 
-__all__ = ["MOST_STEPS", "tick", "tick_each"]
+__all__ = ["MOST_STEPS", "tick_each"]
 
 _log = structlog.get_logger("ximler.billing")
 MOST_STEPS = 50
@@ -35,14 +35,6 @@ class _Drive(NamedTuple):
 
 
 Step = _Drive | bool  # whether a step was taken
-
-
-async def tick(database: Database, provider: Provider, user_id: ObjectId) -> int:
-    """As `tick_each`, of one account. Raises the error that it waits for."""
-    result = (await tick_each(database, provider, [user_id]))[user_id]
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 async def tick_each(

@@ -39,6 +39,7 @@ class Together(Generic[A, R]):
             del self._queues[key][: self._most]
             try:
                 results = await self._perform(key, [argument for argument, _ in batch])
+                answers = list(zip(batch, results, strict=True))
             except BaseException as error:
                 for _, future in batch:
                     if not future.done():
@@ -48,7 +49,7 @@ class Together(Generic[A, R]):
                         future.cancel()
                     raise
                 continue
-            for (_, future), result in zip(batch, results, strict=True):
+            for (_, future), result in answers:
                 if not future.done():  # else its caller was cancelled
                     future.set_result(result)
         del self._queues[key]

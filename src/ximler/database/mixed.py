@@ -75,8 +75,12 @@ def check(value: Any, path: str, *, depth: int = 1, any_keys: bool = False) -> N
                 _check_scalar(item, (place, key))
 
 
-def native(value: Any) -> Any:
-    """Convert the driver's value in place: naive datetimes to aware UTC, Int64 to int."""
+def native(value: Any, *, references: bool = False) -> Any:
+    """Convert the driver's value in place: naive datetimes to aware UTC, Int64 to int. With `references`, objects that the
+    driver read as DBRef, because they have `$ref` and `$id`, are objects again.
+    """
+    if references and isinstance(value, DBRef):
+        value = dict(value.as_doc())
     if not isinstance(value, dict | list):
         if isinstance(value, datetime):
             return EPOCH + (value - _EPOCH_NAIVE) if value.tzinfo is None else value
@@ -87,7 +91,10 @@ def native(value: Any) -> Any:
         items: Iterable[tuple[Any, Any]] = current.items() if isinstance(current, dict) else enumerate(current)
         for key, item in items:
             kind = type(item)
-            if kind is dict or kind is list:
+            if references and kind is DBRef:
+                current[key] = restored = dict(item.as_doc())
+                pending.append(restored)
+            elif kind is dict or kind is list:
                 pending.append(item)
             elif kind is Int64:
                 current[key] = int(item)

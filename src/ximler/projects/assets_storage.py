@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from bson import ObjectId
 
-from ximler.core.errors import NotFound
+from ximler.core.errors import NotFound, Unavailable, XimlerError
 from ximler.database import Database, chunks, outbox
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
@@ -51,7 +51,8 @@ async def charge(transaction: Database, user_id: ObjectId, project_id: ObjectId,
 
 async def discard(transaction: Database, file: AssetFile) -> None:
     """Turn a file that this transaction has read into garbage, and release its bytes. `collect` removes it later."""
-    later = _RECHECK if file.holder and file.until and file.until <= transaction.clock.now() else timedelta(0)
+    expired = file.until is not None and file.until <= transaction.clock.now()
+    later = _RECHECK if file.holder and (file.resumable or expired) else timedelta(0)  # its holder may still write
     await transaction[ASSET_FILES].patch({"_id": file.id, "userId": file.user_id}, _garbage(transaction, later))
     if file.charged_bytes:
         await charge(transaction, file.user_id, file.project_id, -file.charged_bytes)
@@ -136,14 +137,21 @@ async def sweep(*, database: Database) -> int:
     A slow upload renews its lease, so it is never taken for an abandoned one.
     """
     total = 0
+    stuck: list[ObjectId] = []  # the others must not wait for them
     for state in ("UPLOADING", "GARBAGE"):
         while True:
-            due = {"state": state, "until": {"$lte": database.clock.now()}}
+            due = {"state": state, "until": {"$lte": database.clock.now()}, "_id": {"$nin": stuck}}
             found = await database[ASSET_FILES].find(due, sort=[("until", 1)], limit=_BATCH)
             for file in found:
-                if state == "UPLOADING":
-                    await _expire(database, file.id)
-                await collect(database, file.id)
+                try:
+                    if state == "UPLOADING":
+                        await _expire(database, file.id)
+                    await collect(database, file.id)
+                except Unavailable:
+                    raise
+                except XimlerError as problem:
+                    stuck.append(file.id)
+                    _log.error("asset not swept", file=str(file.id), reason=problem.message)
             total += len(found)
             if len(found) < _BATCH:
                 break

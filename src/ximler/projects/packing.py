@@ -36,7 +36,7 @@ def pack(data: bytes) -> bytes:
 
 def unpack(packed: bytes, *, most: int = MOST) -> Any:
     """The canvas in `pack`ed bytes. Raises Damaged."""
-    return mixed.native(_unpacked(packed, "v", most))
+    return mixed.native(_unpacked(packed, "v", most), references=True)
 
 
 def text(packed: bytes) -> bytes:

@@ -203,7 +203,7 @@ class Saver:
                     where, stages = change.pipeline()
                     done = await self._write(change.where(guarded) | where, stages)
             except (RefusedChanges, Invalid):
-                if by_path is None:
+                if by_path is None or project.base is not None:
                     raise
                 done = False
             if done:
@@ -252,10 +252,13 @@ class Saver:
         ids, data, new = await asyncio.to_thread(applied)
         change = Change(project, batch, composed, self._database.clock.now(), ids, self.recent)
         update = change.whole(data, new)
+        where = change.where(False)
+        if project.base is not None and old is not None:  # not compacted, nor replaced by another application, since
+            where |= {"canvasBase.id": old.id, "canvasData": None}
         limits = await limits_of(self._database, project.user_id)
 
         async def write(transaction: Database) -> bool:
-            if not await transaction.projects.rewrite(change.where(False), update):
+            if not await transaction.projects.rewrite(where, update):
                 return False
             await bases.swap(transaction, project.mine, old=old, new=new)
             await storage.settle(transaction, project.mine, limits, wanted=0)
