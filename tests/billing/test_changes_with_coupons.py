@@ -7,7 +7,7 @@ import pytest
 from bson import ObjectId
 from tests.billing.conftest import LATER, OPERATOR, OTHER, SOFT, Buy, Buyer, add_plan, at, card_of, last_invoice, paid
 
-from ximler.billing import changes, coupons, methods, payments, run, subscriptions
+from ximler.billing import changes, coupons, methods, payments, rebates, run, subscriptions
 from ximler.billing.account import find
 from ximler.billing.coupons import CouponAlreadyUsed, CouponNotApplicable
 from ximler.billing.methods import MethodNeeded
@@ -76,6 +76,8 @@ async def test_a_declined_change_gives_the_coupon_back_and_a_pending_one_holds_i
     await changes.change(database, rail, ada, plan_id="enterprise", coupon="ONE")
     with pytest.raises(Conflict, match="under way"):
         await changes.change(database, rail, ada, plan_id="enterprise", coupon="ONE")
+    with pytest.raises(Conflict, match="under way"):
+        await rebates.apply(database, ada, "ONE")
     assert await uses(database, "ONE") == (1, ["RESERVED"])
     database.clock.offset_ms += 3_700_000  # longer than an ordinary reservation
     await run.run(database, rail)
