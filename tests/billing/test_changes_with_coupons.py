@@ -146,3 +146,16 @@ async def test_on_trial_a_coupon_of_a_change_waits_for_the_first_invoice(
     assert await uses(database, "HALF") == (1, ["CONFIRMED"])
     await run.forward(database, rail, datetime(2027, 2, 16, tzinfo=UTC))
     assert await paid(database, ada) == [1000, 2000]
+
+
+async def test_a_coupon_does_not_lower_the_period_that_is_paid(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await add_plan(database, "small", 9)
+    await coupon(database, "HALF", 50)
+    await buy(ada)
+    await changes.change(database, rail, ada, plan_id="small")
+    with pytest.raises(Conflict, match="apply the coupon instead"):
+        await changes.change(database, rail, ada, plan_id="pro", coupon="HALF")
+    account = await find(database, ada.require_user())
+    assert (account.pending is not None, account.balances, await uses(database, "HALF")) == (True, {}, (0, []))

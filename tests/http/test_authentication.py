@@ -1,7 +1,10 @@
 """Every authenticated REST route × anonymous, a key without its scope, and a key with all scopes."""
 
+import asyncio
+from functools import partial
 from typing import Any
 
+import pytest
 from litestar.handlers import HTTPRouteHandler
 from tests.graphql.test_scopes import key_of
 from tests.serving import Client
@@ -14,7 +17,7 @@ from ximler.database.monitoring import round_trips
 def routes(app: Any) -> list[tuple[str, str, str | None]]:
     """Method, path and scope of each."""
     found = []
-    for route in app._app._app.routes if hasattr(app._app, "_app") else app._app.routes:
+    for route in app._app._litestar.routes:
         for handler in getattr(route, "route_handlers", ()):
             if isinstance(handler, HTTPRouteHandler) and "scope" in handler.opt:
                 found += [(method, route.path, handler.opt["scope"]) for method in sorted(handler.http_methods)]
@@ -52,3 +55,14 @@ async def test_a_cached_caller_costs_no_round_trip_and_an_uncached_one_costs_one
         with round_trips() as trips:
             await caller.ask("{ me { email } }")
         assert [trip for trip in trips if trip[1] in ("sessions", "apikeys", "users")] == []
+
+
+async def test_the_requests_of_an_account_that_are_under_way_are_bounded(
+    ada: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ximler.http.authentication._MAX_OPEN", 3)
+    project = (await ada.create("P"))["createProject"]["id"]
+    ask = partial(ada.http.get, f"/v1/projects/{project}/canvas", headers={"Authorization": f"Bearer {ada.token}"})
+    found = await asyncio.gather(*(ask() for _ in range(12)))
+    assert {each.status_code for each in found} == {200, 429}
+    assert (await ask()).status_code == 200

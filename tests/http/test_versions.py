@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from tests.serving import Client
 
 
@@ -59,6 +60,19 @@ async def test_a_version_is_kept_and_restored_once_for_an_idempotency_key(ada: C
     path = f"/v1/projects/{project}/versions/{sent[0].json()['id']}/restore"
     headers["Idempotency-Key"] = "again"
     assert [(await ada.http.post(path, headers=headers)).json() for _ in range(2)] == 2 * [{"revision": 1}]
+
+
+async def test_an_answer_has_a_bounded_size_of_canvases(ada: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = await _project(ada)
+    make = "mutation ($p: ID!) { createProjectVersion(projectId: $p) { id } }"
+    await ada.ask(make, p=project)
+    await _send(ada, "PUT", f"{project}/canvas?base=0", json={"elements": []})
+    await ada.ask(make, p=project)
+    monkeypatch.setattr("ximler.graphql.context._MAX_CANVASES", 10)
+    some = "query ($p: ID!, $n: Int!) { projectVersions(projectId: $p, first: $n) { nodes { canvasData } } }"
+    assert (await ada.ask(some, p=project, n=1)).errors == []
+    refused = await ada.ask(some, p=project, n=2)
+    assert list(refused.fields) == ["canvasData"]
 
 
 async def test_the_same_over_graphql(ada: Client) -> None:

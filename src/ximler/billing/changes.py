@@ -217,7 +217,9 @@ def compute(
         raise Conflict(f"The subscription is paid in {old.currency}, and {plan.name} in {plan.currency.upper()}")
     if plan.id == old.plan_id and account.pending is None:
         raise Conflict(f"The plan is {plan.name} already")
-    if plan.id == old.plan_id and coupon is None:  # it stays
+    if plan.id == old.plan_id and coupon is not None:  # it would lower a period that is paid
+        raise Conflict(f"The plan stays {plan.name}: apply the coupon instead, which holds from the next invoice")
+    if plan.id == old.plan_id:
         return Change(plan_id=plan.id, when="NOW", at=now, terms=old, anchor=anchor, period=current(account))
     same = plan.interval == old.interval
     if when is None:

@@ -5,6 +5,7 @@ numbers and the audit log permit no removal from a database in use. The history 
 themselves, on a clock that is set back and then plays time forward.
 """
 
+import hashlib
 import random
 import secrets
 import shutil
@@ -51,6 +52,7 @@ class Demo(msgspec.Struct, rename="camel"):
     api_key: str
     command: str
     folder: str
+    database: str | None = None  # and a digest of MONGODB_URI, where it was not embedded
 
 
 @click.command()
@@ -109,10 +111,13 @@ def _refuse_foreign(folder: Path) -> None:
 
 async def _remove(theirs: Settings) -> None:
     folder = theirs.data_path
+    mark = folder / _MARK
     if not folder.exists():
         return
     _refuse_foreign(folder)
     if theirs.mongodb_uri:
+        if not mark.exists() or msgspec.json.decode(mark.read_bytes(), type=Demo).database != _place(theirs):
+            raise Conflict("The demo was made with another MONGODB_URI or XIMLER_DATABASE: set them as they were then")
         async with context.database(theirs) as database:
             await database.client.drop_database(database.name)
     else:
@@ -133,11 +138,25 @@ async def _make(theirs: Settings) -> Demo:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    made = Demo(email=_EMAIL, password=password, api_key=api_key, command=_command(theirs), folder=str(folder))
+    made = Demo(
+        email=_EMAIL,
+        password=password,
+        api_key=api_key,
+        command=_command(theirs),
+        folder=str(folder),
+        database=_place(theirs),
+    )
     mark = folder / _MARK
     mark.touch(mode=0o600)
     mark.write_bytes(msgspec.json.format(msgspec.json.encode(made)))
     return made
+
+
+def _place(theirs: Settings) -> str | None:
+    """The database outside, by its name and a digest of the address, which may contain a password."""
+    if not theirs.mongodb_uri:
+        return None
+    return f"{theirs.database_name} {hashlib.sha256(theirs.mongodb_uri.encode()).hexdigest()[:16]}"
 
 
 def _command(theirs: Settings) -> str:

@@ -8,7 +8,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.apikeys import scopes
 from ximler.billing.plans import PlanMemory
 from ximler.core.actor import Actor
-from ximler.core.errors import Unauthenticated
+from ximler.core.errors import Invalid, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.user import User
@@ -16,6 +16,7 @@ from ximler.schema.user import User
 __all__ = ["Context", "permit"]
 
 Header = tuple[bytes, bytes]
+_MAX_CANVASES = 64_000_000
 
 
 class Cookies(Protocol):
@@ -39,6 +40,13 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     user: User | None = None
     cookies: Cookies | None = None  # for a browser that sent one
     reply_headers: list[Header] = []
+    canvases: list[int] = []  # bytes of those that the answer has
+
+    def take_canvas(self, size: int) -> None:
+        """Count a canvas of the answer, before it is read. Raises Invalid beyond 64 MB, but never for a single one."""
+        self.canvases.append(size)
+        if len(self.canvases) > 1 and sum(self.canvases) > _MAX_CANVASES:
+            raise Invalid.field("canvasData", "of all these is more than 64 MB: ask for fewer at once")
 
     @property
     def request_id(self) -> str | None:

@@ -118,8 +118,10 @@ async def restore_version(ctx: Context, project_id: str, id: str, base: int | No
     return await projects.get(ctx.database, ctx.actor, ids[0])
 
 
-@resolvers.field("ProjectVersion", "canvasData", needs=("id", "project_id"))
+@resolvers.field("ProjectVersion", "canvasData", needs=("id", "project_id", "size_bytes"))
 async def version_data_of(ctx: Context, parents: list[CanvasVersion]) -> list[Any]:
+    for each in parents:
+        ctx.take_canvas(each.size_bytes)
     return [await _or_error(versions.content(ctx.database, ctx.actor, each.project_id, each.id)) for each in parents]
 
 
@@ -156,7 +158,7 @@ async def settings_of(ctx: Context, parents: list[ProjectSummary | Project]) -> 
 
 @resolvers.field("Project", "canvasData", needs=("id",))
 async def canvas_data_of(ctx: Context, parents: list[ProjectSummary | Project]) -> list[Any]:
-    found = await projects.canvases(ctx.database, ctx.actor, _unread(parents))
+    found = await projects.canvases(ctx.database, ctx.actor, _unread(parents), take=ctx.take_canvas)
     return [p.canvas_data if isinstance(p, Project) else found.get(p.id, {}) for p in parents]
 
 

@@ -1,6 +1,8 @@
 """Authentication of requests: anonymous, by a session, or by an API key."""
 
+from collections import Counter
 from collections.abc import Iterable, MutableMapping
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -13,7 +15,7 @@ from ximler.accounts.session_authentication import SessionAuthenticator
 from ximler.apikeys import scopes, tokens
 from ximler.apikeys.verification import Known, Verifier
 from ximler.core.actor import Actor
-from ximler.core.errors import Unauthenticated
+from ximler.core.errors import LimitExceeded, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.changes import Feed
@@ -28,6 +30,7 @@ _MAX_USER_AGENT = 300
 _DAY_S = 86_400
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _SAVES = 300  # of canvases, per second and user; they are not audited
+_MAX_OPEN = 64  # requests of a user that are under way in a process, streams included
 _AGAIN_S = 0.5  # a key may be revoked while its client sends a slow body
 _KEY = tokens.PREFIX.encode()
 _BEARER_KEY = b"Bearer " + _KEY
@@ -57,7 +60,25 @@ class Authentication:
         rate, size, daily = settings.session_rate, settings.session_burst, settings.session_daily
         self._changes = Bursts(whose, rate=rate, size=size, limit=f"{rate} changes a second, and {size} at once")
         self._saves = Bursts(whose, rate=_SAVES, size=5 * _SAVES, limit=f"{_SAVES} saves a second")
+        self._open: Counter[object] = Counter()
         self._daily = Bursts(whose, rate=daily / _DAY_S, size=daily, limit=f"{daily} changes a day")
+
+    def enter(self, state: MutableMapping[str, Any], user_id: object) -> None:
+        """Count a request that is under way until `http.requests` calls the state's `leave`. Raises LimitExceeded.
+
+        A request may hold megabytes while its client reads or sends slowly.
+        """
+        if self._open[user_id] >= _MAX_OPEN:
+            raise LimitExceeded(
+                "Too many requests of this account are under way: wait for their answers", retry_after_s=1
+            )
+        self._open[user_id] += 1
+        state["leave"] = partial(self._leave, user_id)
+
+    def _leave(self, user_id: object) -> None:
+        self._open[user_id] -= 1
+        if self._open[user_id] <= 0:
+            del self._open[user_id]
 
     def limit_changes(self, actor: Actor, n: int = 1) -> None:
         """Count `n` changes against the rate limit of a user's sessions, which are not metered. Raises
@@ -241,4 +262,5 @@ async def _caller(request: Request[Any, Any, Any]) -> Caller:
     elif request.method not in _SAFE:
         authentication.limit_changes(caller.actor)
     scopes.require(caller.actor, request.route_handler.opt["scope"], what=f"{request.method} {request.url.path}")
+    authentication.enter(request.scope["state"], caller.actor.require_user())
     return caller

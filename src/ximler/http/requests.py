@@ -151,6 +151,8 @@ class Requests:
                 await _refuse(reply, problems.body(error, request_id), (b"retry-after", b"1"))
             raise
         finally:
+            if leave := state.get("leave"):
+                leave()
             seconds = time.perf_counter() - started
             route = scope.get("path_template") or "other"
             self._count(method, route, status, seconds)

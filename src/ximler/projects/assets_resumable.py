@@ -54,7 +54,7 @@ async def find(database: Database, actor: Actor, project_id: ObjectId, upload_id
     """One of the actor's uploads, as it is when no request writes it. Raises NotFound, Locked."""
     user_id = await assets.require_project(database, actor, project_id)
     where = {"_id": upload_id, "userId": user_id, "projectId": project_id, "resumable": True}
-    until = monotonic() + _WAIT_S
+    until, ask = monotonic() + _WAIT_S, _ASK_S
     while True:
         file = await database[ASSET_FILES].find_one(where)
         now = database.clock.now()
@@ -68,7 +68,8 @@ async def find(database: Database, actor: Actor, project_id: ObjectId, upload_id
             raise Locked("Another request writes this upload: try again in a moment")
         if not file.wanted:
             await database[ASSET_FILES].patch({**where, "holder": file.holder}, {"$set": {"wanted": True}})
-        await asyncio.sleep(_ASK_S)
+        await asyncio.sleep(ask)
+        ask = min(2 * ask, 1.0)
 
 
 async def claim(

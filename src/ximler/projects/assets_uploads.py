@@ -179,6 +179,7 @@ class Upload:
 
     async def _settle(self, transaction: Database, asset: Asset) -> Asset:
         await assets.require_project(transaction, self._actor, asset.project_id)
+        await assets.refuse_too_many(transaction, asset.user_id, asset.project_id)
         file = await transaction[ASSET_FILES].find_one(self._mine)
         if file is None:
             raise _ended()

@@ -113,7 +113,7 @@ async def merge(
 ) -> int:
     """Apply a JSON Merge Patch (RFC 7396) to the canvas. See `replace`; one command more."""
     now = await _base(database, actor, project_id, based_on)
-    data = merged(now.canvas_data, change)
+    data = await asyncio.to_thread(merged, now.canvas_data, change)
     return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,), any_keys=now.apart)
 
 

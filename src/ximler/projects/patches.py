@@ -54,6 +54,7 @@ _LOOK_S = 1.0
 _REMEMBERED = 10_000  # projects
 COMPACTED = 256_000  # bytes of patches since the base, which a job then makes part of it
 _MAX_LARGE = 50  # canvases whose ids are known
+_MAX_IDS = 1_000_000  # of all of them
 _MAX_PLACES = 2_000  # of a project, which are known
 
 
@@ -288,8 +289,11 @@ class Saver:
         project.ids_at = revision
         self._large[project.id] = project
         self._large.move_to_end(project.id)
-        if len(self._large) > _MAX_LARGE:
-            self._large.popitem(last=False)[1].ids = None
+        known = sum(len(each.ids or ()) for each in self._large.values())
+        while len(self._large) > 1 and (len(self._large) > _MAX_LARGE or known > _MAX_IDS):
+            oldest = self._large.popitem(last=False)[1]
+            known -= len(oldest.ids or ())
+            oldest.ids = None
 
     async def _compact(self, project: Edited) -> None:
         """Enqueue a compaction when the patches since the base have become many."""

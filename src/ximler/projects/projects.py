@@ -5,7 +5,7 @@ Invariant: a user never has more projects or bytes than their plan allows, howev
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -302,9 +302,22 @@ async def deleted_page(
     )
 
 
-async def canvases(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:
-    """The canvas data of the actor's projects, deleted ones included, with one command, and one more for each large one."""
-    return {each.id: await bases.whole(database, each) for each in await _mine(database, actor, project_ids, Stored)}
+async def canvases(
+    database: Database,
+    actor: Actor,
+    project_ids: Iterable[ObjectId],
+    *,
+    take: Callable[[int], object] = lambda _: None,
+) -> dict[ObjectId, Any]:
+    """The canvas data of the actor's projects, deleted ones included, with one command, and one more for each large one.
+
+    `take` gets the size of each large one before it is read, and may raise.
+    """
+    found = await _mine(database, actor, project_ids, Stored)
+    for each in found:
+        if each.base is not None:
+            take(each.base.bytes)
+    return {each.id: await bases.whole(database, each) for each in found}
 
 
 async def settings_of(database: Database, actor: Actor, project_ids: Iterable[ObjectId]) -> dict[ObjectId, Any]:
