@@ -113,10 +113,11 @@ async def test_a_claim_left_by_a_process_that_died_runs_out(database: Database, 
         await once()
     database.clock.offset_ms = int(LEASE.total_seconds() * 1000) + 1
     ends = await asyncio.gather(*(once() for _ in range(5)), return_exceptions=True)
-    assert sum(isinstance(end, KeyInUse) for end in ends) == 4
-    assert till.times == 1
     dying.cancel()
     await asyncio.gather(dying, return_exceptions=True)
+    answers = [end for end in ends if not isinstance(end, KeyInUse)]  # one worked; a late one may have its answer
+    assert [stored for _, stored in answers].count(False) == 1  # type: ignore[misc]  # another error fails here
+    assert till.times == 1
     assert (await once())[0].body == b'{"sold": 1}'
 
 

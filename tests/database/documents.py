@@ -81,6 +81,8 @@ def _values(document: type[Document]) -> dict[str, Any]:
                 value = [1, 2]
             case inspect.ListType(item_type=inspect.CustomType()):
                 value = [ObjectId(), ObjectId()]
+            case inspect.ListType(item_type=inspect.StructType() as struct):
+                value = [struct.cls(**_values(struct.cls))]
             case inspect.ListType():
                 value = ["one", "two"]
             case inspect.AnyType():

@@ -20,6 +20,8 @@ OURS = {
         "storageRoom",
         "versionsSize",
         "assetsSize",
+        "canvasBase",
+        "canvasTail",
     },
     "User": {"closedAt"},
     "Plan": {"trialDays"},
