@@ -15,6 +15,8 @@ from pymongo import MongoClient
 
 from ximler.schema.meta import SCHEMA_VERSION
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("src", "tools", "docs", "README.md", "pyproject.toml", "requirements.lock", "requirements-dev.lock",
           "requirements-bench.lock")  # fmt: skip

@@ -15,6 +15,8 @@ from ximler.app import create
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import Database
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(ximler.__file__).parent
 
 

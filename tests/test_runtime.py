@@ -68,6 +68,7 @@ async def test_a_part_that_fails_is_logged_shown_and_started_again() -> None:
     assert [entry["part"] for entry in logs if entry["event"] == "part failed"] == ["broken"]
 
 
+@pytest.mark.slow
 async def test_a_part_that_recovers_is_no_longer_failing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ximler.runtime._WELL_AFTER_S", 0.05)
     runs = 0
@@ -242,6 +243,7 @@ def _rotated() -> list[tuple[str, int]]:
     return [(name, code) for n, name in enumerate(PARTS) for code in UNMAPPED[n % 3 :: 3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), _rotated())
 async def test_a_part_works_after_any_error_of_the_server(
     failing: Failing, settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, code: int

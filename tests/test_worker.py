@@ -241,6 +241,7 @@ async def test_sessions_are_listed_and_revoked_by_their_owner_only(database, key
     assert [s.id for s in await sessions.mine(database, actor)] == [made[0].session.id]
 
 
+@pytest.mark.slow
 async def test_a_waiting_worker_is_woken_within_a_moment(database, settings, mailbox, keyring):
     feed = Feed(database)
     worker = Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailbox, feed=feed))
@@ -257,6 +258,7 @@ async def test_a_waiting_worker_is_woken_within_a_moment(database, settings, mai
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 async def test_an_unreadable_job_does_not_stop_the_worker(database, settings, mailbox, keyring):
     past = datetime(2020, 1, 1, tzinfo=UTC)
     unreadable = {"kind": registration.send_link.name, "status": "PENDING", "runAt": past, "lastError": 5}
@@ -359,6 +361,7 @@ async def test_without_a_database_the_worker_waits_instead_of_dying(database, wo
     await running
 
 
+@pytest.mark.slow
 async def test_the_audit_log_is_pruned_daily_where_it_may_not_be_kept(database, settings, keyring, mailbox):
     keys = SealKeys.parse(new_key())
     for ago in (20, 5, 0):

@@ -31,6 +31,7 @@ def test_addresses_that_no_account_can_have_are_not_looked_up(typed: str) -> Non
         addresses.normalised(typed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "typed"),
     [

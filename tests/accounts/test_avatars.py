@@ -231,6 +231,7 @@ async def test_a_file_that_is_not_a_picture_is_rejected_and_changes_nothing(
     assert await files.stored_by(database, "avatars", me.require_user()) == []
 
 
+@pytest.mark.slow
 @given(strategies.randoms(use_true_random=False), strategies.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]))
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_broken_picture_is_read_or_refused_and_nothing_else(chance: random.Random, kind: str) -> None:
@@ -245,6 +246,7 @@ def test_a_broken_picture_is_read_or_refused_and_nothing_else(chance: random.Ran
         assert max(seen.size) <= pictures.SIDE
 
 
+@pytest.mark.slow
 async def test_the_event_loop_is_free_while_a_large_picture_is_decoded(database, me) -> None:
     sent = picture(size=(4000, 4000), compress_level=1)
     turns = 0
@@ -267,6 +269,7 @@ async def test_a_new_picture_replaces_the_old_one_for_good(database, me) -> None
     assert [e.metadata["after"]["avatar"] for e in log] == [first, second]
 
 
+@pytest.mark.slow
 async def test_ten_pictures_at_once_leave_one_that_can_be_seen(database, me) -> None:
     await asyncio.gather(*(avatars.set_picture(database, me, picture(size=(20, 20))) for _ in range(10)))
     path = (await database.users.get(me.require_user())).avatar
@@ -295,6 +298,7 @@ async def test_an_address_that_another_application_chose_is_kept_until_there_is_
     assert await files.stored_by(database, "avatars", me.require_user()) == []
 
 
+@pytest.mark.slow
 async def test_a_picture_ends_with_its_owners_account(database, me, ada: User) -> None:
     path = await avatars.set_picture(database, me, picture())
     await closing.close(database, me, await database.users.get(ada.id))
@@ -308,6 +312,7 @@ async def test_a_picture_ends_with_its_owners_account(database, me, ada: User) -
     assert await database.raw["avatars.chunks"].count_documents({}) == 0
 
 
+@pytest.mark.slow
 async def test_over_http(app: Any, client: Client) -> None:
     eve = await Client(app).join("eve@example.com")
     signed_in = {"Authorization": f"Bearer {eve.token}"}

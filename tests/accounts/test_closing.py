@@ -174,6 +174,7 @@ async def test_closed_again_it_has_thirty_days_again(door: Door, worker: Worker)
     assert (await door.reopen()).user.email == "ada@example.com"
 
 
+@pytest.mark.slow
 async def test_closed_and_reopened_by_many_at_once_it_is_one_or_the_other(door: Door) -> None:
     for _ in range(3):
         ends = await asyncio.gather(
@@ -221,6 +222,7 @@ async def test_registering_a_closed_address_mails_an_offer_to_reopen_and_says_no
     assert "token=" not in body.get_content()
 
 
+@pytest.mark.slow
 async def test_a_password_that_was_forgotten_can_be_replaced_to_come_back(
     door: Door, worker: Worker, mailbox: Mailbox
 ) -> None:
@@ -272,6 +274,7 @@ async def test_keys_of_a_closed_account_are_rejected_until_it_is_reopened(app: A
         await client.http.aclose()
 
 
+@pytest.mark.slow
 async def test_over_graphql(app: Any, database: Database) -> None:
     eve = await Client(app).join("eve@example.com")
     assert (await eve.ask("mutation { closeAccount { erasedAt } }"))["closeAccount"]["erasedAt"]

@@ -64,6 +64,7 @@ def move(person: Person, worker: Worker, mailbox: Mailbox) -> Move:
     return Move(person, worker, mailbox)
 
 
+@pytest.mark.slow
 async def test_link_and_password_together_change_the_address(move: Move, person: Person) -> None:
     own, other = await person.enter(), await person.enter()
     await move.request("  New@Example.COM ", actor=person.actor(own))
@@ -102,6 +103,7 @@ async def test_a_link_ends_after_a_day_and_when_another_is_asked_for(move: Move)
     assert (await move.confirm(await move.request("third@example.com"))).email == "third@example.com"
 
 
+@pytest.mark.slow
 async def test_the_link_alone_changes_nothing_and_wrong_passwords_void_it(move: Move) -> None:
     """Whoever asks for a stranger's address cannot have the stranger confirm it by a click."""
     token = await move.request()
@@ -111,6 +113,7 @@ async def test_the_link_alone_changes_nothing_and_wrong_passwords_void_it(move: 
     assert (await move.database.users.get(move.person.user.id)).email == "ada@example.com"
 
 
+@pytest.mark.slow
 async def test_of_guesses_at_the_same_moment_no_more_than_five_are_looked_at(
     move: Move, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +156,7 @@ async def test_giving_up_ends_the_link(move: Move, person: Person) -> None:
     assert len(await move.mails()) == 1  # the notice; the link was not yet on its way
 
 
+@pytest.mark.slow
 async def test_a_taken_address_gets_the_same_answer_and_a_notice_by_mail(
     move: Move, database: Database, keyring: Keyring
 ) -> None:
@@ -184,6 +188,7 @@ async def test_an_address_taken_meanwhile_keeps_its_owner(move: Move, database: 
     assert (await database.users.get(move.person.user.id)).email == "ada@example.com"
 
 
+@pytest.mark.slow
 async def test_two_accounts_that_race_for_one_address_end_with_one_that_has_it(
     move: Move, database: Database, keyring: Keyring, settings: Settings
 ) -> None:
@@ -204,6 +209,7 @@ async def test_requests_cannot_flood_a_mailbox(move: Move) -> None:
     assert refused.value.retry_after_s == 60
 
 
+@pytest.mark.slow
 async def test_an_account_asks_for_so_many_addresses_a_day(move: Move) -> None:
     for number in range(10):
         await move.request(f"victim{number}@example.com")
@@ -246,6 +252,7 @@ async def test_a_link_made_for_one_request_is_not_anothers(move: Move) -> None:
     await move.is_refused(move.keyring.sign("email", move.person.user.id))
 
 
+@pytest.mark.slow
 @examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_a_token_that_was_touched_anywhere_is_refused(data: st.DataObject, move: Move) -> None:

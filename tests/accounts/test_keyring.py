@@ -83,6 +83,7 @@ async def test_a_hash_is_renewed_when_the_settings_have_changed_and_only_then(ma
     assert await after.rehash(fresh, "correct horse battery") is None
 
 
+@pytest.mark.slow
 async def test_hashing_leaves_the_event_loop_free_and_takes_no_more_threads_than_set(
     make: Callable[..., Keyring],
 ) -> None:

@@ -61,6 +61,7 @@ def post(database: Database, settings: Settings, keyring: Keyring, smtp: Server)
     return Worker(Tools(database=database, settings=settings, keyring=keyring, mailer=mailer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notice", _NOTICES)
 async def test_a_notice_says_what_happened_in_both_parts(
     notice: str, person: Person, database: Database, post: Worker, smtp: Server
@@ -91,6 +92,7 @@ async def test_product_mail_can_be_unsubscribed_and_security_mail_cannot(
     assert by_subject["A second factor protects your account"]["List-Unsubscribe"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["Eve\r\nBcc: everybody@example.com", "<script>alert(1)</script>", "{{ 7 * 7 }}", "{left}"]
 )

@@ -58,6 +58,7 @@ async def test_a_lock_ends_the_sessions_and_is_revealed_only_after_the_password(
     assert len(await entries(database, "accounts.user.unlocked")) == 1
 
 
+@pytest.mark.slow
 async def test_no_sign_in_under_way_outlives_a_lock(
     database: Database, keyring: Keyring, settings: Settings, ada: User, enter: Any
 ) -> None:
@@ -103,6 +104,7 @@ async def test_operators_cannot_lock_themselves_out(database: Database, ada: Use
         )
 
 
+@pytest.mark.slow
 async def test_accounts_are_found_by_the_beginning_of_address_or_name_and_by_id(
     database: Database, keyring: Keyring, ada: User
 ) -> None:
@@ -138,6 +140,7 @@ async def test_reads_by_operators_are_audited_with_the_users_shown(database: Dat
     assert {entry["metadata"]["via"] for entry in viewed} == {"cli"}
 
 
+@pytest.mark.slow
 async def test_the_history_has_sign_ins_that_succeeded_and_those_that_failed(
     database: Database, ada: User, enter: Any
 ) -> None:
@@ -153,6 +156,7 @@ async def test_the_history_has_sign_ins_that_succeeded_and_those_that_failed(
     assert (len(short.items), short.has_next) == (2, True)
 
 
+@pytest.mark.slow
 async def test_sessions_are_ended_by_operators_and_addresses_verified(
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:

@@ -36,6 +36,7 @@ def count(found: list[Any], kind: type) -> int:
     return sum(isinstance(end, kind) for end in found)
 
 
+@pytest.mark.slow
 async def test_the_second_factor_is_revealed_only_after_the_password(person: Person) -> None:
     assert await person.enter()
     app = await person.enrol()
@@ -92,6 +93,7 @@ async def test_codes_earlier_than_an_accepted_one_are_rejected(person: Person) -
             await person.enter(app.code(steps=steps))
 
 
+@pytest.mark.slow
 async def test_of_a_hundred_wrong_codes_at_once_five_are_looked_at(
     person: Person, database: Database, keyring: Keyring, mongodb_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +123,7 @@ async def test_of_a_hundred_wrong_codes_at_once_five_are_looked_at(
     assert await person.enter(app.code())
 
 
+@pytest.mark.slow
 async def test_in_no_fifteen_minutes_are_more_codes_looked_at_than_the_budget(
     person: Person, database: Database, keyring: Keyring
 ) -> None:
@@ -138,6 +141,7 @@ async def test_in_no_fifteen_minutes_are_more_codes_looked_at_than_the_budget(
         assert sixth - first >= second_factor.WINDOW - timedelta(seconds=1)
 
 
+@pytest.mark.slow
 async def test_in_no_day_are_more_codes_looked_at_than_fifty(
     person: Person, database: Database, keyring: Keyring
 ) -> None:
@@ -154,6 +158,7 @@ async def test_in_no_day_are_more_codes_looked_at_than_fifty(
         assert beyond - first >= timedelta(days=1) - timedelta(minutes=1)
 
 
+@pytest.mark.slow
 async def test_right_codes_do_not_use_up_the_budget(person: Person) -> None:
     app = await person.enrol()
     for _ in range(3 * BUDGET):
@@ -199,6 +204,7 @@ async def test_guessing_does_not_lock_out_recovery_codes(person: Person) -> None
     assert await person.enter(person.recovery_codes[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     ["x", "12345", "1234567", "٠١٢٣٤٥", "１２３４５６", "x" * 1_000_000, "\0", "\ud800", '{"$gt": ""}', "a" * 16],
@@ -312,6 +318,7 @@ async def test_a_sign_in_in_flight_fails_when_a_factor_is_enabled(
     assert await sessions.mine(person.database, person.actor()) == []
 
 
+@pytest.mark.slow
 async def test_of_sign_ins_that_race_an_enrolment_no_session_is_left(person: Person) -> None:
     for _ in range(3):
         own = await person.enter()

@@ -73,6 +73,7 @@ async def test_a_session_costs_one_round_trip_and_then_none(database, ada, enter
     assert trips == []
 
 
+@pytest.mark.slow
 async def test_the_end_of_a_session_is_noticed_whatever_its_cause(database, ada, enter, authenticator):
     for end in (
         lambda _: database.raw.sessions.delete_many({"userId": ada.id}),
@@ -88,6 +89,7 @@ async def test_the_end_of_a_session_is_noticed_whatever_its_cause(database, ada,
         assert await is_over(authenticator, signed_in.token)
 
 
+@pytest.mark.slow
 async def test_ending_a_session_takes_effect_with_the_next_request(database, ada, enter, authenticator):
     signed_in, other = await enter(), await enter()
     await database.feed.caught_up()
@@ -99,6 +101,7 @@ async def test_ending_a_session_takes_effect_with_the_next_request(database, ada
     assert await is_over(authenticator, signed_in.token)
 
 
+@pytest.mark.slow
 async def test_a_lock_and_a_role_take_effect_at_once(database, ada, enter, authenticator):
     token = (await enter()).token
     await database.feed.caught_up()
@@ -112,6 +115,7 @@ async def test_a_lock_and_a_role_take_effect_at_once(database, ada, enter, authe
         await authenticator.authenticate(token, ANYBODY)
 
 
+@pytest.mark.slow
 async def test_use_extends_a_session_to_its_end_and_no_further(database, settings, enter, authenticator):
     signed_in = await enter()
     ends = signed_in.session.created_at + timedelta(days=settings.session_max_days)
@@ -132,6 +136,7 @@ async def test_a_session_that_is_not_used_ends(database, enter, authenticator):
     assert await is_over(authenticator, token)
 
 
+@pytest.mark.slow
 async def test_use_is_written_down_once_an_hour(database, enter, authenticator):
     token = (await enter()).token
     await travel(database, minutes=59)
@@ -171,6 +176,7 @@ async def test_an_exchange_keeps_the_sign_in_and_its_end(database, keyring, sett
     assert [session.id for session in await sessions.mine(database, acting(fresh))] == [fresh.session.id]
 
 
+@pytest.mark.slow
 async def test_reuse_of_an_exchanged_token_ends_only_its_sign_in(database, keyring, settings, enter, authenticator):
     other, first = await enter(), await enter()
     second = await refresh(database, keyring, settings, first)
@@ -197,6 +203,7 @@ async def test_of_racing_exchanges_one_succeeds(database, keyring, settings, ent
     assert not await is_over(authenticator, won[0].token)
 
 
+@pytest.mark.slow
 async def test_an_exchange_under_way_revives_no_session_that_is_revoked(database, keyring, settings, ada, enter):
     """Whoever wins: after the revocation has returned, nothing of the sign-in opens anything."""
     for _ in range(25):

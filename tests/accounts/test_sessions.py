@@ -40,6 +40,7 @@ async def test_a_token_identifies_the_user_and_the_origin(
     assert abs(session.expires_at - session.created_at - timedelta(days=30)) < timedelta(seconds=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "email", ["ada@example.com", "nobody@example.com", "no address", "", "\0", "x" * 1_000_000, "\ud800"]
 )

@@ -67,6 +67,7 @@ async def test_after_five_wrong_passwords_even_the_right_one_is_throttled_with_a
     assert refused.value.message == "Too many attempts: try again in 2 seconds"
 
 
+@pytest.mark.slow
 async def test_each_further_failure_doubles_the_wait_up_to_a_quarter_of_an_hour(
     database: Database, ada: User, enter: Any
 ) -> None:
@@ -93,11 +94,13 @@ async def test_the_right_password_makes_the_owners_own_slips_forgotten(
         await enter()
 
 
+@pytest.mark.slow
 async def test_an_account_that_is_not_there_makes_wait_all_the_same(ada: User, enter: Any, exhaust: Any) -> None:
     known, unknown = await exhaust(), await exhaust(email="nobody@example.com")
     assert (known.message, known.retry_after_s) == (unknown.message, unknown.retry_after_s)
 
 
+@pytest.mark.slow
 async def test_one_address_that_tries_many_accounts_waits(database: Database, ada: User, enter: Any) -> None:
     for n in range(50):
         with pytest.raises(BadCredentials):
@@ -107,6 +110,7 @@ async def test_one_address_that_tries_many_accounts_waits(database: Database, ad
     assert await enter(by=HOME)  # from elsewhere the account is as open as ever
 
 
+@pytest.mark.slow
 async def test_all_addresses_of_an_ipv6_customer_count_as_one(ada: User, enter: Any) -> None:
     for n in range(50):
         with pytest.raises(BadCredentials):
@@ -117,6 +121,7 @@ async def test_all_addresses_of_an_ipv6_customer_count_as_one(ada: User, enter: 
         await enter("Summer2026!", email="one.more@example.com", by=Actor(address="2001:db8:1:3::1"))
 
 
+@pytest.mark.slow
 async def test_a_burst_makes_no_more_guesses_than_the_budget_and_those_under_way(
     database: Database, settings: Settings, mongodb_uri: str, ada: User
 ) -> None:
@@ -138,6 +143,7 @@ async def test_a_burst_makes_no_more_guesses_than_the_budget_and_those_under_way
     await other.close()
 
 
+@pytest.mark.slow
 async def test_during_an_attack_a_device_that_shows_its_token_gets_in(ada: User, enter: Any, exhaust: Any) -> None:
     device = (await enter(by=HOME)).device
     await exhaust()
@@ -146,6 +152,7 @@ async def test_during_an_attack_a_device_that_shows_its_token_gets_in(ada: User,
     assert (await enter(by=ELSEWHERE, device=device)).user.id == ada.id
 
 
+@pytest.mark.slow
 async def test_during_an_attack_a_browser_that_is_signed_in_gets_in_from_its_address(
     ada: User, enter: Any, exhaust: Any
 ) -> None:
@@ -170,6 +177,7 @@ async def test_a_known_device_has_a_budget_of_its_own(ada: User, enter: Any) -> 
     assert await enter(by=HOME)  # and has not slowed the owner down
 
 
+@pytest.mark.slow
 async def test_a_device_is_known_to_one_account_only_and_for_half_a_year(
     database: Database, keyring: Keyring, ada: User, enter: Any, exhaust: Any
 ) -> None:
@@ -187,6 +195,7 @@ async def test_a_device_is_known_to_one_account_only_and_for_half_a_year(
         await enter(device=mine)
 
 
+@pytest.mark.slow
 async def test_a_reset_lets_the_owner_in_during_an_attack(
     database: Database, keyring: Keyring, ada: User, enter: Any, exhaust: Any
 ) -> None:
@@ -202,6 +211,7 @@ async def test_a_reset_lets_the_owner_in_during_an_attack(
     assert await enter("a bridge over sighs", by=HOME)
 
 
+@pytest.mark.slow
 async def test_registrations_of_one_mailbox_and_from_one_address_are_bounded_under_races(
     database: Database, keyring: Keyring
 ) -> None:
@@ -265,6 +275,7 @@ async def test_a_throttled_caller_does_not_use_up_the_budget_of_mailboxes(databa
     assert await database[THROTTLES].count({}) == counted
 
 
+@pytest.mark.slow
 async def test_a_device_is_forgotten_with_the_password_it_knew(
     database: Database, keyring: Keyring, ada: User, enter: Any, exhaust: Any
 ) -> None:

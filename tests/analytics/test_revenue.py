@@ -59,6 +59,7 @@ async def write(database: Database, *rows: tuple[ObjectId, str, int], currency: 
         )
 
 
+@pytest.mark.slow
 async def test_years_and_months_are_summed_before_they_are_rounded(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:
@@ -76,6 +77,7 @@ async def test_years_and_months_are_summed_before_they_are_rounded(
     assert (dollars.currency, dollars.end_minor, dollars.customers) == ("USD", 2500, 3)
 
 
+@pytest.mark.slow
 async def test_a_coupon_counts_if_it_holds_for_ever(database: Database, rail: Sandbox, buyer: Buyer, buy: Buy) -> None:
     terms: Any = {
         "type": "PERCENTAGE",
@@ -96,6 +98,7 @@ async def test_a_coupon_counts_if_it_holds_for_ever(database: Database, rail: Sa
     assert (found.end_minor, found.customers, found.new) == (2900, 2, 2)
 
 
+@pytest.mark.slow
 async def test_a_failed_payment_is_at_risk_and_a_trial_does_not_count(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:
@@ -115,6 +118,7 @@ async def test_a_failed_payment_is_at_risk_and_a_trial_does_not_count(
     assert found.end_minor == 8700 + 2000
 
 
+@pytest.mark.slow
 async def test_a_cancellation_counts_when_it_is_made_and_churn_when_the_period_ends(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:
@@ -130,6 +134,7 @@ async def test_a_cancellation_counts_when_it_is_made_and_churn_when_the_period_e
     assert (last.end_minor, last.churn_minor, last.churned, last.customers) == (0, 2900, 1, 0)
 
 
+@pytest.mark.slow
 async def test_an_upgrade_is_expansion_by_its_price_and_history_stays(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:
@@ -179,6 +184,7 @@ async def test_movements_are_netted_by_customer_and_day(database: Database) -> N
     assert await rollups.refresh(database) == 0
 
 
+@pytest.mark.slow
 async def test_churn_is_of_those_who_were_customers_and_are_gone(database: Database) -> None:
     held, joined = [ObjectId() for _ in range(100)], [ObjectId() for _ in range(30)]
     rows = [(each, "2027-10-01", 1000) for each in held] + [(each, "2027-11-02", 1000) for each in joined]
@@ -205,6 +211,7 @@ async def test_cohorts_follow_those_who_began_in_a_month(database: Database) -> 
     assert [(each.customers, each.mrr_minor) for each in november.months] == [(1, 9900), (1, 9900)]
 
 
+@pytest.mark.slow
 async def test_rollups_that_race_and_are_repeated_say_the_same(database: Database) -> None:
     people = [ObjectId() for _ in range(40)]
     await write(database, *((each, "2027-11-02", 1000 + n) for n, each in enumerate(people)))
@@ -273,6 +280,7 @@ async def test_a_subscription_whose_currency_changes_counts_in_one_of_them(datab
     assert await drifts.check(database, repair=True) == []
 
 
+@pytest.mark.slow
 async def test_a_step_that_changes_no_revenue_writes_no_movement(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:

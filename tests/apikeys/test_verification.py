@@ -113,6 +113,7 @@ async def test_a_change_of_permissions_takes_effect(database, actor, verifier):
     assert (await verifier.verify(made.secret, address=HOME)).scopes == {"projects:read"}
 
 
+@pytest.mark.slow
 async def test_the_keys_of_a_locked_or_closed_account_open_nothing(database, actor, ada, verifier):
     made = await make(database, actor)
     await settled(database)
@@ -153,6 +154,7 @@ async def test_invalid_networks_of_another_application_admit_no_address(database
     assert await refused(verifier, made.secret) is AddressRefused
 
 
+@pytest.mark.slow
 async def test_last_used_is_written_once_a_minute_and_off_the_hot_path(database, actor, verifier):
     made = await make(database, actor)
     await settled(database)

@@ -166,6 +166,7 @@ async def test_entries_cannot_be_forged_without_the_secret_key(database: Databas
     assert fingerprint.authentic(examined(raw).hash, mac, [b"a new key", *database.entry_keys])
 
 
+@pytest.mark.slow
 @given(value=mixed_values.filter(lambda value: isinstance(value, dict)), text=st.text(max_size=20))
 def test_stored_entries_are_read_with_the_same_hash(value: Any, text: str) -> None:
     raw = {"_id": ObjectId(), "userAgent": text, "metadata": cleaned({"after": value, "s": text})}

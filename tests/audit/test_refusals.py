@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from ximler.audit import refusals
 from ximler.core.actor import Actor
 from ximler.core.networks import subscriber
@@ -15,6 +17,7 @@ async def entries(database: Database) -> list[dict[str, Any]]:
     return await database.raw["auditlogs"].find({}).sort("_id").to_list()
 
 
+@pytest.mark.slow
 async def test_a_thousand_refusals_at_once_make_four_entries(database: Database) -> None:
     database.clock.offset_ms = -int(database.clock.now().timestamp() * 1000) % 60_000  # a minute begins
     await asyncio.gather(

@@ -20,6 +20,8 @@ from ximler.database import Database, connect, sync
 from ximler.projects import projects
 from ximler.schema.user import User
 
+pytestmark = pytest.mark.slow
+
 OPERATOR = Actor(kind="operator", via="cli")
 
 

@@ -104,6 +104,7 @@ async def test_a_seal_is_signed_and_any_change_of_it_shows(
             assert seals.hash_of(altered) != digest, name
 
 
+@pytest.mark.slow
 async def test_sealers_that_race_make_one_chain_with_every_entry_once(
     database: Database, keys: SealKeys, write: Written
 ) -> None:
@@ -269,6 +270,7 @@ async def test_a_public_key_seals_nothing(database: Database, keys: SealKeys) ->
     assert await database[SEALS].count({}) == 0
 
 
+@pytest.mark.slow
 async def test_an_entry_as_large_as_a_document_can_be_does_not_stop_the_sealer(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written
 ) -> None:
@@ -323,6 +325,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_sealers_that_are_killed_leave_a_chain_that_others_go_on_with(
     database: Database, mongodb_uri: str, settings: Settings, write: Written
 ) -> None:

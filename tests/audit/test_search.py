@@ -62,6 +62,7 @@ async def test_pages_go_on_where_the_last_ended(database: Database, operator: Ac
     assert seen == written[::-1]
 
 
+@pytest.mark.slow
 async def test_that_an_operator_looked_at_somebodys_entries_is_in_the_log(
     database: Database, operator: Actor, ada: Actor, write: Written
 ) -> None:

@@ -90,6 +90,7 @@ async def test_a_field_that_is_there_twice_is_found(
     assert report.counts == {"altered": 1}
 
 
+@pytest.mark.slow
 async def test_problems_are_in_the_order_of_the_seals(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ async def test_an_altered_entry_with_a_recomputed_fingerprint_is_found(
     assert first(await verify(database, keys)) == ("altered", str(oid))
 
 
+@pytest.mark.slow
 async def test_a_forged_entry_with_a_recomputed_fingerprint_is_found_although_it_was_sealed(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written
 ) -> None:
@@ -238,6 +240,7 @@ async def test_an_entry_in_no_seal_is_reported_after_two_minutes_and_not_before(
     assert (await verify(database, keys)).sound
 
 
+@pytest.mark.slow
 async def test_neither_a_slow_transaction_nor_a_slow_clock_raises_an_alarm(
     database: Database, keys: SealKeys, sealer: Sealer, ada: Actor, write: Written
 ) -> None:
@@ -267,6 +270,7 @@ async def test_neither_a_slow_transaction_nor_a_slow_clock_raises_an_alarm(
     assert (report.sound, report.waiting, report.entries) == (True, 0, 7)
 
 
+@pytest.mark.slow
 async def test_verifying_while_the_log_is_written_and_sealed_raises_no_alarm(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written
 ) -> None:
@@ -380,6 +384,7 @@ async def test_keys_can_be_changed_and_the_retired_ones_destroyed(
     assert "chain" in (await verify(database, keys)).counts  # does not know the newer
 
 
+@pytest.mark.slow
 async def test_all_ids_are_compared_in_several_passes(
     database: Database, keys: SealKeys, sealer: Sealer, write: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from ximler.metering.limits.plans import limits_of
 from ximler.schema.subscription import Subscription
 
 
+@pytest.mark.slow
 async def test_an_upgrade_charges_what_the_preview_said(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -57,6 +58,7 @@ async def test_a_declined_upgrade_leaves_the_old_plan(database: Database, rail: 
     assert statuses == ["FAILED", "PAID"]
 
 
+@pytest.mark.slow
 async def test_a_downgrade_waits_for_the_end_of_the_period_and_can_be_taken_back(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -78,6 +80,7 @@ async def test_a_downgrade_waits_for_the_end_of_the_period_and_can_be_taken_back
     assert (await limits_of(database, ada.require_user())).api_calls == 100_000
 
 
+@pytest.mark.slow
 async def test_cancelled_while_a_change_is_being_paid_it_ends_with_the_period_that_was_paid(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -98,6 +101,7 @@ async def test_cancelled_while_a_change_is_being_paid_it_ends_with_the_period_th
     assert (await subscription(database, ada)).status == "CANCELLED"
 
 
+@pytest.mark.slow
 async def test_from_yearly_to_monthly_the_rest_becomes_credit_and_pays_the_months(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

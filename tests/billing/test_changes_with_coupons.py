@@ -28,6 +28,7 @@ async def uses(database: Database, code: str) -> tuple[int, list[str]]:
     return (await database.coupons.get({"code": code})).used_count, [each.status for each in found]
 
 
+@pytest.mark.slow
 async def test_an_upgrade_with_a_coupon_charges_what_the_preview_said_and_redeems_it_once(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -63,6 +64,7 @@ async def test_another_interval_with_a_coupon_is_a_whole_period_of_it(
     assert (await uses(database, "TAKE20"), upcoming.quote.due_minor) == ((1, ["CONFIRMED"]), 12000)
 
 
+@pytest.mark.slow
 async def test_a_declined_change_gives_the_coupon_back_and_a_pending_one_holds_it(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -85,6 +87,7 @@ async def test_a_declined_change_gives_the_coupon_back_and_a_pending_one_holds_i
     assert (await last_invoice(database, ada)).kind == "CHANGE"
 
 
+@pytest.mark.slow
 async def test_a_coupon_waits_with_its_change_for_the_end_of_the_period_and_is_taken_back_with_it(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -109,6 +112,7 @@ async def test_a_coupon_waits_with_its_change_for_the_end_of_the_period_and_is_t
     assert await paid(database, ada) == [8910, 1450, 2900]
 
 
+@pytest.mark.slow
 async def test_a_coupon_that_a_change_cannot_use_changes_nothing_in_preview_and_change(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy, buyer: Buyer
 ) -> None:
@@ -134,6 +138,7 @@ async def test_a_coupon_that_a_change_cannot_use_changes_nothing_in_preview_and_
     assert await database[REDEMPTIONS].find_one({"_id": f"ALL:{ObjectId(str(bob.user_id))}"}) is None
 
 
+@pytest.mark.slow
 async def test_on_trial_a_coupon_of_a_change_waits_for_the_first_invoice(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

@@ -39,6 +39,7 @@ async def test_a_plan_that_is_bought_is_active_with_its_limits_at_once(
     assert (await database.coupons.get({"code": "WELCOME20"})).used_count == 1
 
 
+@pytest.mark.slow
 async def test_a_declined_card_leaves_the_checkout_open_for_another(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -52,6 +53,7 @@ async def test_a_declined_card_leaves_the_checkout_open_for_another(
     assert await paid(database, ada) == [2900]
 
 
+@pytest.mark.slow
 async def test_a_payment_that_succeeds_later_starts_the_subscription_then(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -82,6 +84,7 @@ async def test_a_user_has_one_subscription_however_many_checkouts_are_paid_at_on
         await checkouts.start(database, rail, settings, ada, plan_id="pro", return_url="http://localhost/")
 
 
+@pytest.mark.slow
 async def test_a_checkout_is_paid_for_each_of_those_who_complete_it_at_once(
     database: Database, rail: Sandbox, settings: Settings, buyer: Buyer
 ) -> None:
@@ -101,6 +104,7 @@ async def _deaf(body: bytes, signature: str) -> None:
     """Loses every event."""
 
 
+@pytest.mark.slow
 async def test_a_coupon_of_100_percent_needs_no_payment(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -111,6 +115,7 @@ async def test_a_coupon_of_100_percent_needs_no_payment(
     assert (await last_invoice(database, ada)).due_minor == 0
 
 
+@pytest.mark.slow
 async def test_a_coupon_is_used_once_per_payment_method(database: Database, buy: Buy, buyer: Buyer) -> None:
     first, second = await buyer(), await buyer()
     await buy(first, coupon="WELCOME20")

@@ -80,6 +80,7 @@ async def test_vat_ids_are_stored_in_one_form(database: Database, ada: Actor) ->
     assert (await details.update(database, ada, country="GR", vat_id="094259216")).vat_id == "EL094259216"
 
 
+@pytest.mark.slow
 async def test_preview_charge_renewal_and_refunds_agree_on_tax_after_discount(
     database: Database, rail: Sandbox, settings: Settings, ada: Actor, buy: Buy, business: Business
 ) -> None:
@@ -112,6 +113,7 @@ async def test_preview_charge_renewal_and_refunds_agree_on_tax_after_discount(
     assert (await paid(database, ada)) == [4510, 11781]
 
 
+@pytest.mark.slow
 async def test_inclusive_prices_contain_the_tax_and_reverse_charge_adds_none(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy, business: Business, monkeypatch: pytest.MonkeyPatch
 ) -> None:

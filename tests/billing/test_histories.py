@@ -132,6 +132,7 @@ def histories(count: int, *, new: bool) -> hypothesis.settings:
     return hypothesis.settings(max_examples=count, deadline=None, suppress_health_check=slow, derandomize=not new)
 
 
+@pytest.mark.slow
 @histories(2, new=False)
 @hypothesis.given(history=HISTORIES, tax=TAXES, seed=st.integers(0, 2**32))
 async def test_a_random_history_ends_as_in_order(

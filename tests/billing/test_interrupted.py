@@ -269,6 +269,7 @@ async def join(database: Database, settings: Settings) -> World:
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "every"), each_of(PERSON))
 async def test_an_act_that_is_killed_happened_as_a_whole_or_not_at_all(
     name: str, every: int, world: World, monkeypatch: pytest.MonkeyPatch
@@ -306,6 +307,7 @@ async def test_an_act_that_is_killed_happened_as_a_whole_or_not_at_all(
         assert found in ((done,) if repeated else (untouched, done)), f"killed after {count} of {commands} commands"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "every"), each_of(WORKER))
 async def test_work_that_is_killed_ends_as_if_it_was_not(
     name: str, every: int, world: World, monkeypatch: pytest.MonkeyPatch

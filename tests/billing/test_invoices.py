@@ -17,6 +17,7 @@ from ximler.database import Database
 from ximler.schema.invoice import INVOICES
 
 
+@pytest.mark.slow
 async def test_invoice_numbers_have_no_gap_with_several_workers(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:
@@ -39,6 +40,7 @@ async def test_an_invoice_and_its_credit_note_keep_the_parties_of_their_time(
     assert [(each.seller, each.buyer_name) for each in found] == [("Acme Ltd; London", "Ada")] * 2
 
 
+@pytest.mark.slow
 async def test_more_invoices_than_a_batch_are_numbered_in_the_order_of_issue(
     database: Database, ada: Actor, buy: Buy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ async def _insert(database: Database, collection: str, **document: Any) -> None:
     await database.raw[collection].insert_one(document, bypass_document_validation=True)
 
 
+@pytest.mark.slow
 async def test_one_account_that_fails_does_not_hold_up_renewals(
     database: Database, rail: Sandbox, ada: Actor, buyer: Buyer, buy: Buy
 ) -> None:
@@ -82,6 +83,7 @@ async def test_an_unreadable_invoice_does_not_hold_up_numbers(
     assert [each.serial for each in found.items] == [1]
 
 
+@pytest.mark.slow
 async def test_a_coupon_that_cannot_be_swept_does_not_hold_up_the_rest(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

@@ -42,6 +42,7 @@ async def new_card(
     return (await checkouts.get(database, actor, begun.id)).status
 
 
+@pytest.mark.slow
 async def test_a_new_card_is_tried_at_once_after_one_that_was_declined_for_good(
     database: Database, rail: Sandbox, settings: Settings, ada: Actor, buy: Buy
 ) -> None:
@@ -56,6 +57,7 @@ async def test_a_new_card_is_tried_at_once_after_one_that_was_declined_for_good(
     assert (entry.metadata["actor"], entry.user_id) == ("user", ada.user_id)
 
 
+@pytest.mark.slow
 async def test_a_card_that_is_declined_for_good_after_it_was_replaced_says_nothing_about_the_new_one(
     database: Database, rail: Sandbox, settings: Settings, ada: Actor, buy: Buy
 ) -> None:
@@ -74,6 +76,7 @@ async def test_a_card_that_is_declined_for_good_after_it_was_replaced_says_nothi
     assert (await subscription(database, ada)).status == "ACTIVE"
 
 
+@pytest.mark.slow
 async def test_a_new_card_costs_nothing_while_nothing_is_unpaid(
     database: Database, rail: Sandbox, settings: Settings, ada: Actor, buy: Buy
 ) -> None:
@@ -84,6 +87,7 @@ async def test_a_new_card_costs_nothing_while_nothing_is_unpaid(
     assert await paid(database, ada) == [2900]
 
 
+@pytest.mark.slow
 async def test_an_unpaid_invoice_is_paid_once_however_often_it_is_asked_for(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -110,6 +114,7 @@ async def detach_removed(database: Database, settings: Settings) -> None:
         await outbox.complete(database, job)
 
 
+@pytest.mark.slow
 async def test_the_default_of_several_methods_is_charged_and_a_removed_one_is_detached(
     database: Database, rail: Sandbox, settings: Settings, ada: Actor, buy: Buy
 ) -> None:
@@ -141,6 +146,7 @@ async def test_the_default_of_several_methods_is_charged_and_a_removed_one_is_de
     assert counted == [3, 2, 1]
 
 
+@pytest.mark.slow
 async def test_ten_methods_are_the_most_and_one_declined_for_good_is_not_made_default(
     database: Database, rail: Sandbox, settings: Settings, ada: Actor, buy: Buy
 ) -> None:
@@ -193,6 +199,7 @@ async def test_a_void_invoice_cannot_be_paid(database: Database, rail: Sandbox, 
         await methods.pay(database, rail, ada, void.id)
 
 
+@pytest.mark.slow
 async def test_a_payment_method_can_be_removed_once_no_period_will_be_charged_to_it(
     database: Database, rail: Sandbox, ada: Actor, buyer: Buyer, buy: Buy
 ) -> None:

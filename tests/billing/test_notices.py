@@ -8,6 +8,7 @@ from email.message import EmailMessage
 from typing import Any
 
 import msgspec
+import pytest
 from aiosmtpd.smtp import SMTP
 from tests.billing.conftest import AUTHENTICATION, SOFT, Buy, add_plan, at, card_of, renewed_with, subscription
 from tests.billing.test_refunds import REFUNDS_FAIL, refund
@@ -21,6 +22,8 @@ from ximler.database import Database
 from ximler.notifications.email import Smtp
 from ximler.schema.job import OUTBOX
 from ximler.worker import Tools, Worker
+
+pytestmark = pytest.mark.slow
 
 
 async def notices(database: Database, actor: Actor) -> list[tuple[str, str]]:

@@ -24,6 +24,8 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden, Invalid
 from ximler.database import Database
 
+pytestmark = pytest.mark.slow
+
 
 async def extend(database: Database, actor: Actor, until: datetime) -> None:
     await operations.extend(database, OPERATOR, user_id=actor.require_user(), until=until, reason="Outage")

@@ -25,6 +25,7 @@ from ximler.database import Database, connect
 from ximler.database.monitoring import round_trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["create_intent", "create_intent:answer", "confirm", "confirm:answer", "intent"])
 async def test_a_provider_that_fails_charges_once(
     fault: str, database: Database, rail: Sandbox, ada: Actor, buy: Buy
@@ -50,6 +51,7 @@ async def test_a_provider_that_fails_charges_once(
     assert await moved(database) == 5800
 
 
+@pytest.mark.slow
 async def test_two_runs_at_once_against_a_provider_that_fails_at_random_charge_every_period_once(
     database: Database, settings: Settings, mongodb_uri: str, buyer: Buyer, buy: Buy
 ) -> None:
@@ -124,6 +126,7 @@ def test_an_event_is_taken_with_a_fresh_signature_of_this_secret_only(database: 
         rail.verify(b"{}", sign(secret, now, b"{}"))
 
 
+@pytest.mark.slow
 async def test_events_of_payments_that_wait_together_are_applied_in_few_commands(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:

@@ -65,6 +65,7 @@ moments = st.datetimes(datetime(1990, 1, 1), datetime(2200, 1, 1), timezones=st.
 intervals = st.sampled_from(["MONTH", "YEAR"])
 
 
+@pytest.mark.slow
 @given(anchor=moments, interval=intervals, index=st.integers(0, 900))
 def test_periods_follow_each_other_without_a_gap(anchor: datetime, interval: Interval, index: int) -> None:
     one, next_one = period(anchor, interval, index), period(anchor, interval, index + 1)

@@ -261,6 +261,7 @@ def invoices(draw: st.DrawFn) -> tuple[Quote, int, int, list[Charge], list[Unuse
     return quote, balance, minimum, charges, unspent
 
 
+@pytest.mark.slow
 @given(invoices())
 def test_nothing_below_zero_is_asked_for_and_no_unit_is_lost(
     made: tuple[Quote, int, int, list[Charge], list[Unused]],

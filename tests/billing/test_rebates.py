@@ -15,6 +15,8 @@ from ximler.core.errors import Conflict, NotFound
 from ximler.database import Database
 from ximler.schema.coupon import Coupon
 
+pytestmark = pytest.mark.slow
+
 
 async def coupon(database: Database, code: str, value: float, **more: object) -> Coupon:
     values = {"name": code, "type": "PERCENTAGE", "valid_until": datetime(2030, 1, 1, tzinfo=UTC)} | more

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from tests.billing.conftest import OPERATOR, Buy, paid, subscription
 from tests.billing.peer import Peer
 
@@ -100,6 +101,7 @@ async def test_money_that_the_provider_moved_alone_is_reported_only(
     )
 
 
+@pytest.mark.slow
 async def test_stripe_is_compared_too(database: Database, stripe: Stripe, peer: Peer, ada: Actor) -> None:
     """A card that was detached, and a mirrored subscription that went past due unseen."""
     theirs = peer.subscribe("price_pro_monthly", 2900)

@@ -83,6 +83,7 @@ async def test_64_people_at_the_last_use_one_gets_it(database: Database, buyer: 
     assert await used(database) == 1
 
 
+@pytest.mark.slow
 async def test_several_processes_at_the_last_uses_give_out_exactly_as_many(
     database: Database, mongodb_uri: str, buyer: Buyer, pro: Plan
 ) -> None:
@@ -114,6 +115,7 @@ async def test_a_buyer_who_gives_up_does_not_take_the_others_along(database: Dat
     assert await used(database) == 0
 
 
+@pytest.mark.slow
 async def test_a_coupon_with_as_many_uses_as_buyers_disappoints_nobody(
     database: Database, buyer: Buyer, pro: Plan
 ) -> None:
@@ -126,6 +128,7 @@ async def test_a_coupon_with_as_many_uses_as_buyers_disappoints_nobody(
     assert len(left.pending) < 96
 
 
+@pytest.mark.slow
 async def test_one_user_who_asks_64_times_at_once_has_one_reservation(
     database: Database, ada: Actor, pro: Plan
 ) -> None:
@@ -142,6 +145,7 @@ async def test_a_use_that_was_confirmed_cannot_be_had_again(database: Database, 
         await redemptions.reserve(database, ada, "FEW", plan=pro)
 
 
+@pytest.mark.slow
 async def test_release_and_reserve_racing_end_exact(database: Database, buyer: Buyer, pro: Plan) -> None:
     """Half of the holders give back, twice each, while as many newcomers come, and come again while it is used up."""
     await coupon(database, max_uses=16)

@@ -41,6 +41,7 @@ async def notes(database: Database, actor: Actor) -> list[Invoice]:
     return await database[INVOICES].find(where, sort=[("createdAt", 1)])
 
 
+@pytest.mark.slow
 async def test_a_payment_is_refunded_in_parts_and_never_beyond_what_was_captured(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -98,6 +99,7 @@ async def test_the_same_key_refunds_once(database: Database, rail: Sandbox, ada:
     assert await moved(database) == 2400
 
 
+@pytest.mark.slow
 async def test_refunds_in_parts_return_exactly_the_tax(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
     await buy(ada)
     lines = [
@@ -112,6 +114,7 @@ async def test_refunds_in_parts_return_exactly_the_tax(database: Database, rail:
     assert all(abs(each.tax_minor - each.amount_minor * 463 / 2900) <= 1 for each in parts)
 
 
+@pytest.mark.slow
 async def test_a_pending_refund_that_fails_leaves_the_payment_paid_and_refundable(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -141,6 +144,7 @@ async def test_a_pending_refund_is_followed_without_an_event(
     assert [each.status for each in await refunds.of_user(database, ada.require_user())] == ["SUCCEEDED"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refund", "refund:answer", "refund_state"])
 async def test_a_provider_that_fails_refunds_once(
     fault: str, database: Database, rail: Sandbox, ada: Actor, buy: Buy
@@ -163,6 +167,7 @@ async def test_a_provider_that_fails_refunds_once(
     assert await moved(database) == 2200
 
 
+@pytest.mark.slow
 async def test_an_open_dispute_blocks_refunds_until_it_is_won(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -177,6 +182,7 @@ async def test_an_open_dispute_blocks_refunds_until_it_is_won(
     assert (await refund(database, rail, ada)).status == "SUCCEEDED"
 
 
+@pytest.mark.slow
 async def test_a_lost_dispute_counts_as_refunded(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
     await buy(ada)
     await refund(database, rail, ada, 900)

@@ -34,6 +34,8 @@ from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.charge import CHARGES
 from ximler.schema.checkout import CHECKOUTS
 
+pytestmark = pytest.mark.slow
+
 
 async def test_renewals_follow_the_anchor_and_the_coupon_counts_them(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy

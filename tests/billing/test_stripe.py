@@ -57,6 +57,7 @@ async def test_a_plan_is_bought_with_a_card_that_is_saved_on_stripes_page(
     assert await database[BILLING_EVENTS].find({"problem": {"$gt": ""}}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("card", "problem"),
     [
@@ -79,6 +80,7 @@ async def test_a_declined_card_takes_no_money_and_leaves_the_checkout_open(
 FAULTS: list[Fault] = ["down", "lost", "500"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "step"), [*((each, "confirm") for each in FAULTS), ("lost", "POST /v1/payment_intents")]
 )
@@ -96,6 +98,7 @@ async def test_a_payment_whose_answer_is_lost_is_made_once_also_thirty_hours_lat
     assert (await paid(database, ada), list(peer.money().values())) == ([2900], [2900])
 
 
+@pytest.mark.slow
 async def test_a_slow_provider_is_not_waited_for_and_charges_once(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
 ) -> None:
@@ -113,6 +116,7 @@ async def test_a_slow_provider_is_not_waited_for_and_charges_once(
     assert (bought.status, await paid(database, ada), list(peer.money().values())) == ("PAID", [2900], [2900])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["lost", "500"])
 async def test_a_refund_whose_answer_is_lost_is_made_once_also_thirty_hours_later(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy, fault: Fault
@@ -188,6 +192,7 @@ async def test_of_two_readers_the_one_that_began_later_stands(
     assert (await subscription(database, ada)).status == "ACTIVE"
 
 
+@pytest.mark.slow
 async def test_events_doubled_reordered_and_handled_at_once_end_in_the_same_state(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
 ) -> None:

@@ -59,6 +59,7 @@ async def mirrored(database: Database, actor: Actor) -> Subscription:
     return found
 
 
+@pytest.mark.slow
 async def test_status_dates_payments_and_limits_follow_stripe(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
 ) -> None:
@@ -88,6 +89,7 @@ async def test_status_dates_payments_and_limits_follow_stripe(
     assert await database.payments.count({"userId": ada.user_id}) == 1
 
 
+@pytest.mark.slow
 async def test_recurring_revenue_follows_stripe(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
 ) -> None:
@@ -110,6 +112,7 @@ async def test_it_is_never_billed_by_ximler_and_no_second_one_is_sold(
         await checkouts.start(database, stripe, settings, ada, plan_id="pro", return_url="http://localhost/back")
 
 
+@pytest.mark.slow
 async def test_cancel_resume_and_change_of_plan_are_passed_on(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
 ) -> None:
@@ -168,6 +171,7 @@ async def test_of_two_readers_the_one_that_began_later_stands(
     assert (await subscription(database, ada)).status == "PAST_DUE"
 
 
+@pytest.mark.slow
 async def test_an_invoice_that_is_seen_twice_at_once_is_one_payment_and_follows_refunds(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
 ) -> None:

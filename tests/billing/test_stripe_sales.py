@@ -31,6 +31,7 @@ async def begin(
     )
 
 
+@pytest.mark.slow
 async def test_a_plan_is_sold_on_stripes_page_with_our_coupon_and_mirrored(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, settings: Settings
 ) -> None:
@@ -59,6 +60,7 @@ async def test_a_plan_is_sold_on_stripes_page_with_our_coupon_and_mirrored(
     assert await stripe_mirror.of_user(database, ada) is not None
 
 
+@pytest.mark.slow
 async def test_of_two_that_are_paid_at_once_one_is_kept_and_the_other_refunded(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, settings: Settings
 ) -> None:

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import pytest
 from bson import ObjectId
 from tests.billing.conftest import OPERATOR, Buy
 
@@ -47,6 +48,7 @@ PLANTED: list[tuple[str, dict[str, Any], Any, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_verify_finds_and_names_each_planted_error(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

@@ -12,6 +12,7 @@ from ximler.core.clock import EPOCH, Clock, from_ms, shifted, to_ms, utc_now
 FIRST, LAST = to_ms(datetime.min.replace(tzinfo=UTC)), to_ms(datetime.max.replace(tzinfo=UTC))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.integers(FIRST, LAST))
 def test_every_millisecond_of_the_calendar_comes_back_exactly(milliseconds: int) -> None:
@@ -21,6 +22,7 @@ def test_every_millisecond_of_the_calendar_comes_back_exactly(milliseconds: int)
     assert moment.tzinfo is UTC
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(st.datetimes(timezones=st.timezones()))
 def test_a_time_is_rounded_down_in_every_time_zone(moment: datetime) -> None:

@@ -58,6 +58,7 @@ def test_a_malformed_id_is_rejected_by_field(text: str) -> None:
     caught.value.message.encode()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(positions)
 def test_a_cursor_decodes_to_its_position(position: Position) -> None:
@@ -99,6 +100,7 @@ def test_a_cursor_with_any_one_character_changed_is_refused() -> None:
                 assert caught.value.fields.keys() == {"after"}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(positions, st.data())
 def test_no_slip_of_the_hand_leads_to_another_place(position: Position, data: st.DataObject) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def test_long_texts_are_cut() -> None:
     assert printable("x" * 200) == "x" * 200
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_every_log_entry_is_one_printable_line(text: str) -> None:
     assert printable(text).isprintable()
@@ -59,6 +61,7 @@ for log in (structlog.get_logger(), logging.getLogger("a.library")):
 """
 
 
+@pytest.mark.slow
 def test_every_log_entry_is_one_line_of_json() -> None:
     said = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, check=True, timeout=60).stderr
     lines = said.splitlines()
@@ -68,6 +71,7 @@ def test_every_log_entry_is_one_line_of_json() -> None:
     assert all(line.isprintable() for line in lines)
 
 
+@pytest.mark.slow
 def test_a_traceback_is_compact() -> None:
     """The last frames of the error and of its causes, without local variables, whoever logs it."""
     said = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, check=True, timeout=60).stderr

@@ -47,6 +47,7 @@ def test_an_amount_survives_being_stored_as_a_number_exactly(minor: int, currenc
     assert isinstance(stored, int) == (minor % 10 ** PLACES[currency] == 0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.integers(0, MOST // 10**4), st.integers(0, 10_000), st.sampled_from(sorted(PLACES)))
 def test_a_price_as_a_person_writes_it_is_read_exactly(whole: int, fraction: int, currency: str) -> None:

@@ -361,6 +361,7 @@ def test_the_embedded_server_gets_a_key_of_its_own_that_only_its_owner_can_read(
     assert Settings(data_dir=tmp_path / "elsewhere").with_secret().secret_key != first.secret_key
 
 
+@pytest.mark.slow
 def test_processes_that_race_for_the_key_end_with_the_same_one(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from ximler.core.settings import Settings\n"
@@ -410,6 +411,7 @@ def test_the_documentation_has_a_row_for_every_setting() -> None:
     assert ("XIMLER_GRAPHQL_INTROSPECTION", "true") in [row[:2] for row in rows]
 
 
+@pytest.mark.slow
 @hypothesis_settings(deadline=None, max_examples=200)
 @given(st.dictionaries(st.sampled_from([variable_name(n) for n in GIVEN]), st.text(max_size=30), max_size=6))
 def test_any_environment_gives_settings_or_an_error_that_names_a_variable(environ: dict[str, str]) -> None:

@@ -100,11 +100,13 @@ def test_a_number_of_ten_thousand_digits_is_rejected_without_a_traceback() -> No
         decode(b"[" + b"9" * 10_000 + b"]")
 
 
+@pytest.mark.slow
 @given(ANYTHING, st.sampled_from([None, 1]), st.booleans())
 def test_the_text_of_another_encoder_is_read_back(value: Any, indent: int | None, ascii_only: bool) -> None:
     assert decode(json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode()) == value
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.text(st.sampled_from('a":\\{}'), max_size=3), ANYTHING), max_size=5))
 def test_exactly_the_objects_with_a_repeated_key_are_rejected(pairs: list[tuple[str, Any]]) -> None:
     text = "{" + ",".join(f"{json.dumps(key)} :{json.dumps(value)}" for key, value in pairs) + "}"

@@ -14,6 +14,7 @@ async def streams(database: Database, kind: type[AsyncRawBatchCursor], **query: 
     return [bytes(stream) async for stream in kind(database.raw["auditlogs"], **query)]  # type: ignore[arg-type]  # find's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 7, 250])
 @pytest.mark.parametrize("known", [True, False])
 async def test_batches_equal_the_drivers_for_any_number_and_size(

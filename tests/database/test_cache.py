@@ -52,6 +52,7 @@ async def test_a_cached_entry_is_not_read_again(shop):
     assert shop.cache.peek("a") == 1
 
 
+@pytest.mark.slow
 async def test_a_write_evicts_only_entries_that_depend_on_it(shop):
     await shop.raw.insert_many([{"code": "a", "price": 1}, {"code": "b", "price": 1}])
     await shop.feed.caught_up()
@@ -65,6 +66,7 @@ async def test_a_write_evicts_only_entries_that_depend_on_it(shop):
     assert await shop.price("a") is None
 
 
+@pytest.mark.slow
 async def test_an_unrelated_write_evicts_nothing(shop):
     await shop.raw.insert_one({"code": "a", "price": 1})
     await shop.feed.caught_up()
@@ -77,6 +79,7 @@ async def test_an_unrelated_write_evicts_nothing(shop):
     assert await shop.price("a") == 3
 
 
+@pytest.mark.slow
 async def test_absence_is_cached_until_the_document_appears(shop):
     await shop.feed.caught_up()
     assert [await shop.price("a") for _ in range(5)] == [None] * 5
@@ -107,6 +110,7 @@ async def test_a_read_overtaken_by_a_write_is_not_kept(shop):
     assert await shop.price("a") == 2
 
 
+@pytest.mark.slow
 async def test_an_absence_overtaken_by_an_insert_is_not_kept(shop):
     await shop.feed.caught_up()
     shop.pause.clear()
@@ -192,6 +196,7 @@ async def test_a_value_read_past_a_silent_feed_is_never_followed_by_an_older_one
     await database.raw.things.drop()
 
 
+@pytest.mark.slow
 async def test_neither_values_nor_absences_nor_their_tags_grow_without_bound(database):
     shop = Shop(database, entries=10, absent=5)
     await shop.raw.insert_many([{"code": n, "price": n} for n in range(1, 51)])
@@ -225,6 +230,7 @@ async def test_forgetting_takes_effect_at_once_and_after_the_transaction_that_as
     database.feed = None
 
 
+@pytest.mark.slow
 async def test_readers_racing_a_writer_never_end_with_an_old_value(shop):
     """Whatever interleaves: once the feed has caught up with the last write, everybody reads it."""
     codes = list("abcde")

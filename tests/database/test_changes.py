@@ -79,6 +79,7 @@ async def test_a_transaction_is_delivered_when_it_commits(things):
     assert ear.story == [("things", "insert")]
 
 
+@pytest.mark.slow
 async def test_it_becomes_fresh_and_stays_so_though_nothing_happens(database):
     feed = Feed(database)
     Ear(feed, "things")
@@ -91,6 +92,7 @@ async def test_it_becomes_fresh_and_stays_so_though_nothing_happens(database):
     assert not feed.fresh
 
 
+@pytest.mark.slow
 async def test_the_start_is_a_gap_and_later_subscribers_receive_later_events(things):
     feed = Feed(things)
     early = Ear(feed, "things")
@@ -108,6 +110,7 @@ async def test_the_start_is_a_gap_and_later_subscribers_receive_later_events(thi
     assert early.gaps == 1  # widening it lost nothing
 
 
+@pytest.mark.slow
 async def test_a_busy_process_does_not_treat_an_old_reply_as_fresh(database):
     """Nothing of the feed ran for longer than it may be trusted: what it knew before is no longer enough."""
     feed = Feed(database)
@@ -139,6 +142,7 @@ async def test_dropping_a_collection_is_a_gap(things):
         await until(lambda: ear.gaps == 2)
 
 
+@pytest.mark.slow
 async def test_dropping_the_database_is_a_gap_and_the_feed_goes_on(empty_database):
     database = empty_database
     await database.raw.things.insert_one({})
@@ -154,6 +158,7 @@ async def test_dropping_the_database_is_a_gap_and_the_feed_goes_on(empty_databas
         await until(lambda: feed.fresh)
 
 
+@pytest.mark.slow
 async def test_a_killed_cursor_resumes_without_a_gap(things):
     feed = Feed(things)
     ear = Ear(feed, "things")
@@ -173,6 +178,7 @@ async def test_a_killed_cursor_resumes_without_a_gap(things):
     assert ear.gaps == 1
 
 
+@pytest.mark.slow
 async def test_a_frozen_server_is_noticed_within_a_second_and_nothing_is_missed(own_server: server.Server):
     """SIGSTOP closes no connection: to the driver a server that stands still looks like one with nothing to
     say.
@@ -199,6 +205,7 @@ async def test_a_frozen_server_is_noticed_within_a_second_and_nothing_is_missed(
         await database.close()
 
 
+@pytest.mark.slow
 async def test_a_server_that_dies_is_no_gap_when_its_oplog_lives_on(own_server: server.Server):
     database = await connect(own_server.uri, name="killed")
     feed = Feed(database)

@@ -61,6 +61,7 @@ async def stored(database: Database, collection: Collection[Any], **changes: Any
 # Round trip
 
 
+@pytest.mark.slow
 @each_of_the_ten
 @settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -347,6 +348,7 @@ async def test_an_unreadable_document_is_named_without_its_content(database: Dat
     assert "argon2id" not in caught.value.message
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(
@@ -399,6 +401,7 @@ WRONG: dict[type, list[Any]] = {
 }
 
 
+@pytest.mark.slow
 @each_of_the_ten
 async def test_each_field_of_a_wrong_type_is_refused_by_name_and_nothing_is_stored(
     database: Database, collection: Collection[Any]
@@ -540,6 +543,7 @@ def test_a_setter_that_does_not_exist_is_noticed_at_once() -> None:
         Codec(Wrong)
 
 
+@pytest.mark.slow
 @given(texts=st.lists(st.text(max_size=300), max_size=9))
 def test_a_stream_is_taken_apart_into_its_documents(texts: list[str]) -> None:
     documents = [encode({"a": text}) for text in texts]

@@ -293,6 +293,7 @@ async def test_rejections_by_the_validator_name_the_field_on_every_path(database
     assert await plans.count({}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("megabytes", [16, 17, 40])
 async def test_a_document_larger_than_16_mb_is_refused_and_nothing_is_stored(
     database: Database, megabytes: int
@@ -308,6 +309,7 @@ async def test_a_document_larger_than_16_mb_is_refused_and_nothing_is_stored(
     assert await database.projects.count({}) == 0
 
 
+@pytest.mark.slow
 async def test_an_update_that_makes_a_document_larger_than_16_mb_is_refused_and_changes_nothing(
     database: Database,
 ) -> None:

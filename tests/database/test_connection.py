@@ -227,6 +227,7 @@ def a_mongod(dbpath: Path, *options: str) -> Iterator[str]:
         process.kill()
 
 
+@pytest.mark.slow
 async def test_a_standalone_server_gets_an_error_that_says_how_to_make_it_a_replica_set(standalone: str) -> None:
     with pytest.raises(StandaloneServer) as caught:
         await connect(standalone, settings=Settings(mongodb_uri=standalone))
@@ -236,6 +237,7 @@ async def test_a_standalone_server_gets_an_error_that_says_how_to_make_it_a_repl
         assert step in caught.value.message
 
 
+@pytest.mark.slow
 async def test_a_standalone_server_is_recognised_where_the_uri_names_a_replica_set(standalone: str) -> None:
     uri = f"{standalone}?replicaSet=rs0"
     with pytest.raises(DatabaseUnavailable) as caught:
@@ -244,6 +246,7 @@ async def test_a_standalone_server_is_recognised_where_the_uri_names_a_replica_s
         assert step in caught.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["", "?replicaSet=rs0"])
 async def test_an_uninitiated_replica_set_is_recognised(uninitiated: str, options: str) -> None:
     uri = uninitiated + options
@@ -284,6 +287,7 @@ async def test_the_clock_is_the_server_s_and_is_corrected_by_each_heartbeat(mong
 # Going away, and coming back
 
 
+@pytest.mark.slow
 async def test_when_the_database_dies_and_comes_back_requests_fail_clearly_and_recover_by_themselves(
     own_server: server.Server,
 ) -> None:
@@ -404,6 +408,7 @@ async def test_the_database_inside_a_transaction_knows_the_way_out(database: Dat
     await database.transaction(body)
 
 
+@pytest.mark.slow
 async def test_a_server_that_stops_answering_for_longer_than_the_timeout_is_unavailable(
     own_server: server.Server,
 ) -> None:

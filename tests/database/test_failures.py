@@ -256,6 +256,7 @@ URIS = [
 ]
 
 
+@pytest.mark.slow
 async def test_no_message_shows_the_password() -> None:
     async def attempt(uri: str) -> None:
         with pytest.raises(XimlerError) as caught:

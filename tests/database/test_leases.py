@@ -41,6 +41,7 @@ async def test_a_holder_retries_the_same_lease_after_a_lost_reply(database):
     assert (first.fence, again.fence) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_a_lease_expires_by_the_servers_clock_and_is_lost_before(database):
     lease = await leases.acquire(database, "work", holder="p", ttl=SHORT)
     database.clock.offset_ms = 3_600_000  # a wrong clock does not let a process take over a lease
@@ -57,6 +58,7 @@ async def test_a_lease_expires_by_the_servers_clock_and_is_lost_before(database)
     assert await other.renew()
 
 
+@pytest.mark.slow
 async def test_a_renewed_lease_is_kept(database):
     lease = await leases.acquire(database, "work", holder="p", ttl=SHORT)
     for _ in range(8):
@@ -65,6 +67,7 @@ async def test_a_renewed_lease_is_kept(database):
         assert await leases.acquire(database, "work", holder="q", ttl=SHORT) is None
 
 
+@pytest.mark.slow
 async def test_work_under_a_lease_is_done_by_one_at_a_time_and_handed_over(database):
     stop, at_work, done = asyncio.Event(), [], []
 
@@ -81,6 +84,7 @@ async def test_work_under_a_lease_is_done_by_one_at_a_time_and_handed_over(datab
     assert done == list(range(1, 13))
 
 
+@pytest.mark.slow
 async def test_a_lease_is_kept_for_as_long_as_its_block_lasts(database):
     stop = asyncio.Event()
     async with leases.hold(database, "work", stop=stop, ttl=SHORT) as lease:
@@ -126,6 +130,7 @@ async def test_a_guarded_transaction_does_not_commit_under_a_lease_that_changes_
     assert await database.raw["acts"].count_documents({}) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", UNMAPPED)
 async def test_a_renewal_that_fails_ends_the_work_and_is_raised(failing, code):
     async def work():
@@ -139,6 +144,7 @@ async def test_a_renewal_that_fails_ends_the_work_and_is_raised(failing, code):
         await work()
 
 
+@pytest.mark.slow
 async def test_a_renewal_that_meets_an_outage_is_repeated(failing):
     async with (
         leases.hold(failing.database, "work", stop=asyncio.Event(), ttl=SHORT) as lease,

@@ -18,6 +18,8 @@ from ximler.migrations import MIGRATIONS
 from ximler.schema.meta import META, SCHEMA_VERSION, Meta
 from ximler.schema.migration import MIGRATIONS as STATES
 
+pytestmark = pytest.mark.slow
+
 MANY = 40 * BATCH + 7
 
 

@@ -39,6 +39,7 @@ def refusal(value: Any, path: str = "canvasData") -> Invalid:
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_values_of_too_many_parts_are_refused_before_they_are_walked(depth: int) -> None:
     many: Any = [0] * (MAX_NODES + 1)
@@ -52,6 +53,7 @@ def test_values_of_too_many_parts_are_refused_before_they_are_walked(depth: int)
     check([0] * MAX_NODES, "canvasData")
 
 
+@pytest.mark.slow
 def test_lists_and_objects_have_a_limit_of_their_own() -> None:
     started = time.process_time()
     assert f"{MAX_CONTAINERS:,}" in refusal([[]] * 1_500_000).message
@@ -60,6 +62,7 @@ def test_lists_and_objects_have_a_limit_of_their_own() -> None:
     check([[]] * MAX_CONTAINERS, "canvasData")
 
 
+@pytest.mark.slow
 def test_parts_count_at_all_levels_together() -> None:
     refusal([[0] * 1000 for _ in range(MAX_NODES // 1000)])
     check([[0] * 999 for _ in range(MAX_NODES // 1000)], "canvasData")
@@ -206,6 +209,7 @@ def test_wide_values_under_long_keys_are_checked_without_spelling_out_every_path
     assert taken < 5
 
 
+@pytest.mark.slow
 def test_as_many_values_as_there_may_be_are_checked_in_reasonable_time() -> None:
     value = {"points": list(range(100_000)), "names": {str(n): "x" for n in range(50_000)}, "nodes": [{}] * 99_997}
     began = time.process_time()

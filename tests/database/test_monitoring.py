@@ -44,6 +44,7 @@ def test_closing_is_no_change() -> None:
     assert events_of(state, False) == []
 
 
+@pytest.mark.slow
 async def test_metrics_say_that_there_is_a_primary_and_how_many_servers_of_which_type(mongodb_uri: str) -> None:
     before = {kind: SERVERS.labels(kind)._value.get() for kind in ("RSPrimary", "Unknown")}
     database = await connect(mongodb_uri)
@@ -61,6 +62,7 @@ async def test_metrics_say_that_there_is_a_primary_and_how_many_servers_of_which
 # Commands
 
 
+@pytest.mark.slow
 async def test_every_command_is_timed_by_collection_and_verb(database: Database) -> None:
     def timed(verb: str, collection: str) -> float:
         return sample("ximler_database_command_seconds_count", collection=collection, verb=verb)
@@ -127,6 +129,7 @@ async def test_the_pool_is_measured(mongodb_uri: str) -> None:
     assert {state: POOL.labels(state)._value.get() for state in before} == before
 
 
+@pytest.mark.slow
 async def test_waiting_for_a_connection_in_vain_is_counted(mongodb_uri: str) -> None:
     uri = f"{mongodb_uri}{'&' if '?' in mongodb_uri else '?'}waitQueueTimeoutMS=20&maxPoolSize=1"
     database = await connect(uri)

@@ -154,6 +154,7 @@ async def test_sort_limit_and_hint_are_mongodb_s(database: Database) -> None:
     assert len(await database.projects.find({}, hint="userId_1_deletedAt_1")) == 3
 
 
+@pytest.mark.slow
 async def test_thousands_are_read_in_batches_of_one_query(database: Database) -> None:
     count = 2 * _BATCH + 500
     await database.audit_logs.insert_many([entry(resource_id=str(n)) for n in range(count)])
@@ -173,6 +174,7 @@ async def test_a_stream_asks_for_a_batch_at_a_time(database: Database) -> None:
     assert [verb for verb, _ in trips] == ["find", "getMore", "getMore"]
 
 
+@pytest.mark.slow
 async def test_the_end_of_a_list_may_be_the_end_of_a_batch(database: Database) -> None:
     for count in (0, 1, 10):
         await database.audit_logs.delete_many({})
@@ -183,6 +185,7 @@ async def test_the_end_of_a_list_may_be_the_end_of_a_batch(database: Database) -
     assert len(await database.audit_logs.find({})) == _BATCH
 
 
+@pytest.mark.slow
 async def test_an_unreadable_document_in_one_batch_leaves_the_others_whole(database: Database) -> None:
     await database.audit_logs.insert_many([entry(resource_id=str(n)) for n in range(_BATCH + 50)])
     for number in (7, _BATCH + 7):
@@ -280,6 +283,7 @@ async def all_pages(database: Database, first: Callable[[], int]) -> list[Object
         after = decode_cursor(page.end_cursor)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -27,6 +27,8 @@ from ximler.schema.meta import META, SCHEMA_VERSION
 from ximler.schema.plan import PLANS
 from ximler.schema.user import USERS
 
+pytestmark = pytest.mark.slow
+
 NAMES = {collection.name for collection in CATALOGUE}
 
 

@@ -77,6 +77,7 @@ async def test_a_transaction_inside_another_joins_it(database: Database) -> None
     assert await database.projects.count({}) == 0
 
 
+@pytest.mark.slow
 async def test_twenty_transactions_that_race_to_increment_all_count(database: Database) -> None:
     """Read, then write what was read plus one: each conflict makes the driver run the body again."""
     made = await database.coupons.insert(coupon("COUNT", used_count=0))
@@ -175,6 +176,7 @@ async def insert_and_forget(transaction: Database) -> None:
     transaction.forget("projects", "this one")
 
 
+@pytest.mark.slow
 async def test_a_commit_with_an_unknown_result_counts_as_done(failing: Failing, forgotten: list[Any]) -> None:
     unknown = {"code": 50, "errmsg": "no majority in time"}
     with commits() as committed:

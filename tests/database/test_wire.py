@@ -118,6 +118,7 @@ async def test_a_read_that_fails_twice_is_an_error(failing: Failing) -> None:
         assert await hits() == 2
 
 
+@pytest.mark.slow
 async def test_without_retries_a_failed_read_is_an_error(failing: Failing, own_server: Any) -> None:
     uri = with_options(own_server.uri, "retryReads=false")
     other = await connect(uri, name=failing.database.name)
@@ -130,6 +131,7 @@ async def test_without_retries_a_failed_read_is_an_error(failing: Failing, own_s
         await other.close()
 
 
+@pytest.mark.slow
 async def test_a_reply_later_than_the_socket_s_timeout_fails_and_leaves_the_pool_usable(
     failing: Failing, own_server: Any
 ) -> None:
@@ -145,6 +147,7 @@ async def test_a_reply_later_than_the_socket_s_timeout_fails_and_leaves_the_pool
         await other.close()
 
 
+@pytest.mark.slow
 async def test_a_read_that_is_cancelled_while_it_waits_gives_its_place_in_the_pool_back(
     failing: Failing, own_server: Any
 ) -> None:
@@ -180,6 +183,7 @@ async def test_a_cancellation_at_any_step_of_a_read_is_never_swallowed_and_leave
                 await reading
 
 
+@pytest.mark.slow
 async def test_reads_on_connections_that_the_pool_interrupts_are_repeated(failing: Failing) -> None:
     database = failing.database
     async with failing.fail("find", collection="plans", blockConnection=True, blockTimeMS=3000) as hits:

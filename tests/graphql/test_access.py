@@ -26,6 +26,8 @@ from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.payment import Payment
 from ximler.schema.subscription import Subscription
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = schema().core
 MARK = "Xanadu"  # in everything that is the victim's
 # Attempts are counted and audited in any case, and the process writes its heartbeat.

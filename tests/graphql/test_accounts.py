@@ -25,6 +25,7 @@ def code_of(database: Database, secret: str) -> str:
     return pyotp.TOTP(secret).at(database.clock.now())
 
 
+@pytest.mark.slow
 async def test_a_second_factor_from_beginning_to_end(ada: Client, database: Database) -> None:
     assert (await ada.ask("{ secondFactor { enabled since recoveryCodesLeft } }"))["secondFactor"] == {
         "enabled": False, "since": None, "recoveryCodesLeft": 0,
@@ -185,6 +186,7 @@ async def test_a_null_is_no_setting(ada: Client, database: Database, wanted: dic
     assert user.notification_settings == NotificationSettings()
 
 
+@pytest.mark.slow
 async def test_exchanging_a_stolen_token_buys_no_more_guesses(ada: Client) -> None:
     guess = 'mutation { reauthenticate(password: "a guess") }'
     codes = []

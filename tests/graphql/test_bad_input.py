@@ -12,6 +12,8 @@ from tests.serving import Client
 from ximler.core.ids import decode_cursor, encode_cursor
 from ximler.database import Database
 
+pytestmark = pytest.mark.slow
+
 CREATE = "mutation ($input: CreateProjectInput!) { createProject(input: $input) { id } }"
 UPDATE = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { id } }"
 REGISTER = "mutation ($input: RegisterInput!) { register(input: $input) { accepted } }"

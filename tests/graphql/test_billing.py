@@ -18,6 +18,8 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 
+pytestmark = pytest.mark.slow
+
 GOOD, DECLINED = "4242424242424242", "4000000000009995"
 START = """mutation ($plan: ID!, $coupon: String) {
   startCheckout(planId: $plan, coupon: $coupon, returnUrl: "http://localhost/back") {

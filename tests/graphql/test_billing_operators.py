@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from bson import ObjectId
 from tests.graphql.test_billing import buy, rail
 from tests.graphql.test_operators import grace, id_of
@@ -29,6 +30,7 @@ EDIT = (
 )
 
 
+@pytest.mark.slow
 async def test_an_operator_reads_a_users_billing_refunds_and_grants_credit(
     grace: Client, ada: Client, database: Database, rail: Sandbox
 ) -> None:
@@ -90,6 +92,7 @@ async def test_an_operator_creates_edits_and_ends_a_coupon(grace: Client) -> Non
     assert "SPRING" not in {each["code"] for each in listed["coupons"]["nodes"]}
 
 
+@pytest.mark.slow
 async def test_an_operator_creates_edits_and_retires_a_plan_without_a_change_for_its_subscribers(
     grace: Client, ada: Client, database: Database, rail: Sandbox
 ) -> None:
@@ -135,6 +138,7 @@ async def test_an_operator_creates_edits_and_retires_a_plan_without_a_change_for
     }  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_an_operator_extends_marks_as_paid_and_reprices(
     grace: Client, ada: Client, database: Database, rail: Sandbox
 ) -> None:

@@ -1,8 +1,10 @@
 """The journey of a new customer, from registration to sign-out, over the real application."""
 
+import pytest
 from tests.serving import PASSWORD, Client
 
 
+@pytest.mark.slow
 async def test_a_person_registers_creates_projects_up_to_their_limit_finds_them_and_signs_out(client: Client) -> None:
     token = await client.register("Ada@Example.com", name="  Ada Lovelace ")
     assert (await client.sign_in("ada@example.com")).code == "BAD_CREDENTIALS"

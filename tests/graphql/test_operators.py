@@ -30,6 +30,7 @@ async def grace(app: object, database: Database) -> AsyncIterator[Client]:
     await grace.http.aclose()
 
 
+@pytest.mark.slow
 async def test_an_operator_finds_views_locks_and_unlocks_an_account(grace: Client, ada: Client) -> None:
     ada_id = await id_of(ada)
     found = await grace.ask('{ users(search: "ada@") { nodes { id email lockedAt } pageInfo { hasNextPage } } }')

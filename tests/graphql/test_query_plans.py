@@ -348,6 +348,7 @@ async def operator(database: Database, settings: Settings) -> None:
     await seeding.insert(database, SEEDS)
 
 
+@pytest.mark.slow
 async def test_every_query_is_served_by_an_index_and_reads_little(capture: Capture, database: Database) -> None:
     assert {(verb(c), c[verb(c)]) for c in capture.commands} >= {
         ("find", "users"), ("find", "projects"), ("find", "plans"), ("find", "subscriptions"),
@@ -367,6 +368,7 @@ async def test_every_query_is_served_by_an_index_and_reads_little(capture: Captu
     assert not problems, "\n".join(sorted(set(problems)))
 
 
+@pytest.mark.slow
 async def test_every_query_would_reach_one_shard(capture: Capture) -> None:
     problems = []
     for command in capture.commands:
@@ -376,6 +378,7 @@ async def test_every_query_would_reach_one_shard(capture: Capture) -> None:
     assert not problems, "\n".join(sorted(set(problems)))
 
 
+@pytest.mark.slow
 async def test_a_scan_is_found_out_wherever_it_hides(database: Database) -> None:
     """The rule itself: what it must refuse."""
     await crowd(database)

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import pytest
 from tests.graphql.test_billing import buy, rail
 from tests.graphql.test_operators import grace, id_of
 from tests.serving import Client
@@ -22,6 +23,7 @@ REPORTS = """query ($from: Date!, $to: Date!, $after: String) { reports {
 } }"""
 
 
+@pytest.mark.slow
 async def test_an_operator_reads_reports(grace: Client, ada: Client, database: Database, rail: Sandbox) -> None:
     await buy(ada, database, rail, coupon="WELCOME20")
     today = database.clock.now().date()

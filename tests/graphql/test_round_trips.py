@@ -152,6 +152,7 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
     return found
 
 
+@pytest.mark.slow
 async def test_each_operation_has_the_documented_cost(costs: dict[str, list[RoundTrip]]) -> None:
     for name in SIDE_BY_SIDE:  # side by side: in no order
         costs[name] = sorted(costs[name])

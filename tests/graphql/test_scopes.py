@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from graphql import GraphQLObjectType
 from tests.graphql.test_access import COUNTED, FIELDS, MARK, SCHEMA, ask_for_everything, contents, victim
 from tests.serving import Client
@@ -52,6 +53,7 @@ def test_the_generated_schema_shows_the_scopes() -> None:
     assert "  plans: [Plan!]! @scope\n" in text
 
 
+@pytest.mark.slow
 async def test_a_key_may_use_a_field_exactly_if_it_has_its_scope(victim: Any, ada: Client, database: Database) -> None:
     """Asked for by keys of Ada's, about the victim's things: what the scope lets pass still is not hers."""
     everything = await key_of(ada, *SCOPES)

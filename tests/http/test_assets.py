@@ -38,6 +38,7 @@ async def _size(client: Client, project: str) -> int:
     return size
 
 
+@pytest.mark.slow
 async def test_the_life_of_an_asset(ada: Client) -> None:
     bob = await Client(ada.app, address="192.0.2.2").join("bob@example.com")
     project = await _project(ada)
@@ -79,6 +80,7 @@ async def test_the_life_of_an_asset(ada: Client) -> None:
     assert await _size(ada, project) == before + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "status", "content", "said"),
     [
@@ -155,6 +157,7 @@ async def test_what_a_file_is_comes_from_its_content(ada: Client, content: bytes
     assert got.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.slow
 async def test_a_name_injects_no_header(ada: Client) -> None:
     project = await _project(ada)
     path = await _upload(ada, project, b"x", '报告🚀"a"\r\nX: y.txt')
@@ -170,6 +173,7 @@ async def test_a_name_injects_no_header(ada: Client) -> None:
     assert made.json()["name"] == "passwd"
 
 
+@pytest.mark.slow
 async def test_a_form_with_a_file_is_an_upload(ada: Client, database: Database) -> None:
     project = await _project(ada)
     content = bytes(range(256)) * 2000
@@ -213,6 +217,7 @@ async def test_a_client_that_leaves_has_stored_nothing(ada: Client, database: Da
     assert await database.raw["assetfiles"].count_documents({}) == 0
 
 
+@pytest.mark.slow
 async def test_assets_over_graphql(ada: Client) -> None:
     project = await _project(ada)
     path = await _upload(ada, project, PNG, "dot.png")

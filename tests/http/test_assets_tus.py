@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import pytest
 from tests.serving import Client
 
 from ximler.database import Database
@@ -77,6 +78,7 @@ class _Cut:
         self.status = message.get("status", self.status)
 
 
+@pytest.mark.slow
 async def test_the_life_of_a_resumable_upload(ada: Client, database: Database) -> None:
     bob = await Client(ada.app, address="192.0.2.2").join("bob@example.com")
     project = await _project(ada)
@@ -111,6 +113,7 @@ async def test_the_life_of_a_resumable_upload(ada: Client, database: Database) -
     await _send(ada, "DELETE", path, 404)
 
 
+@pytest.mark.slow
 async def test_a_request_that_returns_takes_the_upload_from_one_that_hangs(ada: Client) -> None:
     path = await _create(ada, await _project(ada))
     hanging = _Cut(ada, path, 0, CONTENT[:1_000_000])
@@ -132,6 +135,7 @@ async def _try(client: Client, path: str, offset: int) -> int:
     return (await client.http.patch(path, headers=headers | BYTES, content=CONTENT[offset:])).status_code
 
 
+@pytest.mark.slow
 async def test_what_the_protocol_offers(ada: Client) -> None:
     project = await _project(ada)
     options = await _send(ada, "OPTIONS", f"{project}/uploads", 204)

@@ -146,6 +146,7 @@ async def test_json_that_would_not_come_back_is_refused_with_its_place(editor: E
     assert (await editor.read()).json() == {"a": 1}
 
 
+@pytest.mark.slow
 async def test_numbers_and_strokes_come_back_as_they_went(editor: Editor) -> None:
     exact = b'{"n":9007199254740993,"f":0.1,"big":1.5e300,"text":"\\u00fc\xc3\xbc"}'
     assert (await editor.save(exact, base=0)).status_code == 200

@@ -128,6 +128,7 @@ async def test_each_revision_arrives_once_and_in_order(editor: Editor) -> None:
     assert _live(editor).followers == 0
 
 
+@pytest.mark.slow
 async def test_what_the_log_does_not_have_is_one_reload(editor: Editor) -> None:
     for n in range(LOGGED + 3):
         await editor.save(set={"a": {"x": n}})
@@ -168,6 +169,7 @@ async def test_a_large_patch_is_an_event_of_the_process_that_saved_it_while_it_r
     assert [event[:2] for event in late.events] == [("reload", 5), ("patch", 6)]
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_with_its_access(editor: Editor, ada: Client) -> None:
     other = Client(ada.app)
     await other.sign_in("ada@example.com")
@@ -209,6 +211,7 @@ async def test_streams_of_a_user_are_limited_and_leave_nothing_behind(editor: Ed
         assert wrong.status == 400
 
 
+@pytest.mark.slow
 async def test_a_silent_stream_pings(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ximler.http.canvas_changes._PING_S", 0.1)
     async with editor.stream() as stream:

@@ -10,6 +10,7 @@ from tests.serving import Client
 from ximler.http import clients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "script"), [("ximler.js", "clients.mjs"), ("excalidraw.js", "excalidraw.mjs")])
 async def test_the_client_saves_follows_and_loses_nothing(client: Client, module: str, script: str) -> None:
     served = await client.http.get(f"/clients/{module}")

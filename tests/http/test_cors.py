@@ -34,6 +34,7 @@ async def listed(settings: Settings, database: Database, mongodb_uri: str) -> As
         yield Client(app).http
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", [OURS, "http://localhost:5173"])
 @pytest.mark.parametrize("path", ["/graphql", "/healthz", "/nothing"])
 async def test_a_listed_origin_may_ask_and_read(listed: httpx.AsyncClient, origin: str, path: str) -> None:
@@ -49,6 +50,7 @@ async def test_a_listed_origin_may_ask_and_read(listed: httpx.AsyncClient, origi
     assert "access-control-allow-credentials" not in answer.headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", OTHERS)
 async def test_another_origin_may_not(listed: httpx.AsyncClient, origin: str) -> None:
     refused = await listed.options("/graphql", headers={"Origin": origin, **PREFLIGHT})

@@ -53,6 +53,7 @@ async def test_metrics_are_prometheus_text_and_cover_requests_commands_pool_and_
         assert any(line.startswith(expected) for line in lines), expected
 
 
+@pytest.mark.slow
 async def test_metrics_take_their_token_where_there_is_one(
     settings: Settings, database: Database, mongodb_uri: str
 ) -> None:

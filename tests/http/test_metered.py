@@ -135,6 +135,7 @@ async def test_past_the_limit_a_route_answers_with_problem_details(
     assert problem["requestId"] == answers[1].headers["x-request-id"]
 
 
+@pytest.mark.slow
 async def test_recording_usage_is_free_and_never_refused_by_the_months_quota(
     recorder: Client, user_id: ObjectId, database: Database
 ) -> None:
@@ -174,6 +175,7 @@ async def test_requests_that_cannot_be_executed_cost_no_call(program: Client, da
     assert await used(program, database) == {}
 
 
+@pytest.mark.slow
 async def test_of_many_at_once_exactly_as_many_are_served_as_are_left(
     program: Client, user_id: ObjectId, database: Database
 ) -> None:
@@ -206,6 +208,7 @@ async def test_unknown_paths_are_metered_under_one_name(program: Client, databas
     assert await used(program, database) == {"other": 2}
 
 
+@pytest.mark.slow
 async def test_a_rejected_burst_does_not_count_against_the_month(
     settings: Settings, mongodb_uri: str, ada: Client, user_id: ObjectId, database: Database
 ) -> None:
@@ -231,6 +234,7 @@ async def test_a_rejected_burst_does_not_count_against_the_month(
         assert await used(program, database) == {"/graphql": total}
 
 
+@pytest.mark.slow
 async def test_a_page_of_a_listed_origin_sees_why_it_is_refused(
     settings: Settings, mongodb_uri: str, ada: Client, user_id: ObjectId, database: Database
 ) -> None:
@@ -307,6 +311,7 @@ async def test_a_session_whose_token_looks_a_little_like_a_key_is_not_metered(ad
     assert "ratelimit" not in answer.headers
 
 
+@pytest.mark.slow
 async def test_a_key_that_is_revoked_while_its_request_arrives_opens_nothing(
     program: Client, user_id: ObjectId, database: Database
 ) -> None:

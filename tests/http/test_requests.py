@@ -120,6 +120,7 @@ def test_a_malformed_network_is_rejected_by_the_settings_name(network: str) -> N
         TrustedProxies([network])
 
 
+@pytest.mark.slow
 async def test_a_session_stores_the_trusted_client_address(
     settings: Settings, ada: Client, database: Database, mongodb_uri: str
 ) -> None:
@@ -156,6 +157,7 @@ async def counted(client: Client, **labels: str) -> float:
     return float(found[1]) if found else 0
 
 
+@pytest.mark.slow
 async def test_requests_are_counted_by_route_not_by_path(client: Client) -> None:
     before = await counted(client, method="GET", route="/healthz", status="200")
     await client.http.get("/healthz?x=1")

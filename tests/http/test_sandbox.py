@@ -64,6 +64,7 @@ async def test_a_paid_plan_takes_effect_at_once(ada: Client, rail: Sandbox) -> N
     assert (await pay(ada, path, GOOD)).status_code == 303
 
 
+@pytest.mark.slow
 async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client, rail: Sandbox) -> None:
     await pay(ada, await begin(ada, coupon="WELCOME20"), GOOD)
     found = await ada.ask("{ invoices { nodes { number url pdfUrl } } payments { nodes { invoiceUrl } } }")
@@ -87,6 +88,7 @@ async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client
     await stranger.http.aclose()
 
 
+@pytest.mark.slow
 async def test_the_page_of_an_invoice_shows_what_the_pdf_shows(ada: Client, database: Database, rail: Sandbox) -> None:
     await pay(ada, await begin(ada, coupon="WELCOME20"), GOOD)
     (invoice,) = (await ada.ask("{ invoices { nodes { id number url pdfUrl } } }"))["invoices"]["nodes"]
@@ -138,6 +140,7 @@ class Text(HTMLParser):
             self.texts.append(data.strip())
 
 
+@pytest.mark.slow
 async def test_a_customer_whose_renewal_failed_enters_another_card_and_has_paid(
     ada: Client, database: Database, rail: Sandbox
 ) -> None:
@@ -196,6 +199,7 @@ async def test_the_form_needs_no_script_and_names_its_fields(ada: Client, rail: 
     assert [attributes["href"] for tag, attributes in tags if tag == "a"] == [BACK]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("card", "says"),
     [
@@ -216,6 +220,7 @@ async def test_a_card_that_is_refused_shows_the_form_again(ada: Client, rail: Sa
     assert await plan_and_projects(ada) == ("pro", 100)
 
 
+@pytest.mark.slow
 async def test_a_payment_that_takes_time_returns_too(ada: Client, rail: Sandbox) -> None:
     path = await begin(ada)
     assert (await pay(ada, path, LATER)).status_code == 303
@@ -258,6 +263,7 @@ async def test_events_are_stored_once_if_their_signature_is_right(
     assert await events.process(database, rail) == 1
 
 
+@pytest.mark.slow
 async def test_outside_of_development_there_is_no_sandbox(
     settings: Settings, database: Database, mongodb_uri: str
 ) -> None:

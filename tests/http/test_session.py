@@ -142,6 +142,7 @@ async def test_signing_out_by_graphql_removes_the_cookie(browser: Client) -> Non
     assert "Max-Age=0" in answer.headers["set-cookie"]
 
 
+@pytest.mark.slow
 async def test_a_refresh_gives_a_new_cookie_and_the_old_one_opens_nothing(browser: Client) -> None:
     old = browser.http.cookies["ximler"]
     answer = await browser.http.post("/v1/session/refresh", headers=OURS)

@@ -9,6 +9,8 @@ from tests.serving import Client, serve
 from ximler.core.settings import Settings
 from ximler.database import Database
 
+pytestmark = pytest.mark.slow
+
 TWO = 'mutation { a: createProject(input: {name: "A"}) { id } b: createProject(input: {name: "B"}) { id } }'
 REVOKE = "mutation { revokeOtherSessions }"
 

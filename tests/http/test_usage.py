@@ -66,6 +66,7 @@ async def test_reporting_is_free_and_never_refused_by_the_quota(ada: Client, key
     assert refused.json()["errors"][0]["extensions"]["fields"]["used"] == "1013"
 
 
+@pytest.mark.slow
 async def test_a_stream_may_be_longer_than_any_other_body(key: Client, database: Database) -> None:
     async def body() -> Any:
         for event in events(database, 3000, source="x" * 100):
@@ -75,6 +76,7 @@ async def test_a_stream_may_be_longer_than_any_other_body(key: Client, database:
     assert answer.json()["accepted"] == 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["application/x-ndjson", "application/json"])
 async def test_a_stream_ends_when_its_key_is_revoked(kind: str, key: Client, database: Database) -> None:
     first, second = (msgspec.json.encode(event) for event in events(database, 2))

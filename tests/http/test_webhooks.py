@@ -46,6 +46,7 @@ async def send(client: Client, body: bytes, signature: str, **headers: str) -> i
     return (await client.http.post("/webhooks/stripe", content=body, headers=headers)).status_code
 
 
+@pytest.mark.slow
 async def test_an_event_is_stored_once_with_one_command(paying: Client, database: Database) -> None:
     assert await send(paying, BODY, sign(BODY, "whsec_of_tomorrow")) == 200
     with round_trips() as trips:
@@ -55,6 +56,7 @@ async def test_an_event_is_stored_once_with_one_command(paying: Client, database
     assert (event.id, event.kind, event.object_id, event.reference) == ("evt_1", "intent.changed", "pi_1", "charge")
 
 
+@pytest.mark.slow
 async def test_a_delivery_that_is_not_stripes_is_refused(paying: Client, client: Client, database: Database) -> None:
     huge = b'{"id":"' + b"x" * 10_000_000 + b'"}'
     answers = [

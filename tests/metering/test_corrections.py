@@ -181,6 +181,7 @@ async def recorded(database: Database, person: Actor, count: int) -> None:
     await record(database, OPERATOR, [event(database, person, id=str(n), amount=2) for n in range(count)])
 
 
+@pytest.mark.slow
 async def test_recorded_usage_is_rebuilt_from_the_ledger(database: Database, person: Actor) -> None:
     await used(database, person, 7)
     await recorded(database, person, 5)
@@ -197,6 +198,7 @@ async def test_recorded_usage_is_rebuilt_from_the_ledger(database: Database, per
     assert await remaining(database, person) == 1000 - 7 - 13
 
 
+@pytest.mark.slow
 async def test_events_of_a_moved_anniversary_stay_with_the_quota_that_they_counted_in(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
@@ -251,6 +253,7 @@ async def test_a_settlement_that_is_under_way_is_neither_drift_nor_lost(
     assert (await stored(database, person))["ingested"] == 17
 
 
+@pytest.mark.slow
 async def test_rebuilding_while_events_are_recorded_and_settled_finds_nothing_and_breaks_nothing(
     database: Database, person: Actor
 ) -> None:
@@ -293,6 +296,7 @@ async def test_rebuilding_while_events_are_recorded_and_settled_finds_nothing_an
     assert (await stored(database, person))["ingested"] == total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [{"projects": "many"}, {"hours": {"h1": "?"}}])
 async def test_a_failing_user_does_not_block_the_rebuild_of_others(database: Database, wrong: dict[str, Any]) -> None:
     people = []

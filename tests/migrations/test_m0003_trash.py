@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from bson import ObjectId
 
 from ximler.core.actor import Actor
@@ -33,6 +34,7 @@ async def customer(database: Database, *, deleted: int, kept: int = 0) -> Actor:
     return actor
 
 
+@pytest.mark.slow
 async def test_gauges_and_ledger_of_users_with_deleted_projects_are_counted_again_once(database: Database) -> None:
     some = [await customer(database, deleted=n % 3, kept=1) for n in range(12)]
     await database.raw["users"].insert_one({"_id": (silent := ObjectId()), "name": "n", "email": "n", "password": "-"})
@@ -54,6 +56,7 @@ async def test_gauges_and_ledger_of_users_with_deleted_projects_are_counted_agai
     assert await database[GAUGES].find_one({"_id": silent}) is None
 
 
+@pytest.mark.slow
 async def test_more_gauges_than_a_batch_are_looked_at(database: Database) -> None:
     now = database.clock.now()
     ids = [ObjectId() for _ in range(250)]

@@ -138,6 +138,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "reply", "outcome"), STEPS)
 async def test_only_a_refused_recipient_is_final(server, step, reply, outcome):
     server.script[step] = reply

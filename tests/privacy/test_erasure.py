@@ -35,6 +35,8 @@ from ximler.schema.usage import Usage
 from ximler.schema.user import USERS, User
 from ximler.worker import Worker
 
+pytestmark = pytest.mark.slow
+
 MARK = "Xanadu"  # in everything that says who she was
 PASSWORD = "correct horse battery"
 DAYS = timedelta(days=30)

@@ -210,6 +210,7 @@ async def readers(database: Database) -> list[Any]:
         return await found.to_list()
 
 
+@pytest.mark.slow
 async def test_a_reader_that_leaves_lets_go_of_everything(database, ada, me) -> None:
     await database.raw["notifications"].insert_many(
         [{"userId": ada.id, "type": "PRODUCT", "title": "t" * 100, "message": "m" * 1000} for _ in range(3000)]

@@ -12,6 +12,8 @@ from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import assets, assets_storage, assets_uploads, projects, trash
 from ximler.schema.asset import ASSET_FILES, ASSETS
 
+pytestmark = pytest.mark.slow
+
 MOST = 100_000_000
 
 

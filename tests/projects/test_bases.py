@@ -52,6 +52,7 @@ async def test_a_patch_is_one_command_of_its_own_size(drawing: Drawing) -> None:
     assert trips == [("update", "projects")]
 
 
+@pytest.mark.slow
 async def test_a_canvas_becomes_large_and_small_again(drawing: Drawing) -> None:
     await canvas.replace(drawing.database, drawing.ada, drawing.id, shapes(4), based_on={0})
     await drawing.expect_exact()
@@ -70,6 +71,7 @@ async def test_a_canvas_becomes_large_and_small_again(drawing: Drawing) -> None:
     await drawing.expect_exact()
 
 
+@pytest.mark.slow
 async def test_patches_become_part_of_the_base_while_others_are_saved(drawing: Drawing) -> None:
     savers = [Saver(drawing.database) for _ in range(2)]
 
@@ -127,6 +129,7 @@ async def test_records_of_another_list_are_patched(drawing: Drawing) -> None:
     assert (now["shapes"][1], now["elements"]) == ({"key": "k1", "text": TEXT, "x": 1}, [{"id": "e"}])
 
 
+@pytest.mark.slow
 async def test_versions_of_it_are_kept_restored_and_purged(drawing: Drawing) -> None:
     await drawing.save(set={"s1": {"x": 5}})
     kept = await versions.create(drawing.database, drawing.ada, drawing.id, name="v")
@@ -151,6 +154,7 @@ async def test_versions_of_it_are_kept_restored_and_purged(drawing: Drawing) -> 
     assert (was.storage_bytes, now.storage_bytes) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_a_canvas_that_another_application_writes_replaces_the_base(drawing: Drawing) -> None:
     await drawing.save(set={"s1": {"x": 5}})
     theirs = {"elements": [{"id": "z"}]}
@@ -163,6 +167,7 @@ async def test_a_canvas_that_another_application_writes_replaces_the_base(drawin
     assert "canvasBase" not in await drawing.stored()
 
 
+@pytest.mark.slow
 async def test_a_reader_never_meets_a_base_that_is_replaced_meanwhile(drawing: Drawing) -> None:
     async def replace() -> None:
         for n in range(10):
@@ -180,6 +185,7 @@ async def test_a_reader_never_meets_a_base_that_is_replaced_meanwhile(drawing: D
     await asyncio.gather(replacing, look(), look())
 
 
+@pytest.mark.slow
 async def test_no_change_of_our_own_is_taken_for_another_applications(drawing: Drawing) -> None:
     feed, stop = Feed(drawing.database), asyncio.Event()
     others = WritesByOthers(drawing.database, feed)

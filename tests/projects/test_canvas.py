@@ -84,6 +84,7 @@ def test_a_patch_that_doubles_what_it_copies_is_refused_before_it_fills_the_memo
         patched({"a": {"x": "y" * 100}}, doubling)
 
 
+@pytest.mark.slow
 def test_a_patch_has_limits_of_operations_and_of_elements_that_it_shifts() -> None:
     with pytest.raises(Invalid, match="10,001 operations"):
         patched({}, [{"op": "test", "path": "", "value": {}}] * 10_001)
@@ -109,6 +110,7 @@ operations = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(values, st.lists(operations, max_size=5))
 def test_any_patch_is_applied_or_refused(data: Any, patch: Any) -> None:
     with contextlib.suppress(Invalid):

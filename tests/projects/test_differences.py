@@ -25,6 +25,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values, values)
 def test_a_difference_leads_from_one_canvas_to_the_other(before: Any, after: Any) -> None:
     result = patched(copy.deepcopy(before), between(before, after))
@@ -46,6 +47,7 @@ def test_canvases_that_differ_too_much_are_refused() -> None:
         between({"a": [0] * 10_001}, {"a": [1] * 10_001})
 
 
+@pytest.mark.slow
 def test_the_work_of_a_comparison_is_bounded() -> None:
     before: Any = {"large": "x" * 4_000_000, "n": 0}
     after: Any = {"large": "x" * 4_000_000, "n": 1}

@@ -95,6 +95,7 @@ async def _run(database: Database, uri: str, ada: Actor, kills: int) -> None:
     assert {name: record["n"] for name, record in records.items()} == drawn
 
 
+@pytest.mark.slow
 async def test_editors_survive_a_killed_process(database: Database, mongodb_uri: str, ada: Actor) -> None:
     await _run(database, mongodb_uri, ada, kills=1)
 

@@ -139,6 +139,7 @@ async def test_records_of_many_editors_are_set_by_their_places(drawing: Canvas) 
     assert (await drawing.records())["n5"]["x"] == 6
 
 
+@pytest.mark.slow
 async def test_the_same_patch_again_is_answered_as_before_and_applied_once(drawing: Canvas) -> None:
     first = await drawing.save("one", 1, set={"a": {"x": 1}, "gone": {"x": 1}})
     for n in range(patches.LOGGED + 1):
@@ -153,6 +154,7 @@ async def test_the_same_patch_again_is_answered_as_before_and_applied_once(drawi
     assert len((await drawing.stored())["canvasLog"]) == patches.LOGGED
 
 
+@pytest.mark.slow
 async def test_savers_of_several_processes_and_other_changes_take_turns(drawing: Canvas) -> None:
     others = [Saver(drawing.database) for _ in range(3)]
 
@@ -199,6 +201,7 @@ async def test_ids_that_are_set_in_vain_count_as_storage(drawing: Canvas) -> Non
     assert (await drawing.charged())[0] > 2 * 100 * 200
 
 
+@pytest.mark.slow
 async def test_a_patch_beyond_the_plan_is_refused_alone_and_removing_is_always_possible(drawing: Canvas) -> None:
     await drawing.save(put=[{"id": "big", "text": "y" * 20_000}])
     await drawing.saver.close()
@@ -315,6 +318,7 @@ def applied(state: dict[str, Any], change: dict[str, Any]) -> list[str]:
     return [name for name in change["set"] if name not in state]
 
 
+@pytest.mark.slow
 @settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # generating takes seconds beside busy processors
@@ -333,6 +337,7 @@ def test_composed_patches_have_the_effect_of_one_after_the_other(given_: list[di
     ]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

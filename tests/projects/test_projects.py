@@ -133,6 +133,7 @@ async def test_a_canvas_nests_as_deep_as_mongodb_allows_and_no_deeper(database: 
         assert list(refused.value.fields) == ["canvasData"]
 
 
+@pytest.mark.slow
 async def test_settings_of_up_to_16_megabytes_are_kept_and_more_is_refused_by_name(
     database: Database, ada: Actor
 ) -> None:

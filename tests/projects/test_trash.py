@@ -90,6 +90,7 @@ async def test_the_trash_is_ordered_by_deletion(database: Database, ada: Actor) 
         await projects.deleted_page(database, ada, first=0)
 
 
+@pytest.mark.slow
 async def test_the_trash_is_purged_after_thirty_days_and_no_earlier(database: Database, ada: Actor, bob: Actor) -> None:
     for actor in (ada, bob):
         await deleted(database, actor, canvas_data={"a": "x" * 50})
@@ -111,6 +112,7 @@ def test_purging_is_scheduled_daily() -> None:
     assert schedule.interval == timedelta(days=1)
 
 
+@pytest.mark.slow
 async def test_more_than_a_batch_is_purged_once_by_two_at_a_time(database: Database, ada: Actor, bob: Actor) -> None:
     long_ago = database.clock.now() - timedelta(days=31)
     for actor, count in ((ada, 230), (bob, 120)):
@@ -163,6 +165,7 @@ async def test_projects_that_another_application_wrote_badly_are_purged_too(data
     assert await used(database, ada) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_creating_and_deleting_in_a_loop_keeps_a_bounded_trash(
     database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ async def test_a_restoration_over_a_base_fails_where_somebody_else_has_saved(dat
     await _expect_exact(database, ada)
 
 
+@pytest.mark.slow
 async def test_equal_content_is_stored_once_and_released_with_its_last_version(database: Database, ada: Actor) -> None:
     project_id = await _made(database, ada)
     made = await asyncio.gather(*(versions.create(database, ada, project_id) for _ in range(4)))
@@ -141,6 +142,7 @@ async def test_versions_that_race_are_no_more_than_the_limit(
     await _expect_exact(database, ada)
 
 
+@pytest.mark.slow
 async def test_automatic_versions_are_idempotent_and_old_ones_removed_unless_pinned(
     database: Database, ada: Actor
 ) -> None:
@@ -160,6 +162,7 @@ async def test_automatic_versions_are_idempotent_and_old_ones_removed_unless_pin
     await _expect_exact(database, ada)
 
 
+@pytest.mark.slow
 async def test_a_change_enqueues_one_version_for_its_interval_and_one_for_many_revisions(
     database: Database, ada: Actor
 ) -> None:

@@ -95,6 +95,7 @@ def test_an_ipv4_address_is_one_address_however_it_comes() -> None:
         networks.parse_network("fe80::1%eth0")
 
 
+@pytest.mark.slow
 async def test_a_key_bound_to_an_address_works_for_it_behind_a_proxy_that_adds_ports(
     settings: Settings, ada: Client, database: Database, mongodb_uri: str
 ) -> None:
@@ -311,6 +312,7 @@ async def test_every_answer_with_an_entity_tag_is_not_sent_again(ada: Client) ->
         assert (await ada.http.get(path, headers={"If-None-Match": '"x"'})).content == first.content
 
 
+@pytest.mark.slow
 async def test_asking_for_the_head_of_an_export_exports_nothing(ada: Client, database: Database) -> None:
     headers = {"Authorization": f"Bearer {ada.token}"}
     response = await ada.http.head("/v1/export", headers=headers)

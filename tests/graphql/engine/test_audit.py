@@ -40,6 +40,7 @@ async def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 async def test_every_audit_passes(installed: Path, server_url: str) -> None:
     output = await run([find_command("node"), "audit.mjs", server_url], installed)
     audits = json.loads(output)

@@ -126,6 +126,7 @@ async def test_fields_of_the_same_level_are_asked_side_by_side() -> None:
     assert response == {"data": {"box": {"a": 1, "b": 1}}}
 
 
+@pytest.mark.slow
 async def test_root_fields_of_a_query_run_side_by_side_and_of_a_mutation_in_turn(lab: Any, engine: Engine) -> None:
     ctx = lab.Context()
     fields = " ".join(f'i{n}: append(item: "{n}")' for n in range(5))
@@ -256,6 +257,7 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(TREES, st.lists(st.sampled_from([None, 0, 0.001]), min_size=1, max_size=5), st.booleans())
 async def test_every_field_of_any_query_is_asked_once(tree: Any, waits: list[float | None], many: bool) -> None:

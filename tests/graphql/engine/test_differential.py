@@ -59,6 +59,7 @@ async def run(labs: dict[str, Lab], count: int, start: int) -> None:
     assert outcomes["nulled"] > count // 100, outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning"
 )  # graphql-core's, of calls that it cancelled

@@ -6,6 +6,7 @@ import tracemalloc
 from typing import Any
 
 import graphql
+import pytest
 
 from ximler.graphql.engine import Engine
 
@@ -24,6 +25,7 @@ async def flood(engine: Engine, ctx: Any, numbers: range) -> None:
             assert "errors" not in response
 
 
+@pytest.mark.slow
 async def test_distinct_texts_without_end_keep_memory_bounded(lab: Any) -> None:
     engine = lab.make_engine(cached_documents=15)
     await flood(engine, lab.Context(), range(5))
@@ -59,6 +61,7 @@ async def test_plans_of_one_text_are_bounded_too(lab: Any) -> None:
     assert len(operation._plans) <= 8
 
 
+@pytest.mark.slow
 async def test_a_text_that_comes_once_costs_little_beside_its_validation(lab: Any) -> None:
     """Parsing and validating it is graphql-core's; the rest, execution included, takes less than half of the whole."""
     engine = lab.make_engine()

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ def dump(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(REQUESTS.map(dump), TYPES)
 @example(
@@ -72,6 +74,7 @@ async def test_requests_of_any_kind(serve: Any, body: bytes, accept: str) -> Non
     check(await serve().post("/", content=body, headers=headers))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.booleans())
 async def test_bodies_of_any_kind(serve: Any, body: bytes, json_type: bool) -> None:
@@ -79,6 +82,7 @@ async def test_bodies_of_any_kind(serve: Any, body: bytes, json_type: bool) -> N
     check(await serve().post("/", content=body, headers=headers))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(

@@ -92,6 +92,7 @@ async def test_circles_of_fragments_are_named_not_followed(engine: Engine) -> No
     assert "Cannot spread fragment 'F0' within itself" in errors[0]["message"]
 
 
+@pytest.mark.slow
 async def test_long_chains_of_fragments_do_not_exhaust_the_stack(lab: Any) -> None:
     engine = lab.make_engine(tokens=100_000, breadth=10**6)
     chain = " ".join(f"fragment F{n} on Query {{ ...F{n + 1} }}" for n in range(3000))
@@ -350,6 +351,7 @@ SELECTIONS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(SELECTIONS, min_size=5, max_size=5))
 def test_any_document_is_either_prepared_or_refused(engine: Engine, selections: list[str]) -> None:

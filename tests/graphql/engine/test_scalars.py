@@ -132,11 +132,13 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON)
 async def test_json_passes_through_variables(scalars: Engine, value: Any) -> None:
     assert await ask(scalars, "json", "JSON", value) == value
 
 
+@pytest.mark.slow
 async def test_json_literals_are_read_as_they_are_spelt(scalars: Engine) -> None:
     query = 'query($v: JSON) { json(value: {a: [1, -2.5e3, "x", true, null], camelKey: {$: 1}, b: $v}) }'
     query = query.replace("{$: 1}", "{inner_key: 1}")

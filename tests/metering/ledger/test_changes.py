@@ -146,6 +146,7 @@ async def test_a_difference_between_ledger_and_gauge_is_corrected_in_this_hour(
     assert entry["metadata"]["before"]["ledger projects"] == 9
 
 
+@pytest.mark.slow
 async def test_settling_costs_three_commands_however_many_users_and_one_for_none(database: Database) -> None:
     people = [
         (await database.users.insert(User(name="n", email=f"{ObjectId()}@example.com", password="-"))).id
@@ -200,6 +201,7 @@ async def test_a_step_that_an_earlier_version_left_half_done_is_completed(
     assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [{"hours": {"x": 1, "h1": "?"}}, {"projects": "many"}, {"hours": {"h9": None}}])
 async def test_a_gauge_with_a_value_of_a_wrong_type_does_not_block_others(
     database: Database, wrong: dict[str, Any]
@@ -385,6 +387,7 @@ class History(RuleBasedStateMachine):
             assert points[-1].level == self.level[resource]
 
 
+@pytest.mark.slow
 def test_any_history_of_projects_adds_up(mongodb_uri: str) -> None:
     _run(mongodb_uri, examples=12, steps=30)
 

@@ -58,6 +58,7 @@ async def test_every_line_is_answered_for(database: Database, person: Actor) -> 
     assert reasons[6].startswith("amount: must be between 1 and")
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=200)
 @given(st.lists(st.integers(min_value=0, max_value=700), max_size=10), st.integers(min_value=1, max_value=5))
 def test_it_does_not_matter_where_a_stream_is_cut(cuts: list[int], size: int) -> None:
@@ -98,6 +99,7 @@ async def test_reading_stops_where_too_much_is_refused_and_says_how_far_it_got(
     assert MAX_REFUSED <= len(report.refused) == report.lines <= MAX_REFUSED + 1000
 
 
+@pytest.mark.slow
 async def test_sending_a_file_again_after_an_interruption_counts_the_rest(database: Database, person: Actor) -> None:
     now = database.clock.now()
     lines = [line(person, now - timedelta(seconds=n % 50), id=str(n)) + b"\n" for n in range(3000)]
@@ -116,6 +118,7 @@ async def test_sending_a_file_again_after_an_interruption_counts_the_rest(databa
     assert sum(row.amount for row in await database.usage.find({"userId": person.user_id})) == 3000
 
 
+@pytest.mark.slow
 async def test_memory_does_not_grow_with_the_stream(database: Database, person: Actor) -> None:
     now = database.clock.now()
 

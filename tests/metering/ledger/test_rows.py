@@ -67,6 +67,7 @@ async def test_repeated_and_reordered_changes_count_once(database: Database) -> 
     assert row["amount"] == 37
 
 
+@pytest.mark.slow
 async def test_concurrent_inserts_of_a_row_lose_nothing(database: Database) -> None:
     hours = dict.fromkeys(range(FIRST, FIRST + 100), 3)
     for _ in range(10):

@@ -97,6 +97,7 @@ async def test_a_row_of_the_ledger_names_the_sources_up_to_a_bound(database: Dat
     assert sum(row.metadata["recorded"]["periods"].values()) == 32
 
 
+@pytest.mark.slow
 async def test_many_users_and_hours_are_settled_with_a_handful_of_commands(database: Database) -> None:
     users = [ObjectId() for _ in range(300)]
     await database.raw["users"].insert_many(
@@ -191,6 +192,7 @@ async def test_a_slow_process_does_not_repeat_a_completed_settlement(database: D
     assert latest.number == slow.number + 1
 
 
+@pytest.mark.slow
 async def test_the_settler_settles_recorded_events(database: Database, person: Actor) -> None:
     keeping = asyncio.create_task(settlement.Settler(database).run(asyncio.Event()))
     try:

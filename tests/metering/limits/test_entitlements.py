@@ -70,6 +70,7 @@ async def test_without_a_subscription_periods_are_calendar_months(database: Data
     assert (quota.limit, quota.period_start.day, quota.period_end.day) == (1000, 1, 1)
 
 
+@pytest.mark.slow
 async def test_a_quota_is_opened_once_however_many_want_it(database: Database, person: Actor) -> None:
     found = await asyncio.gather(*(opened(database, person) for _ in range(12)))
     assert len({quota.id for quota in found}) == 1
@@ -119,6 +120,7 @@ async def test_a_subscription_change_updates_the_entitlement_in_its_transaction(
         await entitlements.entitle(database, person.user_id)
 
 
+@pytest.mark.slow
 async def test_a_quota_opened_while_limits_change_has_the_new_ones(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
@@ -274,6 +276,7 @@ async def test_missed_changes_are_found_by_checking_all_users(
     assert await entitlements.heal_all(database) == 0
 
 
+@pytest.mark.slow
 async def test_a_plans_limits_are_copied_to_all_its_users_with_six_commands_and_a_read(
     database: Database, subscribe: Subscribe
 ) -> None:
@@ -303,6 +306,7 @@ async def test_a_plans_limits_are_copied_to_all_its_users_with_six_commands_and_
     assert await entitlements.heal_all(database) == 0
 
 
+@pytest.mark.slow
 async def test_an_unreadable_plan_does_not_block_healing_of_others(database: Database, subscribe: Subscribe) -> None:
     people = [
         await database.users.insert(User(name="n", email=f"{number}@example.com", password="-")) for number in range(20)

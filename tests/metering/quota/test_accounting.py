@@ -304,6 +304,7 @@ async def _refuse_grant(*args: Any, **more: Any) -> None:
 # Closing without a database
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unreported", [False, True])
 async def test_a_process_that_ends_waits_for_an_absent_database_only_with_units_to_report(
     failing: Failing, unreported: bool

@@ -62,6 +62,7 @@ def theirs(actor: Actor, *, size: Any = 0, **fields: Any) -> dict[str, Any]:
     return {"userId": actor.user_id, "name": "theirs", "storageSize": size, **fields}
 
 
+@pytest.mark.slow
 async def test_fifty_projects_created_at_once_leave_exactly_three(database: Database, person: Actor) -> None:
     ends = await attempt(*(projects.create(database, person, name=f"P{n}") for n in range(50)))
     assert ends == {"OK": 3, "QUOTA_EXCEEDED": 47}
@@ -75,6 +76,7 @@ async def test_fifty_projects_created_at_once_leave_exactly_three(database: Data
     assert ends == {"OK": 1, "QUOTA_EXCEEDED": 19}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "fit"), [(1, 2), (2, 1), (3, 0), (5, 0)])
 async def test_earlier_projects_of_another_application_count(
     database: Database, person: Actor, before: int, fit: int
@@ -89,6 +91,7 @@ async def test_earlier_projects_of_another_application_count(
         assert gauge == truth
 
 
+@pytest.mark.slow
 async def test_a_first_create_and_a_delete_of_another_applications_project_do_not_lose_each_other(
     database: Database,
 ) -> None:
@@ -107,6 +110,7 @@ async def test_a_first_create_and_a_delete_of_another_applications_project_do_no
         assert truth[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_random_history_of_racing_changes_keeps_the_gauge_correct(
     database: Database, person: Actor, seed: int
@@ -144,6 +148,7 @@ async def test_a_random_history_of_racing_changes_keeps_the_gauge_correct(
     assert total["OK"] > 10
 
 
+@pytest.mark.slow
 async def test_a_write_conflict_storm_on_one_project_ends_in_answers_only(database: Database, person: Actor) -> None:
     made = await projects.create(database, person, name="hot")
     ends = await attempt(
@@ -179,6 +184,7 @@ async def test_delete_restore_update_and_purge_of_one_project_race_to_a_true_gau
     assert gauge == truth
 
 
+@pytest.mark.slow
 async def test_a_first_create_counts_a_trash_that_is_emptied_at_the_same_moment(database: Database) -> None:
     """Neither has a gauge to meet at, and what the one counts the other removes."""
     for _ in range(10):
@@ -214,6 +220,7 @@ async def test_storage_is_limited_on_create_and_update_and_the_trash_counts(data
     assert truth[1] <= TINY
 
 
+@pytest.mark.slow
 async def test_racing_creations_never_exceed_the_storage_limit(database: Database, tiny: Actor) -> None:
     size = (await projects.create(database, tiny, name="a", canvas_data={"x": "y" * 60})).storage_size
     ends = await attempt(*(projects.create(database, tiny, name="a", canvas_data={"x": "y" * 60}) for _ in range(15)))
@@ -243,6 +250,7 @@ async def test_a_lowered_limit_blocks_growth_and_permits_removal(database: Datab
     assert shown["storage"].remaining == 500 - shown["storage"].used
 
 
+@pytest.mark.slow
 async def test_an_unlimited_plan_counts_and_never_refuses(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
@@ -285,6 +293,7 @@ async def test_a_rejected_first_project_leaves_no_gauge(database: Database, pers
     assert await database.raw["projects"].count_documents({}) == 0
 
 
+@pytest.mark.slow
 async def test_sizes_of_any_number_type_are_read(database: Database, person: Actor, subscribe: Subscribe) -> None:
     sizes = [7.0, Int64(8), Decimal128("9"), None, 5e9]
     made = await database.raw["projects"].insert_many([theirs(person, size=size) for size in sizes])

@@ -209,6 +209,7 @@ class History(RuleBasedStateMachine):
         assert await corrections.rebuild(self.database, OPERATOR, self.user_id) == []
 
 
+@pytest.mark.slow
 def test_any_history_adds_up(mongodb_uri: str) -> None:
     _run(mongodb_uri, examples=8, steps=25)
 

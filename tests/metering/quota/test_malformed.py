@@ -75,6 +75,7 @@ async def test_a_damaged_quota_does_not_block_reports_returns_or_forfeitures_of_
     assert (await quota(database, person))["leases"] == {}
 
 
+@pytest.mark.slow
 async def test_invalid_plans_and_subscriptions_do_not_block_new_limits_of_others(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:

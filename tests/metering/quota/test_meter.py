@@ -30,6 +30,7 @@ from ximler.metering.quota.meter import Meter
 # Serving
 
 
+@pytest.mark.slow
 async def test_exactly_the_limit_is_served_and_accounted_for(database: Database, person: Actor, meter: Meter) -> None:
     assert await spend(meter, person, 1100) == 1000
     with pytest.raises(LimitExceeded, match="1,000 API calls") as refused:
@@ -80,6 +81,7 @@ async def test_hundreds_of_concurrent_calls_take_exactly_the_limit(
     assert all(isinstance(r, LimitExceeded) for r in results if isinstance(r, BaseException))
 
 
+@pytest.mark.slow
 async def test_five_processes_share_one_quota_to_its_last_unit(database: Database, person: Actor) -> None:
     async def hammer(meter: Meter) -> int:
         served = refused = 0
@@ -104,6 +106,7 @@ async def test_five_processes_share_one_quota_to_its_last_unit(database: Databas
     assert sum(row["amount"] for row in await rows(database, person)) == 1000
 
 
+@pytest.mark.slow
 async def test_a_unit_held_by_an_idle_process_is_returned_for_another(database: Database, person: Actor) -> None:
     async with process(database) as one, process(database) as other:
         await one.consume(person)  # its lease holds four more
@@ -186,6 +189,7 @@ async def test_the_first_call_of_a_period_takes_ten_commands_and_of_a_user_in_a_
     await other.close()
 
 
+@pytest.mark.slow
 async def test_a_busy_process_sends_less_than_one_command_per_hundred_calls(
     database: Database, person: Actor, subscribe: Subscribe
 ) -> None:
@@ -205,6 +209,7 @@ async def test_a_busy_process_sends_less_than_one_command_per_hundred_calls(
     assert len(trips) * 100 <= served, (len(trips), served)
 
 
+@pytest.mark.slow
 async def test_any_number_of_users_is_reported_with_three_commands(database: Database, meter: Meter) -> None:
     people = [Actor(kind="user", user_id=ObjectId()) for _ in range(30)]
     await database.raw["users"].insert_many(
@@ -252,6 +257,7 @@ async def test_a_lease_does_not_cross_into_the_next_period(database: Database, p
 # Changes of limits
 
 
+@pytest.mark.slow
 async def test_a_larger_plan_takes_effect_at_once_for_an_exhausted_quota(database: Database, person: Actor) -> None:
     async with process(database) as meter:
         assert await spend_all(meter, person) == 1000
@@ -260,6 +266,7 @@ async def test_a_larger_plan_takes_effect_at_once_for_an_exhausted_quota(databas
         assert await spend(meter, person, 100) == 9
 
 
+@pytest.mark.slow
 async def test_a_smaller_plan_takes_effect_despite_open_leases(database: Database, person: Actor) -> None:
     async with process(database) as meter:
         assert await spend(meter, person, 100) == 100
@@ -287,6 +294,7 @@ async def test_an_override_ends_by_itself(database: Database, person: Actor, met
     assert (await quota(database, person))["settled"] == 3000
 
 
+@pytest.mark.slow
 async def test_a_subscription_starts_its_own_periods(database: Database, person: Actor, subscribe: Subscribe) -> None:
     async with process(database) as meter:
         assert await spend_all(meter, person) == 1000

@@ -52,6 +52,7 @@ def suspect_long_ago(reaper: Reaper) -> None:
         reaper._suspected_at[process] -= 60
 
 
+@pytest.mark.slow
 async def test_a_lease_of_a_dead_process_is_forfeited_and_its_ledger_written(
     database: Database, person: Actor, dead: Meter, reaper: Reaper
 ) -> None:
@@ -77,6 +78,7 @@ async def test_a_lease_of_a_dead_process_is_forfeited_and_its_ledger_written(
     await alive.close()
 
 
+@pytest.mark.slow
 async def test_a_process_that_renews_its_heartbeat_keeps_unused_leases(
     database: Database, person: Actor, dead: Meter, reaper: Reaper
 ) -> None:
@@ -91,6 +93,7 @@ async def test_a_process_that_renews_its_heartbeat_keeps_unused_leases(
     await dead.close()
 
 
+@pytest.mark.slow
 async def test_a_process_that_wakes_up_before_its_leases_are_forfeited_keeps_them(
     database: Database, person: Actor, dead: Meter, reaper: Reaper
 ) -> None:
@@ -105,6 +108,7 @@ async def test_a_process_that_wakes_up_before_its_leases_are_forfeited_keeps_the
     assert (document["settled"], document["forfeited"], document["granted"], document["leases"]) == (1, 0, 1, {})
 
 
+@pytest.mark.slow
 async def test_a_process_that_wakes_up_too_late_gets_another_lease(
     database: Database, person: Actor, dead: Meter, reaper: Reaper
 ) -> None:
@@ -121,6 +125,7 @@ async def test_a_process_that_wakes_up_too_late_gets_another_lease(
     assert (document["settled"], document["granted"], document["leases"]) == (1, 1 + lease, {})
 
 
+@pytest.mark.slow
 async def test_a_lease_that_moves_after_its_process_was_found_dead_is_not_forfeited(
     database: Database, person: Actor, dead: Meter, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +145,7 @@ async def test_a_lease_that_moves_after_its_process_was_found_dead_is_not_forfei
     assert (await quota(database, person))["settled"] == 1
 
 
+@pytest.mark.slow
 async def test_two_reapers_forfeit_a_lease_once(database: Database, person: Actor, dead: Meter) -> None:
     await dead.consume(person)
     await expired(database, dead)
@@ -163,6 +169,7 @@ async def test_an_outage_restarts_the_reapers_delay(failing: Failing) -> None:
     assert reaper._suspected_at == {}
 
 
+@pytest.mark.slow
 async def test_one_of_two_leases_that_a_process_has_of_a_quota_is_returned_and_the_other_is_still_found(
     database: Database, person: Actor, dead: Meter, reaper: Reaper
 ) -> None:

@@ -39,6 +39,7 @@ async def told(database: Database, person: Actor) -> list[str]:
     return [n.title for n in await database.notifications.find({"userId": person.user_id}, sort=[("createdAt", 1)])]
 
 
+@pytest.mark.slow
 async def test_a_user_is_notified_once_at_80_and_once_at_100_per_cent(
     database: Database, person: Actor, worker: Worker, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ async def test_of_two_thresholds_passed_at_once_the_higher_is_notified(
     assert await told(database, person) == ["Your API calls of this period are used up"]
 
 
+@pytest.mark.slow
 async def test_alerts_repeat_in_each_period(database: Database, person: Actor, worker: Worker) -> None:
     await use(database, person, 900)
     await worker.run_due()

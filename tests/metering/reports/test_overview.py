@@ -106,6 +106,7 @@ async def test_usage_of_other_users_is_not_found(database: Database, person: Act
         await overview(database, SYSTEM, [ObjectId()])
 
 
+@pytest.mark.slow
 async def test_reported_calls_equal_the_enforced_quota(database: Database, person: Actor) -> None:
     meter = Meter(database)
     for _ in range(3):
