@@ -79,7 +79,7 @@ def test_ctrl_c_reaches_the_database_only_after_the_requests(up):
     assert gone(mongod)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 def test_a_killed_ximler_takes_its_database_and_workers_with_it_and_the_next_start_recovers(up, workers):
     first = up("--workers", workers)
     token = an_account(first)

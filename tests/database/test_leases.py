@@ -162,7 +162,7 @@ async def test_a_lease_is_waited_for_while_the_database_is_away(failing):
             assert lease.fence == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # up to 90 s: if it is frozen inside a transaction, the server ends that after 60 s
 async def test_a_process_that_was_frozen_past_its_lease_does_nothing_more(database, mongodb_uri):
     command = [sys.executable, str(HOLDER), mongodb_uri, database.name, "800"]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)

@@ -450,10 +450,10 @@ async def test_ctrl_c_does_not_reach_mongod(owner: Callable[..., Owner]) -> None
 @pytest.mark.parametrize(
     ("moment", "everything"),
     [
-        ("mongod.spawned", False),
+        pytest.param("mongod.spawned", False, marks=pytest.mark.soak),
         ("mongod.listening", True),
         ("mongod.initiated", False),
-        ("mongod.initiated", True),
+        pytest.param("mongod.initiated", True, marks=pytest.mark.soak),
         ("mongod.user", True),
         ("mongod.primary", True),
     ],
