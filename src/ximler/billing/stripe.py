@@ -1,4 +1,4 @@
-"""Stripe as a rail, over its official library, which no other module imports.
+"""Stripe as a rail, over its official library, which only this module and `stripe_errors` import.
 
 Card data never reaches Ximler: a hosted page (Checkout in setup mode) saves a card, which is charged off-session. Objects of
 ours are named in the metadata. Every write has an idempotency key of ours, and nothing rests on it: an intent is confirmed at
@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,14 +20,12 @@ import stripe
 import structlog
 from bson import ObjectId
 
-from ximler.billing.declines import reason
 from ximler.billing.provider import (
     Dispute,
     Intent,
     IntentStatus,
     Notice,
     PaymentMethod,
-    ProviderUnavailable,
     Refunded,
     Sale,
     Session,
@@ -35,7 +33,8 @@ from ximler.billing.provider import (
     TheirSubscription,
 )
 from ximler.billing.stripe_currencies import from_stripe, to_stripe
-from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
+from ximler.billing.stripe_errors import HARD, HIDDEN, Declined, KeyRefused, errors
+from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.core.money import Money
 from ximler.core.settings import Settings
 
@@ -45,22 +44,8 @@ VERSION = "2026-10-28.endive"
 TOLERANCE_S = 300
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 _SHORTEST_PAGE = timedelta(minutes=31)  # Stripe asks for 30 at least
-_NO_ANSWER = "The payment provider does not answer: try again in a moment"
 _NAME = "ximler"  # the key of our metadata: what the object is for
 
-# The card's issuer will not change its mind (docs.stripe.com/declines/codes).
-_HARD = frozenset(
-    "account_closed card_not_supported currency_not_supported expired_card fraudulent highest_risk_level incorrect_number "
-    "invalid_account invalid_expiry_month invalid_expiry_year invalid_number lost_card merchant_blacklist no_such_card "
-    "pickup_card restricted_card revocation_of_all_authorizations revocation_of_authorization security_violation "
-    "service_not_allowed stolen_card stop_payment_order transaction_not_allowed resource_missing "
-    "payment_method_customer_decline payment_method_not_available payment_method_unexpected_state".split()
-)
-# Not shown to the customer, who may be the thief.
-_HIDDEN = frozenset(
-    "fraudulent highest_risk_level lost_card merchant_blacklist pickup_card restricted_card security_violation "
-    "stolen_card".split()
-)
 _DISPUTES: dict[str, Any] = {"won": "WON", "warning_closed": "WON", "lost": "LOST", "prevented": "LOST"}
 # `unpaid`, `incomplete` and `paused` give no access; Stripe may make them active again.
 _STATUSES = {"active": "ACTIVE", "trialing": "ACTIVE", "past_due": "PAST_DUE", "canceled": "CANCELLED"}
@@ -143,7 +128,7 @@ class Stripe:
 
     async def detach(self, method_id: str) -> None:
         if await self.usable(method_id):
-            with _errors(), contextlib.suppress(NotFound):
+            with errors(), contextlib.suppress(NotFound):
                 await self._api.payment_methods.detach_async(method_id, options=_once())
 
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
@@ -163,9 +148,9 @@ class Stripe:
         params = {"payment_method": method_id, "off_session": True}
         refused = None
         try:
-            with _errors():
+            with errors():
                 await self._api.payment_intents.confirm_async(intent_id, params=params, options=options)
-        except _Declined:
+        except Declined:
             pass  # the intent has the reason
         except (Invalid, NotFound) as problem:
             refused = problem
@@ -262,7 +247,7 @@ class Stripe:
         if not now:
             await self._update(subscription_id, cancel_at_period_end=True)
         elif (await self._read(self._api.subscriptions, subscription_id))["status"] not in _ENDED:
-            with _errors():
+            with errors():
                 await self._api.subscriptions.cancel_async(subscription_id, options=_once())
 
     async def resume_subscription(self, subscription_id: str) -> None:
@@ -282,7 +267,7 @@ class Stripe:
             "proration_behavior": "always_invoice",
         }
         params = {"subscription": subscription_id, "subscription_details": details}
-        with _errors():
+        with errors():
             found = _plain(await self._api.invoices.create_preview_async(params=params, options=_once()))
         currency = found["currency"].upper()
         return Money(from_stripe(found["amount_due"], currency), currency)
@@ -290,7 +275,7 @@ class Stripe:
     async def misconfigured(self, url: str) -> list[str]:
         try:
             found = [each async for each in self._all(self._api.webhook_endpoints)]
-        except _Forbidden:
+        except KeyRefused:
             return ["the webhook's endpoint cannot be checked: allow the key to read Webhook Endpoints"]
         ours = next((each for each in found if each["url"] == url and each["status"] == "enabled"), None)
         if ours is None:
@@ -343,19 +328,19 @@ class Stripe:
         return {"id": _items(found)[0]["id"], "price": price_id}
 
     async def _update(self, subscription_id: str, **params: Any) -> None:
-        with _errors():
+        with errors():
             await self._api.subscriptions.update_async(subscription_id, params=params, options=_once())
 
     async def _read(self, service: Any, object_id: str, *expand: str) -> dict[str, Any]:
-        with _errors():
+        with errors():
             return _plain(await service.retrieve_async(object_id, params={"expand": list(expand)} if expand else {}))
 
     async def _write(self, service: Any, key: str, **params: Any) -> dict[str, Any]:
-        with _errors():
+        with errors():
             return _plain(await service.create_async(params=params, options={"idempotency_key": key}))
 
     async def _all(self, service: Any, **params: Any) -> AsyncIterator[dict[str, Any]]:
-        with _errors():
+        with errors():
             found = await service.list_async(params={"limit": 100, **params})
             async for each in found.auto_paging_iter():
                 yield _plain(each)
@@ -378,56 +363,6 @@ class _Event(msgspec.Struct):
     data: _Data
     livemode: bool = False
     api_version: str | None = None
-
-
-class _Forbidden(ProviderUnavailable):
-    """A restricted key lacks a permission."""
-
-
-class _Declined(Conflict):
-    code = "PAYMENT_DECLINED"
-
-
-class _Rejected(Invalid):
-    """Stripe refuses the request itself: a fault of the configuration, or ours. Its text is for the log."""
-
-    code = "PAYMENT_PROVIDER_REJECTED"
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """The library's errors as ours."""
-    try:
-        yield
-    except stripe.CardError as error:
-        raise _Declined(f"The payment was declined: {_words(error)}") from error
-    except stripe.InvalidRequestError as error:
-        gone = error.http_status == 404
-        log = _log.info if gone else _log.error
-        log(
-            "Stripe rejected a request", request=error.request_id, code=error.code, param=error.param, reason=str(error)
-        )
-        if gone:
-            raise NotFound("The payment provider has no such object") from error
-        raise _Rejected("The payment provider rejected the request. Contact us, or try again later.") from error
-    except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        _log.error("Stripe refused the key", request=error.request_id, reason=str(error))
-        raise _Forbidden(_NO_ANSWER) from error
-    except stripe.StripeError as error:
-        kind = type(error).__name__
-        _log.warning(
-            "Stripe did not answer", kind=kind, status=error.http_status, code=error.code, request=error.request_id
-        )
-        raise ProviderUnavailable(_NO_ANSWER) from error
-
-
-def _words(error: stripe.CardError) -> str:
-    """Ours for a code that we know, else Stripe's `message`, which for card errors is written for customers."""
-    given: dict[str, Any] = (error.json_body or {}).get("error") or {}
-    code = str(given.get("decline_code") or error.code)
-    if code in _HIDDEN or not error.user_message:
-        return reason(code)
-    return reason(code, otherwise=error.user_message.rstrip("."))
 
 
 def _hourly(name: str) -> str:
@@ -518,8 +453,8 @@ def _failure(found: dict[str, Any]) -> tuple[str, bool]:
     code = str(error.get("decline_code") or error.get("code") or "card_declined")
     if code in ("payment_intent_authentication_failure", "setup_intent_authentication_failure"):
         code = "authentication_required"
-    hard = code in _HARD or error.get("advice_code") == "do_not_try_again"
-    return "card_declined" if code in _HIDDEN else code, hard
+    hard = code in HARD or error.get("advice_code") == "do_not_try_again"
+    return "card_declined" if code in HIDDEN else code, hard
 
 
 def _refunded(found: dict[str, Any]) -> Refunded:
