@@ -24,7 +24,7 @@ class CouponLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def coupons(database: Database, actor: Actor, *, start: date, end: date) -> list[CouponLine]:
-    """Coupons by what they took off invoices issued between two days (UTC, without `end`), the largest first.
+    """The discounts of each coupon on invoices issued between two days (UTC, without `end`), the largest first.
 
     Raises Forbidden, and Invalid for an empty range. One command, which reads the invoices of the range.
     """

@@ -33,12 +33,13 @@ __all__ = [
     "Mrr",
     "churn",
     "cohorts",
+    "midnight",
     "movements",
     "mrr",
 ]
 
 By = Literal["DAY", "WEEK", "MONTH"]
-MOST_LINES = 1_000
+_MOST_LINES = 1_000
 _LAST_YEAR = 9000
 _STORED = dict(zip(RevenueDay.__struct_fields__, RevenueDay.__struct_encode_fields__, strict=True))
 
@@ -121,6 +122,11 @@ class CustomerMovement(msgspec.Struct, frozen=True, kw_only=True):
     start_minor: int
     end_minor: int
     cancelled: bool
+
+
+def midnight(day: date) -> datetime:
+    """The instant at which a day begins."""
+    return datetime.combine(day, time(), UTC)
 
 
 async def mrr(
@@ -216,7 +222,7 @@ async def movements(
 
 
 class _Held(NamedTuple):
-    """What is held at a moment: minor units a year, and customers."""
+    """Recurring revenue at a moment, in minor units a year, and the number of customers."""
 
     annual: int = 0
     committed: int = 0
@@ -233,7 +239,7 @@ class _Held(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """A period: what was held before and is held after it, and what moved."""
+    """A period: the revenue before and after it, and its movements."""
 
     start: date
     end: date
@@ -362,7 +368,7 @@ def _cohort_stages(currencies: list[str], end: date) -> list[dict[str, Any]]:
     ]
 
 
-def _spans(start: date, end: date, by: By, *, most: int | None = MOST_LINES) -> list[tuple[date, date]]:
+def _spans(start: date, end: date, by: By, *, most: int | None = _MOST_LINES) -> list[tuple[date, date]]:
     """The periods between two days: whole ones, cut off at both ends. Weeks begin on Monday (ISO 8601)."""
     if end <= start:
         raise Invalid.field("to", f"{end} is not after {start}: the range has no day")
@@ -407,7 +413,3 @@ def _twelfth(annual: int) -> int:
 def _half_up(amount: int, divisor: int) -> int:
     whole = (2 * abs(amount) + divisor) // (2 * divisor)
     return whole if amount >= 0 else -whole
-
-
-def midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)

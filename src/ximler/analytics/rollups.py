@@ -8,7 +8,7 @@ customer's day has changed since they were read.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -21,11 +21,11 @@ from ximler.database.failures import DocumentExists
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
 from ximler.schema.revenue_day import REVENUE_DAYS, RevenueDay
 
-__all__ = ["check", "days_of", "refresh"]
+__all__ = ["check", "days_of", "rebuild", "refresh"]
 
 _MOVEMENTS = 5_000  # a transaction
+_ATTEMPTS = 20  # at a batch, while other processes roll up the same customers
 _DAYS = 200  # an aggregation
-_DAY = timedelta(days=1)
 _CHANGE = {"$abs": {"$subtract": ["$endMinor", "$startMinor"]}}
 _KINDS = {  # of a movement: the fields with its amount and its customers
     "NEW": ("newMinor", "new"),
@@ -66,16 +66,27 @@ async def check(*, database: Database) -> int:
 
 async def refresh(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
     """Bring the rollups up to date; returns how many movements were rolled up. Two commands if nothing is new."""
-    count = 0
+    count = failed = 0
     while users := await movements.pending(database, _MOVEMENTS):
         try:
             count += await _roll_up(database, users)
         except DocumentExists:  # another process marked the same new day at the same moment
+            failed += 1
+            if failed == _ATTEMPTS:
+                raise
             continue
+        failed = 0
         progress(count)
     while dirty := await database[REVENUE_DAYS].find({"dirty": True}, limit=_DAYS):
         await _sum(database, dirty)
     return count
+
+
+async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
+    """Compute all rollups anew from the ledger; returns how many movements there are. Reports stay usable meanwhile."""
+    await movements.unroll(database)
+    await database[REVENUE_DAYS].patch_many({}, {"$inc": {"version": 1}, "$set": {"dirty": True}})
+    return await refresh(database, progress=progress)
 
 
 async def _roll_up(database: Database, users: list[ObjectId]) -> int:

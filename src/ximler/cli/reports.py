@@ -1,4 +1,4 @@
-"""`ximler reports mrr|churn|cohorts|coupons|movements|verify`, for operators."""
+"""`ximler reports mrr|churn|cohorts|coupons|movements|verify|rebuild`, for operators."""
 
 import csv
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from ximler.cli.context import Run, connected, counted, paged
+from ximler.cli.context import Run, connected, counted, paged, progress_bar
 from ximler.core.money import Money
 
 _EMPTY = "There is no recurring revenue in this range."
@@ -224,6 +224,17 @@ async def verify(run: Run, repair: bool) -> int | None:
         subscriptions = counted(len(found), "subscription")
         click.echo(f"{subscriptions} corrected." if repair else f"{subscriptions} differ: --repair corrects them.")
     return 1 if found and not repair else None
+
+
+@reports.command()
+@connected(json="Print the number of movements as JSON.")
+async def rebuild(run: Run) -> None:
+    """Compute the rollups anew from the ledger. Reports stay usable meanwhile."""
+    from ximler.analytics import rollups
+
+    with progress_bar("Rolling up", "movements", quiet=run.as_json) as progress:
+        count = await rollups.rebuild(run.database, progress=progress)
+    run.show({"movements": count}, f"{counted(count, 'movement')} rolled up.")
 
 
 def _asked(asked: dict[str, Any]) -> dict[str, Any]:
