@@ -37,7 +37,10 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> str:
-        number = f"{self.value:.2f}" if self.unit == "×" else f"{self.value:,.0f}"
+        if self.unit == "×":
+            number = f"{self.value:.2f}"
+        else:  # a fraction matters where the number is small
+            number = f"{self.value:,.{int(0 < abs(self.value) < 10 and self.value != int(self.value))}f}"
         return f"{number} {self.unit}".rstrip()
 
 
