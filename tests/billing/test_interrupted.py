@@ -101,7 +101,7 @@ def buy(plan: str = "pro", card: str = GOOD, coupon: str | None = None) -> Act:
 
 def new_card(card: str) -> Act:
     async def act(world: World) -> None:
-        begun = await checkouts.change_card(
+        begun = await checkouts.add_method(
             world.database, world.rail, world.settings, world.actor, return_url="http://localhost/"
         )
         await world.rail.enter_card(str(begun.session_id), card)

@@ -35,7 +35,7 @@ async def new_card(
 ) -> str:
     """Its status, once the customer has entered it."""
     back = "http://localhost/back"
-    begun = await checkouts.change_card(database, rail, settings, actor, return_url=back, makes_default=default)
+    begun = await checkouts.add_method(database, rail, settings, actor, return_url=back, makes_default=default)
     await rail.enter_card(str(begun.session_id), number)
     await asyncio.gather(*(checkouts.complete(database, rail, begun.id) for _ in range(3)))
     await events.process(database, rail)

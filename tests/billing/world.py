@@ -238,7 +238,7 @@ def buy(plan: str, card: str, code: str | None, terms: Coupon | None) -> Act:
 def new_card(card: str) -> Act:
     async def act(person: Person) -> None:
         world = person.world
-        begun = await checkouts.change_card(
+        begun = await checkouts.add_method(
             world.database, world.rail, world.settings, person.actor, return_url="http://localhost/"
         )
         await world.rail.enter_card(str(begun.session_id), card)

@@ -37,7 +37,7 @@ from ximler.schema.trial import TRIALS, Trial, trial_id
 __all__ = [
     "AlreadySubscribed",
     "Checkout",
-    "change_card",
+    "add_method",
     "complete",
     "expire",
     "get",
@@ -103,7 +103,7 @@ async def start(
     return await _open(database, provider, checkout, customer_id=customer_id, title=plan.name)
 
 
-async def change_card(
+async def add_method(
     database: Database,
     provider: Provider,
     settings: Settings,

@@ -72,11 +72,11 @@ async def save(database: Database, provider: Provider, checkout: Checkout, metho
         if not await transaction[CHECKOUTS].patch({"_id": checkout.id, "status": "OPEN"}, saved):
             return None
         await keep(transaction, account, method, default=checkout.makes_default)
-        added = account.method is not None and account.method.id == method.id
-        action = Action.PAYMENT_METHOD_CHANGED if added else Action.PAYMENT_METHOD_ADDED
+        charged = account.method is not None and account.method.id == method.id
+        action = Action.PAYMENT_METHOD_CHANGED if charged else Action.PAYMENT_METHOD_ADDED
         user = Actor(kind="user", via="webhook", user_id=account.id)  # entered on the provider's page
         await _record(transaction, user, action, account, method.label)
-        charge = await _charge(transaction, account) if added else None
+        charge = await _charge(transaction, account) if charged else None
         await store(transaction, account)
         return charge
 

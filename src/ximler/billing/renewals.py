@@ -49,7 +49,7 @@ async def tick_each(
     due = list(results)
     for count in range(MOST_STEPS):
         where = {"_id": {"$in": due}, "nextAt": {"$lte": database.clock.now()}}
-        due = [each.id for each in await database[BILLING_ACCOUNTS].find(where, into=_Due)]
+        due = [each.id for each in await database[BILLING_ACCOUNTS].find(where, into=Identified)]
         if not due:
             return results
         going = []
@@ -65,10 +65,6 @@ async def tick_each(
     for user_id in due:
         _log.error("account does not come to rest", user=str(user_id))
     return results
-
-
-class _Due(Identified, kw_only=True):
-    pass
 
 
 async def _drive(

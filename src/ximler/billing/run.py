@@ -159,7 +159,7 @@ async def _tick_all(database: Database, provider: Provider, progress: Callable[[
     begin = random.randrange(256)  # noqa: S311 (no secret)
     while True:
         due = {"nextAt": {"$lte": database.clock.now()}, "_id": {"$nin": list(stuck)}}
-        found = await database[BILLING_ACCOUNTS].find(due, into=_Due, sort=[("nextAt", 1)], limit=_DUE)
+        found = await database[BILLING_ACCOUNTS].find(due, into=Identified, sort=[("nextAt", 1)], limit=_DUE)
         if not found:
             return result
         ids = sorted((each.id for each in found), key=lambda user_id: (user_id.binary[-1] - begin) % 256)
@@ -176,10 +176,6 @@ async def _tick_all(database: Database, provider: Provider, progress: Callable[[
                     group.create_task(work())
         except ExceptionGroup as failed:  # the database is unavailable
             raise failed.exceptions[0] from None
-
-
-class _Due(Identified, kw_only=True):
-    pass
 
 
 async def _tick(database: Database, provider: Provider, user_ids: list[ObjectId], result: Result) -> set[ObjectId]:

@@ -373,9 +373,8 @@ def _app_url(loaded: Settings) -> Check:
 
 def _server(loaded: Settings) -> Check:
     """Whether Ximler answers on the configured port. Not running is no fault."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(loaded.host, loaded.host)  # noqa: S104 (compared, not bound)
     where = f"{loaded.host}:{loaded.port}"
-    connection = http.client.HTTPConnection(host, loaded.port, timeout=3)
+    connection = http.client.HTTPConnection(loaded.own_host, loaded.port, timeout=3)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

@@ -317,10 +317,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return unquote(address.partition("/")[2].strip("/")) or "ximler"
 
     @property
+    def own_host(self) -> str:
+        """The address at which this machine reaches the server."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (compared, not bound)
+
+    @property
     def base_url(self) -> str:
         """The public URL, else the address to listen on; for all addresses of the machine its loopback address."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (compared, not bound)
-        host = f"[{host}]" if ":" in host else host
+        host = f"[{self.own_host}]" if ":" in self.own_host else self.own_host
         return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
 
     @property

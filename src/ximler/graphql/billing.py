@@ -148,7 +148,7 @@ async def payment_methods(ctx: Context) -> list[dict[str, Any]]:
 async def add_payment_method(ctx: Context, return_url: str, make_default: bool) -> dict[str, Any]:
     provider = rail(ctx.database, ctx.settings)
     return _checkout(
-        await checkouts.change_card(
+        await checkouts.add_method(
             ctx.database, provider, ctx.settings, ctx.actor, return_url=return_url, makes_default=make_default
         )
     )

@@ -22,7 +22,7 @@ from ximler.http.authentication import Caller, signed_in
 from ximler.http.bodies import body_of
 from ximler.http.conditional import matches, strong_tags
 from ximler.http.forms import first_file
-from ximler.http.problems import documented
+from ximler.http.problems import documented, documented_in_project
 from ximler.http.ranges import Unsatisfiable, byte_range, disposition, name_in
 from ximler.projects import assets, assets_kinds, assets_uploads
 
@@ -38,22 +38,14 @@ _SANDBOX = "sandbox; default-src 'none'"
 
 _Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
 _AssetId = Annotated[str, PathParameter(max_length=100, description="The asset's id")]
-_READS = documented(
-    _400="The request cannot be read",
-    _401="The session or key is missing, expired or revoked",
-    _403="Requires the scope projects:read",
-    _404="The project or asset does not exist, is deleted or belongs to another user",
-    _422="An id, cursor or size is malformed",
-    _503="The database is unavailable",
+_READS = documented_in_project(
+    "asset", _403="Requires the scope projects:read", _422="An id, cursor or size is malformed"
 )
-_CHANGES = documented(
-    _400="The request cannot be read",
-    _401="The session or key is missing, expired or revoked",
+_CHANGES = documented_in_project(
+    "asset",
     _403="Requires the scope projects:write; or sent by another site",
-    _404="The project or asset does not exist, is deleted or belongs to another user",
     _422="An id or the name is invalid",
     _429="The plan's storage is used up, the project has 1,000 assets, or too many changes",
-    _503="The database is unavailable",
 )
 
 

@@ -121,7 +121,7 @@ async def pay(
     where = f"{settings.base_url}/invoices/{found.id}"
     if found.status == "OPEN":
         provider = rail(state.database, settings)
-        begun = await checkouts.change_card(state.database, provider, settings, caller.actor, return_url=where)
+        begun = await checkouts.add_method(state.database, provider, settings, caller.actor, return_url=where)
         where = begun.url or where
     return Response("", status_code=303, headers={"Location": where, "Cache-Control": "no-store"})
 

@@ -24,7 +24,17 @@ from ximler.core.errors import (
 from ximler.core.logs import printable
 from ximler.projects.projects import RevisionConflict
 
-__all__ = ["HANDLERS", "MEDIA_TYPE", "Problem", "bad_request", "body", "documented", "headers_of", "status_of"]
+__all__ = [
+    "HANDLERS",
+    "MEDIA_TYPE",
+    "Problem",
+    "bad_request",
+    "body",
+    "documented",
+    "documented_in_project",
+    "headers_of",
+    "status_of",
+]
 
 _log = structlog.get_logger("ximler.http")
 
@@ -76,6 +86,17 @@ def documented(**reasons: str) -> dict[int, ResponseSpec]:
         int(status[1:]): ResponseSpec(Problem, description=reason, media_type=MEDIA_TYPE, generate_examples=False)
         for status, reason in reasons.items()
     }
+
+
+def documented_in_project(thing: str, **reasons: str) -> dict[int, ResponseSpec]:
+    """As `documented`, with the reasons that every route has for what a project contains, such as a version."""
+    return documented(
+        _400="The request cannot be read",
+        _401="The session or key is missing, expired or revoked",
+        _404=f"The project or {thing} does not exist, is deleted or belongs to another user",
+        _503="The database is unavailable",
+        **reasons,
+    )
 
 
 def status_of(error: XimlerError) -> int:

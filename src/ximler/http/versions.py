@@ -17,7 +17,7 @@ from ximler.http.authentication import Caller, signed_in
 from ximler.http.canvas import Saved
 from ximler.http.conditional import matches
 from ximler.http.idempotency import idempotent
-from ximler.http.problems import documented
+from ximler.http.problems import documented, documented_in_project
 from ximler.projects import versions
 from ximler.schema.document import Document
 
@@ -28,22 +28,14 @@ _ONE = f"{_PATH}/{{version:str}}"
 
 _Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
 _Version = Annotated[str, PathParameter(max_length=100, description="The version's id")]
-_READS = documented(
-    _400="The request cannot be read",
-    _401="The session or key is missing, expired or revoked",
-    _403="Requires the scope projects:read",
-    _404="The project or version does not exist, is deleted or belongs to another user",
-    _422="An id, cursor or size is malformed",
-    _503="The database is unavailable",
+_READS = documented_in_project(
+    "version", _403="Requires the scope projects:read", _422="An id, cursor or size is malformed"
 )
-_CHANGES = documented(
-    _400="The body cannot be read",
-    _401="The session or key is missing, expired or revoked",
+_CHANGES = documented_in_project(
+    "version",
     _403="Requires the scope projects:write; or sent by another site",
-    _404="The project or version does not exist, is deleted or belongs to another user",
     _422="An id or field is invalid",
     _429="The plan's storage is used up, the project has 1,000 versions, or too many changes",
-    _503="The database is unavailable",
 )
 
 
@@ -79,7 +71,7 @@ class VersionChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str | msgspec.UnsetType | None = msgspec.UNSET
     # Not typed as a union, of which the document would show an alternative of one.
-    pinned: bool = msgspec.UNSET  # type: ignore[assignment]
+    pinned: bool = msgspec.UNSET  # type: ignore[assignment]  # see above
 
 
 @get(
