@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import threading
@@ -13,12 +14,15 @@ import httpx
 import pytest
 import uvicorn
 
-from ximler.cli.protocol import Protocol
+from ximler.cli.protocol import Addresses, Protocol
 
 
 class Impatient(Protocol):
     headers_s = 0.3
     body_s = 0.3
+    body_rate = 1
+    write_s = 0.5
+    young_s = 0.3
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -60,12 +64,17 @@ Serve = Callable[..., Running]
 def serve() -> Iterator[Serve]:
     running: list[tuple[uvicorn.Server, threading.Thread, socket.socket]] = []
 
-    def start(protocol: type[Protocol] = Protocol, connections: int = 1000, app: Any = echo) -> Running:
+    def start(protocol: Callable[..., Protocol] = Protocol, connections: int = 1000, app: Any = echo) -> Running:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)
         config = uvicorn.Config(
-            app, http=protocol, lifespan="off", ws="none", log_config=None, limit_concurrency=connections
+            app,
+            http=protocol,  # type: ignore[arg-type]  # a class, or one with arguments
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            limit_concurrency=connections,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -239,3 +248,129 @@ def test_a_head_whose_body_is_late_arrives_without_it(serve: Serve) -> None:
         assert connection.recv(65536).endswith(b"\r\n\r\n")
         answered.set()
         assert connection.recv(65536) == b"ok"
+
+
+TRICKLED = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+@contextlib.contextmanager
+def trickled(connections: list[socket.socket]) -> Iterator[None]:
+    """Meanwhile each connection sends a byte of a body, again and again."""
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.wait(0.05):
+            for connection in connections:
+                with contextlib.suppress(OSError):
+                    connection.send(b"a")
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        sending.join()
+
+
+@pytest.mark.parametrize(("known", "ends"), [(False, True), (True, False)])
+def test_a_body_needs_a_least_rate(serve: Serve, known: bool, ends: bool) -> None:
+    """The deadline once began again with every byte. An authenticated caller may send a stream of rare events."""
+
+    class Strict(Protocol):
+        body_s = 0.3
+        body_rate = 1_000
+        body_least = 1
+
+    async def admit(scope: Any, receive: Any, send: Any) -> None:
+        if known:
+            scope["state"]["leave"] = lambda: None
+        await echo(scope, receive, send)
+
+    with serve(Strict, app=admit).connect() as connection:
+        connection.sendall(TRICKLED)
+        with trickled([connection]):
+            connection.settimeout(1.5)
+            try:
+                ended = connection.recv(1) == b""
+            except ConnectionResetError:
+                ended = True
+            except TimeoutError:
+                ended = False
+    assert ended is ends
+
+
+async def large(scope: Any, receive: Any, send: Any) -> None:
+    """40 MB, in parts unless the query says otherwise."""
+    parts = 1 if scope["query_string"] else 40
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"40000000")]})
+    for n in range(parts):
+        await send({"type": "http.response.body", "body": bytes(40_000_000 // parts), "more_body": n + 1 < parts})
+
+
+@pytest.mark.parametrize("query", [b"", b"?whole"])
+def test_a_response_that_is_not_read_loses_its_connection(serve: Serve, query: bytes) -> None:
+    running = serve(Impatient, app=large)
+    with running.connect() as connection:
+        connection.sendall(b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % query)
+        while not running.server.server_state.connections:
+            time.sleep(0.01)
+        for _ in range(1000):
+            if not running.server.server_state.connections:
+                break
+            time.sleep(0.01)
+        assert not running.server.server_state.connections
+
+
+def test_a_slow_reader_that_reads_gets_all_of_it(serve: Serve) -> None:
+    """40 MB in two seconds, with a kept connection that would be idle for half a second at most."""
+    running = serve(Impatient, app=large)
+    running.server.config.timeout_keep_alive = 1
+    with running.connect() as connection:
+        connection.sendall(b"GET /?whole HTTP/1.1\r\nHost: x\r\n\r\n")
+        found = 0
+        while found < 40_000_000:
+            part = len(connection.recv(1_000_000))
+            assert part
+            found += part
+            time.sleep(part / 20_000_000)
+
+
+def test_connections_that_trickle_do_not_keep_others_out(serve: Serve) -> None:
+    """With 20 slots, 22 connections that trickled once made every other request a 503."""
+
+    class Trickled(Protocol):
+        body_s = 60.0
+        young_s = 0.2
+
+    running = serve(Trickled, connections=20)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(running.connect()) for _ in range(22)]
+        for connection in slow:
+            connection.sendall(TRICKLED)
+        stack.enter_context(trickled(slow))
+        time.sleep(0.4)
+        assert [httpx.get(running.url).status_code for _ in range(9)] == [200] * 9
+
+
+def test_one_address_has_a_maximum_of_connections(serve: Serve) -> None:
+    addresses = Addresses(5, ["10.0.0.0/8"])
+    assert addresses.of("10.1.2.3") is addresses.of("127.0.0.1") is addresses.of("::1") is None
+    assert addresses.of("2001:db8::1") == addresses.of("2001:db8::2") != addresses.of("192.0.2.1")
+    addresses.excepted = lambda address: False
+    running = serve(functools.partial(Protocol, addresses=addresses))
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(running.connect()) for _ in range(5)]
+        for connection in idle[1:]:
+            connection.sendall(TRICKLED)
+        assert httpx.get(running.url).status_code == 200  # the idle one was closed for it
+        assert read_all(idle[0]) == b""
+        fifth = stack.enter_context(running.connect())
+        fifth.sendall(TRICKLED)
+        sixth = stack.enter_context(running.connect())
+        assert read_all(sixth) == b""  # all others are in use
+    for _ in range(1000):
+        if not addresses.counts:
+            break
+        time.sleep(0.01)
+    assert not addresses.counts

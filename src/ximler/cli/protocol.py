@@ -1,20 +1,36 @@
 """HTTP connections with limits that uvicorn lacks, so that slow clients do not exhaust memory or connections.
 
     headers     64 kB (else 431), complete within 15 s of the connection or of their first byte
-    body        60 s without progress while the application reads it
-    responses   that end the connection before the body has arrived: 5 s for the rest of it
-    connections above the maximum close those that have been idle longest
+    body        after 60 s, 16 kB/s since its beginning; of a caller that the application has authenticated, 1 kB
+                in every 60 s (a stream of events may last for hours)
+    responses   64 kB in every 60 s are taken by the client, once 64 kB wait for it; those that end the
+                connection before the body has arrived: 5 s for the rest of it
+    connections of one address: a maximum (`Addresses`), above which its idle ones are closed, else the new one.
+                Above the maximum of the process those that have been idle longest are closed, then the slowest
+                of those that send or read at less than 16 kB/s; else the answer is 503
 
-Only requests that do not arrive at once need a timer. The application limits the size of bodies. The time
-that a client takes to read its response is not limited here.
+The time without a reading application does not count against a body. Only requests that do not arrive at once,
+and responses that are not taken at once, need a timer. The application limits the size of bodies.
 """
 
 import asyncio
+import contextlib
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-__all__ = ["Protocol"]
+from ximler.core.networks import contains, is_loopback, parse_network, subscriber
+
+try:
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+except ImportError:  # Windows
+    ioctl = None  # type: ignore[assignment]
+
+__all__ = ["Addresses", "Protocol"]
 
 _LARGE = 65_536  # bytes of a body that are not worth copying to save a system call
 _REFUSAL = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -68,16 +84,45 @@ class _Answers:
             self._transport.write(head)
 
 
+class Addresses:
+    """The connections of each address, of which each may have `most`; IPv6 customers count as one.
+
+    Proxies, which carry the connections of many, and this machine are excepted.
+    """
+
+    def __init__(self, most: int, proxies: Iterable[str] = ()) -> None:
+        networks = [parse_network(each, strict=False) for each in proxies]
+        self.most = most
+        self.excepted: Callable[[str], bool] = lambda address: is_loopback(address) or contains(networks, address)
+        self.counts: Counter[str] = Counter()
+
+    def of(self, peer: str | None) -> str | None:
+        """The name under which a peer's connections count; None if they are not limited."""
+        return None if not peer or self.excepted(peer) else subscriber(peer)
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
     header_bytes = 65_536
     headers_s = 15.0
     body_s = 60.0
+    body_rate = 16_000  # bytes per second, once a body takes longer than `body_s`
+    body_least = 1_000  # bytes in every `body_s`, from authenticated callers
+    write_s = 60.0
+    write_least = 65_536  # bytes in every `write_s`
+    young_s = 2.0  # a connection is too young to be called slow
     linger_s = 5.0
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, *args: Any, addresses: Addresses | None = None, **more: Any) -> None:
         super().__init__(*args, **more)
+        self._addresses = addresses
+        self.address: str | None = None
+        self._began = 0.0  # when the first part of the body was awaited
+        self._received = self._window = 0  # bytes of the body: in all, and since the timer was set
+        self._stalled: asyncio.TimerHandle | None = None  # set while the client has not taken what was written
+        self._unsent = 0  # bytes at `_paused_at`, or when the timer was set
+        self._paused_at = 0.0
         self._arriving: Literal["headers", "body"] | None = "headers"
         self._deadline: asyncio.TimerHandle | None = None
         # Bytes since the last that began or ended a request, or were of its body: of a header, or of a
@@ -102,11 +147,22 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
         self._wait()
+        if self._addresses is not None:
+            self.address = self._addresses.of(self.client[0] if self.client else None)
+            if self.address is not None and not self._enter(self._addresses, self.address):
+                return
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
-            self._make_room(self.limit_concurrency // 20 + 1)
+            self._make_room(len(self.connections) - self.limit_concurrency + self.limit_concurrency // 20 + 1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        if self.address is not None and self._addresses is not None:
+            self._addresses.counts[self.address] -= 1
+            if self._addresses.counts[self.address] <= 0:
+                del self._addresses.counts[self.address]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -139,6 +195,7 @@ class Protocol(HttpToolsProtocol):
             raise ValueError  # ends the parsing
         self._arriving = "body"
         self._stop_waiting()
+        self._received = 0
         super().on_headers_complete()
         if self.cycle is not None:
             # The subset that responses use.
@@ -147,7 +204,8 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._unread = 0
         self._body_begun = True
-        self._stop_waiting()
+        self._received += len(body)
+        self._window += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -174,23 +232,104 @@ class Protocol(HttpToolsProtocol):
 
     def _wait(self) -> None:
         seconds = self.headers_s if self._arriving == "headers" else self.body_s
+        self._began = self._began or self.loop.time()
+        self._window = 0
         self._deadline = self.loop.call_later(seconds, self._expire)
 
     def _stop_waiting(self) -> None:
+        self._began = 0.0
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _expire(self) -> None:
         if self.flow.read_paused:  # we do not read, because the application does not: no fault of the client's
+            self._began, self._received = self.loop.time(), 0
+            self._wait()
+        elif self._arriving == "body" and self._arrives_in_time():
             self._wait()
         else:
             self._deadline = None
             self.transport.abort()
 
+    def _arrives_in_time(self) -> bool:
+        # `Authentication.enter` bounds how many requests an account has under way.
+        known = "leave" in self.scope.get("state", {})
+        return self._window >= self.body_least if known else self.rate() >= self.body_rate
+
+    def rate(self) -> float:
+        """Bytes per second: of the response that the client takes, or of the body that it sends."""
+        now = self.loop.time()
+        if self._stalled is not None:
+            return max(0, self._unsent - self._not_taken()) / max(now - self._paused_at, 0.001)
+        return self._received / max(now - self._began, 0.001)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _watch_writing(self) -> None:
+        self._unsent = self._not_taken()
+        self._paused_at = self.loop.time()
+        self._stalled = self.loop.call_later(self.write_s, self._examine_writing)
+
+    def _examine_writing(self) -> None:
+        if self._unsent - self._not_taken() < self.write_least:
+            self._stalled = None
+            self.transport.abort()
+        else:
+            self._watch_writing()
+
+    def _not_taken(self) -> int:
+        """Bytes that were written and not received: in our buffer, and in the system's, which may be megabytes."""
+        waiting = self.transport.get_write_buffer_size()
+        connection = self.transport.get_extra_info("socket")
+        if ioctl is not None and connection is not None:  # type: ignore[redundant-expr]  # None on Windows
+            with contextlib.suppress(OSError, ValueError):
+                waiting += struct.unpack("i", ioctl(connection.fileno(), TIOCOUTQ, bytes(4)))[0]
+        return waiting
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self._stalled is None:  # otherwise the response is still being read
+            super().timeout_keep_alive_handler()
+
+    def _enter(self, addresses: Addresses, address: str) -> bool:
+        """Count the connection. False if it was closed, because its address has too many that are in use."""
+        addresses.counts[address] += 1
+        if addresses.counts[address] <= addresses.most:
+            return True
+        own = [one for one in self.connections if isinstance(one, Protocol) and one.address == address]
+        idle = [one for one in own if one is not self and one.idle]
+        closed = min(idle, key=lambda one: one.last_byte, default=self)
+        self.connections.discard(closed)
+        closed.transport.abort()
+        return closed is not self
+
+    @property
+    def idle(self) -> bool:
+        return not self.answering and self._stalled is None
+
+    @property
+    def slow(self) -> bool:
+        """Whether we wait for the client, which sends or reads less than it could."""
+        since = self._paused_at if self._stalled is not None else self._began if self.reads_body else 0.0
+        waits = since and not (self._stalled is None and self.flow.read_paused)
+        return bool(waits) and self.loop.time() - since > self.young_s and self.rate() < self.body_rate
+
     def _make_room(self, places: int) -> None:
         """Close several connections at once, because the search visits every connection."""
-        idle = [one for one in self.connections if isinstance(one, Protocol) and one is not self and not one.answering]
-        for one in sorted(idle, key=lambda one: one.last_byte)[:places]:
+        others = [one for one in self.connections if isinstance(one, Protocol) and one is not self]
+        chosen = sorted((one for one in others if one.idle), key=lambda one: one.last_byte)[:places]
+        if len(chosen) < places:
+            slow = sorted((one for one in others if one.slow), key=lambda one: one.rate())
+            chosen += slow[: places - len(chosen)]
+        for one in chosen:
             self.connections.discard(one)
             one.transport.abort()

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ import structlog
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
-from ximler.cli.protocol import Protocol
+from ximler.cli.protocol import Addresses, Protocol
 from ximler.core import logs
 from ximler.core.errors import Unavailable, XimlerError
 from ximler.core.settings import Settings
@@ -302,11 +303,12 @@ class _Server(uvicorn.Server):
                 if scope["type"] != "http" or not self.should_exit:
                     raise
 
+        addresses = Addresses(settings.max_connections_per_address, settings.trusted_proxies)
         super().__init__(
             uvicorn.Config(
                 serve,
                 interface="asgi3",
-                http=Protocol,
+                http=partial(Protocol, addresses=addresses),  # type: ignore[arg-type]  # uvicorn only calls it
                 limit_concurrency=settings.max_connections,
                 timeout_keep_alive=settings.keep_alive_s,
                 ws="none",

@@ -78,6 +78,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Maximum connections per process. Idle ones are closed for new ones; without any it answers 503.",
         ),
     ] = 1000
+    max_connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Maximum connections of one address per process; trusted proxies and this machine are excepted.",
+        ),
+    ] = 200
     keep_alive_s: Annotated[
         int,
         Meta(
