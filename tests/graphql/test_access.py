@@ -149,7 +149,15 @@ FIELDS = {
         arguments=('events: [{id: "a", at: "2026-01-01T00:00:00Z", userId: "{user_id}"}]',), stranger="FORBIDDEN"
     ),
     "Query.projects": Field(
-        arguments=("", 'after: "{cursor}"', f'search: "{MARK}"', 'search: "."', 'search: ".*", first: 3'),
+        arguments=(
+            "",
+            'after: "{cursor}"',
+            f'search: "{MARK}"',
+            'search: "."',
+            'search: ".*", first: 3',
+            f'tags: ["{MARK}"]',
+            "starred: true",
+        ),
         stranger=None,
     ),
     "Query.project": Field(
@@ -232,6 +240,7 @@ FIELDS = {
         ),
         stranger="NOT_FOUND",
     ),
+    "Mutation.duplicateProject": Field(arguments=('id: "{project}"', 'id: "{deleted_project}"'), stranger="NOT_FOUND"),
     "Mutation.deleteProject": Field(arguments=('id: "{project}"', 'id: "{deleted_project}"'), stranger="NOT_FOUND"),
     "Mutation.restoreProject": Field(arguments=('id: "{deleted_project}"', 'id: "{project}"'), stranger="NOT_FOUND"),
     "Query.trash": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
@@ -287,12 +296,14 @@ async def victim(client: Client, database: Database) -> Victim:
     await client.register(email)
     await client.join(email)
     user_id = ObjectId((await client.ask("{ me { id } }"))["me"]["id"])
-    kept, gone = [
-        (await client.create(MARK, description=MARK, canvasData={MARK: MARK}, settings={MARK: MARK}))["createProject"][
-            "id"
-        ]
-        for _ in range(2)
-    ]
+    content = {
+        "description": MARK,
+        "canvasData": {MARK: MARK},
+        "settings": {MARK: MARK},
+        "tags": [MARK],
+        "starred": True,
+    }
+    kept, gone = [(await client.create(MARK, **content))["createProject"]["id"] for _ in range(2)]
     await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=gone)
     kept_version = await client.ask(
         "mutation ($id: ID!, $n: String) { createProjectVersion(projectId: $id, name: $n) { id } }", id=kept, n=MARK

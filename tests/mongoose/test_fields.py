@@ -14,6 +14,8 @@ SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
 OURS = {
     "Project": {
         "searchTerms",
+        "tags",
+        "starred",
         "canvasRevision",
         "canvasLog",
         "canvasClients",

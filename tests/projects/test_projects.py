@@ -308,3 +308,41 @@ async def test_a_page_of_another_size_is_refused(database: Database, ada: Actor,
     with pytest.raises(Invalid) as refused:
         await projects.page(database, ada, first=first)
     assert list(refused.value.fields) == ["first"]
+
+
+async def test_tags_and_a_star_filter_the_list(database: Database, ada: Actor, bob: Actor) -> None:
+    one = await projects.create(database, ada, name="one", tags=["  Client  A ", "DRAFT", "draft"], starred=True)
+    two = await projects.create(database, ada, name="two", tags=["draft"])
+    await projects.create(database, bob, name="three", tags=["draft"], starred=True)
+    assert (one.tags, one.starred, two.starred) == (["client a", "draft"], True, False)
+
+    async def listed(**filters: Any) -> list[str]:
+        return [each.name for each in (await projects.page(database, ada, **filters)).items]
+
+    assert await listed(tagged=["Draft"]) == ["two", "one"]
+    assert await listed(tagged=["draft", "client a"]) == ["one"]
+    assert await listed(starred=True) == ["one"]
+    assert await listed(starred=False, query="t") == ["two"]
+    changed = await projects.update(database, ada, one.id, {"tags": None, "starred": False})
+    assert (changed.tags, changed.starred) == ([], False)
+    assert (await listed(tagged=["client a"]), await listed(starred=True)) == ([], [])
+    stored = await database.raw["projects"].find_one({"_id": one.id})
+    assert stored is not None
+    assert not stored.keys() & {"tags", "starred"}
+    wrong_types = {"$set": {"tags": "x", "starred": "yes"}}
+    await database.raw["projects"].update_one({"_id": two.id}, wrong_types, bypass_document_validation=True)
+    assert [(each.tags, each.starred) for each in (await projects.page(database, ada)).items] == [([], False)] * 2
+    for wrong in ([""], ["a" * 41], ["http://x.y"], [str(n) for n in range(21)]):
+        with pytest.raises(Invalid):
+            await projects.update(database, ada, one.id, {"tags": wrong})
+
+
+async def test_a_project_is_restored_whose_settings_would_be_refused_today(database: Database, ada: Actor) -> None:
+    made = await projects.create(database, ada, name="old")
+    refused = {"a.b": {"$c": "x" * 100}}
+    await database.raw["projects"].update_one(
+        {"_id": made.id}, [{"$set": {"settings": {"$literal": refused}, "name": "x" * 300}}]
+    )
+    await projects.delete(database, ada, made.id)
+    await projects.restore(database, ada, made.id)
+    assert (await projects.settings_of(database, ada, [made.id]))[made.id] == refused

@@ -155,6 +155,8 @@ FIELDS: dict[str, dict[str, Field]] = {
 OURS: dict[str, dict[str, Field]] = {
     "projects": {
         "searchTerms": ("[String]", NONE),
+        "tags": ("[String]", NONE),
+        "starred": ("Boolean", NONE),
         "canvasRevision": ("Number", 0),
         "canvasLog": ("Mixed", NONE),
         "canvasClients": ("Mixed", NONE),

@@ -7,7 +7,7 @@ from ximler.core.errors import NotFound, XimlerError
 from ximler.core.ids import decode_cursor, object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, Selected, page_size
-from ximler.projects import projects, trash, versions
+from ximler.projects import duplicates, projects, trash, versions
 from ximler.projects.projects import ProjectSummary
 from ximler.projects.versions import CanvasVersion
 from ximler.schema.project import Project
@@ -22,6 +22,8 @@ Projects = Connection[ProjectSummary]
 async def list_projects(
     ctx: Context,
     search: str | None = None,
+    tags: list[str] | None = None,
+    starred: bool | None = None,
     first: int | None = None,
     after: str | None = None,
     *,
@@ -31,6 +33,8 @@ async def list_projects(
         ctx.database,
         ctx.actor,
         query=search,
+        tagged=tags,
+        starred=starred,
         first=page_size(first),
         after=None if after is None else decode_cursor(after),
         attributes=selected.attributes("nodes", "edges.node"),
@@ -57,6 +61,11 @@ async def create_project(ctx: Context, input: dict[str, Any]) -> Project:  # noq
 @resolvers.mutation("updateProject")
 async def update_project(ctx: Context, id: str, input: dict[str, Any]) -> ProjectSummary:  # noqa: A002 (as above)
     return await projects.update(ctx.database, ctx.actor, object_id(id), input)
+
+
+@resolvers.mutation("duplicateProject")
+async def duplicate_project(ctx: Context, id: str, name: str | None = None) -> Project:  # noqa: A002 (as above)
+    return await duplicates.make(ctx.database, ctx.actor, object_id(id), name=name)
 
 
 @resolvers.mutation("deleteProject")
@@ -139,13 +148,15 @@ async def projects_of(
     ctx: Context,
     users: list[User],
     search: str | None = None,
+    tags: list[str] | None = None,
+    starred: bool | None = None,
     first: int | None = None,
     after: str | None = None,
     *,
     selected: Selected,
 ) -> list[Projects | NotFound]:
     """Users see only their own projects, so one list is loaded for any number of users."""
-    mine = await list_projects(ctx, search, first, after, selected=selected)
+    mine = await list_projects(ctx, search, tags, starred, first, after, selected=selected)
     return [mine if user.id == ctx.actor.user_id else NotFound("No such projects") for user in users]
 
 

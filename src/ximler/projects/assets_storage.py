@@ -18,10 +18,10 @@ from ximler.core.errors import NotFound, Unavailable, XimlerError
 from ximler.database import Database, chunks, outbox
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.schema.asset import ASSET_FILES, ASSETS, AssetFile
+from ximler.schema.asset import ASSET_FILES, ASSETS, Asset, AssetFile
 from ximler.schema.document import Identified
 
-__all__ = ["BUCKET", "charge", "collect", "dereference", "discard", "erase", "purge", "sweep"]
+__all__ = ["BUCKET", "charge", "collect", "dereference", "discard", "erase", "purge", "refer", "sweep"]
 
 BUCKET = "assets"
 # A process that lost its lease may still write what it has sent: its chunks are removed once more after this time.
@@ -82,6 +82,13 @@ async def dereference(transaction: Database, user_id: ObjectId, file_id: ObjectI
         deleted=True,
     )
     return False
+
+
+async def refer(transaction: Database, user_id: ObjectId, copies: list[Asset]) -> None:
+    """Insert assets that refer to files of other assets, which this transaction has read."""
+    where = {"userId": user_id, "_id": {"$in": list({each.file_id for each in copies})}}
+    await transaction[ASSET_FILES].patch_many(where, {"$inc": {"generation": 1}})
+    await transaction[ASSETS].insert_many(copies)
 
 
 async def purge(transaction: Database, user_id: Any, project_ids: list[ObjectId]) -> int:

@@ -5,9 +5,9 @@ Invariant: a user never has more projects or bytes than their plan allows, howev
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 from bson import ObjectId
@@ -26,6 +26,7 @@ from ximler.metering.quota import gauges
 from ximler.projects import bases, search, trash
 from ximler.projects.bases import Stored
 from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_of, total_of
+from ximler.projects.tags import normal as normal_tags
 from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
 from ximler.schema.project import Project
 
@@ -55,11 +56,15 @@ MAX_DESCRIPTION = 5000
 class ProjectSummary(Stamped, kw_only=True):
     """A project without its large fields, as lists read it."""
 
+    FORGIVEN: ClassVar[tuple[str, ...]] = ("tags", "starred")
+
     user_id: Annotated[ObjectId, ref("users")]
     name: str
     description: str | None = None
     storage_size: int = 0
     canvas_revision: int = 0
+    tags: list[str] = msgspec.field(default_factory=list[str])
+    starred: bool = False
     deleted_at: datetime | None = None
 
 
@@ -97,17 +102,24 @@ async def create(
     description: str | None = None,
     settings: Any = None,
     canvas_data: Any = None,
+    tags: Iterable[str] | None = None,
+    starred: bool | None = None,
+    project_id: ObjectId | None = None,
+    any_keys: bool = False,
+    also: Callable[[Database], Awaitable[None]] | None = None,
 ) -> Project:
     """Create a project for the actor. Raises Invalid, QuotaExceeded.
 
+    `any_keys` is that of `storage.canvas_of`; `also` writes in the same transaction.
     Safe to race: exactly as many succeed as the plan allows. Five commands; one more for the first where
     another application has made some before.
     """
     user_id = actor.require_user()
     settings = {} if settings is None else settings
     canvas_data = {} if canvas_data is None else canvas_data
-    size, base = await asyncio.to_thread(canvas_of, canvas_data)
+    size, base = await asyncio.to_thread(canvas_of, canvas_data, any_keys=any_keys)
     project = Project(
+        id=project_id or ObjectId(),
         user_id=user_id,
         name=_name(name),
         description=_description(description),
@@ -116,6 +128,8 @@ async def create(
         canvas_base=None if base is None else base.at(0),
         storage_size=total_of({"settings": size_of("settings", settings), "canvasData": size}, apart=base is not None),
         search_terms=search.terms(name, description),
+        tags=normal_tags(tags) or None,
+        starred=starred or None,
     )
     limits, existing = await gauges.room_of(database, user_id)
 
@@ -125,11 +139,13 @@ async def create(
         )
         made = await transaction.projects.insert(project)
         await bases.swap(transaction, {"_id": made.id, "userId": user_id}, old=None, new=base)
+        if also is not None:
+            await also(transaction)
         await _record(transaction, actor, Action.PROJECT_CREATED, made, after={"name": made.name})
         return made
 
     made = await database.transaction(write)
-    made.canvas_data = canvas_data
+    made.canvas_data, made.tags, made.starred = canvas_data, made.tags or [], bool(made.starred)
     return made
 
 
@@ -143,7 +159,7 @@ async def update(
     any_keys: bool = False,
     text: bytes | None = None,
 ) -> ProjectSummary:
-    """Change what `changes` names: name, description, settings, canvas_data. None clears all but the name.
+    """Change the fields in `changes`: name, description, settings, canvas_data, tags, starred. None clears all but the name.
 
     `any_keys` and `text` are those of `storage.canvas_of`. With `based_on`, only a canvas at one of these revisions is
     changed. Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Three commands for texts, five with a canvas, a few
@@ -160,6 +176,10 @@ async def update(
                 patch["description"] = _description(value)
             case "settings":
                 patch["settings"] = {} if value is None else value
+            case "tags":
+                patch["tags"] = normal_tags(value) or None
+            case "starred":
+                patch["starred"] = value or None
             case "canvas_data":
                 patch["canvasData"] = {} if value is None else value
             case _:
@@ -280,15 +300,23 @@ async def page(
     query: str | None = None,
     first: int = 20,
     after: Position | None = None,
+    tagged: Iterable[str] | None = None,
+    starred: bool | None = None,
     attributes: frozenset[str] | None = None,
 ) -> Page[ProjectSummary]:
-    """The actor's projects, newest first; with `query` only those that match it (see `search`). One command.
+    """The actor's projects, newest first. One command.
+
+    With `query` only those that match it (see `search`); with `tagged` only those with all of these tags.
 
     Where `attributes` are given, the items have no others but `id` and `created_at`, and no others are read.
     """
     into = ProjectSummary if attributes is None else part_of(ProjectSummary, attributes)
     query = _text("search", query or "", MAX_NAME)
     where = {"userId": actor.require_user(), **search.condition(query)}
+    if wanted := normal_tags(tagged):
+        where["tags"] = wanted[0] if len(wanted) == 1 else {"$all": wanted}
+    if starred is not None:
+        where["starred"] = starred or {"$ne": True}
     return await database.projects.page(where, into=into, first=first, after=after, raw=attributes is not None)
 
 

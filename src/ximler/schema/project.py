@@ -1,7 +1,7 @@
 """`projects`: a customer's canvas projects."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import field
 
@@ -22,6 +22,8 @@ __all__ = ["PROJECTS", "Project"]
 
 
 class Project(Stamped, kw_only=True):
+    FORGIVEN: ClassVar[tuple[str, ...]] = ("tags", "starred")
+
     user_id: UserId
     name: Theirs[Trimmed]
     description: Theirs[str | None] = None
@@ -29,6 +31,10 @@ class Project(Stamped, kw_only=True):
     canvas_data: Theirs[Mixed] = field(default_factory=dict[str, Any])
     storage_size: Theirs[int] = 0  # bytes
     deleted_at: Theirs[datetime | None] = None
+    # Ours: the owner's, in lower case (`projects.tags`).
+    tags: Theirs[list[str] | None] = None
+    # Ours: true or absent.
+    starred: Theirs[bool | None] = None
     # Ours: the words of name and description, lowercased, for prefix search. None: written by another
     # application.
     search_terms: Internal[list[str] | None] = None
@@ -69,6 +75,18 @@ PROJECTS = Collection(
             why="a user's trash, last deleted first",
         ),
         ascending("userId", "searchTerms", ours=True, why="a user's own search, by prefix"),
+        Index(
+            keys=(("userId", 1), ("tags", 1), ("createdAt", -1), ("_id", -1)),
+            partial={"tags": {"$exists": True}},
+            ours=True,
+            why="a user's projects with a tag, newest first",
+        ),
+        Index(
+            keys=(("userId", 1), ("starred", 1), ("createdAt", -1), ("_id", -1)),
+            partial={"starred": True},
+            ours=True,
+            why="a user's starred projects, newest first",
+        ),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
 )

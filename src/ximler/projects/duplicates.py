@@ -1,0 +1,82 @@
+"""Copies of projects: content and assets, without versions.
+
+The copy's assets refer to the same files (`assets_storage`), so they cost no storage. The canvas shows assets by their
+ids: where the copied canvas and settings contain the original's, or the id of the original project, they get the copy's.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core.actor import Actor
+from ximler.core.errors import NotFound
+from ximler.database import Database
+from ximler.projects import assets, assets_storage, bases, projects
+from ximler.schema.asset import ASSETS, Asset
+from ximler.schema.document import Identified, Mixed
+from ximler.schema.project import Project
+
+__all__ = ["make"]
+
+_ID = re.compile("[0-9a-f]{24}")
+
+
+class _Original(Identified, kw_only=True):
+    name: str
+    description: str | None = None
+    settings: Mixed = None
+    tags: Any = None
+
+
+async def make(database: Database, actor: Actor, project_id: ObjectId, *, name: str | None = None) -> Project:
+    """Copy one of the actor's projects. Raises NotFound, Invalid, QuotaExceeded.
+
+    It counts as a project like any other. Assets that are deleted meanwhile are left out.
+    """
+    user_id = actor.require_user()
+    mine = {"_id": project_id, "userId": user_id}
+    original = await database.projects.find_one(mine, into=_Original)
+    drawn = await bases.read(database, mine)
+    if original is None or drawn is None:
+        raise NotFound("No such project")
+    theirs = {"userId": user_id, "projectId": project_id}
+    shown = await database[ASSETS].find(theirs, sort=[("createdAt", 1), ("_id", 1)], limit=assets.MOST)
+    copy_id = ObjectId()
+    ids = {asset.id: ObjectId() for asset in shown}
+    renamed = {str(project_id): str(copy_id)} | {str(old): str(new) for old, new in ids.items()}
+
+    async def refer(transaction: Database) -> None:
+        if ids:
+            still = await transaction[ASSETS].find({**theirs, "_id": {"$in": list(ids)}})
+            await assets_storage.refer(transaction, user_id, [_copy(each, ids[each.id], copy_id) for each in still])
+
+    return await projects.create(
+        database,
+        actor,
+        name=name if name is not None else original.name,
+        description=original.description,
+        settings=_with_ids(original.settings, renamed),
+        canvas_data=await asyncio.to_thread(_with_ids, drawn.canvas_data, renamed),
+        tags=original.tags if isinstance(original.tags, list) else None,
+        project_id=copy_id,
+        any_keys=True,
+        also=refer,
+    )
+
+
+def _copy(asset: Asset, asset_id: ObjectId, project_id: ObjectId) -> Asset:
+    return msgspec.structs.replace(asset, id=asset_id, project_id=project_id)
+
+
+def _with_ids(value: Any, renamed: dict[str, str]) -> Any:
+    """The value with other ids in its texts. Ids are random, so that no other text contains them."""
+    if isinstance(value, dict):
+        return {_with_ids(key, renamed): _with_ids(each, renamed) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_ids(each, renamed) for each in value]
+    if isinstance(value, str):
+        return _ID.sub(lambda found: renamed.get(found[0], found[0]), value)
+    return value
