@@ -153,6 +153,8 @@ done
 trap '' TERM
 kill -TERM 0
 echo "$code"
+exec >&-
+wait
 """
 
 _own: set[int] = set()
