@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
 import msgspec
 import structlog
@@ -59,12 +59,16 @@ _Place = tuple[Any, Any]
 
 
 class Cursors(Sequence[str]):
-    """The cursors of a page's documents, each made when it is read: of a page most are not."""
+    """The cursors of a page's documents, each made when it is read: of a page most are not.
 
-    __slots__ = ("_places",)
+    `places` are the documents' places in the list, or what `place` makes them of.
+    """
 
-    def __init__(self, places: Sequence[_Place]) -> None:
+    __slots__ = ("_place", "_places")
+
+    def __init__(self, places: Sequence[Any], place: Callable[[Any], _Place] | None = None) -> None:
         self._places = places
+        self._place = place
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -72,8 +76,9 @@ class Cursors(Sequence[str]):
     def __getitem__(self, index: slice) -> "Cursors": ...
     def __getitem__(self, index: int | slice) -> "str | Cursors":
         if isinstance(index, slice):
-            return Cursors(self._places[index])
-        return encode_cursor(_position(*self._places[index]))
+            return Cursors(self._places[index], self._place)
+        place = self._places[index]
+        return encode_cursor(_position(*(place if self._place is None else self._place(place))))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -266,10 +271,16 @@ class ReadableCollection(Generic[D]):
             query = self._query(bounded, into, sort, limit, deleted, None, {by: 1})
             raws = await self._run(self._few(query))
             before = after
-            found = [(each.get(by), each["_id"]) for each in raws]  # decoding consumes the dicts
             if raw and limit == first + 1 and codec.check is not None and all(map(codec.check, raws)):
-                rows: Any = Rows(raws[:first], codec.decode, codec.keys)
-                return Page(rows, Cursors(found[:first]), has_next=len(raws) > first)
+                has_next = len(raws) > first
+                if has_next:
+                    del raws[first:]
+                return Page(
+                    cast("Any", Rows(raws, codec.decode, codec.keys)),
+                    Cursors(raws, lambda each: (each.get(by), each["_id"])),
+                    has_next,
+                )
+            found = [(each.get(by), each["_id"]) for each in raws]  # decoding consumes the dicts
             try:
                 items += [codec.decode(each) for each in raws]
                 places += found

@@ -1,24 +1,31 @@
 """Reads and replies with less of PyMongo's overhead.
 
 PyMongo's asynchronous client starts two tasks for each reply, and a cursor and a session for each read. Both cost more than the
-read itself. Connections of `Pool` wait for a reply with one future and one timer, for every command. `ask` sends one `find` or
-`aggregate` over such a connection. Server selection, pooling, error handling, monitoring events and BSON stay PyMongo's, except
-that an idle connection to a known primary is checked out and in without PyMongo's locks.
+read itself. Connections of `Pool` wait for a reply with one future, for every command. `ask` sends one `find` or `aggregate`
+over such a connection. Server selection, pooling, error handling, monitoring events and BSON stay PyMongo's, with two
+exceptions. An idle connection to a known primary is checked out and in without PyMongo's locks. While all connections are in
+use, reads wait in a queue of their own, and a read that ends passes its connection to the next.
 
 Both rest on parts of PyMongo that are not documented, so only releases in `_RELEASES` are used in this way. With any other
 release, and for every read that `ask` does not cover, reads go through PyMongo's documented methods.
 """
 
 import asyncio
+import math
 import os
+import time
+from collections import deque
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import bson
 import pymongo
 from pymongo import _csot, network_layer
 from pymongo.asynchronous import pool
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
 from pymongo.errors import (
     ConnectionFailure,
+    NotPrimaryError,
     OperationFailure,
     ProtocolError,
     PyMongoError,
@@ -28,14 +35,19 @@ from pymongo.errors import (
 )
 from pymongo.server_type import SERVER_TYPE
 
+from ximler.database.monitoring import CHECKOUT
+
 _RELEASES = {(4, 20)}  # read and tested; add a release after its network layer, pool and command runner were compared
 _KNOWN = pymongo.version_tuple[:2] in _RELEASES
 
 if _KNOWN:
-    from pymongo.asynchronous.command_runner import run_cursor_command
     from pymongo.asynchronous.mongo_client import _ClientCheckout
-    from pymongo.helpers_shared import _REAUTHENTICATION_REQUIRED_CODE, _RETRYABLE_ERROR_CODES
-    from pymongo.message import _UNPACK_REPLY, _op_msg
+    from pymongo.helpers_shared import (
+        _REAUTHENTICATION_REQUIRED_CODE,
+        _RETRYABLE_ERROR_CODES,
+        _check_command_response,
+    )
+    from pymongo.message import _UNPACK_REPLY, _convert_exception, _op_msg
     from pymongo.pool_shared import PoolState
     from pymongo.server_selectors import writable_server_selector
     from pymongo.topology_description import TOPOLOGY_TYPE
@@ -47,10 +59,16 @@ __all__ = ["ask", "options"]
 
 _FRESH_S = 1.0  # PyMongo's own age after which it looks whether an idle connection was closed
 _POLL_S = 0.5  # PyMongo's own interval for noticing that the pool has cancelled an operation
+_TURN_S = 0.1  # in our queue, before a read waits in PyMongo's
 
 
 class Connection(pool.AsyncConnection):
-    """A connection that waits for a reply with one future and one timer."""
+    """A connection that waits for a reply with one future. One timer, which lasts over many commands, watches it."""
+
+    _reading: "network_layer.PyMongoProtocol | None" = None  # while a reply is awaited
+    _expires_at = math.inf
+    _due_at = 0.0
+    _timer: asyncio.TimerHandle | None = None
 
     async def send_message(self, message: bytes, max_doc_size: int) -> None:
         if max_doc_size > self.max_bson_size:
@@ -63,8 +81,12 @@ class Connection(pool.AsyncConnection):
             await self._raise_connection_failure(error)
 
     async def receive_message(self, request_id: int | None) -> Any:
-        protocol = self.conn.get_conn
-        deadline = _Deadline(self, protocol)
+        protocol = self._reading = self.conn.get_conn
+        loop = asyncio.get_running_loop()
+        timeout = _csot.remaining() if _csot.get_timeout() else protocol.gettimeout
+        self._expires_at = math.inf if timeout is None else loop.time() + timeout
+        if self._timer is None or self._expires_at < self._due_at:
+            self._watch(loop)
         try:
             data, op_code = await protocol.read(request_id, self.max_message_size)
             unpack = _UNPACK_REPLY.get(op_code)
@@ -74,37 +96,34 @@ class Connection(pool.AsyncConnection):
         except BaseException as error:
             await self._raise_connection_failure(error)
         finally:
-            deadline.cancel()
+            self._reading = None
 
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Check again in half a second, or when the reply is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_at = min(loop.time() + _POLL_S, self._expires_at)
+        self._timer = loop.call_at(self._due_at, self._check, loop)
 
-class _Deadline:
-    """Fails a pending read at the socket's timeout, or soon after the pool has cancelled its connection."""
-
-    __slots__ = ("_connection", "_expires_at", "_loop", "_protocol", "_timer")
-
-    def __init__(self, connection: Connection, protocol: "network_layer.PyMongoProtocol") -> None:
-        self._connection = connection
-        self._protocol = protocol
-        self._loop = asyncio.get_running_loop()
-        timeout = _csot.remaining() if _csot.get_timeout() else protocol.gettimeout
-        self._expires_at = None if timeout is None else self._loop.time() + timeout
-        self._timer = self._loop.call_later(_POLL_S if timeout is None else min(timeout, _POLL_S), self._check)
-
-    def _check(self) -> None:
-        left = _POLL_S if self._expires_at is None else self._expires_at - self._loop.time()
-        if self._connection.cancel_context.cancelled:
-            self._protocol.close(_OperationCancelled("operation cancelled"))
-        elif left <= 0:
-            self._protocol.close(TimeoutError("timed out"))
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Fail a reply that is late, or whose connection the pool has cancelled. Idle connections are not watched."""
+        self._timer = None
+        if self._reading is None:
+            return
+        if self.cancel_context.cancelled:
+            self._reading.close(_OperationCancelled("operation cancelled"))
+        elif self._expires_at <= loop.time():
+            self._reading.close(TimeoutError("timed out"))
         else:
-            self._timer = self._loop.call_later(min(left, _POLL_S), self._check)
-
-    def cancel(self) -> None:
-        self._timer.cancel()
+            self._watch(loop)
 
 
 class Pool(pool.Pool):
     """PyMongo's pool with connections of ours. Monitors, which stream replies, keep PyMongo's connections."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._queue: deque[asyncio.Future[pool.AsyncConnection | None]] = deque()
 
     async def connect(self, *arguments: Any, **options: Any) -> pool.AsyncConnection:
         connection = await super().connect(*arguments, **options)
@@ -142,8 +161,37 @@ class Pool(pool.Pool):
         self._telemetry.checkout_succeeded(connection.id, began)
         return connection
 
+    async def turn(self) -> pool.AsyncConnection | None:
+        """Wait for a connection that another operation gives back. None where PyMongo has to wait or connect."""
+        if (
+            self.state != PoolState.READY
+            or self.requests < self.max_pool_size
+            or self.size_cond._waiters  # noqa: SLF001 (see above) (they came first)
+            or self.pid != os.getpid()
+        ):
+            return None
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[pool.AsyncConnection | None] = loop.create_future()
+        self._queue.append(turn)
+        timer = loop.call_later(_TURN_S, _settle, turn, None)
+        try:
+            connection = await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and (passed := turn.result()) is not None:
+                await self.give_back(passed)
+            raise
+        finally:
+            timer.cancel()
+        if connection is not None:
+            CHECKOUT.observe(time.monotonic() - began)
+        return connection
+
     async def give_back(self, connection: pool.AsyncConnection) -> None:
-        """Check in a connection that `take` returned; waits only where another task holds the lock or waits for one."""
+        """Pass a connection from `take` or `turn` to the next in the queue, or check it in.
+
+        Waits only where another task holds the lock or waits for one.
+        """
         if (
             self.lock.locked()
             or self.size_cond._waiters  # noqa: SLF001 (see above)
@@ -155,9 +203,26 @@ class Pool(pool.Pool):
         ):
             await self.checkin(connection)
             return
+        while self._queue:
+            if _settle(self._queue.popleft(), connection):
+                return
         connection.active = False
         self._checkin_apply(connection, txn=False, cursor=False, forked=False)
         self._telemetry.checked_in(connection.id)
+
+    async def checkin(self, connection: pool.AsyncConnection) -> None:
+        await super().checkin(connection)
+        while self._queue and self.requests < self.max_pool_size:
+            turn = self._queue.popleft()
+            if not turn.done():
+                _settle(turn, self.take())
+
+
+def _settle(turn: "asyncio.Future[pool.AsyncConnection | None]", connection: pool.AsyncConnection | None) -> bool:
+    if turn.done():
+        return False
+    turn.set_result(connection)
+    return True
 
 
 def options() -> dict[str, Any]:
@@ -238,7 +303,7 @@ async def _ask(
     collection: "AsyncCollection[dict[str, Any]]", command: dict[str, Any], server: Any
 ) -> list[dict[str, Any]]:
     client: Any = collection.database.client
-    connection = server.pool.take()
+    connection = server.pool.take() or await server.pool.turn()
     if connection is None:
         async with client._checkout(server, None) as connection:  # noqa: SLF001 (see above)
             cursor = await _send(collection, command, connection)
@@ -260,22 +325,27 @@ async def _ask(
 
 
 async def _send(collection: "AsyncCollection[dict[str, Any]]", command: dict[str, Any], connection: Any) -> Any:
+    """The reply's cursor. As PyMongo's `run_cursor_command` for a command without a session."""
     client: Any = collection.database.client
     connection.add_server_api(command)
-    request_id, message, _, _ = _op_msg(
-        0, command, collection.database.name, None, collection.codec_options, connection.compression_context
-    )
-    documents, _, _ = await run_cursor_command(
-        connection,
-        command,
-        collection.database.name,
-        request_id,
-        message,
-        client=client,
-        session=None,
-        listeners=client._event_listeners,  # noqa: SLF001 (see above)
-        codec_options=collection.codec_options,
-        command_name=next(iter(command)),
-        pool_opts=connection.opts,
-    )
-    return documents[0]["cursor"]
+    name, codec_options = collection.database.name, collection.codec_options
+    request_id, message, _, _ = _op_msg(0, command, name, None, codec_options, connection.compression_context)
+    listeners, verb = client._event_listeners, next(iter(command))  # noqa: SLF001 (see above)
+    place = connection.address, connection.server_connection_id
+    listeners.publish_command_start(command, name, request_id, *place)
+    began = time.monotonic()
+    try:
+        await connection.send_message(message, 0)
+        received = await connection.receive_message(request_id)
+        reply: dict[str, Any] = bson.decode_all(received.payload_document, codec_options)[0]
+        client._topology._receive_cluster_time_no_lock(reply.get("$clusterTime"))  # noqa: SLF001 (see above)
+        if not reply.get("ok"):
+            _check_command_response(reply, connection.max_wire_version, pool_opts=connection.opts)
+    except Exception as error:
+        failure = error.details if isinstance(error, NotPrimaryError | OperationFailure) else _convert_exception(error)
+        lasted = timedelta(seconds=time.monotonic() - began)
+        listeners.publish_command_failure(lasted, failure, verb, request_id, *place, database_name=name)
+        raise
+    lasted = timedelta(seconds=time.monotonic() - began)
+    listeners.publish_command_success(lasted, reply, verb, request_id, *place, database_name=name)
+    return reply["cursor"]

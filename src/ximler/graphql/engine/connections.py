@@ -49,11 +49,26 @@ class Edge(msgspec.Struct, Generic[D], frozen=True, gc=False):
     cursor: str
 
 
-class PageInfo(msgspec.Struct, frozen=True, gc=False):
-    has_next_page: bool
-    start_cursor: str | None
-    end_cursor: str | None
-    has_previous_page: bool = False
+class PageInfo(msgspec.Struct, Generic[D], frozen=True):
+    """A page's place in its list. Cursors that a query does not select are not computed."""
+
+    page: Page[D]
+
+    @property
+    def has_next_page(self) -> bool:
+        return self.page.has_next
+
+    @property
+    def has_previous_page(self) -> bool:
+        return False
+
+    @property
+    def start_cursor(self) -> str | None:
+        return self.page.cursors[0] if self.page.cursors else None
+
+    @property
+    def end_cursor(self) -> str | None:
+        return self.page.cursors[-1] if self.page.cursors else None
 
 
 class Connection(msgspec.Struct, Generic[D], frozen=True):
@@ -70,10 +85,8 @@ class Connection(msgspec.Struct, Generic[D], frozen=True):
         return [Edge(node, cursor) for node, cursor in zip(self.page.items, self.page.cursors, strict=True)]
 
     @property
-    def page_info(self) -> PageInfo:
-        cursors = self.page.cursors
-        start, end = (cursors[0], cursors[-1]) if cursors else (None, None)
-        return PageInfo(has_next_page=self.page.has_next, start_cursor=start, end_cursor=end)
+    def page_info(self) -> PageInfo[D]:
+        return PageInfo(self.page)
 
 
 def page_size(first: int | None) -> int:
