@@ -159,7 +159,7 @@ def test_a_cursor_made_up_for_a_time_outside_the_calendar_is_refused(millisecond
     from ximler.core.ids import _check
 
     body = milliseconds.to_bytes(8, "big", signed=True) + oid.binary
-    forged = base64.urlsafe_b64encode(_check(body) + body).decode()
+    forged = base64.urlsafe_b64encode(_check(b"cursor", body) + body).decode()
     try:
         moment, found = decode_cursor(forged)
     except Invalid as refused:

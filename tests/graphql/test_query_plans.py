@@ -190,6 +190,14 @@ async def customer(client: Client, database: Database) -> None:
     update = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { id } }"
     await client.ask(update, id=made, input={"name": "Bridges"})
     await client.ask(update, id=made, input={"canvasData": {"a": [1, 2]}})
+    await client.ask(update, id=made, input={"location": {"longitude": 13.4, "latitude": 52.5}})
+    nearby = """{ projects(near: {longitude: 13, latitude: 52, maxKm: 100}) {
+      edges { distanceKm node { name location { longitude } } } } }"""
+    (edge,) = (await client.ask(nearby))["projects"]["edges"]
+    assert 60 < edge["distanceKm"] < 65
+    assert edge["node"] == {"name": "Bridges", "location": {"longitude": 13.4}}
+    box = "{ projects(within: {box: {west: 13, south: 52, east: 14, north: 53}}) { edges { distanceKm node { id } } } }"
+    assert (await client.ask(box))["projects"]["edges"] == [{"distanceKm": None, "node": {"id": made}}]
     version = "mutation ($id: ID!) { createProjectVersion(projectId: $id) { id canvasData changes } }"
     kept = (await client.ask(version, id=made))["createProjectVersion"]["id"]
     await client.ask("query ($id: ID!) { projectVersions(projectId: $id) { nodes { name } } }", id=made)
@@ -482,7 +490,7 @@ def filters(command: Command) -> Iterator[tuple[dict[str, Any], bool]]:
             yield command.get("filter", {}), False
         case "aggregate":
             first = command["pipeline"][0] if command["pipeline"] else {}
-            yield first.get("$match", {}), False
+            yield first.get("$match") or first.get("$geoNear", {}).get("query", {}), False
         case "findAndModify":
             yield command["query"], True
         case "update":

@@ -24,6 +24,7 @@ OURS = {
         "assetsSize",
         "canvasBase",
         "canvasTail",
+        "location",
     },
     "User": {"closedAt"},
     "Plan": {"trialDays"},

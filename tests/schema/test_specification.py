@@ -165,6 +165,7 @@ OURS: dict[str, dict[str, Field]] = {
         "assetsSize": ("Number", 0),
         "canvasBase": ("Mixed", None),
         "canvasTail": ("Mixed", None),
+        "location": ("Mixed", NONE),
     },
     "users": {"closedAt": ("Date", NONE)},
     "plans": {"trialDays": ("Number", NONE)},

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import struct
 from datetime import datetime
 
 from bson import ObjectId
@@ -10,7 +11,7 @@ from bson import ObjectId
 from ximler.core.clock import from_ms, to_ms
 from ximler.core.errors import Invalid
 
-__all__ = ["Position", "decode_cursor", "encode_cursor", "object_id"]
+__all__ = ["Position", "decode_cursor", "decode_distance", "encode_cursor", "encode_distance", "object_id"]
 
 _HEX = re.compile(r"[0-9a-f]{24}")
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{32}")
@@ -30,30 +31,49 @@ def object_id(text: str, field: str = "id") -> ObjectId:
 def encode_cursor(position: Position) -> str:
     """An opaque cursor (URL-safe, 32 characters) for a place in a list ordered by time and id."""
     moment, oid = position
-    body = (_NO_TIME if moment is None else to_ms(moment).to_bytes(8, "big", signed=True)) + oid.binary
-    return base64.urlsafe_b64encode(_check(body) + body).decode()
+    return _encoded(b"cursor", _NO_TIME if moment is None else to_ms(moment).to_bytes(8, "big", signed=True), oid)
 
 
 def decode_cursor(text: str, field: str = "after") -> Position:
     """The position of a cursor. Raises Invalid naming `field` if it was not made by `encode_cursor`."""
-    if not _CURSOR.fullmatch(text):
-        raise _no_cursor(text, field)
-    raw = base64.urlsafe_b64decode(text)
-    check, body = raw[:4], raw[4:]
-    if check != _check(body):
-        raise _no_cursor(text, field)
-    oid = ObjectId(body[8:])
-    if body[:8] == _NO_TIME:
+    moment, oid = _decoded(b"cursor", text, field)
+    if moment == _NO_TIME:
         return None, oid
     try:
-        return from_ms(int.from_bytes(body[:8], "big", signed=True)), oid
+        return from_ms(int.from_bytes(moment, "big", signed=True)), oid
     except OverflowError:
         raise _no_cursor(text, field) from None
 
 
-def _check(body: bytes) -> bytes:
-    """Detects typing errors and casual edits. Not a secret, because a cursor grants no rights."""
-    return hashlib.sha256(b"cursor" + body).digest()[:4]
+def encode_distance(metres: float, oid: ObjectId) -> str:
+    """The cursor of a list ordered by distance and id."""
+    return _encoded(b"distance", struct.pack(">d", metres), oid)
+
+
+def decode_distance(text: str, field: str = "after") -> tuple[float, ObjectId]:
+    """Distance and id of a cursor. Raises Invalid naming `field` if it was not made by `encode_distance`."""
+    packed, oid = _decoded(b"distance", text, field)
+    return struct.unpack(">d", packed)[0], oid
+
+
+def _encoded(kind: bytes, place: bytes, oid: ObjectId) -> str:
+    body = place + oid.binary
+    return base64.urlsafe_b64encode(_check(kind, body) + body).decode()
+
+
+def _decoded(kind: bytes, text: str, field: str) -> tuple[bytes, ObjectId]:
+    if not _CURSOR.fullmatch(text):
+        raise _no_cursor(text, field)
+    raw = base64.urlsafe_b64decode(text)
+    check, body = raw[:4], raw[4:]
+    if check != _check(kind, body):
+        raise _no_cursor(text, field)
+    return body[:8], ObjectId(body[8:])
+
+
+def _check(kind: bytes, body: bytes) -> bytes:
+    """Detects typing errors, casual edits and cursors of other lists. Not a secret, because a cursor grants no rights."""
+    return hashlib.sha256(kind + body).digest()[:4]
 
 
 def _no_cursor(text: str, field: str) -> Invalid:

@@ -376,9 +376,14 @@ class ReadableCollection(Generic[D]):
         """A cursor over batches of BSON, which PyMongo's annotations call documents."""
         return RawBatches(self.raw, **query)
 
-    def readable(self, raws: list[dict[str, Any]]) -> list[D]:
+    @overload
+    def readable(self, raws: list[dict[str, Any]]) -> list[D]: ...
+    @overload
+    def readable(self, raws: list[dict[str, Any]], *, into: type[V]) -> list[V]: ...
+    def readable(self, raws: list[dict[str, Any]], *, into: type[Any] | None = None) -> list[Any]:
         """Documents that `aggregate` returned, decoded. An unreadable one is left out, logged and counted."""
-        return self._decoded(raws, self._codec)
+        codec: Codec[Any] = self._codec if into is None else codec_of(into)
+        return self._decoded(raws, codec)
 
     def _decoded_batch(self, batch: bytes, codec: Codec[V]) -> list[V]:
         return [d for raws in few_at_a_time(batch, self.raw.codec_options) for d in self._decoded(raws, codec)]

@@ -7,7 +7,9 @@ from ximler.core.errors import NotFound, XimlerError
 from ximler.core.ids import decode_cursor, object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, Selected, page_size
-from ximler.projects import duplicates, projects, trash, versions
+from ximler.graphql.engine.connections import Edge
+from ximler.projects import duplicates, nearest, places, projects, trash, versions
+from ximler.projects.nearest import NearProject
 from ximler.projects.projects import ProjectSummary
 from ximler.projects.versions import CanvasVersion
 from ximler.schema.project import Project
@@ -16,6 +18,7 @@ from ximler.schema.user import User
 resolvers = Resolvers()
 
 Projects = Connection[ProjectSummary]
+NearProjects = Connection[NearProject]
 
 
 @resolvers.query("projects")
@@ -26,15 +29,19 @@ async def list_projects(
     starred: bool | None = None,
     first: int | None = None,
     after: str | None = None,
+    near: dict[str, Any] | None = None,
+    within: dict[str, Any] | None = None,
     *,
     selected: Selected,
-) -> Projects:
+) -> Projects | NearProjects:
+    wanted: dict[str, Any] = {"query": search, "tagged": tags, "starred": starred, "within": within}
+    if near is not None:
+        found = await nearest.nearest(ctx.database, ctx.actor, near, first=page_size(first), after=after, **wanted)
+        return NearProjects(found)
     page = await projects.page(
         ctx.database,
         ctx.actor,
-        query=search,
-        tagged=tags,
-        starred=starred,
+        **wanted,
         first=page_size(first),
         after=None if after is None else decode_cursor(after),
         attributes=selected.attributes("nodes", "edges.node"),
@@ -154,7 +161,7 @@ async def projects_of(
     after: str | None = None,
     *,
     selected: Selected,
-) -> list[Projects | NotFound]:
+) -> list[Projects | NearProjects | NotFound]:
     """Users see only their own projects, so one list is loaded for any number of users."""
     mine = await list_projects(ctx, search, tags, starred, first, after, selected=selected)
     return [mine if user.id == ctx.actor.user_id else NotFound("No such projects") for user in users]
@@ -171,6 +178,16 @@ async def settings_of(ctx: Context, parents: list[ProjectSummary | Project]) -> 
 async def canvas_data_of(ctx: Context, parents: list[ProjectSummary | Project]) -> list[Any]:
     found = await projects.canvases(ctx.database, ctx.actor, _unread(parents), take=ctx.take_canvas)
     return [p.canvas_data if isinstance(p, Project) else found.get(p.id, {}) for p in parents]
+
+
+@resolvers.field("Project", "location", needs=("location",))
+async def location_of(_: Context, parents: list[ProjectSummary | Project]) -> list[Any]:
+    return [places.place_of(each.location) for each in parents]
+
+
+@resolvers.field("ProjectEdge", "distanceKm")
+async def distance_of(_: Context, parents: list[Edge[ProjectSummary]]) -> list[float | None]:
+    return [each.node.distance_km if isinstance(each.node, NearProject) else None for each in parents]
 
 
 def _unread(parents: list[ProjectSummary | Project]) -> list[Any]:

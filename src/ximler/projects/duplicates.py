@@ -14,7 +14,7 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database
-from ximler.projects import assets, assets_storage, bases, projects
+from ximler.projects import assets, assets_storage, bases, places, projects
 from ximler.schema.asset import ASSETS, Asset
 from ximler.schema.document import Identified, Mixed
 from ximler.schema.project import Project
@@ -29,6 +29,7 @@ class _Original(Identified, kw_only=True):
     description: str | None = None
     settings: Mixed = None
     tags: Any = None
+    location: Mixed = None
 
 
 async def make(database: Database, actor: Actor, project_id: ObjectId, *, name: str | None = None) -> Project:
@@ -61,6 +62,7 @@ async def make(database: Database, actor: Actor, project_id: ObjectId, *, name: 
         settings=_with_ids(original.settings, renamed),
         canvas_data=await asyncio.to_thread(_with_ids, drawn.canvas_data, renamed),
         tags=original.tags if isinstance(original.tags, list) else None,
+        location=places.place_of(original.location),
         project_id=copy_id,
         any_keys=True,
         also=refer,

@@ -5,7 +5,7 @@ Invariant: a user never has more projects or bytes than their plan allows, howev
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -23,7 +23,7 @@ from ximler.database.codec import part_of
 from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import bases, search, trash
+from ximler.projects import bases, places, search, trash
 from ximler.projects.bases import Stored
 from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_of, total_of
 from ximler.projects.tags import normal as normal_tags
@@ -38,6 +38,7 @@ __all__ = [
     "delete",
     "deleted_page",
     "get",
+    "matching",
     "next_revision",
     "owner_of",
     "page",
@@ -66,6 +67,7 @@ class ProjectSummary(Stamped, kw_only=True):
     tags: list[str] = msgspec.field(default_factory=list[str])
     starred: bool = False
     deleted_at: datetime | None = None
+    location: Mixed = None
 
 
 class RevisionConflict(Conflict):
@@ -107,6 +109,7 @@ async def create(
     project_id: ObjectId | None = None,
     any_keys: bool = False,
     also: Callable[[Database], Awaitable[None]] | None = None,
+    location: Mapping[str, float] | None = None,
 ) -> Project:
     """Create a project for the actor. Raises Invalid, QuotaExceeded.
 
@@ -130,6 +133,7 @@ async def create(
         search_terms=search.terms(name, description),
         tags=normal_tags(tags) or None,
         starred=starred or None,
+        location=places.stored(location),
     )
     limits, existing = await gauges.room_of(database, user_id)
 
@@ -159,7 +163,9 @@ async def update(
     any_keys: bool = False,
     text: bytes | None = None,
 ) -> ProjectSummary:
-    """Change the fields in `changes`: name, description, settings, canvas_data, tags, starred. None clears all but the name.
+    """Change the fields in `changes`: name, description, settings, canvas_data, tags, starred, location.
+
+    None clears all but the name.
 
     `any_keys` and `text` are those of `storage.canvas_of`. With `based_on`, only a canvas at one of these revisions is
     changed. Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Three commands for texts, five with a canvas, a few
@@ -182,6 +188,8 @@ async def update(
                 patch["starred"] = value or None
             case "canvas_data":
                 patch["canvasData"] = {} if value is None else value
+            case "location":
+                patch["location"] = places.stored(value)
             case _:
                 raise Invalid.field(key, "is not a field of a project that can be changed")
     sizes = {"settings": size_of("settings", patch["settings"])} if "settings" in patch else {}
@@ -298,26 +306,42 @@ async def page(
     actor: Actor,
     *,
     query: str | None = None,
+    within: Mapping[str, Any] | None = None,
     first: int = 20,
     after: Position | None = None,
     tagged: Iterable[str] | None = None,
     starred: bool | None = None,
     attributes: frozenset[str] | None = None,
 ) -> Page[ProjectSummary]:
-    """The actor's projects, newest first. One command.
-
-    With `query` only those that match it (see `search`); with `tagged` only those with all of these tags.
+    """The actor's projects that `matching` finds, newest first. One command.
 
     Where `attributes` are given, the items have no others but `id` and `created_at`, and no others are read.
     """
     into = ProjectSummary if attributes is None else part_of(ProjectSummary, attributes)
+    where = matching(actor, query=query, tagged=tagged, starred=starred, within=within)
+    return await database.projects.page(where, into=into, first=first, after=after, raw=attributes is not None)
+
+
+def matching(
+    actor: Actor,
+    *,
+    query: str | None = None,
+    tagged: Iterable[str] | None = None,
+    starred: bool | None = None,
+    within: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The filter of the actor's projects: with `query` those that match it (see `search`), with `tagged` those with all of
+    these tags, with `within` those in an area (see `places`). Raises Invalid.
+    """
     query = _text("search", query or "", MAX_NAME)
     where = {"userId": actor.require_user(), **search.condition(query)}
     if wanted := normal_tags(tagged):
         where["tags"] = wanted[0] if len(wanted) == 1 else {"$all": wanted}
     if starred is not None:
         where["starred"] = starred or {"$ne": True}
-    return await database.projects.page(where, into=into, first=first, after=after, raw=attributes is not None)
+    if within is not None:
+        where |= places.area(within)
+    return where
 
 
 async def deleted_page(

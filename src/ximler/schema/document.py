@@ -86,7 +86,7 @@ class Stamped(Created, kw_only=True):
 
 
 D = TypeVar("D", bound=Document)
-Direction = Literal[1, -1, "text"]
+Direction = Literal[1, -1, "text", "2dsphere"]
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):

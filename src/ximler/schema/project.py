@@ -18,7 +18,10 @@ from ximler.schema.document import (
     ascending,
 )
 
-__all__ = ["PROJECTS", "Project"]
+__all__ = ["LOCATED", "PROJECTS", "Project"]
+
+# Projects with a location: not those with the empty point that Mongoose writes, which no 2dsphere index accepts.
+LOCATED = {"location.coordinates.1": {"$type": "number"}}
 
 
 class Project(Stamped, kw_only=True):
@@ -35,6 +38,7 @@ class Project(Stamped, kw_only=True):
     tags: Theirs[list[str] | None] = None
     # Ours: true or absent.
     starred: Theirs[bool | None] = None
+    location: Theirs[Mixed] = None  # Ours: a GeoJSON point
     # Ours: the words of name and description, lowercased, for prefix search. None: written by another
     # application.
     search_terms: Internal[list[str] | None] = None
@@ -86,6 +90,12 @@ PROJECTS = Collection(
             partial={"starred": True},
             ours=True,
             why="a user's starred projects, newest first",
+        ),
+        Index(
+            keys=(("userId", 1), ("location", "2dsphere")),
+            partial=LOCATED,
+            ours=True,
+            why="a user's projects by distance",
         ),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
