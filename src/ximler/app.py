@@ -1,5 +1,6 @@
 """The ASGI application: every interface, on one database."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, MutableMapping
 from contextlib import asynccontextmanager
@@ -111,6 +112,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         authentication = app.state.authentication = Authentication(database, keyring, settings, feed)
         meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts, feed=feed)
         saver = app.state.saver = Saver(database)
+        app.state.large_bodies = asyncio.Semaphore(2)
         live = app.state.live = Live(database, feed, saver.recent)
         parts = serving_parts(feed, authentication, meter, saver, live)
         if settings.worker:

@@ -167,12 +167,32 @@ async def test_it_is_its_owners_only(editor: Editor, ada: Client, app: Any) -> N
     await eve.http.aclose()
 
 
+def strokes(count: int) -> list[Any]:
+    """Freehand strokes of 200 points, 38 bytes each."""
+    return [
+        {"id": f"s{n}", "type": "freedraw", "x": n + 0.5, "points": [[n + at / 7, -at / 3] for at in range(200)]}
+        for n in range(count)
+    ]
+
+
 @pytest.mark.soak  # the same with lower limits is in tests/projects/test_bases.py
-async def test_17_megabytes_are_saved_patched_reloaded_and_restored(editor: Editor) -> None:
-    shapes = [{"id": f"s{n}", "x": n + 0.5, "points": [[n, n + 0.25]] * 3, "text": "x" * 340} for n in range(40_000)]
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [
+        ([{"id": f"s{n}", "x": n + 0.5, "points": [[n, n + 0.25]] * 3, "text": "x" * 340} for n in range(40_000)], 17),
+        (strokes(450), 3),
+        (strokes(2350), 17),
+        ([{"id": f"s{n}", "x": 1, "points": [[n % 99, at % 99] for at in range(200)]} for n in range(9500)], 17),
+    ],
+    ids=["text", "450 strokes", "strokes", "strokes of integers"],
+)
+async def test_17_megabytes_are_saved_patched_reloaded_and_restored(
+    editor: Editor, shapes: list[Any], size: int
+) -> None:
     content = {"elements": shapes}
-    assert len(json.dumps(content)) > 17_000_000
-    assert (await editor.save(content, base=0)).json() == {"revision": 1}
+    body = json.dumps(content, separators=(",", ":")).encode()
+    assert size * 1_000_000 < len(body) < 20_000_000
+    assert (await editor.save(body, base=0)).json() == {"revision": 1}
     path = editor.path.replace("canvas", "versions")
     kept = (await editor.http.post(path, json={"name": "all"}, headers=editor._token)).json()
     patch = {"client": "tab", "seq": 1, "set": {"s7": {"x": 1}, "gone": {"x": 1}}, "remove": ["s9"]}
@@ -181,7 +201,7 @@ async def test_17_megabytes_are_saved_patched_reloaded_and_restored(editor: Edit
     operations = [{"op": "replace", "path": "/elements/8/x", "value": 2}]
     assert (await editor.save(operations, method="PATCH", kind=JSON_PATCH, base=2)).json() == {"revision": 3}
     now = (await editor.read()).json()["elements"]
-    assert [len(now), now[7], now[8]] == [39_999, shapes[7] | {"x": 1}, shapes[8] | {"x": 2}]
+    assert [len(now), now[7], now[8]] == [len(shapes) - 1, shapes[7] | {"x": 1}, shapes[8] | {"x": 2}]
     back = await editor.http.post(f"{path}/{kept['id']}/restore", headers=editor._token | {"If-Match": "*"})
     assert back.status_code == 200
     assert (await editor.read()).json() == content

@@ -1,24 +1,46 @@
 """Large canvases: a base and the patches since, which readers see as one value."""
 
 import asyncio
+import time
 
+import msgspec
 import pytest
 from bson import ObjectId
 from tests.projects.drawings import TEXT, Drawing, shapes
 
+from ximler.core import strict_json
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.stopping import end
 from ximler.database.changes import Feed
+from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 from ximler.database.monitoring import round_trips
 from ximler.metering.quota import gauges
-from ximler.projects import canvas, compaction, projects, trash, versions
+from ximler.projects import canvas, compaction, packing, projects, storage, trash, versions
 from ximler.projects.canvas import WritesByOthers
 from ximler.projects.patches import Outcome, Saver
 from ximler.projects.projects import RevisionConflict
 from ximler.schema.canvas_part import CANVAS_PARTS
 
 pytestmark = pytest.mark.usefixtures("low_limits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "point",
+    [b"[123.4567890123,-76.54321098765]", pytest.param(b"[12,-3]", marks=pytest.mark.soak)],
+    ids=["digits", "integers"],
+)
+def test_17_megabytes_of_strokes_are_within_the_limits_of_time_and_memory(point: bytes) -> None:
+    stroke = b'{"type":"freedraw","points":[' + b",".join([point] * 200) + b"]}"
+    body = b'{"elements":[' + b",".join([stroke] * (17_200_000 // len(stroke))) + b"]}"
+    began = time.process_time()
+    value = strict_json.decode(body, values=MAX_VALUES, containers=MAX_CONTAINERS)
+    size, fresh = storage.canvas_of(value)
+    assert fresh is not None
+    assert size > 10_000_000
+    assert msgspec.json.encode(packing.unpack(fresh.packed)) == body
+    assert time.process_time() - began < 30
 
 
 async def test_it_is_read_and_patched_as_a_small_one(drawing: Drawing) -> None:

@@ -78,10 +78,10 @@ async def export(run: Run, project: Any, version: Any, output: BinaryIO) -> None
 def _read(*, file: BinaryIO, into: Any, **_: object) -> dict[str, Any]:
     """The file's JSON, before the database is opened. Limits and strictness are those of the API."""
     from ximler.core import strict_json
-    from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
+    from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 
     try:
-        data = strict_json.decode(file.read(), values=MAX_NODES, containers=MAX_CONTAINERS)
+        data = strict_json.decode(file.read(), values=MAX_VALUES, containers=MAX_CONTAINERS)
     except strict_json.NotJson as problem:
         raise Invalid.field("file", problem.about("The file")) from None
     return {"file": data, "into": into}

@@ -6,17 +6,20 @@ and nesting beyond a limit.
 
 A correct text costs msgspec's decoding, one walk and, if strings contain colons, encoding it. The place of a
 problem is searched for only afterwards, by the standard library's parser, which accepts all of these. Limits are
-checked before the work that they bound: decoding and walking 20 MB of `[]` takes eleven seconds.
+checked before the work that they bound: decoding 20 MB of `[]` takes a second, and 460 MB of memory.
 """
 
 import codecs
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import msgspec
+
+from ximler.core.collection import paused_collection
 
 __all__ = ["NotJson", "decode", "pointer"]
 
@@ -28,6 +31,10 @@ _PIECE = 1 << 20
 _ESCAPED_COLON = rb"\u003"  # and then an A, in either case
 
 _NUMBERS = frozenset({int, float})
+_CONTAINERS = frozenset({dict, list})
+
+_SEARCHED = 1_600_000  # values of a text whose problem is searched for
+_LARGE = 1_000_000  # bytes
 
 # A value's place: its parent's place, and its key or index there.
 _Place = tuple[Any, Any]
@@ -58,14 +65,15 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
     if _brackets(data) > containers and _exceeds(data, containers):
         raise NotJson(f"has more objects and arrays than the limit of {containers:,}", "")
     try:
-        value = msgspec.json.decode(data)
+        with paused_collection(len(data) > _LARGE):
+            value = msgspec.json.decode(data)
     except RecursionError:
         raise _too_deep(depth, "") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _problem(data, depth, values) or NotJson(f"is not JSON: {error}", "") from None
+        raise _problem(data, depth) or NotJson(f"is not JSON: {error}", "") from None
     keys = _keys(value, depth, values)
     if keys != data.count(b":") and _repeats(data, value, keys):
-        raise _problem(data, depth, values) or NotJson("has a key twice", "")
+        raise _problem(data, depth) or NotJson("has a key twice", "")
     return value
 
 
@@ -103,27 +111,39 @@ def _exceeds(data: bytes, containers: int) -> bool:
 
 def _keys(value: Any, depth: int, values: int) -> int:
     """How many keys all objects have together. Raises NotJson for nesting beyond `depth`, and for too many values."""
-    count = total = 0
-    pending: list[tuple[Any, _Place | None, int]] = [(value, None, 1)]
-    while pending:
-        current, place, level = pending.pop()
-        if type(current) is dict:
-            count += len(current)
-            items: Iterable[tuple[Any, Any]] = current.items()
-        elif type(current) is list:
-            items = enumerate(current)
-        else:
-            continue
-        total += len(current)
+    count = total = level = 0
+    containers = [value] if type(value) in _CONTAINERS else []
+    while containers:  # a level at a time, without a step of Python for each number
+        level += 1
+        if level > depth:
+            raise _too_deep(depth, _pointer(_place_at(value, level)))
+        total += sum(map(len, containers))
         if total > values:
             raise NotJson(f"has more values than the limit of {values:,}", "")
-        if level > depth:
-            raise _too_deep(depth, _pointer(place))
-        for key, item in items:
-            kind = type(item)
-            if kind is dict or kind is list:
-                pending.append((item, (place, key), level + 1))
+        dicts = [each for each in containers if type(each) is dict]
+        lists = [each for each in containers if type(each) is list]
+        count += sum(map(len, dicts))
+        items = chain(chain.from_iterable(map(dict.values, dicts)), chain.from_iterable(lists))
+        containers = [item for item in items if type(item) is list or type(item) is dict]
     return count
+
+
+def _place_at(value: Any, level: int) -> _Place | None:
+    """The place of an object or array at this level."""
+    walks: list[tuple[_Place | None, Iterator[tuple[Any, Any]]]] = [(None, _items(value))]
+    while len(walks) < level:
+        place, walk = walks[-1]
+        for key, item in walk:
+            if type(item) in _CONTAINERS:
+                walks.append(((place, key), _items(item)))
+                break
+        else:
+            walks.pop()
+    return walks[-1][0]
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(value.items() if isinstance(value, dict) else enumerate(value))
 
 
 class _Twice:
@@ -155,9 +175,9 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
 _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_NotANumber)
 
 
-def _problem(data: bytes, depth: int, values: int) -> NotJson | None:
+def _problem(data: bytes, depth: int) -> NotJson | None:
     """A problem of a text. None if the standard library finds none, and for a text that may have too many values."""
-    if data.count(b",") > values:
+    if data.count(b",") > _SEARCHED:
         return None
     try:
         text = data.decode()

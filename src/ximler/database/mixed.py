@@ -2,12 +2,12 @@
 
 Rejected on writing, with their path: keys that start with `$` or contain `.`, which updates cannot address
 reliably (`$set: {"a.b": …}` beside a key "a.b" creates a second path); keys with NUL, which ends a key in
-BSON; nesting beyond MongoDB's limit of 100 levels; and values with so many parts that walking them takes long
-(18 MB of `[]` are six million).
+BSON; nesting beyond MongoDB's limit of 100 levels; and values that take too much memory (18 MB of `[]` take 600 MB).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
@@ -15,18 +15,21 @@ from bson import Binary, DatetimeMS, DBRef, Decimal128, Int64, MaxKey, MinKey, O
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 
-__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_NODES", "check", "native", "shown", "time_problem"]
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_MEMORY", "MAX_VALUES", "check", "native", "shown", "time_problem"]
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
-# Items of lists and objects over all levels: what 16 MB of freehand strokes have.
-MAX_NODES = 1_600_000
-# Of these, lists and objects: each costs twenty times what a number does, and walking them keeps others waiting.
-MAX_CONTAINERS = 250_000
+# Bytes of memory that a value takes, besides its texts. 17 MB of freehand strokes take 60 MB with all their digits, and
+# 340 MB as points of small integers.
+MAX_MEMORY = 400_000_000
+_VALUE, _CONTAINER = 32, 64  # a container is a value, too
+MAX_VALUES, MAX_CONTAINERS = MAX_MEMORY // _VALUE, MAX_MEMORY // (_VALUE + _CONTAINER)
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _CONTAINERS = (dict, list, tuple)
 _PLAIN = frozenset({float, bool, type(None)})
+_ONLY = frozenset({dict, list})
+_JSON = _PLAIN | {int, str, dict, list}
 # Types beyond JSON that another application may have stored, and that copies contain.
 _BSON = (bytes, ObjectId, Decimal128, DatetimeMS, Binary, Regex, Timestamp, DBRef, MinKey, MaxKey, Int64, str, float)
 
@@ -40,39 +43,92 @@ def check(value: Any, path: str, *, depth: int = 1, any_keys: bool = False) -> N
 
     `any_keys`: keys may start with `$` and contain `.`, because no path of an update will name them.
     """
-    top: _Place = (None, path)
-    if not isinstance(value, _CONTAINERS):
-        _check_scalar(value, top)
-        return
-    pending = [(value, top, depth)]
-    nodes = containers = 0
-    while pending:
-        current, place, level = pending.pop()
-        nodes += len(current)
-        if nodes > MAX_NODES:
-            raise Invalid.field(shown(path), f"has {nodes:,} values or more, the limit is {MAX_NODES:,}: split it up")
-        if level > MAX_DEPTH:
+    if isinstance(value, _CONTAINERS):
+        _check_parts(value, path, depth, any_keys)
+    else:
+        _check_scalar(value, (None, path))
+
+
+def _check_parts(value: Any, path: str, depth: int, any_keys: bool) -> None:
+    """Check whole levels, one after the other, without a step of Python for each number of a drawing.
+
+    The place of a problem is searched for only if there is one.
+    """
+    level: list[Any] = [value]
+    memory, first = 0, depth
+    while level:
+        if depth > MAX_DEPTH:
             raise Invalid.field(shown(path), f"is nested deeper than {MAX_DEPTH} levels")
-        items: Iterable[tuple[Any, Any]]
-        if isinstance(current, dict):
-            for key in current:
-                if type(key) is not str or key[:1] == "$" or "." in key or "\0" in key or not key.isascii():
-                    _check_key(key, place, any_keys)
-            items = current.items()
-        else:
-            items = enumerate(current)
-        for key, item in items:
-            kind = type(item)
-            if kind in _PLAIN or (kind is str and item.isascii()) or (kind is int and _LOWEST <= item <= _HIGHEST):
-                continue
+        memory += _CONTAINER * len(level) + _VALUE * sum(map(len, level))
+        if memory > MAX_MEMORY:
+            problem = f"takes {memory:,} bytes of memory or more, the limit is {MAX_MEMORY:,}: split it up"
+            raise Invalid.field(shown(path), problem)
+        dicts = [each for each in level if isinstance(each, dict)]
+        lists = [each for each in level if not isinstance(each, dict)] if len(dicts) < len(level) else []
+        level = []
+        sound = _sound_keys(list(chain.from_iterable(dicts)), any_keys)
+        for items in (map(dict.values, dicts), lists):
+            values = list(chain.from_iterable(items))
+            kinds = set(map(type, values))
+            if kinds and not kinds <= _PLAIN:
+                sound = sound and _sound(values, kinds)
+                level += values if kinds <= _ONLY else [item for item in values if isinstance(item, _CONTAINERS)]
+        if not sound:
+            _find_problem(value, path, first, any_keys)
+        depth += 1
+
+
+def _sound_keys(keys: list[Any], any_keys: bool) -> bool:
+    try:
+        text = "\n".join(keys)
+        text if text.isascii() else text.encode()
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return "\0" not in text and (any_keys or not ("." in text or "\n$" in text or text[:1] == "$"))
+
+
+def _sound(values: list[Any], kinds: set[type]) -> bool:
+    """Whether the scalars among values can be stored. False also if that takes a closer look."""
+    if not kinds <= _JSON:
+        return False
+    if int in kinds:
+        integers = [item for item in values if type(item) is int]
+        if min(integers) < _LOWEST or max(integers) > _HIGHEST:
+            return False
+    if str in kinds:
+        text = "".join([item for item in values if type(item) is str])
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                return False
+    return True
+
+
+def _find_problem(value: Any, path: str, depth: int, any_keys: bool) -> None:
+    """Raise Invalid naming the place of a key or scalar that cannot be stored, if there is one in the value."""
+    places: list[_Place] = [(None, path)]
+    walks = [_items(value, places[-1], any_keys)]
+    while walks:
+        for key, item in walks[-1]:
             if isinstance(item, _CONTAINERS):
-                containers += 1
-                if containers > MAX_CONTAINERS:
-                    problem = f"has more lists and objects than the limit of {MAX_CONTAINERS:,}: split it up"
-                    raise Invalid.field(shown(path), problem)
-                pending.append((item, (place, key), level + 1))
-            else:
-                _check_scalar(item, (place, key))
+                if depth + len(walks) <= MAX_DEPTH:  # deeper levels are refused as such
+                    places.append((places[-1], key))
+                    walks.append(_items(item, places[-1], any_keys))
+                    break
+            elif type(item) not in _PLAIN:
+                _check_scalar(item, (places[-1], key))
+        else:
+            walks.pop()
+            places.pop()
+
+
+def _items(value: Any, place: _Place, any_keys: bool) -> Iterator[tuple[Any, Any]]:
+    if not isinstance(value, dict):
+        return iter(enumerate(value))
+    for key in value:
+        _check_key(key, place, any_keys)
+    return iter(value.items())
 
 
 def native(value: Any, *, references: bool = False) -> Any:
@@ -85,22 +141,29 @@ def native(value: Any, *, references: bool = False) -> Any:
         if isinstance(value, datetime):
             return EPOCH + (value - _EPOCH_NAIVE) if value.tzinfo is None else value
         return int(value) if isinstance(value, Int64) else value
-    pending: list[dict[str, Any] | list[Any]] = [value]
-    while pending:
-        current = pending.pop()
-        items: Iterable[tuple[Any, Any]] = current.items() if isinstance(current, dict) else enumerate(current)
-        for key, item in items:
-            kind = type(item)
-            if references and kind is DBRef:
-                current[key] = restored = dict(item.as_doc())
-                pending.append(restored)
-            elif kind is dict or kind is list:
-                pending.append(item)
-            elif kind is Int64:
-                current[key] = int(item)
-            elif kind is datetime and item.tzinfo is None:
-                current[key] = EPOCH + (item - _EPOCH_NAIVE)
+    level: list[Any] = [value]
+    while level:
+        dicts = [each for each in level if type(each) is dict]
+        lists = [each for each in level if type(each) is list]
+        values = list(chain(chain.from_iterable(map(dict.values, dicts)), chain.from_iterable(lists)))
+        if not _JSON.issuperset(map(type, values)):
+            for each in level:
+                _convert(each, references)
+            values = list(chain(chain.from_iterable(map(dict.values, dicts)), chain.from_iterable(lists)))
+        level = [item for item in values if type(item) is dict or type(item) is list]
     return value
+
+
+def _convert(container: Any, references: bool) -> None:
+    items: Iterable[tuple[Any, Any]] = container.items() if isinstance(container, dict) else enumerate(container)
+    for key, item in items:
+        kind = type(item)
+        if references and kind is DBRef:
+            container[key] = dict(item.as_doc())
+        elif kind is Int64:
+            container[key] = int(item)
+        elif kind is datetime and item.tzinfo is None:
+            container[key] = EPOCH + (item - _EPOCH_NAIVE)
 
 
 def time_problem(moment: datetime) -> str | None:

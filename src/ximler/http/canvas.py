@@ -1,9 +1,11 @@
 """A project's canvas over REST: read with an entity tag, replaced and patched on the revision that was read."""
 
 import asyncio
+import contextlib
 import gzip
 import re
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ from litestar.params import PathParameter, QueryParameter
 from ximler.core import strict_json
 from ximler.core.extended_json import plain
 from ximler.core.ids import object_id
-from ximler.database.mixed import MAX_CONTAINERS, MAX_NODES
+from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.bodies import body_of
 from ximler.http.conditional import encoding_of, matches, strong_tags
@@ -43,6 +45,7 @@ _ENCODINGS: dict[
 _ENCODED = re.compile(f"-(?:{'|'.join(_ENCODINGS)})$")
 _WORTH_COMPRESSING = 1000  # bytes
 _WORTH_A_THREAD = 50_000  # bytes
+_LARGE = 4_000_000  # bytes
 
 _Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
 _Base = Annotated[
@@ -209,9 +212,10 @@ async def change(
     match request.content_type[0]:
         case records.MEDIA_TYPE:
             project_id = object_id(project, "project")
-            body, given = await _given(request)
+            body = await _body(request)
             saver: Saver = state.saver
-            saved = await saver.save(caller.actor, project_id, given, size=len(body))
+            async with _turn(state, body):
+                saved = await saver.save(caller.actor, project_id, await _given(body), size=len(body))
             return Response(Saved(saved.revision, saved.rejected), headers={"Canvas-Revision": str(saved.revision)})
         case "application/json-patch+json":
             return await _change(canvas.patch, project, caller, request, state, base)
@@ -235,11 +239,13 @@ async def _change(
     project_id = object_id(project, "project")
     condition = request.headers.get("if-match")
     based_on = _based_on(condition, base)
-    body, given = await _given(request)
+    body = await _body(request)
     if file:
         save = partial(save, any_keys=True, text=body)
     try:
-        revision = await save(state.database, caller.actor, project_id, given, based_on=based_on)
+        async with _turn(state, body):
+            given = await _given(body)
+            revision = await save(state.database, caller.actor, project_id, given, based_on=based_on)
     except RevisionConflict as conflict:
         if condition is None:
             raise
@@ -253,14 +259,25 @@ async def _change(
     return Response(Saved(revision), headers=_headers(revision, f'"{revision}"'))
 
 
-async def _given(request: Request[Any, Any, Any]) -> tuple[bytes, Any]:
-    """The body, and its value. Raises ClientException for JSON that would not come back as it is."""
-    # Not `body`, which leaves out a byte order mark.
-    body = b"".join([chunk async for chunk in request.stream()])
-    decode = partial(strict_json.decode, body, values=MAX_NODES, containers=MAX_CONTAINERS)
+async def _body(request: Request[Any, Any, Any]) -> bytes:
+    # Not `request.body`, which leaves out a byte order mark.
+    return b"".join([chunk async for chunk in request.stream()])
+
+
+def _turn(state: State, body: bytes) -> AbstractAsyncContextManager[Any]:
+    """The right to decode and store a body: of large ones, two at once, because each takes hundreds of megabytes."""
+    if len(body) < _LARGE:
+        return contextlib.nullcontext()
+    turns: asyncio.Semaphore = state.large_bodies
+    return turns
+
+
+async def _given(body: bytes) -> Any:
+    """The value of a body. Raises ClientException for JSON that would not come back as it is."""
+    decode = partial(strict_json.decode, body, values=MAX_VALUES, containers=MAX_CONTAINERS)
     try:
         # A large canvas must not keep other requests waiting.
-        return body, decode() if len(body) < _WORTH_A_THREAD else await asyncio.to_thread(decode)
+        return decode() if len(body) < _WORTH_A_THREAD else await asyncio.to_thread(decode)
     except strict_json.NotJson as problem:
         raise ClientException(problem.about("The body")) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 import bson
 import zstandard
 
+from ximler.core.collection import paused_collection
 from ximler.core.errors import Invalid
 from ximler.database import mixed
 
@@ -51,6 +52,7 @@ def _unpacked(packed: bytes, name: str, most: int) -> Any:
         data = reader.read(most + 1)
         if len(data) > most:
             raise Damaged(f"The stored canvas is larger than {most:,} bytes")
-        return bson.decode(data)[name]
+        with paused_collection():
+            return bson.decode(data)[name]
     except (zstandard.ZstdError, bson.errors.BSONError, KeyError) as error:
         raise Damaged(f"The stored canvas cannot be read: {error}") from error

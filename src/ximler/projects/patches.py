@@ -17,6 +17,7 @@ sent again is answered from these, in whichever process, and is applied once.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ _log = structlog.get_logger("ximler.projects")
 
 MAX_CLIENTS = 64  # whose latest patch is known
 _KEPT_CLIENTS = 48  # of these, when one more would be too many
+_WORTH_A_THREAD = 500_000  # bytes of JSON whose check would keep others waiting
 _MAX_WAITING = 1000  # patches of a project
 _MAX_BATCH = 2_000_000  # bytes of JSON that are saved together
 _MAX_QUEUED = 40_000_000  # bytes of JSON of the patches that wait for a project
@@ -166,6 +168,10 @@ class Saver:
             batch = [waiting for waiting in batch if not waiting.answer.done()]
             if not batch:
                 return
+            for waiting in batch:
+                if waiting.patch is None and waiting.size > _WORTH_A_THREAD:
+                    with contextlib.suppress(Invalid):  # `_due` answers it
+                        waiting.patch = await asyncio.to_thread(records.parse, waiting.given, project.declared)
             if not project.known or any(waiting.client not in project.marks for waiting in batch):
                 await self._look(project, [waiting.client for waiting in batch])
             batch = _due(project, batch)
