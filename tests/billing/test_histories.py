@@ -142,9 +142,11 @@ async def test_a_random_history_ends_as_in_order(
 
 
 @pytest.mark.soak
-@histories(1000, new=True)
+@pytest.mark.parametrize("part", range(1, 41))
+@histories(25, new=True)
 @hypothesis.given(history=HISTORIES, tax=TAXES, seed=st.integers(0, 2**32))
 async def test_a_thousand_random_histories_end_as_in_order(
-    stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, history: Any, tax: Any, seed: int
+    stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, history: Any, tax: Any, seed: int, part: int
 ) -> None:
+    """In forty parts, so that progress is seen, and one part can be run alone."""
     await check(stage, settings, monkeypatch, history, tax, seed)

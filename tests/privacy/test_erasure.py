@@ -234,6 +234,7 @@ async def test_the_address_is_free_again_afterwards(database, keyring, worker, a
 STEPS = [
     "accounts.begin",
     "billing.end_subscriptions",
+    "billing.forget_cards",
     *(f"_erase_from {c.name}" for c in CATALOGUE if c.erasure != "nothing" and c is not AUDIT_LOGS),
     "outbox.forget",
     "accounts.finish",

@@ -19,9 +19,10 @@ from ximler.core.networks import subscriber
 from ximler.database import Database
 from ximler.schema.throttle import THROTTLES, Throttle
 
-__all__ = ["RateLimitKey", "Rule", "Throttled", "at_address", "check", "fail", "forgive", "key", "spend"]
+__all__ = ["RateLimitKey", "Rule", "Throttled", "at_address", "check", "fail", "forgive", "give_back", "key", "spend"]
 
 _SECOND_MS = 1000
+_ONE_LESS = [{"$set": {"count": {"$subtract": ["$count", 1]}}}]
 
 
 class Throttled(LimitExceeded):
@@ -71,6 +72,12 @@ async def fail(database: Database, through: Iterable[RateLimitKey]) -> None:
     """Count a failure. One command per key, concurrently."""
     now = database.clock.now()
     await asyncio.gather(*(_count(database, each, now, when_blocked=True) for each in through))
+
+
+async def give_back(database: Database, through: Iterable[RateLimitKey]) -> None:
+    """Take back an attempt that `spend` counted. One that began a delay stays counted. One command."""
+    unblocked = [({"_id": each.id, "blockedUntil": None, "count": {"$gt": 0}}, _ONE_LESS) for each in through]
+    await database[THROTTLES].recompute_each(unblocked)
 
 
 async def forgive(database: Database, at: RateLimitKey) -> None:

@@ -18,6 +18,7 @@ from ximler.audit.actions import Action
 from ximler.billing import invoices, payments, redemptions, states, subscriptions
 from ximler.billing.account import balance, current, discount, ends_at, in_turn, live, lock, rebate, store
 from ximler.billing.account import find as account_of
+from ximler.billing.attempts import refuse_declined
 from ximler.billing.coupons import discount_of, normalised
 from ximler.billing.methods import MethodNeeded
 from ximler.billing.periods import Period, period
@@ -85,8 +86,8 @@ async def change(
     """Change the plan. Asking again, or at the same moment, charges once. Audited: the request, and later its effect.
 
     A change to the present plan takes back one that is pending. Raises NotFound, Invalid, Conflict while a payment is under
-    way or the subscription is unpaid or about to end, and PaymentDeclined: then nothing has changed. With a coupon also
-    MethodNeeded and the errors of `redemptions.reserve`.
+    way or the subscription is unpaid or about to end, TooManyDeclines, and PaymentDeclined: then nothing has changed. With a
+    coupon also MethodNeeded and the errors of `redemptions.reserve`.
     """
     user_id = actor.require_user()
     plan = await plan_on_offer(database, plan_id)
@@ -162,7 +163,10 @@ async def _change(
             coupon=coupon.code if coupon else None,
         )
         if made.due_minor:
-            charge = await subscriptions.collect(transaction, account, invoice, description=f"Change to {plan.name}")
+            refuse_declined(account, transaction.clock.now())
+            charge = await subscriptions.collect(
+                transaction, account, invoice, description=f"Change to {plan.name}", by_customer=True
+            )
             if charge is None:
                 raise payments.PaymentDeclined("There is no payment method that can be charged: add one")
         else:

@@ -16,6 +16,7 @@ from bson import ObjectId
 from ximler.billing import invoices, methods, payments, redemptions, states, stripe_sales, subscriptions
 from ximler.billing.account import MOST_METHODS, balance, discount, ensure, find, in_turn, lock, rebate, store
 from ximler.billing.account import methods as account_methods
+from ximler.billing.attempts import TooManyDeclines, refuse_declined
 from ximler.billing.periods import period
 from ximler.billing.plans import plan_on_offer
 from ximler.billing.pricing import Charge as Priced
@@ -66,8 +67,8 @@ async def start(
 ) -> Checkout:
     """Begin to buy a plan: returns the checkout with the address of the page to send the customer to. Valid for an hour.
 
-    Raises NotFound, Invalid for a free plan or another site's `return_url`, AlreadySubscribed, the coupon's errors, and
-    ProviderUnavailable.
+    Raises NotFound, Invalid for a free plan or another site's `return_url`, AlreadySubscribed, TooManyDeclines, the
+    coupon's errors, and ProviderUnavailable.
     """
     user_id = actor.require_user()
     _check_return(return_url, settings)
@@ -75,6 +76,7 @@ async def start(
     await ensure(database, user_id)
     account = await find(database, user_id)
     await _refuse_second(database, account)
+    refuse_declined(account, database.clock.now())
     terms = Terms(
         plan_id=plan.id,
         plan_name=plan.name,
@@ -114,8 +116,8 @@ async def add_method(
 ) -> Checkout:
     """Begin to add a payment method to a running subscription. An unpaid invoice is charged to a new default at once.
 
-    Raises NotFound without a subscription, Invalid for another site's `return_url`, Conflict for an eleventh method, and
-    ProviderUnavailable.
+    Raises NotFound without a subscription, Invalid for another site's `return_url`, Conflict for an eleventh method,
+    TooManyDeclines, and ProviderUnavailable.
     """
     user_id = actor.require_user()
     _check_return(return_url, settings)
@@ -124,6 +126,7 @@ async def add_method(
         raise NotFound("You have no subscription")
     if len(account_methods(account)) >= MOST_METHODS:
         raise Conflict(f"You have {MOST_METHODS} payment methods: remove one first")
+    refuse_declined(account, database.clock.now())
     checkout = await database[CHECKOUTS].insert(
         Checkout(
             id=secrets.token_urlsafe(24),
@@ -153,7 +156,7 @@ async def _open(
 
 
 async def _opened(database: Database, checkout: Checkout, session: Session) -> Checkout:
-    values = {"sessionId": session.id, "url": session.url}
+    values = {"sessionId": session.id, "url": session.url, "customerId": session.customer_id}
     await database[CHECKOUTS].patch({"_id": checkout.id}, {"$set": values})
     return await database[CHECKOUTS].get(checkout.id)
 
@@ -204,16 +207,16 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
         return checkout
     if session.method.id == checkout.tried:
         return await _reopen(database, provider, checkout, session)
-    if checkout.kind == "CARD":
-        await methods.save(database, provider, checkout, session.method)
-        return await database[CHECKOUTS].get(checkout.id)
     await ensure(database, checkout.user_id)
     charge = None
     try:
+        if checkout.kind == "CARD":
+            await methods.save(database, provider, checkout, session.method)
+            return await database[CHECKOUTS].get(checkout.id)
         await _hold_coupon(database, checkout, session.method)
         charge = await _claim(database, checkout, session, session.method)
     except XimlerError as problem:
-        if not isinstance(problem, Conflict | NotFound | Invalid):
+        if not isinstance(problem, Conflict | NotFound | Invalid | TooManyDeclines):
             raise
         refused = {"$set": {"status": "REFUSED", "problem": problem.message}}
         await database[CHECKOUTS].patch({"_id": checkout.id, "status": "OPEN"}, refused)
@@ -327,7 +330,10 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
             )
             account.checkout_id = checkout.id
             if quote.due_minor:
-                charge = await subscriptions.collect(transaction, account, invoice, description=terms.plan_name)
+                refuse_declined(account, transaction.clock.now())
+                charge = await subscriptions.collect(
+                    transaction, account, invoice, description=terms.plan_name, by_customer=True
+                )
             else:
                 await subscriptions.paid(transaction, account, invoice)
         await store(transaction, account)

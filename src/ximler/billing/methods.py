@@ -14,6 +14,7 @@ from ximler.billing import invoices, payments, subscriptions
 from ximler.billing.account import find, in_turn, live, lock, store
 from ximler.billing.account import keep as add_to
 from ximler.billing.account import methods as account_methods
+from ximler.billing.attempts import refuse_declined
 from ximler.billing.provider import PaymentMethod, Provider, ProviderUnavailable
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, NotFound
@@ -88,7 +89,7 @@ async def save(database: Database, provider: Provider, checkout: Checkout, metho
 async def make_default(database: Database, provider: Provider, actor: Actor, method_id: str) -> list[Method]:
     """Charge this method of the actor's from now on; an unpaid invoice at once, whose outcome is in `payments`. Audited.
 
-    Raises NotFound, and Conflict for one that was declined for good.
+    Raises NotFound, Conflict for one that was declined for good, and TooManyDeclines while an invoice is unpaid.
     """
 
     async def write(transaction: Database) -> Charge | None:
@@ -142,7 +143,7 @@ async def remove(database: Database, actor: Actor, method_id: str) -> None:
 async def pay(database: Database, provider: Provider, actor: Actor, invoice_id: ObjectId) -> Invoice:
     """Charge the actor's unpaid invoice now. A pending payment leaves it OPEN; a paid invoice is returned unchanged.
 
-    Raises NotFound, Conflict for one that is void or whose payment is under way, and PaymentDeclined.
+    Raises NotFound, Conflict for one that is void or whose payment is under way, PaymentDeclined, and TooManyDeclines.
     """
     found = await invoices.find(database, actor, invoice_id)
 
@@ -183,10 +184,11 @@ async def _record(transaction: Database, actor: Actor, action: Action, account: 
 
 
 async def _charge(transaction: Database, account: BillingAccount) -> Charge | None:
-    """Begin a payment of the open invoice; None without an open invoice or a chargeable method."""
+    """Begin a payment of the open invoice; None without an open invoice or a chargeable method. Raises TooManyDeclines."""
     await subscriptions.settle_end(transaction, account)
     if account.invoice_id is None or account.subscription_id is None:
         return None
+    refuse_declined(account, transaction.clock.now())
     invoice = await invoices.get(transaction, account, account.invoice_id)
     description = f"{live(account).terms.plan_name}, again"
-    return await subscriptions.collect(transaction, account, invoice, description=description)
+    return await subscriptions.collect(transaction, account, invoice, description=description, by_customer=True)

@@ -15,6 +15,7 @@ from bson import ObjectId
 
 from ximler.billing import invoices, refunds, subscriptions
 from ximler.billing.account import decline, each_in_turn, lock, store
+from ximler.billing.attempts import count_decline
 from ximler.billing.declines import reason
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
@@ -273,12 +274,16 @@ def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Ch
                 known.status, known.failure = "FAILED", intent.failure or "declined"
                 replaced = account.method is None or account.method.id != known.method_id
                 await _set(transaction, known)
+                if known.by_customer:
+                    count_decline(account, now)
                 if intent.hard:
                     decline(account, known.method_id)
                 await subscriptions.failed(transaction, account, invoice, known.failure)
                 if replaced and account.terms is not None and account.invoice_id == invoice.id:  # tried at once
                     description = f"{account.terms.plan_name}, again"
-                    await subscriptions.collect(transaction, account, invoice, description=description)
+                    await subscriptions.collect(
+                        transaction, account, invoice, description=description, by_customer=True
+                    )
         elif known.status == "PENDING":
             looks, known.looks = min(known.looks, len(_LOOK_AGAIN_S) - 1), known.looks + 1
             await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"applied": ticket, "looks": known.looks}})

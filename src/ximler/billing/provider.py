@@ -112,6 +112,9 @@ class Provider(Protocol):
     async def detach(self, method_id: str) -> None:
         """Forget the payment method. Idempotent: one that is gone already is fine."""
 
+    async def forget_customer(self, customer_id: str) -> None:
+        """Forget the customer with all payment methods. Payments stay. Idempotent."""
+
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent: ...
 
     async def confirm(self, intent_id: str, method_id: str) -> Intent:

@@ -86,6 +86,7 @@ class _Reconciling:
         if isinstance(provider, Mirrors):
             await self._mirrored(provider)
             await self._erased(provider)
+        await self._erased_customers()
         return self._report
 
     async def _accounts(self) -> None:
@@ -231,6 +232,18 @@ class _Reconciling:
     async def _end_erased(self, stripe: Mirrors, job: outbox.Job, theirs_id: str) -> None:
         with contextlib.suppress(NotFound):
             await stripe.end_subscription(theirs_id, now=True)
+        await outbox.cancel(self._database, job.id)
+
+    async def _erased_customers(self) -> None:
+        """Customers of erased users that could not be deleted yet."""
+        for job in await outbox.unfinished(self._database, erasure.forget_customer.name):
+            customer_id = str(job.payload.get("customerId"))
+            problem = f"the customer {customer_id} of an erased user was not deleted at the provider yet"
+            problem += f": {job.last_error or 'it waits'}"
+            await self._found(None, problem, partial(self._forget_customer, job, customer_id))
+
+    async def _forget_customer(self, job: outbox.Job, customer_id: str) -> None:
+        await self._provider.forget_customer(customer_id)
         await outbox.cancel(self._database, job.id)
 
     async def _forget_method(self, user_id: ObjectId, method_id: str) -> None:

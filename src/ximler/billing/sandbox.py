@@ -148,6 +148,10 @@ class Sandbox:
     async def detach(self, method_id: str) -> None:
         await self._insert("detach", SandboxObject(id=method_id, kind="detached"))
 
+    async def forget_customer(self, customer_id: str) -> None:
+        self._may("forget_customer")
+        await self._database[SANDBOX_OBJECTS].delete({"_id": customer_id, "kind": "customer"})
+
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
         made = SandboxObject(
             id=f"pi_{secrets.token_hex(12)}",

@@ -131,6 +131,10 @@ class Stripe:
             with errors(), contextlib.suppress(NotFound):
                 await self._api.payment_methods.detach_async(method_id, options=_once())
 
+    async def forget_customer(self, customer_id: str) -> None:
+        with contextlib.suppress(NotFound), errors():
+            await self._api.customers.delete_async(customer_id, options=_once())
+
     async def create_intent(self, *, customer_id: str, amount_minor: int, currency: str, reference: str) -> Intent:
         made = await self._write(
             self._api.payment_intents,

@@ -264,11 +264,18 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
 
 
 async def collect(
-    transaction: Database, account: BillingAccount, invoice: Invoice, *, description: str, first: bool = False
+    transaction: Database,
+    account: BillingAccount,
+    invoice: Invoice,
+    *,
+    description: str,
+    first: bool = False,
+    by_customer: bool = False,
 ) -> Charge | None:
     """Begin the next attempt at an invoice. None without a payment method that may be charged, or while one is under way.
 
-    `first`: the invoice was made in this step, and counts this attempt.
+    `first`: the invoice was made in this step, and counts this attempt. `by_customer`: a decline counts, as
+    `billing.attempts` says.
     """
     chargeable = _chargeable(account)
     if account.charge_id is not None or chargeable is None:
@@ -282,6 +289,7 @@ async def collect(
         description=description,
         method_id=method_id,
         customer_id=customer_id,
+        by_customer=by_customer,
     )
     if number != invoice.attempts:
         await invoices.attempted(transaction, invoice, number)
@@ -305,6 +313,7 @@ async def charge_for(
     method_id: str,
     customer_id: str,
     outside: str | None = None,
+    by_customer: bool = False,
 ) -> tuple[Payment, Charge]:
     """Write a payment of the amount due, and its charge: PENDING, or PAID if it was made `outside` of the provider."""
     payment = await transaction.payments.insert(
@@ -331,6 +340,7 @@ async def charge_for(
             customer_id=customer_id,
             ticket=1,  # of the first drive, which follows at once
             outside=outside,
+            by_customer=by_customer,
             status="PAID" if outside else "PENDING",
         )
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from ximler.billing import account as accounts
 from ximler.billing import (
+    attempts,
     changes,
     checkouts,
     details,
@@ -54,7 +55,8 @@ async def preview_change(
     if mirrored := await _mirrored(ctx, coupon):
         change = await stripe_mirror.preview(ctx.database, *mirrored, plan_id=plan_id, when=when)
     else:
-        change = await changes.preview(ctx.database, ctx.actor, plan_id=plan_id, when=when, coupon=coupon)
+        async with attempts.guessing(ctx.database, ctx.keyring, ctx.actor, coupon):
+            change = await changes.preview(ctx.database, ctx.actor, plan_id=plan_id, when=when, coupon=coupon)
     return {
         "plan_id": change.plan_id,
         "when": change.when,
@@ -77,7 +79,8 @@ async def coupon(ctx: Context, code: str, plan_id: str) -> dict[str, Any]:
         "discount_minor": 0,
     }
     try:
-        found = await redemptions.check(ctx.database, ctx.actor, code, plan=plan)
+        async with attempts.guessing(ctx.database, ctx.keyring, ctx.actor, code):
+            found = await redemptions.check(ctx.database, ctx.actor, code, plan=plan)
     except (NotFound, Conflict) as problem:
         return offer | {"valid": False, "problem": problem.message, "problem_code": problem.code}
     return offer | {
@@ -132,11 +135,12 @@ async def credit_balance(ctx: Context) -> list[dict[str, Any]]:
 @resolvers.mutation("startCheckout")
 async def start_checkout(ctx: Context, plan_id: str, return_url: str, coupon: str | None = None) -> dict[str, Any]:
     provider = rail(ctx.database, ctx.settings)
-    return _checkout(
-        await checkouts.start(
+    await attempts.open_page(ctx.database, ctx.keyring, ctx.actor)
+    async with attempts.guessing(ctx.database, ctx.keyring, ctx.actor, coupon):
+        begun = await checkouts.start(
             ctx.database, provider, ctx.settings, ctx.actor, plan_id=plan_id, coupon=coupon, return_url=return_url
         )
-    )
+    return _checkout(begun)
 
 
 @resolvers.query("paymentMethods")
@@ -147,6 +151,7 @@ async def payment_methods(ctx: Context) -> list[dict[str, Any]]:
 @resolvers.mutation("addPaymentMethod")
 async def add_payment_method(ctx: Context, return_url: str, make_default: bool) -> dict[str, Any]:
     provider = rail(ctx.database, ctx.settings)
+    await attempts.open_page(ctx.database, ctx.keyring, ctx.actor)
     return _checkout(
         await checkouts.add_method(
             ctx.database, provider, ctx.settings, ctx.actor, return_url=return_url, makes_default=make_default
@@ -172,7 +177,8 @@ async def change_plan(
     if mirrored := await _mirrored(ctx, coupon):
         return await stripe_mirror.change(ctx.database, *mirrored, ctx.actor, plan_id=plan_id, when=when)
     provider = rail(ctx.database, ctx.settings)
-    return await changes.change(ctx.database, provider, ctx.actor, plan_id=plan_id, when=when, coupon=coupon)
+    async with attempts.guessing(ctx.database, ctx.keyring, ctx.actor, coupon):
+        return await changes.change(ctx.database, provider, ctx.actor, plan_id=plan_id, when=when, coupon=coupon)
 
 
 @resolvers.mutation("cancelPendingChange")
@@ -199,7 +205,8 @@ async def resume_subscription(ctx: Context) -> Subscription:
 
 @resolvers.mutation("applyCoupon")
 async def apply_coupon(ctx: Context, code: str) -> Subscription:
-    return await rebates.apply(ctx.database, ctx.actor, code)
+    async with attempts.guessing(ctx.database, ctx.keyring, ctx.actor, code):
+        return await rebates.apply(ctx.database, ctx.actor, code)
 
 
 @resolvers.mutation("removePaymentMethod")

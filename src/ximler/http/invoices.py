@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
-from ximler.billing import checkouts, invoices, pdf
+from ximler.billing import attempts, checkouts, invoices, pdf
 from ximler.billing.rails import rail
 from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.ids import object_id
@@ -121,6 +121,7 @@ async def pay(
     where = f"{settings.base_url}/invoices/{found.id}"
     if found.status == "OPEN":
         provider = rail(state.database, settings)
+        await attempts.open_page(state.database, state.keyring, caller.actor)
         begun = await checkouts.add_method(state.database, provider, settings, caller.actor, return_url=where)
         where = begun.url or where
     return Response("", status_code=303, headers={"Location": where, "Cache-Control": "no-store"})

@@ -31,6 +31,7 @@ async def erase(payload: closing.Closed, *, database: Database) -> bool:
     if user is None:
         return False
     await billing.end_subscriptions(database, user_id)
+    await billing.forget_cards(database, user_id)
     await assets_storage.erase(database, user_id)
     for collection in CATALOGUE:
         if collection is not AUDIT_LOGS:

@@ -99,6 +99,7 @@ class BillingAccount(Document, kw_only=True):
     not_before: Internal[datetime | None] = None  # for the next of several periods that are overdue
     charge_id: Internal[str | None] = None  # under way
     charge_at: Internal[datetime | None] = None  # when to look at it again
+    declined_ms: Internal[list[int]] = field(default_factory=list)  # payments of the last day, see `billing.attempts`
     refunds: Internal[list[str]] = field(default_factory=list)  # under way
     refund_at: Internal[datetime | None] = None  # when to look at them again; None: now
     balances: Internal[Mixed] = field(default_factory=dict[str, Any])  # by currency: minor units, negative is owed

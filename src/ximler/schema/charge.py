@@ -30,6 +30,7 @@ class Charge(Document, kw_only=True):
     currency: Kept[str]
     method_id: Kept[str]
     customer_id: Kept[str]
+    by_customer: Kept[bool] = False  # asked for, where renewals and their retries are not
     intent_id: Kept[str | None] = None
     outside: Kept[str | None] = None  # paid without the provider: by bank transfer, say
     status: Kept[ChargeStatus] = "PENDING"

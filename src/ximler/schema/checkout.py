@@ -43,6 +43,7 @@ class Checkout(Document, kw_only=True):
     at_stripe: Internal[bool] = False  # Stripe bills the subscription
     makes_default: Internal[bool] = True  # of a CARD: it is charged from now on
     session_id: Internal[str | None] = None  # the provider's
+    customer_id: Internal[str | None] = None  # at the provider
     url: Internal[str | None] = None
     return_url: Internal[str]
     tried: Internal[str | None] = None  # the payment method that was charged last

@@ -21,7 +21,7 @@ class Throttle(Document, kw_only=True):
 THROTTLES = Collection(
     name="throttles",
     document=Throttle,
-    purpose="Recent attempts to sign in, register and request reset links; by account, address and device.",
+    purpose="Recent attempts to sign in, register, request links, pay and guess coupons; by account, address and device.",
     owner="accounts",
     indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB when they are over"),),
     shard_key=ShardKey((("_id", "hashed"),), "read and counted by id"),
