@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 
-import msgspec
 import pytest
 from bson import ObjectId
 from tests.billing.conftest import GOOD, SOFT, Buy, at, card_of, deliver, renewed_with, subscription
-from tests.billing.peer import SECRET, Peer
+from tests.billing.peer import Peer
 
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.throttle import Throttled
@@ -19,7 +18,7 @@ from ximler.billing.payments import PaymentDeclined
 from ximler.billing.provider import ProviderUnavailable
 from ximler.billing.reconcile import reconcile
 from ximler.billing.sandbox import Sandbox
-from ximler.billing.stripe import Stripe, of_process
+from ximler.billing.stripe import Stripe
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database
@@ -105,11 +104,10 @@ async def test_unknown_coupon_codes_are_limited_and_valid_ones_are_not(
 
 
 async def test_the_customer_of_an_erased_user_is_deleted_at_stripe(
-    database: Database, stripe: Stripe, peer: Peer, ada: Actor, settings: Settings
+    database: Database, stripe: Stripe, peer: Peer, ada: Actor, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     back = "http://localhost/"
-    given = {"stripe_key": "sk_test_of_nobody", "stripe_webhook_secrets": (SECRET,), "stripe_api": peer.url}
-    paying = msgspec.structs.replace(settings, **given)
+    monkeypatch.setattr(erasure, "rail", lambda *_: stripe)
     begun = await checkouts.start(database, stripe, settings, ada, plan_id="pro", return_url=back)
     await peer.enter_card(str(begun.session_id), GOOD.replace(" ", ""))
     await deliver(database, stripe, peer)
@@ -123,15 +121,14 @@ async def test_the_customer_of_an_erased_user_is_deleted_at_stripe(
     payload = erasure.AtProvider(customer_id=customer_id, method_ids=[method.id])
     peer.fault = lambda name: "down" if name.startswith("DELETE") else None
     with pytest.raises(ProviderUnavailable):
-        await erasure.forget_customer(payload, database=database, settings=paying)
+        await erasure.forget_customer(payload, database=database, settings=settings)
     peer.fault = lambda _: None
     (found,) = (await reconcile(database, stripe)).findings
     assert (
         found.problem == f"the customer {customer_id} of an erased user was not deleted at the provider yet: it waits"
     )
     for _ in range(2):
-        await erasure.forget_customer(payload, database=database, settings=paying)
+        await erasure.forget_customer(payload, database=database, settings=settings)
         assert (peer.ids("customer"), await stripe.usable(method.id)) == ([], False)
-    await of_process(paying).close()
     assert [each.repaired for each in (await reconcile(database, stripe, repair=True)).findings] == [True]
     assert (await reconcile(database, stripe)).findings == []
