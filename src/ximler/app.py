@@ -115,6 +115,14 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         app.state.large_bodies = asyncio.Semaphore(2)
         live = app.state.live = Live(database, feed, saver.recent)
         parts = serving_parts(feed, authentication, meter, saver, live)
+        app.state.shared_bursts = None
+        if settings.valkey_url is not None:
+            from ximler.metering.quota.shared_bursts import SharedBursts
+
+            shared = app.state.shared_bursts = SharedBursts(
+                settings.valkey_url, prefix=f"ximler:{database.name}", limits=metered.limits, workers=settings.workers
+            )
+            parts.append(Part("bursts", shared.run, close=shared.close, stage=Stage.SERVE))
         if settings.worker:
             parts += background_parts(tools_on(database=database, feed=feed))
         runtime = app.state.runtime = Runtime(
@@ -220,7 +228,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         logging_config=None,
         debug=False,
     )
-    return Requests(Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql}), proxies)
+    metered = Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql})
+    return Requests(metered, proxies)
 
 
 def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, saver: Saver, live: Live) -> list[Part]:

@@ -1,7 +1,7 @@
 """Settings: environment variables, over an optional TOML file, over defaults, parsed once into one frozen
 Struct.
 
-Every field is one variable: `XIMLER_` and its name in capitals (`MONGODB_URI` keeps its usual name). The type
+Every field is one variable: `XIMLER_` and its name in capitals (but `MONGODB_URI` and `VALKEY_URL`). The type
 determines parsing: a tuple is a comma-separated list, `Secret` is never shown, `Literal` is a choice. The
 README's table is generated from this module.
 """
@@ -25,7 +25,7 @@ from ximler.core.errors import Invalid
 
 __all__ = ["Settings", "SettingsError", "load", "sources", "unknown_variables"]
 
-_NAMES = {"mongodb_uri": "MONGODB_URI"}
+_NAMES = {"mongodb_uri": "MONGODB_URI", "valkey_url": "VALKEY_URL"}
 _OTHER_VARIABLES = ("XIMLER_CONFIG", "XIMLER_DEBUG")
 _SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
 _MIN_SECRET = 32
@@ -146,6 +146,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_burst: Annotated[
         int, Meta(ge=1, description="Burst of one API key; all keys of a user together may make twice as many calls.")
     ] = 100
+    valkey_url: Annotated[
+        Annotated[Secret, Meta(pattern=r"^(redis|rediss|valkey|valkeys|unix)://\S+$")] | None,
+        Meta(
+            description="Valkey or Redis, `redis://host:6379`, in which all processes share the burst limits of API keys. "
+            "Unset: each process has its own."
+        ),
+    ] = None
     session_rate: Annotated[
         int, Meta(ge=1, description="Average changes per second that all sessions of a user together may make.")
     ] = 5

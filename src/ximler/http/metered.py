@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from litestar import Litestar
@@ -32,6 +32,9 @@ from ximler.http.authentication import Authentication, Caller, shows_key
 from ximler.metering.quota.bursts import BurstExceeded, Bursts
 from ximler.metering.quota.meter import Allowance, Meter
 
+if TYPE_CHECKING:
+    from ximler.metering.quota.shared_bursts import SharedBursts
+
 __all__ = ["BY_REQUEST", "Metered", "Prices", "charge"]
 
 BY_REQUEST = -1
@@ -43,7 +46,7 @@ _HOST = re.compile(rb"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")  # others are examine
 _FREE = Allowance(None, None, 0)
 Refusal = Callable[[MutableMapping[str, Any], XimlerError], tuple[bytes, bytes]]
 """`refusal(scope, error)`: media type and body of a rejection, for routes with their own format."""
-_Parts = tuple[Authentication, Meter, Clock]
+_Parts = tuple[Authentication, Meter, Clock, "SharedBursts | None"]
 
 
 class Prices:
@@ -130,6 +133,7 @@ class Metered:
         self._keys = Bursts("this API key", rate=rate, size=size)
         users = "all API keys of this account together"
         self._users = Bursts(users, rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size)
+        self.limits = (self._keys, self._users)
         self._policy = b'"burst";q=%d;w=%d' % (size, math.ceil(size / rate))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,7 +141,7 @@ class Metered:
             self._parts = None  # the application starts, or ends
             await self._litestar(scope, receive, send)
             return
-        authentication, meter, clock = self._parts or self._find_parts()
+        authentication, meter, clock, shared = self._parts or self._find_parts()
         caller = authentication.at_hand(scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
         if caller is None and shows_key(scope["headers"]):
             with suppress(XimlerError):  # the application reports the same error in its own form
@@ -149,12 +153,15 @@ class Metered:
         actor, (key, owner) = caller.actor, caller.names
         try:
             now, fast = monotonic(), max(units, 1)  # the burst limit bounds free requests too
-            left = self._keys.take(key, fast, now)
-            try:
-                self._users.take(owner, fast, now)
-            except BurstExceeded:
-                self._keys.put_back(key, fast)
-                raise
+            if shared is not None:
+                left = await shared.take((key, owner), fast)
+            else:
+                left = self._keys.take(key, fast, now)
+                try:
+                    self._users.take(owner, fast, now)
+                except BurstExceeded:
+                    self._keys.put_back(key, fast)
+                    raise
             allowance = meter.take(actor, units, route=route) if units > 0 else _FREE
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)
@@ -183,7 +190,7 @@ class Metered:
         await self._litestar(scope, receive, send)
 
     def _charge(self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str) -> Awaitable[None] | None:
-        _, meter, clock = self._parts or self._find_parts()
+        _, meter, clock, _ = self._parts or self._find_parts()
         allowance = meter.take(actor, 1, route=route)
         if allowance is None:
             return self._charge_later(state, actor, left, route)
@@ -191,7 +198,7 @@ class Metered:
         return None
 
     async def _charge_later(self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str) -> None:
-        _, meter, clock = self._parts or self._find_parts()
+        _, meter, clock, _ = self._parts or self._find_parts()
         try:
             allowance = await meter.consume(actor, "apiCalls", 1, route=route)
         except LimitExceeded as error:
@@ -216,7 +223,7 @@ class Metered:
         metering.
         """
         state = self.state
-        self._parts = parts = (state.authentication, state.meter, state.database.clock)
+        self._parts = parts = (state.authentication, state.meter, state.database.clock, state.get("shared_bursts"))
         return parts
 
     async def _refuse(self, scope: Scope, send: Send, caller: Caller, error: XimlerError, route: str) -> None:

@@ -2,7 +2,7 @@
 
 A token bucket per caller, stored as one number (the generic cell rate algorithm): the time at which the
 bucket is full again. It is local to the process: with several worker processes a caller gets the rate of each
-that it reaches.
+that it reaches, unless they share their limits (`shared_bursts`).
 """
 
 from collections.abc import Hashable
@@ -49,15 +49,28 @@ class Bursts:
         full_at += n * self._per_unit
         left = self._span - (full_at - now)
         if left < -1e-9:  # tolerance of float arithmetic
-            raise self._refusal(-left if n <= self.size else _LONGEST_S)
+            raise self.refusal(-left, n)
         self._full_at[caller] = full_at
         if len(self._full_at) > self._sweep_at:
             self._sweep(now)
         return int(left * self.rate + 1e-6)
 
-    def _refusal(self, wait_s: float) -> BurstExceeded:
+    def refusal(self, wait_s: float, n: int) -> BurstExceeded:
+        """The error for `n` units that fit after `wait_s`."""
         message = f"Too fast: {self.whose} may make {self.limit}"
+        wait_s = wait_s if n <= self.size else _LONGEST_S
         return BurstExceeded(message, fields={"burst": self.limit}, retry_after_s=min(wait_s, _LONGEST_S))
+
+    def divided(self, processes: int) -> "Bursts":
+        """One process's share of this limit, with all buckets full."""
+        size = max(1, self.size // processes)
+        return Bursts(self.whose, rate=self.rate / processes, size=size, limit=self.limit)
+
+    def follow(self, caller: Hashable, share: float, now: float) -> None:
+        """Set the bucket to a share of its units, as decided elsewhere."""
+        self._full_at[caller] = now + (1 - share) * self._span
+        if len(self._full_at) > self._sweep_at:
+            self._sweep(now)
 
     def put_back(self, caller: Hashable, n: int = 1) -> None:
         """Undo a `take`, for a request that was not carried out."""

