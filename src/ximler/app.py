@@ -35,6 +35,7 @@ from ximler.graphql import (
     operators,
     projects,
     reports,
+    sharing,
 )
 from ximler.graphql.context import Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
@@ -70,6 +71,7 @@ def schema() -> Schema:
         metering,
         projects,
         assets,
+        sharing,
         notifications,
         audit,
         operators,

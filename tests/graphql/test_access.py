@@ -49,6 +49,7 @@ class Victim(msgspec.Struct):
     invoice: str
     version: str
     asset: str
+    link: str
 
 
 class Field(msgspec.Struct, kw_only=True):
@@ -261,6 +262,31 @@ FIELDS = {
         arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
     ),
     "Mutation.deleteAsset": Field(arguments=('projectId: "{project}", id: "{asset}"',), stranger="NOT_FOUND"),
+    "Query.sharedProjects": Field(arguments=("", 'after: "{cursor}"', f'search: "{MARK}"'), stranger=None),
+    "Query.projectShares": Field(
+        arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
+    ),
+    "Mutation.shareProject": Field(
+        arguments=tuple(
+            f'projectId: "{{{which}}}", email: "{email}", role: EDITOR'
+            for which in ("project", "deleted_project")
+            for email in ("ada@example.com.example", "mallory@example.com")
+        ),
+        stranger="NOT_FOUND",
+    ),
+    "Mutation.unshareProject": Field(
+        arguments=('projectId: "{project}", email: "guest@example.com"',), stranger="NOT_FOUND"
+    ),
+    "Mutation.leaveProject": Field(
+        arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
+    ),
+    "Query.projectLinks": Field(
+        arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
+    ),
+    "Mutation.createProjectLink": Field(
+        arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
+    ),
+    "Mutation.revokeProjectLink": Field(arguments=('projectId: "{project}", id: "{link}"',), stranger="NOT_FOUND"),
     "Query.securityHistory": Field(arguments=("", 'after: "{cursor}"'), stranger=None),
     "Query.auditLog": Field(
         arguments=("", 'userId: "{user_id}"', 'resource: "projects", resourceId: "{project}"'), stranger="FORBIDDEN"
@@ -304,13 +330,19 @@ async def victim(client: Client, database: Database) -> Victim:
         "starred": True,
     }
     kept, gone = [(await client.create(MARK, **content))["createProject"]["id"] for _ in range(2)]
-    await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=gone)
     kept_version = await client.ask(
         "mutation ($id: ID!, $n: String) { createProjectVersion(projectId: $id, name: $n) { id } }", id=kept, n=MARK
     )
     kept_asset = await client.http.post(
         f"/v1/projects/{kept}/assets?name={MARK}", content=b"x", headers={"Authorization": f"Bearer {client.token}"}
     )
+    for where in (kept, gone):
+        await client.ask(
+            'mutation ($p: ID!) { shareProject(projectId: $p, email: "guest@example.com", role: EDITOR) { email } }',
+            p=where,
+        )
+    kept_link = await client.ask("mutation ($p: ID!) { createProjectLink(projectId: $p) { link { id } } }", p=kept)
+    await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=gone)
     await database.subscriptions.insert(
         Subscription(user_id=user_id, plan_id=MARK, status="ACTIVE", start_date=database.clock.now(), price=4711)
     )
@@ -335,6 +367,7 @@ async def victim(client: Client, database: Database) -> Victim:
         invoice,
         kept_version["createProjectVersion"]["id"],
         kept_asset.json()["id"],
+        kept_link["createProjectLink"]["link"]["id"],
     )
 
 
@@ -497,7 +530,7 @@ def ask_for_everything(coordinate: str, arguments: str, victim: Victim) -> str:
     for field in (
         "project", "deleted_project", "cursor", "email", "user_id", "notification", "api_key", "checkout", "invoice",
         "version",
-        "asset",
+        "asset", "link",
     ):  # fmt: skip
         arguments = arguments.replace(f"{{{field}}}", str(getattr(victim, field)))
     if "first" in kind.fields[name].args and "first:" not in arguments:
@@ -532,3 +565,45 @@ async def of(victim: Victim, database: Database, everything: dict[str, list[byte
         for raw in documents
         if victim.user_id in (bson.decode(raw).get("_id"), bson.decode(raw).get("userId"))
     ]
+
+
+async def test_members_reach_no_more_than_the_shared_project(victim: Victim, ada: Client, database: Database) -> None:
+    """Every other object of the owner stays NOT_FOUND, and so does the project for fields that are the owner's alone."""
+    share = 'mutation ($p: ID!, $r: ShareRole!) {{ shareProject(projectId: $p, email: "{}", role: $r) {{ role }} }}'
+    mail = (await ada.ask("{ me { email } }"))["me"]["email"]
+    for role, expected in (("READER", "FORBIDDEN"), ("EDITOR", None)):
+        answer = await victim.client.ask(share.format(mail), p=victim.project, r=role)
+        assert answer.errors == []
+        for coordinate in ("Query.project", "Query.projectVersions", "Query.projectVersion", "Query.projectAssets"):
+            arguments = FIELDS[coordinate].arguments
+            answers = [(await ada.ask(ask_for_everything(coordinate, each, victim))).code for each in arguments]
+            assert answers == [None, *["NOT_FOUND"] * (len(arguments) - 1)], coordinate
+        for coordinate in ("Mutation.createProjectVersion", "Mutation.updateProjectVersion"):
+            query = ask_for_everything(coordinate, FIELDS[coordinate].arguments[0], victim)
+            assert (await ada.ask(query)).code == expected, coordinate
+        before = await contents(database)
+        for coordinate in OWNERS_ALONE:
+            for arguments in FIELDS[coordinate].arguments:
+                answer = await ada.ask(ask_for_everything(coordinate, arguments, victim))
+                assert answer.code == "NOT_FOUND", coordinate
+        after = await contents(database)
+        assert {name for name in before if before[name] != after[name]} <= COUNTED
+    await victim.client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=victim.project)
+    for coordinate in ("Query.project", "Query.projectVersions", "Query.projectAssets", "Mutation.updateProject"):
+        for arguments in FIELDS[coordinate].arguments:
+            answer = await ada.ask(ask_for_everything(coordinate, arguments, victim))
+            assert answer.code == "NOT_FOUND", coordinate
+
+
+OWNERS_ALONE = (
+    "Mutation.deleteProject",
+    "Mutation.restoreProject",
+    "Mutation.purgeProject",
+    "Mutation.duplicateProject",
+    "Mutation.shareProject",
+    "Mutation.unshareProject",
+    "Query.projectShares",
+    "Query.projectLinks",
+    "Mutation.createProjectLink",
+    "Mutation.revokeProjectLink",
+)

@@ -49,6 +49,10 @@ BROADCASTS: dict[tuple[str, str], str] = {
     ("aggregate", "quotas"): "a process looks for a user's quota at their first call there; by `_id` from then on",
     ("update", "quotas"): "a user's quotas follow their limits, which change seldom; every step of a lease is by `_id`",
     ("delete", "quotas"): "erases all of a user's, once, 30 days after they left",
+    ("delete", "projectshares"): "as above, and those of the person with others",
+    ("delete", "projectlinks"): "as above",
+    ("find", "projectshares"): "a person's list of what others share: seldom, while every access is by project",
+    ("update", "projectshares"): "shares with an address become a person's before that list",
     ("delete", "checkouts"): "erases all of a user's, as above; each step of one is by `_id`",
     (
         "find",
@@ -206,6 +210,12 @@ async def customer(client: Client, database: Database) -> None:
         "deleteProjectVersion(projectId: $id, id: $v)",
     ):
         await client.ask(f"mutation ($id: ID!, $v: ID!) {{ {rest} }}", id=made, v=kept)
+    share = 'shareProject(projectId: $id, email: "guest@example.com", role: EDITOR) { email }'
+    for rest in (share, "createProjectLink(projectId: $id) { token }", "leaveProject(projectId: $id)"):
+        await client.ask(f"mutation ($id: ID!) {{ {rest} }}", id=made)
+    await client.ask("query ($id: ID!) { projectShares(projectId: $id) { email } }", id=made)
+    await client.ask("query ($id: ID!) { projectLinks(projectId: $id) { nodes { id } } }", id=made)
+    await client.ask('{ sharedProjects { nodes { id } } project(id: "000000000000000000000000") { id } }')
     for verb in ("delete", "restore"):
         await client.ask(f"mutation ($id: ID!) {{ {verb}Project(id: $id) {{ id canvasData }} }}", id=made)
     await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=made)

@@ -65,6 +65,10 @@ class Action(StrEnum):
     PROJECT_DELETED = "projects.project.deleted", "A project was deleted."
     PROJECT_RESTORED = "projects.project.restored", "A deleted project was restored."
     PROJECT_PURGED = "projects.project.purged", "A deleted project was removed permanently."
+    PROJECT_SHARED = "projects.project.shared", "A project was shared with a person, or their role was changed."
+    PROJECT_UNSHARED = "projects.project.unshared", "A person's access to a project was revoked, or given up."
+    LINK_CREATED = "projects.link.created", "A public link to a project was created."
+    LINK_REVOKED = "projects.link.revoked", "A public link to a project was revoked."
 
     OVERRIDE_SET = "metering.override.set", "An operator overrode a user's limits."
     OVERRIDE_ENDED = "metering.override.ended", "An operator ended an override of limits."

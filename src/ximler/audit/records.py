@@ -104,6 +104,8 @@ def _origin(actor: Actor, user_id: ObjectId | None) -> dict[str, Any]:
     origin: dict[str, Any] = {"actor": actor.kind, "via": actor.via}
     if actor.user_id is not None and user_id not in (None, actor.user_id):
         origin["actorId"] = actor.user_id
+    if actor.member_id is not None:
+        origin["actorId"] = actor.member_id
     if actor.api_key_id is not None:
         origin["apiKeyId"] = actor.api_key_id
     if actor.request_id is not None:

@@ -26,7 +26,7 @@ from ximler.http.problems import documented, documented_in_project
 from ximler.http.ranges import Unsatisfiable, byte_range, disposition, name_in
 from ximler.projects import assets, assets_kinds, assets_uploads
 
-__all__ = ["paced", "routes"]
+__all__ = ["Asset", "Assets", "answer", "paced", "routes", "shown"]
 
 _PATH = "/v1/projects/{project:str}/assets"
 _ONE = f"{_PATH}/{{asset:str}}"
@@ -78,7 +78,7 @@ async def show_list(
     """Newest first, without their content."""
     position = None if after is None else decode_cursor(after)
     page = await assets.page(state.database, caller.actor, object_id(project, "project"), first=first, after=position)
-    return Assets([_shown(item) for item in page.items], page.end_cursor if page.has_next else None)
+    return Assets([shown(item) for item in page.items], page.end_cursor if page.has_next else None)
 
 
 @post(
@@ -144,7 +144,7 @@ async def upload(
             raise
     except assets_uploads.TooLarge as error:
         raise HTTPException(status_code=413, detail=error.message) from None
-    return Response(_shown(made), headers={"Location": f"/v1/projects/{project_id}/assets/{made.id}"})
+    return Response(shown(made), headers={"Location": f"/v1/projects/{project_id}/assets/{made.id}"})
 
 
 @get(
@@ -171,7 +171,7 @@ async def show(
     and JSON are shown by browsers; any other file, SVG and HTML among them, is downloaded.
     """
     found = await assets.get(state.database, caller.actor, *_ids(project, asset))
-    return _file(request, state, found)
+    return answer(request, state, found)
 
 
 @delete(_ONE, **signed_in(scope="projects:write"), tags=["projects"], summary="Delete an asset", responses=_CHANGES)
@@ -180,7 +180,8 @@ async def remove(project: _Project, asset: _AssetId, caller: NamedDependency[Cal
     await assets.delete(state.database, caller.actor, *_ids(project, asset))
 
 
-def _file(request: Request[Any, Any, Any], state: State, asset: assets.Asset) -> Response[bytes] | Stream:
+def answer(request: Request[Any, Any, Any], state: State, asset: assets.Asset) -> Response[bytes] | Stream:
+    """The answer with a file, or a part of it."""
     size, tag = asset.size_bytes, f'"{asset.digest.hex()}"'
     shown = assets_kinds.is_shown(asset.content_type)
     headers = {
@@ -261,7 +262,8 @@ def _ids(project: str, asset: str) -> tuple[Any, Any]:
     return object_id(project, "project"), object_id(asset, "asset")
 
 
-def _shown(asset: assets.Asset) -> Asset:
+def shown(asset: assets.Asset) -> Asset:
+    """An asset as it is listed."""
     return Asset(
         id=str(asset.id),
         name=asset.name,

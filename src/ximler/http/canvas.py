@@ -20,8 +20,10 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
 
 from ximler.core import strict_json
+from ximler.core.actor import Actor
 from ximler.core.extended_json import plain
 from ximler.core.ids import object_id
+from ximler.database import Database
 from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.bodies import body_of
@@ -31,7 +33,7 @@ from ximler.projects import canvas, records
 from ximler.projects.patches import Saver
 from ximler.projects.projects import RevisionConflict
 
-__all__ = ["routes"]
+__all__ = ["routes", "shown"]
 
 _PATH = "/v1/projects/{project:str}/canvas"
 _MAX_BODY = 20_000_000
@@ -101,13 +103,17 @@ async def show(
     """The canvas as it was saved, compressed with zstd or gzip where that is accepted. `Canvas-Revision` has its revision, and
     so does the entity tag: `If-None-Match` saves the transfer, and a change names its base with `If-Match`.
     """
-    project_id = object_id(project, "project")
+    return await shown(state.database, caller.actor, object_id(project, "project"), request)
+
+
+async def shown(database: Database, actor: Actor, project_id: Any, request: Request[Any, Any, Any]) -> Response[bytes]:
+    """The answer with a canvas."""
     if known := request.headers.get("if-none-match"):
-        revision = await canvas.revision_of(state.database, caller.actor, project_id)
+        revision = await canvas.revision_of(database, actor, project_id)
         for tag in (f'"{revision}"', *(f'"{revision}-{name}"' for name in _ENCODINGS)):
             if matches(known, tag):
                 return Response(b"", status_code=304, headers=_headers(revision, tag))
-    found = await canvas.read(state.database, caller.actor, project_id)
+    found = await canvas.read(database, actor, project_id)
     body = await asyncio.to_thread(msgspec.json.encode, found.canvas_data, enc_hook=plain)
     tag = f'"{found.canvas_revision}"'
     headers = {}

@@ -15,7 +15,7 @@ from ximler.accounts import closing
 from ximler.audit import erasure as audit
 from ximler.billing import erasure as billing
 from ximler.database import Database, outbox
-from ximler.projects import assets_storage
+from ximler.projects import assets_storage, sharing
 from ximler.schema import CATALOGUE
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.document import Collection
@@ -33,6 +33,7 @@ async def erase(payload: closing.Closed, *, database: Database) -> bool:
     await billing.end_subscriptions(database, user_id)
     await billing.forget_cards(database, user_id)
     await assets_storage.erase(database, user_id)
+    await sharing.erase(database, user_id, user.email)
     for collection in CATALOGUE:
         if collection is not AUDIT_LOGS:
             await _erase_from(database, collection, user_id)

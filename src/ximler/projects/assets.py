@@ -15,9 +15,10 @@ from ximler.core.errors import LimitExceeded, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database, chunks
 from ximler.database.collection import Page
-from ximler.projects import assets_storage
+from ximler.projects import access, assets_storage
 from ximler.schema.asset import ASSETS, Asset
 from ximler.schema.document import Identified
+from ximler.schema.project_share import Role
 
 __all__ = ["MOST", "Asset", "delete", "get", "page", "read", "refuse_too_many", "require_project", "stored_by"]
 
@@ -28,13 +29,13 @@ async def page(
     database: Database, actor: Actor, project_id: ObjectId, *, first: int = 20, after: Position | None = None
 ) -> Page[Asset]:
     """Assets of one of the actor's projects, newest first. Raises NotFound."""
-    user_id = await require_project(database, actor, project_id)
+    user_id = await require_project(database, actor, project_id, "READER")
     return await database[ASSETS].page({"userId": user_id, "projectId": project_id}, first=first, after=after)
 
 
 async def get(database: Database, actor: Actor, project_id: ObjectId, asset_id: ObjectId) -> Asset:
     """One asset, without its content. Raises NotFound, also if its project is deleted."""
-    user_id = await require_project(database, actor, project_id)
+    user_id = await require_project(database, actor, project_id, "READER")
     found = await database[ASSETS].find_one({"_id": asset_id, "userId": user_id, "projectId": project_id})
     if found is None:
         raise _no_asset()
@@ -70,12 +71,16 @@ async def delete(database: Database, actor: Actor, project_id: ObjectId, asset_i
     return asset
 
 
-async def require_project(database: Database, actor: Actor, project_id: ObjectId) -> ObjectId:
-    """The owner of a project that the actor may use. Raises NotFound."""
-    user_id = actor.require_user()
-    if await database.projects.find_one({"_id": project_id, "userId": user_id}, into=Identified) is None:
-        raise NotFound("No such project")
-    return user_id
+async def require_project(database: Database, actor: Actor, project_id: ObjectId, need: Role = "EDITOR") -> ObjectId:
+    """The owner of a project that the actor may use. Raises NotFound, Forbidden."""
+
+    async def owner(acting: Actor) -> ObjectId:
+        user_id = acting.require_user()
+        if await database.projects.find_one({"_id": project_id, "userId": user_id}, into=Identified) is None:
+            raise NotFound("No such project")
+        return user_id
+
+    return await access.through(database, actor, project_id, need, owner)
 
 
 async def refuse_too_many(database: Database, user_id: ObjectId, project_id: ObjectId) -> None:

@@ -25,7 +25,7 @@ from ximler.core.extended_json import plain
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
-from ximler.projects import bases, projects
+from ximler.projects import access, bases, projects
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.document import Identified
@@ -54,12 +54,14 @@ class Canvas(msgspec.Struct, frozen=True):
     apart: bool = False  # it has a base
 
 
+@access.reader
 async def read(database: Database, actor: Actor, project_id: ObjectId) -> Canvas:
     """The canvas and its revision. One command, two for a large canvas. Raises NotFound."""
     found = _found(await bases.read(database, _mine(actor, project_id)))
     return Canvas(found.canvas_data, found.canvas_revision or 0, bases.base_of(found.canvas_base) is not None)
 
 
+@access.reader
 async def read_file(database: Database, actor: Actor, project_id: ObjectId) -> tuple[bytes, int]:
     """The canvas as text, and its revision: as it was imported, if it is unchanged since. Raises NotFound."""
     found = _found(await database.projects.find_one(_mine(actor, project_id), into=bases.Stored))
@@ -70,11 +72,13 @@ async def read_file(database: Database, actor: Actor, project_id: ObjectId) -> t
     return encoded, now.canvas_revision
 
 
+@access.reader
 async def revision_of(database: Database, actor: Actor, project_id: ObjectId) -> int:
     """The canvas's revision, without its content. One command. Raises NotFound."""
     return _found(await database.projects.find_one(_mine(actor, project_id), into=_Revision)).canvas_revision
 
 
+@access.editor
 async def replace(
     database: Database,
     actor: Actor,
@@ -99,6 +103,7 @@ async def replace(
     return changed.canvas_revision
 
 
+@access.editor
 async def patch(
     database: Database, actor: Actor, project_id: ObjectId, operations: Any, *, based_on: Collection[int] | None
 ) -> int:
@@ -108,6 +113,7 @@ async def patch(
     return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,), any_keys=now.apart)
 
 
+@access.editor
 async def merge(
     database: Database, actor: Actor, project_id: ObjectId, change: Any, *, based_on: Collection[int] | None
 ) -> int:

@@ -5,7 +5,8 @@ the stream. Patches that are too large for the log are taken from the memory of 
 missing, because it left the log, another process saved it and it is large, or the follower is too slow, the follower receives
 an event without a patch. It then reads the canvas again, and continues with later events.
 
-Followers end when the project is deleted. The caller checks their access otherwise. Nothing of a follower remains when its
+Followers end when the project is deleted, and members' also when their share is revoked. The caller checks the session or
+key. Nothing of a follower remains when its
 `with` block ends.
 """
 
@@ -23,9 +24,11 @@ from ximler.core.actor import Actor
 from ximler.core.errors import LimitExceeded, NotFound, Unavailable
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
+from ximler.projects import access
 from ximler.projects.patches import LOGGED, Recent
 from ximler.schema.document import Identified, Mixed
 from ximler.schema.project import PROJECTS
+from ximler.schema.project_share import PROJECT_SHARES
 
 __all__ = ["MAX_FOLLOWERS", "Event", "Follower", "Live"]
 
@@ -64,6 +67,8 @@ class Follower:
 
     def __init__(self, project_id: ObjectId, user_id: ObjectId) -> None:
         self.project_id, self.user_id = project_id, user_id
+        self.share_id: bytes | None = None  # of a member
+        self.revoked: set[bytes] = set()  # before the share was known
         self.ended = False
         self._at: int | None = None  # None: the log is not read yet
         self._events: deque[Event] = deque()
@@ -143,6 +148,7 @@ class Live:
         self._of_user: Counter[ObjectId] = Counter()
         self._stopped = False
         feed.subscribe([PROJECTS.name], self._heard)
+        feed.subscribe([PROJECT_SHARES.name], self._share_changed)
         feed.on_gap(self._gap)
 
     @property
@@ -181,9 +187,14 @@ class Live:
                 del self._of_user[follower.user_id]
 
     async def begin(self, follower: Follower, since: int | None) -> None:
-        """Let it receive the revisions after `since`. One command. Raises NotFound."""
+        """Let it receive the revisions after `since`. One command, three for a member. Raises NotFound."""
         where = {"_id": follower.project_id, "userId": follower.user_id}
         now = await self._database.projects.find_one(where, into=_Logged)
+        if now is None and (share := await access.find(self._database, follower.user_id, follower.project_id)):
+            follower.share_id = share.id
+            if share.id not in follower.revoked:
+                where["userId"] = share.user_id
+                now = await self._database.projects.find_one(where, into=_Logged)
         if now is None:
             raise NotFound("No such project")
         follower.begin(since, now, self._recent)
@@ -207,8 +218,17 @@ class Live:
             for follower in followers:
                 follower.add(event)
 
+    def _share_changed(self, change: Change) -> None:
+        if change.operation != "delete":
+            return
+        for follower in self._followers.get(access.project_of(change.id), ()):
+            follower.revoked.add(change.id)
+            if follower.share_id == change.id:
+                follower.end()
+
     def _gap(self) -> None:
         self._each(Follower.lose)
+        self._each(lambda follower: follower.end() if follower.share_id else None)  # a share may be revoked since
 
     def _each(self, act: Any) -> None:
         for followers in self._followers.values():

@@ -34,7 +34,7 @@ from ximler.database import Database
 from ximler.database.failures import RefusedChanges
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota.gauges import QuotaExceeded
-from ximler.projects import bases, compaction, records, storage
+from ximler.projects import access, bases, compaction, records, storage
 from ximler.projects.bases import Fresh
 from ximler.projects.edits import BY_PATH, LOGGED, MAX_LOGGED, Change, Edited, Mark, Outcome, Recent, Waiting
 from ximler.projects.records import Composed
@@ -82,8 +82,15 @@ class Saver:
         Other clients' changes are never a conflict. The same patch again, by its client and number, is answered as before.
         Raises NotFound, Invalid, QuotaExceeded, SeqPassed, LimitExceeded.
         """
+
+        async def save(acting: Actor) -> Outcome:
+            return await self._save_for(acting.require_user(), project_id, given, size)
+
+        return await access.through(self._database, actor, project_id, "EDITOR", save)
+
+    async def _save_for(self, user_id: ObjectId, project_id: ObjectId, given: Any, size: int) -> Outcome:
         waiting = Waiting(given, size)
-        project = self._known(project_id, actor.require_user())
+        project = self._known(project_id, user_id)
         if twin := project.pending.get((waiting.client, waiting.seq)):
             waiting = twin
         else:

@@ -16,18 +16,18 @@ from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid, NotFound
+from ximler.core.errors import Conflict, Forbidden, Invalid, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.codec import part_of
 from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import bases, places, search, trash
+from ximler.projects import access, bases, places, search, trash
 from ximler.projects.bases import Stored
 from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_of, total_of
 from ximler.projects.tags import normal as normal_tags
-from ximler.schema.document import Document, Identified, Mixed, Stamped, ref
+from ximler.schema.document import Identified, Mixed, Stamped, ref
 from ximler.schema.project import Project
 
 __all__ = [
@@ -38,16 +38,18 @@ __all__ = [
     "delete",
     "deleted_page",
     "get",
+    "get_own",
     "matching",
     "next_revision",
     "owner_of",
     "page",
+    "page_of",
     "restore",
     "settings_of",
     "update",
 ]
 
-V = TypeVar("V", bound=Document)
+V = TypeVar("V", bound=Identified)
 
 MAX_NAME = 200
 _BEGINNING = datetime(2020, 1, 1, tzinfo=UTC)
@@ -153,6 +155,7 @@ async def create(
     return made
 
 
+@access.editor
 async def update(
     database: Database,
     actor: Actor,
@@ -205,6 +208,8 @@ async def update(
     async def write(transaction: Database) -> ProjectSummary:
         # The same document is read and written, so a concurrent change is a write conflict, and this runs again.
         now = await measured(transaction, mine)
+        if actor.member_id is not None and changes.keys() & {"tags", "starred"}:
+            raise Forbidden("Only its owner changes a project's tags and star")
         revision = now.get("canvasRevision")
         if based_on is not None and (revision or 0) not in based_on:
             raise RevisionConflict(revision or 0)
@@ -283,8 +288,14 @@ async def restore(database: Database, actor: Actor, project_id: ObjectId) -> Pro
     return await database.transaction(write)
 
 
+@access.reader
 async def get(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
-    """One of the actor's projects. Raises NotFound."""
+    """One of the actor's projects, or one that is shared with them. Raises NotFound."""
+    return await get_own(database, actor, project_id)
+
+
+async def get_own(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
+    """One of the actor's own projects. Raises NotFound."""
     where = {"_id": project_id, "userId": actor.require_user()}
     found = await database.projects.find_one(where, into=ProjectSummary)
     if found is None:
@@ -344,6 +355,22 @@ def matching(
     return where
 
 
+async def page_of(
+    database: Database,
+    which: list[tuple[ObjectId, ObjectId]],
+    query: str | None,
+    first: int,
+    after: Position | None,
+) -> Page[ProjectSummary]:
+    """As `page`, of projects that are given by the ids of their owners and their own. One command, none for no projects."""
+    query = _text("search", query or "", MAX_NAME)
+    if not which:
+        return Page([], [], has_next=False)
+    owners, ids = (list(dict.fromkeys(part)) for part in zip(*which, strict=True))
+    where = {"userId": {"$in": owners}, "_id": {"$in": ids}, **search.condition(query)}
+    return await database.projects.page(where, into=ProjectSummary, first=first, after=after)
+
+
 async def deleted_page(
     database: Database, actor: Actor, *, first: int = 20, after: Position | None = None
 ) -> Page[ProjectSummary]:
@@ -394,10 +421,18 @@ async def _record(
 
 
 async def _mine(database: Database, actor: Actor, project_ids: Iterable[ObjectId], into: type[V]) -> list[V]:
+    """The actor's projects, deleted ones included, and those shared with the actor, which take two commands more."""
     ids = list(project_ids)
     if not ids:
         return []
-    return await database.projects.find({"_id": {"$in": ids}, "userId": actor.require_user()}, into=into, deleted=True)
+    user_id = actor.require_user()
+    found = await database.projects.find({"_id": {"$in": ids}, "userId": user_id}, into=into, deleted=True)
+    if others := set(ids) - {each.id for each in found}:
+        shares = await access.find_each(database, user_id, others)
+        if shares:
+            theirs = {"_id": {"$in": [s.project_id for s in shares]}, "userId": {"$in": [s.user_id for s in shares]}}
+            found += await database.projects.find(theirs, into=into)
+    return found
 
 
 def _name(name: Any) -> str:

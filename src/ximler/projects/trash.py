@@ -23,6 +23,7 @@ from ximler.metering.quota import gauges
 from ximler.projects import assets_storage
 from ximler.schema.canvas_part import CANVAS_PARTS
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
+from ximler.schema.project_share import PROJECT_LINKS, PROJECT_SHARES
 
 __all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
 
@@ -143,6 +144,8 @@ async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list
     await transaction[CANVAS_VERSIONS].delete_many(theirs)
     await transaction[CANVAS_CONTENTS].delete_many(theirs)
     await transaction[CANVAS_PARTS].delete_many(theirs)
+    await transaction[PROJECT_SHARES].delete_many(theirs)
+    await transaction[PROJECT_LINKS].delete_many(theirs)
     stays = await assets_storage.purge(transaction, user_id, ids)
     await records.write_each(
         transaction,

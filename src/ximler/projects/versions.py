@@ -31,7 +31,7 @@ from ximler.database.changes import Change, Feed
 from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import bases, canvas, differences, packing
+from ximler.projects import access, bases, canvas, differences, packing
 from ximler.projects.bases import Stored
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
@@ -75,6 +75,7 @@ class _Uses(Document, kw_only=True):
     parts: int = 0
 
 
+@access.editor
 async def create(
     database: Database, actor: Actor, project_id: ObjectId, *, name: str | None = None, pinned: bool = True
 ) -> CanvasVersion:
@@ -84,6 +85,7 @@ async def create(
     return await _keep(database, await _version(now, name=name, pinned=pinned), most=MOST)
 
 
+@access.reader
 async def page(
     database: Database, actor: Actor, project_id: ObjectId, *, first: int = 20, after: Position | None = None
 ) -> Page[CanvasVersion]:
@@ -92,17 +94,20 @@ async def page(
     return await database[CANVAS_VERSIONS].page(_of(actor.require_user(), project_id), first=first, after=after)
 
 
+@access.reader
 async def get(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> CanvasVersion:
     """One version, without its content. Raises NotFound, also if its project is deleted."""
     await canvas.revision_of(database, actor, project_id)
     return await _get(database, actor, project_id, version_id)
 
 
+@access.reader
 async def content(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> Any:
     """The canvas of a version. Raises NotFound, Damaged."""
     return await _content(database, await get(database, actor, project_id, version_id))
 
 
+@access.reader
 async def changes(
     database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId, *, to: ObjectId | None = None
 ) -> list[dict[str, Any]]:
@@ -117,6 +122,7 @@ async def changes(
         return await asyncio.get_running_loop().run_in_executor(_comparisons, differences.between, before, after)
 
 
+@access.editor
 async def update(
     database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId, given: dict[str, Any]
 ) -> CanvasVersion:
@@ -139,6 +145,7 @@ async def update(
     return _found(await database[CANVAS_VERSIONS].find_and_patch(where, {"$set": patch}))
 
 
+@access.editor
 async def delete(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> None:
     """Delete a version and release its content's bytes, unless another version has the same. Raises NotFound."""
     user_id = actor.require_user()
@@ -152,6 +159,7 @@ async def delete(database: Database, actor: Actor, project_id: ObjectId, version
     await database.transaction(write)
 
 
+@access.editor
 async def restore(
     database: Database,
     actor: Actor,

@@ -1,0 +1,231 @@
+"""Sharing projects with people, by e-mail address (`access` says what a share allows).
+
+The person need not have an account: the share becomes theirs when they use it with that confirmed address. The owner
+does not learn whether the address has an account. Mail to an address without one contains no text that the owner
+chose, and an owner can share only so often, so that shares are no way to send advertisements.
+"""
+
+from datetime import timedelta
+from typing import NamedTuple
+
+from bson import ObjectId
+
+from ximler.accounts import addresses, throttle
+from ximler.accounts.keyring import Keyring
+from ximler.audit import records
+from ximler.audit.actions import Action
+from ximler.core.actor import Actor
+from ximler.core.errors import Forbidden, Invalid, LimitExceeded, NotFound
+from ximler.core.ids import Position
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
+from ximler.database.collection import Page
+from ximler.notifications import inbox
+from ximler.notifications.email import Mailer, compose
+from ximler.projects import access, projects
+from ximler.projects.projects import ProjectSummary
+from ximler.schema.document import Document, Identified
+from ximler.schema.project_share import PROJECT_SHARES, ProjectShare, Role
+
+__all__ = [
+    "MOST",
+    "ProjectShare",
+    "Role",
+    "Shared",
+    "erase",
+    "invite",
+    "leave",
+    "page",
+    "people",
+    "revoke",
+    "share",
+    "shared_with",
+]  # fmt: skip
+
+MOST = 100  # people of a project
+_MOST_LISTED = 1000  # projects that are shared with a person
+_PER_OWNER = throttle.Rule(name="share", free=50, window=timedelta(days=1), first_s=60, longest_s=86_400)
+_PER_ADDRESS = throttle.Rule(name="share-with", free=10, window=timedelta(days=1), first_s=60, longest_s=86_400)
+
+
+class _Owner(Document, kw_only=True):
+    email: str
+    email_verified: bool = False
+
+
+async def share(
+    database: Database, keyring: Keyring, actor: Actor, project_id: ObjectId, *, email: str, role: Role
+) -> ProjectShare:
+    """Let a person read or edit a project of the actor's, or change their role. A new person is notified.
+
+    Raises NotFound, Invalid, LimitExceeded, Throttled, and Forbidden unless the actor's own address is confirmed.
+    """
+    user_id = actor.require_user()
+    email = addresses.normalised(email)
+    owner = await database.users.find_one({"_id": user_id}, into=_Owner)
+    if owner is None or not owner.email_verified:
+        raise Forbidden("Confirm your e-mail address before you share a project")
+    if email in addresses.alternatives(owner.email):
+        raise Invalid.field("email", "is your own address")
+    mine = {"_id": project_id, "userId": user_id}
+    if await database.projects.find_one(mine, into=Identified) is None:
+        raise _no_project()
+    through = [throttle.key(keyring, _PER_OWNER, str(user_id)), throttle.key(keyring, _PER_ADDRESS, email)]
+    await throttle.spend(database, through)
+    fresh = ProjectShare(
+        id=access.key_of(project_id, email), user_id=user_id, project_id=project_id, email=email, role=role
+    )
+
+    async def write(transaction: Database) -> ProjectShare:
+        where = {"_id": fresh.id, "projectId": project_id, "userId": user_id}
+        known = await transaction[PROJECT_SHARES].find_and_patch(where, {"$set": {"role": role}}, before=True)
+        if known is not None and known.role == role:
+            return known
+        if known is None:
+            if await transaction[PROJECT_SHARES].count({"projectId": project_id, "userId": user_id}) >= MOST:
+                raise LimitExceeded(f"The project is shared with {MOST} people, the most: remove some")
+            known = await transaction[PROJECT_SHARES].insert(fresh)
+            await invite.enqueue(transaction, Invited(share_id=fresh.id, project_id=project_id))
+        known.role = role
+        await _record(transaction, actor, Action.PROJECT_SHARED, known)
+        return known
+
+    return await database.transaction(write)
+
+
+async def revoke(database: Database, actor: Actor, project_id: ObjectId, email: str) -> None:
+    """End a person's access to a project of the actor's, at once. Raises NotFound."""
+    where = {"_id": access.key_of(project_id, addresses.normalised(email)), "userId": actor.require_user()}
+    await _end(database, actor, project_id, where)
+
+
+async def leave(database: Database, actor: Actor, project_id: ObjectId) -> None:
+    """Give up a project that is shared with the actor. Raises NotFound."""
+    await _end(database, actor, project_id, {"memberId": actor.require_user()})
+
+
+async def page(
+    database: Database,
+    actor: Actor,
+    *,
+    query: str | None = None,
+    first: int = 20,
+    after: Position | None = None,
+) -> Page[ProjectSummary]:
+    """The projects that are shared with the actor, newest first, searched like the actor's own. Four commands.
+
+    Of more than a thousand, those that were shared last.
+    """
+    user_id = actor.require_user()
+    await access.claim(database, user_id)
+    shares = await database[PROJECT_SHARES].find({"memberId": user_id}, sort=[("_id", -1)], limit=_MOST_LISTED)
+    return await projects.page_of(database, [(each.user_id, each.project_id) for each in shares], query, first, after)
+
+
+async def people(database: Database, actor: Actor, project_id: ObjectId) -> list[ProjectShare]:
+    """The people with whom a project of the actor's is shared, oldest first. Raises NotFound."""
+    mine = {"_id": project_id, "userId": actor.require_user()}
+    if await database.projects.find_one(mine, into=Identified) is None:
+        raise _no_project()
+    theirs = {"userId": actor.require_user(), "projectId": project_id}
+    return await database[PROJECT_SHARES].find(theirs, sort=[("createdAt", 1)], limit=MOST)
+
+
+class Shared(NamedTuple):
+    """The actor's role in a project of `owner`, a name."""
+
+    role: Role
+    owner: str
+
+
+async def shared_with(database: Database, actor: Actor, project_ids: list[ObjectId]) -> dict[ObjectId, Shared]:
+    """The actor's roles in projects of others. Two commands, none for no projects."""
+    if not project_ids:
+        return {}
+    shares = await access.find_each(database, actor.require_user(), project_ids)
+    owners = await database.users.find({"_id": {"$in": list({each.user_id for each in shares})}}, into=_Name)
+    names = {each.id: each.name for each in owners}
+    return {each.project_id: Shared(each.role, names.get(each.user_id, "")) for each in shares}
+
+
+async def erase(database: Database, user_id: ObjectId, email: str) -> None:
+    """Remove the access of a user who is erased, and shares with their address."""
+    await database[PROJECT_SHARES].delete_many({"$or": [{"memberId": user_id}, {"email": email}]})
+
+
+class _Name(Identified, kw_only=True):
+    name: str = ""
+
+
+class Invited(Document, kw_only=True):
+    share_id: bytes
+    project_id: ObjectId
+
+
+@outbox.job("projects.invite", Invited)
+async def invite(payload: Invited, *, database: Database, job: outbox.Job, settings: Settings, mailer: Mailer) -> None:
+    """The job behind `share`: notify the person, or mail an address that has no account.
+
+    Nothing is sent once the share is revoked or the project deleted.
+    """
+    share = await database[PROJECT_SHARES].find_one({"_id": payload.share_id, "projectId": payload.project_id})
+    if share is None:
+        return
+    project = await database.projects.find_one({"_id": share.project_id, "userId": share.user_id}, into=_Name)
+    owner = await database.users.find_one({"_id": share.user_id}, into=_Owner)
+    if project is None or owner is None:
+        return
+    person = await addresses.holder(database, share.email)
+    verb = "edit" if share.role == "EDITOR" else "read"
+    if person is None:
+        await mailer.send(
+            compose(
+                "shared",
+                settings,
+                to=share.email,
+                subject="A project was shared with you",
+                key=f"share:{job.id}",
+                owner=owner.email,
+                verb=verb,
+                link=settings.base_url,
+                label="Create an account",
+            )
+        )
+    elif person.deleted_at is None and person.email_verified:
+        await inbox.notify(
+            database,
+            person,
+            "PRODUCT",
+            "A project was shared with you",
+            f"{owner.email} shared the project “{project.name}” with you. You can {verb} it.",
+            {"projectId": str(share.project_id)},
+            occasion=job.id,
+        )
+
+
+async def _end(database: Database, actor: Actor, project_id: ObjectId, where: dict[str, object]) -> None:
+    async def write(transaction: Database) -> None:
+        found = await transaction[PROJECT_SHARES].find_one({**where, "projectId": project_id})
+        if found is None or not await transaction[PROJECT_SHARES].delete({"_id": found.id, "projectId": project_id}):
+            raise NotFound("No such share")
+        await _record(transaction, actor, Action.PROJECT_UNSHARED, found)
+
+    await database.transaction(write)
+
+
+async def _record(transaction: Database, actor: Actor, action: Action, share: ProjectShare) -> None:
+    values = {"email": share.email, "role": share.role}
+    await records.write(
+        transaction,
+        actor,
+        action,
+        resource="projects",
+        resource_id=share.project_id,
+        user_id=share.user_id,
+        after=values if action is Action.PROJECT_SHARED else None,
+        before=values if action is Action.PROJECT_UNSHARED else None,
+    )
+
+
+def _no_project() -> NotFound:
+    return NotFound("No such project")
