@@ -314,7 +314,7 @@ async def test_tags_and_a_star_filter_the_list(database: Database, ada: Actor, b
     one = await projects.create(database, ada, name="one", tags=["  Client  A ", "DRAFT", "draft"], starred=True)
     two = await projects.create(database, ada, name="two", tags=["draft"])
     await projects.create(database, bob, name="three", tags=["draft"], starred=True)
-    assert (one.tags, one.starred, two.starred) == (["client a", "draft"], True, False)
+    assert (one.tags, one.starred, two.starred) == (["client a", "draft"], True, None)
 
     async def listed(**filters: Any) -> list[str]:
         return [each.name for each in (await projects.page(database, ada, **filters)).items]

@@ -62,7 +62,7 @@ async def list_trash(ctx: Context, first: int | None = None, after: str | None =
 
 @resolvers.mutation("createProject")
 async def create_project(ctx: Context, input: dict[str, Any]) -> Project:  # noqa: A002 (GraphQL's customary name)
-    return await projects.create(ctx.database, ctx.actor, **input)
+    return _whole(await projects.create(ctx.database, ctx.actor, **input))
 
 
 @resolvers.mutation("updateProject")
@@ -72,7 +72,7 @@ async def update_project(ctx: Context, id: str, input: dict[str, Any]) -> Projec
 
 @resolvers.mutation("duplicateProject")
 async def duplicate_project(ctx: Context, id: str, name: str | None = None) -> Project:  # noqa: A002 (as above)
-    return await duplicates.make(ctx.database, ctx.actor, object_id(id), name=name)
+    return _whole(await duplicates.make(ctx.database, ctx.actor, object_id(id), name=name))
 
 
 @resolvers.mutation("deleteProject")
@@ -188,6 +188,12 @@ async def location_of(_: Context, parents: list[ProjectSummary | Project]) -> li
 @resolvers.field("ProjectEdge", "distanceKm")
 async def distance_of(_: Context, parents: list[Edge[ProjectSummary]]) -> list[float | None]:
     return [each.node.distance_km if isinstance(each.node, NearProject) else None for each in parents]
+
+
+def _whole(made: Project) -> Project:
+    """With the values of absent fields."""
+    made.tags, made.starred = made.tags or [], bool(made.starred)
+    return made
 
 
 def _unread(parents: list[ProjectSummary | Project]) -> list[Any]:

@@ -151,7 +151,7 @@ async def create(
         return made
 
     made = await database.transaction(write)
-    made.canvas_data, made.tags, made.starred = canvas_data, made.tags or [], bool(made.starred)
+    made.canvas_data = canvas_data
     return made
 
 
