@@ -58,6 +58,7 @@ _log = structlog.get_logger("ximler")
 
 _MB = 1_000_000
 _ANONYMOUS_BODY = _MB
+_INCLUDED_FIELDS = 10  # root fields of one call; each further one costs a call
 _NAMED_FIELDS = 3  # of an operation without a name
 _FORM_BODY = 4096  # bytes: parsing 20 MB of form fields blocks the event loop for most of a minute
 
@@ -95,7 +96,11 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         seconds=settings.graphql_timeout_s,
         slow_seconds=settings.graphql_slow_ms / 1000,
     )
-    engine = Engine(schema(), limits=limits, introspection=settings.graphql_introspection, trips=round_trips)
+    # Closed by default in production: the schema lists operations for operators.
+    asked = settings.graphql_introspection
+    engine = Engine(
+        schema(), limits=limits, introspection=settings.development if asked is None else asked, trips=round_trips
+    )
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies = TrustedProxies(settings.trusted_proxies)
@@ -177,7 +182,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
             app.state.authentication.limit_changes(ctx.actor, changes)
             if fields and all(field.name in metering.FREE for field in fields):
                 return None
-        return charge(scope)
+        return charge(scope, 1 + max(0, len(fields) - _INCLUDED_FIELDS))
 
     async def refused(ctx: Context, code: str) -> None:
         who = ctx.actor.user_id
@@ -230,8 +235,11 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         logging_config=None,
         debug=False,
     )
-    metered = Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql})
-    return Requests(metered, proxies)
+    return Requests(
+        Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql}),
+        proxies,
+        https=settings.base_url.startswith("https:"),
+    )
 
 
 def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, saver: Saver, live: Live) -> list[Part]:

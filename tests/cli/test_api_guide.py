@@ -5,6 +5,7 @@ import os
 import pkgutil
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,16 @@ def test_the_examples_run_as_they_stand(up: Any) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
     script = "set -euo pipefail\nTOKEN=\n" + "\n".join(blocks)
     done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, "API": server.url}, capture_output=True, text=True, timeout=60
+        ["bash", "-c", script],
+        env={
+            **os.environ,
+            "API": server.url,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XIMLER_DATA_DIR": str(server.data_dir),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"errors"' not in done.stdout, done.stdout

@@ -60,8 +60,7 @@ async def a_program(
     *,
     permissions: tuple[str, ...] = ("billing:read", "projects:read", "projects:write"),
 ) -> Client:
-    actor = Actor(kind="user", via="session", user_id=user_id, authenticated_at=database.clock.now())
-    made = await keys.create(database, actor, name="program", permissions=list(permissions))
+    made = await keys.create(database, OPERATOR, name="program", permissions=list(permissions), user_id=user_id)
     return Client(app or ada.app, token=made.secret)
 
 

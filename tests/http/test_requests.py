@@ -18,9 +18,15 @@ GENERATED = re.compile(r"[0-9a-f]{16}")
 
 
 @pytest.mark.parametrize("given", ["abcdefgh", "A-Z_0.9~x", "x" * 64, "6f1c2a4e-9d3b-4e0f-8a57-2f9f0c1f7b1e"])
-async def test_a_well_formed_request_id_is_adopted(client: Client, given: str) -> None:
-    response = await client.http.get("/healthz", headers={"X-Request-Id": given})
-    assert response.headers.get_list("x-request-id") == [given]
+async def test_a_client_s_request_id_is_logged_apart_from_ours(client: Client, given: str) -> None:
+    """A client that chose the id of another request could put its own lines among those of the other."""
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        response = await client.http.get("/nothing", headers={"X-Request-Id": given})
+    (line,) = (entry for entry in logs if entry["event"] == "request")
+    (ours,) = response.headers.get_list("x-request-id")
+    assert GENERATED.fullmatch(ours)
+    assert (line["request_id"], line["client_request_id"]) == (ours, given)
+    assert line["address"] == "192.0.2.1"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,13 @@ async def test_every_answer_has_the_headers_that_keep_browsers_careful(client: C
         assert headers.get_list("x-content-type-options") == ["nosniff"]
         assert headers.get_list("x-frame-options") == ["DENY"]
         assert headers.get_list("referrer-policy") in (["same-origin"], ["no-referrer"])
+        (policy,) = headers.get_list("content-security-policy")
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers.get_list("cross-origin-opener-policy") == ["same-origin"]
+        assert headers.get_list("cross-origin-resource-policy") == ["same-origin"]
+        assert "camera=()" in headers["permissions-policy"]
+        assert "strict-transport-security" not in headers  # served without TLS
         assert "server" not in headers
         assert "x-powered-by" not in headers
 

@@ -22,8 +22,8 @@ async def key(ada: Client, database: Database) -> Client:
 
 async def with_scope(ada: Client, database: Database, *scopes: str) -> Client:
     user_id = ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])
-    owner = Actor(kind="user", via="session", user_id=user_id, authenticated_at=database.clock.now())
-    made = await keys.create(database, owner, name="gateway", permissions=list(scopes))
+    operator = Actor(kind="operator", via="cli")
+    made = await keys.create(database, operator, name="gateway", permissions=list(scopes), user_id=user_id)
     program = Client(ada.app)
     program.token = made.secret
     return program

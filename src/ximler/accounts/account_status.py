@@ -22,7 +22,7 @@ __all__ = ["WATCHES", "AccountLocked", "AccountStatus", "forget", "lookups", "re
 # Fields that a sign-in with a second factor writes. They do not affect the account status.
 _FACTORS = frozenset(
     {
-        *("totpLastStep", "totpSecret", "totpConfirmedAt", "totpPending", "totpPendingAt"),
+        *("totpLastStep", "totpPending", "totpPendingAt"),
         *("factorAttempts", "recoveryCodes", "updatedAt"),
     }
 )
@@ -38,11 +38,12 @@ class AccountLocked(Forbidden):
 
 
 class AccountStatus(msgspec.Struct, frozen=True, gc=False):
-    """A live user, their role, and whether an operator has locked the account."""
+    """A live user, their role, whether they have a second factor, and whether an operator has locked the account."""
 
     user: User
     operator: bool
     locked: bool
+    factor: bool = False
 
     def require_unlocked(self) -> None:
         """Raises AccountLocked."""
@@ -68,6 +69,7 @@ def read(row: Mapping[str, Any]) -> AccountStatus | None:
         codec_of(User).decode(users[0]),
         operator=credential is not None and credential.role == "operator",
         locked=credential is not None and credential.locked_at is not None,
+        factor=credential is not None and credential.totp_secret is not None,
     )
 
 

@@ -1,7 +1,7 @@
 """Account administration: operators find, view, verify and lock accounts, and end their sessions.
 
 Every function requires an operator and audits the access as well as the change: reading a page writes an
-entry that names the users on it by id.
+entry that names the users on it by id. Verifying, locking, unlocking and ending sessions require a recent sign-in.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from datetime import datetime
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import addresses, sessions, strength
+from ximler.accounts import addresses, sessions, step_up, strength
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.registration import AccountExists
 from ximler.audit import records
@@ -143,6 +143,7 @@ async def get(database: Database, actor: Actor, user_id: ObjectId) -> Account:
 async def verify(database: Database, actor: Actor, user_id: ObjectId) -> Account:
     """Mark the e-mail address as verified by an operator. Raises NotFound, Forbidden."""
     actor.require_operator()
+    step_up.require(database, actor)
 
     async def write(transaction: Database) -> None:
         if await transaction.users.patch({"_id": user_id, "emailVerified": {"$ne": True}}, _VERIFIED):
@@ -166,6 +167,7 @@ async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: s
     NotFound, Invalid without a reason, Conflict for one's own account, Forbidden.
     """
     actor.require_operator()
+    step_up.require(database, actor)
     reason = reason.strip()
     if not 0 < len(reason) <= _MAX_REASON:
         raise Invalid.field("reason", f"is required, in 1 to {_MAX_REASON} characters: the next operator reads it")
@@ -186,6 +188,7 @@ async def lock(database: Database, actor: Actor, user_id: ObjectId, *, reason: s
 async def unlock(database: Database, actor: Actor, user_id: ObjectId) -> Account:
     """Unlock the account. Raises NotFound, Forbidden."""
     actor.require_operator()
+    step_up.require(database, actor)
 
     async def write(transaction: Database) -> None:
         await _touch(transaction, user_id)
@@ -212,6 +215,7 @@ async def open_sessions(database: Database, actor: Actor, user_id: ObjectId) -> 
 async def revoke_sessions(database: Database, actor: Actor, user_id: ObjectId) -> int:
     """End every session of a user; returns how many. Raises NotFound, Forbidden."""
     actor.require_operator()
+    step_up.require(database, actor)
 
     async def write(transaction: Database) -> int:
         await _touch(transaction, user_id)

@@ -96,21 +96,23 @@ async def send_reset(
     token = keyring.sign(_PURPOSE, job.id)
     update = {"passwordResetToken": _stored(token), "passwordResetExpires": database.clock.now() + _VALIDITY}
     # The owner of a closed account may need a new password to reopen it.
+    await addresses.random_pause()
     user = await addresses.holder(database, payload.typed or payload.email, reopening.THEIRS)
-    if user is None or not await database.users.patch({"_id": user.id}, {"$set": update}, deleted=True):
-        return
+    # An unknown address costs the same work, so that the delay of other requests does not tell it apart.
+    known = await database.users.patch({"_id": user.id if user else job.id}, {"$set": update}, deleted=True)
     message = compose(
         "reset",
         settings,
-        to=user.email,
+        to=user.email if user else payload.email,
         subject="Choose a new password",
         key=f"reset:{job.id}",
-        greeting=greeting(user),
+        greeting=greeting(user) if user else "",
         link=f"{settings.base_url}/reset?token={token}",
         label="Choose a new password",
         minutes=_VALIDITY // timedelta(minutes=1),
     )
-    await mailer.send(message)
+    if user is not None and known:
+        await mailer.send(message)
 
 
 async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: str, password: str) -> None:

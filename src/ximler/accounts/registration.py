@@ -80,6 +80,7 @@ async def send_link(
     found = await database[REGISTRATIONS].find_one({"_id": payload.registration_id})
     if found is None:
         return
+    await addresses.random_pause()
     holder = await addresses.holder(database, found.email)
     if holder is not None and holder.closed_at is not None and holder.can_reopen:
         message = compose(

@@ -70,7 +70,7 @@ async def create(
         user_id=owner,
         name=names.checked(name, most=_MAX_NAME),
         key_hash=tokens.hash_of(secret),
-        permissions=scopes.check(permissions),
+        permissions=_granted(actor, scopes.check(permissions)),
         expires_at=expires_at,
         hint=secret[-tokens.HINT :],
         allowed_addresses=_networks(allowed_addresses),
@@ -121,6 +121,7 @@ async def change(
         key = await _get(transaction, actor, key_id)
         if not set(wanted.get("permissions", ())) <= set(key.permissions) or "allowedAddresses" in wanted:
             step_up.require(database, actor)
+        _granted(actor, wanted.get("permissions", ()), had=key.permissions)
         before = _audited(key)
         changed = {field: value for field, value in wanted.items() if before[field] != value}
         if not changed:
@@ -133,6 +134,16 @@ async def change(
         return after
 
     return await database.transaction(write)
+
+
+def _granted(actor: Actor, wanted: Sequence[str], *, had: Sequence[str] = ()) -> list[str]:
+    """The scopes, checked. Raises Invalid, and Forbidden for one that only an operator grants."""
+    asked = scopes.check(wanted) if wanted else []
+    if (new := scopes.GRANTED.intersection(asked).difference(had)) and actor.kind not in ("operator", "system"):
+        scope = min(new)
+        problem = f"{scope} is granted by operators: ask for a key that has it (ximler keys create)"
+        raise Forbidden(f"permissions: {problem}", fields={"permissions": problem})
+    return asked
 
 
 async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: timedelta = GRACE) -> Made:

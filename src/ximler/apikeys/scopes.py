@@ -16,7 +16,7 @@ SCOPES = {
     "projects:read": "read your projects",
     "projects:write": "create, change, delete and restore your projects, and see those in the answers",
     "usage:read": "read your usage and limits",
-    "usage:write": "record usage",
+    "usage:write": "record usage; only operators create keys with it",
 }
 
 
@@ -24,6 +24,9 @@ class ScopeMissing(Forbidden):
     """`fields` names the required scope."""
 
     code = "SCOPE_MISSING"
+
+
+GRANTED = frozenset({"usage:write"})  # by operators only: each event that is recorded is stored for good
 
 
 def check(names: Iterable[str]) -> list[str]:

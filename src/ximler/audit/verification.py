@@ -14,23 +14,30 @@ from typing import Any, Literal
 
 import bson
 import msgspec
+import structlog
 from bson import ObjectId
+from prometheus_client import Counter
 from pymongo.errors import PyMongoError
 
 from ximler.audit import fingerprint, seals
 from ximler.audit.actions import Action
+from ximler.audit.heads import KeptHead
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
 from ximler.core.clock import EPOCH
-from ximler.database import Database
+from ximler.core.settings import Settings
+from ximler.database import Database, outbox
 from ximler.database.batches import RawBatches
 from ximler.database.codec import apart, object_id_in
 from ximler.database.failures import translated
 from ximler.schema.audit_log import AUDIT_LOGS
 from ximler.schema.seal import Seal, SealHead
 
-__all__ = ["Problem", "Report", "verify"]
+__all__ = ["Problem", "Report", "verify", "verify_daily"]
+
+_log = structlog.get_logger("ximler.audit")
+VERIFIED = Counter("ximler_audit_verifications_total", "Daily verifications of the audit log.", ("outcome",))
 
 MAX_PROBLEMS = 100
 _AT_ONCE = 2_000
@@ -101,6 +108,27 @@ async def verify(
                 return run.report
     except PyMongoError as error:
         raise translated(error, AUDIT_LOGS.name) from error
+
+
+@outbox.daily("audit.verify", hour=4)
+async def verify_daily(*, database: Database, settings: Settings, seal_keys: SealKeys | None) -> None:
+    """Verify the log, and raise the alarm if it is not sound: an error in the log, and a metric.
+
+    Entries of other applications are accepted where the database is not Ximler's own.
+    """
+    if seal_keys is None:
+        return  # `ximler doctor` reports that the log is not sealed
+    kept = KeptHead(settings.data_path, database.name).read()
+    others = settings.mongodb_uri is not None
+    report = await verify(database, seal_keys, head=kept if kept and kept.number else None, others=others)
+    VERIFIED.labels("sound" if report.sound else "unsound").inc()
+    if not report.sound:
+        _log.error(
+            "the audit log does not verify",
+            counts=report.counts,
+            first=report.problems[0].why,
+            remedy="ximler audit verify",
+        )
 
 
 # A listed entry: (seal's number, id, hash, flags)

@@ -158,6 +158,13 @@ async def _prepare(settings: Settings, uri: str, *, init: bool) -> None:
 
     database = await connect(uri, settings=settings, quiet=True)
     try:
+        if not is_loopback(settings.host):
+            from ximler.cli.doctor import mongod_release
+
+            build = await database.client.admin.command("buildInfo")
+            found = mongod_release(settings, build["version"])
+            if found.state != "ok":
+                _log.warning("MongoDB should be newer", problem=found.detail, remedy=found.remedy)
         if await sync.check_version(database):
             return
         if init:
@@ -185,5 +192,5 @@ def _announce(settings: Settings) -> None:
         "Ctrl-C stops it.\n",
         file=sys.stderr,
     )
-    if settings.public_url is None and not is_loopback(settings.host):
+    if settings.public_url is None and not (settings.development and is_loopback(settings.host)):
         _log.warning("links in e-mails lead to this machine only", url=url, remedy="set XIMLER_PUBLIC_URL")

@@ -113,7 +113,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ()
     metrics_token: Annotated[
         Annotated[Secret, Meta(min_length=16)] | None,
-        Meta(description="Bearer token that `GET /metrics` requires, 16 characters or more. Unset: public."),
+        Meta(
+            description="Bearer token that `GET /metrics` requires, 16 characters or more. Unset: public in development, "
+            "else closed."
+        ),
     ] = None
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20
 
@@ -122,7 +125,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
 
     # GraphQL
-    graphql_introspection: Annotated[bool, Meta(description="Whether introspection is allowed.")] = True
+    graphql_introspection: Annotated[
+        bool | None, Meta(description="Whether introspection is allowed. Unset: in development only.")
+    ] = None
     graphql_max_depth: Annotated[int, Meta(ge=1, description="Maximum depth of a selection.")] = 12
     graphql_max_cost: Annotated[
         int, Meta(ge=10000, description="Maximum number of fields a query may resolve, lists included.")
@@ -249,6 +254,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         Meta(pattern=r"^https?://[^/?#\s]+$", description="Address of Stripe's API: another one for tests."),
     ] = "https://api.stripe.com"
+    operators_need_factor: Annotated[
+        bool, Meta(description="Whether operators have their rights only with a second factor.")
+    ] = False
     session_days: Annotated[int, Meta(ge=1, le=400, description="Days until an unused session ends.")] = 30
     session_max_days: Annotated[
         int, Meta(ge=1, le=400, description="Days until any session ends, however much it is used.")

@@ -495,6 +495,7 @@ def _options(keyfile: Path, *, cache_mb: int, parameters: Mapping[str, str]) -> 
         *("--wiredTigerCacheSizeGB", f"{cache_mb / 1024:.4f}"),
         *("--wiredTigerEngineConfigString", engine),
         *("--oplogSize", "1024"),
+        *("--slowms", "2000000000"),  # a logged command has its values: hashes of tokens, addresses
         "--quiet",
     ]
     for name, value in all_parameters.items():

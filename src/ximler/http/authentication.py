@@ -1,7 +1,7 @@
 """Authentication of requests: anonymous, by a session, or by an API key."""
 
 from collections import Counter
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -10,6 +10,7 @@ import msgspec
 from litestar import Request
 from litestar.di import Provide
 
+from ximler.accounts.account_status import AccountStatus
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.session_authentication import SessionAuthenticator
 from ximler.apikeys import scopes, tokens
@@ -74,6 +75,20 @@ class Authentication:
             )
         self._open[user_id] += 1
         state["leave"] = partial(self._leave, user_id)
+
+    def enter_alone(self, state: MutableMapping[str, Any], what: str, user_id: object) -> None:
+        """Count a request that an account may make one at a time, because it costs much. Raises LimitExceeded."""
+        name = what, user_id
+        if self._open[name]:
+            raise LimitExceeded(f"Another {what} of this account is under way: wait for its end", retry_after_s=10)
+        self._open[name] = 1
+        outer: Callable[[], None] = state["leave"]
+
+        def leave() -> None:
+            self._leave(name)
+            outer()
+
+        state["leave"] = leave
 
     def _leave(self, user_id: object) -> None:
         self._open[user_id] -= 1
@@ -184,7 +199,7 @@ class Authentication:
         found = await self._sessions.authenticate(token, origin)
         session, account = found.session, found.account
         actor = Actor(
-            kind="operator" if account.operator else "user",
+            kind="operator" if self._is_operator(account) else "user",
             via="session",
             user_id=session.user_id,
             session_id=session.id,
@@ -195,6 +210,9 @@ class Authentication:
             request_id=request_id,
         )
         return Caller(actor, account.user, by_cookie=authorization is None)
+
+    def _is_operator(self, account: AccountStatus) -> bool:
+        return account.operator and (account.factor or not self.settings.operators_need_factor)
 
     @property
     def parts(self) -> list[Part]:

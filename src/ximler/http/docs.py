@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from litestar import Request, Router, get
+from litestar import MediaType, Request, Response, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
@@ -14,6 +14,7 @@ from litestar.params import FromPath
 from litestar.response import File
 
 from ximler import __version__
+from ximler.http.pages import inline
 
 __all__ = ["openapi", "routes"]
 
@@ -23,16 +24,23 @@ _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui-standalone-preset.js": "text/javascript",
 }
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
-}
+_POLICY = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 async def _refuse_unknown(request: Request[Any, Any, Any]) -> None:
     """Litestar adds a catch-all page below the path: the only route there with a parameter."""
     if request.path_params:
         raise NotFoundException
+
+
+async def _restrict(response: Response[Any]) -> Response[Any]:
+    """Allow the page's own files, and the styles and scripts inside it by their hashes."""
+    document = response.content.decode() if response.media_type == MediaType.HTML else ""
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src 'self' {inline('script', document)}; "
+        f"style-src 'self' {inline('style', document)}; {_POLICY}"
+    ).replace("'self' 'none'", "'self'")
+    return response
 
 
 def openapi() -> OpenAPIConfig:
@@ -46,8 +54,8 @@ def openapi() -> OpenAPIConfig:
             "/docs",
             route_handlers=[],
             include_in_schema=False,
-            response_headers=_HEADERS,
             before_request=_refuse_unknown,
+            after_request=_restrict,
         ),
         components=Components(
             security_schemes={

@@ -28,6 +28,7 @@ _ZIP = "application/zip"
     | documented(
         _401="Not signed in",
         _403="The sign-in is older than ten minutes, or an API key was used",
+        _429="Another export of this account is under way",
         _503="The database is unavailable",
     ),
 )
@@ -40,6 +41,7 @@ async def take_along(
     if request.scope["state"].get("head"):  # exports nothing, so it is not audited as an export
         step_up.require(state.database, caller.actor)
         return Response(b"", media_type=_ZIP, headers={"Cache-Control": "no-store"})
+    state.authentication.enter_alone(request.scope["state"], "export", caller.actor.require_user())
     archive = await export.take(state.database, caller.actor, caller.actor.require_user())
     day = f"{state.database.clock.now():%Y-%m-%d}"
     headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}

@@ -84,10 +84,12 @@ async def readyz(state: State) -> Response[Readiness]:
     ),
 )
 def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
-    """Text format, summed over all worker processes. Requires `XIMLER_METRICS_TOKEN` as a bearer token if it
-    is set.
+    """Text format, summed over all worker processes. Requires `XIMLER_METRICS_TOKEN` as a bearer token;
+    in development only if it is set.
     """
     expected = state.metrics_token
+    if expected is None and not state.authentication.settings.development:
+        raise Unauthenticated("Set XIMLER_METRICS_TOKEN, and send it as 'Authorization: Bearer <token>'")
     if expected is not None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), expected.encode()):

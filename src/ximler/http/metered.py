@@ -90,13 +90,13 @@ def _declared(route: BaseRoute) -> int | None:
     return None if None in prices else max(prices, default=1)
 
 
-def charge(scope: MutableMapping[str, Any]) -> Awaitable[None] | None:
-    """Take the call for a request to a route `BY_REQUEST`. Returns None if that is done, else an awaitable.
+def charge(scope: MutableMapping[str, Any], units: int = 1) -> Awaitable[None] | None:
+    """Take the calls for a request to a route `BY_REQUEST`. Returns None if that is done, else an awaitable.
 
     Requests without an API key are free. Raises QuotaExceeded, Unavailable.
     """
-    take: Callable[[], Awaitable[None] | None] | None = scope.get("state", {}).pop("charge", None)
-    return None if take is None else take()
+    take: Callable[[int], Awaitable[None] | None] | None = scope.get("state", {}).pop("charge", None)
+    return None if take is None else take(units)
 
 
 def _is_plain(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -189,18 +189,22 @@ class Metered:
             return
         await self._litestar(scope, receive, send)
 
-    def _charge(self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str) -> Awaitable[None] | None:
+    def _charge(
+        self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str, units: int
+    ) -> Awaitable[None] | None:
         _, meter, clock, _ = self._parts or self._find_parts()
-        allowance = meter.take(actor, 1, route=route)
+        allowance = meter.take(actor, units, route=route)
         if allowance is None:
-            return self._charge_later(state, actor, left, route)
+            return self._charge_later(state, actor, left, route, units)
         state["reply_headers"] = self._headers(left, allowance, clock)
         return None
 
-    async def _charge_later(self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str) -> None:
+    async def _charge_later(
+        self, state: MutableMapping[str, Any], actor: Actor, left: int, route: str, units: int
+    ) -> None:
         _, meter, clock, _ = self._parts or self._find_parts()
         try:
-            allowance = await meter.consume(actor, "apiCalls", 1, route=route)
+            allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except LimitExceeded as error:
             exhausted = b'"month";r=0;t=%d' % math.ceil(error.retry_after_s or 0)
             state["reply_headers"] = [(b"ratelimit-policy", self._policy), (b"ratelimit", exhausted)]

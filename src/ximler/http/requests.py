@@ -47,7 +47,12 @@ _SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 ]
+_HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")  # ASVS 5.0, 3.4.1
 
 
 class ShuttingDown(Unavailable):
@@ -85,11 +90,15 @@ class TrustedProxies:
 
 
 class Requests:
-    """The outermost layer. Inner layers may add headers to the answer through the state's `reply_headers`."""
+    """The outermost layer. Inner layers may add headers to the answer through the state's `reply_headers`.
 
-    def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
+    With `https`, answers require browsers to use TLS for a year.
+    """
+
+    def __init__(self, app: ASGIApp, proxies: TrustedProxies, *, https: bool = False) -> None:
         self._app = app
         self._proxies = proxies
+        self._safe = [*_SAFE_HEADERS, _HSTS] if https else _SAFE_HEADERS
         self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,6 +120,8 @@ class Requests:
         more = state["log"] = {}  # caller, operation and error code, from the layers inside
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        if head.client_id:
+            more["client_request_id"] = head.client_id
         status = 0
         asked = False
 
@@ -133,7 +144,7 @@ class Requests:
                 elif status == _TOO_LARGE:
                     headers.append((b"connection", b"close"))
                 said = {name for name, _ in headers}
-                headers += [header for header in _SAFE_HEADERS if header[0] not in said]
+                headers += [header for header in self._safe if header[0] not in said]
                 message["headers"] = [*headers, *state.get("reply_headers", ()), (b"x-request-id", request_id.encode())]
             elif (method == "HEAD" or status == _NOT_MODIFIED) and message["type"] == "http.response.body":
                 message["body"] = b""
@@ -162,6 +173,7 @@ class Requests:
                 "request",
                 method=method,
                 path=printable(scope["path"]),
+                address=state["address"],
                 status=status,
                 ms=round(seconds * 1000, 2),
                 **more,
@@ -188,10 +200,20 @@ async def _refuse(send: Send, problem: problems.Problem, *more: tuple[bytes, byt
 class _Head:
     """The headers that matter to every request, and their problems."""
 
-    __slots__ = ("_has_host", "_twice", "expects", "forwarded", "if_none_match", "request_id", "x_forwarded_for")
+    __slots__ = (
+        "_has_host",
+        "_twice",
+        "client_id",
+        "expects",
+        "forwarded",
+        "if_none_match",
+        "request_id",
+        "x_forwarded_for",
+    )
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.request_id = self.x_forwarded_for = self.forwarded = self.if_none_match = ""
+        self.client_id = self.x_forwarded_for = self.forwarded = self.if_none_match = ""
+        self.request_id = secrets.token_hex(8)  # the client's own is only logged: it may name another's request
         self._twice = b""
         self.expects = False
         single = set()
@@ -206,13 +228,12 @@ class _Head:
                 self.expects = True
             elif name == b"x-request-id":
                 if _ID.fullmatch(value):
-                    self.request_id = value.decode()
+                    self.client_id = value.decode()
             elif name == b"x-forwarded-for":
                 self.x_forwarded_for += f",{value.decode('latin-1')}"
             elif name == b"forwarded":
                 self.forwarded += f",{value.decode('latin-1')}"
         self._has_host = b"host" in single
-        self.request_id = self.request_id or secrets.token_hex(8)
 
     def knows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether the client has the answer with these headers already."""

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any, Literal
 
 import cachebox
@@ -22,6 +23,7 @@ from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Forbidden, Invalid
 from ximler.database import Database
+from ximler.metering.quota.bursts import Bursts
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, UsageBatch
 from ximler.schema.usage_event import USAGE_EVENTS
@@ -40,6 +42,14 @@ _SECOND = timedelta(seconds=1)
 _HOUR = 3600
 _LAST_SECOND = 2**32 - 1  # the latest time of an ObjectId
 _KNOWN_FOR_S = 30.0
+
+_DAILY = 1_000_000  # events of a user's keys, per process: each is stored for good, in 57 bytes
+_daily = Bursts(
+    "all API keys of this account together",
+    rate=_DAILY / 86_400,
+    size=_DAILY,
+    limit=f"{_DAILY:,} records of usage a day",
+)
 
 Status = Literal["ACCEPTED", "DUPLICATE", "CONFLICT", "INVALID"]
 
@@ -100,8 +110,8 @@ async def record(database: Database, actor: Actor, events: Sequence[Event]) -> l
     stored, or a repeat returns DUPLICATE. Operators record for any user, API keys for their owner. Safe to
     race: of concurrent equal events one is accepted.
 
-    Four round trips, five if a user is not cached. Raises Unauthenticated, Forbidden, and Invalid for more
-    than `MAX_BATCH` events.
+    Four round trips, five if a user is not cached. Raises Unauthenticated, Forbidden, BurstExceeded for more than a
+    million events of a user's keys a day, and Invalid for more than `MAX_BATCH` events.
     """
     require_recorder(actor)
     if len(events) > MAX_BATCH:
@@ -113,6 +123,8 @@ async def record(database: Database, actor: Actor, events: Sequence[Event]) -> l
     if not candidates:
         return outcomes
     keys = [candidate[0] for candidate in candidates]
+    if own is not None:
+        _daily.take(own, len(candidates), monotonic())
 
     async def store(transaction: Database) -> _Decision:
         # Inside the transaction: of two that store the same event one is retried and finds it.
@@ -125,6 +137,8 @@ async def record(database: Database, actor: Actor, events: Sequence[Event]) -> l
         return decision
 
     decision = await database.transaction(store)
+    if own is not None:
+        _daily.put_back(own, len(candidates) - len(decision.documents))
     for index, outcome in decision.outcomes.items():
         outcomes[index] = outcome
     return outcomes
