@@ -100,7 +100,10 @@ async def test_a_lock_needs_a_reason(database: Database, ada: User, reason: str)
 async def test_operators_cannot_lock_themselves_out(database: Database, ada: User) -> None:
     with pytest.raises(Conflict):
         await administration.lock(
-            database, Actor(kind="operator", via="session", user_id=ada.id), ada.id, reason="oops"
+            database,
+            Actor(kind="operator", via="session", user_id=ada.id, authenticated_at=database.clock.now()),
+            ada.id,
+            reason="oops",
         )
 
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.serving import REGISTER, Client
 
 from ximler.accounts import addresses, registration, sessions
 from ximler.accounts.keyring import Keyring
@@ -201,3 +202,8 @@ async def test_a_registration_that_was_made_before_passwords_were_counted_still_
     token = await door.register()
     await door.database.raw["registrations"].update_one({}, {"$unset": {"attempts": ""}})
     assert await door.confirm(token)
+
+
+async def test_every_wrong_field_of_a_registration_is_named_at_once(client: Client) -> None:
+    answer = await client.ask(REGISTER, input={"name": " ", "email": "ada@", "password": "short"})
+    assert answer.fields.keys() == {"name", "email", "password"}

@@ -225,3 +225,19 @@ async def test_a_new_secret_sends_its_owner_a_notice(database, actor):
     jobs = await database.raw["outbox"].find({"kind": "accounts.send_notice"}).sort("_id", 1).to_list()
     assert [job["payload"]["details"] for job in jobs] == [{"hint": made.key.hint}, {"hint": again.key.hint}]
     assert made.secret not in str(jobs)
+
+
+async def test_only_operators_grant_the_scope_that_stores_without_end(database, actor):
+    """Customers once gave themselves `usage:write`, and stored 200,000 events in five seconds."""
+    with pytest.raises(Forbidden, match="granted by operators"):
+        await make(database, actor, permissions=["usage:write"])
+    made = await make(database, actor, permissions=["projects:read"])
+    with pytest.raises(Forbidden, match="granted by operators"):
+        await keys.change(database, actor, made.key.id, permissions=["projects:read", "usage:write"])
+    operator = Actor(kind="operator", via="cli")
+    granted = await keys.create(
+        database, operator, name="gateway", permissions=["usage:write", "projects:read"], user_id=actor.user_id
+    )
+    kept = await keys.change(database, actor, granted.key.id, name="meter", permissions=["usage:write"])
+    assert kept.permissions == ["usage:write"]
+    assert (await keys.rotate(database, actor, granted.key.id)).key.permissions == ["usage:write"]

@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import bson
+import msgspec
 import pytest
+import structlog
 from bson import ObjectId
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
@@ -16,8 +19,9 @@ from ximler.audit import fingerprint, records, seals, verification
 from ximler.audit.keys import SealKeys, new_key
 from ximler.audit.sealing import Sealer
 from ximler.audit.seals import Head
-from ximler.audit.verification import Report, verify
+from ximler.audit.verification import VERIFIED, Report, verify, verify_daily
 from ximler.core.actor import Actor
+from ximler.core.settings import Settings
 from ximler.database import Database
 
 
@@ -399,3 +403,21 @@ async def test_all_ids_are_compared_in_several_passes(
     )
     report = await verify(database, keys)
     assert {problem.entry for problem in report.problems} == {str(oid) for oid in extra}
+
+
+async def test_the_daily_verification_raises_the_alarm(
+    database: Database, settings: Settings, keys: SealKeys, sealer: Sealer, write: Written, tmp_path: Path
+) -> None:
+    await write(3)
+    await sealer.seal()
+    settings = msgspec.structs.replace(settings, data_dir=tmp_path)
+    counted = {kind: VERIFIED.labels(kind)._value.get() for kind in ("sound", "unsound")}
+    with structlog.testing.capture_logs() as logs:
+        await verify_daily(database=database, settings=settings, seal_keys=keys)
+        await database.raw["auditlogs"].delete_one({})
+        await verify_daily(database=database, settings=settings, seal_keys=keys)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["the audit log does not verify"]
+    assert {kind: VERIFIED.labels(kind)._value.get() - before for kind, before in counted.items()} == {
+        "sound": 1,
+        "unsound": 1,
+    }

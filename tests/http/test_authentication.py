@@ -4,14 +4,23 @@ import asyncio
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
+from bson import ObjectId
 from litestar.handlers import HTTPRouteHandler
 from tests.graphql.test_scopes import key_of
-from tests.serving import Client
+from tests.serving import Client, serve
 
+from ximler.accounts import roles
+from ximler.accounts.keyring import Keyring
 from ximler.apikeys.scopes import SCOPES
+from ximler.core.actor import Actor
+from ximler.core.errors import LimitExceeded
+from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
+from ximler.http.authentication import Authentication
 
 
 def routes(app: Any) -> list[tuple[str, str, str | None]]:
@@ -66,3 +75,38 @@ async def test_the_requests_of_an_account_that_are_under_way_are_bounded(
     found = await asyncio.gather(*(ask() for _ in range(12)))
     assert {each.status_code for each in found} == {200, 429}
     assert (await ask()).status_code == 200
+
+
+async def test_operators_without_a_second_factor_are_users_where_one_is_required(
+    settings: Settings, database: Database, mongodb_uri: str
+) -> None:
+    settings = msgspec.structs.replace(settings, database=database.name, operators_need_factor=True)
+    async with serve(settings, mongodb_uri) as app:
+        ada = await Client(app).join("ada@example.com")
+        user_id = ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])
+        await roles.grant(database, Actor(kind="operator", via="cli"), user_id, "operator")
+        users = "{ users(first: 1) { nodes { id } } }"
+        async with asyncio.timeout(20):
+            while (await ada.ask(users)).code != "FORBIDDEN":
+                await asyncio.sleep(0.05)
+        await database.raw["credentials"].update_one({"_id": user_id}, {"$set": {"totpSecret": b"enrolled"}})
+        async with asyncio.timeout(20):
+            while (await ada.ask(users)).code == "FORBIDDEN":
+                await asyncio.sleep(0.05)
+
+
+async def test_what_an_account_does_one_at_a_time_is_counted_until_its_end(
+    settings: Settings, database: Database
+) -> None:
+    authentication = Authentication(database, Keyring(settings), settings, Feed(database))
+    first: dict[str, Any] = {}
+    authentication.enter(first, "ada")
+    authentication.enter_alone(first, "export", "ada")
+    second: dict[str, Any] = {}
+    authentication.enter(second, "ada")
+    with pytest.raises(LimitExceeded, match="Another export"):
+        authentication.enter_alone(second, "export", "ada")
+    first["leave"]()
+    authentication.enter_alone(second, "export", "ada")
+    second["leave"]()
+    assert not authentication._open

@@ -76,3 +76,14 @@ async def test_metrics_contain_no_personal_data(ada: Client) -> None:
     assert ada.token is not None
     for secret in (ada.token, "ada@example.com", "Xanadu"):
         assert secret not in text
+
+
+async def test_metrics_and_introspection_are_closed_in_production_by_default(
+    settings: Settings, database: Database, mongodb_uri: str
+) -> None:
+    """Both would show outsiders what differs between requests, and which operations there are for operators."""
+    settings = msgspec.structs.replace(settings, database=database.name, environment="production")
+    async with serve(settings, mongodb_uri) as app:
+        client = Client(app)
+        assert (await client.http.get("/metrics")).status_code == 401
+        assert (await client.ask("{ __schema { types { name } } }")).code == "GRAPHQL_VALIDATION_FAILED"

@@ -327,3 +327,14 @@ async def test_a_key_that_is_revoked_while_its_request_arrives_opens_nothing(
         headers={"Authorization": f"Bearer {program.token}", "Content-Type": "application/json"},
     )
     assert (response.status_code, response.json()["errors"][0]["extensions"]["code"]) == (401, "API_KEY_REFUSED")
+
+
+async def test_root_fields_beyond_the_tenth_cost_a_call_each(
+    ada: Client, user_id: ObjectId, database: Database
+) -> None:
+    program = await a_program(ada, user_id, database, permissions=("usage:read",))
+    for count, left in ((10, 999), (13, 995)):
+        fields = " ".join(f"f{n}: usage {{ used }}" for n in range(count))
+        answer = await program.ask(f"{{ {fields} }}")
+        assert not answer.errors
+        assert f'"month";r={left};' in answer.headers["ratelimit"]

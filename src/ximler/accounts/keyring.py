@@ -26,7 +26,7 @@ from ximler.core.settings import Settings
 
 T = TypeVar("T")
 
-__all__ = ["MAX_PASSWORD", "MIN_PASSWORD", "Busy", "KeyLost", "Keyring", "normalised"]
+__all__ = ["MAX_PASSWORD", "MIN_PASSWORD", "Busy", "KeyLost", "Keyring", "acceptable", "normalised"]
 
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
@@ -79,14 +79,7 @@ class Keyring:
 
     async def hash_password(self, password: str, *, field: str = "password") -> str:
         """The Argon2id hash of the normalised password. Raises Invalid if it is too short or too long."""
-        password = normalised(password)
-        if len(password) < MIN_PASSWORD:
-            raise Invalid.field(field, f"must be {MIN_PASSWORD} characters or more")
-        if len(password) > MAX_PASSWORD:
-            raise Invalid.field(field, f"must be at most {MAX_PASSWORD} characters")
-        if not _is_unicode(password):
-            raise Invalid.field(field, "contains an unpaired surrogate: it is not valid Unicode")
-        return await self.compute(self._hasher.hash, password)
+        return await self.compute(self._hasher.hash, acceptable(password, field=field))
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
         """Whether the password matches the stored hash, normalised or, for older hashes, as typed.
@@ -233,6 +226,18 @@ def _token_id(mac: hmac.HMAC, token: str) -> bytes:
     mac = mac.copy()
     mac.update(token.encode())
     return mac.digest()
+
+
+def acceptable(password: str, *, field: str = "password") -> str:
+    """The normalised password. Raises Invalid for one of another length, or that is not Unicode."""
+    password = normalised(password)
+    if len(password) < MIN_PASSWORD:
+        raise Invalid.field(field, f"must be {MIN_PASSWORD} characters or more")
+    if len(password) > MAX_PASSWORD:
+        raise Invalid.field(field, f"must be at most {MAX_PASSWORD} characters")
+    if not _is_unicode(password):
+        raise Invalid.field(field, "contains an unpaired surrogate: it is not valid Unicode")
+    return password
 
 
 def normalised(password: str) -> str:

@@ -11,13 +11,13 @@ from datetime import timedelta
 from bson import ObjectId
 
 from ximler.accounts import addresses, reopening, strength, throttle
-from ximler.accounts.keyring import Keyring
+from ximler.accounts.keyring import Keyring, acceptable
 from ximler.accounts.throttle import Rule
 from ximler.audit import records, refusals
 from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid
+from ximler.core.errors import Conflict, Invalid, all_of
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.failures import DocumentExists
@@ -44,7 +44,11 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
 
     Raises Invalid for an invalid name, address or password, WeakPassword, Throttled.
     """
-    name, email = names.checked(name, most=names.MAX_PERSON), addresses.normalised(email)
+    name, email, _ = all_of(
+        lambda: names.checked(name, most=names.MAX_PERSON),
+        lambda: addresses.normalised(email),
+        lambda: acceptable(password),
+    )
     await throttle.spend(
         database, throttle.at_address(keyring, _ADDRESS, actor.address)
     )  # before the password, whose checks take time

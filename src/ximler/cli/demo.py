@@ -232,7 +232,11 @@ async def _history(database: "Database", settings: Settings, password: str) -> s
                 await changes.change(database, rail, actor(user), plan_id="enterprise")
             elif day == 40:
                 made = await keys.create(
-                    database, actor(user), name="Website sync", permissions=["projects:read", "usage:write"]
+                    database,
+                    _OPERATOR,
+                    name="Website sync",
+                    permissions=["projects:read", "usage:write"],
+                    user_id=user.id,
                 )
                 api_key = made.secret
             while waiting and waiting[0][0] == day:

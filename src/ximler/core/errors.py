@@ -14,7 +14,7 @@ The tables that translate a kind live in the interfaces (`http.problems`, `graph
 `cli.main`), one each. Anything else that is raised is a bug, and stays one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "XimlerError",
+    "all_of",
 ]
 
 
@@ -50,6 +51,19 @@ class Invalid(XimlerError):
     def field(cls, name: str, problem: str) -> "Invalid":
         """The common case: one field is wrong. The message names it as well."""
         return cls(f"{name}: {problem}", fields={name: problem})
+
+
+def all_of(*checks: Callable[[], str]) -> list[str]:
+    """The results of the checks. Raises one Invalid that names every field that they reject."""
+    results, problems = [], dict[str, str]()
+    for check in checks:
+        try:
+            results.append(check())
+        except Invalid as error:
+            problems |= error.fields
+    if problems:
+        raise Invalid("; ".join(f"{name}: {problem}" for name, problem in problems.items()), fields=problems)
+    return results
 
 
 class Unauthenticated(XimlerError):

@@ -1,0 +1,134 @@
+"""Attacks on every REST route, also on the next ones: they are taken from the application."""
+
+import time
+
+import pytest
+from tests.attacks.surface import BODIES, HEADERS, OBJECTS, PUBLIC, Route, routes_of, values
+from tests.contents import contents
+from tests.graphql.test_access import MARK, Victim, of, victim  # noqa: F401 (a fixture)
+from tests.serving import Client
+
+from ximler.database import Database
+
+pytestmark = pytest.mark.slow
+
+_LOOP_S = 0.1
+# Enough that some of it is well-formed for each route.
+_TRIES: list[tuple[dict[str, str], bytes]] = [
+    ({"Content-Type": "application/json"}, b"{}"),
+    ({"Content-Type": "application/json", "If-Match": '"0"'}, b'{"taken": true}'),
+    ({"Content-Type": "application/json-patch+json", "If-Match": '"0"'}, b'[{"op":"add","path":"/taken","value":1}]'),
+    ({"Content-Type": "application/octet-stream", "If-Match": "*"}, b"x"),
+    ({"Tus-Resumable": "1.0.0", "Upload-Length": "1", "Upload-Metadata": "filename eA=="}, b""),
+    (
+        {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"},
+        b"x",
+    ),
+]
+
+
+async def test_every_parameter_of_a_path_has_an_entry(client: Client) -> None:
+    parameters = {name for route in routes_of(client) for name in route.parameters}
+    assert parameters - OBJECTS - PUBLIC.keys() == set()
+
+
+async def test_no_route_reads_or_changes_what_is_anothers(
+    victim: Victim,  # noqa: F811
+    ada: Client,
+    database: Database,
+) -> None:
+    headers = {"Authorization": f"Bearer {victim.client.token}"}
+    begun = await ada.http.post(
+        f"/v1/projects/{victim.project}/uploads",
+        headers={**headers, "Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Metadata": "filename eA=="},
+    )
+    assert begun.status_code == 201
+    theirs = values(
+        project=victim.project,
+        asset=victim.asset,
+        version=victim.version,
+        invoice=victim.invoice,
+        file=f"{victim.invoice}.pdf",
+        upload=begun.headers["location"].rpartition("/")[2],
+    )
+    before = await of(victim, database, await contents(database))
+    problems = []
+    for route in routes_of(ada):
+        if not route.parameters & OBJECTS:
+            continue
+        for caller, right in ((Client(ada.app), 401), (ada, 404)):
+            token = {"Authorization": f"Bearer {caller.token}"} if caller.token else {}
+            found = []
+            for more, body in _TRIES:
+                answer = await caller.http.request(
+                    route.method, route.fill(theirs), headers={**token, **more}, content=body
+                )
+                found.append(answer.status_code)
+                if MARK.lower() in answer.text.lower() or answer.status_code < 400:
+                    problems.append((str(route), "shown", answer.text[:200]))
+            if right not in found or max(found) >= 500:
+                problems.append((str(route), right, found))
+    assert problems == []
+    assert await of(victim, database, await contents(database)) == before
+
+
+async def test_every_answer_keeps_browsers_careful(client: Client) -> None:
+    for route in routes_of(client):
+        answer = await client.http.request(route.method, route.fill(values()))
+        assert answer.status_code < 500, route
+        if route.secured:
+            assert answer.status_code == 401, route
+        (policy,) = answer.headers.get_list("content-security-policy")
+        assert "default-src 'none'" in policy, route
+        assert "unsafe" not in policy, route
+        for name in ("cross-origin-opener-policy", "cross-origin-resource-policy", "permissions-policy"):
+            assert len(answer.headers.get_list(name)) == 1, (route, name)
+
+
+@pytest.fixture
+async def mine(ada: Client) -> dict[str, str]:
+    project = (await ada.create())["createProject"]["id"]
+    return values(project=project)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["anonymous", "signed in"])
+async def test_no_request_of_a_megabyte_costs_the_loop_a_tenth_of_a_second(
+    ada: Client, mine: dict[str, str], known: bool
+) -> None:
+    """In processor time of the event loop's thread, the test's own client included."""
+    client = ada if known else Client(ada.app)
+    routes = [route for route in routes_of(ada) if route.secured or not known]
+    paths = {(route.method, route.fill(mine)): str(route) for route in routes if route.method not in ("GET", "DELETE")}
+    paths["POST", "/graphql"] = "POST /graphql"
+    slow = []
+    for (method, path), name in paths.items():
+        for what, (kind, body) in BODIES.items():
+            seconds = await _cost(client, method, path, {"Content-Type": kind, "If-Match": "*"}, body)
+            if seconds > _LOOP_S:
+                slow.append((name, what, round(seconds, 3)))
+    assert slow == []
+
+
+async def test_no_header_costs_the_loop_a_tenth_of_a_second(client: Client) -> None:
+    slow = []
+    for route in [*routes_of(client), Route("POST", "/graphql", False)]:
+        for what, (name, value) in HEADERS.items():
+            headers = {"Content-Type": "application/json", name: value.decode()}
+            seconds = await _cost(client, route.method, route.fill(values()), headers, b"{}")
+            if seconds > _LOOP_S:
+                slow.append((str(route), what, round(seconds, 3)))
+    assert slow == []
+
+
+async def _cost(client: Client, method: str, path: str, headers: dict[str, str], body: bytes) -> float:
+    """Of the cheapest of three tries, because other tests share the processor's caches."""
+    least = 1e9
+    token = {"Authorization": f"Bearer {client.token}"} if client.token else {}
+    for _ in range(3):
+        began = time.thread_time()
+        answer = await client.http.request(method, path, headers={**token, **headers}, content=body)
+        least = min(least, time.thread_time() - began)
+        assert answer.status_code < 500, (method, path, answer.text[:300])
+        if least <= _LOOP_S:
+            break
+    return least
