@@ -235,11 +235,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         logging_config=None,
         debug=False,
     )
-    return Requests(
-        Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql}),
-        proxies,
-        https=settings.base_url.startswith("https:"),
-    )
+    metered = Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql})
+    return Requests(metered, proxies, https=settings.base_url.startswith("https:"))
 
 
 def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, saver: Saver, live: Live) -> list[Part]:

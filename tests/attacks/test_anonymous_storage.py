@@ -27,7 +27,6 @@ MUTATIONS = {
     "resetPassword": f'resetPassword(token: "{_LINK}", password: "correct horse {{n}}")',
     "confirmEmailChange": f'confirmEmailChange(token: "{_LINK}", password: "p{{n}}") {{{{ id }}}}',
     "reopenAccount": 'reopenAccount(email: "m{n}@example.com", password: "wrong {n}") {{ token }}',
-    "unsubscribe": f'unsubscribe(token: "{_LINK}") {{{{ id }}}}',
 }
 FORMS = {
     "/confirm": f"token={_LINK}&password=p{{n}}",
