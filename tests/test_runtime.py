@@ -20,6 +20,7 @@ from ximler.app import serving_parts
 from ximler.audit.keys import SealKeys, new_key
 from ximler.core.settings import Settings
 from ximler.core.stopping import pause
+from ximler.core.streams import Streams
 from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
 from ximler.database.monitoring import round_trips
@@ -27,7 +28,6 @@ from ximler.http.authentication import Authentication
 from ximler.metering.quota.meter import Meter
 from ximler.metering.quota.tally import Tally
 from ximler.notifications.email import mailer
-from ximler.projects.live import Live
 from ximler.projects.patches import Saver
 from ximler.runtime import Part, Runtime, Shutdown, Stage
 from ximler.schema.job import OUTBOX
@@ -179,7 +179,7 @@ class Parts:
         )
         saver = Saver(database, rest_s=0)
         self._edited = saver._known(ObjectId(), ObjectId())
-        parts = [*serving_parts(feed, authentication, meter, saver, Live(database, feed)), *background_parts(tools)]
+        parts = [*serving_parts(feed, authentication, meter, saver, Streams()), *background_parts(tools)]
         self.run: dict[str, Loop] = {part.name: part.run for part in parts}
         self._canvases, self._versions, self._follower = (
             self.run[name].__self__  # type: ignore[attr-defined]  # their loops are methods
@@ -234,7 +234,7 @@ class Parts:
 
 async def test_these_are_the_parts(database: Database, settings: Settings) -> None:
     parts = Parts(database, settings)
-    assert sorted(parts.run) == sorted([*PARTS, "projects.live"])  # which sends no commands
+    assert sorted(parts.run) == sorted([*PARTS, "streams"])  # which sends no commands
     parts.keyring.close()
 
 

@@ -20,9 +20,11 @@ from ximler.core import extensions
 from ximler.core.errors import Unavailable
 from ximler.core.logs import printable
 from ximler.core.settings import Settings, SettingsError
+from ximler.core.streams import Streams
 from ximler.database import connect
 from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
+from ximler.database.topics import Topics
 from ximler.graphql import (
     accounts,
     apikeys,
@@ -120,8 +122,10 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         meter = app.state.meter = Meter(database, thresholds=settings.usage_alerts, feed=feed)
         saver = app.state.saver = Saver(database)
         app.state.large_bodies = asyncio.Semaphore(2)
-        live = app.state.live = Live(database, feed, saver.recent)
-        parts = serving_parts(feed, authentication, meter, saver, live)
+        streams = app.state.streams = Streams()
+        app.state.live = Live(database, feed, saver.recent, streams)
+        app.state.topics = Topics(feed, streams)
+        parts = serving_parts(feed, authentication, meter, saver, streams)
         app.state.shared_bursts = None
         if settings.valkey_url is not None:
             from ximler.metering.quota.shared_bursts import SharedBursts
@@ -209,6 +213,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         refused=refused,
         is_known=lambda ctx: ctx.actor.user_id is not None,
         trusted=_trusted(settings),
+        follow=lambda ctx, topic, key, after: app.state.topics.follow(ctx.actor, topic, key, after),
         may_trace=lambda ctx: ctx.actor.kind == "operator",
     )
 
@@ -239,13 +244,15 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     return Requests(metered, proxies, https=settings.base_url.startswith("https:"))
 
 
-def serving_parts(feed: Feed, authentication: Authentication, meter: Meter, saver: Saver, live: Live) -> list[Part]:
+def serving_parts(
+    feed: Feed, authentication: Authentication, meter: Meter, saver: Saver, streams: Streams
+) -> list[Part]:
     """The parts of a process that answers requests."""
     return [
         Part("feed", feed.run, stage=Stage.FEED),
         *authentication.parts,
         Part("meter", meter.run, close=meter.close, stage=Stage.SERVE),
-        Part("projects.live", live.run),
+        Part("streams", streams.run),
         Part("projects.saver", saver.run, close=saver.close, stage=Stage.SERVE),
     ]
 
@@ -276,6 +283,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
             "Idempotency-Key",
             "If-Match",
             "If-None-Match",
+            "Last-Event-ID",
             "X-Request-Id",
             *assets_tus.HEADERS,
         ],

@@ -10,6 +10,7 @@ import pytest
 from bson import ObjectId
 from tests.serving import Client
 
+from ximler.core.streams import MAX_STREAMS
 from ximler.projects import edits, live
 from ximler.projects.edits import LOGGED, Recent
 
@@ -194,7 +195,7 @@ async def test_a_stream_ends_with_its_access(editor: Editor, ada: Client) -> Non
 
 
 async def test_streams_of_a_user_are_limited_and_leave_nothing_behind(editor: Editor) -> None:
-    opened = [editor.stream() for _ in range(live.MAX_FOLLOWERS)]
+    opened = [editor.stream() for _ in range(MAX_STREAMS)]
     streams = [await each.__aenter__() for each in opened]
     await asyncio.gather(*(each.until(lambda: _live(editor).followers == len(opened)) for each in streams[:1]))
     async with editor.stream() as refused:
@@ -203,7 +204,7 @@ async def test_streams_of_a_user_are_limited_and_leave_nothing_behind(editor: Ed
     for each in opened:
         await each.__aexit__(None, None, None)
     state = _live(editor)
-    assert (state.followers, state._followers, dict(state._of_user)) == (0, {}, {})
+    assert (state.followers, state._followers, len(state._streams)) == (0, {}, 0)
     assert len(asyncio.all_tasks()) < tasks
     async with editor.stream(method="HEAD") as head:
         assert head.status == 200
@@ -213,14 +214,14 @@ async def test_streams_of_a_user_are_limited_and_leave_nothing_behind(editor: Ed
 
 @pytest.mark.slow
 async def test_a_silent_stream_pings(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ximler.http.canvas_changes._PING_S", 0.1)
+    monkeypatch.setattr("ximler.core.streams.PING_S", 0.1)
     async with editor.stream() as stream:
         await stream.until(lambda: stream.pings > 1)
 
 
 async def test_followers_end_when_the_process_stops(editor: Editor) -> None:
     state, stop = _live(editor), asyncio.Event()
-    stopping = asyncio.create_task(state.run(stop))
+    stopping = asyncio.create_task(state._streams.run(stop))
     async with editor.stream() as stream:
         await stream.until(lambda: state.followers == 1)
         stop.set()
@@ -228,7 +229,7 @@ async def test_followers_end_when_the_process_stops(editor: Editor) -> None:
         await stream.ended()
         async with editor.stream() as late:
             assert late.status == 503
-    state._stopped = False  # the application of the other tests
+    state._streams._stopped = False  # the application of the other tests
 
 
 def test_a_slow_follower_has_a_bounded_queue() -> None:

@@ -412,7 +412,7 @@ async def test_no_revision_is_used_again_after_another_application_replaced_the_
     database = drawing.database
     feed, stop = Feed(database), asyncio.Event()
     live, others = Live(database, feed), WritesByOthers(database, feed)
-    running = [asyncio.create_task(run(stop)) for run in (feed.run, live.run, others.run)] if followed else []
+    running = [asyncio.create_task(run(stop)) for run in (feed.run, others.run)] if followed else []
     if followed:
         await feed.caught_up()
     for n in range(3):

@@ -1,9 +1,12 @@
 """Resolvers of metering."""
 
 from datetime import datetime
+from typing import Any
 
 from ximler.core.errors import Invalid
 from ximler.core.ids import object_id
+from ximler.core.streams import Event
+from ximler.database.topics import Topic
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Resolvers
 from ximler.metering.ledger import events as recording
@@ -51,6 +54,15 @@ async def usage_series(
 @resolvers.query("topConsumers")
 async def most_used(ctx: Context, resource: ResourceType, from_: datetime, to: datetime, first: int) -> list[Consumer]:
     return await top_consumers(ctx.database, ctx.actor, resource, since=from_, until=to, first=first)
+
+
+async def _my_usage(ctx: Context) -> tuple[Topic, Any]:
+    return standing.CHANGED, ctx.actor.require_user()
+
+
+@resolvers.subscription("usageChanged", follow=_my_usage)
+async def usage_changed(ctx: Context, _event: Event) -> list[ResourceUsage]:
+    return await usage(ctx)
 
 
 @resolvers.mutation("recordUsage")

@@ -1,6 +1,10 @@
 """Resolvers of notifications."""
 
+from typing import Any
+
 from ximler.core.ids import decode_cursor, object_id
+from ximler.core.streams import Event
+from ximler.database.topics import Topic
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
 from ximler.notifications import inbox
@@ -22,6 +26,15 @@ async def notifications(
         after=None if after is None else decode_cursor(after),
     )
     return Connection(page)
+
+
+async def _my_inbox(ctx: Context) -> tuple[Topic, Any]:
+    return inbox.ADDED, ctx.actor.require_user()
+
+
+@resolvers.subscription("notificationAdded", follow=_my_inbox)
+async def notification_added(ctx: Context, event: Event) -> Notification:
+    return await inbox.get(ctx.database, ctx.actor, event.id)
 
 
 @resolvers.mutation("markNotificationRead")

@@ -1,10 +1,13 @@
 """Resolvers of projects."""
 
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 from ximler.core.errors import NotFound, XimlerError
 from ximler.core.ids import decode_cursor, object_id
+from ximler.core.streams import Event
+from ximler.database.topics import Topic
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, Selected, page_size
 from ximler.graphql.engine.connections import Edge
@@ -58,6 +61,17 @@ async def project(ctx: Context, id: str) -> ProjectSummary:  # noqa: A002 (the a
 async def list_trash(ctx: Context, first: int | None = None, after: str | None = None) -> Projects:
     position = None if after is None else decode_cursor(after)
     return Connection(await projects.deleted_page(ctx.database, ctx.actor, first=page_size(first), after=position))
+
+
+async def _the_project(ctx: Context, id: str) -> tuple[Topic, Any]:  # noqa: A002 (as above)
+    return projects.CHANGED, (await projects.get(ctx.database, ctx.actor, object_id(id))).id
+
+
+@resolvers.subscription("projectChanged", follow=_the_project)
+async def project_changed(ctx: Context, _event: Event, id: str) -> ProjectSummary | None:  # noqa: A002 (as above)
+    with suppress(NotFound):
+        return await projects.get(ctx.database, ctx.actor, object_id(id))
+    return None
 
 
 @resolvers.mutation("createProject")

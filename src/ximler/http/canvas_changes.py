@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from time import monotonic
 from typing import Annotated, Any
 
 from litestar import Request, get
@@ -18,6 +17,7 @@ from litestar.types import Receive, Send
 from ximler.apikeys import scopes
 from ximler.core.errors import XimlerError
 from ximler.core.ids import object_id
+from ximler.core.streams import Streams, watched
 from ximler.http.authentication import Authentication, Caller, signed_in
 from ximler.http.problems import documented
 from ximler.projects import canvas
@@ -26,8 +26,6 @@ from ximler.projects.live import Event, Live
 __all__ = ["routes"]
 
 _SCOPE = "projects:read"
-_CHECK_S = 0.5  # access is checked this often
-_PING_S = 15.0
 _FIRST = b"retry: 1000\n\n"
 
 
@@ -74,7 +72,8 @@ async def changes(
             raise ClientException("Last-Event-ID must be the id of an event of this stream")
         since = int(last)
     live: Live = state.live
-    live.admit(caller.actor)
+    streams: Streams = state.streams
+    streams.admit(caller.actor)
     await canvas.revision_of(state.database, caller.actor, project_id)  # 404 before the stream begins
     body = _head() if request.scope["state"].get("head") else _body(live, caller, project, since, request)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -89,23 +88,19 @@ async def _body(
     live: Live, caller: Caller, project: str, since: int | None, request: Request[Any, Any, Any]
 ) -> AsyncIterator[bytes]:
     authentication: Authentication = request.app.state.authentication
+
+    async def allowed() -> bool:
+        now = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
+        scopes.require(now.actor, _SCOPE, what="this stream")
+        return now.actor.user_id == caller.actor.user_id
+
     try:
         with live.follow(caller.actor, object_id(project, "project")) as follower:
             yield _FIRST
             await live.begin(follower, since)
-            sent = monotonic()
-            while not follower.ended:
-                events = await follower.events(_CHECK_S)
-                now = await authentication.identify(request.scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
-                scopes.require(now.actor, _SCOPE, what="this stream")
-                if now.actor.user_id != caller.actor.user_id or follower.ended:
-                    return
-                if events:
-                    yield b"".join(map(_encoded, events))
-                    sent = monotonic()
-                elif monotonic() - sent >= _PING_S:
-                    yield b": ping\n\n"
-                    sent = monotonic()
+            async with aclosing(watched(follower, allowed)) as batches:
+                async for events in batches:
+                    yield b"".join(map(_encoded, events)) or b": ping\n\n"
     except XimlerError:
         return  # the access has ended, or is unknown: the client gets the reason when it connects again
 

@@ -15,16 +15,19 @@ from ximler.core.ids import Position
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.collection import Page
+from ximler.database.topics import Topic
 from ximler.notifications.email import Mailer, compose, greeting
 from ximler.schema.document import Document
-from ximler.schema.notification import Notification, NotificationType
+from ximler.schema.notification import NOTIFICATIONS, Notification, NotificationType
 from ximler.schema.user import User
 
 __all__ = [
+    "ADDED",
     "UNSUBSCRIBE",
     "Link",
     "Notified",
     "Sign",
+    "get",
     "mark_all_read",
     "mark_read",
     "notify",
@@ -34,6 +37,9 @@ __all__ = [
 ]
 
 UNSUBSCRIBE = "unsubscribe"  # purpose of the token in unsubscribe links
+
+ADDED = Topic("notifications", {NOTIFICATIONS.name: lambda change: (change.document or {}).get("userId")})
+"""New notifications, by the user's id."""
 
 Sign = Callable[[str, ObjectId], str]
 
@@ -124,6 +130,14 @@ async def page(
     """The actor's notifications, newest first. One command."""
     where = {"userId": actor.require_user()} | ({"readAt": None} if unread else {})
     return await database.notifications.page(where, first=first, after=after)
+
+
+async def get(database: Database, actor: Actor, notification_id: ObjectId) -> Notification:
+    """One of the actor's notifications. Raises NotFound."""
+    found = await database.notifications.find_one({"_id": notification_id, "userId": actor.require_user()})
+    if found is None:
+        raise NotFound("No such notification")
+    return found
 
 
 async def unread_counts(database: Database, actor: Actor, user_ids: Iterable[ObjectId]) -> dict[ObjectId, int]:

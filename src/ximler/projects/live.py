@@ -10,8 +10,6 @@ key. Nothing of a follower remains when its
 `with` block ends.
 """
 
-import asyncio
-from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +19,8 @@ import structlog
 from bson import ObjectId
 
 from ximler.core.actor import Actor
-from ximler.core.errors import LimitExceeded, NotFound, Unavailable
+from ximler.core.errors import NotFound
+from ximler.core.streams import Inbox, Streams
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.projects import access
@@ -30,10 +29,9 @@ from ximler.schema.document import Identified, Mixed
 from ximler.schema.project import PROJECTS
 from ximler.schema.project_share import PROJECT_SHARES
 
-__all__ = ["MAX_FOLLOWERS", "Event", "Follower", "Live"]
+__all__ = ["Event", "Follower", "Live"]
 
 _log = structlog.get_logger("ximler.projects")
-MAX_FOLLOWERS = 8  # per user
 _MAX_EVENTS = 256
 _MAX_BYTES = 1_000_000
 
@@ -62,42 +60,25 @@ class _Entry(msgspec.Struct, frozen=True):
         return Event(self.r, None if patch is None else b'{"revision":%d,' % self.r + patch[1:])
 
 
-class Follower:
+class Follower(Inbox[Event]):
     """Of one project. `at` is the last revision that it has."""
 
     def __init__(self, project_id: ObjectId, user_id: ObjectId) -> None:
+        super().__init__()
         self.project_id, self.user_id = project_id, user_id
         self.share_id: bytes | None = None  # of a member
         self.revoked: set[bytes] = set()  # before the share was known
-        self.ended = False
         self._at: int | None = None  # None: the log is not read yet
-        self._events: deque[Event] = deque()
         self._bytes = 0
-        self._wake = asyncio.Event()
 
-    async def events(self, timeout_s: float) -> list[Event]:
-        """Events since the last call; empty after `timeout_s`, and when `ended`."""
-        if not self._wake.is_set():
-            waiting = asyncio.ensure_future(self._wake.wait())
-            try:
-                await asyncio.wait([waiting], timeout=timeout_s)
-            finally:
-                waiting.cancel()
-        self._wake.clear()
-        found = list(self._events)
-        self._events.clear()
+    def _empty(self) -> None:
+        super()._empty()
         self._bytes = 0
-        return found
-
-    def end(self) -> None:
-        self.ended = True
-        self._wake.set()
 
     def begin(self, since: int | None, now: _Logged, recent: Recent) -> None:
         """Continue after revision `since`; without it, after the current one."""
         early = list(self._events)
-        self._events.clear()
-        self._bytes = 0
+        self._empty()
         revision = now.canvas_revision
         self._at = revision if since is None else since
         if self._at > revision:  # of a canvas that another application has replaced
@@ -131,22 +112,22 @@ class Follower:
             self._reload(self._at if revision is None else revision)
 
     def _reload(self, revision: int) -> None:
-        self._events.clear()
-        self._bytes = 0
+        self._empty()
         self._at = revision
         self._events.append(Event(revision))
         self._wake.set()
 
 
 class Live:
-    """One per process, on its feed, with the large patches that the process saved. When `run` stops, all followers end."""
+    """One per process, on its feed, with the large patches that the process saved."""
 
-    def __init__(self, database: Database, feed: Feed, recent: Recent | None = None) -> None:
+    def __init__(
+        self, database: Database, feed: Feed, recent: Recent | None = None, streams: Streams | None = None
+    ) -> None:
         self._database = database
+        self._streams = Streams() if streams is None else streams
         self._recent = recent or Recent()
         self._followers: dict[ObjectId, set[Follower]] = {}
-        self._of_user: Counter[ObjectId] = Counter()
-        self._stopped = False
         feed.subscribe([PROJECTS.name], self._heard)
         feed.subscribe([PROJECT_SHARES.name], self._share_changed)
         feed.on_gap(self._gap)
@@ -155,36 +136,18 @@ class Live:
     def followers(self) -> int:
         return sum(map(len, self._followers.values()))
 
-    async def run(self, stop: asyncio.Event) -> None:
-        self._stopped = False
-        await stop.wait()
-        self._stopped = True
-        self._each(Follower.end)
-
-    def admit(self, actor: Actor) -> None:
-        """Raises LimitExceeded if the user follows as many projects as they may, Unavailable during shutdown."""
-        if self._stopped:
-            raise Unavailable("The server stops: connect again in a moment")
-        if self._of_user[actor.require_user()] >= MAX_FOLLOWERS:
-            raise LimitExceeded(f"{MAX_FOLLOWERS} streams of changes are open: close one first")
-
     @contextmanager
     def follow(self, actor: Actor, project_id: ObjectId) -> Iterator[Follower]:
-        """A follower, which receives nothing before `begin`. Raises as `admit`."""
-        self.admit(actor)
-        follower = Follower(project_id, actor.require_user())
-        self._followers.setdefault(project_id, set()).add(follower)
-        self._of_user[follower.user_id] += 1
-        try:
-            yield follower
-        finally:
-            of_project = self._followers[project_id]
-            of_project.discard(follower)
-            if not of_project:
-                del self._followers[project_id]
-            self._of_user[follower.user_id] -= 1
-            if not self._of_user[follower.user_id]:
-                del self._of_user[follower.user_id]
+        """A follower, which receives nothing before `begin`. Raises as `Streams.admit`."""
+        with self._streams.open(actor, Follower(project_id, actor.require_user())) as follower:
+            self._followers.setdefault(project_id, set()).add(follower)
+            try:
+                yield follower
+            finally:
+                of_project = self._followers[project_id]
+                of_project.discard(follower)
+                if not of_project:
+                    del self._followers[project_id]
 
     async def begin(self, follower: Follower, since: int | None) -> None:
         """Let it receive the revisions after `since`. One command, three for a member. Raises NotFound."""

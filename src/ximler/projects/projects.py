@@ -21,6 +21,7 @@ from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.codec import part_of
 from ximler.database.collection import Page
+from ximler.database.topics import Topic
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
 from ximler.projects import access, bases, places, search, trash
@@ -28,9 +29,10 @@ from ximler.projects.bases import Stored
 from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_of, total_of
 from ximler.projects.tags import normal as normal_tags
 from ximler.schema.document import Identified, Mixed, Stamped, ref
-from ximler.schema.project import Project
+from ximler.schema.project import PROJECTS, Project
 
 __all__ = [
+    "CHANGED",
     "ProjectSummary",
     "RevisionConflict",
     "canvases",
@@ -54,6 +56,10 @@ V = TypeVar("V", bound=Identified)
 MAX_NAME = 200
 _BEGINNING = datetime(2020, 1, 1, tzinfo=UTC)
 MAX_DESCRIPTION = 5000
+
+
+CHANGED = Topic("projects", {PROJECTS.name: lambda change: change.id}, each=False)
+"""Writes of a project, by its id."""
 
 
 class ProjectSummary(Stamped, kw_only=True):

@@ -11,7 +11,7 @@ from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mix
 from ximler.schema.plan import UNLIMITED
 from ximler.schema.usage import ResourceType
 
-__all__ = ["QUOTAS", "Lease", "Quota", "period_start_of", "quota_id"]
+__all__ = ["QUOTAS", "Lease", "Quota", "period_start_of", "quota_id", "user_of"]
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -126,6 +126,12 @@ def quota_id(user_id: ObjectId, resource: ResourceType, period_start: datetime) 
 def period_start_of(quota_id: str) -> datetime:
     """The start of the period in a quota's id."""
     return datetime.strptime(quota_id[-10:], "%Y-%m-%d").replace(tzinfo=UTC)
+
+
+def user_of(quota_id: Any) -> ObjectId | None:
+    """The user in a quota's id; None for an id that another application made."""
+    user = quota_id[:24] if isinstance(quota_id, str) else ""
+    return ObjectId(user) if ObjectId.is_valid(user) else None
 
 
 QUOTAS = Collection(

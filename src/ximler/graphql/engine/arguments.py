@@ -36,7 +36,7 @@ _AT_PATH = re.compile(r"(?P<problem>.*?)(?: - at `(?:key in )?\$\.?(?P<path>.*)`
 
 def find_mismatches(resolver: Resolver, arguments: Mapping[str, GraphQLArgument]) -> Iterator[str]:
     """Describe the differences between the resolver's parameters and the field's arguments."""
-    subjects = ("ctx", "parents") if resolver.batch else ("ctx",)
+    subjects = resolver.subjects
     parameters = [
         each for each in inspect.signature(resolver.function).parameters.values() if each.annotation is not Selected
     ]

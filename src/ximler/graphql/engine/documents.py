@@ -57,6 +57,7 @@ class Operation:
     ) -> None:
         self.name = node.name.value if node.name else None
         self.mutation = node.operation is OperationType.MUTATION
+        self.subscription = node.operation is OperationType.SUBSCRIPTION
         self.cost = cost
         self.digest = hashlib.sha256(node.loc.source.body.encode()).hexdigest()[:16] if node.loc else ""
         self.variables = Variables(schema.core, node, limits)

@@ -14,10 +14,20 @@ from typing import Any
 
 import msgspec
 import structlog
+from graphql import GraphQLError
 
 from ximler.graphql.engine.compiled import as_dicts
 from ximler.graphql.engine.documents import Documents, Operation
-from ximler.graphql.engine.errors import INTERNAL, TIMED_OUT, RequestRefused, describe_field_errors, describe_over_limit
+from ximler.graphql.engine.errors import (
+    BAD_INPUT,
+    INTERNAL,
+    TIMED_OUT,
+    VALIDATION_FAILED,
+    RequestRefused,
+    describe_field_errors,
+    describe_over_limit,
+    describe_request_error,
+)
 from ximler.graphql.engine.execution import Execution
 from ximler.graphql.engine.inputs import Values
 from ximler.graphql.engine.limits import Limits, OverLimit
@@ -86,13 +96,27 @@ class Engine:
             raise RequestRefused([describe_over_limit(error)])
         return Prepared(operation, operation.plan(values), values)
 
-    async def run(self, prepared: Prepared, ctx: Any, *, traced: bool = False) -> Response:
-        """Execute. Cancelling this cancels the resolvers that are still running.
+    async def follow(self, prepared: Prepared, ctx: Any) -> tuple[Any, Any]:
+        """The topic and key of a subscription's events. Raises RequestRefused, and the errors of its `follow`."""
+        fields = prepared.plan.root.fields
+        if len(fields) != 1 or fields[0].resolver is None or fields[0].resolver.follow is None:
+            message = "A subscription selects one field that has events"
+            raise RequestRefused([{"message": message, "extensions": {"code": VALIDATION_FAILED}}])
+        field = fields[0]
+        try:
+            arguments = field.arguments.evaluate(prepared.values) if field.arguments else {}
+        except GraphQLError as error:
+            raise RequestRefused([describe_request_error(error, BAD_INPUT)]) from error
+        found: tuple[Any, Any] = await fields[0].resolver.follow(ctx, **arguments)
+        return found
+
+    async def run(self, prepared: Prepared, ctx: Any, *, traced: bool = False, event: Any = None) -> Response:
+        """Execute, a subscription for one event. Cancelling this cancels the resolvers that are still running.
 
         Past its timeout the operation is cancelled and the response has an error. `traced` adds
         `extensions.trace`.
         """
-        execution = Execution(prepared.plan, prepared.values, ctx, calls=self.limits.calls)
+        execution = Execution(prepared.plan, prepared.values, ctx, calls=self.limits.calls, event=event)
         began = time.perf_counter()
         response: Response
         with self._trips() as trips:

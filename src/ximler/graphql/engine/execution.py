@@ -88,13 +88,14 @@ class _Call:
 class Execution:
     """One execution of a plan. Call `run` once, then read `data` and `errors`."""
 
-    def __init__(self, plan: Plan, values: Values, ctx: Any, *, calls: int) -> None:
+    def __init__(self, plan: Plan, values: Values, ctx: Any, *, calls: int, event: Any = None) -> None:
         self.data: dict[str, Any] | None = None
         self.errors: list[GraphQLError] = []
         self.asked: list[Asked] = []
         self._plan = plan
         self._values = values
         self._ctx = ctx
+        self._subjects = (ctx,) if event is None else (ctx, event)  # of root resolvers
         self._most_calls = self._calls_left = calls
         self._waiting: dict[Field, list[Pair]] = defaultdict(list)
         self._running: dict[asyncio.Task[Sequence[Any]], _Call] = {}
@@ -215,7 +216,7 @@ class Execution:
         began = time.perf_counter()
         try:
             if field.above is None:
-                return [await field.resolver.function(self._ctx, **call.arguments)]
+                return [await field.resolver.function(*self._subjects, **call.arguments)]
             answers = await field.resolver.function(self._ctx, parents, **call.arguments)
             if not isinstance(answers, list | tuple) or len(answers) != len(parents):
                 got = f"{len(answers)} results" if isinstance(answers, list | tuple) else type(answers).__name__

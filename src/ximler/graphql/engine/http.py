@@ -5,6 +5,9 @@ GET is 405). A client that names `application/graphql-response+json` in Accept r
 requests that were not executed; other clients receive `application/json`, with 200 for GraphQL errors.
 Malformed requests, and errors from the context (401, 403, 429, 503), have their status under both.
 
+Subscriptions are streams (see `streaming`). A client that accepts `text/event-stream` and no JSON receives every
+operation's response as events.
+
 `"extensions": {"trace": true}` adds resolver calls and database round trips to the response, for callers with
 `may_trace`.
 
@@ -18,19 +21,29 @@ rejected. CORS, OPTIONS and compression belong to the surrounding application.
 import asyncio
 import codecs
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from ximler.core import strict_json
-from ximler.core.errors import Forbidden, XimlerError
+from ximler.core.errors import Forbidden, LimitExceeded, Unauthenticated, Unavailable, XimlerError
+from ximler.core.streams import Event
 from ximler.graphql.engine.compiled import encode
 from ximler.graphql.engine.engine import Engine, Prepared, Response
 from ximler.graphql.engine.errors import RequestRefused, describe, describe_bug, http_headers, http_status
 from ximler.graphql.engine.limits import Limits
-from ximler.graphql.engine.negotiation import JSON, RESPONSE_JSON, choose_response_type, is_json
+from ximler.graphql.engine.negotiation import (
+    EVENTS,
+    JSON,
+    RESPONSE_JSON,
+    choose_response_type,
+    choose_stream_type,
+    is_json,
+)
 from ximler.graphql.engine.persisted import PersistedQueries
+from ximler.graphql.engine.streaming import Follow, Subscription, position, stream, whole
 
 __all__ = ["ContextFactory", "GraphQLApp", "refusal"]
 
@@ -56,6 +69,7 @@ Refused = Callable[[Any, str], Awaitable[None]]
 """`refused(ctx, code)`: called when the request was rejected for lack of permission."""
 
 MIB = 1024 * 1024
+_OK = 200
 _LARGE = 64 * 1024  # bytes of a body: half a millisecond
 
 
@@ -104,6 +118,7 @@ class GraphQLApp:
         is_known: Callable[[Any], bool] = lambda _: True,
         may_trace: Callable[[Any], bool] = lambda _: False,
         trusted: Mapping[str, str] | None = None,
+        follow: Follow | None = None,
     ) -> None:
         self._engine = engine
         self._context_factory = context_factory
@@ -114,6 +129,7 @@ class GraphQLApp:
         self._may_trace = may_trace
         self._persisted = PersistedQueries(engine.limits, trusted)
         self._refused = refused
+        self._follow = follow
         self._body_limit = body_limit
         self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
 
@@ -122,10 +138,20 @@ class GraphQLApp:
             raise NotImplementedError(f"GraphQL is served over HTTP, not over {scope['type']}")
         headers = _Headers(scope)
         accepted = choose_response_type(headers.accept)
+        streamed = choose_stream_type(headers.accept)
+        if accepted is None and streamed == EVENTS:
+            accepted = EVENTS
         media_type = accepted or JSON
         extra: Headers = []
         try:
-            status, response, extra = await self._answer(scope, headers, accepted, receive)
+            status, response, extra = await self._answer(scope, headers, accepted, streamed, receive)
+            if isinstance(response, Subscription):
+                try:
+                    await stream(response, streamed or EVENTS, receive, send)
+                except XimlerError as error:
+                    status, response, extra = http_status(error), {"errors": [describe(error)]}, http_headers(error)
+                else:
+                    return
         except _Disconnected:
             return
         except NotWellFormed as error:
@@ -144,17 +170,19 @@ class GraphQLApp:
             body = response if isinstance(response, bytes) else encode(response)
         except Exception as error:  # a JSON value from a resolver that cannot be encoded: circular or too deep
             status, body = 500, encode({"errors": [describe_bug(error)]})
+        if media_type == EVENTS:
+            media_type, body = (EVENTS, whole(body)) if status == _OK else (JSON, body)
         await _send(send, status, media_type, body, extra, head=scope["method"] == "HEAD")
 
     async def _answer(
-        self, scope: Scope, headers: "_Headers", media_type: bytes | None, receive: Receive
-    ) -> tuple[int, Response | bytes, Headers]:
+        self, scope: Scope, headers: "_Headers", media_type: bytes | None, streamed: bytes | None, receive: Receive
+    ) -> tuple[int, Response | bytes | Subscription, Headers]:
         method = scope["method"]
         if method not in ("GET", "POST"):
             raise NotWellFormed(
                 405, f"{method} is not allowed: use POST, or GET for queries", [(b"allow", b"GET, POST")]
             )
-        if media_type is None:
+        if media_type is None and streamed is None:
             raise NotWellFormed(406, "Answers are application/graphql-response+json or application/json")
         if method == "GET":
             parameters = _read_query_string(scope.get("query_string", b""), self._engine.limits)
@@ -184,6 +212,10 @@ class GraphQLApp:
             return (400 if media_type == RESPONSE_JSON else 200), {"errors": refused.errors}, []
         if method == "GET" and prepared.operation.mutation:
             raise NotWellFormed(405, "Mutations need POST", [(b"allow", b"POST")])
+        if media_type is None and not prepared.operation.subscription:
+            raise NotWellFormed(406, "Answers to queries and mutations are not multipart")
+        if prepared.operation.subscription and (streamed is None or self._follow is None):
+            raise NotWellFormed(406, "Subscriptions are text/event-stream, or multipart/mixed;subscriptionSpec=1.0")
         keyed = headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation
         asked = (
             msgspec.json.encode([query, parameters.operation_name, parameters.variables], order="sorted")
@@ -200,16 +232,37 @@ class GraphQLApp:
                 await admitting
         except XimlerError as error:
             return http_status(error), {"errors": [describe(error)]}, http_headers(error)
+        if prepared.operation.subscription:
+            return await self._subscribe(scope, headers, prepared, ctx)
         if keyed and self._once is not None:
             return await self._run_once(prepared, ctx, headers.idempotency_key or "", asked, self._once)
         response = await self._run(prepared, ctx, traced=self._is_traced(parameters, ctx))
         return 200, response, getattr(ctx, "reply_headers", [])
 
+    async def _subscribe(
+        self, scope: Scope, headers: "_Headers", prepared: Prepared, ctx: Any
+    ) -> tuple[int, Response | Subscription, Headers]:
+        assert self._follow is not None  # noqa: S101 (checked by the caller)
+        try:
+            topic, key = await self._engine.follow(prepared, ctx)
+        except RequestRefused as refused:
+            return 200, {"errors": refused.errors}, []
+        except (Unauthenticated, LimitExceeded, Unavailable) as error:
+            return http_status(error), {"errors": [describe(error)]}, http_headers(error)
+        except XimlerError as error:
+            return 200, {"errors": [describe(error)]}, []
+
+        async def run(now: Any, event: Event) -> bytes:
+            return encode(await self._run(prepared, now, event=event))
+
+        inbox = self._follow(ctx, topic, key, position(headers.last_event_id))
+        return 200, Subscription(inbox, ctx, partial(self._context_factory, scope), run), []
+
     def _is_traced(self, parameters: Parameters, ctx: Any) -> bool:
         return parameters.extensions is not None and parameters.extensions.get("trace") is True and self._may_trace(ctx)
 
-    async def _run(self, prepared: Prepared, ctx: Any, *, traced: bool = False) -> Response:
-        response = await self._engine.run(prepared, ctx, traced=traced)
+    async def _run(self, prepared: Prepared, ctx: Any, *, traced: bool = False, event: Event | None = None) -> Response:
+        response = await self._engine.run(prepared, ctx, traced=traced, event=event)
         if self._refused is not None and "errors" in response:
             refusals = (error for error in response["errors"] if error["extensions"].get("kind") == Forbidden.code)
             if (first := next(refusals, None)) is not None:
@@ -271,12 +324,15 @@ def refusal(scope: Scope, error: XimlerError) -> tuple[bytes, bytes]:
 class _Headers:
     """The request headers that GraphQL over HTTP uses."""
 
-    __slots__ = ("accept", "authorized", "content_encoding", "content_length", "content_type", "idempotency_key")
+    __slots__ = (
+        "accept", "authorized", "content_encoding", "content_length", "content_type", "idempotency_key", "last_event_id",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope) -> None:
         self.content_type = self.content_encoding = b""
         self.content_length = 0
         self.idempotency_key: str | None = None
+        self.last_event_id: bytes | None = None
         self.authorized = False
         accept = []
         for name, value in scope["headers"]:
@@ -290,6 +346,8 @@ class _Headers:
                 self.content_encoding = value.strip().lower()
             elif name == b"idempotency-key":
                 self.idempotency_key = value.decode("latin-1")
+            elif name == b"last-event-id":
+                self.last_event_id = value
             elif name == b"content-length" and value.isdigit():
                 self.content_length = int(value[:20])
         self.accept = b",".join(accept)

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from functools import lru_cache
 
-__all__ = ["JSON", "RESPONSE_JSON", "choose_response_type", "is_json"]
+__all__ = ["EVENTS", "JSON", "PARTS", "RESPONSE_JSON", "choose_response_type", "choose_stream_type", "is_json"]
 
 RESPONSE_JSON = b"application/graphql-response+json; charset=utf-8"
 JSON = b"application/json; charset=utf-8"
+
+EVENTS = b"text/event-stream"
+PARTS = b"multipart/mixed;boundary=graphql;subscriptionSpec=1.0"
 
 _NAMED = 2
 _RANGES = {
@@ -26,6 +29,20 @@ def choose_response_type(accept: bytes) -> bytes | None:
     also the default without an Accept header.
     """
     return _choose(accept) if len(accept) <= _LONGEST else None
+
+
+def choose_stream_type(accept: bytes) -> bytes | None:
+    """The media type of a stream of responses, if the client names one: Server-Sent Events rather than multipart."""
+    return _choose_stream(accept) if len(accept) <= _LONGEST else None
+
+
+@lru_cache(maxsize=64)
+def _choose_stream(accept: bytes) -> bytes | None:
+    named = [_split(item) for item in accept.split(b",")]
+    if any(media_type == EVENTS for media_type, _ in named):
+        return EVENTS
+    spec = b"subscriptionspec"
+    return PARTS if any(kind == b"multipart/mixed" and given.get(spec) == b"1.0" for kind, given in named) else None
 
 
 @lru_cache(maxsize=64)

@@ -103,8 +103,8 @@ def build(
 
     A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's
     `resolvers`), an SDL file, or SDL text. `Query` and `Mutation` are predefined and extended by the files,
-    as are the scalars Date, DateTime, JSON and Long, and PageInfo. GraphQL subscriptions are not supported:
-    `Subscription` is an ordinary type. `guard` is called before every root field, and before every other
+    as are the scalars Date, DateTime, JSON and Long, and PageInfo. The root type of subscriptions is
+    `Subscriptions`: `Subscription` is an ordinary type. `guard` is called before every root field, and before every other
     field with a `@scope`.
     """
     sources, registries = list(sources), list(registries)
@@ -148,7 +148,7 @@ def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
     defined = {node.name.value for node in definitions if isinstance(node, ObjectTypeDefinitionNode)}
     roots = [name for name in ROOT_TYPES if name in extended | defined] or ["Query"]
     # Explicit, because otherwise a type named Subscription would become the third root.
-    schema = ["schema {", *(f"{name.lower()}: {name}" for name in roots), "}"]
+    schema = ["schema {", *(f"{ROOT_TYPES[name]}: {name}" for name in roots), "}"]
     types = [f"type {name}" for name in roots if name not in defined]
     definitions += parse(" ".join(schema + types)).definitions
     return DocumentNode(definitions=tuple(definitions))

@@ -57,7 +57,14 @@ def guarded(resolver: Resolver, scope: str | None, guard: Guard) -> Resolver:
         guard(ctx, coordinate, scope)
         return await function(ctx, *parents, **arguments)
 
-    return msgspec.structs.replace(resolver, function=call)
+    if (follow := resolver.follow) is None:
+        return msgspec.structs.replace(resolver, function=call)
+
+    async def guarded_follow(ctx: Any, **arguments: Any) -> Any:
+        guard(ctx, coordinate, scope)
+        return await follow(ctx, **arguments)
+
+    return msgspec.structs.replace(resolver, function=call, follow=guarded_follow)
 
 
 def describe(field: GraphQLField, scope: str | None) -> None:

@@ -19,20 +19,33 @@ from ximler.core.errors import NotFound
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument, codec_of
 from ximler.database.monitoring import first_time
+from ximler.database.topics import Topic
 from ximler.metering.ledger.rows import WHOLE_AMOUNT
 from ximler.metering.limits import periods
 from ximler.metering.limits.plans import PLAN_STAGES, limits_from, one, row_from, unions
 from ximler.metering.quota.gauges import GAUGE_STAGES, gauge_from
+from ximler.schema.entitlement import ENTITLEMENTS
+from ximler.schema.gauge import GAUGES
 from ximler.schema.plan import UNLIMITED
-from ximler.schema.quota import Quota, quota_id
+from ximler.schema.quota import QUOTAS, Quota, quota_id, user_of
 from ximler.schema.usage import ResourceType
 
-__all__ = ["ResourceUsage", "overview", "quota"]
+__all__ = ["CHANGED", "ResourceUsage", "overview", "quota"]
 
 _log = structlog.get_logger("ximler.metering")
 _SOON = timedelta(hours=1)
 _MONTH = timedelta(days=31)
 _REMEMBERED = 50_000
+CHANGED = Topic(
+    "usage",
+    {
+        GAUGES.name: lambda change: change.id,
+        ENTITLEMENTS.name: lambda change: change.id,
+        QUOTAS.name: lambda change: user_of(change.id),
+    },
+    each=False,
+)
+"""Changes of a user's usage or limits, by the user's id."""
 _LEAN_QUOTA: list[dict[str, Any]] = [{"$project": {"hours": 0, "detail": 0}}]
 
 

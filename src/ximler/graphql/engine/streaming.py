@@ -1,0 +1,116 @@
+"""Streams of responses over HTTP: the events of a subscription, in two formats from one iterator.
+
+`text/event-stream` is the protocol of https://github.com/enisdenjo/graphql-sse in its mode of distinct connections: `next`
+events with a response each, then `complete`. An operation of another kind is one `next`. `multipart/mixed` with
+`subscriptionSpec=1.0` is Apollo's, https://www.apollographql.com/docs/graphos/routing/operations/subscriptions/multipart-protocol.
+
+A stream of Server-Sent Events that ends without `complete` has lost its access or its server, and clients connect again:
+with `Last-Event-ID` they receive the events since, or first a response with `"extensions": {"resync": true}`, which says that
+events may be missing.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractContextManager, aclosing
+from typing import Any
+
+import msgspec
+
+from ximler.core.errors import XimlerError
+from ximler.core.streams import RESYNC, Event, Inbox, Position, read_position, watched
+from ximler.graphql.engine.errors import describe
+from ximler.graphql.engine.negotiation import EVENTS, PARTS
+
+__all__ = ["Follow", "Subscription", "position", "stream", "whole"]
+
+Follow = Callable[[Any, Any, Any, Position | None], AbstractContextManager[Inbox[Event]]]
+"""`with follow(ctx, topic, key, after) as inbox`: the events of a topic's key, after that position if one is given."""
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_MISSED = b'{"data":null,"extensions":{"resync":true}}'
+_FIRST = {EVENTS: b"retry: 1000\n\n", PARTS: b"\r\n--graphql"}
+_PING = {EVENTS: b": ping\n\n", PARTS: b"\r\ncontent-type: application/json\r\n\r\n{}\r\n--graphql"}
+_COMPLETE = b"event: complete\ndata: \n\n"
+
+
+class Subscription(msgspec.Struct):
+    """A subscription that may begin. `run(ctx, event)` is the response to an event, `again` the caller's context now."""
+
+    inbox: AbstractContextManager[Inbox[Event]]
+    ctx: Any
+    again: Callable[[], Awaitable[Any]]
+    run: Callable[[Any, Event], Awaitable[bytes]]
+
+
+def position(last_event_id: bytes | None) -> Position | None:
+    return None if last_event_id is None else read_position(last_event_id.decode("latin-1"))
+
+
+def whole(response: bytes) -> bytes:
+    """The Server-Sent Events of an operation with one response."""
+    return _next(EVENTS, response, None) + _COMPLETE
+
+
+async def stream(about: Subscription, media_type: bytes, receive: Receive, send: Send) -> None:
+    """Send the responses until the client leaves, its access ends or the process stops. Raises XimlerError, but only before
+    anything is sent.
+    """
+    with about.inbox as inbox:
+        headers = [
+            (b"content-type", media_type),
+            (b"cache-control", b"no-store"),
+            (b"vary", b"accept"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": _FIRST[media_type], "more_body": True})
+        leaving = asyncio.create_task(_end_with_client(receive, inbox))
+        last = b""
+        try:
+            await _send_all(about, inbox, media_type, send)
+        except XimlerError as error:
+            if media_type == PARTS:
+                last = _part(msgspec.json.encode({"payload": None, "errors": [describe(error)]})) + b"--\r\n"
+        finally:
+            leaving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await leaving
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def _send_all(about: Subscription, inbox: Inbox[Event], media_type: bytes, send: Send) -> None:
+    ctx = about.ctx
+
+    async def allowed() -> bool:
+        nonlocal ctx
+        ctx = await about.again()
+        return True
+
+    async with aclosing(watched(inbox, allowed)) as batches:
+        async for events in batches:
+            for event in events:
+                response = _MISSED if event is RESYNC else await about.run(ctx, event)
+                if inbox.ended:
+                    return
+                body = _next(media_type, response, event.name)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            if not events:
+                await send({"type": "http.response.body", "body": _PING[media_type], "more_body": True})
+
+
+async def _end_with_client(receive: Receive, inbox: Inbox[Event]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    inbox.end()
+
+
+def _next(media_type: bytes, response: bytes, name: str | None) -> bytes:
+    if media_type == PARTS:
+        return _part(b'{"payload":%b}' % response)
+    return b"event: next\n%bdata: %b\n\n" % (b"" if name is None else b"id: %b\n" % name.encode(), response)
+
+
+def _part(body: bytes) -> bytes:
+    return b"\r\ncontent-type: application/json\r\n\r\n%b\r\n--graphql" % body
