@@ -27,6 +27,9 @@ from ximler.http.conditional import matches
 __all__ = ["Requests", "TrustedProxies"]
 
 _log = structlog.get_logger("ximler.http")
+# RFC 9110, 7.2, and RFC 3986, 3.2.2: an authority without user. Another one is an error in whatever parses it next.
+_LAST_PORT = 65_535
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::([0-9]{0,5}))?")
 _ID = re.compile(rb"[A-Za-z0-9._~-]{8,64}")
 
 SERVED = Counter("ximler_http_requests_total", "Requests answered.", ("method", "route", "status"))
@@ -201,7 +204,7 @@ class _Head:
     """The headers that matter to every request, and their problems."""
 
     __slots__ = (
-        "_has_host",
+        "_host",
         "_twice",
         "client_id",
         "expects",
@@ -215,6 +218,7 @@ class _Head:
         self.client_id = self.x_forwarded_for = self.forwarded = self.if_none_match = ""
         self.request_id = secrets.token_hex(8)  # the client's own is only logged: it may name another's request
         self._twice = b""
+        self._host: bytes | None = None
         self.expects = False
         single = set()
         for name, value in headers:
@@ -222,6 +226,8 @@ class _Head:
                 if name in single:
                     self._twice = name
                 single.add(name)
+                if name == b"host":
+                    self._host = value
             elif name == b"if-none-match":
                 self.if_none_match += f",{value.decode('latin-1')}" if self.if_none_match else value.decode("latin-1")
             elif name == b"expect":
@@ -233,7 +239,6 @@ class _Head:
                 self.x_forwarded_for += f",{value.decode('latin-1')}"
             elif name == b"forwarded":
                 self.forwarded += f",{value.decode('latin-1')}"
-        self._has_host = b"host" in single
 
     def knows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether the client has the answer with these headers already."""
@@ -241,7 +246,12 @@ class _Head:
         return etag is not None and matches(self.if_none_match, etag.decode("latin-1"))
 
     def problem(self, http_version: str) -> str | None:
-        """Duplicates, which parsers resolve differently, and a missing Host (RFC 9110, 5.3 and 7.2)."""
+        """Duplicates, which parsers resolve differently, and a Host that is missing or malformed (RFC 9110, 5.3 and 7.2)."""
         if self._twice:
             return f"The header {self._twice.decode().title()} may be given once only"
-        return None if self._has_host or http_version == "1.0" else "The request has no Host header"
+        if self._host is None:
+            return None if http_version == "1.0" else "The request has no Host header"
+        plain = _HOST.fullmatch(self._host)
+        if plain is None or int(plain[1] or 0) > _LAST_PORT:
+            return "The Host header is not a name or address, with a port or without"
+        return None
