@@ -37,7 +37,8 @@ _URI = pytest.StashKey[str]()
 _ADMIN_URI = pytest.StashKey[str]()
 _STOP = pytest.StashKey[Any]()
 _GRIDFS = ["assets.files", "assets.chunks"]
-_EMPTIED = [collection.name for collection in CATALOGUE if collection is not META] + _GRIDFS
+_SEEDED = ["plans", "coupons"]
+_EMPTIED = [c.name for c in CATALOGUE if c is not META and c.name not in _SEEDED] + _GRIDFS
 _FIRST = {name: [{"$limit": 1}, {"$project": {"_id": {"$literal": name}}}] for name in _EMPTIED}
 _WRITTEN = [  # the names of those that hold documents: one command, where emptying all costs 36
     *_FIRST[_EMPTIED[0]],
@@ -151,13 +152,30 @@ async def database(_worker_database: Database) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def _restored(database: Database) -> AsyncIterator[Database]:
-    seeds = {name: await database.raw[name].find({}).to_list() for name in ("plans", "coupons")}
+    if database.name not in _seeds:
+        _seeds[database.name] = {name: await _documents(database, name) for name in _SEEDED}
     yield database
     database.clock.offset_ms = 0
     written = await (await database.raw[_EMPTIED[0]].aggregate(_WRITTEN)).to_list()
-    await asyncio.gather(*(database.raw[found["_id"]].delete_many({}) for found in written))
-    for name, documents in seeds.items():
-        await database.raw[name].insert_many(documents)
+    await asyncio.gather(
+        *(database.raw[found["_id"]].delete_many({}) for found in written),
+        *(_seeded_again(database, name) for name in _SEEDED),
+    )
+
+
+_seeds: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+
+async def _documents(database: Database, collection: str) -> list[dict[str, Any]]:
+    return await database.raw[collection].find({}, sort={"_id": 1}).to_list()
+
+
+async def _seeded_again(database: Database, collection: str) -> None:
+    """Untouched seeds stay: processes that follow plans would read all of them again after each test."""
+    seeds = _seeds[database.name][collection]
+    if await _documents(database, collection) != seeds:
+        await database.raw[collection].delete_many({})
+        await database.raw[collection].insert_many(seeds)
 
 
 @pytest.fixture(scope="session")

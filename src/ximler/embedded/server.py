@@ -357,7 +357,7 @@ class Server:
         try:
             await asyncio.wait([done, *exits], return_when=asyncio.FIRST_COMPLETED)
             if done.done() and isinstance(done.exception(), ConnectionFailure):
-                await asyncio.wait(exits, timeout=2, return_when=asyncio.FIRST_COMPLETED)  # let the exit be noticed
+                await asyncio.wait(exits, timeout=10, return_when=asyncio.FIRST_COMPLETED)  # let the exit be noticed
             if death := self.why():
                 raise death
             await done
