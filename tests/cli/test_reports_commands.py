@@ -16,6 +16,12 @@ def test_reports_are_printed_as_tables_csv_and_json_and_check_their_options(ximl
     shown = ximler("reports", "churn", "--json", "--currency", "eur", "--from", "2026-01", "--to", "2026-02", env=env)
     (line,) = json.loads(shown.stdout)["items"]
     assert (line["customers"], line["logo_churn"]) == (0, None)
+    plotted = ximler("reports", "mrr", "--plot", "--currency", "eur", "--from", "2026-01", env=env).stdout
+    assert "MRR at the end of each period" in plotted
+    assert "\x1b" not in plotted
+    assert ximler("reports", "cash", env=env).stdout == "There is no payment in this range.\n"
+    signups = ximler("reports", "signups", "--csv", "--from", "2026-01", "--to", "2026-02", env=env).stdout.splitlines()
+    assert signups == ["start,end,registered,verified,paid,conversion,days_to_pay", "2026-01-01,2026-02-01,0,0,0,,"]
     assert ximler("reports", "verify", env=env).stdout == "The ledger agrees with every subscription.\n"
     for options, named in (
         (["--from", "2026-13"], "'2026-13' is not a day"),

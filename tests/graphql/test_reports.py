@@ -22,6 +22,16 @@ REPORTS = """query ($from: Date!, $to: Date!, $after: String) { reports {
   }
 } }"""
 
+OTHERS = """query ($from: Date!, $to: Date!) { reports {
+  cash(from: $from, to: $to) { currency from payments paidMinor refundedMinor failed netMinor }
+  usage(from: $from, to: $to) { resource planId users amount }
+  largest(resource: projects, from: $from, to: $to) { userId amount }
+  nearLimits(share: 0.5, first: 1) { userId share periodEnd }
+  signups(from: $from, to: $to) { from to registered paid conversion daysToPay }
+  signupsOf(from: $from, to: $to) { userId registered verified daysToPay }
+  storage { planId users projects storageBytes }
+} }"""
+
 
 @pytest.mark.slow
 async def test_an_operator_reads_reports(grace: Client, ada: Client, database: Database, rail: Sandbox) -> None:
@@ -39,6 +49,14 @@ async def test_an_operator_reads_reports(grace: Client, ada: Client, database: D
     assert found["coupons"] == [
         {"code": "WELCOME20", "currency": "USD", "invoices": 1, "customers": 1, "discountMinor": 580}
     ]
+    others = (await grace.ask(OTHERS, **asked))["reports"]
+    assert others["cash"] == [
+        {"currency": "USD", "from": str(today), "payments": 1, "paidMinor": 2320, "refundedMinor": 0, "failed": 0}
+        | {"netMinor": 2320}
+    ]
+    assert (others["signups"][0]["registered"], others["signups"][0]["paid"]) == (2, 1)
+    assert {row["userId"] for row in others["signupsOf"]} >= {await id_of(ada)}
+    assert others["nearLimits"] == []
     (row,) = found["movements"]["nodes"]
     assert (row["userId"], row["day"], row["kind"], row["endMinor"]) == (await id_of(ada), str(today), "NEW", 2900)
     after = found["movements"]["pageInfo"]["endCursor"]

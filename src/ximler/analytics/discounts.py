@@ -4,7 +4,7 @@ from datetime import date
 
 import msgspec
 
-from ximler.analytics.revenue import midnight
+from ximler.analytics.spans import midnight
 from ximler.billing import invoices
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid

@@ -7,15 +7,15 @@ every line. Currencies are never added. Days are UTC.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, Literal, NamedTuple
+from datetime import date
+from typing import Any, NamedTuple
 
 import msgspec
 from bson import ObjectId
 
 from ximler.analytics import rollups
+from ximler.analytics.spans import By, midnight, spans, truncated
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid
 from ximler.core.ids import Position
 from ximler.core.money import exponent
 from ximler.database import Database
@@ -24,7 +24,6 @@ from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
 from ximler.schema.revenue_day import REVENUE_DAYS, RevenueDay
 
 __all__ = [
-    "By",
     "Churn",
     "Cohort",
     "CohortMonth",
@@ -33,14 +32,10 @@ __all__ = [
     "Mrr",
     "churn",
     "cohorts",
-    "midnight",
     "movements",
     "mrr",
 ]
 
-By = Literal["DAY", "WEEK", "MONTH"]
-_MOST_LINES = 1_000
-_LAST_YEAR = 9000
 _STORED = dict(zip(RevenueDay.__struct_fields__, RevenueDay.__struct_encode_fields__, strict=True))
 
 
@@ -124,11 +119,6 @@ class CustomerMovement(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: bool
 
 
-def midnight(day: date) -> datetime:
-    """The instant at which a day begins."""
-    return datetime.combine(day, time(), UTC)
-
-
 async def mrr(
     database: Database,
     actor: Actor,
@@ -143,9 +133,9 @@ async def mrr(
     Raises Forbidden, and Invalid for an empty or too long range.
     """
     actor.require_operator()
-    spans = _spans(start, end, by)
+    periods = spans(start, end, by)
     found = await _sums(database, start, end, by, currency)
-    return [_line(code, *each) for code, sums in found.items() for each in _walk(sums, spans)]
+    return [_line(code, *each) for code, sums in found.items() for each in _walk(sums, periods)]
 
 
 async def churn(
@@ -159,11 +149,11 @@ async def churn(
 ) -> list[Churn]:
     """Churn and retention, a line for each period and currency. Raises as `mrr`."""
     actor.require_operator()
-    spans = _spans(start, end, by)
+    periods = spans(start, end, by)
     lines = [
         (_line(code, *each), each.before)
         for code, sums in (await _sums(database, start, end, by, currency)).items()
-        for each in _walk(sums, spans)
+        for each in _walk(sums, periods)
     ]
     return [
         _retention(line, before, await _moved_customers(database, line), whole=by == "MONTH") for line, before in lines
@@ -175,7 +165,7 @@ async def cohorts(
 ) -> list[Cohort]:
     """The cohorts whose first month lies between two days, month by month until `end`. Raises as `mrr`."""
     actor.require_operator()
-    _spans(start, end, "MONTH")
+    spans(start, end, "MONTH")
     by_month = await _sums(database, date.min, end, "MONTH", currency)
     sizes = {
         (code, f"{month:%Y-%m}"): sums["new"] for code, months in by_month.items() for month, sums in months.items()
@@ -191,7 +181,7 @@ async def cohorts(
             continue
         annual = customers = 0
         rows = []
-        for month, _ in _spans(first, end, "MONTH", most=None):
+        for month, _ in spans(first, end, "MONTH", most=None):
             change = changed.get(f"{month:%Y-%m}", (0, 0))
             annual, customers = annual + change[0], customers + change[1]
             rows.append(CohortMonth(month=month, customers=customers, mrr_minor=_twelfth(annual)))
@@ -212,7 +202,7 @@ async def movements(
 ) -> Page[CustomerMovement]:
     """The customers behind a period's figures, latest first. Raises as `mrr`."""
     actor.require_operator()
-    _spans(start, end, "MONTH", most=None)
+    spans(start, end, "MONTH", most=None)
     await rollups.refresh(database)
     where: dict[str, Any] = {"currency": currency.upper(), "day": {"$gte": midnight(start), "$lt": midnight(end)}}
     if kind is not None:
@@ -254,10 +244,10 @@ _SUMMED = {name: _STORED[name] for name in (*_MOVED, "committed_minor", "at_risk
 _NONE = dict.fromkeys(_SUMMED, 0)
 
 
-def _walk(sums: Mapping[date, Mapping[str, int]], spans: list[tuple[date, date]]) -> Iterator[_Span]:
+def _walk(sums: Mapping[date, Mapping[str, int]], periods: list[tuple[date, date]]) -> Iterator[_Span]:
     """Each period, from the sums by its first day; those of all days before are at `date.min`."""
     held = _Held().after(sums.get(date.min, _NONE))
-    for start, end in spans:
+    for start, end in periods:
         before, moved = held, sums.get(start, _NONE)
         held = held.after(moved)
         yield _Span(start, end, before, held, {name: moved[name] for name in _MOVED})
@@ -327,8 +317,7 @@ async def _sums(
     if currency is not None:
         exponent(currency.upper())
     await rollups.refresh(database)
-    whole = {"$dateTrunc": {"date": "$day", "unit": by.lower(), "startOfWeek": "monday"}}
-    period = {"$cond": [{"$lt": ["$day", midnight(start)]}, None, {"$max": [whole, midnight(start)]}]}
+    period = {"$cond": [{"$lt": ["$day", midnight(start)]}, None, truncated("$day", start, by)]}
     rows = await database[REVENUE_DAYS].aggregate(
         [
             {"$match": {"currency": currency.upper() if currency else {"$gt": ""}, "day": {"$lt": midnight(end)}}},
@@ -366,32 +355,6 @@ def _cohort_stages(currencies: list[str], end: date) -> list[dict[str, Any]]:
             }
         },
     ]
-
-
-def _spans(start: date, end: date, by: By, *, most: int | None = _MOST_LINES) -> list[tuple[date, date]]:
-    """The periods between two days: whole ones, cut off at both ends. Weeks begin on Monday (ISO 8601)."""
-    if end <= start:
-        raise Invalid.field("to", f"{end} is not after {start}: the range has no day")
-    if end.year > _LAST_YEAR:
-        raise Invalid.field("to", f"{end} is after the year {_LAST_YEAR}")
-    found = list(_cut(start, end, by)) if most is None or (end - start).days <= most * 31 else []
-    if most is not None and not 0 < len(found) <= most:
-        raise Invalid.field("to", f"more than {most} lines: choose a shorter range, or longer periods")
-    return found
-
-
-def _cut(start: date, end: date, by: By) -> Iterator[tuple[date, date]]:
-    first = start
-    while first < end:
-        match by:
-            case "DAY":
-                following = first + timedelta(days=1)
-            case "WEEK":
-                following = first + timedelta(days=7 - first.weekday())
-            case "MONTH":
-                following = (first.replace(day=1) + timedelta(days=32)).replace(day=1)
-        yield first, min(following, end)
-        first = following
 
 
 def _customer(day: CustomerDay) -> CustomerMovement:

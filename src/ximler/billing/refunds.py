@@ -6,7 +6,7 @@ at any moment. A refund may stay pending, and may fail after it succeeded: then 
 again.
 """
 
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -37,6 +37,7 @@ __all__ = [
     "observe_dispute",
     "of_user",
     "refund",
+    "sums",
 ]
 
 _log = structlog.get_logger("ximler.billing")
@@ -201,6 +202,25 @@ async def dispute_changed(database: Database, charge: Charge, dispute: Dispute) 
 async def of_user(database: Database, user_id: ObjectId) -> list[Refund]:
     """A user's refunds, newest first. One command."""
     return await database[REFUNDS].find({"userId": user_id}, sort=[("createdAt", -1)])
+
+
+async def sums(
+    database: Database, within: dict[str, datetime], period: dict[str, Any]
+) -> list[tuple[str, date, int, int]]:
+    """Currency, period, number and sum of the refunds made in the range that have not failed. `period` is an expression."""
+    rows = await database[REFUNDS].aggregate(
+        [
+            {"$match": {"createdAt": within, "status": {"$ne": "FAILED"}}},
+            {
+                "$group": {
+                    "_id": {"currency": "$currency", "period": period},
+                    "count": {"$sum": 1},
+                    "amount": {"$sum": "$amountMinor"},
+                }
+            },
+        ]
+    )
+    return [(row["_id"]["currency"], row["_id"]["period"].date(), row["count"], int(row["amount"])) for row in rows]
 
 
 async def _make(

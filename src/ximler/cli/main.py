@@ -49,7 +49,7 @@ _COMMANDS = {
     "secrets": ("ximler.cli.secrets", "secrets", "Re-encrypt stored secrets with a new secret key."),
     "usage": ("ximler.cli.usage", "usage", "Show, limit, record and correct usage."),
     "billing": ("ximler.cli.billing", "billing", "Run due work, and manage users' refunds, credit and coupons."),
-    "reports": ("ximler.cli.reports", "reports", "Recurring revenue, churn, cohorts and coupons."),
+    "reports": ("ximler.cli.reports_customers", "reports", "Revenue, cash, usage, sign-ups and coupons."),
     "audit": ("ximler.cli.audit", "audit", "Verify, search, export and prune the audit log."),
     "keys": ("ximler.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
     "projects": ("ximler.cli.projects", "projects", "List projects; export, import and restore canvases."),

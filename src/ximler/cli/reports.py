@@ -1,4 +1,4 @@
-"""`ximler reports mrr|churn|cohorts|coupons|movements|verify|rebuild`, for operators."""
+"""`ximler reports mrr|churn|cohorts|coupons|movements|verify|rebuild`, for operators. `reports_customers` has the others."""
 
 import csv
 import sys
@@ -30,56 +30,66 @@ class _Day(click.ParamType[date]):
             self.fail(f"{value!r} is not a day such as 2026-11-30, or a month such as 2026-11", param, ctx)
 
 
-_from = click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given.")
-_to = click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given.")
+start_option = click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given.")
+end_option = click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given.")
 
 
 def _range(command: Any) -> Any:
     for option in (
         click.option("--currency", help="Only this one. Every currency unless given."),
-        _to,
-        _from,
+        end_option,
+        start_option,
     ):
         command = option(command)
     return command
 
 
-_by = click.option(
+by = click.option(
     "--by", type=click.Choice(["DAY", "WEEK", "MONTH"], case_sensitive=False), default="MONTH", show_default=True
 )
-_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, amounts in minor units.")
+plot_option = click.option("--plot", "as_plot", is_flag=True, help="Draw the figures in the terminal.")
+csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, amounts in minor units.")
 
 
 @click.group()
 def reports() -> None:
-    """Recurring revenue, churn, cohorts and coupons. Definitions are in docs/analytics.md."""
+    """Reports about the business. Definitions are in docs/analytics.md."""
 
 
 @reports.command()
 @_range
-@_by
-@_csv
+@by
+@csv_option
+@plot_option
 @connected(json="Print the lines as JSON.")
-async def mrr(run: Run, as_csv: bool, **asked: Any) -> None:
+async def mrr(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
     """Monthly recurring revenue, and its movements."""
     from ximler.analytics import revenue
 
-    found = await revenue.mrr(run.database, run.actor, **_asked(asked))
-    _show(
+    found = await revenue.mrr(run.database, run.actor, **asked_range(asked))
+    if as_plot:
+        from ximler.cli.plots import plot
+
+        lines: dict[str, list[Any]] = {}
+        for each in found:
+            lines.setdefault(each.currency, []).append((each.start, float(Money(each.end_minor, each.currency).major)))
+        plot("MRR at the end of each period", lines)
+        return
+    show(
         run,
         revenue.Mrr,
         found,
         as_csv=as_csv,
         columns={
             "From": lambda each: each.start,
-            "Start": _money("start_minor"),
-            "New": _money("new_minor"),
-            "Reactivated": _money("reactivation_minor"),
-            "Expansion": _money("expansion_minor"),
-            "Contraction": _money("contraction_minor"),
-            "Churn": _money("churn_minor"),
-            "End": _money("end_minor"),
-            "At risk": _money("at_risk_minor"),
+            "Start": money("start_minor"),
+            "New": money("new_minor"),
+            "Reactivated": money("reactivation_minor"),
+            "Expansion": money("expansion_minor"),
+            "Contraction": money("contraction_minor"),
+            "Churn": money("churn_minor"),
+            "End": money("end_minor"),
+            "At risk": money("at_risk_minor"),
             "Customers": lambda each: f"{each.customers:,}",
         },
     )
@@ -87,15 +97,15 @@ async def mrr(run: Run, as_csv: bool, **asked: Any) -> None:
 
 @reports.command()
 @_range
-@_by
-@_csv
+@by
+@csv_option
 @connected(json="Print the lines as JSON.")
 async def churn(run: Run, as_csv: bool, **asked: Any) -> None:
     """Churn and retention."""
     from ximler.analytics import revenue
 
-    found = await revenue.churn(run.database, run.actor, **_asked(asked))
-    _show(
+    found = await revenue.churn(run.database, run.actor, **asked_range(asked))
+    show(
         run,
         revenue.Churn,
         found,
@@ -105,25 +115,25 @@ async def churn(run: Run, as_csv: bool, **asked: Any) -> None:
             "Currency": lambda each: each.currency,
             "Customers": lambda each: f"{each.customers:,}",
             "Lost": lambda each: f"{each.lost:,}",
-            "Logo churn": _percent("logo_churn"),
-            "Gross churn": _percent("gross_churn"),
-            "Net churn": _percent("net_churn"),
-            "GRR": _percent("gross_retention"),
-            "NRR": _percent("net_retention"),
-            "LTV": _money("lifetime_value_minor"),
+            "Logo churn": percent("logo_churn"),
+            "Gross churn": percent("gross_churn"),
+            "Net churn": percent("net_churn"),
+            "GRR": percent("gross_retention"),
+            "NRR": percent("net_retention"),
+            "LTV": money("lifetime_value_minor"),
         },
     )
 
 
 @reports.command()
 @_range
-@_csv
+@csv_option
 @connected(json="Print the cohorts as JSON.")
 async def cohorts(run: Run, as_csv: bool, **asked: Any) -> None:
     """Customers by the month they began, and how many of them remain after each month."""
     from ximler.analytics import revenue
 
-    found = await revenue.cohorts(run.database, run.actor, **_asked(asked))
+    found = await revenue.cohorts(run.database, run.actor, **asked_range(asked))
     if as_csv:
         _print_csv(
             ["currency", "cohort", "size", *revenue.CohortMonth.__struct_fields__],
@@ -149,16 +159,16 @@ async def cohorts(run: Run, as_csv: bool, **asked: Any) -> None:
 
 
 @reports.command()
-@_from
-@_to
-@_csv
+@start_option
+@end_option
+@csv_option
 @connected(json="Print the coupons as JSON.")
 async def coupons(run: Run, as_csv: bool, **asked: Any) -> None:
     """What each coupon took off the invoices that were paid, the largest first."""
     from ximler.analytics import discounts
 
-    found = await discounts.coupons(run.database, run.actor, **_asked(asked))
-    _show(
+    found = await discounts.coupons(run.database, run.actor, **asked_range(asked))
+    show(
         run,
         discounts.CouponLine,
         found,
@@ -167,15 +177,15 @@ async def coupons(run: Run, as_csv: bool, **asked: Any) -> None:
             "Code": lambda each: each.code,
             "Invoices": lambda each: f"{each.invoices:,}",
             "Customers": lambda each: f"{each.customers:,}",
-            "Taken off": _money("discount_minor"),
+            "Taken off": money("discount_minor"),
         },
         empty="No coupon was used in this range.",
     )
 
 
 @reports.command()
-@_from
-@_to
+@start_option
+@end_option
 @click.option("--currency", default="USD", show_default=True)
 @click.option("--kind", type=click.Choice(_KINDS, case_sensitive=False), help="Every kind unless given.")
 @paged
@@ -185,14 +195,14 @@ async def movements(run: Run, kind: Any, limit: int, after: Any, **asked: Any) -
     from ximler.analytics import revenue
 
     run.show_list(
-        await revenue.movements(run.database, run.actor, kind=kind, first=limit, after=after, **_asked(asked)),
+        await revenue.movements(run.database, run.actor, kind=kind, first=limit, after=after, **asked_range(asked)),
         row=lambda each: msgspec.structs.asdict(each) | {"user_id": str(each.user_id)},
         columns={
             "Day": lambda each: each.day,
             "User": lambda each: each.user_id,
             "Kind": lambda each: each.kind or ("CANCELLED" if each.cancelled else ""),
-            "Before": _money("start_minor"),
-            "After": _money("end_minor"),
+            "Before": money("start_minor"),
+            "After": money("end_minor"),
         },
         empty=_EMPTY,
     )
@@ -237,14 +247,14 @@ async def rebuild(run: Run) -> None:
     run.show({"movements": count}, f"{counted(count, 'movement')} rolled up.")
 
 
-def _asked(asked: dict[str, Any]) -> dict[str, Any]:
+def asked_range(asked: dict[str, Any]) -> dict[str, Any]:
     """The options, with the last year for a range that was not given."""
     end = asked["end"] or datetime.now(UTC).date() + timedelta(days=1)
     start = asked["start"] or (end - timedelta(days=365)).replace(day=1)
     return asked | {"start": start, "end": end}
 
 
-def _show(
+def show(
     run: Run,
     kind: type[msgspec.Struct],
     found: Sequence[Any],
@@ -256,7 +266,7 @@ def _show(
     if as_csv:
         _print_csv(kind.__struct_fields__, [msgspec.structs.asdict(each) for each in found])
     else:
-        run.show_list(found, row=msgspec.to_builtins, columns=columns, empty=empty)
+        run.show_list(found, row=msgspec.structs.asdict, columns=columns, empty=empty)
 
 
 def _print_csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
@@ -265,7 +275,7 @@ def _print_csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
     writer.writerows(rows)
 
 
-def _money(name: str) -> Callable[[Any], str]:
+def money(name: str) -> Callable[[Any], str]:
     def shown(each: Any) -> str:
         minor = getattr(each, name)
         return "" if minor is None else str(Money(minor, each.currency))
@@ -273,7 +283,7 @@ def _money(name: str) -> Callable[[Any], str]:
     return shown
 
 
-def _percent(name: str) -> Callable[[Any], str]:
+def percent(name: str) -> Callable[[Any], str]:
     def shown(each: Any) -> str:
         rate = getattr(each, name)
         return "" if rate is None else f"{100 * rate:.1f}%"

@@ -1,18 +1,20 @@
 """Resolvers for operators: reports about the business."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import date
 from typing import Any
 
 import msgspec
 
-from ximler.analytics import discounts, revenue
-from ximler.analytics.discounts import CouponLine
-from ximler.analytics.revenue import By, Cohort, CustomerMovement, MovementKind
+from ximler.analytics import cash, customers, discounts, revenue
+from ximler.analytics.revenue import CustomerMovement, MovementKind
 from ximler.core.ids import decode_cursor
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
 
 resolvers = Resolvers()
+
+_RANGE = {"from": "start", "from_": "start", "to": "end"}
 
 
 @resolvers.query("reports")
@@ -21,32 +23,40 @@ async def reports(ctx: Context) -> dict[str, Any]:
     return {}
 
 
-@resolvers.field("Reports", "mrr")
-async def mrr(
-    ctx: Context, parents: list[Any], from_: date, to: date, by: By, currency: str | None = None
-) -> list[list[dict[str, Any]]]:
-    found = await revenue.mrr(ctx.database, ctx.actor, start=from_, end=to, by=by, currency=currency)
-    return [[_line(each) for each in found]] * len(parents)
+def _lines(name: str, report: Callable[..., Awaitable[Sequence[msgspec.Struct]]]) -> None:
+    """The field of a report whose lines are periods: `from` and `to` are their names in the API."""
+
+    async def resolve(
+        ctx: Context, parents: list[Any], from_: date, to: date, **more: Any
+    ) -> list[list[dict[str, Any]]]:
+        found = await report(ctx.database, ctx.actor, start=from_, end=to, **more)
+        values = [msgspec.structs.asdict(each) for each in found]
+        return [[each | {"from": each["start"], "to": each["end"]} for each in values]] * len(parents)
+
+    resolvers.field("Reports", name)(resolve)
 
 
-@resolvers.field("Reports", "churn")
-async def churn(
-    ctx: Context, parents: list[Any], from_: date, to: date, by: By, currency: str | None = None
-) -> list[list[dict[str, Any]]]:
-    found = await revenue.churn(ctx.database, ctx.actor, start=from_, end=to, by=by, currency=currency)
-    return [[_line(each) for each in found]] * len(parents)
+def _rows(name: str, report: Callable[..., Awaitable[Sequence[msgspec.Struct]]]) -> None:
+    """The field of a report whose lines are as they are."""
+
+    async def resolve(ctx: Context, parents: list[Any], **asked: Any) -> list[Sequence[msgspec.Struct]]:
+        named = {_RANGE.get(argument, argument): value for argument, value in asked.items()}
+        return [await report(ctx.database, ctx.actor, **named)] * len(parents)
+
+    resolvers.field("Reports", name)(resolve)
 
 
-@resolvers.field("Reports", "cohorts")
-async def cohorts(
-    ctx: Context, parents: list[Any], from_: date, to: date, currency: str | None = None
-) -> list[list[Cohort]]:
-    return [await revenue.cohorts(ctx.database, ctx.actor, start=from_, end=to, currency=currency)] * len(parents)
-
-
-@resolvers.field("Reports", "coupons")
-async def coupons(ctx: Context, parents: list[Any], from_: date, to: date) -> list[list[CouponLine]]:
-    return [await discounts.coupons(ctx.database, ctx.actor, start=from_, end=to)] * len(parents)
+_lines("mrr", revenue.mrr)
+_lines("churn", revenue.churn)
+_lines("cash", cash.cash)
+_lines("usage", customers.usage)
+_lines("signups", customers.signups)
+_rows("cohorts", revenue.cohorts)
+_rows("coupons", discounts.coupons)
+_rows("largest", customers.largest)
+_rows("nearLimits", customers.near_limits)
+_rows("signupsOf", customers.signups_of)
+_rows("storage", customers.storage)
 
 
 @resolvers.field("Reports", "movements")
@@ -71,9 +81,3 @@ async def movements(
         after=None if after is None else decode_cursor(after),
     )
     return [Connection(page)] * len(parents)
-
-
-def _line(line: revenue.Mrr | revenue.Churn) -> dict[str, Any]:
-    """`from` and `to` are its names in the API."""
-    values = msgspec.structs.asdict(line)
-    return values | {"from": values["start"], "to": values["end"]}

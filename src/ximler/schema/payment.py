@@ -51,6 +51,7 @@ PAYMENTS = Collection(
         ascending("stripeInvoiceId", why="webhooks find their payment"),
         ascending("-createdAt", why="newest first"),
         ascending("userId", "-createdAt", ours=True, why="a user's payments, newest first"),
+        ascending("paidAt", ours=True, why="the report of cash"),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "read by user; `_id` lets a chunk split within one"),
 )

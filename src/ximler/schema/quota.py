@@ -142,6 +142,7 @@ QUOTAS = Collection(
     indexes=(
         ascending("userId", "resource", "periodStart", ours=True, why="a user's quotas, over time"),
         ascending("planId", "periodEnd", ours=True, why="current quotas of a plan whose limit changes"),
+        ascending("periodEnd", ours=True, why="the report of users near their limits"),
         ascending("holders", ours=True, why="leases of processes whose heartbeat has expired"),
         ascending("lookAt", ours=True, why="leases of releases without heartbeats"),
     ),

@@ -49,6 +49,7 @@ REFUNDS = Collection(
     owner="billing",
     indexes=(
         ascending("userId", "-createdAt", ours=True, why="a user's refunds"),
+        ascending("createdAt", ours=True, why="the report of cash"),
         ascending("chargeId", ours=True, why="the refunds of a charge, which never exceed it"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "every step is by `_id`"),

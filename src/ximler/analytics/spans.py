@@ -1,0 +1,50 @@
+"""The periods of a report: days, weeks and months between two days (UTC, without the last)."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, Literal
+
+from ximler.core.errors import Invalid
+
+__all__ = ["By", "midnight", "spans", "truncated"]
+
+By = Literal["DAY", "WEEK", "MONTH"]
+_MOST_LINES = 1_000
+_LAST_YEAR = 9000
+
+
+def midnight(day: date) -> datetime:
+    """The instant at which a day begins."""
+    return datetime.combine(day, time(), UTC)
+
+
+def spans(start: date, end: date, by: By, *, most: int | None = _MOST_LINES) -> list[tuple[date, date]]:
+    """The periods between two days: whole ones, cut off at both ends. Weeks begin on Monday (ISO 8601). Raises Invalid."""
+    if end <= start:
+        raise Invalid.field("to", f"{end} is not after {start}: the range has no day")
+    if end.year > _LAST_YEAR:
+        raise Invalid.field("to", f"{end} is after the year {_LAST_YEAR}")
+    found = list(_cut(start, end, by)) if most is None or (end - start).days <= most * 31 else []
+    if most is not None and not 0 < len(found) <= most:
+        raise Invalid.field("to", f"more than {most} lines: choose a shorter range, or longer periods")
+    return found
+
+
+def truncated(field: str, start: date, by: By) -> dict[str, Any]:
+    """The aggregation expression of a date's period: its first day in the range that begins at `start`."""
+    whole = {"$dateTrunc": {"date": field, "unit": by.lower(), "startOfWeek": "monday"}}
+    return {"$max": [whole, midnight(start)]}
+
+
+def _cut(start: date, end: date, by: By) -> Iterator[tuple[date, date]]:
+    first = start
+    while first < end:
+        match by:
+            case "DAY":
+                following = first + timedelta(days=1)
+            case "WEEK":
+                following = first + timedelta(days=7 - first.weekday())
+            case "MONTH":
+                following = (first.replace(day=1) + timedelta(days=32)).replace(day=1)
+        yield first, min(following, end)
+        first = following
