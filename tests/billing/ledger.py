@@ -18,7 +18,8 @@ __all__ = ["at_rest", "state"]
 
 async def at_rest(database: Database, *user_ids: ObjectId) -> None:
     """Nothing is under way, nothing contradicts itself, and the provider has moved the money that Ximler counts."""
-    assert await verify(database) == []
+    problems = await verify(database)
+    assert problems == [], problems
     kept = 0
     for user_id in user_ids:
         account = await database[BILLING_ACCOUNTS].find_one({"_id": user_id})

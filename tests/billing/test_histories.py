@@ -113,7 +113,15 @@ async def stage(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database
     return database
 
 
+def shown(act: Act) -> str:
+    """`change("pro", None)`: the act, and what it was made with."""
+    values = [cell.cell_contents for cell in getattr(act, "__closure__", None) or ()]
+    return f"{act.__qualname__.removesuffix('.<locals>.act').removesuffix('.<locals>.<lambda>')}{values}"
+
+
 async def check(stage: Database, settings: Settings, monkeypatch: Any, history: Any, tax: Any, seed: int) -> None:
+    first, then = history
+    hypothesis.note(f"{[shown(act) for act in first]}, {[(who, shown(act)) for who, act in then]}, {tax}, {seed}")
     percent, inclusive = tax
     monkeypatch.setattr(
         stage,
