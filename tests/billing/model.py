@@ -12,8 +12,6 @@ from typing import Any
 
 __all__ = ["Coupon", "Model", "Plan"]
 
-MINIMUM = 50  # of USD
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -70,10 +68,12 @@ class State:
 
 @dataclass
 class Model:
-    """`tax`: percent, contained in the prices if `inclusive`."""
+    """`tax`: percent, contained in the prices if `inclusive`. Amounts due are multiples of `step`, `minimum` or more."""
 
     tax: Fraction = Fraction(0)
     inclusive: bool = False
+    minimum: int = 50
+    step: int = 1
     state: State | None = None
     pending: Plan | None = None
     new_price: int | None = None
@@ -145,7 +145,7 @@ class Model:
         tax = self._tax(net)
         total = net if self.inclusive else net + tax
         owed = total - self.balance
-        due = owed if owed >= MINIMUM else 0
+        due = owed - owed % self.step if owed >= self.minimum else 0
         assert [line["amount_minor"] for line in invoice.lines if line["kind"] not in ("TAX", "CREDIT")] == lines
         assert (invoice.tax_minor, invoice.total_minor, invoice.due_minor) == (tax, total, due)
         assert (invoice.balance_before_minor, invoice.balance_after_minor) == (self.balance, due - owed)

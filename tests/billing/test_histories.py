@@ -16,7 +16,7 @@ from tests.billing.conftest import AUTHENTICATION, GOOD, HARD, LATER, OTHER, SOF
 from tests.billing.killing import Killer
 from tests.billing.ledger import at_rest, state
 from tests.billing.model import Coupon
-from tests.billing.world import Act, Order, World
+from tests.billing.world import Act, Order, Scale, World
 
 from ximler.billing import redemptions
 from ximler.billing.rails import sandbox
@@ -67,25 +67,30 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
     st.builds(world.new_card, BAD),
     st.builds(buy, PLANS, st.one_of(CARDS, BAD), CODES),
     st.builds(world.grant, st.sampled_from([500, 20_000, -30])),
-    st.builds(world.reprice, st.sampled_from(["pro", "trial"]), st.sampled_from([19.5, 31])),
+    st.builds(world.reprice, st.sampled_from(["pro", "trial"]), st.sampled_from([1950, 3100])),
     st.sampled_from([world.pay, world.mark_paid, world.pay, world.close]),
 )
 HISTORIES = st.tuples(
     st.lists(FIRST, min_size=1, max_size=2), st.lists(st.tuples(st.integers(0, 1), ACTS), min_size=2, max_size=9)
 )
+SCALES = st.sampled_from([Scale("USD", 1), Scale("USD", 1), Scale("JPY", 1), Scale("KWD", 1), Scale("KWD", 34_000_000)])
+PRICES = {"pro": 2900, "enterprise": 9900, "yearly": 29_000, "trial": 1990}
 TAXES = st.sampled_from([(0, False), (19, False), ("7.7", True)])
 
 
 async def playing(
-    database: Database, settings: Settings, killer: Killer, history: Any, order: Order, seed: int
+    database: Database, settings: Settings, killer: Killer, history: Any, order: Order, seed: int, scale: Scale
 ) -> list[dict[str, Any]]:
     for name in WRITTEN:
         await database.raw[name].delete_many({})
     await database.raw["coupons"].update_many({}, {"$set": {"usedCount": 0, "pending": {}}})
-    for plan_id, price in (("pro", 29), ("trial", 19.9)):
-        await database.raw["plans"].update_one({"id": plan_id}, {"$set": {"price": price}})
+    for plan_id, minor in PRICES.items():
+        values = {"price": scale.money(minor).major, "currency": scale.currency}
+        await database.raw["plans"].update_one({"id": plan_id}, {"$set": values})
+    fixed = {"value": scale.money(COUPONS["TAKE9"].minor).major, "currency": scale.currency}
+    await database.raw["coupons"].update_one({"code": "TAKE9"}, {"$set": fixed})
     database.clock.offset_ms = 0
-    playing = World(database, sandbox(database, settings), settings, killer, order, seed)
+    playing = World(database, sandbox(database, settings), settings, killer, order, seed, scale)
     first, then = history
     await playing.play(len(first), [*enumerate(first), *then])
     users = [person.user_id for person in playing.people]
@@ -119,9 +124,13 @@ def shown(act: Act) -> str:
     return f"{act.__qualname__.removesuffix('.<locals>.act').removesuffix('.<locals>.<lambda>')}{values}"
 
 
-async def check(stage: Database, settings: Settings, monkeypatch: Any, history: Any, tax: Any, seed: int) -> None:
+async def check(
+    stage: Database, settings: Settings, monkeypatch: Any, history: Any, tax: Any, seed: int, scale: Scale
+) -> None:
     first, then = history
-    hypothesis.note(f"{[shown(act) for act in first]}, {[(who, shown(act)) for who, act in then]}, {tax}, {seed}")
+    hypothesis.note(
+        f"{[shown(act) for act in first]}, {[(who, shown(act)) for who, act in then]}, {tax}, {scale}, {seed}"
+    )
     percent, inclusive = tax
     monkeypatch.setattr(
         stage,
@@ -129,10 +138,10 @@ async def check(stage: Database, settings: Settings, monkeypatch: Any, history: 
         Business(country="DE", rates={"DE": Decimal(percent)} if percent else {}, inclusive=inclusive),
     )
     killer = Killer(monkeypatch)
-    in_order = await playing(stage, settings, killer, history, "in order", seed)
-    assert await playing(stage, settings, killer, history, "disturbed", seed) == in_order
-    assert await playing(stage, settings, killer, history, "killed", seed) == in_order
-    await playing(stage, settings, killer, history, "chaos", seed)
+    in_order = await playing(stage, settings, killer, history, "in order", seed, scale)
+    assert await playing(stage, settings, killer, history, "disturbed", seed, scale) == in_order
+    assert await playing(stage, settings, killer, history, "killed", seed, scale) == in_order
+    await playing(stage, settings, killer, history, "chaos", seed, scale)
 
 
 def histories(count: int, *, new: bool) -> hypothesis.settings:
@@ -142,19 +151,55 @@ def histories(count: int, *, new: bool) -> hypothesis.settings:
 
 @pytest.mark.slow
 @histories(2, new=False)
-@hypothesis.given(history=HISTORIES, tax=TAXES, seed=st.integers(0, 2**32))
+@hypothesis.given(history=HISTORIES, tax=TAXES, scale=SCALES, seed=st.integers(0, 2**32))
 async def test_a_random_history_ends_as_in_order(
-    stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, history: Any, tax: Any, seed: int
+    stage: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    history: Any,
+    tax: Any,
+    scale: Scale,
+    seed: int,
 ) -> None:
-    await check(stage, settings, monkeypatch, history, tax, seed)
+    await check(stage, settings, monkeypatch, history, tax, seed, scale)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(1, 41))
 @histories(25, new=True)
-@hypothesis.given(history=HISTORIES, tax=TAXES, seed=st.integers(0, 2**32))
+@hypothesis.given(history=HISTORIES, tax=TAXES, scale=SCALES, seed=st.integers(0, 2**32))
 async def test_a_thousand_random_histories_end_as_in_order(
-    stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, history: Any, tax: Any, seed: int, part: int
+    stage: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    history: Any,
+    tax: Any,
+    scale: Scale,
+    seed: int,
+    part: int,
 ) -> None:
     """In forty parts, so that progress is seen, and one part can be run alone."""
-    await check(stage, settings, monkeypatch, history, tax, seed)
+    await check(stage, settings, monkeypatch, history, tax, seed, scale)
+
+
+LEAP = (  # bought on 29 February 2028, and renewed on 28 February 2029
+    [world.time(timedelta(days=394)), world.time(timedelta(hours=4))],
+    [
+        (0, buy("pro", GOOD, "THRICE")), (1, buy("yearly", GOOD, "TAKE9")), (0, world.time(timedelta(days=31))),
+        (0, world.refund(0, 33, "CARD")), (0, world.change("enterprise", None)), (0, world.cancel(False)),
+        (1, world.refund(0, 1, "BALANCE")), (1, world.change("pro", "PERIOD_END")), (1, world.time(timedelta(days=336))),
+    ],
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [Scale("KWD", 34_000_000), pytest.param(Scale("JPY", 1), marks=pytest.mark.soak)])
+async def test_leap_years_in_currencies_without_and_with_three_decimals(
+    scale: Scale, stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amounts of up to 10^12 minor units. The model checks every invoice."""
+    monkeypatch.setattr(stage, "business", Business(country="DE", rates={"DE": Decimal("7.7")}))
+    first, second = await playing(stage, settings, Killer(monkeypatch), LEAP, "in order", 0, scale)
+    (ended,), (renewed,) = first["subscriptions"], second["subscriptions"]
+    assert (ended[0], ended[1], ended[8]) == ("CANCELLED", "enterprise", "2028-04-29")
+    assert (renewed[0], renewed[1], renewed[5:7]) == ("ACTIVE", "pro", ("2029-02-28", "2029-03-28"))

@@ -5,10 +5,11 @@ all of it left to chance. `tests.billing.model` checks every invoice of a histor
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from bson import ObjectId
@@ -47,8 +48,8 @@ from ximler.schema.sandbox_object import SANDBOX_OBJECTS
 from ximler.schema.user import User
 
 __all__ = [
-    "Act", "Order", "Person", "World", "apply", "buy", "cancel", "change", "clear", "close", "dispute", "extend", "grant",
-    "mark_paid", "new_card", "pay", "refund", "reprice", "resume", "time",
+    "Act", "Order", "Person", "Scale", "World", "apply", "buy", "cancel", "change", "clear", "close", "dispute", "extend",
+    "grant", "mark_paid", "new_card", "pay", "refund", "reprice", "resume", "time",
 ]  # fmt: skip
 
 FAULTS = (
@@ -56,16 +57,40 @@ FAULTS = (
     "refund_state", "dispute",
 )  # fmt: skip
 
+# The least that Stripe charges, and the unit of its amounts, in minor units.
+MINIMA = {"USD": (50, 1), "JPY": (50, 1), "KWD": (500, 10)}
+
 Order = Literal["in order", "disturbed", "killed", "chaos"]
 Act = Callable[["Person"], Awaitable[object]]
+
+
+class Scale(NamedTuple):
+    """The acts' amounts are of cents: of another currency's minor units here, and so many times as many."""
+
+    currency: str
+    times: int
+
+    def money(self, minor: int) -> Money:
+        return Money(minor * self.times, self.currency)
+
+    def terms(self, coupon: Coupon | None) -> Coupon | None:
+        return coupon and replace(coupon, minor=coupon.minor * self.times)
 
 
 class World:
     """`disturbed` and `killed` settle after every act, `chaos` only at the end."""
 
     def __init__(
-        self, database: Database, rail: Sandbox, settings: Settings, killer: Killer, order: Order, seed: int
+        self,
+        database: Database,
+        rail: Sandbox,
+        settings: Settings,
+        killer: Killer,
+        order: Order,
+        seed: int,
+        scale: "Scale",
     ) -> None:
+        self.scale = scale
         self.database, self.rail, self.settings, self.order = database, rail, settings, order
         self.random = Random(seed)
         self.people: list[Person] = []
@@ -198,7 +223,8 @@ class Person:
         self.world, self.actor, self.user_id = world, actor, actor.require_user()
         self.database, self.rail = world.database, world.rail
         business = self.database.business
-        self.model = Model(Fraction(business.rates.get("DE", 0)), business.inclusive)
+        units = MINIMA[world.scale.currency]
+        self.model = Model(Fraction(business.rates.get("DE", 0)), business.inclusive, *units)
         self._trials: set[str] = set()
 
     async def see(self) -> None:
@@ -229,7 +255,11 @@ def buy(plan: str, card: str, code: str | None, terms: Coupon | None) -> Act:
             world.database, world.rail, world.settings, person.actor,
             plan_id=plan, coupon=code, return_url="http://localhost/",
         )  # fmt: skip
-        person.model.asked[begun.id] = (world.plans[plan], terms, world.database.clock.now().replace(microsecond=0))
+        person.model.asked[begun.id] = (
+            world.plans[plan],
+            world.scale.terms(terms),
+            world.database.clock.now().replace(microsecond=0),
+        )
         await world.rail.enter_card(str(begun.session_id), card)
 
     return act
@@ -275,7 +305,9 @@ async def resume(person: Person) -> None:
 def apply(code: str, terms: Coupon) -> Act:
     async def act(person: Person) -> None:
         await rebates.apply(person.database, person.actor, code)
-        person.model.apply(terms)
+        scaled = person.world.scale.terms(terms)
+        assert scaled is not None
+        person.model.apply(scaled)
 
     return act
 
@@ -322,7 +354,7 @@ def dispute(which: int, outcome: Literal["WON", "LOST"]) -> Act:
 def grant(minor: int) -> Act:
     async def act(person: Person) -> None:
         await statement.grant(
-            person.database, OPERATOR, user_id=person.user_id, amount=Money(minor, "USD"), reason="-",
+            person.database, OPERATOR, user_id=person.user_id, amount=person.world.scale.money(minor), reason="-",
             key=str(person.database.clock.now()),
         )  # fmt: skip
 
@@ -343,12 +375,13 @@ async def mark_paid(person: Person) -> None:
         )
 
 
-def reprice(plan: str, price: float) -> Act:
+def reprice(plan: str, minor: int) -> Act:
     async def act(person: Person) -> None:
-        await catalogue.edit(person.database, OPERATOR, plan, price=price)
+        price = person.world.scale.money(minor)
+        await catalogue.edit(person.database, OPERATOR, plan, price=price.major)
         await operations.reprice(person.database, OPERATOR, plan_id=plan)
         for each in person.world.people:
-            await _repriced(each, plan, round(price * 100))
+            await _repriced(each, plan, price.minor)
 
     return act
 
