@@ -129,6 +129,37 @@ await settle();
 gus.stopping.abort(); // as `close` does after a while
 await gus.close();
 assert.deepEqual(await kept(), [[{ put: [], set: { a: { x: 12 } }, remove: [] }]]);
+
+// Of what an ended page left, nothing overtakes a part that is refused for now, nor the user's newer changes.
+await outbox.save("gus", []);
+server.next.length = 0;
+const left = (x, y) => ({ put: [], set: { a: { x, y } }, remove: [] });
+await outbox.save("dead2", [{ seq: 1, patch: left(20, 20) }, { seq: 2, patch: left(21, 21) }]);
+server.next.push(Response.json({ status: 429 }, { status: 429 }));
+const ivy = new Canvas({ project: "p", client: "ivy", fetch: server.fetch, outbox });
+ivy.set("a", { x: 22 });
+await ivy.open();
+await ivy.flush();
+assert.deepEqual([server.records.get("a").x, server.records.get("a").y, await kept()], [22, 21, []]);
+
+// A refusal for now after a lost answer: the patch may have been saved, so it is sent again as it is.
+server.next.push("lost", Response.json({ status: 429 }, { status: 429 }));
+ivy.set("a", { x: 23 });
+await settle();
+ivy.set("a", { x: 24 });
+await ivy.flush();
+assert.deepEqual(server.sent.slice(-4).map(({ seq, set }) => [seq, set.a.x]), [[2, 23], [2, 23], [2, 23], [3, 24]]);
+await ivy.close();
+
+// A canvas that cannot be read for now is read later; one that is closed meanwhile is not.
+const answers = [Response.json({}, { status: 429 }), Response.json({}, { status: 503 })];
+const unready = async (path, options) => (options.method === "GET" && answers.shift()) || server.fetch(path, options);
+await (await open("jay", { fetch: unready })).close();
+assert.equal(answers.length, 0);
+const closed = new Canvas({ project: "p", fetch: () => Promise.reject(new TypeError("offline")), outbox: new Outbox("p") });
+const opening = assert.rejects(closed.open(), { name: "AbortError" });
+await closed.close();
+await opening;
 await Promise.all([ada.close(), bob.close(), eve.close()]);
 assert.equal(server.streams.size, 0);
 console.log("ok");

@@ -21,6 +21,7 @@ const LONGEST_ANSWER_MS = 60_000;
 const LONGEST_SILENCE_MS = 40_000; // of the stream, which has a ping every 15 seconds
 const KEEP_MS = 200; // changes during a request are kept in the outbox this often
 const LONGEST_CLOSE_MS = 5_000;
+const WORTH_RETRYING = [408, 425, 429]; // statuses below 500
 
 /** @typedef {Record<string, any>} Shape */
 
@@ -149,8 +150,12 @@ export class Outbox {
     const entry = { project: this.project, client, patches };
     if (!this.database) return void (patches.length ? this.kept.set(client, entry) : this.kept.delete(client));
     const key = this._key(client);
-    if (leaving && patches.length) localStorage.setItem(key, JSON.stringify(entry));
-    else localStorage.removeItem(key);
+    try {
+      localStorage.removeItem(key); // what does not fit below must not leave an older one
+      if (leaving && patches.length) localStorage.setItem(key, JSON.stringify(entry));
+    } catch {
+      // It is full or forbidden: IndexedDB is what is left.
+    }
     await this._ask("readwrite", (store) => (patches.length ? store.put(entry, key) : store.delete(key)));
   }
 
@@ -200,6 +205,7 @@ export class Canvas {
     this.pending = new Patch({}, id);
     this.seq = 0;
     this.parked = [];
+    this.adopted = false; // the changes of ended pages, which come before one's own
     this.stopping = new AbortController();
   }
 
@@ -224,7 +230,9 @@ export class Canvas {
     await this._hold();
     try {
       await this._adopt();
+      this.adopted = true;
       for (let wait = FIRST_RETRY_MS; !(await this._reads()); wait = longer(wait)) await this._pause(wait);
+      this.stopping.signal.throwIfAborted(); // closed meanwhile
     } catch (error) {
       this._leave();
       throw error;
@@ -241,7 +249,8 @@ export class Canvas {
       await this._read();
       return true;
     } catch (error) {
-      if (error.status < 500) throw error;
+      this.stopping.signal.throwIfAborted();
+      if (error.status < 500 && !WORTH_RETRYING.includes(error.status)) throw error;
       this._delayed({ status: error.status ?? 0, detail: error.message });
       return false;
     }
@@ -297,7 +306,7 @@ export class Canvas {
   }
 
   _due() {
-    return this.pending.size && !this.inFlight && !this.stopping.signal.aborted;
+    return this.adopted && this.pending.size && !this.inFlight && !this.stopping.signal.aborted;
   }
 
   async _send() {
@@ -333,6 +342,7 @@ export class Canvas {
   async _deliver(client, { seq, patch }) {
     const body = JSON.stringify({ client, seq, ...patch.toJSON() });
     const request = { body, headers: { "Content-Type": MEDIA_TYPE }, keepalive: body.length < MAX_KEEPALIVE };
+    let uncertain = false; // an attempt whose answer was lost may have saved it
     for (let wait = FIRST_RETRY_MS; ; wait = longer(wait), request.keepalive = false) {
       let after = 0;
       let later = false;
@@ -345,12 +355,14 @@ export class Canvas {
         }
         const problem = await answer.json().catch(() => ({ status: answer.status }));
         if (answer.status === 401) return this._ended(401);
-        if (answer.status < 500 && ![408, 425, 429].includes(answer.status)) return { problem };
-        later = answer.status === 429;
+        if (answer.status < 500 && !WORTH_RETRYING.includes(answer.status)) return { problem };
+        uncertain ||= answer.status !== 429;
+        later = !uncertain;
         after = 1000 * (Number(answer.headers.get("retry-after")) || 0);
         this._delayed(problem);
       } catch (error) {
         if (this.stopping.signal.aborted) return { ended: true };
+        uncertain = true;
         this._delayed({ status: 0, detail: error.message });
       }
       await this._pause(Math.max(after, wait * (0.5 + Math.random() / 2)));
@@ -409,22 +421,28 @@ export class Canvas {
   }
 
   async _inherit({ client, patches }) {
+    const delayed = new Patch({}, this.id); // from the first part on that is to be sent later: the others come after it
     for (const { seq, patch } of patches) {
       const left = new Patch(patch, this.id);
       for (let next = seq; left.size; next++) {
         const part = left.take(this._most());
+        if (delayed.size) {
+          delayed.with(part);
+          continue;
+        }
         const { problem, later, ended } = await this._deliver(client, { seq: next, patch: part });
         if (ended) return; // and stay in the outbox
-        if (later) this.pending = this.pending.with(part);
+        if (later) delayed.with(part);
         if (problem && problem.code !== "SEQ_PASSED") this._park({ patch: part.toJSON(), problem });
       }
     }
+    this.pending = delayed.with(this.pending); // which is the user's, and newer
     await this._keep();
     await this.outbox.save(client, []);
   }
 
   async _read() {
-    const answer = await this._ask("GET", { cache: "no-cache" });
+    const answer = await this._ask("GET", { cache: "no-cache", signal: this.stopping.signal });
     if (!answer.ok) {
       throw Object.assign(new Error(`The canvas cannot be read: ${answer.status}`), { status: answer.status });
     }
