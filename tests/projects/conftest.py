@@ -6,7 +6,7 @@ from tests.projects.drawings import Drawing, shapes
 
 from ximler.core.actor import Actor
 from ximler.database import Database
-from ximler.projects import bases, compaction, edits, patches, projects, versions
+from ximler.projects import bases, compaction, contents, edits, projects
 from ximler.schema.user import User
 
 
@@ -32,8 +32,8 @@ def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "_PART", 100)
     monkeypatch.setattr(compaction, "_SMALL", 1000)
     monkeypatch.setattr(edits, "MAX_TAIL", 3000)
-    monkeypatch.setattr(patches, "COMPACTED", 1000)
-    monkeypatch.setattr(versions, "_INSIDE", 100)
+    monkeypatch.setattr(compaction, "WORTH_IT", 1000)
+    monkeypatch.setattr(contents, "_INSIDE", 100)
 
 
 @pytest.fixture

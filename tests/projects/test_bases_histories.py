@@ -46,6 +46,9 @@ async def _compact(drawing: Drawing) -> object:
 ACTS: dict[str, Act] = {
     "keep a version": _keep,
     "patch": _patch(set={"s1": {"x": 5}}, remove=["s2"]),
+    "patch by position": lambda drawing: canvas.patch(
+        drawing.database, drawing.ada, drawing.id, [{"op": "add", "path": "/elements/0/y", "value": 1}], based_on=None
+    ),
     "compact": _compact,
     "patch more than a tail holds": _patch(put=[{"id": "n", "text": TEXT * 12}]),
     "store another": _replace(shapes(12)),
@@ -142,8 +145,12 @@ async def test_any_history_leaves_the_canvas_of_the_model_and_exact_storage(
                     elements = [*elements, record] if at is None else [*elements[:at], record, *elements[at + 1 :]]
                 if elements or "elements" in model:
                     model["elements"] = elements
-            case "json":
+            case "json" if value % 2:
                 await canvas.merge(database, actor, made.id, {"n": value}, based_on=None)
+                model["n"] = value
+            case "json":
+                operations = [{"op": "add", "path": "/n", "value": value}]
+                await canvas.patch(database, actor, made.id, operations, based_on=None)
                 model["n"] = value
             case "compact":
                 await _compact(drawing)

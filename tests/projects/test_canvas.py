@@ -16,7 +16,8 @@ from ximler.core.stopping import end
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.projects import canvas, projects
-from ximler.projects.canvas import WritesByOthers, merged, patched
+from ximler.projects.canvas import WritesByOthers
+from ximler.projects.positional import merged, patched
 from ximler.projects.projects import RevisionConflict
 
 EXACT = 2**53 + 1

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ximler.projects.canvas import patched
 from ximler.projects.differences import TooDifferent, between
+from ximler.projects.positional import patched
 
 scalars = st.none() | st.booleans() | st.sampled_from([0, 1, 1.0, -0.0, 2**53 + 1, "", "a", "~/", "1"])
 shapes = st.lists(

@@ -1,4 +1,4 @@
-"""Canvases above `LIMIT`: a compressed base in documents of its own, and the record patches since, in the project.
+"""Canvases above `LIMIT`: a compressed base in documents of its own, and the patches since, in the project.
 
 `canvasBase` names the base and the revision that it has, `canvasTail` has the later patches, and `canvasData` is null. A
 value in `canvasData` is always the canvas: another application that writes it replaces base and patches.
@@ -8,14 +8,16 @@ without a project, or a project without its base. Parts are never changed: a rea
 """
 
 import asyncio
-from typing import Any
+from functools import reduce
+from itertools import groupby
+from typing import Any, Literal
 
 import msgspec
 from bson import ObjectId
 
 from ximler.core.errors import Unavailable
 from ximler.database import Database
-from ximler.projects import packing, records
+from ximler.projects import packing, positional, records
 from ximler.schema.canvas_part import CANVAS_PARTS, CanvasPart
 from ximler.schema.document import Identified, Mixed
 
@@ -30,6 +32,7 @@ __all__ = [
     "fill",
     "load",
     "read",
+    "read_with_text",
     "remove",
     "store",
     "swap",
@@ -40,6 +43,7 @@ __all__ = [
 LIMIT = 2_000_000  # bytes of BSON that a project has in `canvasData`
 _PART = 4_000_000  # bytes
 _READS = 10  # attempts, while others store the canvas anew
+_TOO_MANY = "The canvas is changed by too many others: try again in a moment"
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -81,12 +85,16 @@ class Stored(Identified, kw_only=True):
         return base_of(self.canvas_base) if self.canvas_data is None else None
 
 
+Kind = Literal["records", "patch", "merge"]
+
+
 class _Entry(msgspec.Struct, frozen=True):
-    """Of the tail: a revision's patch as JSON, and the list of records that it changes."""
+    """Of the tail: a revision's patch as JSON, its kind, and the list of records that it changes."""
 
     r: int
     p: bytes
     d: records.Declared = records.DEFAULT
+    k: Kind = "records"
 
 
 def base_of(stored: Any) -> Base | None:
@@ -103,7 +111,19 @@ async def read(database: Database, where: dict[str, Any], *, deleted: bool = Fal
         found = await database.projects.find_one(where, into=Stored, deleted=deleted)
         if found is None or await fill(database, found):
             return found
-    raise Unavailable("The canvas is changed by too many others: try again in a moment")
+    raise Unavailable(_TOO_MANY)
+
+
+async def read_with_text(database: Database, where: dict[str, Any]) -> tuple[Stored, bytes | None] | None:
+    """As `read`, with the text that the canvas was read from, if it is unchanged since: `text_of`."""
+    for _ in range(_READS):
+        found = await database.projects.find_one(where, into=Stored)
+        if found is None:
+            return None
+        text = await text_of(database, found)
+        if await fill(database, found):
+            return found, text
+    raise Unavailable(_TOO_MANY)
 
 
 async def whole(database: Database, found: Stored) -> Any:
@@ -138,22 +158,33 @@ async def fill(database: Database, found: Stored) -> bool:
 
 def _unpacked(packed: bytes, base: Base, tail: Any) -> Any:
     canvas = packing.unpack(packed)
-    entries = [msgspec.convert(each, _Entry) for each in tail or ()]
-    for entry in sorted(entries, key=lambda entry: entry.r):
-        if entry.r > base.revision:
-            canvas = records.applied(canvas, [msgspec.json.decode(entry.p)], entry.d)
+    entries = [entry for each in tail or () if (entry := msgspec.convert(each, _Entry)).r > base.revision]
+    entries.sort(key=lambda entry: entry.r)
+    for (kind, declared), alike in groupby(entries, key=lambda entry: (entry.k, entry.d)):
+        changes = [msgspec.json.decode(entry.p) for entry in alike]
+        if kind == "records":
+            canvas = records.applied(canvas, changes, declared)
+        else:
+            apply = positional.patched if kind == "patch" else positional.merged
+            canvas = reduce(apply, changes, canvas)
     return canvas
 
 
-def entry(revision: int, patch: bytes, declared: records.Declared) -> dict[str, Any]:
+def entry(
+    revision: int, patch: bytes, declared: records.Declared = records.DEFAULT, *, kind: Kind = "records"
+) -> dict[str, Any]:
     """An element of `canvasTail`."""
     made: dict[str, Any] = {"r": revision, "p": patch}
+    if kind != "records":
+        made["k"] = kind
     return made if declared == records.DEFAULT else made | {"d": msgspec.structs.asdict(declared)}
 
 
-def changed(stored: Any) -> dict[str, list[str]]:
-    """The ids that an entry of the tail removes and puts."""
+def changed(stored: Any) -> dict[str, list[str]] | None:
+    """The ids that an entry of the tail removes and puts; None if only the canvas has them."""
     found = msgspec.convert(stored, _Entry)
+    if found.k != "records":
+        return None
     change = msgspec.json.decode(found.p)
     return {"remove": change.get("remove", []), "put": [record[found.d.id] for record in change.get("put", [])]}
 

@@ -1,7 +1,8 @@
 """A project's canvas as one JSON value with a revision: read, replaced, and changed by JSON Patch or JSON Merge Patch.
 
 Each change of the canvas increments its revision, in the command that changes it. A patch is applied to the whole value: a
-read, then the transaction of `projects.update`, which fails if the revision is another one by then.
+read, then a transaction that fails if the revision is another one by then. The transaction stores the whole, or for a
+large canvas the patch.
 
 A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas` follows such writes
 in the change stream and increments it, usually within a second, so that later saves based on the earlier one are refused.
@@ -11,10 +12,9 @@ whole project removes the revision; the next one is larger than any before it (`
 
 import asyncio
 from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-import jsonpatch
-import jsonpointer
+import bson
 import msgspec
 import structlog
 from bson import ObjectId
@@ -25,23 +25,20 @@ from ximler.core.extended_json import plain
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
-from ximler.projects import access, bases, projects
+from ximler.metering.limits.plans import limits_of
+from ximler.projects import access, bases, compaction, edits, positional, projects, storage
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.document import Identified
 from ximler.schema.project import PROJECTS
 
-__all__ = ["Canvas", "merge", "merged", "patch", "patched", "read", "read_file", "replace", "revision_of"]
+__all__ = ["Canvas", "encoded", "merge", "patch", "read", "read_file", "replace", "revision_of"]
 
 V = TypeVar("V", bound=Identified)
 
 _log = structlog.get_logger("ximler.projects")
 _AGAIN_S = 5.0
-MAX_OPERATIONS = 10_000
-_MAX_COPIED = 5_000_000  # bytes of JSON that the operations of a patch may copy, together
-_MAX_SHIFTED = 300_000_000  # elements of arrays that they may shift by inserting and removing, together: half a second
 _REMEMBERED = 10_000
-_REJECTED = (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException)
 
 
 class _Revision(Identified, kw_only=True):
@@ -51,14 +48,13 @@ class _Revision(Identified, kw_only=True):
 class Canvas(msgspec.Struct, frozen=True):
     canvas_data: Any
     canvas_revision: int
-    apart: bool = False  # it has a base
 
 
 @access.reader
 async def read(database: Database, actor: Actor, project_id: ObjectId) -> Canvas:
     """The canvas and its revision. One command, two for a large canvas. Raises NotFound."""
     found = _found(await bases.read(database, _mine(actor, project_id)))
-    return Canvas(found.canvas_data, found.canvas_revision or 0, bases.base_of(found.canvas_base) is not None)
+    return Canvas(found.canvas_data, found.canvas_revision or 0)
 
 
 @access.reader
@@ -68,8 +64,12 @@ async def read_file(database: Database, actor: Actor, project_id: ObjectId) -> t
     if (text := await bases.text_of(database, found)) is not None:
         return text, found.canvas_revision or 0
     now = await read(database, actor, project_id)
-    encoded = await asyncio.to_thread(msgspec.json.encode, now.canvas_data, enc_hook=plain)
-    return encoded, now.canvas_revision
+    return await asyncio.to_thread(encoded, now.canvas_data), now.canvas_revision
+
+
+def encoded(canvas: Any) -> bytes:
+    """A canvas as JSON."""
+    return msgspec.json.encode(canvas, enc_hook=plain)
 
 
 @access.reader
@@ -107,95 +107,78 @@ async def replace(
 async def patch(
     database: Database, actor: Actor, project_id: ObjectId, operations: Any, *, based_on: Collection[int] | None
 ) -> int:
-    """Apply a JSON Patch (RFC 6902) to the canvas: all operations or none. See `replace`; one command more."""
-    now = await _base(database, actor, project_id, based_on)
-    data = await asyncio.to_thread(patched, now.canvas_data, operations)  # others are served meanwhile
-    return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,), any_keys=now.apart)
+    """Apply a JSON Patch (RFC 6902) to the canvas: all operations or none. See `replace`; one command more.
+
+    A large canvas has it appended to the patches since its base.
+    """
+    return await _changed(database, actor, project_id, "patch", operations, based_on)
 
 
 @access.editor
 async def merge(
     database: Database, actor: Actor, project_id: ObjectId, change: Any, *, based_on: Collection[int] | None
 ) -> int:
-    """Apply a JSON Merge Patch (RFC 7396) to the canvas. See `replace`; one command more."""
-    now = await _base(database, actor, project_id, based_on)
-    data = await asyncio.to_thread(merged, now.canvas_data, change)
-    return await replace(database, actor, project_id, data, based_on=(now.canvas_revision,), any_keys=now.apart)
+    """Apply a JSON Merge Patch (RFC 7396) to the canvas. As `patch`."""
+    return await _changed(database, actor, project_id, "merge", change, based_on)
 
 
-def patched(data: Any, operations: Any) -> Any:
-    """`data` after a JSON Patch; it is changed in place. Raises Invalid naming the operation that does not apply."""
-    if not isinstance(operations, list):
-        raise Invalid.field("patch", "must be an array of operations")
-    if len(operations) > MAX_OPERATIONS:
-        raise Invalid.field(
-            "patch", f"has {len(operations):,} operations, the limit is {MAX_OPERATIONS:,}: send several"
-        )
-    copied = shifted = 0
-    for index, operation in enumerate(operations):
-        place = f"patch/{index}"
-        if not isinstance(operation, dict):
-            raise Invalid.field(place, "must be an object")
-        try:
-            copied += _copies(data, operation)
-            if copied > _MAX_COPIED:
-                raise Invalid.field(place, f"copies more than {_MAX_COPIED:,} bytes, together with those before it")
-            shifted += _shifts(data, operation)
-            if shifted > _MAX_SHIFTED:
-                raise Invalid.field(place, "inserts and removes too much in long arrays: send several patches")
-            data = jsonpatch.JsonPatch([operation]).apply(data, in_place=True)
-        except RecursionError:
-            raise Invalid.field(place, "is nested too deeply") from None
-        except _REJECTED as problem:
-            raise Invalid.field(place, str(problem)) from None
-    return data
+async def _changed(
+    database: Database,
+    actor: Actor,
+    project_id: ObjectId,
+    kind: Literal["patch", "merge"],
+    change: Any,
+    based_on: Collection[int] | None,
+) -> int:
+    now = _found(await bases.read(database, _mine(actor, project_id)))
+    revision = now.canvas_revision or 0
+    if based_on is not None and revision not in based_on:
+        raise RevisionConflict(revision)
+    apply = positional.patched if kind == "patch" else positional.merged
+    data = await asyncio.to_thread(apply, now.canvas_data, change)  # others are served meanwhile
+    old = bases.base_of(now.canvas_base)
+    if old is not None and isinstance(data, dict | list):
+        saved = await _append(database, now, old, data, msgspec.json.encode(change), kind)
+        if saved is not None:
+            return saved
+    return await replace(database, actor, project_id, data, based_on=(revision,), any_keys=old is not None)
 
 
-def merged(data: Any, change: Any) -> Any:
-    """`data` after a JSON Merge Patch, which replaces everything but objects. It is changed in place."""
-    if not isinstance(change, dict):
-        return change
-    result = data if isinstance(data, dict) else {}
-    pending = [(result, change)]
-    while pending:
-        target, given = pending.pop()
-        for key, value in given.items():
-            if value is None:
-                target.pop(key, None)
-            elif isinstance(value, dict):
-                if not isinstance(target.get(key), dict):
-                    target[key] = {}
-                pending.append((target[key], value))
-            else:
-                target[key] = value
-    return result
+async def _append(
+    database: Database, now: bases.Stored, old: bases.Base, data: Any, change: bytes, kind: Literal["patch", "merge"]
+) -> int | None:
+    """Append a change, which makes the large canvas `data`, to the patches since its base; returns the new revision.
 
+    None where the whole is to be stored: it has become larger than what base and patches count as, has too many patches, or
+    is another one by now. Raises Invalid, QuotaExceeded.
+    """
+    tail = now.canvas_tail or []
+    counted = old.bytes + len(bson.encode({"v": tail})) + len(change)
+    if old.text or counted - old.bytes > edits.MAX_TAIL:
+        return None
+    if await asyncio.to_thread(storage.size_of, "canvasData", data, any_keys=True) > counted:
+        return None
+    mine = {"_id": now.id, "userId": now.user_id}
+    where = {**mine, "canvasRevision": now.canvas_revision, "canvasBase.id": old.id, "canvasData": None}
+    limits = await limits_of(database, now.user_id)
 
-def _copies(data: Any, operation: dict[str, Any]) -> int:
-    """Bytes of JSON that an operation copies: each copy of a copy doubles, so patches of 1 kB could write gigabytes."""
-    source = operation.get("from")
-    if operation.get("op") != "copy" or not isinstance(source, str):
-        return 0
-    return len(msgspec.json.encode(jsonpointer.resolve_pointer(data, source), enc_hook=plain))
+    async def write(transaction: Database) -> int | None:
+        at = transaction.clock.now()
+        revision = projects.next_revision(now.canvas_revision, at)
+        update: dict[str, Any] = {
+            "$set": {"canvasRevision": revision, "updatedAt": at},
+            "$push": {"canvasTail": bases.entry(revision, change, kind=kind)},
+            "$unset": {"canvasLog": ""},  # followers cannot apply it: they read the canvas anew
+        }
+        if not await transaction.projects.rewrite(where, update):
+            return None
+        await storage.settle(transaction, mine, limits)
+        return revision
 
-
-def _shifts(data: Any, operation: dict[str, Any]) -> int:
-    """Elements of arrays that an operation shifts, at most: an insertion into a million takes a millisecond."""
-    if operation.get("op") not in ("add", "copy", "move", "remove"):
-        return 0
-    count = 0
-    for place in (operation.get("path"), operation.get("from")):
-        if isinstance(place, str) and "/" in place:
-            parent = jsonpointer.resolve_pointer(data, place.rpartition("/")[0], None)
-            count += len(parent) if isinstance(parent, list) else 0
-    return count
-
-
-async def _base(database: Database, actor: Actor, project_id: ObjectId, based_on: Collection[int] | None) -> Canvas:
-    now = await read(database, actor, project_id)
-    if based_on is not None and now.canvas_revision not in based_on:
-        raise RevisionConflict(now.canvas_revision)
-    return now
+    revision = await database.transaction(write)
+    if revision is not None and counted - old.bytes > compaction.WORTH_IT:
+        await compaction.request(database, now.id, old)
+    return revision
 
 
 def _mine(actor: Actor, project_id: ObjectId) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from ximler.metering.limits.plans import limits_of
 from ximler.projects import bases, storage
 from ximler.schema.document import Document
 
-__all__ = ["Due", "compact"]
+__all__ = ["WORTH_IT", "Due", "compact", "request"]
 
+WORTH_IT = 256_000  # bytes of patches since the base
 _ATTEMPTS = 5
 _SMALL = bases.LIMIT // 2  # bytes: a canvas that shrinks so far is the project's value again
 _log = structlog.get_logger("ximler.projects")
@@ -39,6 +40,16 @@ async def compact(payload: Due, *, database: Database) -> bool:
             _log.info("canvas compacted", project=str(found.id), patches=len(found.canvas_tail))
             return True
     raise Unavailable("The canvas is changed by too many others")
+
+
+async def request(database: Database, project_id: ObjectId, base: bases.Base) -> bool:
+    """Enqueue a compaction, once for a base. False while the database is unavailable: a later patch enqueues it."""
+    try:
+        await compact.enqueue(database, Due(project_id=project_id), dedupe_key=f"{compact.name}:{base.id}")
+    except Unavailable as error:
+        _log.warning("compaction not enqueued", project=str(project_id), reason=error.message)
+        return False
+    return True
 
 
 async def _stored_anew(database: Database, found: bases.Stored, old: bases.Base) -> bool:

@@ -13,7 +13,7 @@ from ximler.core.collection import paused_collection
 from ximler.core.errors import Invalid
 from ximler.database import mixed
 
-__all__ = ["MOST", "Damaged", "pack", "plain", "text", "unpack"]
+__all__ = ["MOST", "Damaged", "pack", "plain", "text", "unpack", "unpacked", "value_of"]
 
 MOST = 64_000_000  # bytes of a canvas in BSON
 _LEVEL = 1  # level 3 takes twice as long and saves 2 %
@@ -31,28 +31,62 @@ def plain(canvas: Any, text: bytes | None = None) -> bytes:
     return bson.encode({"v": canvas} if text is None else {"v": canvas, "t": text})
 
 
-def pack(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
+def pack(data: bytes, *, base: bytes | None = None) -> bytes:
+    """`data` compressed, with `base` as what is known already: of canvases that differ little, the difference is left."""
+    if base is None:
+        return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
+    logs = max(14, len(base).bit_length() - 2)  # zstd indexes 8 << logs bytes of a dictionary, and ignores the rest
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _LEVEL,
+        window_log=max(18, (len(base) + len(data)).bit_length()),
+        hash_log=logs,
+        chain_log=logs,
+        write_checksum=True,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_known(base)).compress(data)
 
 
 def unpack(packed: bytes, *, most: int = MOST) -> Any:
     """The canvas in `pack`ed bytes. Raises Damaged."""
-    return mixed.native(_unpacked(packed, "v", most), references=True)
+    return value_of(unpacked(packed, most=most))[0]
 
 
-def text(packed: bytes) -> bytes:
-    """The text that was packed with a canvas. Raises Damaged."""
-    return bytes(_unpacked(packed, "t", MOST))
-
-
-def _unpacked(packed: bytes, name: str, most: int) -> Any:
+def unpacked(packed: bytes, *, base: bytes | None = None, most: int = MOST) -> bytes:
+    """The bytes that were packed, with the same `base`. Raises Damaged."""
     # Read as a stream: `decompress(max_output_size=…)` allocates the size that a frame declares.
-    reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(io.BytesIO(packed))
+    known = None if base is None else _known(base)
+    decompressor = zstandard.ZstdDecompressor(dict_data=known, max_window_size=_MAX_WINDOW)
     try:
-        data = reader.read(most + 1)
-        if len(data) > most:
-            raise Damaged(f"The stored canvas is larger than {most:,} bytes")
-        with paused_collection():
-            return bson.decode(data)[name]
-    except (zstandard.ZstdError, bson.errors.BSONError, KeyError) as error:
+        data: bytes = decompressor.stream_reader(io.BytesIO(packed)).read(most + 1)
+    except zstandard.ZstdError as error:
         raise Damaged(f"The stored canvas cannot be read: {error}") from error
+    if len(data) > most:
+        raise Damaged(f"The stored canvas is larger than {most:,} bytes")
+    return data
+
+
+def value_of(data: bytes) -> tuple[Any, bytes | None]:
+    """The canvas in `plain` bytes, and the text, if they have it. Raises Damaged."""
+    found = _decoded(data)
+    return mixed.native(found["v"], references=True), found.get("t")
+
+
+def text(packed: bytes) -> bytes | None:
+    """The text that was packed with a canvas, if there is one. Raises Damaged."""
+    found: bytes | None = _decoded(unpacked(packed)).get("t")
+    return found
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        with paused_collection():
+            found = bson.decode(data)
+    except bson.errors.BSONError as error:
+        raise Damaged(f"The stored canvas cannot be read: {error}") from error
+    if "v" not in found:
+        raise Damaged("The stored bytes are no canvas")
+    return found
+
+
+def _known(base: bytes) -> zstandard.ZstdCompressionDict:
+    return zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)

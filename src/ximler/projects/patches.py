@@ -54,7 +54,6 @@ _MAX_ATTEMPTS = 100
 _REST_S = 30.0  # after the last patch the project is measured, and its room returned
 _LOOK_S = 1.0
 _REMEMBERED = 10_000  # projects
-COMPACTED = 256_000  # bytes of patches since the base, which a job then makes part of it
 _MAX_LARGE = 50  # canvases whose ids are known
 _MAX_IDS = 1_000_000  # of all of them
 _MAX_PLACES = 2_000  # of a project, which are known
@@ -311,14 +310,10 @@ class Saver:
     async def _compact(self, project: Edited) -> None:
         """Enqueue a compaction when the patches since the base have become many."""
         base = project.base
-        if base is None or project.tail < COMPACTED or project.compacting == base.id:
+        if base is None or project.tail < compaction.WORTH_IT or project.compacting == base.id:
             return
-        try:
-            due = compaction.Due(project_id=project.id)
-            await compaction.compact.enqueue(self._database, due, dedupe_key=f"{compaction.compact.name}:{base.id}")
+        if await compaction.request(self._database, project.id, base):
             project.compacting = base.id
-        except Unavailable as error:  # the patches are saved; the next one enqueues it
-            _log.warning("compaction not enqueued", project=str(project.id), reason=error.message)
 
     async def _write(
         self, where: dict[str, Any], update: Any, filters: Sequence[Mapping[str, Any]] | None = None
@@ -416,9 +411,14 @@ class Saver:
             project.usable = project.has_records
         if project.base is None:
             project.ids = None
-        elif project.ids is not None and project.base.revision <= project.ids_at:
-            self._count(project, project.revision or 0, [bases.changed(each) for each in now["since"]])
+        elif (
+            project.ids is not None
+            and project.base.revision <= project.ids_at
+            and None not in (since := [bases.changed(each) for each in now["since"]])
+        ):
+            self._count(project, project.revision or 0, since)
         else:
+            project.ids = None
             await self._index(project)
             await self._look(project, clients)
 

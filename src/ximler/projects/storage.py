@@ -46,9 +46,9 @@ STEP = 65_536  # bytes that are reserved beyond what a change needs
 _WRAPPER_BYTES = 8  # of the document {"v": …} around a value that is measured
 
 
-def size_of(field: str, value: Any) -> int:
+def size_of(field: str, value: Any, *, any_keys: bool = False) -> int:
     """Size of a value in the database, in bytes. Raises Invalid if it cannot be stored."""
-    return len(_encoded(field, value)) - _WRAPPER_BYTES
+    return len(_encoded(field, value, any_keys=any_keys)) - _WRAPPER_BYTES
 
 
 def canvas_of(
