@@ -8,7 +8,6 @@ import msgspec
 from ximler.cli.context import Id, Run, connected, counted, fields, minute, paged
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
-from ximler.core.extended_json import plain
 
 if TYPE_CHECKING:
     from ximler.projects.projects import ProjectSummary
@@ -63,15 +62,15 @@ async def show(run: Run, project: Any) -> None:
 @click.option("-o", "--output", type=click.File("wb", lazy=True), default="-", help="File.  [default: standard output]")
 @connected()
 async def export(run: Run, project: Any, version: Any, output: BinaryIO) -> None:
-    """Write the canvas of PROJECT as JSON."""
+    """Write the canvas of PROJECT as JSON: the imported file, byte for byte, if it is unchanged since."""
     from ximler.projects import canvas, versions
 
     actor = await _owner(run, project)
     if version is None:
-        data = (await canvas.read(run.database, actor, project)).canvas_data
+        text, _ = await canvas.read_file(run.database, actor, project)
     else:
-        data = await versions.content(run.database, actor, project, version)
-    output.write(msgspec.json.encode(data, enc_hook=plain) + b"\n")
+        text = await versions.content_file(run.database, actor, project, version)
+    output.write(text)
     output.flush()
 
 
@@ -80,11 +79,12 @@ def _read(*, file: BinaryIO, into: Any, **_: object) -> dict[str, Any]:
     from ximler.core import strict_json
     from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 
+    text = file.read()
     try:
-        data = strict_json.decode(file.read(), values=MAX_VALUES, containers=MAX_CONTAINERS)
+        data = strict_json.decode(text, values=MAX_VALUES, containers=MAX_CONTAINERS)
     except strict_json.NotJson as problem:
         raise Invalid.field("file", problem.about("The file")) from None
-    return {"file": data, "into": into}
+    return {"file": (data, text), "into": into}
 
 
 @projects.command("import")
@@ -93,21 +93,23 @@ def _read(*, file: BinaryIO, into: Any, **_: object) -> dict[str, Any]:
 @click.option("--name", help="Name of the new project.")
 @click.option("--into", type=Id(), help="Replace this project's canvas, in place of a new project.")
 @connected(json="Print the project as JSON.", first=_read)
-async def import_canvas(run: Run, user: str, file: Any, name: str | None, into: Any) -> None:
+async def import_canvas(run: Run, user: str, file: tuple[Any, bytes], name: str | None, into: Any) -> None:
     """Make a project of USER (an id or e-mail address) from the JSON in FILE, such as a drawing of Excalidraw; `-` is
-    standard input. With `--into`, the canvas as it was becomes a version.
+    standard input. Until the canvas changes, it is exported byte for byte. With `--into`, the canvas as it was becomes a
+    version.
     """
     from ximler.projects import canvas, versions
     from ximler.projects import projects as owned
 
-    actor = _as(run, await run.user_id(user))
+    actor, (data, text) = _as(run, await run.user_id(user)), file
     if into is None:
         if name is None:
             raise Invalid.field("name", "is missing: --name NAME")
-        _show(run, await owned.create(run.database, actor, name=name, canvas_data=file))
+        made = await owned.create(run.database, actor, name=name, canvas_data=data, any_keys=True, text=text)
+        _show(run, made)
         return
     await versions.create(run.database, actor, into, name="before an import", pinned=False)
-    await canvas.replace(run.database, actor, into, file, based_on=None)
+    await canvas.replace(run.database, actor, into, data, based_on=None, any_keys=True, text=text)
     _show(run, await owned.get(run.database, actor, into))
 
 

@@ -116,19 +116,20 @@ async def create(
     starred: bool | None = None,
     project_id: ObjectId | None = None,
     any_keys: bool = False,
+    text: bytes | None = None,
     also: Callable[[Database], Awaitable[None]] | None = None,
     location: Mapping[str, float] | None = None,
 ) -> Project:
     """Create a project for the actor. Raises Invalid, QuotaExceeded.
 
-    `any_keys` is that of `storage.canvas_of`; `also` writes in the same transaction.
+    `any_keys` and `text` are those of `storage.canvas_of`; `also` writes in the same transaction.
     Safe to race: exactly as many succeed as the plan allows. Five commands; one more for the first where
     another application has made some before.
     """
     user_id = actor.require_user()
     settings = {} if settings is None else settings
     canvas_data = {} if canvas_data is None else canvas_data
-    size, base = await asyncio.to_thread(canvas_of, canvas_data, any_keys=any_keys)
+    size, base = await asyncio.to_thread(canvas_of, canvas_data, any_keys=any_keys, text=text)
     project = Project(
         id=project_id or ObjectId(),
         user_id=user_id,
