@@ -1,22 +1,33 @@
-"""Twenty editors, in a process that is killed again and again: every answered patch holds, once, in a revision of its own."""
+"""Twenty editors, and a process that is killed again and again: every answered patch holds, once, in a revision of its own.
+
+The editors are in the process, or they are HTTP clients of a server whose connections are cut at random.
+"""
 
 import asyncio
 import json
+import os
 import random
+import re
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from tests.projects import editors
 
+from ximler.accounts import sessions
+from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
+from ximler.core.settings import Settings
 from ximler.core.stopping import end
 from ximler.database import Database
 from ximler.database.changes import Feed
-from ximler.projects import canvas, projects
+from ximler.projects import canvas, projects, records
 from ximler.projects.live import Event, Live
 
 EDITORS = 20
+SECRET = "a secret key that is only for the tests"
+Life = Callable[[Database, str, Actor, str, dict[int, int], int], Awaitable[set[int]]]
 
 
 async def _edit(
@@ -49,7 +60,103 @@ async def _edit(
     return revisions
 
 
-async def _run(database: Database, uri: str, ada: Actor, kills: int) -> None:
+class Clients:
+    """HTTP clients on sockets. Of their requests some are cut: while they are sent, before the answer, or within it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "log"
+        self.cuts = 0
+
+    async def edit(
+        self, database: Database, uri: str, ada: Actor, project: str, answered: dict[int, int], until: int
+    ) -> set[int]:
+        """The life of one server. As `_edit`."""
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("XIMLER_", "MONGODB_"))
+        }
+        environment |= {
+            "MONGODB_URI": uri, "XIMLER_DATABASE": database.name, "XIMLER_SECRET_KEY": SECRET, "XIMLER_WORKER": "false",
+            "XIMLER_SESSION_RATE": "100000", "XIMLER_SESSION_BURST": "100000", "XIMLER_SESSION_DAILY": "100000",
+        }  # fmt: skip
+        revisions: set[int] = set()
+        with self._log.open("w") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "ximler", "up", "--port", "0", env=environment, stderr=log, stdout=log
+            )
+        try:
+            async with asyncio.timeout(120):
+                while not (found := re.search(r"http://[\d.]+:(\d+)/graphql", self._log.read_text())):
+                    assert process.returncode is None, self._log.read_text()
+                    await asyncio.sleep(0.02)
+            port = int(found[1])
+            token = await self._token(database, ada)
+            left = [until]
+
+            async def editor(client: int) -> None:
+                while answered[client] < editors.LAST and process.returncode is None:
+                    patch = editors.patch(client, answered[client] + 1)
+                    try:
+                        revision = await self._send(port, token, project, json.dumps(patch).encode())
+                    except (OSError, EOFError):
+                        continue  # sent again as it is, to this server or to the next one
+                    answered[client] += 1
+                    revisions.add(revision)
+                    left[0] -= 1
+                    if left[0] == 0:
+                        process.kill()
+                        await process.wait()
+
+            await asyncio.gather(*map(editor, range(EDITORS)))
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        return revisions
+
+    async def _token(self, database: Database, ada: Actor) -> str:
+        user = await database.users.find_one({"_id": ada.user_id})
+        assert user is not None
+        settings = Settings(secret_key=SECRET)
+        return (await sessions.start(database, Keyring(settings), settings, Actor(), user)).token
+
+    async def _send(self, port: int, token: str, project: str, body: bytes) -> int:
+        """The answer's revision. Raises OSError, EOFError where the connection ends before, which is cut at random."""
+        request = (
+            f"PATCH /v1/projects/{project}/canvas HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {token}\r\n"
+            f"content-type: {records.MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n"
+        ).encode() + body
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            match random.choice(["whole", "whole", "whole", "sent in part", "unanswered", "answered in part"]):
+                case "sent in part":
+                    writer.write(request[: random.randrange(len(request))])
+                    await writer.drain()
+                    raise self._cut(writer)
+                case "unanswered":
+                    writer.write(request)
+                    await writer.drain()
+                    await asyncio.sleep(random.random() / 50)
+                    raise self._cut(writer)
+                case "answered in part":
+                    writer.write(request)
+                    await reader.readexactly(1)
+                    raise self._cut(writer)
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            answer = await reader.readexactly(int(length[1]) if length else 0)
+            assert head.startswith(b"HTTP/1.1 200"), answer
+            return int(json.loads(answer)["revision"])
+        finally:
+            writer.transport.abort()
+
+    def _cut(self, writer: asyncio.StreamWriter) -> OSError:
+        writer.transport.abort()
+        self.cuts += 1
+        return ConnectionAbortedError()
+
+
+async def _run(database: Database, uri: str, ada: Actor, kills: int, edit: Life = _edit) -> None:
     made = await projects.create(database, ada, name="P", canvas_data={"elements": [{"id": "shared"}]})
     feed, stop = Feed(database), asyncio.Event()
     live = Live(database, feed)
@@ -69,7 +176,7 @@ async def _run(database: Database, uri: str, ada: Actor, kills: int) -> None:
         for kill in range(kills + 1):
             left = total - sum(answered.values())
             until = -1 if kill == kills else random.randint(1, max(1, left // 2))
-            revisions |= await _edit(database, uri, ada, str(made.id), answered, until)
+            revisions |= await edit(database, uri, ada, str(made.id), answered, until)
         await feed.caught_up()
         await end([collecting], patience_s=0)
         events += await follower.events(0)
@@ -103,3 +210,20 @@ async def test_editors_survive_a_killed_process(database: Database, mongodb_uri:
 @pytest.mark.soak
 async def test_editors_survive_many_killed_processes(database: Database, mongodb_uri: str, ada: Actor) -> None:
     await _run(database, mongodb_uri, ada, kills=25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "last"), [(1, 5), pytest.param(12, 60, marks=pytest.mark.soak)])
+async def test_http_clients_that_are_cut_at_random_survive_a_killed_server(
+    database: Database,
+    mongodb_uri: str,
+    ada: Actor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kills: int,
+    last: int,
+) -> None:
+    monkeypatch.setattr(editors, "LAST", last)
+    clients = Clients(tmp_path)
+    await _run(database, mongodb_uri, ada, kills, clients.edit)
+    assert clients.cuts > EDITORS * last // 10
