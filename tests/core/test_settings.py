@@ -75,6 +75,7 @@ GIVEN = {
     "argon2_threads": ("3", 3),
     "breach_lookup_url": ("https://breach.example/range/", "https://breach.example/range/"),
     "canvas_versions": ("20", 20),
+    "canvas_versions_by_plan": ("Pro=200, Enterprise=1000", ("Pro=200", "Enterprise=1000")),
     "canvas_version_minutes": ("5", 5),
     "canvas_version_revisions": ("100", 100),
     "usage_alerts": ("50, 90", (50, 90)),

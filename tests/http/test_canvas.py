@@ -229,6 +229,7 @@ async def test_a_file_is_imported_and_exported_byte_for_byte(editor: Editor) -> 
     assert (await editor.http.get(path, headers=editor._token)).json() == expected
     back = await editor.http.post(f"{versions}/{kept['id']}/restore", headers=editor._token)
     assert (back.status_code, (await editor.read()).json()) == (200, json.loads(tldr))
+    assert (await editor.http.get(path, headers=editor._token)).content == tldr
     refused = await editor.save({"a": {"b.c": 1}}, if_match="*")
     assert (refused.status_code, list(refused.json()["fields"])) == (422, ["canvasData.a"])
 

@@ -1,6 +1,8 @@
 """Versions of canvases: kept, compared, restored, metered."""
 
 import asyncio
+import copy
+import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,10 +18,11 @@ from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.metering.quota import gauges
 from ximler.metering.quota.gauges import QuotaExceeded
-from ximler.projects import canvas, projects, storage, trash, versions
+from ximler.projects import canvas, contents, projects, storage, trash, versions
 from ximler.projects.patches import Saver
 from ximler.projects.projects import RevisionConflict
 from ximler.projects.versions import Automatic, Due
+from ximler.schema.asset import ASSETS, Asset
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
 
 KEPT = Settings(canvas_versions=3)
@@ -102,6 +105,70 @@ async def test_equal_content_is_stored_once_and_released_with_its_last_version(d
         await versions.delete(database, ada, project_id, left.id)
 
 
+async def test_versions_are_differences_from_full_copies_which_stay_as_long_as_they_are_needed(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "_MOST_USES", 4)
+    chance = random.Random(1)
+    shapes = [{"id": f"s{n}", "x": chance.random(), "seed": chance.getrandbits(60)} for n in range(300)]
+    project_id, expected = await _made(database, ada, {"elements": shapes}), {}
+    for n in range(11):
+        shapes[n * 7]["x"] = n
+        await canvas.replace(database, ada, project_id, {"elements": shapes}, based_on=None)
+        kept = await versions.create(database, ada, project_id)
+        expected[kept.id] = copy.deepcopy(shapes)
+    stored = await database[CANVAS_CONTENTS].find({"projectId": project_id})
+    full = [each.stored_bytes for each in stored if each.base is None]
+    assert (len(full), len(stored)) == (3, 11)
+    assert sum(each.stored_bytes for each in stored) < 1.2 * sum(full)
+    assert await _expect_exact(database, ada)
+    while expected:
+        for version_id, shown in expected.items():
+            assert await versions.content(database, ada, project_id, version_id) == {"elements": shown}
+        for _ in range(min(4, len(expected))):
+            gone = chance.choice(list(expected))
+            del expected[gone]
+            await versions.delete(database, ada, project_id, gone)
+        assert bool(await _expect_exact(database, ada)) == bool(expected)
+
+
+async def test_a_version_whose_full_copy_is_deleted_meanwhile_is_kept_whole(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"a": random.Random(1).randbytes(500).hex()}
+    project_id = await _made(database, ada, data)
+    first = await versions.create(database, ada, project_id)
+    await canvas.replace(database, ada, project_id, data | {"b": 1}, based_on=None)
+    packed = contents.packed
+
+    async def and_then_deleted(*given: Any, **named: Any) -> Any:
+        made = await packed(*given, **named)
+        if not named:
+            assert made.base is not None
+            await versions.delete(database, ada, project_id, first.id)
+        return made
+
+    monkeypatch.setattr(contents, "packed", and_then_deleted)
+    second = await versions.create(database, ada, project_id)
+    assert await versions.content(database, ada, project_id, second.id) == data | {"b": 1}
+    assert await _expect_exact(database, ada) == second.stored_bytes
+
+
+async def test_a_version_lists_the_assets_that_it_shows(database: Database, ada: Actor) -> None:
+    project_id = await _made(database, ada)
+    fields = {"name": "a", "content_type": "image/png", "size_bytes": 1, "digest": b"d"}
+    shown, hidden = [
+        await database[ASSETS].insert(
+            Asset(user_id=ada.require_user(), project_id=project_id, file_id=ObjectId(), **fields)  # type: ignore[arg-type]  # strict
+        )
+        for _ in "12"
+    ]
+    link = f"/v1/projects/{project_id}/assets/{shown.id}"
+    data = {"elements": [{"link": link}], "other": [f"{hidden.id}a", str(ObjectId())]}
+    await canvas.replace(database, ada, project_id, data, based_on=None)
+    assert (await versions.create(database, ada, project_id)).assets == [shown.id]
+
+
 async def test_a_save_keeps_the_bytes_of_versions_and_the_trash_counts_them(database: Database, ada: Actor) -> None:
     project_id = await _made(database, ada)
     await versions.create(database, ada, project_id)
@@ -159,6 +226,10 @@ async def test_automatic_versions_are_idempotent_and_old_ones_removed_unless_pin
     await versions.update(database, ada, project_id, pinned.id, {"pinned": False, "name": None})
     await versions.keep_automatically(Due(project_id=project_id), database=database, settings=KEPT)
     assert await _names(database, ada, project_id) == [None, None, None]
+    await versions.update(database, ada, project_id, kept[0].id, {"name": "stays"})
+    by_plan = Settings(canvas_versions=3, canvas_versions_by_plan=("Free=1", "Pro=9"))
+    await versions.keep_automatically(Due(project_id=project_id), database=database, settings=by_plan)
+    assert await _names(database, ada, project_id) == ["stays", None]
     await _expect_exact(database, ada)
 
 

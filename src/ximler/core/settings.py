@@ -281,9 +281,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             le=1000,
-            description="How many versions of a canvas are kept beside pinned ones; 0: none are made automatically.",
+            description="How many versions of a canvas are kept beside pinned and named ones; 0: none are made "
+            "automatically.",
         ),
     ] = 50
+    canvas_versions_by_plan: Annotated[
+        tuple[str, ...],
+        Meta(description="The same for customers of a plan: `Pro=200,Enterprise=1000`. Plans not listed: as above."),
+    ] = ()
     canvas_version_minutes: Annotated[
         int, Meta(ge=1, le=1440, description="Minutes between automatic versions of a canvas that changes.")
     ] = 10
@@ -369,6 +374,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def business(self) -> Business:
         rates = {country: Decimal(percent) for country, _, percent in (each.partition("=") for each in self.tax_rates)}
         return Business(seller=self.seller, country=self.seller_country, rates=rates, inclusive=self.tax_inclusive)
+
+    def versions_kept(self, plan: str) -> int:
+        """How many versions of a canvas are kept without name and pin for customers of a plan."""
+        kept = {
+            name.strip().casefold(): int(most)
+            for name, _, most in (each.partition("=") for each in self.canvas_versions_by_plan)
+        }
+        return kept.get(plan.strip().casefold(), self.canvas_versions)
 
     @property
     def entry_keys(self) -> tuple[bytes, ...]:
@@ -485,6 +498,9 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
         refuse("mail_from", settings.mail_from, problem)
     if settings.seller_country is not None and re.fullmatch("[A-Z]{2}", settings.seller_country) is None:
         refuse("seller_country", settings.seller_country, "Expected two letters of ISO 3166, such as DE")
+    for given in settings.canvas_versions_by_plan:
+        if re.fullmatch(r"[^=]+=(1000|[1-9]\d{0,2})", given) is None:
+            refuse("canvas_versions_by_plan", given, "Expected a plan's name and 1 to 1000, such as Pro=200")
     for given in settings.tax_rates:
         if re.fullmatch(r"[A-Z]{2}=(100|\d{1,2}(\.\d{1,3})?)", given) is None:
             refuse("tax_rates", given, "Expected a country and a percentage, such as DE=19")

@@ -19,7 +19,7 @@ from ximler.http.conditional import matches
 from ximler.http.idempotency import idempotent
 from ximler.http.problems import documented, documented_in_project
 from ximler.projects import versions
-from ximler.schema.document import Document
+from ximler.schema.canvas_version import CanvasVersion
 
 __all__ = ["routes"]
 
@@ -41,7 +41,8 @@ _CHANGES = documented_in_project(
 
 class Version(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     """A version without its canvas. `sizeBytes` is the size of the canvas. `storedBytes` counts as storage, once for all
-    versions of equal content. Pinned versions stay until they are deleted.
+    versions of equal content; most versions are differences from an earlier one. `assets` are the project's assets that
+    the canvas names by their ids. Versions with a name or pin stay until they are deleted.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Version(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     automatic: bool
     size_bytes: int
     stored_bytes: int
+    assets: Sequence[str]
     created_at: datetime
 
 
@@ -211,9 +213,10 @@ def _ids(project: str, version: str) -> tuple[Any, Any]:
     return object_id(project, "project"), object_id(version, "version")
 
 
-def _shown(version: Document) -> Version:
-    names = (field.name for field in msgspec.structs.fields(Version) if field.name != "id")
-    return Version(id=str(version.id), **{name: getattr(version, name) for name in names})  # type: ignore[attr-defined]
+def _shown(version: CanvasVersion) -> Version:
+    names = (field.name for field in msgspec.structs.fields(Version) if field.name not in ("id", "assets"))
+    fields = {name: getattr(version, name) for name in names}
+    return Version(id=str(version.id), assets=[str(each) for each in version.assets], **fields)
 
 
 routes = (show_list, create, show, change, remove, preview, changes, restore)

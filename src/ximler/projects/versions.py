@@ -1,8 +1,8 @@
 """Versions of a project's canvas: kept on demand or automatically, compared, restored.
 
-A version names its content by hash; versions of equal content share it. The bytes of contents count as storage of
-their owner: they are part of the project's `storageSize`, and of the gauge, in the transaction that changes them. A
-deleted project keeps its versions until it is purged (`trash`).
+A version names its content by hash (`contents`). The bytes of contents count as storage of their owner: they are part
+of the project's `storageSize`, and of the gauge, in the transaction that changes them. A deleted project keeps its
+versions until it is purged (`trash`).
 
 Automatic versions are made by jobs, so a save costs no more. The part `projects.versions` follows the
 change stream and enqueues at most one job for each project and interval, and one for every so many revisions. Changes
@@ -11,7 +11,6 @@ during a gap of the stream are kept with the project's next change.
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -31,11 +30,11 @@ from ximler.database.changes import Change, Feed
 from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import access, bases, canvas, differences, packing
+from ximler.projects import access, bases, canvas, contents, differences
 from ximler.projects.bases import Stored
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
-from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS, CanvasContent, CanvasVersion
+from ximler.schema.canvas_version import CANVAS_VERSIONS, CanvasVersion
 from ximler.schema.document import Document
 
 __all__ = [
@@ -43,6 +42,7 @@ __all__ = [
     "CanvasVersion",
     "changes",
     "content",
+    "content_file",
     "create",
     "delete",
     "get",
@@ -55,24 +55,12 @@ __all__ = [
 F = TypeVar("F")
 
 MAX_NAME = 200
-_INSIDE = 12_000_000  # bytes that a content's document has; more are in parts
 MOST = 1000  # versions of a project
 _RESTORES = 5  # attempts, while others save
-_NEWEST = [("createdAt", -1), ("_id", -1)]
 _REMEMBERED = 10_000
 _log = structlog.get_logger("ximler.projects")
 _comparisons = ThreadPoolExecutor(1, thread_name_prefix="comparisons")  # other work has threads of its own
 _turns: WeakValueDictionary[ObjectId, asyncio.Lock] = WeakValueDictionary()  # of users who compare
-
-
-class _Data(Document, kw_only=True):
-    data: bytes
-    parts: int = 0
-
-
-class _Uses(Document, kw_only=True):
-    uses: int = 0
-    parts: int = 0
 
 
 @access.editor
@@ -81,8 +69,8 @@ async def create(
 ) -> CanvasVersion:
     """Keep the canvas as it is now, even if an equal version is kept. Raises NotFound, Invalid, LimitExceeded."""
     name = _name(name)
-    now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
-    return await _keep(database, await _version(now, name=name, pinned=pinned), most=MOST)
+    now, text = await _source(database, {"_id": project_id, "userId": actor.require_user()})
+    return await _keep(database, now, text, name=name, pinned=pinned, most=MOST)
 
 
 @access.reader
@@ -104,7 +92,14 @@ async def get(database: Database, actor: Actor, project_id: ObjectId, version_id
 @access.reader
 async def content(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> Any:
     """The canvas of a version. Raises NotFound, Damaged."""
-    return await _content(database, await get(database, actor, project_id, version_id))
+    return (await _content(database, await get(database, actor, project_id, version_id)))[0]
+
+
+@access.reader
+async def content_file(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> bytes:
+    """The canvas of a version as text: as it was imported, or as JSON. Raises NotFound, Damaged."""
+    data, text = await _content(database, await get(database, actor, project_id, version_id))
+    return await asyncio.to_thread(canvas.encoded, data) if text is None else text
 
 
 @access.reader
@@ -118,7 +113,7 @@ async def changes(
         if to is None:
             after = (await canvas.read(database, actor, project_id)).canvas_data
         else:
-            after = await _content(database, await _get(database, actor, project_id, to))
+            after, _ = await _content(database, await _get(database, actor, project_id, to))
         return await asyncio.get_running_loop().run_in_executor(_comparisons, differences.between, before, after)
 
 
@@ -173,15 +168,17 @@ async def restore(
     Returns the new revision. With `based_on`, only a canvas at one of these revisions is replaced. Raises NotFound,
     LimitExceeded, RevisionConflict.
     """
-    data = await content(database, actor, project_id, version_id)
+    data, file = await _content(database, await get(database, actor, project_id, version_id))
     for attempt in range(_RESTORES):
-        now = await _source(database, {"_id": project_id, "userId": actor.require_user()})
+        now, text = await _source(database, {"_id": project_id, "userId": actor.require_user()})
         revision = now.canvas_revision or 0
         if based_on is not None and revision not in based_on:
             raise RevisionConflict(revision)
-        await _keep_if_new(database, now, most=MOST)
+        await _keep(database, now, text, automatic=True, if_new=True, most=MOST)
         try:
-            return await canvas.replace(database, actor, project_id, data, based_on=(revision,), any_keys=True)
+            return await canvas.replace(
+                database, actor, project_id, data, based_on=(revision,), any_keys=True, text=file
+            )
         except RevisionConflict:
             if based_on is not None or attempt == _RESTORES - 1:
                 raise
@@ -194,92 +191,79 @@ class Due(Document, kw_only=True):
 
 @outbox.job("projects.keep_version", Due)
 async def keep_automatically(payload: Due, *, database: Database, settings: Settings) -> None:
-    """Keep the canvas as a version if the newest one is another, and delete the oldest ones that are not pinned.
+    """Keep the canvas as a version if the newest one is another, and delete the oldest ones without name and pin.
 
     Idempotent. Without room in the plan nothing is kept.
     """
     project_id = payload.project_id
-    now = await bases.read(database, {"_id": project_id})
-    if now is None or not isinstance(now.user_id, ObjectId):  # another application may have written anything
+    found = await bases.read_with_text(database, {"_id": project_id})
+    if found is None or not isinstance(found[0].user_id, ObjectId):  # another application may have written anything
         return
+    now, text = found
     with contextlib.suppress(NotFound):  # deleted meanwhile
         try:
-            await _keep_if_new(database, now)
+            await _keep(database, now, text, automatic=True, if_new=True)
         except LimitExceeded as error:
             _log.info("no version kept", project=str(project_id), reason=error.message)
-        await _prune(database, now.user_id, project_id, settings.canvas_versions)
-
-
-async def _keep_if_new(database: Database, now: Stored, *, most: int | None = None) -> None:
-    await _keep(database, await _version(now, automatic=True), if_new=True, most=most)
-
-
-async def _version(
-    now: Stored, *, name: str | None = None, pinned: bool = False, automatic: bool = False
-) -> tuple[CanvasVersion, bytes]:
-    """A version, not yet stored, and its content. Compressed in a thread: 4 MB of strokes take 0.15 s."""
-
-    def packed() -> tuple[bytes, bytes, int]:
-        plain = packing.plain(now.canvas_data)
-        return hashlib.sha256(plain).digest(), packing.pack(plain), len(plain)
-
-    digest, data, size_bytes = await asyncio.to_thread(packed)
-    version = CanvasVersion(
-        user_id=now.user_id,
-        project_id=now.id,
-        revision=now.canvas_revision or 0,
-        digest=digest,
-        size_bytes=size_bytes,
-        stored_bytes=len(data),
-        name=name,
-        pinned=pinned,
-        automatic=automatic,
-    )
-    return version, data
+        plan = (await limits_of(database, now.user_id)).plan_name
+        await _prune(database, now.user_id, project_id, settings.versions_kept(plan))
 
 
 async def _keep(
-    database: Database, made: tuple[CanvasVersion, bytes], *, if_new: bool = False, most: int | None = None
+    database: Database,
+    now: Stored,
+    text: bytes | None,
+    *,
+    name: str | None = None,
+    pinned: bool = False,
+    automatic: bool = False,
+    if_new: bool = False,
+    most: int | None = None,
 ) -> CanvasVersion:
     """Store a version; with `if_new`, only if the newest has other content. Raises LimitExceeded if the project has `most`.
 
     Of two at once, one conflicts, and finds the other's when it runs again.
     """
-    version, data = made
-    mine = _of(version.user_id, version.project_id)
+    mine = _of(now.user_id, now.id)
 
     async def write(transaction: Database) -> CanvasVersion:
         if if_new:
-            newest = await transaction[CANVAS_VERSIONS].find_one(mine, sort=_NEWEST)
-            if newest is not None and newest.digest == version.digest:
+            newest = await transaction[CANVAS_VERSIONS].find_one(mine, sort=contents.NEWEST)
+            if newest is not None and newest.digest == made.digest:
                 return newest
         if most is not None and await transaction[CANVAS_VERSIONS].count(mine) >= most:
             raise LimitExceeded(f"The project has {most:,} versions, the most that are kept: delete some")
-        content = CanvasContent(
-            id=_key(version),
-            user_id=version.user_id,
-            project_id=version.project_id,
-            stored_bytes=version.stored_bytes,
-            data=data if len(data) <= _INSIDE else b"",
+        version = CanvasVersion(
+            user_id=now.user_id,
+            project_id=now.id,
+            revision=now.canvas_revision or 0,
+            digest=made.digest,
+            size_bytes=made.size_bytes,
+            stored_bytes=await contents.keep(transaction, mine, made),
+            assets=made.assets,
+            name=name,
+            pinned=pinned,
+            automatic=automatic,
         )
-        where = {"_id": content.id, **mine}
-        if await transaction[CANVAS_CONTENTS].upsert(where, {"$inc": {"uses": 1}}, fresh=content) and not content.data:
-            parts = await bases.store(transaction, content.id, data, version.user_id, version.project_id)
-            await transaction[CANVAS_CONTENTS].patch(where, {"$set": {"parts": parts}})
         stored = await transaction[CANVAS_VERSIONS].insert(version)
         await _settle(transaction, version.user_id, version.project_id)
         return stored
 
-    return await database.transaction(write)
+    made = await contents.packed(database, now, text)
+    try:
+        return await database.transaction(write)
+    except contents.CopyGone:
+        made = await contents.packed(database, now, text, alone=True)
+        return await database.transaction(write)
 
 
 async def _prune(database: Database, user_id: ObjectId, project_id: ObjectId, kept: int) -> None:
-    """Delete versions that are not pinned, but for the newest `kept`."""
+    """Delete versions that have no name and no pin, but for the newest `kept`."""
 
     async def write(transaction: Database) -> None:
         surplus = await transaction[CANVAS_VERSIONS].aggregate(
             [
-                {"$match": {**_of(user_id, project_id), "pinned": False}},
+                {"$match": {**_of(user_id, project_id), "pinned": False, "name": None}},
                 {"$sort": {"createdAt": -1, "_id": -1}},
                 {"$skip": kept},
                 {"$project": {"_id": 1}},
@@ -295,24 +279,16 @@ async def _prune(database: Database, user_id: ObjectId, project_id: ObjectId, ke
 
 async def _remove(transaction: Database, versions: list[CanvasVersion]) -> None:
     for version in versions:
-        mine, key = _of(version.user_id, version.project_id), _key(version)
+        mine = _of(version.user_id, version.project_id)
         await transaction[CANVAS_VERSIONS].delete({"_id": version.id, **mine})
-        change = {"$inc": {"uses": -1}}
-        left = await transaction[CANVAS_CONTENTS].find_and_patch({"_id": key, **mine}, change, into=_Uses)
-        if left is not None and left.uses <= 0:
-            await transaction[CANVAS_CONTENTS].delete({"_id": key, **mine})
-            if left.parts:
-                await bases.remove(transaction, key, left.parts, version.user_id, version.project_id)
+        await contents.release(transaction, mine, version.digest)
 
 
 async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId) -> None:
     """Count the bytes of the project's contents in its `storageSize` and in its owner's gauge. Raises QuotaExceeded,
     NotFound for a project that was deleted meanwhile.
     """
-    contents = await transaction[CANVAS_CONTENTS].aggregate(
-        [{"$match": _of(user_id, project_id)}, {"$group": {"_id": None, "bytes": {"$sum": "$storedBytes"}}}]
-    )
-    total = contents[0]["bytes"] if contents else 0
+    total = await contents.total(transaction, _of(user_id, project_id))
     mine = {"_id": project_id, "userId": user_id}
     sizes = await transaction.projects.aggregate(
         [
@@ -331,8 +307,8 @@ async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId
     await transaction.projects.patch(mine, {"$set": {"versionsSize": total, "storageSize": size + grown}})
 
 
-async def _source(database: Database, where: dict[str, Any]) -> Stored:
-    return _found(await bases.read(database, where), "project")
+async def _source(database: Database, where: dict[str, Any]) -> tuple[Stored, bytes | None]:
+    return _found(await bases.read_with_text(database, where), "project")
 
 
 async def _get(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> CanvasVersion:
@@ -341,21 +317,12 @@ async def _get(database: Database, actor: Actor, project_id: ObjectId, version_i
     )
 
 
-async def _content(database: Database, version: CanvasVersion) -> Any:
-    where = {"_id": _key(version), **_of(version.user_id, version.project_id)}
-    stored = _found(await database[CANVAS_CONTENTS].find_one(where, into=_Data))
-    data: bytes | None = stored.data
-    if stored.parts:
-        data = await bases.load(database, _key(version), stored.parts, version.user_id, version.project_id)
-    return await asyncio.to_thread(packing.unpack, _found(data))
+async def _content(database: Database, version: CanvasVersion) -> tuple[Any, bytes | None]:
+    return await contents.read(database, _of(version.user_id, version.project_id), version.digest)
 
 
 def _of(user_id: ObjectId, project_id: ObjectId) -> dict[str, Any]:
     return {"userId": user_id, "projectId": project_id}
-
-
-def _key(version: CanvasVersion) -> bytes:
-    return version.project_id.binary + version.digest
 
 
 def _name(name: Any) -> str | None:

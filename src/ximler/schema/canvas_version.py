@@ -34,6 +34,7 @@ class CanvasVersion(Created, kw_only=True):
     digest: Internal[bytes]  # SHA-256 of the content's BSON
     size_bytes: Internal[int]  # of the content's BSON
     stored_bytes: Internal[int]  # compressed; shared by versions of equal content
+    assets: Internal[list[ObjectId]] = field(default_factory=list)  # of the project, whose ids the canvas names
     name: Theirs[str | None] = None
     pinned: Internal[bool] = False  # whether it stays until it is deleted
     automatic: Internal[bool] = False
@@ -52,7 +53,7 @@ CANVAS_VERSIONS = Collection(
 
 
 class CanvasContent(Document, kw_only=True):
-    """The canvas of one or more versions of a project. `uses` is how many; at 0 it is deleted."""
+    """The canvas of one or more versions of a project. `uses` counts these and the contents based on it; at 0 it is deleted."""
 
     id: Internal[bytes] = field(name="_id")  # the project's id and the digest
     user_id: UserId
@@ -61,6 +62,7 @@ class CanvasContent(Document, kw_only=True):
     stored_bytes: Internal[int]
     data: Internal[bytes]  # the canvas in BSON, compressed with zstd; empty where it is in parts (`canvasparts`)
     parts: Internal[int] = 0
+    base: Internal[bytes | None] = None  # the content that is needed to read it, as zstd's dictionary
     created_at: Internal[datetime] = AT_WRITE
 
 
