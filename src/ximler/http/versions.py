@@ -19,7 +19,7 @@ from ximler.http.conditional import matches
 from ximler.http.idempotency import idempotent
 from ximler.http.problems import documented, documented_in_project
 from ximler.projects import versions
-from ximler.schema.canvas_version import CanvasVersion
+from ximler.projects.versions import CanvasVersion
 
 __all__ = ["routes"]
 
