@@ -6,8 +6,6 @@ so that `PROMETHEUS_MULTIPROC_DIR` (set by `ximler up --workers N`) can sum them
 """
 
 import collections
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC
 from typing import Any
@@ -52,15 +50,18 @@ RoundTrip = tuple[str, str]  # (verb, collection)
 _recording: ContextVar[tuple[list[RoundTrip], ...]] = ContextVar("ximler_round_trips", default=())
 
 
-@contextmanager
-def round_trips() -> Iterator[list[RoundTrip]]:
+class round_trips:  # noqa: N801 (used as a function is)
     """Record every command sent inside the block, by this task and those it starts: the cost of a journey."""
-    trips: list[RoundTrip] = []
-    token = _recording.set((*_recording.get(), trips))
-    try:
-        yield trips
-    finally:
-        _recording.reset(token)
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> list[RoundTrip]:
+        trips: list[RoundTrip] = []
+        self._token = _recording.set((*_recording.get(), trips))
+        return trips
+
+    def __exit__(self, *_: object) -> None:
+        _recording.reset(self._token)
 
 
 def first_time(collection: str, document_id: Any) -> bool:

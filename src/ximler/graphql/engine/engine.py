@@ -52,6 +52,16 @@ class Prepared(msgspec.Struct, frozen=True):
     plan: Plan
     values: Values
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it is a query whose variables no resolver can change, so that equal requests may share it."""
+        scalars = (str, int, float, bool, type(None))
+        return (
+            not self.operation.mutation
+            and not self.operation.subscription
+            and all(value.__class__ in scalars for value in self.values.coerced.values())
+        )
+
     def changed_nothing(self, response: Response) -> bool:
         """Whether the only root field failed with a domain error before it changed anything, so that a retry
         is safe.

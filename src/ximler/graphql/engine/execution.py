@@ -146,7 +146,8 @@ class Execution:
                     await self._resolve()
             await self._resolve()
         finally:
-            await end(self._running)  # repeatedly: the database driver swallows a cancellation now and then
+            if self._running:
+                await end(self._running)  # repeatedly: the database driver swallows a cancellation now and then
 
     def calls(self, since: float) -> list[str]:
         """The resolver calls: field, number of parents, start and end in milliseconds."""

@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
+from cachebox import LRUCache
 
 from ximler.core import strict_json
 from ximler.core.errors import Forbidden, LimitExceeded, Unauthenticated, Unavailable, XimlerError
@@ -70,6 +71,7 @@ Refused = Callable[[Any, str], Awaitable[None]]
 
 MIB = 1024 * 1024
 _OK = 200
+_KNOWN, _SMALL = 256, 4096  # prepared queries by body, and the most bytes of such a body
 _LARGE = 64 * 1024  # bytes of a body: half a millisecond
 
 
@@ -120,7 +122,7 @@ class GraphQLApp:
         trusted: Mapping[str, str] | None = None,
         follow: Follow | None = None,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._context_factory = context_factory
         self._once = once
         self._answered = answered
@@ -130,6 +132,7 @@ class GraphQLApp:
         self._persisted = PersistedQueries(engine.limits, trusted)
         self._refused = refused
         self._follow = follow
+        self._known: LRUCache[bytes, Prepared] = LRUCache(_KNOWN)
         self._body_limit = body_limit
         self._anonymous_body_limit = body_limit if anonymous_body_limit is None else anonymous_body_limit
 
@@ -185,13 +188,16 @@ class GraphQLApp:
         if media_type is None and streamed is None:
             raise NotWellFormed(406, "Answers are application/graphql-response+json or application/json")
         if method == "GET":
-            parameters = _read_query_string(scope.get("query_string", b""), self._engine.limits)
+            parameters = _read_query_string(scope.get("query_string", b""), self.engine.limits)
         else:
             try:
                 body = await self._receive_body(scope, headers, receive)
             except XimlerError as error:
                 return http_status(error), {"errors": [describe(error)]}, http_headers(error)
-            limits = self._engine.limits
+            limits = self.engine.limits
+            known: Prepared | None = self._known.get(body)
+            if known is not None and media_type is not None:
+                return await self._execute(scope, known)
             if len(body) > _LARGE:  # in a thread, so that other requests do not wait
                 parameters = await asyncio.to_thread(_read_body, body, limits)
             else:
@@ -202,7 +208,7 @@ class GraphQLApp:
             )
             if query is None:
                 raise NotWellFormed(400, "The request has no `query`")
-            prepared = self._engine.prepare(
+            prepared = self.engine.prepare(
                 query,
                 variables=parameters.variables,
                 operation_name=parameters.operation_name or None,
@@ -216,6 +222,14 @@ class GraphQLApp:
             raise NotWellFormed(406, "Answers to queries and mutations are not multipart")
         if prepared.operation.subscription and (streamed is None or self._follow is None):
             raise NotWellFormed(406, "Subscriptions are text/event-stream, or multipart/mixed;subscriptionSpec=1.0")
+        if (
+            method == "POST"
+            and len(body) <= _SMALL
+            and parameters.extensions is None
+            and prepared.repeatable
+            and self.engine.limits.cached_documents
+        ):
+            self._known.insert(body, prepared)
         keyed = headers.idempotency_key is not None and self._once is not None and prepared.operation.mutation
         asked = (
             msgspec.json.encode([query, parameters.operation_name, parameters.variables], order="sorted")
@@ -224,9 +238,9 @@ class GraphQLApp:
         )
         try:
             if keyed and self._answered is not None:
-                known = await self._answered(scope, headers.idempotency_key or "", asked)
-                if known is not None:
-                    return known
+                answered = await self._answered(scope, headers.idempotency_key or "", asked)
+                if answered is not None:
+                    return answered
             ctx = await self._context_factory(scope)
             if (admitting := self._admit(scope, ctx, prepared)) is not None:
                 await admitting
@@ -239,12 +253,23 @@ class GraphQLApp:
         response = await self._run(prepared, ctx, traced=self._is_traced(parameters, ctx))
         return 200, response, getattr(ctx, "reply_headers", [])
 
+    async def _execute(self, scope: Scope, prepared: Prepared) -> tuple[int, Response | bytes | Subscription, Headers]:
+        """The response to a query whose body was read and prepared before."""
+        prepared.plan.uses += 1
+        try:
+            ctx = await self._context_factory(scope)
+            if (admitting := self._admit(scope, ctx, prepared)) is not None:
+                await admitting
+        except XimlerError as error:
+            return http_status(error), {"errors": [describe(error)]}, http_headers(error)
+        return 200, await self._run(prepared, ctx), getattr(ctx, "reply_headers", [])
+
     async def _subscribe(
         self, scope: Scope, headers: "_Headers", prepared: Prepared, ctx: Any
     ) -> tuple[int, Response | Subscription, Headers]:
         assert self._follow is not None  # noqa: S101 (checked by the caller)
         try:
-            topic, key = await self._engine.follow(prepared, ctx)
+            topic, key = await self.engine.follow(prepared, ctx)
         except RequestRefused as refused:
             return 200, {"errors": refused.errors}, []
         except (Unauthenticated, LimitExceeded, Unavailable) as error:
@@ -262,7 +287,7 @@ class GraphQLApp:
         return parameters.extensions is not None and parameters.extensions.get("trace") is True and self._may_trace(ctx)
 
     async def _run(self, prepared: Prepared, ctx: Any, *, traced: bool = False, event: Event | None = None) -> Response:
-        response = await self._engine.run(prepared, ctx, traced=traced, event=event)
+        response = await self.engine.run(prepared, ctx, traced=traced, event=event)
         if self._refused is not None and "errors" in response:
             refusals = (error for error in response["errors"] if error["extensions"].get("kind") == Forbidden.code)
             if (first := next(refusals, None)) is not None:
