@@ -1,6 +1,7 @@
 """Reports of recurring revenue, with worked examples: from purchases through the sandbox, and from a written ledger."""
 
 import asyncio
+import random
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ from ximler.database.monitoring import round_trips
 from ximler.schema.coupon import Coupon
 from ximler.schema.customer_day import CUSTOMER_DAYS
 from ximler.schema.movement import MOVEMENTS, Movement
-from ximler.schema.revenue_day import REVENUE_DAYS
+from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS
 from ximler.schema.subscription import Subscription
 from ximler.schema.user import User
 
@@ -211,6 +212,32 @@ async def test_cohorts_follow_those_who_began_in_a_month(database: Database) -> 
     assert [(each.customers, each.mrr_minor) for each in november.months] == [(1, 9900), (1, 9900)]
 
 
+async def test_months_that_a_range_cuts_say_what_their_days_say(database: Database) -> None:
+    chance = random.Random(3)
+    for _ in range(12):
+        days = sorted(chance.sample(range(120), 4))
+        moments = [date.fromordinal(date(2027, 9, 5).toordinal() + day).isoformat() for day in days]
+        user_id = ObjectId()
+        await write(database, *((user_id, moment, chance.choice((0, 2900, 9900))) for moment in moments))
+    for start, end in (
+        (date(2027, 9, 1), date(2028, 1, 1)),
+        (date(2027, 10, 12), date(2027, 12, 20)),
+        (date(2027, 10, 12), date(2027, 11, 1)),
+        (date(2027, 11, 1), date(2027, 11, 9)),
+        (date(2027, 11, 3), date(2027, 11, 9)),
+    ):
+        months, daily = [await report(database, start, end, by=by) for by in ("MONTH", "DAY")]
+        assert (months[0].start_minor, months[-1].end_minor) == (daily[0].start_minor, daily[-1].end_minor)
+        for name in ("new", "churned", "expanded", "contracted", "reactivated"):
+            assert sum(getattr(each, name) for each in months) == sum(getattr(each, name) for each in daily), (
+                name,
+                start,
+            )
+        assert [each.customers for each in months] == [
+            next(day.customers for day in daily if day.end == each.end) for each in months
+        ]
+
+
 @pytest.mark.slow
 async def test_rollups_that_race_and_are_repeated_say_the_same(database: Database) -> None:
     people = [ObjectId() for _ in range(40)]
@@ -218,14 +245,18 @@ async def test_rollups_that_race_and_are_repeated_say_the_same(database: Databas
     await asyncio.gather(*(rollups.refresh(database) for _ in range(4)))
     await write(database, *((each, f"2027-11-{3 + n % 20:02}", 500) for n, each in enumerate(people)))
     await asyncio.gather(*(rollups.refresh(database) for _ in range(4)))
-    once = [await database[REVENUE_DAYS].find({}), await database[CUSTOMER_DAYS].find({})]
+    kept = (REVENUE_DAYS, REVENUE_MONTHS, CUSTOMER_DAYS)
+    once = [await database[each].find({}) for each in kept]
     assert {day.dirty for day in once[0]} == {None}
     await database[CUSTOMER_DAYS].delete_many({})
-    await database[REVENUE_DAYS].patch_many({}, {"$set": {"newMinor": 5}})
+    for sums in (REVENUE_DAYS, REVENUE_MONTHS):
+        await database[sums].patch_many({}, {"$set": {"newMinor": 5, "summed": 10_000}})
     await rollups.rebuild(database)
-    again = [await database[REVENUE_DAYS].find({}), await database[CUSTOMER_DAYS].find({})]
+    again = [await database[each].find({}) for each in kept]
     for day in [*once[0], *again[0]]:
         day.version = 0
+    for each in [*once[0], *again[0], *once[1], *again[1]]:
+        each.summed = 0
     assert [sorted(each, key=lambda row: row.id) for each in once] == [
         sorted(each, key=lambda row: row.id) for each in again
     ]
@@ -238,7 +269,7 @@ async def test_a_report_reads_the_rollups_only(database: Database) -> None:
     await report(database, *NOVEMBER)
     with round_trips() as trips:
         await report(database, *NOVEMBER, by="DAY")
-    assert len(trips) == 3, trips
+    assert len(trips) == 4, trips  # the last two side by side: whole months, and the days of the others
 
 
 async def test_subscriptions_of_other_applications_are_found_by_the_nightly_check(

@@ -5,9 +5,10 @@ twelve and rounded (half up) once, so that `start + new + reactivation + expansi
 every line. Currencies are never added. Days are UTC.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +22,7 @@ from ximler.core.money import exponent
 from ximler.database import Database
 from ximler.database.collection import Page
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
-from ximler.schema.revenue_day import REVENUE_DAYS, RevenueDay
+from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay
 
 __all__ = [
     "Churn",
@@ -155,9 +156,7 @@ async def churn(
         for code, sums in (await _sums(database, start, end, by, currency)).items()
         for each in _walk(sums, periods)
     ]
-    return [
-        _retention(line, before, await _moved_customers(database, line), whole=by == "MONTH") for line, before in lines
-    ]
+    return [_retention(line, before, await _kept(database, line), whole=by == "MONTH") for line, before in lines]
 
 
 async def cohorts(
@@ -170,10 +169,7 @@ async def cohorts(
     sizes = {
         (code, f"{month:%Y-%m}"): sums["new"] for code, months in by_month.items() for month, sums in months.items()
     }
-    changes: dict[tuple[str, str], dict[str, tuple[int, int]]] = defaultdict(dict)
-    for row in await database[REVENUE_DAYS].aggregate(_cohort_stages(list(by_month), end)):
-        key = row["_id"]
-        changes[key["currency"], key["cohort"]][key["month"]] = (row["annual"], row["customers"])
+    changes = await _changes(database, list(by_month), end)
     found = []
     for (code, name), changed in sorted(changes.items()):
         first = date.fromisoformat(f"{name}-01")
@@ -274,12 +270,8 @@ def _line(currency: str, start: date, end: date, before: _Held, held: _Held, mov
     )
 
 
-def _retention(line: Mrr, before: _Held, moved: list[tuple[int, int]], *, whole: bool) -> Churn:
-    """`moved` are the start's customers whose revenue changed: their minor units a year at the start and the end."""
-    lost = sum(1 for _, after in moved if not after)
-    less = sum(max(start - after, 0) for start, after in moved)
-    change = sum(after - start for start, after in moved)
-    customers, annual = before.customers, before.annual
+def _retention(line: Mrr, before: _Held, kept: "_Kept", *, whole: bool) -> Churn:
+    customers, annual, lost = before.customers, before.annual, kept.lost
     net = line.churn_minor + line.contraction_minor - line.expansion_minor
     return Churn(
         currency=line.currency,
@@ -290,24 +282,42 @@ def _retention(line: Mrr, before: _Held, moved: list[tuple[int, int]], *, whole:
         logo_churn=lost / customers if customers else None,
         gross_churn=(line.churn_minor + line.contraction_minor) / line.start_minor if line.start_minor else None,
         net_churn=net / line.start_minor if line.start_minor else None,
-        gross_retention=(annual - less) / annual if annual else None,
-        net_retention=(annual + change) / annual if annual else None,
+        gross_retention=(annual - kept.less) / annual if annual else None,
+        net_retention=(annual + kept.change) / annual if annual else None,
         lifetime_value_minor=_half_up(annual, 12 * lost) if lost and whole else None,
     )
 
 
-async def _moved_customers(database: Database, line: Mrr) -> list[tuple[int, int]]:
-    """Of those who had revenue at the start: what it was then and at the end, if it changed in between."""
+class _Kept(NamedTuple):
+    """Of those who had revenue at the start, in minor units a year: how many are lost, what they pay less, and the change."""
+
+    lost: int = 0
+    less: int = 0
+    change: int = 0
+
+
+async def _kept(database: Database, line: Mrr) -> _Kept:
+    """From an index alone: a customer's first and last day in the period."""
     between = {"currency": line.currency, "day": {"$gte": midnight(line.start), "$lt": midnight(line.end)}}
+    change = {"$subtract": ["$end", "$start"]}
     rows = await database[CUSTOMER_DAYS].aggregate(
         [
             {"$match": between},
             {"$sort": {"currency": 1, "day": 1}},
+            {"$project": {"_id": 0, "userId": 1, "startMinor": 1, "endMinor": 1}},
             {"$group": {"_id": "$userId", "start": {"$first": "$startMinor"}, "end": {"$last": "$endMinor"}}},
             {"$match": {"start": {"$gt": 0}}},
+            {
+                "$group": {
+                    "_id": None,
+                    "lost": {"$sum": {"$cond": [{"$eq": ["$end", 0]}, 1, 0]}},
+                    "less": {"$sum": {"$max": [{"$subtract": ["$start", "$end"]}, 0]}},
+                    "change": {"$sum": change},
+                }
+            },
         ]
     )
-    return [(row["start"], row["end"]) for row in rows]
+    return _Kept(rows[0]["lost"], rows[0]["less"], rows[0]["change"]) if rows else _Kept()
 
 
 async def _sums(
@@ -317,44 +327,79 @@ async def _sums(
     if currency is not None:
         exponent(currency.upper())
     await rollups.refresh(database)
-    period = {"$cond": [{"$lt": ["$day", midnight(start)]}, None, truncated("$day", start, by)]}
-    rows = await database[REVENUE_DAYS].aggregate(
-        [
-            {"$match": {"currency": currency.upper() if currency else {"$gt": ""}, "day": {"$lt": midnight(end)}}},
-            {
-                "$group": {
-                    "_id": {"currency": "$currency", "period": period},
-                    **{name: {"$sum": f"${stored}"} for name, stored in _SUMMED.items()},
-                }
-            },
-        ]
+    code: Any = currency.upper() if currency else {"$gt": ""}
+    first, last = start.replace(day=1), end.replace(day=1)
+    months: dict[str, Any] = {"$lt": midnight(last if by == "MONTH" else first)}
+    days = [{"$gte": midnight(max(first, last)), "$lt": midnight(end)}]  # of the last month, which the end cuts
+    if by != "MONTH":
+        days = [{"$gte": midnight(first), "$lt": midnight(end)}]
+    elif start > first and first < last:  # of the first month, which the start cuts
+        months["$ne"] = midnight(first)
+        days.append({"$gte": midnight(first), "$lt": midnight(_following(first))})
+    by_month, by_day = await asyncio.gather(
+        database[REVENUE_MONTHS].aggregate(
+            [{"$match": {"currency": code, "month": months}}, {"$project": {"cohorts": 0, "_id": 0, "summed": 0}}]
+        ),
+        database[REVENUE_DAYS].aggregate(
+            [
+                {"$match": {"$or": [{"currency": code, "day": each} for each in days]}},
+                {
+                    "$group": {
+                        "_id": {
+                            "currency": "$currency",
+                            "period": {
+                                "$cond": [{"$lt": ["$day", midnight(start)]}, None, truncated("$day", start, by)]
+                            },
+                        },
+                        **{name: {"$sum": f"${stored}"} for name, stored in _SUMMED.items()},
+                    }
+                },
+            ]
+        ),
     )
     found: dict[str, dict[date, dict[str, int]]] = {currency.upper(): {}} if currency else {}
-    for row in sorted(rows, key=lambda row: str(row["_id"]["currency"])):
+    parts: list[tuple[str, date, dict[str, int]]] = [
+        (row["currency"], row["month"].date(), {name: row.get(stored, 0) for name, stored in _SUMMED.items()})
+        for row in by_month
+    ]
+    for row in by_day:
         key = row.pop("_id")
-        first = key["period"].date() if key["period"] else date.min
-        found.setdefault(key["currency"], {})[first] = row
+        parts.append((key["currency"], key["period"].date() if key["period"] else date.min, row))
+    for name, day, part in sorted(parts, key=lambda part: part[:2]):
+        sums = found.setdefault(name, {}).setdefault(day if day >= start else date.min, dict(_NONE))
+        for field in _SUMMED:
+            sums[field] += part[field]
     return found
 
 
-def _cohort_stages(currencies: list[str], end: date) -> list[dict[str, Any]]:
-    """The changes of each cohort by month: minor units a year, and customers."""
-    return [
-        {"$match": {"currency": {"$in": currencies}, "day": {"$lt": midnight(end)}}},
-        {"$project": {"currency": 1, "day": 1, "cohorts": {"$objectToArray": "$cohorts"}}},
-        {"$unwind": "$cohorts"},
-        {
-            "$group": {
-                "_id": {
-                    "currency": "$currency",
-                    "cohort": "$cohorts.k",
-                    "month": {"$dateToString": {"date": "$day", "format": "%Y-%m"}},
-                },
-                "annual": {"$sum": {"$arrayElemAt": ["$cohorts.v", 0]}},
-                "customers": {"$sum": {"$arrayElemAt": ["$cohorts.v", 1]}},
-            }
-        },
-    ]
+def _following(month: date) -> date:
+    return (month + timedelta(days=32)).replace(day=1)
+
+
+async def _changes(database: Database, currencies: list[str], end: date) -> dict[tuple[str, str], dict[str, Any]]:
+    """The changes of each cohort by month: minor units a year, and customers. Keys are currency and cohort, then month."""
+    last = midnight(end.replace(day=1))
+    by_month, by_day = await asyncio.gather(
+        database[REVENUE_MONTHS].aggregate(
+            [
+                {"$match": {"currency": {"$in": currencies}, "month": {"$lt": last}}},
+                {"$project": {"_id": 0, "currency": 1, "month": 1, "cohorts": 1}},
+            ]
+        ),
+        database[REVENUE_DAYS].aggregate(
+            [
+                {"$match": {"currency": {"$in": currencies}, "day": {"$gte": last, "$lt": midnight(end)}}},
+                {"$project": {"_id": 0, "currency": 1, "month": "$day", "cohorts": 1}},
+            ]
+        ),
+    )
+    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(lambda: defaultdict(lambda: (0, 0)))
+    for row in [*by_month, *by_day]:
+        for cohort, (annual, customers) in row["cohorts"].items():
+            months, month = found[row["currency"], cohort], f"{row['month']:%Y-%m}"
+            so_far = months[month]
+            months[month] = (so_far[0] + annual, so_far[1] + customers)
+    return found
 
 
 def _customer(day: CustomerDay) -> CustomerMovement:

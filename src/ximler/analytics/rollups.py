@@ -1,14 +1,15 @@
-"""Daily rollups of recurring revenue. Owns `customerdays` and `revenuedays`.
+"""Rollups of recurring revenue by day and month. Owns `customerdays`, `revenuedays` and `revenuemonths`.
 
 `refresh` takes the movements that are not rolled up, computes the days of their customers anew, marks the days that
-changed, and sums those. All of it follows from the ledger alone: any number of processes may run it, and be killed, at
-any moment. A customer's days are written in one transaction with the marks; a day's sums are written only if no
+changed, and sums those and their months. All of it follows from the ledger alone: any number of processes may run it, and be
+killed, at any moment. A customer's days are written in one transaction with the marks; a day's sums are written only if no
 customer's day has changed since they were read.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -16,12 +17,12 @@ from bson import ObjectId
 
 from ximler.billing import drifts, movements
 from ximler.billing.movements import Movement
-from ximler.database import Database, outbox
+from ximler.database import Database, outbox, updates
 from ximler.database.failures import DocumentExists
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
-from ximler.schema.revenue_day import REVENUE_DAYS, RevenueDay
+from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay, RevenueMonth
 
-__all__ = ["check", "days_of", "rebuild", "refresh"]
+__all__ = ["check", "days_of", "mark_all", "rebuild", "refresh", "unsummed"]
 
 _MOVEMENTS = 5_000  # a transaction
 _ATTEMPTS = 20  # at a batch, while other processes roll up the same customers
@@ -85,8 +86,19 @@ async def refresh(database: Database, *, progress: Callable[[int], object] = lam
 async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
     """Compute all rollups anew from the ledger; returns how many movements there are. Reports stay usable meanwhile."""
     await movements.unroll(database)
-    await database[REVENUE_DAYS].patch_many({}, {"$inc": {"version": 1}, "$set": {"dirty": True}})
+    await mark_all(database)
     return await refresh(database, progress=progress)
+
+
+async def mark_all(database: Database) -> int:
+    """Have all days summed again; returns how many there are."""
+    await database[REVENUE_MONTHS].patch_many({}, {"$set": {"summed": 0}})
+    return await database[REVENUE_DAYS].patch_many({}, {"$inc": {"version": 1}, "$set": {"dirty": True}})
+
+
+async def unsummed(database: Database) -> int:
+    """How many days an earlier release has summed, which sums no months."""
+    return await database[REVENUE_DAYS].count({"summed": None, "dirty": None})
 
 
 async def _roll_up(database: Database, users: list[ObjectId]) -> int:
@@ -124,15 +136,57 @@ async def _sum(database: Database, dirty: list[RevenueDay]) -> None:
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[f"{row['_id']['currency']}:{row['_id']['day']:%Y-%m-%d}"].append(row)
-    await database[REVENUE_DAYS].patch_each(
+    days = database[REVENUE_DAYS]
+    seen = [(each, {"_id": each.id, "version": each.version}) for each in dirty]
+    await days.patch_each([(where, {"$set": _total(grouped[each.id]), "$inc": {"summed": 1}}) for each, where in seen])
+    await _sum_months(database, {(each.currency, each.day.replace(day=1)) for each in dirty})
+    # Last: a process that is killed before leaves the days dirty, and their months are computed again.
+    await days.patch_each([(where, {"$unset": {"dirty": ""}}) for _, where in seen])
+
+
+async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> None:
+    """Sum the days of these months. Of processes that race, the one that has read the most sums of days stands."""
+    within = [
+        {"currency": currency, "day": {"$gte": first, "$lt": (first + timedelta(days=32)).replace(day=1)}}
+        for currency, first in months
+    ]
+    rows = await database[REVENUE_DAYS].aggregate(
         [
-            (
-                {"_id": each.id, "version": each.version},
-                {"$set": _total(grouped[each.id]), "$unset": {"dirty": ""}},
-            )
-            for each in dirty
+            {"$match": {"$or": within}},
+            {
+                "$group": {
+                    "_id": {"currency": "$currency", "month": {"$dateTrunc": {"date": "$day", "unit": "month"}}},
+                    **{name: {"$sum": f"${name}"} for name in (*_SUMS, "summed")},
+                    "cohorts": {"$push": "$cohorts"},
+                }
+            },
         ]
     )
+    changes: list[tuple[dict[str, Any], updates.Update, RevenueMonth]] = []
+    for row in rows:
+        key = row.pop("_id")
+        month = key["month"].replace(tzinfo=UTC)
+        name = f"{key['currency']}:{month:%Y-%m}"
+        row["cohorts"] = _added(row["cohorts"])
+        fresh = RevenueMonth(id=name, currency=key["currency"], month=month)
+        changes.append(({"_id": name, "summed": {"$lt": row["summed"]}}, {"$set": row}, fresh))
+    for _ in range(
+        2
+    ):  # the first may meet one that another process inserts; then it exists, and only the guard refuses
+        with suppress(DocumentExists):
+            await database[REVENUE_MONTHS].upsert_each(changes)
+            return
+
+
+def _added(cohorts: Iterable[dict[str, list[int]]]) -> dict[str, list[int]]:
+    """The changes of each cohort over several days."""
+    found: dict[str, list[int]] = {}
+    for each in cohorts:
+        for name, (annual, customers) in each.items():
+            so_far = found.setdefault(name, [0, 0])
+            so_far[0] += annual
+            so_far[1] += customers
+    return dict(sorted(found.items()))
 
 
 def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -326,7 +326,9 @@ class ReadableCollection(Generic[D]):
     async def _aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         writes = bool(pipeline) and not _WRITING.isdisjoint(pipeline[-1])
         if self._session is None and not writes:
-            found = await wire.ask(self.raw, {"aggregate": self.raw.name, "pipeline": pipeline, "cursor": {}})
+            found = await wire.ask(
+                self.raw, {"aggregate": self.raw.name, "pipeline": pipeline, "cursor": {"batchSize": _BATCH}}
+            )
             if found is not None:
                 return found
         return await (await self.raw.aggregate(pipeline, session=self._session)).to_list()

@@ -38,7 +38,9 @@ CUSTOMER_DAYS = Collection(
     purpose="The net change of each customer's recurring revenue by day, computed from the ledger of movements.",
     owner="analytics",
     indexes=(
-        ascending("currency", "day", ours=True, why="the customers behind a figure of the reports"),
+        ascending(
+            "currency", "day", "userId", "startMinor", "endMinor", ours=True, why="customers behind a figure, and churn"
+        ),
         ascending("userId", ours=True, why="the days of a customer, to compute them again"),
     ),
     shard_key=ShardKey((("userId", 1), ("_id", 1)), "computed by customer"),

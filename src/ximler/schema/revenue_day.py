@@ -1,4 +1,4 @@
-"""`revenuedays`: a day's movements of recurring revenue over all customers. Private to analytics."""
+"""`revenuedays` and `revenuemonths`: movements of recurring revenue over all customers. Private to analytics."""
 
 from datetime import datetime
 from typing import Any
@@ -7,19 +7,17 @@ from msgspec import field
 
 from ximler.schema.document import Collection, Document, Index, Mixed, ShardKey, ascending
 
-__all__ = ["REVENUE_DAYS", "RevenueDay"]
+__all__ = ["REVENUE_DAYS", "REVENUE_MONTHS", "RevenueDay", "RevenueMonth"]
 
 
-class RevenueDay(Document, kw_only=True):
-    """Sums over the `customerdays` of a currency and UTC day: amounts in minor units a year, and customers.
+class RevenueSums(Document, kw_only=True):
+    """Sums over the `customerdays` of a currency: amounts in minor units a year, and customers.
 
-    `cohorts` has the changes by the month of the customers' first recurring revenue: amount and customers. `version`
-    grows whenever a customer's day changes; a day that is `dirty` is computed again.
+    `cohorts` has the changes by the month of the customers' first recurring revenue: amount and customers.
     """
 
-    id: str = field(name="_id")  # "USD:2026-11-29"
+    id: str = field(name="_id")
     currency: str
-    day: datetime
     new_minor: int = 0
     reactivation_minor: int = 0
     expansion_minor: int = 0
@@ -34,8 +32,26 @@ class RevenueDay(Document, kw_only=True):
     committed_minor: int = 0  # by how much it changed
     at_risk_minor: int = 0  # the same
     cohorts: Mixed = field(default_factory=dict[str, Any])
+
+
+class RevenueDay(RevenueSums, kw_only=True):
+    """The sums of a UTC day: "USD:2026-11-29".
+
+    `version` grows whenever a customer's day changes, and `summed` whenever the sums are written; a day that is `dirty` is
+    computed again.
+    """
+
+    day: datetime
     version: int = 0
+    summed: int = 0
     dirty: bool | None = None
+
+
+class RevenueMonth(RevenueSums, kw_only=True):
+    """The sums of a month's days: "USD:2026-11". `summed` is the sum of theirs: of two computations the later has more."""
+
+    month: datetime  # its first day
+    summed: int = 0
 
 
 REVENUE_DAYS = Collection(
@@ -48,4 +64,13 @@ REVENUE_DAYS = Collection(
         Index(keys=(("dirty", 1),), partial={"dirty": True}, ours=True, why="days that are computed again"),
     ),
     shard_key=ShardKey((("_id", "hashed"),), "a few thousand small documents"),
+)
+
+REVENUE_MONTHS = Collection(
+    name="revenuemonths",
+    document=RevenueMonth,
+    purpose="Each month's movements of recurring revenue, computed from `revenuedays`.",
+    owner="analytics",
+    indexes=(ascending("currency", "month", ours=True, why="a report's months"),),
+    shard_key=ShardKey((("_id", "hashed"),), "a few hundred small documents"),
 )
