@@ -31,9 +31,9 @@ _NUMERIC = (inspect.IntType, inspect.FloatType, inspect.UnionType)
 
 
 class _Place:
-    """The schema of one path."""
+    """The schema of one path. Every value of the type `plain` is valid, if it can be stored."""
 
-    __slots__ = ("hint", "kind", "removable", "required", "setter")
+    __slots__ = ("hint", "kind", "plain", "removable", "required", "setter")
 
     def __init__(
         self, hint: Any, kind: inspect.Type, *, required: bool = False, removable: bool, setter: str | None = None
@@ -43,6 +43,13 @@ class _Place:
         self.required = required
         self.removable = removable
         self.setter = setter
+        self.plain: type | None = None
+        if kind == inspect.IntType():  # without bounds
+            self.plain = int
+        elif kind == inspect.StrType() and not required:
+            self.plain = str
+        elif kind == inspect.BoolType():
+            self.plain = bool
 
 
 _IN_MIXED = _Place(Any, _ANYTHING, removable=True)
@@ -74,7 +81,7 @@ def build(collection: Collection[Any], update: Update, now: datetime) -> dict[st
                     _spread(built, document, path, checked)
                 else:
                     built.setdefault(operator, {})[path] = checked
-    if "updatedAt" in collection.timestamps:
+    if "updatedAt" in _names(document):
         built.setdefault("$set", {})["updatedAt"] = now
     return {operator: changes for operator, changes in built.items() if changes}
 
@@ -156,6 +163,9 @@ def _listed(path: str, value: Any) -> list[Any]:
 def _checked(path: str, value: Any, place: _Place, *, depth: int) -> Any:
     """The value to store at `path`, `depth` levels down. Raises Invalid."""
     kind = place.kind
+    if type(value) is place.plain and place.setter is None:
+        mixed.check(value, path)
+        return value
     if kind is _ANYTHING:
         value = {} if value is None and "." not in path else value  # below the top level, null is stored as a value
         mixed.check(value, path, depth=depth)
@@ -250,6 +260,11 @@ def _known(document: type[Document], path: str) -> _Place:
                 setter=marks.get("setter"),
             )
     raise Invalid.field(mixed.shown(path), f"is not a field of {document.__name__}")
+
+
+@cache
+def _names(document: type[Document]) -> frozenset[str]:
+    return frozenset(document.__struct_encode_fields__)
 
 
 @cache
