@@ -1,10 +1,11 @@
-"""Changing the plan of a running subscription. One function computes a change: the preview is the change that was not made.
+"""Changes of the plan of a live subscription. One function computes both the preview and the change.
 
-Dearer takes effect now, cheaper at the end of the period, unless the caller says; another interval now, with a new anchor. A
-change that costs something takes effect when it is paid: a declined card leaves the old plan with its limits.
+By default a change to a dearer plan takes effect now, one to a cheaper plan at the end of the period, and one to another
+interval now, with a new anchor. A change that costs something takes effect when it is paid: after a decline the old plan
+stays, with its limits.
 
-A coupon is reserved before the payment, confirmed with it, and can be used again after a decline. For a change at the end of
-the period it is redeemed now, and can be used again if the change is taken back.
+A coupon is reserved before the payment and confirmed with it; after a decline it can be used again. For a change at the end
+of the period it is redeemed now, and can be used again if the change is taken back.
 """
 
 from datetime import datetime
@@ -44,7 +45,7 @@ When = Literal["NOW", "PERIOD_END"]
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of plan as of a moment. `quote` is what the change invoices; None if it is free."""
+    """A change of plan at a moment. `quote` is the content of its invoice; None if the change is free."""
 
     plan_id: str
     when: When
@@ -83,9 +84,9 @@ async def change(
     when: When | None = None,
     coupon: str | None = None,
 ) -> Subscription:
-    """Change the plan. Asking again, or at the same moment, charges once. Audited: the request, and later its effect.
+    """Change the plan. Repeated and concurrent requests charge once. Audited: the request, and later its effect.
 
-    A change to the present plan takes back one that is pending. Raises NotFound, Invalid, Conflict while a payment is under
+    A change to the present plan withdraws a pending one. Raises NotFound, Invalid, Conflict while a payment is under
     way or the subscription is unpaid or about to end, TooManyDeclines, and PaymentDeclined: then nothing has changed. With a
     coupon also MethodNeeded and the errors of `redemptions.reserve`.
     """
@@ -184,7 +185,7 @@ async def _change(
 
 
 async def clear(database: Database, actor: Actor) -> Subscription:
-    """Take back the change that is pending. Audited. Raises NotFound, Conflict where there is none."""
+    """Withdraw the pending change. Audited. Raises NotFound, and Conflict if there is none."""
 
     async def write(transaction: Database) -> Subscription:
         account = await lock(transaction, actor.require_user())
@@ -206,7 +207,7 @@ def compute(
     *,
     coupon: Discount | None = None,
 ) -> Change:
-    """The change as it is made at this moment. `coupon` replaces the one that applied. Pure. Raises NotFound, Conflict."""
+    """Compute the change at this moment. `coupon` replaces the one that applied. Pure. Raises NotFound, Conflict."""
     now = now.replace(microsecond=0)
     old, anchor = account.terms, account.anchor
     if old is None or anchor is None or account.subscription_id is None:
@@ -290,7 +291,7 @@ async def _asked(database: Database, account: BillingAccount, plan: Plan, coupon
 
 
 async def let_go(database: Database, user_id: ObjectId, held: Reservation) -> None:
-    """Give the coupon back, unless a change of this moment is being paid with the same reservation."""
+    """Release the reservation, unless a concurrent change is being paid with it."""
 
     async def write(transaction: Database) -> None:
         account = await lock(transaction, user_id)
@@ -301,7 +302,7 @@ async def let_go(database: Database, user_id: ObjectId, held: Reservation) -> No
 
 
 def _method(account: BillingAccount) -> Method:
-    """The payment method that a coupon is bound to. Raises NotFound, MethodNeeded."""
+    """The payment method to which a coupon is bound. Raises NotFound, MethodNeeded."""
     if account.subscription_id is None:
         raise NotFound("You have no subscription")
     if account.method is None:
@@ -310,7 +311,7 @@ def _method(account: BillingAccount) -> Method:
 
 
 async def _withdraw(transaction: Database, actor: Actor, account: BillingAccount, pending: Terms) -> None:
-    """Take back the pending change of the locked account. Audited."""
+    """Withdraw the pending change of the locked account. Audited."""
     await records.write(
         transaction,
         actor,
@@ -325,7 +326,7 @@ async def _withdraw(transaction: Database, actor: Actor, account: BillingAccount
 
 
 async def _show_pending(transaction: Database, account: BillingAccount, plan_id: str | None) -> None:
-    """On the subscription, for everybody who reads it."""
+    """Write the pending plan to the subscription, where applications read it."""
     where = {"_id": account.subscription_id, "userId": account.id, "status": states.guard("changed")}
     if not await transaction.subscriptions.patch(where, {"$set": {"pendingPlanId": plan_id}}):
         raise Conflict("The subscription cannot be changed now")

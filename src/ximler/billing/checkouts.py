@@ -1,10 +1,10 @@
-"""Checkouts: buying a subscription, from the price that is shown to the plan's limits. Owns `checkouts`.
+"""Checkouts: the purchase of a subscription, from the price shown to the plan's limits. Owns `checkouts`.
 
-1. `start`: the price is fixed, the coupon reserved, and the provider's page opened, which saves a payment method.
-2. `complete`, once it has: the account is claimed for this checkout, an invoice made, and the payment begun.
-3. The payment's outcome starts the subscription, or opens the checkout for another card.
+1. `start` fixes the price, reserves the coupon, and opens the provider's page, which saves a payment method.
+2. `complete` then claims the account for this checkout, makes the invoice, and begins the payment.
+3. A paid invoice starts the subscription; after a decline the checkout is open for another card.
 
-Money is taken after the claim only, so of any number of checkouts of a user one is paid.
+A payment is made only after the claim, so one of any number of a user's checkouts is paid.
 """
 
 import secrets
@@ -65,7 +65,7 @@ async def start(
     coupon: str | None = None,
     return_url: str,
 ) -> Checkout:
-    """Begin to buy a plan: returns the checkout with the address of the page to send the customer to. Valid for an hour.
+    """Begin the purchase of a plan. Returns the checkout with the address of the payment page, which is valid for an hour.
 
     Raises NotFound, Invalid for a free plan or another site's `return_url`, AlreadySubscribed, TooManyDeclines, the
     coupon's errors, and ProviderUnavailable.
@@ -114,7 +114,7 @@ async def add_method(
     return_url: str,
     makes_default: bool = True,
 ) -> Checkout:
-    """Begin to add a payment method to a running subscription. An unpaid invoice is charged to a new default at once.
+    """Begin to add a payment method to a live subscription. A new default is charged for an unpaid invoice at once.
 
     Raises NotFound without a subscription, Invalid for another site's `return_url`, Conflict for an eleventh method,
     TooManyDeclines, and ProviderUnavailable.
@@ -162,7 +162,7 @@ async def _opened(database: Database, checkout: Checkout, session: Session) -> C
 
 
 async def _reopen(database: Database, provider: Provider, checkout: Checkout, session: Session) -> Checkout:
-    """After a decline, another page where the provider's takes one card only."""
+    """Open another page after a decline, if the provider's page accepts one card only."""
     if checkout.status != "OPEN" or session.url or session.id != checkout.session_id:
         return checkout
     title = checkout.terms.plan_name
@@ -180,7 +180,7 @@ async def get(database: Database, actor: Actor, checkout_id: str) -> Checkout:
 
 
 async def quote(database: Database, checkout: Checkout) -> Quote | None:
-    """The price that is due now; None on a trial, for a card, where Stripe bills, and once it is not open any more."""
+    """The price that is due now; None for a trial, a card, a subscription that Stripe bills, and a closed checkout."""
     if checkout.status != "OPEN" or checkout.trial_days or checkout.kind == "CARD" or checkout.at_stripe:
         return None
     account = await find(database, checkout.user_id)
@@ -192,7 +192,7 @@ async def of_session(database: Database, session_id: str) -> Checkout | None:
 
 
 async def complete(database: Database, provider: Provider, checkout_id: str) -> Checkout:
-    """Go on with a checkout whose page may have been completed. Safe to repeat and to race. Raises ProviderUnavailable."""
+    """Continue a checkout whose page may be complete. Safe to repeat and to race. Raises ProviderUnavailable."""
     checkout = await database[CHECKOUTS].get(checkout_id)
     if checkout.at_stripe:
         if checkout.status in ("OPEN", "EXPIRED") and checkout.session_id and isinstance(provider, Mirrors):
@@ -223,14 +223,14 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
     if charge is not None:
         await payments.drive(database, provider, charge.id)
     found = await database[CHECKOUTS].get(checkout.id)
-    # Claimed by another process at the same moment: without driving its payment, too, this would return before it is made.
+    # Another process has just claimed it: drive its payment as well, so that this call returns after the payment.
     if charge is None and found.status == "PROCESSING":
         found = await _drive(database, provider, found)
     return await _reopen(database, provider, found, session)
 
 
 async def expire(database: Database) -> int:
-    """Close checkouts that were abandoned; returns how many. The coupon's hold ends by itself."""
+    """Close abandoned checkouts; returns how many. The coupon's reservation expires by itself."""
     now = database.clock.now()
     abandoned = {"status": "OPEN", "expiresAt": {"$lte": now}}
     return await database[CHECKOUTS].patch_many(abandoned, {"$set": {"status": "EXPIRED"}})
@@ -259,7 +259,7 @@ def quote_of(terms: Terms, account: BillingAccount, anchor: datetime, business: 
 
 
 async def _hold_coupon(database: Database, checkout: Checkout, method: PaymentMethod) -> None:
-    """Reserve it until the payment is decided, and bind it to the payment method. Raises the coupon's errors."""
+    """Reserve the coupon until the payment is decided, and bind it to the payment method. Raises the coupon's errors."""
     if checkout.terms.rebate is None:
         return
     plan = await database.plans.get({"id": checkout.terms.plan_id})
@@ -271,7 +271,7 @@ async def _hold_coupon(database: Database, checkout: Checkout, method: PaymentMe
 
 
 async def _claim(database: Database, checkout: Checkout, session: Session, method: PaymentMethod) -> Charge | None:
-    """Claim the account for this checkout and begin its payment. None where nothing is to be paid now."""
+    """Claim the account for this checkout and begin its payment. None if no payment is due now."""
     subscription_id = ObjectId()
 
     async def write(transaction: Database) -> Charge | None:
@@ -282,7 +282,7 @@ async def _claim(database: Database, checkout: Checkout, session: Session, metho
         await _refuse_second(transaction, account)
         claimed = {"_id": checkout.id, "status": "OPEN", "tried": checkout.tried}
         if not await transaction[CHECKOUTS].patch(claimed, {"$set": {"status": "PROCESSING", "tried": method.id}}):
-            return None  # it was, by another process
+            return None  # another process claimed it
         account.customer_id = session.customer_id
         await methods.keep(transaction, account, method, instead_of=checkout.tried)
         terms, charge = checkout.terms, None
@@ -350,7 +350,7 @@ async def _drive(database: Database, provider: Provider, checkout: Checkout) -> 
 
 
 async def _refuse_second(database: Database, account: BillingAccount) -> None:
-    """Raises AlreadySubscribed. Subscriptions of other applications count, too."""
+    """Raises AlreadySubscribed, also for a subscription of another application."""
     live = {"userId": account.id, "status": {"$in": list(states.LIVE)}}
     if account.subscription_id is not None or await database.subscriptions.find_one(live) is not None:
         raise AlreadySubscribed("You have a subscription already: change its plan instead")
@@ -359,7 +359,7 @@ async def _refuse_second(database: Database, account: BillingAccount) -> None:
 
 
 def _check_return(url: str, settings: Settings) -> None:
-    """Only to pages of ours, or of an origin that may call us; in development also to this machine."""
+    """Accept addresses of this site and of CORS origins; in development also of this machine. Raises Invalid."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # `localhost:80.example` has none

@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 _CODE = re.compile(r"[A-Z0-9][A-Z0-9_-]{1,39}")
-_MAX_CODE = 64  # of others: ours are shorter
+_MAX_CODE = 64  # of other applications' coupons; ours are shorter
 _MAX_PERIODS = 120
 
 
@@ -39,7 +39,7 @@ class CouponNotFound(NotFound):
 
 
 class CouponExpired(Conflict):
-    """Not valid yet, not valid any more, or ended by an operator."""
+    """Not valid yet, expired, or ended by an operator."""
 
     code = "COUPON_EXPIRED"
 
@@ -53,7 +53,7 @@ class CouponAlreadyUsed(Conflict):
 
 
 class CouponNotApplicable(Conflict):
-    """For another plan, or another currency."""
+    """The coupon is for another plan or currency."""
 
     code = "COUPON_NOT_APPLICABLE"
 
@@ -76,7 +76,7 @@ async def find(database: Database, code: str) -> Coupon:
 
 
 def discount_of(coupon: Coupon) -> Discount:
-    """The terms that pricing works with. Raises Invalid for terms that are no discount, which others may have stored."""
+    """The discount that pricing applies. Raises Invalid for terms that are no discount; other applications may store such."""
     currency, plans = coupon.currency.upper(), tuple(coupon.applicable_plans or ())
     match coupon.duration:
         case "FOREVER":
@@ -113,7 +113,7 @@ def refusal(coupon: Coupon, plan: Plan, now: datetime) -> XimlerError | None:
 
 
 def usable_at(code: str, plan: Plan, now: datetime, *, uses: int = 1) -> dict[str, Any]:
-    """The filter that finds the coupon where it may be used for the plan now, that many times more."""
+    """The filter that matches the coupon if it can be used for the plan now, `uses` more times."""
     currency = plan.currency.upper()
     currencies: list[str | None] = [currency, currency.lower()]
     if currency == "USD":
@@ -273,7 +273,7 @@ async def page(
     return await database.coupons.page(where, first=first, after=after)
 
 
-# What `edit` may change: attribute → MongoDB's name.
+# The fields that `edit` accepts: attribute → MongoDB's name.
 _EDITABLE = {
     "name": "name",
     "description": "description",
@@ -290,7 +290,7 @@ _EDITABLE = {
 
 
 async def _check(database: Database, coupon: Coupon) -> None:
-    """Raises Invalid for terms that no coupon may have, on every path."""
+    """Raises Invalid for invalid terms. Called on every path that writes a coupon."""
     if not coupon.name.strip():
         raise Invalid.field("name", "is required")
     Money.of(0, coupon.currency)  # a currency that exists
@@ -301,7 +301,7 @@ async def _check(database: Database, coupon: Coupon) -> None:
     if coupon.max_uses is not None and coupon.max_uses < 1:
         raise Invalid.field("maxUses", f"{coupon.max_uses} is not a number of uses: 1 or more")
     if coupon.valid_until <= coupon.valid_from:
-        raise Invalid.field("validUntil", "lies before the coupon becomes valid")
+        raise Invalid.field("validUntil", "must be later than validFrom")
     if coupon.duration == "REPEATING":
         if coupon.duration_periods is None or not 1 <= coupon.duration_periods <= _MAX_PERIODS:
             raise Invalid.field("durationPeriods", f"a repeating coupon needs 1 to {_MAX_PERIODS} periods")

@@ -1,11 +1,11 @@
-"""Every amount that Ximler asks for is computed here, once: a preview is a charge that was not made. Pure.
+"""The pricing engine: it computes every amount that Ximler charges, so that a preview equals the charge. Pure.
 
-Integers of minor units, and exact fractions in between. Four rules make an invoice:
+Amounts are integers of minor units; intermediate results are exact fractions. Four rules make an invoice:
 
-- A line is rounded half up, once. Of a discounted price, the discount is rounded: 15 % of 34.90 is 5.24, so 29.66 is due.
-- Net is gross less discount; tax is computed on the sum of the net lines; the credit balance comes last.
+- Each line is rounded half up, once. Discounts are rounded, not discounted prices: 15 % of 34.90 is 5.24, so 29.66 is due.
+- Net is gross less discount; tax is computed on the sum of the net lines; the credit balance is used last.
 - A sum is split by cumulative differences, so that the parts add up to the sum.
-- An amount below the provider's minimum is not charged: it stays in the balance, as a debt, for the next invoice.
+- An amount below the provider's minimum is not charged: it is carried over to the next invoice, as a negative balance.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,10 @@ _WHOLE = 100
 
 
 class Discount(msgspec.Struct, frozen=True, kw_only=True):
-    """A coupon's terms as they were when it was redeemed: `percent` of a price, or `minor` units of `currency`.
+    """The terms of a redeemed coupon: `percent` of a price, or `minor` units of `currency`.
 
-    `renewals` is how many periods it still applies to; None is every one. `plans` are those that it is for; without them,
-    every plan. Raises Invalid for terms that would raise a price,
-    or lower it below zero.
+    `renewals` is the number of periods left; None means every period. `plans` limits it to those plans; if empty, it applies
+    to every plan. Raises Invalid for terms that would raise a price or lower it below zero.
     """
 
     code: str
@@ -67,7 +66,7 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
             raise Invalid.field("renewals", f"{self.renewals} is not a number of renewals")
 
     def of(self, plan_id: str) -> "Discount | None":
-        """The discount for periods of a plan; None where it is not for that plan."""
+        """The discount for periods of a plan; None if it does not apply to that plan."""
         return self if not self.plans or plan_id in self.plans else None
 
     @property
@@ -75,9 +74,9 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
         return self.renewals is None or self.renewals > 0
 
     def off(self, price_minor: int, currency: str) -> int:
-        """The discount on a price: zero once used up, never more than the price.
+        """The discount on a price: zero once it is used up, and at most the price.
 
-        Raises Invalid where an amount is in another currency than the price.
+        Raises Invalid if a fixed discount and the price are in different currencies.
         """
         if self.minor is not None and currency != self.currency:
             raise Invalid.field("currency", f"{self.code} takes off {self.currency}, and the price is in {currency}")
@@ -88,9 +87,9 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
         return _half_up(price_minor * Fraction(self.percent or 0) / _WHOLE)
 
     def renewed(self, price_minor: int) -> "Discount | None":
-        """After a period at this price was billed: one renewal fewer, or None when it was the last.
+        """The discount after a period at this price was billed: one renewal less, or None after the last.
 
-        A period that cost nothing, as a trial's, takes nothing from it.
+        A free period (a trial) does not count.
         """
         if self.renewals is None or price_minor == 0:
             return self
@@ -98,9 +97,9 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tax(msgspec.Struct, frozen=True, kw_only=True):
-    """`percent` added to prices, or contained in them (`inclusive`), by the rules of `country`.
+    """`percent` is added to prices, or contained in them (`inclusive`), by the rules of `country`.
 
-    Reverse charge: no tax is charged, the buyer owes it. An inclusive price stays the same then.
+    Under reverse charge no tax is charged, because the buyer owes it. An inclusive price stays the same.
     """
 
     percent: Decimal = Decimal(0)
@@ -126,7 +125,7 @@ NO_TAX = Tax()
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan for a period. With `remaining_s` and `whole_s`, for that part of a period that began earlier."""
+    """A plan for a period, or for its last `remaining_s` of `whole_s` seconds."""
 
     plan_id: str
     description: str
@@ -142,7 +141,7 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unused(msgspec.Struct, frozen=True, kw_only=True):
-    """The rest of a period that was paid for already: its price after discount, and how much of it is left."""
+    """The unused rest of a period that was paid: its price after discount, and the seconds that are left."""
 
     plan_id: str
     description: str
@@ -157,7 +156,7 @@ class Unused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an invoice. `included` is contained in the lines before it and adds nothing (tax in inclusive prices)."""
+    """One line of an invoice. An `included` line (tax in inclusive prices) is contained in the lines before it."""
 
     kind: LineKind
     description: str
@@ -171,11 +170,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of an invoice that is not made yet.
+    """The content of a future invoice.
 
-    `total_minor` is what it costs with tax, and negative where more comes back than is charged; `due_minor` is asked for;
-    `balance_minor` is the credit balance afterwards, and negative where the amount was too small to be charged.
-    The lines that are not `included` add up to `due_minor`; `total = due + (balance before - balance after)`.
+    `total_minor` is the sum with tax, and negative if credits exceed charges; `due_minor` is charged; `balance_minor` is the
+    credit balance afterwards, and negative if the amount was too small to charge. The lines that are not `included` add up
+    to `due_minor`; `total = due + (balance before - balance after)`.
     """
 
     currency: str
@@ -203,8 +202,8 @@ def price(
 ) -> Quote:
     """Price an invoice: charges less unused parts of earlier periods less the credit balance.
 
-    `minimum_minor` is the least that the provider charges at once, in multiples of `step_minor`; the rest stays in the balance.
-    Raises Invalid where a discount is in another currency.
+    The provider charges multiples of `step_minor`, `minimum_minor` at least; the rest stays in the balance. Raises Invalid if
+    a discount is in another currency.
     """
     lines: list[Line] = [_unused_line(each) for each in unused]
     discount_minor = 0
@@ -242,7 +241,7 @@ def split(amount_minor: int, weights: Sequence[int]) -> list[int]:
     """Divide an amount in proportion to `weights`, by cumulative differences: the parts add up to the amount."""
     whole = sum(weights)
     if whole <= 0 or any(weight < 0 for weight in weights):
-        raise ValueError("weights are not negative, and not all zero")
+        raise ValueError("weights must not be negative, nor all zero")
     parts, upto = [], 0
     for weight in weights:
         parts.append(between(amount_minor, upto, upto + weight, whole))
@@ -251,9 +250,9 @@ def split(amount_minor: int, weights: Sequence[int]) -> list[int]:
 
 
 def between(amount_minor: int, start: int, end: int, whole: int) -> int:
-    """The part of an amount that lies from `start` to `end` of `whole`: the tax in a refund, after earlier refunds.
+    """The share of an amount from `start` to `end` of `whole`: for example the tax in a refund, after earlier refunds.
 
-    Consecutive parts add up exactly, however small each of them is.
+    Consecutive shares add up exactly, however small each is.
     """
     return share(amount_minor, end, whole) - share(amount_minor, start, whole)
 
@@ -261,7 +260,7 @@ def between(amount_minor: int, start: int, end: int, whole: int) -> int:
 def _charge_lines(charge: Charge, currency: str) -> list[Line]:
     off = charge.discount.off(charge.price_minor, currency) if charge.discount else 0
     if charge.remaining_s < charge.whole_s:
-        # Of the price after discount, so that the line and what is credited for it one day are rounded alike.
+        # Computed from the price after discount: a later credit for this line is then rounded in the same way.
         amount = share(charge.price_minor - off, charge.remaining_s, charge.whole_s)
         return [_line("PRORATION", charge, charge.description, amount)]
     lines = [_line("PLAN", charge, charge.description, charge.price_minor)]

@@ -1,6 +1,6 @@
-"""The states of a subscription: one table that says which event leads from which status to which. Pure.
+"""The state machine of subscriptions: one table of event, status before, and status after. Pure.
 
-The table feeds the guards of every update: an event whose guard does not match changes nothing. `docs/billing.md` shows it.
+Every update has its guard from this table: an event whose guard does not match changes nothing. `docs/billing.md` shows it.
 """
 
 from typing import Any, Literal
@@ -21,7 +21,7 @@ TABLE: dict[Event, dict[SubscriptionStatus, SubscriptionStatus]] = {
     "payment_failed": {"ACTIVE": "PAST_DUE", "PAST_DUE": "PAST_DUE"},
     "paid": {"ACTIVE": "ACTIVE", "PAST_DUE": "ACTIVE"},
     "given_up": {"PAST_DUE": "EXPIRED"},  # after the last retry
-    "ended": {"ACTIVE": "CANCELLED"},  # the period is over, and it was cancelled
+    "ended": {"ACTIVE": "CANCELLED"},  # the last period of a cancelled subscription is over
     "cancelled": {"ACTIVE": "CANCELLED", "PAST_DUE": "CANCELLED"},  # now
     "cancelled_at_end": {"ACTIVE": "ACTIVE"},
     "resumed": {"ACTIVE": "ACTIVE"},
@@ -30,7 +30,7 @@ TABLE: dict[Event, dict[SubscriptionStatus, SubscriptionStatus]] = {
 
 
 def after(event: Event, status: SubscriptionStatus) -> SubscriptionStatus | None:
-    """The status that the event leads to, or None where it cannot happen."""
+    """The status after the event, or None if the event is impossible in this status."""
     return TABLE[event].get(status)
 
 
