@@ -130,7 +130,7 @@ class Protocol(HttpToolsProtocol):
         self._unread = 0
         self._chunk = 0  # bytes received last
         self._too_long = False
-        self.last_byte = self.loop.time()
+        self.last_used = self.loop.time()  # when it was made, or a request arrived whole: bytes alone do not count
         self._body_begun = False
         self.ending = False  # answered; the rest of the body is read and thrown away
 
@@ -166,7 +166,6 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self.last_byte = self.loop.time()
         self._chunk = len(data)
         self._unread += self._chunk
         super().data_received(data)
@@ -211,6 +210,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._arriving = None
         self._unread = 0
+        self.last_used = self.loop.time()
         self._stop_waiting()
         super().on_message_complete()
         if self.ending:
@@ -307,7 +307,7 @@ class Protocol(HttpToolsProtocol):
             return True
         own = [one for one in self.connections if isinstance(one, Protocol) and one.address == address]
         idle = [one for one in own if one is not self and one.idle]
-        closed = min(idle, key=lambda one: one.last_byte, default=self)
+        closed = min(idle, key=lambda one: one.last_used, default=self)
         self.connections.discard(closed)
         closed.transport.abort()
         return closed is not self
@@ -326,7 +326,7 @@ class Protocol(HttpToolsProtocol):
     def _make_room(self, places: int) -> None:
         """Close several connections at once, because the search visits every connection."""
         others = [one for one in self.connections if isinstance(one, Protocol) and one is not self]
-        chosen = sorted((one for one in others if one.idle), key=lambda one: one.last_byte)[:places]
+        chosen = sorted((one for one in others if one.idle), key=lambda one: one.last_used)[:places]
         if len(chosen) < places:
             slow = sorted((one for one in others if one.slow), key=lambda one: one.rate())
             chosen += slow[: places - len(chosen)]

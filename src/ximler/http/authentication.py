@@ -279,6 +279,6 @@ async def _caller(request: Request[Any, Any, Any]) -> Caller:
         authentication.limit_saves(caller.actor)
     elif request.method not in _SAFE:
         authentication.limit_changes(caller.actor)
-    scopes.require(caller.actor, request.route_handler.opt["scope"], what=f"{request.method} {request.url.path}")
+    scopes.require(caller.actor, request.route_handler.opt["scope"], what=f"{request.method} {request.scope['path']}")
     authentication.enter(request.scope["state"], caller.actor.require_user())
     return caller

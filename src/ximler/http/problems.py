@@ -149,7 +149,7 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
         status = _STATUS[Invalid]
         detail = "; ".join(f"{name}: {problem}" for name, problem in fields.items()) or detail
     elif status == HTTPStatus.NOT_FOUND:
-        detail = f"Nothing is found at {request.url.path}"
+        detail = f"Nothing is found at {request.scope['path']}"
     problem = Problem(
         title=_phrase(status),
         status=status,

@@ -27,9 +27,9 @@ from ximler.http.conditional import matches
 __all__ = ["Requests", "TrustedProxies"]
 
 _log = structlog.get_logger("ximler.http")
-# RFC 9110, 7.2, and RFC 3986, 3.2.2: an authority without user. Another one is an error in whatever parses it next.
+# An authority without user, and not empty (RFC 9110, 4.2.1 and 7.2). Another one is an error wherever it is parsed next.
 _LAST_PORT = 65_535
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::([0-9]{0,5}))?")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 _ID = re.compile(rb"[A-Za-z0-9._~-]{8,64}")
 
 SERVED = Counter("ximler_http_requests_total", "Requests answered.", ("method", "route", "status"))

@@ -122,6 +122,7 @@ async def _opened(request: Request[Any, Any, Any], state: State) -> links.Opened
     visitor = Actor(address=scoped.get("address"), request_id=scoped.get("request_id"))
     opened = await links.open_link(state.database, visitor, token.strip())
     _reads.take(opened.link.id, 1, monotonic())
+    state.authentication.enter(scoped, opened.link.id)  # a canvas that is read slowly takes megabytes
     return opened
 
 

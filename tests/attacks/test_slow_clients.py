@@ -1,0 +1,130 @@
+"""A thousand slow sockets of each kind, and costly anonymous requests, while honest clients notice little.
+
+`tests/cli/test_protocol.py` tests each limit by itself; this is the whole server, for half a minute a kind.
+"""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from tests.attacks.surface import BODIES
+from tests.cli.conftest import Up
+
+_SOCKETS = 1_000
+_HONEST = 20
+_PAUSE_S = 0.1
+_S = int(os.environ.get("SECONDS_EACH") or 30)
+# What each kind sends at first, and then again and again.
+SLOW = {
+    "nothing": (b"", b""),
+    "headers": (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-A: b\r\n"),
+    "bodies": (b"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900000\r\n\r\n", b"a"),
+    "readers": (b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+    "keep-alive": (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    started = Up(tmp_path_factory.mktemp("slow") / "data", env={"XIMLER_LOG_LEVEL": "error"})
+    yield started
+    started.close()
+
+
+def attack(kind: str, host: str, port: int, seconds: float) -> None:
+    """In a process of its own, so that it takes no time of the honest clients'."""
+    print("begun", flush=True)
+    asyncio.run(_attack(kind, host, port, seconds))
+
+
+async def _attack(kind: str, host: str, port: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    if kind == "costly":
+        await asyncio.gather(*(_costly(host, port, until) for _ in range(10)))
+    else:
+        await asyncio.gather(*(_slow(kind, host, port, until) for _ in range(_SOCKETS)))
+
+
+async def _slow(kind: str, host: str, port: int, until: float) -> None:
+    first, again = SLOW[kind]
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection(host, port, limit=1024)
+            with contextlib.closing(writer):
+                writer.write(first)
+                while time.monotonic() < until and not reader.at_eof():
+                    await asyncio.sleep(1)
+                    writer.write(again)
+                    await writer.drain()
+        await asyncio.sleep(1)
+
+
+async def _costly(host: str, port: int, until: float) -> None:
+    """The costliest bodies of the table, one after the other."""
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=30) as http:
+        while time.monotonic() < until:
+            for kind, body in BODIES.values():
+                for path in ("/graphql", "/v1/session"):
+                    with contextlib.suppress(httpx.HTTPError):
+                        await http.post(path, content=body, headers={"Content-Type": kind})
+                if time.monotonic() >= until:
+                    return
+
+
+async def _honest(url: str, seconds: float) -> tuple[list[float], int]:
+    """The times of requests of twenty clients, and how many failed."""
+    until = time.monotonic() + seconds
+    took: list[float] = []
+    failed = 0
+
+    async def one() -> None:
+        nonlocal failed
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            while time.monotonic() < until:
+                began = time.perf_counter()
+                try:
+                    answer = await http.post("/graphql", json={"query": "{ plans { id } }"})
+                    failed += answer.status_code != 200
+                except httpx.HTTPError:
+                    failed += 1
+                took.append(time.perf_counter() - began)
+                await asyncio.sleep(_PAUSE_S)
+
+    await asyncio.gather(*(one() for _ in range(_HONEST)))
+    return took, failed
+
+
+def _p99(took: list[float]) -> float:
+    return sorted(took)[int(len(took) * 0.99)]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", [*SLOW, "costly"])
+async def test_honest_clients_notice_little(server: Up, kind: str) -> None:
+    idle, failed = await _honest(server.url, max(5, _S / 3))
+    assert failed == 0
+    address = urlsplit(server.url)
+    root = str(Path(__file__).parents[2])
+    arguments = f"{kind!r}, {address.hostname!r}, {address.port}, {_S + 60}"
+    code = f"from tests.attacks.test_slow_clients import attack; attack({arguments})"
+    attackers = subprocess.Popen(  # noqa: ASYNC220 (it returns at once)
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE
+    )
+    try:
+        assert attackers.stdout is not None
+        assert await asyncio.to_thread(attackers.stdout.readline) == b"begun\n"
+        took, failed = await _honest(server.url, _S)
+    finally:
+        attackers.kill()
+        attackers.communicate()
+    print(f"{kind}: p99 {_p99(idle) * 1000:.1f} ms idle, {_p99(took) * 1000:.1f} ms under attack, {failed} failed")
+    assert failed == 0
+    assert _p99(took) <= 2 * _p99(idle) + 0.01
