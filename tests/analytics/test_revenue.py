@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 from tests.billing.conftest import LATER, Buy, Buyer, add_plan, at, card_of, subscription
 
-from ximler.analytics import revenue, rollups
+from ximler.analytics import revenue, rollups, verification
 from ximler.analytics.revenue import Mrr
 from ximler.billing import changes, drifts, movements, rebates, run, subscriptions
 from ximler.billing.sandbox import Sandbox
@@ -262,6 +262,33 @@ async def test_rollups_that_race_and_are_repeated_say_the_same(database: Databas
     ]
     (found,) = await report(database, *NOVEMBER)
     assert (found.customers, found.end_minor, found.new_minor) == (40, 20_000, 40_780)
+
+
+async def test_planted_errors_in_rollups_are_found_and_corrected(database: Database) -> None:
+    ada, bob, eve = ObjectId(), ObjectId(), ObjectId()
+    await write(database, (ada, "2027-11-02", 1000), (bob, "2027-11-02", 500), (ada, "2027-12-05", 0))
+    assert await verification.verify(database) == []
+    await database[CUSTOMER_DAYS].patch({"userId": ada}, {"$set": {"endMinor": 7}})
+    await database[CUSTOMER_DAYS].delete({"userId": bob})
+    invented = {
+        "_id": f"{eve}:USD:2027-11-09",
+        "userId": eve,
+        "currency": "USD",
+        "day": datetime(2027, 11, 9, tzinfo=UTC),
+    }
+    await database.raw["customerdays"].insert_one(
+        invented | {"cohort": "2027-11", "startMinor": 0, "endMinor": 1, "committedMinor": 1, "atRiskMinor": 0}
+    )
+    await database[REVENUE_DAYS].patch({"_id": "USD:2027-12-05"}, {"$set": {"churned": 9}})
+    await database[REVENUE_MONTHS].delete({"_id": "USD:2027-11"})
+    wrong = {(each.rollup, each.id): each.problem for each in await verification.verify(database)}
+    assert "end_minor is 7, not 12000" in wrong["customerdays", f"{ada}:USD:2027-11-02"]
+    assert wrong["customerdays", f"{bob}:USD:2027-11-02"] == "is missing"
+    assert wrong["customerdays", invented["_id"]] == "does not follow from the ledger"
+    assert "churned is 9, not 1" in wrong["revenuedays", "USD:2027-12-05"]
+    assert wrong["revenuemonths", "USD:2027-11"] == "is missing"
+    await rollups.rebuild(database)
+    assert await verification.verify(database) == []
 
 
 async def test_a_report_reads_the_rollups_only(database: Database) -> None:

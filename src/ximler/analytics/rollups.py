@@ -7,7 +7,7 @@ customer's day has changed since they were read.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from ximler.database.failures import DocumentExists
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
 from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay, RevenueMonth
 
-__all__ = ["check", "days_of", "mark_all", "rebuild", "refresh", "unsummed"]
+__all__ = ["added", "check", "customers", "days_of", "mark_all", "rebuild", "refresh", "sums_of", "unsummed"]
 
 _MOVEMENTS = 5_000  # a transaction
 _ATTEMPTS = 20  # at a batch, while other processes roll up the same customers
@@ -85,9 +85,17 @@ async def refresh(database: Database, *, progress: Callable[[int], object] = lam
 
 async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
     """Compute all rollups anew from the ledger; returns how many movements there are. Reports stay usable meanwhile."""
+    strangers = set(await customers(database)) - set(await movements.users(database))
+    await database[CUSTOMER_DAYS].delete_many({"userId": {"$in": sorted(strangers)}})
     await movements.unroll(database)
     await mark_all(database)
     return await refresh(database, progress=progress)
+
+
+async def customers(database: Database) -> list[ObjectId]:
+    """Every user with rollups."""
+    rows = await database[CUSTOMER_DAYS].aggregate([{"$sort": {"userId": 1}}, {"$group": {"_id": "$userId"}}])
+    return [row["_id"] for row in rows]
 
 
 async def mark_all(database: Database) -> int:
@@ -123,22 +131,28 @@ async def _roll_up(database: Database, users: list[ObjectId]) -> int:
     return await database.transaction(write)
 
 
-async def _sum(database: Database, dirty: list[RevenueDay]) -> None:
-    """Sum the customers' days of these days. A day that changes meanwhile stays dirty."""
+async def sums_of(database: Database, where: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sums of the customers' days that match, by the id of their day."""
     rows = await database[CUSTOMER_DAYS].aggregate(
         [
-            {"$match": {"$or": [{"currency": each.currency, "day": each.day} for each in dirty]}},
-            {
-                "$group": {"_id": {"currency": "$currency", "day": "$day", "cohort": "$cohort"}, **_SUMS},
-            },
+            {"$match": where},
+            {"$group": {"_id": {"currency": "$currency", "day": "$day", "cohort": "$cohort"}, **_SUMS}},
         ]
     )
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[f"{row['_id']['currency']}:{row['_id']['day']:%Y-%m-%d}"].append(row)
+    return {name: _total(of_day) for name, of_day in grouped.items()}
+
+
+async def _sum(database: Database, dirty: list[RevenueDay]) -> None:
+    """Sum the customers' days of these days. A day that changes meanwhile stays dirty."""
+    totals = await sums_of(database, {"$or": [{"currency": each.currency, "day": each.day} for each in dirty]})
     days = database[REVENUE_DAYS]
     seen = [(each, {"_id": each.id, "version": each.version}) for each in dirty]
-    await days.patch_each([(where, {"$set": _total(grouped[each.id]), "$inc": {"summed": 1}}) for each, where in seen])
+    await days.patch_each(
+        [(where, {"$set": totals.get(each.id) or _total([]), "$inc": {"summed": 1}}) for each, where in seen]
+    )
     await _sum_months(database, {(each.currency, each.day.replace(day=1)) for each in dirty})
     # Last: a process that is killed before leaves the days dirty, and their months are computed again.
     await days.patch_each([(where, {"$unset": {"dirty": ""}}) for _, where in seen])
@@ -167,7 +181,7 @@ async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> 
         key = row.pop("_id")
         month = key["month"].replace(tzinfo=UTC)
         name = f"{key['currency']}:{month:%Y-%m}"
-        row["cohorts"] = _added(row["cohorts"])
+        row["cohorts"] = added(row["cohorts"])
         fresh = RevenueMonth(id=name, currency=key["currency"], month=month)
         changes.append(({"_id": name, "summed": {"$lt": row["summed"]}}, {"$set": row}, fresh))
     for _ in range(
@@ -178,7 +192,7 @@ async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> 
             return
 
 
-def _added(cohorts: Iterable[dict[str, list[int]]]) -> dict[str, list[int]]:
+def added(cohorts: Iterable[dict[str, list[int]]]) -> dict[str, list[int]]:
     """The changes of each cohort over several days."""
     found: dict[str, list[int]] = {}
     for each in cohorts:

@@ -30,6 +30,7 @@ __all__ = [
     "recorded",
     "rolled",
     "unroll",
+    "users",
 ]
 
 _LATEST = [("at", -1), ("number", -1)]
@@ -79,6 +80,12 @@ async def pending(database: Database, limit: int) -> list[ObjectId]:
 async def of_users(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, list[Movement]]:
     """All movements of each user, in order."""
     return await database[MOVEMENTS].find_by("userId", user_ids, sort=[("userId", 1), ("at", 1), ("number", 1)])
+
+
+async def users(database: Database) -> list[ObjectId]:
+    """Every user with a movement."""
+    rows = await database[MOVEMENTS].aggregate([{"$sort": {"userId": 1}}, {"$group": {"_id": "$userId"}}])
+    return [row["_id"] for row in rows]
 
 
 async def rolled(transaction: Database, rows: Iterable[Movement]) -> None:

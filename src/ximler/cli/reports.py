@@ -209,31 +209,55 @@ async def movements(run: Run, kind: Any, limit: int, after: Any, **asked: Any) -
 
 
 @reports.command()
-@click.option("--repair", is_flag=True, help="Add what the ledger lacks, as of now.")
+@click.option("--repair", is_flag=True, help="Add what the ledger lacks, as of now, and compute wrong rollups anew.")
 @connected(json="Print what differs as JSON.")
 async def verify(run: Run, repair: bool) -> int | None:
-    """Compare the ledger of recurring revenue with the subscriptions. Exit code 1 if they differ."""
+    """Compare the ledger of recurring revenue with the subscriptions, and the rollups with it. Exit code 1 if they differ."""
+    from ximler.analytics import rollups, verification
     from ximler.billing import drifts
 
     found = await drifts.check(run.database, repair=repair)
-    run.show_list(
-        found,
-        row=lambda each: (
+    wrong = await verification.verify(run.database)
+    if wrong and repair:
+        await rollups.rebuild(run.database)
+    if run.as_json:
+        ledger = [
             {name: str(value) for name, value in msgspec.structs.asdict(each).items()}
             | {"recorded_minor": each.recorded_minor, "actual_minor": each.actual_minor}
-        ),
-        columns={
-            "User": lambda each: each.user_id,
-            "Subscription": lambda each: each.subscription_id,
-            "Recorded a year": lambda each: str(Money(each.recorded_minor, each.currency)),
-            "Actual a year": lambda each: str(Money(each.actual_minor, each.currency)),
-        },
-        empty="The ledger agrees with every subscription.",
-    )
-    if found and not run.as_json:
-        subscriptions = counted(len(found), "subscription")
-        click.echo(f"{subscriptions} corrected." if repair else f"{subscriptions} differ: --repair corrects them.")
-    return 1 if found and not repair else None
+            for each in found
+        ]
+        run.show({"items": ledger, "next": None, "rollups": [msgspec.structs.asdict(each) for each in wrong]}, "")
+    else:
+        run.show_list(
+            found,
+            row=msgspec.structs.asdict,
+            columns={
+                "User": lambda each: each.user_id,
+                "Subscription": lambda each: each.subscription_id,
+                "Recorded a year": lambda each: str(Money(each.recorded_minor, each.currency)),
+                "Actual a year": lambda each: str(Money(each.actual_minor, each.currency)),
+            },
+            empty="The ledger agrees with every subscription.",
+        )
+        if found:
+            subscriptions = counted(len(found), "subscription")
+            click.echo(f"{subscriptions} corrected." if repair else f"{subscriptions} differ: --repair corrects them.")
+        if wrong:
+            run.show_list(
+                wrong,
+                row=msgspec.structs.asdict,
+                columns={
+                    "Rollup": lambda each: each.rollup,
+                    "Id": lambda each: each.id,
+                    "Problem": lambda each: each.problem,
+                },
+                empty="",
+            )
+            differing = counted(len(wrong), "rollup")
+            click.echo(f"{differing} computed anew." if repair else f"{differing} differ: --repair computes them anew.")
+        else:
+            click.echo("The rollups agree with the ledger.")
+    return 1 if (found or wrong) and not repair else None
 
 
 @reports.command()
