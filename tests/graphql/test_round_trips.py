@@ -80,7 +80,10 @@ COSTS: dict[str, list[RoundTrip]] = {
     # The trash is looked at in between: it keeps a limited number.
     "deleteProject": [("findAndModify", "projects"), ("aggregate", "projects"), RESERVE, AUDIT, COMMIT],
     "trash": [("find", "projects")],
-    "purgeProject": [("aggregate", "projects"), ("delete", "projects"), *VERSIONS, *ASSETS, AUDIT, RESERVE, COMMIT],
+    "purgeProject": [
+        ("aggregate", "projects"), ("delete", "projects"), *VERSIONS, ("delete", "projectshares"), ("delete", "projectlinks"),
+        *ASSETS, AUDIT, RESERVE, COMMIT,
+    ],
     "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), AUDIT, COMMIT],
     "signOut": [("delete", "sessions")],
 }  # fmt: skip

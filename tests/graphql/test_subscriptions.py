@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+import shutil
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from bson import ObjectId
+from tests.node import node_with
 from tests.serving import Client
 
 from ximler.core.streams import MAX_STREAMS, RESYNC, Event, Streams
@@ -16,6 +21,7 @@ from ximler.database.topics import _MAX_WAITING, Follower, Topics
 from ximler.notifications import inbox
 from ximler.schema.user import User
 
+AUDIT = Path(__file__).parent / "audit"
 PARTS = 'multipart/mixed;boundary="graphql";subscriptionSpec=1.0,application/json'
 ADDED = "subscription { notificationAdded { title } }"
 
@@ -195,3 +201,37 @@ async def test_a_slow_follower_has_a_bounded_queue_and_is_told_of_the_loss(datab
     assert len(Streams()) == 0
     assert (await slow.events(0))[0] is RESYNC
     assert [event.id for event in await last.events(0)] == [_MAX_WAITING + 2]
+
+
+@pytest.mark.slow
+async def test_the_official_client_receives_events_and_errors_and_leaves_nothing_behind(
+    ada: Client, database: Database, tmp_path: Path
+) -> None:
+    node, modules = await asyncio.to_thread(node_with, AUDIT)
+    (tmp_path / "node_modules").symlink_to(modules, target_is_directory=True)
+    shutil.copy(AUDIT / "sse.mjs", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/graphql"
+        config = uvicorn.Config(ada.app, interface="asgi3", lifespan="off", ws="none", log_config=None)
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve([listener]))
+
+        async def subscribed(query: str, count: int) -> asyncio.subprocess.Process:
+            command = [node, "sse.mjs", url, ada.token or "", query, str(count)]
+            return await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
+
+        client = await subscribed(ADDED, 2)
+        async with asyncio.timeout(60):
+            while not topics(ada).followers:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.02)
+            user = await user_of(ada, database)
+            for number in range(2):
+                await inbox.notify(database, user, "SYSTEM", f"Number {number}", "…")
+            lines = (await client.communicate())[0].splitlines()
+            refused = (await (await subscribed("{ nothing }", 1)).communicate())[0]
+            while topics(ada).followers:  # noqa: ASYNC110 (the same)
+                await asyncio.sleep(0.02)
+        server.should_exit = True
+        await serving
+    assert [json.loads(line)["data"]["notificationAdded"]["title"] for line in lines] == ["Number 0", "Number 1"]
+    assert json.loads(refused)["errors"][0]["extensions"]["code"] == "GRAPHQL_VALIDATION_FAILED"
