@@ -1,8 +1,8 @@
 """A project's canvas as one JSON value with a revision: read, replaced, and changed by JSON Patch or JSON Merge Patch.
 
-Each change of the canvas increments its revision, in the command that changes it. A patch is applied to the whole value: a
-read, then a transaction that fails if the revision is another one by then. The transaction stores the whole, or for a
-large canvas the patch.
+Each change of the canvas increments its revision, in the command that changes it. A patch of properties in objects is one
+guarded update (`paths`). Any other is applied to the whole value: a read, then a transaction that fails if the revision is
+another one by then. The transaction stores the whole, or for a large canvas the patch.
 
 A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas` follows such writes
 in the change stream and increments it, usually within a second, so that later saves based on the earlier one are refused.
@@ -25,8 +25,9 @@ from ximler.core.extended_json import plain
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
+from ximler.database.failures import RefusedChanges
 from ximler.metering.limits.plans import limits_of
-from ximler.projects import access, bases, compaction, edits, positional, projects, storage
+from ximler.projects import access, bases, compaction, edits, paths, positional, projects, storage
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.document import Identified
@@ -130,7 +131,14 @@ async def _changed(
     change: Any,
     based_on: Collection[int] | None,
 ) -> int:
-    now = _found(await bases.read(database, _mine(actor, project_id)))
+    mine = _mine(actor, project_id)
+    if (
+        based_on is not None
+        and len(based_on) == 1
+        and (saved := await _by_path(database, mine, kind, change, *based_on))
+    ):
+        return saved
+    now = _found(await bases.read(database, mine))
     revision = now.canvas_revision or 0
     if based_on is not None and revision not in based_on:
         raise RevisionConflict(revision)
@@ -159,26 +167,51 @@ async def _append(
     if await asyncio.to_thread(storage.size_of, "canvasData", data, any_keys=True) > counted:
         return None
     mine = {"_id": now.id, "userId": now.user_id}
-    where = {**mine, "canvasRevision": now.canvas_revision, "canvasBase.id": old.id, "canvasData": None}
-    limits = await limits_of(database, now.user_id)
-
-    async def write(transaction: Database) -> int | None:
-        at = transaction.clock.now()
-        revision = projects.next_revision(now.canvas_revision, at)
-        update: dict[str, Any] = {
-            "$set": {"canvasRevision": revision, "updatedAt": at},
-            "$push": {"canvasTail": bases.entry(revision, change, kind=kind)},
-            "$unset": {"canvasLog": ""},  # followers cannot apply it: they read the canvas anew
-        }
-        if not await transaction.projects.rewrite(where, update):
-            return None
-        await storage.settle(transaction, mine, limits)
-        return revision
-
-    revision = await database.transaction(write)
-    if revision is not None and counted - old.bytes > compaction.WORTH_IT:
+    where = {"canvasRevision": now.canvas_revision, "canvasBase.id": old.id, "canvasData": None}
+    revision = projects.next_revision(now.canvas_revision, database.clock.now())
+    appended = {"$push": {"canvasTail": bases.entry(revision, change, kind=kind)}}
+    if not await _guarded(database, mine, where, appended, revision):
+        return None
+    if counted - old.bytes > compaction.WORTH_IT:
         await compaction.request(database, now.id, old)
     return revision
+
+
+async def _by_path(
+    database: Database, mine: dict[str, Any], kind: Literal["patch", "merge"], change: Any, revision: int
+) -> int | None:
+    """Apply a change of a small canvas without reading it; returns the new revision. None where that is not possible."""
+    found = paths.by_path(kind, change) if revision > 0 else None
+    if found is None:
+        return None
+    small = {"$lt": [{"$bsonSize": {"v": "$canvasData"}}, bases.LIMIT - found.size_bytes]}
+    where = {"canvasRevision": revision, "$expr": {"$and": [*found.conditions, small]}}
+    try:
+        done = await _guarded(database, mine, where, found.operators, revision + 1)
+    except RefusedChanges:
+        return None
+    return revision + 1 if done else None
+
+
+async def _guarded(
+    database: Database, mine: dict[str, Any], where: dict[str, Any], change: dict[str, Any], revision: int
+) -> bool:
+    """Update the canvas where a filter matches, and count its bytes; False where it does not match."""
+    limits = await limits_of(database, mine["userId"])
+    stamps = {"canvasRevision": revision, "updatedAt": database.clock.now()}
+    # Followers cannot apply the change: without the log, they read the canvas anew.
+    update = change | {
+        "$set": change.get("$set", {}) | stamps,
+        "$unset": change.get("$unset", {}) | {"canvasLog": ""},
+    }
+
+    async def write(transaction: Database) -> bool:
+        if not await transaction.projects.rewrite(mine | where, update):
+            return False
+        await storage.settle(transaction, mine, limits)
+        return True
+
+    return await database.transaction(write)
 
 
 def _mine(actor: Actor, project_id: ObjectId) -> dict[str, Any]:
