@@ -10,7 +10,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
-from ximler.projects import projects, search
+from ximler.projects import finding, projects, search
 from ximler.schema.project import Project
 
 
@@ -163,12 +163,47 @@ async def test_a_search_is_paged_like_a_list(database: Database, ada: Actor) -> 
     assert not rest.has_next
 
 
+async def test_names_come_before_descriptions_and_newer_ones_first(
+    database: Database, ada: Actor, bob: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another application wrote, on every page, and whichever index is read."""
+    texts = [
+        ("Tower bridge", None),
+        ("Plan", "a bridge"),
+        ("Bridge", "x"),
+        ("bridgehead", None),
+        ("Note", "old bridge"),
+    ]
+    for owner in (bob, ada):
+        assert owner.user_id is not None
+        await database.projects.insert_many(
+            Project(user_id=owner.user_id, name=n, description=d, search_terms=search.terms(n, d)) for n, d in texts
+        )
+    await database.raw["projects"].insert_one({"userId": ada.user_id, "name": "my bridge"})
+    expected = ["bridgehead", "Bridge", "Tower bridge", "Note", "Plan", "my bridge"]
+    for few in (600, 1):
+        monkeypatch.setattr(finding, "_FEW", few)
+        monkeypatch.setattr(finding, "_FEW_OF_SEVERAL", few)
+        for size in (1, 2, 3, 4, 10):
+            found: list[str] = []
+            after = None
+            while True:
+                page = await projects.page(database, ada, query="bri", first=size, after=after)
+                found += [each.name for each in page.items]
+                if not page.has_next:
+                    break
+                assert len(page.items) == size
+                after = decode_cursor(page.end_cursor or "")
+            assert found == expected, (few, size)
+    assert (await projects.page(database, ada, query="bridge plan")).items[0].name == "Plan"
+
+
 def test_terms_are_bounded_in_number_and_length() -> None:
     words = search.terms(" ".join(f"w{n}" for n in range(5000)), "x" * 5000)
     assert len(words) == search.MAX_TERMS
-    assert search.terms("x" * 5000) == ["x" * 40]
+    assert search.terms(None, "x" * 5000) == ["x" * 40]
     assert search.terms(None, "") == []
-    assert search.terms("b a b A") == ["b", "a"]
+    assert search.terms("b a b A", "a c") == ["=b", "=a", "b", "a", "c"]
 
 
 @settings(deadline=None)

@@ -240,6 +240,7 @@ class ReadableCollection(Generic[D]):
         deleted: bool = False,
         by: str = "createdAt",
         raw: bool = False,
+        hint: str | None = None,
     ) -> Page[V]: ...
     async def page(
         self,
@@ -251,11 +252,13 @@ class ReadableCollection(Generic[D]):
         deleted: bool = False,
         by: str = "createdAt",
         raw: bool = False,
+        hint: str | None = None,
     ) -> Page[Any]:
         """Latest first, by the time `by` and `_id`; the cost does not grow with the distance from the start.
 
         Documents without the time come last. Unreadable documents are skipped, so a page is shorter than
-        `first` only at the end of the list. With `raw` the items may be `Rows`. Raises Invalid when `first` is not
+        `first` only at the end of the list. With `raw` the items may be `Rows`. `hint` names the index.
+        Raises Invalid when `first` is not
         between 1 and 100.
         """
         if not 1 <= first <= MAX_PAGE:
@@ -268,7 +271,7 @@ class ReadableCollection(Generic[D]):
         while True:
             bounded = where if after is None else {"$and": [where, _after(after, by)]}
             # The order needs its time, also where `into` does not.
-            query = self._query(bounded, into, sort, limit, deleted, None, {by: 1})
+            query = self._query(bounded, into, sort, limit, deleted, hint, {by: 1})
             raws = await self._run(self._few(query))
             before = after
             if raw and limit == first + 1 and codec.check is not None and all(map(codec.check, raws)):
@@ -299,6 +302,12 @@ class ReadableCollection(Generic[D]):
     async def count(self, where: Filter, *, deleted: bool = False) -> int:
         return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
 
+    async def count_keys(self, where: Filter, *, most: int, index: str) -> int:
+        """How many keys of an index match, deleted documents included, at most `most`: without reading a document."""
+        pipeline: list[dict[str, Any]] = [{"$match": where}, {"$limit": most}, {"$count": "n"}]
+        found = await self._run(self.raw.aggregate(pipeline, hint=index, session=self._session))
+        return sum([each["n"] async for each in found])
+
     async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Run the pipeline unchanged: the caller leaves out soft-deleted documents. Datetimes come back
         naive.
@@ -318,6 +327,8 @@ class ReadableCollection(Generic[D]):
                 command["projection"] = query["projection"]
             if query["sort"]:
                 command["sort"] = dict(query["sort"])
+            if query["hint"]:
+                command["hint"] = query["hint"]
             found = await wire.ask(self.raw, command)
             if found is not None:
                 return found

@@ -45,9 +45,8 @@ async def _texts(database: Database, after: Any) -> list[dict[str, Any]]:
 
 
 def _wrong(raw: dict[str, Any]) -> list[str] | None:
-    """The project's correct terms, or None if it has them. Texts of another type have no words."""
-    texts = (raw.get(name) for name in ("name", "description"))
-    wanted = search.terms(*(text for text in texts if isinstance(text, str)))
+    """The project's correct terms, or None if it has them."""
+    wanted = search.terms_of(raw)
     return None if raw.get("searchTerms") == wanted else wanted
 
 

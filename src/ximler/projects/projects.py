@@ -24,7 +24,7 @@ from ximler.database.collection import Page
 from ximler.database.topics import Topic
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import access, bases, places, search, trash
+from ximler.projects import access, bases, finding, places, search, trash
 from ximler.projects.bases import Stored
 from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_of, total_of
 from ximler.projects.tags import normal as normal_tags
@@ -221,8 +221,7 @@ async def update(
         if based_on is not None and (revision or 0) not in based_on:
             raise RevisionConflict(revision or 0)
         if patch.keys() & {"name", "description"}:
-            texts = [patch.get(name, now.get(name)) for name in ("name", "description")]
-            patch["searchTerms"] = search.terms(*(text for text in texts if isinstance(text, str)))
+            patch["searchTerms"] = search.terms_of(now | patch)
         operators: dict[str, Any] = {"$set": patch}
         apart = now["apart"]
         if saved:
@@ -331,11 +330,14 @@ async def page(
     starred: bool | None = None,
     attributes: frozenset[str] | None = None,
 ) -> Page[ProjectSummary]:
-    """The actor's projects that `matching` finds, newest first. One command.
+    """The actor's projects that `matching` finds, newest first; with words in `query` as in `finding`. One command.
 
     Where `attributes` are given, the items have no others but `id` and `created_at`, and no others are read.
     """
     into = ProjectSummary if attributes is None else part_of(ProjectSummary, attributes)
+    if query and search.words(_text("search", query, MAX_NAME)):
+        mine = matching(actor, tagged=tagged, starred=starred, within=within)
+        return await finding.page(database, mine, query, into=into, first=first, after=after)
     where = matching(actor, query=query, tagged=tagged, starred=starred, within=within)
     return await database.projects.page(where, into=into, first=first, after=after, raw=attributes is not None)
 

@@ -11,14 +11,17 @@ contain it. Here every branch of the query starts with the user's id.
 
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["MAX_TERMS", "condition", "terms"]
+__all__ = ["MAX_TERMS", "condition", "having", "in_name", "terms", "terms_of", "words"]
 
 MAX_TERMS = 200
 _MAX_LENGTH = 40
 _MAX_WORDS = 8  # of a query
+_NAME = "="  # no word has it
+_MAX_MARKED = 50  # terms of a name; those beyond count as of the description
 
 # Letters that Unicode does not decompose.
 _FOLDED = str.maketrans(
@@ -37,35 +40,57 @@ _UNSPACED = re.compile(
 )
 
 
-def terms(*texts: str | None) -> list[str]:
+def terms(name: str | None, description: str | None = None) -> list[str]:
     """The distinct normalised terms, in order, at most 200 of at most 40 characters: the value of
-    `searchTerms`.
+    `searchTerms`. Those of the name are there once more, marked (`in_name`).
     """
+    of_name = _terms(name)
+    return list(dict.fromkeys([*map(in_name, of_name[:_MAX_MARKED]), *of_name, *_terms(description)]))[:MAX_TERMS]
+
+
+def terms_of(stored: Mapping[str, Any]) -> list[str]:
+    """`terms` of a stored project. Texts of another type, which another application wrote, have no words."""
+    name, description = stored.get("name"), stored.get("description")
+    return terms(name if isinstance(name, str) else None, description if isinstance(description, str) else None)
+
+
+def in_name(term: str) -> str:
+    """The term as it is stored for the name."""
+    return f"{_NAME}{term}"
+
+
+def words(query: str) -> list[str]:
+    """The distinct words of a query, at most eight; none of symbols alone."""
     found: dict[str, None] = {}
-    for text in texts:
-        for word in _words(_normal(text or "")):
-            if isinstance(word, str):
-                found[word[:_MAX_LENGTH]] = None
-            else:
-                found |= dict.fromkeys([*_pairs(word), word[-1]])
-    return list(found)[:MAX_TERMS]
+    for word in _words(_normal(query)):
+        found |= dict.fromkeys([word[:_MAX_LENGTH]] if isinstance(word, str) else _pairs(word) or word)
+    return list(found)[:_MAX_WORDS]
 
 
-def condition(query: str) -> dict[str, Any]:
+def having(beginnings: Iterable[str]) -> dict[str, Any]:
+    """The filter of projects with a term for each of these beginnings."""
+    return {"$and": [{"searchTerms": {"$regex": f"^{re.escape(each)}"}} for each in beginnings]}
+
+
+def condition(query: str, ordered: list[str] | None = None) -> dict[str, Any]:
     """The filter of a query: each of its words is a prefix of a term. An empty query matches every project.
+    `ordered` has the words in another order.
 
     In projects without terms, which another application wrote, the query's words are searched for inside the
     texts as they are; so is, in every project, a query of symbols alone (`→`, an emoji).
     """
-    found: dict[str, None] = {}
-    for word in _words(_normal(query)):
-        found |= dict.fromkeys([word[:_MAX_LENGTH]] if isinstance(word, str) else _pairs(word) or word)
-    words = list(found)[:_MAX_WORDS]
-    if not words:
+    given = ordered or words(query)
+    if not given:
         return {"$or": _inside(query.strip())} if query.strip() else {}
-    ours = [{"searchTerms": {"$regex": f"^{re.escape(word)}"}} for word in words]
     inside = [{"$or": _inside(word)} for word in _PLAIN_WORD.findall(query)[:_MAX_WORDS]]
-    return {"$or": [{"$and": ours}, {"$and": [{"searchTerms": None}, *inside]}]}
+    return {"$or": [having(given), {"$and": [{"searchTerms": None}, *inside]}]}
+
+
+def _terms(text: str | None) -> list[str]:
+    found: dict[str, None] = {}
+    for word in _words(_normal(text or "")):
+        found |= dict.fromkeys([word[:_MAX_LENGTH]] if isinstance(word, str) else [*_pairs(word), word[-1]])
+    return list(found)
 
 
 def _words(text: str) -> list[str | list[str]]:

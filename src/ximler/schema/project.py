@@ -18,7 +18,10 @@ from ximler.schema.document import (
     ascending,
 )
 
-__all__ = ["LOCATED", "PROJECTS", "Project"]
+BY_TERM = "userId_1_searchTerms_1"
+NEWEST = "userId_1_deletedAt_1_createdAt_-1__id_-1"
+
+__all__ = ["BY_TERM", "LOCATED", "NEWEST", "PROJECTS", "Project"]
 
 # Projects with a location: not those with the empty point that Mongoose writes, which no 2dsphere index accepts.
 LOCATED = {"location.coordinates.1": {"$type": "number"}}
@@ -39,8 +42,8 @@ class Project(Stamped, kw_only=True):
     # Ours: true or absent.
     starred: Theirs[bool | None] = None
     location: Theirs[Mixed] = None  # Ours: a GeoJSON point
-    # Ours: the words of name and description, lowercased, for prefix search. None: written by another
-    # application.
+    # Ours: the words of name and description, lowercased, for prefix search; those of the name also with `=` before them.
+    # None: written by another application.
     search_terms: Internal[list[str] | None] = None
     # Ours: incremented by each change of the canvas. A change names the revision that it is based on.
     canvas_revision: Internal[int] = 0
