@@ -258,3 +258,17 @@ async def test_of_many_checkouts_paid_at_once_one_is_bought(ada: Client, databas
     statuses = [(await ada.ask(CHECKOUT, id=each))["checkout"]["status"] for each in begun]
     assert statuses.count("PAID") == 1
     assert (await ada.ask(START, plan="pro")).code == "ALREADY_SUBSCRIBED"
+
+
+async def test_guessed_coupon_codes_are_limited_also_within_one_request(ada: Client, rail: Sandbox) -> None:
+    guesses = " ".join(f'g{n}: coupon(code: "GUESS{n}", planId: "pro") {{ problemCode }}' for n in range(15))
+    assert (await ada.ask(f"{{ {guesses} }}")).code == "TOO_MANY_ATTEMPTS"
+    for field in (
+        'coupon(code: "WELCOME20", planId: "pro") { valid }',
+        'previewChange(planId: "pro", coupon: "A") { at }',
+    ):
+        assert (await ada.ask(f"{{ {field} }}")).code == "TOO_MANY_ATTEMPTS"
+    for verb in ('applyCoupon(code: "A")', 'changePlan(planId: "pro", coupon: "A")'):
+        assert (await ada.ask(f"mutation {{ {verb} {{ id }} }}")).code == "TOO_MANY_ATTEMPTS"
+    assert (await ada.ask(START, plan="pro", coupon="WELCOME20")).code == "TOO_MANY_ATTEMPTS"
+    assert (await ada.ask(START, plan="pro"))["startCheckout"]["status"] == "OPEN"
