@@ -598,3 +598,18 @@ async def test_a_cancelled_start_leaves_nothing(data_dir: Path) -> None:
 async def test_a_cache_too_small_is_refused(data_dir: Path) -> None:
     with pytest.raises(Invalid, match="256"):
         await server.start(data_dir, cache_mb=255)
+
+
+async def test_no_value_of_a_slow_command_reaches_the_log_of_mongod(tmp_path: Path) -> None:
+    """A logged command has its values: hashes of tokens, and addresses."""
+    running = await server.start(tmp_path / "data")
+    try:
+        async with AsyncMongoClient(running.uri) as client:
+            await client["ximler"]["people"].insert_one({"email": "secret@example.com"})
+            slow = {"$where": "sleep(300) || true", "email": "secret@example.com"}
+            await client["ximler"]["people"].find(slow).to_list()
+    finally:
+        await running.stop()
+    logs = [path.read_text("utf-8", "replace") for path in (tmp_path / "data").rglob("*.log*")]
+    assert any("Waiting for connections" in text for text in logs)
+    assert not any("secret@example.com" in text for text in logs)

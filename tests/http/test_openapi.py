@@ -77,6 +77,7 @@ def test_every_route_keeps_its_promise(
                 case.path_parameters["project"] = mine["project"]
             case.call_and_validate(
                 headers=mine["headers"],
+                timeout=60,  # the default of ten seconds passes on a busy machine
                 checks=[
                     not_a_server_error,
                     status_code_conformance,
