@@ -30,6 +30,7 @@ TOPICS = {
     "billing": "previews of a change of plan, the page of invoices, and an invoice as PDF",
     "renewals": "subscriptions that are due, billed and paid",
     "reports": "recurring revenue from rollups, beside the same from the ledger",
+    "capacity": "the bytes that a typical user takes, and what 10⁴ to 10⁸ users need",
     "events": "the payment provider's events, verified and stored",
     "concurrency": "50 clients that want the last 3 projects",
     "signin": "200 people who sign in at once",
