@@ -181,8 +181,11 @@ def strokes(count: int) -> list[Any]:
     [
         ([{"id": f"s{n}", "x": n + 0.5, "points": [[n, n + 0.25]] * 3, "text": "x" * 340} for n in range(40_000)], 17),
         (strokes(450), 3),
-        (strokes(2350), 17),
-        ([{"id": f"s{n}", "x": 1, "points": [[n % 99, at % 99] for at in range(200)]} for n in range(9500)], 17),
+        (strokes(2600), 17),
+        (
+            [{"id": f"s{n}", "x": 1, "points": [[100 + n % 900, 100 + at] for at in range(200)]} for n in range(8700)],
+            17,
+        ),
     ],
     ids=["text", "450 strokes", "strokes", "strokes of integers"],
 )

@@ -39,7 +39,8 @@ async def main(uri: str, name: str, user: str, project: str, *first: str) -> Non
     async def edit(client: int) -> None:
         for seq in range(int(first[client]), LAST + 1):
             saved = await saver.save(ada, ObjectId(project), patch(client, seq))
-            print("saved", client, seq, saved.revision, flush=True)  # beside the log
+            sys.stdout.write(f"saved {client} {seq} {saved.revision}\n")  # at once, because threads log beside it
+            sys.stdout.flush()
 
     await asyncio.gather(*map(edit, range(len(first))))
     await saver.close()

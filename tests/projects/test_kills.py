@@ -213,7 +213,7 @@ async def test_editors_survive_many_killed_processes(database: Database, mongodb
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kills", "last"), [(1, 5), pytest.param(12, 60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("kills", "last"), [(1, 5), pytest.param(8, 37, marks=pytest.mark.soak)])
 async def test_http_clients_that_are_cut_at_random_survive_a_killed_server(
     database: Database,
     mongodb_uri: str,

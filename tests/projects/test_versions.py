@@ -44,7 +44,9 @@ async def _expect_exact(database: Database, actor: Actor) -> int:
     total: int = contents[0]["bytes"] if contents else 0
     expected = total
     async for raw in database.raw["projects"].find({"userId": actor.user_id}):
-        expected += len(bson.encode(raw["settings"])) + len(bson.encode(raw["canvasData"])) + raw.get("storageRoom", 0)
+        apart = raw["canvasData"] is None
+        expected += raw["canvasBase"]["bytes"] if apart else len(bson.encode(raw["canvasData"]))
+        expected += len(bson.encode(raw["settings"])) + raw.get("storageRoom", 0)
         expected += len(bson.encode(raw["canvasClients"])) if "canvasClients" in raw else 0
     gauge = await database.raw["gauges"].find_one({"_id": actor.user_id})
     assert gauge is not None
