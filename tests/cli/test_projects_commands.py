@@ -35,3 +35,19 @@ def test_a_canvas_goes_in_and_out_and_back_to_a_version(ximler, own, tmp_path):
     )
     assert twice.returncode == 2
     assert "/a/b in the file is a key that its object has twice" in twice.stderr
+
+
+def test_the_trash_is_listed_restored_and_emptied(ximler, own):
+    env, _ = own
+    made = ximler(
+        "users", "create", "--name", "Bea", "--email", "bea@example.com", "--password-stdin", env=env,
+        stdin="seven violet anchors drift",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    drawn = ximler("projects", "import", "bea@example.com", "-", "--name", "Gone", "--json", env=env, stdin="{}")
+    project = json.loads(drawn.stdout)["id"]
+    assert "is empty" in ximler("projects", "trash", "bea@example.com", env=env).stdout
+    assert ximler("projects", "trash", "bea@example.com", "--restore", project, env=env).returncode != 0
+    assert json.loads(ximler("projects", "trash", "bea@example.com", "--empty", "--json", env=env).stdout) == {
+        "purged": 0
+    }

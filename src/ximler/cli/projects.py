@@ -20,7 +20,7 @@ _project = click.argument("project", type=Id())
 
 @click.group()
 def projects() -> None:
-    """List and show projects; export, import and restore canvases."""
+    """List and show projects and the trash; export, import and restore canvases."""
 
 
 @projects.command("list")
@@ -43,6 +43,41 @@ async def list_projects(run: Run, user: str, limit: int, after: Any) -> None:
             "Changed": lambda project: minute(project.updated_at),
         },
         empty=f"{user} has no projects.",
+    )
+
+
+@projects.command("trash")
+@click.argument("user")
+@click.option("--restore", "project", type=Id(), help="Restore this project of the user's trash.")
+@click.option("--empty", is_flag=True, help="Delete all of them permanently.")
+@paged
+@connected(json="Print projects and the next cursor as JSON.")
+async def list_trash(run: Run, user: str, project: Any, empty: bool, limit: int, after: Any) -> None:
+    """List the deleted projects of USER (an id or e-mail address), last deleted first. They are purged after 30 days."""
+    from ximler.projects import projects as owned
+    from ximler.projects import trash
+
+    actor = _as(run, await run.user_id(user))
+    if project is not None and empty:
+        raise Invalid.field("empty", "does not go with --restore")
+    if project is not None:
+        await owned.restore(run.database, actor, project)
+        _show(run, await owned.get(run.database, actor, project))
+        return
+    if empty:
+        count = await trash.empty(run.database, actor)
+        run.show({"purged": count}, f"{counted(count, 'project')} deleted permanently.")
+        return
+    run.show_list(
+        await owned.deleted_page(run.database, actor, first=limit, after=after),
+        row=lambda project: fields(project, f"{_FIELDS} deleted_at"),
+        columns={
+            "Id": lambda project: project.id,
+            "Name": lambda project: project.name,
+            "Bytes": lambda project: f"{project.storage_size:,}",
+            "Deleted": lambda project: minute(project.deleted_at),
+        },
+        empty=f"The trash of {user} is empty.",
     )
 
 
