@@ -33,3 +33,11 @@ def test_digests_and_signatures_of_different_purposes_differ(keyring: Keyring) -
     assert all(keyring.verify(one, keyring.sign(other, subject)) is None
                for one, other in itertools.permutations(purposes, 2))  # fmt: skip
     assert len({keyring.digest(purpose, "same") for purpose in ("reply", "throttle", "reply request")}) == 3
+
+
+def test_seals_of_different_purposes_differ(keyring: Keyring) -> None:
+    mac = keyring.seal("asset url", b"content")
+    assert keyring.is_sealed("asset url", b"content", mac)
+    assert not keyring.is_sealed("asset url", b"Content", mac)
+    assert not keyring.is_sealed("other", b"content", mac)
+    assert mac != keyring.digest("asset url", "content")

@@ -20,7 +20,7 @@ def test_a_canvas_goes_in_and_out_and_back_to_a_version(ximler, own, tmp_path):
     assert ximler("projects", "export", project, env=env).stdout == file.read_text()
 
     replaced = ximler("projects", "import", "ada@example.com", "-", "--into", project, env=env, stdin='{"b": 1}')
-    assert "revision 1" in replaced.stdout
+    assert "revision 2" in replaced.stdout
     assert ximler("projects", "export", project, env=env).stdout == '{"b": 1}'
     listed = json.loads(ximler("projects", "versions", project, "--json", env=env).stdout)["items"]
     assert [each["name"] for each in listed] == ["before an import"]
@@ -51,3 +51,31 @@ def test_the_trash_is_listed_restored_and_emptied(ximler, own):
     assert json.loads(ximler("projects", "trash", "bea@example.com", "--empty", "--json", env=env).stdout) == {
         "purged": 0
     }
+
+
+def test_a_whole_project_goes_out_and_in_and_is_erased(ximler, own, tmp_path):
+    env, _ = own
+    created = ximler(
+        "users", "create", "--name", "Ada", "--email", "ada@example.com", "--password-stdin", env=env,
+        stdin="seven violet anchors drift",
+    )  # fmt: skip
+    assert created.returncode == 0, created.stderr
+    drawing = json.dumps(DRAWING | {"files": {"a": {"dataURL": f"data:image/png;base64,{'AAAA' * 300}"}}}, indent=1)
+    made = ximler("projects", "import", "ada@example.com", "-", "--name", "P", "--json", env=env, stdin=drawing)
+    project = json.loads(made.stdout)["id"]
+    assert ximler("projects", "export", project, env=env).stdout == drawing
+    assert "1.png" in ximler("projects", "assets", project, env=env).stdout
+    assert "No assets are unused" in ximler("projects", "assets", project, "--unused", env=env).stdout
+
+    archive = tmp_path / "p.zip"
+    assert ximler("projects", "export", project, "--zip", "-o", str(archive), env=env).returncode == 0
+    copied = ximler("projects", "import", "ada@example.com", str(archive), "--json", env=env)
+    copy = json.loads(copied.stdout)
+    assert (copy["name"], copy["id"] != project) == ("P", True)
+    assert ximler("projects", "export", copy["id"], env=env).stdout == drawing
+    assert ximler("projects", "import", "ada@example.com", str(archive), "--into", project, env=env).returncode == 2
+
+    assert ximler("projects", "erase", copy["id"], "--yes", env=env).returncode == 5
+    assert ximler("projects", "delete", copy["id"], env=env).returncode == 0
+    assert "is erased" in ximler("projects", "erase", copy["id"], "--yes", env=env).stdout
+    assert ximler("projects", "show", copy["id"], env=env).returncode == 5

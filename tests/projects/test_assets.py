@@ -10,7 +10,7 @@ from ximler.database import Database
 from ximler.metering.quota import gauges
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import assets, assets_storage, assets_uploads, projects, trash
-from ximler.schema.asset import ASSET_FILES, ASSETS
+from ximler.schema.asset import ASSET_FILES, ASSET_PREVIEWS, ASSETS
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +51,8 @@ async def check(database: Database, actor: Actor, *, swept: bool = True) -> int:
         each["_id"]: each["length"] async for each in database.raw["assets.files"].find({"filename": str(user_id)})
     }
     if swept:
+        previews = await database[ASSET_PREVIEWS].find({"userId": user_id})
+        assert {preview.file_id for preview in previews} <= references
         assert stored == {file.id: file.charged_bytes for file in files if file.state == "STORED"}
         left = await database.raw["assets.chunks"].distinct("files_id")
         known = [file.id for file in await database[ASSET_FILES].find({})]

@@ -50,16 +50,16 @@ _PIXEL_CHUNKS = (
 _thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
 
-async def thumbnail(sent: bytes, field: str = "avatar") -> bytes:
-    """A WebP picture of at most 512 × 512 pixels, upright, with its proportions; of an animation, the first
+async def thumbnail(sent: bytes, field: str = "avatar", *, side: int = SIDE) -> bytes:
+    """A WebP picture of at most `side` × `side` pixels, upright, with its proportions; of an animation, the first
     frame.
 
     Raises Invalid if it is not a PNG, JPEG, WebP or GIF picture, or is too large to be decoded.
     """
-    return await asyncio.get_running_loop().run_in_executor(_thread, _encode, sent, field)
+    return await asyncio.get_running_loop().run_in_executor(_thread, _encode, sent, field, side)
 
 
-def _encode(sent: bytes, field: str) -> bytes:
+def _encode(sent: bytes, field: str, side: int) -> bytes:
     if len(sent) > MAX_BYTES:
         raise Invalid.field(field, f"is larger than {MAX_BYTES // 1_000_000} MB")
     try:
@@ -69,14 +69,14 @@ def _encode(sent: bytes, field: str) -> bytes:
                 raise Invalid.field(
                     field, f"has {width} × {height} pixels: send at most {_MAX_PIXELS // 1_000_000} million"
                 )
-            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # decodes a JPEG at a reduced size
+            opened.draft("RGB", (2 * side, 2 * side))  # decodes a JPEG at a reduced size
             opened.load()
             picture = _upright(_in_srgb(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Invalid.field(field, "has too many pixels") from None
     except _UNREADABLE:
         raise Invalid.field(field, "is not a picture that can be read: send a PNG, JPEG, WebP or GIF file") from None
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((side, side))
     bare = Image.new("RGBA", picture.size)  # without metadata
     bare.paste(picture)
     out = io.BytesIO()

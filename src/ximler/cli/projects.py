@@ -1,5 +1,7 @@
 """`ximler projects`: customers' projects and their canvases, for operators."""
 
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -15,12 +17,13 @@ if TYPE_CHECKING:
 
 _FIELDS = "id user_id name description storage_size canvas_revision created_at updated_at"
 _VERSION = "id revision name pinned automatic size_bytes stored_bytes created_at"
+_ASSET = "id name content_type size_bytes created_at"
 _project = click.argument("project", type=Id())
 
 
 @click.group()
 def projects() -> None:
-    """List and show projects and the trash; export, import and restore canvases."""
+    """List, show, export, import, delete and erase projects; restore canvases and what is in the trash."""
 
 
 @projects.command("list")
@@ -94,32 +97,52 @@ async def show(run: Run, project: Any) -> None:
 @projects.command()
 @_project
 @click.option("--version", type=Id(), help="A kept version's id, in place of the canvas as it is.")
+@click.option("--zip", "whole", is_flag=True, help="Settings, canvas, versions and assets as a zip archive.")
 @click.option("-o", "--output", type=click.File("wb", lazy=True), default="-", help="File.  [default: standard output]")
 @connected()
-async def export(run: Run, project: Any, version: Any, output: BinaryIO) -> None:
-    """Write the canvas of PROJECT as JSON: the imported file, byte for byte, if it is unchanged since."""
-    from ximler.projects import canvas, versions
+async def export(run: Run, project: Any, version: Any, whole: bool, output: BinaryIO) -> None:
+    """Write the canvas of PROJECT as JSON, byte for byte as it was imported if it is unchanged since, or with `--zip` the
+    whole project.
+    """
+    from ximler.projects import archives, versions
 
+    if whole and version is not None:
+        raise Invalid.field("version", "is not for --zip, which has all versions")
     actor = await _owner(run, project)
-    if version is None:
-        text, _ = await canvas.read_file(run.database, actor, project)
+    if version is not None:
+        output.write(await versions.content_file(run.database, actor, project, version))
     else:
-        text = await versions.content_file(run.database, actor, project, version)
-    output.write(text)
+        archive = archives.export if whole else archives.export_file
+        async for piece in await archive(run.database, actor, project):
+            output.write(piece)
     output.flush()
 
 
 def _read(*, file: BinaryIO, into: Any, **_: object) -> dict[str, Any]:
-    """The file's JSON, before the database is opened. Limits and strictness are those of the API."""
+    """The file's text and value, before the database is opened, or the file of a zip archive. Limits and strictness are
+    those of the API.
+    """
     from ximler.core import strict_json
     from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 
-    text = file.read()
+    start = file.read(4)
+    if start.startswith(b"PK"):
+        return {"file": _seekable(start, file), "into": into}
+    text = start + file.read()
     try:
         data = strict_json.decode(text, values=MAX_VALUES, containers=MAX_CONTAINERS)
     except strict_json.NotJson as problem:
         raise Invalid.field("file", problem.about("The file")) from None
-    return {"file": (data, text), "into": into}
+    return {"file": (text, data), "into": into}
+
+
+def _seekable(start: bytes, file: BinaryIO) -> BinaryIO:
+    if file.seekable():
+        return file
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+    copy.write(start)
+    shutil.copyfileobj(file, copy)
+    return copy
 
 
 @projects.command("import")
@@ -128,24 +151,55 @@ def _read(*, file: BinaryIO, into: Any, **_: object) -> dict[str, Any]:
 @click.option("--name", help="Name of the new project.")
 @click.option("--into", type=Id(), help="Replace this project's canvas, in place of a new project.")
 @connected(json="Print the project as JSON.", first=_read)
-async def import_canvas(run: Run, user: str, file: tuple[Any, bytes], name: str | None, into: Any) -> None:
-    """Make a project of USER (an id or e-mail address) from the JSON in FILE, such as a drawing of Excalidraw; `-` is
-    standard input. Until the canvas changes, it is exported byte for byte. With `--into`, the canvas as it was becomes a
-    version.
+async def import_canvas(run: Run, user: str, file: Any, name: str | None, into: Any) -> None:
+    """Make a project of USER (an id or e-mail address) from FILE: a zip archive that `export --zip` made, or JSON, such as
+    a drawing of Excalidraw; `-` is standard input. With `--into`, the canvas as it was becomes a version.
     """
-    from ximler.projects import canvas, versions
+    from ximler.projects import archives, canvas, versions
     from ximler.projects import projects as owned
 
-    actor, (data, text) = _as(run, await run.user_id(user)), file
+    actor = _as(run, await run.user_id(user))
+    most = run.settings.asset_max_mb * 1_000_000
+    if not isinstance(file, tuple):
+        if into is not None:
+            raise Invalid.field("into", "is for JSON: an archive is always a new project")
+        made = await archives.load(run.database, actor, file, name=name, most=most)
+        _show(run, await owned.get(run.database, actor, made))
+        return
+    text, data = file
     if into is None:
         if name is None:
             raise Invalid.field("name", "is missing: --name NAME")
-        made = await owned.create(run.database, actor, name=name, canvas_data=data, any_keys=True, text=text)
-        _show(run, made)
+        made = await archives.load_file(run.database, actor, text, name=name, most=most)
+        _show(run, await owned.get(run.database, actor, made))
         return
     await versions.create(run.database, actor, into, name="before an import", pinned=False)
     await canvas.replace(run.database, actor, into, data, based_on=None, any_keys=True, text=text)
     _show(run, await owned.get(run.database, actor, into))
+
+
+@projects.command()
+@_project
+@connected(json="Print the project as JSON.")
+async def delete(run: Run, project: Any) -> None:
+    """Move PROJECT to its owner's trash, for 30 days."""
+    from ximler.projects import projects as owned
+
+    _show(run, await owned.delete(run.database, await _owner(run, project), project))
+
+
+@projects.command()
+@_project
+@click.confirmation_option(prompt="Erase the project with its versions and assets for good?")
+@connected(json="Print the project's id as JSON.")
+async def erase(run: Run, project: Any) -> None:
+    """Erase PROJECT, which is in its owner's trash, for good, with its versions and assets."""
+    from ximler.projects import projects as owned
+    from ximler.projects import trash as deleted
+
+    owner = await owned.owner_of(run.database, run.actor, project, deleted=True)
+    await deleted.purge(run.database, _as(run, owner), project)
+    run.show({"id": str(project)}, f"{project} is erased.")
 
 
 @projects.command("versions")
@@ -168,6 +222,30 @@ async def list_versions(run: Run, project: Any, limit: int, after: Any) -> None:
             "Kept": lambda version: minute(version.created_at),
         },
         empty="The canvas has no versions yet.",
+    )
+
+
+@projects.command("assets")
+@_project
+@click.option("--unused", is_flag=True, help="Those that neither the canvas nor a kept version shows.")
+@paged
+@connected(json="Print assets and the next cursor as JSON.")
+async def list_assets(run: Run, project: Any, unused: bool, limit: int, after: Any) -> None:
+    """List the assets of PROJECT, its files, newest first."""
+    from ximler.projects import assets, assets_usage
+
+    listed = assets_usage.unused if unused else assets.page
+    run.show_list(
+        await listed(run.database, await _owner(run, project), project, first=limit, after=after),
+        row=lambda asset: fields(asset, _ASSET),
+        columns={
+            "Id": lambda asset: asset.id,
+            "Name": lambda asset: asset.name,
+            "Type": lambda asset: asset.content_type,
+            "Bytes": lambda asset: f"{asset.size_bytes:,}",
+            "Uploaded": lambda asset: minute(asset.created_at),
+        },
+        empty="No assets are unused." if unused else "The project has no assets yet.",
     )
 
 

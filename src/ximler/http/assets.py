@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
+from ximler.core.errors import NotFound
 from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.bodies import body_of
@@ -24,9 +25,9 @@ from ximler.http.conditional import matches, strong_tags
 from ximler.http.forms import first_file
 from ximler.http.problems import documented, documented_in_project
 from ximler.http.ranges import Unsatisfiable, byte_range, disposition, name_in
-from ximler.projects import assets, assets_kinds, assets_uploads
+from ximler.projects import assets, assets_kinds, assets_links, assets_previews, assets_uploads, assets_usage
 
-__all__ = ["Asset", "Assets", "answer", "paced", "routes", "shown"]
+__all__ = ["Asset", "Assets", "answer", "bare", "paced", "routes"]
 
 _PATH = "/v1/projects/{project:str}/assets"
 _ONE = f"{_PATH}/{{asset:str}}"
@@ -41,6 +42,11 @@ _AssetId = Annotated[str, PathParameter(max_length=100, description="The asset's
 _READS = documented_in_project(
     "asset", _403="Requires the scope projects:read", _422="An id, cursor or size is malformed"
 )
+_FILE = {
+    200: ResponseSpec(bytes, description="The file", media_type="*/*", generate_examples=False),
+    206: ResponseSpec(bytes, description="The range of the file", media_type="*/*", generate_examples=False),
+    304: ResponseSpec(None, description="Not modified"),
+}
 _CHANGES = documented_in_project(
     "asset",
     _403="Requires the scope projects:write; or sent by another site",
@@ -50,7 +56,12 @@ _CHANGES = documented_in_project(
 
 
 class Asset(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """A file of a project. `contentType` comes from its content. `sha256` is in hexadecimal digits."""
+    """A file of a project. `contentType` comes from its content. `sha256` is in hexadecimal digits.
+
+    `url` is a path that needs no credentials until `urlExpiresAt`, for pages to show the file. `previews` has such paths
+    of small pictures by their size, 256 and 1024 pixels; it is empty for a file that is no picture.
+    Public links list assets without them.
+    """
 
     id: str
     name: str
@@ -58,6 +69,9 @@ class Asset(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     size_bytes: int
     sha256: str
     created_at: datetime
+    url: str | None = None
+    url_expires_at: datetime | None = None
+    previews: dict[str, str] = {}
 
 
 class Assets(msgspec.Struct, frozen=True):
@@ -74,11 +88,15 @@ async def show_list(
     state: State,
     first: Annotated[int, QueryParameter(ge=1, le=100, description="How many, at most")] = 20,
     after: Annotated[str | None, QueryParameter(description="The `next` of the page before")] = None,
+    unused: Annotated[
+        bool, QueryParameter(description="Those that neither the canvas nor a kept version shows")
+    ] = False,
 ) -> Assets:
     """Newest first, without their content."""
     position = None if after is None else decode_cursor(after)
-    page = await assets.page(state.database, caller.actor, object_id(project, "project"), first=first, after=position)
-    return Assets([shown(item) for item in page.items], page.end_cursor if page.has_next else None)
+    listed = assets_usage.unused if unused else assets.page
+    page = await listed(state.database, caller.actor, object_id(project, "project"), first=first, after=position)
+    return Assets([shown(state, caller, item) for item in page.items], page.end_cursor if page.has_next else None)
 
 
 @post(
@@ -144,7 +162,7 @@ async def upload(
             raise
     except assets_uploads.TooLarge as error:
         raise HTTPException(status_code=413, detail=error.message) from None
-    return Response(shown(made), headers={"Location": f"/v1/projects/{project_id}/assets/{made.id}"})
+    return Response(shown(state, caller, made), headers={"Location": f"/v1/projects/{project_id}/assets/{made.id}"})
 
 
 @get(
@@ -152,13 +170,7 @@ async def upload(
     **signed_in(scope="projects:read"),
     tags=["projects"],
     summary="Download an asset",
-    responses={
-        200: ResponseSpec(bytes, description="The file", media_type="*/*", generate_examples=False),
-        206: ResponseSpec(bytes, description="The range of the file", media_type="*/*", generate_examples=False),
-        304: ResponseSpec(None, description="Not modified"),
-    }
-    | _READS
-    | documented(_416="The range starts after the file's last byte"),
+    responses=_FILE | _READS | documented(_416="The range starts after the file's last byte"),
 )
 async def show(
     project: _Project,
@@ -166,12 +178,55 @@ async def show(
     caller: NamedDependency[Caller],
     request: Request[Any, Any, Any],
     state: State,
+    preview: Annotated[
+        int, QueryParameter(description="256 or 1024: the picture in WebP, at most so many pixels wide and high")
+    ] = 0,
+    sha256: Annotated[
+        str | None, QueryParameter(max_length=64, description="Of the content, which browsers then keep for a year")
+    ] = None,
 ) -> Response[bytes] | Stream:
     """The file, or with `Range` a part of it. Its entity tag is its SHA-256. Pictures, sound, video, fonts, plain text
     and JSON are shown by browsers; any other file, SVG and HTML among them, is downloaded.
     """
     found = await assets.get(state.database, caller.actor, *_ids(project, asset))
-    return answer(request, state, found)
+    if sha256 is not None and sha256 != found.digest.hex():
+        raise NotFound("The asset has other content")
+    response = await answer(request, state, found, preview)
+    if sha256 is not None:
+        response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    return response
+
+
+@get(
+    "/v1/assets/{asset:str}",
+    tags=["projects"],
+    summary="Download an asset by its URL",
+    responses=_FILE
+    | documented(
+        _400="The request cannot be read",
+        _403="The URL has expired, was changed, or is for another asset",
+        _404="The asset or its project is deleted, or its user has lost access",
+        _416="The range starts after the file's last byte",
+        _422="The id is malformed",
+        _429="Too many requests of this account are under way",
+        _503="The database is unavailable",
+    ),
+)
+async def follow(
+    asset: _AssetId,
+    token: Annotated[str, QueryParameter(max_length=100, description="From the asset's `url`")],
+    request: Request[Any, Any, Any],
+    state: State,
+) -> Response[bytes] | Stream:
+    """For `<img>` and other elements of a page, which send no key. An asset's `url` grants the access of the user who
+    asked for it, for up to an hour. As with other downloads, SVG, HTML and unknown files are attachments.
+    """
+    found = await assets_links.follow(state.database, state.keyring, object_id(asset, "asset"), token)
+    state.authentication.enter(request.scope["state"], found.actor.require_user())
+    response = await answer(request, state, found.asset, found.preview)
+    response.headers["Cache-Control"] = f"private, max-age={found.left // timedelta(seconds=1)}, immutable"
+    response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    return response
 
 
 @delete(_ONE, **signed_in(scope="projects:write"), tags=["projects"], summary="Delete an asset", responses=_CHANGES)
@@ -180,8 +235,24 @@ async def remove(project: _Project, asset: _AssetId, caller: NamedDependency[Cal
     await assets.delete(state.database, caller.actor, *_ids(project, asset))
 
 
-def answer(request: Request[Any, Any, Any], state: State, asset: assets.Asset) -> Response[bytes] | Stream:
-    """The answer with a file, or a part of it."""
+async def answer(
+    request: Request[Any, Any, Any], state: State, asset: assets.Asset, preview: int = 0
+) -> Response[bytes] | Stream:
+    """The file, or a preview of it. Previews are small, so they have no ranges."""
+    if not preview:
+        return _file(request, state, asset)
+    headers = {
+        "ETag": f'"{asset.digest.hex()}-{assets_previews.require_side(preview)}"',
+        "Cache-Control": "private, no-cache",
+        "Content-Security-Policy": _SANDBOX,
+    }
+    if matches(request.headers.get("if-none-match", ""), headers["ETag"]):
+        return Response(b"", status_code=304, headers=headers)
+    content = await assets_previews.get(state.database, asset, preview)
+    return Response(content, media_type=assets_previews.CONTENT_TYPE, headers=headers)
+
+
+def _file(request: Request[Any, Any, Any], state: State, asset: assets.Asset) -> Response[bytes] | Stream:
     size, tag = asset.size_bytes, f'"{asset.digest.hex()}"'
     shown = assets_kinds.is_shown(asset.content_type)
     headers = {
@@ -262,8 +333,19 @@ def _ids(project: str, asset: str) -> tuple[Any, Any]:
     return object_id(project, "project"), object_id(asset, "asset")
 
 
-def shown(asset: assets.Asset) -> Asset:
-    """An asset as it is listed."""
+def shown(state: State, caller: Caller, asset: assets.Asset) -> Asset:
+    """An asset as its user sees it, with addresses that grant the user's access."""
+    now = state.database.clock.now()
+    link = assets_links.link(state.keyring, caller.actor, asset, now)
+    sides = assets_previews.SIDES if assets_previews.show(asset) else ()
+    previews = {
+        str(side): assets_links.link(state.keyring, caller.actor, asset, now, preview=side).url for side in sides
+    }
+    return msgspec.structs.replace(bare(asset), url=link.url, url_expires_at=link.expires_at, previews=previews)
+
+
+def bare(asset: assets.Asset) -> Asset:
+    """An asset without such addresses."""
     return Asset(
         id=str(asset.id),
         name=asset.name,
@@ -274,4 +356,4 @@ def shown(asset: assets.Asset) -> Asset:
     )
 
 
-routes = (show_list, upload, show, remove)
+routes = (show_list, upload, show, follow, remove)

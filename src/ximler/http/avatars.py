@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, delete, get, put
-from litestar.datastructures import State, UploadFile
+from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import MediaType
 from litestar.openapi.datastructures import ResponseSpec
@@ -13,10 +13,9 @@ from litestar.params import PathParameter
 from litestar.response import Stream
 
 from ximler.accounts import avatars, pictures
-from ximler.core.errors import Invalid
 from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.bodies import body_of
+from ximler.http.bodies import body_of, sent_file
 from ximler.http.conditional import matches
 from ximler.http.problems import documented
 
@@ -67,7 +66,7 @@ async def upload(caller: NamedDependency[Caller], request: Request[Any, Any, Any
     """PNG, JPEG, WebP or GIF, as the body itself or as the first file of a form. Kept as WebP, at most 512 ×
     512 pixels.
     """
-    return Avatar(await avatars.set_picture(state.database, caller.actor, await _sent(request)))
+    return Avatar(await avatars.set_picture(state.database, caller.actor, await sent_file(request, "avatar")))
 
 
 @delete(
@@ -118,15 +117,6 @@ async def show(
         headers={**headers, "Content-Length": str(file.size_bytes)},
         media_type=file.content_type,
     )
-
-
-async def _sent(request: Request[Any, Any, Any]) -> bytes:
-    if request.content_type[0] != "multipart/form-data":
-        return await request.body()
-    for part in (await request.form()).values():
-        if isinstance(part, UploadFile):
-            return await part.read()
-    raise Invalid.field("avatar", "is missing: the form has no file")
 
 
 routes = (upload, remove, show)

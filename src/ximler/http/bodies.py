@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request
-from litestar.datastructures import FormMultiDict
+from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 
-__all__ = ["BodyRequest", "body_of"]
+from ximler.core.errors import Invalid
+
+__all__ = ["BodyRequest", "body_of", "sent_file"]
 
 
 def body_of(description: str, **schemas: Schema) -> type[Operation]:
@@ -85,3 +87,13 @@ def _is_utf8(charset: str) -> bool:
         return codecs.lookup(charset).name in ("utf-8", "ascii")
     except (LookupError, ValueError):
         return False
+
+
+async def sent_file(request: Request[Any, Any, Any], field: str) -> bytes:
+    """The whole body, or of a form the first file in it. Raises Invalid, for `field`, if the form has none."""
+    if request.content_type[0] != "multipart/form-data":
+        return await request.body()
+    for part in (await request.form()).values():
+        if isinstance(part, UploadFile):
+            return await part.read()
+    raise Invalid.field(field, "is missing: the form has no file")

@@ -88,7 +88,7 @@ async def show_assets(
     opened = await _opened(request, state)
     position = None if after is None else decode_cursor(after)
     page = await assets.page(state.database, opened.actor, opened.project.id, first=first, after=position)
-    return files.Assets([files.shown(item) for item in page.items], page.end_cursor if page.has_next else None)
+    return files.Assets([files.bare(item) for item in page.items], page.end_cursor if page.has_next else None)
 
 
 @get(
@@ -111,7 +111,7 @@ async def show_asset(
     """As `GET /v1/projects/{project}/assets/{asset}`."""
     opened = await _opened(request, state)
     found = await assets.get(state.database, opened.actor, opened.project.id, object_id(asset, "asset"))
-    return files.answer(request, state, found)
+    return await files.answer(request, state, found)
 
 
 async def _opened(request: Request[Any, Any, Any], state: State) -> links.Opened:

@@ -5,9 +5,6 @@ concurrent changes may or may not be included. A truncated archive does not open
 comes last.
 """
 
-import asyncio
-import io
-import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
@@ -23,6 +20,7 @@ from ximler.audit.actions import Action
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.core.extended_json import plain
+from ximler.core.zips import Entry, zipped
 from ximler.database import Database, files
 from ximler.database.chunks import Damaged
 from ximler.database.collection import TypedCollection
@@ -41,7 +39,7 @@ CONTENTS: dict[str, Collection[Any]] = {
 _BUCKETS = {"avatars": AVATARS}
 _EXTENSIONS = {"image/webp": "webp"}
 _BATCH = 200  # documents per batch; MongoDB also ends a batch at 16 MB
-_PIECE = 256_000  # bytes per call of the compressor, in a thread
+_PIECE = 256_000  # bytes per call of the compressor
 
 
 async def take(database: Database, actor: Actor, user_id: ObjectId) -> AsyncIterator[bytes]:
@@ -60,36 +58,19 @@ async def take(database: Database, actor: Actor, user_id: ObjectId) -> AsyncIter
         )
 
     await database.transaction(write)
-    return _archive(database, user_id, account)
+    return zipped(_entries(database, user_id, account), database.clock.now())
 
 
-async def _archive(database: Database, user_id: ObjectId, account: dict[str, Any]) -> AsyncIterator[bytes]:
-    out = _Out()
-    now = database.clock.now()
-    with zipfile.ZipFile(out, "w") as made:
-        async for name, pieces in _entries(database, user_id, account):
-            entry = zipfile.ZipInfo(name, now.timetuple()[:6])
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            async with aclosing(pieces):  # closes as soon as the reader disconnects
-                with made.open(entry, "w", force_zip64=True) as opened:
-                    async for piece in pieces:
-                        await asyncio.to_thread(opened.write, piece)
-                        yield out.taken()
-    yield out.taken()
-
-
-async def _entries(
-    database: Database, user_id: ObjectId, account: dict[str, Any]
-) -> AsyncIterator[tuple[str, AsyncGenerator[bytes, None]]]:
-    yield "account.json", _whole(_json(account))
+async def _entries(database: Database, user_id: ObjectId, account: dict[str, Any]) -> AsyncIterator[Entry]:
+    yield Entry("account.json", _whole(_json(account)))
     for name, collection in CONTENTS.items():
-        yield name, _documents(database, database[collection], user_id, collection.exported)
+        yield Entry(name, _documents(database, database[collection], user_id, collection.exported))
     for folder, bucket in _BUCKETS.items():
         for file in await files.stored_by(database, bucket, user_id):
             extension = _EXTENSIONS.get(file.content_type, "bin")
-            yield f"{folder}/{file.id}.{extension}", files.read(database, bucket, file.id)
+            yield Entry(f"{folder}/{file.id}.{extension}", files.read(database, bucket, file.id))
     async for asset in assets.stored_by(database, user_id):
-        yield f"assets/{asset.project_id}/{asset.id}/{asset.name}", _content(database, asset)
+        yield Entry(f"assets/{asset.project_id}/{asset.id}/{asset.name}", _content(database, asset))
 
 
 async def _content(database: Database, asset: assets.Asset) -> AsyncGenerator[bytes, None]:
@@ -136,22 +117,3 @@ async def _canvas(database: Database, project_id: ObjectId) -> Any:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=plain)
-
-
-class _Out(io.RawIOBase):
-    """The file that zipfile writes to: buffers bytes until they are read, and cannot seek."""
-
-    def __init__(self) -> None:
-        self._kept = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._kept += data
-        return len(data)
-
-    def taken(self) -> bytes:
-        taken = bytes(self._kept)
-        self._kept.clear()
-        return taken

@@ -6,7 +6,7 @@ Anything unknown is `application/octet-stream`.
 
 import re
 
-__all__ = ["HEAD", "UNKNOWN", "is_shown", "kind_of"]
+__all__ = ["HEAD", "UNKNOWN", "is_packed", "is_shown", "kind_of"]
 
 HEAD = 4096  # bytes that `kind_of` needs
 UNKNOWN = "application/octet-stream"
@@ -38,6 +38,12 @@ _SHOWN = frozenset(
         "font/woff2", "font/woff", "font/ttf", "font/otf", "text/plain", "application/json",
     }
 )  # fmt: skip
+_PACKED = frozenset(
+    {
+        "image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "font/woff2", "font/woff",
+        "application/zip", "application/gzip", "application/pdf",
+    }
+)  # fmt: skip
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 # What may precede the first element of a document.
 _PROLOGUE = re.compile(rb"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>", re.DOTALL | re.IGNORECASE)
@@ -60,6 +66,11 @@ def kind_of(head: bytes, tail: bytes) -> str:
 def is_shown(kind: str) -> bool:
     """Whether a browser may show a file of this type in place, rather than download it."""
     return kind in _SHOWN
+
+
+def is_packed(kind: str) -> bool:
+    """Whether files of this type are compressed already."""
+    return kind in _PACKED or kind.startswith(("video/", "audio/"))
 
 
 def _text(head: bytes, tail: bytes) -> str:

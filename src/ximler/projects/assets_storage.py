@@ -18,7 +18,7 @@ from ximler.core.errors import NotFound, Unavailable, XimlerError
 from ximler.database import Database, chunks, outbox
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.schema.asset import ASSET_FILES, ASSETS, Asset, AssetFile
+from ximler.schema.asset import ASSET_FILES, ASSET_PREVIEWS, ASSETS, Asset, AssetFile
 from ximler.schema.document import Identified
 
 __all__ = ["BUCKET", "charge", "collect", "dereference", "discard", "erase", "purge", "refer", "sweep"]
@@ -119,9 +119,11 @@ async def purge(transaction: Database, user_id: Any, project_ids: list[ObjectId]
 async def collect(database: Database, file_id: ObjectId) -> None:
     """Remove the content of garbage, and its document once its time has come. Safe to be killed and repeated."""
     garbage = {"_id": file_id, "state": "GARBAGE"}
-    if await database[ASSET_FILES].find_one(garbage) is None:
+    file = await database[ASSET_FILES].find_one(garbage)
+    if file is None:
         return
     await chunks.remove(database, BUCKET, [file_id])
+    await database[ASSET_PREVIEWS].delete_many({"userId": file.user_id, "fileId": file_id})
     await database[ASSET_FILES].delete({**garbage, "until": {"$lte": database.clock.now()}})
 
 

@@ -309,10 +309,10 @@ async def get_own(database: Database, actor: Actor, project_id: ObjectId) -> Pro
     return found
 
 
-async def owner_of(database: Database, actor: Actor, project_id: ObjectId) -> ObjectId:
+async def owner_of(database: Database, actor: Actor, project_id: ObjectId, *, deleted: bool = False) -> ObjectId:
     """The owner of any project, for operators. Raises NotFound, Forbidden."""
     actor.require_operator()
-    found = await database.projects.find_one({"_id": project_id}, into=ProjectSummary)
+    found = await database.projects.find_one({"_id": project_id}, into=ProjectSummary, deleted=deleted)
     if found is None:
         raise _not_found()
     return found.user_id

@@ -24,6 +24,7 @@ from ximler.projects import assets_storage
 from ximler.schema.canvas_part import CANVAS_PARTS
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS
 from ximler.schema.project_share import PROJECT_LINKS, PROJECT_SHARES
+from ximler.schema.project_thumbnail import PROJECT_THUMBNAILS
 
 __all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
 
@@ -146,6 +147,7 @@ async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list
     await transaction[CANVAS_PARTS].delete_many(theirs)
     await transaction[PROJECT_SHARES].delete_many(theirs)
     await transaction[PROJECT_LINKS].delete_many(theirs)
+    await transaction[PROJECT_THUMBNAILS].delete_many({"_id": {"$in": ids}, "userId": user_id})
     stays = await assets_storage.purge(transaction, user_id, ids)
     await records.write_each(
         transaction,

@@ -30,16 +30,17 @@ from ximler.database.changes import Change, Feed
 from ximler.database.collection import Page
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
-from ximler.projects import access, bases, canvas, contents, differences
+from ximler.projects import access, bases, canvas, contents, differences, packing
 from ximler.projects.bases import Stored
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.canvas_version import CANVAS_VERSIONS, CanvasVersion
-from ximler.schema.document import Document
+from ximler.schema.document import AT_WRITE, Document
 
 __all__ = [
     "MAX_NAME",
     "CanvasVersion",
+    "add",
     "changes",
     "content",
     "content_file",
@@ -71,6 +72,35 @@ async def create(
     name = _name(name)
     now, text = await _source(database, {"_id": project_id, "userId": actor.require_user()})
     return await _keep(database, now, text, name=name, pinned=pinned, most=MOST)
+
+
+async def add(
+    database: Database,
+    actor: Actor,
+    project_id: ObjectId,
+    data: Any,
+    *,
+    text: bytes | None,
+    name: str | None,
+    pinned: bool,
+    automatic: bool,
+    revision: int,
+    created_at: datetime,
+) -> CanvasVersion:
+    """Keep another canvas than the current one as a version, for an import. Raises NotFound, Invalid, LimitExceeded."""
+    given = Stored(id=project_id, user_id=actor.require_user(), canvas_data=data, canvas_revision=revision)
+    if (size := len(await asyncio.to_thread(packing.plain, data, text))) > packing.MOST:
+        raise Invalid.field("canvasData", f"{size:,} bytes are more than a version can have")
+    return await _keep(
+        database,
+        given,
+        text,
+        name=_name(name),
+        pinned=pinned,
+        automatic=automatic,
+        most=MOST,
+        created_at=min(created_at, database.clock.now()),
+    )
 
 
 @access.reader
@@ -219,6 +249,7 @@ async def _keep(
     automatic: bool = False,
     if_new: bool = False,
     most: int | None = None,
+    created_at: datetime = AT_WRITE,
 ) -> CanvasVersion:
     """Store a version; with `if_new`, only if the newest has other content. Raises LimitExceeded if the project has `most`.
 
@@ -244,6 +275,7 @@ async def _keep(
             name=name,
             pinned=pinned,
             automatic=automatic,
+            created_at=created_at,
         )
         stored = await transaction[CANVAS_VERSIONS].insert(version)
         await _settle(transaction, version.user_id, version.project_id)

@@ -1,13 +1,17 @@
-"""`assets` and `assetfiles`: the files of projects, and where their content is stored. Private to projects."""
+"""`assets`, `assetfiles`, `assetpreviews`: the files of projects, where their content is stored, and small pictures of
+them. Private to projects.
+"""
 
 from datetime import datetime
 from typing import Annotated, Literal
 
 from bson import ObjectId
+from msgspec import field
 
 from ximler.schema.document import (
     Collection,
     Created,
+    Document,
     Index,
     Internal,
     Kept,
@@ -18,7 +22,7 @@ from ximler.schema.document import (
     ref,
 )
 
-__all__ = ["ASSETS", "ASSET_FILES", "Asset", "AssetFile", "FileState"]
+__all__ = ["ASSETS", "ASSET_FILES", "ASSET_PREVIEWS", "Asset", "AssetFile", "AssetPreview", "FileState"]
 
 FileState = Literal["UPLOADING", "STORED", "GARBAGE"]
 
@@ -93,4 +97,27 @@ ASSET_FILES = Collection(
         ascending("state", "until", ours=True, why="abandoned uploads and garbage"),
     ),
     shard_key=ShardKey((("userId", 1),), "equal content of a user is one file, by a unique index"),
+)
+
+
+class AssetPreview(Document, kw_only=True):
+    """A small picture of a stored file. It can be made again at any time, so it expires and is not counted."""
+
+    id: Internal[bytes] = field(name="_id")  # the file's id and the size
+    user_id: UserId
+    file_id: Internal[ObjectId]  # of `assetfiles`
+    data: Internal[bytes]  # WebP
+    expires_at: Internal[datetime]
+
+
+ASSET_PREVIEWS = Collection(
+    name="assetpreviews",
+    document=AssetPreview,
+    purpose="Small pictures of assets, made when they are first asked for.",
+    owner="projects",
+    indexes=(
+        ascending("userId", "fileId", ours=True, why="removed with their file"),
+        Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB after 30 days"),
+    ),
+    shard_key=ShardKey((("userId", 1),), "read by user and id, erased by user"),
 )

@@ -1,0 +1,170 @@
+"""Whole projects over REST: exported as one file, and made from one."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, BinaryIO, Literal
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIType, Schema
+from litestar.params import PathParameter, QueryParameter
+from litestar.response import Stream
+
+from ximler.core.errors import Invalid, LimitExceeded
+from ximler.core.ids import object_id
+from ximler.http.assets import paced
+from ximler.http.authentication import Caller, signed_in
+from ximler.http.bodies import body_of
+from ximler.http.forms import first_file
+from ximler.http.problems import documented
+from ximler.http.ranges import disposition, name_in
+from ximler.projects import archives, assets_uploads, projects
+
+__all__ = ["routes"]
+
+_ZIP = "application/zip"
+_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+_under_way: set[Any] = set()  # users who import
+
+
+class Imported(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+
+
+@get(
+    "/v1/projects/{project:str}/export",
+    **signed_in(scope="projects:read"),
+    tags=["projects"],
+    summary="Export a project",
+    responses={200: ResponseSpec(bytes, description="The archive or file", media_type="*/*", generate_examples=False)}
+    | documented(
+        _400="The request cannot be read",
+        _401="The session or key is missing, expired or revoked",
+        _403="Requires the scope projects:read",
+        _404="The project does not exist, is deleted or belongs to another user",
+        _422="The project's id or a parameter is malformed",
+        _503="The database is unavailable",
+    ),
+)
+async def export(
+    project: Annotated[str, PathParameter(max_length=100, description="The project's id")],
+    caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
+    state: State,
+    format: Annotated[  # noqa: A002 (the parameter's name in the API)
+        Literal["zip", "file"], QueryParameter(description="`file`: the canvas alone, such as `.excalidraw`")
+    ] = "zip",
+    versions: Annotated[bool, QueryParameter(description="With the kept versions of the canvas")] = True,
+    assets: Annotated[bool, QueryParameter(description="With the assets")] = True,
+) -> Response[bytes] | Stream:
+    """A zip archive of the settings, the canvas, its versions and the assets, made while it is sent; a truncated one does
+    not open. Or the canvas as a file, with the data URLs that were lifted into assets when it was imported.
+    """
+    project_id = object_id(project, "project")
+    found = await projects.get(state.database, caller.actor, project_id)
+    kind, ending = (_ZIP, "zip") if format == "zip" else ("application/octet-stream", "json")
+    headers = {"Content-Disposition": disposition("attachment", f"{found.name}.{ending}"), "Cache-Control": "no-store"}
+    if request.scope["state"]["head"]:
+        return Response(b"", media_type=kind, headers=headers)
+    content: AsyncGenerator[bytes, None]
+    if format == "zip":
+        content = await archives.export(
+            state.database, caller.actor, project_id, with_versions=versions, with_assets=assets
+        )
+    else:
+        content = await archives.export_file(state.database, caller.actor, project_id)
+    return Stream(content, media_type=kind, headers=headers)
+
+
+@post(
+    "/v1/projects/import",
+    **signed_in(scope="projects:write"),
+    tags=["projects"],
+    summary="Import a project",
+    request_max_body_size=None,
+    operation_class=body_of(
+        "The archive or file, or a form with it",
+        **{
+            "*/*": Schema(),
+            "multipart/form-data": Schema(
+                type=OpenAPIType.OBJECT, properties={"file": Schema(type=OpenAPIType.STRING)}
+            ),
+        },
+    ),
+    responses=documented(
+        _400="The request cannot be read",
+        _401="The session or key is missing, expired or revoked",
+        _403="Requires the scope projects:write; or sent by another site",
+        _408="The body arrived slower than 1,000 bytes a second, or stopped for 30 seconds",
+        _409="The import took too long",
+        _413="The file is larger than XIMLER_ASSET_MAX_MB",
+        _422="The file is no exported project and no drawing: the detail names the entry or place",
+        _429="The plan's projects or storage are used up, or another import of this account is under way",
+        _503="The database is unavailable",
+    ),
+)
+async def load(
+    caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
+    state: State,
+    name: Annotated[
+        str | None, QueryParameter(max_length=1000, description="The project's name, in place of the file's")
+    ] = None,
+) -> Response[Imported]:
+    """Make a project from an archive that `export` made, or from a drawing such as `.excalidraw` and `.tldr`, whose data
+    URLs become assets. The whole project is made, or none. The body is the file, or a form (`multipart/form-data`) whose
+    first file is taken.
+    """
+    user_id = caller.actor.require_user()
+    if user_id in _under_way:
+        raise LimitExceeded("Another import of this account is under way: wait for its answer", retry_after_s=5)
+    _under_way.add(user_id)
+    try:
+        pieces, given = paced(request), name_in(request.headers.get("content-disposition", ""))
+        if request.content_type[0] == "multipart/form-data":
+            found, pieces = await first_file(pieces, request.content_type[1].get("boundary", ""))
+            given = given or found
+        most = state.authentication.settings.asset_max_mb * 1_000_000
+        with tempfile.TemporaryFile() as file:  # without a name, so a killed process leaves nothing
+            await _receive(pieces, file, most)
+            try:
+                project_id = await _load(state, caller, file, name=name, given=given, most=most)
+            except assets_uploads.TooLarge as error:
+                raise HTTPException(status_code=413, detail=error.message) from None
+    finally:
+        _under_way.discard(user_id)
+    made = await projects.get(state.database, caller.actor, project_id)
+    return Response(Imported(str(made.id), made.name))
+
+
+async def _receive(pieces: AsyncGenerator[bytes, None], file: BinaryIO, most: int) -> None:
+    size = 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            size += len(piece)
+            if size > most:
+                raise HTTPException(status_code=413, detail=f"A file may have {most:,} bytes at most")
+            await asyncio.to_thread(file.write, piece)
+
+
+async def _load(state: State, caller: Caller, file: BinaryIO, *, name: str | None, given: str | None, most: int) -> Any:
+    size = file.tell()
+    file.seek(0)
+    if file.read(4) in _MAGIC:
+        return await archives.load(state.database, caller.actor, file, name=name, most=most)
+    if size > archives.MOST_TEXT:
+        raise Invalid.field("file", f"is no zip archive, and larger than the {archives.MOST_TEXT:,} bytes of a drawing")
+    file.seek(0)
+    text = await asyncio.to_thread(file.read)
+    name = name or assets_uploads.file_name(given or "Imported").rsplit(".", 1)[0] or "Imported"
+    return await archives.load_file(state.database, caller.actor, text, name=name, most=most)
+
+
+routes = (export, load)

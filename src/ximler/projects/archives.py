@@ -1,0 +1,258 @@
+"""A project as one zip archive: settings, canvas, kept versions and assets. Written and read as streams.
+
+    project.json          name, description, settings, and lists of what follows
+    canvas.json
+    versions/0001.json    …
+    assets/ID/NAME        …
+
+An import makes a new project. Its assets have new ids, so ids in canvas and versions are replaced where they occur.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, BinaryIO, Literal
+
+import msgspec
+from bson import ObjectId
+
+from ximler.core import strict_json
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid
+from ximler.core.extended_json import plain
+from ximler.core.zips import Entry, Unzipped, zipped
+from ximler.database import Database
+from ximler.database.chunks import Damaged
+from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
+from ximler.projects import access, assets, assets_kinds, canvas, data_urls, packing, projects, versions
+from ximler.projects.imports import Importing, importing
+from ximler.schema.asset import ASSETS
+from ximler.schema.canvas_version import CANVAS_VERSIONS
+
+__all__ = ["MOST_TEXT", "export", "export_file", "load", "load_file"]
+
+MOST_TEXT = packing.MOST
+_MOST_TEXTS = 1_000_000_000  # bytes of canvas and versions together
+_MANIFEST, _CANVAS = "project.json", "canvas.json"
+_ENTRY = re.compile(r"project\.json|canvas\.json|versions/[0-9]{4}\.json|assets/[0-9a-f]{24}/[^/\\\x00-\x1f]{1,255}")
+_MOST_ENTRIES = assets.MOST + versions.MOST + 2
+_ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{24}(?![0-9a-f])")
+
+
+class _Asset(msgspec.Struct, rename="camel", kw_only=True):
+    id: str
+    path: str
+    name: str
+    content_type: str | None = None
+    sha256: str | None = None
+
+
+class _Version(msgspec.Struct, rename="camel", kw_only=True):
+    path: str
+    name: str | None = None
+    pinned: bool = False
+    automatic: bool = False
+    revision: int = 0
+    created_at: datetime
+
+
+class _Manifest(msgspec.Struct, rename="camel", kw_only=True):
+    format: Literal["ximler.project/1"]
+    id: str
+    name: str
+    description: str | None = None
+    settings: Any = msgspec.field(default_factory=dict)
+    tags: list[str] = []
+    created_at: datetime | None = None
+    assets: list[_Asset] = []
+    versions: list[_Version] = []
+
+
+@access.reader
+async def export(
+    database: Database, actor: Actor, project_id: ObjectId, *, with_versions: bool = True, with_assets: bool = True
+) -> AsyncGenerator[bytes, None]:
+    """The archive, written while it is read. Not a snapshot: of concurrent changes some may be in it.
+
+    Raises NotFound before the first byte.
+    """
+    project = await projects.get(database, actor, project_id)
+    settings = (await projects.settings_of(database, actor, [project_id])).get(project_id, {})
+    mine = {"userId": await assets.require_project(database, actor, project_id), "projectId": project_id}
+    files = await database[ASSETS].find(mine, sort=[("createdAt", 1), ("_id", 1)]) if with_assets else []
+    kept = await database[CANVAS_VERSIONS].find(mine, sort=[("createdAt", 1), ("_id", 1)]) if with_versions else []
+    manifest = _Manifest(
+        format="ximler.project/1",
+        id=str(project.id),
+        name=project.name,
+        description=project.description,
+        settings=settings,
+        tags=project.tags,
+        created_at=project.created_at,
+        assets=[
+            _Asset(
+                id=str(each.id),
+                path=f"assets/{each.id}/{each.name}",
+                name=each.name,
+                content_type=each.content_type,
+                sha256=each.digest.hex(),
+            )
+            for each in files
+        ],
+        versions=[
+            _Version(
+                path=f"versions/{number:04}.json",
+                name=each.name,
+                pinned=each.pinned,
+                automatic=each.automatic,
+                revision=each.revision,
+                created_at=each.created_at,
+            )
+            for number, each in enumerate(kept)
+        ],
+    )
+
+    async def entries() -> AsyncIterator[Entry]:
+        yield Entry(_MANIFEST, _once(msgspec.json.format(_encoded(manifest), indent=2)))
+        text, _ = await canvas.read_file(database, actor, project_id)
+        yield Entry(_CANVAS, _once(text))
+        for listed, version in zip(manifest.versions, kept, strict=True):
+            yield Entry(listed.path, _version(database, actor, version))
+        for named, asset in zip(manifest.assets, files, strict=True):
+            yield Entry(named.path, _asset(database, asset), packed=assets_kinds.is_packed(asset.content_type))
+
+    return zipped(entries(), database.clock.now())
+
+
+@access.reader
+async def export_file(database: Database, actor: Actor, project_id: ObjectId) -> AsyncGenerator[bytes, None]:
+    """The canvas as one file, such as `.excalidraw`: as it was imported, if it is unchanged since. Raises NotFound."""
+    text, _ = await canvas.read_file(database, actor, project_id)
+    return data_urls.put_back(database, actor, project_id, text)
+
+
+async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | None = None, most: int) -> ObjectId:
+    """Make a project from an archive of at most so many bytes an asset; returns its id. All of it, or nothing.
+
+    Raises Invalid with the entry's name, QuotaExceeded, LimitExceeded.
+    """
+    archive = await asyncio.to_thread(Unzipped, file, entries=_MOST_ENTRIES, allowed=_is_allowed)
+    try:
+        manifest = _read_manifest(await archive.whole(_MANIFEST, most=MOST_TEXT))
+        texts = [_CANVAS, *(each.path for each in manifest.versions)]
+        if sum(archive.sizes.get(each, 0) for each in texts) > _MOST_TEXTS:
+            raise Invalid.field("file", f"has more than {_MOST_TEXTS:,} bytes of canvas and versions")
+        for each in (*texts, *(each.path for each in manifest.assets)):
+            if each not in archive.sizes:
+                raise Invalid.field("file", f"lacks the entry {each!r}")
+        async with importing(
+            database,
+            actor,
+            most=most,
+            name=name or manifest.name,
+            description=manifest.description,
+            settings=manifest.settings,
+            tags=manifest.tags,
+        ) as under_way:
+            await _fill(under_way, archive, manifest)
+        return under_way.project_id
+    finally:
+        archive.close()
+
+
+async def load_file(database: Database, actor: Actor, text: bytes, *, name: str, most: int) -> ObjectId:
+    """Make a project from a file of JSON, such as `.excalidraw` or `.tldr`; returns its id. All of it, or nothing.
+
+    Its data URLs become assets. Raises Invalid, QuotaExceeded.
+    """
+    await asyncio.to_thread(_decoded, text, "file")
+    async with importing(database, actor, most=most, name=name) as under_way:
+        lifted = await data_urls.lift(under_way, text)
+        await _set_canvas(under_way, lifted)
+    return under_way.project_id
+
+
+async def _fill(under_way: Importing, archive: Unzipped, manifest: _Manifest) -> None:
+    names = {manifest.id.encode(): str(under_way.project_id).encode()}
+    for each in manifest.assets:
+        made = await under_way.upload(each.name, archive.sizes[each.path], archive.read(each.path))
+        if each.sha256 is not None and each.sha256 != made.digest.hex():
+            raise Invalid.field("file", f"has the entry {each.path!r}, whose content is not the one that was exported")
+        names[each.id.encode()] = str(made.id).encode()
+    settings = _encoded(manifest.settings)
+    if (renamed := _renamed(settings, names)) != settings:
+        change = {"settings": msgspec.json.decode(renamed)}
+        await projects.update(under_way.database, under_way.actor, under_way.project_id, change)
+    for version in sorted(manifest.versions, key=lambda each: each.created_at):
+        text = _renamed(await archive.whole(version.path, most=MOST_TEXT), names)
+        data, kept = await asyncio.to_thread(_read_canvas, text, version.path)
+        await versions.add(
+            under_way.database,
+            under_way.actor,
+            under_way.project_id,
+            data,
+            text=kept,
+            name=version.name,
+            pinned=version.pinned,
+            automatic=version.automatic,
+            revision=version.revision,
+            created_at=version.created_at,
+        )
+        await under_way.keep()
+    await _set_canvas(under_way, _renamed(await archive.whole(_CANVAS, most=MOST_TEXT), names))
+
+
+async def _set_canvas(under_way: Importing, text: bytes) -> None:
+    data, kept = await asyncio.to_thread(_read_canvas, text, _CANVAS)
+    await canvas.replace(
+        under_way.database, under_way.actor, under_way.project_id, data, based_on=None, any_keys=True, text=kept
+    )
+
+
+def _read_canvas(text: bytes, name: str) -> tuple[Any, bytes | None]:
+    """The value, and the text unless it is made from the value again."""
+    data = _decoded(text, name)
+    return data, None if msgspec.json.encode(data) == text else text
+
+
+def _read_manifest(text: bytes) -> _Manifest:
+    value = _decoded(text, _MANIFEST)
+    try:
+        return msgspec.convert(value, _Manifest)
+    except msgspec.ValidationError as error:
+        raise Invalid.field("file", f"has another {_MANIFEST} than an exported project: {error}") from None
+
+
+def _decoded(text: bytes, name: str) -> Any:
+    try:
+        return strict_json.decode(text, values=MAX_VALUES, containers=MAX_CONTAINERS)
+    except strict_json.NotJson as problem:
+        raise Invalid.field("file", problem.about(f"The entry {name}" if name != "file" else "The file")) from None
+
+
+def _renamed(text: bytes, names: dict[bytes, bytes]) -> bytes:
+    return _ID.sub(lambda found: names.get(found[0], found[0]), text)
+
+
+def _is_allowed(name: str) -> bool:
+    return _ENTRY.fullmatch(name) is not None and not name.endswith(("/.", "/.."))
+
+
+async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
+    yield content
+
+
+async def _version(database: Database, actor: Actor, version: versions.CanvasVersion) -> AsyncGenerator[bytes, None]:
+    yield await versions.content_file(database, actor, version.project_id, version.id)
+
+
+async def _asset(database: Database, asset: assets.Asset) -> AsyncGenerator[bytes, None]:
+    with suppress(Damaged):  # deleted while the archive is made
+        async for piece in assets.read(database, asset, 0, asset.size_bytes):
+            yield piece
+
+
+def _encoded(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=plain)

@@ -1,0 +1,45 @@
+"""Export and import of projects over REST."""
+
+import io
+import zipfile
+from typing import Any
+
+import httpx
+import pytest
+from tests.serving import Client
+
+
+async def _send(client: Client, method: str, path: str, status: int = 200, **given: Any) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {client.token}", **given.pop("headers", {})}
+    response = await client.http.request(method, path, headers=headers, **given)
+    assert response.status_code == status, response.text
+    return response
+
+
+@pytest.mark.slow
+async def test_a_project_travels_as_an_archive_and_as_a_file(ada: Client) -> None:
+    drawing = b'{ "elements": [{"id": "a"}] }'
+    named = {"Content-Disposition": 'attachment; filename="Plan 7.excalidraw"'}
+    made = (await _send(ada, "POST", "/v1/projects/import", 201, content=drawing, headers=named)).json()
+    assert made["name"] == "Plan 7"
+    project = f"/v1/projects/{made['id']}"
+    await _send(ada, "POST", f"{project}/assets?name=x.txt", 201, content=b"x")
+    file = await _send(ada, "GET", f"{project}/export?format=file")
+    assert (file.content, file.headers["content-type"]) == (drawing, "application/octet-stream")
+
+    head = await _send(ada, "HEAD", f"{project}/export")
+    assert (head.content, head.headers["content-type"]) == (b"", "application/zip")
+    archive = (await _send(ada, "GET", f"{project}/export?versions=false")).content
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        assert [name.split("/")[0] for name in opened.namelist()] == ["project.json", "canvas.json", "assets"]
+    copy = (await _send(ada, "POST", "/v1/projects/import?name=Copy", 201, files={"file": ("a.zip", archive)})).json()
+    assert copy["name"] == "Copy"
+    assert len((await _send(ada, "GET", f"/v1/projects/{copy['id']}/assets")).json()["assets"]) == 1
+
+    bob = await Client(ada.app, address="192.0.2.2").join("bob@example.com")
+    await _send(bob, "GET", f"{project}/export", 404)
+    wrong = await _send(ada, "POST", "/v1/projects/import", 422, content=archive[:-20])
+    assert "no zip archive" in wrong.json()["detail"]
+    wrong = await _send(ada, "POST", "/v1/projects/import", 422, content=b'{"a": 1, "a": 2}')
+    assert "/a" in wrong.json()["detail"]
+    assert (await _send(ada, "GET", f"{project}/export?format=pdf", 422)).json()["code"] == "INVALID"

@@ -1,0 +1,184 @@
+"""Projects as archives and files: exported, imported whole or not at all."""
+
+import base64
+import io
+import json
+import os
+import stat
+import zipfile
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from tests.accounts.test_avatars import picture
+from tests.projects.test_assets import MOST, check, later, project, upload
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Conflict, Invalid, LimitExceeded, NotFound
+from ximler.database import Database
+from ximler.projects import archives, assets, canvas, imports, projects, versions
+from ximler.schema.project_import import PROJECT_IMPORTS
+
+
+async def _export(database: Database, actor: Actor, project_id: ObjectId, **which: bool) -> bytes:
+    return b"".join([piece async for piece in await archives.export(database, actor, project_id, **which)])
+
+
+async def _load(database: Database, actor: Actor, archive: bytes, **more: Any) -> ObjectId:
+    return await archives.load(database, actor, io.BytesIO(archive), **{"most": MOST, **more})
+
+
+def _zip(entries: dict[str, bytes | zipfile.ZipInfo], **replaced: Any) -> bytes:
+    """An archive like an exported one, with other entries, too."""
+    manifest = {"format": "ximler.project/1", "id": str(ObjectId()), "name": "n", **replaced}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in {"project.json": json.dumps(manifest).encode(), "canvas.json": b"{}", **entries}.items():
+            if isinstance(content, zipfile.ZipInfo):
+                made.writestr(content, b"/etc/passwd")
+            else:
+                made.writestr(name, content)
+    return out.getvalue()
+
+
+async def _nothing_left(database: Database, actor: Actor, before: int) -> None:
+    assert await check(database, actor) == before
+    assert await database.raw["projects"].count_documents({"userId": actor.user_id, "name": "n"}) == 0
+    assert await database[PROJECT_IMPORTS].count({}) == 0
+
+
+async def test_an_imported_archive_is_the_exported_project(database: Database, ada: Actor, bob: Actor) -> None:
+    made = await projects.create(
+        database, ada, name="Plan 报告", description="d", settings={"records": {"list": "shapes", "id": "key"}}
+    )
+    await projects.update(database, ada, made.id, {"tags": ["a"]})
+    first, second = [await upload(database, ada, made.id, picture(size=(9, n))) for n in (5, 6)]
+    drawn = {"shapes": [{"key": "a", "src": f"/v1/projects/{made.id}/assets/{first.id}"}], "id": str(second.id)}
+    await canvas.replace(database, ada, made.id, drawn, based_on=None)
+    await versions.create(database, ada, made.id, name="one")
+    await canvas.replace(database, ada, made.id, {"shapes": [{"file": str(second.id)}]}, based_on=None)
+    archive = await _export(database, ada, made.id)
+    with pytest.raises(NotFound):
+        await _export(database, bob, made.id)
+
+    copy = await _load(database, bob, archive)
+    got = await projects.get(database, bob, copy)
+    assert (got.name, got.description, got.tags) == ("Plan 报告", "d", ["a"])
+    assert await projects.settings_of(database, bob, [copy]) == {copy: {"records": {"list": "shapes", "id": "key"}}}
+    theirs = {each.digest: each for each in (await assets.page(database, bob, copy)).items}
+    assert set(theirs) == {first.digest, second.digest}
+    ids = {str(made.id): str(copy)} | {str(each.id): str(theirs[each.digest].id) for each in (first, second)}
+    expected = json.dumps(drawn)
+    for old, new in ids.items():
+        expected = expected.replace(old, new)
+    kept = (await versions.page(database, bob, copy)).items
+    assert [each.name for each in kept] == ["one"]
+    assert await versions.content(database, bob, copy, kept[0].id) == json.loads(expected)
+    now = (await canvas.read(database, bob, copy)).canvas_data
+    assert now == {"shapes": [{"file": ids[str(second.id)]}]}
+    content = assets.read(database, theirs[first.digest], 0, first.size_bytes)
+    assert b"".join([piece async for piece in content]) == picture(size=(9, 5))
+    await check(database, bob)
+
+    with zipfile.ZipFile(
+        io.BytesIO(await _export(database, ada, made.id, with_versions=False, with_assets=False))
+    ) as z:
+        assert z.namelist() == ["project.json", "canvas.json"]
+
+
+def _link() -> zipfile.ZipInfo:
+    link = zipfile.ZipInfo(f"assets/{ObjectId()}/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return link
+
+
+_A = "0" * 24
+_FILE = {"id": _A, "path": f"assets/{_A}/a", "name": "a"}
+
+
+@pytest.mark.parametrize(
+    ("archive", "said"),
+    [
+        (b"PK\x03\x04 and then nothing", "no zip archive"),
+        (_zip({"../../etc/passwd": b"x"}), r"entry '\.\./\.\./etc/passwd'"),
+        (_zip({"/etc/passwd": b"x"}), "entry '/etc/passwd'"),
+        (_zip({f"assets/{_A}/..": b"x"}), r"entry 'assets/0+/\.\.'"),
+        (_zip({"link": _link()}), "link, 'assets/"),
+        (_zip({"canvas.json": b"{", "x": b""}), "entry 'x'"),
+        (_zip({"canvas.json": b'{"a": 1'}), "entry canvas.json"),
+        (_zip({"canvas.json": b'{"a": 1, "a": 2}'}), "entry canvas.json"),
+        (_zip({}, format="other"), "another project.json"),
+        (_zip({}, assets=[_FILE]), f"lacks the entry '{_FILE['path']}'"),
+        (_zip({_FILE["path"]: b"x"}, assets=[_FILE | {"sha256": "0" * 64}]), "content is not the one"),
+        (_zip({_FILE["path"]: bytes(3_000_000)}, assets=[_FILE]), "at most"),
+        (_zip({"versions/0000.json": b"[1"}, versions=[{"path": "versions/0000.json", "createdAt": "2026-01-01T00:00:00Z"}]),
+         "entry versions/0000.json"),
+        (_zip({f"assets/{n:024}/a": b"" for n in range(2100)}), "more than 2,002 entries"),
+        (_zip({f"assets/{n:024}/{'a' * 200}": b"" for n in range(5000)}), "directory is too large"),
+    ],
+)  # fmt: skip
+async def test_an_archive_that_is_none_leaves_nothing(
+    database: Database, ada: Actor, archive: bytes, said: str
+) -> None:
+    before = await check(database, ada)
+    with pytest.raises(Invalid, match=said):
+        await _load(database, ada, archive, most=2_000_000)
+    await _nothing_left(database, ada, before)
+
+
+async def test_bombs_are_refused_before_they_are_inflated(database: Database, ada: Actor) -> None:
+    archive = _zip({"canvas.json": b"[" + b" " * 64_000_001 + b"]"})
+    assert len(archive) < 100_000
+    with pytest.raises(Invalid, match=r"'canvas\.json', which is larger than"):
+        await _load(database, ada, archive)
+    declared = _zip({_FILE["path"]: bytes(1000)}, assets=[_FILE])
+    lying = declared.replace((1000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    with pytest.raises(Invalid, match="damaged entry 'assets/"):
+        await _load(database, ada, lying)
+    await database.raw["plans"].update_one({"id": "free"}, {"$set": {"limits.storage": 0.001}})
+    with pytest.raises(LimitExceeded):
+        await _load(database, ada, _zip({_FILE["path"]: bytes(1_500_000)}, assets=[_FILE]))
+    await _nothing_left(database, ada, await check(database, ada))
+
+
+async def test_a_drawing_comes_back_byte_for_byte(database: Database, ada: Actor) -> None:
+    large, small = os.urandom(600_001), os.urandom(9)
+    url, tiny = (f"data:image/png;base64,{base64.b64encode(each).decode()}" for each in (large, small))
+    odd = "data:image/png;base64," + "A" * 1001
+    text = (
+        '{ "type":"excalidraw",\n "elements": [{"id": "a", "x": 1.50, "y": 1e3}], "$schema.x": "ü\\u00fc",\n'
+        f' "files": {{"a": {{"dataURL": "{url}"}}, "b": {{"dataURL":"{url}"}}, "c": "{tiny}", "d": "{odd}"}}}}\n'
+    ).encode()
+    made = await archives.load_file(database, ada, text, name="d", most=MOST)
+    listed = (await assets.page(database, ada, made)).items
+    assert [each.size_bytes for each in listed] == [600_001]
+    lifted = (await canvas.read(database, ada, made)).canvas_data["files"]
+    assert lifted["a"]["dataURL"] == f"/v1/projects/{made}/assets/{listed[0].id}#data:image/png;base64"
+    assert (lifted["c"], lifted["d"]) == (tiny, odd)
+    back = [piece async for piece in await archives.export_file(database, ada, made)]
+    assert b"".join(back) == text
+    copy = await _load(database, ada, await _export(database, ada, made))
+    assert b"".join([piece async for piece in await archives.export_file(database, ada, copy)]) == text
+    await assets.delete(database, ada, made, listed[0].id)
+    assert b"#data:image/png;base64" in b"".join(
+        [piece async for piece in await archives.export_file(database, ada, made)]
+    )
+
+
+async def test_the_project_of_a_killed_import_is_removed(database: Database, ada: Actor) -> None:
+    before = await check(database, ada)
+    async with imports.importing(database, ada, most=MOST, name="whole") as under_way:
+        await upload(database, ada, under_way.project_id, b"x")
+        assert await imports.sweep(database=database) == 0
+    kept = await check(database, ada)
+    assert kept > before
+
+    killed = imports.importing(database, ada, most=MOST, name="n")
+    under_way = await killed.__aenter__()
+    await upload(database, ada, under_way.project_id, b"other")
+    later(database, minutes=6)
+    assert await imports.sweep(database=database) == 1
+    with pytest.raises(Conflict, match="took too long"):
+        await under_way.finish()
+    await _nothing_left(database, ada, kept)
+    assert await project(database, ada)

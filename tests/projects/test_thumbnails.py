@@ -1,0 +1,85 @@
+"""Small pictures of projects."""
+
+import asyncio
+import io
+
+import httpx
+import pytest
+from PIL import Image
+from tests.accounts.test_avatars import huge_png, picture
+from tests.projects.test_assets import project
+from tests.serving import Client
+
+from ximler.core.actor import Actor
+from ximler.core.errors import Invalid, NotFound
+from ximler.database import Database
+from ximler.projects import canvas, projects, thumbnails, trash
+from ximler.schema.project_thumbnail import PROJECT_THUMBNAILS
+
+RECT = {"type": "rectangle", "x": 0, "y": 0, "width": 100, "height": 50}
+
+
+async def test_a_thumbnail_is_drawn_until_one_is_sent(database: Database, ada: Actor, bob: Actor) -> None:
+    where = await project(database, ada)
+    with pytest.raises(NotFound, match="nothing"):
+        await thumbnails.get(database, ada, where)
+    await canvas.replace(database, ada, where, {"elements": [None, RECT]}, based_on=None)
+    first, again = await asyncio.gather(*(thumbnails.get(database, ada, where) for _ in range(2)))
+    assert first.data == again.data
+    with Image.open(io.BytesIO(first.data)) as shown:
+        assert (shown.format, max(shown.size)) == ("PNG", 512)
+    await canvas.replace(database, ada, where, {"elements": [RECT, {**RECT, "y": 70}]}, based_on=None)
+    drawn = await thumbnails.get(database, ada, where)
+    assert drawn.data != first.data
+    changed = (await projects.get(database, ada, where)).updated_at
+
+    for refused, said in ((huge_png(40_000), "pixels"), (b"<svg/>", "picture")):
+        with pytest.raises(Invalid, match=said):
+            await thumbnails.set_picture(database, ada, where, refused)
+    sent = await thumbnails.set_picture(database, ada, where, picture())
+    assert (await projects.get(database, ada, where)).updated_at > changed
+    await canvas.replace(database, ada, where, {"elements": [RECT]}, based_on=None)
+    assert (await thumbnails.get(database, ada, where)).data == sent.data
+    for forbidden in (
+        thumbnails.get(database, bob, where),
+        thumbnails.set_picture(database, bob, where, picture()),
+        thumbnails.remove(database, bob, where),
+    ):
+        with pytest.raises(NotFound):
+            await forbidden
+    await thumbnails.remove(database, ada, where)
+    assert (await thumbnails.get(database, ada, where)).data != sent.data
+    await projects.delete(database, ada, where)
+    await trash.purge(database, ada, where)
+    assert await database[PROJECT_THUMBNAILS].count({}) == 0
+
+
+@pytest.fixture
+async def signed_in(app, settings) -> Client:
+    return await Client(app).join("client@example.com")
+
+
+async def test_a_thumbnail_over_rest_and_by_its_url(signed_in: Client) -> None:
+    made = await signed_in.ask(
+        "mutation ($input: CreateProjectInput!) { createProject(input: $input) { id thumbnailUrl } }",
+        input={"name": "p", "canvasData": {"elements": [RECT]}},
+    )
+    path, url = f"/v1/projects/{made['createProject']['id']}/thumbnail", made["createProject"]["thumbnailUrl"]
+    key = {"Authorization": f"Bearer {signed_in.token}"}
+
+    async def send(method: str, path: str, status: int, **given: object) -> httpx.Response:
+        response = await signed_in.http.request(method, path, **given)  # type: ignore[arg-type]  # any of its arguments
+        assert response.status_code == status, response.text
+        return response
+
+    drawn = await send("GET", url, 200)
+    assert drawn.headers["content-type"] == "image/png"
+    await send("GET", url, 304, headers={"If-None-Match": drawn.headers["etag"]})
+    await send("PUT", path, 204, headers=key, files={"file": ("a.png", picture())})
+    sent = await send("GET", path, 200, headers=key)
+    assert (sent.headers["content-type"], sent.content != drawn.content) == ("image/webp", True)
+    await send("PUT", path, 422, headers=key, content=b"<svg/>")
+    await send("DELETE", path, 204, headers=key)
+    assert (await send("GET", url, 200)).content == drawn.content
+    await send("GET", url[:-2] + "AA", 403)
+    await send("GET", url.replace("/thumbnails/", "/assets/"), 403)
