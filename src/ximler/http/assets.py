@@ -204,6 +204,7 @@ async def show(
     responses=_FILE
     | documented(
         _400="The request cannot be read",
+        _401="The URL has no token",
         _403="The URL has expired, was changed, or is for another asset",
         _404="The asset or its project is deleted, or its user has lost access",
         _416="The range starts after the file's last byte",
@@ -214,9 +215,9 @@ async def show(
 )
 async def follow(
     asset: _AssetId,
-    token: Annotated[str, QueryParameter(max_length=100, description="From the asset's `url`")],
     request: Request[Any, Any, Any],
     state: State,
+    token: Annotated[str, QueryParameter(max_length=100, description="From the asset's `url`")] = "",
 ) -> Response[bytes] | Stream:
     """For `<img>` and other elements of a page, which send no key. An asset's `url` grants the access of the user who
     asked for it, for up to an hour. As with other downloads, SVG, HTML and unknown files are attachments.

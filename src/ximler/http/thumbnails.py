@@ -56,6 +56,7 @@ async def show(
     responses=_PICTURE
     | documented(
         _400="The request cannot be read",
+        _401="The URL has no token",
         _403="The URL has expired, was changed, or is for another project",
         _404="The project is deleted, its user has lost access, or the canvas shows nothing",
         _422="The id is malformed",
@@ -65,9 +66,9 @@ async def show(
 )
 async def follow(
     project: _Project,
-    token: Annotated[str, QueryParameter(max_length=100, description="From the project's `thumbnailUrl`")],
     request: Request[Any, Any, Any],
     state: State,
+    token: Annotated[str, QueryParameter(max_length=100, description="From the project's `thumbnailUrl`")] = "",
 ) -> Response[bytes]:
     """For `<img>`, which sends no key. A `thumbnailUrl` grants the access of the user who asked for it, for up to an hour."""
     project_id = object_id(project, "project")

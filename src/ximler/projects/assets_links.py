@@ -16,7 +16,7 @@ from bson import ObjectId
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
 from ximler.core.clock import from_ms
-from ximler.core.errors import Forbidden
+from ximler.core.errors import Forbidden, Unauthenticated
 from ximler.database import Database
 from ximler.projects import assets
 from ximler.schema.asset import Asset
@@ -71,13 +71,13 @@ def thumbnail_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: da
 
 
 async def follow(database: Database, keyring: Keyring, asset_id: ObjectId, token: str) -> Followed:
-    """Raises LinkInvalid, LinkExpired, and NotFound once the URL's user cannot read the asset any more."""
+    """Raises Unauthenticated, LinkInvalid, LinkExpired, and NotFound once the URL's user cannot read the asset any more."""
     project_id, actor, preview, left = _opened(keyring, _ASSET, asset_id, token, database.clock.now())
     return Followed(await assets.get(database, actor, project_id, asset_id), preview, actor, left)
 
 
 def thumbnail_reader(keyring: Keyring, project_id: ObjectId, token: str, now: datetime) -> Actor:
-    """The user whose access the URL of a project's small picture grants. Raises LinkInvalid, LinkExpired."""
+    """The user whose access the URL of a project's small picture grants. Raises Unauthenticated, LinkInvalid, LinkExpired."""
     return _opened(keyring, _THUMBNAIL, project_id, token, now)[1]
 
 
@@ -99,6 +99,8 @@ def _token(
 def _opened(
     keyring: Keyring, purpose: str, subject: ObjectId, token: str, now: datetime
 ) -> tuple[ObjectId, Actor, int, timedelta]:
+    if not token:
+        raise Unauthenticated("The URL lacks its token")
     if not _TOKEN.fullmatch(token):
         raise _invalid()
     raw = base64.urlsafe_b64decode(token)
