@@ -59,7 +59,7 @@ async def thumbnail(sent: bytes, field: str = "avatar", *, side: int = SIDE) -> 
     return await asyncio.get_running_loop().run_in_executor(_thread, _encode, sent, field, side)
 
 
-def _encode(sent: bytes, field: str, side: int) -> bytes:
+def _encode(sent: bytes, field: str, side: int = SIDE) -> bytes:
     if len(sent) > MAX_BYTES:
         raise Invalid.field(field, f"is larger than {MAX_BYTES // 1_000_000} MB")
     try:
