@@ -82,7 +82,7 @@ COSTS: dict[str, list[RoundTrip]] = {
     "trash": [("find", "projects")],
     "purgeProject": [
         ("aggregate", "projects"), ("delete", "projects"), *VERSIONS, ("delete", "projectshares"), ("delete", "projectlinks"),
-        *ASSETS, AUDIT, RESERVE, COMMIT,
+        ("delete", "projectthumbnails"), *ASSETS, AUDIT, RESERVE, COMMIT,
     ],
     "restoreProject": [LIMITS, ("find", "projects"), RESERVE, ("findAndModify", "projects"), AUDIT, COMMIT],
     "signOut": [("delete", "sessions")],
