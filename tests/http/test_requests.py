@@ -252,3 +252,18 @@ async def test_the_log_names_caller_operation_and_error(client: Client) -> None:
     assert (asked["operation"], "code" in asked, len(asked["user"])) == ("Mine", False, 24)
     assert (failed["operation"], failed["code"], failed["user"]) == ("deleteProject", "NOT_FOUND", asked["user"])
     assert (read["code"], read["user"]) == ("NOT_FOUND", asked["user"])
+
+
+async def test_browsers_are_bound_to_https_where_it_is_served() -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"x")], "http_version": "1.1"}
+    await Requests(app, TrustedProxies(()), https=True)(scope, None, send)  # type: ignore[arg-type]  # stubs
+    assert (b"strict-transport-security", b"max-age=31536000; includeSubDomains") in sent[0]["headers"]
