@@ -161,8 +161,17 @@ async def test_requests_without_events_are_one_response_and_invalid_ones_say_so_
         assert refused.status == 406
     async with stream(ada, "{ me { name } }", accept="application/json, text/event-stream") as both:
         assert both.type.startswith("application/json")
-    async with stream(Client(ada.app, token="x" * 43), ADDED) as unknown:
-        assert unknown.status == 401
+    for nobody in (Client(ada.app, token="x" * 43), Client(ada.app, token="")):
+        async with stream(nobody, ADDED) as unknown:
+            assert unknown.status == 401
+
+
+async def test_a_project_of_another_user_is_not_found(ada: Client) -> None:
+    bob = await Client(ada.app).join("bob@example.com")
+    theirs = (await bob.create(name="Theirs"))["createProject"]["id"]
+    async with stream(ada, f'subscription {{ projectChanged(id: "{theirs}") {{ name }} }}') as refused:
+        assert refused.responses[0]["errors"][0]["extensions"]["code"] == "NOT_FOUND"
+    await bob.http.aclose()
 
 
 async def test_a_stream_ends_with_its_session_and_streams_are_limited(ada: Client) -> None:
