@@ -20,6 +20,9 @@ PROJECT_IMPORTS = Collection(
     document=ProjectImport,
     purpose="Projects that are being imported; what a killed process leaves is removed.",
     owner="projects",
-    indexes=(ascending("until", ours=True, why="imports whose process has died"),),
+    indexes=(
+        ascending("userId", ours=True, why="erased by user"),
+        ascending("until", ours=True, why="imports whose process has died"),
+    ),
     shard_key=ShardKey((("_id", "hashed"),), "written and removed by id"),
 )

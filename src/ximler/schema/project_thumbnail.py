@@ -6,7 +6,7 @@ from typing import Annotated
 from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import Collection, Document, Index, Internal, ShardKey, UserId, ref
+from ximler.schema.document import Collection, Document, Index, Internal, ShardKey, UserId, ascending, ref
 
 __all__ = ["PROJECT_THUMBNAILS", "ProjectThumbnail"]
 
@@ -28,6 +28,9 @@ PROJECT_THUMBNAILS = Collection(
     document=ProjectThumbnail,
     purpose="Small pictures of projects: sent, or drawn from their canvases.",
     owner="projects",
-    indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="drawn ones are removed after 30 days"),),
+    indexes=(
+        ascending("userId", ours=True, why="erased by user"),
+        Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="drawn ones are removed after 30 days"),
+    ),
     shard_key=ShardKey((("_id", "hashed"),), "read and written by id"),
 )
