@@ -93,7 +93,9 @@ async def sweep(*, database: Database) -> int:
         found = await database[PROJECT_IMPORTS].find(due, sort=[("until", 1)], limit=_BATCH)
         for each in found:
             # From now on its process, if it lives after all, cannot finish.
-            if not await database[PROJECT_IMPORTS].patch({**due, "_id": each.id}, {"$set": {"ended": True}}):
+            if not await database[PROJECT_IMPORTS].patch(
+                {**due, "_id": each.id, "userId": each.user_id}, {"$set": {"ended": True}}
+            ):
                 continue
             try:
                 await _undo(database, Actor(kind="system", via="worker", user_id=each.user_id), each.id)
@@ -112,7 +114,7 @@ async def _undo(database: Database, actor: Actor, project_id: ObjectId) -> None:
         await projects.delete(database, actor, project_id)
     with suppress(NotFound):
         await trash.purge(database, actor, project_id)
-    await database[PROJECT_IMPORTS].delete({"_id": project_id})
+    await database[PROJECT_IMPORTS].delete({"_id": project_id, "userId": actor.require_user()})
 
 
 def _lost() -> Conflict:

@@ -24,5 +24,5 @@ PROJECT_IMPORTS = Collection(
         ascending("userId", ours=True, why="erased by user"),
         ascending("until", ours=True, why="imports whose process has died"),
     ),
-    shard_key=ShardKey((("_id", "hashed"),), "written and removed by id"),
+    shard_key=ShardKey((("userId", 1),), "written and removed by user and id, erased by user"),
 )

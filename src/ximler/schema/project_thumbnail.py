@@ -32,5 +32,5 @@ PROJECT_THUMBNAILS = Collection(
         ascending("userId", ours=True, why="erased by user"),
         Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="drawn ones are removed after 30 days"),
     ),
-    shard_key=ShardKey((("_id", "hashed"),), "read and written by id"),
+    shard_key=ShardKey((("userId", 1),), "read by user and id, erased by user"),
 )
