@@ -53,6 +53,7 @@ BROADCASTS: dict[tuple[str, str], str] = {
     ("delete", "projectlinks"): "as above",
     ("find", "projectshares"): "a person's list of what others share: seldom, while every access is by project",
     ("update", "projectshares"): "shares with an address become a person's before that list",
+    ("find", "checkouts"): "the end of a user asks for their customers at the provider, once",
     ("delete", "checkouts"): "erases all of a user's, as above; each step of one is by `_id`",
     (
         "find",

@@ -66,7 +66,7 @@ return redis.call('ZCARD', KEYS[1])
 class SharedBursts:
     """One per process. `limits` are checked together; the first names of callers belong to the first limit.
 
-    `workers` is the number of processes that are assumed until Valkey has told it; the part `run` reports this one.
+    `workers` is the number of processes until Valkey has counted them; the part `run` reports this one.
     """
 
     def __init__(self, url: str, *, prefix: str, limits: Sequence[Bursts], workers: int) -> None:
