@@ -150,6 +150,21 @@ async def test_bytes_that_are_not_utf_8_are_a_bad_request_wherever_they_stand(
         assert code == "BAD_REQUEST"
 
 
+@pytest.mark.parametrize("path", ["/v1/session", "/graphql"])
+async def test_json_that_decoders_read_differently_is_a_bad_request(client: Client, path: str) -> None:
+    headers = {"Content-Type": "application/json", "Sec-Fetch-Site": "same-origin"}
+    for body, why in [
+        (b'{"email":"a@b.c","email":"b@b.c","password":"x"}', "twice"),
+        (b'{"email":"a@b.c","\\u0065mail":"b@b.c","password":"x"}', "twice"),
+        (b'{"email":"a@b.c","password":"x","more":{"n":NaN}}', "NaN"),
+        (b'{"email":"a@b.c","password":"x","more":1e400}', "beyond the range"),
+        (b'{"email":"a@b.c","password":"\\ud800"}', "surrogate"),
+    ]:
+        response = await client.http.post(path, content=body, headers=headers)
+        assert response.status_code == 400, (body, response.text)
+        assert why in response.text, (body, response.text)
+
+
 @pytest.mark.parametrize("wrong", NOT_UTF8)
 async def test_forms_that_are_not_utf_8_are_no_fault_of_the_server(ada: Client, wrong: bytes) -> None:
     percent = "".join(f"%{byte:02x}" for byte in wrong).encode()

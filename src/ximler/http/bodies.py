@@ -13,9 +13,12 @@ from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 
+from ximler.core import strict_json
 from ximler.core.errors import Invalid
 
 __all__ = ["BodyRequest", "body_of", "sent_file"]
+
+_MAX_VALUES, _MAX_CONTAINERS = 1_000_000, 100_000
 
 
 def body_of(description: str, **schemas: Schema) -> type[Operation]:
@@ -63,14 +66,15 @@ class BodyRequest(Request[Any, Any, Any]):
         return await super().body()
 
     async def json(self) -> Any:
-        """The decoded body. Raises ClientException (400) for one that is not JSON in UTF-8."""
+        """The decoded body. Raises ClientException (400) for one that is not JSON in UTF-8, or has a key twice."""
         try:
-            str(await self.body(), "utf-8")  # the decoder does not validate ignored keys
-            return await super().json()
+            body = await self.body()
+            str(body, "utf-8")  # the decoder does not validate ignored keys
+            return strict_json.decode(body, values=_MAX_VALUES, containers=_MAX_CONTAINERS) if body else None
         except UnicodeDecodeError as error:
             raise ClientException(f"The body is not UTF-8: byte {error.start} is wrong") from error
-        except RecursionError as error:
-            raise ClientException("The body is nested too deeply") from error
+        except strict_json.NotJson as problem:
+            raise ClientException(problem.about("The body")) from problem
 
     async def form(self) -> FormMultiDict:
         """The form's fields. Raises ClientException (400) for one that cannot be read."""

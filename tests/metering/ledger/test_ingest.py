@@ -58,6 +58,27 @@ async def test_every_line_is_answered_for(database: Database, person: Actor) -> 
     assert reasons[6].startswith("amount: must be between 1 and")
 
 
+@pytest.mark.parametrize("others", [0, 1, 3])
+async def test_a_line_with_a_key_twice_is_refused(database: Database, person: Actor, others: int) -> None:
+    now = database.clock.now()
+    once = line(person, now, amount=5)
+    doubled = [
+        once[:-1] + b', "amount" :7}',
+        once[:-1] + b',"\\u0061mount":7}',
+        once[:-1] + b',"id":"b"}',
+    ]
+    for number, wrong in enumerate(doubled):
+        plain = [line(person, now, id=f"{number}.{other}") for other in range(others)]
+        report = await ingest(database, OPERATOR, stream(b"\n".join([*plain, wrong, line(person, now, id="\u00e9")])))
+        [refusal] = report.refused
+        assert (refusal.line, refusal.reason) == (
+            others + 1,
+            "amount: given twice" if number < 2 else "id: given twice",
+        )
+    report = await ingest(database, OPERATOR, stream(line(person, now, id='a"amount"b', source='"id"')))
+    assert report.accepted == 1
+
+
 @pytest.mark.slow
 @hypothesis_settings(max_examples=200)
 @given(st.lists(st.integers(min_value=0, max_value=700), max_size=10), st.integers(min_value=1, max_value=5))

@@ -5,6 +5,7 @@ limit at which reading stops. The whole stream can be repeated safely, because e
 """
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Literal
@@ -25,6 +26,8 @@ _BATCH = 10_000  # half of the maximum: acknowledged twice as soon at nearly the
 _AT_ONCE = 2  # the client prepares one batch while the database stores the other
 
 _decoder = msgspec.json.Decoder(Event)
+_KEYS = [f'"{name}"'.encode() for name in Event.__struct_encode_fields__]
+_REQUIRED, _OPTIONAL = _KEYS[:2], _KEYS[2:]
 _Line = Event | Outcome | None  # an event, the problem of an invalid line, or an empty line
 
 
@@ -131,7 +134,17 @@ def _parse(text: bytes) -> list[_Line]:
         events: list[_Line] = [*_decoder.decode_lines(text)]
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return [_one(line) for line in lines]
-    return events if len(events) == len(lines) else [_one(line) for line in lines]
+    if len(events) != len(lines) or any(_repeated(line) is not None for line in _suspects(text, lines)):
+        return [_one(line) for line in lines]
+    return events
+
+
+def _suspects(text: bytes, lines: list[bytes]) -> list[bytes]:
+    """The lines that may have a key twice; quick if none does."""
+    if b"\\" in text or any(text.count(key) != len(lines) for key in _REQUIRED):
+        return lines
+    optional = [key for key in _OPTIONAL if key in text]
+    return [line for line in lines if any(line.count(key) > 1 for key in optional)]
 
 
 def _one(line: bytes) -> _Line:
@@ -140,9 +153,19 @@ def _one(line: bytes) -> _Line:
     if len(line) > MAX_LINE:
         return Outcome("INVALID", f"the line is longer than {MAX_LINE} bytes")
     try:
-        return _decoder.decode(line)
+        event = _decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         return Outcome("INVALID", _words(problem))
+    key = _repeated(line)
+    return event if key is None else Outcome("INVALID", f"{key}: given twice")
+
+
+def _repeated(line: bytes) -> str | None:
+    """A key that an event has twice: the decoder takes the last one."""
+    if b"\\" not in line and all(line.count(key) < 2 for key in _KEYS):
+        return None
+    keys: list[str] = json.loads(line, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+    return next((key for key in keys if keys.count(key) > 1), None)
 
 
 def _words(problem: Exception) -> str:
