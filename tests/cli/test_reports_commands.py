@@ -20,6 +20,7 @@ def test_reports_are_printed_as_tables_csv_and_json_and_check_their_options(ximl
     assert "MRR at the end of each period" in plotted
     assert "\x1b" not in plotted
     assert ximler("reports", "cash", env=env).stdout == "There is no payment in this range.\n"
+    assert ximler("reports", "cash", "--plot", env=env).stdout == "There is no payment in this range.\n"
     signups = ximler("reports", "signups", "--csv", "--from", "2026-01", "--to", "2026-02", env=env).stdout.splitlines()
     assert signups == ["start,end,registered,verified,paid,conversion,days_to_pay", "2026-01-01,2026-02-01,0,0,0,,"]
     agrees = "The ledger agrees with every subscription.\nThe rollups agree with the ledger.\n"
@@ -27,6 +28,8 @@ def test_reports_are_printed_as_tables_csv_and_json_and_check_their_options(ximl
     for options, named in (
         (["--from", "2026-13"], "'2026-13' is not a day"),
         (["--from", "2026-01-01", "--to", "2026-01-01"], "to: "),
+        (["--from", "2999-01"], "--from: 2999-01-01 is in the future"),
+        (["--plot", "--json"], "--plot and --json exclude each other"),
     ):
         refused = ximler("reports", "mrr", *options, env=env)
         assert (refused.returncode, named in refused.stderr) == (2, True), refused.stderr

@@ -184,9 +184,8 @@ async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> 
         row["cohorts"] = added(row["cohorts"])
         fresh = RevenueMonth(id=name, currency=key["currency"], month=month)
         changes.append(({"_id": name, "summed": {"$lt": row["summed"]}}, {"$set": row}, fresh))
-    for _ in range(
-        2
-    ):  # the first may meet one that another process inserts; then it exists, and only the guard refuses
+    # The first attempt may meet one that another process inserts; then it exists, and only the guard refuses.
+    for _ in range(2):
         with suppress(DocumentExists):
             await database[REVENUE_MONTHS].upsert_each(changes)
             return

@@ -128,6 +128,9 @@ def connected(
     def decorate(work: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
         @functools.wraps(work)
         def command(*, data_dir: Path | None, mongodb_uri: str | None, as_json: bool = False, **given: Any) -> Any:
+            forms = [form for form in ("csv", "plot") if given.get(f"as_{form}")] + ["json"] * as_json
+            if len(forms) > 1:
+                raise click.UsageError(f"--{forms[0]} and --{forms[1]} exclude each other: give one.")
             loaded = load(data_dir=data_dir, mongodb_uri=mongodb_uri)
             if secret:
                 loaded = loaded.with_secret()

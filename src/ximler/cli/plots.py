@@ -12,8 +12,11 @@ __all__ = ["plot"]
 _HEIGHT, _WIDEST = 20, 120
 
 
-def plot(title: str, lines: Mapping[str, Sequence[tuple[date, float]]]) -> None:
-    """Print each line's values by day. Without colours if the output is not a terminal."""
+def plot(title: str, lines: Mapping[str, Sequence[tuple[date, float]]], *, empty: str) -> None:
+    """Print each line's values by day, or `empty` if there is none. Without colours if the output is not a terminal."""
+    if not any(lines.values()):
+        click.echo(empty)
+        return
     import plotext
 
     days = sorted({day for points in lines.values() for day, _ in points})

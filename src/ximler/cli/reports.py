@@ -48,7 +48,7 @@ by = click.option(
     "--by", type=click.Choice(["DAY", "WEEK", "MONTH"], case_sensitive=False), default="MONTH", show_default=True
 )
 plot_option = click.option("--plot", "as_plot", is_flag=True, help="Draw the figures in the terminal.")
-csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, amounts in minor units.")
+csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV; sums of money are in minor units.")
 
 
 @click.group()
@@ -73,7 +73,7 @@ async def mrr(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
         lines: dict[str, list[Any]] = {}
         for each in found:
             lines.setdefault(each.currency, []).append((each.start, float(Money(each.end_minor, each.currency).major)))
-        plot("MRR at the end of each period", lines)
+        plot("MRR at the end of each period", lines, empty=_EMPTY)
         return
     show(
         run,
@@ -274,6 +274,8 @@ async def rebuild(run: Run) -> None:
 def asked_range(asked: dict[str, Any]) -> dict[str, Any]:
     """The options, with the last year for a range that was not given."""
     end = asked["end"] or datetime.now(UTC).date() + timedelta(days=1)
+    if asked["end"] is None and asked["start"] is not None and asked["start"] >= end:
+        raise click.UsageError(f"--from: {asked['start']} is in the future.")
     start = asked["start"] or (end - timedelta(days=365)).replace(day=1)
     return asked | {"start": start, "end": end}
 

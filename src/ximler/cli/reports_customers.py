@@ -19,7 +19,9 @@ from ximler.cli.reports import (
     start_option,
 )
 from ximler.core.money import Money
+from ximler.metering.limits.plans import FREE_PLAN
 
+_NO_SIGNUPS = "There is no sign-up in this range."
 _first = click.option("--first", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many.")
 
 
@@ -37,10 +39,12 @@ async def cash(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
 
     found = await report.cash(run.database, run.actor, **asked_range(asked))
     if as_plot:
+        from ximler.cli.plots import plot
+
         lines: dict[str, list[Any]] = defaultdict(list)
         for each in found:
             lines[each.currency].append((each.start, float(Money(each.net_minor, each.currency).major)))
-        _plot("Payments less refunds", lines)
+        plot("Payments less refunds", lines, empty="There is no payment in this range.")
         return
     show(
         run,
@@ -106,11 +110,13 @@ async def usage(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
 
     found = await customers.usage(run.database, run.actor, **asked_range(asked))
     if as_plot:
+        from ximler.cli.plots import plot
+
         calls: dict[str, list[Any]] = defaultdict(list)
         for each in found:
             if each.resource == "apiCalls":
-                calls[each.plan_id or "no plan"].append((each.start, float(each.amount)))
-        _plot("API calls by plan", calls)
+                calls[each.plan_id or FREE_PLAN].append((each.start, float(each.amount)))
+        plot("API calls by plan", calls, empty="There are no API calls in this range.")
         return
     show(
         run,
@@ -120,7 +126,7 @@ async def usage(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
         columns={
             "From": lambda each: each.start,
             "Resource": lambda each: each.resource,
-            "Plan": lambda each: each.plan_id or "",
+            "Plan": lambda each: each.plan_id or FREE_PLAN,
             "Users": lambda each: f"{each.users:,}",
             "Amount": lambda each: f"{each.amount:,}",
         },
@@ -146,7 +152,7 @@ async def largest(run: Run, resource: Any, as_csv: bool, **asked: Any) -> None:
         as_csv=as_csv,
         columns={
             "User": lambda each: each.user_id,
-            "Plan": lambda each: each.plan_id or "",
+            "Plan": lambda each: each.plan_id or FREE_PLAN,
             "Amount": lambda each: f"{each.amount:,}",
         },
         empty="There is no usage in this range.",
@@ -169,13 +175,13 @@ async def near_limits(run: Run, percent: int, first: int, as_csv: bool) -> None:
         as_csv=as_csv,
         columns={
             "User": lambda each: each.user_id,
-            "Plan": lambda each: each.plan_id or "",
+            "Plan": lambda each: each.plan_id or FREE_PLAN,
             "Used": lambda each: f"{each.used:,}",
             "Limit": lambda each: f"{each.limit:,}",
             "Share": lambda each: f"{100 * each.share:.1f}%",
             "Until": lambda each: each.period_end.date(),
         },
-        empty="Nobody is near their limit.",
+        empty="No user is near a limit.",
     )
 
 
@@ -194,6 +200,8 @@ async def signups(run: Run, rows: bool, first: int, as_csv: bool, as_plot: bool,
 
     asked = asked_range(asked)
     if rows:
+        if as_plot:
+            raise click.UsageError("--plot draws the figures, and --rows lists users: give one.")
         asked.pop("by")
         show(
             run,
@@ -206,18 +214,18 @@ async def signups(run: Run, rows: bool, first: int, as_csv: bool, as_plot: bool,
                 "Verified": lambda each: "yes" if each.verified else "no",
                 "Days to pay": _days,
             },
-            empty="Nobody has signed up in this range.",
+            empty=_NO_SIGNUPS,
         )
         return
     found = await customers.signups(run.database, run.actor, **asked)
     if as_plot:
-        _plot(
-            "Sign-ups",
-            {
-                "registered": [(each.start, float(each.registered)) for each in found],
-                "paid": [(each.start, float(each.paid)) for each in found],
-            },
-        )
+        from ximler.cli.plots import plot
+
+        lines = {
+            "registered": [(each.start, float(each.registered)) for each in found],
+            "paid": [(each.start, float(each.paid)) for each in found],
+        }
+        plot("Sign-ups", lines, empty=_NO_SIGNUPS)
         return
     show(
         run,
@@ -232,6 +240,7 @@ async def signups(run: Run, rows: bool, first: int, as_csv: bool, as_plot: bool,
             "Conversion": percent("conversion"),
             "Days to pay": _days,
         },
+        empty=_NO_SIGNUPS,
     )
 
 
@@ -248,7 +257,7 @@ async def storage(run: Run, as_csv: bool) -> None:
         await customers.storage(run.database, run.actor),
         as_csv=as_csv,
         columns={
-            "Plan": lambda each: each.plan_id or "",
+            "Plan": lambda each: each.plan_id or FREE_PLAN,
             "Users": lambda each: f"{each.users:,}",
             "Projects": lambda each: f"{each.projects:,}",
             "Bytes": lambda each: f"{each.storage_bytes:,}",
@@ -259,9 +268,3 @@ async def storage(run: Run, as_csv: bool) -> None:
 
 def _days(each: Any) -> str:
     return "" if each.days_to_pay is None else f"{each.days_to_pay:.1f}"
-
-
-def _plot(title: str, lines: dict[str, list[Any]]) -> None:
-    from ximler.cli.plots import plot
-
-    plot(title, lines)

@@ -17,4 +17,4 @@ async def _count(database: Database) -> int:
     return await rollups.unsummed(database)
 
 
-MIGRATION = Migration(version=4, name="0004_revenue_months", safe=True, count=_count, batch=_batch)
+MIGRATION = Migration(version=5, name="0005_revenue_months", safe=True, count=_count, batch=_batch)
