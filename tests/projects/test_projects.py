@@ -77,7 +77,7 @@ async def test_an_update_changes_only_the_given_fields(database: Database, ada: 
     assert raw["canvasData"] == {"c": 1, "more": 1}
     assert raw["settings"] == {}
     assert "description" not in raw
-    assert raw["searchTerms"] == ["m"]
+    assert raw["searchTerms"] == ["=m", "m"]
     assert (await projects.update(database, ada, made.id, {})).name == "m"
 
 
@@ -246,7 +246,7 @@ async def test_changes_that_race_on_one_project_all_count(database: Database, ad
         {"a": "b"},
         {"c": "d"},
     )
-    assert after.search_terms == ["renamed", "described"]
+    assert after.search_terms == ["=renamed", "renamed", "described"]
     assert after.storage_size == weight({"a": "b"}, {"c": "d"})
 
 
@@ -263,7 +263,7 @@ async def test_a_project_that_another_application_wrote_lives_the_same_life(data
     await projects.restore(database, ada, project_id)
     kept = await database.raw["projects"].find_one({"_id": project_id})
     assert kept is not None
-    assert (kept["__v"], kept["canvasData"], kept["searchTerms"]) == (0, {"a": 1}, ["theirs", "ours"])
+    assert (kept["__v"], kept["canvasData"], kept["searchTerms"]) == (0, {"a": 1}, ["=theirs", "theirs", "ours"])
 
 
 async def test_a_project_that_cannot_be_read_fails_alone(database: Database, ada: Actor) -> None:
