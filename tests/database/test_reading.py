@@ -18,7 +18,7 @@ from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument
 from ximler.database.monitoring import UNREADABLE, round_trips
-from ximler.database.reading import _BATCH, _after
+from ximler.database.reading import _BATCH, beyond
 from ximler.schema.audit_log import AuditLog
 from ximler.schema.document import Created
 from ximler.schema.payment import Payment
@@ -364,7 +364,7 @@ async def test_a_user_s_page_is_read_from_an_index_without_sorting(database: Dat
     page = await database.projects.page({"userId": owner}, first=10)
     assert page.end_cursor
     after = decode_cursor(page.end_cursor)
-    where = {"$and": [{"userId": owner}, _after(after, "createdAt")]}
+    where = {"$and": [{"userId": owner}, beyond(after, "createdAt")]}
     plan = await database.raw.projects.find(
         **database.projects._query(where, None, NEWEST_FIRST, 11, False, None)
     ).explain()

@@ -62,12 +62,9 @@ BROADCASTS: dict[tuple[str, str], str] = {
 }
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {
-    (
-        "find",
-        "projects",
-    ): "a search reads all of the user's own projects that have no terms, and those with the first word",
+    ("find", "projects"): "a search for frequent words walks the user's own list",
     ("find", "auditlogs"): "all of a person's entries are read when they are erased, and a resource's are put in order",
-    ("aggregate", "projects"): "a user's own projects are counted, once in their life",
+    ("aggregate", "projects"): "a search reads the user's own projects with its longest word, and some without terms",
     ("aggregate", "users"): "a user's own projects are counted while they have no gauge",
 }
 

@@ -63,7 +63,7 @@ COSTS: dict[str, list[RoundTrip]] = {
     ],
     "usage": [("aggregate", "users")],
     "projects": [("find", "projects")],
-    "projects(search)": [("find", "projects")],
+    "projects(search)": [("aggregate", "projects")],
     "projects with canvas": [("find", "projects"), ("find", "projects")],
     "project": [("find", "projects")],
     "createProject, the first": [LIMITS, RESERVE, ("insert", "projects"), AUDIT, COMMIT],

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ximler.core.actor import Actor
+from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
+from ximler.database.monitoring import round_trips
 from ximler.projects import finding, projects, search
 from ximler.schema.project import Project
 
@@ -166,7 +168,7 @@ async def test_a_search_is_paged_like_a_list(database: Database, ada: Actor) -> 
 async def test_names_come_before_descriptions_and_newer_ones_first(
     database: Database, ada: Actor, bob: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where another application wrote, on every page, and whichever index is read."""
+    """Also where another application wrote, on every page, and whichever index is read; a few matches by one command."""
     texts = [
         ("Tower bridge", None),
         ("Plan", "a bridge"),
@@ -188,7 +190,9 @@ async def test_names_come_before_descriptions_and_newer_ones_first(
             found: list[str] = []
             after = None
             while True:
-                page = await projects.page(database, ada, query="bri", first=size, after=after)
+                with round_trips() as trips:
+                    page = await projects.page(database, ada, query="bri", first=size, after=after)
+                assert few == 1 or len(trips) == (1 if after is None else 2)
                 found += [each.name for each in page.items]
                 if not page.has_next:
                     break
@@ -196,6 +200,48 @@ async def test_names_come_before_descriptions_and_newer_ones_first(
                 after = decode_cursor(page.end_cursor or "")
             assert found == expected, (few, size)
     assert (await projects.page(database, ada, query="bridge plan")).items[0].name == "Plan"
+
+
+@pytest.mark.parametrize("query", ["bri", "bri tow", "nothing", "nothing bri"])
+async def test_a_search_of_few_projects_is_one_command(library: Database, ada: Actor, query: str) -> None:
+    with round_trips() as trips:
+        await projects.page(library, ada, query=query)
+    assert trips == [("aggregate", "projects")]
+
+
+async def test_an_unreadable_project_takes_no_place_on_a_page(database: Database, ada: Actor) -> None:
+    words = ["=bridge", "bridge"]
+    await database.raw["projects"].insert_many(
+        (
+            {"userId": ada.user_id, "name": {} if n == 1 else f"bridge {n}", "searchTerms": words, "createdAt": EPOCH}
+            for n in range(4)
+        ),
+        bypass_document_validation=True,
+    )
+    page = await projects.page(database, ada, query="bridge", first=3)
+    assert [each.name for each in page.items] == ["bridge 3", "bridge 2", "bridge 0"]
+    assert not page.has_next
+
+
+@pytest.mark.parametrize("few", [600, 1])
+async def test_a_search_keeps_to_the_other_filters(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(finding, "_FEW", few)
+    await database.raw["projects"].insert_many(
+        {"userId": ada.user_id, "name": f"Bridge {n}", "searchTerms": ["=bridge", "bridge"]}
+        | ({"location": {"type": "Point", "coordinates": [n, 1]}} if n else {})
+        | ({"tags": ["old"], "starred": True} if n == 2 else {})
+        | ({"deletedAt": EPOCH} if n == 3 else {})
+        for n in range(5)
+    )
+
+    async def found(**wanted: Any) -> list[str]:
+        return [each.name for each in (await projects.page(database, ada, query="bri", **wanted)).items]
+
+    assert await found() == ["Bridge 4", "Bridge 2", "Bridge 1", "Bridge 0"]
+    assert await found(tagged=["old"]) == await found(starred=True) == ["Bridge 2"]
+    assert await found(within={"box": {"west": 0, "south": 0, "east": 2, "north": 2}}) == ["Bridge 2", "Bridge 1"]
 
 
 def test_terms_are_bounded_in_number_and_length() -> None:

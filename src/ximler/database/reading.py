@@ -33,7 +33,20 @@ if TYPE_CHECKING:
 
     from ximler.core.clock import Clock
 
-__all__ = ["MAX_PAGE", "D", "Filter", "Page", "ReadableCollection", "Sort", "T", "V", "projection_of"]
+__all__ = [
+    "MAX_PAGE",
+    "Cursors",
+    "D",
+    "Filter",
+    "Page",
+    "ReadableCollection",
+    "Sort",
+    "T",
+    "V",
+    "beyond",
+    "check_size",
+    "projection_of",
+]
 
 D = TypeVar("D", bound=Document)
 V = TypeVar("V", bound=Document)
@@ -261,15 +274,14 @@ class ReadableCollection(Generic[D]):
         Raises Invalid when `first` is not
         between 1 and 100.
         """
-        if not 1 <= first <= MAX_PAGE:
-            raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
+        check_size(first)
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
         sort = [(by, -1), ("_id", -1)]
         items: list[Any] = []
         places: list[_Place] = []
         limit = first + 1
         while True:
-            bounded = where if after is None else {"$and": [where, _after(after, by)]}
+            bounded = where if after is None else {"$and": [where, beyond(after, by)]}
             # The order needs its time, also where `into` does not.
             query = self._query(bounded, into, sort, limit, deleted, hint, {by: 1})
             raws = await self._run(self._few(query))
@@ -304,15 +316,16 @@ class ReadableCollection(Generic[D]):
 
     async def count_keys(self, where: Filter, *, most: int, index: str) -> int:
         """How many keys of an index match, deleted documents included, at most `most`: without reading a document."""
-        pipeline: list[dict[str, Any]] = [{"$match": where}, {"$limit": most}, {"$count": "n"}]
-        found = await self._run(self.raw.aggregate(pipeline, hint=index, session=self._session))
-        return sum([each["n"] async for each in found])
+        found = await self.aggregate([{"$match": where}, {"$limit": most}, {"$count": "n"}], hint=index)
+        return sum(each["n"] for each in found)
 
-    async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    async def aggregate(
+        self, pipeline: Sequence[Mapping[str, Any]], *, hint: str | None = None
+    ) -> list[dict[str, Any]]:
         """Run the pipeline unchanged: the caller leaves out soft-deleted documents. Datetimes come back
-        naive.
+        naive. `hint` names the index.
         """
-        return await self._run(self._aggregate(pipeline))
+        return await self._run(self._aggregate(pipeline, hint))
 
     # Inside
 
@@ -334,15 +347,15 @@ class ReadableCollection(Generic[D]):
                 return found
         return await self.raw.find(**query).to_list()
 
-    async def _aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    async def _aggregate(self, pipeline: Sequence[Mapping[str, Any]], hint: str | None) -> list[dict[str, Any]]:
+        options: dict[str, Any] = {} if hint is None else {"hint": hint}
         writes = bool(pipeline) and not _WRITING.isdisjoint(pipeline[-1])
         if self._session is None and not writes:
-            found = await wire.ask(
-                self.raw, {"aggregate": self.raw.name, "pipeline": pipeline, "cursor": {"batchSize": _BATCH}}
-            )
+            command = {"aggregate": self.raw.name, "pipeline": pipeline, "cursor": {"batchSize": _BATCH}, **options}
+            found = await wire.ask(self.raw, command)
             if found is not None:
                 return found
-        return await (await self.raw.aggregate(pipeline, session=self._session)).to_list()
+        return await (await self.raw.aggregate(pipeline, session=self._session, **options)).to_list()
 
     def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
         """The filter with setters applied, without soft-deleted documents."""
@@ -439,7 +452,14 @@ class ReadableCollection(Generic[D]):
             raise final from error
 
 
-def _after(position: Position, by: str) -> dict[str, Any]:
+def check_size(first: int) -> None:
+    """Raises Invalid for a page that is too small or too large."""
+    if not 1 <= first <= MAX_PAGE:
+        raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
+
+
+def beyond(position: Position, by: str) -> dict[str, Any]:
+    """The filter of what follows a position in the order of a page."""
     moment, oid = position
     if moment is None:
         return {by: None, "_id": {"$lt": oid}}

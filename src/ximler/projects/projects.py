@@ -330,7 +330,7 @@ async def page(
     starred: bool | None = None,
     attributes: frozenset[str] | None = None,
 ) -> Page[ProjectSummary]:
-    """The actor's projects that `matching` finds, newest first; with words in `query` as in `finding`. One command.
+    """The actor's projects that `matching` finds, newest first. One command; with words in `query` as in `finding`.
 
     Where `attributes` are given, the items have no others but `id` and `created_at`, and no others are read.
     """

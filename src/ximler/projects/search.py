@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["MAX_TERMS", "condition", "having", "in_name", "terms", "terms_of", "words"]
+from bson import Regex
+
+__all__ = ["MAX_TERMS", "condition", "having", "having_or_none", "in_name", "terms", "terms_of", "words"]
 
 MAX_TERMS = 200
 _MAX_LENGTH = 40
@@ -69,7 +71,12 @@ def words(query: str) -> list[str]:
 
 def having(beginnings: Iterable[str]) -> dict[str, Any]:
     """The filter of projects with a term for each of these beginnings."""
-    return {"$and": [{"searchTerms": {"$regex": f"^{re.escape(each)}"}} for each in beginnings]}
+    return {"$and": [{"searchTerms": {"$regex": _start(each)}} for each in beginnings]}
+
+
+def having_or_none(beginning: str) -> dict[str, Any]:
+    """The filter of projects with a term that begins so, and of those without terms: one range of the index each."""
+    return {"searchTerms": {"$in": [Regex(_start(beginning)), None]}}
 
 
 def condition(query: str, ordered: list[str] | None = None) -> dict[str, Any]:
@@ -122,6 +129,10 @@ def _words(text: str) -> list[str | list[str]]:
 
 def _pairs(run: list[str]) -> list[str]:
     return [one + other for one, other in pairwise(run)]
+
+
+def _start(text: str) -> str:
+    return f"^{re.escape(text)}"
 
 
 def _inside(part: str) -> list[dict[str, Any]]:
