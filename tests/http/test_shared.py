@@ -36,6 +36,10 @@ async def test_a_link_reads_its_project_and_nothing_else(ada: Client) -> None:
     (listed,) = (await read(ada, token, "/assets")).json()["assets"]
     part = await read(ada, token, f"/assets/{listed['id']}", Range="bytes=1-2")
     assert (listed["id"], part.status_code, part.content) == (sent.json()["id"], 206, b"el")
+    kept = await read(ada, token, f"/assets/{listed['id']}?sha256={listed['sha256']}")
+    assert (kept.content, kept.headers["cache-control"][-9:]) == (b"hello", "immutable")
+    for query, status in ((f"sha256={'0' * 64}", 404), ("preview=256", 422), ("preview=7", 422)):
+        assert (await read(ada, token, f"/assets/{listed['id']}?{query}")).status_code == status, query
 
     linked = {"Authorization": f"Bearer {token}"}
     for method, path in (

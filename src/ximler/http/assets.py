@@ -27,7 +27,7 @@ from ximler.http.problems import documented, documented_in_project
 from ximler.http.ranges import Unsatisfiable, byte_range, disposition, name_in
 from ximler.projects import assets, assets_kinds, assets_links, assets_previews, assets_uploads, assets_usage
 
-__all__ = ["Asset", "Assets", "answer", "bare", "paced", "routes"]
+__all__ = ["Asset", "Assets", "Preview", "Sha256", "answer", "bare", "paced", "routes"]
 
 _PATH = "/v1/projects/{project:str}/assets"
 _ONE = f"{_PATH}/{{asset:str}}"
@@ -39,6 +39,12 @@ _SANDBOX = "sandbox; default-src 'none'"
 
 _Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
 _AssetId = Annotated[str, PathParameter(max_length=100, description="The asset's id")]
+Preview = Annotated[
+    int, QueryParameter(description="256 or 1024: the picture in WebP, at most so many pixels wide and high")
+]
+Sha256 = Annotated[
+    str | None, QueryParameter(max_length=64, description="Of the content, which browsers then keep for a year")
+]
 _READS = documented_in_project(
     "asset", _403="Requires the scope projects:read", _422="An id, cursor or size is malformed"
 )
@@ -178,23 +184,14 @@ async def show(
     caller: NamedDependency[Caller],
     request: Request[Any, Any, Any],
     state: State,
-    preview: Annotated[
-        int, QueryParameter(description="256 or 1024: the picture in WebP, at most so many pixels wide and high")
-    ] = 0,
-    sha256: Annotated[
-        str | None, QueryParameter(max_length=64, description="Of the content, which browsers then keep for a year")
-    ] = None,
+    preview: Preview = 0,
+    sha256: Sha256 = None,
 ) -> Response[bytes] | Stream:
     """The file, or with `Range` a part of it. Its entity tag is its SHA-256. Pictures, sound, video, fonts, plain text
     and JSON are shown by browsers; any other file, SVG and HTML among them, is downloaded.
     """
     found = await assets.get(state.database, caller.actor, *_ids(project, asset))
-    if sha256 is not None and sha256 != found.digest.hex():
-        raise NotFound("The asset has other content")
-    response = await answer(request, state, found, preview)
-    if sha256 is not None:
-        response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
-    return response
+    return await answer(request, state, found, preview, sha256)
 
 
 @get(
@@ -237,11 +234,21 @@ async def remove(project: _Project, asset: _AssetId, caller: NamedDependency[Cal
 
 
 async def answer(
-    request: Request[Any, Any, Any], state: State, asset: assets.Asset, preview: int = 0
+    request: Request[Any, Any, Any], state: State, asset: assets.Asset, preview: int = 0, sha256: str | None = None
 ) -> Response[bytes] | Stream:
-    """The file, or a preview of it. Previews are small, so they have no ranges."""
-    if not preview:
-        return _file(request, state, asset)
+    """The file, or a preview of it, which browsers keep if the request names its content. Raises NotFound if it is other
+    content.
+    """
+    if sha256 is not None and sha256 != asset.digest.hex():
+        raise NotFound("The asset has other content")
+    response = await _preview(request, state, asset, preview) if preview else _file(request, state, asset)
+    if sha256 is not None:
+        response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    return response
+
+
+async def _preview(request: Request[Any, Any, Any], state: State, asset: assets.Asset, preview: int) -> Response[bytes]:
+    """Previews are small, so they have no ranges."""
     headers = {
         "ETag": f'"{asset.digest.hex()}-{assets_previews.require_side(preview)}"',
         "Cache-Control": "private, no-cache",

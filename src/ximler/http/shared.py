@@ -107,11 +107,13 @@ async def show_asset(
     asset: Annotated[str, PathParameter(max_length=100, description="The asset's id")],
     request: Request[Any, Any, Any],
     state: State,
+    preview: files.Preview = 0,
+    sha256: files.Sha256 = None,
 ) -> Response[bytes] | Stream:
     """As `GET /v1/projects/{project}/assets/{asset}`."""
     opened = await _opened(request, state)
     found = await assets.get(state.database, opened.actor, opened.project.id, object_id(asset, "asset"))
-    return await files.answer(request, state, found)
+    return await files.answer(request, state, found, preview, sha256)
 
 
 async def _opened(request: Request[Any, Any, Any], state: State) -> links.Opened:
