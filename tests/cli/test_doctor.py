@@ -66,7 +66,9 @@ def test_missing_parts_of_the_database_have_remedies(ximler, empty, tmp_path):
     database.users.drop_index("email_1")
     database.plans.delete_one({"id": "pro"})
     database.meta.update_one({"_id": "schema"}, {"$pull": {"seeded": "plans:pro"}})
-    found = checks(ximler("doctor", "--json", env={**env, "XIMLER_DATA_DIR": str(tmp_path)}))
+    env |= {"XIMLER_DATA_DIR": str(tmp_path), "XIMLER_CANVAS_VERSIONS_BY_PLAN": "free=9,Pr=200"}
+    found = checks(ximler("doctor", "--json", env=env))
+    assert (found["versions by plan"]["state"], found["versions by plan"]["detail"][-4:]) == ("warning", ": pr")
     assert (found["indexes"]["state"], found["indexes"]["remedy"]) == ("error", "ximler db init")
     assert (found["seeds"]["state"], found["seeds"]["remedy"]) == ("warning", "ximler db init")
 

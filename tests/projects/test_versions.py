@@ -232,7 +232,16 @@ async def test_automatic_versions_are_idempotent_and_old_ones_removed_unless_pin
     by_plan = Settings(canvas_versions=3, canvas_versions_by_plan=("Free=1", "Pro=9"))
     await versions.keep_automatically(Due(project_id=project_id), database=database, settings=by_plan)
     assert await _names(database, ada, project_id) == ["stays", None]
+    none = Settings(canvas_versions=9, canvas_versions_by_plan=("Free=0",))
+    await canvas.replace(database, ada, project_id, {"more": 1}, based_on=None)
+    await versions.keep_automatically(Due(project_id=project_id), database=database, settings=none)
+    assert await _names(database, ada, project_id) == ["stays", None]
     await _expect_exact(database, ada)
+
+
+@pytest.mark.parametrize(("kept", "by_plan", "made"), [(0, ("Pro=200",), True), (0, ("Pro=0",), False), (1, (), True)])
+def test_versions_are_made_if_those_of_any_plan_are_kept(kept: int, by_plan: tuple[str, ...], made: bool) -> None:
+    assert Settings(canvas_versions=kept, canvas_versions_by_plan=by_plan).keeps_versions is made
 
 
 @pytest.mark.slow

@@ -296,6 +296,12 @@ async def _database_checks(loaded: Settings, database: "Database") -> list[Check
             checks.append(Check("migrations", "warning", f"pending: {names}", "ximler db migrate"))
         else:
             checks.append(Check("migrations", "ok", "none pending"))
+        names_of_plans = {plan.name.strip().casefold() for plan in await database.plans.find({})}
+        if unknown := sorted(loaded.versions_by_plan.keys() - names_of_plans):
+            detail = f"XIMLER_CANVAS_VERSIONS_BY_PLAN names plans that do not exist: {', '.join(unknown)}"
+            checks.append(
+                Check("versions by plan", "warning", detail, "correct the names: see 'ximler billing plan list'")
+            )
     except XimlerError as problem:
         checks.append(Check("schema", "error", problem.message, "upgrade Ximler, or connect to another database"))
     return checks

@@ -375,13 +375,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         rates = {country: Decimal(percent) for country, _, percent in (each.partition("=") for each in self.tax_rates)}
         return Business(seller=self.seller, country=self.seller_country, rates=rates, inclusive=self.tax_inclusive)
 
+    @property
+    def versions_by_plan(self) -> dict[str, int]:
+        """`canvas_versions_by_plan`, by the plan's name in lower case."""
+        pairs = (each.partition("=") for each in self.canvas_versions_by_plan)
+        return {name.strip().casefold(): int(most) for name, _, most in pairs}
+
     def versions_kept(self, plan: str) -> int:
-        """How many versions of a canvas are kept without name and pin for customers of a plan."""
-        kept = {
-            name.strip().casefold(): int(most)
-            for name, _, most in (each.partition("=") for each in self.canvas_versions_by_plan)
-        }
-        return kept.get(plan.strip().casefold(), self.canvas_versions)
+        """How many versions of a canvas are kept without name and pin for customers of a plan; 0: none are made."""
+        return self.versions_by_plan.get(plan.strip().casefold(), self.canvas_versions)
+
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether customers of any plan have versions made automatically."""
+        return any((self.canvas_versions, *self.versions_by_plan.values()))
 
     @property
     def entry_keys(self) -> tuple[bytes, ...]:
@@ -499,8 +506,8 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
     if settings.seller_country is not None and re.fullmatch("[A-Z]{2}", settings.seller_country) is None:
         refuse("seller_country", settings.seller_country, "Expected two letters of ISO 3166, such as DE")
     for given in settings.canvas_versions_by_plan:
-        if re.fullmatch(r"[^=]+=(1000|[1-9]\d{0,2})", given) is None:
-            refuse("canvas_versions_by_plan", given, "Expected a plan's name and 1 to 1000, such as Pro=200")
+        if re.fullmatch(r"[^=]+=(1000|0|[1-9]\d{0,2})", given) is None:
+            refuse("canvas_versions_by_plan", given, "Expected a plan's name and 0 to 1000, such as Pro=200")
     for given in settings.tax_rates:
         if re.fullmatch(r"[A-Z]{2}=(100|\d{1,2}(\.\d{1,3})?)", given) is None:
             refuse("tax_rates", given, "Expected a country and a percentage, such as DE=19")

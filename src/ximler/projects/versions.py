@@ -223,7 +223,7 @@ class Due(Document, kw_only=True):
 async def keep_automatically(payload: Due, *, database: Database, settings: Settings) -> None:
     """Keep the canvas as a version if the newest one is another, and delete the oldest ones without name and pin.
 
-    Idempotent. Without room in the plan nothing is kept.
+    Idempotent. Nothing is kept without room in the plan, or for a plan whose customers have none kept.
     """
     project_id = payload.project_id
     found = await bases.read_with_text(database, {"_id": project_id})
@@ -231,12 +231,14 @@ async def keep_automatically(payload: Due, *, database: Database, settings: Sett
         return
     now, text = found
     with contextlib.suppress(NotFound):  # deleted meanwhile
+        kept = settings.versions_kept((await limits_of(database, now.user_id)).plan_name)
+        if not kept:
+            return
         try:
             await _keep(database, now, text, automatic=True, if_new=True)
         except LimitExceeded as error:
             _log.info("no version kept", project=str(project_id), reason=error.message)
-        plan = (await limits_of(database, now.user_id)).plan_name
-        await _prune(database, now.user_id, project_id, settings.versions_kept(plan))
+        await _prune(database, now.user_id, project_id, kept)
 
 
 async def _keep(
@@ -377,7 +379,7 @@ def _found(found: F | None, noun: str = "version") -> F:
 
 @background
 def _automatic(*, database: Database, feed: Feed, settings: Settings) -> Part | None:
-    if not settings.canvas_versions:
+    if not settings.keeps_versions:
         return None
     return Part("projects.versions", Automatic(database, feed, settings).run, lease=True)
 
