@@ -51,7 +51,7 @@ async def test_an_imported_archive_is_the_exported_project(database: Database, a
     made = await projects.create(
         database, ada, name="Plan 报告", description="d", settings={"records": {"list": "shapes", "id": "key"}}
     )
-    await projects.update(database, ada, made.id, {"tags": ["a"]})
+    await projects.update(database, ada, made.id, {"tags": ["a"], "location": {"longitude": 2.5, "latitude": 49.0}})
     first, second = [await upload(database, ada, made.id, picture(size=(9, n))) for n in (5, 6)]
     drawn = {"shapes": [{"key": "a", "src": f"/v1/projects/{made.id}/assets/{first.id}"}], "id": str(second.id)}
     await canvas.replace(database, ada, made.id, drawn, based_on=None)
@@ -64,6 +64,7 @@ async def test_an_imported_archive_is_the_exported_project(database: Database, a
     copy = await _load(database, bob, archive)
     got = await projects.get(database, bob, copy)
     assert (got.name, got.description, got.tags) == ("Plan 报告", "d", ["a"])
+    assert got.location == {"type": "Point", "coordinates": [2.5, 49.0]}
     assert await projects.settings_of(database, bob, [copy]) == {copy: {"records": {"list": "shapes", "id": "key"}}}
     theirs = {each.digest: each for each in (await assets.page(database, bob, copy)).items}
     assert set(theirs) == {first.digest, second.digest}
@@ -93,6 +94,7 @@ def _link() -> zipfile.ZipInfo:
 
 
 _A = "0" * 24
+_V = {"path": "versions/0000.json", "createdAt": "2026-01-01T00:00:00Z"}
 _FILE = {"id": _A, "path": f"assets/{_A}/a", "name": "a"}
 
 
@@ -111,8 +113,16 @@ _FILE = {"id": _A, "path": f"assets/{_A}/a", "name": "a"}
         (_zip({}, assets=[_FILE]), f"lacks the entry '{_FILE['path']}'"),
         (_zip({_FILE["path"]: b"x"}, assets=[_FILE | {"sha256": "0" * 64}]), "content is not the one"),
         (_zip({_FILE["path"]: bytes(3_000_000)}, assets=[_FILE]), "at most"),
-        (_zip({"versions/0000.json": b"[1"}, versions=[{"path": "versions/0000.json", "createdAt": "2026-01-01T00:00:00Z"}]),
-         "entry versions/0000.json"),
+        (_zip({_V["path"]: b"[1"}, versions=[_V]), "entry versions/0000.json"),
+        (_zip({_V["path"]: b"{}"}, versions=[_V | {"name": " "}]), r"'versions/0000\.json', .*name: is empty"),
+        (_zip({}, versions=[_V | {"createdAt": "2026-01-01T00:00:00"}]), r"time.*\$\.versions\[0\]\.createdAt"),
+        (_zip({}, versions=[_V | {"createdAt": "0001-01-01T00:00:00+14:00"}]), r"before 1970.*versions\[0\]"),
+        (_zip({}, versions=[_V, _V | {"revision": 10**18}]), r"versions\[1\]\.revision"),
+        (_zip({}, versions=[_V | {"revision": -5}]), r"versions\[0\]\.revision"),
+        (_zip({}, createdAt="2026-01-01T00:00:00"), r"\$\.createdAt"),
+        (_zip({}, assets=[_FILE | {"name": "n" * 300}]), r"assets\[0\]\.name"),
+        (_zip({}, location={"longitude": 1, "latitude": 91}), r"'project\.json', .*location\.latitude"),
+        (_zip({}, tags=["t"] * 21 + [str(n) for n in range(20)]), r"'project\.json', .*tags"),
         (_zip({f"assets/{n:024}/a": b"" for n in range(2100)}), "more than 2,002 entries"),
         (_zip({f"assets/{n:024}/{'a' * 200}": b"" for n in range(5000)}), "directory is too large"),
     ],

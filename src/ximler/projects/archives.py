@@ -10,23 +10,36 @@ An import makes a new project. Its assets have new ids, so ids in canvas and ver
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 from bson import ObjectId
+from msgspec import Meta
 
 from ximler.core import strict_json
 from ximler.core.actor import Actor
+from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid
 from ximler.core.extended_json import plain
 from ximler.core.zips import Entry, Unzipped, zipped
 from ximler.database import Database
 from ximler.database.chunks import Damaged
 from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
-from ximler.projects import access, assets, assets_kinds, canvas, data_urls, packing, projects, versions
+from ximler.projects import (
+    access,
+    assets,
+    assets_kinds,
+    assets_uploads,
+    canvas,
+    data_urls,
+    packing,
+    places,
+    projects,
+    versions,
+)
 from ximler.projects.imports import Importing, importing
 from ximler.schema.asset import ASSETS
 from ximler.schema.canvas_version import CANVAS_VERSIONS
@@ -37,37 +50,54 @@ MOST_TEXT = packing.MOST
 _MOST_TEXTS = 1_000_000_000  # bytes of canvas and versions together
 _MANIFEST, _CANVAS = "project.json", "canvas.json"
 _ENTRY = re.compile(r"project\.json|canvas\.json|versions/[0-9]{4}\.json|assets/[0-9a-f]{24}/[^/\\\x00-\x1f]{1,255}")
-_MOST_ENTRIES = assets.MOST + versions.MOST + 2
+_MOST_ASSETS, _MOST_VERSIONS = assets.MOST, versions.MOST
+_MOST_ENTRIES = _MOST_ASSETS + _MOST_VERSIONS + 2
 _ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{24}(?![0-9a-f])")
 
 
+_HexId = Annotated[str, Meta(pattern=r"^[0-9a-f]{24}\Z")]
+_Time = Annotated[datetime, Meta(tz=True)]
+
+
 class _Asset(msgspec.Struct, rename="camel", kw_only=True):
-    id: str
-    path: str
-    name: str
-    content_type: str | None = None
-    sha256: str | None = None
+    id: _HexId
+    path: Annotated[str, Meta(max_length=300)]
+    name: Annotated[str, Meta(min_length=1, max_length=assets_uploads.MAX_NAME)]
+    content_type: Annotated[str, Meta(max_length=200)] | None = None
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
 
 
 class _Version(msgspec.Struct, rename="camel", kw_only=True):
-    path: str
-    name: str | None = None
+    path: Annotated[str, Meta(max_length=300)]
+    name: Annotated[str, Meta(max_length=versions.MAX_NAME)] | None = None
     pinned: bool = False
     automatic: bool = False
-    revision: int = 0
-    created_at: datetime
+    revision: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0  # GraphQL's Int
+    created_at: _Time
+
+    def __post_init__(self) -> None:
+        if self.created_at < EPOCH:
+            raise ValueError("`createdAt` is before 1970")
+
+
+class _Place(msgspec.Struct, kw_only=True):
+    longitude: float
+    latitude: float
 
 
 class _Manifest(msgspec.Struct, rename="camel", kw_only=True):
+    """Name, description, settings, tags and location have the limits of every project, which `projects.create` checks."""
+
     format: Literal["ximler.project/1"]
-    id: str
+    id: _HexId
     name: str
     description: str | None = None
     settings: Any = msgspec.field(default_factory=dict)
     tags: list[str] = []
-    created_at: datetime | None = None
-    assets: list[_Asset] = []
-    versions: list[_Version] = []
+    location: _Place | None = None
+    created_at: _Time | None = None
+    assets: Annotated[list[_Asset], Meta(max_length=_MOST_ASSETS)] = []
+    versions: Annotated[list[_Version], Meta(max_length=_MOST_VERSIONS)] = []
 
 
 @access.reader
@@ -90,6 +120,7 @@ async def export(
         description=project.description,
         settings=settings,
         tags=project.tags,
+        location=_place(project.location),
         created_at=project.created_at,
         assets=[
             _Asset(
@@ -147,17 +178,19 @@ async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | 
         for each in (*texts, *(each.path for each in manifest.assets)):
             if each not in archive.sizes:
                 raise Invalid.field("file", f"lacks the entry {each!r}")
-        async with importing(
-            database,
-            actor,
-            most=most,
-            name=name or manifest.name,
-            description=manifest.description,
-            settings=manifest.settings,
-            tags=manifest.tags,
-        ) as under_way:
-            await _fill(under_way, archive, manifest)
-        return under_way.project_id
+        with _about(_MANIFEST, but=() if name is None else ("name",)):
+            async with importing(
+                database,
+                actor,
+                most=most,
+                name=name or manifest.name,
+                description=manifest.description,
+                settings=manifest.settings,
+                tags=manifest.tags,
+                location=manifest.location and msgspec.structs.asdict(manifest.location),
+            ) as under_way:
+                await _fill(under_way, archive, manifest)
+            return under_way.project_id
     finally:
         archive.close()
 
@@ -188,20 +221,22 @@ async def _fill(under_way: Importing, archive: Unzipped, manifest: _Manifest) ->
     for version in sorted(manifest.versions, key=lambda each: each.created_at):
         text = _renamed(await archive.whole(version.path, most=MOST_TEXT), names)
         data, kept = await asyncio.to_thread(_read_canvas, text, version.path)
-        await versions.add(
-            under_way.database,
-            under_way.actor,
-            under_way.project_id,
-            data,
-            text=kept,
-            name=version.name,
-            pinned=version.pinned,
-            automatic=version.automatic,
-            revision=version.revision,
-            created_at=version.created_at,
-        )
+        with _about(version.path):
+            await versions.add(
+                under_way.database,
+                under_way.actor,
+                under_way.project_id,
+                data,
+                text=kept,
+                name=version.name,
+                pinned=version.pinned,
+                automatic=version.automatic,
+                revision=version.revision,
+                created_at=version.created_at,
+            )
         await under_way.keep()
-    await _set_canvas(under_way, _renamed(await archive.whole(_CANVAS, most=MOST_TEXT), names))
+    with _about(_CANVAS):
+        await _set_canvas(under_way, _renamed(await archive.whole(_CANVAS, most=MOST_TEXT), names))
 
 
 async def _set_canvas(under_way: Importing, text: bytes) -> None:
@@ -209,6 +244,26 @@ async def _set_canvas(under_way: Importing, text: bytes) -> None:
     await canvas.replace(
         under_way.database, under_way.actor, under_way.project_id, data, based_on=None, any_keys=True, text=kept
     )
+
+
+@contextmanager
+def _about(entry: str, *, but: Sequence[str] = ()) -> Iterator[None]:
+    """Problems of fields, other than those that the caller has given, are problems of this entry."""
+    try:
+        yield
+    except Invalid as problem:
+        if problem.fields.keys() & {"file", *but}:
+            raise
+        raise Invalid.field("file", f"has the entry {entry!r}, which no export makes: {problem.message}") from None
+
+
+def _place(location: Any) -> _Place | None:
+    """The location of a project, unless it is one that no import accepts, from another application."""
+    place = places.place_of(location)
+    with suppress(Invalid):
+        places.stored(place)
+        return None if place is None else _Place(**place)
+    return None
 
 
 def _read_canvas(text: bytes, name: str) -> tuple[Any, bytes | None]:
