@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from functools import partial
 from typing import Any
 
@@ -135,6 +136,17 @@ def test_texts_of_too_many_parts_are_refused_quickly(text: bytes) -> None:
     with pytest.raises(NotJson):
         decode(text)
     assert time.process_time() - began < 3
+
+
+def test_escapes_take_little_time_and_memory() -> None:
+    text = b'{"a":"\\u003a:' + b"\\n" * 1_000_000 + b'"}'
+    tracemalloc.start()
+    began = time.process_time()
+    decode(text)
+    taken = time.process_time() - began
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (taken < 1, peak < 10 * len(text)) == (True, True)
 
 
 def test_brackets_in_strings_are_not_counted() -> None:

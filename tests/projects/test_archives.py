@@ -5,6 +5,7 @@ import io
 import json
 import os
 import stat
+import tracemalloc
 import zipfile
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.projects.test_assets import MOST, check, later, project, upload
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, LimitExceeded, NotFound
 from ximler.database import Database
-from ximler.projects import archives, assets, canvas, imports, projects, versions
+from ximler.projects import archives, assets, canvas, data_urls, imports, projects, versions
 from ximler.schema.project_import import PROJECT_IMPORTS
 
 
@@ -173,6 +174,15 @@ async def test_a_drawing_comes_back_byte_for_byte(database: Database, ada: Actor
     assert b"#data:image/png;base64" in b"".join(
         [piece async for piece in await archives.export_file(database, ada, made)]
     )
+
+
+def test_the_search_for_data_urls_takes_little_memory() -> None:
+    text = b'{"a": "data:image/png;base64,' + b"A" * 2_000_000 + b'!"}'
+    tracemalloc.start()
+    assert data_urls._next(text, 0) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 async def test_the_project_of_a_killed_import_is_removed(database: Database, ada: Actor) -> None:

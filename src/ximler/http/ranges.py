@@ -8,7 +8,7 @@ __all__ = ["Unsatisfiable", "byte_range", "disposition", "name_in"]
 _RANGE = re.compile(r"\s*+bytes\s*+=\s*+(\d{0,19})\s*+-\s*+(\d{0,19})\s*+", re.ASCII | re.IGNORECASE)
 _ATTRIBUTE = "!#$&+-.^_`|~"  # characters that an extended value has as they are, beside letters and digits
 _EXTENDED = re.compile(r";\s*filename\*\s*=\s*utf-8'[\w-]*'([^\s;]+)", re.ASCII | re.IGNORECASE)
-_QUOTED = re.compile(r';\s*filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE)
+_QUOTED = re.compile(r';\s*filename\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]+))', re.IGNORECASE)
 
 
 class Unsatisfiable(Exception):
