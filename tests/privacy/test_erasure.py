@@ -24,7 +24,7 @@ from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.notifications import inbox
 from ximler.privacy import erasure
-from ximler.projects import assets_uploads, projects
+from ximler.projects import assets_uploads, projects, sharing
 from ximler.schema import CATALOGUE
 from ximler.schema.api_key import ApiKey
 from ximler.schema.audit_log import AUDIT_LOGS
@@ -196,6 +196,26 @@ async def test_after_thirty_days_no_personal_data_is_left(database, keyring, wor
         "entitlements",
     ):
         assert await database.raw[name].count_documents({}) == 0, name
+
+
+async def test_a_share_in_each_direction_keeps_no_address(database, keyring, worker, ada) -> None:
+    bob = await administration.create(database, keyring, SYSTEM, name="Bob", email="bob@example.com", password=PASSWORD)
+    await database.users.patch_many({}, {"$set": {"emailVerified": True}})
+    for owner, person in ((ada, bob), (bob, ada)):
+        actor = Actor(kind="user", via="session", user_id=owner.id)
+        made = await projects.create(database, actor, name=MARK if owner is ada else "Bridge")
+        for role in ("READER", "EDITOR"):
+            await sharing.share(database, keyring, actor, made.id, email=person.email, role=role)  # type: ignore[arg-type]  # of both
+        await worker.run_due()
+        await sharing.revoke(database, actor, made.id, person.email)
+        await sharing.share(database, keyring, actor, made.id, email=person.email, role="READER")
+    await worker.run_due()
+    assert await database.notifications.count({"userId": bob.id}) == 2
+    await close(database, ada)
+    database.clock.offset_ms += DAYS // timedelta(milliseconds=1)
+    await worker.run_due()
+    assert await traces(database) == []
+    assert await database.audit_logs.count({"userId": bob.id, "action": "projects.project.shared"}) == 3
 
 
 async def test_the_books_stay_whole(database, keyring, worker, ada) -> None:

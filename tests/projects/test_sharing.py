@@ -1,5 +1,6 @@
 """Shared projects: what each role may do, whose limits count, and what it costs."""
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -197,7 +198,8 @@ async def test_people_with_an_account_are_notified_once(
         await sharing.share(database, keyring, ada, drawn.id, email="bob@example.com", role=role)  # type: ignore[arg-type]  # of both
     await worker.run_due()
     (told,) = await database.notifications.find({"userId": bob.user_id})
-    assert "Øresund bridge" in told.message
+    assert "edit it" in told.message  # as the share is when the job runs
+    assert "ada@" not in told.message
     assert [(each.email, each.role) for each in await sharing.people(database, ada, drawn.id)] == [
         ("bob@example.com", "EDITOR")
     ]
@@ -254,6 +256,17 @@ async def test_only_sensible_shares_are_made(
     theirs = await projects.create(database, unconfirmed, name="p")
     with pytest.raises(Forbidden):
         await sharing.share(database, keyring, unconfirmed, theirs.id, email="a@example.com", role="READER")
+
+
+async def test_calls_at_the_same_moment_do_not_exceed_the_limits(
+    database: Database, keyring: Keyring, ada: Actor, drawn: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MOST", 1)
+    monkeypatch.setattr(links, "MOST", 1)
+    shares = [sharing.share(database, keyring, ada, drawn.id, email=f"{n}@x.com", role="READER") for n in range(4)]
+    for racers in (shares, [links.create(database, ada, drawn.id) for _ in range(4)]):
+        done: list[Any] = await asyncio.gather(*racers, return_exceptions=True)
+        assert sorted(type(each) is LimitExceeded for each in done) == [False, True, True, True]
 
 
 async def test_nothing_is_left_of_shares_and_links_when_project_or_person_is_gone(

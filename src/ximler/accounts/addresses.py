@@ -11,7 +11,7 @@ from ximler.core.errors import Invalid
 from ximler.database import Database
 from ximler.schema.user import User
 
-__all__ = ["MAX_ADDRESS", "alternatives", "first", "holder", "normalised", "random_pause"]
+__all__ = ["MAX_ADDRESS", "alternatives", "first", "holder", "masked", "normalised", "random_pause"]
 
 MAX_ADDRESS = 320  # 64 before the @, 255 after it
 
@@ -28,6 +28,12 @@ def normalised(email: str, field: str = "email") -> str:
         return validate_email(email.strip(), check_deliverability=False).normalized.lower()
     except EmailNotValidError as problem:
         raise Invalid.field(field, str(problem).rstrip(".")) from None
+
+
+def masked(email: str) -> str:
+    """A form that tells a few people apart and identifies none: `b…@e….com` of `bob@example.com`."""
+    name, _, domain = email.rpartition("@")
+    return f"{name[:1]}…@{domain[:1]}….{domain.rpartition('.')[2]}"
 
 
 async def random_pause() -> None:

@@ -82,6 +82,9 @@ async def share(
         if known is not None and known.role == role:
             return known
         if known is None:
+            # Shares that are made at the same moment conflict here, so that each counts those before it.
+            if not await transaction.projects.patch(mine, {"$inc": {"assetsSize": 0}}):
+                raise _no_project()
             if await transaction[PROJECT_SHARES].count({"projectId": project_id, "userId": user_id}) >= MOST:
                 raise LimitExceeded(f"The project is shared with {MOST} people, the most: remove some")
             known = await transaction[PROJECT_SHARES].insert(fresh)
@@ -171,7 +174,7 @@ async def invite(payload: Invited, *, database: Database, job: outbox.Job, setti
     share = await database[PROJECT_SHARES].find_one({"_id": payload.share_id, "projectId": payload.project_id})
     if share is None:
         return
-    project = await database.projects.find_one({"_id": share.project_id, "userId": share.user_id}, into=_Name)
+    project = await database.projects.find_one({"_id": share.project_id, "userId": share.user_id}, into=Identified)
     owner = await database.users.find_one({"_id": share.user_id}, into=_Owner)
     if project is None or owner is None:
         return
@@ -197,7 +200,8 @@ async def invite(payload: Invited, *, database: Database, job: outbox.Job, setti
             person,
             "PRODUCT",
             "A project was shared with you",
-            f"{owner.email} shared the project “{project.name}” with you. You can {verb} it.",
+            # Without names: the owner's erasure does not reach the inboxes of others.
+            f"You can {verb} it. Your list of shared projects shows its name and its owner.",
             {"projectId": str(share.project_id)},
             occasion=job.id,
         )
@@ -214,7 +218,8 @@ async def _end(database: Database, actor: Actor, project_id: ObjectId, where: di
 
 
 async def _record(transaction: Database, actor: Actor, action: Action, share: ProjectShare) -> None:
-    values = {"email": share.email, "role": share.role}
+    # The entry is the owner's and outlives the person's erasure. Their id would show the owner who has an account.
+    values = {"person": addresses.masked(share.email), "role": share.role}
     await records.write(
         transaction,
         actor,
