@@ -119,8 +119,9 @@ async def test_polygons_hold_what_is_inside_and_never_their_other_side(database:
     wide = polygon((-170, -80), (170, -80), (170, 80), (-170, 80))
     crossed = polygon((0, 0), (10, 10), (10, 0), (0, 10))
     for refused, why in ((large, "hemisphere"), (wide, "180 degrees"), (crossed, "cross"), (germany[:2], "vertices")):
-        with pytest.raises(Invalid, match=why):
+        with pytest.raises(Invalid, match=why) as raised:
             await names_within(database, ada, polygon=refused)
+        assert list(raised.value.fields) == ["within.polygon"]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
         reasons = "; ".join(f"{name} {why}" for name, why in fields.items()) or "it does not match the schema"
         return Invalid(f"{collection} refused the document: {reasons}", fields=fields)
     if code == _BAD_VALUE and "Loop" in _message(details):
-        return Invalid("The polygon's edges cross or touch, or two of its vertices are the same")
+        return Invalid.field("within.polygon", "its edges cross or touch, or two of its vertices are the same")
     if code in _TOO_LARGE or (code == _BAD_VALUE and "too large" in _message(details)):
         return Invalid(f"This document of {collection} would be larger than the 16 MB that MongoDB can store")
     if code == _TOO_DEEP:

@@ -22,6 +22,7 @@ from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.http.cookies import Cookies
 from ximler.metering.quota.bursts import BurstExceeded, Bursts
+from ximler.projects import links
 from ximler.runtime import Part, Stage
 from ximler.schema.user import User
 
@@ -195,6 +196,8 @@ class Authentication:
                 raise Unauthenticated("Send your session's token, or an API key, as 'Authorization: Bearer <token>'")
             if tokens.looks_like(token):
                 return _by_key(await self._keys.verify(token, address=address), state, user_agent)
+            if token.startswith(links.PREFIX):
+                raise Unauthenticated("This is the token of a public link: it opens the routes of /v1/shared only")
         origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
         found = await self._sessions.authenticate(token, origin)
         session, account = found.session, found.account

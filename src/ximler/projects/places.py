@@ -70,7 +70,7 @@ def _in_box(box: Mapping[str, float]) -> dict[str, Any]:
 def _in_polygon(vertices: list[Mapping[str, float]]) -> dict[str, Any]:
     field = "within.polygon"
     if not 3 <= len(vertices) <= _MOST_VERTICES:
-        raise Invalid.field(field, f"has {len(vertices)} vertices: needs between 3 and {_MOST_VERTICES}")
+        raise Invalid.field(field, f"needs between 3 and {_MOST_VERTICES} vertices, and has {len(vertices)}")
     ring: list[Vertex] = []
     for index, each in enumerate(vertices):
         longitude = _degrees(f"{field}.{index}.longitude", each["longitude"], 180)

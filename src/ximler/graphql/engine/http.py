@@ -221,7 +221,7 @@ class GraphQLApp:
         if media_type is None and not prepared.operation.subscription:
             raise NotWellFormed(406, "Answers to queries and mutations are not multipart")
         if prepared.operation.subscription and (streamed is None or self._follow is None):
-            raise NotWellFormed(406, "Subscriptions are text/event-stream, or multipart/mixed;subscriptionSpec=1.0")
+            raise NotWellFormed(406, "Send Accept: text/event-stream (or multipart/mixed;subscriptionSpec=1.0)")
         if (
             method == "POST"
             and len(body) <= _SMALL
