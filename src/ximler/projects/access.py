@@ -3,7 +3,8 @@
 Domain functions select projects by their owner, who is part of every filter. For a member they run with an actor
 whose `user_id` is the owner and whose `member_id` is the member: limits and storage are the owner's, and the audit
 log names both. A function is tried as the caller first, so that owners pay nothing for sharing; only where it finds
-no project, the caller's share is read. Without one, the project is NotFound.
+no project, the caller's share is read. Without one, the project is NotFound. A shared function that another one calls
+reads no share in that first try, so that the outer one fails as a whole, and runs once more as the owner.
 
 A share belongs to an e-mail address until an account with that confirmed address uses it; then to the account.
 """
@@ -11,6 +12,7 @@ A share belongs to an e-mail address until an account with that confirmed addres
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -34,6 +36,8 @@ _Coroutine = Callable[Concatenate[Database, Actor, ObjectId, P], Coroutine[Any, 
 # Of users and projects that were reached through a share last: it is read first, which saves a command.
 _shared: OrderedDict[tuple[ObjectId, ObjectId], None] = OrderedDict()
 _MOST = 10_000
+# The user and project of a function that is tried as the caller.
+_tried: ContextVar[tuple[ObjectId, ObjectId] | None] = ContextVar("tried", default=None)
 
 
 class _Address(Document, kw_only=True):
@@ -61,14 +65,16 @@ async def through(
     if actor.member_id is not None:  # it acts for the owner already
         return await act(actor)
     key = actor.require_user(), project_id
+    if _tried.get() == key:
+        return await act(actor)
     if key in _shared:
         share = await find(database, *key)
         if share is None:
             _shared.pop(key, None)
-            return await act(actor)
+            return await _as_caller(key, actor, act)
         return await _as_member(database, actor, share, need, act)
     try:
-        return await act(actor)
+        return await _as_caller(key, actor, act)
     except NotFound:
         share = await find(database, *key)
         if share is None:
@@ -119,6 +125,14 @@ def _for(function: "_Operation[P, T]", need: Role) -> "_Coroutine[P, T]":
         return await through(database, actor, project_id, need, act)
 
     return cast("_Coroutine[P, T]", accessed)  # its first arguments are given by position
+
+
+async def _as_caller(key: tuple[ObjectId, ObjectId], actor: Actor, act: Callable[[Actor], Awaitable[T]]) -> T:
+    before = _tried.set(key)
+    try:
+        return await act(actor)
+    finally:
+        _tried.reset(before)
 
 
 async def _as_member(

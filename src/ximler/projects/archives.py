@@ -110,7 +110,7 @@ async def export(
     """
     project = await projects.get(database, actor, project_id)
     settings = (await projects.settings_of(database, actor, [project_id])).get(project_id, {})
-    mine = {"userId": await assets.require_project(database, actor, project_id), "projectId": project_id}
+    mine = {"userId": await assets.require_project(database, actor, project_id, "READER"), "projectId": project_id}
     files = await database[ASSETS].find(mine, sort=[("createdAt", 1), ("_id", 1)]) if with_assets else []
     kept = await database[CANVAS_VERSIONS].find(mine, sort=[("createdAt", 1), ("_id", 1)]) if with_versions else []
     manifest = _Manifest(

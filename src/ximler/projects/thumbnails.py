@@ -30,7 +30,7 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="thumbnails")
 @access.reader
 async def get(database: Database, actor: Actor, project_id: ObjectId) -> ProjectThumbnail:
     """The picture that was sent, or else a drawing of the canvas as it is. Raises NotFound, also for an empty canvas."""
-    user_id = await assets.require_project(database, actor, project_id)
+    user_id = await assets.require_project(database, actor, project_id, "READER")
     where = {"_id": project_id, "userId": user_id}
     found = await database[PROJECT_THUMBNAILS].find_one(where)
     if found is not None and found.revision in (None, await canvas.revision_of(database, actor, project_id)):
