@@ -1,5 +1,6 @@
 """URLs of assets that need no credentials."""
 
+import asyncio
 import base64
 import io
 from datetime import timedelta
@@ -128,3 +129,16 @@ async def test_a_preview_has_a_url_of_its_own(ada: Client, drawn: dict[str, Any]
     kept = await _get(ada, f"{path}?sha256={made['sha256']}", **key)
     assert kept.headers["cache-control"] == "private, max-age=31536000, immutable"
     assert _code(await _get(ada, f"{path}?sha256={'0' * 64}", **key)) == (404, "NOT_FOUND")
+
+
+async def test_requests_by_a_url_leave_its_user_room(
+    ada: Client, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ximler.http.authentication._MAX_OPEN", 1)
+    authorization = f"Bearer {ada.token}"
+    found = await asyncio.gather(
+        *(_get(ada, drawn["text"]["url"]) for _ in range(12)),
+        _get(ada, f"/v1/projects/{drawn['project']}/assets", Authorization=authorization),
+    )
+    assert {each.status_code for each in found[:-1]} == {200, 429}
+    assert found[-1].status_code == 200

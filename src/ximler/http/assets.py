@@ -220,7 +220,7 @@ async def follow(
     asked for it, for up to an hour. As with other downloads, SVG, HTML and unknown files are attachments.
     """
     found = await assets_links.follow(state.database, state.keyring, object_id(asset, "asset"), token)
-    state.authentication.enter(request.scope["state"], found.actor.require_user())
+    state.authentication.enter(request.scope["state"], ("url", found.actor.require_user()))
     response = await answer(request, state, found.asset, found.preview)
     response.headers["Cache-Control"] = f"private, max-age={found.left // timedelta(seconds=1)}, immutable"
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"

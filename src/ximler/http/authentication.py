@@ -65,17 +65,18 @@ class Authentication:
         self._open: Counter[object] = Counter()
         self._daily = Bursts(whose, rate=daily / _DAY_S, size=daily, limit=f"{daily} changes a day")
 
-    def enter(self, state: MutableMapping[str, Any], user_id: object) -> None:
+    def enter(self, state: MutableMapping[str, Any], whose: object) -> None:
         """Count a request that is under way until `http.requests` calls the state's `leave`. Raises LimitExceeded.
 
-        A request may hold megabytes while its client reads or sends slowly.
+        A request may hold megabytes while its client reads or sends slowly. `whose` is a user's id, or another name for
+        requests without credentials of the user, which must leave the user's own requests their places.
         """
-        if self._open[user_id] >= _MAX_OPEN:
+        if self._open[whose] >= _MAX_OPEN:
             raise LimitExceeded(
                 "Too many requests of this account are under way: wait for their answers", retry_after_s=1
             )
-        self._open[user_id] += 1
-        state["leave"] = partial(self._leave, user_id)
+        self._open[whose] += 1
+        state["leave"] = partial(self._leave, whose)
 
     def enter_alone(self, state: MutableMapping[str, Any], what: str, user_id: object) -> None:
         """Count a request that an account may make one at a time, because it costs much. Raises LimitExceeded."""
@@ -91,10 +92,10 @@ class Authentication:
 
         state["leave"] = leave
 
-    def _leave(self, user_id: object) -> None:
-        self._open[user_id] -= 1
-        if self._open[user_id] <= 0:
-            del self._open[user_id]
+    def _leave(self, whose: object) -> None:
+        self._open[whose] -= 1
+        if self._open[whose] <= 0:
+            del self._open[whose]
 
     def limit_changes(self, actor: Actor, n: int = 1) -> None:
         """Count `n` changes against the rate limit of a user's sessions, which are not metered. Raises
