@@ -2,6 +2,12 @@
 
 import json
 
+import click
+import pytest
+
+from ximler.cli import projects
+from ximler.core.errors import Invalid
+
 DRAWING = {"type": "excalidraw", "version": 2, "elements": [{"id": "a", "x": 1.5, "text": "é"}], "appState": {}}
 
 
@@ -14,8 +20,9 @@ def test_a_canvas_goes_in_and_out_and_back_to_a_version(ximler, own, tmp_path):
     assert made.returncode == 0, made.stderr
     file = tmp_path / "plan.excalidraw"
     file.write_text(json.dumps(DRAWING, indent=2))
-    imported = ximler("projects", "import", "ada@example.com", str(file), "--name", "Plan", "--json", env=env)
+    imported = ximler("projects", "import", "ada@example.com", str(file), "--json", env=env)
     assert imported.returncode == 0, imported.stderr
+    assert json.loads(imported.stdout)["name"] == "plan"
     project = json.loads(imported.stdout)["id"]
     assert ximler("projects", "export", project, env=env).stdout == file.read_text()
 
@@ -23,18 +30,32 @@ def test_a_canvas_goes_in_and_out_and_back_to_a_version(ximler, own, tmp_path):
     assert "revision 2" in replaced.stdout
     assert ximler("projects", "export", project, env=env).stdout == '{"b": 1}'
     listed = json.loads(ximler("projects", "versions", project, "--json", env=env).stdout)["items"]
-    assert [each["name"] for each in listed] == ["before an import"]
+    assert [(each["name"], each["automatic"], each["pinned"], each["assets"]) for each in listed] == [
+        (None, True, False, [])
+    ]
+    assert ximler("projects", "export", project, "--version", listed[0]["id"], env=env).stdout == file.read_text()
     assert ximler("projects", "restore", project, listed[0]["id"], env=env).returncode == 0
     out = tmp_path / "out.json"
     ximler("projects", "export", project, "-o", str(out), env=env)
     assert out.read_bytes() == file.read_bytes()
-    assert "Plan" in ximler("projects", "list", "ada@example.com", env=env).stdout
+    assert "plan" in ximler("projects", "list", "ada@example.com", env=env).stdout
 
     twice = ximler(
         "projects", "import", "ada@example.com", "-", "--name", "n", env=env, stdin='{"a": {"b": 1, "b": 2}}'
     )
     assert twice.returncode == 2
     assert "/a/b in the file is a key that its object has twice" in twice.stderr
+    nameless = ximler("projects", "import", "ada@example.com", "-", env=env, stdin="{}")
+    assert (nameless.returncode, "--name NAME" in nameless.stderr) == (2, True)
+
+
+def test_an_archive_is_not_written_to_a_terminal(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    terminal, file = (click.File("wb", lazy=True).convert(path, None, None) for path in ("-", str(tmp_path / "p.zip")))
+    with pytest.raises(Invalid, match="-o FILE"):
+        projects._refuse_terminal(whole=True, output=terminal)
+    projects._refuse_terminal(whole=True, output=file)
+    projects._refuse_terminal(whole=False, output=terminal)
 
 
 def test_the_trash_is_listed_restored_and_emptied(ximler, own):

@@ -1,7 +1,9 @@
 """`ximler projects`: customers' projects and their canvases, for operators."""
 
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from ximler.schema.project import Project
 
 _FIELDS = "id user_id name description storage_size canvas_revision created_at updated_at"
-_VERSION = "id revision name pinned automatic size_bytes stored_bytes created_at"
+_VERSION = "id revision name pinned automatic size_bytes stored_bytes assets created_at"
 _ASSET = "id name content_type size_bytes created_at"
 _project = click.argument("project", type=Id())
 
@@ -94,46 +96,55 @@ async def show(run: Run, project: Any) -> None:
     _show(run, await owned.get(run.database, await _owner(run, project), project))
 
 
+def _refuse_terminal(*, whole: bool, output: BinaryIO, **_: object) -> None:
+    if whole and output.name == "-" and sys.stdout.isatty():
+        raise Invalid.field("output", "is a terminal, which cannot show an archive: give -o FILE, or a pipe")
+
+
 @projects.command()
 @_project
 @click.option("--version", type=Id(), help="A kept version's id, in place of the canvas as it is.")
 @click.option("--zip", "whole", is_flag=True, help="Settings, canvas, versions and assets as a zip archive.")
 @click.option("-o", "--output", type=click.File("wb", lazy=True), default="-", help="File.  [default: standard output]")
-@connected()
+@connected(first=_refuse_terminal)
 async def export(run: Run, project: Any, version: Any, whole: bool, output: BinaryIO) -> None:
     """Write the canvas of PROJECT as JSON, byte for byte as it was imported if it is unchanged since, or with `--zip` the
-    whole project.
+    whole project. An archive is not written to a terminal.
     """
-    from ximler.projects import archives, versions
+    from ximler.projects import archives
 
     if whole and version is not None:
         raise Invalid.field("version", "is not for --zip, which has all versions")
     actor = await _owner(run, project)
-    if version is not None:
-        output.write(await versions.content_file(run.database, actor, project, version))
+    if whole:
+        pieces = await archives.export(run.database, actor, project)
     else:
-        archive = archives.export if whole else archives.export_file
-        async for piece in await archive(run.database, actor, project):
-            output.write(piece)
+        pieces = await archives.export_file(run.database, actor, project, version)
+    async for piece in pieces:
+        output.write(piece)
     output.flush()
 
 
-def _read(*, file: BinaryIO, into: Any, **_: object) -> dict[str, Any]:
-    """The file's text and value, before the database is opened, or the file of a zip archive. Limits and strictness are
-    those of the API.
+def _read(*, file: BinaryIO, into: Any, name: str | None, **_: object) -> dict[str, Any]:
+    """The file's text and value, before the database is opened, or the file of a zip archive, and the project's name.
+    Limits and strictness are those of the API.
     """
     from ximler.core import strict_json
     from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 
     start = file.read(4)
     if start.startswith(b"PK"):
-        return {"file": _seekable(start, file), "into": into}
+        return {"file": _seekable(start, file)}
     text = start + file.read()
+    if name is None and into is None:
+        if file.name == "<stdin>":
+            raise Invalid.field("name", "is missing: --name NAME, because standard input has none")
+        name = Path(file.name).stem
     try:
         data = strict_json.decode(text, values=MAX_VALUES, containers=MAX_CONTAINERS)
     except strict_json.NotJson as problem:
         raise Invalid.field("file", problem.about("The file")) from None
-    return {"file": (text, data), "into": into}
+    return {"file": (text, data), "name": name}
 
 
 def _seekable(start: bytes, file: BinaryIO) -> BinaryIO:
@@ -148,7 +159,7 @@ def _seekable(start: bytes, file: BinaryIO) -> BinaryIO:
 @projects.command("import")
 @click.argument("user")
 @click.argument("file", type=click.File("rb"))
-@click.option("--name", help="Name of the new project.")
+@click.option("--name", help="Name of the new project.  [default: the file's]")
 @click.option("--into", type=Id(), help="Replace this project's canvas, in place of a new project.")
 @connected(json="Print the project as JSON.", first=_read)
 async def import_canvas(run: Run, user: str, file: Any, name: str | None, into: Any) -> None:
@@ -168,12 +179,10 @@ async def import_canvas(run: Run, user: str, file: Any, name: str | None, into: 
         return
     text, data = file
     if into is None:
-        if name is None:
-            raise Invalid.field("name", "is missing: --name NAME")
-        made = await archives.load_file(run.database, actor, text, name=name, most=most)
+        made = await archives.load_file(run.database, actor, text, name=name or "", most=most)
         _show(run, await owned.get(run.database, actor, made))
         return
-    await versions.create(run.database, actor, into, name="before an import", pinned=False)
+    await versions.create(run.database, actor, into, pinned=False, automatic=True)
     await canvas.replace(run.database, actor, into, data, based_on=None, any_keys=True, text=text)
     _show(run, await owned.get(run.database, actor, into))
 

@@ -158,9 +158,16 @@ async def export(
 
 
 @access.reader
-async def export_file(database: Database, actor: Actor, project_id: ObjectId) -> AsyncGenerator[bytes, None]:
-    """The canvas as one file, such as `.excalidraw`: as it was imported, if it is unchanged since. Raises NotFound."""
-    text, _ = await canvas.read_file(database, actor, project_id)
+async def export_file(
+    database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId | None = None
+) -> AsyncGenerator[bytes, None]:
+    """The canvas, or a kept version of it, as one file, such as `.excalidraw`: as it was imported, if it is unchanged
+    since. Raises NotFound.
+    """
+    if version_id is None:
+        text, _ = await canvas.read_file(database, actor, project_id)
+    else:
+        text = await versions.content_file(database, actor, project_id, version_id)
     return data_urls.put_back(database, actor, project_id, text)
 
 

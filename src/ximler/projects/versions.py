@@ -66,12 +66,18 @@ _turns: WeakValueDictionary[ObjectId, asyncio.Lock] = WeakValueDictionary()  # o
 
 @access.editor
 async def create(
-    database: Database, actor: Actor, project_id: ObjectId, *, name: str | None = None, pinned: bool = True
+    database: Database,
+    actor: Actor,
+    project_id: ObjectId,
+    *,
+    name: str | None = None,
+    pinned: bool = True,
+    automatic: bool = False,
 ) -> CanvasVersion:
     """Keep the canvas as it is now, even if an equal version is kept. Raises NotFound, Invalid, LimitExceeded."""
     name = _name(name)
     now, text = await _source(database, {"_id": project_id, "userId": actor.require_user()})
-    return await _keep(database, now, text, name=name, pinned=pinned, most=MOST)
+    return await _keep(database, now, text, name=name, pinned=pinned, automatic=automatic, most=MOST)
 
 
 async def add(
