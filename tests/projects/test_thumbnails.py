@@ -2,9 +2,11 @@
 
 import asyncio
 import io
+from typing import Any
 
 import httpx
 import pytest
+from bson import ObjectId
 from PIL import Image
 from tests.accounts.test_avatars import huge_png, picture
 from tests.projects.test_assets import project
@@ -51,6 +53,45 @@ async def test_a_thumbnail_is_drawn_until_one_is_sent(database: Database, ada: A
     assert (await thumbnails.get(database, ada, where)).data != sent.data
     await projects.delete(database, ada, where)
     await trash.purge(database, ada, where)
+    assert await database[PROJECT_THUMBNAILS].count({}) == 0
+
+
+async def test_a_canvas_that_shows_nothing_is_read_once(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await projects.create(database, ada, name="p", canvas_data={"shapes": [RECT]})
+    reads: list[ObjectId] = []
+    read = canvas.read
+
+    async def counted(database: Database, actor: Actor, project_id: ObjectId) -> Any:
+        reads.append(project_id)
+        return await read(database, actor, project_id)
+
+    monkeypatch.setattr(canvas, "read", counted)
+    for _ in range(2):
+        with pytest.raises(NotFound, match="nothing"):
+            await thumbnails.get(database, ada, made.id)
+    assert len(reads) == 1
+    await projects.update(database, ada, made.id, {"settings": {"records": {"list": "shapes", "id": "id"}}})
+    assert (await thumbnails.get(database, ada, made.id)).data
+    assert len(reads) == 2
+
+
+async def test_a_drawing_of_a_project_that_is_purged_meanwhile_is_not_kept(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await projects.create(database, ada, name="p", canvas_data={"elements": [RECT]})
+    read = canvas.read
+
+    async def purged(database: Database, actor: Actor, project_id: ObjectId) -> Any:
+        found = await read(database, actor, project_id)
+        await projects.delete(database, actor, project_id)
+        await trash.purge(database, actor, project_id)
+        return found
+
+    monkeypatch.setattr(canvas, "read", purged)
+    with pytest.raises(NotFound):
+        await thumbnails.get(database, ada, made.id)
     assert await database[PROJECT_THUMBNAILS].count({}) == 0
 
 

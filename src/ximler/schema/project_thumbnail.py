@@ -16,10 +16,11 @@ class ProjectThumbnail(Document, kw_only=True):
 
     id: Internal[Annotated[ObjectId, ref("projects")]] = field(name="_id")
     user_id: UserId
-    data: Internal[bytes]
+    data: Internal[bytes]  # empty: the canvas shows nothing that can be drawn
     content_type: Internal[str]
     digest: Internal[bytes]
     revision: Internal[int | None] = None  # of the canvas that was drawn; None: it was sent
+    listed: Internal[str | None] = None  # the canvas's list of records that was drawn
     expires_at: Internal[datetime | None] = None
 
 
