@@ -1,6 +1,7 @@
 """Projects as archives and files: exported, imported whole or not at all."""
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from tests.projects.test_assets import MOST, check, later, project, upload
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, LimitExceeded, NotFound
 from ximler.database import Database
+from ximler.database.monitoring import round_trips
 from ximler.projects import archives, assets, canvas, data_urls, imports, projects, versions
 from ximler.schema.project_import import PROJECT_IMPORTS
 
@@ -114,6 +116,10 @@ _FILE = {"id": _A, "path": f"assets/{_A}/a", "name": "a"}
         (_zip({}, assets=[_FILE]), f"lacks the entry '{_FILE['path']}'"),
         (_zip({_FILE["path"]: b"x"}, assets=[_FILE | {"sha256": "0" * 64}]), "content is not the one"),
         (_zip({_FILE["path"]: bytes(3_000_000)}, assets=[_FILE]), "at most"),
+        (_zip({_FILE["path"]: b"x"}, assets=[_FILE, _FILE | {"id": "1" * 24}]), "the entry 'assets/.*more than once"),
+        (_zip({_FILE["path"]: b"x"}, assets=[_FILE, _FILE | {"path": "assets/x"}]), "the asset '.*more than once"),
+        (_zip({_V["path"]: b"{}"}, versions=[_V, _V]), "the entry 'versions/.*more than once"),
+        (_zip({}, versions=[_V | {"path": "canvas.json"}]), "the entry 'canvas.json' more than once"),
         (_zip({_V["path"]: b"[1"}, versions=[_V]), "entry versions/0000.json"),
         (_zip({_V["path"]: b"{}"}, versions=[_V | {"name": " "}]), r"'versions/0000\.json', .*name: is empty"),
         (_zip({}, versions=[_V | {"createdAt": "2026-01-01T00:00:00"}]), r"time.*\$\.versions\[0\]\.createdAt"),
@@ -147,8 +153,13 @@ async def test_bombs_are_refused_before_they_are_inflated(database: Database, ad
     with pytest.raises(Invalid, match="damaged entry 'assets/"):
         await _load(database, ada, lying)
     await database.raw["plans"].update_one({"id": "free"}, {"$set": {"limits.storage": 0.001}})
-    with pytest.raises(LimitExceeded):
-        await _load(database, ada, _zip({_FILE["path"]: bytes(1_500_000)}, assets=[_FILE]))
+    files = [_FILE | {"id": f"{n:024x}", "path": f"assets/{n:024x}/a"} for n in range(3)]
+    with pytest.raises(LimitExceeded), round_trips() as trips:  # together, before the first is written
+        await _load(database, ada, _zip({each["path"]: bytes(400_000) for each in files}, assets=files))
+    assert [each for each in trips if each[0] in ("insert", "update", "findAndModify")] == []
+    equal = [each | {"sha256": hashlib.sha256(bytes(400_000)).hexdigest()} for each in files]
+    await _load(database, ada, _zip({each["path"]: bytes(400_000) for each in equal}, name="equal", assets=equal))
+    await _load(database, ada, _zip({each["path"]: bytes(400_000) for each in equal}, name="again", assets=equal))
     await _nothing_left(database, ada, await check(database, ada))
 
 

@@ -10,6 +10,7 @@ An import makes a new project. Its assets have new ids, so ids in canvas and ver
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -28,6 +29,7 @@ from ximler.core.zips import Entry, Unzipped, zipped
 from ximler.database import Database
 from ximler.database.chunks import Damaged
 from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
+from ximler.metering.quota import gauges
 from ximler.projects import (
     access,
     assets,
@@ -41,7 +43,7 @@ from ximler.projects import (
     versions,
 )
 from ximler.projects.imports import Importing, importing
-from ximler.schema.asset import ASSETS
+from ximler.schema.asset import ASSET_FILES, ASSETS
 from ximler.schema.canvas_version import CANVAS_VERSIONS
 
 __all__ = ["MOST_TEXT", "export", "export_file", "load", "load_file"]
@@ -182,9 +184,12 @@ async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | 
         texts = [_CANVAS, *(each.path for each in manifest.versions)]
         if sum(archive.sizes.get(each, 0) for each in texts) > _MOST_TEXTS:
             raise Invalid.field("file", f"has more than {_MOST_TEXTS:,} bytes of canvas and versions")
+        _require_once("entry", [_MANIFEST, *texts, *(each.path for each in manifest.assets)])
+        _require_once("asset", [each.id for each in manifest.assets])
         for each in (*texts, *(each.path for each in manifest.assets)):
             if each not in archive.sizes:
                 raise Invalid.field("file", f"lacks the entry {each!r}")
+        await _require_room(database, actor.require_user(), archive, manifest)
         with _about(_MANIFEST, but=() if name is None else ("name",)):
             async with importing(
                 database,
@@ -212,6 +217,22 @@ async def load_file(database: Database, actor: Actor, text: bytes, *, name: str,
         lifted = await data_urls.lift(under_way, text)
         await _set_canvas(under_way, lifted)
     return under_way.project_id
+
+
+def _require_once(noun: str, listed: list[str]) -> None:
+    twice = next((each for each, n in Counter(listed).items() if n > 1), None)
+    if twice is not None:
+        raise Invalid.field("file", f"lists the {noun} {twice!r} more than once")
+
+
+async def _require_room(database: Database, user_id: ObjectId, archive: Unzipped, manifest: _Manifest) -> None:
+    """Room for the assets, before any of them is written. Equal content, and content that the user has, is stored once."""
+    sizes = {each.sha256 or each.path: archive.sizes[each.path] for each in manifest.assets}
+    digests = [bytes.fromhex(each.sha256) for each in manifest.assets if each.sha256]
+    if digests:
+        for known in await database[ASSET_FILES].find({"userId": user_id, "digest": {"$in": digests}}):
+            sizes.pop((known.digest or b"").hex(), None)
+    await gauges.require_room(database, user_id, sum(sizes.values()))
 
 
 async def _fill(under_way: Importing, archive: Unzipped, manifest: _Manifest) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "note",
     "recount",
     "release",
+    "require_room",
     "reserve",
     "room_of",
 ]
@@ -78,6 +79,13 @@ async def room_of(database: Database, user_id: ObjectId) -> tuple[Limits, Gauge]
     )
     limits = limits_from(found[0] if found else {}, database.clock.now())
     return limits, gauge_from(found[0]) if found else Gauge(id=user_id)
+
+
+async def require_room(database: Database, user_id: ObjectId, storage_bytes: int) -> None:
+    """Raises QuotaExceeded if there is no room for so many bytes, which are reserved later, part by part."""
+    limits, gauge = await room_of(database, user_id)
+    if 0 <= limits.storage_bytes < gauge.storage_bytes + storage_bytes:
+        raise _exceeded(limits, over_projects=False)
 
 
 async def reserve(
