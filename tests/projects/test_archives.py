@@ -187,6 +187,21 @@ async def test_a_drawing_comes_back_byte_for_byte(database: Database, ada: Actor
     )
 
 
+async def test_the_same_content_is_put_back_so_many_times(
+    database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_urls, "_MOST_REPEATED", 2500)
+    made = await project(database, ada)
+    same = [await upload(database, ada, made, b"a" * 1000) for _ in "12"]
+    other = await upload(database, ada, made, b"b" * 3000)
+    shown = [f"/v1/projects/{made}/assets/{each.id}#data:image/png;base64" for each in (*same, *same, other, other)]
+    await canvas.replace(
+        database, ada, made, {"files": [*shown, shown[0].replace(str(same[0].id), "0" * 24)]}, based_on=None
+    )
+    text = b"".join([piece async for piece in await archives.export_file(database, ada, made)])
+    assert [each.startswith("data:") for each in json.loads(text)["files"]] == [True] * 3 + [False, True, False, False]
+
+
 def test_the_search_for_data_urls_takes_little_memory() -> None:
     text = b'{"a": "data:image/png;base64,' + b"A" * 2_000_000 + b'!"}'
     tracemalloc.start()

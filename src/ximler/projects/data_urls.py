@@ -18,11 +18,15 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database, chunks
-from ximler.projects import assets
+from ximler.projects import assets, packing
 from ximler.projects.imports import Importing
+from ximler.schema.asset import ASSETS
 
 __all__ = ["lift", "put_back"]
 
+_MOST_REPEATED = (
+    packing.MOST
+)  # bytes of content beyond its first occurrence: as many as a file that is imported can have
 _LEAST = 1000  # characters: an address is not shorter than a tiny picture
 # Not a group for each four characters: a way back from each takes much memory. `_next` checks the length.
 _URL = re.compile(rb'"(data:[a-z]+/[a-zA-Z0-9.+-]{1,60};base64),([A-Za-z0-9+/]{%d,}+={0,2})"' % _LEAST)
@@ -55,14 +59,26 @@ async def lift(importing: Importing, text: bytes) -> bytes:
 
 
 async def put_back(database: Database, actor: Actor, project_id: ObjectId, text: bytes) -> AsyncGenerator[bytes, None]:
-    """The text, in pieces, with the data URLs that were lifted from it. An address whose asset is deleted stays."""
-    end = 0
+    """The text, in pieces, with the data URLs that were lifted from it. An address whose asset is deleted stays.
+
+    Any number of addresses may have the same content, so after `_MOST_REPEATED` bytes, its further addresses stay, too.
+    """
+    mine = {"userId": actor.require_user(), "projectId": project_id}
+    listed = {str(each.id).encode(): each for each in await database[ASSETS].find(mine)}
+    seen: set[ObjectId] = set()
+    end = repeated = 0
     for found in _LIFTED.finditer(text):
-        if found[1].decode() != str(project_id):
+        known = listed.get(found[2])
+        if known is None or found[1].decode() != str(project_id):
             continue
+        if known.file_id in seen:
+            if repeated + known.size_bytes > _MOST_REPEATED:
+                continue
+            repeated += known.size_bytes
+        seen.add(known.file_id)
         try:
-            asset = await assets.get(database, actor, project_id, ObjectId(found[2].decode()))
-        except NotFound:
+            asset = await assets.get(database, actor, project_id, known.id)
+        except NotFound:  # deleted meanwhile
             continue
         yield text[end : found.start()] + b'"' + found[3] + b","
         async for piece in assets.read(database, asset, 0, asset.size_bytes):
