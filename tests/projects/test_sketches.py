@@ -123,3 +123,15 @@ def test_a_large_canvas_is_thinned() -> None:
     assert drawn is not None
     assert len(drawn) < 2_000_000
     assert _shapes({"elements": [stroke]}) == ["polyline"]
+
+
+def test_pixels_and_letters_are_bounded() -> None:
+    large = {**RECT, "type": "ellipse", "width": 400, "height": 400, "backgroundColor": "#ff000080"}
+    small = {**RECT, "width": 4, "height": 4}
+    shown = _shapes({"elements": [*[large] * 999, small]})
+    assert (len(shown) < 65, shown[-1]) == (True, "rect")
+    scribble = {"type": "line", "x": 0, "y": 0, "points": [[n % 2 * 400, n * 8] for n in range(48)]}
+    assert len(_shapes({"elements": [scribble] * 125})) < 50
+    drawn = sketches.svg({"elements": [{**large, "type": "text", "text": "a\n" * 100}] * 999})
+    assert drawn is not None
+    assert drawn.count(">a<") < 1500

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -93,6 +95,35 @@ async def test_a_drawing_of_a_project_that_is_purged_meanwhile_is_not_kept(
     with pytest.raises(NotFound):
         await thumbnails.get(database, ada, made.id)
     assert await database[PROJECT_THUMBNAILS].count({}) == 0
+
+
+async def test_a_drawing_that_takes_too_long_is_ended_and_others_wait_for_none(
+    database: Database, ada: Actor, bob: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hers, his = await project(database, ada), await project(database, bob)
+    for actor, where in ((ada, hers), (bob, his)):
+        await canvas.replace(database, actor, where, {"elements": [RECT]}, based_on=None)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def popen(*given: Any, **more: Any) -> subprocess.Popen[bytes]:
+        started.append(process := subprocess.Popen(*given, **more))
+        return process
+
+    monkeypatch.setattr(thumbnails, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
+    with monkeypatch.context() as slow:
+        slow.setattr(thumbnails, "_DRAW", "import time; time.sleep(1000)")
+        slow.setattr(thumbnails, "_LONGEST_S", 0.3)
+        late = [asyncio.create_task(thumbnails.get(database, ada, hers)) for _ in range(3)]
+        with pytest.raises(NotFound):
+            await asyncio.shield(late[0])
+        slow.undo()
+        assert (await thumbnails.get(database, bob, his)).data
+    for task in late:
+        task.cancel()
+    await asyncio.wait(late)
+    assert (await thumbnails.get(database, ada, hers)).data
+    for process in started:
+        assert await asyncio.to_thread(process.wait, 10) in (0, -9)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """A small drawing of a canvas, as SVG, from the records of drawing programs such as Excalidraw and tldraw.
 
 Canvases have anything in them. Only finite numbers, colours in hexadecimal digits and escaped text go into the SVG, and
-only so many shapes and points that it is rendered in a moment. Records that are not understood are left out.
+only so many shapes, points, pixels and letters that it is rendered in a second. The rest, and records that are not understood,
+are left out.
 """
 
 import math
@@ -15,8 +16,11 @@ __all__ = ["SIDE", "svg"]
 SIDE = 512  # pixels
 _MOST_RECORDS = 20_000  # that are looked at
 _MOST_SHAPES = 1000
-_MOST_POINTS = 48  # of a line, and fewer where there are many lines: rendering costs 0.05 ms for each long segment
+_MOST_POINTS = 48  # of a line, and fewer where there are many lines
 _ALL_POINTS = 6000
+_MOST_DRAWN = 300_000  # pixels of lines, which take 3 µs each; surfaces count as such
+_PER_LINE = 60  # pixels of a surface take as long as one of a line, of a polygon that crosses itself fewer
+_MOST_LETTERS = 3000  # which take up to 0.15 ms each
 _FARTHEST = 1e7
 _TEXT = 200  # characters
 _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{3,4}|[0-9a-fA-F]{6}|[0-9a-fA-F]{8})")
@@ -67,7 +71,7 @@ def svg(canvas: Any, listed: str = "elements") -> str | None:
     def place(point: Point) -> Point:
         return scale * (point[0] - left) + SIDE * 0.05, scale * (point[1] - top) + SIDE * 0.05
 
-    drawn = "".join(_drawn(shape, place, scale) for shape in shapes)
+    drawn = "".join(_drawn(shape, place, scale) for shape in _bounded(shapes, scale))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>{drawn}</svg>'
@@ -115,7 +119,7 @@ def _shape(record: Any) -> _Shape | None:
         points=points,
         stroke=_colour(record.get("strokeColor", more.get("color"))) or "#1e1e1e",
         fill=_colour(record.get("backgroundColor")) or "none",
-        text=text if isinstance(text, str) else "",
+        text=_UNPRINTABLE.sub("", text[:_TEXT]) if isinstance(text, str) else "",
     )
 
 
@@ -155,6 +159,22 @@ def _end(shape: _Shape) -> Point:
     return shape.corner[0] + shape.size[0], shape.corner[1] + shape.size[1]
 
 
+def _bounded(shapes: list[_Shape], scale: float) -> Iterator[_Shape]:
+    """The shapes that are drawn in time, at this scale, the first ones before others."""
+    pixels, letters = float(_MOST_DRAWN), _MOST_LETTERS
+    for shape in shapes:
+        xs, ys = zip(*(shape.points or (shape.corner, _end(shape))), strict=True)
+        width, height = scale * (max(xs) - min(xs)), scale * (max(ys) - min(ys))
+        length = scale * sum(map(math.dist, shape.points, shape.points[1:])) if shape.points else 2 * (width + height)
+        surface = 0.0 if shape.fill == "none" else width * height * (1 + len(shape.points) / 16)
+        cost = 0.0 if shape.kind == "text" else length + surface / _PER_LINE
+        if cost <= pixels:
+            pixels -= cost
+            text = shape.text[:letters] if _letter(shape, scale) >= 3 else ""  # not to be read
+            letters -= len(text)
+            yield shape._replace(text=text)
+
+
 def _drawn(shape: _Shape, place: Any, scale: float) -> str:
     line = f'stroke="{shape.stroke}" stroke-width="2" fill="{shape.fill}"'
     if shape.points:
@@ -174,18 +194,22 @@ def _drawn(shape: _Shape, place: Any, scale: float) -> str:
         drawn = f'<polygon points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in corners)}" {line}/>'
     elif shape.kind != "text":
         drawn = f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" {line}/>'
-    return drawn + _text(shape, left, top, height, scale)
+    return drawn + _text(shape, left, top, scale)
 
 
-def _text(shape: _Shape, left: float, top: float, height: float, scale: float) -> str:
-    lines = _UNPRINTABLE.sub("", shape.text[:_TEXT]).split("\n")[:10]
-    size = min(max(height / len(lines) * 0.8, 1.0), 20 * scale if shape.kind != "text" else SIDE / 4)
-    if size < 3 or not shape.text.strip():  # not to be read
-        return ""
+def _letter(shape: _Shape, scale: float) -> float:
+    """The size of a shape's letters, in pixels."""
+    lines = min(shape.text.count("\n") + 1, 10)
+    size = max(abs(shape.size[1]) * scale / lines * 0.8, 1.0)
+    return min(size, SIDE / 4 if shape.kind == "text" else 20 * scale)
+
+
+def _text(shape: _Shape, left: float, top: float, scale: float) -> str:
+    size = _letter(shape, scale)
     return "".join(
         f'<text x="{left + size / 4:.1f}" y="{top + size * (n + 1):.1f}" font-size="{size:.1f}" '
         f'font-family="sans-serif" fill="{shape.stroke}">{escape(line)}</text>'
-        for n, line in enumerate(lines)
+        for n, line in enumerate(shape.text.split("\n")[:10])
         if line.strip()
     )
 
