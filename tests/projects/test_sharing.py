@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from bson import ObjectId
 from tests.mailing import Mailbox, worker_of
@@ -190,6 +191,19 @@ async def test_a_share_waits_for_an_account_with_the_confirmed_address(
     assert (await sharing.page(database, new)).items
 
 
+async def test_an_address_receives_only_so_many_mails(
+    database: Database, settings: Settings, keyring: Keyring, ada: Actor, bob: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_MAILS", msgspec.structs.replace(sharing._MAILS, free=1))
+    mailbox = Mailbox()
+    for owner in (ada, bob):
+        made = await projects.create(database, owner, name="p")
+        await sharing.share(database, keyring, owner, made.id, email="new@example.com", role="READER")
+    await worker_of(database, settings, keyring, mailbox).run_due()
+    assert len(mailbox.messages) == 1
+    assert await database[PROJECT_SHARES].count({"email": "new@example.com"}) == 2
+
+
 async def test_people_with_an_account_are_notified_once(
     database: Database, settings: Settings, keyring: Keyring, ada: Actor, bob: Actor, drawn: Project
 ) -> None:
@@ -249,9 +263,15 @@ async def test_only_sensible_shares_are_made(
     await sharing.share(database, keyring, ada, drawn.id, email="a@example.com", role="READER")
     with pytest.raises(LimitExceeded):
         await sharing.share(database, keyring, ada, drawn.id, email="b@example.com", role="READER")
+    for _ in range(12):  # the same again costs nothing
+        await sharing.share(database, keyring, ada, drawn.id, email="a@example.com", role="READER")
     with pytest.raises(Throttled):  # noqa: PT012 (one of them)
-        for _ in range(50):
+        for _ in range(12):
+            await sharing.revoke(database, ada, drawn.id, "a@example.com")
             await sharing.share(database, keyring, ada, drawn.id, email="a@example.com", role="READER")
+    another = await person(database, "d@example.com")
+    theirs = await projects.create(database, another, name="p")
+    await sharing.share(database, keyring, another, theirs.id, email="a@example.com", role="READER")
     unconfirmed = await person(database, "c@example.com", verified=False)
     theirs = await projects.create(database, unconfirmed, name="p")
     with pytest.raises(Forbidden):

@@ -2,7 +2,8 @@
 
 The person need not have an account: the share becomes theirs when they use it with that confirmed address. The owner
 does not learn whether the address has an account. Mail to an address without one contains no text that the owner
-chose, and an owner can share only so often, so that shares are no way to send advertisements.
+chose, and an owner can share only so often, so that shares are no way to send advertisements. An address without an
+account receives only so many mails, from all owners together; no owner delays another one's shares with it.
 """
 
 from datetime import timedelta
@@ -46,6 +47,7 @@ MOST = 100  # people of a project
 _MOST_LISTED = 1000  # projects that are shared with a person
 _PER_OWNER = throttle.Rule(name="share", free=50, window=timedelta(days=1), first_s=60, longest_s=86_400)
 _PER_ADDRESS = throttle.Rule(name="share-with", free=10, window=timedelta(days=1), first_s=60, longest_s=86_400)
+_MAILS = throttle.Rule(name="share-mail", free=10, window=timedelta(days=1), first_s=60, longest_s=86_400)
 
 
 class _Owner(Document, kw_only=True):
@@ -70,14 +72,15 @@ async def share(
     mine = {"_id": project_id, "userId": user_id}
     if await database.projects.find_one(mine, into=Identified) is None:
         raise _no_project()
-    through = [throttle.key(keyring, _PER_OWNER, str(user_id)), throttle.key(keyring, _PER_ADDRESS, email)]
-    await throttle.spend(database, through)
     fresh = ProjectShare(
         id=access.key_of(project_id, email), user_id=user_id, project_id=project_id, email=email, role=role
     )
+    where = {"_id": fresh.id, "projectId": project_id, "userId": user_id}
+    if await database[PROJECT_SHARES].find_one(where) is None:
+        of_both = throttle.key(keyring, _PER_ADDRESS, f"{user_id}|{email}")
+        await throttle.spend(database, [throttle.key(keyring, _PER_OWNER, str(user_id)), of_both])
 
     async def write(transaction: Database) -> ProjectShare:
-        where = {"_id": fresh.id, "projectId": project_id, "userId": user_id}
         known = await transaction[PROJECT_SHARES].find_and_patch(where, {"$set": {"role": role}}, before=True)
         if known is not None and known.role == role:
             return known
@@ -166,10 +169,12 @@ class Invited(Document, kw_only=True):
 
 
 @outbox.job("projects.invite", Invited)
-async def invite(payload: Invited, *, database: Database, job: outbox.Job, settings: Settings, mailer: Mailer) -> None:
+async def invite(
+    payload: Invited, *, database: Database, keyring: Keyring, job: outbox.Job, settings: Settings, mailer: Mailer
+) -> None:
     """The job behind `share`: notify the person, or mail an address that has no account.
 
-    Nothing is sent once the share is revoked or the project deleted.
+    Nothing is sent once the share is revoked or the project deleted, nor to an address that has had `_MAILS` today.
     """
     share = await database[PROJECT_SHARES].find_one({"_id": payload.share_id, "projectId": payload.project_id})
     if share is None:
@@ -181,6 +186,10 @@ async def invite(payload: Invited, *, database: Database, job: outbox.Job, setti
     person = await addresses.holder(database, share.email)
     verb = "edit" if share.role == "EDITOR" else "read"
     if person is None:
+        try:
+            await throttle.spend(database, [throttle.key(keyring, _MAILS, share.email)])
+        except throttle.Throttled:
+            return
         await mailer.send(
             compose(
                 "shared",
