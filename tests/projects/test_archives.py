@@ -87,7 +87,50 @@ async def test_an_imported_archive_is_the_exported_project(database: Database, a
     with zipfile.ZipFile(
         io.BytesIO(await _export(database, ada, made.id, with_versions=False, with_assets=False))
     ) as z:
-        assert z.namelist() == ["project.json", "canvas.json"]
+        assert z.namelist() == ["canvas.json", "project.json"]
+
+
+async def test_an_archive_has_what_is_not_deleted_while_it_is_made(database: Database, ada: Actor, bob: Actor) -> None:
+    made = await projects.create(database, ada, name="n")
+    whole, cut, gone = [await upload(database, ada, made.id, os.urandom(size)) for size in (3_000_000, 9, 9)]
+    _, pruned = [await versions.create(database, ada, made.id, name=name) for name in ("first", "pruned")]
+
+    async def export(after: str, delete: Any) -> bytes:
+        """An export, with a deletion as soon as it has sent an entry's beginning."""
+        pieces, sent = await archives.export(database, ada, made.id), b""
+        async for piece in pieces:
+            sent += piece
+            if after.encode() in sent and delete is not None:
+                await delete()
+                delete = None
+        assert delete is None
+        return sent
+
+    async def some() -> None:
+        await versions.delete(database, ada, made.id, pruned.id)
+        for each in (cut, gone):
+            await assets.delete(database, ada, made.id, each.id)
+
+    archive = await export("versions/0000.json", some)
+    copy = await _load(database, bob, archive)
+    assert [each.digest for each in (await assets.page(database, bob, copy)).items] == [whole.digest]
+    assert [each.name for each in (await versions.page(database, bob, copy)).items] == ["first"]
+
+    async def half() -> None:
+        await assets.delete(database, ada, made.id, whole.id)
+
+    archive = await export(f"assets/{whole.id}", half)
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        listed = json.loads(opened.read("project.json"))["assets"]
+        assert [each.file_size < 3_000_000 for each in opened.infolist() if str(whole.id) in each.filename] == [True]
+    assert listed == []
+    await _load(database, bob, archive)
+
+    async def all_of_it() -> None:
+        await projects.delete(database, ada, made.id)
+
+    with pytest.raises(NotFound):
+        await export("canvas.json", all_of_it)
 
 
 def _link() -> zipfile.ZipInfo:

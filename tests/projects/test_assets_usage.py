@@ -9,7 +9,7 @@ from tests.projects.test_assets import project, upload
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database
-from ximler.projects import assets_usage, canvas, versions
+from ximler.projects import assets_usage, canvas, mentions, versions
 
 
 async def _unused(database: Database, actor: Actor, where: ObjectId) -> list[str]:
@@ -46,8 +46,24 @@ async def test_a_large_canvas_is_searched(database: Database, ada: Actor, drawin
     assert await _unused(database, ada, drawing.id) == []
 
 
-def test_an_id_is_found_within_a_longer_run_of_digits() -> None:
+async def test_versions_of_an_earlier_release_are_read_for_their_assets(database: Database, ada: Actor) -> None:
+    where = await project(database, ada)
+    shown, unused = [await upload(database, ada, where, bytes([n])) for n in range(2)]
+    await canvas.replace(database, ada, where, {"a": str(shown.id)}, based_on=None)
+    kept = await versions.create(database, ada, where)
+    await canvas.replace(database, ada, where, {}, based_on=None)
+    await database.raw["canvasversions"].update_one({"_id": kept.id}, {"$unset": {"assets": ""}})
+    assert (await versions.get(database, ada, where, kept.id)).assets is None
+    for _ in range(2):
+        assert [each.id for each in (await assets_usage.unused(database, ada, where)).items] == [unused.id]
+        assert (await versions.get(database, ada, where, kept.id)).assets == [shown.id]
+
+
+def test_an_id_is_found_and_replaced_also_between_further_digits() -> None:
     ids = [ObjectId() for _ in range(3)]
-    data = bson.encode({"v": {"a": f"ff{ids[0]}00", "é": str(ids[1])[:-1], "b": str(ids[2])}})
+    text = f"ff{ids[0]}00 {str(ids[1])[:-1]}/{ids[2]}{ids[2]}"
     known = {str(each).encode() for each in ids}
-    assert assets_usage.shown_in(data, known) == {ids[0], ids[2]}
+    assert mentions.mentioned(bson.encode({"v": {text: 1}}), known) == {ids[0], ids[2]}
+    renamed = mentions.renamed(text, {str(each): "x" for each in ids})
+    assert renamed == f"ffx00 {str(ids[1])[:-1]}/xx"
+    assert mentions.renamed(text.encode(), dict.fromkeys(known, b"x")) == renamed.encode()

@@ -166,7 +166,7 @@ async def test_a_version_lists_the_assets_that_it_shows(database: Database, ada:
         for _ in "12"
     ]
     link = f"/v1/projects/{project_id}/assets/{shown.id}"
-    data = {"elements": [{"link": link}], "other": [f"{hidden.id}a", str(ObjectId())]}
+    data = {"elements": [{"link": link}], "other": [str(hidden.id)[:-1], str(ObjectId())]}
     await canvas.replace(database, ada, project_id, data, based_on=None)
     assert (await versions.create(database, ada, project_id)).assets == [shown.id]
 

@@ -42,7 +42,7 @@ _CHANGES = documented_in_project(
 class Version(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     """A version without its canvas. `sizeBytes` is the size of the canvas. `storedBytes` counts as storage, once for all
     versions of equal content; most versions are differences from an earlier one. `assets` are the project's assets that
-    the canvas names by their ids. Versions with a name or pin stay until they are deleted.
+    the canvas names by their ids; null where they are not known. Versions with a name or pin stay until they are deleted.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Version(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     automatic: bool
     size_bytes: int
     stored_bytes: int
-    assets: Sequence[str]
+    assets: Sequence[str] | None
     created_at: datetime
 
 
@@ -216,7 +216,8 @@ def _ids(project: str, version: str) -> tuple[Any, Any]:
 def _shown(version: CanvasVersion) -> Version:
     names = (field.name for field in msgspec.structs.fields(Version) if field.name not in ("id", "assets"))
     fields = {name: getattr(version, name) for name in names}
-    return Version(id=str(version.id), assets=[str(each) for each in version.assets], **fields)
+    assets = None if version.assets is None else [str(each) for each in version.assets]
+    return Version(id=str(version.id), assets=assets, **fields)
 
 
 routes = (show_list, create, show, change, remove, preview, changes, restore)

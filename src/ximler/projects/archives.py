@@ -1,9 +1,12 @@
 """A project as one zip archive: settings, canvas, kept versions and assets. Written and read as streams.
 
-    project.json          name, description, settings, and lists of what follows
     canvas.json
-    versions/0001.json    …
+    versions/0000.json    …
     assets/ID/NAME        …
+    project.json          name, description, settings, and lists of the entries before it
+
+`project.json` comes last, because an asset or version may be deleted while the archive is made: it lists what is whole.
+An import reads only what it lists.
 
 An import makes a new project. Its assets have new ids, so ids in canvas and versions are replaced where they occur.
 """
@@ -23,7 +26,7 @@ from msgspec import Meta
 from ximler.core import strict_json
 from ximler.core.actor import Actor
 from ximler.core.clock import EPOCH
-from ximler.core.errors import Invalid
+from ximler.core.errors import Invalid, NotFound
 from ximler.core.extended_json import plain
 from ximler.core.zips import Entry, Unzipped, zipped
 from ximler.database import Database
@@ -37,6 +40,7 @@ from ximler.projects import (
     assets_uploads,
     canvas,
     data_urls,
+    mentions,
     packing,
     places,
     projects,
@@ -54,7 +58,6 @@ _MANIFEST, _CANVAS = "project.json", "canvas.json"
 _ENTRY = re.compile(r"project\.json|canvas\.json|versions/[0-9]{4}\.json|assets/[0-9a-f]{24}/[^/\\\x00-\x1f]{1,255}")
 _MOST_ASSETS, _MOST_VERSIONS = assets.MOST, versions.MOST
 _MOST_ENTRIES = _MOST_ASSETS + _MOST_VERSIONS + 2
-_ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{24}(?![0-9a-f])")
 
 
 _HexId = Annotated[str, Meta(pattern=r"^[0-9a-f]{24}\Z")]
@@ -108,7 +111,7 @@ async def export(
 ) -> AsyncGenerator[bytes, None]:
     """The archive, written while it is read. Not a snapshot: of concurrent changes some may be in it.
 
-    Raises NotFound before the first byte.
+    Raises NotFound before the first byte, and later if the project is deleted meanwhile.
     """
     project = await projects.get(database, actor, project_id)
     settings = (await projects.settings_of(database, actor, [project_id])).get(project_id, {})
@@ -124,37 +127,27 @@ async def export(
         tags=project.tags,
         location=_place(project.location),
         created_at=project.created_at,
-        assets=[
-            _Asset(
-                id=str(each.id),
-                path=f"assets/{each.id}/{each.name}",
-                name=each.name,
-                content_type=each.content_type,
-                sha256=each.digest.hex(),
-            )
-            for each in files
-        ],
-        versions=[
-            _Version(
-                path=f"versions/{number:04}.json",
-                name=each.name,
-                pinned=each.pinned,
-                automatic=each.automatic,
-                revision=each.revision,
-                created_at=each.created_at,
-            )
-            for number, each in enumerate(kept)
-        ],
+        assets=[],
+        versions=[],
     )
 
     async def entries() -> AsyncIterator[Entry]:
-        yield Entry(_MANIFEST, _once(msgspec.json.format(_encoded(manifest), indent=2)))
         text, _ = await canvas.read_file(database, actor, project_id)
         yield Entry(_CANVAS, _once(text))
-        for listed, version in zip(manifest.versions, kept, strict=True):
-            yield Entry(listed.path, _version(database, actor, version))
-        for named, asset in zip(manifest.assets, files, strict=True):
-            yield Entry(named.path, _asset(database, asset), packed=assets_kinds.is_packed(asset.content_type))
+        for each in kept:
+            try:
+                text = await versions.content_file(database, actor, project_id, each.id)
+            except NotFound:  # deleted meanwhile
+                continue
+            manifest.versions.append(_listed(each, len(manifest.versions)))
+            yield Entry(manifest.versions[-1].path, _once(text))
+        for asset in files:
+            named = _named(asset)
+            content = _asset(database, asset, named, manifest)
+            yield Entry(named.path, content, packed=assets_kinds.is_packed(asset.content_type))
+        if len(manifest.versions) < len(kept) or len(manifest.assets) < len(files):
+            await canvas.revision_of(database, actor, project_id)  # the archive of a deleted project does not open
+        yield Entry(_MANIFEST, _once(msgspec.json.format(_encoded(manifest), indent=2)))
 
     return zipped(entries(), database.clock.now())
 
@@ -243,11 +236,11 @@ async def _fill(under_way: Importing, archive: Unzipped, manifest: _Manifest) ->
             raise Invalid.field("file", f"has the entry {each.path!r}, whose content is not the one that was exported")
         names[each.id.encode()] = str(made.id).encode()
     settings = _encoded(manifest.settings)
-    if (renamed := _renamed(settings, names)) != settings:
+    if (renamed := mentions.renamed(settings, names)) != settings:
         change = {"settings": msgspec.json.decode(renamed)}
         await projects.update(under_way.database, under_way.actor, under_way.project_id, change)
     for version in sorted(manifest.versions, key=lambda each: each.created_at):
-        text = _renamed(await archive.whole(version.path, most=MOST_TEXT), names)
+        text = mentions.renamed(await archive.whole(version.path, most=MOST_TEXT), names)
         data, kept = await asyncio.to_thread(_read_canvas, text, version.path)
         with _about(version.path):
             await versions.add(
@@ -264,7 +257,7 @@ async def _fill(under_way: Importing, archive: Unzipped, manifest: _Manifest) ->
             )
         await under_way.keep()
     with _about(_CANVAS):
-        await _set_canvas(under_way, _renamed(await archive.whole(_CANVAS, most=MOST_TEXT), names))
+        await _set_canvas(under_way, mentions.renamed(await archive.whole(_CANVAS, most=MOST_TEXT), names))
 
 
 async def _set_canvas(under_way: Importing, text: bytes) -> None:
@@ -315,10 +308,6 @@ def _decoded(text: bytes, name: str) -> Any:
         raise Invalid.field("file", problem.about(f"The entry {name}" if name != "file" else "The file")) from None
 
 
-def _renamed(text: bytes, names: dict[bytes, bytes]) -> bytes:
-    return _ID.sub(lambda found: names.get(found[0], found[0]), text)
-
-
 def _is_allowed(name: str) -> bool:
     return _ENTRY.fullmatch(name) is not None and not name.endswith(("/.", "/.."))
 
@@ -327,14 +316,35 @@ async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
     yield content
 
 
-async def _version(database: Database, actor: Actor, version: versions.CanvasVersion) -> AsyncGenerator[bytes, None]:
-    yield await versions.content_file(database, actor, version.project_id, version.id)
+def _listed(version: versions.CanvasVersion, number: int) -> _Version:
+    return _Version(
+        path=f"versions/{number:04}.json",
+        name=version.name,
+        pinned=version.pinned,
+        automatic=version.automatic,
+        revision=version.revision,
+        created_at=version.created_at,
+    )
 
 
-async def _asset(database: Database, asset: assets.Asset) -> AsyncGenerator[bytes, None]:
-    with suppress(Damaged):  # deleted while the archive is made
+def _named(asset: assets.Asset) -> _Asset:
+    return _Asset(
+        id=str(asset.id),
+        path=f"assets/{asset.id}/{asset.name}",
+        name=asset.name,
+        content_type=asset.content_type,
+        sha256=asset.digest.hex(),
+    )
+
+
+async def _asset(
+    database: Database, asset: assets.Asset, named: _Asset, manifest: _Manifest
+) -> AsyncGenerator[bytes, None]:
+    """The content of an asset, which is listed once it is complete: it may be deleted meanwhile."""
+    with suppress(Damaged):
         async for piece in assets.read(database, asset, 0, asset.size_bytes):
             yield piece
+        manifest.assets.append(named)
 
 
 def _encoded(value: Any) -> bytes:

@@ -1,28 +1,26 @@
 """Assets that no canvas shows, for their owner to delete.
 
-A canvas shows an asset if the asset's id occurs anywhere in it: in an address, as a file's id, as a key. Versions
-list the assets that they show, so an asset of a kept version is in use.
+A canvas shows an asset if it mentions the asset's id (`mentions`). Versions list the assets that they show, so an asset
+of a kept version is in use.
 """
 
 import asyncio
-import re
+from contextlib import suppress
 from typing import Any
 
 from bson import ObjectId
 
 from ximler.core.actor import Actor
+from ximler.core.errors import NotFound
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
-from ximler.projects import assets, bases, packing
+from ximler.projects import assets, bases, contents, mentions, packing
 from ximler.schema.asset import ASSETS, Asset
 from ximler.schema.canvas_version import CANVAS_VERSIONS
 from ximler.schema.document import Identified
 
-__all__ = ["shown_in", "unused"]
-
-_RUNS = re.compile(rb"[0-9a-f]{24,}")
-_ID = 24  # digits
+__all__ = ["unused"]
 
 
 async def unused(
@@ -32,26 +30,25 @@ async def unused(
     user_id = await assets.require_project(database, actor, project_id, "READER")
     mine = {"userId": user_id, "projectId": project_id}
     ids = {str(each.id).encode() for each in await database[ASSETS].find(mine, into=Identified)}
-    used = await _in_canvas(database, user_id, project_id, ids) | await _in_versions(database, mine)
+    used = await _in_canvas(database, user_id, project_id, ids) | await _in_versions(database, mine, ids)
     return await database[ASSETS].page({**mine, "_id": {"$nin": sorted(used)}}, first=first, after=after)
-
-
-def shown_in(canvas: bytes, ids: set[bytes]) -> set[ObjectId]:
-    """Which of the ids, in hexadecimal digits, occur in an encoded canvas."""
-    found: set[bytes] = set()
-    for run in _RUNS.findall(canvas):
-        found.update(ids.intersection(run[start : start + _ID] for start in range(len(run) - _ID + 1)))
-    return {ObjectId(each.decode()) for each in found}
 
 
 async def _in_canvas(database: Database, user_id: ObjectId, project_id: ObjectId, ids: set[bytes]) -> set[ObjectId]:
     stored = await bases.read(database, {"_id": project_id, "userId": user_id})
     if stored is None or not ids:
         return set()
-    return await asyncio.to_thread(lambda: shown_in(packing.plain(stored.canvas_data), ids))
+    return await asyncio.to_thread(lambda: mentions.mentioned(packing.plain(stored.canvas_data), ids))
 
 
-async def _in_versions(database: Database, mine: dict[str, Any]) -> set[ObjectId]:
+async def _in_versions(database: Database, mine: dict[str, Any], ids: set[bytes]) -> set[ObjectId]:
+    """Versions that an earlier release kept do not list their assets: they are read, and list them from then on."""
+    unlisted = await database[CANVAS_VERSIONS].find({**mine, "assets": None}) if ids else []
+    for version in unlisted:
+        with suppress(NotFound, packing.Damaged):  # deleted meanwhile, or unreadable: it shows nothing
+            shown = await contents.mentioned(database, mine, version.digest, ids)
+            change = {"$set": {"assets": sorted(shown)}}
+            await database[CANVAS_VERSIONS].patch({"_id": version.id, **mine, "assets": None}, change)
     rows = await database[CANVAS_VERSIONS].aggregate(
         [{"$match": mine}, {"$unwind": "$assets"}, {"$group": {"_id": "$assets"}}]
     )

@@ -8,26 +8,24 @@ and where the difference has become large.
 
 import asyncio
 import hashlib
-import re
 from typing import Any, NamedTuple
 
 from bson import ObjectId
 
 from ximler.core.errors import NotFound
 from ximler.database import Database
-from ximler.projects import bases, packing
+from ximler.projects import bases, mentions, packing
 from ximler.projects.bases import Stored
 from ximler.schema.asset import ASSETS
 from ximler.schema.canvas_version import CANVAS_CONTENTS, CANVAS_VERSIONS, CanvasContent
 from ximler.schema.document import Document, Identified
 
-__all__ = ["NEWEST", "CopyGone", "Packed", "keep", "packed", "read", "release", "total"]
+__all__ = ["NEWEST", "CopyGone", "Packed", "keep", "mentioned", "packed", "read", "release", "total"]
 
 NEWEST = [("createdAt", -1), ("_id", -1)]
 _INSIDE = 12_000_000  # bytes that a content's document has; more are in parts
 _MOST_USES = 20  # of a full copy, by versions and differences
 _MOST_COMPARED = 20_000_000  # bytes of a canvas that is stored as a difference: a third of a second
-_ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{24}(?![0-9a-f])")
 
 
 class CopyGone(Exception):
@@ -65,19 +63,19 @@ async def packed(database: Database, now: Stored, text: bytes | None, *, alone: 
     """A canvas, and the text that it was read from, compressed in a thread. `alone`: as a full copy."""
     mine = {"userId": now.user_id, "projectId": now.id}
     key, base = (None, None) if alone else await _copy(database, mine)
-    known = {each.id for each in await database[ASSETS].find(mine, into=Identified)}
+    known = {str(each.id).encode() for each in await database[ASSETS].find(mine, into=Identified)}
 
     def made() -> Packed:
         plain = packing.plain(now.canvas_data, text)
         digest, data = hashlib.sha256(plain).digest(), None
-        shown = {ObjectId(found.decode()) for found in _ID.findall(plain)} & known if known else ()
+        shown = sorted(mentions.mentioned(plain, known))
         if base is not None and max(len(plain), len(base)) <= _MOST_COMPARED and key != now.id.binary + digest:
             data = packing.pack(plain, base=base)
             if len(data) > len(plain) // 20 and len(data) > len(packing.pack(plain)) // 2:
                 data = None
         if data is None:
-            return Packed(digest, len(plain), packing.pack(plain), None, sorted(shown))
-        return Packed(digest, len(plain), data, key, sorted(shown))
+            return Packed(digest, len(plain), packing.pack(plain), None, shown)
+        return Packed(digest, len(plain), data, key, shown)
 
     return await asyncio.to_thread(made)
 
@@ -125,6 +123,12 @@ async def read(database: Database, mine: dict[str, Any], digest: bytes) -> tuple
     """The canvas of a content, and the text that it was read from. Raises NotFound, Damaged."""
     plain = await _plain(database, mine, _key(mine, digest))
     return await asyncio.to_thread(packing.value_of, plain)
+
+
+async def mentioned(database: Database, mine: dict[str, Any], digest: bytes, ids: set[bytes]) -> set[ObjectId]:
+    """Which of the ids a content mentions. Raises NotFound, Damaged."""
+    plain = await _plain(database, mine, _key(mine, digest))
+    return await asyncio.to_thread(mentions.mentioned, plain, ids)
 
 
 async def total(transaction: Database, mine: dict[str, Any]) -> int:

@@ -5,7 +5,6 @@ ids: where the copied canvas and settings contain the original's, or the id of t
 """
 
 import asyncio
-import re
 from typing import Any
 
 import msgspec
@@ -14,14 +13,12 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.database import Database
-from ximler.projects import assets, assets_storage, bases, places, projects
+from ximler.projects import assets, assets_storage, bases, mentions, places, projects
 from ximler.schema.asset import ASSETS, Asset
 from ximler.schema.document import Identified, Mixed
 from ximler.schema.project import Project
 
 __all__ = ["make"]
-
-_ID = re.compile("[0-9a-f]{24}")
 
 
 class _Original(Identified, kw_only=True):
@@ -74,11 +71,11 @@ def _copy(asset: Asset, asset_id: ObjectId, project_id: ObjectId) -> Asset:
 
 
 def _with_ids(value: Any, renamed: dict[str, str]) -> Any:
-    """The value with other ids in its texts. Ids are random, so that no other text contains them."""
+    """The value with other ids in its texts."""
     if isinstance(value, dict):
         return {_with_ids(key, renamed): _with_ids(each, renamed) for key, each in value.items()}
     if isinstance(value, list):
         return [_with_ids(each, renamed) for each in value]
     if isinstance(value, str):
-        return _ID.sub(lambda found: renamed.get(found[0], found[0]), value)
+        return mentions.renamed(value, renamed)
     return value

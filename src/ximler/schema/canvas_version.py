@@ -34,7 +34,7 @@ class CanvasVersion(Created, kw_only=True):
     digest: Internal[bytes]  # SHA-256 of the content's BSON
     size_bytes: Internal[int]  # of the content's BSON
     stored_bytes: Internal[int]  # compressed; shared by versions of equal content
-    assets: Internal[list[ObjectId]] = field(default_factory=list)  # of the project, whose ids the canvas names
+    assets: Internal[list[ObjectId] | None] = None  # of the project, whose ids the canvas names; None: unknown
     name: Theirs[str | None] = None
     pinned: Internal[bool] = False  # whether it stays until it is deleted
     automatic: Internal[bool] = False
