@@ -145,10 +145,12 @@ class Feed:
                     sent = time.monotonic()
                 with pymongo.timeout(_GIVE_UP_S):
                     event = await stream.try_next()
+                if self._widened.is_set():
+                    break  # this batch may skip writes to the new collection: the wider stream reads it again
                 if event is not None:
                     self._hand_on(event)
                 self._token, self._proven = stream.resume_token, True
-                if _asks(stream) and not self._widened.is_set():
+                if _asks(stream):
                     self._known_until = sent  # a batch is delivered as a whole
             if not stream.alive:
                 self._token = None  # invalidated: the database was dropped
