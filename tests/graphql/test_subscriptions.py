@@ -144,6 +144,8 @@ async def test_usage_and_a_project_are_sent_as_they_are_after_each_change(ada: C
         await of_usage.until(
             lambda: any({"resource": "projects", "used": 0} in r["data"]["usageChanged"] for r in of_usage.responses)
         )
+        await of_project.until(lambda: of_project.complete)
+        assert of_project.events[-1] == {"event": "complete", "data": ""}
     async with stream(ada, changed) as gone:
         assert gone.responses[0]["errors"][0]["extensions"]["code"] == "NOT_FOUND"
         assert gone.events[-1] == {"event": "complete", "data": ""}
@@ -164,6 +166,39 @@ async def test_requests_without_events_are_one_response_and_invalid_ones_say_so_
     for nobody in (Client(ada.app, token="x" * 43), Client(ada.app, token="")):
         async with stream(nobody, ADDED) as unknown:
             assert unknown.status == 401
+
+
+async def test_a_stream_of_a_project_ends_with_its_share(ada: Client) -> None:
+    project = (await ada.create(name="Plan"))["createProject"]["id"]
+    bob = await Client(ada.app).join("bob@example.com")
+    share = 'mutation ($p: ID!) { shareProject(projectId: $p, email: "bob@example.com", role: READER) { role } }'
+    await ada.ask(share, p=project)
+    changed = f'subscription {{ projectChanged(id: "{project}") {{ name }} }}'
+    async with stream(bob, changed) as theirs, stream(bob, changed, accept=PARTS) as parts, stream(ada, changed) as own:
+        await ada.ask('mutation ($p: ID!) { unshareProject(projectId: $p, email: "bob@example.com") }', p=project)
+        async with asyncio.timeout(5):  # a second, beside busy processors
+            await theirs.until(lambda: theirs.complete)
+            await parts.until(lambda: parts.complete)
+        assert theirs.responses == [{"data": {"projectChanged": None}}]
+        assert parts.text.endswith("--graphql--\r\n")
+        assert not own.complete
+    await bob.http.aclose()
+
+
+async def test_a_stream_ends_with_the_scope_of_its_key(ada: Client, database: Database) -> None:
+    project = (await ada.create(name="Plan"))["createProject"]["id"]
+    made = await ada.ask(
+        'mutation { createApiKey(input: {name: "k", permissions: ["projects:read"]}) { secret key { id } } }'
+    )
+    key = Client(ada.app, token=made["createApiKey"]["secret"])
+    async with stream(key, f'subscription {{ projectChanged(id: "{project}") {{ name }} }}') as events:
+        key_id = made["createApiKey"]["key"]["id"]
+        where = {"_id": ObjectId(key_id), "userId": (await user_of(ada, database)).id}
+        await database.api_keys.patch(where, {"$set": {"permissions": ["usage:read"]}})
+        async with asyncio.timeout(5):  # as above
+            await events.until(lambda: events.complete)
+        assert events.events == []
+    await key.http.aclose()
 
 
 async def test_a_project_of_another_user_is_not_found(ada: Client) -> None:

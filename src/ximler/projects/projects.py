@@ -30,6 +30,7 @@ from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_
 from ximler.projects.tags import normal as normal_tags
 from ximler.schema.document import Identified, Mixed, Stamped, ref
 from ximler.schema.project import PROJECTS, Project
+from ximler.schema.project_share import PROJECT_SHARES
 
 __all__ = [
     "CHANGED",
@@ -58,8 +59,15 @@ _BEGINNING = datetime(2020, 1, 1, tzinfo=UTC)
 MAX_DESCRIPTION = 5000
 
 
-CHANGED = Topic("projects", {PROJECTS.name: lambda change: change.id}, each=False)
-"""Writes of a project, by its id."""
+CHANGED = Topic(
+    "projects",
+    {
+        PROJECTS.name: lambda change: change.id,
+        PROJECT_SHARES.name: lambda change: access.project_of(change.id) if change.operation == "delete" else None,
+    },
+    each=False,
+)
+"""Writes of a project, and ends of its shares, by its id."""
 
 
 class ProjectSummary(Stamped, kw_only=True):

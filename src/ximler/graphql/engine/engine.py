@@ -120,6 +120,12 @@ class Engine:
         found: tuple[Any, Any] = await fields[0].resolver.follow(ctx, **arguments)
         return found
 
+    def permit(self, prepared: Prepared, ctx: Any) -> None:
+        """Check a subscription that began against its caller's rights now. Raises Forbidden."""
+        resolver = prepared.plan.root.fields[0].resolver
+        if resolver is not None and resolver.permit is not None:
+            resolver.permit(ctx)
+
     async def run(self, prepared: Prepared, ctx: Any, *, traced: bool = False, event: Any = None) -> Response:
         """Execute, a subscription for one event. Cancelling this cancels the resolvers that are still running.
 

@@ -21,7 +21,6 @@ rejected. CORS, OPTIONS and compression belong to the surrounding application.
 import asyncio
 import codecs
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -277,11 +276,18 @@ class GraphQLApp:
         except XimlerError as error:
             return 200, {"errors": [describe(error)]}, []
 
-        async def run(now: Any, event: Event) -> bytes:
-            return encode(await self._run(prepared, now, event=event))
+        async def again() -> Any:
+            now = await self._context_factory(scope)
+            self.engine.permit(prepared, now)
+            return now
+
+        async def run(now: Any, event: Event) -> tuple[bytes, bool]:
+            response = await self._run(prepared, now, event=event)
+            (shown,) = (response["data"] or {"": response}).values()
+            return encode(response), shown is None and "errors" not in response
 
         inbox = self._follow(ctx, topic, key, position(headers.last_event_id))
-        return 200, Subscription(inbox, ctx, partial(self._context_factory, scope), run), []
+        return 200, Subscription(inbox, ctx, again, run), []
 
     def _is_traced(self, parameters: Parameters, ctx: Any) -> bool:
         return parameters.extensions is not None and parameters.extensions.get("trace") is True and self._may_trace(ctx)

@@ -58,6 +58,8 @@ class Resolver(msgspec.Struct, frozen=True):
     """Whether it takes a parameter `selected`."""
     follow: Function | None = None
     """Of a subscription: returns the topic and the key of its events, or raises."""
+    permit: Callable[[Any], None] | None = None
+    """Of a subscription: `permit(ctx)` raises if the caller may not use the field."""
 
     @property
     def batch(self) -> bool:

@@ -64,7 +64,10 @@ def guarded(resolver: Resolver, scope: str | None, guard: Guard) -> Resolver:
         guard(ctx, coordinate, scope)
         return await follow(ctx, **arguments)
 
-    return msgspec.structs.replace(resolver, function=call, follow=guarded_follow)
+    def permit(ctx: Any) -> None:
+        guard(ctx, coordinate, scope)
+
+    return msgspec.structs.replace(resolver, function=call, follow=guarded_follow, permit=permit)
 
 
 def describe(field: GraphQLField, scope: str | None) -> None:

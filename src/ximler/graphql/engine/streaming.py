@@ -4,8 +4,9 @@
 events with a response each, then `complete`. An operation of another kind is one `next`. `multipart/mixed` with
 `subscriptionSpec=1.0` is Apollo's, https://www.apollographql.com/docs/graphos/routing/operations/subscriptions/multipart-protocol.
 
-A stream of Server-Sent Events that ends without `complete` has lost its access or its server, and clients connect again:
-with `Last-Event-ID` they receive the events since, or first a response with `"extensions": {"resync": true}`, which says that
+A response whose field is null is the last: the object of the subscription is gone, or is no longer the caller's. A stream
+of Server-Sent Events that ends without `complete` has lost its session, key or server, and clients connect again: with
+`Last-Event-ID` they receive the events since, or first a response with `"extensions": {"resync": true}`, which says that
 events may be missing.
 """
 
@@ -33,15 +34,18 @@ _MISSED = b'{"data":null,"extensions":{"resync":true}}'
 _FIRST = {EVENTS: b"retry: 1000\n\n", PARTS: b"\r\n--graphql"}
 _PING = {EVENTS: b": ping\n\n", PARTS: b"\r\ncontent-type: application/json\r\n\r\n{}\r\n--graphql"}
 _COMPLETE = b"event: complete\ndata: \n\n"
+_LAST = {EVENTS: _COMPLETE, PARTS: b"--\r\n"}
 
 
 class Subscription(msgspec.Struct):
-    """A subscription that may begin. `run(ctx, event)` is the response to an event, `again` the caller's context now."""
+    """A subscription that may begin. `run(ctx, event)` is the response to an event, and whether it is the last because its
+    object is gone; `again` is the caller's context now, and raises once the caller may not use the field.
+    """
 
     inbox: AbstractContextManager[Inbox[Event]]
     ctx: Any
     again: Callable[[], Awaitable[Any]]
-    run: Callable[[Any, Event], Awaitable[bytes]]
+    run: Callable[[Any, Event], Awaitable[tuple[bytes, bool]]]
 
 
 def position(last_event_id: bytes | None) -> Position | None:
@@ -69,7 +73,8 @@ async def stream(about: Subscription, media_type: bytes, receive: Receive, send:
         leaving = asyncio.create_task(_end_with_client(receive, inbox))
         last = b""
         try:
-            await _send_all(about, inbox, media_type, send)
+            if await _send_all(about, inbox, media_type, send):
+                last = _LAST[media_type]
         except XimlerError as error:
             if media_type == PARTS:
                 last = _part(msgspec.json.encode({"payload": None, "errors": [describe(error)]})) + b"--\r\n"
@@ -80,7 +85,8 @@ async def stream(about: Subscription, media_type: bytes, receive: Receive, send:
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def _send_all(about: Subscription, inbox: Inbox[Event], media_type: bytes, send: Send) -> None:
+async def _send_all(about: Subscription, inbox: Inbox[Event], media_type: bytes, send: Send) -> bool:
+    """Returns whether the subscription is complete."""
     ctx = about.ctx
 
     async def allowed() -> bool:
@@ -91,13 +97,16 @@ async def _send_all(about: Subscription, inbox: Inbox[Event], media_type: bytes,
     async with aclosing(watched(inbox, allowed)) as batches:
         async for events in batches:
             for event in events:
-                response = _MISSED if event is RESYNC else await about.run(ctx, event)
+                response, gone = (_MISSED, False) if event is RESYNC else await about.run(ctx, event)
                 if inbox.ended:
-                    return
+                    return False
                 body = _next(media_type, response, event.name)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                if gone:
+                    return True
             if not events:
                 await send({"type": "http.response.body", "body": _PING[media_type], "more_body": True})
+    return False
 
 
 async def _end_with_client(receive: Receive, inbox: Inbox[Event]) -> None:
