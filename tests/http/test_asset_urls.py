@@ -81,6 +81,19 @@ async def test_a_changed_url_is_rejected(ada: Client, drawn: dict[str, Any]) -> 
     assert _code(await _get(ada, path)) == (401, "UNAUTHENTICATED")
 
 
+@pytest.mark.parametrize(("collection", "field"), [("credentials", "lockedAt"), ("users", "deletedAt")])
+async def test_no_url_opens_once_the_account_is_locked_or_closed(
+    ada: Client, drawn: dict[str, Any], database: Database, collection: str, field: str
+) -> None:
+    answer = await ada.ask("query ($p: ID!) { project(id: $p) { thumbnailUrl } }", p=drawn["project"])
+    urls = (drawn["text"]["url"], answer["project"]["thumbnailUrl"])
+    user_id = ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])
+    await database.raw[collection].update_one({"_id": user_id}, {"$set": {field: database.clock.now()}}, upsert=True)
+    for url in urls:
+        refused = await _get(ada, url)
+        assert (refused.status_code, "closed or locked" in refused.text) == (404, True)
+
+
 async def test_a_url_expires(ada: Client, drawn: dict[str, Any], database: Database) -> None:
     keyring = ada.app._app.state.keyring  # type: ignore[attr-defined]  # the application inside `Requests`
     asset = await database[ASSETS].find_one({"_id": ObjectId(drawn["text"]["id"])})

@@ -250,7 +250,7 @@ async def test_owners_pay_nothing_for_sharing(
             with round_trips() as trips:
                 await act()
             cost[who].append(len(trips))
-    assert cost == {"owner": [1, 1, 1], "editor": [5, 2, 2], "editor again": [2, 2, 2]}
+    assert cost == {"owner": [1, 1, 1], "editor": [6, 2, 2], "editor again": [2, 2, 2]}
 
 
 async def test_only_sensible_shares_are_made(
@@ -304,6 +304,21 @@ async def test_nothing_is_left_of_shares_and_links_when_project_or_person_is_gon
     assert bob.user_id is not None
     await sharing.erase(database, bob.user_id, "bob@example.com")
     assert await database[PROJECT_SHARES].find({}) == []
+
+
+async def test_members_have_no_access_while_the_owner_is_locked_or_closed(
+    database: Database, keyring: Keyring, ada: Actor, bob: Actor, drawn: Project
+) -> None:
+    await sharing.share(database, keyring, ada, drawn.id, email="bob@example.com", role="EDITOR")
+    assert (await projects.get(database, bob, drawn.id)).id == drawn.id
+    now = database.clock.now()
+    for collection, field in (("credentials", "lockedAt"), ("users", "deletedAt")):
+        await database.raw[collection].update_one({"_id": ada.user_id}, {"$set": {field: now}}, upsert=True)
+        with pytest.raises(NotFound):
+            await projects.get(database, bob, drawn.id)
+        assert (await sharing.page(database, bob)).items == []
+        await database.raw[collection].update_one({"_id": ada.user_id}, {"$unset": {field: ""}})
+        assert (await sharing.page(database, bob)).items
 
 
 async def test_a_link_reads_until_it_ends(database: Database, ada: Actor, bob: Actor, drawn: Project) -> None:

@@ -4,7 +4,7 @@ For caches over the change feed: `lookups` joins the status to a document with a
 from the result, `tags` lists the documents it depends on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from ximler.database.codec import codec_of
 from ximler.schema.credential import CREDENTIALS, Credential
 from ximler.schema.user import USERS, User
 
-__all__ = ["WATCHES", "AccountLocked", "AccountStatus", "forget", "lookups", "read", "tags"]
+__all__ = ["WATCHES", "AccountLocked", "AccountStatus", "forget", "lookups", "open_among", "read", "tags"]
 
 # Fields that a sign-in with a second factor writes. They do not affect the account status.
 _FACTORS = frozenset(
@@ -71,6 +71,20 @@ def read(row: Mapping[str, Any]) -> AccountStatus | None:
         locked=credential is not None and credential.locked_at is not None,
         factor=credential is not None and credential.totp_secret is not None,
     )
+
+
+async def open_among(database: Database, user_ids: Iterable[ObjectId]) -> set[ObjectId]:
+    """Those of these users whose account is neither closed nor locked. One command."""
+    rows = await database.users.aggregate(
+        [
+            {"$match": {"_id": {"$in": list(user_ids)}, "deletedAt": None}},
+            {"$project": {"_id": 1}},
+            {"$lookup": {"from": CREDENTIALS.name, "localField": "_id", "foreignField": "_id", "as": "credential"}},
+            {"$match": {"credential.lockedAt": {"$not": {"$type": "date"}}}},
+            {"$project": {"_id": 1}},
+        ]
+    )
+    return {row["_id"] for row in rows}
 
 
 def tags(user_id: ObjectId) -> Sequence[Tag]:

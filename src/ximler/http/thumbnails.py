@@ -72,7 +72,7 @@ async def follow(
 ) -> Response[bytes]:
     """For `<img>`, which sends no key. A `thumbnailUrl` grants the access of the user who asked for it, for up to an hour."""
     project_id = object_id(project, "project")
-    actor = assets_links.thumbnail_reader(state.keyring, project_id, token, state.database.clock.now())
+    actor = await assets_links.thumbnail_reader(state.database, state.keyring, project_id, token)
     state.authentication.enter(request.scope["state"], ("url", actor.require_user()))
     response = _answer(request, await thumbnails.get(state.database, actor, project_id))
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"

@@ -6,6 +6,8 @@ log names both. A function is tried as the caller first, so that owners pay noth
 no project, the caller's share is read. Without one, the project is NotFound. A shared function that another one calls
 reads no share in that first try, so that the outer one fails as a whole, and runs once more as the owner.
 
+Members have no access while the owner's account is closed or locked, as links have none.
+
 A share belongs to an e-mail address until an account with that confirmed address uses it; then to the account.
 """
 
@@ -19,10 +21,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import addresses
+from ximler.accounts import account_status, addresses
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid, NotFound
 from ximler.database import Database
+from ximler.database.codec import codec_of
 from ximler.schema.document import Document, Identified
 from ximler.schema.project_share import PROJECT_SHARES, ProjectShare, Role
 
@@ -86,12 +89,20 @@ async def through(
 
 
 async def find(database: Database, user_id: ObjectId, project_id: ObjectId) -> ProjectShare | None:
-    """A user's share of a project of another user. One command; two more where they have none."""
-    share = await database[PROJECT_SHARES].find_one({"projectId": project_id, "memberId": user_id})
-    if share is not None or (email := await _confirmed(database, user_id)) is None:
-        return share
+    """A user's share of a project of another user, whose account is open. One command; two more where they have none."""
+    theirs = {"$match": {"projectId": project_id, "memberId": user_id}}
+    rows = await database[PROJECT_SHARES].aggregate([theirs, {"$limit": 1}, *account_status.lookups()])
+    if rows:
+        owner = account_status.read(rows[0])
+        return None if owner is None or owner.locked else codec_of(ProjectShare).decode(rows[0])
+    email = await _confirmed(database, user_id)
+    if email is None:
+        return None
     pending = {"projectId": project_id, "email": email, "memberId": None, "userId": {"$ne": user_id}}
-    return await database[PROJECT_SHARES].find_and_patch(pending, {"$set": {"memberId": user_id}})
+    share = await database[PROJECT_SHARES].find_and_patch(pending, {"$set": {"memberId": user_id}})
+    if share is None or share.user_id not in await account_status.open_among(database, [share.user_id]):
+        return None
+    return share
 
 
 async def find_each(database: Database, user_id: ObjectId, project_ids: Iterable[ObjectId]) -> list[ProjectShare]:

@@ -1,8 +1,8 @@
 """URLs of assets for pages: `<img>` sends no key, so the URL itself grants the access of the user who asked for it.
 
-A URL is valid for half an hour to an hour, for one asset or one preview of it. Its user is checked again at each
-request, and must still be able to read the project. URLs made within the same half hour are equal, so browsers keep the
-files that they have loaded.
+A URL is valid for half an hour to an hour, for one asset or one preview of it. Its user is checked again at each request:
+the account must be open, and must still be able to read the project. URLs made within the same half hour are equal, so
+browsers keep the files that they have loaded.
 """
 
 import base64
@@ -13,10 +13,11 @@ from datetime import datetime, timedelta
 import msgspec
 from bson import ObjectId
 
+from ximler.accounts import account_status
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
 from ximler.core.clock import from_ms
-from ximler.core.errors import Forbidden, Unauthenticated
+from ximler.core.errors import Forbidden, NotFound, Unauthenticated
 from ximler.database import Database
 from ximler.projects import assets
 from ximler.schema.asset import Asset
@@ -73,12 +74,23 @@ def thumbnail_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: da
 async def follow(database: Database, keyring: Keyring, asset_id: ObjectId, token: str) -> Followed:
     """Raises Unauthenticated, LinkInvalid, LinkExpired, and NotFound once the URL's user cannot read the asset any more."""
     project_id, actor, preview, left = _opened(keyring, _ASSET, asset_id, token, database.clock.now())
+    await _require_open(database, actor)
     return Followed(await assets.get(database, actor, project_id, asset_id), preview, actor, left)
 
 
-def thumbnail_reader(keyring: Keyring, project_id: ObjectId, token: str, now: datetime) -> Actor:
-    """The user whose access the URL of a project's small picture grants. Raises Unauthenticated, LinkInvalid, LinkExpired."""
-    return _opened(keyring, _THUMBNAIL, project_id, token, now)[1]
+async def thumbnail_reader(database: Database, keyring: Keyring, project_id: ObjectId, token: str) -> Actor:
+    """The user whose access the URL of a project's small picture grants. Raises Unauthenticated, LinkInvalid,
+    LinkExpired, and NotFound once the user's account is closed or locked.
+    """
+    _, actor, _, _ = _opened(keyring, _THUMBNAIL, project_id, token, database.clock.now())
+    await _require_open(database, actor)
+    return actor
+
+
+async def _require_open(database: Database, actor: Actor) -> None:
+    user_id = actor.require_user()
+    if user_id not in await account_status.open_among(database, [user_id]):
+        raise NotFound("The account of this URL is closed or locked")
 
 
 def _token(

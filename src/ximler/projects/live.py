@@ -5,9 +5,8 @@ the stream. Patches that are too large for the log are taken from the memory of 
 missing, because it left the log, another process saved it and it is large, or the follower is too slow, the follower receives
 an event without a patch. It then reads the canvas again, and continues with later events.
 
-Followers end when the project is deleted, and members' also when their share is revoked. The caller checks the session or
-key. Nothing of a follower remains when its
-`with` block ends.
+Followers end when the project is deleted, and members' also when their share is revoked, or the owner's account is closed or
+locked. The caller checks the session or key. Nothing of a follower remains when its `with` block ends.
 """
 
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import msgspec
 import structlog
 from bson import ObjectId
 
+from ximler.accounts import account_status
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
 from ximler.core.streams import Inbox, Streams
@@ -67,6 +67,7 @@ class Follower(Inbox[Event]):
         super().__init__()
         self.project_id, self.user_id = project_id, user_id
         self.share_id: bytes | None = None  # of a member
+        self.owner_id: ObjectId | None = None  # of a member's project
         self.revoked: set[bytes] = set()  # before the share was known
         self._at: int | None = None  # None: the log is not read yet
         self._bytes = 0
@@ -130,6 +131,7 @@ class Live:
         self._followers: dict[ObjectId, set[Follower]] = {}
         feed.subscribe([PROJECTS.name], self._heard)
         feed.subscribe([PROJECT_SHARES.name], self._share_changed)
+        feed.subscribe([watch.collection for watch in account_status.WATCHES], self._account_changed)
         feed.on_gap(self._gap)
 
     @property
@@ -154,7 +156,7 @@ class Live:
         where = {"_id": follower.project_id, "userId": follower.user_id}
         now = await self._database.projects.find_one(where, into=_Logged)
         if now is None and (share := await access.find(self._database, follower.user_id, follower.project_id)):
-            follower.share_id = share.id
+            follower.share_id, follower.owner_id = share.id, share.user_id
             if share.id not in follower.revoked:
                 where["userId"] = share.user_id
                 now = await self._database.projects.find_one(where, into=_Logged)
@@ -188,6 +190,11 @@ class Live:
             follower.revoked.add(change.id)
             if follower.share_id == change.id:
                 follower.end()
+
+    def _account_changed(self, change: Change) -> None:
+        now = {**(change.document or {}), **change.updated}
+        if now.get("lockedAt") or now.get("deletedAt"):
+            self._each(lambda follower: follower.end() if follower.owner_id == change.id else None)
 
     def _gap(self) -> None:
         self._each(Follower.lose)

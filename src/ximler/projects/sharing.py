@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bson import ObjectId
 
-from ximler.accounts import addresses, throttle
+from ximler.accounts import account_status, addresses, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
 from ximler.audit.actions import Action
@@ -118,14 +118,16 @@ async def page(
     first: int = 20,
     after: Position | None = None,
 ) -> Page[ProjectSummary]:
-    """The projects that are shared with the actor, newest first, searched like the actor's own. Four commands.
+    """The projects that are shared with the actor, newest first, searched like the actor's own. Five commands.
 
     Of more than a thousand, those that were shared last.
     """
     user_id = actor.require_user()
     await access.claim(database, user_id)
     shares = await database[PROJECT_SHARES].find({"memberId": user_id}, sort=[("_id", -1)], limit=_MOST_LISTED)
-    return await projects.page_of(database, [(each.user_id, each.project_id) for each in shares], query, first, after)
+    owners = await account_status.open_among(database, {each.user_id for each in shares}) if shares else set()
+    open_ones = [(each.user_id, each.project_id) for each in shares if each.user_id in owners]
+    return await projects.page_of(database, open_ones, query, first, after)
 
 
 async def people(database: Database, actor: Actor, project_id: ObjectId) -> list[ProjectShare]:
