@@ -273,7 +273,7 @@ def _about(entry: str, *, but: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except Invalid as problem:
-        if problem.fields.keys() & {"file", *but}:
+        if not problem.fields or problem.fields.keys() & {"file", *but}:
             raise
         raise Invalid.field("file", f"has the entry {entry!r}, which no export makes: {problem.message}") from None
 
