@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from bson import ObjectId
@@ -15,7 +16,7 @@ from ximler.database.changes import Feed
 from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 from ximler.database.monitoring import round_trips
 from ximler.metering.quota import gauges
-from ximler.projects import canvas, compaction, packing, projects, storage, trash, versions
+from ximler.projects import bases, canvas, compaction, packing, projects, storage, trash, versions
 from ximler.projects.canvas import WritesByOthers
 from ximler.projects.patches import Outcome, Saver
 from ximler.projects.projects import RevisionConflict
@@ -150,6 +151,37 @@ async def test_positional_patches_and_whole_saves_have_their_base(drawing: Drawi
         await drawing.save(set={"s0": {"x": 8}})
     await drawing.saver.close()
     await drawing.expect_exact()
+
+
+async def test_patches_that_take_long_to_apply_are_not_appended(
+    drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bases, "_AGAIN_US", 4000)
+    data = {"a": [0] * 1000, "long": [0] * 2000}
+    await canvas.replace(drawing.database, drawing.ada, drawing.id, data, based_on=None)
+
+    async def entries(*operations: dict[str, Any]) -> int:
+        await canvas.patch(drawing.database, drawing.ada, drawing.id, list(operations), based_on=None)
+        return len((await drawing.stored()).get("canvasTail", []))
+
+    remove = {"op": "remove", "path": "/b"}
+    assert await entries({"op": "add", "path": "/long/0", "value": 1}) == 1
+    assert await entries({"op": "move", "from": "/long", "path": "/b"}, remove) == 2
+    assert await entries({"op": "copy", "from": "/a", "path": "/b"}, remove) == 3
+    assert await entries(*[{"op": "copy", "from": "/a", "path": "/b"}, remove] * 3) == 0
+    await drawing.expect_exact()
+
+
+async def test_positional_patches_alternate_with_those_of_records_a_few_times(drawing: Drawing) -> None:
+    most = 0
+    for n in range(12):
+        await drawing.save(set={"s0": {"x": n}})
+        await canvas.patch(
+            drawing.database, drawing.ada, drawing.id, [{"op": "add", "path": "/a", "value": n}], based_on=None
+        )
+        most = max(most, len((await drawing.stored()).get("canvasTail", [])))
+    assert 10 < most < 18
+    assert (await drawing.read())["a"] == 11
 
 
 async def test_records_of_another_list_are_patched(drawing: Drawing) -> None:

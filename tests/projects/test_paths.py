@@ -85,3 +85,24 @@ async def test_a_patch_of_properties_is_one_update_and_does_not_read_the_canvas(
 )
 def test_other_patches_are_applied_to_the_value(change: Any) -> None:
     assert paths.by_path("patch", change) is None
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "add", "path": "nonsense/bar", "value": 1},
+        {"op": "replace", "path": "a", "value": 1},
+        {"op": "remove", "path": "#/a"},
+        {"op": "move", "path": "/b", "from": "nonsense/a"},
+        {"op": "copy", "path": "b/c", "from": "/a"},
+        {"op": "test", "path": "x/a", "value": 1},
+    ],
+)
+async def test_a_pointer_is_empty_or_starts_with_a_slash(
+    database: Database, ada: Actor, operation: dict[str, Any]
+) -> None:
+    project_id = (await projects.create(database, ada, name="p", canvas_data={"a": 1})).id
+    await canvas.replace(database, ada, project_id, {"a": 1}, based_on=None)
+    with pytest.raises(XimlerError, match="must start with /"):
+        await canvas.patch(database, ada, project_id, [operation], based_on={1})
+    assert (await canvas.read(database, ada, project_id)).canvas_data == {"a": 1}

@@ -30,6 +30,7 @@ __all__ = [
     "changed",
     "entry",
     "fill",
+    "is_applied_soon",
     "load",
     "read",
     "read_with_text",
@@ -42,6 +43,8 @@ __all__ = [
 
 LIMIT = 2_000_000  # bytes of BSON that a project has in `canvasData`
 _PART = 4_000_000  # bytes
+_AGAIN_US = 200_000  # that patches may add to each reading, before others have been appended
+_RUNS = 8  # of patches of records between others: each indexes all records again
 _READS = 10  # attempts, while others store the canvas anew
 _TOO_MANY = "The canvas is changed by too many others: try again in a moment"
 
@@ -178,6 +181,16 @@ def entry(
     if kind != "records":
         made["k"] = kind
     return made if declared == records.DEFAULT else made | {"d": msgspec.structs.asdict(declared)}
+
+
+def is_applied_soon(tail: Any, again_us: float) -> bool:
+    """Whether a positional patch, which takes so long to be applied, may be appended to the tail.
+
+    The n-th is allowed the n-th part of `_AGAIN_US`, so that all together take a few times as long.
+    """
+    entries = tail or []
+    runs = sum(kind == "records" for kind, _ in groupby(each.get("k", "records") for each in entries))
+    return again_us * (len(entries) + 1) <= _AGAIN_US and runs <= _RUNS
 
 
 def changed(stored: Any) -> dict[str, list[str]] | None:

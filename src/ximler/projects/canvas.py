@@ -142,14 +142,18 @@ async def _changed(
     revision = now.canvas_revision or 0
     if based_on is not None and revision not in based_on:
         raise RevisionConflict(revision)
-    apply = positional.patched if kind == "patch" else positional.merged
-    data = await asyncio.to_thread(apply, now.canvas_data, change)  # others are served meanwhile
+    apply = positional.apply_patch if kind == "patch" else _apply_merge
+    data, again_us = await asyncio.to_thread(apply, now.canvas_data, change)  # others are served meanwhile
     old = bases.base_of(now.canvas_base)
-    if old is not None and isinstance(data, dict | list):
+    if old is not None and isinstance(data, dict | list) and bases.is_applied_soon(now.canvas_tail, again_us):
         saved = await _append(database, now, old, data, msgspec.json.encode(change), kind)
         if saved is not None:
             return saved
     return await replace(database, actor, project_id, data, based_on=(revision,), any_keys=old is not None)
+
+
+def _apply_merge(data: Any, change: Any) -> tuple[Any, float]:
+    return positional.merged(data, change), 0.0  # no more than reading it
 
 
 async def _append(

@@ -65,7 +65,7 @@ def _of_operations(change: Any) -> tuple[dict[Path, Any], set[Path], set[tuple[P
     needed: set[tuple[Path, str]] = set()
     for operation in change if isinstance(change, list) else ():
         kind, pointer = (operation.get("op"), operation.get("path")) if isinstance(operation, dict) else (None, None)
-        if kind not in ("add", "replace", "remove") or not isinstance(pointer, str) or "/" not in pointer:
+        if kind not in ("add", "replace", "remove") or not isinstance(pointer, str) or pointer[:1] != "/":
             return None
         path = tuple(pointer.split("/"))[1:]
         if path in sets or path in unsets or (kind != "remove" and "value" not in operation):
