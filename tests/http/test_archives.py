@@ -31,7 +31,7 @@ async def test_a_project_travels_as_an_archive_and_as_a_file(ada: Client) -> Non
     assert (head.content, head.headers["content-type"]) == (b"", "application/zip")
     archive = (await _send(ada, "GET", f"{project}/export?versions=false")).content
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-        assert [name.split("/")[0] for name in opened.namelist()] == ["project.json", "canvas.json", "assets"]
+        assert [name.split("/")[0] for name in opened.namelist()] == ["canvas.json", "assets", "project.json"]
     copy = (await _send(ada, "POST", "/v1/projects/import?name=Copy", 201, files={"file": ("a.zip", archive)})).json()
     assert copy["name"] == "Copy"
     assert len((await _send(ada, "GET", f"/v1/projects/{copy['id']}/assets")).json()["assets"]) == 1
