@@ -8,6 +8,8 @@ import pytest
 from tests.http.test_canvas_changes import Editor, editor
 from tests.serving import Client
 
+from ximler.database import Database
+
 __all__ = ["editor"]  # a fixture
 
 SHARE = "mutation ($p: ID!, $e: String!, $r: ShareRole!) { shareProject(projectId: $p, email: $e, role: $r) { email role } }"
@@ -60,6 +62,23 @@ async def test_a_link_reads_its_project_and_nothing_else(ada: Client) -> None:
     await ada.ask("mutation ($p: ID!, $l: ID!) { revokeProjectLink(projectId: $p, id: $l) }", p=project, l=link)
     for path in ("", "/canvas", "/assets", f"/assets/{listed['id']}"):
         assert (await read(ada, token, path)).status_code == 404
+
+
+async def test_locking_the_owner_ends_the_streams_of_members(editor: Editor, database: Database) -> None:
+    bob = await Client(editor.client.app, address="192.0.2.2").join("bob@example.com")
+    await editor.client.ask(SHARE, p=editor.project, e="bob@example.com", r="READER")
+    async with editor.stream(since=0, token=bob.token) as cut:
+        await editor.save(set={"a": {"x": 1}})
+        await cut.until(lambda: len(cut.events) == 1)
+        assert cut.answering is not None
+        ada = await database.raw["users"].find_one({"email": "ada@example.com"})
+        assert ada is not None
+        locked = {"$set": {"lockedAt": database.clock.now()}}
+        await database.raw["credentials"].update_one({"_id": ada["_id"]}, locked, upsert=True)
+        async with asyncio.timeout(5):  # a second, beside busy processors
+            await asyncio.wait([cut.answering])
+        assert cut.answering.done()
+    await bob.http.aclose()
 
 
 async def test_revoking_a_share_ends_the_streams_of_that_person_within_a_second(editor: Editor) -> None:
