@@ -130,7 +130,7 @@ async def _drawn(
     try:
         await assets.require_project(database, actor, project_id, "READER")
     except NotFound:  # deleted meanwhile: its purge may have come before the drawing
-        await database[PROJECT_THUMBNAILS].delete({"_id": project_id, "userId": user_id})
+        await database[PROJECT_THUMBNAILS].delete({"_id": project_id, "userId": user_id, "revision": {"$ne": None}})
         raise
     return made
 
