@@ -1,8 +1,12 @@
 """Assets that nothing shows."""
 
+import re
+
 import bson
 import pytest
 from bson import ObjectId
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.projects.drawings import Drawing
 from tests.projects.test_assets import project, upload
 
@@ -64,6 +68,19 @@ def test_an_id_is_found_and_replaced_also_between_further_digits() -> None:
     text = f"ff{ids[0]}00 {str(ids[1])[:-1]}/{ids[2]}{ids[2]}"
     known = {str(each).encode() for each in ids}
     assert mentions.mentioned(bson.encode({"v": {text: 1}}), known) == {ids[0], ids[2]}
-    renamed = mentions.renamed(text, {str(each): "x" for each in ids})
+    renamed = mentions.renamer({str(each): "x" for each in ids})(text)
     assert renamed == f"ffx00 {str(ids[1])[:-1]}/xx"
-    assert mentions.renamed(text.encode(), dict.fromkeys(known, b"x")) == renamed.encode()
+    assert mentions.renamer(dict.fromkeys(known, b"x"))(text.encode()) == renamed.encode()
+
+
+@given(st.lists(st.integers(0, 7), max_size=30), st.integers(24, 60))
+def test_ids_are_found_wherever_the_text_is_cut(chosen: list[int], piece: int) -> None:
+    names = {f"{n:x}b{n:022x}": f"<{n}>" for n in range(4)}
+    parts = [*names, "0b", "f", "/", "3" * 23]
+    text = "".join(parts[each] for each in chosen)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mentions, "_PIECE", piece)
+        renamed = mentions.renamer(names)(text)
+        mentioned = mentions.mentioned(text.encode(), {each.encode() for each in names})
+    assert renamed == re.sub("|".join(names), lambda found: names[found[0]], text)
+    assert {str(each) for each in mentioned} == set(re.findall("|".join(names), text))

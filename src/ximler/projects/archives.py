@@ -235,12 +235,12 @@ async def _fill(under_way: Importing, archive: Unzipped, manifest: _Manifest) ->
         if each.sha256 is not None and each.sha256 != made.digest.hex():
             raise Invalid.field("file", f"has the entry {each.path!r}, whose content is not the one that was exported")
         names[each.id.encode()] = str(made.id).encode()
-    settings = _encoded(manifest.settings)
-    if (renamed := mentions.renamed(settings, names)) != settings:
+    rename, settings = mentions.renamer(names), _encoded(manifest.settings)
+    if (renamed := await asyncio.to_thread(rename, settings)) != settings:
         change = {"settings": msgspec.json.decode(renamed)}
         await projects.update(under_way.database, under_way.actor, under_way.project_id, change)
     for version in sorted(manifest.versions, key=lambda each: each.created_at):
-        text = mentions.renamed(await archive.whole(version.path, most=MOST_TEXT), names)
+        text = await asyncio.to_thread(rename, await archive.whole(version.path, most=MOST_TEXT))
         data, kept = await asyncio.to_thread(_read_canvas, text, version.path)
         with _about(version.path):
             await versions.add(
@@ -257,7 +257,8 @@ async def _fill(under_way: Importing, archive: Unzipped, manifest: _Manifest) ->
             )
         await under_way.keep()
     with _about(_CANVAS):
-        await _set_canvas(under_way, mentions.renamed(await archive.whole(_CANVAS, most=MOST_TEXT), names))
+        text = await asyncio.to_thread(rename, await archive.whole(_CANVAS, most=MOST_TEXT))
+        await _set_canvas(under_way, text)
 
 
 async def _set_canvas(under_way: Importing, text: bytes) -> None:

@@ -5,6 +5,7 @@ ids: where the copied canvas and settings contain the original's, or the id of t
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -44,7 +45,7 @@ async def make(database: Database, actor: Actor, project_id: ObjectId, *, name: 
     shown = await database[ASSETS].find(theirs, sort=[("createdAt", 1), ("_id", 1)], limit=assets.MOST)
     copy_id = ObjectId()
     ids = {asset.id: ObjectId() for asset in shown}
-    renamed = {str(project_id): str(copy_id)} | {str(old): str(new) for old, new in ids.items()}
+    rename = mentions.renamer({str(project_id): str(copy_id)} | {str(old): str(new) for old, new in ids.items()})
 
     async def refer(transaction: Database) -> None:
         if ids:
@@ -56,8 +57,8 @@ async def make(database: Database, actor: Actor, project_id: ObjectId, *, name: 
         actor,
         name=name if name is not None else original.name,
         description=original.description,
-        settings=_with_ids(original.settings, renamed),
-        canvas_data=await asyncio.to_thread(_with_ids, drawn.canvas_data, renamed),
+        settings=_with_ids(original.settings, rename),
+        canvas_data=await asyncio.to_thread(_with_ids, drawn.canvas_data, rename),
         tags=original.tags if isinstance(original.tags, list) else None,
         location=places.place_of(original.location),
         project_id=copy_id,
@@ -70,12 +71,12 @@ def _copy(asset: Asset, asset_id: ObjectId, project_id: ObjectId) -> Asset:
     return msgspec.structs.replace(asset, id=asset_id, project_id=project_id)
 
 
-def _with_ids(value: Any, renamed: dict[str, str]) -> Any:
+def _with_ids(value: Any, rename: Callable[[str], str]) -> Any:
     """The value with other ids in its texts."""
     if isinstance(value, dict):
-        return {_with_ids(key, renamed): _with_ids(each, renamed) for key, each in value.items()}
+        return {_with_ids(key, rename): _with_ids(each, rename) for key, each in value.items()}
     if isinstance(value, list):
-        return [_with_ids(each, renamed) for each in value]
+        return [_with_ids(each, rename) for each in value]
     if isinstance(value, str):
-        return mentions.renamed(value, renamed)
+        return rename(value)
     return value
