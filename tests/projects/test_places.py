@@ -10,7 +10,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
-from ximler.projects import finding, nearest, places, projects
+from ximler.projects import nearest, places, projects
 
 BERLIN = {"longitude": 13.4, "latitude": 52.5}
 
@@ -107,18 +107,6 @@ async def test_boxes_mean_what_they_say_across_the_antimeridian(database: Databa
     near = {"longitude": 178, "latitude": -17}
     page = await nearest.nearest(database, ada, near, within={"box": box})
     assert [each.name for each in page.items] == ["fiji", "date line", "samoa"]
-
-
-async def test_an_area_holds_for_searches_too(database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
-    await place(database, ada, "harbour north", 10, 60)
-    await place(database, ada, "harbour south", 10, 40)
-    within = {"box": {"west": 0, "south": 50, "east": 20, "north": 70}}
-    for few in (finding._FEW, 1):  # by one command, and by counts
-        monkeypatch.setattr(finding, "_FEW", few)
-        for query in ("harb", "harb north", "north"):
-            page = await projects.page(database, ada, query=query, within=within)
-            assert [each.name for each in page.items] == ["harbour north"], (few, query)
-        assert not (await projects.page(database, ada, query="south", within=within)).items
 
 
 async def test_polygons_hold_what_is_inside_and_never_their_other_side(database: Database, ada: Actor) -> None:
