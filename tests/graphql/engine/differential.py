@@ -93,6 +93,10 @@ class Lab:
         async def root(ctx: Any, **arguments: Any) -> Any:
             return (await answer(ctx, [None], arguments))[0]
 
+        async def event(ctx: Any, event: Any, **arguments: Any) -> Any: ...
+
+        async def follow(ctx: Any, **arguments: Any) -> Any: ...
+
         async def batch(ctx: Any, parents: list[Any], **arguments: Any) -> list[Any]:
             return await answer(ctx, parents, arguments)
 
@@ -114,6 +118,8 @@ class Lab:
             resolvers.query(field)(root)
         elif type_name == "Mutation":
             resolvers.mutation(field)(root)
+        elif type_name == "Subscriptions":  # of no generated operation
+            resolvers.subscription(field, follow=follow)(event)
         else:
             resolvers.field(type_name, field)(batch)
 
