@@ -9,8 +9,7 @@ search more than a piece.
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from os.path import commonprefix
-from typing import Any, AnyStr
+from typing import Any, AnyStr, Generic
 
 from bson import ObjectId
 
@@ -18,47 +17,60 @@ __all__ = ["mentioned", "renamer"]
 
 _ID = 24  # digits
 _PIECE = 256_000  # characters: some milliseconds
+# A mention has one of the blocks that begin at each eighth digit of a run: these are looked up.
+_STEP, _BLOCK = 8, 16
+_RUNS: dict[type, re.Pattern[Any]] = {str: re.compile("[0-9a-f]{24,}"), bytes: re.compile(rb"[0-9a-f]{24,}")}
 
 
 def mentioned(encoded: bytes, ids: Collection[bytes]) -> set[ObjectId]:
     """Which of the ids, in hexadecimal digits, an encoded canvas mentions."""
     if not ids:
         return set()
-    found = {each for _, each in _mentions(_pattern(ids), encoded, ids)}
+    found = {each for _, each in _Ids(ids).found_in(encoded)}
     return {ObjectId(each.decode()) for each in found}
 
 
 def renamer(names: Mapping[AnyStr, AnyStr]) -> Callable[[AnyStr], AnyStr]:
     """A function that makes a text with other ids in place of those that it mentions."""
-    pattern = _pattern(names)
+    ids = _Ids(names)
 
     def renamed(text: AnyStr) -> AnyStr:
         parts: list[AnyStr] = []
         kept = 0
-        for start, found in _mentions(pattern, text, names):
-            parts += text[kept:start], names[found]
-            kept = start + _ID
+        for start, found in ids.found_in(text):
+            if start >= kept:  # not within another
+                parts += text[kept:start], names[found]
+                kept = start + _ID
         parts.append(text[kept:])
         return text[:0].join(parts)
 
     return renamed
 
 
-def _pattern(ids: Collection[AnyStr]) -> re.Pattern[AnyStr]:
-    """Finds what may be one of the ids. They begin alike, with the time, so that few other digits do."""
-    first: Any = commonprefix([min(ids), max(ids)])  # noqa: RUF071 (of strings, as it is meant)
-    source = "[0-9a-f]{%d}" % (_ID - len(first))  # noqa: UP031 (it has braces)
-    return re.compile(first + (source if isinstance(first, str) else source.encode()))
+class _Ids(Generic[AnyStr]):
+    """Ids that are looked for. `_offsets` has the places, the last first, that a block has in any of them."""
 
+    def __init__(self, ids: Collection[AnyStr]) -> None:
+        self._ids: Collection[AnyStr] = ids
+        self._offsets: dict[AnyStr, list[int]] = {}
+        for offset in reversed(range(_STEP)):
+            for each in ids:
+                offsets = self._offsets.setdefault(each[offset : offset + _BLOCK], [])
+                if offset not in offsets:
+                    offsets.append(offset)
 
-def _mentions(pattern: re.Pattern[AnyStr], text: AnyStr, ids: Collection[AnyStr]) -> Iterator[tuple[int, AnyStr]]:
-    """Where the text mentions which of the ids."""
-    at = 0
-    for end in range(_PIECE, len(text) + _PIECE, _PIECE):
-        while found := pattern.search(text, at, end + _ID - 1):
-            if found[0] in ids:
-                yield found.start(), found[0]
-                at = found.end()
-            else:
-                at = found.start() + 1
-        at = max(at, end)
+    def found_in(self, text: AnyStr) -> Iterator[tuple[int, AnyStr]]:
+        """Where the text mentions which of the ids, in order."""
+        for piece in range(0, len(text), _PIECE):
+            for found in _RUNS.get(type(text), _RUNS[str]).finditer(text[piece : piece + _PIECE + _ID - 1]):
+                run = found[0]
+                for start in self._places(run):
+                    yield piece + found.start() + start, run[start : start + _ID]
+
+    def _places(self, run: AnyStr) -> Iterator[int]:
+        find = self._offsets.get
+        for at in range(0, len(run) - _BLOCK + 1, _STEP):
+            for offset in find(run[at : at + _BLOCK], ()):
+                start = at - offset
+                if start >= 0 and run[start : start + _ID] in self._ids:
+                    yield start

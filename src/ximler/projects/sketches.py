@@ -1,8 +1,8 @@
 """A small drawing of a canvas, as SVG, from the records of drawing programs such as Excalidraw and tldraw.
 
 Canvases have anything in them. Only finite numbers, colours in hexadecimal digits and escaped text go into the SVG, and
-only so many shapes, points, pixels and letters that it is rendered in a second. The rest, and records that are not understood,
-are left out.
+only so many shapes, points, pixels and letters that it is rendered in a second. The rest, and records that are
+not understood, are left out.
 """
 
 import math
