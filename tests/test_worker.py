@@ -117,6 +117,7 @@ async def test_a_taken_address_gets_another_message_and_no_link(database, keyrin
     assert "token" not in mailbox.messages[-1].as_string()
 
 
+@pytest.mark.slow
 async def test_a_mail_that_fails_is_sent_again_with_the_same_link(database, keyring, worker, mailbox):
     mailbox.failures = 2
     await registration.register(database, keyring, Actor(), name="Ada", email="ada@example.com", password=PASSWORD)
@@ -141,6 +142,7 @@ async def test_nothing_in_the_database_is_a_token(database, keyring, worker, mai
         assert not found or found[1].encode() not in everything
 
 
+@pytest.mark.slow
 async def test_a_forgotten_password_is_replaced_and_ends_every_session(
     database, keyring, settings, worker, mailbox, ada
 ):
@@ -167,6 +169,7 @@ async def test_a_reset_for_an_unknown_address_looks_the_same_and_mails_nothing(d
     assert mailbox.messages == []
 
 
+@pytest.mark.slow
 async def test_of_racing_uses_of_one_reset_link_one_succeeds(database, keyring, settings, worker, mailbox, ada):
     await credentials.request_reset(database, keyring, Actor(), email="ada@example.com")
     await worker.run_due()

@@ -212,6 +212,7 @@ async def test_cohorts_follow_those_who_began_in_a_month(database: Database) -> 
     assert [(each.customers, each.mrr_minor) for each in november.months] == [(1, 9900), (1, 9900)]
 
 
+@pytest.mark.slow
 async def test_months_that_a_range_cuts_say_what_their_days_say(database: Database) -> None:
     chance = random.Random(3)
     for _ in range(12):

@@ -332,6 +332,7 @@ async def _fake_tombstone(database: Database, keys: SealKeys) -> None:
     await database.raw["auditseals"].delete_many({"_id": {"$lte": end.id}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "forgery", [_remove_seal, _remove_first, _alter_members, _take_out_member, _sign_again, _fake_tombstone]
 )

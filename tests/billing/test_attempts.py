@@ -24,6 +24,8 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 MINUTE_MS = 60_000
 
 

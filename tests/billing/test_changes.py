@@ -115,6 +115,7 @@ async def test_from_yearly_to_monthly_the_rest_becomes_credit_and_pays_the_month
     assert await paid(database, ada) == [12000, 959]
 
 
+@pytest.mark.slow
 async def test_a_change_that_costs_less_than_the_minimum_goes_on_the_next_invoice(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

@@ -67,6 +67,7 @@ async def _written(database: Database) -> dict[str, Any]:
     return {name: await database.raw[name].find({}).sort("_id").to_list() for name in ("subscriptions", "payments")}
 
 
+@pytest.mark.slow
 async def test_billing_changes_nothing_that_another_application_wrote(
     app: Application, database: Database, rail: Sandbox, pro: Plan, ada: Actor, buy: Buy
 ) -> None:

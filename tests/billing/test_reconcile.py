@@ -41,6 +41,7 @@ async def test_without_differences_nothing_is_found(database: Database, rail: Sa
     assert (report.checked, report.findings) == (2, [])  # the payment, and the card
 
 
+@pytest.mark.slow
 async def test_a_payment_whose_event_was_lost_is_found_and_repaired(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -56,6 +57,7 @@ async def test_a_payment_whose_event_was_lost_is_found_and_repaired(
     assert await problems(database, rail) == []
 
 
+@pytest.mark.slow
 async def test_a_refund_that_failed_unseen_is_found_and_repaired(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:
@@ -72,6 +74,7 @@ async def test_a_refund_that_failed_unseen_is_found_and_repaired(
     assert (await paid(database, ada), await problems(database, rail)) == ([2900], [])
 
 
+@pytest.mark.slow
 async def test_a_completed_checkout_whose_event_was_lost_is_finished(
     database: Database, rail: Sandbox, ada: Actor, settings: Settings
 ) -> None:
@@ -84,6 +87,7 @@ async def test_a_completed_checkout_whose_event_was_lost_is_finished(
     assert (await checkouts.get(database, ada, begun.id)).status == "PAID"
 
 
+@pytest.mark.slow
 async def test_money_that_the_provider_moved_alone_is_reported_only(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

@@ -196,6 +196,7 @@ async def test_reserving_again_holds_the_same_use_for_longer(database: Database,
     await confirm(database, again)
 
 
+@pytest.mark.slow
 async def test_a_sweep_gives_each_abandoned_use_back_once_also_when_two_sweep_at_once(
     database: Database, buyer: Buyer, pro: Plan
 ) -> None:

@@ -93,6 +93,7 @@ async def test_twice_as_many_refunds_at_once_as_there_are_parts_give_back_the_pa
     assert (await payment(database, ada)).status == "REFUNDED"
 
 
+@pytest.mark.slow
 async def test_the_same_key_refunds_once(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
     await buy(ada)
     await asyncio.gather(*(refund(database, rail, ada, 500, key="ticket-17") for _ in range(5)))
@@ -130,6 +131,7 @@ async def test_a_pending_refund_that_fails_leaves_the_payment_paid_and_refundabl
     assert (await refund(database, rail, ada, to="BALANCE")).amount_minor == 2900
 
 
+@pytest.mark.slow
 async def test_a_pending_refund_is_followed_without_an_event(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

@@ -133,6 +133,7 @@ async def test_a_refund_whose_answer_is_lost_is_made_once_also_thirty_hours_late
     assert (made.status, list(peer.money().values())) == ("SUCCEEDED", [1900])
 
 
+@pytest.mark.slow
 async def test_a_rejected_request_ends_the_attempt(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
 ) -> None:
@@ -151,6 +152,7 @@ async def test_a_rejected_request_ends_the_attempt(
     assert (await subscription(database, ada)).status == "PAST_DUE"
 
 
+@pytest.mark.slow
 async def test_a_lost_dispute_refunds_the_payment(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
 ) -> None:
@@ -167,6 +169,7 @@ async def test_a_lost_dispute_refunds_the_payment(
     assert payment.status == "REFUNDED"
 
 
+@pytest.mark.slow
 async def test_of_two_readers_the_one_that_began_later_stands(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, buy: Buy
 ) -> None:

@@ -242,6 +242,7 @@ async def test_a_subscription_of_an_erased_user_ends_at_stripe(
     assert theirs.status == "canceled"
 
 
+@pytest.mark.slow
 async def test_a_trial_at_stripe_counts_for_its_payment_method_and_a_second_one_is_audited(
     database: Database, stripe: Stripe, peer: Peer, ada: Actor, theirs: Any
 ) -> None:

@@ -73,6 +73,7 @@ async def test_verify_finds_and_names_each_planted_error(
     assert await verify(database) == []
 
 
+@pytest.mark.slow
 async def test_two_live_subscriptions_are_found(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
     await buy(ada)
     await database.subscriptions.insert(

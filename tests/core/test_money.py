@@ -37,6 +37,7 @@ def test_an_unknown_currency_is_rejected_by_name(currency: str) -> None:
     assert caught.value.fields.keys() == {"currency"}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.integers(-MOST, MOST) | st.integers(MOST - 10_000, MOST), st.sampled_from(sorted(PLACES)))
 def test_an_amount_survives_being_stored_as_a_number_exactly(minor: int, currency: str) -> None:

@@ -148,6 +148,7 @@ async def test_a_server_of_another_replica_set_is_no_answer(mongodb_uri: str) ->
         await connect(uri, settings=soon(uri))
 
 
+@pytest.mark.slow
 async def test_a_wrong_password_is_reported_as_such(own_server: server.Server) -> None:
     parts = urlsplit(own_server.uri)
     for wrong in (f"{parts.username}:wrong-password", f"nobody:{parts.password}"):

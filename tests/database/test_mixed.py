@@ -60,6 +60,7 @@ def test_lists_and_objects_count_as_the_memory_that_they_take() -> None:
     check([[0.5, 0.5]] * 500_000, "canvasData")
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(json_values | mixed_values)
 def test_all_json_values_can_be_stored(value: Any) -> None:

@@ -54,6 +54,7 @@ async def test_reads_are_one_command_over_connections_of_ours(database: Database
     assert {type(c) for c in connections(database)} == {wire.Connection}
 
 
+@pytest.mark.slow
 async def test_a_reply_in_several_batches_is_read_to_its_end(database: Database, asked: list[bool]) -> None:
     await database.audit_logs.insert_many(entries(4100))
     with round_trips() as trips:

@@ -50,6 +50,7 @@ async def test_an_operator_finds_views_locks_and_unlocks_an_account(grace: Clien
     assert (await grace.ask("mutation ($id: ID!) { verifyUser(id: $id) { emailVerified } }", id=ada_id)).errors == []
 
 
+@pytest.mark.slow
 async def test_an_operator_removes_a_lost_second_factor(grace: Client, ada: Client, database: Database) -> None:
     secret = (await ada.ask("mutation { beginTotp { secret } }"))["beginTotp"]["secret"]
     code = pyotp.TOTP(secret).at(database.clock.now())

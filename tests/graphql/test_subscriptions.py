@@ -105,6 +105,7 @@ async def user_of(client: Client, database: Database) -> User:
     return await database.users.get(ObjectId((await client.ask("{ me { id } }"))["me"]["id"]))
 
 
+@pytest.mark.slow
 async def test_each_notification_is_one_event_and_a_client_that_connects_again_receives_those_since(
     ada: Client, database: Database
 ) -> None:
@@ -132,6 +133,7 @@ async def test_each_notification_is_one_event_and_a_client_that_connects_again_r
     assert topics(ada).followers == 0
 
 
+@pytest.mark.slow
 async def test_usage_and_a_project_are_sent_as_they_are_after_each_change(ada: Client) -> None:
     project = (await ada.create(name="Plan"))["createProject"]["id"]
     changed = f'subscription {{ projectChanged(id: "{project}") {{ name }} }}'
@@ -209,6 +211,7 @@ async def test_a_project_of_another_user_is_not_found(ada: Client) -> None:
     await bob.http.aclose()
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_with_its_session_and_streams_are_limited(ada: Client) -> None:
     other = Client(ada.app)
     await other.sign_in("ada@example.com")

@@ -119,6 +119,7 @@ async def test_a_url_ends_with_the_access_of_its_user(ada: Client, drawn: dict[s
     assert _code(await _get(ada, drawn["text"]["url"])) == (404, "NOT_FOUND")
 
 
+@pytest.mark.slow
 async def test_a_preview_has_a_url_of_its_own(ada: Client, drawn: dict[str, Any]) -> None:
     made = await _upload(ada, drawn["project"], picture(size=(800, 400)))
     assert drawn["svg"]["previews"] == {}

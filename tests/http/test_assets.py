@@ -133,6 +133,7 @@ async def test_an_empty_file_and_one_of_many_chunks(ada: Client, database: Datab
     assert await files[-1].read() == content  # as any driver reads it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "kind", "shown"),
     [

@@ -161,6 +161,7 @@ async def test_what_the_protocol_offers(ada: Client) -> None:
     assert await _offset(ada, deferred) == 5  # though its content was there already
 
 
+@pytest.mark.slow
 async def test_a_wrong_checksum_keeps_nothing(ada: Client) -> None:
     path = await _create(ada, await _project(ada))
     await _patch(ada, path, 0, CONTENT[:1000])
@@ -173,6 +174,7 @@ async def test_a_wrong_checksum_keeps_nothing(ada: Client) -> None:
     assert (await _send(ada, "GET", done.headers["asset-location"], 200)).content == CONTENT
 
 
+@pytest.mark.slow
 async def test_an_upload_that_ends_or_expires_leaves_nothing(ada: Client, database: Database) -> None:
     project = await _project(ada)
     gauge = await database.raw["gauges"].find_one({})

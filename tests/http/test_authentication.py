@@ -33,6 +33,7 @@ def routes(app: Any) -> list[tuple[str, str, str | None]]:
     return [entry for entry in found if entry[0] not in ("HEAD", "OPTIONS")]
 
 
+@pytest.mark.slow
 async def test_a_route_admits_the_declared_callers(ada: Client) -> None:
     declared = routes(ada.app)
     assert len(declared) >= 2
@@ -77,6 +78,7 @@ async def test_the_requests_of_an_account_that_are_under_way_are_bounded(
     assert (await ask()).status_code == 200
 
 
+@pytest.mark.slow
 async def test_operators_without_a_second_factor_are_users_where_one_is_required(
     settings: Settings, database: Database, mongodb_uri: str
 ) -> None:

@@ -194,6 +194,7 @@ async def test_a_stream_ends_with_its_access(editor: Editor, ada: Client) -> Non
     assert _live(editor).followers == 0
 
 
+@pytest.mark.slow
 async def test_streams_of_a_user_are_limited_and_leave_nothing_behind(editor: Editor) -> None:
     opened = [editor.stream() for _ in range(MAX_STREAMS)]
     streams = [await each.__aenter__() for each in opened]
@@ -219,6 +220,7 @@ async def test_a_silent_stream_pings(editor: Editor, monkeypatch: pytest.MonkeyP
         await stream.until(lambda: stream.pings > 1)
 
 
+@pytest.mark.slow
 async def test_followers_end_when_the_process_stops(editor: Editor) -> None:
     state, stop = _live(editor), asyncio.Event()
     stopping = asyncio.create_task(state._streams.run(stop))

@@ -61,6 +61,7 @@ async def test_another_origin_may_not(listed: httpx.AsyncClient, origin: str) ->
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [{"Access-Control-Request-Method": "TRACE"}, {"Access-Control-Request-Headers": "x-anything"}],

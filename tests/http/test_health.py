@@ -70,6 +70,7 @@ async def test_metrics_take_their_token_where_there_is_one(
             assert "ximler_" not in refused.text.replace("ximler_metrics_token", "")
 
 
+@pytest.mark.slow
 async def test_metrics_contain_no_personal_data(ada: Client) -> None:
     await ada.create("Xanadu")
     text = (await ada.http.get("/metrics")).text
@@ -78,6 +79,7 @@ async def test_metrics_contain_no_personal_data(ada: Client) -> None:
         assert secret not in text
 
 
+@pytest.mark.slow
 async def test_metrics_and_introspection_are_closed_in_production_by_default(
     settings: Settings, database: Database, mongodb_uri: str
 ) -> None:

@@ -34,6 +34,7 @@ async def test_a_browser_that_signs_in_twice_with_a_key_has_one_session(
     assert (other.status_code, other.json()["code"]) == (409, "IDEMPOTENCY_KEY_REUSED")
 
 
+@pytest.mark.slow
 async def test_a_rejected_request_can_be_retried_with_the_same_key(ada: Client, client: Client) -> None:
     foreign = await sign_in(client, **{"Sec-Fetch-Site": "cross-site"})
     assert foreign.status_code == 403

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.node import node_with
 from tests.serving import Client
 
@@ -25,6 +26,7 @@ def _at(number: int, patch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 async def test_the_cases_of_the_common_suite_hold(ada: Client) -> None:
     _, modules = await asyncio.to_thread(node_with, Path(__file__).with_name("json_patch"))
     suite = modules / "json-patch-test-suite"

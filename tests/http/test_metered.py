@@ -83,6 +83,7 @@ async def used(client: Client, database: Database) -> dict[str, int]:
     return {route: sum(part["routes"].get(route, 0) for part in parts) for part in parts for route in part["routes"]}
 
 
+@pytest.mark.slow
 async def test_each_request_is_counted_and_returns_the_remaining_quota(program: Client, database: Database) -> None:
     answers = [await program.ask(PLANS) for _ in range(3)]
     assert [answer.status for answer in answers] == [200] * 3
@@ -96,6 +97,7 @@ async def test_each_request_is_counted_and_returns_the_remaining_quota(program: 
     assert await used(program, database) == {"/graphql": 3}
 
 
+@pytest.mark.slow
 async def test_requests_above_the_limit_are_rejected_with_the_reset_time(
     program: Client, user_id: ObjectId, database: Database
 ) -> None:
@@ -156,6 +158,7 @@ async def test_recording_usage_is_free_and_never_refused_by_the_months_quota(
     assert (refused.status, refused.code, refused.fields["used"]) == (429, "QUOTA_EXCEEDED", str(used_up))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", ['a: recordUsage(events: $e) { status } createProject(input: {name: "x"}) { id }', "a: __typename"]
 )
@@ -277,6 +280,7 @@ def test_a_route_declares_its_price_and_names_itself_by_its_template() -> None:
     assert prices.of("/projects/1/files") == ("other", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [" ", "  ", " \t", "\t ", " \u00a0", " \u0085 "])
 async def test_a_key_is_paid_for_however_its_header_is_spaced(
     program: Client, database: Database, between: str
@@ -329,6 +333,7 @@ async def test_a_key_that_is_revoked_while_its_request_arrives_opens_nothing(
     assert (response.status_code, response.json()["errors"][0]["extensions"]["code"]) == (401, "API_KEY_REFUSED")
 
 
+@pytest.mark.slow
 async def test_root_fields_beyond_the_tenth_cost_a_call_each(
     ada: Client, user_id: ObjectId, database: Database
 ) -> None:

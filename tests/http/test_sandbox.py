@@ -51,6 +51,7 @@ async def plan_and_projects(client: Client) -> tuple[str | None, int]:
     return (me["subscription"] or {}).get("planId"), limits["projects"]
 
 
+@pytest.mark.slow
 async def test_a_paid_plan_takes_effect_at_once(ada: Client, rail: Sandbox) -> None:
     path = await begin(ada, coupon="WELCOME20")
     shown = await ada.http.get(path)

@@ -50,6 +50,7 @@ async def test_a_program_records_as_lines_or_as_an_array(key: Client, database: 
     assert sum(row.metadata["recorded"]["periods"].values()) == 7
 
 
+@pytest.mark.slow
 async def test_reporting_is_free_and_never_refused_by_the_quota(ada: Client, key: Client, database: Database) -> None:
     async def report(number: int, amount: int) -> Any:
         line = msgspec.json.encode({"id": str(number), "at": database.clock.now(), "amount": amount})

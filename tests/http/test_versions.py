@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from tests.serving import Client
 
+pytestmark = pytest.mark.slow
+
 
 async def _project(client: Client) -> str:
     made = await client.create("p", canvasData={"elements": [{"id": "a", "x": 1}]})

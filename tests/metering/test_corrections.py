@@ -50,6 +50,7 @@ def shown(drifts: list[corrections.Drift]) -> set[tuple[str, int, int]]:
     return {(drift.what, drift.was, drift.now) for drift in drifts}
 
 
+@pytest.mark.slow
 async def test_undisturbed_usage_has_no_drift(database: Database, person: Actor) -> None:
     await projects.create(database, person, name="P")
     before = await used(database, person, 7)
@@ -58,6 +59,7 @@ async def test_undisturbed_usage_has_no_drift(database: Database, person: Actor)
     assert await database.raw["auditlogs"].count_documents({"action": "metering.usage.rebuilt"}) == 0
 
 
+@pytest.mark.slow
 async def test_a_damaged_quota_is_rebuilt_from_the_ledger(database: Database, person: Actor) -> None:
     before = await used(database, person, 7)
     await database.raw["quotas"].update_one({}, {"$set": {"settled": 3, "granted": 900, "hours": {}}})
@@ -228,6 +230,7 @@ async def test_events_of_the_next_minutes_count_in_the_period_that_begins_with_t
     assert await corrections.rebuild(database, OPERATOR, person.user_id) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["recorded.add", "settlement._pay", "settlement._close"])
 async def test_a_settlement_that_is_under_way_is_neither_drift_nor_lost(
     step: str, database: Database, person: Actor, monkeypatch: pytest.MonkeyPatch

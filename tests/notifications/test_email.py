@@ -67,6 +67,7 @@ def free_port_number():
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 async def test_a_message_arrives_with_both_its_parts(server):
     await Smtp(server.url).send(message())
     (arrived,) = server.received

@@ -169,6 +169,7 @@ async def test_a_token_of_another_link_does_not_unsubscribe(database, ada, keyri
     assert (await database.users.get(ada.id)).notification_settings.email.product_updates
 
 
+@pytest.mark.slow
 async def test_a_customer_reads_their_inbox(ada_signed_in: Client, database: Database) -> None:
     user = await database.users.get({"email": "eve@example.com"})
     for n in range(3):

@@ -189,6 +189,7 @@ async def test_a_server_that_rejects_tls_or_the_password_is_tried_again(server, 
     assert server.received == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smtputf8", [True, False])
 @pytest.mark.parametrize(
     ("to", "ascii_only", "envelope"),
@@ -219,6 +220,7 @@ async def test_a_sender_with_an_internationalised_domain_needs_no_smtputf8(serve
     assert arrived["Message-ID"].isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["no address", "@", "a@b@c d", ""])
 async def test_an_invalid_address_is_rejected_permanently(server, to):
     with pytest.raises(Rejected):

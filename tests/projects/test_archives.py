@@ -50,6 +50,7 @@ async def _nothing_left(database: Database, actor: Actor, before: int) -> None:
     assert await database[PROJECT_IMPORTS].count({}) == 0
 
 
+@pytest.mark.slow
 async def test_an_imported_archive_is_the_exported_project(database: Database, ada: Actor, bob: Actor) -> None:
     made = await projects.create(
         database, ada, name="Plan 报告", description="d", settings={"records": {"list": "shapes", "id": "key"}}
@@ -144,6 +145,7 @@ _V = {"path": "versions/0000.json", "createdAt": "2026-01-01T00:00:00Z"}
 _FILE = {"id": _A, "path": f"assets/{_A}/a", "name": "a"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("archive", "said"),
     [
@@ -186,6 +188,7 @@ async def test_an_archive_that_is_none_leaves_nothing(
     await _nothing_left(database, ada, before)
 
 
+@pytest.mark.slow
 async def test_bombs_are_refused_before_they_are_inflated(database: Database, ada: Actor) -> None:
     archive = _zip({"canvas.json": b"[" + b" " * 64_000_001 + b"]"})
     assert len(archive) < 100_000
@@ -206,6 +209,7 @@ async def test_bombs_are_refused_before_they_are_inflated(database: Database, ad
     await _nothing_left(database, ada, await check(database, ada))
 
 
+@pytest.mark.slow
 async def test_a_drawing_comes_back_byte_for_byte(database: Database, ada: Actor) -> None:
     large, small = os.urandom(600_001), os.urandom(9)
     url, tiny = (f"data:image/png;base64,{base64.b64encode(each).decode()}" for each in (large, small))

@@ -15,6 +15,7 @@ from ximler.projects import assets, assets_previews
 from ximler.schema.asset import ASSET_PREVIEWS
 
 
+@pytest.mark.slow
 async def test_a_preview_is_small_and_made_once(
     database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +52,7 @@ async def test_files_without_a_preview(database: Database, ada: Actor, content: 
     assert await database[ASSET_PREVIEWS].count({}) == 0
 
 
+@pytest.mark.slow
 async def test_a_preview_that_is_made_while_its_file_is_deleted_leaves_nothing(database: Database, ada: Actor) -> None:
     where = await project(database, ada)
 

@@ -20,6 +20,7 @@ async def _unused(database: Database, actor: Actor, where: ObjectId) -> list[str
     return [asset.name for asset in (await assets_usage.unused(database, actor, where)).items]
 
 
+@pytest.mark.slow
 async def test_an_asset_of_the_canvas_or_of_a_kept_version_is_in_use(
     database: Database, ada: Actor, bob: Actor
 ) -> None:

@@ -123,6 +123,7 @@ async def test_patches_become_part_of_the_base_while_others_are_saved(drawing: D
     await drawing.expect_exact()
 
 
+@pytest.mark.slow
 async def test_positional_patches_and_whole_saves_have_their_base(drawing: Drawing) -> None:
     operations = [{"op": "replace", "path": "/elements/0/x", "value": 7}]
     assert await canvas.patch(drawing.database, drawing.ada, drawing.id, operations, based_on={0}) == 1
@@ -184,6 +185,7 @@ async def test_positional_patches_alternate_with_those_of_records_a_few_times(dr
     assert (await drawing.read())["a"] == 11
 
 
+@pytest.mark.slow
 async def test_records_of_another_list_are_patched(drawing: Drawing) -> None:
     data = {"shapes": [{"key": f"k{n}", "text": TEXT} for n in range(10)]}
     settings = {"records": {"list": "shapes", "id": "key"}}

@@ -82,6 +82,7 @@ async def test_a_crash_before_any_command_leaves_the_old_or_the_new(
     assert await drawing.read() == shapes(10)
 
 
+@pytest.mark.slow
 async def test_a_purge_that_is_killed_leaves_all_or_nothing(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
     killer = Killer(monkeypatch)
     await _keep(drawing)

@@ -79,6 +79,7 @@ def test_an_operation_that_does_not_apply_is_named(operation: Any) -> None:
     assert list(refused.value.fields) == ["patch/1"]
 
 
+@pytest.mark.slow
 def test_a_patch_that_doubles_what_it_copies_is_refused_before_it_fills_the_memory() -> None:
     doubling = [{"op": "copy", "from": "/a", "path": f"/a/k{n}"} for n in range(60)]
     with pytest.raises(Invalid, match="bytes, together"):

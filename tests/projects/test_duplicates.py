@@ -38,6 +38,7 @@ async def test_a_copy_has_the_content_and_shows_assets_of_its_own_at_no_cost(dat
     assert await used(database, ada) == (before[0] + 1, before[1] + copied.storage_size)
 
 
+@pytest.mark.slow
 async def test_assets_deleted_while_a_copy_is_made_are_left_out_or_whole(database: Database, ada: Actor) -> None:
     made = await projects.create(database, ada, name="P")
     kept = [await upload(database, ada, made.id, bytes([n]) * 100) for n in range(6)]

@@ -28,6 +28,7 @@ OPERATIONS = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(data=OBJECTS, change=st.tuples(st.just("patch"), OPERATIONS) | st.tuples(st.just("merge"), OBJECTS))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_the_database_has_the_effect_of_the_value(

@@ -58,6 +58,7 @@ async def test_a_coordinate_out_of_range_is_refused_by_name(
     assert list(refused.value.fields) == [field]
 
 
+@pytest.mark.slow
 async def test_the_nearest_come_first_and_pages_follow_the_distance(database: Database, ada: Actor, bob: Actor) -> None:
     chance = random.Random(5)
     # Many at equal distances: several on one place, and on both sides of the centre.

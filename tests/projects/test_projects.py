@@ -48,6 +48,7 @@ async def test_a_new_project_has_the_given_values(database: Database, ada: Actor
     assert (bare.settings, bare.canvas_data, bare.storage_size) == ({}, {}, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     [None, {}, [], "text", 5, 2.5, True, {"": 1}, {"a": {"b": [[], {}]}}, "nul \0 inside", [None], {"ключ": "ё"}],
@@ -187,6 +188,7 @@ async def test_deleting_hides_and_restoring_brings_back_everything(database: Dat
         await projects.restore(database, ada, made.id)
 
 
+@pytest.mark.slow
 async def test_projects_of_other_users_are_not_found_by_any_operation(
     database: Database, ada: Actor, bob: Actor
 ) -> None:

@@ -63,6 +63,7 @@ async def drawn(database: Database, ada: Actor) -> Project:
     )
 
 
+@pytest.mark.slow
 async def test_a_reader_reads_and_an_editor_edits(
     database: Database, keyring: Keyring, ada: Actor, bob: Actor, drawn: Project
 ) -> None:

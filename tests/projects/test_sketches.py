@@ -111,12 +111,14 @@ records = strategies.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(strategies.dictionaries(strategies.just("elements"), strategies.lists(records | values, max_size=5)) | values)
 def test_any_canvas_is_drawn_or_empty(canvas: Any) -> None:
     _shapes(canvas)
 
 
+@pytest.mark.slow
 def test_a_large_canvas_is_thinned() -> None:
     stroke = {"type": "freedraw", "x": 0, "y": 0, "points": [[n % 700, n * 7 % 500] for n in range(30_000)]}
     drawn = sketches.svg({"elements": [stroke] * 5000})

@@ -23,6 +23,7 @@ from ximler.schema.project_thumbnail import PROJECT_THUMBNAILS
 RECT = {"type": "rectangle", "x": 0, "y": 0, "width": 100, "height": 50}
 
 
+@pytest.mark.slow
 async def test_a_thumbnail_is_drawn_until_one_is_sent(database: Database, ada: Actor, bob: Actor) -> None:
     where = await project(database, ada)
     with pytest.raises(NotFound, match="nothing"):

@@ -107,6 +107,7 @@ async def test_equal_content_is_stored_once_and_released_with_its_last_version(d
         await versions.delete(database, ada, project_id, left.id)
 
 
+@pytest.mark.slow
 async def test_versions_are_differences_from_full_copies_which_stay_as_long_as_they_are_needed(
     database: Database, ada: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

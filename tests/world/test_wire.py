@@ -165,6 +165,7 @@ async def test_json_that_decoders_read_differently_is_a_bad_request(client: Clie
         assert why in response.text, (body, response.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", NOT_UTF8)
 async def test_forms_that_are_not_utf_8_are_no_fault_of_the_server(ada: Client, wrong: bytes) -> None:
     percent = "".join(f"%{byte:02x}" for byte in wrong).encode()
@@ -194,6 +195,7 @@ SIGN_IN = {"email": "ada@example.com", "password": PASSWORD}
 JSON = "application/json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "body", "status"),
     [
@@ -264,6 +266,7 @@ async def test_a_request_without_a_host_is_refused_unless_it_is_http_1_0(client:
     assert status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["a:b", "a:99999", "a:-1", "[::1", "::1", "a b", "a/b", "a@b", "é", "a,b", "", ":80"])
 async def test_a_malformed_host_is_refused(ada: Client, host: str) -> None:
     """It was an internal error where the request's URL was read: in the refusal of a scope."""

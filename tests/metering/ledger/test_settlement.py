@@ -121,6 +121,7 @@ async def test_nothing_to_settle_costs_two_round_trips(database: Database) -> No
     assert len(trips) == 2
 
 
+@pytest.mark.slow
 async def test_concurrent_settlements_count_each_batch_once(database: Database, person: Actor, somebody: Actor) -> None:
     for n in range(12):
         sent = [event(database, who, id=f"{n}", source=str(who.user_id)) for who in (person, somebody)]

@@ -49,6 +49,7 @@ def test_every_moment_lies_in_exactly_one_period(anchor: int, moment: datetime) 
     assert periods.around(anchor, end)[0] == end
 
 
+@pytest.mark.slow
 @given(days, moments)
 def test_a_period_begins_at_midnight_on_the_anchor_where_the_month_has_that_day(anchor: int, moment: datetime) -> None:
     start, end = periods.around(anchor, moment)

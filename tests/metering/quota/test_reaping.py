@@ -203,6 +203,7 @@ async def of_an_earlier_release(database: Database, actor: Actor, *, silent_for:
     )
 
 
+@pytest.mark.slow
 async def test_a_silent_lease_of_an_earlier_release_is_forfeited(
     database: Database, person: Actor, reaper: Reaper
 ) -> None:

@@ -56,6 +56,7 @@ async def kill(server: ValkeyServer) -> None:
     await asyncio.to_thread(process.wait)
 
 
+@pytest.mark.slow
 async def test_processes_admit_one_burst_together(four: list[SharedBursts]) -> None:
     assert await admitted(four, 50) == 100
     assert await admitted(four, 20, key=b"2" * 12) == 50  # of the owner's; a refused call takes nothing of the key's
@@ -63,6 +64,7 @@ async def test_processes_admit_one_burst_together(four: list[SharedBursts]) -> N
         await four[0].take((b"3" * 12, OWNER), 1)
 
 
+@pytest.mark.slow
 async def test_a_killed_server_never_opens_the_limit_and_one_that_is_back_is_used(
     server: ValkeyServer, four: list[SharedBursts], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ async def test_unlimited_users_get_no_alerts(database: Database, person: Actor, 
 amounts = st.integers(min_value=0, max_value=10**9)
 
 
+@pytest.mark.slow
 @given(amounts, st.lists(amounts, max_size=5), st.integers(min_value=-1, max_value=10**9))
 def test_however_the_steps_are_cut_a_threshold_is_reached_once(before: int, steps: list[int], limit: int) -> None:
     levels = [before]

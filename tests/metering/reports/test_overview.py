@@ -175,6 +175,7 @@ async def test_a_user_whose_documents_cannot_be_read_takes_nothing_from_the_othe
         await overview(database, SYSTEM, [ids[7]])
 
 
+@pytest.mark.slow
 async def test_usage_that_is_read_again_is_the_same(database: Database, person: Actor, subscribe: Subscribe) -> None:
     async def read(*, trips: int) -> ResourceUsage:
         """The cheaper read by keys and, for somebody whom this process does not know, the whole one."""
