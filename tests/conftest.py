@@ -6,6 +6,7 @@ by the controlling process, and ends with it.
 """
 
 import asyncio
+import gc
 import os
 import secrets
 import shutil
@@ -110,6 +111,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(config.rootpath / "tests").parts[0] in _SLOW_FOLDERS:
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Full garbage collections walk all that was imported, for up to a second: no test is to pay for one."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure_node(node: Any) -> None:
