@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from tests.serving import Client
 
+from ximler.database import Database
+
 pytestmark = pytest.mark.slow
 
 
@@ -75,6 +77,15 @@ async def test_an_answer_has_a_bounded_size_of_canvases(ada: Client, monkeypatch
     assert (await ada.ask(some, p=project, n=1)).errors == []
     refused = await ada.ask(some, p=project, n=2)
     assert list(refused.fields) == ["canvasData"]
+
+
+async def test_the_assets_of_an_earlier_releases_versions_are_unknown(ada: Client, database: Database) -> None:
+    project = await _project(ada)
+    await ada.ask("mutation ($p: ID!) { createProjectVersion(projectId: $p) { id } }", p=project)
+    asked = "query ($p: ID!) { projectVersions(projectId: $p) { nodes { assets } } }"
+    assert (await ada.ask(asked, p=project))["projectVersions"]["nodes"] == [{"assets": []}]
+    await database.raw.canvasversions.update_many({}, {"$unset": {"assets": ""}})
+    assert (await ada.ask(asked, p=project))["projectVersions"]["nodes"] == [{"assets": None}]
 
 
 async def test_the_same_over_graphql(ada: Client) -> None:
