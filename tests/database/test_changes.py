@@ -93,6 +93,26 @@ async def test_it_becomes_fresh_and_stays_so_though_nothing_happens(database):
 
 
 @pytest.mark.slow
+async def test_feeds_of_other_collections_agree_on_the_positions_of_writes(things):
+    feeds = Feed(things), Feed(things)
+    wide, narrow = Ear(feeds[0], "things", "others"), Ear(feeds[1], "things")
+
+    async def write(transaction):
+        for name in ("others", "things", "others", "things"):
+            await transaction.raw[name].insert_one({}, session=transaction.session)
+
+    async with running(feeds[0]), running(feeds[1]):
+        await until(lambda: all(feed.fresh for feed in feeds))
+        await things.raw.others.insert_one({})
+        await things.transaction(write)
+        await until(lambda: len(wide.heard) == 5 and len(narrow.heard) == 2)
+    positions = [change.position for change in wide.heard]
+    assert positions == sorted(set(positions))
+    assert [each.position for each in narrow.heard] == [
+        each.position for each in wide.heard if each.collection == "things"
+    ]
+
+
 async def test_the_start_is_a_gap_and_later_subscribers_receive_later_events(things):
     feed = Feed(things)
     early = Ear(feed, "things")

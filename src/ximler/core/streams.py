@@ -28,9 +28,9 @@ CHECK_S = 0.5
 PING_S = 15.0
 
 
-Position = tuple[int, int, int]
-"""A write's place in the order of all writes."""
-_POSITION = re.compile(r"([0-9a-f]{1,8})-([0-9a-f]{1,8})-([0-9a-f]{1,8})")
+Position = str
+"""A write's place in the order of all writes, which all processes agree on: digits in hexadecimal, compared as text."""
+_POSITION = re.compile(r"[0-9A-F]{2,4000}")
 
 
 class Event(NamedTuple):
@@ -41,23 +41,14 @@ class Event(NamedTuple):
     id: Any = None
     """Of the written document."""
 
-    @property
-    def name(self) -> str | None:
-        """The position as text, for `Last-Event-ID`."""
-        return None if self.position is None else "{:x}-{:x}-{:x}".format(*self.position)
-
 
 RESYNC = Event(None)
 """In place of events that may have been missed."""
 
 
 def read_position(text: str) -> Position:
-    """The position in an event's name; before all events for other text."""
-    found = _POSITION.fullmatch(text)
-    if found is None:
-        return 0, 0, 0
-    time, increment, number = (int(part, 16) for part in found.groups())
-    return time, increment, number
+    """The position in `Last-Event-ID`; before all events for other text."""
+    return text if _POSITION.fullmatch(text) else ""
 
 
 class Inbox(Generic[E]):

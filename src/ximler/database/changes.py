@@ -16,7 +16,6 @@ from typing import Any, Literal
 import msgspec
 import pymongo
 import structlog
-from bson import Timestamp
 from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -38,8 +37,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """One committed write, in MongoDB's form: camelCase names, naive UTC times.
 
     `document` is the whole document of an insert or a replace. `updated` has the fields that an update set,
-    by path (`limits.projects`), and `removed` the paths that it unset. `position` orders writes; it is the same
-    in every process: time, increment, and number within a transaction.
+    by path (`limits.projects`), and `removed` the paths that it unset. `position` orders writes as text; it is
+    the write's resume token, so it is the same in every process, whichever collections that watches.
     """
 
     collection: str
@@ -48,7 +47,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     document: dict[str, Any] | None = None
     updated: dict[str, Any] = {}
     removed: list[str] = []
-    position: tuple[int, int, int] = (0, 0, 0)
+    position: str = ""
 
 
 Callback = Callable[[Change], None]
@@ -65,7 +64,6 @@ class Feed:
         self._known_until = -FRESH_S  # everything committed before this time has been delivered
         self._token: Any = None
         self._widened = asyncio.Event()
-        self._position = (0, 0, 0)
         database.feed = self
         self._proven = False  # whether the stream has been read from since the token was last used
 
@@ -168,7 +166,6 @@ class Feed:
         collection = event["ns"]["coll"]
         if operation not in ("insert", "update", "replace", "delete") or collection not in self._callbacks:
             return
-        self._position = position = _next(event["clusterTime"], self._position)
         description = event.get("updateDescription") or {}
         change = Change(
             collection=collection,
@@ -177,7 +174,7 @@ class Feed:
             document=event.get("fullDocument"),
             updated=description.get("updatedFields", {}),
             removed=description.get("removedFields", []),
-            position=position,
+            position=event["_id"]["_data"],
         )
         for callback in self._callbacks[collection]:
             try:
@@ -191,10 +188,6 @@ class Feed:
                 callback()
             except Exception as bug:
                 _log.exception("change callback failed", exc_info=bug)
-
-
-def _next(at: Timestamp, last: tuple[int, int, int]) -> tuple[int, int, int]:
-    return (at.time, at.inc, last[2] + 1) if (at.time, at.inc) == last[:2] else (at.time, at.inc, 0)
 
 
 def _asks(stream: AsyncChangeStream[Any]) -> bool:

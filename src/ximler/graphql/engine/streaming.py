@@ -100,7 +100,7 @@ async def _send_all(about: Subscription, inbox: Inbox[Event], media_type: bytes,
                 response, gone = (_MISSED, False) if event is RESYNC else await about.run(ctx, event)
                 if inbox.ended:
                     return False
-                body = _next(media_type, response, event.name)
+                body = _next(media_type, response, event.position)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 if gone:
                     return True
@@ -115,10 +115,10 @@ async def _end_with_client(receive: Receive, inbox: Inbox[Event]) -> None:
     inbox.end()
 
 
-def _next(media_type: bytes, response: bytes, name: str | None) -> bytes:
+def _next(media_type: bytes, response: bytes, at: Position | None) -> bytes:
     if media_type == PARTS:
         return _part(b'{"payload":%b}' % response)
-    return b"event: next\n%bdata: %b\n\n" % (b"" if name is None else b"id: %b\n" % name.encode(), response)
+    return b"event: next\n%bdata: %b\n\n" % (b"" if at is None else b"id: %b\n" % at.encode(), response)
 
 
 def _part(body: bytes) -> bytes:
