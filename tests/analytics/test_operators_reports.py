@@ -49,7 +49,11 @@ async def test_cash_is_what_was_paid_refunded_and_refused(
     # Those that another application wrote, in major units and other currencies.
     theirs = {"userId": ObjectId(), "status": "PAID", "paidAt": datetime(2027, 11, 30, 23, 59, tzinfo=UTC)}
     await database.raw["payments"].insert_many(
-        [theirs | {"amount": 0.1, "currency": "EUR"} for _ in range(3)] + [theirs | {"amount": 500, "currency": "jpy"}]
+        [
+            *(theirs | {"amount": 0.1, "currency": "EUR"} for _ in range(3)),
+            theirs | {"amount": 500, "currency": "jpy"},
+            theirs | {"amount": 5, "currency": "coins"},
+        ]
     )
     found = await cash.cash(database, OPERATOR, **NOVEMBER)
     assert [(each.currency, each.paid_minor) for each in found] == [("EUR", 30), ("JPY", 500), ("USD", 2900)]

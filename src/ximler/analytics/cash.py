@@ -7,11 +7,13 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+import structlog
 from bson import Decimal128
 
 from ximler.analytics.spans import By, midnight, spans, truncated
 from ximler.billing import refunds
 from ximler.core.actor import Actor
+from ximler.core.errors import Invalid
 from ximler.core.ids import Position
 from ximler.core.money import exponent
 from ximler.database import Database
@@ -20,6 +22,7 @@ from ximler.schema.payment import Payment
 
 __all__ = ["CashLine", "cash", "payments"]
 
+_log = structlog.get_logger("ximler.analytics")
 _AMOUNT = {"$convert": {"input": "$amount", "to": "decimal", "onError": 0, "onNull": 0}}
 
 
@@ -103,7 +106,10 @@ async def payments(
 async def _payments(
     database: Database, where: dict[str, Any], period: dict[str, Any]
 ) -> list[tuple[str, date, int, int]]:
-    """Currency, period, number and sum. Sums are decimal: amounts are stored as numbers of major units."""
+    """Currency, period, number and sum. Sums are decimal: amounts are stored as numbers of major units.
+
+    Payments that another application wrote in no currency of ISO 4217 are left out, and logged.
+    """
     rows = await database.payments.aggregate(
         [
             {"$match": where},
@@ -119,7 +125,12 @@ async def _payments(
     found = []
     for row in rows:
         code = str(row["_id"].get("currency") or "USD").upper()
-        found.append((code, row["_id"]["period"].date(), row["count"], _minor(row["amount"], code)))
+        try:
+            minor = _minor(row["amount"], code)
+        except Invalid as unknown:
+            _log.warning("payments not reported", payments=row["count"], reason=unknown.message)
+            continue
+        found.append((code, row["_id"]["period"].date(), row["count"], minor))
     return found
 
 
