@@ -113,7 +113,10 @@ def _of_user(chance: random.Random, number: int) -> dict[str, list[dict[str, Any
     user, now = ObjectId(), START + timedelta(seconds=number)
     stamped = {"createdAt": now, "updatedAt": now}
     paying = chance.random() < PAID
-    word = lambda: "".join(chance.choices("abcdefghij", k=8))  # noqa: E731
+
+    def word() -> str:
+        return "".join(chance.choices("abcdefghij", k=8))
+
     shape = {"id": word(), "type": "rectangle", "x": 1.5, "y": 2.5, "width": 100, "height": 50, "stroke": "#1e1e1e"}
     return {
         "users": [

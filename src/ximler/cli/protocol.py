@@ -28,7 +28,7 @@ try:
     from fcntl import ioctl
     from termios import TIOCOUTQ
 except ImportError:  # Windows
-    ioctl = None  # type: ignore[assignment]
+    ioctl = None  # type: ignore[assignment]  # a function elsewhere
 
 __all__ = ["Addresses", "Protocol"]
 
@@ -120,7 +120,7 @@ class Protocol(HttpToolsProtocol):
         self.address: str | None = None
         self._began = 0.0  # when the first part of the body was awaited
         self._received = self._window = 0  # bytes of the body: in all, and since the timer was set
-        self._stalled: asyncio.TimerHandle | None = None  # set while the client has not taken what was written
+        self._stalled: asyncio.TimerHandle | None = None  # set while written bytes are not taken
         self._unsent = 0  # bytes at `_paused_at`, or when the timer was set
         self._paused_at = 0.0
         self._arriving: Literal["headers", "body"] | None = "headers"

@@ -9,36 +9,26 @@ README's table is generated from this module.
 import hashlib
 import os
 import re
-import secrets
-import tomllib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self, get_args, get_origin
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta
 
 from ximler.core.business import Business
-from ximler.core.errors import Invalid
+from ximler.core.settings_files import MIN_SECRET, SettingsError, generated_secret, read_toml
+from ximler.core.settings_values import is_mailbox, origin_of
 
 __all__ = ["Settings", "SettingsError", "load", "sources", "unknown_variables"]
 
 _NAMES = {"mongodb_uri": "MONGODB_URI", "valkey_url": "VALKEY_URL"}
 _OTHER_VARIABLES = ("XIMLER_CONFIG", "XIMLER_DEBUG")
-_SECRET_FILE = "secret_key"  # noqa: S105 (a file name)
-_MIN_SECRET = 32
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # Never shown in logs, tracebacks and errors; URIs carry passwords.
 Secret = Annotated[str, Meta(extra={"secret": True})]
-
-
-class SettingsError(Invalid):
-    """A setting is missing or invalid. The message names the variable."""
-
-    code = "SETTINGS_INVALID"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -364,9 +354,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 "python -c 'import secrets; print(secrets.token_urlsafe(32))'",
                 fields={"secret_key": "is missing"},
             )
-        if any(len(k) < _MIN_SECRET for k in keys):
+        if any(len(k) < MIN_SECRET for k in keys):
             raise SettingsError(
-                f"XIMLER_SECRET_KEY must be {_MIN_SECRET} characters or more.", fields={"secret_key": "is too short"}
+                f"XIMLER_SECRET_KEY must be {MIN_SECRET} characters or more.", fields={"secret_key": "is too short"}
             )
         return keys
 
@@ -409,7 +399,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             problem = "required with XIMLER_STRIPE_KEY: the signing secret of the endpoint, whsec_…"
             raise SettingsError(f"XIMLER_STRIPE_WEBHOOK_SECRETS: {problem}", fields={"stripe_webhook_secrets": problem})
         if self.secret_key is None and self.mongodb_uri is None:
-            return msgspec.structs.replace(self, secret_key=_generated_secret(self.data_path))
+            return msgspec.structs.replace(self, secret_key=generated_secret(self.data_path))
         _ = self.secret_keys
         return self
 
@@ -468,7 +458,7 @@ def _given(
     """Value and source of each setting that is given; a later source replaces an earlier one."""
     environ = os.environ if environ is None else environ
     file = file or (Path(environ["XIMLER_CONFIG"]) if environ.get("XIMLER_CONFIG") else None)
-    given = {name: (value, f"{file}: {name}") for name, value in (_read_toml(file) if file else {}).items()}
+    given = {name: (value, f"{file}: {name}") for name, value in (read_toml(file) if file else {}).items()}
     for name in Settings.__struct_fields__:
         variable = variable_name(name)
         text = environ.get(variable)
@@ -489,16 +479,16 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
 
     public_url, origins = settings.public_url, []
     if public_url is not None:
-        public_url = _origin(public_url)
+        public_url = origin_of(public_url)
         if public_url is None:
             problem = "Expected scheme and host only, such as https://ximler.example: paths are not supported"
             refuse("public_url", settings.public_url or "", problem)
     for given in settings.cors_origins:
-        origin = given if given == "*" else _origin(given)
+        origin = given if given == "*" else origin_of(given)
         if origin is None:
             refuse("cors_origins", given, "Expected origins, such as https://app.example or http://localhost:5173")
         origins.append(origin)
-    if settings.mail_from is not None and not _is_mailbox(settings.mail_from):
+    if settings.mail_from is not None and not is_mailbox(settings.mail_from):
         problem = (
             'Expected one mailbox, such as Ximler <hello@example.com>; a name with a comma needs quotes: "Acme, Inc"'
         )
@@ -512,33 +502,6 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
         if re.fullmatch(r"[A-Z]{2}=(100|\d{1,2}(\.\d{1,3})?)", given) is None:
             refuse("tax_rates", given, "Expected a country and a percentage, such as DE=19")
     return msgspec.structs.replace(settings, public_url=public_url, cors_origins=tuple(origins))
-
-
-def _origin(url: str) -> str | None:
-    """Scheme, host and port as browsers write an origin (RFC 6454, 6.2); None if the URL has more or less."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return None
-    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or more or any(c.isspace() for c in url):
-        return None
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}")
-
-
-def _is_mailbox(text: str) -> bool:
-    """Whether it is one address, with or without a name (RFC 5322, 3.4)."""
-    if not text.isprintable():
-        return False
-    from email.policy import default  # here, because it takes 20 ms of every command's start
-
-    try:
-        parsed = default.header_factory("From", text)
-    except (IndexError, ValueError):  # as the library fails on some that are none
-        return False
-    return len(parsed.addresses) == 1 and not parsed.defects and bool(parsed.addresses[0].domain)
 
 
 def variable_name(name: str) -> str:
@@ -598,37 +561,3 @@ def _decode(kind: type, value: object) -> object:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            return tomllib.load(stream)
-    except OSError as problem:
-        raise SettingsError(f"{file}: {problem.strerror or problem}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise SettingsError(f"{file}: not valid TOML: {problem}") from None
-
-
-def _generated_secret(data_dir: Path) -> str:
-    """The key, created once and readable by its owner only. Racing processes get the same one."""
-    path = data_dir / _SECRET_FILE
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = data_dir / f".{_SECRET_FILE}.{secrets.token_hex(4)}"
-        if not path.exists():
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(secrets.token_urlsafe(32))
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass  # another process was first: its key is the one
-            finally:
-                temporary.unlink()
-        key = path.read_bytes().strip().decode("ascii", "replace")
-    except OSError as problem:
-        raise SettingsError(f"{path}: {problem.strerror}: choose another folder with --data-dir") from None
-    if len(key) < _MIN_SECRET:
-        raise SettingsError(f"{path} holds no key of {_MIN_SECRET} characters: restore it, or remove it for a new one")
-    return key

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from ximler.core.collection import paused_collection
+from ximler.core.garbage import paused_collection
 
 __all__ = ["NotJson", "decode", "pointer"]
 

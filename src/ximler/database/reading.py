@@ -270,9 +270,8 @@ class ReadableCollection(Generic[D]):
         """Latest first, by the time `by` and `_id`; the cost does not grow with the distance from the start.
 
         Documents without the time come last. Unreadable documents are skipped, so a page is shorter than
-        `first` only at the end of the list. With `raw` the items may be `Rows`. `hint` names the index.
-        Raises Invalid when `first` is not
-        between 1 and 100.
+        `first` only at the end of the list. With `raw` the items may be `Rows`. `hint` names the index. Raises
+        Invalid when `first` is not between 1 and 100.
         """
         check_size(first)
         codec: Codec[Any] = self._codec if into is None else codec_of(into)

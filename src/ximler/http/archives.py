@@ -12,7 +12,6 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
@@ -20,7 +19,7 @@ from ximler.core.errors import Invalid, LimitExceeded
 from ximler.core.ids import object_id
 from ximler.http.assets import paced
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.bodies import body_of
+from ximler.http.bodies import file_of
 from ximler.http.forms import first_file
 from ximler.http.problems import documented
 from ximler.http.ranges import disposition, name_in
@@ -89,15 +88,7 @@ async def export(
     tags=["projects"],
     summary="Import a project",
     request_max_body_size=None,
-    operation_class=body_of(
-        "The archive or file, or a form with it",
-        **{
-            "*/*": Schema(),
-            "multipart/form-data": Schema(
-                type=OpenAPIType.OBJECT, properties={"file": Schema(type=OpenAPIType.STRING)}
-            ),
-        },
-    ),
+    operation_class=file_of("The archive or file, or a form with it"),
     responses=documented(
         _400="The request cannot be read",
         _401="The session or key is missing, expired or revoked",

@@ -13,14 +13,13 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
 from ximler.core.errors import NotFound
 from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.bodies import body_of
+from ximler.http.bodies import file_of
 from ximler.http.conditional import matches, strong_tags
 from ximler.http.forms import first_file
 from ximler.http.problems import documented, documented_in_project
@@ -111,15 +110,7 @@ async def show_list(
     tags=["projects"],
     summary="Upload an asset",
     request_max_body_size=None,
-    operation_class=body_of(
-        "The file, or a form with it",
-        **{
-            "*/*": Schema(),
-            "multipart/form-data": Schema(
-                type=OpenAPIType.OBJECT, properties={"file": Schema(type=OpenAPIType.STRING)}
-            ),
-        },
-    ),
+    operation_class=file_of("The file, or a form with it"),
     responses=_CHANGES
     | documented(
         _408="The body arrived slower than 1,000 bytes a second, or stopped for 30 seconds",

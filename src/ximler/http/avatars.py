@@ -8,14 +8,13 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import MediaType
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter
 from litestar.response import Stream
 
 from ximler.accounts import avatars, pictures
 from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.bodies import body_of, sent_file
+from ximler.http.bodies import file_of, sent_file
 from ximler.http.conditional import matches
 from ximler.http.problems import documented
 
@@ -42,15 +41,7 @@ class Avatar(msgspec.Struct, frozen=True):
     **signed_in(),
     tags=["accounts"],
     summary="Set your picture",
-    operation_class=body_of(
-        "The picture, or a form with it",
-        **{
-            "image/*": Schema(),
-            "multipart/form-data": Schema(
-                type=OpenAPIType.OBJECT, properties={"file": Schema(type=OpenAPIType.STRING)}
-            ),
-        },
-    ),
+    operation_class=file_of("The picture, or a form with it", "image/*"),
     request_max_body_size=pictures.MAX_BYTES + _FORM_OVERHEAD,
     responses=documented(
         _400="The form cannot be read",

@@ -11,12 +11,12 @@ from typing import Any
 from litestar import Request
 from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.exceptions import ClientException, HTTPException
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 
 from ximler.core import strict_json
 from ximler.core.errors import Invalid
 
-__all__ = ["BodyRequest", "body_of", "sent_file"]
+__all__ = ["BodyRequest", "body_of", "file_of", "sent_file"]
 
 _MAX_VALUES, _MAX_CONTAINERS = 1_000_000, 100_000
 
@@ -33,6 +33,12 @@ def body_of(description: str, **schemas: Schema) -> type[Operation]:
             self.request_body = RequestBody(content=content, description=description, required=True)
 
     return WithBody
+
+
+def file_of(description: str, kind: str = "*/*") -> type[Operation]:
+    """The `operation_class` of a route that takes a file, as its body or as the first file of a form."""
+    form = Schema(type=OpenAPIType.OBJECT, properties={"file": Schema(type=OpenAPIType.STRING)})
+    return body_of(description, **{kind: Schema(), "multipart/form-data": form})
 
 
 class UnsupportedMediaType(HTTPException):

@@ -6,13 +6,12 @@ from litestar import Request, Response, delete, get, put
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
 
 from ximler.accounts import pictures
 from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.bodies import body_of, sent_file
+from ximler.http.bodies import file_of, sent_file
 from ximler.http.conditional import matches
 from ximler.http.problems import documented, documented_in_project
 from ximler.projects import assets_links, thumbnails
@@ -85,15 +84,7 @@ async def follow(
     status_code=204,
     tags=["projects"],
     summary="Set a project's small picture",
-    operation_class=body_of(
-        "The picture, or a form with it",
-        **{
-            "image/*": Schema(),
-            "multipart/form-data": Schema(
-                type=OpenAPIType.OBJECT, properties={"file": Schema(type=OpenAPIType.STRING)}
-            ),
-        },
-    ),
+    operation_class=file_of("The picture, or a form with it", "image/*"),
     request_max_body_size=pictures.MAX_BYTES + _FORM_OVERHEAD,
     responses=_CHANGES | documented(_413="The file is too large"),
 )

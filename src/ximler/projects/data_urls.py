@@ -24,9 +24,8 @@ from ximler.schema.asset import ASSETS
 
 __all__ = ["lift", "put_back"]
 
-_MOST_REPEATED = (
-    packing.MOST
-)  # bytes of content beyond its first occurrence: as many as a file that is imported can have
+# Bytes of content beyond its first occurrence: as many as a file that is imported can have.
+_MOST_REPEATED = packing.MOST
 _LEAST = 1000  # characters: an address is not shorter than a tiny picture
 # Not a group for each four characters: a way back from each takes much memory. `_next` checks the length.
 _URL = re.compile(rb'"(data:[a-z]+/[a-zA-Z0-9.+-]{1,60};base64),([A-Za-z0-9+/]{%d,}+={0,2})"' % _LEAST)

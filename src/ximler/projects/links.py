@@ -65,8 +65,7 @@ async def create(
 
     async def write(transaction: Database) -> ProjectLink:
         # Links that are made at the same moment conflict here, so that each counts those before it.
-        if not await transaction.projects.patch({"_id": project_id, "userId": user_id}, {"$inc": {"assetsSize": 0}}):
-            raise NotFound("No such project")
+        await projects.touch(transaction, user_id, project_id)
         if await transaction[PROJECT_LINKS].count(_of(user_id, project_id)) >= MOST:
             raise LimitExceeded(f"The project has {MOST} links, the most: revoke some")
         made = await transaction[PROJECT_LINKS].insert(link)

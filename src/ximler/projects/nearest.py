@@ -9,7 +9,8 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.core.ids import decode_distance, encode_distance
 from ximler.database import Database
-from ximler.database.collection import MAX_PAGE, Page
+from ximler.database.collection import Page
+from ximler.database.reading import check_size
 from ximler.projects import places
 from ximler.projects.projects import ProjectSummary, matching
 from ximler.schema.project import LOCATED
@@ -38,8 +39,7 @@ async def nearest(
 
     Raises Invalid. Pages by keyset of distance and id. One command; two where projects of equal distance are on two pages.
     """
-    if not 1 <= first <= MAX_PAGE:
-        raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
+    check_size(first)
     centre = places.stored(near, "near")
     farthest = near.get("max_km")
     if farthest is not None and not 0 < farthest <= FARTHEST_KM:

@@ -9,8 +9,8 @@ from typing import Any
 import bson
 import zstandard
 
-from ximler.core.collection import paused_collection
 from ximler.core.errors import Invalid
+from ximler.core.garbage import paused_collection
 from ximler.database import mixed
 
 __all__ = ["MOST", "Damaged", "pack", "plain", "text", "unpack", "unpacked", "value_of"]

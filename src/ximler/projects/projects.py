@@ -49,6 +49,7 @@ __all__ = [
     "page_of",
     "restore",
     "settings_of",
+    "touch",
     "update",
 ]
 
@@ -306,6 +307,13 @@ async def restore(database: Database, actor: Actor, project_id: ObjectId) -> Pro
 async def get(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:
     """One of the actor's projects, or one that is shared with them. Raises NotFound."""
     return await get_own(database, actor, project_id)
+
+
+async def touch(transaction: Database, user_id: ObjectId, project_id: ObjectId) -> None:
+    """Change nothing but `updatedAt`, so that transactions that do this, or purge the project, conflict. Raises NotFound."""
+    mine = {"_id": project_id, "userId": user_id}
+    if not await transaction.projects.patch(mine, {"$inc": {"assetsSize": 0}}):
+        raise _not_found()
 
 
 async def get_own(database: Database, actor: Actor, project_id: ObjectId) -> ProjectSummary:

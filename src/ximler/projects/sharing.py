@@ -86,8 +86,7 @@ async def share(
             return known
         if known is None:
             # Shares that are made at the same moment conflict here, so that each counts those before it.
-            if not await transaction.projects.patch(mine, {"$inc": {"assetsSize": 0}}):
-                raise _no_project()
+            await projects.touch(transaction, user_id, project_id)
             if await transaction[PROJECT_SHARES].count({"projectId": project_id, "userId": user_id}) >= MOST:
                 raise LimitExceeded(f"The project is shared with {MOST} people, the most: remove some")
             known = await transaction[PROJECT_SHARES].insert(fresh)

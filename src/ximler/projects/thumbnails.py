@@ -24,7 +24,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
-from ximler.projects import access, assets, canvas, records, sketches
+from ximler.projects import access, assets, canvas, projects, records, sketches
 from ximler.schema.project_thumbnail import PROJECT_THUMBNAILS, ProjectThumbnail
 
 __all__ = ["ProjectThumbnail", "get", "remove", "set_picture"]
@@ -83,8 +83,7 @@ async def _replace(database: Database, made: ProjectThumbnail) -> None:
     mine = {"_id": made.id, "userId": made.user_id}
 
     async def write(transaction: Database) -> None:
-        if not await transaction.projects.patch(mine, {"$inc": {"assetsSize": 0}}):  # sets `updatedAt`
-            raise NotFound("No such project")
+        await projects.touch(transaction, made.user_id, made.id)
         await transaction[PROJECT_THUMBNAILS].delete(mine)
         await transaction[PROJECT_THUMBNAILS].insert(made)
 

@@ -1,0 +1,34 @@
+"""Values of settings that need more than their type: origins and mailboxes. Pure."""
+
+from urllib.parse import urlsplit
+
+__all__ = ["is_mailbox", "origin_of"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def origin_of(url: str) -> str | None:
+    """Scheme, host and port as browsers write an origin (RFC 6454, 6.2); None if the URL has more or less."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or more or any(c.isspace() for c in url):
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}")
+
+
+def is_mailbox(text: str) -> bool:
+    """Whether it is one address, with or without a name (RFC 5322, 3.4)."""
+    if not text.isprintable():
+        return False
+    from email.policy import default  # here, because it takes 20 ms of every command's start
+
+    try:
+        parsed = default.header_factory("From", text)
+    except (IndexError, ValueError):  # as the library fails on some that are none
+        return False
+    return len(parsed.addresses) == 1 and not parsed.defects and bool(parsed.addresses[0].domain)
