@@ -16,7 +16,7 @@ __all__ = ["run"]
 
 USERS, QUICK = 1_000, 300
 START = datetime(2026, 1, 1, tzinfo=UTC)
-# Of one user, after a year. What is active is read within an hour: its documents, and all indexes, should be in memory.
+# One user's documents after a year. The working set is the documents read within an hour, and all indexes.
 PROJECTS, CANVAS_BYTES, NOTIFICATIONS, AUDIT, USAGE_ROWS, PAID = 10, 20_000, 30, 60, 700, 0.05
 ACTIVE = 0.05
 # Of a member of a replica set with 64 GB: WiredTiger's cache is half, of which 80 % is used before it evicts.

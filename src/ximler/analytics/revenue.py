@@ -289,7 +289,7 @@ def _retention(line: Mrr, before: _Held, kept: "_Kept", *, whole: bool) -> Churn
 
 
 class _Kept(NamedTuple):
-    """Of those who had revenue at the start, in minor units a year: how many are lost, what they pay less, and the change."""
+    """Changes of the customers who had revenue at the start, in minor units a year: number lost, sum of decreases, net sum."""
 
     lost: int = 0
     less: int = 0

@@ -1,5 +1,5 @@
-"""Compares the rollups with what they follow from: customers' days with the ledger, sums of days with customers' days, and
-sums of months with those of days. Read-only; `rollups.rebuild` corrects all of it.
+"""Verifies the rollups: customers' days against the ledger, sums of days against customers' days, and sums of months
+against sums of days. Read-only; `rollups.rebuild` corrects all of it.
 """
 
 from collections import defaultdict

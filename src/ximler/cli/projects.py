@@ -25,7 +25,7 @@ _project = click.argument("project", type=Id())
 
 @click.group()
 def projects() -> None:
-    """List, show, export, import, delete and erase projects; restore canvases and what is in the trash."""
+    """List, show, export, import, delete, restore and erase projects; restore versions of canvases."""
 
 
 @projects.command("list")
