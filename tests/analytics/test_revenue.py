@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 from tests.billing.conftest import LATER, Buy, Buyer, add_plan, at, card_of, subscription
 
-from ximler.analytics import revenue, rollups, verification
+from ximler.analytics import retention, revenue, rollups, verification
 from ximler.analytics.revenue import Mrr
 from ximler.billing import changes, drifts, movements, rebates, run, subscriptions
 from ximler.billing.sandbox import Sandbox
@@ -237,6 +237,11 @@ async def test_months_that_a_range_cuts_say_what_their_days_say(database: Databa
         assert [each.customers for each in months] == [
             next(day.customers for day in daily if day.end == each.end) for each in months
         ]
+    for by in ("DAY", "MONTH"):  # rolled up, and from the customers' days
+        found = await revenue.churn(database, SYSTEM, start=date(2027, 9, 1), end=date(2027, 12, 20), by=by)
+        of_customers = await retention.kept(database, [(each.currency, each.start, each.end) for each in found], by)
+        assert [each.lost for each in found] == [kept.lost for kept in of_customers.values()]
+        assert sum(each.lost for each in found) > 0
 
 
 @pytest.mark.slow
@@ -282,12 +287,14 @@ async def test_planted_errors_in_rollups_are_found_and_corrected(database: Datab
     )
     await database[REVENUE_DAYS].patch({"_id": "USD:2027-12-05"}, {"$set": {"churned": 9}})
     await database[REVENUE_MONTHS].delete({"_id": "USD:2027-11"})
+    await database[REVENUE_MONTHS].patch({"_id": "USD:2027-12"}, {"$set": {"lost": 9}})
     wrong = {(each.rollup, each.id): each.problem for each in await verification.verify(database)}
     assert "end_minor is 7, not 12000" in wrong["customerdays", f"{ada}:USD:2027-11-02"]
     assert wrong["customerdays", f"{bob}:USD:2027-11-02"] == "is missing"
     assert wrong["customerdays", invented["_id"]] == "does not follow from the ledger"
     assert "churned is 9, not 1" in wrong["revenuedays", "USD:2027-12-05"]
     assert wrong["revenuemonths", "USD:2027-11"] == "is missing"
+    assert "retention differs" in wrong["revenuemonths", "USD:2027-12"]
     await rollups.rebuild(database)
     assert await verification.verify(database) == []
 

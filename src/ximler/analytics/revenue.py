@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import msgspec
 from bson import ObjectId
 
-from ximler.analytics import rollups
-from ximler.analytics.spans import By, midnight, spans, truncated
+from ximler.analytics import retention, rollups
+from ximler.analytics.retention import Kept
+from ximler.analytics.spans import By, following, midnight, spans
 from ximler.core.actor import Actor
 from ximler.core.ids import Position
 from ximler.core.money import exponent
@@ -135,8 +136,8 @@ async def mrr(
     """
     actor.require_operator()
     periods = spans(start, end, by)
-    found = await _sums(database, start, end, by, currency)
-    return [_line(code, *each) for code, sums in found.items() for each in _walk(sums, periods)]
+    found, _ = await _sums(database, start, end, by, currency)
+    return [_line(code, each) for code, sums in found.items() for each in _walk(sums, periods)]
 
 
 async def churn(
@@ -148,15 +149,20 @@ async def churn(
     by: By = "MONTH",
     currency: str | None = None,
 ) -> list[Churn]:
-    """Churn and retention, a line for each period and currency. Raises as `mrr`."""
+    """Churn and retention, a line for each period and currency. Raises as `mrr`.
+
+    One command more than `mrr` for weeks, and for months that the range cuts.
+    """
     actor.require_operator()
     periods = spans(start, end, by)
-    lines = [
-        (_line(code, *each), each.before)
-        for code, sums in (await _sums(database, start, end, by, currency)).items()
-        for each in _walk(sums, periods)
-    ]
-    return [_retention(line, before, await _kept(database, line), whole=by == "MONTH") for line, before in lines]
+    found, kept = await _sums(database, start, end, by, currency)
+    lines = [(code, each) for code, sums in found.items() for each in _walk(sums, periods)]
+    if by == "DAY":
+        kept = {(code, each.start): retention.of_day(each.moved) for code, each in lines}
+    kept |= await retention.kept(
+        database, [(code, each.start, each.end) for code, each in lines if (code, each.start) not in kept], by
+    )
+    return [_retention(code, each, kept[code, each.start], whole=by == "MONTH") for code, each in lines]
 
 
 async def cohorts(
@@ -165,23 +171,19 @@ async def cohorts(
     """The cohorts whose first month lies between two days, month by month until `end`. Raises as `mrr`."""
     actor.require_operator()
     spans(start, end, "MONTH")
-    by_month = await _sums(database, date.min, end, "MONTH", currency)
-    sizes = {
-        (code, f"{month:%Y-%m}"): sums["new"] for code, months in by_month.items() for month, sums in months.items()
-    }
-    changes = await _changes(database, list(by_month), end)
+    changes, sizes = await _changes(database, end, currency)
     found = []
-    for (code, name), changed in sorted(changes.items()):
-        first = date.fromisoformat(f"{name}-01")
+    for (code, first), changed in sorted(changes.items()):
         if not start.replace(day=1) <= first < end:
             continue
         annual = customers = 0
-        rows = []
-        for month, _ in spans(first, end, "MONTH", most=None):
-            change = changed.get(f"{month:%Y-%m}", (0, 0))
-            annual, customers = annual + change[0], customers + change[1]
+        month, rows = first, []
+        while month < end:
+            if change := changed.get(month):
+                annual, customers = annual + change[0], customers + change[1]
             rows.append(CohortMonth(month=month, customers=customers, mrr_minor=_twelfth(annual)))
-        found.append(Cohort(currency=code, month=first, size=sizes[code, name], months=rows))
+            month = following(month)
+        found.append(Cohort(currency=code, month=first, size=sizes[code, first], months=rows))
     return found
 
 
@@ -249,19 +251,22 @@ def _walk(sums: Mapping[date, Mapping[str, int]], periods: list[tuple[date, date
         yield _Span(start, end, before, held, {name: moved[name] for name in _MOVED})
 
 
-def _line(currency: str, start: date, end: date, before: _Held, held: _Held, moved: dict[str, int]) -> Mrr:
+def _line(currency: str, span: _Span) -> Mrr:
+    before, held, moved = span.before, span.held, span.moved
     # Each amount is the difference of two rounded sums, so that they add up to the end's.
     amounts, annual = dict(moved), before.annual
+    rounded = start_minor = _twelfth(annual)
     for name, sign in _SIGNS.items():
-        following = annual + sign * moved[name]
-        amounts[name] = sign * (_twelfth(following) - _twelfth(annual))
-        annual = following
+        if moved[name]:
+            annual += sign * moved[name]
+            so_far, rounded = rounded, _twelfth(annual)
+            amounts[name] = sign * (rounded - so_far)
     return Mrr(
         currency=currency,
-        start=start,
-        end=end,
-        start_minor=_twelfth(before.annual),
-        end_minor=_twelfth(held.annual),
+        start=span.start,
+        end=span.end,
+        start_minor=start_minor,
+        end_minor=rounded,
         committed_minor=_twelfth(held.committed),
         at_risk_minor=_twelfth(held.at_risk),
         arpa_minor=_half_up(held.annual, 12 * held.customers) if held.customers else None,
@@ -270,8 +275,9 @@ def _line(currency: str, start: date, end: date, before: _Held, held: _Held, mov
     )
 
 
-def _retention(line: Mrr, before: _Held, kept: "_Kept", *, whole: bool) -> Churn:
-    customers, annual, lost = before.customers, before.annual, kept.lost
+def _retention(currency: str, span: _Span, kept: Kept, *, whole: bool) -> Churn:
+    line = _line(currency, span)
+    customers, annual, lost = span.before.customers, span.before.annual, kept.lost
     net = line.churn_minor + line.contraction_minor - line.expansion_minor
     return Churn(
         currency=line.currency,
@@ -288,42 +294,13 @@ def _retention(line: Mrr, before: _Held, kept: "_Kept", *, whole: bool) -> Churn
     )
 
 
-class _Kept(NamedTuple):
-    """Changes of the customers who had revenue at the start, in minor units a year: number lost, sum of decreases, net sum."""
-
-    lost: int = 0
-    less: int = 0
-    change: int = 0
-
-
-async def _kept(database: Database, line: Mrr) -> _Kept:
-    """From an index alone: a customer's first and last day in the period."""
-    between = {"currency": line.currency, "day": {"$gte": midnight(line.start), "$lt": midnight(line.end)}}
-    change = {"$subtract": ["$end", "$start"]}
-    rows = await database[CUSTOMER_DAYS].aggregate(
-        [
-            {"$match": between},
-            {"$sort": {"currency": 1, "day": 1}},
-            {"$project": {"_id": 0, "userId": 1, "startMinor": 1, "endMinor": 1}},
-            {"$group": {"_id": "$userId", "start": {"$first": "$startMinor"}, "end": {"$last": "$endMinor"}}},
-            {"$match": {"start": {"$gt": 0}}},
-            {
-                "$group": {
-                    "_id": None,
-                    "lost": {"$sum": {"$cond": [{"$eq": ["$end", 0]}, 1, 0]}},
-                    "less": {"$sum": {"$max": [{"$subtract": ["$start", "$end"]}, 0]}},
-                    "change": {"$sum": change},
-                }
-            },
-        ]
-    )
-    return _Kept(rows[0]["lost"], rows[0]["less"], rows[0]["change"]) if rows else _Kept()
-
-
 async def _sums(
     database: Database, start: date, end: date, by: By, currency: str | None
-) -> dict[str, dict[date, dict[str, int]]]:
-    """By currency, the sums of the days of each period by its first day; all days before `start` are at `date.min`."""
+) -> tuple[dict[str, dict[date, dict[str, int]]], dict[tuple[str, date], Kept]]:
+    """By currency, the sums of the days of each period by its first day; all days before `start` are at `date.min`.
+
+    And the retention of whole months, where it is known.
+    """
     if currency is not None:
         exponent(currency.upper())
     await rollups.refresh(database)
@@ -335,7 +312,7 @@ async def _sums(
         days = [{"$gte": midnight(first), "$lt": midnight(end)}]
     elif start > first and first < last:  # of the first month, which the start cuts
         months["$ne"] = midnight(first)
-        days.append({"$gte": midnight(first), "$lt": midnight(_following(first))})
+        days.append({"$gte": midnight(first), "$lt": midnight(following(first))})
     by_month, by_day = await asyncio.gather(
         database[REVENUE_MONTHS].aggregate(
             [{"$match": {"currency": code, "month": months}}, {"$project": {"cohorts": 0, "_id": 0, "summed": 0}}]
@@ -343,63 +320,67 @@ async def _sums(
         database[REVENUE_DAYS].aggregate(
             [
                 {"$match": {"$or": [{"currency": code, "day": each} for each in days]}},
-                {
-                    "$group": {
-                        "_id": {
-                            "currency": "$currency",
-                            "period": {
-                                "$cond": [{"$lt": ["$day", midnight(start)]}, None, truncated("$day", start, by)]
-                            },
-                        },
-                        **{name: {"$sum": f"${stored}"} for name, stored in _SUMMED.items()},
-                    }
-                },
+                {"$project": dict.fromkeys(("currency", "day", *_SUMMED.values()), 1) | {"_id": 0}},
             ]
         ),
     )
     found: dict[str, dict[date, dict[str, int]]] = {currency.upper(): {}} if currency else {}
-    parts: list[tuple[str, date, dict[str, int]]] = [
-        (row["currency"], row["month"].date(), {name: row.get(stored, 0) for name, stored in _SUMMED.items()})
+    kept = {
+        (row["currency"], row["month"].date()): Kept(row["lost"], row["lessMinor"], row["changeMinor"])
         for row in by_month
-    ]
-    for row in by_day:
-        key = row.pop("_id")
-        parts.append((key["currency"], key["period"].date() if key["period"] else date.min, row))
-    for name, day, part in sorted(parts, key=lambda part: part[:2]):
-        sums = found.setdefault(name, {}).setdefault(day if day >= start else date.min, dict(_NONE))
-        for field in _SUMMED:
-            sums[field] += part[field]
-    return found
+        if row.get("lost") is not None
+    }
+    for row in sorted([*by_month, *by_day], key=lambda row: str(row["currency"])):
+        day = (row["month"] if "month" in row else row["day"]).date()
+        sums = found.setdefault(row["currency"], {}).setdefault(_first(day, start, by), dict(_NONE))
+        for name, stored in _SUMMED.items():
+            sums[name] += row.get(stored, 0)
+    return found, kept
 
 
-def _following(month: date) -> date:
-    return (month + timedelta(days=32)).replace(day=1)
+def _first(day: date, start: date, by: By) -> date:
+    """The first day of the period of a day in the range that begins at `start`; `date.min` before it."""
+    if day < start or by == "DAY":
+        return day if day >= start else date.min
+    return max(start, day.replace(day=1) if by == "MONTH" else day - timedelta(days=day.weekday()))
 
 
-async def _changes(database: Database, currencies: list[str], end: date) -> dict[tuple[str, str], dict[str, Any]]:
-    """The changes of each cohort by month: minor units a year, and customers. Keys are currency and cohort, then month."""
+async def _changes(
+    database: Database, end: date, currency: str | None
+) -> tuple[dict[tuple[str, date], dict[date, list[int]]], dict[tuple[str, date], int]]:
+    """The changes of each cohort by month: minor units a year, and customers. And the cohorts' sizes.
+
+    Keys are currency and cohort, then the month.
+    """
+    if currency is not None:
+        exponent(currency.upper())
+    await rollups.refresh(database)
+    code: Any = currency.upper() if currency else {"$gt": ""}
     last = midnight(end.replace(day=1))
+    named = {"_id": 0, "currency": 1, "new": 1, "cohorts": 1}
     by_month, by_day = await asyncio.gather(
         database[REVENUE_MONTHS].aggregate(
-            [
-                {"$match": {"currency": {"$in": currencies}, "month": {"$lt": last}}},
-                {"$project": {"_id": 0, "currency": 1, "month": 1, "cohorts": 1}},
-            ]
+            [{"$match": {"currency": code, "month": {"$lt": last}}}, {"$project": {**named, "month": 1}}]
         ),
         database[REVENUE_DAYS].aggregate(
             [
-                {"$match": {"currency": {"$in": currencies}, "day": {"$gte": last, "$lt": midnight(end)}}},
-                {"$project": {"_id": 0, "currency": 1, "month": "$day", "cohorts": 1}},
+                {"$match": {"currency": code, "day": {"$gte": last, "$lt": midnight(end)}}},
+                {"$project": {**named, "month": "$day"}},
             ]
         ),
     )
-    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(lambda: defaultdict(lambda: (0, 0)))
+    found: dict[tuple[str, date], dict[date, list[int]]] = {}
+    sizes: dict[tuple[str, date], int] = defaultdict(int)
+    firsts: dict[str, date] = {}
     for row in [*by_month, *by_day]:
+        month, code = row["month"].date().replace(day=1), row["currency"]
+        sizes[code, month] += row["new"]
         for cohort, (annual, customers) in row["cohorts"].items():
-            months, month = found[row["currency"], cohort], f"{row['month']:%Y-%m}"
-            so_far = months[month]
-            months[month] = (so_far[0] + annual, so_far[1] + customers)
-    return found
+            first = firsts.get(cohort) or firsts.setdefault(cohort, date.fromisoformat(f"{cohort}-01"))
+            so_far = found.setdefault((code, first), {}).setdefault(month, [0, 0])
+            so_far[0] += annual
+            so_far[1] += customers
+    return found, sizes
 
 
 def _customer(day: CustomerDay) -> CustomerMovement:

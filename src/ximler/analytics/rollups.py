@@ -6,6 +6,7 @@ killed, at any moment. A customer's days are written in one transaction with the
 customer's day has changed since they were read.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,6 +16,8 @@ from typing import Any
 import structlog
 from bson import ObjectId
 
+from ximler.analytics import retention
+from ximler.analytics.spans import following
 from ximler.billing import drifts, movements
 from ximler.billing.movements import Movement
 from ximler.database import Database, outbox, updates
@@ -66,21 +69,29 @@ async def check(*, database: Database) -> int:
 
 
 async def refresh(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
-    """Bring the rollups up to date; returns how many movements were rolled up. Two commands if nothing is new."""
+    """Bring the rollups up to date; returns how many movements were rolled up. Two commands at once if nothing is new."""
     count = failed = 0
-    while users := await movements.pending(database, _MOVEMENTS):
+    users, dirty = await asyncio.gather(movements.pending(database, _MOVEMENTS), _dirty(database))
+    if not users and not dirty:
+        return 0
+    while users:
         try:
             count += await _roll_up(database, users)
         except DocumentExists:  # another process marked the same new day at the same moment
             failed += 1
             if failed == _ATTEMPTS:
                 raise
-            continue
-        failed = 0
-        progress(count)
-    while dirty := await database[REVENUE_DAYS].find({"dirty": True}, limit=_DAYS):
+        else:
+            failed = 0
+            progress(count)
+        users = await movements.pending(database, _MOVEMENTS)
+    while dirty := await _dirty(database):
         await _sum(database, dirty)
     return count
+
+
+async def _dirty(database: Database) -> list[RevenueDay]:
+    return await database[REVENUE_DAYS].find({"dirty": True}, limit=_DAYS)
 
 
 async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
@@ -176,10 +187,15 @@ async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> 
             },
         ]
     )
+    # After the days: a computation that has read more sums of days has then read their customers' latest days, too.
+    whole = [(currency, first.date(), following(first.date())) for currency, first in months]
+    retained = await retention.kept(database, whole, "MONTH")
     changes: list[tuple[dict[str, Any], updates.Update, RevenueMonth]] = []
     for row in rows:
         key = row.pop("_id")
         month = key["month"].replace(tzinfo=UTC)
+        kept = retained[key["currency"], month.date()]
+        row |= {"lost": kept.lost, "lessMinor": kept.less, "changeMinor": kept.change}
         name = f"{key['currency']}:{month:%Y-%m}"
         row["cohorts"] = added(row["cohorts"])
         fresh = RevenueMonth(id=name, currency=key["currency"], month=month)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ximler.core.errors import Invalid
 
-__all__ = ["By", "midnight", "spans", "truncated"]
+__all__ = ["By", "following", "midnight", "spans", "truncated"]
 
 By = Literal["DAY", "WEEK", "MONTH"]
 _MOST_LINES = 1_000
@@ -16,6 +16,11 @@ _LAST_YEAR = 9000
 def midnight(day: date) -> datetime:
     """The instant at which a day begins."""
     return datetime.combine(day, time(), UTC)
+
+
+def following(month: date) -> date:
+    """The first day of the next month."""
+    return (month.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 def spans(start: date, end: date, by: By, *, most: int | None = _MOST_LINES) -> list[tuple[date, date]]:
@@ -41,10 +46,10 @@ def _cut(start: date, end: date, by: By) -> Iterator[tuple[date, date]]:
     while first < end:
         match by:
             case "DAY":
-                following = first + timedelta(days=1)
+                after = first + timedelta(days=1)
             case "WEEK":
-                following = first + timedelta(days=7 - first.weekday())
+                after = first + timedelta(days=7 - first.weekday())
             case "MONTH":
-                following = (first.replace(day=1) + timedelta(days=32)).replace(day=1)
-        yield first, min(following, end)
-        first = following
+                after = following(first)
+        yield first, min(after, end)
+        first = after

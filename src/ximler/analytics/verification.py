@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 
-from ximler.analytics import rollups
+from ximler.analytics import retention, rollups
+from ximler.analytics.retention import Kept
+from ximler.analytics.spans import following
 from ximler.billing import movements
 from ximler.database import Database
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay
@@ -17,7 +19,8 @@ from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay, 
 __all__ = ["Wrong", "verify"]
 
 _USERS = 500
-_SUMS = tuple(name for name in RevenueMonth.__struct_fields__ if name not in ("id", "currency", "month", "summed"))
+_PLACE = ("id", "currency", "day", "version", "summed", "dirty")
+_SUMS = tuple(name for name in RevenueDay.__struct_fields__ if name not in _PLACE)
 _STORED = dict(zip(RevenueMonth.__struct_fields__, RevenueMonth.__struct_encode_fields__, strict=True))
 
 
@@ -64,12 +67,21 @@ async def _sums(database: Database) -> list[Wrong]:
     for day in days.values():
         of_month[f"{day.currency}:{day.day:%Y-%m}"].append(day)
     months = {month.id: month for month in await database[REVENUE_MONTHS].find({})}
+    firsts = {name: of_days[0].day.date().replace(day=1) for name, of_days in of_month.items()}
+    whole = [(of_month[name][0].currency, first, following(first)) for name, first in firsts.items()]
+    retained = await retention.kept(database, whole, "MONTH")
     for name in sorted(of_month.keys() | months.keys()):
         total: dict[str, Any] = {
             _STORED[field]: sum(getattr(day, field) for day in of_month[name]) for field in _SUMS if field != "cohorts"
         }
         total["cohorts"] = rollups.added(day.cohorts for day in of_month[name])
-        if problem := _differs(months.get(name), total):
+        month = months.get(name)
+        problem = _differs(month, total)
+        if month is not None and name in of_month:
+            stored = Kept(month.lost or 0, month.less_minor or 0, month.change_minor or 0)
+            if month.lost is not None and stored != retained[month.currency, firsts[name]]:
+                problem = "; ".join(filter(None, (problem, "retention differs")))
+        if problem:
             found.append(Wrong(rollup=REVENUE_MONTHS.name, id=name, problem=problem))
     return found
 

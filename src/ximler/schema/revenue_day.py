@@ -48,10 +48,16 @@ class RevenueDay(RevenueSums, kw_only=True):
 
 
 class RevenueMonth(RevenueSums, kw_only=True):
-    """The sums of a month's days: "USD:2026-11". `summed` is the sum of theirs: of two computations the later has more."""
+    """The sums of a month's days: "USD:2026-11". `summed` is the sum of theirs: of two computations the later has more.
+
+    The last three are about the customers of the month's start. They are absent where an earlier release has summed.
+    """
 
     month: datetime  # its first day
     summed: int = 0
+    lost: int | None = None  # not customers at the end
+    less_minor: int | None = None  # the sum of decreases, from the start to the end
+    change_minor: int | None = None  # increases less decreases
 
 
 REVENUE_DAYS = Collection(
