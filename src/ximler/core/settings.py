@@ -144,8 +144,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     valkey_url: Annotated[
         Annotated[Secret, Meta(pattern=r"^(redis|rediss|valkey|valkeys|unix)://\S+$")] | None,
         Meta(
-            description="Valkey or Redis, `redis://host:6379`, in which all processes share the burst limits of API keys. "
-            "Unset: each process has its own."
+            description="Valkey or Redis, `redis://host:6379`, in which all processes share the burst limits of API keys, "
+            "and the results of reports. Unset: each process has its own limits."
         ),
     ] = None
     session_rate: Annotated[

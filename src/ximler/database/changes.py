@@ -72,6 +72,11 @@ class Feed:
         """Whether everything committed up to a second ago has been delivered to the callbacks."""
         return time.monotonic() - self._known_until < FRESH_S
 
+    @property
+    def position(self) -> str:
+        """The writes up to here are delivered, in the order of `Change.position`. Empty before the stream begins."""
+        return str(self._token["_data"]) if self._token else ""
+
     def subscribe(self, collections: Iterable[str], callback: Callback) -> None:
         """Call `callback` for every write to these collections. It must be fast: all later events wait for
         it.

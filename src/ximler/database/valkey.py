@@ -11,16 +11,11 @@ from time import monotonic
 from typing import Any
 
 import structlog
-from valkey import asyncio as valkey
-from valkey.asyncio.retry import Retry
-from valkey.backoff import NoBackoff
-from valkey.exceptions import ValkeyError
 
 __all__ = ["TIMEOUT_S", "Script", "Valkey"]
 
 TIMEOUT_S = 0.05
 _PAUSE_S = 1.0  # after a failure
-_FAILURES = (ValkeyError, OSError, TimeoutError)
 _log = structlog.get_logger("ximler.database")
 
 
@@ -35,8 +30,15 @@ class Valkey:
     """One per process. Keys begin with `prefix`."""
 
     def __init__(self, url: str, *, prefix: str) -> None:
+        # 60 ms, which processes without Valkey do not pay.
+        from valkey import asyncio as library
+        from valkey.asyncio.retry import Retry
+        from valkey.backoff import NoBackoff
+        from valkey.exceptions import ValkeyError
+
         self.prefix = prefix
-        self._client = valkey.Valkey.from_url(
+        self._failures = (ValkeyError, OSError, TimeoutError)
+        self._client = library.Valkey.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
         self._scripts: dict[Script, Any] = {}
@@ -68,13 +70,22 @@ class Valkey:
                 await self._client.connection_pool.disconnect()
                 self._failed(ValueError("an answer to another request"))
                 return None
-        except _FAILURES as error:
+        except self._failures as error:
             self._failed(error)
             return None
         if self._failing:
             self._failing = False
             _log.info("Valkey answers again")
         return answer[1:]
+
+    async def server(self) -> dict[str, Any] | None:
+        """What the server says about itself (`INFO`). None if it does not answer."""
+        try:
+            async with asyncio.timeout(1):
+                found: dict[str, Any] = await self._client.info()
+        except self._failures:
+            return None
+        return found
 
     async def close(self) -> None:
         await self._client.aclose()

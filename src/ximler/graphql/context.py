@@ -1,6 +1,6 @@
 """The context that every resolver receives."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -12,6 +12,9 @@ from ximler.core.errors import Invalid, Unauthenticated
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.user import User
+
+if TYPE_CHECKING:
+    from ximler.database.results import Results
 
 __all__ = ["Context", "permit"]
 
@@ -38,6 +41,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     keyring: Keyring
     actor: Actor
     user: User | None = None
+    results: "Results | None" = None  # shared by processes, with `VALKEY_URL`
     cookies: Cookies | None = None  # for a browser that sent one
     reply_headers: list[Header] = []
     canvases: list[int] = []  # bytes of those that the answer has

