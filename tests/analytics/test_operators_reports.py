@@ -1,18 +1,25 @@
 """Cash, usage, limits, storage and sign-ups: each number is the sum of the rows that it names."""
 
+import asyncio
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from bson import ObjectId
 from tests.billing.conftest import OPERATOR, Buy, Buyer, at
+from tests.database.following import running, until
 
-from ximler.analytics import cash, customers
+from ximler.analytics import buckets, cash, customers, upkeep, verification
+from ximler.analytics.following import Follower, usage_was_late
 from ximler.billing import refunds
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid
 from ximler.database import Database
+from ximler.database.changes import Feed
+from ximler.database.monitoring import round_trips
+from ximler.metering.ledger import settlement
 
 NOVEMBER: dict[str, Any] = {"start": date(2027, 11, 1), "end": date(2027, 12, 1)}
 
@@ -59,6 +66,92 @@ async def test_cash_is_what_was_paid_refunded_and_refused(
     assert [(each.currency, each.paid_minor) for each in found] == [("EUR", 30), ("JPY", 500), ("USD", 2900)]
     (euros,) = await cash.cash(database, OPERATOR, **NOVEMBER, currency="eur")
     assert euros.paid_minor == 30
+
+
+async def test_days_of_cash_that_change_after_they_were_rolled_up_are_computed_again(database: Database) -> None:
+    at(database, 2027, 12, 24)
+    third = datetime(2027, 11, 3, 9, tzinfo=UTC)
+    theirs = {"userId": ObjectId(), "status": "PAID", "amount": 29, "paidAt": third, "createdAt": third}
+    await database.raw["payments"].insert_many([theirs | {"_id": ObjectId()} for _ in range(2)])
+
+    async def paid() -> int:
+        (month,) = await cash.cash(database, OPERATOR, **NOVEMBER)
+        return month.paid_minor
+
+    assert await paid() == 5800
+    with round_trips() as trips:
+        assert await paid() == 5800
+    assert len(trips) == 4, trips  # the buckets, and at once the three of the days before the first payment
+    feed = Feed(database)
+    follower = Follower(database, feed)
+    async with running(feed):
+        await until(lambda: feed.fresh)
+        await follower.mark()  # of the gap
+        await database.raw["payments"].insert_one(theirs | {"_id": ObjectId(), "amount": 1})
+        await feed.caught_up()
+        await follower.mark()
+    assert await paid() == 5900
+    await upkeep.roll_up(database=database)
+    await database.raw["payments"].update_many({}, {"$set": {"amount": 2}})  # unseen
+    assert await paid() == 5900
+    assert [each.problem for each in await verification.verify(database)] == ["differs from its documents"]
+    await upkeep.check(database=database)
+    assert await paid() == 600
+    assert await verification.verify(database) == []
+
+
+async def test_buckets_that_are_killed_marked_and_raced_say_what_their_documents_say(database: Database) -> None:
+    at(database, 2027, 12, 24)
+    rows = [
+        {
+            "userId": ObjectId(),
+            "resourceType": "apiCalls",
+            "amount": n,
+            "periodStart": datetime(2027, 11, 1 + n % 30, 9, tzinfo=UTC),
+            "periodEnd": datetime(2027, 11, 1 + n % 30, 10, tzinfo=UTC),
+        }
+        for n in range(1, 61)
+    ]
+    await database.raw["usage"].insert_many(rows)
+
+    async def everything() -> list[Any]:
+        return [
+            [await customers.usage(database, OPERATOR, **NOVEMBER, by=by) for by in ("DAY", "WEEK", "MONTH")],
+            await customers.largest(database, OPERATOR, resource="apiCalls", **NOVEMBER),
+        ]
+
+    once = await everything()
+    assert once[0][2][0].amount == sum(range(1, 61))
+    assert await everything() == once
+    with round_trips() as trips:
+        await customers.usage(database, OPERATOR, **NOVEMBER)
+        await customers.largest(database, OPERATOR, resource="apiCalls", **NOVEMBER)
+    assert len(trips) == 2, trips
+    await buckets.mark(database, customers.USED, [date(2027, 11, 3)])
+    killed = asyncio.create_task(verification.rebuild(database))
+    await asyncio.sleep(0.005)
+    killed.cancel()
+    await asyncio.gather(
+        killed, *(verification.rebuild(database) for _ in range(3)), everything(), return_exceptions=True
+    )
+    assert await everything() == once
+    # A bucket that is marked while it is computed is not stored.
+    late = {**rows[0], "_id": ObjectId(), "amount": 1000}
+    compute = customers.USED.compute
+
+    async def slow(*asked: Any) -> Any:
+        found = await compute(*asked)
+        if late["amount"]:
+            await database.raw["usage"].insert_one(late.copy())
+            late["amount"] = 0
+            await usage_was_late(settlement.Late(days=[late["periodStart"]]), database=database)
+        return found
+
+    await buckets.again(database, msgspec.structs.replace(customers.USED, compute=slow), {})
+    await upkeep.roll_up(database=database)
+    (month,) = await customers.usage(database, OPERATOR, **NOVEMBER)
+    assert month.amount == sum(range(1, 61)) + 1000
+    assert await verification.verify(database) == []
 
 
 async def test_usage_by_plan_and_its_largest_users(database: Database) -> None:

@@ -1,6 +1,7 @@
-"""The report of cash: payments, refunds and failed payments. Operators only. Computed from billing's documents."""
+"""The report of cash: payments, refunds and failed payments. Operators only. Rolled up by day from billing's documents."""
 
 import asyncio
+import operator
 from collections import defaultdict
 from datetime import date
 from decimal import Decimal
@@ -10,7 +11,8 @@ import msgspec
 import structlog
 from bson import Decimal128
 
-from ximler.analytics.spans import By, midnight, spans, truncated
+from ximler.analytics import buckets
+from ximler.analytics.spans import By, first_day, midnight, spans, truncated
 from ximler.billing import refunds
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
@@ -20,7 +22,7 @@ from ximler.database import Database
 from ximler.database.collection import Page
 from ximler.schema.payment import Payment
 
-__all__ = ["CashLine", "cash", "payments"]
+__all__ = ["DAYS", "CashLine", "cash", "payments"]
 
 _log = structlog.get_logger("ximler.analytics")
 _AMOUNT = {"$convert": {"input": "$amount", "to": "decimal", "onError": 0, "onNull": 0}}
@@ -48,38 +50,24 @@ class CashLine(msgspec.Struct, frozen=True, kw_only=True):
 async def cash(
     database: Database, actor: Actor, *, start: date, end: date, by: By = "MONTH", currency: str | None = None
 ) -> list[CashLine]:
-    """A line for each period and currency that has any. Three commands. Raises Forbidden, and Invalid for an empty range."""
+    """A line for each period and currency that has any. Raises Forbidden, and Invalid for an empty range.
+
+    One command for the days that are rolled up, and three for the last days.
+    """
     actor.require_operator()
     if currency is not None:
         exponent(currency.upper())
-    within = {"$gte": midnight(start), "$lt": midnight(end)}
     last = dict(spans(start, end, by))
-    paid, failed, returned = await asyncio.gather(
-        _payments(
-            database, {"status": {"$in": ["PAID", "REFUNDED"]}, "paidAt": within}, truncated("$paidAt", start, by)
-        ),
-        _payments(database, {"status": "FAILED", "createdAt": within}, truncated("$createdAt", start, by)),
-        refunds.sums(database, within, truncated("$createdAt", start, by)),
-    )
-    found: dict[tuple[str, date], dict[str, int]] = defaultdict(dict)
-    for names, rows in (
-        (("payments", "paid_minor"), paid),
-        (("failed", "failed_minor"), failed),
-        (("refunds", "refunded_minor"), returned),
-    ):
-        for code, day, count, minor in rows:
-            line = found[code, day]
-            for name, value in zip(names, (count, minor), strict=True):
-                line[name] = line.get(name, 0) + value
+    days = await buckets.read(database, DAYS, spans(start, end, "DAY", most=None), "DAY")
+    found: dict[tuple[str, date], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for day, lines in days.items():
+        for line in lines:
+            sums = found[line["currency"], max(start, first_day(day, by))]
+            for name, stored in _STORED.items():
+                sums[name] += line.get(stored, 0)
     return [
-        CashLine(
-            currency=code,
-            start=day,
-            end=last[day],
-            **line,
-            net_minor=line.get("paid_minor", 0) - line.get("refunded_minor", 0),
-        )
-        for (code, day), line in sorted(found.items())
+        CashLine(currency=code, start=day, end=last[day], **sums, net_minor=sums["paid_minor"] - sums["refunded_minor"])
+        for (code, day), sums in sorted(found.items())
         if currency is None or code == currency.upper()
     ]
 
@@ -101,6 +89,40 @@ async def payments(
     statuses = ["FAILED"] if failed else ["PAID", "REFUNDED"]
     where = {"status": {"$in": statuses}, by: {"$gte": midnight(start), "$lt": midnight(end)}}
     return await database.payments.page(where, first=first, after=after, by=by)
+
+
+async def _computed(database: Database, start: date, end: date, by: By) -> dict[date, list[dict[str, Any]]]:
+    """The lines of each period from the documents. Three commands at once."""
+    within = {"$gte": midnight(start), "$lt": midnight(end)}
+    paid, failed, returned = await asyncio.gather(
+        _payments(
+            database, {"status": {"$in": ["PAID", "REFUNDED"]}, "paidAt": within}, truncated("$paidAt", start, by)
+        ),
+        _payments(database, {"status": "FAILED", "createdAt": within}, truncated("$createdAt", start, by)),
+        refunds.sums(database, within, truncated("$createdAt", start, by)),
+    )
+    found: dict[date, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for names, rows in (
+        (("payments", "paidMinor"), paid),
+        (("failed", "failedMinor"), failed),
+        (("refunds", "refundedMinor"), returned),
+    ):
+        for code, day, count, minor in rows:
+            line = found[day].setdefault(code, {"currency": code})
+            for name, value in zip(names, (count, minor), strict=True):
+                line[name] = line.get(name, 0) + value
+    return {day: [line for _, line in sorted(lines.items())] for day, lines in found.items()}
+
+
+_STORED = {
+    "payments": "payments",
+    "paid_minor": "paidMinor",
+    "refunds": "refunds",
+    "refunded_minor": "refundedMinor",
+    "failed": "failed",
+    "failed_minor": "failedMinor",
+}
+DAYS = buckets.Report("cash", ("DAY",), _computed, operator.eq, 0)
 
 
 async def _payments(

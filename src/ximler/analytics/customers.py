@@ -1,5 +1,6 @@
 """Reports about users: sign-ups until their first payment, usage, limits and storage. Operators only."""
 
+from collections import defaultdict
 from datetime import date
 from statistics import median
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from bson import ObjectId
 
+from ximler.analytics import buckets
 from ximler.analytics.spans import By, midnight, spans, truncated
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
@@ -16,6 +18,8 @@ from ximler.metering.reports.business import NearLimit, PlanStorage, UserAmount
 from ximler.schema.usage import ResourceType
 
 __all__ = [
+    "LARGEST",
+    "USED",
     "NearLimit",
     "PlanStorage",
     "Signup",
@@ -122,21 +126,25 @@ async def signups_of(database: Database, actor: Actor, *, start: date, end: date
 
 
 async def usage(database: Database, actor: Actor, *, start: date, end: date, by: By = "MONTH") -> list[UsageLine]:
-    """Usage by period, resource and plan. Raises as `signups`. One command, which reads the ledger's rows of the range."""
+    """Usage by period, resource and plan. Raises as `signups`.
+
+    One command for whole periods that are rolled up; periods that the range cuts are read from the ledger's rows. Periods
+    that are not over may be half an hour old.
+    """
     actor.require_operator()
-    last = dict(spans(start, end, by))
-    within = {"$gte": midnight(start), "$lt": midnight(end)}
-    found = await business.used_by_plan(database, within, truncated("$periodStart", start, by))
+    periods = spans(start, end, by)
+    found = await buckets.read(database, USED, periods, by)
     return [
         UsageLine(
-            start=each.period.date(),
-            end=last[each.period.date()],
-            resource=each.resource,
-            plan_id=each.plan_id,
-            users=each.users,
-            amount=each.amount,
+            start=first,
+            end=last,
+            resource=line["resource"],
+            plan_id=line.get("plan"),
+            users=line["users"],
+            amount=line["amount"],
         )
-        for each in found
+        for first, last in periods
+        for line in found[first]
     ]
 
 
@@ -149,11 +157,63 @@ async def largest(
     end: date,
     first: int = 20,
 ) -> list[UserAmount]:
-    """The users with the largest usage: of calls in the range, of projects and bytes now. Raises as `signups`."""
+    """The users with the largest usage: of calls in the range, of projects and bytes now. Raises as `signups`.
+
+    One command where the range is a month that is rolled up; otherwise it reads the calls' rows.
+    """
     actor.require_operator()
-    spans(start, end, "MONTH", most=None)
+    periods = spans(start, end, "MONTH", most=None)
+    limit = _checked(first)
+    if resource == "apiCalls" and len(periods) == 1:
+        lines = (await buckets.read(database, LARGEST, periods, "MONTH"))[start]
+        return [
+            UserAmount(user_id=each["user"], plan_id=each.get("plan"), amount=each["amount"]) for each in lines[:limit]
+        ]
     within = {"$gte": midnight(start), "$lt": midnight(end)}
-    return await business.largest(database, resource, within, _checked(first))
+    return await business.largest(database, resource, within, limit)
+
+
+async def _used(database: Database, start: date, end: date, by: By) -> dict[date, list[dict[str, Any]]]:
+    within = {"$gte": midnight(start), "$lt": midnight(end)}
+    found: dict[date, list[dict[str, Any]]] = defaultdict(list)
+    for each in await business.used_by_plan(database, within, truncated("$periodStart", start, by)):
+        line: dict[str, Any] = {"resource": each.resource, "users": each.users, "amount": each.amount}
+        found[each.period.date()].append(line if each.plan_id is None else line | {"plan": each.plan_id})
+    return found
+
+
+async def _largest(database: Database, start: date, end: date, by: By) -> dict[date, list[dict[str, Any]]]:
+    found = {}
+    for first, last in spans(start, end, by, most=None):
+        within = {"$gte": midnight(first), "$lt": midnight(last)}
+        rows = await business.largest(database, "apiCalls", within, _MOST_ROWS)
+        found[first] = [
+            {"user": each.user_id, "amount": each.amount} | ({"plan": each.plan_id} if each.plan_id else {})
+            for each in rows
+        ]
+    return found
+
+
+def _same_usage(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    """By resource: a user who has changed plans since is no reason to count them elsewhere in a period that is over."""
+
+    def sums(lines: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for line in lines:
+            users, amount = found.get(line["resource"], (0, 0))
+            found[line["resource"]] = (users + line["users"], amount + line["amount"])
+        return found
+
+    return sums(one) == sums(other)
+
+
+def _same_users(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    return [(each["user"], each["amount"]) for each in one] == [(each["user"], each["amount"]) for each in other]
+
+
+_LATE_S = 1800.0
+USED = buckets.Report("usage", ("DAY", "WEEK", "MONTH"), _used, _same_usage, _LATE_S)
+LARGEST = buckets.Report("largest", ("MONTH",), _largest, _same_users, _LATE_S)
 
 
 async def near_limits(database: Database, actor: Actor, *, share: float = 0.8, first: int = 20) -> list[NearLimit]:

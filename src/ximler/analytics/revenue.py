@@ -8,7 +8,7 @@ every line. Currencies are never added. Days are UTC.
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from datetime import date, timedelta
+from datetime import date
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ from bson import ObjectId
 
 from ximler.analytics import retention, rollups
 from ximler.analytics.retention import Kept
-from ximler.analytics.spans import By, following, midnight, spans
+from ximler.analytics.spans import By, first_day, following, midnight, spans
 from ximler.core.actor import Actor
 from ximler.core.ids import Position
 from ximler.core.money import exponent
@@ -332,17 +332,11 @@ async def _sums(
     }
     for row in sorted([*by_month, *by_day], key=lambda row: str(row["currency"])):
         day = (row["month"] if "month" in row else row["day"]).date()
-        sums = found.setdefault(row["currency"], {}).setdefault(_first(day, start, by), dict(_NONE))
+        place = max(start, first_day(day, by)) if day >= start else date.min
+        sums = found.setdefault(row["currency"], {}).setdefault(place, dict(_NONE))
         for name, stored in _SUMMED.items():
             sums[name] += row.get(stored, 0)
     return found, kept
-
-
-def _first(day: date, start: date, by: By) -> date:
-    """The first day of the period of a day in the range that begins at `start`; `date.min` before it."""
-    if day < start or by == "DAY":
-        return day if day >= start else date.min
-    return max(start, day.replace(day=1) if by == "MONTH" else day - timedelta(days=day.weekday()))
 
 
 async def _changes(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ximler.core.errors import Invalid
 
-__all__ = ["By", "following", "midnight", "spans", "truncated"]
+__all__ = ["By", "first_day", "following", "midnight", "period_end", "spans", "truncated"]
 
 By = Literal["DAY", "WEEK", "MONTH"]
 _MOST_LINES = 1_000
@@ -21,6 +21,28 @@ def midnight(day: date) -> datetime:
 def following(month: date) -> date:
     """The first day of the next month."""
     return (month.replace(day=1) + timedelta(days=32)).replace(day=1)
+
+
+def first_day(day: date, by: By) -> date:
+    """The first day of the whole period that contains a day."""
+    match by:
+        case "DAY":
+            return day
+        case "WEEK":
+            return day - timedelta(days=day.weekday())
+        case "MONTH":
+            return day.replace(day=1)
+
+
+def period_end(day: date, by: By) -> date:
+    """The first day of the period after the one that contains a day."""
+    match by:
+        case "DAY":
+            return day + timedelta(days=1)
+        case "WEEK":
+            return day + timedelta(days=7 - day.weekday())
+        case "MONTH":
+            return following(day)
 
 
 def spans(start: date, end: date, by: By, *, most: int | None = _MOST_LINES) -> list[tuple[date, date]]:
@@ -44,12 +66,6 @@ def truncated(field: str, start: date, by: By) -> dict[str, Any]:
 def _cut(start: date, end: date, by: By) -> Iterator[tuple[date, date]]:
     first = start
     while first < end:
-        match by:
-            case "DAY":
-                after = first + timedelta(days=1)
-            case "WEEK":
-                after = first + timedelta(days=7 - first.weekday())
-            case "MONTH":
-                after = following(first)
+        after = period_end(first, by)
         yield first, min(after, end)
         first = after

@@ -1,22 +1,23 @@
 """Verifies the rollups: customers' days against the ledger, sums of days against customers' days, and sums of months
-against sums of days. Read-only; `rollups.rebuild` corrects all of it.
+against sums of days; and the buckets of cash and usage against their documents. Read-only; `rebuild` corrects all of it.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from ximler.analytics import retention, rollups
+from ximler.analytics import retention, rollups, upkeep
 from ximler.analytics.retention import Kept
 from ximler.analytics.spans import following
 from ximler.billing import movements
 from ximler.database import Database
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay
+from ximler.schema.report_bucket import REPORT_BUCKETS
 from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay, RevenueMonth
 
-__all__ = ["Wrong", "verify"]
+__all__ = ["Wrong", "rebuild", "verify"]
 
 _USERS = 500
 _PLACE = ("id", "currency", "day", "version", "summed", "dirty")
@@ -35,7 +36,15 @@ class Wrong(msgspec.Struct, frozen=True, kw_only=True):
 async def verify(database: Database) -> list[Wrong]:
     """Every rollup that differs, after a refresh. Rows that are written meanwhile may be reported: verify again."""
     await rollups.refresh(database)
-    return [*await _customers(database), *await _sums(database)]
+    buckets = await upkeep.wrong(database)
+    stale = [Wrong(rollup=REPORT_BUCKETS.name, id=name, problem="differs from its documents") for name in buckets]
+    return [*await _customers(database), *await _sums(database), *stale]
+
+
+async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
+    """Compute all rollups anew; returns how many movements there are. Reports stay usable meanwhile."""
+    await upkeep.rebuild(database)
+    return await rollups.rebuild(database, progress=progress)
 
 
 async def _customers(database: Database) -> list[Wrong]:

@@ -6,6 +6,7 @@ at any moment. A refund may stay pending, and may fail after it succeeded: then 
 again.
 """
 
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -28,11 +29,13 @@ from ximler.schema.invoice import Invoice
 from ximler.schema.refund import REFUNDS, Refund, RefundTarget
 
 __all__ = [
+    "COLLECTION",
     "Refund",
     "RefundTooHigh",
     "dispute_changed",
     "drive",
     "give_back",
+    "made_at",
     "observe",
     "observe_dispute",
     "of_user",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 _log = structlog.get_logger("ximler.billing")
+COLLECTION = REFUNDS.name
 _LOOK_AGAIN_S = (30, 300, 3600, 6 * 3600)
 _MAX_TEXT = 500
 
@@ -202,6 +206,11 @@ async def dispute_changed(database: Database, charge: Charge, dispute: Dispute) 
 async def of_user(database: Database, user_id: ObjectId) -> list[Refund]:
     """A user's refunds, newest first. One command."""
     return await database[REFUNDS].find({"userId": user_id}, sort=[("createdAt", -1)])
+
+
+async def made_at(database: Database, ids: Iterable[str]) -> list[datetime]:
+    """The times at which refunds were made."""
+    return [each.created_at for each in await database[REFUNDS].find({"_id": {"$in": list(ids)}})]
 
 
 async def sums(

@@ -213,13 +213,13 @@ async def movements(run: Run, kind: Any, limit: int, after: Any, **asked: Any) -
 @connected(json="Print what differs as JSON.")
 async def verify(run: Run, repair: bool) -> int | None:
     """Compare the ledger of recurring revenue with the subscriptions, and the rollups with it. Exit code 1 if they differ."""
-    from ximler.analytics import rollups, verification
+    from ximler.analytics import verification
     from ximler.billing import drifts
 
     found = await drifts.check(run.database, repair=repair)
     wrong = await verification.verify(run.database)
     if wrong and repair:
-        await rollups.rebuild(run.database)
+        await verification.rebuild(run.database)
     if run.as_json:
         ledger = [
             {name: str(value) for name, value in msgspec.structs.asdict(each).items()}
@@ -263,11 +263,11 @@ async def verify(run: Run, repair: bool) -> int | None:
 @reports.command()
 @connected(json="Print the number of movements as JSON.")
 async def rebuild(run: Run) -> None:
-    """Compute the rollups anew from the ledger. Reports stay usable meanwhile."""
-    from ximler.analytics import rollups
+    """Compute the rollups anew, from the ledgers and the payments. Reports stay usable meanwhile."""
+    from ximler.analytics import verification
 
     with progress_bar("Rolling up", "movements", quiet=run.as_json) as progress:
-        count = await rollups.rebuild(run.database, progress=progress)
+        count = await verification.rebuild(run.database, progress=progress)
     run.show({"movements": count}, f"{counted(count, 'movement')} rolled up.")
 
 

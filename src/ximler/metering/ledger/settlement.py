@@ -16,7 +16,8 @@ import random
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from datetime import time as time_of_day
 from typing import Any
 
 import structlog
@@ -27,7 +28,7 @@ from ximler.core.clock import from_ms
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings
 from ximler.core.stopping import pause
-from ximler.database import Database
+from ximler.database import Database, outbox
 from ximler.database.changes import Change, Feed
 from ximler.database.failures import DocumentExists, RefusedChanges
 from ximler.database.monitoring import first_time
@@ -42,16 +43,25 @@ from ximler.schema.quota import QUOTAS, Quota, period_start_of, quota_id
 from ximler.schema.usage import ResourceType
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS, UsageBatch, UsageSettlement
 
-__all__ = ["Settler", "finish", "is_under_way", "settle"]
+__all__ = ["Late", "Settler", "finish", "is_under_way", "late", "settle"]
 
 _MOST_ROWS = 20_000  # per settlement
 _LOOK_EVERY_S = 2.0
 _PATIENCE = timedelta(seconds=5)  # before an unfinished settlement of another process is taken over
 _TOGETHER_S = 0.2
+_ON_TIME = timedelta(days=1)
 _HOUR_MS = 3_600_000
 _RESOURCES: tuple[ResourceType, ...] = ("apiCalls",)
 _log = structlog.get_logger("ximler.metering")
 
+
+class Late(Document, kw_only=True):
+    """Days to whose rows usage was added long after they were over."""
+
+    days: list[datetime]
+
+
+late = outbox.job("analytics.usage_was_late", Late)
 
 _Addition = tuple[dict[str, Any], dict[str, dict[str, int]]]
 
@@ -232,6 +242,9 @@ async def _carry_out(database: Database, settlement: UsageSettlement, sums: Sums
     applied.
     """
     await recorded.add(database, settlement.id, sums, number=settlement.number, periods=_periods(settlement, sums))
+    past = {from_ms(hour * _HOUR_MS).date() for _, hour in sums}
+    if days := sorted(day for day in past if day < (database.clock.now() - _ON_TIME).date()):
+        await late.enqueue(database, Late(days=[datetime.combine(day, time_of_day(), UTC) for day in days]))
     await _pay(database, settlement, thresholds)
     await database[USAGE_BATCHES].delete_many({"_id": {"$in": settlement.batches}})
     await _close(database, settlement)
