@@ -31,6 +31,7 @@ TOPICS = {
     "billing": "previews of a change of plan, the page of invoices, and an invoice as PDF",
     "renewals": "subscriptions that are due, billed and paid",
     "reports": "recurring revenue from rollups, beside the same from the ledger",
+    "cache": "burst limits, reports and sessions in Valkey, beside none, and what its failures cost",
     "capacity": "the bytes that a typical user takes, and what 10⁴ to 10⁸ users need",
     "events": "the payment provider's events, verified and stored",
     "concurrency": "50 clients that want the last 3 projects",

@@ -29,7 +29,11 @@ async def slowly(server: ValkeyServer, seconds: float) -> AsyncIterator[str]:
         to.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection(target.hostname, target.port)
+        try:
+            theirs, ours = await asyncio.open_connection(target.hostname, target.port)
+        except OSError:  # it was killed
+            writer.transport.abort()
+            return
         try:
             await asyncio.gather(passed(reader, ours, 0), passed(theirs, writer, seconds), return_exceptions=True)
         finally:
