@@ -12,7 +12,8 @@ from bson import ObjectId
 
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
-from ximler.analytics import revenue, rollups
+from ximler.analytics import buckets, cash, revenue, rollups
+from ximler.analytics import customers as customers_of
 from ximler.core.actor import SYSTEM
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
@@ -20,6 +21,7 @@ from ximler.database.monitoring import round_trips
 __all__ = ["run"]
 
 CUSTOMERS, QUICK, MONTHS, EACH = 100_000, 5_000, 36, 3
+PAYMENTS, USAGE = 1_000_000, 10_000_000  # with --full; a tenth of them otherwise, and a hundredth with --quick
 START = datetime(2024, 1, 1, tzinfo=UTC)
 _DAYS = 1096
 _RANGE = {"start": date(2024, 1, 1), "end": date(2027, 1, 1)}
@@ -33,6 +35,9 @@ async def run(setup: Setup) -> list[Table]:
         began = time.perf_counter()
         rows = await rollups.refresh(database)
         rebuilt = time.perf_counter() - began
+        began = time.perf_counter()
+        await rollups.rebuild(database)
+        again = time.perf_counter() - began
         await _movement(database)
         began = time.perf_counter()
         await rollups.refresh(database)
@@ -45,8 +50,23 @@ async def run(setup: Setup) -> list[Table]:
             "churn, a month": partial(
                 revenue.churn, database, SYSTEM, start=date(2026, 11, 1), end=date(2026, 12, 1), by="MONTH"
             ),
+            "churn by day, a year": partial(
+                revenue.churn, database, SYSTEM, start=date(2026, 1, 1), end=date(2027, 1, 1), by="DAY"
+            ),
+            "churn by month, 36 months": partial(revenue.churn, database, SYSTEM, **_RANGE),
             "cohorts, 36 months": partial(revenue.cohorts, database, SYSTEM, **_RANGE),
         }
+        part = 100 if setup.quick else 1 if setup.full else 10
+        reports |= await _documents(database, PAYMENTS // part, USAGE // part)
+        began = time.perf_counter()
+        for report in reports.values():
+            await report()
+        first = time.perf_counter() - began
+        november = {"by": "DAY", "start": datetime(2026, 11, 3, tzinfo=UTC)}
+        began = time.perf_counter()
+        await buckets.again(database, customers_of.USED, november)
+        await buckets.again(database, cash.BUCKETS, november)
+        bucket = time.perf_counter() - began
         lines = []
         slowest = 0.0
         for name, report in reports.items():
@@ -60,12 +80,23 @@ async def run(setup: Setup) -> list[Table]:
             title=f"reports: {customers:,} customers, {rows:,} movements in {MONTHS} months",
             figures=[
                 Figure(what="the slowest report, p99", value=1000 * slowest, unit="ms", most=50),
-                Figure(what="movements rolled up, all anew", value=rows / rebuilt, unit="a second"),
+                Figure(what="movements rolled up, for the first time", value=rows / rebuilt, unit="a second"),
+                Figure(what="movements compared by a rebuild", value=rows / again, unit="a second"),
                 Figure(what="a day that changed, computed again", value=1000 * dirty, unit="ms", most=2000),
+                Figure(what="a day of cash and of usage, computed again", value=1000 * bucket, unit="ms", most=2000),
+                Figure(
+                    what="payments and usage rolled up",
+                    # Usage by month and by day, the largest users of a month, and cash.
+                    value=(PAYMENTS // part + USAGE // part * (1 + 1 / 3)) / first,
+                    unit="documents a second",
+                ),
             ],
             columns=("report", "p50", "p99", "round trips"),
             rows=lines,
-            notes=["The last row computes with $setWindowFields what the first one reads."],
+            notes=[
+                "The last row computes with $setWindowFields what the first one reads.",
+                f"{PAYMENTS // part:,} payments, and {USAGE // part:,} rows of usage.",
+            ],
         )
     ]
 
@@ -109,6 +140,52 @@ async def _ledger(database: Database, customers: int) -> None:
                 for number, day in enumerate(days)
             ]
         await database.raw["movements"].insert_many(rows, ordered=False)
+
+
+async def _documents(database: Database, payments: int, usage: int) -> dict[str, Report]:
+    """Payments and usage over the months, inserted as they are stored; and the reports about them."""
+    chance, users = random.Random(8), [ObjectId() for _ in range(max(1_000, usage // 100))]
+    for first in range(0, payments, 10_000):
+        moments = [
+            START + timedelta(minutes=chance.randrange(_DAYS * 1440)) for _ in range(min(10_000, payments - first))
+        ]
+        await database.raw["payments"].insert_many(
+            [
+                {"userId": chance.choice(users), "amount": 29.99, "currency": "USD", "createdAt": at, "updatedAt": at}
+                | ({"status": "PAID", "paidAt": at} if number % 20 else {"status": "FAILED"})
+                for number, at in enumerate(moments)
+            ],
+            ordered=False,
+        )
+    await database.raw["entitlements"].insert_many(
+        [
+            {"_id": user, "planId": plan, "planName": plan, "projects": 1, "storageBytes": 1, "apiCalls": 1}
+            for user, plan in zip(users, chance.choices(("pro", "team", "free"), k=len(users)), strict=True)
+        ]
+    )
+    hour = timedelta(hours=1)
+    for first in range(0, usage, 20_000):
+        starts = [START + hour * chance.randrange(_DAYS * 24) for _ in range(min(20_000, usage - first))]
+        await database.raw["usage"].insert_many(
+            [
+                {"userId": chance.choice(users), "resourceType": "apiCalls", "amount": 7}
+                | {"periodStart": at, "periodEnd": at + hour, "createdAt": at}
+                for at in starts
+            ],
+            ordered=False,
+        )
+    november: dict[str, Any] = {"start": date(2026, 11, 1), "end": date(2026, 12, 1)}
+    year: dict[str, Any] = {"start": date(2026, 1, 1), "end": date(2027, 1, 1), "by": "DAY"}
+    database.clock.offset_ms += int((datetime(2027, 1, 9, tzinfo=UTC) - database.clock.now()).total_seconds() * 1000)
+    return {
+        "cash by month, 36 months": partial(cash.cash, database, SYSTEM, **_RANGE),
+        "cash by day, a year": partial(cash.cash, database, SYSTEM, **year),
+        "usage by month, 36 months": partial(customers_of.usage, database, SYSTEM, **_RANGE),
+        "usage by day, a year": partial(customers_of.usage, database, SYSTEM, **year),
+        "largest users, a month": partial(
+            customers_of.largest, database, SYSTEM, resource="apiCalls", **november, first=20
+        ),
+    }
 
 
 async def _movement(database: Database) -> None:

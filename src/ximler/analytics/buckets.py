@@ -14,12 +14,12 @@ from typing import Any
 
 import msgspec
 
-from ximler.analytics.spans import By, first_day, midnight, period_end
+from ximler.analytics.spans import By, first_day, following, midnight, period_end
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
 from ximler.schema.report_bucket import REPORT_BUCKETS, ReportBucket
 
-__all__ = ["Line", "Report", "again", "mark", "mark_since", "read"]
+__all__ = ["Line", "Report", "again", "is_settled", "mark", "mark_since", "read"]
 
 _SETTLED = timedelta(days=2)
 _AT_ONCE = {"DAY": 31, "WEEK": 5, "MONTH": 1}  # buckets of one computation in the background
@@ -71,6 +71,11 @@ async def read(database: Database, report: Report, periods: Sequence[Period], by
         buckets = [stored.get(start) or _fresh(report, by, start) for start in kept]
         await _store(database, report, buckets, lines, now)
     return found
+
+
+def is_settled(database: Database, start: date, end: date) -> bool:
+    """Whether a period is a whole month whose documents are expected to stay."""
+    return start.day == 1 and end == following(start) and midnight(end) + _SETTLED <= database.clock.now()
 
 
 async def mark(database: Database, report: Report, days: Iterable[date]) -> None:

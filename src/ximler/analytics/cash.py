@@ -22,7 +22,7 @@ from ximler.database import Database
 from ximler.database.collection import Page
 from ximler.schema.payment import Payment
 
-__all__ = ["DAYS", "CashLine", "cash", "payments"]
+__all__ = ["BUCKETS", "CashLine", "cash", "payments"]
 
 _log = structlog.get_logger("ximler.analytics")
 _AMOUNT = {"$convert": {"input": "$amount", "to": "decimal", "onError": 0, "onNull": 0}}
@@ -52,15 +52,21 @@ async def cash(
 ) -> list[CashLine]:
     """A line for each period and currency that has any. Raises Forbidden, and Invalid for an empty range.
 
-    One command for the days that are rolled up, and three for the last days.
+    One command for months that are rolled up, one for the days of others, and three for the last days.
     """
     actor.require_operator()
     if currency is not None:
         exponent(currency.upper())
-    last = dict(spans(start, end, by))
-    days = await buckets.read(database, DAYS, spans(start, end, "DAY", most=None), "DAY")
+    periods = spans(start, end, by)
+    last = dict(periods)
+    months = [each for each in periods if buckets.is_settled(database, *each)] if by == "MONTH" else []
+    days = [(start, months[0][0]), (months[-1][1], end)] if months else [(start, end)]
+    parts = await asyncio.gather(
+        *(buckets.read(database, BUCKETS, spans(*each, "DAY", most=None), "DAY") for each in days if each[0] < each[1]),
+        *([buckets.read(database, BUCKETS, months, "MONTH")] if months else []),
+    )
     found: dict[tuple[str, date], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for day, lines in days.items():
+    for day, lines in ((day, lines) for part in parts for day, lines in part.items()):
         for line in lines:
             sums = found[line["currency"], max(start, first_day(day, by))]
             for name, stored in _STORED.items():
@@ -122,7 +128,7 @@ _STORED = {
     "failed": "failed",
     "failed_minor": "failedMinor",
 }
-DAYS = buckets.Report("cash", ("DAY",), _computed, operator.eq, 0)
+BUCKETS = buckets.Report("cash", ("DAY", "MONTH"), _computed, operator.eq, 0)
 
 
 async def _payments(

@@ -72,7 +72,7 @@ class Follower:
         self._payments, self._refunds, self._missed = set(), set(), False
         now = self._database.clock.now()
         if missed:
-            await buckets.mark_since(self._database, cash.DAYS, (now - _MISSED).date())
+            await buckets.mark_since(self._database, cash.BUCKETS, (now - _MISSED).date())
         moments: set[datetime | None] = set()
         if payments:
             for each in await self._database.payments.find({"_id": {"$in": list(payments)}}):
@@ -81,7 +81,7 @@ class Follower:
             moments |= set(await refunds.made_at(self._database, made))
         days: set[date] = {each.date() for each in moments if each is not None and each < now - _RECENT}
         if days:
-            await buckets.mark(self._database, cash.DAYS, days)
+            await buckets.mark(self._database, cash.BUCKETS, days)
 
     def _heard(self, change: Change) -> None:
         if change.operation == "insert" and self._is_recent(change.document or {}):

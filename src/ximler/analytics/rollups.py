@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from bson import ObjectId
@@ -28,6 +28,7 @@ from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay, 
 __all__ = ["added", "check", "customers", "days_of", "mark_all", "rebuild", "refresh", "sums_of", "unsummed"]
 
 _MOVEMENTS = 5_000  # a transaction
+_USERS = 2_000  # the same, of a rebuild
 _ATTEMPTS = 20  # at a batch, while other processes roll up the same customers
 _DAYS = 200  # an aggregation
 _CHANGE = {"$abs": {"$subtract": ["$endMinor", "$startMinor"]}}
@@ -70,20 +71,13 @@ async def check(*, database: Database) -> int:
 
 async def refresh(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
     """Bring the rollups up to date; returns how many movements were rolled up. Two commands at once if nothing is new."""
-    count = failed = 0
+    count = 0
     users, dirty = await asyncio.gather(movements.pending(database, _MOVEMENTS), _dirty(database))
     if not users and not dirty:
         return 0
     while users:
-        try:
-            count += await _roll_up(database, users)
-        except DocumentExists:  # another process marked the same new day at the same moment
-            failed += 1
-            if failed == _ATTEMPTS:
-                raise
-        else:
-            failed = 0
-            progress(count)
+        count += (await _persistently(database, users)).pending
+        progress(count)
         users = await movements.pending(database, _MOVEMENTS)
     while dirty := await _dirty(database):
         await _sum(database, dirty)
@@ -95,12 +89,20 @@ async def _dirty(database: Database) -> list[RevenueDay]:
 
 
 async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
-    """Compute all rollups anew from the ledger; returns how many movements there are. Reports stay usable meanwhile."""
-    strangers = set(await customers(database)) - set(await movements.users(database))
+    """Compute all rollups anew from the ledger; returns how many movements there are. Reports stay usable meanwhile.
+
+    Customers' days are compared, and only those that differ are written.
+    """
+    users = sorted(await movements.users(database))
+    strangers = set(await customers(database)) - set(users)
     await database[CUSTOMER_DAYS].delete_many({"userId": {"$in": sorted(strangers)}})
-    await movements.unroll(database)
+    count = 0
+    for first in range(0, len(users), _USERS):
+        count += (await _persistently(database, users[first : first + _USERS])).rows
+        progress(count)
     await mark_all(database)
-    return await refresh(database, progress=progress)
+    await refresh(database)
+    return count
 
 
 async def customers(database: Database) -> list[ObjectId]:
@@ -120,8 +122,22 @@ async def unsummed(database: Database) -> int:
     return await database[REVENUE_DAYS].count({"summed": None, "dirty": None})
 
 
-async def _roll_up(database: Database, users: list[ObjectId]) -> int:
-    async def write(transaction: Database) -> int:
+class _Rolled(NamedTuple):
+    """Movements of a batch of customers: all of them, and those that were not in the rollups."""
+
+    rows: int
+    pending: int
+
+
+async def _persistently(database: Database, users: list[ObjectId]) -> _Rolled:
+    for _ in range(_ATTEMPTS):
+        with suppress(DocumentExists):  # another process marked the same new day at the same moment
+            return await _roll_up(database, users)
+    return await _roll_up(database, users)
+
+
+async def _roll_up(database: Database, users: list[ObjectId]) -> _Rolled:
+    async def write(transaction: Database) -> _Rolled:
         ledger = await movements.of_users(transaction, users)
         days = {each.id: each for user_id in users for each in days_of(ledger[user_id])}
         stored = {each.id: each for each in await transaction[CUSTOMER_DAYS].find({"userId": {"$in": users}})}
@@ -137,7 +153,7 @@ async def _roll_up(database: Database, users: list[ObjectId]) -> int:
             await transaction[REVENUE_DAYS].upsert_each([({"_id": each.id}, mark, each) for each in fresh])
         rows = [row for user_id in users for row in ledger[user_id]]
         await movements.rolled(transaction, rows)
-        return sum(1 for row in rows if row.pending)
+        return _Rolled(len(rows), sum(1 for row in rows if row.pending))
 
     return await database.transaction(write)
 

@@ -9,7 +9,7 @@ from ximler.database import Database, outbox
 
 __all__ = ["check", "rebuild", "roll_up", "wrong"]
 
-_REPORTS = (cash.DAYS, customers.USED, customers.LARGEST)
+_REPORTS = (cash.BUCKETS, customers.USED, customers.LARGEST)
 _log = structlog.get_logger("ximler.analytics")
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "pending",
     "recorded",
     "rolled",
-    "unroll",
     "users",
 ]
 
@@ -93,11 +92,6 @@ async def rolled(transaction: Database, rows: Iterable[Movement]) -> None:
     ids = [row.id for row in rows if row.pending]
     if ids:
         await transaction[MOVEMENTS].patch_many({"_id": {"$in": ids}}, {"$unset": {"pending": ""}})
-
-
-async def unroll(database: Database) -> None:
-    """Take every movement for one that is not in the rollups."""
-    await database[MOVEMENTS].patch_many({"pending": None}, {"$set": {"pending": True}})
 
 
 def _movement(user_id: ObjectId, row: Recurring, number: int, at: datetime) -> Movement:
