@@ -226,3 +226,29 @@ async def test_a_storm_of_reads_and_cancellations_leaves_the_pool_s_accounts_eve
     assert len(pool_.conns) <= 3
     assert await other.plans.find_one({"id": "free"})
     await other.close()
+
+
+async def test_reads_and_pymongo_s_operations_take_turns_at_a_full_pool(
+    mongodb_uri: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = await connect(with_options(mongodb_uri, "maxPoolSize=1"), name=database.name)
+    assert await other.plans.count({}) == await other.plans.count({})  # the one connection is open
+    ended: list[str] = []
+    slow: list[object] = []
+    checkout = pool.Pool._get_conn
+
+    async def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        slow.append(self)
+        return await checkout(self, *arguments, **options)
+
+    monkeypatch.setattr(pool.Pool, "_get_conn", counted)
+
+    async def one(kind: str) -> None:
+        await (other.plans.find_one({"id": "free"}) if kind == "read" else other.plans.count({}))
+        ended.append(kind)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(one(kind) for kind in ["read"] * 30 + ["count"] * 10))
+    assert len(slow) == 10, "reads stay in their own queue"
+    assert {"read", "count"} == set(ended[:6]) == set(ended[8:16])
+    await other.close()

@@ -4,7 +4,8 @@ PyMongo's asynchronous client starts two tasks for each reply, and a cursor and 
 read itself. Connections of `Pool` wait for a reply with one future, for every command. `ask` sends one `find` or `aggregate`
 over such a connection. Server selection, pooling, error handling, monitoring events and BSON stay PyMongo's, with two
 exceptions. An idle connection to a known primary is checked out and in without PyMongo's locks. While all connections are in
-use, reads wait in a queue of their own, and a read that ends passes its connection to the next.
+use, reads wait in a queue of their own, and an operation that ends passes its connection to the next. If operations of
+PyMongo wait as well, the two take turns.
 
 Both rest on parts of PyMongo that are not documented, so only releases in `_RELEASES` are used in this way. With any other
 release, and for every read that `ask` does not cover, reads go through PyMongo's documented methods.
@@ -59,7 +60,7 @@ __all__ = ["ask", "options"]
 
 _FRESH_S = 1.0  # PyMongo's own age after which it looks whether an idle connection was closed
 _POLL_S = 0.5  # PyMongo's own interval for noticing that the pool has cancelled an operation
-_TURN_S = 0.1  # in our queue, before a read waits in PyMongo's
+_EXAMINE_S = 0.1  # interval in which the queue looks for connections that were not passed to it
 
 
 class Connection(pool.AsyncConnection):
@@ -124,6 +125,8 @@ class Pool(pool.Pool):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._queue: deque[asyncio.Future[pool.AsyncConnection | None]] = deque()
+        self._examiner: asyncio.TimerHandle | None = None
+        self._reads_next = False
 
     async def connect(self, *arguments: Any, **options: Any) -> pool.AsyncConnection:
         connection = await super().connect(*arguments, **options)
@@ -166,7 +169,7 @@ class Pool(pool.Pool):
         if (
             self.state != PoolState.READY
             or self.requests < self.max_pool_size
-            or self.size_cond._waiters  # noqa: SLF001 (see above) (they came first)
+            or self.opts.wait_queue_timeout is not None
             or self.pid != os.getpid()
         ):
             return None
@@ -174,24 +177,63 @@ class Pool(pool.Pool):
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[pool.AsyncConnection | None] = loop.create_future()
         self._queue.append(turn)
-        timer = loop.call_later(_TURN_S, _settle, turn, None)
+        if self._examiner is None:
+            self._examiner = loop.call_later(_EXAMINE_S, self._examine)
         try:
             connection = await turn
         except BaseException:
             if turn.done() and not turn.cancelled() and (passed := turn.result()) is not None:
                 await self.give_back(passed)
             raise
-        finally:
-            timer.cancel()
         if connection is not None:
             CHECKOUT.observe(time.monotonic() - began)
         return connection
+
+    def _examine(self) -> None:
+        """End waiting that no operation would end: the pool was paused or closed, or lost a connection."""
+        self._examiner = None
+        self._serve()
+        if self._queue:
+            self._examiner = asyncio.get_running_loop().call_later(_EXAMINE_S, self._examine)
+
+    def _serve(self) -> None:
+        """Take free connections for the queue, unless PyMongo's operations wait for them."""
+        while self._queue and (
+            self.state != PoolState.READY or (self.requests < self.max_pool_size and not self.size_cond._waiters)  # noqa: SLF001 (see above)
+        ):
+            turn = self._queue.popleft()
+            if not turn.done():
+                _settle(turn, self.take())
+
+    def _pass_on(self, connection: pool.AsyncConnection) -> bool:
+        """Give the connection to the next read in the queue. While PyMongo's operations wait too, every second time."""
+        if (
+            not self._queue
+            or self._max_connecting_cond._waiters  # noqa: SLF001 (see above)
+            or self.state != PoolState.READY
+            or connection.closed
+            or connection.pinned_txn
+            or connection.pinned_cursor
+            or self.stale_generation(connection.generation, connection.service_id)
+            or self.pid != os.getpid()
+        ):
+            return False
+        if self.size_cond._waiters and not self._reads_next:  # noqa: SLF001 (see above)
+            self._reads_next = True
+            return False
+        self._reads_next = False
+        while self._queue:
+            if _settle(self._queue.popleft(), connection):
+                return True
+        return False
 
     async def give_back(self, connection: pool.AsyncConnection) -> None:
         """Pass a connection from `take` or `turn` to the next in the queue, or check it in.
 
         Waits only where another task holds the lock or waits for one.
         """
+        if self._pass_on(connection):
+            return
         if (
             self.lock.locked()
             or self.size_cond._waiters  # noqa: SLF001 (see above)
@@ -201,21 +243,17 @@ class Pool(pool.Pool):
             or self.stale_generation(connection.generation, connection.service_id)
             or self.pid != os.getpid()
         ):
-            await self.checkin(connection)
+            await super().checkin(connection)
+            self._serve()
             return
-        while self._queue:
-            if _settle(self._queue.popleft(), connection):
-                return
         connection.active = False
         self._checkin_apply(connection, txn=False, cursor=False, forked=False)
         self._telemetry.checked_in(connection.id)
 
     async def checkin(self, connection: pool.AsyncConnection) -> None:
-        await super().checkin(connection)
-        while self._queue and self.requests < self.max_pool_size:
-            turn = self._queue.popleft()
-            if not turn.done():
-                _settle(turn, self.take())
+        if not self._pass_on(connection):
+            await super().checkin(connection)
+            self._serve()
 
 
 def _settle(turn: "asyncio.Future[pool.AsyncConnection | None]", connection: pool.AsyncConnection | None) -> bool:
