@@ -116,6 +116,8 @@ async def test_polygons_hold_what_is_inside_and_never_their_other_side(database:
     germany = polygon((6, 47), (15, 47), (15, 55), (6, 55))
     assert await names_within(database, ada, polygon=germany) == {"berlin"}
     assert await names_within(database, ada, polygon=germany[::-1]) == {"berlin"}
+    page = await nearest.nearest(database, ada, BERLIN, within={"polygon": germany})
+    assert [each.name for each in page.items] == ["berlin"]
     large = polygon((-170, -80), (-60, -80), (60, -80), (170, -80), (170, 80), (60, 80), (-60, 80), (-170, 80))
     wide = polygon((-170, -80), (170, -80), (170, 80), (-170, 80))
     crossed = polygon((0, 0), (10, 10), (10, 0), (0, 10))

@@ -326,6 +326,11 @@ class ReadableCollection(Generic[D]):
         """
         return await self._run(self._aggregate(pipeline, hint))
 
+    async def rows(self, where: Filter, *, projection: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
+        """The first matches as the projection returns them, with computed fields. Datetimes come back naive."""
+        query = self._query(where, None, None, limit, False, None)
+        return await self._run(self._few({**query, "projection": projection}))
+
     # Inside
 
     async def _few(self, query: dict[str, Any]) -> list[dict[str, Any]]:

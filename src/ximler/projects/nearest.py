@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from bson import ObjectId
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
@@ -17,6 +18,8 @@ from ximler.schema.project import LOCATED
 
 __all__ = ["NearProject", "nearest"]
 
+Place = tuple[float, ObjectId]
+_FIELDS = dict.fromkeys(ProjectSummary.__struct_encode_fields__, 1)
 FARTHEST_KM = 20_100.0  # a little more than half the circumference
 
 
@@ -37,43 +40,27 @@ async def nearest(
 ) -> Page[NearProject]:
     """The actor's projects, nearest first, at most `max_km` away; `wanted` are the arguments of `projects.matching`.
 
-    Raises Invalid. Pages by keyset of distance and id. One command; two where projects of equal distance are on two pages.
+    Raises Invalid. Pages by keyset of distance and id. One command; more where many projects are equally far.
     """
     check_size(first)
     centre = places.stored(near, "near")
     farthest = near.get("max_km")
     if farthest is not None and not 0 < farthest <= FARTHEST_KM:
         raise Invalid.field("near.maxKm", f"{farthest} is not between 0 and {FARTHEST_KM:,.0f}")
-    where = {**matching(actor, **wanted), "deletedAt": None, **LOCATED}
+    where = {**matching(actor, **wanted), **LOCATED}
     position = None if after is None else decode_distance(after)
-
-    def stages(*, until: float | None, sorting: bool) -> list[dict[str, Any]]:
-        finding: dict[str, Any] = {
-            "near": centre, "key": "location", "spherical": True, "query": where, "distanceField": "distanceM"
-        }  # fmt: skip
-        reach = farthest * 1000 if farthest is not None else None
-        if until is not None:
-            reach = _above(until)
-        if reach is not None:
-            finding["maxDistance"] = reach
-        beyond: list[dict[str, Any]] = []
-        if position is not None:
-            metres, last = position
-            finding["minDistance"] = max(metres - (_above(metres) - metres), 0)
-            beyond = [
-                {"$match": {"$or": [{"distanceM": {"$gt": metres}}, {"distanceM": metres, "_id": {"$gt": last}}]}}
-            ]
-        if until is not None:
-            beyond.append({"$match": {"distanceM": {"$lte": until}}})
-        order: list[dict[str, Any]] = [{"$sort": {"distanceM": 1, "_id": 1}}] if sorting else []
-        fields = dict.fromkeys((*ProjectSummary.__struct_encode_fields__, "distanceM"), 1)
-        return [{"$geoNear": finding}, *beyond, *order, {"$limit": first + 2}, {"$project": fields}]
-
-    found = await database.projects.aggregate(stages(until=None, sorting=False))
-    if len(found) == first + 2 and found[first - 1]["distanceM"] == found[-1]["distanceM"]:
-        # Those of this distance are in no order, and there may be more of them.
-        found = await database.projects.aggregate(stages(until=found[-1]["distanceM"], sorting=True))
-    found.sort(key=lambda raw: (raw["distanceM"], raw["_id"]))
+    farthest_m = farthest * 1000 if farthest is not None else None
+    limit = first + (2 if position is None else 3)  # with the last of the page before
+    while True:
+        rows = await _by_distance(database, where, centre, position, farthest_m, limit)
+        found = [row for row in rows if position is None or _order(row) > position]
+        if len(rows) < limit or len(found) >= first + 2:
+            break
+        limit *= 4  # many are as far as the last of the page before
+    if len(rows) == limit and found[first - 1]["distanceM"] == rows[-1]["distanceM"]:
+        # Those of one distance are in no order, and there may be more of them.
+        found = await _in_order(database, where, centre, position, rows[-1]["distanceM"], first + 1)
+    found.sort(key=_order)
     items, cursors = [], []
     for raw in found[:first]:
         metres, cursor_id = raw.pop("distanceM"), raw["_id"]
@@ -81,6 +68,56 @@ async def nearest(
             items.append(NearProject(**msgspec.structs.asdict(each), distance_km=metres / 1000))
             cursors.append(encode_distance(metres, cursor_id))
     return Page(items, cursors, has_next=len(found) > first)
+
+
+async def _by_distance(
+    database: Database,
+    where: Mapping[str, Any],
+    centre: dict[str, Any] | None,
+    position: Place | None,
+    farthest_m: float | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """The nearest from a distance on. By `find`, which stops at its limit: `$geoNear` reads thousands ahead of `$limit`."""
+    near: dict[str, Any] = {"$geometry": centre}
+    if farthest_m is not None:
+        near["$maxDistance"] = farthest_m
+    if position is not None:
+        near["$minDistance"] = _below(position[0])
+    return await database.projects.rows(
+        {**where, "location": {"$nearSphere": near}},
+        projection={**_FIELDS, "distanceM": {"$meta": "geoNearDistance"}},
+        limit=limit,
+    )
+
+
+async def _in_order(
+    database: Database,
+    where: Mapping[str, Any],
+    centre: dict[str, Any] | None,
+    position: Place | None,
+    until_m: float,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Those up to a distance by distance and id, of which many may be equally far."""
+    finding: dict[str, Any] = {"near": centre, "key": "location", "spherical": True, "distanceField": "distanceM"}
+    finding |= {"query": {**where, "deletedAt": None}, "maxDistance": _above(until_m)}
+    bounds: list[dict[str, Any]] = [{"distanceM": {"$lte": until_m}}]
+    if position is not None:
+        metres, last = position
+        finding["minDistance"] = _below(metres)
+        bounds.append({"$or": [{"distanceM": {"$gt": metres}}, {"distanceM": metres, "_id": {"$gt": last}}]})
+    stages: list[dict[str, Any]] = [{"$geoNear": finding}, {"$match": {"$and": bounds}}]
+    stages += [{"$sort": {"distanceM": 1, "_id": 1}}, {"$limit": limit}, {"$project": {**_FIELDS, "distanceM": 1}}]
+    return await database.projects.aggregate(stages)
+
+
+def _order(row: dict[str, Any]) -> Place:
+    return row["distanceM"], row["_id"]
+
+
+def _below(metres: float) -> float:
+    return max(metres - (_above(metres) - metres), 0)
 
 
 def _above(metres: float) -> float:
