@@ -41,7 +41,7 @@ docs: $(VENV)/.dev ## Generate docs/schema.md, docs/schema.graphql and the READM
 
 lock: $(VENV)/.dev ## Pin the versions of all dependencies anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --generate-hashes --extra embedded pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --generate-hashes --extra embedded --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --generate-hashes --extra embedded --extra geoip --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --generate-hashes --group bench pyproject.toml -c requirements-dev.lock -o requirements-bench.lock
 
 wheel: $(VENV)/.dev ## Build dist/*.whl

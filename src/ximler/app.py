@@ -11,7 +11,7 @@ from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from ximler.accounts import idempotency
+from ximler.accounts import idempotency, origins
 from ximler.audit import refusals
 from ximler.audit.actions import Action
 from ximler.billing.plans import PlanMemory
@@ -90,6 +90,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     When `shutdown` is requested, background work stops; parts that requests depend on stop when the server
     has drained. Raises SettingsError for unusable settings, before anything is served.
     """
+    origins.check(settings)
     tools_on = equip(settings, background=settings.worker)
     keyring = tools_on.keywords["keyring"]
     limits = Limits(

@@ -23,7 +23,13 @@ from ximler.notifications import inbox
 from ximler.notifications.email import Smtp
 from ximler.worker import Tools, Worker
 
-DETAILS = {"hint": "abcd", "left": 3, "count": 5, "address": "new@example.com"}
+DETAILS = {
+    "origin": "a new device in Paris, France",
+    "hint": "abcd",
+    "left": 3,
+    "count": 5,
+    "address": "new@example.com",
+}
 
 
 class Server(Controller):

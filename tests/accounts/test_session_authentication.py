@@ -12,7 +12,6 @@ from ximler.accounts.session_authentication import SessionAuthenticator, Session
 from ximler.core.actor import Actor
 from ximler.database.changes import Feed
 from ximler.database.monitoring import round_trips
-from ximler.schema.credential import CREDENTIALS, Credential
 from ximler.schema.session import SESSIONS
 
 PASSWORD = "correct horse battery"
@@ -106,7 +105,7 @@ async def test_a_lock_and_a_role_take_effect_at_once(database, ada, enter, authe
     token = (await enter()).token
     await database.feed.caught_up()
     assert not (await authenticator.authenticate(token, ANYBODY)).account.operator
-    await database[CREDENTIALS].insert(Credential(id=ada.id, role="operator"))
+    await database.raw.credentials.update_one({"_id": ada.id}, {"$set": {"role": "operator"}})
     await database.feed.caught_up()
     assert (await authenticator.authenticate(token, ANYBODY)).account.operator
     await database.raw.credentials.update_one({"_id": ada.id}, {"$set": {"lockedAt": database.clock.now()}})

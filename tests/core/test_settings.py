@@ -75,6 +75,7 @@ GIVEN = {
     "argon2_time_cost": ("1", 1),
     "argon2_threads": ("3", 3),
     "breach_lookup_url": ("https://breach.example/range/", "https://breach.example/range/"),
+    "geoip_file": ("/etc/ximler/cities.mmdb", Path("/etc/ximler/cities.mmdb")),
     "valkey_url": ("redis://v.example:6379", "redis://v.example:6379"),
     "operators_need_factor": ("true", True),
     "canvas_versions": ("20", 20),

@@ -19,11 +19,12 @@ from ximler.schema.user import USERS, User
 
 __all__ = ["WATCHES", "AccountLocked", "AccountStatus", "forget", "lookups", "open_among", "read", "tags"]
 
-# Fields that a sign-in with a second factor writes. They do not affect the account status.
+# Fields that a sign-in writes. They do not affect the account status.
 _FACTORS = frozenset(
     {
         *("totpLastStep", "totpPending", "totpPendingAt"),
         *("factorAttempts", "recoveryCodes", "updatedAt"),
+        *("places", "browsers"),
     }
 )
 

@@ -37,6 +37,7 @@ __all__ = [
     "account_key",
     "begin",
     "fail",
+    "family",
     "locked",
     "refuse_locked",
     "remember",
@@ -51,13 +52,16 @@ _REMEMBERED = timedelta(days=180)
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """`user` is None if the address has no account. A failure counts for `keys`; a success clears `forgiven`."""
+    """`user` is None if the address has no account. A failure counts for `keys`; a success clears `forgiven`.
+    `known_device`: it showed a valid token.
+    """
 
     account: RateLimitKey
     keys: list[RateLimitKey]
     user: User | None
     credential: Credential | None
     forgiven: RateLimitKey | None
+    known_device: bool = False
 
 
 def account_key(keyring: Keyring, email: str) -> RateLimitKey:
@@ -94,10 +98,11 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     def found(keys: list[RateLimitKey]) -> list[Throttle]:
         return [throttles[each.id] for each in keys if each.id in throttles]
 
-    if _knows(keyring, user, device, now):
+    known = _knows(keyring, user, device, now)
+    if known:
         keys, forgiven = [by_device], by_device
     elif _is_blocked(throttles.get(account.id), now) and await _has_session(database, actor, user):
-        place = throttle.key(keyring, _PLACE, f"{email}|{subscriber(actor.address)}|{_family(actor.user_agent)}")
+        place = throttle.key(keyring, _PLACE, f"{email}|{subscriber(actor.address)}|{family(actor.user_agent)}")
         if here := await database[THROTTLES].find_one({"_id": place.id}):
             throttles[place.id] = here
         keys, forgiven = [place, *by_address], place
@@ -108,7 +113,7 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     except Throttled:
         await refusals.count(database, actor, Action.SIGN_IN_REFUSED, resource="users", reason="throttled")
         raise
-    return Attempt(account, keys, user, credential, forgiven if forgiven.id in throttles else None)
+    return Attempt(account, keys, user, credential, forgiven if forgiven.id in throttles else None, known)
 
 
 async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
@@ -201,10 +206,10 @@ async def _has_session(database: Database, actor: Actor, user: User | None) -> b
         "expiresAt": {"$gt": database.clock.now()},
     }
     open_ones = await database[SESSIONS].find(where)
-    here = actor.address and (subscriber(actor.address), _family(actor.user_agent))
-    return any(here == (subscriber(each.address), _family(each.user_agent)) for each in open_ones)
+    here = actor.address and (subscriber(actor.address), family(actor.user_agent))
+    return any(here == (subscriber(each.address), family(each.user_agent)) for each in open_ones)
 
 
-def _family(user_agent: str | None) -> str:
+def family(user_agent: str | None) -> str:
     """A browser without its version, which changes every few weeks."""
     return re.sub(r"[\d._]+", "", user_agent or "")

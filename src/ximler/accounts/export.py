@@ -29,10 +29,13 @@ async def account(database: Database, user_id: ObjectId) -> dict[str, Any]:
         "updatedAt": user.updated_at,
         "role": credential.role if credential else None,
         "secondFactorSince": credential.totp_confirmed_at if credential else None,
+        "places": credential.places if credential else [],
+        "browsers": credential.browsers if credential else [],
         "sessions": [
             {
                 "address": session.address,
                 "userAgent": session.user_agent,
+                "place": session.place,
                 "createdAt": session.created_at,
                 "expiresAt": session.expires_at,
             }

@@ -39,6 +39,13 @@ _NOTICES = {
         "A recovery code was used",
         "Someone, probably you, signed in with a recovery code of your account. Codes left: {left}.",
     ),
+    "new_sign_in": (
+        "A new sign-in to your account",
+        (
+            "Someone, probably you, signed in to your account from {origin}, for the first time. If this was not you, end "
+            "all other sessions as well."
+        ),
+    ),
     "wrong_codes": (
         "Wrong codes were tried for your account",
         "Someone who knows your password has tried {count} wrong codes of your second factor. They were not signed in.",

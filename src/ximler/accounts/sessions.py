@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import msgspec
 from bson import ObjectId
 
-from ximler.accounts import account_status, attempts, reopening, second_factor, session_authentication
+from ximler.accounts import account_status, attempts, origins, reopening, second_factor, session_authentication
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.session_authentication import SessionExpired, family
 from ximler.audit import records
@@ -86,6 +86,14 @@ async def sign_in(
         now = await second_factor.still_proved(transaction, known.id, credential)
         if now and now.locked_at:
             raise attempts.locked()
+        await origins.recognise(
+            transaction,
+            known,
+            now,
+            place=origins.place_of(settings, actor.address),
+            browser=attempts.family(actor.user_agent),
+            known_device=attempt.known_device,
+        )
 
     signed_in = await start(
         database,
@@ -127,6 +135,7 @@ async def start(
         authenticated_at=now,
         address=actor.address,
         user_agent=actor.user_agent,
+        place=origins.place_of(settings, actor.address),
     )
     touch = {"lastLogin": now} | ({"password": fresh_hash} if fresh_hash else {})
 
@@ -230,6 +239,7 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
             authenticated_at=old.proved_at,
             address=actor.address,
             user_agent=actor.user_agent,
+            place=origins.place_of(settings, actor.address),
         )
         return await transaction[SESSIONS].insert(fresh)
 

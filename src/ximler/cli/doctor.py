@@ -129,6 +129,7 @@ async def _examine(loaded: Settings) -> list[Check]:
         *await asyncio.to_thread(_folder, loaded),
         *await _database(loaded),
         *await _valkey(loaded),
+        *_geoip(loaded),
         await _mail(loaded),
         _public_url(loaded),
         _app_url(loaded),
@@ -367,6 +368,16 @@ async def _valkey(loaded: Settings) -> list[Check]:
         detail += f"; maxmemory {limit}, maxmemory-policy {policy}"
         return [Check("Valkey", "warning", detail, "set maxmemory, and maxmemory-policy volatile-ttl")]
     return [Check("Valkey", "ok", detail)]
+
+
+def _geoip(loaded: Settings) -> list[Check]:
+    from ximler.accounts import origins
+
+    try:
+        origins.check(loaded)
+    except SettingsError as problem:
+        return [Check("GeoIP file", "error", str(problem), "correct XIMLER_GEOIP_FILE, or unset it")]
+    return [Check("GeoIP file", "ok", str(loaded.geoip_file))] if loaded.geoip_file else []
 
 
 async def _mail(loaded: Settings) -> Check:

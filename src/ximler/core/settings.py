@@ -168,6 +168,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["development", "production"] | None,
         Meta(description="`development` logs confirmation links. Unset: `production` when `MONGODB_URI` is set."),
     ] = None
+    geoip_file: Annotated[
+        Path | None,
+        Meta(
+            description="GeoIP file with cities, in MaxMind's format (`GeoLite2-City.mmdb`); needs `ximler[geoip]`. Sessions "
+            "then show their city, and a sign-in from a new one is reported."
+        ),
+    ] = None
     secret_key: Annotated[
         Secret | None,
         Meta(

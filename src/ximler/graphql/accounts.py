@@ -223,6 +223,7 @@ def _session(ctx: Context, session: Any) -> dict[str, object]:
         "current": session.id == ctx.actor.session_id,
         "address": session.address,
         "user_agent": session.user_agent,
+        "place": session.place,
         "created_at": session.created_at,
         "expires_at": session.expires_at,
     }

@@ -21,7 +21,7 @@ Report = Callable[..., Awaitable[Lines]]
 
 # What reports read. The others read what changes with every call or sign-in: their results expire.
 _REVENUE = frozenset({"movements", "customerdays", "revenuedays", "revenuemonths"})
-_CASH = frozenset({"payments", "refunds"})
+_CASH = frozenset({"payments", "refunds", "reportbuckets"})
 _INVOICES = frozenset({"invoices"})
 
 _RANGE = {"from": "start", "from_": "start", "to": "end"}

@@ -1,4 +1,4 @@
-"""`credentials`: role, lock and second factor of each user. Private to accounts."""
+"""`credentials`: role, lock, second factor and usual origins of each user. Private to accounts."""
 
 from datetime import datetime
 from typing import Literal
@@ -28,6 +28,8 @@ class Credential(Document, kw_only=True):
         default_factory=list
     )  # when the latest few codes were tried (ms since 1970)
     recovery_codes: Internal[list[str]] = field(default_factory=list)  # hashes of the unused codes
+    places: Theirs[list[str]] = field(default_factory=list)  # of the latest sign-ins, from the operator's GeoIP file
+    browsers: Theirs[list[str]] = field(default_factory=list)  # likewise, without versions
     created_at: Theirs[datetime] = AT_WRITE
     updated_at: Theirs[datetime] = AT_WRITE
 
@@ -38,7 +40,7 @@ class Credential(Document, kw_only=True):
 CREDENTIALS = Collection(
     name="credentials",
     document=Credential,
-    purpose="Role, lock and second factor of a user.",
+    purpose="Role, lock, second factor and usual origins of a user.",
     owner="accounts",
     shard_key=ShardKey((("_id", "hashed"),), "read and written by user"),
 )

@@ -32,6 +32,7 @@ class Session(Document, kw_only=True):
     authenticated_at: Internal[datetime | None] = None  # the latest authentication; unset: when it began
     address: Theirs[str | None] = None
     user_agent: Theirs[str | None] = None
+    place: Theirs[str | None] = None  # city and country of the address, from the operator's GeoIP file
 
     @property
     def proved_at(self) -> datetime:
