@@ -19,6 +19,11 @@ def test_reports_are_printed_as_tables_csv_and_json_and_check_their_options(ximl
     plotted = ximler("reports", "mrr", "--plot", "--currency", "eur", "--from", "2026-01", env=env).stdout
     assert "MRR at the end of each period" in plotted
     assert "\x1b" not in plotted
+    assert (
+        "Logo churn" in ximler("reports", "churn", "--plot", "--currency", "eur", "--from", "2026-01", env=env).stdout
+    )
+    for rows, header in (("movements", "user_id,currency,day,kind"), ("payments", "id,user_id,paid_at")):
+        assert ximler("reports", rows, "--csv", env=env).stdout.startswith(header)
     assert ximler("reports", "cash", env=env).stdout == "There is no payment in this range.\n"
     assert ximler("reports", "cash", "--plot", env=env).stdout == "There is no payment in this range.\n"
     signups = ximler("reports", "signups", "--csv", "--from", "2026-01", "--to", "2026-02", env=env).stdout.splitlines()

@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -12,11 +12,15 @@ import msgspec
 from ximler.cli.context import Run, connected, counted, paged, progress_bar
 from ximler.core.money import Money
 
+if TYPE_CHECKING:
+    from ximler.database.collection import Page
+
 _EMPTY = "There is no recurring revenue in this range."
+_PLOTTED = 6  # cohorts
 _KINDS = ["NEW", "REACTIVATION", "EXPANSION", "CONTRACTION", "CHURN"]
 
 
-class _Day(click.ParamType[date]):
+class Day(click.ParamType[date]):
     """2026-11-30, or 2026-11 for its first day."""
 
     name = "day"
@@ -30,8 +34,8 @@ class _Day(click.ParamType[date]):
             self.fail(f"{value!r} is not a day such as 2026-11-30, or a month such as 2026-11", param, ctx)
 
 
-start_option = click.option("--from", "start", type=_Day(), help="The first day, in UTC. A year ago unless given.")
-end_option = click.option("--to", "end", type=_Day(), help="The day after the last, in UTC. Tomorrow unless given.")
+start_option = click.option("--from", "start", type=Day(), help="The first day, in UTC. A year ago unless given.")
+end_option = click.option("--to", "end", type=Day(), help="The day after the last, in UTC. Tomorrow unless given.")
 
 
 def _range(command: Any) -> Any:
@@ -99,12 +103,21 @@ async def mrr(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
 @_range
 @by
 @csv_option
+@plot_option
 @connected(json="Print the lines as JSON.")
-async def churn(run: Run, as_csv: bool, **asked: Any) -> None:
+async def churn(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
     """Churn and retention."""
     from ximler.analytics import revenue
 
     found = await revenue.churn(run.database, run.actor, **asked_range(asked))
+    if as_plot:
+        from ximler.cli.plots import plot
+
+        rates: dict[str, list[Any]] = {}
+        for each in found:
+            rates.setdefault(each.currency, []).append((each.start, 100 * (each.logo_churn or 0)))
+        plot("Logo churn, percent", rates, empty=_EMPTY)
+        return
     show(
         run,
         revenue.Churn,
@@ -128,14 +141,23 @@ async def churn(run: Run, as_csv: bool, **asked: Any) -> None:
 @reports.command()
 @_range
 @csv_option
+@plot_option
 @connected(json="Print the cohorts as JSON.")
-async def cohorts(run: Run, as_csv: bool, **asked: Any) -> None:
+async def cohorts(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
     """Customers by the month they began, and how many of them remain after each month."""
     from ximler.analytics import revenue
 
     found = await revenue.cohorts(run.database, run.actor, **asked_range(asked))
+    if as_plot:
+        from ximler.cli.plots import plot
+
+        latest = sorted(found, key=lambda each: each.month)[-_PLOTTED:]
+        named = {f"{each.month:%Y-%m} {each.currency}": each.months for each in latest}
+        remaining = {name: [(each.month, float(each.customers)) for each in months] for name, months in named.items()}
+        plot("Customers who remain, by cohort", remaining, empty=_EMPTY)
+        return
     if as_csv:
-        _print_csv(
+        print_csv(
             ["currency", "cohort", "size", *revenue.CohortMonth.__struct_fields__],
             [
                 {"currency": each.currency, "cohort": each.month, "size": each.size, **msgspec.structs.asdict(month)}
@@ -189,14 +211,18 @@ async def coupons(run: Run, as_csv: bool, **asked: Any) -> None:
 @click.option("--currency", default="USD", show_default=True)
 @click.option("--kind", type=click.Choice(_KINDS, case_sensitive=False), help="Every kind unless given.")
 @paged
+@csv_option
 @connected(json="Print the customers and the next cursor as JSON.")
-async def movements(run: Run, kind: Any, limit: int, after: Any, **asked: Any) -> None:
+async def movements(run: Run, kind: Any, limit: int, after: Any, as_csv: bool, **asked: Any) -> None:
     """List the customers behind the figures: each one's net change by day."""
     from ximler.analytics import revenue
 
-    run.show_list(
-        await revenue.movements(run.database, run.actor, kind=kind, first=limit, after=after, **asked_range(asked)),
-        row=lambda each: msgspec.structs.asdict(each) | {"user_id": str(each.user_id)},
+    page = await revenue.movements(run.database, run.actor, kind=kind, first=limit, after=after, **asked_range(asked))
+    show(
+        run,
+        revenue.CustomerMovement,
+        page,
+        as_csv=as_csv,
         columns={
             "Day": lambda each: each.day,
             "User": lambda each: each.user_id,
@@ -204,7 +230,7 @@ async def movements(run: Run, kind: Any, limit: int, after: Any, **asked: Any) -
             "Before": money("start_minor"),
             "After": money("end_minor"),
         },
-        empty=_EMPTY,
+        row=lambda each: msgspec.structs.asdict(each) | {"user_id": str(each.user_id)},
     )
 
 
@@ -283,19 +309,21 @@ def asked_range(asked: dict[str, Any]) -> dict[str, Any]:
 def show(
     run: Run,
     kind: type[msgspec.Struct],
-    found: Sequence[Any],
+    found: "Sequence[Any] | Page[Any]",
     *,
     as_csv: bool,
     columns: dict[str, Callable[[Any], object]],
     empty: str = _EMPTY,
+    row: Callable[[Any], dict[str, Any]] = msgspec.structs.asdict,
 ) -> None:
     if as_csv:
-        _print_csv(kind.__struct_fields__, [msgspec.structs.asdict(each) for each in found])
+        items = found if isinstance(found, Sequence) else found.items
+        print_csv(kind.__struct_fields__, [row(each) for each in items])
     else:
-        run.show_list(found, row=msgspec.structs.asdict, columns=columns, empty=empty)
+        run.show_list(found, row=row, columns=columns, empty=empty)
 
 
-def _print_csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+def print_csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

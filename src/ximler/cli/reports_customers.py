@@ -1,12 +1,14 @@
 """`ximler reports cash|payments|usage|largest|near-limits|signups|storage`, for operators."""
 
 from collections import defaultdict
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from ximler.cli.context import Run, connected, paged
 from ximler.cli.reports import (
+    Day,
     asked_range,
     by,
     csv_option,
@@ -14,6 +16,7 @@ from ximler.cli.reports import (
     money,
     percent,
     plot_option,
+    print_csv,
     reports,
     show,
     start_option,
@@ -70,14 +73,14 @@ async def cash(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
 @end_option
 @click.option("--failed", is_flag=True, help="Failed payments instead of paid ones.")
 @paged
+@csv_option
 @connected(json="Print the payments and the next cursor as JSON.")
-async def payments(run: Run, failed: bool, limit: int, after: Any, **asked: Any) -> None:
+async def payments(run: Run, failed: bool, limit: int, after: Any, as_csv: bool, **asked: Any) -> None:
     """List the payments behind the figures of cash."""
     from ximler.analytics import cash as report
 
-    run.show_list(
-        await report.payments(run.database, run.actor, failed=failed, first=limit, after=after, **asked_range(asked)),
-        row=lambda each: {
+    def row(each: Any) -> dict[str, Any]:
+        return {
             "id": str(each.id),
             "user_id": str(each.user_id),
             "paid_at": each.paid_at,
@@ -85,7 +88,16 @@ async def payments(run: Run, failed: bool, limit: int, after: Any, **asked: Any)
             "amount": str(each.amount_money),
             "status": each.status,
             "failure": each.failure,
-        },
+        }
+
+    page = await report.payments(run.database, run.actor, failed=failed, first=limit, after=after, **asked_range(asked))
+    if as_csv:
+        columns = ("id", "user_id", "paid_at", "created_at", "amount", "status", "failure")
+        print_csv(columns, [row(each) for each in page.items])
+        return
+    run.show_list(
+        page,
+        row=row,
         columns={
             "Paid": lambda each: f"{each.paid_at or each.created_at:%Y-%m-%d %H:%M}",
             "User": lambda each: each.user_id,
@@ -136,7 +148,7 @@ async def usage(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
 
 @reports.command()
 @click.argument("resource", type=click.Choice(["apiCalls", "projects", "storage"]), default="apiCalls")
-@start_option
+@click.option("--from", "start", type=Day(), help="The first day, in UTC. That of this month unless given.")
 @end_option
 @_first
 @csv_option
@@ -145,6 +157,8 @@ async def largest(run: Run, resource: Any, as_csv: bool, **asked: Any) -> None:
     """List the users with the largest usage: of calls in the range, of projects and bytes now."""
     from ximler.analytics import customers
 
+    if asked["start"] is None and asked["end"] is None:
+        asked["start"] = datetime.now(UTC).date().replace(day=1)
     show(
         run,
         customers.UserAmount,
