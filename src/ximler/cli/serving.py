@@ -51,6 +51,8 @@ _CHILD_GRACE_S = 3.5  # less than the parent's: it reports and stops the databas
 _METRICS = "ximler-metrics-"
 _READY = b"!"
 _BUG = 70
+# Requests free their objects by reference counts; collections at Python's thresholds (700, 10, 10) only visit live ones.
+_GC_THRESHOLDS = (10_000, 10, 10)
 
 
 class PortUnavailable(Unavailable):
@@ -354,6 +356,7 @@ class _Server(uvicorn.Server):
             # Objects of the start are permanent: exclude them from garbage collection.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
             self._on_started()
 
 
