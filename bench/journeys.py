@@ -27,7 +27,7 @@ ME = """{ me { id name email
 SHAPES = {
     "register": "throttle of the address → throttle of the mailbox → registration → mail job → commit",
     "confirm": "registration → delete it → user → audit → commit → lastLogin → audit → session → commit",
-    "signIn": "user⋈throttles → lastLogin → credential → audit → session → commit",
+    "signIn": "user⋈throttles → lastLogin → credential (→ its browser, once) → audit → session → commit",
     "me": "session⋈user",
     "me { subscription { plan } projects usage }": "subscription ∥ projects ∥ user∪limits∪gauge∪calls",
     "usage": "user∪limits∪gauge∪calls",

@@ -37,7 +37,8 @@ class Valkey:
         from valkey.exceptions import ValkeyError
 
         self.prefix = prefix
-        self._failures = (ValkeyError, OSError, TimeoutError)
+        # RuntimeError: uvloop, of a connection that was closed a moment ago.
+        self._failures = (ValkeyError, OSError, TimeoutError, RuntimeError)
         # Without time-outs of its own, which cost 10 % of a call: `ask` has one over all of it.
         self._client = library.Valkey.from_url(url, retry=Retry(NoBackoff(), 0))
         self._scripts: dict[Script, Any] = {}
