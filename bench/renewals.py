@@ -73,8 +73,8 @@ async def run(setup: Setup) -> list[Table]:
             rows=[],
             notes=[
                 "One process. Each renewal has an invoice, a payment, a movement of revenue, a receipt and the sandbox's writes.",
-                "The limit is processor time: that of this process above, and as much of mongod for about 45 documents that each"
-                " renewal reads and writes. Round trips are 1.3 each, so waiting is no part of it.",
+                "The limit is processor time: that of this process above, and as much of mongod for about 35 documents that each"
+                " renewal reads and writes. Round trips are less than one each, so waiting is no part of it.",
             ],
             samples={"renewals a second": rates},
         )

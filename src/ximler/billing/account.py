@@ -32,7 +32,7 @@ from ximler.schema.credit import CREDITS, Credit
 
 __all__ = [
     "MOST_METHODS", "RETRIES", "balance", "current", "decline", "discount", "each_in_turn", "ends_at", "ensure", "find",
-    "in_turn", "keep", "live", "lock", "methods", "move", "rebate", "recurring", "remind_at", "retry_at", "store",
+    "hold", "in_turn", "keep", "live", "lock", "methods", "move", "rebate", "recurring", "remind_at", "retry_at", "store",
 ]  # fmt: skip
 
 RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
@@ -108,6 +108,11 @@ async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:
     if found is None:  # erased with the user; a late payment may still arrive
         found = await transaction[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id))
     return found
+
+
+async def hold(transaction: Database, user_id: ObjectId) -> BillingAccount:
+    """As `lock`, with a read: for steps that write nothing, or end with `store`. Of two at once, one conflicts there."""
+    return await transaction[BILLING_ACCOUNTS].find_one({"_id": user_id}) or await lock(transaction, user_id)
 
 
 async def store(transaction: Database, account: BillingAccount) -> None:

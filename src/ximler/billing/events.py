@@ -6,11 +6,12 @@ written a moment later.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
+from msgspec import field
 
 from ximler.billing import checkouts, payments, refunds, stripe_mirror
 from ximler.billing.provider import Mirrors, Provider
@@ -18,9 +19,9 @@ from ximler.core.errors import XimlerError
 from ximler.core.together import Together
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument
-from ximler.database.in_step import in_step_or_alone
 from ximler.database.updates import Update
 from ximler.schema.billing_event import BILLING_EVENTS, BillingEvent
+from ximler.schema.document import Document
 
 __all__ = ["handle", "process", "receive"]
 
@@ -28,8 +29,14 @@ _log = structlog.get_logger("ximler.billing")
 _LEASE = timedelta(seconds=60)
 _WAITS_S = (5, 30, 300, 3600, 6 * 3600)
 _MOST_TRIES = 12
-_TOGETHER = 49  # events that are claimed with another
+_TOGETHER = 50  # events that are claimed with one command
 _AT_ONCE = 8
+
+
+class _Due(Document, kw_only=True):
+    """An event that waits. Its content is not read, so that an unreadable one does not hold up the others."""
+
+    id: str = field(name="_id")
 
 
 async def receive(database: Database, provider: Provider, body: bytes, signature: str) -> bool:
@@ -62,36 +69,31 @@ async def process(database: Database, provider: Provider) -> int:
     """Handle the events that wait; returns how many. Any number of processes may."""
     count = 0
     while True:
-        try:
-            event = await _claim(database, {})
-        except UnreadableDocument as unreadable:  # it is claimed, and left until its lease expires
-            _log.error("event cannot be read", reason=unreadable.message)
-            continue
-        if event is None:
+        now = database.clock.now()
+        due = {"dueAt": {"$lte": now}, "tries": {"$type": "number"}}  # no other document could hold up the rest
+        found = await database[BILLING_EVENTS].find(due, into=_Due, sort=[("dueAt", 1)], limit=_TOGETHER)
+        if not found:
             return count
-        claimed = [event, *await _claim_more(database)]
-        await handle_each(database, provider, claimed)
-        count += len(claimed)
+        if claimed := await _claim(database, [each.id for each in found], due, until=now + _LEASE):
+            await handle_each(database, provider, claimed)
+            count += len(claimed)
 
 
-def _due(now: datetime) -> dict[str, Any]:
-    return {"dueAt": {"$lte": now}, "tries": {"$type": "number"}}  # no other document could hold up the rest
-
-
-async def _claim(database: Database, which: Mapping[str, Any]) -> BillingEvent | None:
-    now = database.clock.now()
-    change: Update = {"$set": {"dueAt": now + _LEASE}, "$inc": {"tries": 1}}
-    sort = None if "_id" in which else [("dueAt", 1)]
-    return await database[BILLING_EVENTS].find_and_patch({**which, **_due(now)}, change, sort=sort)
-
-
-async def _claim_more(database: Database) -> list[BillingEvent]:
-    due = await database[BILLING_EVENTS].find(_due(database.clock.now()), sort=[("dueAt", 1)], limit=_TOGETHER)
-
-    def claim(event_id: str) -> Callable[[Database], Awaitable[BillingEvent | None]]:
-        return lambda database: _claim(database, {"_id": event_id})
-
-    return [each for each in await in_step_or_alone(database, [claim(each.id) for each in due]) if each is not None]
+async def _claim(database: Database, ids: list[Any], due: dict[str, Any], *, until: datetime) -> list[BillingEvent]:
+    """The events of these that no other process has claimed. Those that cannot be read are claimed, too, and left until
+    their lease expires. If another process claims one in the same millisecond, both handle it, which does no harm.
+    """
+    which: dict[str, Any] = {"_id": {"$in": ids}}
+    change: Update = {"$set": {"dueAt": until}, "$inc": {"tries": 1}}
+    if len(ids) > 1:
+        await database[BILLING_EVENTS].patch_many(which | due, change)
+        return await database[BILLING_EVENTS].find(which | {"dueAt": until})
+    try:
+        event = await database[BILLING_EVENTS].find_and_patch(which | due, change)
+    except UnreadableDocument as unreadable:
+        _log.error("event cannot be read", reason=unreadable.message)
+        return []
+    return [event] if event else []
 
 
 async def handle(database: Database, provider: Provider, event: BillingEvent) -> bool:
@@ -120,9 +122,12 @@ async def handle_each(database: Database, provider: Provider, events: Sequence[B
                 results[event.id] = problem
 
     await asyncio.gather(*(apply(each) for each in events if each.id not in results))
-    await database[BILLING_EVENTS].patch_each(
-        [({"_id": each.id}, _outcome(database, each, results[each.id])) for each in events]
-    )
+    outcomes = [({"_id": each.id}, _outcome(database, each, results[each.id])) for each in events]
+    if outcomes and all(result is True for result in results.values()):
+        done = {"_id": {"$in": [each.id for each in events]}}
+        await database[BILLING_EVENTS].patch_many(done, outcomes[0][1])
+    else:
+        await database[BILLING_EVENTS].patch_each(outcomes)
     return {event_id: result is True for event_id, result in results.items()}
 
 

@@ -24,6 +24,7 @@ from ximler.schema.billing_account import BillingAccount, Terms
 from ximler.schema.document import Identified
 from ximler.schema.invoice import INVOICES, Invoice, InvoiceKind, InvoiceStatus, invoice_id
 from ximler.schema.invoice_number import INVOICE_NUMBERS, InvoiceNumber
+from ximler.schema.user import User
 
 __all__ = [
     "Invoice",
@@ -67,12 +68,14 @@ async def make(
     terms: Terms | None = None,
     anchor: datetime | None = None,
     coupon: str | None = None,
+    user: User | None = None,
 ) -> Invoice:
     """Make the invoice for an occasion, and move the balance. Raises DocumentExists if the occasion has one.
 
     The seller's and the buyer's details are stored as they are now; those of a credit note are of the invoice it corrects.
+    `user`: the buyer, if they were read in this transaction.
     """
-    parties = await _parties(transaction, account) if corrects is None else _parties_of(corrects)
+    parties = await _parties(transaction, account, user) if corrects is None else _parties_of(corrects)
     before = balance(account, quote.currency)
     now = transaction.clock.now()
     invoice = Invoice(
@@ -290,9 +293,9 @@ async def _number(database: Database, year: int) -> int:
     return await database.transaction(write)
 
 
-async def _parties(transaction: Database, account: BillingAccount) -> dict[str, Any]:
+async def _parties(transaction: Database, account: BillingAccount, user: User | None) -> dict[str, Any]:
     """The details of seller and buyer."""
-    user, details = await transaction.users.find_one({"_id": account.id}), account.details
+    user, details = user or await transaction.users.find_one({"_id": account.id}), account.details
     return {
         "seller": transaction.business.seller,
         "buyer_name": (details.name if details else None) or (user.name if user else None),

@@ -6,7 +6,7 @@ and is applied only if no later one was: a slow reader never overwrites a fast o
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import NamedTuple, TypeVar, cast
 
@@ -14,7 +14,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, refunds, subscriptions
-from ximler.billing.account import decline, each_in_turn, lock, store
+from ximler.billing.account import decline, each_in_turn, hold, store
 from ximler.billing.attempts import count_decline
 from ximler.billing.declines import reason
 from ximler.billing.provider import Intent, Provider
@@ -188,21 +188,20 @@ async def observe_each(
             references[intent_id] = reference
         else:
             results[intent_id] = reference
-    known = await _tickets(database, set(references.values()))
+    known = await _unpaid(database, set(references.values()))
     charges: dict[str, Charge] = {}
     for intent_id, reference in references.items():
         charge = known.get(reference)
         if charge is None:
             results[intent_id] = not reference
-        elif charge.intent_id != intent_id:
-            results[intent_id] = True  # created and lost: never confirmed
+        elif charge.status == "PAID" or charge.intent_id != intent_id:
+            results[intent_id] = True  # nothing undoes a payment; the other was created and lost: never confirmed
         else:
             charges[intent_id] = charge
     seen: list[tuple[Attempt, Intent]] = []
     for (intent_id, charge), intent in zip(charges.items(), await _each(provider.intent, charges), strict=True):
-        decided = "SUCCEEDED" if charge.status == "PAID" else charge.status
         results[intent_id] = intent if isinstance(intent, Exception) else True
-        if not isinstance(intent, Exception) and intent.status != decided:
+        if not isinstance(intent, Exception) and intent.status != charge.status:
             seen.append((Attempt(charge, charge.ticket), intent))
     for charge_id, applied in (await _apply_each(database, seen)).items():
         if isinstance(applied, Exception):
@@ -235,6 +234,16 @@ async def _tickets(database: Database, charge_ids: Iterable[str]) -> dict[str, C
     return {charge.id: charge for charge in taken if charge is not None}
 
 
+async def _unpaid(database: Database, charge_ids: Collection[str]) -> dict[str, Charge]:
+    """As `_tickets`; charges that are paid are returned without a ticket. One command for one that is not paid."""
+    if len(charge_ids) == 1:
+        where = {"_id": {"$in": list(charge_ids)}, "status": {"$ne": "PAID"}}
+        if taken := await database[CHARGES].find_and_patch(where, {"$inc": {"ticket": 1}}):
+            return {taken.id: taken}
+    found = {each.id: each for each in await database[CHARGES].find({"_id": {"$in": list(charge_ids)}})}
+    return found | await _tickets(database, [each.id for each in found.values() if each.status != "PAID"])
+
+
 async def _apply_each(database: Database, seen: Sequence[tuple[Attempt, Intent]]) -> dict[str, Charge | Exception]:
     """Apply readings of the provider's state; returns each charge, or its error, by its id."""
     results: dict[str, Charge | Exception] = {}
@@ -253,7 +262,7 @@ def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Ch
     charge, ticket = attempt.charge, attempt.ticket
 
     async def write(transaction: Database) -> Charge:
-        account = await lock(transaction, charge.user_id)
+        account = await hold(transaction, charge.user_id)
         known = await transaction[CHARGES].get(charge.id)
         if known.applied >= ticket:
             return known

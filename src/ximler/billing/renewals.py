@@ -12,12 +12,13 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, payments, refunds, subscriptions
-from ximler.billing.account import RETRIES, each_in_turn, ends_at, live, lock, remind_at, retry_at, store
+from ximler.billing.account import RETRIES, each_in_turn, ends_at, hold, live, remind_at, retry_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
 from ximler.schema.charge import Charge
 from ximler.schema.document import Identified
+from ximler.schema.user import User
 
 __all__ = ["MOST_STEPS", "tick_each"]
 
@@ -98,7 +99,7 @@ def _deciding(user_id: ObjectId) -> Callable[[Database], Awaitable[Step]]:
 
 async def _decide(transaction: Database, user_id: ObjectId) -> Step:
     now = transaction.clock.now()
-    account = await lock(transaction, user_id)
+    account = await hold(transaction, user_id)
     if account.next_at is None or account.next_at > now:
         return False
     if account.refunds and (account.refund_at or now) <= now:
@@ -116,7 +117,7 @@ async def _decide(transaction: Database, user_id: ObjectId) -> Step:
 async def _act(transaction: Database, account: BillingAccount) -> Step:
     now, terms = transaction.clock.now(), live(account).terms
     if account.invoice_id is not None:
-        if await _closed(transaction, account):
+        if await _user(transaction, account) is None:
             await subscriptions.end(transaction, account, "cancelled")
             return True
         return await _retry(transaction, account, account.invoice_id)
@@ -124,10 +125,11 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
         if (reminder := remind_at(account)) is not None and reminder <= now:
             await subscriptions.remind(transaction, account)
         return True
-    if account.cancels or await _closed(transaction, account):
+    user = await _user(transaction, account)
+    if account.cancels or user is None:
         await subscriptions.end(transaction, account, "ended")
         return True
-    invoice = await subscriptions.renew(transaction, account)
+    invoice = await subscriptions.renew(transaction, account, user)
     if not invoice.due_minor:
         return True
     description = f"{terms.plan_name}, renewal"
@@ -138,9 +140,9 @@ async def _act(transaction: Database, account: BillingAccount) -> Step:
     return _Drive("charge", charge.id, charge)
 
 
-async def _closed(transaction: Database, account: BillingAccount) -> bool:
-    """Whether the user has closed their account: then they are not charged any more."""
-    return await transaction.users.find_one({"_id": account.id}) is None
+async def _user(transaction: Database, account: BillingAccount) -> User | None:
+    """None if the user has closed their account: then they are not charged any more."""
+    return await transaction.users.find_one({"_id": account.id})
 
 
 async def _retry(transaction: Database, account: BillingAccount, invoice_id: ObjectId) -> Step:

@@ -174,10 +174,14 @@ class Sandbox:
                 values |= {"outcome": card.later, "dueAt": self._database.clock.now() + _LATER}
         if card.failure:
             values |= {"failure": card.failure, "hard": card.hard}
-        if await self._confirming(None, (intent_id, values)):
-            await self._emit("intent.changed", intent_id)
+        changed = await self._confirming(None, (intent_id, values))
+        found = await self._reading(None, intent_id)
+        if found is None:
+            raise NotFound(f"No such intent: {intent_id}")
+        if changed:
+            await self._emit("intent.changed", intent_id, found.reference)
         self._answer("confirm")
-        return await self.intent(intent_id)
+        return _intent(found)
 
     async def intent(self, intent_id: str) -> Intent:
         self._may("intent")
@@ -212,7 +216,7 @@ class Sandbox:
             return True
 
         if await self._database.transaction(write):
-            await self._emit("refund.changed", refund_id)
+            await self._emit("refund.changed", refund_id, key)
         self._answer("refund")
         return await self.refund_state(refund_id)
 
@@ -281,7 +285,7 @@ class Sandbox:
             if each.kind == "refund" and each.outcome == "FAILED":
                 undone = {"$inc": {"refundedMinor": -each.amount_minor}}
                 await self._database[SANDBOX_OBJECTS].patch({"_id": each.intent_id}, undone)
-            await self._emit(f"{each.kind}.changed", each.id)
+            await self._emit(f"{each.kind}.changed", each.id, each.reference)
 
     async def due_at(self) -> datetime | None:
         """When `advance` has something to do next."""
@@ -307,8 +311,8 @@ class Sandbox:
         changed = await self._database[SANDBOX_OBJECTS].patch_each(changes)
         return [changed > 0] * len(intents)
 
-    async def _emit(self, kind: str, object_id: str) -> None:
-        notice = Notice(id=f"evt_{secrets.token_hex(12)}", kind=kind, object_id=object_id)
+    async def _emit(self, kind: str, object_id: str, reference: str | None = None) -> None:
+        notice = Notice(id=f"evt_{secrets.token_hex(12)}", kind=kind, object_id=object_id, reference=reference)
         body = msgspec.json.encode(notice)
         await self.deliver(body, sign(self._secret, self._database.clock.now(), body))
 

@@ -34,6 +34,7 @@ from ximler.schema.invoice import Invoice
 from ximler.schema.payment import Payment
 from ximler.schema.redemption import REDEMPTIONS, redemption_id
 from ximler.schema.subscription import Subscription
+from ximler.schema.user import User
 
 __all__ = [
     "Upcoming",
@@ -223,8 +224,8 @@ def next_invoice(account: BillingAccount, business: Business) -> Upcoming | None
     return None if account.subscription_id is None or account.cancels else upcoming(account, business)
 
 
-async def renew(transaction: Database, account: BillingAccount) -> Invoice:
-    """Bill the period after the one that ended. A period has one invoice."""
+async def renew(transaction: Database, account: BillingAccount, user: User) -> Invoice:
+    """Bill the user for the period after the one that ended. A period has one invoice."""
     (subscription_id, before, _), (terms, anchor, running, quote) = (
         live(account),
         upcoming(account, transaction.business),
@@ -246,6 +247,7 @@ async def renew(transaction: Database, account: BillingAccount) -> Invoice:
         subscription_id=subscription_id,
         plan_id=terms.plan_id,
         period=running,
+        user=user,
     )
     values = {
         "periodStart": running.start,
@@ -365,7 +367,8 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
             )
         case "RENEWAL":
             now = transaction.clock.now()
-            await _patch(transaction, account, "paid", {})
+            if account.failed_at is not None:  # else it is ACTIVE as it is
+                await _patch(transaction, account, "paid", {})
             account.invoice_id, account.failed_at, account.retries = None, None, 0
             if ends_at(account) <= now:
                 account.not_before = now + CATCH_UP
