@@ -12,6 +12,7 @@ from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ximler.accounts import idempotency, origins
+from ximler.accounts.sessions import SessionExpired
 from ximler.audit import refusals
 from ximler.audit.actions import Action
 from ximler.billing.plans import PlanMemory
@@ -39,7 +40,7 @@ from ximler.graphql import (
     reports,
     sharing,
 )
-from ximler.graphql.context import Context, permit
+from ximler.graphql.context import OPEN, Context, permit
 from ximler.graphql.engine import Engine, GraphQLApp, Limits, Prepared, Schema, build, read_trusted, refusal
 from ximler.http import assets_tus, docs, mailbox, routes
 from ximler.http.authentication import Authentication, log_caller
@@ -62,7 +63,8 @@ _MB = 1_000_000
 _ANONYMOUS_BODY = _MB
 _INCLUDED_FIELDS = 10  # root fields of one call; each further one costs a call
 _NAMED_FIELDS = 3  # of an operation without a name
-_FORM_BODY = 4096  # bytes: parsing 20 MB of form fields blocks the event loop for most of a minute
+# The longest password needs 12 kB in a form. Parsing 20 MB of form fields blocks the event loop for most of a minute.
+_FORM_BODY = 16_384
 
 
 def schema() -> Schema:
@@ -157,7 +159,11 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
 
     async def context(scope: MutableMapping[str, Any]) -> Context:
         authentication: Authentication = app.state.authentication
-        caller = await authentication.identify(scope)
+        ended = None
+        try:
+            caller = await authentication.identify(scope)
+        except SessionExpired as error:  # `admit` raises it, except for fields that are open to everybody
+            caller, ended = authentication.nobody(scope), error
         log_caller(scope, caller)
         return Context(
             database=app.state.database,
@@ -167,6 +173,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
             actor=caller.actor,
             user=caller.user,
             results=app.state.results,
+            ended=ended,
             cookies=authentication.cookies if caller.by_cookie else None,
         )
 
@@ -187,6 +194,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
 
     def admit(scope: MutableMapping[str, Any], ctx: Context, prepared: Prepared) -> Awaitable[None] | None:
         fields = prepared.plan.root.fields
+        if ctx.ended is not None and not all(field.name in OPEN for field in fields):
+            raise ctx.ended
         name = prepared.operation.name or ",".join(field.name for field in fields[:_NAMED_FIELDS])
         scope["state"]["log"]["operation"] = printable(name)
         if prepared.operation.mutation:

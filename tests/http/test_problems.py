@@ -49,8 +49,8 @@ def problem(response: httpx.Response) -> dict[str, Any]:
         ("POST", "/", b"", 405, "Method Not Allowed", "METHOD_NOT_ALLOWED"),
         ("DELETE", "/confirm", None, 405, "Method Not Allowed", "METHOD_NOT_ALLOWED"),
         ("BREW", "/healthz", None, 405, "Method Not Allowed", "METHOD_NOT_ALLOWED"),
-        ("POST", "/confirm", b"token=" + b"x" * 4_091, 413, "Content Too Large", "BODY_TOO_LARGE"),
-        ("POST", "/confirm", b"a&" * 10_000_000, 413, "Content Too Large", "BODY_TOO_LARGE"),
+        ("POST", "/v1/session", b"token=" + b"x" * 16_379, 413, "Content Too Large", "BODY_TOO_LARGE"),
+        ("POST", "/v1/session", b"a&" * 10_000_000, 413, "Content Too Large", "BODY_TOO_LARGE"),
     ],
 )  # fmt: skip
 async def test_errors_of_litestar_are_problem_details(

@@ -9,7 +9,7 @@ from typing import Any
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
-from ximler.core.clock import EPOCH
+from ximler.core.clock import EPOCH, rfc3339
 from ximler.core.errors import Unauthenticated
 from ximler.database import Database
 from ximler.notifications import inbox
@@ -44,7 +44,7 @@ def refusal(closed: User) -> AccountClosed:
     last = erased_at(closed.closed_at)
     return AccountClosed(
         f"This account is closed, and everything in it will be erased after {day(last)}: reopen it to sign in",
-        fields={"account": f"can be reopened until {last.isoformat().replace('+00:00', 'Z')}"},
+        fields={"account": f"can be reopened until {rfc3339(last)}"},
     )
 
 

@@ -11,6 +11,7 @@ from ximler.audit.actions import Action
 from ximler.billing import invoices, notices, subscriptions
 from ximler.billing.account import ends_at, in_turn, live, lock, store
 from ximler.core.actor import Actor
+from ximler.core.clock import rfc3339
 from ximler.core.errors import Conflict, Invalid
 from ximler.core.money import Money
 from ximler.database import Database
@@ -42,7 +43,7 @@ async def extend(database: Database, actor: Actor, *, user_id: ObjectId, until: 
         if until == before:
             return subscription
         if not before < until <= transaction.clock.now() + _MOST:
-            raise Invalid.field("until", f"must lie after {before.isoformat()}, the present end, within ten years")
+            raise Invalid.field("until", f"must lie after {rfc3339(before)}, the present end, within ten years")
         if account.invoice_id is not None or account.charge_id is not None:
             raise Conflict("The period is unpaid, or a payment is under way")
         if account.period < 0:

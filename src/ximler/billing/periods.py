@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from ximler.core.clock import rfc3339
 from ximler.core.errors import Invalid
 from ximler.schema.plan import Interval
 
@@ -44,7 +45,7 @@ def around(anchor: datetime, interval: Interval, moment: datetime) -> Period:
     """The period that `moment` lies in. Raises Invalid where it lies before the anchor."""
     anchor, moment = _to_the_second(anchor), moment.astimezone(UTC)
     if moment < anchor:
-        raise Invalid.field("moment", f"{moment.isoformat()} lies before the anchor, {anchor.isoformat()}")
+        raise Invalid.field("moment", f"{rfc3339(moment)} lies before the anchor, {rfc3339(anchor)}")
     months = (moment.year - anchor.year) * 12 + moment.month - anchor.month
     index = months // _MONTHS[interval]
     return period(anchor, interval, index if moment >= _instant(anchor, interval, index) else index - 1)

@@ -196,7 +196,7 @@ def _or_fail(
     try:
         return parse(text)
     except Invalid as problem:
-        kind.fail(next(iter(problem.fields.values())), param, ctx)
+        kind.fail(str(next(iter(problem.fields.values()))), param, ctx)
 
 
 def load(*, serves: bool = False, **overrides: object) -> Settings:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["EPOCH", "LAST", "Clock", "from_ms", "shifted", "to_ms", "utc_now"]
+__all__ = ["EPOCH", "LAST", "Clock", "from_ms", "rfc3339", "shifted", "to_ms", "utc_now"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime.max.replace(microsecond=999_000, tzinfo=UTC)  # the last instant that MongoDB and Python both have
@@ -29,6 +29,11 @@ def from_ms(milliseconds: int) -> datetime:
 def to_ms(moment: datetime) -> int:
     """Milliseconds since 1970, rounded down, of an aware datetime."""
     return (moment - EPOCH) // _MS
+
+
+def rfc3339(moment: datetime) -> str:
+    """As every answer and message writes it: `2026-01-31T12:00:00Z`."""
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def shifted(moment: datetime, duration: timedelta) -> datetime:

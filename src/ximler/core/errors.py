@@ -38,10 +38,10 @@ class XimlerError(Exception):
     code: ClassVar[str] = "ERROR"
     retry_after_s: float | None = None
 
-    def __init__(self, message: str, *, fields: Mapping[str, str] | None = None) -> None:
+    def __init__(self, message: str, *, fields: Mapping[str, str | int] | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.fields: dict[str, str] = dict(fields or {})
+        self.fields: dict[str, str | int] = dict(fields or {})
 
 
 class Invalid(XimlerError):
@@ -55,7 +55,7 @@ class Invalid(XimlerError):
 
 def all_of(*checks: Callable[[], str]) -> list[str]:
     """The results of the checks. Raises one Invalid that names every field that they reject."""
-    results, problems = [], dict[str, str]()
+    results, problems = [], dict[str, str | int]()
     for check in checks:
         try:
             results.append(check())
@@ -86,7 +86,7 @@ class LimitExceeded(XimlerError):
     code = "LIMIT_EXCEEDED"
 
     def __init__(
-        self, message: str, *, fields: Mapping[str, str] | None = None, retry_after_s: float | None = None
+        self, message: str, *, fields: Mapping[str, str | int] | None = None, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message, fields=fields)
         self.retry_after_s = retry_after_s

@@ -8,7 +8,7 @@ from ximler.accounts.keyring import Keyring
 from ximler.apikeys import scopes
 from ximler.billing.plans import PlanMemory
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, Unauthenticated
+from ximler.core.errors import Invalid, Unauthenticated, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.user import User
@@ -16,7 +16,25 @@ from ximler.schema.user import User
 if TYPE_CHECKING:
     from ximler.database.results import Results
 
-__all__ = ["Context", "permit"]
+__all__ = ["OPEN", "Context", "permit"]
+
+OPEN = frozenset(
+    {
+        "__schema",
+        "__type",
+        "__typename",
+        "confirmEmail",
+        "confirmEmailChange",
+        "plans",
+        "register",
+        "reopenAccount",
+        "requestPasswordReset",
+        "resetPassword",
+        "signIn",
+    }
+)
+"""Root fields for everybody. The token of a session that has ended does not keep a client from them: signing in again
+is the way out."""
 
 Header = tuple[bytes, bytes]
 _MAX_CANVASES = 64_000_000
@@ -32,7 +50,7 @@ class Cookies(Protocol):
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """One request: the actor (with `user` when signed in), and the resources that resolvers use.
 
-    `reply_headers` are sent with the answer.
+    `reply_headers` are sent with the answer. `ended` is the refusal of a session's token; the actor is then anonymous.
     """
 
     database: Database
@@ -42,6 +60,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     actor: Actor
     user: User | None = None
     results: "Results | None" = None  # shared by processes, with `VALKEY_URL`
+    ended: XimlerError | None = None
     cookies: Cookies | None = None  # for a browser that sent one
     reply_headers: list[Header] = []
     canvases: list[int] = []  # bytes of those that the answer has
@@ -65,6 +84,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def permit(ctx: Context, coordinate: str, scope: str | None) -> None:
-    """Reject an API key without the scope of a field (see `engine.scopes`). Raises Forbidden, ScopeMissing."""
+    """Reject an API key without the scope of a field (see `engine.scopes`), and a session that has ended. Raises Forbidden,
+    ScopeMissing, SessionExpired.
+    """
+    if ctx.ended is not None and coordinate.rpartition(".")[2] not in OPEN:
+        raise ctx.ended
     if ctx.actor.via == "api_key":
         scopes.require(ctx.actor, scope, what=coordinate)

@@ -215,6 +215,15 @@ class Authentication:
         )
         return Caller(actor, account.user, by_cookie=authorization is None)
 
+    def nobody(self, scope: MutableMapping[str, Any]) -> Caller:
+        """The anonymous caller at the request's address."""
+        state = scope.get("state", {})
+        agents = (
+            value.decode("latin-1")[:_MAX_USER_AGENT] for name, value in scope["headers"] if name == b"user-agent"
+        )
+        actor = Actor(address=state.get("address"), user_agent=next(agents, None), request_id=state.get("request_id"))
+        return Caller(actor)
+
     def _is_operator(self, account: AccountStatus) -> bool:
         return account.operator and (account.factor or not self.settings.operators_need_factor)
 

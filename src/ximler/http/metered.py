@@ -30,6 +30,7 @@ from ximler.core.settings import Settings
 from ximler.http import problems
 from ximler.http.authentication import Authentication, Caller, shows_key
 from ximler.metering.quota.bursts import BurstExceeded, Bursts, take_each
+from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.metering.quota.meter import Allowance, Meter
 
 if TYPE_CHECKING:
@@ -200,8 +201,7 @@ class Metered:
         try:
             allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except LimitExceeded as error:
-            exhausted = b'"month";r=0;t=%d' % math.ceil(error.retry_after_s or 0)
-            state["reply_headers"] = [(b"ratelimit-policy", self._policy), (b"ratelimit", exhausted)]
+            state["reply_headers"] = self._exhausted(error)
             raise
         state["reply_headers"] = self._headers(left, allowance, clock)
 
@@ -215,6 +215,17 @@ class Metered:
             (b"ratelimit-policy", b'%b, "month";q=%d' % (self._policy, limit)),
             (b"ratelimit", b'"burst";r=%d;t=%d, "month";r=%d;t=%d' % (left, full_s, remaining, resets_s)),
         ]
+
+    def _exhausted(self, error: XimlerError) -> list[tuple[bytes, bytes]]:
+        """The headers of a refusal: every policy, and the limit that is reached."""
+        policy = self._policy
+        if isinstance(error, QuotaExceeded) and error.month is not None:
+            policy = b'%b, "month";q=%d' % (policy, error.month)
+        headers = [(b"ratelimit-policy", policy)]
+        if isinstance(error, LimitExceeded):
+            name = b"burst" if isinstance(error, BurstExceeded) else b"month"
+            headers.append((b"ratelimit", b'"%b";r=0;t=%d' % (name, math.ceil(error.retry_after_s or 0))))
+        return headers
 
     def _find_parts(self) -> "_Parts":
         """The parts that the application created at start; looked up once, because each look-up costs 10 % of
@@ -234,15 +245,10 @@ class Metered:
             "Content-Type": media_type.decode(),
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
-            "RateLimit-Policy": self._policy.decode(),
             **problems.headers_of(error),
+            **self._shared_with(scope),
         }
-        if isinstance(error, BurstExceeded):
-            said = {**said, "RateLimit": f'"burst";r=0;t={math.ceil(error.retry_after_s or 0)}'}
-        elif isinstance(error, LimitExceeded):
-            said = {**said, "RateLimit": f'"month";r=0;t={math.ceil(error.retry_after_s or 0)}'}
-        said = {**said, **self._shared_with(scope)}
-        headers = [(name.lower().encode(), value.encode()) for name, value in said.items()]
+        headers = [(name.lower().encode(), value.encode()) for name, value in said.items()] + self._exhausted(error)
         start: Any = {"type": "http.response.start", "status": problems.status_of(error), "headers": headers}
         await send(start)
         end: Any = {"type": "http.response.body", "body": body, "more_body": False}

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from functools import lru_cache
+from http import HTTPStatus
 from importlib import resources
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -13,7 +14,7 @@ import msgspec
 from litestar import MediaType, Request, Response, get, post
 from litestar.datastructures import State
 from litestar.enums import RequestEncodingType
-from litestar.exceptions import ValidationException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Body, QueryParameter
 from litestar.types import ExceptionHandlersMap
@@ -22,7 +23,7 @@ from ximler.accounts import credentials, email_change, preferences, registration
 from ximler.core import extensions
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, XimlerError
-from ximler.http.problems import documented, headers_of, status_of
+from ximler.http.problems import HANDLERS, documented, headers_of, status_of
 
 __all__ = ["inline", "page", "page_of", "routes"]
 
@@ -56,17 +57,32 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     autocomplete: str = ""
     wrong: str | None = None  # replaces the domain's message
     shortest: int | None = None
+    spent: str = ""  # for a link that does not work any more
 
     def show(self, token: str | None, *, error: str = "", status: int = 200) -> Response[str]:
         return page("form.html", **msgspec.structs.asdict(self), token=token, error=error, status=status)
 
-    def again(self, token: str, error: Invalid) -> Response[str]:
+    def again(self, token: str | None, error: Invalid) -> Response[str]:
         """The form again, with the error beside its field. Re-raises errors of other fields."""
+        if self.spent and "token" in error.fields:
+            raise LinkSpent(self.spent) from error
         if self.field not in error.fields:
             raise error
-        return self.show(
-            token, error=self.wrong or f"The {self.field} {error.fields[self.field]}.", status=status_of(error)
-        )
+        return self.show(token, error=self.wrong or _sentences(error), status=status_of(error))
+
+
+class LinkSpent(Invalid):
+    """A link of a mail that was used already, has expired, or was never sent."""
+
+
+def _sentences(error: XimlerError) -> str:
+    """The error for people: without the names of fields, which no form shows."""
+    if not isinstance(error, Invalid) or not error.fields:
+        return error.message
+    return " ".join(
+        f"{problem}." if problem[:1].isupper() else f"The {name} {problem}."
+        for name, problem in ((name, str(problem).rstrip(".")) for name, problem in error.fields.items())
+    )
 
 
 _CONFIRM = Form(
@@ -79,6 +95,8 @@ _CONFIRM = Form(
     label="Your password",
     autocomplete="current-password",
     wrong="That is not the password you registered with. Try again.",
+    spent="This link was used already, or is older than 24 hours. If it created your account, sign in. Otherwise register "
+    "again.",
 )
 _RESET = Form(
     title="Choose a new password",
@@ -88,6 +106,8 @@ _RESET = Form(
     label="New password, 10 characters or more",
     autocomplete="new-password",
     shortest=10,
+    spent="This link was used already, or is older than an hour. If it changed your password, sign in. Otherwise ask for "
+    "another link.",
 )
 _REQUEST_RESET = Form(
     title="Reset your password",
@@ -106,6 +126,8 @@ _CHANGE_EMAIL = Form(
     label="Your password",
     autocomplete="current-password",
     wrong="That is not your account's password. Try again.",
+    spent="This link was used already, or is older than 24 hours. If it changed your address, sign in with it. Otherwise "
+    "request the change again.",
 )
 
 
@@ -147,24 +169,33 @@ class Address(msgspec.Struct, frozen=True):
     email: str = ""
 
 
-def _sorry(_: Request[Any, Any, Any], error: XimlerError | ValidationException) -> Response[str]:
+def _sorry(request: Request[Any, Any, Any], error: XimlerError | HTTPException) -> Response[Any]:
     """Errors as pages, because people read them."""
+    title = "That did not work"
+    if isinstance(error, LinkSpent):
+        url = request.app.state.authentication.settings.app_url
+        return page("done.html", title, text=error.message, app=url, label="Sign in", status=status_of(error))
+    if isinstance(error, XimlerError):
+        answer = page("page.html", title, text=_sentences(error), status=status_of(error))
+        answer.headers.update(headers_of(error))
+        return answer
+    if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return page("page.html", title, text="That text is too long: go back and shorten it.", status=error.status_code)
     if isinstance(error, ValidationException):
         text = "This link is not complete: open it exactly as it is in the message."
-        return page("page.html", "That did not work", text=text, status=422)
-    answer = page("page.html", "That did not work", text=error.message, status=status_of(error))
-    answer.headers.update(headers_of(error))
-    return answer
+        return page("page.html", title, text=text, status=422)
+    problem: Response[Any] = HANDLERS[HTTPException](request, error)
+    return problem
 
 
-_ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, ValidationException: _sorry}
+_ERRORS: ExceptionHandlersMap = {XimlerError: _sorry, HTTPException: _sorry}
 
 
 def page_of(summary: str, *, tag: str = "accounts", **reasons: str) -> dict[str, Any]:
     """The options that pages share. `reasons` are the statuses (`_422="…"`) of error pages."""
     pages = {
         int(status[1:]): ResponseSpec(str, description=reason, media_type=MediaType.HTML, generate_examples=False)
-        for status, reason in reasons.items()
+        for status, reason in {"_413": "The form is too long", **reasons}.items()
     }
     return {
         "tags": [tag],
@@ -172,7 +203,7 @@ def page_of(summary: str, *, tag: str = "accounts", **reasons: str) -> dict[str,
         "media_type": MediaType.HTML,
         "status_code": 200,
         "exception_handlers": _ERRORS,
-        "responses": documented(_400="The request cannot be read", _413="The form is too long") | pages,
+        "responses": documented(_400="The request cannot be read") | pages,
     }
 
 
@@ -208,7 +239,7 @@ async def confirm(
     return _done(state, "Welcome", f"Your account {user.email} is ready. You can sign in.")
 
 
-@get("/reset", **page_of("Landing page of reset links", _422="The token is too long"))
+@get(["/reset", "/reset/request"], **page_of("Landing page of reset links", _422="The token is too long"))
 async def ask_password(token: _Token = "") -> Response[str]:
     """A form for a new password; without a token, a form for the address to send a link to."""
     return _RESET.show(token) if token else _REQUEST_RESET.show(None)
@@ -247,7 +278,10 @@ async def request_reset(
     data: Annotated[Address, _UrlEncoded], request: Request[Any, Any, Any], state: State
 ) -> Response[str]:
     """Answers the same for every address."""
-    await credentials.request_reset(state.database, state.keyring, _visitor(request), email=data.email)
+    try:
+        await credentials.request_reset(state.database, state.keyring, _visitor(request), email=data.email)
+    except Invalid as error:
+        return _REQUEST_RESET.again(None, error)
     text = "Check your email: if the address has an account, a link is on its way."
     return page("page.html", "Check your email", text=text)
 

@@ -76,7 +76,7 @@ class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
     status: int
     detail: str
     code: str
-    fields: dict[str, str] | None = None
+    fields: dict[str, str | int] | None = None
     request_id: str | None = None
 
 
@@ -143,7 +143,8 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     if error.status_code >= 500:
         return _unexpected(request, error)
     extra = error.extra if isinstance(error.extra, list) else []
-    fields = {str(part["key"]): str(part["message"]) for part in extra if isinstance(part, dict) and "key" in part}
+    parts = (part for part in extra if isinstance(part, dict) and "key" in part)
+    fields: dict[str, str | int] = {str(part["key"]): str(part["message"]) for part in parts}
     status, detail = error.status_code, error.detail
     if isinstance(error, ValidationException):
         status = _STATUS[Invalid]

@@ -20,6 +20,7 @@ from prometheus_client import Counter
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.core.actor import Actor
+from ximler.core.clock import rfc3339
 from ximler.core.errors import Invalid, NotFound, XimlerError
 from ximler.database import Database
 from ximler.database.failures import DRIVER_ERRORS, DocumentExists, translated
@@ -151,7 +152,7 @@ async def override(
     if set(limits.values()) == {None}:
         raise Invalid("An override needs a limit: projects, storage or API calls")
     if expires_at is not None and expires_at <= now:
-        raise Invalid.field("expires_at", f"{expires_at.isoformat()} has passed")
+        raise Invalid.field("expires_at", f"{rfc3339(expires_at)} has passed")
     new = Override(**limits, reason=_reason(reason), by=str(actor.user_id or actor.via))
     return await _override(database, actor, user_id, new, expires_at, Action.OVERRIDE_SET, reason=new.reason)
 

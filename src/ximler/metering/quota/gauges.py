@@ -67,9 +67,10 @@ GAUGE_STAGES: list[dict[str, Any]] = [
 
 
 class QuotaExceeded(LimitExceeded):
-    """`fields` names the exhausted resource."""
+    """`fields` names the exhausted resource. `month` is the limit of the month's calls, if that is reached."""
 
     code = "QUOTA_EXCEEDED"
+    month: int | None = None
 
 
 async def room_of(database: Database, user_id: ObjectId) -> tuple[Limits, Gauge]:

@@ -26,7 +26,7 @@ from bson import ObjectId
 from prometheus_client import Counter
 
 from ximler.core.actor import Actor
-from ximler.core.clock import from_ms
+from ximler.core.clock import from_ms, rfc3339
 from ximler.core.errors import Conflict, Invalid, Unavailable, XimlerError
 from ximler.core.stopping import end, pause
 from ximler.database import Database
@@ -298,16 +298,19 @@ class Meter:
     def _exceeded(self, tally: Tally) -> QuotaExceeded:
         seconds = max(0.0, (tally.period_end_ms - self._clock.now_ms()) / 1000)
         open_still = tally.open > tally.unreported  # other leases may be returned
-        return QuotaExceeded(
-            f"The limit of {tally.limit:,} API calls a month is reached: it resets at {tally.period_end.isoformat()}; "
+        resets_at = rfc3339(tally.period_end)
+        error = QuotaExceeded(
+            f"The limit of {tally.limit:,} API calls a month is reached: it resets at {resets_at}; "
             "a larger plan has more",
             fields={
                 "apiCalls": f"limit {tally.limit} reached",
-                "used": str(tally.used + tally.unreported),
-                "resetsAt": tally.period_end.isoformat(),
+                "used": tally.used + tally.unreported,
+                "resetsAt": resets_at,
             },
             retry_after_s=min(1.0, seconds) if open_still else seconds,
         )
+        error.month = tally.limit
+        return error
 
     # Accounting
 
