@@ -9,6 +9,8 @@ import pytest
 import zstandard
 from tests.serving import Client
 
+from ximler.projects import bases
+
 JSON_PATCH = "application/json-patch+json"
 RECORDS = "application/vnd.ximler.records+json"
 
@@ -77,7 +79,11 @@ async def test_it_is_read_and_saved_with_entity_tags(editor: Editor) -> None:
     ("encoding", "decompress"),
     [("gzip", gzip.decompress), ("zstd", lambda raw: zstandard.ZstdDecompressor().decompressobj().decompress(raw))],
 )
-async def test_it_is_compressed_with_a_tag_of_its_own(editor: Editor, encoding: str, decompress: Any) -> None:
+@pytest.mark.parametrize("limit", [bases.LIMIT, 100], ids=["in the project", "with a base"])
+async def test_it_is_compressed_with_a_tag_of_its_own(
+    editor: Editor, encoding: str, decompress: Any, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bases, "LIMIT", limit)
     content = {"shapes": [{"n": n} for n in range(500)]}
     await editor.save(content, base=0)
     accepts = editor._token | {"Accept-Encoding": f"{encoding}, *;q=0.1"}
@@ -89,6 +95,8 @@ async def test_it_is_compressed_with_a_tag_of_its_own(editor: Editor, encoding: 
     assert len(raw) < len(decompress(raw)) / 4
     plain = await editor.read(accept_encoding=f"{encoding};q=0, identity")
     assert ("content-encoding" not in plain.headers, plain.headers["etag"], plain.json()) == (True, '"1"', content)
+    head = await editor.http.head(editor.path, headers=accepts)
+    assert (head.headers["etag"], head.content) == (tag, b"")
     assert (await editor.read(if_none_match=tag)).status_code == 304
     assert (await editor.save({}, if_match=tag)).status_code == 200
 

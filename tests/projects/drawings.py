@@ -38,7 +38,12 @@ class Drawing:
         return await self.saver.save(self.ada, self.id, {"client": client, "seq": self._seq, **change})
 
     async def read(self) -> dict[str, Any]:
-        data: dict[str, Any] = (await canvas.read(self.database, self.ada, self.id)).canvas_data
+        """The canvas, after checking that its JSON in parts is the same."""
+        revision, text = await canvas.read_json(self.database, self.ada, self.id)
+        found = await canvas.read(self.database, self.ada, self.id)
+        if found.canvas_revision == revision:
+            assert (text if isinstance(text, bytes) else b"".join(text)) == canvas.encoded(found.canvas_data)
+        data: dict[str, Any] = found.canvas_data
         return data
 
     async def record(self, name: str) -> Any:

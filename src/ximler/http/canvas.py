@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import gzip
 import re
-from collections.abc import Awaitable, Callable, Collection
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import zstandard
@@ -18,10 +18,10 @@ from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import PathParameter, QueryParameter
+from litestar.response import Stream
 
 from ximler.core import strict_json
 from ximler.core.actor import Actor
-from ximler.core.extended_json import plain
 from ximler.core.ids import object_id
 from ximler.database import Database
 from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
@@ -38,16 +38,15 @@ __all__ = ["routes", "shown"]
 _PATH = "/v1/projects/{project:str}/canvas"
 _MAX_BODY = 20_000_000
 _PATCHES = (records.MEDIA_TYPE, "application/json-patch+json", "application/merge-patch+json")
-_ENCODINGS: dict[
-    str, Callable[[bytes], bytes]
-] = {  # the best first; its name ends the entity tag of the compressed form
-    "zstd": lambda body: zstandard.ZstdCompressor(level=1, write_checksum=True).compress(body),
-    "gzip": partial(gzip.compress, compresslevel=1, mtime=0),
+_ENCODINGS: dict[str, Callable[[], Any]] = {  # the best first; its name ends the entity tag of the compressed form
+    "zstd": lambda: zstandard.ZstdCompressor(level=1, write_checksum=True).compressobj(),
+    "gzip": lambda: zlib.compressobj(1, wbits=31),
 }
 _ENCODED = re.compile(f"-(?:{'|'.join(_ENCODINGS)})$")
 _WORTH_COMPRESSING = 1000  # bytes
 _WORTH_A_THREAD = 50_000  # bytes
 _LARGE = 4_000_000  # bytes
+_PART = 262_144  # bytes of JSON that are compressed and sent at once
 
 _Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
 _Base = Annotated[
@@ -99,29 +98,63 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
 )
 async def show(
     project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
-) -> Response[bytes]:
+) -> Response[bytes] | Stream:
     """The canvas as it was saved, compressed with zstd or gzip where that is accepted. `Canvas-Revision` has its revision, and
     so does the entity tag: `If-None-Match` saves the transfer, and a change names its base with `If-Match`.
     """
     return await shown(state.database, caller.actor, object_id(project, "project"), request)
 
 
-async def shown(database: Database, actor: Actor, project_id: Any, request: Request[Any, Any, Any]) -> Response[bytes]:
-    """The answer with a canvas."""
+async def shown(
+    database: Database, actor: Actor, project_id: Any, request: Request[Any, Any, Any]
+) -> Response[bytes] | Stream:
+    """The answer with a canvas. A large one is encoded while it is sent, as fast as the client takes it."""
     if known := request.headers.get("if-none-match"):
         revision = await canvas.revision_of(database, actor, project_id)
         for tag in (f'"{revision}"', *(f'"{revision}-{name}"' for name in _ENCODINGS)):
             if matches(known, tag):
                 return Response(b"", status_code=304, headers=_headers(revision, tag))
-    found = await canvas.read(database, actor, project_id)
-    body = await asyncio.to_thread(msgspec.json.encode, found.canvas_data, enc_hook=plain)
-    tag = f'"{found.canvas_revision}"'
-    headers = {}
+    revision, found = await canvas.read_json(database, actor, project_id)
     encoding = encoding_of(request.headers.get("accept-encoding", ""), list(_ENCODINGS))
-    if encoding and len(body) >= _WORTH_COMPRESSING:
-        body = await asyncio.to_thread(_ENCODINGS[encoding], body)
-        tag, headers = f'"{found.canvas_revision}-{encoding}"', {"Content-Encoding": encoding}
-    return Response(body, media_type="application/json", headers=_headers(found.canvas_revision, tag) | headers)
+    if isinstance(found, bytes) and len(found) < _WORTH_COMPRESSING:
+        encoding = None
+    headers = _headers(revision, f'"{revision}-{encoding}"' if encoding else f'"{revision}"')
+    if encoding:
+        headers["Content-Encoding"] = encoding
+    if isinstance(found, bytes):
+        body = await asyncio.to_thread(_compressed, found, encoding) if encoding else found
+        return Response(body, media_type="application/json", headers=headers)
+    if request.scope["state"].get("head"):
+        return Response(b"", media_type="application/json", headers=headers)
+    return Stream(_streamed(found, encoding), media_type="application/json", headers=headers)
+
+
+def _compressed(body: bytes, encoding: str) -> bytes:
+    compressor = _ENCODINGS[encoding]()
+    return cast("bytes", compressor.compress(body) + compressor.flush())
+
+
+async def _streamed(parts: Iterator[bytes], encoding: str | None) -> AsyncIterator[bytes]:
+    compressor = _ENCODINGS[encoding]() if encoding else None
+
+    def following() -> bytes | None:
+        while True:
+            taken, size = [], 0
+            for part in parts:
+                taken.append(part)
+                size += len(part)
+                if size >= _PART:
+                    break
+            if not taken:
+                return None
+            body = b"".join(taken)
+            if compressor is None or (body := compressor.compress(body)):
+                return body
+
+    while (body := await asyncio.to_thread(following)) is not None:
+        yield body
+    if compressor is not None:
+        yield compressor.flush()
 
 
 @put(

@@ -71,7 +71,7 @@ async def show(request: Request[Any, Any, Any], state: State) -> SharedProject:
     }
     | _ANSWERS,
 )
-async def show_canvas(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+async def show_canvas(request: Request[Any, Any, Any], state: State) -> Response[bytes] | Stream:
     """As `GET /v1/projects/{project}/canvas`."""
     opened = await _opened(request, state)
     return await canvas.shown(state.database, opened.actor, opened.project.id, request)

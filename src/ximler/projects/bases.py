@@ -28,16 +28,19 @@ __all__ = [
     "Stored",
     "base_of",
     "changed",
+    "effect_of",
     "entry",
     "fill",
     "is_applied_soon",
     "load",
     "read",
+    "read_packed",
     "read_with_text",
     "remove",
     "store",
     "swap",
     "text_of",
+    "unpacked",
     "whole",
 ]
 
@@ -117,6 +120,21 @@ async def read(database: Database, where: dict[str, Any], *, deleted: bool = Fal
     raise Unavailable(_TOO_MANY)
 
 
+async def read_packed(database: Database, where: dict[str, Any]) -> tuple[Stored, bytes | None] | None:
+    """As `read`, but a base stays packed, and is given apart; `effect_of` has the patches since."""
+    for _ in range(_READS):
+        found = await database.projects.find_one(where, into=Stored)
+        if found is None:
+            return None
+        if (base := found.base) is None:
+            await fill(database, found)
+            return found, None
+        packed = await load(database, base.id.binary, base.parts, found.user_id, found.id)
+        if packed is not None:
+            return found, packed
+    raise Unavailable(_TOO_MANY)
+
+
 async def read_with_text(database: Database, where: dict[str, Any]) -> tuple[Stored, bytes | None] | None:
     """As `read`, with the text that the canvas was read from, if it is unchanged since: `text_of`."""
     for _ in range(_READS):
@@ -155,15 +173,14 @@ async def fill(database: Database, found: Stored) -> bool:
     packed = await load(database, base.id.binary, base.parts, found.user_id, found.id)
     if packed is None:
         return False
-    found.canvas_data = await asyncio.to_thread(_unpacked, packed, base, found.canvas_tail)
+    found.canvas_data = await asyncio.to_thread(unpacked, packed, found)
     return True
 
 
-def _unpacked(packed: bytes, base: Base, tail: Any) -> Any:
+def unpacked(packed: bytes, found: Stored) -> Any:
+    """The canvas in a packed base, after the patches since. To be called in a thread."""
     canvas = packing.unpack(packed)
-    entries = [entry for each in tail or () if (entry := msgspec.convert(each, _Entry)).r > base.revision]
-    entries.sort(key=lambda entry: entry.r)
-    for (kind, declared), alike in groupby(entries, key=lambda entry: (entry.k, entry.d)):
+    for (kind, declared), alike in groupby(_entries(found), key=lambda entry: (entry.k, entry.d)):
         changes = [msgspec.json.decode(entry.p) for entry in alike]
         if kind == "records":
             canvas = records.applied(canvas, changes, declared)
@@ -171,6 +188,21 @@ def _unpacked(packed: bytes, base: Base, tail: Any) -> Any:
             apply = positional.patched if kind == "patch" else positional.merged
             canvas = reduce(apply, changes, canvas)
     return canvas
+
+
+def effect_of(found: Stored) -> records.Effect | None:
+    """The patches since the base, if all of them change the same list of records."""
+    entries = _entries(found)
+    kinds = {(entry.k, entry.d) for entry in entries} or {("records", records.DEFAULT)}
+    if len(kinds) > 1 or (only := kinds.pop())[0] != "records":
+        return None
+    return records.Effect([msgspec.json.decode(entry.p) for entry in entries], only[1])
+
+
+def _entries(found: Stored) -> list[_Entry]:
+    since = found.base.revision if found.base else 0
+    entries = [entry for each in found.canvas_tail or () if (entry := msgspec.convert(each, _Entry)).r > since]
+    return sorted(entries, key=lambda entry: entry.r)
 
 
 def entry(

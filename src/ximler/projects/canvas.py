@@ -11,7 +11,7 @@ whole project removes the revision; the next one is larger than any before it (`
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, TypeVar
 
 import bson
@@ -27,13 +27,13 @@ from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.database.failures import RefusedChanges
 from ximler.metering.limits.plans import limits_of
-from ximler.projects import access, bases, compaction, edits, paths, positional, projects, storage
+from ximler.projects import access, bases, canvas_text, compaction, edits, paths, positional, projects, storage
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.document import Identified
 from ximler.schema.project import PROJECTS
 
-__all__ = ["Canvas", "encoded", "merge", "patch", "read", "read_file", "replace", "revision_of"]
+__all__ = ["Canvas", "encoded", "merge", "patch", "read", "read_file", "read_json", "replace", "revision_of"]
 
 V = TypeVar("V", bound=Identified)
 
@@ -56,6 +56,24 @@ async def read(database: Database, actor: Actor, project_id: ObjectId) -> Canvas
     """The canvas and its revision. One command, two for a large canvas. Raises NotFound."""
     found = _found(await bases.read(database, _mine(actor, project_id)))
     return Canvas(found.canvas_data, found.canvas_revision or 0)
+
+
+@access.reader
+async def read_json(database: Database, actor: Actor, project_id: ObjectId) -> tuple[int, bytes | Iterator[bytes]]:
+    """The revision of the canvas, and its JSON: of a large one in parts, each of which takes a moment of a thread.
+
+    Commands as `read`. Raises NotFound.
+    """
+    stored = await bases.read_packed(database, _mine(actor, project_id))
+    if stored is None:
+        raise NotFound("No such project")
+    found, packed = stored
+    revision = found.canvas_revision or 0
+    if packed is None:
+        return revision, await asyncio.to_thread(encoded, found.canvas_data)
+    if (effect := await asyncio.to_thread(bases.effect_of, found)) is not None:
+        return revision, canvas_text.parts(packed, effect)
+    return revision, await asyncio.to_thread(lambda: encoded(bases.unpacked(packed, found)))
 
 
 @access.reader

@@ -13,11 +13,11 @@ from ximler.core.errors import Invalid
 from ximler.core.garbage import paused_collection
 from ximler.database import mixed
 
-__all__ = ["MOST", "Damaged", "pack", "plain", "text", "unpack", "unpacked", "value_of"]
+__all__ = ["MAX_WINDOW", "MOST", "Damaged", "pack", "plain", "text", "unpack", "unpacked", "value_of"]
 
 MOST = 64_000_000  # bytes of a canvas in BSON
 _LEVEL = 1  # level 3 takes twice as long and saves 2 %
-_MAX_WINDOW = 1 << 27
+MAX_WINDOW = 1 << 27
 
 
 class Damaged(Invalid):
@@ -55,7 +55,7 @@ def unpacked(packed: bytes, *, base: bytes | None = None, most: int = MOST) -> b
     """The bytes that were packed, with the same `base`. Raises Damaged."""
     # Read as a stream: `decompress(max_output_size=…)` allocates the size that a frame declares.
     known = None if base is None else _known(base)
-    decompressor = zstandard.ZstdDecompressor(dict_data=known, max_window_size=_MAX_WINDOW)
+    decompressor = zstandard.ZstdDecompressor(dict_data=known, max_window_size=MAX_WINDOW)
     try:
         data: bytes = decompressor.stream_reader(io.BytesIO(packed)).read(most + 1)
     except zstandard.ZstdError as error:

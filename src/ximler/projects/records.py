@@ -10,7 +10,7 @@ This module is pure: it parses patches, and composes those that are applied toge
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ __all__ = [
     "MEDIA_TYPE",
     "Composed",
     "Declared",
+    "Effect",
     "RecordPatch",
     "applied",
     "compose",
@@ -192,29 +193,55 @@ def ids_of(canvas: Any, declared: Declared) -> set[str]:
     return {name for name in found if isinstance(name, str)}
 
 
-def applied(canvas: Any, changes: Sequence[Any], declared: Declared) -> Any:
-    """The canvas, an object, after changes of its records, each with `put`, `set` and `remove`. It is changed in place."""
-    listed: list[Any] = canvas.get(declared.list) or []
-    places: dict[str, list[int]] = {}
-    for at, record in enumerate(listed):
-        if isinstance(record, dict) and isinstance(name := record.get(declared.id), str):
-            places.setdefault(name, []).append(at)
-    gone = object()
-    for change in changes:
-        for name in change.get("remove", ()):
-            for at in places.pop(name, ()):
-                listed[at] = gone
-        for record in change.get("put", ()):
-            if found := places.get(record[declared.id]):
-                for at in found:
-                    listed[at] = record
+class Effect:
+    """Of changes of records, each with `put`, `set` and `remove`, one after the other, on a list that is read once."""
+
+    def __init__(self, changes: Sequence[Any], declared: Declared) -> None:
+        self.changes, self.declared = changes, declared
+        self._gone: set[str] = set()
+        self._set: dict[str, Record] = {}
+        self._put: dict[str, Record] = {}  # in the order of those that are to be appended
+        self._there: set[str] = set()  # of those, which replace a record
+        for change in changes:
+            for name in change.get("remove", ()):
+                self._put.pop(name, None)
+                self._set.pop(name, None)
+                self._gone.add(name)
+            for record in change.get("put", ()):
+                self._set.pop(record[declared.id], None)
+                self._put[record[declared.id]] = record
+            for name, properties in change.get("set", {}).items():
+                if name in self._put:
+                    self._put[name] = self._put[name] | properties
+                elif name not in self._gone:
+                    self._set[name] = self._set.get(name, {}) | properties
+
+    def on(self, listed: Iterable[Any]) -> list[Any]:
+        """The records that are left of the next part of the list."""
+        left = []
+        for record in listed:
+            name = record.get(self.declared.id) if isinstance(record, dict) else None
+            if not isinstance(name, str):
+                left.append(record)
+            elif name in self._gone:
+                continue
+            elif name in self._put:
+                self._there.add(name)
+                left.append(self._put[name])
             else:
-                places[record[declared.id]] = [len(listed)]
-                listed.append(record)
-        for name, properties in change.get("set", {}).items():
-            for at in places.get(name, ()):
-                listed[at] = listed[at] | properties
-    canvas[declared.list] = [record for record in listed if record is not gone]
+                left.append(record | self._set[name] if name in self._set else record)
+        return left
+
+    def added(self) -> list[Any]:
+        """The records that are appended to the list, after all of it was read."""
+        return [record for name, record in self._put.items() if name not in self._there]
+
+
+def applied(canvas: Any, changes: Sequence[Any], declared: Declared) -> Any:
+    """The canvas, an object, after changes of its records. It is changed in place."""
+    effect = Effect(changes, declared)
+    left = effect.on(canvas.get(declared.list) or [])
+    canvas[declared.list] = left + effect.added()
     return canvas
 
 
