@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+# One pytest worker more than two processors: many tests wait for processes that they started.
+WORKERS ?= 3
 
 .PHONY: help run test test-fast soak check format bench docs lock wheel clean
 .DEFAULT_GOAL := help

@@ -81,6 +81,16 @@ async def _connect(address: Any, options: Any) -> Any:
         raise
 
 
+def _memory() -> str | None:
+    """A folder in memory with room for the data of a whole run, or None: syncing the journal to a disk took
+    5 to 10 % of the run.
+    """
+    try:
+        return "/dev/shm" if shutil.disk_usage("/dev/shm").free > 4 << 30 else None
+    except OSError:
+        return None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     pool_shared._async_create_connection = _connect
     # Without an error's local variables, which take seconds to print.
@@ -94,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if uri := os.environ.get("MONGODB_TEST_URI"):
         config.stash[_URI] = config.stash[_ADMIN_URI] = uri
         return
-    folder = Path(tempfile.mkdtemp(prefix="ximler-tests-"))
+    folder = Path(tempfile.mkdtemp(prefix="ximler-tests-", dir=_memory()))
     loop = _Loop()
     running = loop.run(server.start(folder / "data"))
     config.stash[_URI], config.stash[_ADMIN_URI] = running.uri, running.admin_uri

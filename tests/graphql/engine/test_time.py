@@ -65,7 +65,8 @@ async def test_a_slow_operation_is_logged_with_its_calls() -> None:
     [entry] = [entry for entry in logs if entry.get("operation") == "Q"]
     assert entry["event"] == "slow operation"
     assert entry["seconds"] >= 0.01
-    assert [call.split(":")[0] for call in entry["calls"]] == ["Query.box × 1", "Box.size × 1", "Query.wait × 1"]
+    calls = {call.split(":")[0] for call in entry["calls"]}  # siblings are in the order in which they end
+    assert calls == {"Query.box × 1", "Box.size × 1", "Query.wait × 1"}
     assert entry["roundTrips"] == []
     assert len(entry["query"]) == 16
 
