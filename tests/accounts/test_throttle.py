@@ -285,3 +285,14 @@ async def test_a_device_is_forgotten_with_the_password_it_knew(
     await exhaust()
     with pytest.raises(Throttled):
         await enter("another long password", device=device)
+
+
+@pytest.mark.slow
+async def test_an_account_knows_its_ten_latest_devices(ada: User, enter: Any, exhaust: Any) -> None:
+    first, *others = [(await enter(by=HOME)).device for _ in range(11)]
+    assert (await enter(by=HOME, device=others[0])).device == others[0]  # shown, it takes no other's place
+    await exhaust()
+    with pytest.raises(Throttled):
+        await enter(device=first)
+    for known in others:
+        assert (await enter(device=known)).device == known

@@ -26,7 +26,7 @@ from ximler.core.clock import to_ms
 from ximler.core.networks import subscriber
 from ximler.database import Database
 from ximler.database.codec import codec_of
-from ximler.schema.credential import Credential
+from ximler.schema.credential import CREDENTIALS, Credential
 from ximler.schema.session import SESSIONS, Session
 from ximler.schema.throttle import THROTTLES, Throttle
 from ximler.schema.user import User
@@ -38,7 +38,9 @@ __all__ = [
     "begin",
     "fail",
     "family",
+    "keep_device",
     "locked",
+    "new_device",
     "refuse_locked",
     "remember",
     "succeed",
@@ -49,11 +51,13 @@ _ADDRESS = Rule(name="sign-in, address", free=50, window=timedelta(hours=1))  # 
 _DEVICE = Rule(name="sign-in, device", free=10, window=timedelta(hours=24))
 _PLACE = Rule(name="sign-in, place", free=5, window=timedelta(hours=24))
 _REMEMBERED = timedelta(days=180)
+_RENEWED = timedelta(days=90)
+_DEVICES = 10  # of an account
 
 
 class Attempt(msgspec.Struct, frozen=True):
     """`user` is None if the address has no account. A failure counts for `keys`; a success clears `forgiven`.
-    `known_device`: it showed a valid token.
+    `known_device`: it showed a valid token. `device`: the id of that token, unless it is old enough to be replaced.
     """
 
     account: RateLimitKey
@@ -62,6 +66,7 @@ class Attempt(msgspec.Struct, frozen=True):
     credential: Credential | None
     forgiven: RateLimitKey | None
     known_device: bool = False
+    device: ObjectId | None = None
 
 
 def account_key(keyring: Keyring, email: str) -> RateLimitKey:
@@ -69,16 +74,26 @@ def account_key(keyring: Keyring, email: str) -> RateLimitKey:
     return throttle.key(keyring, _ACCOUNT, email)
 
 
+def new_device(began: datetime, sign_in_id: bytes) -> ObjectId:
+    """The id of a token for a device that was not known before this sign-in."""
+    return ObjectId((to_ms(began) // 1000).to_bytes(4, "big") + sign_in_id[:8])
+
+
 def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
     """A token that identifies a device at its next sign-in to this account. It does not sign in by itself.
 
-    One per sign-in, shared by exchanged sessions, because each token has its own budget of guesses. A change
-    of password invalidates it.
+    A device that shows its token keeps it, and an account has ten, because each has its own budget of guesses. A change
+    of password invalidates them.
     """
-    began = to_ms(session.created_at) // 1000
-    return keyring.sign(
-        _purpose(session.user_id, password_hash), ObjectId(began.to_bytes(4, "big") + session.sign_in_id[:8])
-    )
+    device = session.device or new_device(session.created_at, session.sign_in_id)
+    return keyring.sign(_purpose(session.user_id, password_hash), device)
+
+
+async def keep_device(transaction: Database, session: Session) -> None:
+    """Add the session's device to those that the account knows; of eleven the one that was added first is forgotten."""
+    newest = {"$each": [session.device], "$slice": -_DEVICES}
+    fresh = Credential(id=session.user_id)
+    await transaction[CREDENTIALS].upsert({"_id": session.user_id}, {"$push": {"devices": newest}}, fresh=fresh)
 
 
 async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: str, device: str | None) -> Attempt:
@@ -98,8 +113,8 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     def found(keys: list[RateLimitKey]) -> list[Throttle]:
         return [throttles[each.id] for each in keys if each.id in throttles]
 
-    known = _knows(keyring, user, device, now)
-    if known:
+    known = _known_device(keyring, user, credential, device, now)
+    if known is not None:
         keys, forgiven = [by_device], by_device
     elif _is_blocked(throttles.get(account.id), now) and await _has_session(database, actor, user):
         place = throttle.key(keyring, _PLACE, f"{email}|{subscriber(actor.address)}|{family(actor.user_agent)}")
@@ -113,7 +128,9 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     except Throttled:
         await refusals.count(database, actor, Action.SIGN_IN_REFUSED, resource="users", reason="throttled")
         raise
-    return Attempt(account, keys, user, credential, forgiven if forgiven.id in throttles else None, known)
+    kept = known if known is not None and known.generation_time > now - _RENEWED else None
+    forgiven_now = forgiven if forgiven.id in throttles else None
+    return Attempt(account, keys, user, credential, forgiven_now, known is not None, kept)
 
 
 async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
@@ -182,10 +199,14 @@ async def _look(
     return user, codec_of(Credential).decode(stored[0]) if stored else None, throttles
 
 
-def _knows(keyring: Keyring, user: User | None, device: str | None, now: datetime) -> bool:
+def _known_device(
+    keyring: Keyring, user: User | None, credential: Credential | None, device: str | None, now: datetime
+) -> ObjectId | None:
     purpose = _purpose(user.id, user.password) if user else _purpose(ObjectId(), "")
-    made = keyring.verify(purpose, device) if device else None
-    return made is not None and made.generation_time > now - _REMEMBERED
+    shown = keyring.verify(purpose, device) if device else None
+    if shown is None or credential is None or shown not in credential.devices:
+        return None
+    return shown if shown.generation_time > now - _REMEMBERED else None
 
 
 def _purpose(user_id: ObjectId, password_hash: str) -> str:

@@ -103,6 +103,7 @@ async def sign_in(
         user,
         fresh_hash=await keyring.rehash(user.password, password),
         check=unchanged,
+        device=attempt.device,
     )
     await attempts.succeed(database, attempt)
     return signed_in
@@ -117,13 +118,14 @@ async def start(
     *,
     fresh_hash: str | None = None,
     check: Callable[[Database], Awaitable[None]] | None = None,
+    device: ObjectId | None = None,
 ) -> SignedIn:
     """Start a session for a user whose password was just verified. Raises BadCredentials if it has changed
     since.
 
     One transaction, guarded by the password, so that a sign-in with an old password cannot survive a change
     of password, which ends all sessions. `check` runs in it after the user's document is written. A closed
-    account is reopened.
+    account is reopened. `device` is known already; another is remembered.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -136,6 +138,7 @@ async def start(
         address=actor.address,
         user_agent=actor.user_agent,
         place=origins.place_of(settings, actor.address),
+        device=device or attempts.new_device(now, token_id),
     )
     touch = {"lastLogin": now} | ({"password": fresh_hash} if fresh_hash else {})
 
@@ -146,6 +149,8 @@ async def start(
             raise BadCredentials("The e-mail address or the password is not right")
         if check is not None:
             await check(transaction)
+        if device is None:
+            await attempts.keep_device(transaction, session)
         await records.write(
             transaction,
             actor,
@@ -240,6 +245,7 @@ async def refresh(database: Database, keyring: Keyring, settings: Settings, acto
             address=actor.address,
             user_agent=actor.user_agent,
             place=origins.place_of(settings, actor.address),
+            device=old.device,
         )
         return await transaction[SESSIONS].insert(fresh)
 

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
+from bson import ObjectId
 from msgspec import field
 
 from ximler.schema.document import AT_WRITE, Collection, Document, Internal, ShardKey, Theirs, UserId
@@ -30,6 +31,9 @@ class Credential(Document, kw_only=True):
     recovery_codes: Internal[list[str]] = field(default_factory=list)  # hashes of the unused codes
     places: Theirs[list[str]] = field(default_factory=list)  # of the latest sign-ins, from the operator's GeoIP file
     browsers: Theirs[list[str]] = field(default_factory=list)  # likewise, without versions
+    devices: Internal[list[ObjectId]] = field(
+        default_factory=list
+    )  # ids of the tokens of known devices, the oldest first
     created_at: Theirs[datetime] = AT_WRITE
     updated_at: Theirs[datetime] = AT_WRITE
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from bson import ObjectId
 from msgspec import field
 
 from ximler.schema.document import (
@@ -32,6 +33,7 @@ class Session(Document, kw_only=True):
     authenticated_at: Internal[datetime | None] = None  # the latest authentication; unset: when it began
     address: Theirs[str | None] = None
     user_agent: Theirs[str | None] = None
+    device: Internal[ObjectId | None] = None  # the id of the token by which the device is known at its next sign-in
     place: Theirs[str | None] = None  # city and country of the address, from the operator's GeoIP file
 
     @property
