@@ -18,7 +18,7 @@ from ximler.schema.document import (
     ascending,
 )
 
-BY_TERM = "userId_1_searchTerms_1_createdAt_-1__id_-1"
+BY_TERM = "userId_1_searchTerms_1"
 NEWEST = "userId_1_deletedAt_1_createdAt_-1__id_-1"
 
 __all__ = ["BY_TERM", "LOCATED", "NEWEST", "PROJECTS", "Project"]
@@ -81,7 +81,7 @@ PROJECTS = Collection(
             ours=True,
             why="a user's trash, last deleted first",
         ),
-        ascending("userId", "searchTerms", "-createdAt", "-_id", ours=True, why="a user's own search, by prefix"),
+        ascending("userId", "searchTerms", ours=True, why="a user's own search, by prefix"),
         Index(
             keys=(("userId", 1), ("tags", 1), ("createdAt", -1), ("_id", -1)),
             partial={"tags": {"$exists": True}},
