@@ -198,6 +198,16 @@ async def test_a_subscription_that_another_application_ended_is_not_billed_and_l
     assert await paid(database, ada) == [2900]
 
 
+async def test_a_payment_makes_it_active_also_if_only_another_application_made_it_past_due(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await renewed_with(database, rail, ada, buy, card=LATER)
+    await database.raw["subscriptions"].update_one({"userId": ada.user_id}, {"$set": {"status": "PAST_DUE"}})
+    database.clock.offset_ms += 20 * 60_000
+    await run.run(database, rail)
+    assert (await subscription(database, ada)).status == "ACTIVE"
+
+
 async def test_a_trial_is_free_and_bills_at_its_end_once_a_person(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy, buyer: Buyer
 ) -> None:

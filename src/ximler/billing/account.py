@@ -1,7 +1,7 @@
 """The billing account of a user, and its credit balance. Owns `billingaccounts` and `credits`.
 
-Every step of billing is one transaction, run by `in_turn`, that begins with `lock` and ends with `store`. Steps of one
-user conflict on the account, so the server serialises them across processes. Within a process they queue instead:
+Every step of billing is one transaction, run by `in_turn`, that begins with `lock` or `hold` and ends with `store`. Steps
+of one user conflict on the account, so the server serialises them across processes. Within a process they queue instead:
 n transactions that conflict are retried about n²/2 times.
 """
 
@@ -111,7 +111,12 @@ async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:
 
 
 async def hold(transaction: Database, user_id: ObjectId) -> BillingAccount:
-    """As `lock`, with a read: for steps that write nothing, or end with `store`. Of two at once, one conflicts there."""
+    """As `lock`, with a read: for steps that write nothing, or end with `store`.
+
+    A transaction reads and writes the account in one snapshot of the server, and `store` always changes it. So if another
+    step has stored the account since this read, `store` conflicts and the whole step runs again. A step that writes nothing
+    needs no lock: what it found may be outdated a moment later in any case.
+    """
     return await transaction[BILLING_ACCOUNTS].find_one({"_id": user_id}) or await lock(transaction, user_id)
 
 
@@ -124,7 +129,8 @@ async def store(transaction: Database, account: BillingAccount) -> None:
     stored = codec_of(BillingAccount).encode(account, now.replace(tzinfo=None))
     values = {name: stored[name] for name in _FIELDS if name in stored}
     gone = dict.fromkeys((name for name in _FIELDS if name not in stored), "")
-    change = {"$set": values | {"updatedAt": now}} | ({"$unset": gone} if gone else {})
+    # Without the increment, an account that is stored unchanged within a millisecond is not written, and does not conflict.
+    change = {"$set": values | {"updatedAt": now}, "$inc": {"revision": 1}} | ({"$unset": gone} if gone else {})
     await transaction[BILLING_ACCOUNTS].rewrite({"_id": account.id}, change)
 
 

@@ -7,10 +7,11 @@ written a moment later.
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
+from bson import ObjectId
 from msgspec import field
 
 from ximler.billing import checkouts, payments, refunds, stripe_mirror
@@ -69,25 +70,29 @@ async def process(database: Database, provider: Provider) -> int:
     """Handle the events that wait; returns how many. Any number of processes may."""
     count = 0
     while True:
-        now = database.clock.now()
-        due = {"dueAt": {"$lte": now}, "tries": {"$type": "number"}}  # no other document could hold up the rest
+        # No other document could hold up the rest.
+        due = {"dueAt": {"$lte": database.clock.now()}, "tries": {"$type": "number"}}
         found = await database[BILLING_EVENTS].find(due, into=_Due, sort=[("dueAt", 1)], limit=_TOGETHER)
         if not found:
             return count
-        if claimed := await _claim(database, [each.id for each in found], due, until=now + _LEASE):
+        if claimed := await _claim(database, [each.id for each in found], due):
             await handle_each(database, provider, claimed)
             count += len(claimed)
 
 
-async def _claim(database: Database, ids: list[Any], due: dict[str, Any], *, until: datetime) -> list[BillingEvent]:
-    """The events of these that no other process has claimed. Those that cannot be read are claimed, too, and left until
-    their lease expires. If another process claims one in the same millisecond, both handle it, which does no harm.
+async def _claim(database: Database, ids: list[Any], due: dict[str, Any]) -> list[BillingEvent]:
+    """The events of these that no other process has claimed. Those that cannot be read are claimed, too.
+
+    A claim ends with its lease: of a process that was killed, and after a connection that broke, when the driver repeats
+    no update of several documents. Then the events are handled later, and what was applied of them is applied again, which
+    changes nothing.
     """
     which: dict[str, Any] = {"_id": {"$in": ids}}
-    change: Update = {"$set": {"dueAt": until}, "$inc": {"tries": 1}}
+    claim = ObjectId()
+    change: Update = {"$set": {"dueAt": database.clock.now() + _LEASE, "claim": claim}, "$inc": {"tries": 1}}
     if len(ids) > 1:
         await database[BILLING_EVENTS].patch_many(which | due, change)
-        return await database[BILLING_EVENTS].find(which | {"dueAt": until})
+        return await database[BILLING_EVENTS].find(which | {"claim": claim})
     try:
         event = await database[BILLING_EVENTS].find_and_patch(which | due, change)
     except UnreadableDocument as unreadable:

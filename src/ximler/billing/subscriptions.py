@@ -367,8 +367,7 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
             )
         case "RENEWAL":
             now = transaction.clock.now()
-            if account.failed_at is not None:  # else it is ACTIVE as it is
-                await _patch(transaction, account, "paid", {})
+            await _patch(transaction, account, "paid", {})  # also if only another application made it PAST_DUE
             account.invoice_id, account.failed_at, account.retries = None, None, 0
             if ends_at(account) <= now:
                 account.not_before = now + CATCH_UP

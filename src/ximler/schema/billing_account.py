@@ -68,8 +68,8 @@ class Recurring(Document, kw_only=True):
 
 
 class BillingAccount(Document, kw_only=True):
-    """One per user. Every step of billing is a transaction that begins by incrementing `revision`, so a user's steps
-    never overlap. `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per user.
+    """One per user. Every step of billing is a transaction that increments `revision`, so a user's steps never overlap.
+    `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per user.
 
     `period` is the index of the latest period that has an invoice, counted from `anchor`; -1 during a trial.
     `next_at` is the time of the next step that `billing run` takes for the account.

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from bson import ObjectId
 from msgspec import field
 
 from ximler.schema.document import AT_WRITE, Collection, Document, Index, ShardKey, ascending
@@ -22,6 +23,7 @@ class BillingEvent(Document, kw_only=True):
     reference: str | None = None  # its charge's or refund's id, where the event says so
     due_at: datetime | None = None  # None: applied
     tries: int = 0
+    claim: ObjectId | None = None  # by the process that handles it
     problem: str | None = None
     done_at: datetime | None = None
     created_at: datetime = AT_WRITE
