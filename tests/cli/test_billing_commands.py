@@ -131,8 +131,7 @@ async def test_plans_are_created_edited_retired_and_listed(billing: Command) -> 
         assert (await billing("plan", *wrong)).returncode == 2
     for option, value in (("--projects", "2.5"), ("--storage", "nan"), ("--api-calls", str(2**63))):
         refused = await billing("plan", "edit", "team", option, value)
-        name = {"--api-calls": "apiCalls"}.get(option, option.strip("-"))
-        assert (refused.returncode, name in refused.stderr) == (2, True), refused.stderr
+        assert (refused.returncode, option in refused.stderr) == (2, True), refused.stderr
     assert "it stays on offer" in (await billing("plan", "retire", "free")).stderr
 
 

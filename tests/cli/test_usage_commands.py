@@ -25,6 +25,8 @@ def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
     }  # fmt: skip
     assert (shown["override"]["reason"], shown["override"]["by"]) == ("a pilot", "cli")
     assert "a pilot" in ximler("usage", "show", user, env=env).stdout
+    late = ("--api-calls", "5", "--until", "2020-01-01", "--reason", "x")
+    assert ximler("usage", "override", user, *late, env=env).stderr.startswith("error: --until: ")
     done = ximler("usage", "override", user, "--end", "--reason", "over", env=env)
     assert done.stdout == "ada@example.com has the plan's limits again.\n"
 
@@ -53,6 +55,8 @@ def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
         (["override", "a@example.com", "--api-calls", "5"], 2, "--reason"),
         (["override", "a@example.com", "--api-calls", "-2", "--reason", "x"], 2, "-2"),
         (["override", "a@example.com", "--end", "--projects", "1", "--reason", "x"], 2, "--end takes no limits"),
+        # Errors of the domain name what was typed, not the fields that it fills.
+        (["show", "no-id"], 2, "error: USER: "),
         (["rebuild"], 2, "--all"),
         (["rebuild", "a@example.com", "--all"], 2, "--all"),
     ],

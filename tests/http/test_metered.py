@@ -16,6 +16,7 @@ from ximler.apikeys import keys
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.http.authentication import signed_in
 from ximler.http.metered import Prices
 from ximler.metering.ledger import settlement
 from ximler.metering.limits import entitlements
@@ -262,8 +263,11 @@ def test_a_route_declares_its_price_and_names_itself_by_its_template() -> None:
     async def file(project_id: FromPath[str], name: FromPath[str]) -> str:
         return name
 
-    @post("/projects")
+    @post("/projects", **signed_in(scope="projects:write"))
     async def create() -> None: ...
+
+    @get("/docs")
+    async def for_everybody() -> None: ...
 
     @get("/free", opt={"api_calls": 0})
     async def free() -> None: ...
@@ -271,12 +275,13 @@ def test_a_route_declares_its_price_and_names_itself_by_its_template() -> None:
     @asgi("/raw", copy_scope=False)
     async def raw(scope: Any, receive: Any, send: Any) -> None: ...
 
-    prices = Prices(Litestar([file, create, free, raw], openapi_config=None).routes)
+    prices = Prices(Litestar([file, create, for_everybody, free, raw], openapi_config=None).routes)
     assert prices.of("/projects/1/files/a.png") == ("/projects/{project_id}/files/{name}", 5)
     assert prices.of("/projects") == ("/projects", 1)
     assert prices.of("/projects/") == ("/projects", 1)
     assert prices.of("/free") == ("/free", 0)
-    assert prices.of("/raw") == ("/raw", 1)
+    assert prices.of("/docs") == ("/docs", 0)
+    assert prices.of("/raw") == ("/raw", 0)
     assert prices.of("/projects/1/files") == ("other", 1)
 
 

@@ -154,7 +154,7 @@ async def rotate(database: Database, actor: Actor, key_id: ObjectId, *, grace: t
     """
     step_up.require(database, actor)
     if not timedelta() <= grace <= _MAX_GRACE:
-        raise Invalid.field("grace", f"must be between 0 and {_MAX_GRACE.days} days")
+        raise Invalid.field("graceHours", f"must be between 0 and {_MAX_GRACE // timedelta(hours=1)}")
     secret = tokens.mint()
 
     async def write(transaction: Database) -> ApiKey:

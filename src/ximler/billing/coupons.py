@@ -301,7 +301,7 @@ async def _check(database: Database, coupon: Coupon) -> None:
     if coupon.max_uses is not None and coupon.max_uses < 1:
         raise Invalid.field("maxUses", f"{coupon.max_uses} is not a number of uses: 1 or more")
     if coupon.valid_until <= coupon.valid_from:
-        raise Invalid.field("validUntil", "must be later than validFrom")
+        raise Invalid.field("validUntil", "must be later than the start")
     if coupon.duration == "REPEATING":
         if coupon.duration_periods is None or not 1 <= coupon.duration_periods <= _MAX_PERIODS:
             raise Invalid.field("durationPeriods", f"a repeating coupon needs 1 to {_MAX_PERIODS} periods")

@@ -59,19 +59,19 @@ def coupon() -> None:
 
 @coupon.command()
 @_code
-@click.argument("discount", type=_Value())
+@click.argument("value", metavar="DISCOUNT", type=_Value())
 @_terms
 @connected(json="Print the coupon as JSON.")
-async def create(run: Run, code: str, discount: Any, **terms: Any) -> None:
+async def create(run: Run, code: str, value: Any, **terms: Any) -> None:
     """Create the coupon CODE, which takes off DISCOUNT: 20% or 5.00. Audited."""
     from ximler.billing import coupons
 
     given = _given(terms)
     if "valid_until" not in given:
         raise click.UsageError("--until is required")
-    kind, value = discount
+    kind, amount = value
     given = {"name": code.upper()} | given
-    _show(run, await coupons.create(run.database, run.actor, code=code, type=kind, value=value, **given), "created")
+    _show(run, await coupons.create(run.database, run.actor, code=code, type=kind, value=amount, **given), "created")
 
 
 @coupon.command("list")
@@ -99,16 +99,16 @@ async def list_coupons(run: Run, active: bool, limit: int, after: Any) -> None:
 
 @coupon.command()
 @_code
-@click.option("--discount", type=_Value(), help="20% or 5.00.")
+@click.option("--discount", "value", type=_Value(), help="20% or 5.00.")
 @_terms
 @connected(json="Print the coupon as JSON.")
-async def edit(run: Run, code: str, discount: Any, **terms: Any) -> None:
+async def edit(run: Run, code: str, value: Any, **terms: Any) -> None:
     """Change the terms of CODE for later redemptions. Audited."""
     from ximler.billing import coupons
 
     changes = _given(terms)
-    if discount is not None:
-        changes["type"], changes["value"] = discount
+    if value is not None:
+        changes["type"], changes["value"] = value
     if not changes:
         raise click.UsageError("Nothing to change: name at least one option")
     _show(run, await coupons.edit(run.database, run.actor, code, **changes), "changed")

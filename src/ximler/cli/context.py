@@ -25,7 +25,7 @@ import structlog
 
 from ximler.core import logs, settings
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound
+from ximler.core.errors import Invalid, NotFound, XimlerError
 from ximler.core.extended_json import plain
 from ximler.core.ids import Position, decode_cursor, object_id
 from ximler.core.settings import Settings
@@ -142,6 +142,9 @@ def connected(
                     started = Run(loaded, opened, as_json=as_json)
                     try:
                         return await work(started, **given)
+                    except XimlerError as problem:
+                        _name_options(problem, click.get_current_context().command)
+                        raise
                     finally:
                         if "keyring" in vars(started):
                             started.keyring.close()
@@ -152,6 +155,21 @@ def connected(
         return click.option("--json", "as_json", is_flag=True, help=json)(with_options) if json else with_options
 
     return decorate
+
+
+def _name_options(problem: XimlerError, command: click.Command) -> None:
+    """Name in the message the options and arguments that were typed, instead of the fields that they fill."""
+    typed = {}
+    for param in command.params:
+        shown = param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name
+        for name in (param.name or "", shown.lower(), *(opt.lstrip("-").replace("-", "_") for opt in param.opts)):
+            typed[name] = typed[f"{name}_id"] = shown
+    for field in problem.fields:
+        head, dot, rest = field.partition(".")
+        known = typed.get(re.sub(r"(?=[A-Z])", "_", head).lower())
+        if known is not None:
+            named = re.compile(rf"(?:^|(?<=; )){re.escape(field)}: ")
+            problem.message = named.sub(f"{known}{dot}{rest}: ", problem.message)
 
 
 def database_options(command: F) -> F:

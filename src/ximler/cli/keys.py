@@ -21,13 +21,13 @@ def keys() -> None:
 @click.argument("user")
 @click.option("--name", required=True, help="The key's name.")
 @click.option(
-    "--scope", "scopes", multiple=True, required=True, help="A scope, such as projects:read; may be repeated."
+    "--scope", "permissions", multiple=True, required=True, help="A scope, such as projects:read; may be repeated."
 )
 @click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires.  [default: never]")
-@click.option("--from", "networks", multiple=True, help="Address or network that may use it; may be repeated.")
+@click.option("--from", "allowed_addresses", multiple=True, help="Address or network that may use it; may be repeated.")
 @connected(json="Print the key and its secret as JSON.")
 async def create(
-    run: Run, user: str, name: str, scopes: tuple[str, ...], days: int | None, networks: tuple[str, ...]
+    run: Run, user: str, name: str, permissions: tuple[str, ...], days: int | None, allowed_addresses: tuple[str, ...]
 ) -> None:
     """Create a key that acts for USER (an id or e-mail address). Its secret is printed once."""
     from ximler.apikeys import keys as owned
@@ -37,9 +37,9 @@ async def create(
         run.database,
         run.actor,
         name=name,
-        permissions=scopes,
+        permissions=permissions,
         expires_at=None if days is None else run.database.clock.now() + timedelta(days=days),
-        allowed_addresses=networks,
+        allowed_addresses=allowed_addresses,
         user_id=found.id,
     )
     _show_made(run, made)
@@ -72,14 +72,19 @@ async def list_keys(run: Run, user: str) -> None:
 @keys.command()
 @click.argument("key_id", metavar="ID", type=Id())
 @click.option(
-    "--grace", type=click.IntRange(0, 720), default=24, show_default=True, help="Hours that the old key still works."
+    "--grace",
+    "grace_hours",
+    type=click.IntRange(0, 720),
+    default=24,
+    show_default=True,
+    help="Hours that the old key still works.",
 )
 @connected(json="Print the new key and its secret as JSON.")
-async def rotate(run: Run, key_id: Any, grace: int) -> None:
+async def rotate(run: Run, key_id: Any, grace_hours: int) -> None:
     """Replace the key ID by a new one. Its secret is printed once."""
     from ximler.apikeys import keys as owned
 
-    _show_made(run, await owned.rotate(run.database, run.actor, key_id, grace=timedelta(hours=grace)))
+    _show_made(run, await owned.rotate(run.database, run.actor, key_id, grace=timedelta(hours=grace_hours)))
 
 
 @keys.command()

@@ -75,8 +75,13 @@ def _one_or_the_other(*, end: bool, reason: str, user: str, **limits: object) ->
 @_user
 @click.option("--api-calls", type=click.IntRange(-1), help="API calls a period; -1 is unlimited.")
 @click.option("--projects", type=click.IntRange(-1), help="Projects; -1 is unlimited.")
-@click.option("--storage-gb", type=_Gigabytes(), help="GB (10⁹ bytes) of storage; -1 is unlimited.")
-@click.option("--until", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="When the override ends, in UTC.")
+@click.option("--storage-gb", "storage_bytes", type=_Gigabytes(), help="GB (10⁹ bytes) of storage; -1 is unlimited.")
+@click.option(
+    "--until",
+    "expires_at",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="When the override ends, in UTC.",
+)
 @click.option("--end", is_flag=True, help="Go back to the plan's limits.")
 @click.option("--reason", required=True, help="Why; it is kept in the audit log.")
 @connected(json="Print the user's id as JSON.", first=_one_or_the_other)
@@ -85,8 +90,8 @@ async def override(
     user: str,
     api_calls: int | None,
     projects: int | None,
-    storage_gb: int | None,
-    until: datetime | None,
+    storage_bytes: int | None,
+    expires_at: datetime | None,
     end: bool,
     reason: str,
 ) -> None:
@@ -109,8 +114,8 @@ async def override(
         reason=reason,
         api_calls=api_calls,
         projects=projects,
-        storage_bytes=storage_gb,
-        expires_at=until.replace(tzinfo=UTC) if until else None,
+        storage_bytes=storage_bytes,
+        expires_at=expires_at.replace(tzinfo=UTC) if expires_at else None,
     )
     run.show({"user": found.id, "overridden": True}, f"The limits of {found.email} are overridden.")
 

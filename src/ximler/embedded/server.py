@@ -91,7 +91,7 @@ async def start(
     directory), Invalid.
     """
     if cache_mb < 256:
-        raise Invalid.field("mongod_cache_mb", "mongod accepts 256 or more")
+        raise Invalid(f"A cache of {cache_mb} MB is too small: mongod accepts 256 or more")
     binary = find_mongod(mongod)
     directory = DataDir(data_dir)
     directory.prepare()

@@ -1,6 +1,7 @@
 """Every request with an API key is metered before any other work: a burst limit, then the month's quota.
 
-The handler declares the price of its route: `opt={"api_calls": 5}`; the default is 1, and 0 is free. With
+The handler declares the price of its route: `opt={"api_calls": 5}`, or by `signed_in`, which takes 1. Other routes
+serve everybody: a key that is sent there costs nothing, and is not refused by the month's quota. With
 `BY_REQUEST` the price depends on the request's content: the handler calls `charge(scope)` unless the request
 is free. A request that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
 
@@ -88,7 +89,7 @@ def _declared(route: BaseRoute) -> int | None:
     elif isinstance(route, ASGIRoute):
         handlers = [route.route_handler]
     prices = [handler.opt["api_calls"] for handler in handlers if "api_calls" in handler.opt]
-    return None if None in prices else max(prices, default=1)
+    return None if None in prices else max(prices, default=0)
 
 
 def charge(scope: MutableMapping[str, Any], units: int = 1) -> Awaitable[None] | None:

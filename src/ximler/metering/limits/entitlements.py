@@ -146,13 +146,13 @@ async def override(
     actor.require_operator()
     now = database.clock.now()
     limits = {"projects": projects, "storage_bytes": storage_bytes, "api_calls": api_calls}
-    for name, limit in limits.items():
+    for name, limit in (("projects", projects), ("storageBytes", storage_bytes), ("apiCalls", api_calls)):
         if limit is not None and not (type(limit) is int and UNLIMITED <= limit <= _MAX_LIMIT):
             raise Invalid.field(name, f"{limit!r} is not a limit: a whole number, or -1 for unlimited")
     if set(limits.values()) == {None}:
         raise Invalid("An override needs a limit: projects, storage or API calls")
     if expires_at is not None and expires_at <= now:
-        raise Invalid.field("expires_at", f"{rfc3339(expires_at)} has passed")
+        raise Invalid.field("expiresAt", f"{rfc3339(expires_at)} has passed")
     new = Override(**limits, reason=_reason(reason), by=str(actor.user_id or actor.via))
     return await _override(database, actor, user_id, new, expires_at, Action.OVERRIDE_SET, reason=new.reason)
 
