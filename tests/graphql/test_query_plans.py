@@ -188,6 +188,13 @@ async def customer(client: Client, database: Database) -> None:
             "query ($s: String, $a: String) { projects(search: $s, after: $a) { nodes { id } } }", s=words, a=after
         )
         await client.ask("query ($s: String) { projects(search: $s) { nodes { id } } }", s=words)
+    for sort in ("CREATED", "UPDATED", "NAME"):
+        sorted_by = (
+            "query ($s: String, $a: String) { projects(sort: SORT, search: $s, after: $a) { pageInfo { endCursor } } }"
+        )
+        for words in (None, "own w1"):
+            page = await client.ask(sorted_by.replace("SORT", sort), s=words)
+            await client.ask(sorted_by.replace("SORT", sort), s=words, a=page["projects"]["pageInfo"]["endCursor"])
     await client.ask("query ($id: ID!) { project(id: $id) { name canvasData settings } }", id=made)
     update = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { id } }"
     await client.ask(update, id=made, input={"name": "Bridges"})

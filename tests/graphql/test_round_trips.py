@@ -64,6 +64,8 @@ COSTS: dict[str, list[RoundTrip]] = {
     "usage": [("aggregate", "users")],
     "projects": [("find", "projects")],
     "projects(search)": [("aggregate", "projects")],
+    "projects(sort)": [("find", "projects")],
+    "projects(sort, search)": [("aggregate", "projects"), ("find", "projects")],
     "projects with canvas": [("find", "projects"), ("find", "projects")],
     "project": [("find", "projects")],
     "createProject, the first": [LIMITS, RESERVE, ("insert", "projects"), AUDIT, COMMIT],
@@ -136,6 +138,10 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
     found["createProject, refused"] = await measure(client, CREATE, code="QUOTA_EXCEEDED", name="fourth")
     found["projects"] = await measure(client, "{ projects { nodes { name } } }")
     found["projects(search)"] = await measure(client, '{ projects(search: "fir") { nodes { name } } }')
+    found["projects(sort)"] = await measure(client, "{ projects(sort: NAME) { nodes { name } } }")
+    found["projects(sort, search)"] = await measure(
+        client, '{ projects(sort: NAME, search: "fir") { nodes { name } } }'
+    )
     found["projects with canvas"] = await measure(client, "{ projects { nodes { name canvasData } } }")
     made = (await client.ask("{ projects(first: 1) { nodes { id } } }"))["projects"]["nodes"][0]["id"]
     found["project"] = await measure(client, "query ($id: ID!) { project(id: $id) { name } }", id=made)

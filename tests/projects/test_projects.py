@@ -13,7 +13,7 @@ from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.metering.limits.plans import NoFreePlan
-from ximler.projects import projects
+from ximler.projects import projects, search
 from ximler.projects.storage import MAX_CONTENT
 from ximler.schema.project import Project
 
@@ -348,3 +348,34 @@ async def test_a_project_is_restored_whose_settings_would_be_refused_today(datab
     await projects.delete(database, ada, made.id)
     await projects.restore(database, ada, made.id)
     assert (await projects.settings_of(database, ada, [made.id]))[made.id] == refused
+
+
+async def test_projects_are_sorted_by_change_and_by_name(database: Database, ada: Actor) -> None:
+    for name in ("plan 10", "Éclair", "Plan 2", "bridge", "Eclair plan", "plan 2", "Zoo", "apple"):
+        words = search.terms(name)
+        await database.projects.insert(Project(user_id=ada.require_user(), name=name, search_terms=words))
+    zoo = (await projects.page(database, ada, query="zoo")).items[0]
+    await projects.update(database, ada, zoo.id, {"description": "changed"})
+    await database.raw["projects"].insert_one({"userId": ada.user_id, "name": "Old"})  # another application's: no times
+
+    async def listed(sort: str, query: str | None = None) -> list[str]:
+        order, found, after = projects.order_of(sort), list[str](), None
+        while True:
+            page = await projects.page(database, ada, query=query, first=2, after=order.decoded(after), sort=sort)
+            found += [each.name for each in page.items]
+            if not page.has_next:
+                return found
+            after = page.end_cursor
+
+    by_name = ["apple", "bridge", "Éclair", "Eclair plan", "Old", "Plan 2", "plan 2", "plan 10", "Zoo"]
+    assert sorted(await listed("NAME")) == sorted(by_name)
+    assert await listed("NAME") == by_name
+    assert (await listed("UPDATED"))[:2] == ["Zoo", "apple"]
+    assert (await listed("UPDATED"))[-1] == (await listed("CREATED"))[-1] == "Old"
+    assert (await listed("CREATED"))[0] == "apple"
+    assert await listed("NAME", "plan") == ["Eclair plan", "Plan 2", "plan 2", "plan 10"]
+    assert await listed("UPDATED", "plan") == ["plan 2", "Eclair plan", "Plan 2", "plan 10"]
+    page = await projects.page(database, ada, first=1, sort="UPDATED")
+    for other in (None, "CREATED", "NAME"):
+        with pytest.raises(Invalid, match="cursor"):
+            projects.order_of(other).decoded(page.end_cursor)

@@ -30,15 +30,25 @@ def projects() -> None:
 
 @projects.command("list")
 @click.argument("user")
-@paged
+@click.option(
+    "--sort", type=click.Choice(["created", "updated", "name"]), default="created", show_default=True, help="The order."
+)
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many.")
+@click.option("--after", help="Continue after the cursor of the previous page, which has the same order.")
 @connected(json="Print projects and the next cursor as JSON.")
-async def list_projects(run: Run, user: str, limit: int, after: Any) -> None:
-    """List the projects of USER (an id or e-mail address), newest first."""
+async def list_projects(run: Run, user: str, sort: str, limit: int, after: str | None) -> None:
+    """List the projects of USER (an id or e-mail address): the newest or last changed first, or by name."""
     from ximler.projects import projects as owned
 
     actor = _as(run, await run.user_id(user))
     run.show_list(
-        await owned.page(run.database, actor, first=limit, after=after),
+        await owned.page(
+            run.database,
+            actor,
+            first=limit,
+            after=owned.order_of(sort.upper()).decoded(after),
+            sort=sort.upper(),
+        ),
         row=lambda project: fields(project, _FIELDS),
         columns={
             "Id": lambda project: project.id,

@@ -11,10 +11,20 @@ from bson import ObjectId
 from ximler.core.clock import from_ms, to_ms
 from ximler.core.errors import Invalid
 
-__all__ = ["Position", "decode_cursor", "decode_distance", "encode_cursor", "encode_distance", "object_id"]
+__all__ = [
+    "Position",
+    "decode_cursor",
+    "decode_distance",
+    "decode_text",
+    "encode_cursor",
+    "encode_distance",
+    "encode_text",
+    "object_id",
+]
 
 _HEX = re.compile(r"[0-9a-f]{24}")
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{32}")
+_TEXT_CURSOR = re.compile(r"[A-Za-z0-9_-]{22,}={0,2}")
 _NO_TIME = b"\x80" + bytes(7)  # the lowest 64-bit number: no datetime reaches it
 
 # The end of a page: the sort value (None if the document has none) and the document's id.
@@ -28,15 +38,17 @@ def object_id(text: str, field: str = "id") -> ObjectId:
     return ObjectId(text)
 
 
-def encode_cursor(position: Position) -> str:
-    """An opaque cursor (URL-safe, 32 characters) for a place in a list ordered by time and id."""
+def encode_cursor(position: Position, kind: bytes = b"cursor") -> str:
+    """An opaque cursor (URL-safe, 32 characters) for a place in a list ordered by time and id. `kind` is the order's, if
+    the list has several.
+    """
     moment, oid = position
-    return _encoded(b"cursor", _NO_TIME if moment is None else to_ms(moment).to_bytes(8, "big", signed=True), oid)
+    return _encoded(kind, _NO_TIME if moment is None else to_ms(moment).to_bytes(8, "big", signed=True), oid)
 
 
-def decode_cursor(text: str, field: str = "after") -> Position:
+def decode_cursor(text: str, field: str = "after", kind: bytes = b"cursor") -> Position:
     """The position of a cursor. Raises Invalid naming `field` if it was not made by `encode_cursor`."""
-    moment, oid = _decoded(b"cursor", text, field)
+    moment, oid = _decoded(kind, text, field)
     if moment == _NO_TIME:
         return None, oid
     try:
@@ -56,19 +68,33 @@ def decode_distance(text: str, field: str = "after") -> tuple[float, ObjectId]:
     return struct.unpack(">d", packed)[0], oid
 
 
+def encode_text(text: str, oid: ObjectId) -> str:
+    """The cursor of a list ordered by a text and id, which grows with the text."""
+    return _encoded(b"text", text.encode(), oid)
+
+
+def decode_text(text: str, field: str = "after") -> tuple[str, ObjectId]:
+    """Text and id of a cursor. Raises Invalid naming `field` if it was not made by `encode_text`."""
+    packed, oid = _decoded(b"text", text, field, _TEXT_CURSOR)
+    try:
+        return packed.decode(), oid
+    except UnicodeDecodeError:
+        raise _no_cursor(text, field) from None
+
+
 def _encoded(kind: bytes, place: bytes, oid: ObjectId) -> str:
     body = place + oid.binary
     return base64.urlsafe_b64encode(_check(kind, body) + body).decode()
 
 
-def _decoded(kind: bytes, text: str, field: str) -> tuple[bytes, ObjectId]:
-    if not _CURSOR.fullmatch(text):
+def _decoded(kind: bytes, text: str, field: str, form: re.Pattern[str] = _CURSOR) -> tuple[bytes, ObjectId]:
+    if not form.fullmatch(text) or len(text) % 4:
         raise _no_cursor(text, field)
     raw = base64.urlsafe_b64decode(text)
     check, body = raw[:4], raw[4:]
     if check != _check(kind, body):
         raise _no_cursor(text, field)
-    return body[:8], ObjectId(body[8:])
+    return body[:-12], ObjectId(body[-12:])
 
 
 def _check(kind: bytes, body: bytes) -> bytes:

@@ -111,6 +111,8 @@ def _options(index: Index) -> str:
         notes.append("unique")
     if index.ttl_seconds is not None:
         notes.append(f"expires after {index.ttl_seconds} s")
+    if index.collation is not None:
+        notes.append("collated")
     if index.ours:
         notes.append("ours")
     return ", ".join(notes)

@@ -19,7 +19,7 @@ from pymongo.read_concern import ReadConcern
 
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound
-from ximler.core.ids import Position, encode_cursor
+from ximler.core.ids import Position, decode_cursor, decode_text, encode_cursor, encode_text
 from ximler.core.rows import Rows
 from ximler.database import monitoring, wire
 from ximler.database.batches import RawBatches
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from ximler.core.clock import Clock
 
 __all__ = [
+    "LATEST",
     "MAX_PAGE",
     "Cursors",
     "D",
     "Filter",
+    "Order",
     "Page",
     "ReadableCollection",
     "Sort",
@@ -68,7 +70,49 @@ _log = structlog.get_logger("ximler.database")
 
 
 _Place = tuple[Any, Any]
-"""A document's time in the order of a page, and its `_id`, as they are stored."""
+"""A document's time or text in the order of a page, and its `_id`, as they are stored."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """The order of a page: the latest first, by the time `by` and `_id`, or with a collation by the text `by` and `_id`.
+
+    Documents without the text are not in a page. Lists that have several orders give the cursors of each a `kind`.
+    """
+
+    by: str = "createdAt"
+    kind: bytes = b"cursor"
+    collation: Mapping[str, Any] | None = None
+
+    @property
+    def sort(self) -> list[tuple[str, int]]:
+        direction = -1 if self.collation is None else 1
+        return [(self.by, direction), ("_id", direction)]
+
+    def after(self, where: Filter, position: Any) -> Filter:
+        """The filter of what follows a position, or of all."""
+        if self.collation is None:
+            return where if position is None else {"$and": [where, beyond(position, self.by)]}
+        if position is None:
+            return {"$and": [where, {self.by: {"$gte": ""}}]}
+        text, oid = position
+        return {"$and": [where, {"$or": [{self.by: {"$gt": text}}, {self.by: text, "_id": {"$gt": oid}}]}]}
+
+    def position(self, place: _Place) -> Any:
+        return _position(*place) if self.collation is None else place
+
+    def cursor(self, place: _Place) -> str:
+        if self.collation is None:
+            return encode_cursor(_position(*place), self.kind)
+        return encode_text(*place)
+
+    def decoded(self, cursor: str | None) -> Any:
+        """The position of a cursor. Raises Invalid if it is not of this order."""
+        if cursor is None:
+            return None
+        return decode_cursor(cursor, kind=self.kind) if self.collation is None else decode_text(cursor)
+
+
+LATEST = Order()
 
 
 class Cursors(Sequence[str]):
@@ -77,11 +121,14 @@ class Cursors(Sequence[str]):
     `places` are the documents' places in the list, or what `place` makes them of.
     """
 
-    __slots__ = ("_place", "_places")
+    __slots__ = ("_order", "_place", "_places")
 
-    def __init__(self, places: Sequence[Any], place: Callable[[Any], _Place] | None = None) -> None:
+    def __init__(
+        self, places: Sequence[Any], place: Callable[[Any], _Place] | None = None, order: Order = LATEST
+    ) -> None:
         self._places = places
         self._place = place
+        self._order = order
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -89,9 +136,9 @@ class Cursors(Sequence[str]):
     def __getitem__(self, index: slice) -> "Cursors": ...
     def __getitem__(self, index: int | slice) -> "str | Cursors":
         if isinstance(index, slice):
-            return Cursors(self._places[index], self._place)
+            return Cursors(self._places[index], self._place, self._order)
         place = self._places[index]
-        return encode_cursor(_position(*(place if self._place is None else self._place(place))))
+        return self._order.cursor(place if self._place is None else self._place(place))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -249,11 +296,12 @@ class ReadableCollection(Generic[D]):
         *,
         into: type[V],
         first: int = 20,
-        after: Position | None = None,
+        after: Any = None,
         deleted: bool = False,
         by: str = "createdAt",
         raw: bool = False,
         hint: str | None = None,
+        order: Order | None = None,
     ) -> Page[V]: ...
     async def page(
         self,
@@ -261,13 +309,15 @@ class ReadableCollection(Generic[D]):
         *,
         into: type[Any] | None = None,
         first: int = 20,
-        after: Position | None = None,
+        after: Any = None,
         deleted: bool = False,
         by: str = "createdAt",
         raw: bool = False,
         hint: str | None = None,
+        order: Order | None = None,
     ) -> Page[Any]:
-        """Latest first, by the time `by` and `_id`; the cost does not grow with the distance from the start.
+        """Latest first, by the time `by` and `_id`, or in the `order` given; the cost does not grow with the distance from
+        the start.
 
         Documents without the time come last. Unreadable documents are skipped, so a page is shorter than
         `first` only at the end of the list. With `raw` the items may be `Rows`. `hint` names the index. Raises
@@ -275,14 +325,16 @@ class ReadableCollection(Generic[D]):
         """
         check_size(first)
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
-        sort = [(by, -1), ("_id", -1)]
+        order = Order(by) if order is None else order
+        by = order.by
         items: list[Any] = []
         places: list[_Place] = []
         limit = first + 1
         while True:
-            bounded = where if after is None else {"$and": [where, beyond(after, by)]}
-            # The order needs its time, also where `into` does not.
-            query = self._query(bounded, into, sort, limit, deleted, hint, {by: 1})
+            # The order needs its field, also where `into` does not.
+            query = self._query(order.after(where, after), into, order.sort, limit, deleted, hint, {by: 1})
+            if order.collation is not None:
+                query["collation"] = order.collation
             raws = await self._run(self._few(query))
             before = after
             if raw and limit == first + 1 and codec.check is not None and all(map(codec.check, raws)):
@@ -291,7 +343,7 @@ class ReadableCollection(Generic[D]):
                     del raws[first:]
                 return Page(
                     cast("Any", Rows(raws, codec.decode, codec.keys)),
-                    Cursors(raws, lambda each: (each.get(by), each["_id"])),
+                    Cursors(raws, lambda each: (each.get(by), each["_id"]), order),
                     has_next,
                 )
             found = [(each.get(by), each["_id"]) for each in raws]  # decoding consumes the dicts
@@ -304,10 +356,10 @@ class ReadableCollection(Generic[D]):
                     items += readable
                     places += [place] * len(readable)
             if len(items) > first:
-                return Page(items[:first], Cursors(places[:first]), has_next=True)
-            after = _position(*found[-1]) if found else before
+                return Page(items[:first], Cursors(places[:first], order=order), has_next=True)
+            after = order.position(found[-1]) if found else before
             if len(raws) < limit or after == before:
-                return Page(items, Cursors(places), has_next=False)
+                return Page(items, Cursors(places, order=order), has_next=False)
             limit = MAX_PAGE
 
     async def count(self, where: Filter, *, deleted: bool = False) -> int:
@@ -346,6 +398,8 @@ class ReadableCollection(Generic[D]):
                 command["sort"] = dict(query["sort"])
             if query["hint"]:
                 command["hint"] = query["hint"]
+            if "collation" in query:
+                command["collation"] = query["collation"]
             found = await wire.ask(self.raw, command)
             if found is not None:
                 return found

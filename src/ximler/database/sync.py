@@ -361,6 +361,8 @@ def _same(index: Index, present: Mapping[str, Any]) -> bool:
     else:
         same_keys = list(present["key"].items()) == list(index.keys)  # 1, as a long or a double too
     options = {key: value for key in _OPTIONS if (value := present.get(key)) is not None and value is not False}
+    if index.collation is not None and "collation" in options:  # the server adds defaults and the version of its rules
+        options["collation"] = {key: options["collation"].get(key) for key in index.collation}
     return same_keys and options == index.options
 
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
-from ximler.core.errors import NotFound, XimlerError
+from ximler.core.errors import Invalid, NotFound, XimlerError
 from ximler.core.ids import decode_cursor, object_id
 from ximler.core.streams import Event
 from ximler.database.topics import Topic
@@ -34,19 +34,23 @@ async def list_projects(
     after: str | None = None,
     near: dict[str, Any] | None = None,
     within: dict[str, Any] | None = None,
+    sort: str | None = None,
     *,
     selected: Selected,
 ) -> Projects | NearProjects:
     wanted: dict[str, Any] = {"query": search, "tagged": tags, "starred": starred, "within": within}
     if near is not None:
+        if sort is not None:
+            raise Invalid.field("sort", "does not go with near, whose order is the distance")
         found = await nearest.nearest(ctx.database, ctx.actor, near, first=page_size(first), after=after, **wanted)
         return NearProjects(found)
     page = await projects.page(
         ctx.database,
         ctx.actor,
         **wanted,
+        sort=sort,
         first=page_size(first),
-        after=None if after is None else decode_cursor(after),
+        after=projects.order_of(sort).decoded(after),
         attributes=selected.attributes("nodes", "edges.node"),
     )
     return Connection(page)
@@ -173,11 +177,12 @@ async def projects_of(
     starred: bool | None = None,
     first: int | None = None,
     after: str | None = None,
+    sort: str | None = None,
     *,
     selected: Selected,
 ) -> list[Projects | NearProjects | NotFound]:
     """Users see only their own projects, so one list is loaded for any number of users."""
-    mine = await list_projects(ctx, search, tags, starred, first, after, selected=selected)
+    mine = await list_projects(ctx, search, tags, starred, first, after, sort=sort, selected=selected)
     return [mine if user.id == ctx.actor.user_id else NotFound("No such projects") for user in users]
 
 

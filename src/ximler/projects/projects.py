@@ -21,6 +21,7 @@ from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.codec import part_of
 from ximler.database.collection import Page
+from ximler.database.reading import LATEST, Order
 from ximler.database.topics import Topic
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
@@ -29,7 +30,7 @@ from ximler.projects.bases import Stored
 from ximler.projects.storage import CONTENT, base_in, canvas_of, measured, size_of, total_of
 from ximler.projects.tags import normal as normal_tags
 from ximler.schema.document import Identified, Mixed, Stamped, ref
-from ximler.schema.project import PROJECTS, Project
+from ximler.schema.project import ALPHABET, PROJECTS, Project
 from ximler.schema.project_share import PROJECT_SHARES
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "get_own",
     "matching",
     "next_revision",
+    "order_of",
     "owner_of",
     "page",
     "page_of",
@@ -58,7 +60,11 @@ V = TypeVar("V", bound=Identified)
 MAX_NAME = 200
 _BEGINNING = datetime(2020, 1, 1, tzinfo=UTC)
 MAX_DESCRIPTION = 5000
-
+SORTS = {
+    "CREATED": LATEST,
+    "UPDATED": Order("updatedAt", b"updated"),
+    "NAME": Order("name", collation=ALPHABET),
+}
 
 CHANGED = Topic(
     "projects",
@@ -341,21 +347,32 @@ async def page(
     query: str | None = None,
     within: Mapping[str, Any] | None = None,
     first: int = 20,
-    after: Position | None = None,
+    after: Any = None,
     tagged: Iterable[str] | None = None,
     starred: bool | None = None,
+    sort: str | None = None,
     attributes: frozenset[str] | None = None,
 ) -> Page[ProjectSummary]:
-    """The actor's projects that `matching` finds, newest first. One command; with words in `query` as in `finding`.
+    """The actor's projects that `matching` finds, in the order of `SORTS` that `sort` names, newest first without. One
+    command; with words in `query` as in `finding`. `after` is a position of the order.
 
     Where `attributes` are given, the items have no others but `id` and `created_at`, and no others are read.
     """
     into = ProjectSummary if attributes is None else part_of(ProjectSummary, attributes)
     if query and search.words(_text("search", query, MAX_NAME)):
         mine = matching(actor, tagged=tagged, starred=starred, within=within)
+        if sort is not None:
+            return await finding.sorted_page(
+                database, mine, query, into=into, first=first, after=after, order=SORTS[sort]
+            )
         return await finding.page(database, mine, query, into=into, first=first, after=after)
     where = matching(actor, query=query, tagged=tagged, starred=starred, within=within)
-    return await database.projects.page(where, into=into, first=first, after=after, raw=attributes is not None)
+    raw = attributes is not None
+    return await database.projects.page(where, into=into, first=first, after=after, raw=raw, order=order_of(sort))
+
+
+def order_of(sort: str | None) -> Order:
+    return LATEST if sort is None else SORTS[sort]
 
 
 def matching(

@@ -99,6 +99,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
     unique: bool = False
     ttl_seconds: int | None = None
     partial: dict[str, Any] | None = None
+    collation: dict[str, Any] | None = None
     ours: bool = False
 
     @property
@@ -116,6 +117,8 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
             chosen["expireAfterSeconds"] = self.ttl_seconds
         if self.partial is not None:
             chosen["partialFilterExpression"] = self.partial
+        if self.collation is not None:
+            chosen["collation"] = self.collation
         return chosen
 
 

@@ -21,7 +21,10 @@ from ximler.schema.document import (
 BY_TERM = "userId_1_searchTerms_1"
 NEWEST = "userId_1_deletedAt_1_createdAt_-1__id_-1"
 
-__all__ = ["BY_TERM", "LOCATED", "NEWEST", "PROJECTS", "Project"]
+__all__ = ["ALPHABET", "BY_TERM", "LOCATED", "NEWEST", "PROJECTS", "Project"]
+
+# Without regard to case, numbers by their value: "plan 2", "Plan 10".
+ALPHABET = {"locale": "en", "strength": 2, "numericOrdering": True}
 
 # Projects with a location: not those with the empty point that Mongoose writes, which no 2dsphere index accepts.
 LOCATED = {"location.coordinates.1": {"$type": "number"}}
@@ -75,6 +78,13 @@ PROJECTS = Collection(
         ascending("deletedAt", why="projects to purge"),
         Index(keys=(("name", "text"), ("description", "text")), why="operators search all users' projects"),
         ascending("userId", "deletedAt", "-createdAt", "-_id", ours=True, why="a user's list, newest first"),
+        ascending("userId", "deletedAt", "-updatedAt", "-_id", ours=True, why="a user's list, last changed first"),
+        Index(
+            keys=(("userId", 1), ("deletedAt", 1), ("name", 1), ("_id", 1)),
+            collation=ALPHABET,
+            ours=True,
+            why="a user's list, by name",
+        ),
         Index(
             keys=(("userId", 1), ("deletedAt", -1), ("_id", -1)),
             partial={"deletedAt": {"$exists": True}},
