@@ -15,6 +15,7 @@ from tests.serving import PASSWORD, Client, serve
 from ximler.accounts import roles
 from ximler.core import networks
 from ximler.core.actor import Actor
+from ximler.core.clock import rfc3339
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.http.conditional import matches
@@ -222,20 +223,37 @@ async def test_encodings_of_rest_bodies(client: Client, headers: dict[str, str],
         assert response.json()["code"] == "UNSUPPORTED_MEDIA_TYPE"
 
 
-async def test_a_compressed_report_of_usage_is_refused_whole_and_not_line_by_line(
-    ada: Client, database: Database
+@pytest.mark.parametrize(
+    ("kind", "more", "body", "status"),
+    [
+        ("application/x-ndjson", {"Content-Encoding": "gzip"}, gzip.compress(b"%b\n"), 415),
+        (JSON, {"Content-Encoding": "gzip"}, gzip.compress(b"[%b]"), 415),
+        ("application/x-ndjson; charset=UTF-16", {}, "{}\n".encode("utf-16"), 415),
+        (f"{JSON}; charset=UTF-16", {}, "[{}]".encode("utf-16"), 415),
+        (JSON, {}, b'[%b, {"id": "\xff"}]', 400),
+        (JSON, {}, b'[%b, {"\xc0\x80": 1}]', 400),
+        # PowerShell's Out-File and Excel begin files with a byte order mark; joined files have several.
+        (JSON, {}, b"\xef\xbb\xbf[%b]", 200),
+        ("application/x-ndjson", {}, b"\xef\xbb\xbf%b\n", 200),
+        ("application/x-ndjson", {}, b"\n\xef\xbb\xbf%b\r\n\xef\xbb\xbf", 200),
+    ],
+)
+async def test_a_report_of_usage_is_read_or_refused_whole(
+    ada: Client, database: Database, kind: str, more: dict[str, str], body: bytes, status: int
 ) -> None:
     me = await database.raw["users"].find_one({"email": "ada@example.com"})
     assert me is not None
     # The application has not read Ada's status yet: it learns of another process's change only from its feed.
     await roles.grant(database, Actor(kind="operator", via="cli"), me["_id"], "operator")
-    line = b'{"id":"1","at":"2026-01-01T00:00:00Z","amount":1}\n'
-    headers = {"Authorization": f"Bearer {ada.token}", "Content-Encoding": "gzip"}
-    for kind in ("application/x-ndjson", "application/json"):
-        response = await ada.http.post(
-            "/v1/usage/events", content=gzip.compress(line), headers={**headers, "Content-Type": kind}
-        )
-        assert response.status_code == 415, response.text
+    event = {"id": "1", "at": rfc3339(database.clock.now()), "userId": str(me["_id"])}
+    response = await ada.http.post(
+        "/v1/usage/events",
+        content=body.replace(b"%b", json.dumps(event).encode()),
+        headers={"Authorization": f"Bearer {ada.token}", "Content-Type": kind, **more},
+    )
+    assert response.status_code == status, response.text
+    if status == 200:
+        assert (response.json()["accepted"], response.json()["refused"]) == (1, [])
 
 
 async def test_a_byte_order_mark_and_null_variables_are_ignored(client: Client) -> None:

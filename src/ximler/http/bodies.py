@@ -16,7 +16,7 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Requ
 from ximler.core import strict_json
 from ximler.core.errors import Invalid
 
-__all__ = ["BodyRequest", "body_of", "file_of", "sent_file"]
+__all__ = ["BodyRequest", "body_of", "file_of", "require_utf8", "sent_file"]
 
 _MAX_VALUES, _MAX_CONTAINERS = 1_000_000, 100_000
 
@@ -63,11 +63,9 @@ class BodyRequest(Request[Any, Any, Any]):
         """The whole body. Text is returned without a byte order mark; raises UnsupportedMediaType unless it
         is UTF-8.
         """
-        kind, parameters = self.content_type
+        kind = self.content_type[0]
         if kind == "application/json" or kind.startswith("text/") or kind == "application/x-www-form-urlencoded":
-            charset = parameters.get("charset", "utf-8").strip("\"'")
-            if not _is_utf8(charset):
-                raise UnsupportedMediaType(f"charset={charset[:40]} is not accepted: send UTF-8")
+            require_utf8(self)
             return (await super().body()).removeprefix(codecs.BOM_UTF8)
         return await super().body()
 
@@ -90,6 +88,13 @@ class BodyRequest(Request[Any, Any, Any]):
             raise ClientException("The form is not UTF-8") from error
         except (LookupError, ValueError) as error:
             raise ClientException(f"The form cannot be read: {error}") from error
+
+
+def require_utf8(request: Request[Any, Any, Any]) -> None:
+    """Raises UnsupportedMediaType if the request declares another charset than UTF-8."""
+    charset = request.content_type[1].get("charset", "utf-8").strip("\"'")
+    if not _is_utf8(charset):
+        raise UnsupportedMediaType(f"charset={charset[:40]} is not accepted: send UTF-8")
 
 
 def _is_utf8(charset: str) -> bool:

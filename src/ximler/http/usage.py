@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 from litestar import Request, post
 from litestar.di import NamedDependency
+from litestar.exceptions import ClientException
 from litestar.openapi.spec import OpenAPIFormat, OpenAPIType, Schema
 
 from ximler.core.errors import Invalid
 from ximler.http.authentication import Authentication, Caller, signed_in
-from ximler.http.bodies import body_of
+from ximler.http.bodies import body_of, require_utf8
 from ximler.http.problems import documented
 from ximler.metering.ledger.events import require_recorder
 from ximler.metering.ledger.ingest import Report, ingest
@@ -54,6 +55,7 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
         _400="The request cannot be read",
         _401="The session or key is missing, expired or revoked",
         _403="Requires an operator, or an API key with the scope usage:write",
+        _415="The body is compressed, or not UTF-8",
         _422="The body is neither newline-delimited JSON nor a JSON array",
         _429="Too many requests",
         _503="The database is unavailable: send all of it again",
@@ -69,6 +71,7 @@ async def record_events(request: Request[Any, Any, Any], caller: NamedDependency
     accepted is stored when this answers; sending all of it again is safe. Free of charge, and never refused
     by the month's quota.
     """
+    require_utf8(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     chunks = _while_allowed(request) if kind in _NDJSON else _lines(request, kind)
     return await ingest(request.app.state.database, caller.actor, chunks, batch=_BATCH)
@@ -95,8 +98,10 @@ async def _lines(request: Request[Any, Any, Any], kind: str) -> AsyncIterator[by
         if len(body) > _MAX_ARRAY:
             raise Invalid(f"An array may have {_MAX_ARRAY:,} bytes: send more as {_NDJSON[0]}, one event a line")
     try:
-        events = _array.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        events = _array.decode(str(body, "utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        raise ClientException(f"The body is not UTF-8: byte {problem.start} is wrong") from None
+    except msgspec.MsgspecError as problem:
         raise Invalid(f"The body is not a JSON array of events: {problem}") from None
     for event in events:
         yield bytes(event).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"

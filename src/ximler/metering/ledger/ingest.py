@@ -5,6 +5,7 @@ limit at which reading stops. The whole stream can be repeated safely, because e
 """
 
 import asyncio
+import codecs
 import json
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -148,6 +149,7 @@ def _suspects(text: bytes, lines: list[bytes]) -> list[bytes]:
 
 
 def _one(line: bytes) -> _Line:
+    line = line.removeprefix(codecs.BOM_UTF8)  # of a file, or of several that were joined
     if not line.strip():
         return None
     if len(line) > MAX_LINE:
