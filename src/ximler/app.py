@@ -19,6 +19,7 @@ from ximler.billing.plans import PlanMemory
 from ximler.billing.rails import rail
 from ximler.core import extensions
 from ximler.core.errors import Unavailable
+from ximler.core.in_flight import InFlight
 from ximler.core.logs import printable
 from ximler.core.settings import Settings, SettingsError
 from ximler.core.streams import Streams
@@ -259,7 +260,8 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         debug=False,
     )
     metered = Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql})
-    return Requests(metered, proxies, https=settings.base_url.startswith("https:"))
+    in_flight = InFlight(settings.in_flight_mb * _MB)
+    return Requests(metered, proxies, in_flight, https=settings.base_url.startswith("https:"))
 
 
 def serving_parts(

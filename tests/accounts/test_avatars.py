@@ -248,7 +248,7 @@ def test_a_broken_picture_is_read_or_refused_and_nothing_else(chance: random.Ran
 
 @pytest.mark.slow
 async def test_the_event_loop_is_free_while_a_large_picture_is_decoded(database, me) -> None:
-    sent = picture(size=(4000, 4000), compress_level=1)
+    sent = picture(size=(4000, 3000), compress_level=1)
     turns = 0
     work = asyncio.ensure_future(avatars.set_picture(database, me, sent))
     while not work.done():

@@ -40,6 +40,7 @@ GIVEN = {
     "cors_origins": ("https://a.example,https://b.example", ("https://a.example", "https://b.example")),
     "metrics_token": ("a token for Prometheus", "a token for Prometheus"),
     "max_body_mb": ("5", 5),
+    "in_flight_mb": ("64", 64),
     "max_connections": ("200", 200),
     "max_connections_per_address": ("50", 50),
     "graphql_introspection": ("false", False),

@@ -19,7 +19,8 @@ __all__ = ["CONTENT_TYPE", "MAX_BYTES", "SIDE", "thumbnail"]
 CONTENT_TYPE = "image/webp"
 SIDE = 512
 MAX_BYTES = 10_000_000  # of an upload; a phone's photograph has half of that
-_MAX_PIXELS = 30_000_000  # decoded it takes four bytes each
+_MAX_PIXELS = 30_000_000  # of a JPEG, which is decoded at a reduced size
+_MAX_DECODED = 12_000_000  # each takes 4 bytes, up to five times at once
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _UNREADABLE = (
     OSError,
@@ -46,7 +47,7 @@ _PIXEL_CHUNKS = (
     b"eXIf",
 )  # pixels, their colours, their orientation
 
-# One at a time: a large picture takes 120 MB while it is decoded.
+# One at a time: the largest pictures take 150 MB while they are decoded, and WebP 250 MB.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
 
@@ -65,11 +66,12 @@ def _encode(sent: bytes, field: str, side: int = SIDE) -> bytes:
     try:
         with Image.open(io.BytesIO(_without_metadata(sent)), formats=_FORMATS) as opened:
             width, height = opened.size
-            if width * height > _MAX_PIXELS:  # from the header, before decoding
-                raise Invalid.field(
-                    field, f"has {width} × {height} pixels: send at most {_MAX_PIXELS // 1_000_000} million"
-                )
-            opened.draft("RGB", (2 * side, 2 * side))  # decodes a JPEG at a reduced size
+            opened.draft("RGB", (2 * side, 2 * side))
+            # From the header, before decoding. A progressive JPEG is in memory whole, whatever size it is decoded at.
+            whole = opened.format != "JPEG" or "progressive" in opened.info or opened.size == (width, height)
+            most = _MAX_DECODED if whole else _MAX_PIXELS
+            if width * height > most or opened.width * opened.height > _MAX_DECODED:
+                raise Invalid.field(field, f"has {width} × {height} pixels: send at most {most // 1_000_000} million")
             opened.load()
             picture = _upright(_in_srgb(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -108,6 +108,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "else closed."
         ),
     ] = None
+    in_flight_mb: Annotated[
+        int,
+        Meta(
+            ge=64,
+            description="Bytes that bodies being received and exports being sent may hold per process, in MB; callers "
+            "without an account half of them. More are answered 503.",
+        ),
+    ] = 256
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20
 
     worker: Annotated[bool, Meta(description="Whether `ximler up` also runs jobs; otherwise run `ximler worker`.")] = (

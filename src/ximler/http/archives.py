@@ -15,6 +15,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
+from ximler.core import in_flight
 from ximler.core.errors import Invalid, LimitExceeded
 from ximler.core.ids import object_id
 from ximler.http.assets import paced
@@ -49,7 +50,8 @@ class Imported(msgspec.Struct, frozen=True):
         _403="Requires the scope projects:read",
         _404="The project does not exist, is deleted or belongs to another user",
         _422="The project's id or a parameter is malformed",
-        _503="The database is unavailable",
+        _429="Another export of this account is under way",
+        _503="The database is unavailable, or the server too busy",
     ),
 )
 async def export(
@@ -73,6 +75,8 @@ async def export(
     if request.scope["state"]["head"]:
         return Response(b"", media_type=kind, headers=headers)
     content: AsyncGenerator[bytes, None]
+    state.authentication.enter_alone(request.scope["state"], "export", caller.actor.require_user())
+    in_flight.hold(request.scope["state"], in_flight.EXPORT, known=True)
     if format == "zip":
         content = await archives.export(
             state.database, caller.actor, project_id, with_versions=versions, with_assets=assets

@@ -13,7 +13,7 @@ from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 
-from ximler.core import strict_json
+from ximler.core import in_flight, strict_json
 from ximler.core.errors import Invalid
 
 __all__ = ["BodyRequest", "body_of", "file_of", "require_utf8", "sent_file"]
@@ -48,6 +48,8 @@ class UnsupportedMediaType(HTTPException):
 class BodyRequest(Request[Any, Any, Any]):
     """A request that rejects unreadable bodies with 415 or 400."""
 
+    _whole = False  # whether the body is kept until it has arrived
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives. Raises UnsupportedMediaType for a compressed one (RFC 9110, 8.4)."""
         encoding = self.headers.get("content-encoding", "identity").strip().lower()
@@ -56,13 +58,20 @@ class BodyRequest(Request[Any, Any, Any]):
                 f"A body with Content-Encoding {encoding[:40]!r} is not accepted: send it uncompressed",
                 headers={"Accept-Encoding": "identity"},
             )
+        received = counted = 0
         async for chunk in super().stream():
+            received += len(chunk)
+            if self._whole and received > max(counted, in_flight.SMALL):
+                state = self.scope["state"]
+                in_flight.hold(state, received - counted, known="leave" in state)
+                counted = received
             yield chunk
 
     async def body(self) -> bytes:
         """The whole body. Text is returned without a byte order mark; raises UnsupportedMediaType unless it
         is UTF-8.
         """
+        self._whole = True
         kind = self.content_type[0]
         if kind == "application/json" or kind.startswith("text/") or kind == "application/x-www-form-urlencoded":
             require_utf8(self)

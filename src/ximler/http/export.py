@@ -9,6 +9,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 
 from ximler.accounts import step_up
+from ximler.core import in_flight
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.problems import documented
 from ximler.privacy import export
@@ -29,7 +30,7 @@ _ZIP = "application/zip"
         _401="Not signed in",
         _403="The sign-in is older than ten minutes, or an API key was used",
         _429="Another export of this account is under way",
-        _503="The database is unavailable",
+        _503="The database is unavailable, or the server too busy",
     ),
 )
 async def take_along(
@@ -42,6 +43,7 @@ async def take_along(
         step_up.require(state.database, caller.actor)
         return Response(b"", media_type=_ZIP, headers={"Cache-Control": "no-store"})
     state.authentication.enter_alone(request.scope["state"], "export", caller.actor.require_user())
+    in_flight.hold(request.scope["state"], in_flight.EXPORT, known=True)
     archive = await export.take(state.database, caller.actor, caller.actor.require_user())
     day = f"{state.database.clock.now():%Y-%m-%d}"
     headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}

@@ -18,6 +18,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
 from ximler.core.errors import Unavailable
+from ximler.core.in_flight import InFlight
 from ximler.core.logs import printable
 from ximler.core.networks import contains, forwarded_for, parse_address, parse_network
 from ximler.core.settings import SettingsError
@@ -98,8 +99,11 @@ class Requests:
     With `https`, answers require browsers to use TLS for a year.
     """
 
-    def __init__(self, app: ASGIApp, proxies: TrustedProxies, *, https: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, proxies: TrustedProxies, in_flight: InFlight | None = None, *, https: bool = False
+    ) -> None:
         self._app = app
+        self._in_flight = in_flight or InFlight(2**63)
         self._proxies = proxies
         self._safe = [*_SAFE_HEADERS, _HSTS] if https else _SAFE_HEADERS
         self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -120,6 +124,7 @@ class Requests:
         state["request_id"] = request_id
         state["address"] = self._proxies.client(peer, head.x_forwarded_for, head.forwarded)
         state["head"] = method == "HEAD"
+        self._in_flight.enter(state)
         more = state["log"] = {}  # caller, operation and error code, from the layers inside
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -144,7 +149,7 @@ class Requests:
                 if head.expects and not asked:
                     # The client may send its body or its next request now, and these cannot be distinguished.
                     headers.append((b"connection", b"close"))
-                elif status == _TOO_LARGE:
+                elif status == _TOO_LARGE or "overloaded" in state:
                     headers.append((b"connection", b"close"))
                 said = {name for name, _ in headers}
                 headers += [header for header in self._safe if header[0] not in said]
@@ -167,6 +172,7 @@ class Requests:
         finally:
             if leave := state.get("leave"):
                 leave()
+            self._in_flight.leave(state)
             seconds = time.perf_counter() - started
             route = scope.get("path_template") or "other"
             self._count(method, route, status, seconds)

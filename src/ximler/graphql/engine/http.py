@@ -27,7 +27,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from cachebox import LRUCache
 
-from ximler.core import strict_json
+from ximler.core import in_flight, strict_json
 from ximler.core.errors import Forbidden, LimitExceeded, Unauthenticated, Unavailable, XimlerError
 from ximler.core.streams import Event
 from ximler.graphql.engine.compiled import encode
@@ -322,7 +322,7 @@ class GraphQLApp:
         if size > limit:
             limit = await self._larger_limit(scope, headers, size)
         chunks: list[bytes] = []
-        size = 0
+        size = counted = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -331,6 +331,9 @@ class GraphQLApp:
             size += len(chunk)
             if size > limit:
                 limit = await self._larger_limit(scope, headers, size)
+            if size > max(counted, in_flight.SMALL):
+                in_flight.hold(scope["state"], size - counted, known=limit > self._anonymous_body_limit)
+                counted = size
             chunks.append(chunk)
             if not message.get("more_body"):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
