@@ -1,8 +1,10 @@
 """Reads in one command: replies, timeouts, cancellation, retries, and the way around PyMongo's undocumented parts."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 
+import pymongo
 import pytest
 from bson import ObjectId
 from pymongo.asynchronous import pool
@@ -12,7 +14,7 @@ from tests.failing import Failing
 from ximler.core.settings import Settings
 from ximler.database import Database, connect, wire
 from ximler.database.failures import DatabaseUnavailable
-from ximler.database.monitoring import round_trips
+from ximler.database.monitoring import POOL, round_trips
 from ximler.schema.audit_log import AuditLog
 
 NOT_PRIMARY = 10107
@@ -210,6 +212,7 @@ async def test_a_storm_of_reads_and_cancellations_leaves_the_pool_s_accounts_eve
     mongodb_uri: str, database: Database
 ) -> None:
     other = await connect(with_options(mongodb_uri, "maxPoolSize=3"), name=database.name)
+    used = POOL.labels("checked_out")._value.get()
     for round_ in range(5):
         reading = [asyncio.create_task(other.plans.find_one({"id": "free"})) for _ in range(40)]
         reading += [asyncio.create_task(other.plans.count({})) for _ in range(10)]  # PyMongo's own way
@@ -223,16 +226,18 @@ async def test_a_storm_of_reads_and_cancellations_leaves_the_pool_s_accounts_eve
     pool_ = server.pool
     assert (pool_.requests, pool_.active_sockets, pool_.operation_count) == (0, 0, 0)
     assert not pool_.active_contexts
+    assert POOL.labels("checked_out")._value.get() == used
     assert len(pool_.conns) <= 3
     assert await other.plans.find_one({"id": "free"})
     await other.close()
 
 
-async def test_reads_and_pymongo_s_operations_take_turns_at_a_full_pool(
+async def test_operations_wait_in_one_queue_for_a_full_pool(
     mongodb_uri: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await connect(with_options(mongodb_uri, "maxPoolSize=1"), name=database.name)
     assert await other.plans.count({}) == await other.plans.count({})  # the one connection is open
+    used = POOL.labels("checked_out")._value.get()
     ended: list[str] = []
     slow: list[object] = []
     checkout = pool.Pool._get_conn
@@ -244,11 +249,15 @@ async def test_reads_and_pymongo_s_operations_take_turns_at_a_full_pool(
     monkeypatch.setattr(pool.Pool, "_get_conn", counted)
 
     async def one(kind: str) -> None:
-        await (other.plans.find_one({"id": "free"}) if kind == "read" else other.plans.count({}))
+        with pymongo.timeout(5) if kind == "deadline" else nullcontext():
+            await (other.plans.find_one({"id": "free"}) if kind == "read" else other.plans.count({}))
         ended.append(kind)
 
+    kinds = ["read"] * 20 + ["count"] * 5 + ["read"] * 5 + ["deadline"] * 2
     async with asyncio.timeout(10):
-        await asyncio.gather(*(one(kind) for kind in ["read"] * 30 + ["count"] * 10))
-    assert len(slow) == 10, "reads stay in their own queue"
-    assert {"read", "count"} == set(ended[:6]) == set(ended[8:16])
+        await asyncio.gather(*map(one, kinds))
+    assert len(slow) == 2, "only operations with a deadline wait in PyMongo's queue"
+    assert [kind for kind in ended if kind != "deadline"] == kinds[:-2], "first come, first served"
+    assert ended.index("deadline") < 6, "PyMongo's queue is not starved"
+    assert POOL.labels("checked_out")._value.get() == used
     await other.close()

@@ -3,9 +3,9 @@
 PyMongo's asynchronous client starts two tasks for each reply, and a cursor and a session for each read. Both cost more than the
 read itself. Connections of `Pool` wait for a reply with one future, for every command. `ask` sends one `find` or `aggregate`
 over such a connection. Server selection, pooling, error handling, monitoring events and BSON stay PyMongo's, with two
-exceptions. An idle connection to a known primary is checked out and in without PyMongo's locks. While all connections are in
-use, reads wait in a queue of their own, and an operation that ends passes its connection to the next. If operations of
-PyMongo wait as well, the two take turns.
+exceptions. An idle connection is checked out and in without PyMongo's locks. While all connections are in use, operations wait
+in one queue of ours, and an operation that ends passes its connection to the next. PyMongo's own queue is left to operations
+with a deadline. These come first: PyMongo counts them on its condition, and they are few.
 
 Both rest on parts of PyMongo that are not documented, so only releases in `_RELEASES` are used in this way. With any other
 release, and for every read that `ask` does not cover, reads go through PyMongo's documented methods.
@@ -36,13 +36,10 @@ from pymongo.errors import (
 )
 from pymongo.server_type import SERVER_TYPE
 
-from ximler.database.monitoring import CHECKOUT
-
 _RELEASES = {(4, 20)}  # read and tested; add a release after its network layer, pool and command runner were compared
 _KNOWN = pymongo.version_tuple[:2] in _RELEASES
 
 if _KNOWN:
-    from pymongo.asynchronous.mongo_client import _ClientCheckout
     from pymongo.helpers_shared import (
         _REAUTHENTICATION_REQUIRED_CODE,
         _RETRYABLE_ERROR_CODES,
@@ -126,7 +123,6 @@ class Pool(pool.Pool):
         super().__init__(*arguments, **options)
         self._queue: deque[asyncio.Future[pool.AsyncConnection | None]] = deque()
         self._examiner: asyncio.TimerHandle | None = None
-        self._reads_next = False
 
     async def connect(self, *arguments: Any, **options: Any) -> pool.AsyncConnection:
         connection = await super().connect(*arguments, **options)
@@ -134,18 +130,54 @@ class Pool(pool.Pool):
             connection.__class__ = Connection  # the pool offers no way to choose the class
         return connection
 
-    def take(self) -> pool.AsyncConnection | None:
+    async def _get_conn(self, checkout_started_time: float, handler: Any = None) -> pool.AsyncConnection:
+        """The checkout of every operation. PyMongo opens and examines connections, and keeps deadlines."""
+        connection = self._take()
+        if (
+            connection is None
+            and self.state == PoolState.READY
+            and (self._free() <= 0 or (self.lock.locked() and self.requests))
+            and self.opts.wait_queue_timeout is None
+            and _csot.get_timeout() is None
+            and self.pid == os.getpid()
+        ):
+            connection = await self._turn()
+        return connection or await super()._get_conn(checkout_started_time, handler)
+
+    async def checkin(self, connection: pool.AsyncConnection) -> None:
+        """Pass the connection to the next in the queue, or check it in. Waits only for the lock."""
+        if self._pass_on(connection):
+            return
+        if (
+            self.lock.locked()
+            or self.size_cond._waiters  # noqa: SLF001 (see above)
+            or self._max_connecting_cond._waiters  # noqa: SLF001 (see above)
+            or not self._is_good(connection)
+        ):
+            try:
+                await super().checkin(connection)
+            finally:
+                self._serve()
+            return
+        connection.active = False
+        self._checkin_apply(connection, txn=False, cursor=False, forked=False)
+        self._telemetry.checked_in(connection.id)
+
+    def _free(self) -> float:
+        """How many operations may begin besides those in PyMongo's own queue. Negative if these wait for a place."""
+        return self.max_pool_size - self.requests - len(self.size_cond._waiters)  # noqa: SLF001 (see above)
+
+    def _take(self) -> pool.AsyncConnection | None:
         """Check out an idle connection without waiting; None where PyMongo has to wait, connect, or examine it.
 
         The event loop runs nothing else meanwhile, so no lock is taken: one that another task holds gives None.
         """
         if (
             self.state != PoolState.READY
-            or not self.conns
-            or self.requests >= self.max_pool_size
+            or len(self.conns) <= len(self._max_connecting_cond._waiters)  # noqa: SLF001 (see above) (they came first)
+            or self._free() <= 0
             or self.opts.max_idle_time_seconds is not None
             or self.lock.locked()
-            or self.size_cond._waiters  # noqa: SLF001 (see above) (they came first)
             or self.pid != os.getpid()
         ):
             return None
@@ -154,40 +186,28 @@ class Pool(pool.Pool):
             connection.generation, connection.service_id
         ):
             return None
-        began = self._telemetry.checkout_started()
         self.conns.popleft()
         self.operation_count += 1
         self.requests += 1
         self.active_sockets += 1
         self.active_contexts.add(connection.cancel_context)
         connection.active = True
-        self._telemetry.checkout_succeeded(connection.id, began)
         return connection
 
-    async def turn(self) -> pool.AsyncConnection | None:
-        """Wait for a connection that another operation gives back. None where PyMongo has to wait or connect."""
-        if (
-            self.state != PoolState.READY
-            or self.requests < self.max_pool_size
-            or self.opts.wait_queue_timeout is not None
-            or self.pid != os.getpid()
-        ):
-            return None
-        began = time.monotonic()
+    async def _turn(self) -> pool.AsyncConnection | None:
+        """Wait for a connection that another operation gives back. None where PyMongo has to connect, or to fail."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[pool.AsyncConnection | None] = loop.create_future()
         self._queue.append(turn)
         if self._examiner is None:
             self._examiner = loop.call_later(_EXAMINE_S, self._examine)
         try:
-            connection = await turn
+            return await turn
         except BaseException:
             if turn.done() and not turn.cancelled() and (passed := turn.result()) is not None:
-                await self.give_back(passed)
+                self._telemetry.checkout_succeeded(passed.id, time.monotonic())
+                await self.checkin(passed)
             raise
-        if connection is not None:
-            CHECKOUT.observe(time.monotonic() - began)
-        return connection
 
     def _examine(self) -> None:
         """End waiting that no operation would end: the pool was paused or closed, or lost a connection."""
@@ -197,70 +217,40 @@ class Pool(pool.Pool):
             self._examiner = asyncio.get_running_loop().call_later(_EXAMINE_S, self._examine)
 
     def _serve(self) -> None:
-        """Take free connections for the queue, unless PyMongo's operations wait for them."""
-        while self._queue and (
-            self.state != PoolState.READY or (self.requests < self.max_pool_size and not self.size_cond._waiters)  # noqa: SLF001 (see above)
-        ):
+        """Let as many operations of the queue begin as there are places; all of them fail if the pool is not ready."""
+        free = self._free()
+        while self._queue and (free > 0 or self.state != PoolState.READY):
             turn = self._queue.popleft()
             if not turn.done():
-                _settle(turn, self.take())
+                turn.set_result(self._take())
+                free -= 1
 
     def _pass_on(self, connection: pool.AsyncConnection) -> bool:
-        """Give the connection to the next read in the queue. While PyMongo's operations wait too, every second time."""
+        """Give the connection to the next in the queue, unless an operation in PyMongo's own queue still lacks one."""
         if (
             not self._queue
-            or self._max_connecting_cond._waiters  # noqa: SLF001 (see above)
-            or self.state != PoolState.READY
+            or self._free() < 0
+            or len(self._max_connecting_cond._waiters) > len(self.conns)  # noqa: SLF001 (see above)
+            or not self._is_good(connection)
+        ):
+            return False
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                self._telemetry.checked_in(connection.id)
+                turn.set_result(connection)
+                return True
+        return False
+
+    def _is_good(self, connection: pool.AsyncConnection) -> bool:
+        return not (
+            self.state != PoolState.READY
             or connection.closed
             or connection.pinned_txn
             or connection.pinned_cursor
             or self.stale_generation(connection.generation, connection.service_id)
             or self.pid != os.getpid()
-        ):
-            return False
-        if self.size_cond._waiters and not self._reads_next:  # noqa: SLF001 (see above)
-            self._reads_next = True
-            return False
-        self._reads_next = False
-        while self._queue:
-            if _settle(self._queue.popleft(), connection):
-                return True
-        return False
-
-    async def give_back(self, connection: pool.AsyncConnection) -> None:
-        """Pass a connection from `take` or `turn` to the next in the queue, or check it in.
-
-        Waits only where another task holds the lock or waits for one.
-        """
-        if self._pass_on(connection):
-            return
-        if (
-            self.lock.locked()
-            or self.size_cond._waiters  # noqa: SLF001 (see above)
-            or self._max_connecting_cond._waiters  # noqa: SLF001 (see above)
-            or self.state != PoolState.READY
-            or connection.closed
-            or self.stale_generation(connection.generation, connection.service_id)
-            or self.pid != os.getpid()
-        ):
-            await super().checkin(connection)
-            self._serve()
-            return
-        connection.active = False
-        self._checkin_apply(connection, txn=False, cursor=False, forked=False)
-        self._telemetry.checked_in(connection.id)
-
-    async def checkin(self, connection: pool.AsyncConnection) -> None:
-        if not self._pass_on(connection):
-            await super().checkin(connection)
-            self._serve()
-
-
-def _settle(turn: "asyncio.Future[pool.AsyncConnection | None]", connection: pool.AsyncConnection | None) -> bool:
-    if turn.done():
-        return False
-    turn.set_result(connection)
-    return True
+        )
 
 
 def options() -> dict[str, Any]:
@@ -341,21 +331,8 @@ async def _ask(
     collection: "AsyncCollection[dict[str, Any]]", command: dict[str, Any], server: Any
 ) -> list[dict[str, Any]]:
     client: Any = collection.database.client
-    connection = server.pool.take() or await server.pool.turn()
-    if connection is None:
-        async with client._checkout(server, None) as connection:  # noqa: SLF001 (see above)
-            cursor = await _send(collection, command, connection)
-    else:
-        try:
-            cursor = await _send(collection, command, connection)
-        except BaseException as error:
-            checkout = _ClientCheckout.for_existing_conn(client, server, None, connection)
-            try:
-                await checkout.handle(type(error), error)  # the topology learns of it
-            finally:
-                await server.pool.checkin(connection)
-            raise
-        await server.pool.give_back(connection)
+    async with client._checkout(server, None) as connection:  # noqa: SLF001 (see above)
+        cursor = await _send(collection, command, connection)
     if not cursor["id"]:
         found: list[dict[str, Any]] = cursor["firstBatch"]
         return found
