@@ -22,7 +22,20 @@ def test_ordinary_names_are_valid(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "   ", "\u200b", "\u200d", "\u3164", "\u2800", "\u115f\u1160", "\u0301", "\ufe0f", "\u00a0\u2003", "\u00ad"],
+    [
+        "",
+        "   ",
+        "\u200b",
+        "\u200d",
+        "\u3164",
+        "\u2800",
+        "\u115f\u1160",
+        "\u0301",
+        "\ufe0f",
+        "\u00a0\u2003",
+        "\u00ad",
+        "\ufffc",
+    ],
 )
 def test_an_invisible_name_is_rejected(name: str) -> None:
     with pytest.raises(Invalid) as refused:

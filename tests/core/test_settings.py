@@ -168,6 +168,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         ("public_url", "ximler.example", "https://"),
         ("public_url", "javascript:alert(1)", "https://"),
         ("public_url", "https://x.example/?a", "https://"),
+        ("public_url", "http://0.0.0.0:8000", "that browsers use"),
     ],
 )
 def test_an_invalid_value_is_reported_with_variable_value_and_expectation(name: str, text: str, expected: str) -> None:
@@ -188,6 +189,7 @@ def test_an_invalid_value_is_reported_with_variable_value_and_expectation(name: 
         ("http://x.example:80/", "http://x.example"),
         ("http://[2001:DB8::1]:8000", "http://[2001:db8::1]:8000"),
         ("http://localhost:5173", "http://localhost:5173"),
+        ("https://MÜNCHEN.de", "https://xn--mnchen-3ya.de"),
     ],
 )
 def test_origins_are_kept_as_browsers_write_them(given: str, kept: str) -> None:

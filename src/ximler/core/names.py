@@ -12,7 +12,7 @@ MAX_PERSON = 100  # characters of a person's name
 # Controls, format characters (bidi overrides among them), surrogates, line and paragraph separators.
 _FORBIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # format characters too, and part of Persian and Indic spelling, and of emoji
-_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol without ink
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0\ufffc\U0001d159"  # letters and symbols without ink
 # Letters, numbers, punctuation, symbols, and characters newer than this Python's Unicode. Marks need one of
 # them.
 _VISIBLE = "LNPS"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self, get_args, get_origin
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -498,6 +498,9 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
         if public_url is None:
             problem = "Expected scheme and host only, such as https://ximler.example: paths are not supported"
             refuse("public_url", settings.public_url or "", problem)
+        if urlsplit(public_url).hostname in ("0.0.0.0", "::"):  # noqa: S104 (refused, not bound)
+            problem = "Expected the address that browsers use, such as https://ximler.example"
+            refuse("public_url", public_url, problem)
     for given in settings.cors_origins:
         origin = given if given == "*" else origin_of(given)
         if origin is None:
