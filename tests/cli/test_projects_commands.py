@@ -38,7 +38,8 @@ def test_a_canvas_goes_in_and_out_and_back_to_a_version(ximler, own, tmp_path):
     out = tmp_path / "out.json"
     ximler("projects", "export", project, "-o", str(out), env=env)
     assert out.read_bytes() == file.read_bytes()
-    assert "plan" in ximler("projects", "list", "ada@example.com", env=env).stdout
+    assert "plan" in ximler("projects", "list", "ada@example.com", "--sort", "name", env=env).stdout
+    assert "plan" in ximler("projects", "search", "plans", env=env).stdout
 
     twice = ximler(
         "projects", "import", "ada@example.com", "-", "--name", "n", env=env, stdin='{"a": {"b": 1, "b": 2}}'

@@ -94,6 +94,7 @@ FIELDS = {
     "Mutation.cancelSubscription": Field(arguments=("", "when: NOW"), stranger="NOT_FOUND"),
     "Mutation.resumeSubscription": Field(stranger="NOT_FOUND"),
     "Query.users": Field(arguments=("", 'search: "{email}"', 'search: "{user_id}"'), stranger="FORBIDDEN"),
+    "Query.allProjects": Field(arguments=(f'search: "{MARK}"',), stranger="FORBIDDEN"),
     "Query.user": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.verifyUser": Field(arguments=('id: "{user_id}"',), stranger="FORBIDDEN"),
     "Mutation.lockUser": Field(arguments=('id: "{user_id}", reason: "r"',), stranger="FORBIDDEN"),

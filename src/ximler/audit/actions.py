@@ -66,6 +66,7 @@ class Action(StrEnum):
     PROJECT_RESTORED = "projects.project.restored", "A deleted project was restored."
     PROJECT_PURGED = "projects.project.purged", "A deleted project was removed permanently."
     PROJECT_SHARED = "projects.project.shared", "A project was shared with a person, or their role was changed."
+    PROJECTS_SEARCHED = "projects.projects.searched", "An operator searched all users' projects."
     PROJECT_UNSHARED = "projects.project.unshared", "A person's access to a project was revoked, or given up."
     LINK_CREATED = "projects.link.created", "A public link to a project was created."
     LINK_REVOKED = "projects.link.revoked", "A public link to a project was revoked."

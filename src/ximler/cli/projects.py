@@ -25,7 +25,7 @@ _project = click.argument("project", type=Id())
 
 @click.group()
 def projects() -> None:
-    """List, show, export, import, delete, restore and erase projects; restore versions of canvases."""
+    """List, search, show, export, import, delete, restore and erase projects; restore versions of canvases."""
 
 
 @projects.command("list")
@@ -58,6 +58,30 @@ async def list_projects(run: Run, user: str, sort: str, limit: int, after: str |
             "Changed": lambda project: minute(project.updated_at),
         },
         empty=f"{user} has no projects.",
+    )
+
+
+@projects.command()
+@click.argument("text")
+@paged
+@connected(json="Print projects and the next cursor as JSON.")
+async def search(run: Run, text: str, limit: int, after: Any) -> None:
+    """Find projects of all users by words of name and description: any of them. `"a phrase"` is matched as a whole, and
+    `-word` excludes.
+    """
+    from ximler.projects import everybodys
+
+    run.show_list(
+        await everybodys.search(run.database, run.actor, text, first=limit, after=after),
+        row=lambda project: fields(project, _FIELDS),
+        columns={
+            "Id": lambda project: project.id,
+            "User": lambda project: project.user_id,
+            "Name": lambda project: project.name,
+            "Bytes": lambda project: f"{project.storage_size:,}",
+            "Changed": lambda project: minute(project.updated_at),
+        },
+        empty="No project has these words.",
     )
 
 

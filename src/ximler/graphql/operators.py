@@ -1,4 +1,4 @@
-"""Resolvers for operators: accounts of users."""
+"""Resolvers for operators: accounts and projects of users."""
 
 import asyncio
 
@@ -8,6 +8,8 @@ from ximler.core.ids import decode_cursor, object_id
 from ximler.database.collection import Page
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
+from ximler.projects import everybodys
+from ximler.projects.projects import ProjectSummary
 
 resolvers = Resolvers()
 
@@ -31,6 +33,14 @@ async def list_users(
 @resolvers.query("user")
 async def user(ctx: Context, id: str) -> dict[str, object]:  # noqa: A002 (the argument's name in GraphQL)
     return _account(await administration.get(ctx.database, ctx.actor, object_id(id)))
+
+
+@resolvers.query("allProjects")
+async def all_projects(
+    ctx: Context, search: str, first: int | None = None, after: str | None = None
+) -> Connection[ProjectSummary]:
+    position = None if after is None else decode_cursor(after)
+    return Connection(await everybodys.search(ctx.database, ctx.actor, search, first=page_size(first), after=position))
 
 
 @resolvers.mutation("verifyUser")
