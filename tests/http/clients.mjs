@@ -73,6 +73,29 @@ await settle();
 assert.equal(ada.records.has("z"), true);
 assert.equal(ada.revision, server.revision);
 
+// Patches by position are applied to the records; what only the server can apply is read again.
+const byPosition = (event, change, elements) => {
+  server.records = new Map(elements.map((record) => [record.id, record]));
+  server.tell(event, { revision: ++server.revision, ...change });
+};
+const [first, ...others] = server.records.values();
+const reads = server.reads;
+heard.length = 0;
+const operations = [
+  { op: "replace", path: "/elements/0/x", value: 6 },
+  { op: "add", path: "/elements/1", value: { id: "new" } },
+  { op: "add", path: "/title", value: "t" },
+];
+byPosition("json-patch", { patch: operations }, [{ ...first, x: 6 }, { id: "new" }, ...others]);
+await settle();
+byPosition("merge-patch", { merge: { title: null } }, [...server.records.values()]);
+await settle();
+for (const canvas of [ada, bob]) assert.deepEqual([...canvas.records], [...server.records]);
+assert.deepEqual([heard, ada.revision, server.reads], [[["a", "new"], []], server.revision, reads]);
+byPosition("json-patch", { patch: [{ op: "copy", from: "/kept", path: "/elements/-" }] }, [first, ...others, { id: "kept" }]);
+await settle();
+assert.deepEqual([[...ada.records], server.reads], [[...server.records], reads + 2]);
+
 // Names that JavaScript's objects have already are names like others.
 ada.put(JSON.parse('{"id": "__proto__", "__proto__": {"polluted": true}}'));
 ada.set("__proto__", { constructor: 1 });

@@ -6,6 +6,7 @@ export class Server {
     this.records = new Map(records.map((record) => [record.id, record]));
     this.revision = 0;
     this.sent = [];
+    this.reads = 0;
     this.marks = new Map();
     this.next = []; // answers other than saving
     this.streams = new Set();
@@ -24,6 +25,7 @@ export class Server {
       return new Response(stream);
     }
     if (method === "GET") {
+      this.reads++;
       return Response.json({ elements: [...this.records.values()] }, { headers: { "Canvas-Revision": this.revision } });
     }
     const patch = JSON.parse(body);

@@ -11,7 +11,7 @@ from bson import ObjectId
 from tests.serving import Client
 
 from ximler.core.streams import MAX_STREAMS
-from ximler.projects import edits, live
+from ximler.projects import bases, edits, live
 from ximler.projects.edits import LOGGED, Recent
 
 RECORDS = "application/vnd.ximler.records+json"
@@ -73,6 +73,17 @@ class Editor:
             self.path,
             json={"client": "tab", "seq": self._seq, **patch},
             headers={"Authorization": f"Bearer {self.client.token}", "Content-Type": RECORDS},
+        )
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["revision"])
+
+    async def change(self, base: int, kind: str, content: Any) -> int:
+        answer = await self.client.http.request(
+            "PUT" if kind == "json" else "PATCH",
+            self.path,
+            params={"base": base},
+            json=content,
+            headers={"Authorization": f"Bearer {self.client.token}", "Content-Type": f"application/{kind}"},
         )
         assert answer.status_code == 200, answer.text
         return int(answer.json()["revision"])
@@ -168,6 +179,40 @@ async def test_a_large_patch_is_an_event_of_the_process_that_saved_it_while_it_r
         await editor.save(set={"a": {"x": 2}})
         await late.until(lambda: late.events[-1][1] == 6)
     assert [event[:2] for event in late.events] == [("reload", 5), ("patch", 6)]
+
+
+@pytest.mark.parametrize("size", [0, bases.LIMIT], ids=["small", "large"])
+async def test_followers_receive_patches_by_position(editor: Editor, size: int) -> None:
+    await editor.change(0, "json", {"elements": [{"id": "a"}], "text": "x" * size})
+    add = [{"op": "add", "path": "/elements/0", "value": {"id": "b"}}]
+    by_path = [{"op": "add", "path": "/title", "value": "t"}]
+    long = [{"op": "add", "path": "/elements/-", "value": {"id": "c", "text": "x" * 5000}}]
+    async with editor.stream(since=1) as stream:
+        await editor.save(set={"a": {"x": 1}})
+        await editor.change(2, "json-patch+json", add)
+        await editor.change(3, "merge-patch+json", {"title": None})
+        await editor.change(4, "json-patch+json", by_path)
+        await stream.until(lambda: len(stream.events) == 4)
+        await editor.change(5, "json-patch+json", long)
+        await stream.until(lambda: len(stream.events) == 5)
+        await editor.save(set={"b": {"x": 2}})
+        await stream.until(lambda: len(stream.events) == 6)
+    assert stream.events == [
+        ("patch", 2, {"revision": 2, "by": [["tab", 1]], "set": {"a": {"x": 1}}}),
+        ("json-patch", 3, {"revision": 3, "patch": add}),
+        ("merge-patch", 4, {"revision": 4, "merge": {"title": None}}),
+        ("json-patch", 5, {"revision": 5, "patch": by_path}),
+        ("reload", 6, {"revision": 6}),
+        ("patch", 7, {"revision": 7, "by": [["tab", 2]], "set": {"b": {"x": 2}}}),
+    ]
+    async with editor.stream(since=2) as late, editor.stream(since=5) as later:
+        await late.until(lambda: len(late.events) == 2)
+        await later.until(lambda: len(later.events) == 2)
+    assert late.events == later.events == stream.events[4:]  # a reload is of the latest revision that it stands for
+    await editor.change(7, "json", {})
+    async with editor.stream(since=6) as last:
+        await last.until(lambda: bool(last.events))
+    assert last.events == [("reload", 8, {"revision": 8})]
 
 
 @pytest.mark.slow

@@ -221,6 +221,8 @@ async def test_a_patch_beyond_the_plan_is_refused_alone_and_removing_is_always_p
     await storage.resize(drawing.database, drawing.ada.require_user(), drawing.id, room=0)
     with pytest.raises(QuotaExceeded):
         await drawing.save("two", set={"b": {"x": 1}})
+    shorter = [{"op": "remove", "path": "/elements/0"}]  # by less than it takes in the log
+    await canvas.patch(drawing.database, drawing.ada, drawing.id, shorter, based_on=None)
     await drawing.save("two", remove=["big"])
     await drawing.saver.close()
     gauge, charged = await drawing.charged()
@@ -400,9 +402,14 @@ async def test_a_log_that_another_application_wrote_is_read_as_none(drawing: Can
     drawing.saver = Saver(drawing.database)
     assert await drawing.save(set={"a": {"x": 2}}) == Outcome(2)
     await drawing.saver.close()
+    for revision, path in [(3, "/title"), (4, "/elements/0")]:  # one by its path, one applied to the value
+        await drawing.database.raw["projects"].update_one({"_id": drawing.id}, {"$set": odd})
+        operations = [{"op": "add", "path": path, "value": {}}]
+        saved = await canvas.patch(drawing.database, drawing.ada, drawing.id, operations, based_on={revision - 1})
+        assert saved == revision
     gauge, charged = await drawing.charged()
     assert gauge == charged
-    assert await canvas.replace(drawing.database, drawing.ada, drawing.id, {}, based_on=None) == 3
+    assert await canvas.replace(drawing.database, drawing.ada, drawing.id, {}, based_on=None) == 5
 
 
 @pytest.mark.parametrize("followed", [False, True])

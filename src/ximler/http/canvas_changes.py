@@ -27,6 +27,7 @@ __all__ = ["routes"]
 
 _SCOPE = "projects:read"
 _FIRST = b"retry: 1000\n\n"
+_EVENTS = {"records": b"patch", "patch": b"json-patch", "merge": b"merge-patch"}
 
 
 class _Events(ASGIStreamingResponse):
@@ -63,8 +64,9 @@ async def changes(
     ] = None,
 ) -> ASGIResponse:
     """Each revision after `since` (or the header `Last-Event-ID`), in order and once, as an event whose id is the revision.
-    `patch` has a patch of records: `{"revision", "by": [[client, seq], …], "put", "set", "remove"}`. `reload` stands for
-    changes that are not kept as such: read the canvas, and apply later events. The stream ends with the access to the project.
+    `patch` has a patch of records: `{"revision", "by": [[client, seq], …], "put", "set", "remove"}`, `json-patch` a JSON Patch:
+    `{"revision", "patch": […]}`, and `merge-patch` a JSON Merge Patch: `{"revision", "merge": …}`. `reload` stands for changes
+    that are not kept as such: read the canvas, and apply later events. The stream ends with the access to the project.
     """
     project_id = object_id(project, "project")
     if last := request.headers.get("last-event-id"):
@@ -108,7 +110,7 @@ async def _body(
 def _encoded(event: Event) -> bytes:
     if event.patch is None:
         return b'event: reload\nid: %d\ndata: {"revision":%d}\n\n' % (event.revision, event.revision)
-    return b"event: patch\nid: %d\ndata: %b\n\n" % (event.revision, event.patch)
+    return b"event: %b\nid: %d\ndata: %b\n\n" % (_EVENTS[event.kind], event.revision, event.patch)
 
 
 routes = (changes,)

@@ -11,7 +11,7 @@ whole project removes the revision; the next one is larger than any before it (`
 """
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any, Literal, TypeVar
 
 import bson
@@ -27,7 +27,9 @@ from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.database.failures import RefusedChanges
 from ximler.metering.limits.plans import limits_of
+from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import access, bases, canvas_text, compaction, edits, paths, positional, projects, storage
+from ximler.projects.edits import POSITIONAL
 from ximler.projects.projects import RevisionConflict
 from ximler.runtime import Part, background
 from ximler.schema.document import Identified
@@ -39,6 +41,7 @@ V = TypeVar("V", bound=Identified)
 
 _log = structlog.get_logger("ximler.projects")
 _AGAIN_S = 5.0
+_ATTEMPTS = 10
 _REMEMBERED = 10_000
 
 
@@ -128,7 +131,7 @@ async def patch(
 ) -> int:
     """Apply a JSON Patch (RFC 6902) to the canvas: all operations or none. See `replace`; one command more.
 
-    A large canvas has it appended to the patches since its base.
+    A large canvas has it appended to the patches since its base. Followers receive it, if it fits into the log (`edits`).
     """
     return await _changed(database, actor, project_id, "patch", operations, based_on)
 
@@ -149,58 +152,88 @@ async def _changed(
     change: Any,
     based_on: Collection[int] | None,
 ) -> int:
-    mine = _mine(actor, project_id)
+    mine, encoded_change = _mine(actor, project_id), msgspec.json.encode(change)
     if (
         based_on is not None
         and len(based_on) == 1
-        and (saved := await _by_path(database, mine, kind, change, *based_on))
+        and (saved := await _by_path(database, mine, kind, change, encoded_change, *based_on))
     ):
         return saved
-    now = _found(await bases.read(database, mine))
-    revision = now.canvas_revision or 0
-    if based_on is not None and revision not in based_on:
-        raise RevisionConflict(revision)
     apply = positional.apply_patch if kind == "patch" else _apply_merge
-    data, again_us = await asyncio.to_thread(apply, now.canvas_data, change)  # others are served meanwhile
-    old = bases.base_of(now.canvas_base)
-    if old is not None and isinstance(data, dict | list) and bases.is_applied_soon(now.canvas_tail, again_us):
-        saved = await _append(database, now, old, data, msgspec.json.encode(change), kind)
-        if saved is not None:
-            return saved
-    return await replace(database, actor, project_id, data, based_on=(revision,), any_keys=old is not None)
+    for _ in range(_ATTEMPTS):
+        now = _found(await bases.read(database, mine))
+        revision = now.canvas_revision or 0
+        if based_on is not None and revision not in based_on:
+            raise RevisionConflict(revision)
+        data, again_us = await asyncio.to_thread(apply, now.canvas_data, change)  # others are served meanwhile
+        if not isinstance(data, dict | list):
+            raise Invalid.field("canvas", "must be an object or an array")
+        save = _Save(kind, encoded_change, projects.next_revision(now.canvas_revision, database.clock.now()))
+        if await _append(database, now, data, save, again_us) or await _store(database, now, data, save):
+            return save.revision
+    raise Unavailable("The canvas is changed by too many others: try again in a moment")
 
 
 def _apply_merge(data: Any, change: Any) -> tuple[Any, float]:
     return positional.merged(data, change), 0.0  # no more than reading it
 
 
-async def _append(
-    database: Database, now: bases.Stored, old: bases.Base, data: Any, change: bytes, kind: Literal["patch", "merge"]
-) -> int | None:
-    """Append a change, which makes the large canvas `data`, to the patches since its base; returns the new revision.
+class _Save(msgspec.Struct, frozen=True):
+    """A change by position, as JSON, that makes a revision."""
 
-    None where the whole is to be stored: it has become larger than what base and patches count as, has too many patches, or
-    is another one by now. Raises Invalid, QuotaExceeded.
+    kind: Literal["patch", "merge"]
+    change: bytes
+    revision: int
+
+    @property
+    def log(self) -> dict[str, Any]:
+        """For followers. A change that is too large for the log makes them read the canvas anew."""
+        entry: dict[str, Any] = {"r": self.revision}
+        if len(self.change) <= edits.MAX_LOGGED:
+            entry[POSITIONAL[self.kind]] = self.change
+        return {f"canvasLog.{self.revision % edits.LOGGED}": entry}
+
+
+async def _append(database: Database, now: bases.Stored, data: Any, save: _Save, again_us: float) -> bool:
+    """Append a change, which makes the large canvas `data`, to the patches since its base.
+
+    False where the whole is to be stored: it is small, has become larger than what base and patches count as, has too many
+    patches, or is another one by now. Raises Invalid, QuotaExceeded.
     """
-    tail = now.canvas_tail or []
-    counted = old.bytes + len(bson.encode({"v": tail})) + len(change)
-    if old.text or counted - old.bytes > edits.MAX_TAIL:
-        return None
+    old, tail = bases.base_of(now.canvas_base), now.canvas_tail or []
+    if old is None or old.text or not bases.is_applied_soon(tail, again_us):
+        return False
+    counted = old.bytes + len(bson.encode({"v": tail})) + len(save.change)
+    if counted - old.bytes > edits.MAX_TAIL:
+        return False
     if await asyncio.to_thread(storage.size_of, "canvasData", data, any_keys=True) > counted:
-        return None
+        return False
     mine = {"_id": now.id, "userId": now.user_id}
     where = {"canvasRevision": now.canvas_revision, "canvasBase.id": old.id, "canvasData": None}
-    revision = projects.next_revision(now.canvas_revision, database.clock.now())
-    appended = {"$push": {"canvasTail": bases.entry(revision, change, kind=kind)}}
-    if not await _guarded(database, mine, where, appended, revision):
-        return None
+    appended = {"$push": {"canvasTail": bases.entry(save.revision, save.change, kind=save.kind)}}
+    if not await _guarded(database, mine, where, appended, save):
+        return False
     if counted - old.bytes > compaction.WORTH_IT:
         await compaction.request(database, now.id, old)
-    return revision
+    return True
+
+
+async def _store(database: Database, now: bases.Stored, data: Any, save: _Save) -> bool:
+    """Store the whole canvas in place of the one that was read; False where it is another one by now.
+
+    Raises Invalid, QuotaExceeded.
+    """
+    old = bases.base_of(now.canvas_base)
+    _, new = await asyncio.to_thread(storage.canvas_of, data, any_keys=old is not None)
+    mine = {"_id": now.id, "userId": now.user_id}
+    where = {"canvasRevision": now.canvas_revision} | ({"canvasBase.id": old.id} if old else {})
+    stored = {"canvasBase": new.at(save.revision), "canvasData": None} if new else {"canvasData": data}
+    change = {"$set": stored, "$unset": dict.fromkeys(["canvasTail"] if new else ["canvasBase", "canvasTail"], "")}
+    return await _guarded(database, mine, where, change, save, lambda to: bases.swap(to, mine, old=old, new=new))
 
 
 async def _by_path(
-    database: Database, mine: dict[str, Any], kind: Literal["patch", "merge"], change: Any, revision: int
+    database: Database, mine: dict[str, Any], kind: Literal["patch", "merge"], change: Any, text: bytes, revision: int
 ) -> int | None:
     """Apply a change of a small canvas without reading it; returns the new revision. None where that is not possible."""
     found = paths.by_path(kind, change) if revision > 0 else None
@@ -209,31 +242,39 @@ async def _by_path(
     small = {"$lt": [{"$bsonSize": {"v": "$canvasData"}}, bases.LIMIT - found.size_bytes]}
     where = {"canvasRevision": revision, "$expr": {"$and": [*found.conditions, small]}}
     try:
-        done = await _guarded(database, mine, where, found.operators, revision + 1)
+        done = await _guarded(database, mine, where, found.operators, _Save(kind, text, revision + 1))
     except RefusedChanges:
         return None
     return revision + 1 if done else None
 
 
 async def _guarded(
-    database: Database, mine: dict[str, Any], where: dict[str, Any], change: dict[str, Any], revision: int
+    database: Database,
+    mine: dict[str, Any],
+    where: dict[str, Any],
+    change: dict[str, Any],
+    save: _Save,
+    also: Callable[[Database], Awaitable[None]] | None = None,
 ) -> bool:
     """Update the canvas where a filter matches, and count its bytes; False where it does not match."""
     limits = await limits_of(database, mine["userId"])
-    stamps = {"canvasRevision": revision, "updatedAt": database.clock.now()}
-    # Followers cannot apply the change: without the log, they read the canvas anew.
-    update = change | {
-        "$set": change.get("$set", {}) | stamps,
-        "$unset": change.get("$unset", {}) | {"canvasLog": ""},
-    }
+    stamps = {"canvasRevision": save.revision, "updatedAt": database.clock.now()}
 
-    async def write(transaction: Database) -> bool:
+    async def write(transaction: Database, logs: dict[str, Any]) -> bool:
+        update = change | {name: change.get(name, {}) | logs.get(name, {}) for name in ("$set", "$unset")}
+        update["$set"] |= stamps
         if not await transaction.projects.rewrite(mine | where, update):
             return False
+        if also is not None:
+            await also(transaction)
         await storage.settle(transaction, mine, limits)
         return True
 
-    return await database.transaction(write)
+    try:
+        return await database.transaction(lambda transaction: write(transaction, {"$set": save.log}))
+    except (RefusedChanges, QuotaExceeded):
+        # Another application has written the log, or a canvas that shrinks has no room for it. Without it followers read anew.
+        return await database.transaction(lambda transaction: write(transaction, {"$unset": {"canvasLog": ""}}))
 
 
 def _mine(actor: Actor, project_id: ObjectId) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "LOGGED",
     "MAX_LOGGED",
     "MAX_TAIL",
+    "POSITIONAL",
     "Change",
     "Edited",
     "Mark",
@@ -35,6 +36,7 @@ __all__ = [
 
 LOGGED = 64  # revisions
 MAX_LOGGED = 4096  # bytes of a patch in the log
+POSITIONAL = {"patch": "j", "merge": "m"}  # fields of such patches in the log; one of records is in `p`
 MAX_RECENT = 16_000_000  # bytes of larger patches in the memory of a process
 _MAX_REJECTED = 100  # ids in an answer
 BY_PATH = 8  # records: of more, the pipeline is faster

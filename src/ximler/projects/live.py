@@ -11,7 +11,7 @@ locked. The caller checks the session or key. Nothing of a follower remains when
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -37,10 +37,14 @@ _MAX_BYTES = 1_000_000
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A revision's patch as JSON (`records`); None: the canvas is to be read again, and has at least this revision."""
+    """A revision's patch as JSON; None: the canvas is to be read again, and has at least this revision.
+
+    A patch of records (`records`), or one by position: `{"revision", "patch" or "merge"}`.
+    """
 
     revision: int
     patch: bytes | None = None
+    kind: Literal["records", "patch", "merge"] = "records"
 
 
 class _Logged(Identified, kw_only=True):
@@ -49,13 +53,19 @@ class _Logged(Identified, kw_only=True):
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """Of the log. The patch does not repeat the revision."""
+    """Of the log: a patch of records in `p`, or its digest in `h`, or one by position. It does not repeat the revision."""
 
     r: int
     p: bytes | None = None
     h: bytes = b""
+    j: bytes | None = None
+    m: bytes | None = None
 
     def event(self, recent: Recent) -> Event:
+        if self.j is not None:
+            return Event(self.r, b'{"revision":%d,"patch":%b}' % (self.r, self.j), "patch")
+        if self.m is not None:
+            return Event(self.r, b'{"revision":%d,"merge":%b}' % (self.r, self.m), "merge")
         patch = self.p if self.p is not None else recent.find(self.h)
         return Event(self.r, None if patch is None else b'{"revision":%d,' % self.r + patch[1:])
 

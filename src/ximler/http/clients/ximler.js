@@ -10,6 +10,8 @@
 // applies it once, however often it is sent. Unsaved patches are kept in IndexedDB, and sent by the next page that opens the
 // project once the page that made them has ended. A patch that the server refuses is parked: see `parked` and `onParked`.
 
+import { merged, patched } from "./positional.js";
+
 const MEDIA_TYPE = "application/vnd.ximler.records+json";
 const MAX_RECORDS = 500; // in a patch
 const MAX_COMPARED = 5_000_000; // records of a patch times those of the canvas: half of what the server does
@@ -200,6 +202,7 @@ export class Canvas {
     this.handlers = handlers;
     this.revision = -1;
     this.saved = new Map();
+    this.exact = false; // `saved` has each element of the list, in its order
     this.unseen = []; // saved patches that the feed has not shown yet
     this.inFlight = null;
     this.pending = new Patch({}, id);
@@ -447,10 +450,15 @@ export class Canvas {
       throw Object.assign(new Error(`The canvas cannot be read: ${answer.status}`), { status: answer.status });
     }
     const content = await answer.json();
-    const list = Array.isArray(content?.[this.list]) ? content[this.list] : [];
-    this.saved = new Map(list.map((record) => [record?.[this.id], record]));
+    this._has(content?.[this.list]);
     this._reached(Number(answer.headers.get("canvas-revision")));
     this.handlers.onChange?.(null);
+  }
+
+  _has(list = []) {
+    const records = Array.isArray(list) ? list : [];
+    this.saved = new Map(records.map((record) => [record?.[this.id], record]));
+    this.exact = records === list && this.saved.size === list.length;
   }
 
   _reached(revision) {
@@ -489,12 +497,29 @@ export class Canvas {
   async _heard({ event, data }) {
     const change = JSON.parse(data);
     if (event === "reload") return this._read();
-    if (event !== "patch" || change.revision <= this.revision) return;
-    if (change.revision !== this.revision + 1) return this._read();
-    const patch = new Patch(change, this.id);
-    patch.apply(this.saved);
+    if (change.revision <= this.revision) return;
+    const ids = change.revision === this.revision + 1 && this._applied(event, change);
+    if (!ids) return this._read();
     this._reached(change.revision);
-    this.handlers.onChange?.(patch.ids());
+    this.handlers.onChange?.(ids);
+  }
+
+  /** Apply an event to `saved`; returns the ids with a change, or null where the canvas is to be read again. */
+  _applied(event, change) {
+    if (event === "patch") {
+      const patch = new Patch(change, this.id);
+      patch.apply(this.saved);
+      return patch.ids();
+    }
+    if (!this.exact) return null;
+    const before = this.saved;
+    const list = [...before.values()];
+    let after = null;
+    if (event === "json-patch") after = patched(list, this.list, change.patch);
+    if (event === "merge-patch") after = merged(list, this.list, change.merge);
+    if (!after) return null;
+    this._has(after.list);
+    return [...new Set([...before.keys(), ...this.saved.keys()])].filter((id) => before.get(id) !== this.saved.get(id));
   }
 
   _ask(method, { to = "", headers = {}, ...options } = {}) {
