@@ -81,11 +81,23 @@ async def test_a_sign_in_from_a_new_device_is_reported_unless_it_shows_its_token
     assert first.session.place is None
     await enter(BERLIN, FIREFOX.replace("145", "146"), settings=settings)  # the same browser, updated
     await enter(BERLIN, "an app", first.device, settings=settings)
-    await enter(BERLIN, None, settings=settings)
     assert await reported(database) == ([], 0)
     await enter(BERLIN, CURL, settings=settings)
     await enter(BERLIN, CURL, settings=settings)
     assert await reported(database) == (["a new device"], 0)
+    await enter(BERLIN, None, settings=settings)
+    await enter(BERLIN, "17.4", settings=settings)  # as bare as none
+    assert await reported(database) == (["a new device"] * 2, 0)
+
+
+@pytest.mark.slow
+async def test_ever_new_browsers_send_ten_mails_a_day_without_their_words(database: Database, enter: Any) -> None:
+    for name in "abcdefghijklm":
+        await enter(BERLIN, f"Refund: https://{name}.evil.example " + "x" * 200)
+    assert await reported(database) == (["a new device in Berlin, Germany"] * 10, 0)
+    database.clock.offset_ms += 25 * 3600 * 1000
+    await enter(BERLIN, "another")
+    assert await reported(database) == (["a new device in Berlin, Germany"] * 11, 0)
 
 
 async def test_the_mail_names_device_and_place(database: Database, enter: Any) -> None:

@@ -1,7 +1,9 @@
 """Where sign-ins come from: the city, from a GeoIP file that the operator supplies (`XIMLER_GEOIP_FILE`), and the browser.
 
-An account remembers the last few of both (`credentials.places`, `credentials.browsers`). A sign-in from elsewhere is reported
-by mail, from a new place in the inbox as well; never the first one, and never for a device that shows its token.
+An account remembers the last few of both (`credentials.places`, `credentials.browsers`); programs without a name count as
+one browser. A sign-in from elsewhere is reported by mail, from a new place in the inbox as well; never the first one, and
+never for a device that shows its token. Ten are reported in 24 hours, so that ever-new names do not send mails without
+end. A mail has no text of the caller's.
 """
 
 from functools import lru_cache
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ximler.accounts import notices
+from ximler.core.clock import to_ms
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import Database
 from ximler.notifications import inbox
@@ -18,6 +21,7 @@ from ximler.schema.user import User
 __all__ = ["check", "place_of", "recognise"]
 
 _KEPT = 10  # of each
+_REPORTED, _DAY_MS = 10, 86_400_000
 _INSTALL = "install it with `pip install 'ximler[geoip]'`"
 
 
@@ -53,7 +57,7 @@ async def recognise(
     credential: Credential | None,
     *,
     place: str | None,
-    browser: str | None,
+    browser: str,
     known_device: bool,
 ) -> None:
     """Remember where a sign-in comes from, and report one from elsewhere, in its transaction.
@@ -63,7 +67,7 @@ async def recognise(
     places = credential.places if credential else []
     browsers = credential.browsers if credential else []
     new_place = place is not None and place not in places
-    new_browser = bool(browser) and browser not in browsers
+    new_browser = browser not in browsers
     remembered: dict[str, Any] = {}
     if new_place:
         remembered["places"] = [*places, place][-_KEPT:]
@@ -71,11 +75,16 @@ async def recognise(
         remembered["browsers"] = [*browsers, browser][-_KEPT:]
     if not remembered:
         return
-    await transaction[CREDENTIALS].upsert({"_id": user.id}, {"$set": remembered}, fresh=Credential(id=user.id))
     travelled = new_place and bool(places)
-    if travelled:
+    now_ms = to_ms(transaction.clock.now())
+    before = [at for at in credential.reported if at > now_ms - _DAY_MS] if credential else []
+    reported = (travelled or (new_browser and bool(browsers) and not known_device)) and len(before) < _REPORTED
+    if reported:
+        remembered["reported"] = [*before, now_ms]
+    await transaction[CREDENTIALS].upsert({"_id": user.id}, {"$set": remembered}, fresh=Credential(id=user.id))
+    if reported and travelled:
         await _notify_inbox(transaction, user, place)
-    if travelled or (new_browser and bool(browsers) and not known_device):
+    if reported:
         device = "" if known_device or not new_browser else "a new device"
         await notices.notify(
             transaction, user.id, "new_sign_in", origin=" in ".join(part for part in (device, place) if part)

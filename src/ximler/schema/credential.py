@@ -31,6 +31,7 @@ class Credential(Document, kw_only=True):
     recovery_codes: Internal[list[str]] = field(default_factory=list)  # hashes of the unused codes
     places: Theirs[list[str]] = field(default_factory=list)  # of the latest sign-ins, from the operator's GeoIP file
     browsers: Theirs[list[str]] = field(default_factory=list)  # likewise, without versions
+    reported: Internal[list[int]] = field(default_factory=list)  # when a new place or browser was (ms since 1970)
     devices: Internal[list[ObjectId]] = field(
         default_factory=list
     )  # ids of the tokens of known devices, the oldest first
