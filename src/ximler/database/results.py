@@ -7,13 +7,15 @@ is not fresh, results are computed. Results that no write invalidates only expir
 the feed are kept for a minute.
 
 Of the same query at the same time one is computed: in a process in any case, of all processes for up to 50 ms. A result is
-stored unless a write was reported since its query began, and only if it took 2 ms or longer.
+stored unless a write was reported since its query began, and only if it took 2 ms or longer. Names and results are
+authenticated by a key of the installation's, so that others who write to Valkey can neither forge a result nor pass off
+one as another's. They can withhold results, and keep old ones in use.
 
 Not here: time-outs and failures (`database.valkey`).
 """
 
 import asyncio
-import hashlib
+import hmac
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from secrets import token_hex
@@ -39,6 +41,7 @@ _QUICK_S = 60.0  # for how long a query that took less is not asked for
 _LARGEST = 250_000  # bytes
 _FOLLOWING_MS, _EXPIRING_MS = 60_000, 15_000
 _LOCKED_MS = 1_000
+_MAC = 32  # bytes before a result
 _POLL_S = 0.005
 _REQUESTS = Counter("ximler_results_total", "Requests for results that Valkey keeps.", ("result", "outcome"))
 
@@ -53,7 +56,7 @@ end
 local found = redis.call('HMGET', KEYS[2], 'position', 'value')
 if found[1] == position then
   redis.call('HINCRBY', KEYS[1], 'hits', 1)
-  return {ARGV[1], found[2]}
+  return {ARGV[1], found[2], 0, position}
 end
 local mine = redis.call('SET', KEYS[3], ARGV[3], 'NX', 'PX', ARGV[4])
 if mine then redis.call('HINCRBY', KEYS[1], 'misses', 1) end
@@ -89,7 +92,8 @@ class Counts(NamedTuple):
 class Results:
     """One per process, on its change feed, for these kinds."""
 
-    def __init__(self, valkey: Valkey, feed: Feed, kinds: Collection[Kind]) -> None:
+    def __init__(self, valkey: Valkey, feed: Feed, kinds: Collection[Kind], *, secret: bytes) -> None:
+        self._secret = secret
         self._valkey = valkey
         self._feed = feed
         self._positions: dict[str, str] = {}  # by collection; absent: no write since the feed began
@@ -104,7 +108,7 @@ class Results:
         self, kind: Kind, actor: Actor, arguments: Mapping[str, Any], load: Callable[[], Awaitable[T]], *, of: Any
     ) -> T:
         """The result of `load`, or the one of an earlier call by the same actor. `of` is its type. Raises as `load`."""
-        key = _key(kind, actor, arguments)
+        key = _key(self._secret, kind, actor, arguments)
         position = self._position(kind)
         if position is None or key in self._quick:
             _REQUESTS.labels(kind.name, "bypassed").inc()
@@ -131,10 +135,11 @@ class Results:
             _REQUESTS.labels(kind.name, "bypassed").inc()
             return await load()
         if found[0] is not None:
-            try:
-                result: T = msgspec.msgpack.decode(found[0], type=of, dec_hook=_decoded)
-            except msgspec.MsgspecError:
-                return await load()  # somebody else wrote it
+            mac, packed = found[0][:_MAC], found[0][_MAC:]
+            if not hmac.compare_digest(mac, self._authenticate(key, found[2], packed)):
+                _REQUESTS.labels(kind.name, "forged").inc()
+                return await load()
+            result: T = msgspec.msgpack.decode(packed, type=of, dec_hook=_decoded)
             _REQUESTS.labels(kind.name, "hit").inc()
             return result
         _REQUESTS.labels(kind.name, "miss").inc()
@@ -145,7 +150,8 @@ class Results:
             if monotonic() - began < _SLOW_S:
                 self._quick[key] = True
             else:
-                value = msgspec.msgpack.encode(made, enc_hook=_encoded)
+                packed = msgspec.msgpack.encode(made, enc_hook=_encoded)
+                value = self._authenticate(key, found[2], packed) + packed
         finally:
             last_ms = _FOLLOWING_MS if kind.reads else _EXPIRING_MS
             kept_ms = int(last_ms * random.uniform(0.8, 1))  # noqa: S311 (so that they do not expire together)
@@ -163,6 +169,9 @@ class Results:
             if found is None or found[0] is not None or int(found[1]) or monotonic() + 2 * _POLL_S > until:
                 return found
             await asyncio.sleep(_POLL_S)
+
+    def _authenticate(self, key: str, position: bytes, packed: bytes) -> bytes:
+        return hmac.digest(self._secret, b"%s %s %s" % (key.encode(), position, packed), "sha256")
 
     def _position(self, kind: Kind) -> str | None:
         """None while the feed is not fresh."""
@@ -197,10 +206,10 @@ async def counts(valkey: Valkey, kinds: Collection[Kind]) -> dict[str, Counts] |
     return found
 
 
-def _key(kind: Kind, actor: Actor, arguments: Mapping[str, Any]) -> str:
+def _key(secret: bytes, kind: Kind, actor: Actor, arguments: Mapping[str, Any]) -> str:
     who = (actor.kind, actor.via, actor.user_id, actor.member_id, actor.api_key_id, sorted(actor.scopes))
     asked = (__version__, kind.name, who, sorted(arguments.items()))
-    return hashlib.sha256(msgspec.msgpack.encode(asked, enc_hook=_encoded)).hexdigest()
+    return hmac.digest(secret, msgspec.msgpack.encode(asked, enc_hook=_encoded), "sha256").hex()
 
 
 def _encoded(value: Any) -> Any:
