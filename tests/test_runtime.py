@@ -147,6 +147,7 @@ async def test_a_part_that_does_not_stop_is_cancelled_until_it_is_over_and_the_o
 # Every loop of the product lives through an error of the server that nothing maps, and does its work afterwards.
 
 PARTS = (
+    "analytics.follower",
     "audit.sealer", "authentication.keys", "authentication.sessions", "billing.events", "feed", "metering.changes",
     "metering.check", "metering.follower", "metering.reaper", "metering.settler", "meter", "projects.canvas",
     "projects.saver", "projects.versions", "scheduler", "worker",

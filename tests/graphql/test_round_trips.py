@@ -40,12 +40,15 @@ COSTS: dict[str, list[RoundTrip]] = {
     ],
     "confirm": [
         ("findAndModify", "registrations"), ("delete", "registrations"), ("insert", "users"), ("insert", "auditlogs"), COMMIT,
-        ("update", "users"), NOTE, ("insert", "sessions"), COMMIT,  # and signed in
+        ("update", "users"), ("update", "credentials"), NOTE, ("insert", "sessions"), COMMIT,  # and signed in, on a new device
     ],
     # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by
     # the password and by what has been proved: neither a change of password nor a new second factor can be
-    # overtaken.
-    "signIn": [("aggregate", "users"), ("update", "users"), ("find", "credentials"), NOTE, ("insert", "sessions"), COMMIT],
+    # overtaken. From a new browser and device: both are remembered.
+    "signIn": [
+        ("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("update", "credentials"),
+        ("update", "credentials"), NOTE, ("insert", "sessions"), COMMIT,
+    ],
     # Counted by account and by address and audited, concurrently.
     "signIn, refused": [
         ("aggregate", "users"), THROTTLE, THROTTLE, ("findAndModify", "refusals"), ("insert", "auditlogs"),

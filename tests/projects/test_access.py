@@ -1,7 +1,9 @@
 """Every function for members: the same at their first call as later, and no effect for a stranger."""
 
 import importlib
+import io
 import pkgutil
+import zipfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -25,6 +27,7 @@ READS: dict[Any, Call] = {
     archives.export: lambda d, a, p, v: archives.export(d, a, p),
     archives.export_file: lambda d, a, p, v: archives.export_file(d, a, p),
     canvas.read: lambda d, a, p, v: canvas.read(d, a, p),
+    canvas.read_json: lambda d, a, p, v: canvas.read_json(d, a, p),
     canvas.read_file: lambda d, a, p, v: canvas.read_file(d, a, p),
     canvas.revision_of: lambda d, a, p, v: canvas.revision_of(d, a, p),
     projects.get: lambda d, a, p, v: projects.get(d, a, p),
@@ -77,7 +80,13 @@ async def _share(database: Database, bob: Actor, role: Role) -> tuple[Actor, Obj
 
 
 async def _whole(result: Any) -> Any:
-    return b"".join([piece async for piece in result]) if isinstance(result, AsyncIterator) else result
+    if not isinstance(result, AsyncIterator):
+        return result
+    whole = b"".join([piece async for piece in result])
+    if not whole.startswith(b"PK"):
+        return whole
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:  # without its time
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 async def _stored(database: Database) -> dict[str, list[Any]]:

@@ -32,11 +32,11 @@ async def compact(payload: Due, *, database: Database) -> bool:
     A canvas that has become small returns to `canvasData`, if no patch is saved meanwhile.
     """
     for _ in range(_ATTEMPTS):
-        found = await bases.read(database, {"_id": payload.project_id})
-        old = bases.base_of(found.canvas_base) if found else None
+        found = await database.projects.find_one({"_id": payload.project_id}, into=bases.Stored)
+        old = found.base if found else None  # None also where another application has stored the whole canvas
         if found is None or old is None or not found.canvas_tail or not isinstance(found.user_id, ObjectId):
             return False
-        if await _stored_anew(database, found, old):
+        if await bases.fill(database, found) and await _stored_anew(database, found, old):
             _log.info("canvas compacted", project=str(found.id), patches=len(found.canvas_tail))
             return True
     raise Unavailable("The canvas is changed by too many others")
