@@ -202,9 +202,9 @@ async def test_overrides_cost_a_new_project_nothing(database: Database, person: 
     ("wrong", "named"),
     [
         ({}, "limit"),
-        ({"api_calls": -2}, "api_calls"),
+        ({"api_calls": -2}, "apiCalls"),
         ({"projects": 1.5}, "projects"),
-        ({"storage_bytes": 2**60}, "storage_bytes"),
+        ({"storage_bytes": 2**60}, "storageBytes"),
         ({"api_calls": 5, "reason": "  "}, "reason"),
         ({"api_calls": 5, "reason": "x" * 501}, "reason"),
     ],

@@ -332,7 +332,7 @@ class GraphQLApp:
             if size > limit:
                 limit = await self._larger_limit(scope, headers, size)
             if size > max(counted, in_flight.SMALL):
-                in_flight.hold(scope["state"], size - counted, known=limit > self._anonymous_body_limit)
+                in_flight.hold(scope.get("state", {}), size - counted, known=limit > self._anonymous_body_limit)
                 counted = size
             chunks.append(chunk)
             if not message.get("more_body"):
