@@ -17,7 +17,7 @@ run: $(VENV)/.run ## Install the requirements and start Ximler on http://127.0.0
 test: $(VENV)/.dev ## Run the tests, on a MongoDB of their own (or on MONGODB_TEST_URI)
 	$(BIN)/pytest -n $(WORKERS) -m "not soak" $(ARGS)
 
-test-fast: $(VENV)/.dev ## Run all but the slow tests: three minutes
+test-fast: $(VENV)/.dev ## Run all but the slow tests: two minutes
 	$(BIN)/pytest -n $(WORKERS) -m "not soak and not slow" $(ARGS)
 
 soak: $(VENV)/.dev ## Run the long tests
