@@ -164,7 +164,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         try:
             caller = await authentication.identify(scope)
         except SessionExpired as error:  # `admit` raises it, except for fields that are open to everybody
-            caller, ended = authentication.nobody(scope), error
+            caller, ended = authentication.anonymous(scope), error
         log_caller(scope, caller)
         return Context(
             database=app.state.database,

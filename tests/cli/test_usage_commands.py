@@ -55,7 +55,7 @@ def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
         (["override", "a@example.com", "--api-calls", "5"], 2, "--reason"),
         (["override", "a@example.com", "--api-calls", "-2", "--reason", "x"], 2, "-2"),
         (["override", "a@example.com", "--end", "--projects", "1", "--reason", "x"], 2, "--end takes no limits"),
-        # Errors of the domain name what was typed, not the fields that it fills.
+        # Errors name the argument as it was typed.
         (["show", "no-id"], 2, "error: USER: "),
         (["rebuild"], 2, "--all"),
         (["rebuild", "a@example.com", "--all"], 2, "--all"),

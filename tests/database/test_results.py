@@ -108,7 +108,7 @@ async def test_a_process_that_has_seen_no_write_uses_no_result_from_before_it_be
 ) -> None:
     me = operator()
     await two[0].ask(me)
-    await pay(database)  # and nobody asks afterwards
+    await pay(database)  # and no report follows
     async with processes(database, server.connection_url) as (late,):
         assert (await late.ask(me))[2] == "1"
 

@@ -44,10 +44,10 @@ COSTS: dict[str, list[RoundTrip]] = {
     ],
     # The user joined with what decides who signs in, and their throttles; then one transaction, guarded by
     # the password and by what has been proved: neither a change of password nor a new second factor can be
-    # overtaken. From a new browser and device: both are remembered.
+    # overtaken. A new browser and device are remembered.
     "signIn": [
-        ("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("update", "credentials"),
-        ("update", "credentials"), NOTE, ("insert", "sessions"), COMMIT,
+        ("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("update", "credentials"), NOTE,
+        ("insert", "sessions"), COMMIT,
     ],
     # Counted by account and by address and audited, concurrently.
     "signIn, refused": [

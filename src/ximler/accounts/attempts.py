@@ -9,8 +9,9 @@ All decisions depend on the typed address, not on whether it has an account.
 
 import asyncio
 import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 from bson import ObjectId
@@ -38,7 +39,7 @@ __all__ = [
     "begin",
     "fail",
     "family",
-    "keep_device",
+    "keep",
     "locked",
     "new_device",
     "refuse_locked",
@@ -89,11 +90,16 @@ def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
     return keyring.sign(_purpose(session.user_id, password_hash), device)
 
 
-async def keep_device(transaction: Database, session: Session) -> None:
-    """Add the session's device to those that the account knows; of eleven the one that was added first is forgotten."""
-    newest = {"$each": [session.device], "$slice": -_DEVICES}
-    fresh = Credential(id=session.user_id)
-    await transaction[CREDENTIALS].upsert({"_id": session.user_id}, {"$push": {"devices": newest}}, fresh=fresh)
+async def keep(transaction: Database, session: Session, remembered: Mapping[str, Any], *, is_new: bool) -> None:
+    """Set what the credential is to remember of a sign-in, and add a new device to those that the account knows: of eleven
+    the one that was added first is forgotten. One command, or none.
+    """
+    change: dict[str, Any] = {"$set": remembered} if remembered else {}
+    if is_new:
+        change["$push"] = {"devices": {"$each": [session.device], "$slice": -_DEVICES}}
+    if change:
+        fresh = Credential(id=session.user_id)
+        await transaction[CREDENTIALS].upsert({"_id": session.user_id}, change, fresh=fresh)
 
 
 async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: str, device: str | None) -> Attempt:

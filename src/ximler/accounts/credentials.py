@@ -7,6 +7,7 @@ address.
 
 import hashlib
 from datetime import timedelta
+from typing import Any
 
 from bson import ObjectId
 
@@ -52,11 +53,12 @@ async def change(
         )
     changed = await database.users.get(user.id)
 
-    async def unlocked(transaction: Database) -> None:
+    async def unlocked(transaction: Database) -> dict[str, Any]:
         """A concurrent lock would not find the new session."""
         credential = await transaction[CREDENTIALS].find_one({"_id": user.id})
         if credential and credential.locked_at:
             raise attempts.locked()
+        return {}
 
     return await sessions.start(database, keyring, settings, actor, changed, check=unlocked)
 

@@ -15,7 +15,7 @@ from ximler.core.clock import to_ms
 from ximler.core.settings import Settings, SettingsError
 from ximler.database import Database
 from ximler.notifications import inbox
-from ximler.schema.credential import CREDENTIALS, Credential
+from ximler.schema.credential import Credential
 from ximler.schema.user import User
 
 __all__ = ["check", "place_of", "recognise"]
@@ -59,10 +59,10 @@ async def recognise(
     place: str | None,
     browser: str,
     known_device: bool,
-) -> None:
-    """Remember where a sign-in comes from, and report one from elsewhere, in its transaction.
+) -> dict[str, Any]:
+    """What the credential is to remember of where a sign-in comes from. Reports one from elsewhere, in its transaction.
 
-    No command from a remembered place and browser, else one and those of the notices.
+    No command but those of the notices.
     """
     places = credential.places if credential else []
     browsers = credential.browsers if credential else []
@@ -74,14 +74,13 @@ async def recognise(
     if new_browser:
         remembered["browsers"] = [*browsers, browser][-_KEPT:]
     if not remembered:
-        return
+        return {}
     travelled = new_place and bool(places)
     now_ms = to_ms(transaction.clock.now())
     before = [at for at in credential.reported if at > now_ms - _DAY_MS] if credential else []
     reported = (travelled or (new_browser and bool(browsers) and not known_device)) and len(before) < _REPORTED
     if reported:
         remembered["reported"] = [*before, now_ms]
-    await transaction[CREDENTIALS].upsert({"_id": user.id}, {"$set": remembered}, fresh=Credential(id=user.id))
     if reported and travelled:
         await _notify_inbox(transaction, user, place)
     if reported:
@@ -89,6 +88,7 @@ async def recognise(
         await notices.notify(
             transaction, user.id, "new_sign_in", origin=" in ".join(part for part in (device, place) if part)
         )
+    return remembered
 
 
 async def _notify_inbox(transaction: Database, user: User, place: str | None) -> None:

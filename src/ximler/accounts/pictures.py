@@ -67,7 +67,7 @@ def _encode(sent: bytes, field: str, side: int = SIDE) -> bytes:
         with Image.open(io.BytesIO(_without_metadata(sent)), formats=_FORMATS) as opened:
             width, height = opened.size
             opened.draft("RGB", (2 * side, 2 * side))
-            # From the header, before decoding. A progressive JPEG is in memory whole, whatever size it is decoded at.
+            # From the header, before decoding. A progressive JPEG is held in memory at its full size in any case.
             whole = opened.format != "JPEG" or "progressive" in opened.info or opened.size == (width, height)
             most = _MAX_DECODED if whole else _MAX_PIXELS
             if width * height > most or opened.width * opened.height > _MAX_DECODED:

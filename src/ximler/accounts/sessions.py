@@ -1,7 +1,8 @@
 """Sessions: sign in, sign out, exchange, list and revoke."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from bson import ObjectId
@@ -82,11 +83,11 @@ async def sign_in(
         raise reopening.refusal(user)
     await second_factor.prove(database, keyring, actor, credential, code)
 
-    async def unchanged(transaction: Database) -> None:
+    async def check(transaction: Database) -> dict[str, Any]:
         now = await second_factor.still_proved(transaction, known.id, credential)
         if now and now.locked_at:
             raise attempts.locked()
-        await origins.recognise(
+        return await origins.recognise(
             transaction,
             known,
             now,
@@ -102,7 +103,7 @@ async def sign_in(
         actor,
         user,
         fresh_hash=await keyring.rehash(user.password, password),
-        check=unchanged,
+        check=check,
         device=attempt.device,
     )
     await attempts.succeed(database, attempt)
@@ -117,15 +118,15 @@ async def start(
     user: User,
     *,
     fresh_hash: str | None = None,
-    check: Callable[[Database], Awaitable[None]] | None = None,
+    check: Callable[[Database], Awaitable[Mapping[str, Any]]] | None = None,
     device: ObjectId | None = None,
 ) -> SignedIn:
     """Start a session for a user whose password was just verified. Raises BadCredentials if it has changed
     since.
 
     One transaction, guarded by the password, so that a sign-in with an old password cannot survive a change
-    of password, which ends all sessions. `check` runs in it after the user's document is written. A closed
-    account is reopened. `device` is known already; another is remembered.
+    of password, which ends all sessions. `check` runs in it after the user's document is written, and
+    returns fields for the credential. A closed account is reopened. `device` is known already; another is remembered.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -147,10 +148,8 @@ async def start(
             await reopening.reopen(transaction, actor, user)
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
             raise BadCredentials("The e-mail address or the password is not right")
-        if check is not None:
-            await check(transaction)
-        if device is None:
-            await attempts.keep_device(transaction, session)
+        remembered = await check(transaction) if check is not None else {}
+        await attempts.keep(transaction, session, remembered, is_new=device is None)
         await records.write(
             transaction,
             actor,

@@ -115,7 +115,7 @@ async def hold(transaction: Database, user_id: ObjectId) -> BillingAccount:
 
     A transaction reads and writes the account in one snapshot of the server, and `store` always changes it. So if another
     step has stored the account since this read, `store` conflicts and the whole step runs again. A step that writes nothing
-    needs no lock: what it found may be outdated a moment later in any case.
+    needs no lock: the account may change a moment later in any case.
     """
     return await transaction[BILLING_ACCOUNTS].find_one({"_id": user_id}) or await lock(transaction, user_id)
 

@@ -83,9 +83,8 @@ async def process(database: Database, provider: Provider) -> int:
 async def _claim(database: Database, ids: list[Any], due: dict[str, Any]) -> list[BillingEvent]:
     """The events of these that no other process has claimed. Those that cannot be read are claimed, too.
 
-    A claim ends with its lease: of a process that was killed, and after a connection that broke, when the driver repeats
-    no update of several documents. Then the events are handled later, and what was applied of them is applied again, which
-    changes nothing.
+    Events are due again when their lease expires: after their process was killed, and after a broken connection, because
+    the driver does not retry an update of several documents. Applying an event a second time changes nothing.
     """
     which: dict[str, Any] = {"_id": {"$in": ids}}
     claim = ObjectId()

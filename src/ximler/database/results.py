@@ -1,10 +1,10 @@
 """Results of slow queries, which all processes share in Valkey (`VALKEY_URL`).
 
-A result belongs to an actor with their scopes, a name, its arguments and a release: nobody receives another's. It depends on
-the collections that its query reads. Each has a position, the latest write to it in the change feed, which is the same in
-every process; a result is used while none is later. So a result is as late as the feed, which is milliseconds; while the feed
-is not fresh, results are computed. Results that no write invalidates only expire: after 15 seconds, where those that follow
-the feed are kept for a minute.
+The key of a result is made of the actor, their scopes, the query's name and arguments, and the release: actors do not
+share results. A result depends on the collections that its query reads. The position of a collection is its latest write
+in the change feed, the same in every process; a result is used until one of its collections has a later position. So a
+result is as late as the feed, which is milliseconds; while the feed is not fresh, results are computed. Results that no
+write invalidates expire after 15 seconds; those that follow the feed are kept for a minute.
 
 Of the same query at the same time one is computed: in a process in any case, of all processes for up to 50 ms. A result is
 stored unless a write was reported since its query began, and only if it took 2 ms or longer. Names and results are

@@ -215,7 +215,7 @@ class Authentication:
         )
         return Caller(actor, account.user, by_cookie=authorization is None)
 
-    def nobody(self, scope: MutableMapping[str, Any]) -> Caller:
+    def anonymous(self, scope: MutableMapping[str, Any]) -> Caller:
         """The anonymous caller at the request's address."""
         state = scope.get("state", {})
         agents = (
