@@ -51,6 +51,9 @@ FORWARDED_FOR = [
     ("203.0.113.7, 010.0.0.1", "10.0.0.1"),
     ("203.0.113.7, [", "10.0.0.1"),
     ("203.0.113.7, :4711", "10.0.0.1"),
+    ("203.0.113.7, [198.51.100.7", "10.0.0.1"),
+    ("203.0.113.7, 198.51.100.7]", "10.0.0.1"),
+    ("203.0.113.7, 198.51.100.7:http", "10.0.0.1"),
 ]
 
 
@@ -73,6 +76,15 @@ def test_the_client_behind_proxies_is_found_however_they_write_it(header: str, c
         ("for=203.0.113.7, for=unknown", "10.0.0.1"),
         ("for=203.0.113.7, for=_hidden", "10.0.0.1"),
         ("for=203.0.113.7, proto=https", "10.0.0.1"),
+        ('for="203.0.\\113.7:_port"', "203.0.113.7"),
+        ("for=203.0.113.7;for=198.51.100.7", "10.0.0.1"),
+        # The proxy repeats the client's Host in quotes, and the client's own element may be anything.
+        ('for=203.0.113.7;host="x, for=6.6.6.6"', "203.0.113.7"),
+        ('host="x;for=6.6.6.6";for="203.0.113.7"', "203.0.113.7"),
+        (r'for=203.0.113.7;host="x\", for=6.6.6.6, \""', "203.0.113.7"),
+        ('for="6.6.6.6, for=203.0.113.7', "203.0.113.7"),
+        ('for=6.6.6.6;by=", for=203.0.113.7;by="_b"', "203.0.113.7"),
+        (r'for=6.6.6.6;by="\, for="203.0.113.7"', "203.0.113.7"),
     ],
 )
 def test_the_standard_header_is_read_where_the_usual_one_is_missing(header: str, client: str) -> None:

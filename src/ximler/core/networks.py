@@ -6,6 +6,7 @@ proxies, equal their IPv4 address in throttles, allow-lists and lists of proxies
 """
 
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator
 
 __all__ = [
@@ -23,6 +24,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+# With a port, which RFC 7239 also allows to be obfuscated: 192.0.2.1:80, [2001:db8::1]:_p, 2001:db8::1
+_NODE = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(?:\d{0,5}|_[\w.-]+))?|([^\[\]]+)")
+_ESCAPED = re.compile(r"\\(.)")
 _CUSTOMER = 64  # bits of the network that an IPv6 customer has at least (RFC 6177)
 
 
@@ -78,31 +82,45 @@ def forwarded_for(x_forwarded_for: str, forwarded: str) -> Iterator[str | None]:
     `X-Forwarded-For` if it has elements, otherwise the `for=` of `Forwarded` (RFC 7239). Ports, brackets and
     quotes are removed, empty elements (RFC 9110, 5.6.1) skipped.
     """
-    elements = [each for each in _elements(x_forwarded_for) if each]
-    if not elements:
-        elements = [_for(each) for each in _elements(forwarded) if each]
-    for element in reversed(elements):
-        parsed = parse_address(_host(element))
+    elements = (each.strip('"').strip() for each in _split_last(x_forwarded_for, ",") if each)
+    if not x_forwarded_for.strip(", \t"):
+        elements = (_for(each) for each in _split_last(forwarded, ",") if each)
+    for element in elements:
+        node = _NODE.fullmatch(element)
+        parsed = parse_address(node[1] or node[2] or node[3]) if node else None
         yield None if parsed is None else str(parsed)
 
 
-def _elements(header: str) -> Iterator[str]:
-    return (element.strip() for element in header.split(","))
-
-
 def _for(element: str) -> str:
-    """The value of `for=` in `for="[2001:db8::1]:4711";proto=https`; empty if it is missing."""
-    for parameter in element.split(";"):
+    """The value of `for=` in `for="[2001:db8::1]:4711";proto=https`; empty if it is missing or given twice."""
+    found = ""
+    for parameter in _split_last(element, ";"):
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "for":
-            return value.strip()
-    return ""
+            if found:
+                return ""
+            value = value.strip()
+            found = _ESCAPED.sub(r"\1", value[1:-1]) if value[:1] == value[-1:] == '"' else value
+    return found
 
 
-def _host(element: str) -> str:
-    """Without quotes, brackets and port: `"[2001:db8::1]:4711"` is 2001:db8::1."""
-    element = element.strip('"').strip()
-    if element.startswith("["):
-        return element[1:].partition("]")[0]
-    host, colon, port = element.partition(":")
-    return host if colon and ":" not in port else element
+def _split_last(header: str, separator: str) -> Iterator[str]:
+    """The parts of a header, the last one first, each without surrounding whitespace.
+
+    Separators in quoted strings are not separators: a proxy quotes the `host` that its client sent. Read from the
+    end, because a client may begin a quoted string in its own part of the header and never end it.
+    """
+    if '"' not in header:
+        yield from (part.strip() for part in reversed(header.split(separator)))
+        return
+    is_quoted, end = False, len(header)
+    for place in range(end - 1, -1, -1):
+        if header[place] == '"':
+            start = place
+            while start and header[start - 1] == "\\":
+                start -= 1
+            is_quoted ^= (place - start) % 2 == 0
+        elif header[place] == separator and not is_quoted:
+            yield header[place + 1 : end].strip()
+            end = place
+    yield header[:end].strip()
