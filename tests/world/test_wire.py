@@ -268,11 +268,27 @@ async def test_a_report_of_usage_is_read_or_refused_whole(
         assert (response.json()["accepted"], response.json()["refused"]) == (1, [])
 
 
+@pytest.mark.parametrize("kind", [JSON, "application/json-patch+json", "application/vnd.ximler.records+json"])
+async def test_a_canvas_in_another_charset_is_refused(ada: Client, kind: str) -> None:
+    project = (await ada.create())["createProject"]["id"]
+    headers = {"Authorization": f"Bearer {ada.token}", "Content-Type": f"{kind}; charset=UTF-16"}
+    response = await ada.http.request(
+        "PUT" if kind == JSON else "PATCH", f"/v1/projects/{project}/canvas?base=0", content=b"{}", headers=headers
+    )
+    assert (response.status_code, response.json()["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+
+
 async def test_a_byte_order_mark_and_null_variables_are_ignored(client: Client) -> None:
     body = b"\xef\xbb\xbf" + json.dumps({"query": "{ plans { id } }"}).encode()
     response = await client.http.post("/graphql", content=body, headers={"Content-Type": JSON})
     assert response.json()["data"]["plans"]
-    for more in ("variables=null", "extensions=null", "variables=null&extensions=null", "variables="):
+    for more in (
+        "variables=null",
+        "extensions=null",
+        "variables=null&extensions=null",
+        "variables=",
+        "variables=%EF%BB%BF{}",
+    ):
         response = await client.http.get(f"/graphql?query={{plans{{id}}}}&{more}")
         assert response.status_code == 200, response.text
 
@@ -381,7 +397,12 @@ async def test_asking_for_the_head_of_an_export_exports_nothing(ada: Client, dat
     response = await ada.http.head("/v1/export", headers=headers)
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-type"] == "application/zip"
+    assert response.headers["content-disposition"].startswith("attachment")
+    assert "content-length" not in response.headers  # RFC 9110, 8.6: only the length of GET's answer, which is unknown
     assert await database.raw.auditlogs.count_documents({"action": "privacy.data.exported"}) == 0
     assert (await ada.http.get("/v1/export", headers=headers)).content
     assert await database.raw.auditlogs.count_documents({"action": "privacy.data.exported"}) == 1
     assert (await ada.http.head("/v1/export")).status_code == 401
+    subscription = "/graphql?query=subscription{usageChanged{resource}}"
+    response = await ada.http.head(subscription, headers={**headers, "Accept": "text/event-stream"})
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream")

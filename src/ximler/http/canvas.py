@@ -26,7 +26,7 @@ from ximler.core.ids import object_id
 from ximler.database import Database
 from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.bodies import body_of
+from ximler.http.bodies import body_of, require_utf8
 from ximler.http.conditional import encoding_of, matches, strong_tags
 from ximler.http.problems import documented
 from ximler.projects import canvas, records
@@ -299,7 +299,7 @@ async def _change(
 
 
 async def _body(request: Request[Any, Any, Any]) -> bytes:
-    # Not `request.body`, which leaves out a byte order mark.
+    require_utf8(request)  # not `request.body`, which leaves out a byte order mark
     return b"".join([chunk async for chunk in request.stream()])
 
 

@@ -39,14 +39,14 @@ async def take_along(
     """A zip archive of JSON files and your uploads, created while it is sent. A truncated archive does not
     open.
     """
+    day = f"{state.database.clock.now():%Y-%m-%d}"
+    headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}
     if request.scope["state"].get("head"):  # exports nothing, so it is not audited as an export
         step_up.require(state.database, caller.actor)
-        return Response(b"", media_type=_ZIP, headers={"Cache-Control": "no-store"})
+        return Response(b"", media_type=_ZIP, headers=headers)
     state.authentication.enter_alone(request.scope["state"], "export", caller.actor.require_user())
     in_flight.hold(request.scope["state"], in_flight.EXPORT, known=True)
     archive = await export.take(state.database, caller.actor, caller.actor.require_user())
-    day = f"{state.database.clock.now():%Y-%m-%d}"
-    headers = {"Content-Disposition": f'attachment; filename="ximler-{day}.zip"', "Cache-Control": "no-store"}
     return Stream(archive, media_type=_ZIP, headers=headers)
 
 

@@ -151,6 +151,8 @@ class Requests:
                     headers.append((b"connection", b"close"))
                 elif status == _TOO_LARGE or "overloaded" in state:
                     headers.append((b"connection", b"close"))
+                if method == "HEAD":  # the length of a body that was not made is not known (RFC 9110, 8.6)
+                    headers = [header for header in headers if header != (b"content-length", b"0")]
                 said = {name for name, _ in headers}
                 headers += [header for header in self._safe if header[0] not in said]
                 message["headers"] = [*headers, *state.get("reply_headers", ()), (b"x-request-id", request_id.encode())]

@@ -149,7 +149,8 @@ class GraphQLApp:
             status, response, extra = await self._answer(scope, headers, accepted, streamed, receive)
             if isinstance(response, Subscription):
                 try:
-                    await stream(response, streamed or EVENTS, receive, send)
+                    head = scope.get("state", {}).get("head", False)
+                    await stream(response, streamed or EVENTS, receive, send, head=head)
                 except XimlerError as error:
                     status, response, extra = http_status(error), {"errors": [describe(error)]}, http_headers(error)
                 else:
@@ -408,7 +409,7 @@ def _read_query_string(query_string: bytes, limits: Limits) -> Parameters:
     if len(given) < len(pairs):
         raise NotWellFormed(400, "The query string gives a parameter twice")
     objects = {
-        name: _decode(given[name].encode(), dict[str, Any] | None, f"`{name}`", limits)
+        name: _decode(given[name].encode().removeprefix(codecs.BOM_UTF8), dict[str, Any] | None, f"`{name}`", limits)
         for name in ("variables", "extensions")
         if given.get(name)
     }

@@ -57,9 +57,9 @@ def whole(response: bytes) -> bytes:
     return _next(EVENTS, response, None) + _COMPLETE
 
 
-async def stream(about: Subscription, media_type: bytes, receive: Receive, send: Send) -> None:
-    """Send the responses until the client leaves, its access ends or the process stops. Raises XimlerError, but only before
-    anything is sent.
+async def stream(about: Subscription, media_type: bytes, receive: Receive, send: Send, *, head: bool) -> None:
+    """Send the responses until the client leaves, its access ends or the process stops; to HEAD none. Raises XimlerError,
+    but only before anything is sent.
     """
     with about.inbox as inbox:
         headers = [
@@ -69,7 +69,9 @@ async def stream(about: Subscription, media_type: bytes, receive: Receive, send:
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": _FIRST[media_type], "more_body": True})
+        await send({"type": "http.response.body", "body": _FIRST[media_type], "more_body": not head})
+        if head:
+            return
         leaving = asyncio.create_task(_end_with_client(receive, inbox))
         last = b""
         try:
