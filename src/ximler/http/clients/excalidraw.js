@@ -18,26 +18,34 @@ const UNSAFE = ["__proto__", "constructor", "prototype"]; // Excalidraw assigns 
 /** @typedef {Record<string, any>} Element */
 
 /**
+ * @typedef {object} More
+ * @property {(elements: Element[]) => Element[]} [restore]  completes elements that other programs have saved in part:
+ *   Excalidraw's `restoreElements`. Without it, they are not shown
+ * @property {number} [interval]  milliseconds between two looks at the scene
+ */
+/** @typedef {import("./ximler.js").Options & More} Options */
+
+/**
  * Keep the scene of `api` and a project's canvas equal. The canvas wins at the start; elements that it lacks are added to it.
  *
- * @param {object} api  Excalidraw's imperative API
- * @param {object} options  those of `Canvas`, and:
- * @param {(elements: Element[]) => Element[]} [options.restore]  completes elements that other programs have saved in part:
- *   Excalidraw's `restoreElements`. Without it, they are not shown
- * @param {number} [options.interval]  milliseconds between two looks at the scene
- * @returns {Promise<Drawing>}
+ * @param {any} api  Excalidraw's imperative API
+ * @param {Options} options
  */
-export async function connect(api, { restore, interval, onChange, ...options }) {
-  const drawing = new Drawing(api, { restore, interval });
-  drawing.canvas = new Canvas({ ...options, onChange: (ids) => (drawing._arrived(ids), onChange?.(ids)) });
+export async function connect(api, options) {
+  const drawing = new Drawing(api, options);
   await drawing.canvas.open();
   drawing._begin();
   return drawing;
 }
 
 class Drawing {
-  constructor(api, { restore = () => [], interval = INTERVAL_MS }) {
+  /**
+   * @param {any} api
+   * @param {Options} options
+   */
+  constructor(api, { restore = () => [], interval = INTERVAL_MS, onChange, ...options }) {
     this.api = api;
+    this.canvas = new Canvas({ ...options, onChange: (ids) => (this._arrived(ids), onChange?.(ids)) });
     this.restore = restore;
     this.interval = interval;
     /** @type {Map<string, Element>} elements of the scene that the canvas has, as both had them last */
@@ -57,8 +65,8 @@ class Drawing {
   async close() {
     this._look();
     clearTimeout(this.timer);
-    this.unsubscribe();
-    this.stay();
+    this.unsubscribe?.();
+    this.stay?.();
     await this.canvas.close();
   }
 

@@ -52,6 +52,12 @@ function names(pointer) {
   return pointer.split("/").slice(1).map((name) => name.replaceAll("~1", "/").replaceAll("~0", "~"));
 }
 
+/**
+ * @param {any} value
+ * @param {string[]} path
+ * @param {string} op
+ * @param {any} [given]
+ */
 function changed(value, [name, ...rest], op, given) {
   if (Array.isArray(value)) {
     const at = name === "-" ? value.length : Number(name);

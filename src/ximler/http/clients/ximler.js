@@ -110,6 +110,7 @@ export class Patch {
 
 /** Call `act` when the page may end now; returns a function that ends that. */
 export function onLeaving(act, options) {
+  /** @type {[EventTarget, string][]} */
   const places = globalThis.document ? [[window, "pagehide"], [document, "visibilitychange"]] : [];
   for (const [place, event] of places) place.addEventListener(event, act, options);
   return () => places.forEach(([place, event]) => place.removeEventListener(event, act, options));
@@ -176,21 +177,26 @@ export class Outbox {
   }
 }
 
+/**
+ * @typedef {object} Options
+ * @property {string} project  the project's id
+ * @property {string} [url]  Ximler's address; the page's own without it
+ * @property {string} [token]  a session's token or an API key; the session's cookie without it
+ * @property {string} [list]  the list of records, as in the project's settings
+ * @property {string} [id]  the property with a record's id
+ * @property {(ids: string[] | null) => void} [onChange]  after others' changes; null: any may have changed
+ * @property {(ids: string[]) => void} [onRejected]  ids whose change was in vain, because others removed them
+ * @property {(parked: object) => void} [onParked]  a patch that the server refused, with its problem
+ * @property {(problem: object | null) => void} [onDelay]  changes cannot be saved for now (offline, the plan's storage
+ *   is used up) and are sent again; null: they are saved again
+ * @property {(status: number) => void} [onEnd]  the access to the project has ended; unsaved changes stay in the outbox
+ * @property {string} [client]  this page's name; a random one without it
+ * @property {typeof globalThis.fetch} [fetch]
+ * @property {Outbox} [outbox]
+ */
+
 export class Canvas {
-  /**
-   * @param {object} options
-   * @param {string} options.project  the project's id
-   * @param {string} [options.url]  Ximler's address; the page's own without it
-   * @param {string} [options.token]  a session's token or an API key; the session's cookie without it
-   * @param {string} [options.list]  the list of records, as in the project's settings
-   * @param {string} [options.id]  the property with a record's id
-   * @param {(ids: string[] | null) => void} [options.onChange]  after others' changes; null: any may have changed
-   * @param {(ids: string[]) => void} [options.onRejected]  ids whose change was in vain, because others removed them
-   * @param {(parked: object) => void} [options.onParked]  a patch that the server refused, with its problem
-   * @param {(problem: object | null) => void} [options.onDelay]  changes cannot be saved for now (offline, the plan's storage
-   *   is used up) and are sent again; null: they are saved again
-   * @param {(status: number) => void} [options.onEnd]  the access to the project has ended; unsaved changes stay in the outbox
-   */
+  /** @param {Options} options */
   constructor({ project, url = "", token, list = "elements", id = "id", client, fetch, outbox, ...handlers }) {
     this.path = `${url}/v1/projects/${encodeURIComponent(project)}/canvas`;
     this.token = token;
@@ -251,7 +257,7 @@ export class Canvas {
     try {
       await this._read();
       return true;
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       this.stopping.signal.throwIfAborted();
       if (error.status < 500 && !WORTH_RETRYING.includes(error.status)) throw error;
       this._delayed({ status: error.status ?? 0, detail: error.message });
@@ -363,7 +369,7 @@ export class Canvas {
         later = !uncertain;
         after = 1000 * (Number(answer.headers.get("retry-after")) || 0);
         this._delayed(problem);
-      } catch (error) {
+      } catch (/** @type {any} */ error) {
         if (this.stopping.signal.aborted) return { ended: true };
         uncertain = true;
         this._delayed({ status: 0, detail: error.message });
@@ -390,7 +396,7 @@ export class Canvas {
     this.handlers.onChange?.(null); // the change is no longer shown
   }
 
-  async _keep(options) {
+  async _keep(options = {}) {
     clearTimeout(this.keeping);
     this.keeping = null;
     const patches = this.inFlight ? [{ seq: this.inFlight.seq, patch: this.inFlight.patch.toJSON() }] : [];
@@ -403,8 +409,8 @@ export class Canvas {
     if (!globalThis.navigator?.locks) return;
     return new Promise((held) => {
       navigator.locks.request(this._lock(this.client), () => {
-        held();
-        return new Promise((release) => (this._release = release));
+        held(null);
+        return new Promise((release) => (this._release = () => release(null)));
       });
     });
   }
@@ -484,7 +490,7 @@ export class Canvas {
           wait = FIRST_RETRY_MS;
           for await (const event of events(answer.body, alive)) await this._heard(event);
         }
-      } catch (error) {
+      } catch {
         if (this.stopping.signal.aborted) return;
       } finally {
         clearTimeout(timer);
@@ -494,6 +500,7 @@ export class Canvas {
     }
   }
 
+  /** @param {Record<string, string>} fields */
   async _heard({ event, data }) {
     const change = JSON.parse(data);
     if (event === "reload") return this._read();
@@ -522,7 +529,12 @@ export class Canvas {
     return [...new Set([...before.keys(), ...this.saved.keys()])].filter((id) => before.get(id) !== this.saved.get(id));
   }
 
-  _ask(method, { to = "", headers = {}, ...options } = {}) {
+  /**
+   * @param {string} method
+   * @param {RequestInit & {to?: string, headers?: Record<string, string>}} options
+   */
+  _ask(method, { to = "", headers = {}, ...options }) {
+    /** @type {Record<string, string>} */
     const authorization = this.token ? { Authorization: `Bearer ${this.token}` } : {};
     return this.fetch(this.path + to, { method, headers: { ...headers, ...authorization }, ...options });
   }
@@ -538,7 +550,7 @@ export class Canvas {
       const end = () => {
         clearTimeout(timer);
         signal.removeEventListener("abort", end);
-        resolve();
+        resolve(null);
       };
       const timer = setTimeout(end, signal.aborted ? 0 : milliseconds);
       signal.addEventListener("abort", end);
@@ -564,8 +576,9 @@ export async function* events(body, heard = () => {}) {
     heard();
     text += decoder.decode(value, { stream: true });
     const blocks = text.split("\n\n");
-    text = blocks.pop();
+    text = blocks.pop() ?? "";
     for (const block of blocks) {
+      /** @type {Record<string, string>} */
       const fields = {};
       for (const line of block.split("\n")) {
         const colon = line.indexOf(":");
