@@ -1,12 +1,19 @@
 """`ximler projects` as an operator types it."""
 
+import asyncio
 import json
 
 import click
 import pytest
+from bson import ObjectId
+from tests.serving import Client
 
+from ximler.accounts import roles
 from ximler.cli import projects
+from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
+from ximler.projects import bases, versions
+from ximler.projects import projects as owned
 
 DRAWING = {"type": "excalidraw", "version": 2, "elements": [{"id": "a", "x": 1.5, "text": "é"}], "appState": {}}
 
@@ -101,3 +108,65 @@ def test_a_whole_project_goes_out_and_in_and_is_erased(ximler, own, tmp_path):
     assert ximler("projects", "delete", copy["id"], env=env).returncode == 0
     assert "is erased" in ximler("projects", "erase", copy["id"], "--yes", env=env).stdout
     assert ximler("projects", "show", copy["id"], env=env).returncode == 5
+
+
+_SHOWN = "{ edges { node { id name description storageSize canvasRevision tags starred role thumbnailUrl } } }"
+_LISTS = [
+    f"projects(first: 50) {_SHOWN}",
+    *(f"projects(first: 50, sort: {sort}) {_SHOWN}" for sort in ("UPDATED", "NAME")),
+    *(f'projects(first: 50, search: "{words}") {_SHOWN}' for words in ("pl", "plan harb")),
+    f'projects(first: 50, tags: ["t"], starred: true) {_SHOWN}',
+    f"projects(first: 50, near: {{latitude: 50, longitude: 8}}) {_SHOWN}",
+    f"me {{ projects(first: 50) {_SHOWN} }}",
+    f"trash(first: 50) {_SHOWN}",
+    f"sharedProjects(first: 50) {_SHOWN}",
+    f'sharedProjects(first: 50, search: "pl") {_SHOWN}',
+    'allProjects(first: 50, search: "plan") { edges { node { id name description storageSize } } }',
+]
+
+
+@pytest.mark.slow
+async def test_lists_of_graphql_and_of_commands_read_no_canvas(database, app, ximler, own, monkeypatch) -> None:
+    """By the server's own account of the bytes that it sent."""
+    monkeypatch.setattr(bases, "LIMIT", 60_000)
+    env, _ = own
+    ada, bob = [await Client(app).join(f"{name}@example.com") for name in ("ada", "bob")]
+    await roles.grant(
+        database, Actor(kind="operator", via="cli"), ObjectId((await bob.ask("{ me { id } }"))["me"]["id"]), "operator"
+    )
+    await bob.sign_in("bob@example.com")
+    owner = Actor(kind="user", user_id=ObjectId((await ada.ask("{ me { id } }"))["me"]["id"]))
+    await database.raw["plans"].update_many({}, {"$set": {"limits.projects": 200}})
+    for n in range(51):
+        made = await owned.create(
+            database, owner, name=f"Plan {n}", description="Harbour", tags=["t"], starred=True,
+            canvas_data={"elements": [{"id": "a", "text": "x" * (80_000 if n % 5 else 40_000)}]},
+            location={"latitude": 50.0, "longitude": 8.0},
+        )  # fmt: skip
+        if n < 10:
+            share = (
+                'mutation ($id: ID!) { shareProject(projectId: $id, email: "bob@example.com", role: READER) { role } }'
+            )
+            assert not (await ada.ask(share, id=str(made.id))).errors
+        if n % 10 == 0:
+            await versions.create(database, owner, made.id)
+            await owned.delete(database, owner, made.id) if n else None
+    await database.raw.command("profile", 2)
+    try:
+        found = 0
+        for asked in _LISTS:
+            by = bob if "allProjects" in asked or "shared" in asked else ada
+            answer = await by.ask(f"{{ {asked} }}")
+            assert not answer.errors, answer.errors
+            (listed,) = answer.data.values()
+            found += len(listed.get("projects", listed)["edges"])
+        for command in (("list", "ada@example.com"), ("trash", "ada@example.com"), ("search", "plan")):
+            done = await asyncio.to_thread(ximler, "projects", *command, "--limit", "50", "--json", env=env)
+            found += len(json.loads(done.stdout)["items"])
+        sent = await database.raw["system.profile"].find({"ns": {"$regex": r"\.(projects|canvas\w+)$"}}).to_list()
+    finally:
+        await database.raw.command("profile", 0)
+        await database.raw["system.profile"].drop()
+    assert found == 8 * 46 + 5 + 2 * 10 + 46 + (46 + 5 + 46)
+    assert {each["ns"].partition(".")[2] for each in sent} == {"projects"}
+    assert sum(each["responseLength"] for each in sent) < 1000 * found
