@@ -44,7 +44,7 @@ __all__ = [
     "whole",
 ]
 
-LIMIT = 2_000_000  # bytes of BSON that a project has in `canvasData`
+LIMIT = 1_000_000  # bytes of BSON that a project has in `canvasData`
 _PART = 4_000_000  # bytes
 _AGAIN_US = 200_000  # that patches may add to each reading, before others have been appended
 _RUNS = 8  # of patches of records between others: each indexes all records again
