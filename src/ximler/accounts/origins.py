@@ -60,7 +60,7 @@ async def recognise(
     browser: str,
     known_device: bool,
 ) -> dict[str, Any]:
-    """What the credential is to remember of where a sign-in comes from. Reports one from elsewhere, in its transaction.
+    """The origins that a credential remembers after a sign-in. Reports one from elsewhere, in its transaction.
 
     No command but those of the notices.
     """

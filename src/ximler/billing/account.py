@@ -241,7 +241,7 @@ def remind_at(account: BillingAccount) -> datetime | None:
 
 
 def recurring(account: BillingAccount, business: Business) -> Recurring | None:
-    """What the live subscription brings in a year, without tax; None on a trial, and where it is free."""
+    """Revenue of the live subscription in a year, without tax; None on a trial, and where it is free."""
     if account.subscription_id is None or account.terms is None or account.period < 0:
         return None
     terms, following, tax = account.terms, account.pending or account.terms, tax_of(business, account)

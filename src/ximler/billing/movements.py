@@ -118,7 +118,7 @@ def recorded(row: Movement | None) -> Recurring | None:
 
 
 def _following(before: Recurring | None, now: Recurring | None) -> list[Recurring]:
-    """What is recorded of a change: a subscription that ends, or is in another currency now, brings nothing before."""
+    """The movements of a change: a subscription that ends, or has another currency now, brings 0 in the old one."""
     rows = [now] if now is not None else []
     if before is not None and (now is None or _place(now) != _place(before)):
         rows.insert(0, _nothing(before))

@@ -28,7 +28,7 @@ TOLERANCE = timedelta(minutes=5)
 _LATER = timedelta(minutes=10)
 _EXPIRES = "2034-12"
 
-# What a test has happen to a call (`confirm`: "down") and to its answer (`confirm:answer`: "after").
+# Faults that a test injects into a call (`confirm`: "down") and to its answer (`confirm:answer`: "after").
 Fault = Literal["down", "after"] | None
 Deliver = Callable[[bytes, str], Awaitable[object]]
 

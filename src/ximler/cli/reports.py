@@ -186,7 +186,7 @@ async def cohorts(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
 @csv_option
 @connected(json="Print the coupons as JSON.")
 async def coupons(run: Run, as_csv: bool, **asked: Any) -> None:
-    """What each coupon took off the invoices that were paid, the largest first."""
+    """The discount that each coupon gave on paid invoices, the largest first."""
     from ximler.analytics import discounts
 
     found = await discounts.coupons(run.database, run.actor, **asked_range(asked))

@@ -79,7 +79,7 @@ class Valkey:
         return answer[1:]
 
     async def server(self) -> dict[str, Any] | None:
-        """What the server says about itself (`INFO`). None if it does not answer."""
+        """The server's description of itself (`INFO`). None if it does not answer."""
         try:
             async with asyncio.timeout(1):
                 found: dict[str, Any] = await self._client.info()

@@ -1,5 +1,5 @@
-"""Resumable uploads of assets: tus 1.0 with creation, creation-with-upload, creation-defer-length, expiration, checksum
-and termination (https://tus.io/protocols/resumable-upload).
+"""Resumable uploads of assets: tus 1.0 with creation, creation-with-upload, creation-defer-length,
+expiration, checksum and termination (https://tus.io/protocols/resumable-upload).
 """
 
 import base64
@@ -125,8 +125,8 @@ async def capabilities(project: _Project, state: State) -> Response[None]:  # no
 async def create(
     project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> Response[None]:
-    """tus 1.0: `Upload-Length` or `Upload-Defer-Length: 1`, and `Upload-Metadata` with the file's `filename`. `Location`
-    has the upload's address. Storage is reserved for the whole length.
+    """tus 1.0: `Upload-Length` or `Upload-Defer-Length: 1`, and `Upload-Metadata` with the file's `filename`.
+    `Location` has the upload's address. Storage is reserved for the whole length.
     """
     _require_version(request)
     project_id = object_id(project, "project")
@@ -185,8 +185,8 @@ async def show(
 async def append(
     project: _Project, upload: _UploadId, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> Response[None]:
-    """tus 1.0: bytes from `Upload-Offset` on. The last one makes the asset, which `Asset-Location` has. What arrived before
-    an interruption is kept, unless `Upload-Checksum` is given.
+    """tus 1.0: bytes from `Upload-Offset` on. The last one makes the asset, which `Asset-Location` has. Bytes
+    that arrived before an interruption are kept, unless `Upload-Checksum` is given.
     """
     _require_version(request)
     if request.content_type[0] != _TYPE:
@@ -204,7 +204,8 @@ async def append(
 async def terminate(
     project: _Project, upload: _UploadId, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> Response[None]:
-    """tus 1.0: what was stored is removed, and its storage released. A finished upload is an asset: delete that."""
+    """tus 1.0: what was stored is removed, and its storage released.
+    A finished upload is an asset: delete that."""
     _require_version(request)
     await resumable.terminate(state.database, caller.actor, *_ids(project, upload))
     return Response(None, status_code=204, headers=_VERSION)

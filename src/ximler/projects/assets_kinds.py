@@ -1,4 +1,4 @@
-"""What a file is, by the signatures of its first bytes; its name and the sender's claim do not count.
+"""The kind of a file, by the signatures of its first bytes; its name and the sender's claim do not count.
 
 Types that a browser could run are never shown on the origin of the application: `shown` is a list of those that are.
 Anything unknown is `application/octet-stream`.
@@ -45,7 +45,7 @@ _PACKED = frozenset(
     }
 )  # fmt: skip
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
-# What may precede the first element of a document.
+# May precede the first element of a document.
 _PROLOGUE = re.compile(rb"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>", re.DOTALL | re.IGNORECASE)
 _ROOT = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]", re.IGNORECASE)
 _MARKUP = re.compile(rb"<[!?a-z/]", re.IGNORECASE)

@@ -2,7 +2,7 @@
 
 Every file has a document, `assetfiles`, from before its first chunk until after its last one. GridFS cannot take part
 in a transaction, but the document can: a file's state, its references and the storage that it counts change together.
-What a killed process leaves behind is found by these documents, and removed by the sweep.
+The sweep finds the remains of a killed process by these documents, and removes them.
 
 Invariant: a project's `assetsSize`, a part of its `storageSize`, is the sum of `chargedBytes` of the files with its
 id. A file counts once, however many assets refer to it, for a project that has one of them.

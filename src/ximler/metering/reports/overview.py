@@ -164,7 +164,7 @@ def _resource(
 
 
 class _Shape(msgspec.Struct, frozen=True):
-    """What a user's row consisted of the last time: the plans, the id of the quota, and whether there was one."""
+    """The parts of a user's last row: the plans, the id of the quota, and whether there was one."""
 
     plan_ids: list[Any]
     quota_id: str
