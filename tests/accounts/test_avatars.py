@@ -185,6 +185,52 @@ def test_a_damaged_comment_in_a_png_is_left_out() -> None:
         assert kept_as(whole[:33] + chunk + whole[33:]).size == (512, 256)
 
 
+def whole_chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    return struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", checksum or zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        whole_chunk(b"iCCP", b"x\0\0" + zlib.compress(P3), 1),
+        whole_chunk(b"iCCP", b""),
+        whole_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(5_000_000))),
+        whole_chunk(b"eXIf", b"MM\0*", 1),
+        whole_chunk(b"tRNS", b"\1"),
+    ],
+)
+def test_pixels_of_a_png_are_read_without_what_is_damaged_about_their_look(damaged: bytes) -> None:
+    whole = picture(size=(60, 40))
+    assert kept_as(whole[:33] + damaged + whole[33:]).size == (60, 40)
+
+
+@pytest.mark.parametrize(
+    ("marker", "damaged"),
+    [
+        (0xE0, b"JFIF\0"), (0xE1, b"Exif\0\0\xff"), (0xE2, b"ICC_PROFILE\0"), (0xE2, b"ICC_PROFILE\0\1"), (0xE2, b"MPF\0x"),
+        (0xE2, b"ICC_PROFILE\0\1\2" + P3[:300]), (0xED, b"Photoshop 3.0\08BIM"), (0xEE, b"Adobe"), (0xFE, b"\xff\xfe\0"),
+    ],
+)  # fmt: skip
+def test_pixels_of_a_jpeg_are_read_without_damaged_segments(marker: int, damaged: bytes) -> None:
+    whole = picture("JPEG", size=(60, 40))
+    segment = struct.pack(">BBH", 0xFF, marker, len(damaged) + 2) + damaged
+    assert kept_as(whole[:2] + segment + whole[2:]).size == (60, 40)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_grey_is_converted_by_a_profile_for_grey_alone(mode: str) -> None:
+    linear = profile((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), gamma=1.0)
+    grey = linear[:16] + b"GRAY" + linear[20:].replace(b"rTRC", b"kTRC")
+    out = io.BytesIO()
+    Image.new("L", (64, 64), 255 if mode == "1" else 100).convert(mode).save(out, "PNG", icc_profile=grey)
+    red, *others = kept_as(out.getvalue()).getpixel((30, 30))
+    assert abs(red - (255 if mode == "1" else 168)) <= 3
+    assert max(abs(each - red) for each in others) <= 2
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (100, 180, 90)).save(out, "PNG", icc_profile=grey)
+    assert abs(kept_as(out.getvalue()).getpixel((30, 30))[0] - 100) <= 3
+
+
 async def test_of_an_animation_the_first_frame_is_kept(database, me) -> None:
     frames = [Image.new("RGB", (10, 10), colour) for colour in ("red", "blue", "green")]
     out = io.BytesIO()
