@@ -47,7 +47,8 @@ async def _expect_exact(database: Database, actor: Actor) -> int:
         apart = raw["canvasData"] is None
         expected += raw["canvasBase"]["bytes"] if apart else len(bson.encode(raw["canvasData"]))
         expected += len(bson.encode(raw["settings"])) + raw.get("storageRoom", 0)
-        expected += len(bson.encode(raw["canvasClients"])) if "canvasClients" in raw else 0
+        expected += sum(len(bson.encode(raw[name])) for name in ("canvasLog", "canvasClients") if name in raw)
+        expected += len(bson.encode({"v": raw["canvasTail"]})) - 8 if "canvasTail" in raw else 0
     gauge = await database.raw["gauges"].find_one({"_id": actor.user_id})
     assert gauge is not None
     assert gauge["storageBytes"] == expected
@@ -371,3 +372,37 @@ async def test_a_user_compares_one_after_the_other(
     monkeypatch.setattr(versions, "content", read)
     assert await asyncio.gather(*(versions.changes(database, ada, project_id, kept.id) for _ in range(3))) == [[]] * 3
     assert most == 1
+
+
+@pytest.mark.soak
+async def test_a_hundred_versions_of_a_megabyte_take_the_space_of_a_few(database: Database, ada: Actor) -> None:
+    chance = random.Random(1)
+    shapes = [
+        {"id": f"s{n}", "x": chance.random(), "y": chance.random(), "seed": chance.getrandbits(31), "index": f"a{n:05}",
+         "points": [[chance.randrange(1000) / 8, chance.randrange(1000) / 8] for _ in range(10)], "type": "freedraw"}
+        for n in range(2_600)
+    ]  # fmt: skip
+    project_id = await _made(database, ada, {"elements": shapes})
+    saver, seq = Saver(database), 0
+    kept: dict[ObjectId, bytes] = {}
+    for number in range(100):
+        for shape in chance.sample(shapes, 5) if number % 10 else []:  # else as before
+            seq += 1
+            shape |= {"x": chance.random(), "y": chance.random()}
+            await saver.save(
+                ada, project_id, {"client": "tab", "seq": seq, "set": {shape["id"]: {"x": shape["x"], "y": shape["y"]}}}
+            )
+        made = await versions.create(database, ada, project_id)
+        kept[made.id] = bson.encode({"elements": shapes})
+    await saver.close()
+    stored = await database[CANVAS_CONTENTS].find({"projectId": project_id})
+    total = sum(each.stored_bytes for each in stored)
+    assert len(kept[made.id]) > 1_000_000
+    assert len(stored) == 91  # equal content once
+    assert await _expect_exact(database, ada) == total < 1_200_000
+    for version_id in chance.sample(sorted(kept), 5):
+        expected = bson.decode(kept[version_id])
+        assert await versions.content(database, ada, project_id, version_id) == expected
+        await versions.restore(database, ada, project_id, version_id)
+        assert (await canvas.read(database, ada, project_id)).canvas_data == expected
+    await _expect_exact(database, ada)
