@@ -97,6 +97,9 @@ def test_entries_are_found_exported_erased_and_pruned(ximler: Ximler, own: Own, 
     assert [json.loads(line)["action"] for line in lines] == ["audit.log.read"] * 4
     ximler("audit", "export", "--format", "csv", "--output", str(tmp_path / "log.csv"), "--user", person, env=env)
     assert len(list(csv.DictReader(io.StringIO((tmp_path / "log.csv").read_text())))) == 4
+    assert (tmp_path / "log.csv").stat().st_mode & 0o777 == 0o600
+    again = ximler("audit", "export", "--output", str(tmp_path / "log.csv"), env=env)
+    assert (again.returncode, "--force" in again.stderr) == (2, True)
     assert json_of(ximler("audit", "erase", person, "--yes", "--json", env=env)) == {"erased": 0}
     assert ximler("audit", "seal", env=env).returncode == 0
     ximler("audit", "search", env=env)

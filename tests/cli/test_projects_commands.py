@@ -3,13 +3,13 @@
 import asyncio
 import json
 
-import click
 import pytest
 from bson import ObjectId
 from tests.serving import Client
 
 from ximler.accounts import roles
 from ximler.cli import projects
+from ximler.cli.files import Output
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 from ximler.projects import bases, versions
@@ -59,7 +59,7 @@ def test_a_canvas_goes_in_and_out_and_back_to_a_version(ximler, own, tmp_path):
 
 def test_an_archive_is_not_written_to_a_terminal(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    terminal, file = (click.File("wb", lazy=True).convert(path, None, None) for path in ("-", str(tmp_path / "p.zip")))
+    terminal, file = Output(None), Output(tmp_path / "p.zip")
     with pytest.raises(Invalid, match="-o FILE"):
         projects._refuse_terminal(whole=True, output=terminal)
     projects._refuse_terminal(whole=True, output=file)

@@ -84,12 +84,12 @@ def test_all_data_of_a_user_is_exported_to_a_file(shop, tmp_path):
     assert run("export", "nobody@example.com", str(file)).returncode == 5
     assert list(tmp_path.glob("*ada.zip*")) == []
     written = run("export", ADA, str(file))
-    assert written.stdout.startswith(f"{file}: "), written.stderr
+    assert written.stderr.startswith(f"{file}: "), written.stderr
     assert file.stat().st_mode & 0o777 == 0o600
     with zipfile.ZipFile(file) as archive:
         assert archive.testzip() is None
         assert json.loads(archive.read("account.json"))["email"] == ADA
     assert database.auditlogs.count_documents({"action": "privacy.data.exported"}) == 1
     assert "exists already" in run("export", ADA, str(file)).stderr
-    assert run("export", ADA, str(tmp_path / "no" / "such" / "folder.zip")).returncode == 1
+    assert run("export", ADA, str(tmp_path / "no" / "such" / "folder.zip")).returncode == 2
     assert list(tmp_path.glob(".ada*")) == []

@@ -1,10 +1,7 @@
 """`ximler audit`: seal, verify, search, export, prune and erase the audit log, for operators."""
 
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +11,7 @@ import msgspec
 
 from ximler.cli import context
 from ximler.cli.context import Id, Run, connected, counted, database_options, fields, minute, paged, progress_bar
+from ximler.cli.files import Output, output_option
 from ximler.core.errors import Invalid
 
 _AGO = re.compile(r"(\d+)([smhdwy])")
@@ -144,26 +142,24 @@ async def search(run: Run, limit: int, after: Any, **where: Any) -> None:
 @audit.command()
 @filters
 @click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
-@click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write there instead of standard output."
-)
+@output_option
 @connected(secret=True)
-async def export(run: Run, form: Literal["ndjson", "csv"], output: Path | None, **where: Any) -> None:
+async def export(run: Run, form: Literal["ndjson", "csv"], output: Output, **where: Any) -> None:
     """Write entries as lines of text, oldest first: NDJSON with all fields, CSV for spreadsheets."""
     from ximler.audit import export as exported
     from ximler.audit.search import condition
 
     count = 0
     with (
-        output.open("w", encoding="utf-8", newline="") if output else _unclosed() as file,
+        output.opened() as file,
         progress_bar("Exporting", "entries", quiet=False) as progress,
     ):
         async for text in exported.lines(run.database, run.actor, condition(**where), form=form):
-            file.write(text)
+            file.write(text.encode(errors="replace"))
             count += text.count("\n")
             progress(count)
-    if output:
-        click.echo(f"{counted(count - int(form == 'csv'), 'line')} written to {output}.", err=True)
+    if output.path:
+        click.echo(f"{counted(count - int(form == 'csv'), 'line')} written to {output.path}.", err=True)
 
 
 def _confirm_pruning(*, before: datetime, yes: bool) -> None:
@@ -241,13 +237,6 @@ def _text(head: str) -> str:
         return path.read_text() if path.is_file() else head
     except OSError as problem:
         raise Invalid.field("head", f"{path}: {problem.strerror}") from None
-
-
-@contextmanager
-def _unclosed() -> Iterator[Any]:
-    """Standard output in UTF-8 with any terminal encoding; invalid text is replaced."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace", newline="") as file:
-        yield file
 
 
 def _show(report: Any) -> None:

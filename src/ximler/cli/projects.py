@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from ximler.cli.context import Id, Run, connected, counted, fields, minute, paged
+from ximler.cli.files import Output, output_option
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid
 
@@ -130,8 +131,8 @@ async def show(run: Run, project: Any) -> None:
     _show(run, await owned.get(run.database, await _owner(run, project), project))
 
 
-def _refuse_terminal(*, whole: bool, output: BinaryIO, **_: object) -> None:
-    if whole and output.name == "-" and sys.stdout.isatty():
+def _refuse_terminal(*, whole: bool, output: Output, **_: object) -> None:
+    if whole and output.path is None and sys.stdout.isatty():
         raise Invalid.field("output", "is a terminal, which cannot show an archive: give -o FILE, or a pipe")
 
 
@@ -139,9 +140,9 @@ def _refuse_terminal(*, whole: bool, output: BinaryIO, **_: object) -> None:
 @_project
 @click.option("--version", type=Id(), help="A kept version's id, in place of the canvas as it is.")
 @click.option("--zip", "whole", is_flag=True, help="Settings, canvas, versions and assets as a zip archive.")
-@click.option("-o", "--output", type=click.File("wb", lazy=True), default="-", help="File.  [default: standard output]")
+@output_option
 @connected(first=_refuse_terminal)
-async def export(run: Run, project: Any, version: Any, whole: bool, output: BinaryIO) -> None:
+async def export(run: Run, project: Any, version: Any, whole: bool, output: Output) -> None:
     """Write the canvas of PROJECT as JSON, byte for byte as it was imported if it is unchanged since, or with `--zip` the
     whole project. An archive is not written to a terminal.
     """
@@ -154,9 +155,9 @@ async def export(run: Run, project: Any, version: Any, whole: bool, output: Bina
         pieces = await archives.export(run.database, actor, project)
     else:
         pieces = await archives.export_file(run.database, actor, project, version)
-    async for piece in pieces:
-        output.write(piece)
-    output.flush()
+    with output.opened() as file:
+        async for piece in pieces:
+            file.write(piece)
 
 
 def _read(*, file: BinaryIO, into: Any, name: str | None, **_: object) -> dict[str, Any]:

@@ -1,17 +1,13 @@
 """`ximler users`: accounts, for operators."""
 
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ximler.cli.context import Run, connected, counted, fields, minute, paged
+from ximler.cli.files import Output, output_argument
 
 if TYPE_CHECKING:
     from ximler.accounts.administration import Account
@@ -219,44 +215,24 @@ async def history(run: Run, user: str, limit: int, after: Any) -> None:
     )
 
 
-def _must_not_exist(*, user: str, file: Path) -> None:  # noqa: ARG001 (all options)
-    if file.exists():
-        raise click.BadParameter(f"{file} exists already: choose another name", param_hint="FILE")
-
-
 @users.command()
 @click.argument("user")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, writable=True))
-@connected(first=_must_not_exist)
-async def export(run: Run, user: str, file: Path) -> None:
+@output_argument
+@connected()
+async def export(run: Run, user: str, output: Output) -> None:
     """Write a zip archive with all data of USER, for them.
 
-    FILE must not exist. Only you can read it, and it appears once it is complete.
+    FILE must not exist, unless --force is given. Only you can read it, and it appears once it is complete.
     """
     from ximler.privacy import export as privacy
 
     archive = await privacy.take(run.database, run.actor, await run.user_id(user))
     size = 0
-    with _once_complete(file) as out:
+    with output.opened() as file:
         async for part in archive:
-            size += out.write(part)
-    click.echo(f"{file}: {size:,} bytes")
-
-
-@contextmanager
-def _once_complete(file: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which gets its name once it is complete."""
-    partial = None
-    try:
-        handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # readable by its owner alone
-        with os.fdopen(handle, "wb") as out:
-            yield out
-        Path(partial).rename(file)
-    except OSError as problem:
-        raise click.FileError(str(file), problem.strerror or str(problem)) from None
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+            size += file.write(part)
+    if output.path:
+        click.echo(f"{output.path}: {size:,} bytes", err=True)
 
 
 async def _list(run: Run, text: str | None, limit: int, after: Any, *, empty: str) -> None:
