@@ -24,6 +24,24 @@ def test_every_spelling_of_an_address_has_one_normal_form(typed: str) -> None:
     assert "x@xn--mnchen-3ya.de" in addresses.alternatives(typed)
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a" * 65 + "@example.com", "a@" + "b" * 64 + ".com", "a" * 64 + "@" + ("b" * 60 + ".") * 3 + "example",
+        "a..b@example.com", "x@example.com.", '"a b"@example.com', "a@localhost", "a@[127.0.0.1]", "a@x_y.com", "a@xn--a.com",
+        "a@b@example.com", "a\u200b@example.com", "Ada <a@example.com>", "a@example.com,b@example.com",
+    ],
+)  # fmt: skip
+def test_addresses_that_no_server_takes_are_refused(typed: str) -> None:
+    with pytest.raises(Invalid):
+        addresses.normalised(typed)
+
+
+def test_the_longest_addresses_are_valid() -> None:
+    for longest in ("a" * 64 + "@example.com", "a" * 63 + "@" + ("b" * 60 + ".") * 3 + "example"):
+        assert addresses.normalised(longest.upper()) == longest
+
+
 @pytest.mark.parametrize("typed", ["", "x" * 400 + "@example.com", "a\0@example.com", "a\n@example.com"])
 def test_addresses_that_no_account_can_have_are_not_looked_up(typed: str) -> None:
     assert addresses.alternatives(typed) == []

@@ -14,6 +14,9 @@ from ximler.core.errors import Invalid
         "Ada Lovelace", "Dr.Oetker", "J.R.R. O'Neill-Škvorecký, PhD", "李小龍", "محمد علي", "می‌خواهم", "हिन्दी", "👩‍👩‍👧 family",
         "Node.js",
         "example.com redesign", "A/B test", "1", "?", "24/7 monitoring", "and/or", "C++/Rust", "e.g. this", "v1.2/beta",
+        "Booking.com", "Note: this", "data:q3", "tel:support", "Version 1.2.3", "9:30 a.m.", "s/o Ada", "Tel Aviv",
+        "Mr.Smith", "TCP/IP 10.0.0.1",
+        "n//2", "St. John's: a tale",
     ],
 )  # fmt: skip
 def test_ordinary_names_are_valid(name: str) -> None:
@@ -56,7 +59,10 @@ def test_a_name_has_no_controls_and_nothing_invisible(name: str) -> None:
     "name",
     [
         "WIN 1000$ http://evil.example/claim now", "HTTPS://EVIL.EXAMPLE", "javascript://x", "www.evil.example",
-        "see evil.example/x", "evil.example?x=1", "go to evil-site.co/a",
+        "see evil.example/x", "evil.example?x=1", "go to evil-site.co/a", "http:\\\\evil.example", "javascript:alert(1)",
+        "mailto:x@evil.example", "ftp:evil.example", "evil.example:8080", "evil。example/x", "пример.рф/x",
+        "xn--e1afmkfd.xn--p1ai/x",
+        "192.0.2.7/x", "192.0.2.7:8080", "ｗｗｗ．evil.example", "//evil.example", "[click](http://evil.example)",
     ],
 )  # fmt: skip
 def test_a_name_is_no_link(name: str) -> None:

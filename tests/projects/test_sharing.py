@@ -179,6 +179,10 @@ async def test_a_share_waits_for_an_account_with_the_confirmed_address(
     assert body is not None
     assert "ada@example.com shared a project with you" in body.get_content()
     assert "bridge" not in mail.as_string()
+    await database.users.patch({"_id": ada.user_id}, {"$set": {"email": "evil.example/win@example.com"}})
+    await sharing.share(database, keyring, ada, drawn.id, email="other@example.com", role="READER")
+    await worker.run_due()
+    assert "evil.example" not in mailbox.messages[-1].as_string()  # a mail program would make a link of it
     new = await person(database, "new@example.com", verified=False)
     with pytest.raises(NotFound):
         await projects.get(database, new, drawn.id)

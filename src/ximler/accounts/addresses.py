@@ -25,7 +25,8 @@ def normalised(email: str, field: str = "email") -> str:
     if len(email) > MAX_ADDRESS:  # first: validating a megabyte takes a second
         raise Invalid.field(field, f"is longer than {MAX_ADDRESS} characters")
     try:
-        return validate_email(email.strip(), check_deliverability=False).normalized.lower()
+        # Strict: 64 octets at most before the @ (RFC 5321, 4.5.3.1.1).
+        return validate_email(email.strip(), check_deliverability=False, strict=True).normalized.lower()
     except EmailNotValidError as problem:
         raise Invalid.field(field, str(problem).rstrip(".")) from None
 

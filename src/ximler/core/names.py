@@ -5,7 +5,7 @@ import unicodedata
 
 from ximler.core.errors import Invalid
 
-__all__ = ["MAX_PERSON", "checked"]
+__all__ = ["MAX_PERSON", "checked", "has_link"]
 
 MAX_PERSON = 100  # characters of a person's name
 
@@ -17,7 +17,13 @@ _BLANK = "\u115f\u1160\u2800\u3164\uffa0\ufffc\U0001d159"  # letters and symbols
 # them.
 _VISIBLE = "LNPS"
 _UNKNOWN = ("Cn", "Co")
-_LINK = re.compile(r"[a-z][a-z0-9+.-]{1,20}://|\bwww\.\w|\b[\w-]+\.[a-z]{2,24}[/?#]\S", re.IGNORECASE)
+# Schemes that mail programs open, `//host`, `www.`, and a domain or IPv4 address that a path or port follows. A bare
+# domain is a name (Booking.com): no mail to an unconfirmed address contains a name.
+_LINK = re.compile(
+    r"[a-z][a-z0-9+.-]{1,20}:[/\\]{2}|(?<![\w/])//\w|\b(?:https?|ftp|javascript|vbscript|mailto):[^\s)]"
+    r"|\bwww[.。]\w|\b[\w-]+[.。](?:[^\W\d_]{2,24}|xn--[a-z0-9-]{2,59}|\d{1,3}[.]\d{1,3}[.]\d{1,3})(?::\d{2,5}\b|[/?#]\S)",
+    re.IGNORECASE,
+)
 
 
 def checked(name: str, *, most: int, field: str = "name") -> str:
@@ -35,9 +41,14 @@ def checked(name: str, *, most: int, field: str = "name") -> str:
         raise Invalid.field(field, f"is longer than {most} characters")
     if any(unicodedata.category(each) in _FORBIDDEN and each not in _JOINERS for each in name):
         raise Invalid.field(field, "must not contain control characters, invisible characters or line breaks")
-    if _LINK.search(name):
+    if has_link(name):
         raise Invalid.field(field, "must not contain a link")
     return name
+
+
+def has_link(text: str) -> bool:
+    """Whether mail programs may make a link of a part of it."""
+    return _LINK.search(unicodedata.normalize("NFKC", text)) is not None  # in which ｗｗｗ．is www.
 
 
 def _is_visible(character: str) -> bool:

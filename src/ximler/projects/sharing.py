@@ -15,6 +15,7 @@ from ximler.accounts import account_status, addresses, throttle
 from ximler.accounts.keyring import Keyring
 from ximler.audit import records
 from ximler.audit.actions import Action
+from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid, LimitExceeded, NotFound
 from ximler.core.ids import Position
@@ -198,7 +199,8 @@ async def invite(
                 to=share.email,
                 subject="A project was shared with you",
                 key=f"share:{job.id}",
-                owner=owner.email,
+                # Of another's choosing: evil.example/x@example.com is an address.
+                owner="Someone" if names.has_link(owner.email) else owner.email,
                 verb=verb,
                 link=settings.base_url,
                 label="Create an account",
