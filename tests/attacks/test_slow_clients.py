@@ -104,7 +104,7 @@ async def _honest(url: str, seconds: float) -> tuple[list[float], Counter[str]]:
     failed: Counter[str] = Counter()
 
     async def one() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as http:  # no certificates to load
             while time.monotonic() < until:
                 began = time.perf_counter()
                 try:

@@ -22,7 +22,6 @@ class Impatient(Protocol):
     body_s = 0.3
     body_rate = 1
     write_s = 0.5
-    young_s = 0.3
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -339,11 +338,7 @@ def test_a_slow_reader_that_reads_gets_all_of_it(serve: Serve) -> None:
 def test_connections_that_trickle_do_not_keep_others_out(serve: Serve) -> None:
     """With 20 slots, 22 connections that trickled once made every other request a 503."""
 
-    class Trickled(Protocol):
-        body_s = 60.0
-        young_s = 0.2
-
-    running = serve(Trickled, connections=20)
+    running = serve(connections=20)
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(running.connect()) for _ in range(22)]
         for connection in slow:
@@ -353,12 +348,51 @@ def test_connections_that_trickle_do_not_keep_others_out(serve: Serve) -> None:
         assert [httpx.get(running.url).status_code for _ in range(9)] == [200] * 9
 
 
+async def _download(scope: Any, receive: Any, send: Any) -> None:
+    """8 MB on `/large`."""
+    body = b"a" * (8_000_000 if scope["path"] == "/large" else 1)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def test_those_that_stall_make_room_and_not_those_that_read_or_are_idle(serve: Serve) -> None:
+    """A full server of young slow readers closed honest connections between two requests, and answered 503."""
+    running = serve(connections=41, app=_download)
+    with contextlib.ExitStack() as stack:
+        idle = stack.enter_context(httpx.Client(base_url=running.url))
+        assert idle.get("/").status_code == 200
+        (kept,) = running.server.server_state.connections
+        reader = stack.enter_context(running.connect())
+        reader.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        read = 0
+        stalled = [stack.enter_context(running.connect()) for _ in range(38)]
+        for connection in stalled:
+            connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        def slow() -> int:
+            open_ones = [one for one in running.server.server_state.connections.copy() if isinstance(one, Protocol)]
+            return sum(one.pace < one.body_rate for one in open_ones)
+
+        while slow() < len(stalled):
+            read += len(reader.recv(5_000))
+            time.sleep(0.01)
+        assert [httpx.get(running.url).status_code for _ in range(9)] == [200] * 9
+        assert kept in running.server.server_state.connections
+        assert idle.get("/").status_code == 200
+        assert read + len(read_all(reader)) > 8_000_000
+
+
 def test_one_address_has_a_maximum_of_connections(serve: Serve) -> None:
     addresses = Addresses(5, ["10.0.0.0/8"])
     assert addresses.of("10.1.2.3") is addresses.of("127.0.0.1") is addresses.of("::1") is None
     assert addresses.of("2001:db8::1") == addresses.of("2001:db8::2") != addresses.of("192.0.2.1")
     addresses.excepted = lambda address: False
-    running = serve(functools.partial(Protocol, addresses=addresses))
+
+    class Patient(Protocol):
+        young_s = 60.0
+
+    running = serve(functools.partial(Patient, addresses=addresses))
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(running.connect()) for _ in range(5)]
         for connection in idle[1:]:

@@ -5,9 +5,10 @@
                 in every 60 s (a stream of events may last for hours)
     responses   64 kB in every 60 s are taken by the client, once 64 kB wait for it; those that end the
                 connection before the body has arrived: 5 s for the rest of it
-    connections of one address: a maximum (`Addresses`), above which its idle ones are closed, else the new one.
-                Above the maximum of the process those that have been idle longest are closed, then the slowest
-                of those that send or read at less than 16 kB/s; else the answer is 503
+    connections of one address: a maximum (`Addresses`), above which one of its own is closed, else the new one.
+                Above the maximum of the process a twentieth of all are closed: first those that we wait for and
+                that move less than 16 kB/s, slowest first; then those that have been idle longest; then new
+                ones without a request; else the answer is 503
 
 The time without a reading application does not count against a body. Only requests that do not arrive at once,
 and responses that are not taken at once, need a timer. The application limits the size of bodies.
@@ -111,7 +112,9 @@ class Protocol(HttpToolsProtocol):
     body_least = 1_000  # bytes in every `body_s`, from authenticated callers
     write_s = 60.0
     write_least = 65_536  # bytes in every `write_s`
-    young_s = 2.0  # a connection is too young to be called slow
+    # When a server is full: the time in which a connection that moves nothing counts as one of `body_rate`, as
+    # others across an ocean do until their first round trip is complete.
+    young_s = 0.25
     linger_s = 5.0
 
     def __init__(self, *args: Any, addresses: Addresses | None = None, **more: Any) -> None:
@@ -123,6 +126,7 @@ class Protocol(HttpToolsProtocol):
         self._stalled: asyncio.TimerHandle | None = None  # set while written bytes are not taken
         self._unsent = 0  # bytes at `_paused_at`, or when the timer was set
         self._paused_at = 0.0
+        self._mark = (0.0, 0)  # a later time and its unsent bytes, from which `pace` is measured
         self._arriving: Literal["headers", "body"] | None = "headers"
         self._deadline: asyncio.TimerHandle | None = None
         # Bytes since the last that began or ended a request, or were of its body: of a header, or of a
@@ -255,14 +259,9 @@ class Protocol(HttpToolsProtocol):
     def _arrives_in_time(self) -> bool:
         # `Authentication.enter` bounds how many requests an account has under way.
         known = "leave" in self.scope.get("state", {})
-        return self._window >= self.body_least if known else self.rate() >= self.body_rate
-
-    def rate(self) -> float:
-        """Bytes per second: of the response that the client takes, or of the body that it sends."""
-        now = self.loop.time()
-        if self._stalled is not None:
-            return max(0, self._unsent - self._not_taken()) / max(now - self._paused_at, 0.001)
-        return self._received / max(now - self._began, 0.001)
+        if known:
+            return self._window >= self.body_least
+        return self._received >= self.body_rate * (self.loop.time() - self._began)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -278,7 +277,13 @@ class Protocol(HttpToolsProtocol):
     def _watch_writing(self) -> None:
         self._unsent = self._not_taken()
         self._paused_at = self.loop.time()
-        self._stalled = self.loop.call_later(self.write_s, self._examine_writing)
+        self._mark = self._paused_at, self._unsent
+        self._stalled = self.loop.call_later(min(self.young_s, self.write_s), self._settle)
+
+    def _settle(self) -> None:
+        """Measure the pace anew: in the first moment, megabytes fill the system's buffers."""
+        self._mark = self.loop.time(), self._not_taken()
+        self._stalled = self.loop.call_later(max(0, self.write_s - self.young_s), self._examine_writing)
 
     def _examine_writing(self) -> None:
         if self._unsent - self._not_taken() < self.write_least:
@@ -306,30 +311,60 @@ class Protocol(HttpToolsProtocol):
         if addresses.counts[address] <= addresses.most:
             return True
         own = [one for one in self.connections if isinstance(one, Protocol) and one.address == address]
-        idle = [one for one in own if one is not self and one.idle]
-        closed = min(idle, key=lambda one: one.last_used, default=self)
+        (closed,) = self._dispensable(own, 1) or [self]
         self.connections.discard(closed)
         closed.transport.abort()
         return closed is not self
 
     @property
     def idle(self) -> bool:
-        return not self.answering and self._stalled is None
+        """Whether nothing is expected of either side: the last request was answered, and the answer taken."""
+        return not self.answering and self._stalled is None and self._arriving is None
 
     @property
-    def slow(self) -> bool:
-        """Whether we wait for the client, which sends or reads less than it could."""
-        since = self._paused_at if self._stalled is not None else self._began if self.reads_body else 0.0
-        waits = since and not (self._stalled is None and self.flow.read_paused)
-        return bool(waits) and self.loop.time() - since > self.young_s and self.rate() < self.body_rate
+    def begins(self) -> bool:
+        """Whether a request is awaited, of which the headers have not arrived."""
+        return self._arriving == "headers" and not self.answering
+
+    @property
+    def pace(self) -> float:
+        """Bytes per second of a client that we wait for, of a reader since it last was fast enough; else infinite.
+
+        The first `young_s` are in its favour.
+        """
+        now = self.loop.time()
+        if self._stalled is not None:
+            since, before = self._mark
+            left = self._not_taken()
+            moved = max(0, before - left)
+            if now - since > self.young_s and moved > self.body_rate * (now - since):
+                self._mark = now, left
+        elif (self._arriving == "headers" or self.reads_body) and self._began and not self.flow.read_paused:
+            since, moved = self._began, self._received
+        else:
+            return float("inf")
+        return (moved + self.body_rate * self.young_s) / max(now - since, 0.001)
+
+    def _dispensable(self, connections: Iterable["Protocol"], places: int) -> list["Protocol"]:
+        """As many as `places`, the least useful first; never one that we are answering and that takes it.
+
+        Slow: without a request, with one. Idle. Too young to be slow, and without a request yet.
+        """
+        ranked = []
+        for one in connections:
+            pace, begins = one.pace, one.begins
+            if one is self:
+                continue
+            if pace < self.body_rate:
+                ranked.append((0 if begins else 1, pace, id(one), one))
+            elif one.idle:
+                ranked.append((2, one.last_used, id(one), one))
+            elif begins:
+                ranked.append((3, pace, id(one), one))
+        return [one for *_, one in sorted(ranked)[:places]]
 
     def _make_room(self, places: int) -> None:
         """Close several connections at once, because the search visits every connection."""
-        others = [one for one in self.connections if isinstance(one, Protocol) and one is not self]
-        chosen = sorted((one for one in others if one.idle), key=lambda one: one.last_used)[:places]
-        if len(chosen) < places:
-            slow = sorted((one for one in others if one.slow), key=lambda one: one.rate())
-            chosen += slow[: places - len(chosen)]
-        for one in chosen:
+        for one in self._dispensable((one for one in self.connections if isinstance(one, Protocol)), places):
             self.connections.discard(one)
             one.transport.abort()

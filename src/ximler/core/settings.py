@@ -65,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(
             ge=10,
-            description="Maximum connections per process. Idle ones are closed for new ones; without any it answers 503.",
+            description="Maximum connections per process. Slow and idle ones are closed for new ones, else it answers 503.",
         ),
     ] = 1000
     max_connections_per_address: Annotated[

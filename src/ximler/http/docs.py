@@ -1,5 +1,9 @@
 """The API's documentation page. Its script and style come from an installed package, not from a CDN."""
 
+import asyncio
+import gzip
+import hashlib
+from collections.abc import AsyncIterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +15,10 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, License, SecurityScheme
 from litestar.params import FromPath
-from litestar.response import File
+from litestar.response import Stream
 
 from ximler import __version__
+from ximler.http.conditional import encoding_of, matches
 from ximler.http.pages import inline
 
 __all__ = ["openapi", "routes"]
@@ -24,6 +29,7 @@ _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui-standalone-preset.js": "text/javascript",
 }
+_PART = 65_536
 _POLICY = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
@@ -78,12 +84,42 @@ def openapi() -> OpenAPIConfig:
     )
 
 
+class _Asset:
+    def __init__(self, path: Path) -> None:
+        self.text = path.read_bytes()
+        self.compressed = gzip.compress(self.text, mtime=0)
+        self.tag = hashlib.sha256(self.text).hexdigest()[:20]
+
+
 @get(f"{_PATH}/{{name:str}}", opt={"api_calls": None}, include_in_schema=False)
-async def assets(name: FromPath[str]) -> File:
-    """The three files that the page loads, from a package that is not imported."""
+async def assets(name: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes] | Stream:
+    """The three files that the page loads, from a package that is not imported.
+
+    Sent from memory, in parts: a reader that stalls holds one of them, and occupies no thread.
+    """
     if name not in _ASSETS:
         raise NotFoundException
-    return File(_static() / name, media_type=_ASSETS[name], content_disposition_type="inline")
+    if name not in _read:
+        _read[name] = await asyncio.to_thread(_Asset, _static() / name)
+    asset = _read[name]
+    encoding = encoding_of(request.headers.get("accept-encoding", ""), ["gzip"])
+    body = asset.compressed if encoding else asset.text
+    tag = f'"{asset.tag}-{encoding}"' if encoding else f'"{asset.tag}"'
+    headers = {"ETag": tag, "Cache-Control": "public, max-age=300", "Vary": "Accept-Encoding"}
+    if matches(request.headers.get("if-none-match", ""), tag):
+        return Response(b"", status_code=304, headers=headers)
+    headers["Content-Length"] = str(len(body))
+    if encoding:
+        headers["Content-Encoding"] = encoding
+    return Stream(_parts(body), media_type=_ASSETS[name], headers=headers)
+
+
+async def _parts(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), _PART):
+        yield body[at : at + _PART]
+
+
+_read: dict[str, _Asset] = {}
 
 
 @cache
