@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 from tests.billing import world
-from tests.billing.conftest import AUTHENTICATION, GOOD, HARD, LATER, OTHER, SOFT, add_plan
+from tests.billing.conftest import AUTHENTICATION, FAILS_LATER, GOOD, HARD, LATER, OTHER, SOFT, add_plan
 from tests.billing.killing import Killer
 from tests.billing.ledger import at_rest, state
 from tests.billing.model import Coupon
@@ -26,7 +26,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 
 BEGIN = datetime(2027, 1, 31, 12, tzinfo=UTC)
-REFUNDS_LATER, REFUNDS_FAIL, FAILS_LATER = "4000000000007726", "4000000000003220", "4000000000005126"
+REFUNDS_LATER, REFUNDS_FAIL = "4000000000007726", "4000000000003220"
 WRITTEN = (
     "auditlogs", "billingaccounts", "billingevents", "charges", "checkouts", "credits", "entitlements", "invoicenumbers",
     "invoices", "movements", "notifications", "outbox", "payments", "redemptions", "refunds", "sandboxobjects",

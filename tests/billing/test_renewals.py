@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.billing.conftest import (
     AUTHENTICATION,
+    FAILS_LATER,
     GOOD,
     HARD,
     LATER,
@@ -206,6 +207,53 @@ async def test_a_payment_makes_it_active_also_if_only_another_application_made_i
     database.clock.offset_ms += 20 * 60_000
     await run.run(database, rail)
     assert (await subscription(database, ada)).status == "ACTIVE"
+
+
+async def test_status_follows_the_account_also_if_another_application_changes_it(
+    database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    _, ended, changed, unpaid = people = [await buyer() for _ in range(4)]
+    for each in people:
+        await buy(each)
+    await subscriptions.cancel(database, ended)
+    await card_of(database, unpaid, HARD)
+    past_due = {"$set": {"status": "PAST_DUE"}}
+    await database.raw["subscriptions"].update_many({}, past_due)
+    await changes.change(database, rail, changed, plan_id="enterprise")
+    await database.raw["subscriptions"].update_one({"userId": changed.user_id}, past_due)
+    await changes.change(database, rail, changed, plan_id="pro")
+    await database.raw["subscriptions"].update_one({"userId": changed.user_id}, past_due)
+    assert (await subscriptions.cancel(database, changed)).status == "ACTIVE"  # until the end of the paid period
+    at(database, 2027, 2, 15, 1)
+    assert (await run.run(database, rail)).waiting == 0
+    assert [(await subscription(database, each)).status for each in people] == [
+        "ACTIVE", "CANCELLED", "CANCELLED", "PAST_DUE",
+    ]  # fmt: skip
+    assert [len(await paid(database, each)) for each in people] == [2, 1, 2, 1]
+    await database.raw["subscriptions"].update_one({"userId": unpaid.user_id}, {"$set": {"status": "ACTIVE"}})
+    at(database, 2027, 2, 23)
+    assert (await run.run(database, rail)).waiting == 0
+    assert (await subscription(database, unpaid)).status == "EXPIRED"
+
+
+async def test_cancelled_while_a_renewal_is_being_paid_it_ends_when_the_payment_fails(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await renewed_with(database, rail, ada, buy, card=FAILS_LATER)
+    assert (await subscriptions.cancel(database, ada)).status == "ACTIVE"
+    await run.forward(database, rail, datetime(2027, 3, 1, tzinfo=UTC))
+    assert (await subscription(database, ada)).status == "CANCELLED"
+    assert await database[CHARGES].count({"userId": ada.user_id}) == 2
+
+
+async def test_retries_that_were_missed_are_one(database: Database, rail: Sandbox, ada: Actor, buy: Buy) -> None:
+    await renewed_with(database, rail, ada, buy, card=SOFT)
+    for day, attempts, status in ((20, 2, "PAST_DUE"), (22, 3, "EXPIRED")):  # after 1, 3 and 5 days no worker ran
+        at(database, 2027, 2, day, 2)
+        await run.run(database, rail)
+        assert await database[CHARGES].count({"userId": ada.user_id, "status": "FAILED"}) == attempts
+        assert (await subscription(database, ada)).status == status
 
 
 async def test_a_trial_is_free_and_bills_at_its_end_once_a_person(

@@ -44,6 +44,7 @@ PLANTED: list[tuple[str, dict[str, Any], Any, str]] = [
     ("subscriptions", {}, {"$set": {"status": "EXPIRED"}}, "the account's subscription is not live"),
     ("subscriptions", {}, {"$set": {"price": 1}}, "the subscription's price is 100, and the account's 2900"),
     ("subscriptions", {}, {"$set": {"autoRenew": False}}, "the subscription's autoRenew is False"),
+    ("subscriptions", {}, {"$set": {"status": "PAST_DUE"}}, "status is PAST_DUE, and the account's ACTIVE"),
     ("entitlements", {}, {"$set": {"planId": "enterprise"}}, "limits are of enterprise, and the plan is pro"),
 ]  # fmt: skip
 

@@ -44,6 +44,12 @@ __all__ = ["Change", "When", "change", "clear", "let_go", "preview"]
 When = Literal["NOW", "PERIOD_END"]
 
 
+class PaymentUnderWay(Conflict):
+    def __init__(self, charge_id: str) -> None:
+        super().__init__("A payment is under way: try again when it is decided")
+        self.charge_id = charge_id
+
+
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """A change of plan at a moment. `quote` is the content of its invoice; None if the change is free."""
 
@@ -86,9 +92,10 @@ async def change(
 ) -> Subscription:
     """Change the plan. Repeated and concurrent requests charge once. Audited: the request, and later its effect.
 
-    A change to the present plan withdraws a pending one. Raises NotFound, Invalid, Conflict while a payment is under
-    way or the subscription is unpaid or about to end, TooManyDeclines, and PaymentDeclined: then nothing has changed. With a
-    coupon also MethodNeeded and the errors of `redemptions.reserve`.
+    A change to the present plan withdraws a pending one. Of two changes the one that was asked for last stands: it follows
+    the payment of the other. Raises NotFound, Invalid, Conflict while a payment stays undecided or the subscription is
+    unpaid or about to end, TooManyDeclines, and PaymentDeclined: then nothing has changed. With a coupon also MethodNeeded
+    and the errors of `redemptions.reserve`.
     """
     user_id = actor.require_user()
     plan = await plan_on_offer(database, plan_id)
@@ -175,7 +182,13 @@ async def _change(
         await store(transaction, account)
         return charge
 
-    charge = await in_turn(database, actor.require_user(), write)
+    while True:
+        try:
+            charge = await in_turn(database, actor.require_user(), write)
+            break
+        except PaymentUnderWay as problem:  # of the change that was asked for before, say: this one follows it
+            if (await payments.drive(database, provider, problem.charge_id)).status == "PENDING":
+                raise
     if charge is not None:
         charge = await payments.drive(database, provider, charge.id)
         if charge.status == "FAILED":
@@ -213,7 +226,7 @@ def compute(
     if old is None or anchor is None or account.subscription_id is None:
         raise NotFound("You have no subscription")
     if account.charge_id is not None:
-        raise Conflict("A payment is under way: try again when it is decided")
+        raise PaymentUnderWay(account.charge_id)
     if account.invoice_id is not None:
         raise Conflict("The subscription is unpaid: pay first")
     if account.cancels:
@@ -327,6 +340,7 @@ async def _withdraw(transaction: Database, actor: Actor, account: BillingAccount
 
 async def _show_pending(transaction: Database, account: BillingAccount, plan_id: str | None) -> None:
     """Write the pending plan to the subscription, where applications read it."""
+    await subscriptions.settle_end(transaction, account)
     where = {"_id": account.subscription_id, "userId": account.id, "status": states.guard("changed")}
     if not await transaction.subscriptions.patch(where, {"$set": {"pendingPlanId": plan_id}}):
         raise Conflict("The subscription cannot be changed now")

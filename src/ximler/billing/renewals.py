@@ -12,7 +12,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, payments, refunds, subscriptions
-from ximler.billing.account import RETRIES, each_in_turn, ends_at, hold, live, remind_at, retry_at, store
+from ximler.billing.account import RETRIES, each_in_turn, ends_at, hold, live, remind_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
@@ -146,11 +146,15 @@ async def _user(transaction: Database, account: BillingAccount) -> User | None:
 
 
 async def _retry(transaction: Database, account: BillingAccount, invoice_id: ObjectId) -> Step:
-    """Charge the open invoice again. The deadline also holds without a chargeable method."""
+    """Charge the open invoice again. The deadline also holds without a chargeable method.
+
+    Retries that were missed, because no worker ran, are one: a card is never charged several times in a row.
+    """
     plan_name = live(account).terms.plan_name
     invoice = await invoices.get(transaction, account, invoice_id)
-    if retry_at(account) is not None:
-        account.retries += 1
+    if account.failed_at is not None:
+        since = transaction.clock.now() - account.failed_at
+        account.retries = max(account.retries + 1, sum(each <= since for each in RETRIES))
     charge = await subscriptions.collect(transaction, account, invoice, description=f"{plan_name}, again")
     if charge is not None:
         return _Drive("charge", charge.id, charge)

@@ -5,9 +5,10 @@ Every update has its guard from this table: an event whose guard does not match 
 
 from typing import Any, Literal
 
+from ximler.schema.billing_account import BillingAccount
 from ximler.schema.subscription import SubscriptionStatus
 
-__all__ = ["LIVE", "TABLE", "Event", "after", "guard"]
+__all__ = ["LIVE", "TABLE", "Event", "after", "guard", "of"]
 
 Event = Literal[
     "renewed", "payment_failed", "paid", "given_up", "ended", "cancelled", "cancelled_at_end", "resumed", "changed"
@@ -37,3 +38,8 @@ def after(event: Event, status: SubscriptionStatus) -> SubscriptionStatus | None
 def guard(event: Event) -> dict[str, Any]:
     """The filter on `status` of an update for the event."""
     return {"$in": sorted(TABLE[event])}
+
+
+def of(account: BillingAccount) -> SubscriptionStatus:
+    """The status of the account's live subscription."""
+    return "ACTIVE" if account.failed_at is None else "PAST_DUE"

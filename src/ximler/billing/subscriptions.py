@@ -389,6 +389,9 @@ async def failed(transaction: Database, account: BillingAccount, invoice: Invoic
             again = {"$set": {"status": "OPEN", "problem": f"The payment was declined: {reason(failure)}"}}
             await transaction[CHECKOUTS].patch({"_id": invoice.checkout_id, "status": "PROCESSING"}, again)
         return
+    if account.cancels:  # while the payment was under way: it is not tried again
+        await end(transaction, account, "cancelled")
+        return
     await _patch(transaction, account, "payment_failed", {})
     if account.failed_at is None:
         account.failed_at, account.retries = transaction.clock.now(), 0
@@ -436,8 +439,7 @@ async def remind(transaction: Database, account: BillingAccount) -> None:
 
 async def settle_end(transaction: Database, account: BillingAccount) -> bool:
     """Follow where another application, or erasure, has ended the subscription: nothing is asked for any more."""
-    live = {"_id": account.subscription_id, "userId": account.id, "status": {"$in": list(states.LIVE)}}
-    if account.subscription_id is None or await transaction.subscriptions.find_one(live) is not None:
+    if account.subscription_id is None or await _live(transaction, account) is not None:
         return False
     _log.warning("subscription was ended by another application", user=str(account.id))
     if account.invoice_id is not None:
@@ -498,17 +500,30 @@ def _effect(invoice: Invoice) -> tuple[Terms, datetime]:
 async def get_live(transaction: Database, user_id: ObjectId) -> tuple[BillingAccount, Subscription]:
     """The locked account and its live subscription. Raises NotFound."""
     account = await lock(transaction, user_id)
-    if account.subscription_id is not None:
-        where = {"_id": account.subscription_id, "userId": user_id, "status": {"$in": list(states.LIVE)}}
-        found = await transaction.subscriptions.find_one(where)
-        if found is not None:
-            return account, found
-    raise NotFound("You have no subscription")
+    found = None if account.subscription_id is None else await _live(transaction, account)
+    if found is None:
+        raise NotFound("You have no subscription")
+    return account, found
+
+
+async def _live(transaction: Database, account: BillingAccount) -> Subscription | None:
+    """The account's subscription, if it is live.
+
+    Another application may have made it PAST_DUE while nothing is unpaid, or ACTIVE while retries run: the account
+    decides. Otherwise no payment would ever make the one ACTIVE, and the other would never expire.
+    """
+    where = {"_id": account.subscription_id, "userId": account.id, "status": {"$in": list(states.LIVE)}}
+    found = await transaction.subscriptions.find_one(where)
+    if found is not None and found.status != (status := states.of(account)):
+        _log.warning("status was changed by another application", user=str(account.id), status=found.status)
+        await _patch(transaction, account, "paid" if status == "ACTIVE" else "payment_failed", {})
+        found.status = status
+    return found
 
 
 async def _patch(transaction: Database, account: BillingAccount, event: states.Event, values: dict[str, Any]) -> None:
     """Move the subscription along the table of states. Raises Conflict where another application has ended it."""
-    expected = "ACTIVE" if account.failed_at is None else "PAST_DUE"
+    expected = states.of(account)
     for before, status in sorted(states.TABLE[event].items(), key=lambda each: each[0] != expected):
         where = {"_id": account.subscription_id, "userId": account.id, "status": before}
         if await transaction.subscriptions.patch(where, {"$set": {**values, "status": status}}):

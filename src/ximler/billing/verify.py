@@ -147,6 +147,7 @@ def _shown(who: str, account: Any, subscription: Subscription) -> list[str]:
         account.terms.currency,
         ends_at(account),
         not account.cancels,
+        states.of(account),
     )
     shown = (
         subscription.plan_id,
@@ -154,8 +155,9 @@ def _shown(who: str, account: Any, subscription: Subscription) -> list[str]:
         subscription.currency.upper(),
         subscription.period_end,
         subscription.auto_renew,
+        subscription.status,
     )
-    names = ("plan", "price", "currency", "end", "autoRenew")
+    names = ("plan", "price", "currency", "end", "autoRenew", "status")
     return [
         f"{who}: the subscription's {name} is {theirs}, and the account's {ours}"
         for name, ours, theirs in zip(names, billed, shown, strict=True)
