@@ -27,6 +27,13 @@ __all__ = ["Settings", "SettingsError", "load", "sources", "unknown_variables"]
 _NAMES = {"mongodb_uri": "MONGODB_URI", "valkey_url": "VALKEY_URL"}
 _OTHER_VARIABLES = ("XIMLER_CONFIG", "XIMLER_DEBUG")
 
+_FORMS = {
+    "host": (r"[\w.:-]+(%\w+)?", "Expected an address or a name, such as 127.0.0.1"),
+    "database": (r"[^/\\. \"$*<>:|?\0]{1,63}", "Expected a name that MongoDB allows, such as ximler"),
+    "breach_lookup_url": (r"https?://[^/\s]+/\S*", "Expected a URL, such as https://api.pwnedpasswords.com/range/"),
+    "seller_country": ("[A-Z]{2}", "Expected two letters of ISO 3166, such as DE"),
+}
+
 # Never shown in logs, tracebacks and errors; URIs carry passwords.
 Secret = Annotated[str, Meta(extra={"secret": True})]
 
@@ -498,7 +505,7 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
         if public_url is None:
             problem = "Expected scheme and host only, such as https://ximler.example: paths are not supported"
             refuse("public_url", settings.public_url or "", problem)
-        if urlsplit(public_url).hostname in ("0.0.0.0", "::"):  # noqa: S104 (refused, not bound)
+        if "*" in public_url or urlsplit(public_url).hostname in ("0.0.0.0", "::"):  # noqa: S104 (refused, not bound)
             problem = "Expected the address that browsers use, such as https://ximler.example"
             refuse("public_url", public_url, problem)
     for given in settings.cors_origins:
@@ -511,8 +518,9 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
             'Expected one mailbox, such as Ximler <hello@example.com>; a name with a comma needs quotes: "Acme, Inc"'
         )
         refuse("mail_from", settings.mail_from, problem)
-    if settings.seller_country is not None and re.fullmatch("[A-Z]{2}", settings.seller_country) is None:
-        refuse("seller_country", settings.seller_country, "Expected two letters of ISO 3166, such as DE")
+    for name, (form, problem) in _FORMS.items():
+        if (value := getattr(settings, name)) is not None and re.fullmatch(form, value) is None:
+            refuse(name, value, problem)
     for given in settings.canvas_versions_by_plan:
         if re.fullmatch(r"[^=]+=(1000|0|[1-9]\d{0,2})", given) is None:
             refuse("canvas_versions_by_plan", given, "Expected a plan's name and 0 to 1000, such as Pro=200")

@@ -1,9 +1,11 @@
 """Values of settings that need more than their type: origins and mailboxes. Pure."""
 
+import re
 from urllib.parse import urlsplit
 
 __all__ = ["is_mailbox", "origin_of"]
 
+_NO_HOST = re.compile(r"[\s\0-)+,/;<=>?@\\^`{|}~\x7f]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -15,7 +17,7 @@ def origin_of(url: str) -> str | None:
     except ValueError:
         return None
     more = parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or more or any(c.isspace() for c in url):
+    if parts.scheme not in _DEFAULT_PORTS or more or not parts.hostname or _NO_HOST.search(parts.hostname):
         return None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if not host.isascii():
