@@ -322,6 +322,9 @@ async def test_members_have_no_access_while_the_owner_is_locked_or_closed(
         with pytest.raises(NotFound):
             await projects.get(database, bob, drawn.id)
         assert (await sharing.page(database, bob)).items == []
+        assert await projects.settings_of(database, bob, [drawn.id]) == {}
+        assert await projects.canvases(database, bob, [drawn.id]) == {}
+        assert await sharing.shared_with(database, bob, [drawn.id]) == {}
         await database.raw[collection].update_one({"_id": ada.user_id}, {"$unset": {field: ""}})
         assert (await sharing.page(database, bob)).items
 

@@ -24,7 +24,7 @@ _FACTORS = frozenset(
     {
         *("totpLastStep", "totpPending", "totpPendingAt"),
         *("factorAttempts", "recoveryCodes", "updatedAt"),
-        *("places", "browsers"),
+        *("places", "browsers", "reported", "devices", "returned"),
     }
 )
 

@@ -53,12 +53,13 @@ _DEVICE = Rule(name="sign-in, device", free=10, window=timedelta(hours=24))
 _PLACE = Rule(name="sign-in, place", free=5, window=timedelta(hours=24))
 _REMEMBERED = timedelta(days=180)
 _RENEWED = timedelta(days=90)
-_DEVICES = 10  # of an account
+_DEVICES = 5  # of an account, that have shown their token; as many that have not
 
 
 class Attempt(msgspec.Struct, frozen=True):
     """`user` is None if the address has no account. A failure counts for `keys`; a success clears `forgiven`.
     `known_device`: it showed a valid token. `device`: the id of that token, unless it is old enough to be replaced.
+    `returns`: it is shown for the first time.
     """
 
     account: RateLimitKey
@@ -68,6 +69,7 @@ class Attempt(msgspec.Struct, frozen=True):
     forgiven: RateLimitKey | None
     known_device: bool = False
     device: ObjectId | None = None
+    returns: bool = False
 
 
 def account_key(keyring: Keyring, email: str) -> RateLimitKey:
@@ -83,20 +85,27 @@ def new_device(began: datetime, sign_in_id: bytes) -> ObjectId:
 def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
     """A token that identifies a device at its next sign-in to this account. It does not sign in by itself.
 
-    A device that shows its token keeps it, and an account has ten, because each has its own budget of guesses. A change
-    of password invalidates them.
+    A device that shows its token keeps it, and an account has ten, because each has its own budget of guesses. Five
+    of them have shown it, so that a script, which never does, displaces no browser. A change of password invalidates
+    them.
     """
     device = session.device or new_device(session.created_at, session.sign_in_id)
     return keyring.sign(_purpose(session.user_id, password_hash), device)
 
 
-async def keep(transaction: Database, session: Session, remembered: Mapping[str, Any], *, is_new: bool) -> None:
-    """Set what the credential is to remember of a sign-in, and add a new device to those that the account knows: of eleven
-    the one that was added first is forgotten. One command, or none.
+async def keep(
+    transaction: Database, session: Session, remembered: Mapping[str, Any], *, is_new: bool, returns: bool
+) -> None:
+    """Set what the credential is to remember of a sign-in, and add a device that is new, or shows its token for the first
+    time, to those that the account knows: of six of a kind the one that was added first is forgotten. One command, or
+    none.
     """
     change: dict[str, Any] = {"$set": remembered} if remembered else {}
     if is_new:
         change["$push"] = {"devices": {"$each": [session.device], "$slice": -_DEVICES}}
+    elif returns:
+        change["$push"] = {"returned": {"$each": [session.device], "$slice": -_DEVICES}}
+        change["$pull"] = {"devices": session.device}
     if change:
         fresh = Credential(id=session.user_id)
         await transaction[CREDENTIALS].upsert({"_id": session.user_id}, change, fresh=fresh)
@@ -136,7 +145,8 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
         raise
     kept = known if known is not None and known.generation_time > now - _RENEWED else None
     forgiven_now = forgiven if forgiven.id in throttles else None
-    return Attempt(account, keys, user, credential, forgiven_now, known is not None, kept)
+    returns = credential is not None and kept in credential.devices
+    return Attempt(account, keys, user, credential, forgiven_now, known is not None, kept, returns)
 
 
 async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
@@ -210,7 +220,7 @@ def _known_device(
 ) -> ObjectId | None:
     purpose = _purpose(user.id, user.password) if user else _purpose(ObjectId(), "")
     shown = keyring.verify(purpose, device) if device else None
-    if shown is None or credential is None or shown not in credential.devices:
+    if shown is None or credential is None or shown not in {*credential.devices, *credential.returned}:
         return None
     return shown if shown.generation_time > now - _REMEMBERED else None
 

@@ -105,6 +105,7 @@ async def sign_in(
         fresh_hash=await keyring.rehash(user.password, password),
         check=check,
         device=attempt.device,
+        returns=attempt.returns,
     )
     await attempts.succeed(database, attempt)
     return signed_in
@@ -120,13 +121,15 @@ async def start(
     fresh_hash: str | None = None,
     check: Callable[[Database], Awaitable[Mapping[str, Any]]] | None = None,
     device: ObjectId | None = None,
+    returns: bool = False,
 ) -> SignedIn:
     """Start a session for a user whose password was just verified. Raises BadCredentials if it has changed
     since.
 
     One transaction, guarded by the password, so that a sign-in with an old password cannot survive a change
     of password, which ends all sessions. `check` runs in it after the user's document is written, and
-    returns fields for the credential. A closed account is reopened. `device` is known already; another is remembered.
+    returns fields for the credential. A closed account is reopened. `device` is known already (`returns`:
+    not shown before); another is remembered.
     """
     now = database.clock.now()
     token, token_id = keyring.new_token()
@@ -149,7 +152,7 @@ async def start(
         if not await transaction.users.patch({"_id": user.id, "password": user.password}, {"$set": touch}):
             raise BadCredentials("The e-mail address or the password is not right")
         remembered = await check(transaction) if check is not None else {}
-        await attempts.keep(transaction, session, remembered, is_new=device is None)
+        await attempts.keep(transaction, session, remembered, is_new=device is None, returns=returns)
         await records.write(
             transaction,
             actor,

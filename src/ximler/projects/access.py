@@ -28,6 +28,7 @@ from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.schema.document import Document, Identified
 from ximler.schema.project_share import PROJECT_SHARES, ProjectShare, Role
+from ximler.schema.user import User
 
 __all__ = ["claim", "editor", "find", "find_each", "key_of", "project_of", "reader", "through"]
 
@@ -105,9 +106,17 @@ async def find(database: Database, user_id: ObjectId, project_id: ObjectId) -> P
     return share
 
 
-async def find_each(database: Database, user_id: ObjectId, project_ids: Iterable[ObjectId]) -> list[ProjectShare]:
-    """A user's shares of these projects. One command."""
-    return await database[PROJECT_SHARES].find({"projectId": {"$in": list(project_ids)}, "memberId": user_id})
+async def find_each(
+    database: Database, user_id: ObjectId, project_ids: Iterable[ObjectId]
+) -> list[tuple[ProjectShare, User]]:
+    """A user's shares of these projects, with their owners, whose account is open. One command."""
+    theirs = {"$match": {"projectId": {"$in": list(project_ids)}, "memberId": user_id}}
+    found = []
+    for row in await database[PROJECT_SHARES].aggregate([theirs, *account_status.lookups()]):
+        owner = account_status.read(row)
+        if owner is not None and not owner.locked:
+            found.append((codec_of(ProjectShare).decode(row), owner.user))
+    return found
 
 
 async def claim(database: Database, user_id: ObjectId) -> None:

@@ -472,7 +472,7 @@ async def _mine(database: Database, actor: Actor, project_ids: Iterable[ObjectId
     if others := set(ids) - {each.id for each in found}:
         shares = await access.find_each(database, user_id, others)
         if shares:
-            theirs = {"_id": {"$in": [s.project_id for s in shares]}, "userId": {"$in": [s.user_id for s in shares]}}
+            theirs = {"_id": {"$in": [s.project_id for s, _ in shares]}, "userId": {"$in": [o.id for _, o in shares]}}
             found += await database.projects.find(theirs, into=into)
     return found
 

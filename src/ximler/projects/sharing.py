@@ -147,22 +147,16 @@ class Shared(NamedTuple):
 
 
 async def shared_with(database: Database, actor: Actor, project_ids: list[ObjectId]) -> dict[ObjectId, Shared]:
-    """The actor's roles in projects of others. Two commands, none for no projects."""
+    """The actor's roles in projects of others whose account is open. One command, none for no projects."""
     if not project_ids:
         return {}
     shares = await access.find_each(database, actor.require_user(), project_ids)
-    owners = await database.users.find({"_id": {"$in": list({each.user_id for each in shares})}}, into=_Name)
-    names = {each.id: each.name for each in owners}
-    return {each.project_id: Shared(each.role, names.get(each.user_id, "")) for each in shares}
+    return {each.project_id: Shared(each.role, owner.name) for each, owner in shares}
 
 
 async def erase(database: Database, user_id: ObjectId, email: str) -> None:
     """Remove the access of a user who is erased, and shares with their address."""
     await database[PROJECT_SHARES].delete_many({"$or": [{"memberId": user_id}, {"email": email}]})
-
-
-class _Name(Identified, kw_only=True):
-    name: str = ""
 
 
 class Invited(Document, kw_only=True):

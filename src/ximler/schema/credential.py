@@ -34,7 +34,8 @@ class Credential(Document, kw_only=True):
     reported: Internal[list[int]] = field(default_factory=list)  # when a new place or browser was (ms since 1970)
     devices: Internal[list[ObjectId]] = field(
         default_factory=list
-    )  # ids of the tokens of known devices, the oldest first
+    )  # ids of the tokens of known devices that have not shown them yet, the oldest first
+    returned: Internal[list[ObjectId]] = field(default_factory=list)  # likewise, of those that have
     created_at: Theirs[datetime] = AT_WRITE
     updated_at: Theirs[datetime] = AT_WRITE
 
