@@ -43,7 +43,7 @@ def test_a_patch_is_applied_as_rfc_6902_says(data: Any, operations: Any, expecte
     assert patched(data, operations) == expected
 
 
-@pytest.mark.parametrize("index", ["01", "1_0", "٢", "1e1", "+1", "-", "2", "~2", "1~"])
+@pytest.mark.parametrize("index", ["01", "1_0", "٢", "１", "²", "1e1", "+1", "-1", "1\n", "", "-", "2", "~2", "1~"])
 @pytest.mark.parametrize("op", ["remove", "replace", "test"])
 def test_what_is_no_index_of_an_array_is_refused(op: str, index: str) -> None:
     with pytest.raises(Invalid, match=r"^patch/0: "):
