@@ -203,3 +203,21 @@ async def test_leap_years_in_currencies_without_and_with_three_decimals(
     (ended,), (renewed,) = first["subscriptions"], second["subscriptions"]
     assert (ended[0], ended[1], ended[8]) == ("CANCELLED", "enterprise", "2028-04-29")
     assert (renewed[0], renewed[1], renewed[5:7]) == ("ACTIVE", "pro", ("2029-02-28", "2029-03-28"))
+
+
+DISPUTED = (  # a part went to the balance, and then the bank took the whole payment back
+    [buy("pro", GOOD, None)],
+    [(0, world.refund(2, 50, "BALANCE")), (0, world.dispute(3, "LOST")), (0, world.time(timedelta(days=31)))],
+)
+
+
+@pytest.mark.slow
+async def test_a_payment_that_was_refunded_to_the_balance_and_then_disputed(
+    stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a random history."""
+    killer, scale = Killer(monkeypatch), Scale("KWD", 1)
+    (in_order,) = await playing(stage, settings, killer, DISPUTED, "in order", 83098890, scale)
+    assert in_order["payments"][0] == ("PAID", 2900)  # of the renewal: the balance has nothing to pay with
+    for order in ("disturbed", "killed"):
+        assert await playing(stage, settings, killer, DISPUTED, order, 83098890, scale) == [in_order]

@@ -15,6 +15,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
+from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.charge import CHARGES
 from ximler.schema.invoice import INVOICES, Invoice
 from ximler.schema.payment import Payment
@@ -196,3 +197,24 @@ async def test_a_lost_dispute_counts_as_refunded(database: Database, rail: Sandb
     assert [each.total_minor for each in await notes(database, ada)] == [-900, -2000]
     assert await paid(database, ada) == []
     assert await moved(database) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("taken", "left"), [(2000, 0), (1600, 400)])
+async def test_money_that_the_bank_takes_back_does_not_stay_in_the_balance_as_well(
+    taken: int, left: int, database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    await refund(database, rail, ada, 900)
+    await refund(database, rail, ada, 1500, to="BALANCE")
+    (charge,) = await database[CHARGES].find({"userId": ada.user_id})
+    dispute = await rail.open_dispute(str(charge.intent_id))
+    await database.raw["sandboxobjects"].update_one({"_id": dispute}, {"$set": {"amountMinor": taken}})
+    await rail.decide_dispute(dispute, "LOST")
+    await asyncio.gather(*(events.process(database, rail) for _ in range(3)))
+    account = await database[BILLING_ACCOUNTS].get(ada.require_user())
+    assert account.balances.get("USD", 0) == left
+    assert (await payment(database, ada)).status == "REFUNDED"
+    assert await moved(database) == left
+    found = [(each.total_minor, each.status) for each in await notes(database, ada)]
+    assert sorted(found) == sorted([(-900, "PAID"), (-1500, "VOID"), (-taken, "PAID"), *[(-left, "PAID")] * (left > 0)])

@@ -171,7 +171,7 @@ async def credit_note(
 
 
 async def withdraw(transaction: Database, account: BillingAccount, note_id: ObjectId) -> None:
-    """Void a credit note after its refund to a card has failed."""
+    """Void a credit note after its refund has failed or was withdrawn."""
     where = {"userId": account.id, "_id": note_id, "kind": "CREDIT_NOTE"}
     await transaction[INVOICES].patch(where, {"$set": {"status": "VOID"}})
 

@@ -364,17 +364,46 @@ async def _lost(transaction: Database, account: BillingAccount, charge: Charge, 
             covered = {"$set": {"to": "DISPUTE", "status": "SUCCEEDED"}}
             await transaction[REFUNDS].patch({"_id": refund.id}, covered)
             account.refunds = [each for each in account.refunds if each != refund.id]
-    amount = min(taken, charge.amount_minor - charge.refunded_minor)
-    if charge.status == "PAID" and amount > 0:
-        invoice = await invoices.get(transaction, account, charge.invoice_id)
-        paid = invoice if invoice.status == "PAID" else None
-        await _make(
+    left = charge.amount_minor - charge.refunded_minor
+    withdrawn = await _withdraw(transaction, account, charge, taken - left)
+    amount = min(taken, left + withdrawn)
+    if charge.status != "PAID" or amount <= 0:
+        return
+    invoice = await invoices.get(transaction, account, charge.invoice_id)
+    paid = invoice if invoice.status == "PAID" else None
+    name = f"dispute:{dispute.id}"
+    await _make(transaction, account, charge, paid, amount, name=name, to="DISPUTE", reason="Lost dispute")
+    rest = min(withdrawn, left + withdrawn - amount)
+    if rest > 0:
+        reason = "The rest of a refund to the balance"
+        made = await _make(transaction, account, charge, paid, rest, name=f"{name}:rest", to="BALANCE", reason=reason)
+        if paid is None:  # else its credit note moves the balance
+            await move(
+                transaction, account, key=f"refund:{made.id}", currency=made.currency, amount_minor=rest, reason=reason
+            )
+
+
+async def _withdraw(transaction: Database, account: BillingAccount, charge: Charge, amount_minor: int) -> int:
+    """Withdraw refunds to the balance, the newest first, of that amount at least: the bank has returned this money to the
+    card. Returns their sum. The balance may become negative.
+    """
+    withdrawn = 0
+    credited = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "BALANCE", "status": "SUCCEEDED"})
+    for refund in sorted(credited, key=lambda each: (each.created_at, each.id), reverse=True):
+        if withdrawn >= amount_minor:
+            break
+        reason = "The bank returned the payment to the card"
+        await transaction[REFUNDS].patch({"_id": refund.id}, {"$set": {"status": "FAILED", "failure": reason}})
+        await _count(transaction, charge, -refund.amount_minor)
+        if refund.note_id is not None:
+            await invoices.withdraw(transaction, account, refund.note_id)
+        await move(
             transaction,
             account,
-            charge,
-            paid,
-            amount,
-            name=f"dispute:{dispute.id}",
-            to="DISPUTE",
-            reason="Lost dispute",
+            key=f"withdrawn:{refund.id}",
+            currency=refund.currency,
+            amount_minor=-refund.amount_minor,
+            reason=reason,
         )
+        withdrawn += refund.amount_minor
+    return withdrawn
