@@ -100,6 +100,29 @@ async def test_a_coupon_counts_if_it_holds_for_ever(database: Database, rail: Sa
 
 
 @pytest.mark.slow
+async def test_77_customers_at_15_with_14_off_once_are_1155(
+    database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
+) -> None:
+    terms: Any = {
+        "type": "FIXED",
+        "value": 14,
+        "valid_from": datetime(2026, 1, 1, tzinfo=UTC),
+        "valid_until": datetime(2029, 1, 1, tzinfo=UTC),
+    }
+    await database.coupons.insert(Coupon(code="FIRST", name="First", duration="ONCE", **terms))
+    await add_plan(database, "fifteen", 15)
+    at(database, 2027, 11, 3)
+    await buy(await buyer(), "fifteen", coupon="FIRST")
+    (paid,) = await database.payments.find({})
+    assert paid.amount == 1
+    movement = await database[MOVEMENTS].find_one({})
+    assert movement is not None
+    await write(database, *((ObjectId(), "2027-11-03", movement.annual_minor // 12) for _ in range(76)))
+    found = await on(database, 2027, 11, 3)
+    assert (found.end_minor, found.customers, found.arpa_minor) == (115_500, 77, 1500)
+
+
+@pytest.mark.slow
 async def test_a_failed_payment_is_at_risk_and_a_trial_does_not_count(
     database: Database, rail: Sandbox, buyer: Buyer, buy: Buy
 ) -> None:

@@ -26,6 +26,9 @@ def test_reports_are_printed_as_tables_csv_and_json_and_check_their_options(ximl
         assert ximler("reports", rows, "--csv", env=env).stdout.startswith(header)
     assert ximler("reports", "cash", env=env).stdout == "There is no payment in this range.\n"
     assert ximler("reports", "cash", "--plot", env=env).stdout == "There is no payment in this range.\n"
+    assert ximler("reports", "coupons", "--plot", env=env).stdout == "No coupon was used in this range.\n"
+    stored = ximler("reports", "storage", "--plot", env=env).stdout
+    assert stored == "Nothing is stored.\n" or "Stored MB by plan" in stored
     signups = ximler("reports", "signups", "--csv", "--from", "2026-01", "--to", "2026-02", env=env).stdout.splitlines()
     assert signups == ["start,end,registered,verified,paid,conversion,days_to_pay", "2026-01-01,2026-02-01,0,0,0,,"]
     agrees = "The ledger agrees with every subscription.\nThe rollups agree with the ledger.\n"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ximler.database.collection import Page
 
 _EMPTY = "There is no recurring revenue in this range."
+_NO_COUPONS = "No coupon was used in this range."
 _PLOTTED = 6  # cohorts
+_MOST_BARS = 12
 _KINDS = ["NEW", "REACTIVATION", "EXPANSION", "CONTRACTION", "CHURN"]
 
 
@@ -184,12 +186,22 @@ async def cohorts(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
 @start_option
 @end_option
 @csv_option
+@plot_option
 @connected(json="Print the coupons as JSON.")
-async def coupons(run: Run, as_csv: bool, **asked: Any) -> None:
+async def coupons(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
     """The discount that each coupon gave on paid invoices, the largest first."""
     from ximler.analytics import discounts
 
     found = await discounts.coupons(run.database, run.actor, **asked_range(asked))
+    if as_plot:
+        from ximler.cli.plots import bars
+
+        largest = {
+            f"{each.code} {each.currency}": float(Money(each.discount_minor, each.currency).major)
+            for each in found[:_MOST_BARS]
+        }
+        bars("Discount on paid invoices", largest, empty=_NO_COUPONS)
+        return
     show(
         run,
         discounts.CouponLine,
@@ -201,7 +213,7 @@ async def coupons(run: Run, as_csv: bool, **asked: Any) -> None:
             "Customers": lambda each: f"{each.customers:,}",
             "Taken off": money("discount_minor"),
         },
-        empty="No coupon was used in this range.",
+        empty=_NO_COUPONS,
     )
 
 

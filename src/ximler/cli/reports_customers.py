@@ -24,6 +24,7 @@ from ximler.cli.reports import (
 from ximler.core.money import Money
 from ximler.metering.limits.plans import FREE_PLAN
 
+_EMPTY = "Nothing is stored."
 _NO_SIGNUPS = "There is no sign-up in this range."
 _first = click.option("--first", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many.")
 
@@ -260,15 +261,22 @@ async def signups(run: Run, rows: bool, first: int, as_csv: bool, as_plot: bool,
 
 @reports.command()
 @csv_option
+@plot_option
 @connected(json="Print the plans as JSON.")
-async def storage(run: Run, as_csv: bool) -> None:
+async def storage(run: Run, as_csv: bool, as_plot: bool) -> None:
     """Projects and stored bytes by plan, now."""
     from ximler.analytics import customers
 
+    found = await customers.storage(run.database, run.actor)
+    if as_plot:
+        from ximler.cli.plots import bars
+
+        bars("Stored MB by plan", {each.plan_id or FREE_PLAN: each.storage_bytes / 1e6 for each in found}, empty=_EMPTY)
+        return
     show(
         run,
         customers.PlanStorage,
-        await customers.storage(run.database, run.actor),
+        found,
         as_csv=as_csv,
         columns={
             "Plan": lambda each: each.plan_id or FREE_PLAN,
@@ -276,7 +284,7 @@ async def storage(run: Run, as_csv: bool) -> None:
             "Projects": lambda each: f"{each.projects:,}",
             "Bytes": lambda each: f"{each.storage_bytes:,}",
         },
-        empty="Nothing is stored.",
+        empty=_EMPTY,
     )
 
 

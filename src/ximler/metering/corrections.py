@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -148,8 +148,10 @@ async def _correct(database: Database, actor: Actor, quota_id: str, *, dry_run: 
             drifts.append(Drift(user_id=quota.user_id, of=quota.id, what="ledger", was=was, now=settled))
         if dry_run:
             return drifts
+        whose = {"userId": quota.user_id, "resourceType": quota.resource}
         await transaction.usage.patch_each(
-            ({"_id": row, "userId": quota.user_id}, {"$set": {"amount": units}}) for row, units in found.short.items()
+            ({"_id": row, **whose, "periodStart": start}, {"$set": {"amount": units}})
+            for (row, start), units in found.short.items()
         )
         if behind:
             await rows.write(transaction, [msgspec.structs.replace(quota, hours={key: hours[key] for key in behind})])
@@ -178,7 +180,9 @@ class _Rows(msgspec.Struct):
     leased: dict[str, int] = {}  # leased units, by the quota's hours
     recorded: int = 0  # of events that count against this quota
     foreign: int = 0  # of other applications, in their own rows or on top of ours
-    short: dict[ObjectId, int] = {}  # rows whose amount is less than their parts: the correct amount
+    short: dict[
+        tuple[ObjectId, datetime], int
+    ] = {}  # rows, by id and hour, with less than their parts: the right amount
     missing: int = 0  # the sum of those differences
 
 
@@ -196,7 +200,7 @@ async def _rows(transaction: Database, quota: Quota) -> _Rows:
         found.recorded += events.get(day, 0)
         ours = sum(leased.values()) + sum(events.values())
         if amount < ours:
-            found.short[row.id] = ours
+            found.short[row.id, row.period_start] = ours
             found.missing += ours - amount
         elif row.period_start < quota.period_end:
             found.foreign += amount - ours

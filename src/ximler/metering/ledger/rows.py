@@ -38,6 +38,7 @@ __all__ = [
 
 _HOUR = timedelta(hours=1)
 _HOUR_MS = 3_600_000
+_SHARD_KEY = ("userId", "resourceType", "periodStart")  # in the filter of every update: a cluster then asks one shard
 _log = structlog.get_logger("ximler.metering")
 
 Change = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -64,9 +65,8 @@ def change(
     must fail on non-numbers, so that a row with a value of a wrong type is found and repaired.
     """
     start = start_of(hour)
-    # By `_id` and the whole shard key, so that a cluster queries one shard.
-    where: dict[str, Any] = {"_id": row_id(user_id, resource, hour), "userId": user_id}
-    where |= {"resourceType": resource, "periodStart": start}
+    where: dict[str, Any] = {"_id": row_id(user_id, resource, hour)}
+    where |= dict(zip(_SHARD_KEY, (user_id, resource, start), strict=True))
     if unless_through is not None:
         where[f"metadata.{part}.through"] = {"$not": dict(unless_through)}
     fields: dict[str, Any] = {
@@ -166,11 +166,14 @@ async def _repair(database: Database, changes: list[Change]) -> None:
     wrong value on a change's path is removed.
     """
     ids = [where["_id"] for where, _ in changes]
-    found = {row["_id"]: row for row in await database.usage.aggregate([{"$match": {"_id": {"$in": ids}}}])}
+    theirs = {"_id": {"$in": ids}, "userId": {"$in": [where["userId"] for where, _ in changes]}}
+    found = {row["_id"]: row for row in await database.usage.aggregate([{"$match": theirs}])}
     for where, stages in changes:
         wrong = [path for path, kind in _paths(stages).items() if _is_wrong(found.get(where["_id"]), path, kind)]
         _log.warning("ledger row repaired", id=str(where["_id"]), fields=wrong)
-    await database.usage.recompute_each(({"_id": where["_id"]}, _repairs(stages)) for where, stages in changes)
+    await database.usage.recompute_each(
+        ({name: where[name] for name in ("_id", *_SHARD_KEY)}, _repairs(stages)) for where, stages in changes
+    )
     try:
         await database.usage.recompute_each(changes)
     except RefusedChanges as problem:
