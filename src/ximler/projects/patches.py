@@ -28,7 +28,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Conflict, Invalid, LimitExceeded, NotFound, Unavailable, XimlerError
+from ximler.core.errors import Invalid, LimitExceeded, NotFound, Unavailable, XimlerError
 from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.failures import RefusedChanges
@@ -59,8 +59,8 @@ _MAX_IDS = 1_000_000  # of all of them
 _MAX_PLACES = 2_000  # of a project, which are known
 
 
-class SeqPassed(Conflict):
-    """The client has sent a later patch already, so this one cannot be applied in its order."""
+class SeqPassed(Invalid):
+    """The client has sent a later patch already, so this one cannot be applied in its order. No conflict with others."""
 
     code = "SEQ_PASSED"
 
@@ -497,8 +497,11 @@ def _due(project: Edited, batch: Sequence[Waiting]) -> list[Waiting]:
             if not waiting.answer.done():
                 waiting.answer.set_result(Outcome(mark.r, mark.x))
         elif mark is not None and mark.s > waiting.seq:
-            passed = f"Patch {mark.s} of this client was saved before patch {waiting.seq}: send one after the other"
-            _fail(project, [waiting], SeqPassed(passed))
+            passed = (
+                f"Patch {mark.s} of this client was saved before patch {waiting.seq}, which may have been applied before it: "
+                "read the canvas, and send what is missing with a higher seq"
+            )
+            _fail(project, [waiting], SeqPassed(passed, fields={"seq": f"must be above {mark.s}"}))
         else:
             try:
                 waiting.patch = waiting.patch or records.parse(waiting.given, project.declared)
