@@ -14,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
+from ximler.cli import serving
 from ximler.cli.protocol import Addresses, Protocol
 
 
@@ -408,3 +409,18 @@ def test_one_address_has_a_maximum_of_connections(serve: Serve) -> None:
             break
         time.sleep(0.01)
     assert not addresses.counts
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="not of this system")
+def test_the_system_takes_little_for_a_client_that_reads_nothing() -> None:
+    """Linux takes 4 MB by default."""
+    with serving.bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(0.2)
+            taken = 0
+            with contextlib.suppress(TimeoutError):
+                while taken < 4_000_000:
+                    taken += connection.send(bytes(65_536))
+    assert taken < 500_000

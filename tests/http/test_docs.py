@@ -1,5 +1,7 @@
 """The documentation page works offline: it loads everything from the same origin."""
 
+import asyncio
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +11,7 @@ import pytest
 from litestar.enums import MediaType
 from tests.serving import Client
 
-from ximler.http import routes
+from ximler.http import docs, routes
 
 PAGE = "http://ximler.test/docs"
 
@@ -118,3 +120,18 @@ async def test_the_document_is_complete_for_generators(client: Client) -> None:
     }
     assert {"/v1/avatar", "/v1/usage/events", "/v1/projects/{project}/canvas", "/webhooks/stripe"} <= bodies
     assert "oneOf" not in document["components"]["schemas"]["VersionChanges"]["properties"]["pinned"]
+
+
+async def test_many_first_requests_compress_a_file_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressed = []
+    compress = gzip.compress
+
+    def counted(data: bytes, **options: int) -> bytes:
+        compressed.append(len(data))
+        return compress(data, **options)
+
+    monkeypatch.setattr(docs, "_read", {})
+    monkeypatch.setattr(docs.gzip, "compress", counted)
+    answers = await asyncio.gather(*(client.http.get("/docs/assets/swagger-ui.css") for _ in range(20)))
+    assert {each.status_code for each in answers} == {200}
+    assert len(compressed) == 1

@@ -99,9 +99,7 @@ async def assets(name: FromPath[str], request: Request[Any, Any, Any]) -> Respon
     """
     if name not in _ASSETS:
         raise NotFoundException
-    if name not in _read:
-        _read[name] = await asyncio.to_thread(_Asset, _static() / name)
-    asset = _read[name]
+    asset = _read.get(name) or await _read_once(name)
     encoding = encoding_of(request.headers.get("accept-encoding", ""), ["gzip"])
     body = asset.compressed if encoding else asset.text
     tag = f'"{asset.tag}-{encoding}"' if encoding else f'"{asset.tag}"'
@@ -119,7 +117,17 @@ async def _parts(body: bytes) -> AsyncIterator[bytes]:
         yield body[at : at + _PART]
 
 
+async def _read_once(name: str) -> _Asset:
+    """A thousand first requests at once read and compress a file once."""
+    if (reading := _reading.get(name)) is None:
+        reading = _reading[name] = asyncio.create_task(asyncio.to_thread(_Asset, _static() / name))
+        reading.add_done_callback(lambda _: _reading.pop(name))
+    asset = _read[name] = await asyncio.shield(reading)
+    return asset
+
+
 _read: dict[str, _Asset] = {}
+_reading: dict[str, asyncio.Task[_Asset]] = {}
 
 
 @cache
