@@ -187,6 +187,7 @@ async def replace(
     tags=["projects"],
     summary="Import a file as a project's canvas",
     request_max_body_size=_MAX_BODY,
+    operation_class=body_of("JSON in UTF-8, of any media type", **{"application/json": Schema(), "*/*": Schema()}),
     responses=_CHANGES,
 )
 async def import_file(

@@ -42,6 +42,13 @@ from ximler.graphql.engine.registry import ROOT_TYPES, Resolver, Resolvers
 
 __all__ = ["Bound", "Schema", "SchemaError", "build"]
 
+_DESCRIPTION = "Queries, changes and live updates of the signed-in user, and of everybody for operators."
+_ROOTS = {
+    "query": "Reads. Fields resolve concurrently and change nothing.",
+    "mutation": "Changes. Fields run one after another, in the order written.",
+    "subscription": "Live updates, sent as server-sent events or in parts of a multipart response.",
+}
+
 
 class SchemaError(Exception):
     """The schema cannot be served; `problems` lists every problem, one sentence each."""
@@ -148,8 +155,8 @@ def _read(sources: Iterable[ModuleType | Path | str]) -> DocumentNode:
     defined = {node.name.value for node in definitions if isinstance(node, ObjectTypeDefinitionNode)}
     roots = [name for name in ROOT_TYPES if name in extended | defined] or ["Query"]
     # Explicit, because otherwise a type named Subscription would become the third root.
-    schema = ["schema {", *(f"{ROOT_TYPES[name]}: {name}" for name in roots), "}"]
-    types = [f"type {name}" for name in roots if name not in defined]
+    schema = [f'"{_DESCRIPTION}" schema {{', *(f"{ROOT_TYPES[name]}: {name}" for name in roots), "}"]
+    types = [f'"{_ROOTS[ROOT_TYPES[name]]}" type {name}' for name in roots if name not in defined]
     definitions += parse(" ".join(schema + types)).definitions
     return DocumentNode(definitions=tuple(definitions))
 
