@@ -22,6 +22,7 @@ from ximler.core.errors import Unavailable
 from ximler.core.in_flight import InFlight
 from ximler.core.logs import printable
 from ximler.core.settings import Settings, SettingsError
+from ximler.core.settings_values import pattern_of
 from ximler.core.streams import Streams
 from ximler.database import connect
 from ximler.database.changes import Feed
@@ -295,7 +296,8 @@ def _cors(settings: Settings) -> CORSConfig | None:
     if not settings.cors_origins:
         return None
     return CORSConfig(
-        allow_origins=list(settings.cors_origins),
+        allow_origins=["*"] if "*" in settings.cors_origins else [],
+        allow_origin_regex=pattern_of(settings.cors_origins),
         allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=[
             "Authorization",

@@ -29,6 +29,7 @@ def test_every_spelling_of_an_address_has_one_normal_form(typed: str) -> None:
     [
         "a" * 65 + "@example.com", "a@" + "b" * 64 + ".com", "a" * 64 + "@" + ("b" * 60 + ".") * 3 + "example",
         "a..b@example.com", "x@example.com.", '"a b"@example.com', "a@localhost", "a@[127.0.0.1]", "a@x_y.com", "a@xn--a.com",
+        "ö" * 33 + "@example.com", "計" * 22 + "@example.com",
         "a@b@example.com", "a\u200b@example.com", "Ada <a@example.com>", "a@example.com,b@example.com",
     ],
 )  # fmt: skip
@@ -38,7 +39,11 @@ def test_addresses_that_no_server_takes_are_refused(typed: str) -> None:
 
 
 def test_the_longest_addresses_are_valid() -> None:
-    for longest in ("a" * 64 + "@example.com", "a" * 63 + "@" + ("b" * 60 + ".") * 3 + "example"):
+    for longest in (
+        "a" * 64 + "@example.com",
+        "ö" * 32 + "@example.com",
+        "a" * 63 + "@" + ("b" * 60 + ".") * 3 + "example",
+    ):
         assert addresses.normalised(longest.upper()) == longest
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from tests.billing.conftest import (
     GOOD,
@@ -155,3 +156,7 @@ async def test_checkouts_refuse_free_plans_unknown_plans_and_other_sites(
     ):
         with pytest.raises(Invalid):
             await start("pro", url)
+    settings = msgspec.structs.replace(settings, cors_origins=("https://*.shop.example", "*"))
+    with pytest.raises(Invalid):
+        await start("pro", "https://evil.example/.shop.example")
+    await start("pro", "HTTPS://App.Shop.example:443/back")

@@ -1,6 +1,7 @@
 """Settings: sources, error messages, and hiding of secrets."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ximler.core.settings import Settings, SettingsError, documentation, load, variable_name
+from ximler.core.settings_values import pattern_of
 
 PASSWORD = "hunter2-is-my-password"
 URI = f"mongodb://ximler:{PASSWORD}@db.example:27017/shop?replicaSet=rs"
@@ -199,6 +201,33 @@ def test_origins_are_kept_as_browsers_write_them(given: str, kept: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("listed", "origin", "allowed"),
+    [
+        ("https://*.Example.com", "https://app.example.com", True),
+        ("https://*.example.com", "https://a-1.b.example.com", True),
+        ("https://*.example.com:8443", "https://app.example.com:8443", True),
+        ("https://*.example.com", "https://example.com", False),
+        ("https://*.example.com", "https://appXexample.com", False),
+        ("https://*.example.com", "http://app.example.com", False),
+        ("https://*.example.com", "https://evil.test/.example.com", False),
+        ("https://*.example.com", "https://evil.test?.example.com", False),
+        ("https://*.example.com", "https://.example.com", False),
+        ("https://a.example.com", "https://aXexample.com", False),
+        ("*", "https://app.example.com", False),  # any page may call the API, but none is named
+    ],
+)
+def test_a_listed_origin_may_stand_for_all_subdomains(listed: str, origin: str, allowed: bool) -> None:
+    pattern = pattern_of(load({"XIMLER_CORS_ORIGINS": listed}).cors_origins)
+    assert (re.fullmatch(pattern, origin) is not None) == allowed
+
+
+def test_a_session_cannot_be_left_unused_for_longer_than_it_lasts() -> None:
+    with pytest.raises(SettingsError, match=r"^XIMLER_SESSION_DAYS: .*XIMLER_SESSION_MAX_DAYS.*90 \(got .91.\)"):
+        load({"XIMLER_SESSION_DAYS": "91"})
+    assert load({"XIMLER_SESSION_MAX_DAYS": "7"}).session_days == 7
+
+
+@pytest.mark.parametrize(
     ("variable", "text"),
     [
         ("XIMLER_PUBLIC_URL", "https://x.example/ximler"),
@@ -217,6 +246,9 @@ def test_origins_are_kept_as_browsers_write_them(given: str, kept: str) -> None:
         ("XIMLER_CORS_ORIGINS", "https://app.example/path"),
         ("XIMLER_CORS_ORIGINS", "https://a.example, ftp://b.example"),
         ("XIMLER_CORS_ORIGINS", "null"),
+        ("XIMLER_CORS_ORIGINS", "https://app*"),  # also https://app.evil.test
+        ("XIMLER_CORS_ORIGINS", "https://*"),
+        ("XIMLER_CORS_ORIGINS", "https://a.*.example"),
         ("XIMLER_CORS_ORIGINS", "https://*.example/?x"),
         ("XIMLER_MAIL_FROM", "Acme"),
         ("XIMLER_MAIL_FROM", "Acme, Inc <a@b.example>"),

@@ -13,6 +13,8 @@ from ximler.database import Database
 OURS = "https://app.example.com"
 OTHERS = [
     "https://evil.example.com",
+    "https://shop.example.com",
+    "https://evil-shop.example.com",
     "https://app.example.com.evil.com",
     "https://app-example.com",
     "http://app.example.com",
@@ -29,13 +31,15 @@ PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-He
 @pytest.fixture
 async def listed(settings: Settings, database: Database, mongodb_uri: str) -> AsyncIterator[httpx.AsyncClient]:
     """An application that lists one origin, and a second."""
-    settings = msgspec.structs.replace(settings, database=database.name, cors_origins=(OURS, "http://localhost:5173"))
+    settings = msgspec.structs.replace(
+        settings, database=database.name, cors_origins=(OURS, "http://localhost:5173", "https://*.shop.example.com")
+    )
     async with serve(settings, mongodb_uri) as app:
         yield Client(app).http
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("origin", [OURS, "http://localhost:5173"])
+@pytest.mark.parametrize("origin", [OURS, "http://localhost:5173", "https://a.b.shop.example.com"])
 @pytest.mark.parametrize("path", ["/graphql", "/healthz", "/nothing"])
 async def test_a_listed_origin_may_ask_and_read(listed: httpx.AsyncClient, origin: str, path: str) -> None:
     allowed = await listed.options(path, headers={"Origin": origin, **PREFLIGHT})

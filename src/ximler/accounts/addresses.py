@@ -25,10 +25,13 @@ def normalised(email: str, field: str = "email") -> str:
     if len(email) > MAX_ADDRESS:  # first: validating a megabyte takes a second
         raise Invalid.field(field, f"is longer than {MAX_ADDRESS} characters")
     try:
-        # Strict: 64 octets at most before the @ (RFC 5321, 4.5.3.1.1).
-        return validate_email(email.strip(), check_deliverability=False, strict=True).normalized.lower()
+        # Strict: 64 characters at most before the @.
+        normal = validate_email(email.strip(), check_deliverability=False, strict=True).normalized.lower()
     except EmailNotValidError as problem:
         raise Invalid.field(field, str(problem).rstrip(".")) from None
+    if len(normal.rpartition("@")[0].encode()) > 64:  # octets (RFC 5321, 4.5.3.1.1; RFC 6531, 3.3)
+        raise Invalid.field(field, "is longer than 64 bytes before the @-sign")
+    return normal
 
 
 def masked(email: str) -> str:

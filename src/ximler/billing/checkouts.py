@@ -7,6 +7,7 @@
 A payment is made only after the claim, so one of any number of a user's checkouts is paid.
 """
 
+import re
 import secrets
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from ximler.core.actor import Actor
 from ximler.core.business import Business
 from ximler.core.errors import Conflict, Invalid, NotFound, XimlerError
 from ximler.core.settings import Settings
+from ximler.core.settings_values import origin_of, pattern_of
 from ximler.database import Database
 from ximler.database.failures import DocumentExists
 from ximler.schema.billing_account import BillingAccount, Terms
@@ -362,12 +364,12 @@ def _check_return(url: str, settings: Settings) -> None:
     """Accept addresses of this site and of CORS origins; in development also of this machine. Raises Invalid."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # `localhost:80.example` has none
+        origin = origin_of(f"{parts.scheme}://{parts.netloc}") or ""  # `localhost:80.example` is none
     except ValueError:
         raise Invalid.field("returnUrl", "is not an address") from None
-    origin = f"{parts.scheme}://{parts.netloc}"
     local = settings.development and parts.hostname in _LOCAL
-    ours = origin == settings.base_url or origin in settings.cors_origins or local
+    listed = re.fullmatch(pattern_of(settings.cors_origins), origin) is not None
+    ours = bool(origin) and (origin == settings.base_url or listed or local)
     plain = url.isprintable() and not {" ", "\\"} & set(url)  # `urlsplit` leaves out line feeds, browsers read \ as /
     if parts.scheme not in ("http", "https") or not ours or not plain or len(url) > 2000:
         raise Invalid.field("returnUrl", "must be an address of this site")

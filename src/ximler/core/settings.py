@@ -106,7 +106,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="Addresses or networks of proxies whose `X-Forwarded-For`, or else `Forwarded`, is trusted."),
     ] = ()
     cors_origins: Annotated[
-        tuple[str, ...], Meta(description="Origins whose pages may call the API from a browser.")
+        tuple[str, ...],
+        Meta(
+            description="Origins whose pages may call the API from a browser, and to which a payment may return. "
+            "`https://*.example.com` stands for every subdomain; `*` lets any page call the API."
+        ),
     ] = ()
     metrics_token: Annotated[
         Annotated[Secret, Meta(min_length=16)] | None,
@@ -510,7 +514,7 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
             refuse("public_url", public_url, problem)
     for given in settings.cors_origins:
         origin = given if given == "*" else origin_of(given)
-        if origin is None:
+        if origin is None or (origin != "*" and "*" in re.sub(r"^https?://\*\.(?=.)", "", origin)):
             refuse("cors_origins", given, "Expected origins, such as https://app.example or http://localhost:5173")
         origins.append(origin)
     if settings.mail_from is not None and not is_mailbox(settings.mail_from):
@@ -518,6 +522,9 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
             'Expected one mailbox, such as Ximler <hello@example.com>; a name with a comma needs quotes: "Acme, Inc"'
         )
         refuse("mail_from", settings.mail_from, problem)
+    if "session_days" in sources and settings.session_days > settings.session_max_days:
+        problem = f"Expected at most {variable_name('session_max_days')}, such as {settings.session_max_days}"
+        refuse("session_days", str(settings.session_days), problem)
     for name, (form, problem) in _FORMS.items():
         if (value := getattr(settings, name)) is not None and re.fullmatch(form, value) is None:
             refuse(name, value, problem)
@@ -527,7 +534,8 @@ def _usable(settings: Settings, sources: Mapping[str, str]) -> Settings:
     for given in settings.tax_rates:
         if re.fullmatch(r"[A-Z]{2}=(100|\d{1,2}(\.\d{1,3})?)", given) is None:
             refuse("tax_rates", given, "Expected a country and a percentage, such as DE=19")
-    return msgspec.structs.replace(settings, public_url=public_url, cors_origins=tuple(origins))
+    unused = min(settings.session_days, settings.session_max_days)  # the default may be more
+    return msgspec.structs.replace(settings, public_url=public_url, cors_origins=tuple(origins), session_days=unused)
 
 
 def variable_name(name: str) -> str:

@@ -1,9 +1,10 @@
 """Values of settings that need more than their type: origins and mailboxes. Pure."""
 
 import re
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-__all__ = ["is_mailbox", "origin_of"]
+__all__ = ["is_mailbox", "origin_of", "pattern_of"]
 
 _NO_HOST = re.compile(r"[\s\0-)+,/;<=>?@\\^`{|}~\x7f]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -28,6 +29,11 @@ def origin_of(url: str) -> str | None:
         except idna.IDNAError:
             return None
     return f"{parts.scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}")
+
+
+def pattern_of(origins: Iterable[str]) -> str:
+    """A regular expression of the origins listed. `https://*.example.com` lists all hosts below `example.com`."""
+    return "|".join(re.escape(each).replace(r"\*", r"[a-z0-9-]+(?:\.[a-z0-9-]+)*") for each in origins if each != "*")
 
 
 def is_mailbox(text: str) -> bool:
