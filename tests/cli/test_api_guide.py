@@ -15,6 +15,7 @@ from ximler.core.errors import XimlerError
 from ximler.http.problems import status_of
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+SCHEMA = (Path(__file__).parents[2] / "docs" / "schema.graphql").read_text("utf-8")
 # Errors that a command prints, and no request gets.
 _NOT_OF_THE_API = {
     "AUDIT_KEY_MISSING", "DATA_DIR_IN_USE", "DATA_DIR_UNUSABLE", "DISK_FULL", "EMBEDDED_SERVER", "FILE_NOT_WRITTEN",
@@ -46,6 +47,13 @@ def test_every_error_code_of_the_api_is_documented_with_its_status() -> None:
 
 def test_every_scope_is_documented() -> None:
     assert dict(rows("scopes")) == SCOPES
+
+
+def test_every_scalar_is_mapped_for_code_generators() -> None:
+    scalars = set(re.findall(r"^scalar (\w+)", SCHEMA, re.MULTILINE))
+    mapping = re.search(r"  scalars:\n((?:    \w+: \w+\n)+)", GUIDE)
+    assert mapping is not None
+    assert set(re.findall(r"    (\w+):", mapping[1])) == scalars
 
 
 def test_the_examples_run_as_they_stand(up: Any) -> None:
