@@ -5,8 +5,10 @@ from typing import Any
 from tests.serving import Client
 
 
-async def _send(client: Client, method: str, path: str, status: int = 200, **given: Any) -> Any:
-    headers = {"Authorization": f"Bearer {client.token}"}
+async def _send(
+    client: Client, method: str, path: str, status: int = 200, *, key: str | None = None, **given: Any
+) -> Any:
+    headers = {"Authorization": f"Bearer {client.token}", **({"Idempotency-Key": key} if key else {})}
     response = await client.http.request(method, f"/v1{path}", headers=headers, **given)
     assert response.status_code == status, response.text
     return response.json() if response.content else None
@@ -54,7 +56,8 @@ async def test_people_and_links_are_listed_and_revoked(ada: Client) -> None:
         ("DELETE", project, None),
     ):
         await _send(bob, method, path, 404, json=body)
-    made = await _send(ada, "POST", f"{project}/links", 201, json={})
+    made = await _send(ada, "POST", f"{project}/links", 201, key="a-key", json={})
+    assert await _send(ada, "POST", f"{project}/links", 201, key="a-key", json={}) == made
     await _send(ada, "POST", f"{project}/links", 422, json={"expiresAt": "2001-01-01T00:00:00Z"})
     (link,) = (await _send(ada, "GET", f"{project}/links"))["links"]
     assert link == made["link"]

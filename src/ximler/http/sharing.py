@@ -12,6 +12,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
+from ximler.http.idempotency import idempotent
 from ximler.http.problems import documented_in_project
 from ximler.projects import links, sharing
 
@@ -121,7 +122,14 @@ async def list_links(
     return Links([_link(each) for each in page.items], page.end_cursor if page.has_next else None)
 
 
-@post(_LINKS, **signed_in(), tags=["projects"], summary="Create a public link", responses=_CHANGES)
+@post(
+    _LINKS,
+    **signed_in(),
+    middleware=[idempotent],
+    tags=["projects"],
+    summary="Create a public link",
+    responses=_CHANGES,
+)
 async def create_link(
     project: _Project, data: JSONBody[NewLink], caller: NamedDependency[Caller], state: State
 ) -> CreatedLink:
