@@ -13,6 +13,7 @@ from ximler.billing.refunds import RefundTooHigh
 from ximler.billing.sandbox import Fault, Sandbox
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden
+from ximler.core.money import Money
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.schema.billing_account import BILLING_ACCOUNTS
@@ -212,9 +213,45 @@ async def test_money_that_the_bank_takes_back_does_not_stay_in_the_balance_as_we
     await database.raw["sandboxobjects"].update_one({"_id": dispute}, {"$set": {"amountMinor": taken}})
     await rail.decide_dispute(dispute, "LOST")
     await asyncio.gather(*(events.process(database, rail) for _ in range(3)))
+    assert await refunds.observe_dispute(database, rail, dispute)  # another event of the same dispute
+    withdrawn = [each.title for each in await database.notifications.find({"userId": ada.user_id})]
+    assert f"A refund of {Money(1500 - left, 'USD')} was withdrawn" in withdrawn
     account = await database[BILLING_ACCOUNTS].get(ada.require_user())
     assert account.balances.get("USD", 0) == left
     assert (await payment(database, ada)).status == "REFUNDED"
     assert await moved(database) == left
     found = [(each.total_minor, each.status) for each in await notes(database, ada)]
     assert sorted(found) == sorted([(-900, "PAID"), (-1500, "VOID"), (-taken, "PAID"), *[(-left, "PAID")] * (left > 0)])
+
+
+@pytest.mark.slow
+async def test_a_lost_dispute_counts_whole_when_a_refund_that_was_under_way_fails(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada, card=REFUNDS_FAIL)
+    (charge,) = await database[CHARGES].find({"userId": ada.user_id})
+    dispute = await rail.open_dispute(str(charge.intent_id))  # of all
+    await refund(database, rail, ada, 900)  # before anybody told us
+    await rail.decide_dispute(dispute, "LOST")
+    await events.process(database, rail)
+    assert [each.total_minor for each in await notes(database, ada)] == [-900, -2000]
+    database.clock.offset_ms += 11 * 60_000
+    await run.run(database, rail)
+    await asyncio.gather(*(refunds.observe_dispute(database, rail, dispute) for _ in range(3)))
+    assert (await payment(database, ada)).status == "REFUNDED"
+    found = [(each.total_minor, each.status) for each in await notes(database, ada)]
+    assert found == [(-900, "VOID"), (-2000, "PAID"), (-900, "PAID")]
+
+
+@pytest.mark.slow
+async def test_a_dispute_of_a_part_that_is_told_twice_counts_once(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    (charge,) = await database[CHARGES].find({"userId": ada.user_id})
+    dispute = await rail.open_dispute(str(charge.intent_id))
+    await database.raw["sandboxobjects"].update_one({"_id": dispute}, {"$set": {"amountMinor": 1600}})
+    await rail.decide_dispute(dispute, "LOST")
+    await asyncio.gather(*(refunds.observe_dispute(database, rail, dispute) for _ in range(4)))
+    assert [each.total_minor for each in await notes(database, ada)] == [-1600]
+    assert (await refund(database, rail, ada)).amount_minor == 1300

@@ -23,6 +23,7 @@ __all__ = [
     "paid",
     "price_changes",
     "refund_failed",
+    "refund_withdrawn",
     "refunded",
     "renews",
     "trial_ends",
@@ -119,6 +120,13 @@ async def extended(transaction: Database, user_id: ObjectId, terms: Terms, *, un
 async def refund_failed(transaction: Database, user_id: ObjectId, amount: Money) -> None:
     text = f"Your card did not accept a refund of {amount}. We will contact you about another way."
     await _notify(transaction, user_id, f"A refund of {amount} failed", text)
+
+
+async def refund_withdrawn(transaction: Database, user_id: ObjectId, amount: Money, *, owed: Money) -> None:
+    text = f"Your bank returned your payment to your card, so {amount} that was refunded to your credit balance is withdrawn."
+    if owed.minor:
+        text += f" {owed} is added to your next invoice."
+    await _notify(transaction, user_id, f"A refund of {amount} was withdrawn", text)
 
 
 async def _notify(

@@ -16,7 +16,7 @@ from bson import ObjectId
 from ximler.audit import records
 from ximler.audit.actions import Action
 from ximler.billing import invoices, notices
-from ximler.billing.account import in_turn, lock, move, store
+from ximler.billing.account import balance, in_turn, lock, move, store
 from ximler.billing.pricing import share
 from ximler.billing.provider import Dispute, Provider, ProviderUnavailable, Refunded
 from ximler.core.actor import SYSTEM, Actor
@@ -167,11 +167,13 @@ async def observe(database: Database, provider: Provider, provider_id: str, refe
 
 
 async def observe_dispute(database: Database, provider: Provider, dispute_id: str) -> bool:
-    """Apply the provider's current state of a dispute; False for a charge that is not known yet."""
+    """Apply the provider's current state of a dispute; False for a charge that is not known, or not known as paid, yet."""
     reference = (await provider.dispute(dispute_id)).reference
     charge = await database[CHARGES].find_and_patch({"_id": reference}, {"$inc": {"disputeTicket": 1}})
     if charge is None:
         return not reference
+    if charge.status != "PAID":
+        return False
     await dispute_changed(database, charge, await provider.dispute(dispute_id))
     return True
 
@@ -335,6 +337,10 @@ async def _apply(database: Database, refund: Refund, state: Refunded, ticket: in
 async def _failed(transaction: Database, account: BillingAccount, refund: Refund, failure: str) -> dict[str, Any]:
     """The payment is PAID again. A payment that no invoice needed is added to the credit balance instead."""
     account.refunds = [each for each in account.refunds if each != refund.id]
+    charge = await transaction[CHARGES].get(refund.charge_id)
+    uncounted = await _uncounted(transaction, charge)
+    if refund.note_id is None and refund.amount_minor <= uncounted:
+        return {"status": "SUCCEEDED", "to": "DISPUTE", "failure": failure}  # the bank returned it by a lost dispute
     if refund.note_id is None:
         await move(
             transaction,
@@ -347,33 +353,51 @@ async def _failed(transaction: Database, account: BillingAccount, refund: Refund
         value = Money(refund.amount_minor, refund.currency)
         await notices.refunded(transaction, account.id, value, to_balance=True)
         return {"status": "SUCCEEDED", "to": "BALANCE", "failure": failure}
-    charge = await transaction[CHARGES].get(refund.charge_id)
     await _count(transaction, charge, -refund.amount_minor)
     await invoices.withdraw(transaction, account, refund.note_id)
+    if uncounted:  # a dispute was lost meanwhile, and this refund left no room to count all of it
+        await transaction[REFUNDS].patch({"_id": refund.id}, {"$set": {"status": "FAILED"}})
+        charge.refunded_minor -= refund.amount_minor
+        await _count_lost(transaction, account, charge, uncounted)
     if refund.provider_id is not None:  # the user was notified of it
         await notices.refund_failed(transaction, account.id, Money(refund.amount_minor, refund.currency))
     return {"status": "FAILED", "failure": failure}
 
 
 async def _lost(transaction: Database, account: BillingAccount, charge: Charge, dispute: Dispute) -> None:
-    """The amount that the bank took back counts as refunded; it covers refunds that were not sent yet first."""
-    taken = dispute.amount_minor
+    """The amount that the bank took back counts as refunded, once; it covers refunds that were not sent yet first."""
+    charge.lost = {**charge.lost, dispute.id: dispute.amount_minor}
+    await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {"lost": charge.lost}})
+    taken = await _uncounted(transaction, charge)
     for refund in await transaction[REFUNDS].find({"chargeId": charge.id, "status": "PENDING", "providerId": None}):
         if refund.amount_minor <= taken:
             taken -= refund.amount_minor
             covered = {"$set": {"to": "DISPUTE", "status": "SUCCEEDED"}}
             await transaction[REFUNDS].patch({"_id": refund.id}, covered)
             account.refunds = [each for each in account.refunds if each != refund.id]
+    await _count_lost(transaction, account, charge, taken)
+
+
+async def _uncounted(transaction: Database, charge: Charge) -> int:
+    """The part of lost disputes that does not count as refunded yet."""
+    if not charge.lost:
+        return 0
+    counted = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "DISPUTE"})
+    return int(sum(charge.lost.values())) - sum(each.amount_minor for each in counted)
+
+
+async def _count_lost(transaction: Database, account: BillingAccount, charge: Charge, taken: int) -> None:
+    """Count this amount of lost disputes, as far as the charge has it; refunds to the balance are withdrawn for it."""
     left = charge.amount_minor - charge.refunded_minor
     withdrawn = await _withdraw(transaction, account, charge, taken - left)
     amount = min(taken, left + withdrawn)
-    if charge.status != "PAID" or amount <= 0:
+    if amount <= 0:
         return
     invoice = await invoices.get(transaction, account, charge.invoice_id)
     paid = invoice if invoice.status == "PAID" else None
-    name = f"dispute:{dispute.id}"
+    name = f"dispute:{sum(charge.lost.values()) - taken}"  # what was counted before
     await _make(transaction, account, charge, paid, amount, name=name, to="DISPUTE", reason="Lost dispute")
-    rest = min(withdrawn, left + withdrawn - amount)
+    rest = left + withdrawn - amount if withdrawn else 0
     if rest > 0:
         reason = "The rest of a refund to the balance"
         made = await _make(transaction, account, charge, paid, rest, name=f"{name}:rest", to="BALANCE", reason=reason)
@@ -381,6 +405,10 @@ async def _lost(transaction: Database, account: BillingAccount, charge: Charge, 
             await move(
                 transaction, account, key=f"refund:{made.id}", currency=made.currency, amount_minor=rest, reason=reason
             )
+    if withdrawn > rest:
+        gone, owed = withdrawn - rest, max(-balance(account, charge.currency), 0)
+        currency = charge.currency
+        await notices.refund_withdrawn(transaction, account.id, Money(gone, currency), owed=Money(owed, currency))
 
 
 async def _withdraw(transaction: Database, account: BillingAccount, charge: Charge, amount_minor: int) -> int:

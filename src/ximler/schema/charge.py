@@ -1,12 +1,12 @@
 """`charges`: attempts to collect an invoice at the payment provider. Private to billing."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from bson import ObjectId
 from msgspec import field
 
-from ximler.schema.document import AT_WRITE, Collection, Document, Kept, ShardKey, UserId, ascending
+from ximler.schema.document import AT_WRITE, Collection, Document, Kept, Mixed, ShardKey, UserId, ascending
 
 __all__ = ["CHARGES", "Charge", "ChargeStatus", "DisputeStatus"]
 
@@ -37,6 +37,7 @@ class Charge(Document, kw_only=True):
     failure: Kept[str | None] = None
     refunded_minor: Kept[int] = 0  # of refunds that have not failed
     dispute: Kept[DisputeStatus | None] = None
+    lost: Kept[Mixed] = field(default_factory=dict[str, Any])  # amounts that the bank took back, by dispute
     dispute_ticket: Kept[int] = 0
     dispute_applied: Kept[int] = 0
     looks: Kept[int] = 0  # while it stayed pending
