@@ -41,7 +41,7 @@ def routes_of(client: Client) -> list[Route]:
 
 
 # What a path's parameter names: an object of a user, or something public. A new parameter needs an entry.
-OBJECTS = {"project", "asset", "upload", "version", "invoice", "file"}
+OBJECTS = {"project", "asset", "upload", "version", "invoice", "file", "link"}
 PUBLIC = {
     "picture": "0" * 24,
     "module": "ximler.js",
