@@ -68,15 +68,14 @@ async def purge_expired(*, database: Database) -> int:
         {"$match": {**expired, "userId": {"$nin": left}}},
         {"$sort": {"deletedAt": 1}},
         {"$limit": _BATCH},
-        {"$group": {"_id": "$userId", "projects": {"$push": "$_id"}}},
+        {"$group": {"_id": "$userId"}},
     ]
     total = 0
     # The owner as it is stored: another application may have written anything.
     while found := await database.projects.aggregate(oldest):
         for owner in found:
-            which = {"_id": {"$in": owner["projects"]}, **expired}
-            try:
-                count = await _purge(database, SYSTEM, owner["_id"], which)
+            try:  # all that are due, not the oldest alone: a batch's projects may belong to as many users
+                count = await _purge(database, SYSTEM, owner["_id"], expired)
             except Unavailable:
                 raise
             except Exception as problem:  # the others' must not wait
