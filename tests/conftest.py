@@ -25,11 +25,12 @@ from litestar.types import ASGIApp
 from pymongo import AsyncMongoClient, pool_shared
 from tests.failing import Failing
 from tests.serving import Client, serve
+from tests.shards import Watch
 
 from ximler import setup
 from ximler.core.actor import Actor
 from ximler.core.settings import Settings
-from ximler.database import Database, connect
+from ximler.database import Database, connect, connection
 from ximler.embedded import server
 from ximler.schema import CATALOGUE
 from ximler.schema.meta import META
@@ -66,6 +67,8 @@ class _Loop:
 
 
 _create_connection = pool_shared._async_create_connection
+_listeners = connection.listeners
+_watch = Watch()
 
 
 async def _connect(address: Any, options: Any) -> Any:
@@ -93,6 +96,7 @@ def _memory() -> str | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     pool_shared._async_create_connection = _connect
+    connection.listeners = lambda *args: [*_listeners(*args), _watch]
     # Without an error's local variables, which take seconds to print.
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
@@ -121,6 +125,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(config.rootpath / "tests").parts[0] in _SLOW_FOLDERS:
             item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Fail a test in which the product sent a command that every shard of a cluster would get, and is not expected."""
+    yield
+    if problems := _watch.problems:
+        _watch.problems = []
+        pytest.fail("\n".join(problems), pytrace=False)
 
 
 def pytest_collection_finish() -> None:
@@ -156,7 +169,8 @@ async def _worker_database(mongodb_uri: str) -> AsyncIterator[Database]:
     database = await connect(mongodb_uri, name=f"ximler_test_{os.getpid()}_{secrets.token_hex(3)}")
     assert await setup.initialise(database) == []
     yield database
-    await database.client.drop_database(database.name)
+    for name in (database.name, f"{database.name}_keys"):
+        await database.client.drop_database(name)
     await database.close()
 
 
@@ -165,6 +179,7 @@ async def database(_worker_database: Database) -> AsyncIterator[Database]:
     """Initialised and seeded, as a new installation; emptied after the test."""
     async with _restored(_worker_database) as database:
         yield database
+    assert not await _watch.disproved(database.client[f"{database.name}_keys"])
 
 
 @asynccontextmanager

@@ -1,5 +1,4 @@
-"""Every query of a journey is served by an index, reads little, and would reach one shard of a sharded
-cluster.
+"""Every query of a journey is served by an index, and reads little.
 
 The commands are those that the driver sends; each is explained against collections full of other people's
 documents.
@@ -15,6 +14,7 @@ import pytest
 from bson import ObjectId
 from pymongo import monitoring
 from tests.serving import PASSWORD, Client, serve
+from tests.shards import VERBS, Command, verb, walk
 
 from ximler.accounts import administration, closing, roles
 from ximler.accounts.keyring import Keyring
@@ -27,39 +27,13 @@ from ximler.database import Database, connection, seeding, sync
 from ximler.metering.ledger import events, settlement
 from ximler.privacy import erasure
 from ximler.projects import search
-from ximler.schema import CATALOGUE
 from ximler.schema.plan import Plan
 from ximler.schema.user import User
 
-Command = dict[str, Any]
-
 OTHERS = 400
 OWN = 300
-VERBS = ("find", "aggregate", "update", "delete", "findAndModify")
-SHARD_KEYS = {c.name: [name for name, _ in c.shard_key.fields] for c in CATALOGUE}
-SHARD_KEYS |= {"avatars.files": [], "avatars.chunks": []}  # pictures of a few kB: kept on one shard
-SHARD_KEYS |= {"assets.files": ["_id"], "assets.chunks": ["files_id"]}
-
 # (verb, collection) → why it may scan a whole collection.
 SCANS: dict[tuple[str, str], str] = {}
-# (verb, collection) → why a cluster may ask every shard.
-BROADCASTS: dict[tuple[str, str], str] = {
-    ("delete", "sessions"): "all of a user's end: rare, while every request looks one up by its token",
-    ("find", "sessions"): "a user's list of sessions: seldom, as above",
-    ("aggregate", "quotas"): "a process looks for a user's quota at their first call there; by `_id` from then on",
-    ("update", "quotas"): "a user's quotas follow their limits, which change seldom; every step of a lease is by `_id`",
-    ("delete", "quotas"): "erases all of a user's, once, 30 days after they left",
-    ("delete", "projectshares"): "as above, and those of the person with others",
-    ("delete", "projectlinks"): "as above",
-    ("find", "projectshares"): "a person's list of what others share: seldom, while every access is by project",
-    ("update", "projectshares"): "shares with an address become a person's before that list",
-    ("find", "checkouts"): "the end of a user asks for their customers at the provider, once",
-    ("delete", "checkouts"): "erases all of a user's, as above; each step of one is by `_id`",
-    (
-        "find",
-        "auditlogs",
-    ): "concurrent appends, so spread by `_id`; read by operators, and seldom by its owner",
-}
 # (verb, collection) → why it may examine more documents than a page has.
 WIDE = {
     ("find", "projects"): "a search for frequent words walks the user's own list",
@@ -221,8 +195,8 @@ async def customer(client: Client, database: Database) -> None:
     await client.ask("query ($id: ID!) { projectShares(projectId: $id) { email } }", id=made)
     await client.ask("query ($id: ID!) { projectLinks(projectId: $id) { nodes { id } } }", id=made)
     await client.ask('{ sharedProjects { nodes { id } } project(id: "000000000000000000000000") { id } }')
-    for verb in ("delete", "restore"):
-        await client.ask(f"mutation ($id: ID!) {{ {verb}Project(id: $id) {{ id canvasData }} }}", id=made)
+    for each in ("delete", "restore"):
+        await client.ask(f"mutation ($id: ID!) {{ {each}Project(id: $id) {{ id canvasData }} }}", id=made)
     await client.ask("mutation ($id: ID!) { deleteProject(id: $id) { id } }", id=made)
     trash = "query ($after: String) { trash(first: 1, after: $after) { nodes { id } pageInfo { endCursor } } }"
     end = (await client.ask(trash))["trash"]["pageInfo"]["endCursor"]
@@ -392,16 +366,6 @@ async def test_every_query_is_served_by_an_index_and_reads_little(capture: Captu
 
 
 @pytest.mark.slow
-async def test_every_query_would_reach_one_shard(capture: Capture) -> None:
-    problems = []
-    for command in capture.commands:
-        place = verb(command), command[verb(command)]
-        if place not in BROADCASTS:
-            problems += [f"{place} asks every shard: {why}: {shown(command)}" for why in broadcasts(command)]
-    assert not problems, "\n".join(sorted(set(problems)))
-
-
-@pytest.mark.slow
 async def test_a_scan_is_found_out_wherever_it_hides(database: Database) -> None:
     """The rule itself: what it must refuse."""
     await crowd(database)
@@ -420,22 +384,6 @@ async def test_a_scan_is_found_out_wherever_it_hides(database: Database) -> None
     ):
         explained = await database.raw.command("explain", command, verbosity="executionStats")
         assert any(scans(explained)), command
-
-
-def test_a_query_without_the_shard_key_is_found_out() -> None:
-    """The rule itself: what it must refuse."""
-    anybodys: Command = {"find": "projects", "filter": {"name": "x"}}
-    assert list(broadcasts(anybodys))
-    assert list(broadcasts(anybodys | {"filter": {"userId": {"$gt": 1}}}))
-    assert not list(broadcasts(anybodys | {"filter": {"$and": [{"userId": {"$in": [1, 2]}}]}}))
-    assert list(broadcasts({"update": "projects", "updates": [{"q": {"userId": 1}, "u": {}}]}))
-    assert not list(broadcasts({"update": "projects", "updates": [{"q": {"userId": 1, "_id": 2}, "u": {}}]}))
-    lookup = {"$lookup": {"from": "projects", "localField": "_id", "foreignField": "name", "as": "p"}}
-    assert list(broadcasts({"aggregate": "users", "pipeline": [lookup]}))
-
-
-def verb(command: Command) -> str:
-    return next(iter(command))
 
 
 def singly(command: Command) -> Iterator[Command]:
@@ -475,18 +423,6 @@ def statements(command: Command) -> Iterator[Command]:
         yield {**command, name: [statement]} if name else command
 
 
-def walk(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object inside, but not the plans that were rejected."""
-    if isinstance(value, dict):
-        yield value
-        for key, inner in value.items():
-            if key not in ("rejectedPlans", "command", "allPlansExecution"):
-                yield from walk(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from walk(inner)
-
-
 def scans(explained: Any) -> Iterator[str]:
     for part in walk(explained):
         if part.get("stage") == "COLLSCAN" or part.get("collectionScans") or part.get("strategy") == "NestedLoopJoin":
@@ -496,47 +432,3 @@ def scans(explained: Any) -> Iterator[str]:
 def examined(explained: Any) -> Iterator[int]:
     for part in walk(explained):
         yield int(part.get("totalDocsExamined", 0))
-
-
-def filters(command: Command) -> Iterator[tuple[dict[str, Any], bool]]:
-    """(filter, whether it must find one document): for that a cluster wants the whole shard key."""
-    match verb(command):
-        case "find":
-            yield command.get("filter", {}), False
-        case "aggregate":
-            first = command["pipeline"][0] if command["pipeline"] else {}
-            yield first.get("$match") or first.get("$geoNear", {}).get("query", {}), False
-        case "findAndModify":
-            yield command["query"], True
-        case "update":
-            for update in command["updates"]:
-                yield update["q"], not update.get("multi", False)
-        case "delete":
-            for delete in command["deletes"]:
-                yield delete["q"], delete["limit"] == 1
-
-
-def broadcasts(command: Command) -> Iterator[str]:
-    key = SHARD_KEYS[command[verb(command)]]
-    for where, one in filters(command):
-        missing = set(key if one else key[:1]) - pinned(where)
-        if missing:
-            yield f"{sorted(missing)} not pinned"
-    for part in walk(command.get("pipeline", [])):
-        if lookup := part.get("$lookup"):
-            foreign = SHARD_KEYS[lookup["from"]]
-            if foreign and lookup.get("foreignField") != foreign[0]:
-                yield f"$lookup into {lookup['from']} by {lookup.get('foreignField')}"
-
-
-def pinned(where: dict[str, Any]) -> set[str]:
-    """Fields that must equal one of a few values."""
-    found = set()
-    for field, condition in where.items():
-        if field == "$and":
-            found |= {name for part in condition for name in pinned(part)}
-        elif not field.startswith("$"):
-            operators = [k for k in condition if k.startswith("$")] if isinstance(condition, dict) else []
-            if not operators or "$eq" in operators or "$in" in operators:
-                found.add(field)
-    return found
