@@ -64,7 +64,7 @@ COSTS: dict[str, list[RoundTrip]] = {
         # month's calls
         ("aggregate", "users"),
     ],
-    "usage": [("aggregate", "users")],
+    "usage": [("aggregate", "gauges")],  # joined with subscription, entitlement and the month's calls: the plans are known
     "projects": [("find", "projects")],
     "projects(search)": [("aggregate", "projects")],
     "projects(sort)": [("find", "projects")],

@@ -1,6 +1,6 @@
 """The plans on offer, and the memory that a process keeps of all plans."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ximler.core.errors import Invalid, NotFound
 from ximler.database import Database
@@ -32,6 +32,7 @@ class PlanMemory:
         self._feed = feed
         self._kept: list[Plan] | None = None
         self._offered: tuple[list[Plan] | None, list[Plan]] = None, []  # all plans, and those of them on offer
+        self._named: tuple[list[Plan] | None, dict[str, Plan]] = None, {}  # all plans, and the same by id
         self._writes = 0
         feed.subscribe([PLANS.name], lambda _: self._forget())
         feed.on_forget(lambda collection, _: self._forget() if collection == PLANS.name else None)
@@ -49,8 +50,19 @@ class PlanMemory:
 
     async def by_id(self, plan_ids: Iterable[str]) -> dict[str, Plan | None]:
         """`subscription.plan`, by the plan's own id."""
-        known = {plan.id: plan for plan in await self._all()}
+        known = self._by_id(await self._all())
         return {plan_id: known.get(plan_id) for plan_id in plan_ids}
+
+    async def current(self) -> Mapping[str, Plan] | None:
+        """All plans by id. None, without a round trip, while the feed is not fresh."""
+        return self._by_id(await self._all()) if self._feed.fresh else None
+
+    def _by_id(self, plans: list[Plan]) -> dict[str, Plan]:
+        known, by_id = self._named
+        if plans is not known:
+            by_id = {plan.id: plan for plan in plans}
+            self._named = plans, by_id
+        return by_id
 
     async def _all(self) -> list[Plan]:
         if self._kept is not None and self._feed.fresh:

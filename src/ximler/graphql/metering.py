@@ -26,13 +26,17 @@ resolvers = Resolvers()
 @resolvers.query("usage")
 async def usage(ctx: Context) -> list[ResourceUsage]:
     user_id = ctx.actor.require_user()
-    return (await overview(ctx.database, ctx.actor, [user_id]))[user_id]
+    return (await overview(ctx.database, ctx.actor, [user_id], plans=await ctx.plans.current()))[user_id]
 
 
 @resolvers.query("quota")
 async def quota(ctx: Context, resource: ResourceType, user_id: str | None = None) -> ResourceUsage:
     return await standing.quota(
-        ctx.database, ctx.actor, resource, user_id=None if user_id is None else object_id(user_id, "userId")
+        ctx.database,
+        ctx.actor,
+        resource,
+        user_id=None if user_id is None else object_id(user_id, "userId"),
+        plans=await ctx.plans.current(),
     )
 
 
@@ -76,5 +80,5 @@ async def record_usage(ctx: Context, events: list[recording.Event]) -> list[reco
 
 @resolvers.field("User", "usage")
 async def usage_of(ctx: Context, users: list[User]) -> list[list[ResourceUsage]]:
-    found = await overview(ctx.database, ctx.actor, [user.id for user in users])
+    found = await overview(ctx.database, ctx.actor, [user.id for user in users], plans=await ctx.plans.current())
     return [found[user.id] for user in users]

@@ -23,10 +23,10 @@ __all__ = [
     "limits_from",
     "limits_of",
     "many",
-    "one",
     "plan_from",
-    "row_from",
+    "row_of",
     "rows_from",
+    "subscriptions_of",
     "unions",
 ]
 
@@ -80,36 +80,31 @@ def many(user_ids: list[ObjectId]) -> list[dict[str, Any]]:
     return [{"$match": {"_id": {"$in": user_ids}}}, {"$project": {"_id": 1}}, *unions(parts)]
 
 
-def one(user_id: ObjectId, plan_ids: list[Any]) -> list[dict[str, Any]]:
-    """As `many`, for one user, with these plans and all of the user's subscriptions: see `row_from`.
+def subscriptions_of(user_id: ObjectId) -> tuple[str, list[dict[str, Any]]]:
+    """All of the user's subscriptions, as a part of `unions`; `row_of` chooses among them.
 
     The server would try several indexes each time for a filter that names the status as well.
     """
-    parts: dict[str, tuple[str, list[dict[str, Any]]]] = {
-        "subscriptions": (
-            "subscriptions",
-            [{"$match": {"userId": user_id}}, {"$project": {"_id": 0, "status": 1, "planId": 1, "startDate": 1}}],
-        ),
-        "plans": ("plans", [{"$match": {"id": {"$in": plan_ids}}}]),
-        "entitlements": ("entitlements", [{"$match": {"_id": user_id}}]),
-    }
-    return [{"$match": {"_id": user_id}}, {"$project": {"_id": 1}}, *unions(parts)]
+    fields = {"_id": 0, "status": 1, "planId": 1, "startDate": 1}
+    return "subscriptions", [{"$match": {"userId": user_id}}, {"$project": fields}]
 
 
-def row_from(found: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Convert the result of `one` to a row as of `PLAN_STAGES`. None if there is no such user, or if only the server can
-    order the subscriptions.
+def row_of(user_id: ObjectId, subscriptions: list[dict[str, Any]], plans: Mapping[str, Plan]) -> dict[str, Any] | None:
+    """A row as of `PLAN_STAGES`, with the applicable `plan` decoded and without `entitled`.
+
+    None if the plan is not in `plans`, or if only the server can order the subscriptions.
     """
-    current = [each for part in found if (each := part.get("subscriptions")) and each.get("status") in _STATUSES]
+    current = [each for each in subscriptions if each.get("status") in _STATUSES]
     if len(current) > 1:
         if not all(isinstance(each.get("startDate"), datetime) for each in current):
             return None
         current.sort(key=lambda each: each["startDate"], reverse=True)
         current.sort(key=lambda each: str(each["status"]))
-    others = [part for part in found if "subscriptions" not in part]
-    user_id = next((part["_id"] for part in found if "_id" in part), None)
-    rows = rows_from([*others, *({"subscriptions": {**each, "_id": user_id}} for each in current[:1])])
-    return rows[0] if rows else None
+    plan_id = current[0].get("planId") if current else None
+    if plan_id is None:
+        plan_id = FREE_PLAN
+    plan = plans.get(plan_id) if isinstance(plan_id, str) else None
+    return None if plan is None else {"_id": user_id, "active": current[:1], "plan": plan}
 
 
 def unions(parts: Mapping[str, tuple[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
@@ -177,7 +172,10 @@ def limits_from(row: dict[str, Any], now: datetime) -> Limits:
 
 
 def plan_from(row: dict[str, Any]) -> Plan:
-    """The applicable plan in a row of `PLAN_STAGES`. Raises NoFreePlan, Conflict."""
+    """The applicable plan in a row of `PLAN_STAGES` or `row_of`. Raises NoFreePlan, Conflict."""
+    known: Plan | None = row.get("plan")
+    if known is not None:
+        return known
     plan_id = row["planIds"][1] if row else FREE_PLAN
     if not isinstance(plan_id, str):
         raise Conflict(f"The subscription's plan {plan_id!r} is not an id: correct it")
