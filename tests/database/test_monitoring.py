@@ -167,3 +167,13 @@ async def test_round_trips_are_counted_in_this_task_and_those_it_starts_and_in_n
     assert sorted(inner) == [("aggregate", "coupons"), ("aggregate", "plans")]
     await database.plans.count({})
     assert len(outer) == 3
+
+
+def test_setup_is_measured_for_all_collections_together() -> None:
+    measured = {
+        (labels["verb"], labels["collection"])
+        for metric in REGISTRY.collect()
+        for labels in (each.labels for each in metric.samples)
+        if metric.name == "ximler_database_command_seconds"
+    }
+    assert {collection for verb, collection in measured if verb in {"create", "createIndexes", "listIndexes"}} <= {""}
