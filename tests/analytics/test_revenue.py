@@ -2,12 +2,16 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from bson import ObjectId
 from tests.billing.conftest import LATER, Buy, Buyer, add_plan, at, card_of, subscription
+from tests.billing.killing import Killer
 
 from ximler.analytics import retention, revenue, rollups, verification
 from ximler.analytics.revenue import Mrr
@@ -291,6 +295,47 @@ async def test_rollups_that_race_and_are_repeated_say_the_same(database: Databas
     ]
     (found,) = await report(database, *NOVEMBER)
     assert (found.customers, found.end_minor, found.new_minor) == (40, 20_000, 40_780)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(rollups.rebuild, marks=pytest.mark.slow),
+        # The server ends a transaction of a process that is gone after a minute.
+        pytest.param(rollups.refresh, marks=pytest.mark.soak),
+    ],
+)
+async def test_reports_are_the_same_bytes_wherever_a_rollup_is_killed(
+    database: Database, monkeypatch: pytest.MonkeyPatch, act: Callable[[Database], Awaitable[int]]
+) -> None:
+    """Killed before each of its commands in turn, then run twice at once."""
+    ada, bob, eve = ObjectId(), ObjectId(), ObjectId()
+    await write(database, (ada, "2027-10-01", 2900), (bob, "2027-10-31", 2900), (ada, "2027-11-05", 9900))
+    await write(database, (eve, "2027-11-05", 1500), currency="EUR")
+    await write(database, (bob, "2027-11-15", 0), (bob, "2027-12-15", 900))
+    whole: Any = {"start": date(2027, 10, 1), "end": date(2028, 1, 1)}
+
+    async def bytes_of_reports() -> bytes:
+        lines = [await report(database, **whole, by=by) for by in ("DAY", "WEEK", "MONTH")]
+        kept = [await revenue.churn(database, SYSTEM, **whole), await revenue.cohorts(database, SYSTEM, **whole)]
+        return msgspec.json.encode([lines, kept])
+
+    async def forget() -> None:
+        await database[MOVEMENTS].patch_many({}, {"$set": {"pending": True}})
+        for each in (CUSTOMER_DAYS, REVENUE_DAYS, REVENUE_MONTHS):
+            await database[each].delete_many({})
+
+    once = await bytes_of_reports()
+    killer = Killer(monkeypatch)
+    commands, was_killed = 0, True
+    while was_killed:
+        await forget()
+        was_killed = await killer.run(partial(act, database), commands=commands)
+        await asyncio.gather(act(database), act(database))
+        assert await bytes_of_reports() == once, f"after {commands} commands"
+        assert await verification.verify(database) == []
+        commands += 1
+    assert commands > 10
 
 
 async def test_planted_errors_in_rollups_are_found_and_corrected(database: Database) -> None:
