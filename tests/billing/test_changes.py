@@ -23,6 +23,8 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Conflict
 from ximler.database import Database
 from ximler.metering.limits.plans import limits_of
+from ximler.schema.billing_account import BILLING_ACCOUNTS
+from ximler.schema.charge import CHARGES
 
 
 @pytest.mark.slow
@@ -51,7 +53,10 @@ async def test_of_two_changes_at_once_the_one_that_was_asked_for_last_stands(
     at(database, 2027, 1, 1)
     await buy(ada)
     at(database, 2027, 1, 16, 12)  # halfway
-    await asyncio.gather(*(changes.change(database, rail, ada, plan_id=each) for each in ("more", "enterprise")))
+    first = asyncio.create_task(changes.change(database, rail, ada, plan_id="more"))
+    while not first.done() and (await database[BILLING_ACCOUNTS].get(ada.require_user())).charge_id is None:
+        pass
+    await asyncio.gather(first, changes.change(database, rail, ada, plan_id="enterprise"))
     assert (await subscription(database, ada)).plan_id == "enterprise"
     assert await paid(database, ada) == [2900, 1550, 1950]
 
@@ -139,3 +144,15 @@ async def test_a_change_that_costs_less_than_the_minimum_goes_on_the_next_invoic
     at(database, 2027, 5, 1, 1)
     await run.run(database, rail)
     assert await paid(database, ada) == [900, 1917]
+
+
+async def test_several_clicks_on_a_change_try_a_declined_card_once(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    await card_of(database, ada, SOFT)
+    asked = (changes.change(database, rail, ada, plan_id="enterprise") for _ in range(5))
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(each).__name__ for each in found} == {"PaymentDeclined"}
+    attempts = await database[CHARGES].find({"userId": ada.user_id, "status": "FAILED"})
+    assert len(attempts) < 5, "a click that waited for another's payment does not charge again"

@@ -182,13 +182,18 @@ async def _change(
         await store(transaction, account)
         return charge
 
+    followed = None
     while True:
         try:
             charge = await in_turn(database, actor.require_user(), write)
             break
         except PaymentUnderWay as problem:  # of the change that was asked for before, say: this one follows it
-            if (await payments.drive(database, provider, problem.charge_id)).status == "PENDING":
+            earlier = await payments.drive(database, provider, problem.charge_id)
+            if earlier.status == "FAILED":  # several clicks try a card once
+                raise payments.declined(earlier, "the plan stays") from None
+            if earlier.status == "PENDING" or problem.charge_id == followed:
                 raise
+            followed = problem.charge_id
     if charge is not None:
         charge = await payments.drive(database, provider, charge.id)
         if charge.status == "FAILED":
