@@ -1,4 +1,5 @@
-"""Topic `auth`: authentication in this process, key by key, and over HTTP: with a key, with a session, with neither."""
+"""Topic `auth`: authentication in this process, key by key, and over HTTP:
+with a key, with a session, with neither."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,5 @@
-"""Topic `billing`: a customer's reads: the preview of a change of plan, the page of invoices, an invoice as PDF."""
+"""Topic `billing`: a customer's reads: the preview of a change of plan,
+the page of invoices, an invoice as PDF."""
 
 import time
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,5 @@
-"""The application in this process, and its client: ASGI called directly, so that no HTTP client is measured."""
+"""The application in this process, and its client:
+ASGI called directly, so that no HTTP client is measured."""
 
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager

@@ -47,7 +47,8 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 async def timed(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
-    """Seconds and result. Garbage of those before is collected first, outside the time; within it, as always."""
+    """Seconds and result. Garbage of those before is collected first,
+    outside the time; within it, as always."""
     gc.collect()
     began = time.perf_counter()
     result = await work()

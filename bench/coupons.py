@@ -1,4 +1,5 @@
-"""Topic `coupons`: 64 buyers at a time who want the same coupon, which has fewer uses than there are buyers."""
+"""Topic `coupons`: 64 buyers at a time who want the same coupon,
+which has fewer uses than there are buyers."""
 
 import asyncio
 import time

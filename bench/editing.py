@@ -1,7 +1,9 @@
-"""Editors on one canvas over HTTP, in a process of their own: `python -m bench.editing PORT TOKEN PROJECT SECONDS`.
+"""Editors on one canvas over HTTP, in a process of their own:
+`python -m bench.editing PORT TOKEN PROJECT SECONDS`.
 
-Each editor moves a shape of its own ten times a second, also where an answer is late; some follow the canvas. Prints the
-seconds to each acknowledgement, and to each arrival at each follower, from the time at which the patch was due.
+Each editor moves a shape of its own ten times a second, also where an answer is late; some follow the canvas.
+Prints the seconds to each acknowledgement, and to each arrival at each follower, from the time at which the
+patch was due.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Topic `graphql`: the engine's own cost, beside plain graphql-core, on data in memory; the same over HTTP, beside Mercurius
-with JIT; texts that are new; then whole queries (`bench.queries`).
+"""Topic `graphql`: the engine's own cost, beside plain graphql-core, on data in memory; the same over HTTP,
+beside Mercurius with JIT; texts that are new; then whole queries (`bench.queries`).
 """
 
 import asyncio

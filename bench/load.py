@@ -64,7 +64,8 @@ class _Connection(asyncio.Protocol):
 
 
 async def burst(port: int, request: bytes, *, ends: bytes, requests: int, connections: int = 32) -> Burst:
-    """Send the request that often, over so many connections. AssertionError shows an answer that is not 200."""
+    """Send the request that often, over so many connections.
+    AssertionError shows an answer that is not 200."""
     loop = asyncio.get_running_loop()
     run, left = Burst(), [requests]
     began = time.perf_counter()

@@ -1,4 +1,5 @@
-"""The part of topic `graphql` that asks over HTTP: our own queries, and the same of Mercurius with JIT, on one mongod."""
+"""The part of topic `graphql` that asks over HTTP:
+our own queries, and the same of Mercurius with JIT, on one mongod."""
 
 import os
 import re
@@ -184,7 +185,8 @@ def _comparable(answer: Any) -> bytes:
 
 
 async def _commands(database: Database, target: _Target, text: str) -> int:
-    """How many commands one request sends, by the server's own account; the change feed's waiting is left out."""
+    """How many commands one request sends, by the server's own account;
+    the change feed's waiting is left out."""
     raw = database.raw
     await raw.command("profile", 0)
     await raw["system.profile"].drop()

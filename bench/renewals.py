@@ -1,4 +1,5 @@
-"""Topic `renewals`: subscriptions whose period has ended, billed and paid by one process through the sandbox."""
+"""Topic `renewals`: subscriptions whose period has ended,
+billed and paid by one process through the sandbox."""
 
 import resource
 import time

@@ -45,7 +45,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Table(msgspec.Struct, kw_only=True):
-    """One topic. `samples` are the raw measurements, in seconds unless their name says otherwise, for --json."""
+    """One topic. `samples` are the raw measurements, in seconds unless their
+    name says otherwise, for --json."""
 
     title: str
     figures: Sequence[Figure] = ()

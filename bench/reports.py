@@ -1,4 +1,5 @@
-"""Topic `reports`: recurring revenue from rollups, beside the same from the ledger; and what the rollups cost."""
+"""Topic `reports`: recurring revenue from rollups, beside the same from the ledger;
+and what the rollups cost."""
 
 import random
 import time

@@ -46,8 +46,9 @@ def payments(count: int = COUNT, *, stamped: bool = True) -> list[Payment]:
 def payment_documents(count: int = COUNT) -> list[dict[str, Any]]:
     """As several applications have left them in one collection.
 
-    A quarter has no `paidAt`, a tenth no `invoiceUrl` (both may be absent). One in a hundred needs tolerance: a null
-    currency, no `updatedAt`, or both; its amount is a double even where it is whole, and it has a field we do not know.
+    A quarter has no `paidAt`, a tenth no `invoiceUrl` (both may be absent). One in a hundred needs tolerance:
+    a null currency, no `updatedAt`, or both; its amount is a double even where it is whole, and it has a
+    field we do not know.
     """
     documents = []
     for number, payment in enumerate(payments(count)):

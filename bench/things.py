@@ -1,4 +1,5 @@
-"""Fifty objects in memory behind the engine: in process, and over HTTP as `python -m bench.things`, which prints its port."""
+"""Fifty objects in memory behind the engine:
+in process, and over HTTP as `python -m bench.things`, which prints its port."""
 
 import asyncio
 import socket

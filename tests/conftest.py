@@ -129,7 +129,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
-    """Fail a test in which the product sent a command that every shard of a cluster would get, and is not expected."""
+    """Fail a test in which the product sent a command that every shard of a cluster would get,
+    and is not expected."""
     yield
     if problems := _watch.problems:
         _watch.problems = []

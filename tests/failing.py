@@ -15,7 +15,8 @@ UNMAPPED = (1, 8, 26, 59, 115, 8000)
 
 
 class Failing:
-    """`database`, and the means to make its commands fail. The fail point is the server's: one test at a time."""
+    """`database`, and the means to make its commands fail.
+    The fail point is the server's: one test at a time."""
 
     def __init__(self, database: Database, admin: AsyncMongoClient[dict[str, Any]]) -> None:
         self.database = database
@@ -25,10 +26,11 @@ class Failing:
     async def fail(
         self, *commands: str, times: int = 1, collection: str | None = None, **how: Any
     ) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-        """Have the next `times` of these commands fail: `errorCode=8000`, `closeConnection=True`, `writeConcernError={…}`.
+        """Have the next `times` of these commands fail:
+        `errorCode=8000`, `closeConnection=True`, `writeConcernError={…}`.
 
-        `blockConnection=True, blockTimeMS=…` delays them. Only those of Ximler fail, on `collection` where it is given. The
-        block is given a function that returns how many have failed.
+        `blockConnection=True, blockTimeMS=…` delays them. Only those of Ximler fail, on `collection` where it
+        is given. The block is given a function that returns how many have failed.
         """
         how |= {"failCommands": list(commands), "appName": self.database.client.options.pool_options.appname}
         if collection is not None:

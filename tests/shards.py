@@ -1,9 +1,9 @@
 """The shards that a cluster with the keys of `ximler db shard-plan` would ask for each command of the suite.
 
-`mongos` decides by the filter's bounds on the shard key. `Watch` looks at every command that the product sends in pytest's own
-processes. A command whose filter pins the key to points reaches the shards of those points; the server is asked for the bounds
-(`Watch.disproved`), once for each shape of filter. A command that reaches every shard must be in `EXPECTED`, with its reason.
-Commands that a cluster refuses have no list.
+`mongos` decides by the filter's bounds on the shard key. `Watch` looks at every command that the product
+sends in pytest's own processes. A command whose filter pins the key to points reaches the shards of those
+points; the server is asked for the bounds (`Watch.disproved`), once for each shape of filter. A command that
+reaches every shard must be in `EXPECTED`, with its reason. Commands that a cluster refuses have no list.
 """
 
 import sys
@@ -157,7 +157,8 @@ class Watch(monitoring.CommandListener):
     def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
 
     async def disproved(self, database: AsyncDatabase[Any]) -> list[str]:
-        """The filters since the last call for which the server has no point bounds on an index over the shard key.
+        """The filters since the last call for which the server has no point
+        bounds on an index over the shard key.
 
         They are explained on empty collections that have this index only.
         """
@@ -284,7 +285,8 @@ def _is_point(bound: str) -> bool:
 
 
 def _module(frame: FrameType | None) -> str:
-    """The module of the product that sends the command: one of `database` only if no other does. Empty if a test does."""
+    """The module of the product that sends the command:
+    one of `database` only if no other does. Empty if a test does."""
     found = ""
     while frame is not None:
         path = frame.f_code.co_filename

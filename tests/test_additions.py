@@ -1,4 +1,5 @@
-"""An addition is one registration: one of each kind is made in a copy of the tree, in the files that CONTRIBUTING.md names."""
+"""An addition is one registration: one of each kind is made in a copy of the tree,
+in the files that CONTRIBUTING.md names."""
 
 import os
 import re

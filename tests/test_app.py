@@ -1,4 +1,5 @@
-"""The application as a whole: its settings reach what they are for, it starts or says why not, and leaves nothing running."""
+"""The application as a whole: its settings reach what they are for, it starts or says why not,
+and leaves nothing running."""
 
 import asyncio
 import threading

@@ -144,7 +144,8 @@ async def test_a_part_that_does_not_stop_is_cancelled_until_it_is_over_and_the_o
     assert closed
 
 
-# Every loop of the product lives through an error of the server that nothing maps, and does its work afterwards.
+# Every loop of the product lives through an error of the server that nothing maps,
+# and does its work afterwards.
 
 PARTS = (
     "analytics.follower",
@@ -189,7 +190,8 @@ class Parts:
         self.use()
 
     def use(self) -> None:
-        """Have keys, sessions and a quota used, canvases edited and written, and report a gap, as a feed does first."""
+        """Have keys, sessions and a quota used, canvases edited and written, and report a gap,
+        as a feed does first."""
         for callback in self.feed._gap_callbacks:
             callback()
         self._canvases._written.add(ObjectId())
@@ -208,7 +210,8 @@ class Parts:
         await credentials.send_reset.enqueue(self.database, credentials.ResetRequested(email="nobody@example.com"))
 
     async def did_its_work(self, name: str) -> bool:
-        """Whether what `give_work` gave this part is done. That of the others is to look, which their commands show."""
+        """Whether what `give_work` gave this part is done.
+        That of the others is to look, which their commands show."""
         match name:
             case "feed":
                 if self.feed.fresh:  # writes of before are a gap

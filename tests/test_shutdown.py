@@ -28,7 +28,8 @@ READY = (b"The worker is running", b"is running.")
 
 
 async def stop_at_random(database: Database, uri: str, folder: Path, command: str, moment_s: float) -> float:
-    """Start the command with jobs pending, send SIGTERM after `moment_s`; returns how many seconds it took to end."""
+    """Start the command with jobs pending, send SIGTERM after `moment_s`;
+    returns how many seconds it took to end."""
     for n in range(20):
         await credentials.send_reset.enqueue(database, credentials.ResetRequested(email=f"nobody{n}@example.com"))
     process = await running(uri, database.name, folder, command)
@@ -106,7 +107,8 @@ async def test_two_hundred_processes_end_in_time(database: Database, mongodb_uri
 
 
 async def stop_under_load(folder: Path, moment_s: float) -> float:
-    """`ximler up` with its own database, SIGTERM at a random moment of ten clients' requests; returns the seconds it took."""
+    """`ximler up` with its own database, SIGTERM at a random moment of ten clients' requests;
+    returns the seconds it took."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XIMLER_", "MONGODB_"))}
     env |= {"XIMLER_DRAIN_SECONDS": str(DRAIN_S)}
     process = await asyncio.create_subprocess_exec(

@@ -98,7 +98,8 @@ async def test_registering_mails_a_link_that_makes_the_account(database, keyring
 
 
 async def test_a_link_without_its_password_creates_no_account(database, keyring, worker, mailbox):
-    """An attacker registers a victim's address; the victim opens the link, and has no idea of the password."""
+    """An attacker registers a victim's address;
+    the victim opens the link, and has no idea of the password."""
     await registration.register(database, keyring, Actor(), name="Eve", email="victim@example.com", password=PASSWORD)
     await worker.run_due()
     for guess in (OTHER, "", "x" * 2000):

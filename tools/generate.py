@@ -5,7 +5,8 @@ docs/schema.graphql  the GraphQL schema
 docs/audit.md        the table of actions, between its markers
 README.md            the table of settings, between its markers
 
---check also says which dependency of pyproject.toml its lock does not pin: `make lock` does that, for it asks a registry.
+--check also says which dependency of pyproject.toml its lock does not pin:
+`make lock` does that, for it asks a registry.
 """
 
 import re

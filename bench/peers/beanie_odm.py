@@ -1,7 +1,8 @@
 """Beanie 2, on PyMongo's async client.
 
-Friendliest honest equivalents: attributes are named as the fields are, so that no alias is looked up; what may be null or
-missing is declared optional and comes back as None (ours gives the default); no validator of our own.
+Friendliest honest equivalents: attributes are named as the fields are, so that no alias is looked up; what
+may be null or missing is declared optional and comes back as None (ours gives the default); no validator of
+our own.
 """
 
 from collections.abc import Sequence

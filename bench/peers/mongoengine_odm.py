@@ -1,7 +1,7 @@
 """MongoEngine, on PyMongo's synchronous client, which is the only one it has.
 
-Friendliest honest equivalents: references are plain ObjectIds, so that nothing is dereferenced; unknown fields are ignored
-(`strict: False`, which it needs to read what others wrote); no indexes of its own.
+Friendliest honest equivalents: references are plain ObjectIds, so that nothing is dereferenced; unknown
+fields are ignored (`strict: False`, which it needs to read what others wrote); no indexes of its own.
 """
 
 from collections.abc import Sequence

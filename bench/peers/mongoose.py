@@ -1,7 +1,8 @@
 """Mongoose 9 in a node process of its own, with the specification's models (those of `tests/mongoose`).
 
-Null and missing fields need nothing there: the models declare few fields as required, and it hydrates what it finds. Its
-clock is its own (`performance.now` around the awaited call); its garbage is collected before each run, as everybody's is.
+Null and missing fields need nothing there: the models declare few fields as required, and it hydrates what it
+finds. Its clock is its own (`performance.now` around the awaited call); its garbage is collected before each
+run, as everybody's is.
 """
 
 import asyncio
@@ -23,7 +24,8 @@ __all__ = ["Mongoose", "mongoose"]
 
 
 class Mongoose:
-    # Not asyncio's subprocess: uvloop forks with Python's fork hooks, and PyMongo's complain in a child without a loop.
+    # Not asyncio's subprocess: uvloop forks with Python's fork hooks,
+    # and PyMongo's complain in a child without a loop.
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self._versions = self._read()

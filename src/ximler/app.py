@@ -65,7 +65,8 @@ _MB = 1_000_000
 _ANONYMOUS_BODY = _MB
 _INCLUDED_FIELDS = 10  # root fields of one call; each further one costs a call
 _NAMED_FIELDS = 3  # of an operation without a name
-# The longest password needs 12 kB in a form. Parsing 20 MB of form fields blocks the event loop for most of a minute.
+# The longest password needs 12 kB in a form.
+# Parsing 20 MB of form fields blocks the event loop for most of a minute.
 _FORM_BODY = 16_384
 
 

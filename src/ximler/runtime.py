@@ -64,7 +64,8 @@ class Stage(IntEnum):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=False):
-    """A named loop. `close` is called once, after the loop, however that ended; `lease` makes it a singleton."""
+    """A named loop. `close` is called once, after the loop, however that ended;
+    `lease` makes it a singleton."""
 
     name: str
     run: Callable[[Stop], Awaitable[object]]

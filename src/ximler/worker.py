@@ -173,7 +173,8 @@ class Worker:
             await end(running)
 
     async def run_due(self) -> int:
-        """Run everything that is due now, one after the other; returns how many jobs. For commands and tests."""
+        """Run everything that is due now, one after the other;
+        returns how many jobs. For commands and tests."""
         count = 0
         while (job := await self._claim()) is not None:
             await self._do(job)
@@ -255,7 +256,8 @@ def _checked(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
 
 
 async def _conclude(write: Callable[[], Any]) -> None:
-    """Store a job's outcome, with retries if the database is unavailable. A job without outcome runs again."""
+    """Store a job's outcome, with retries if the database is unavailable.
+    A job without outcome runs again."""
     never = asyncio.Event()
     for delay in (*_CONCLUDE_AGAIN_S, None):
         try:

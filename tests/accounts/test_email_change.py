@@ -1,4 +1,5 @@
-"""Another address: only its reader and the account's owner together, once, and never behind the old address's back."""
+"""Another address: only its reader and the account's owner together, once,
+and never behind the old address's back."""
 
 import asyncio
 from datetime import timedelta

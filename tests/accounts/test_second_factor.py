@@ -1,4 +1,5 @@
-"""The second factor at the door: a code once, guesses within the budget, recovery codes when the device is lost."""
+"""The second factor at the door: a code once, guesses within the budget,
+recovery codes when the device is lost."""
 
 import asyncio
 import base64

@@ -1,4 +1,5 @@
-"""The second factor's life: begun, proved, renewed, removed; never without a recent sign-in, never unnoticed."""
+"""The second factor's life: begun, proved, renewed, removed;
+never without a recent sign-in, never unnoticed."""
 
 import asyncio
 from datetime import timedelta

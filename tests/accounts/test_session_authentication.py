@@ -1,4 +1,5 @@
-"""Sessions over time: known without asking, extended by use, exchanged, and ended by whoever shows a token twice."""
+"""Sessions over time: known without asking, extended by use, exchanged,
+and ended by whoever shows a token twice."""
 
 import asyncio
 from datetime import timedelta

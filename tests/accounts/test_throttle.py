@@ -125,7 +125,8 @@ async def test_all_addresses_of_an_ipv6_customer_count_as_one(ada: User, enter: 
 async def test_a_burst_makes_no_more_guesses_than_the_budget_and_those_under_way(
     database: Database, settings: Settings, mongodb_uri: str, ada: User
 ) -> None:
-    """Two processes, 60 guesses each, all at once: what passes is the budget, and the other turns under way."""
+    """Two processes, 60 guesses each, all at once:
+    what passes is the budget, and the other turns under way."""
     other = await connect(mongodb_uri, name=database.name)
     rings = [Keyring(settings), Keyring(settings)]
     tries = [

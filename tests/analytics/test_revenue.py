@@ -1,4 +1,5 @@
-"""Reports of recurring revenue, with worked examples: from purchases through the sandbox, and from a written ledger."""
+"""Reports of recurring revenue, with worked examples:
+from purchases through the sandbox, and from a written ledger."""
 
 import asyncio
 import random
@@ -43,7 +44,8 @@ async def on(database: Database, *day: int) -> Mrr:
 
 
 async def write(database: Database, *rows: tuple[ObjectId, str, int], currency: str = "USD") -> None:
-    """A ledger: customers, days (or instants), and minor units a month from then on. One subscription each."""
+    """A ledger: customers, days (or instants), and minor units a month from
+    then on. One subscription each."""
     for user_id, moment, minor in rows:
         instant = datetime.fromisoformat(moment).replace(tzinfo=UTC)
         count = await database[MOVEMENTS].count({"userId": user_id})

@@ -1,4 +1,5 @@
-"""API keys as their owner has them: made once, listed, changed, rotated, revoked; and told of in the audit log."""
+"""API keys as their owner has them: made once, listed, changed, rotated, revoked;
+and told of in the audit log."""
 
 import asyncio
 import itertools

@@ -1,4 +1,5 @@
-"""Everything that a caller without an account can make the server store is bounded by address, small, and expires.
+"""Everything that a caller without an account can make the server store is
+bounded by address, small, and expires.
 
 The table is the one of docs/security.md. A field or route that is open to anonymous callers needs an entry.
 """

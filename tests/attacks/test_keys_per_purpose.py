@@ -15,7 +15,8 @@ def keyring(settings: Settings) -> Keyring:
 
 
 def test_no_text_that_a_caller_chooses_makes_the_id_of_a_session(keyring: Keyring) -> None:
-    """An Idempotency-Key of the right length once made a reply whose `_id` was that of a session for a known token."""
+    """An Idempotency-Key of the right length once made a reply whose `_id` was
+    that of a session for a known token."""
     for purpose in ("reply", "throttle", "reply request", "reply answer"):
         for prefix in ("address:192.0.2.7|", "user:", ""):
             text = f"{prefix}{'x' * 43}"

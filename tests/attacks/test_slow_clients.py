@@ -42,8 +42,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def attack(kind: str, host: str, port: int, seconds: float) -> None:
-    """In a process of its own, so that it takes no time of the honest clients'. Prints a line when every attacker has
-    begun.
+    """In a process of its own, so that it takes no time of the honest clients'.
+    Prints a line when every attacker has begun.
     """
     asyncio.run(_attack(kind, host, port, seconds))
 

@@ -1,4 +1,5 @@
-"""People leave the log, and it still can be verified; without a record of it, that they are gone is an alarm."""
+"""People leave the log, and it still can be verified;
+without a record of it, that they are gone is an alarm."""
 
 import bson
 from bson import ObjectId

@@ -77,7 +77,8 @@ async def test_the_entry_that_was_altered_is_named(
 async def test_a_field_that_is_there_twice_is_found(
     field: str, database: Database, keys: SealKeys, sealer: Sealer, write: Written
 ) -> None:
-    """The server searches the first, and drivers read the last, from which everything that was sealed can be computed."""
+    """The server searches the first, and drivers read the last,
+    from which everything that was sealed can be computed."""
     written = await write(3)
     await sealer.seal()
     raw: Any = database.raw["auditlogs"].with_options(codec_options=CodecOptions(document_class=RawBSONDocument))
@@ -248,7 +249,8 @@ async def test_an_entry_in_no_seal_is_reported_after_two_minutes_and_not_before(
 async def test_neither_a_slow_transaction_nor_a_slow_clock_raises_an_alarm(
     database: Database, keys: SealKeys, sealer: Sealer, ada: Actor, write: Written
 ) -> None:
-    """A transaction that is open for 30 s, by a process whose clock is 5 s behind, while others write and the log is sealed."""
+    """A transaction that is open for 30 s, by a process whose clock is 5 s behind,
+    while others write and the log is sealed."""
     await sealer.seal()
     opened, finish = asyncio.Event(), asyncio.Event()
 

@@ -1,4 +1,5 @@
-"""Plays billing forward until killed: `python -m tests.billing.biller URI DATABASE SECRET FROM UNTIL`, ISO dates in UTC."""
+"""Plays billing forward until killed:
+`python -m tests.billing.biller URI DATABASE SECRET FROM UNTIL`, ISO dates in UTC."""
 
 import asyncio
 import sys

@@ -1,7 +1,8 @@
 """A process that is killed between any two of its commands to the database, in this one.
 
-`Killer` ends an act before its k-th command, by an exception that nothing catches; from then on no command is sent. Only the
-abort of an open transaction is, because the server does that itself for a process that is gone.
+`Killer` ends an act before its k-th command, by an exception that nothing catches; from then on no command is
+sent. Only the abort of an open transaction is, because the server does that itself for a process that is
+gone.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ _SELF_MADE = (b"abortTransaction", b"endSessions", b"killCursors")
 
 
 class Killed(asyncio.CancelledError):
-    """No `Exception`: code that survives failures does not survive this one. Tasks end by it without a word."""
+    """No `Exception`: code that survives failures does not survive this one.
+    Tasks end by it without a word."""
 
 
 class Killer:

@@ -1,4 +1,5 @@
-"""What a customer and an accountant see of a user's billing, in a form that two histories can be compared in."""
+"""What a customer and an accountant see of a user's billing,
+in a form that two histories can be compared in."""
 
 from datetime import datetime
 from typing import Any
@@ -17,7 +18,8 @@ __all__ = ["at_rest", "state"]
 
 
 async def at_rest(database: Database, *user_ids: ObjectId) -> None:
-    """Nothing is under way, nothing contradicts itself, and the provider has moved the money that Ximler counts."""
+    """Nothing is under way, nothing contradicts itself,
+    and the provider has moved the money that Ximler counts."""
     problems = await verify(database)
     assert problems == [], problems
     kept = 0

@@ -1,8 +1,9 @@
-"""What each invoice has to say, computed from the rules of docs/billing.md alone, with fractions and nothing of Ximler's.
+"""What each invoice has to say, computed from the rules of docs/billing.md alone,
+with fractions and nothing of Ximler's.
 
-`Model.see` is given the invoices of a user in the order in which they were made, and raises AssertionError for an amount, a
-period or a balance that the rules do not give. It follows the terms from one invoice to the next; which invoices there are,
-and whether they were paid, is not its question.
+`Model.see` is given the invoices of a user in the order in which they were made, and raises AssertionError
+for an amount, a period or a balance that the rules do not give. It follows the terms from one invoice to the
+next; which invoices there are, and whether they were paid, is not its question.
 """
 
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,8 @@ class Coupon:
 
 @dataclass
 class State:
-    """Of a subscription, from when it was paid for. `index` counts periods from `anchor`; -1 is a trial that ends there."""
+    """Of a subscription, from when it was paid for. `index` counts periods from `anchor`;
+    -1 is a trial that ends there."""
 
     plan: Plan
     net: int
@@ -68,7 +70,8 @@ class State:
 
 @dataclass
 class Model:
-    """`tax`: percent, contained in the prices if `inclusive`. Amounts due are multiples of `step`, `minimum` or more."""
+    """`tax`: percent, contained in the prices if `inclusive`.
+    Amounts due are multiples of `step`, `minimum` or more."""
 
     tax: Fraction = Fraction(0)
     inclusive: bool = False
@@ -84,7 +87,8 @@ class Model:
     entries: set[str] = field(default_factory=set)
 
     def see(self, invoices: list[Any], entries: list[Any], plans: dict[str, Plan]) -> None:
-        """All invoices of the user, and all entries of their balance, as they were inserted; plans as they are on offer."""
+        """All invoices of the user, and all entries of their balance, as they were inserted;
+        plans as they are on offer."""
         fresh = [entry for entry in entries if entry.id not in self.entries]
         self.entries |= {entry.id for entry in fresh}
         for invoice in invoices:

@@ -1,4 +1,5 @@
-"""localstripe on loopback as Stripe, with the parts that it lacks: hosted pages, disputes, idempotency keys, and faults.
+"""localstripe on loopback as Stripe, with the parts that it lacks:
+hosted pages, disputes, idempotency keys, and faults.
 
 It signs and sends its events itself; `Peer.events` has them.
 """
@@ -18,7 +19,8 @@ with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # i
 __all__ = ["SECRET", "Delivery", "Fault", "Peer", "start"]
 
 SECRET = "whsec_of_the_endpoint"
-# "lost": the request is carried out, and its answer does not arrive; "500" is the answer of one that is carried out.
+# "lost": the request is carried out, and its answer does not arrive;
+# "500" is the answer of one that is carried out.
 Fault = Literal["down", "lost", "500", "rate", "key", "invalid", "card"] | None
 Delivery = tuple[bytes, str]
 
@@ -52,7 +54,8 @@ class Peer:
         self.hold: Callable[[str], Awaitable[object]] | None = None  # awaited before an answer leaves
 
     async def events(self) -> list[Delivery]:
-        """Body and signature of the events since the last call, without those that Ximler does not listen to."""
+        """Body and signature of the events since the last call,
+        without those that Ximler does not listen to."""
         while self._sending:
             await self._sending.pop()
         taken, self._received = self._received, []
@@ -82,7 +85,8 @@ class Peer:
         webhooks.schedule_webhook(resources.Event(kind, _Exported(found)))
 
     def subscribe(self, price_id: str, amount: int) -> Any:
-        """A customer with a card subscribes at Stripe, by another application. Returns localstripe's object."""
+        """A customer with a card subscribes at Stripe, by another application.
+        Returns localstripe's object."""
         self.offer(price_id, amount)
         return self._subscription(resources.Customer().id, price_id)
 

@@ -89,7 +89,8 @@ async def test_a_user_has_one_subscription_however_many_checkouts_are_paid_at_on
 async def test_a_checkout_is_paid_for_each_of_those_who_complete_it_at_once(
     database: Database, rail: Sandbox, settings: Settings, buyer: Buyer
 ) -> None:
-    """The page and the worker do: the page leads back to the shop when it returns, and the limits must hold by then."""
+    """The page and the worker do: the page leads back to the shop when it returns,
+    and the limits must hold by then."""
     rail.deliver = _deaf
     for _ in range(5):
         begun = await checkouts.start(

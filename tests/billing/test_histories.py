@@ -1,6 +1,6 @@
-"""Random histories of billing: events of the provider that are permuted, doubled, delayed and delivered concurrently, a
-provider that fails, and a process that is killed, end in the same state as in order; nothing contradicts itself; and every
-invoice says what the rules say.
+"""Random histories of billing: events of the provider that are permuted, doubled, delayed and delivered
+concurrently, a provider that fails, and a process that is killed, end in the same state as in order; nothing
+contradicts itself; and every invoice says what the rules say.
 """
 
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,8 @@
-"""Every act of billing, killed before each of its commands to the database: afterwards all is as if it never was interrupted.
+"""Every act of billing, killed before each of its commands to the database:
+afterwards all is as if it never was interrupted.
 
-Either the customer repeats the act at once, or only the background work goes on. A run that was killed ends in the state of one
-that was not; an act of a person either happened as a whole or not at all.
+Either the customer repeats the act at once, or only the background work goes on. A run that was killed ends
+in the state of one that was not; an act of a person either happened as a whole or not at all.
 """
 
 import asyncio
@@ -333,7 +334,8 @@ async def test_work_that_is_killed_ends_as_if_it_was_not(
 async def test_work_for_several_customers_at_once_that_is_killed_ends_as_if_it_was_not(
     every: int, stage: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Billed together: renewed, declined, refunded, paid ten minutes later, ended, and moved to another plan."""
+    """Billed together: renewed, declined, refunded, paid ten minutes later, ended,
+    and moved to another plan."""
     acts = (
         [buy(coupon="HALF")],
         [buy(card=OTHER), saved_card(SOFT)],

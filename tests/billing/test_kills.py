@@ -41,7 +41,8 @@ async def own_server(tmp_path: Path) -> AsyncIterator[server.Server]:
 async def test_two_runs_that_are_killed_at_random_charge_every_period_once(
     own_server: server.Server, settings: Settings, kills: int, people: int, months: int
 ) -> None:
-    """Both are killed whenever some more payments were begun, so that they die at work however fast the machine is."""
+    """Both are killed whenever some more payments were begun,
+    so that they die at work however fast the machine is."""
     database = await connect(own_server.uri, name="ximler")
     rail = sandbox(database, settings)
     until, periods = period(BOUGHT, "MONTH", months).start + timedelta(hours=12), months + 1

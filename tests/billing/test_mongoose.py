@@ -1,4 +1,5 @@
-"""A database with users, subscriptions, payments and coupons that a Mongoose application wrote, some of which Stripe bills."""
+"""A database with users, subscriptions, payments and coupons that a Mongoose application wrote,
+some of which Stripe bills."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta

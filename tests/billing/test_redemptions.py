@@ -147,7 +147,8 @@ async def test_a_use_that_was_confirmed_cannot_be_had_again(database: Database, 
 
 @pytest.mark.slow
 async def test_release_and_reserve_racing_end_exact(database: Database, buyer: Buyer, pro: Plan) -> None:
-    """Half of the holders give back, twice each, while as many newcomers come, and come again while it is used up."""
+    """Half of the holders give back, twice each, while as many newcomers come,
+    and come again while it is used up."""
     await coupon(database, max_uses=16)
     holders = [await redemptions.reserve(database, await buyer(), "FEW", plan=pro) for _ in range(16)]
     newcomers = [await buyer() for _ in range(8)]

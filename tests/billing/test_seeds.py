@@ -1,4 +1,5 @@
-"""The specification's plans and coupons: planted once, and never put back over what an operator made of them."""
+"""The specification's plans and coupons: planted once,
+and never put back over what an operator made of them."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,5 @@
-"""A purchase, a renewal and a refund at Stripe, each killed before each of its commands to the database: money moves once."""
+"""A purchase, a renewal and a refund at Stripe, each killed before each of its
+commands to the database: money moves once."""
 
 from collections.abc import Awaitable, Callable
 

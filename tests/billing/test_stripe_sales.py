@@ -1,4 +1,5 @@
-"""Plans that Stripe sells and bills (`XIMLER_STRIPE_BILLING`): bought on Stripe's page, mirrored from then on."""
+"""Plans that Stripe sells and bills (`XIMLER_STRIPE_BILLING`):
+bought on Stripe's page, mirrored from then on."""
 
 import asyncio
 

@@ -1,5 +1,6 @@
-"""People whose histories of billing are played: in order, with events and the provider disturbed, with the process killed, or
-all of it left to chance. `tests.billing.model` checks every invoice of a history that is played in order.
+"""People whose histories of billing are played: in order, with events and the provider disturbed, with the
+process killed, or all of it left to chance. `tests.billing.model` checks every invoice of a history that is
+played in order.
 """
 
 import asyncio

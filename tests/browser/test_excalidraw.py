@@ -1,4 +1,5 @@
-"""The real Excalidraw on one project, in two browsers, with a server that is killed meanwhile: `examples/excalidraw`."""
+"""The real Excalidraw on one project, in two browsers,
+with a server that is killed meanwhile: `examples/excalidraw`."""
 
 import asyncio
 import contextlib
@@ -62,7 +63,8 @@ class Editors:
         return sorted(answer.json().get("elements", []), key=lambda element: (element["index"], element["id"]))
 
     async def equal(self, *names: str) -> list[dict[str, Any]]:
-        """The elements, when both scenes and the canvas have the same, with those that are named by their links."""
+        """The elements, when both scenes and the canvas have the same,
+        with those that are named by their links."""
         deadline = time.monotonic() + 60
         while True:
             saved = await asyncio.to_thread(self.canvas)
@@ -154,7 +156,8 @@ async def test_two_browsers_and_a_killed_server_end_with_identical_scenes(
         assert (saved["by the API"]["strokeColor"], saved["by the API"]["opacity"]) == ("#e03131", 60)
         assert "deleted" not in saved
 
-        # The server is killed. Both go on drawing; one page is loaded again, which it cannot show before the server is back.
+        # The server is killed. Both go on drawing;
+        # one page is loaded again, which it cannot show before the server is back.
         running.kill()
         await asyncio.to_thread(running.process.wait)
         await _draw(one, "offline one")
@@ -170,7 +173,8 @@ async def test_two_browsers_and_a_killed_server_end_with_identical_scenes(
         assert [each["type"] for each in saved_again].count("rectangle") == 2
         await one.until("document.querySelector('.state').textContent === ''")
 
-        # A page that is left at once has saved its last change; a change that is refused is shown, and taken back.
+        # A page that is left at once has saved its last change;
+        # a change that is refused is shown, and taken back.
         await _draw(one, "left", then="location.href = 'about:blank'")
         await two.until("drawing.api.getSceneElements().some((each) => each.link === 'left')")
         await _draw(two, "too long an id" * 20)

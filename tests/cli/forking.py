@@ -1,7 +1,8 @@
 """A process that has loaded everything and forks for each command, which saves a second of imports a command.
 
 `python forking.py TASKS ANSWERS`: the numbers of two open files. A task is a line of JSON: the arguments, the
-environment, and the files that become standard input, output and error; its answer is a line with the exit code.
+environment, and the files that become standard input, output and error; its answer is a line with the exit
+code.
 """
 
 import gc

@@ -1,4 +1,5 @@
-"""`ximler billing`, typed as an operator would: a bought subscription, a year played forward, money given back."""
+"""`ximler billing`, typed as an operator would:
+a bought subscription, a year played forward, money given back."""
 
 import asyncio
 import json

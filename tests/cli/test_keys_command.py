@@ -86,7 +86,8 @@ def answer(process, secret):
 
 
 def latest(processes, secret, expected):
-    """When the last request began that was answered otherwise, in seconds from now, until all three answer as expected."""
+    """When the last request began that was answered otherwise, in seconds from now,
+    until all three answer as expected."""
     began, last = time.monotonic(), 0.0
     agreed = 0
     while agreed < len(processes):
@@ -139,9 +140,11 @@ def test_three_processes_reject_a_revoked_key_within_a_second(ximler, empty, up)
 
 
 def test_a_process_whose_stream_is_frozen_refuses_within_a_second_all_the_same(ximler, empty, up):
-    """Between the process and the database stands a pipe that stops passing on what the change stream says, and no more.
+    """Between the process and the database stands a pipe that stops passing on what
+    the change stream says, and no more.
 
-    Nothing is closed, and no other connection suffers: to the process, the database has merely nothing to tell.
+    Nothing is closed, and no other connection suffers:
+    to the process, the database has merely nothing to tell.
     """
     env, database = made_for_processes(ximler, empty)
     with Pipe(env["MONGODB_URI"]) as pipe:

@@ -181,7 +181,8 @@ def test_an_unfinished_body_is_not_awaited_after_the_response(serve: Serve) -> N
 
 
 def test_an_unrequested_body_is_not_awaited(serve: Serve) -> None:
-    """RFC 9110, 10.1.1: the next bytes may be the body or a request, so the connection ends with the answer."""
+    """RFC 9110, 10.1.1: the next bytes may be the body or a request,
+    so the connection ends with the answer."""
 
     class Patient(Protocol):
         linger_s = 600
@@ -275,7 +276,8 @@ def trickled(connections: list[socket.socket]) -> Iterator[None]:
 
 @pytest.mark.parametrize(("known", "ends"), [(False, True), (True, False)])
 def test_a_body_needs_a_least_rate(serve: Serve, known: bool, ends: bool) -> None:
-    """The deadline once began again with every byte. An authenticated caller may send a stream of rare events."""
+    """The deadline once began again with every byte.
+    An authenticated caller may send a stream of rare events."""
 
     class Strict(Protocol):
         body_s = 0.3
@@ -358,7 +360,8 @@ async def _download(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_those_that_stall_make_room_and_not_those_that_read_or_are_idle(serve: Serve) -> None:
-    """A full server of young slow readers closed honest connections between two requests, and answered 503."""
+    """A full server of young slow readers closed honest connections between
+    two requests, and answered 503."""
     running = serve(connections=41, app=_download)
     with contextlib.ExitStack() as stack:
         idle = stack.enter_context(httpx.Client(base_url=running.url))

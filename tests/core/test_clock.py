@@ -55,7 +55,8 @@ def test_now_is_now_in_whole_milliseconds() -> None:
 
 
 class Moments:
-    """This process's own clock and its monotonic one, moved by hand; and a server whose heartbeats come every 10 seconds."""
+    """This process's own clock and its monotonic one, moved by hand;
+    and a server whose heartbeats come every 10 seconds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.own = self.running = self.server = 1_800_000_000_000

@@ -20,7 +20,8 @@ PASSWORD = "hunter2-is-my-password"
 URI = f"mongodb://ximler:{PASSWORD}@db.example:27017/shop?replicaSet=rs"
 KEY = "k" * 40
 
-# A value for every setting, other than its default: as an environment variable says it, and as Python gets it.
+# A value for every setting, other than its default:
+# as an environment variable says it, and as Python gets it.
 GIVEN = {
     "mongodb_uri": (URI, URI),
     "database": ("shop", "shop"),

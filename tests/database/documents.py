@@ -1,4 +1,5 @@
-"""Documents to test with: a complete one of each of the ten, and hypothesis strategies made from the Structs themselves."""
+"""Documents to test with: a complete one of each of the ten,
+and hypothesis strategies made from the Structs themselves."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,5 @@
-"""Migrates until it is done: `python -m tests.database.migrator URI DATABASE`. Says when it is inside a batch."""
+"""Migrates until it is done: `python -m tests.database.migrator URI DATABASE`.
+Says when it is inside a batch."""
 
 import asyncio
 import sys

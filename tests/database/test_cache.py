@@ -154,7 +154,8 @@ async def test_a_silent_feed_is_not_trusted(database):
 
 
 async def test_a_value_read_past_a_silent_feed_is_never_followed_by_an_older_one(database):
-    """The feed's last request was sent before the write and is answered after the reader has seen the write."""
+    """The feed's last request was sent before the write and is answered
+    after the reader has seen the write."""
     shop = Shop(database)
     feed = shop.feed
 
@@ -174,7 +175,8 @@ async def test_a_value_read_past_a_silent_feed_is_never_followed_by_an_older_one
     assert await shop.price("a") == await shop.price("c") == 2
     assert shop.cache.peek("b") == 1  # was not read meanwhile, and need not be read again
 
-    # A read that began while the feed was fresh, and saw the document before the write, ends last: it is not kept either.
+    # A read that began while the feed was fresh, and saw the document before the write,
+    # ends last: it is not kept either.
     shop.cache.clear()
     seen, go_on = asyncio.Event(), asyncio.Event()
 

@@ -1,5 +1,5 @@
-"""Between BSON and Structs: every document comes back as it was, others' documents are read tolerantly, and what is wrong is
-refused by the path of its field, with nothing stored."""
+"""Between BSON and Structs: every document comes back as it was, others' documents are read tolerantly, and
+what is wrong is refused by the path of its field, with nothing stored."""
 
 import copy
 import re
@@ -43,7 +43,8 @@ def project(**given: Any) -> Project:
 
 
 async def stored(database: Database, collection: Collection[Any], **changes: Any) -> Any:
-    """A complete document as another application may have left it: raw values put in, `...` takes a field out."""
+    """A complete document as another application may have left it:
+    raw values put in, `...` takes a field out."""
     raw = codec_of(collection.document).encode(complete(collection), NOW)
     for path, value in changes.items():
         *parents, last = path.split("__")

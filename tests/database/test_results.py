@@ -1,4 +1,5 @@
-"""Results that processes share, on a real Valkey: by writes, by actors, and while it is killed, frozen, slow or full."""
+"""Results that processes share, on a real Valkey:
+by writes, by actors, and while it is killed, frozen, slow or full."""
 
 import asyncio
 import os

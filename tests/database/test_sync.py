@@ -55,7 +55,8 @@ async def _made(mongodb_uri: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def made(_made: Database) -> AsyncIterator[Database]:
-    """Initialised, and the test's own to change; put right again after it, since making one takes a second."""
+    """Initialised, and the test's own to change;
+    put right again after it, since making one takes a second."""
     stamp = await _made.raw.meta.find_one({"_id": "schema"})
     seeded = {name: await _made.raw[name].find({}).to_list() for name in ("plans", "coupons")}
     yield _made

@@ -115,7 +115,8 @@ async def test_a_document_too_large_for_a_transaction_undoes_it(database: Databa
 
 
 async def in_flight(database: Database, read: dict[str, Any]) -> None:
-    """Returns once the server is busy with this very read: an earlier one may go on after its client has gone."""
+    """Returns once the server is busy with this very read:
+    an earlier one may go on after its client has gone."""
     pipeline = [
         {"$currentOp": {}},
         {"$match": {"ns": f"{database.name}.projects", "command.filter.$where": read["$where"]}},

@@ -1,4 +1,5 @@
-"""Reads in one command: replies, timeouts, cancellation, retries, and the way around PyMongo's undocumented parts."""
+"""Reads in one command: replies, timeouts, cancellation, retries,
+and the way around PyMongo's undocumented parts."""
 
 import asyncio
 from contextlib import nullcontext

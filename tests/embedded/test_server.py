@@ -133,7 +133,8 @@ def listening_addresses(port: int) -> list[str]:
 
 @pytest.fixture
 async def start(data_dir: Path) -> AsyncIterator[Start]:
-    """`server.start` on the test's data directory. Servers that still run afterwards are killed, which is quicker."""
+    """`server.start` on the test's data directory.
+    Servers that still run afterwards are killed, which is quicker."""
     started: list[server.Server] = []
 
     async def start(**options: Any) -> server.Server:

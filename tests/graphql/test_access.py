@@ -447,8 +447,8 @@ TOKENS = ["expired", "signed out", "deleted user", "garbage", "almost right", "e
 async def test_an_invalid_token_is_rejected_but_for_fields_that_are_open_to_everybody(
     kind: str, victim: Victim, database: Database
 ) -> None:
-    """The token of a session that has ended must not keep anybody from signing in again. A malformed header is an error of
-    the client's in any case.
+    """The token of a session that has ended must not keep anybody from signing in again. A malformed header
+    is an error of the client's in any case.
     """
     token = victim.client.token
     header = f"Bearer {token}"
@@ -575,7 +575,8 @@ async def of(victim: Victim, database: Database, everything: dict[str, list[byte
 
 
 async def test_members_reach_no_more_than_the_shared_project(victim: Victim, ada: Client, database: Database) -> None:
-    """Every other object of the owner stays NOT_FOUND, and so does the project for fields that are the owner's alone."""
+    """Every other object of the owner stays NOT_FOUND, and so does the project for
+    fields that are the owner's alone."""
     share = 'mutation ($p: ID!, $r: ShareRole!) {{ shareProject(projectId: $p, email: "{}", role: $r) {{ role }} }}'
     mail = (await ada.ask("{ me { email } }"))["me"]["email"]
     for role, expected in (("READER", "FORBIDDEN"), ("EDITOR", None)):

@@ -1,4 +1,5 @@
-"""Every root field × API keys with every scope, with all but the right one, and with none: a key does what it was made for."""
+"""Every root field × API keys with every scope, with all but the right one, and with none:
+a key does what it was made for."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""`/v1/projects/{id}/canvas`: entity tags, preconditions, media types, and JSON that comes back as it was sent."""
+"""`/v1/projects/{id}/canvas`: entity tags, preconditions, media types,
+and JSON that comes back as it was sent."""
 
 import gzip
 import json

@@ -83,7 +83,8 @@ async def test_metrics_contain_no_personal_data(ada: Client) -> None:
 async def test_metrics_and_introspection_are_closed_in_production_by_default(
     settings: Settings, database: Database, mongodb_uri: str
 ) -> None:
-    """Both would show outsiders what differs between requests, and which operations there are for operators."""
+    """Both would show outsiders what differs between requests,
+    and which operations there are for operators."""
     settings = msgspec.structs.replace(settings, database=database.name, environment="production")
     async with serve(settings, mongodb_uri) as app:
         client = Client(app)

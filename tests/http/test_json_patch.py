@@ -1,4 +1,5 @@
-"""npm's `json-patch-test-suite`, which implementations of RFC 6902 share, by `PATCH /v1/projects/{id}/canvas`.
+"""npm's `json-patch-test-suite`, which implementations of RFC 6902 share,
+by `PATCH /v1/projects/{id}/canvas`.
 
 The documents of all cases are in one canvas, so that one request applies all patches that succeed.
 """

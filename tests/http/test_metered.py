@@ -1,4 +1,5 @@
-"""Requests with an API key: each is paid for before it is answered, and those that are refused cost nothing."""
+"""Requests with an API key: each is paid for before it is answered,
+and those that are refused cost nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator

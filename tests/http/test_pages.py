@@ -1,4 +1,5 @@
-"""The pages that links in e-mails lead to: they ask before they act, and show nothing that a link smuggled in."""
+"""The pages that links in e-mails lead to:
+they ask before they act, and show nothing that a link smuggled in."""
 
 from html.parser import HTMLParser
 from urllib.parse import quote

@@ -1,4 +1,5 @@
-"""Errors over HTTP are problem details (RFC 9457), whoever finds what is wrong, and never tell what only the log may know."""
+"""Errors over HTTP are problem details (RFC 9457), whoever finds what is wrong,
+and never tell what only the log may know."""
 
 from typing import Annotated, Any
 

@@ -21,7 +21,8 @@ CONTENT = bytes(range(256)) * 20_000  # 5 MB
 
 
 class Wire:
-    """A way to the server at `port` that cuts each of its first connections after so many bytes of requests."""
+    """A way to the server at `port` that cuts each of its first connections
+    after so many bytes of requests."""
 
     def __init__(self, port: int, *cuts: int) -> None:
         self.cuts = list(cuts)

@@ -20,7 +20,8 @@ OPERATOR = Actor(kind="operator", via="cli")
 
 
 async def customer(database: Database, *, deleted: int, kept: int = 0) -> Actor:
-    """With projects of the size of 10, as the earlier release left them: it released the bytes of deleted ones."""
+    """With projects of the size of 10, as the earlier release left them:
+    it released the bytes of deleted ones."""
     user = await database.users.insert(User(name="Ada", email=f"{ObjectId()}@example.com", password="-"))
     actor = Actor(kind="user", via="session", user_id=user.id)
     for _ in range(kept):

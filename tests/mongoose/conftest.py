@@ -1,5 +1,5 @@
-"""A real Mongoose application beside Ximler: `app` speaks for one on the test's database, `unbound` for one that leaves
-Usage's collection to Mongoose. One node process serves the whole session.
+"""A real Mongoose application beside Ximler: `app` speaks for one on the test's database, `unbound` for one
+that leaves Usage's collection to Mongoose. One node process serves the whole session.
 """
 
 from collections.abc import AsyncIterator

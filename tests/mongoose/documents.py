@@ -1,7 +1,7 @@
 """The ten documents, by the name of their model: as a Mongoose application writes them, and as Ximler does.
 
-And what either side should see of the other's: `expected` by the models' own account of themselves (`describe`), `seen` of
-what Ximler read.
+And what either side should see of the other's: `expected` by the models' own account of themselves
+(`describe`), `seen` of what Ximler read.
 """
 
 from datetime import UTC, datetime
@@ -50,7 +50,8 @@ Field = dict[str, Any]  # of one path, as `describe` tells it
 
 
 def expected(fields: list[Field], document: dict[str, Any]) -> dict[str, Any]:
-    """By path, what a reader must see of a stored document: its value, or the models' default where it is missing or null."""
+    """By path, what a reader must see of a stored document:
+    its value, or the models' default where it is missing or null."""
     seen = {}
     for field in fields:
         value = at(document, field["path"])

@@ -89,7 +89,8 @@ class Peer:
 
 
 class Application:
-    """One Mongoose application: `await app.create("User", {…})`, `await app.ask("populate", model="User", …)`."""
+    """One Mongoose application: `await app.create("User", {…})`,
+    `await app.ask("populate", model="User", …)`."""
 
     def __init__(self, peer: Peer, database: str, *, unbound: bool) -> None:
         self._peer = peer

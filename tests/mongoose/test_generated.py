@@ -1,5 +1,6 @@
-"""Documents as a Mongoose application may write them, generated from the models' own account of their fields: whatever mixture
-of values, nulls, missing fields and number types, our validators let them pass and our codecs read them.
+"""Documents as a Mongoose application may write them, generated from the models' own account of their fields:
+whatever mixture of values, nulls, missing fields and number types, our validators let them pass and our
+codecs read them.
 """
 
 from datetime import UTC, datetime
@@ -138,7 +139,8 @@ async def test_documents_of_mongoose_pass_our_validator_and_are_read(
 async def test_updates_by_mongoose_pass_our_validator_and_are_read(
     model: str, data: st.DataObject, app: Application, database: Database, models: dict[str, Any]
 ) -> None:
-    """The same through Mongoose, which casts, trims, fills in and leaves out; expected is what it then has stored."""
+    """The same through Mongoose, which casts, trims, fills in and leaves out;
+    expected is what it then has stored."""
     fields = models[model]["fields"]
     drawn = data.draw(st.lists(documents(model, fields), min_size=1, max_size=4))
     options = {"timestamps": data.draw(st.booleans()), "strict": data.draw(st.booleans())}

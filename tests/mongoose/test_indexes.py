@@ -10,7 +10,8 @@ from ximler import setup
 from ximler.database import Database
 from ximler.schema import SPECIFIED
 
-# Declared twice by the models: by `unique: true`, and as a plain index, which no server makes beside the first.
+# Declared twice by the models: by `unique: true`, and as a plain index, which no server makes beside the
+# first.
 DOUBLE = {("User", "email"), ("Plan", "id"), ("Coupon", "code")}
 KEY_CONFLICT = 86
 PRINTED = re.compile(r"db\.(\w+)\.createIndex\(\{ (.+) \}\);")

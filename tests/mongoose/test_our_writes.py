@@ -1,4 +1,5 @@
-"""What Ximler writes is a valid document to a Mongoose application, with the same values, and to our own validators."""
+"""What Ximler writes is a valid document to a Mongoose application, with the same values,
+and to our own validators."""
 
 from datetime import timedelta
 from typing import Any
@@ -144,7 +145,8 @@ async def test_our_soft_deletions_are_valid_and_equal_to_mongoose(
 
 
 async def test_mongoose_can_change_and_save_our_documents(app: Application, database: Database) -> None:
-    """Every value of theirs over every value of ours, arrays included: our documents have no `__v`, which it counts in."""
+    """Every value of theirs over every value of ours, arrays included:
+    our documents have no `__v`, which it counts in."""
     for model, theirs in their_full().items():
         document = our_full()[model]
         await database[COLLECTIONS[model]].insert(document)

@@ -1,4 +1,5 @@
-"""Mongoose populates the models' virtuals from documents of ours, and we populate ours from documents of theirs."""
+"""Mongoose populates the models' virtuals from documents of ours,
+and we populate ours from documents of theirs."""
 
 from typing import Any
 
@@ -14,7 +15,8 @@ from ximler.schema.plan import Plan, PlanLimits
 
 
 async def of_one_user(database: Database) -> tuple[ObjectId, dict[str, Any]]:
-    """A user of ours with a plan, a subscription, two projects and a row of usage; and documents of another's."""
+    """A user of ours with a plan, a subscription, two projects and a row of usage;
+    and documents of another's."""
     ours = our_minimal()
     user, subscription, usage = ours["User"], ours["Subscription"], ours["Usage"]
     plan = Plan(

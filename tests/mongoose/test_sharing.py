@@ -1,4 +1,5 @@
-"""Two applications on one document: neither loses what only the other knows, or what the other writes meanwhile."""
+"""Two applications on one document: neither loses what only the other knows,
+or what the other writes meanwhile."""
 
 import asyncio
 from datetime import timedelta
@@ -103,7 +104,8 @@ async def test_setting_a_group_of_fields_whole_keeps_those_that_only_they_know(
 
 NO_ALERTS = {"$set": {"notificationSettings.email.billingAlerts": False}}
 ALERTS_OFF = NotificationSettings(email=EmailNotifications(billing_alerts=False))
-# Updates of ours that go through, or count on from, what they have set to null: it reads as the default, so it must behave so.
+# Updates of ours that go through, or count on from, what they have set to null:
+# it reads as the default, so it must behave so.
 THROUGH_NULL: list[tuple[str, str, dict[str, Any], str, Any]] = [
     ("User", "notificationSettings", NO_ALERTS, "notification_settings", ALERTS_OFF),
     ("User", "notificationSettings.email", NO_ALERTS, "notification_settings", ALERTS_OFF),

@@ -17,7 +17,8 @@ OURS = {c.name for c in CATALOGUE} - {c.name for c in SPECIFIED}
 
 @pytest.fixture
 async def lived_in(empty_app: Application) -> Application:
-    """Indexes and documents of all ten models, one of which is not what the models say, and an index of its own."""
+    """Indexes and documents of all ten models, one of which is not what the models say,
+    and an index of its own."""
     for model in await empty_app.ask("describe"):
         await empty_app.ask("createIndexes", model=model["name"])
     for documents in (their_minimal(), their_full()):

@@ -1,4 +1,5 @@
-"""What a Mongoose application writes, by whichever of its ways, passes our validators and is read by us in full."""
+"""What a Mongoose application writes, by whichever of its ways,
+passes our validators and is read by us in full."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,5 @@
-"""A Mongoose model named Usage, left to itself, writes to `usages`: we say so, and bring its documents home."""
+"""A Mongoose model named Usage, left to itself, writes to `usages`:
+we say so, and bring its documents home."""
 
 import asyncio
 from typing import Any
@@ -57,7 +58,8 @@ async def test_a_document_that_was_moved_before_is_kept_as_it_is_now(unbound: Ap
 
 
 async def test_documents_outside_the_model_are_moved_too(unbound: Application, database: Database) -> None:
-    """It cannot be read where it goes, either; but it is not lost, and does not keep the others from moving."""
+    """It cannot be read where it goes, either;
+    but it is not lost, and does not keep the others from moving."""
     await unbound.raw("usages", "insertMany", [{"_id": ObjectId(), "amount": "many"}, their_minimal()["Usage"]])
     assert await sync.adopt(database) == 2
     assert await database.raw["usage"].count_documents({}) == 2

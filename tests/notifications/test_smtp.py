@@ -1,4 +1,5 @@
-"""What becomes of a message when a server refuses it, at each step of SMTP; and internationalised addresses."""
+"""What becomes of a message when a server refuses it, at each step of SMTP;
+and internationalised addresses."""
 
 import asyncio
 import datetime as dt

@@ -1,7 +1,8 @@
-"""A process that edits a canvas for twenty clients until it is killed: `python editors.py URI DATABASE USER PROJECT SEQ…`.
-The canvas becomes large on the way.
+"""A process that edits a canvas for twenty clients until it is killed:
+`python editors.py URI DATABASE USER PROJECT SEQ…`. The canvas becomes large on the way.
 
-For each answer it prints the client, the patch's number and the revision. The numbers are the first to send, one a client.
+For each answer it prints the client, the patch's number and the revision.
+The numbers are the first to send, one a client.
 """
 
 import asyncio

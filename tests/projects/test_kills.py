@@ -1,4 +1,5 @@
-"""Twenty editors, and a process that is killed again and again: every answered patch holds, once, in a revision of its own.
+"""Twenty editors, and a process that is killed again and again:
+every answered patch holds, once, in a revision of its own.
 
 The editors are in the process, or they are HTTP clients of a server whose connections are cut at random.
 """
@@ -61,7 +62,8 @@ async def _edit(
 
 
 class Clients:
-    """HTTP clients on sockets. Of their requests some are cut: while they are sent, before the answer, or within it."""
+    """HTTP clients on sockets. Of their requests some are cut:
+    while they are sent, before the answer, or within it."""
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "log"
@@ -120,7 +122,8 @@ class Clients:
         return (await sessions.start(database, Keyring(settings), settings, Actor(), user)).token
 
     async def _send(self, port: int, token: str, project: str, body: bytes) -> int:
-        """The answer's revision. Raises OSError, EOFError where the connection ends before, which is cut at random."""
+        """The answer's revision. Raises OSError, EOFError where the connection ends before,
+        which is cut at random."""
         request = (
             f"PATCH /v1/projects/{project}/canvas HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {token}\r\n"
             f"content-type: {records.MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n"

@@ -125,7 +125,8 @@ async def test_records_of_many_editors_are_set_by_their_places(drawing: Canvas) 
     await move(4, names[2:])
     found = await drawing.records()
     assert [found[name]["x"] for name in names[2:]] == [4] * 28
-    # Another application turns the list round, at the same revision: the places that this process knows are wrong.
+    # Another application turns the list round, at the same revision:
+    # the places that this process knows are wrong.
     elements = (await drawing.read())["elements"]
     await drawing.database.raw["projects"].update_one(
         {"_id": drawing.id}, {"$set": {"canvasData.elements": elements[::-1]}}

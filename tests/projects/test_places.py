@@ -1,4 +1,5 @@
-"""Projects by place, on a real server: distances, boxes and polygons, and what other applications store there."""
+"""Projects by place, on a real server: distances, boxes and polygons,
+and what other applications store there."""
 
 import random
 from typing import Any

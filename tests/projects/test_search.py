@@ -168,7 +168,8 @@ async def test_a_search_is_paged_like_a_list(database: Database, ada: Actor) -> 
 async def test_names_come_before_descriptions_and_newer_ones_first(
     database: Database, ada: Actor, bob: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where another application wrote, on every page, and whichever index is read; a few matches by one command."""
+    """Also where another application wrote, on every page, and whichever index is read;
+    a few matches by one command."""
     texts = [
         ("Tower bridge", None),
         ("Plan", "a bridge"),

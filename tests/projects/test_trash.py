@@ -1,4 +1,5 @@
-"""The trash: its bytes count, its places are free, and it is purged by its owner, by age, or when it is too full."""
+"""The trash: its bytes count, its places are free, and it is purged by its owner, by age,
+or when it is too full."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,5 @@
-"""A refusal is not a dead end: from the first day of a new user, and from bug reports of systems like this one."""
+"""A refusal is not a dead end: from the first day of a new user,
+and from bug reports of systems like this one."""
 
 import pytest
 from tests.graphql.test_access import FIELDS

@@ -39,7 +39,8 @@ class AccountLocked(Forbidden):
 
 
 class AccountStatus(msgspec.Struct, frozen=True, gc=False):
-    """A live user, their role, whether they have a second factor, and whether an operator has locked the account."""
+    """A live user, their role, whether they have a second factor,
+    and whether an operator has locked the account."""
 
     user: User
     operator: bool
@@ -93,6 +94,7 @@ def tags(user_id: ObjectId) -> Sequence[Tag]:
 
 
 def forget(database: Database, user_id: ObjectId) -> None:
-    """Evict this process's cached entries that depend on a user: sessions and keys (see `Database.forget`)."""
+    """Evict this process's cached entries that depend on a user:
+    sessions and keys (see `Database.forget`)."""
     for collection, name in tags(user_id):
         database.forget(collection, name)

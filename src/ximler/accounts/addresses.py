@@ -43,7 +43,8 @@ def masked(email: str) -> str:
 async def random_pause() -> None:
     """Wait up to a quarter of a second, before work that differs for known and unknown addresses.
 
-    Requests that are answered at the same moment are then slowed down by it as often for the one as for the other.
+    Requests that are answered at the same moment are then slowed down by it as
+    often for the one as for the other.
     """
     await asyncio.sleep(secrets.randbelow(250) / 1000)
 

@@ -1,7 +1,8 @@
 """Account administration: operators find, view, verify and lock accounts, and end their sessions.
 
 Every function requires an operator and audits the access as well as the change: reading a page writes an
-entry that names the users on it by id. Verifying, locking, unlocking and ending sessions require a recent sign-in.
+entry that names the users on it by id. Verifying, locking, unlocking and ending sessions require a recent
+sign-in.
 """
 
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ class Event(msgspec.Struct, frozen=True):
 async def create(
     database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str, verified: bool = True
 ) -> User:
-    """Create an account without a confirmation link. Raises Invalid, WeakPassword, AccountExists, Forbidden."""
+    """Create an account without a confirmation link.
+    Raises Invalid, WeakPassword, AccountExists, Forbidden."""
     actor.require_operator()
     name, email = names.checked(name, most=names.MAX_PERSON), addresses.normalised(email)
     await strength.check(keyring, password, own=(name, email))

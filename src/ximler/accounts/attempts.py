@@ -58,8 +58,8 @@ _DEVICES = 5  # of an account, that have shown their token; as many that have no
 
 class Attempt(msgspec.Struct, frozen=True):
     """`user` is None if the address has no account. A failure counts for `keys`; a success clears `forgiven`.
-    `known_device`: it showed a valid token. `device`: the id of that token, unless it is old enough to be replaced.
-    `returns`: it is shown for the first time.
+    `known_device`: it showed a valid token. `device`: the id of that token, unless it is old enough to be
+    replaced. `returns`: it is shown for the first time.
     """
 
     account: RateLimitKey
@@ -85,9 +85,9 @@ def new_device(began: datetime, sign_in_id: bytes) -> ObjectId:
 def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
     """A token that identifies a device at its next sign-in to this account. It does not sign in by itself.
 
-    A device that shows its token keeps it, and an account has ten, because each has its own budget of guesses. Five
-    of them have shown it, so that a script, which never does, displaces no browser. A change of password invalidates
-    them.
+    A device that shows its token keeps it, and an account has ten, because each has its own budget of
+    guesses. Five of them have shown it, so that a script, which never does, displaces no browser. A change of
+    password invalidates them.
     """
     device = session.device or new_device(session.created_at, session.sign_in_id)
     return keyring.sign(_purpose(session.user_id, password_hash), device)
@@ -96,9 +96,9 @@ def remember(keyring: Keyring, session: Session, password_hash: str) -> str:
 async def keep(
     transaction: Database, session: Session, remembered: Mapping[str, Any], *, is_new: bool, returns: bool
 ) -> None:
-    """Set what the credential is to remember of a sign-in, and add a device that is new, or shows its token for the first
-    time, to those that the account knows: of six of a kind the one that was added first is forgotten. One command, or
-    none.
+    """Set what the credential is to remember of a sign-in, and add a device that is new, or shows its token
+    for the first time, to those that the account knows: of six of a kind the one that was added first is
+    forgotten. One command, or none.
     """
     change: dict[str, Any] = {"$set": remembered} if remembered else {}
     if is_new:

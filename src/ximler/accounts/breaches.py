@@ -42,7 +42,8 @@ class Breaches:
         return digest[5:] in suffixes
 
     def close(self) -> None:
-        """Reject new look-ups, and close the connections when running ones have ended (two seconds at most)."""
+        """Reject new look-ups, and close the connections when running ones
+        have ended (two seconds at most)."""
         self._threads.submit(lambda: self._client.result().close())
         self._threads.shutdown(wait=False)
 

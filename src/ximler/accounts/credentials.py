@@ -120,8 +120,8 @@ async def send_reset(
 async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: str, password: str) -> None:
     """Set a new password with a link that works once and for one hour. Ends every session.
 
-    Clears the account's failed sign-ins, so that an owner who is throttled by an attack can sign in. Raises Invalid
-    for a token that is unknown, used or expired, or an unacceptable password, WeakPassword.
+    Clears the account's failed sign-ins, so that an owner who is throttled by an attack can sign in. Raises
+    Invalid for a token that is unknown, used or expired, or an unacceptable password, WeakPassword.
     """
     spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
     if keyring.verify(_PURPOSE, token) is None:

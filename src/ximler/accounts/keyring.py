@@ -140,7 +140,8 @@ class Keyring:
         return [_token_id(mac, token) for mac in self._token_macs]
 
     def digest(self, purpose: str, text: str) -> bytes:
-        """A keyed hash for look-ups of a value that is not stored. It changes when the secret key is rotated."""
+        """A keyed hash for look-ups of a value that is not stored.
+        It changes when the secret key is rotated."""
         key = self._mac_key(self._keys[0], f"digest:{purpose}")
         return hmac.digest(key, text.encode(errors="surrogatepass"), "sha256")
 

@@ -1,9 +1,10 @@
-"""Where sign-ins come from: the city, from a GeoIP file that the operator supplies (`XIMLER_GEOIP_FILE`), and the browser.
+"""Where sign-ins come from: the city, from a GeoIP file that the operator supplies
+(`XIMLER_GEOIP_FILE`), and the browser.
 
-An account remembers the last few of both (`credentials.places`, `credentials.browsers`); programs without a name count as
-one browser. A sign-in from elsewhere is reported by mail, from a new place in the inbox as well; never the first one, and
-never for a device that shows its token. Ten are reported in 24 hours, so that ever-new names do not send mails without
-end. A mail has no text of the caller's.
+An account remembers the last few of both (`credentials.places`, `credentials.browsers`); programs without a
+name count as one browser. A sign-in from elsewhere is reported by mail, from a new place in the inbox as
+well; never the first one, and never for a device that shows its token. Ten are reported in 24 hours, so that
+ever-new names do not send mails without end. A mail has no text of the caller's.
 """
 
 from functools import lru_cache
@@ -38,7 +39,8 @@ def check(settings: Settings) -> None:
 
 
 def place_of(settings: Settings, address: str | None) -> str | None:
-    """The city of an address, `Berlin, Germany`, or its country alone. None if the file has neither, or without one."""
+    """The city of an address, `Berlin, Germany`, or its country alone.
+    None if the file has neither, or without one."""
     if settings.geoip_file is None or address is None:
         return None
     try:
@@ -60,7 +62,8 @@ async def recognise(
     browser: str,
     known_device: bool,
 ) -> dict[str, Any]:
-    """The origins that a credential remembers after a sign-in. Reports one from elsewhere, in its transaction.
+    """The origins that a credential remembers after a sign-in.
+    Reports one from elsewhere, in its transaction.
 
     No command but those of the notices.
     """

@@ -52,8 +52,8 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
 
 async def thumbnail(sent: bytes, field: str = "avatar", *, side: int = SIDE) -> bytes:
-    """A WebP picture of at most `side` × `side` pixels, upright, with its proportions; of an animation, the first
-    frame.
+    """A WebP picture of at most `side` × `side` pixels, upright, with its proportions;
+    of an animation, the first frame.
 
     Raises Invalid if it is not a PNG, JPEG, WebP or GIF picture, or is too large to be decoded.
     """
@@ -82,7 +82,8 @@ def _encode(sent: bytes, field: str, side: int = SIDE) -> bytes:
 
 
 def _decode(sent: bytes, field: str, side: int) -> Image.Image:
-    """In RGBA, upright. Raises Invalid for too many pixels, and what Pillow raises for a file that it cannot read."""
+    """In RGBA, upright. Raises Invalid for too many pixels,
+    and what Pillow raises for a file that it cannot read."""
     with Image.open(io.BytesIO(sent), formats=_FORMATS) as opened:
         width, height = opened.size
         opened.draft("RGB", (2 * side, 2 * side))
@@ -96,7 +97,8 @@ def _decode(sent: bytes, field: str, side: int) -> Image.Image:
 
 
 def _in_srgb(opened: Image.Image) -> Image.Image:
-    """Converted to RGBA in sRGB, by the picture's own profile. One that is damaged, or for other pixels, is ignored."""
+    """Converted to RGBA in sRGB, by the picture's own profile.
+    One that is damaged, or for other pixels, is ignored."""
     if opened.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
         transparent = opened.info.pop("transparency", None)
         opened = opened.convert("I").point(lambda value: value * (1 / 257)).convert("L")
@@ -129,8 +131,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _without_metadata(sent: bytes, *, look: bool) -> bytes:
-    """A PNG or JPEG with only the parts that its pixels need, because damaged comments must not make it unreadable.
-    With `look`, its transparency, colours and orientation are kept.
+    """A PNG or JPEG with only the parts that its pixels need, because damaged comments must not make it
+    unreadable. With `look`, its transparency, colours and orientation are kept.
     """
     if sent.startswith(_PNG):
         return _chunks(sent, _PIXEL_CHUNKS + _LOOK_CHUNKS * look)

@@ -133,7 +133,8 @@ async def still_proved(transaction: Database, user_id: ObjectId, credential: Cre
 
 
 def matching_step(secret: bytes, code: str, now_ms: int) -> int | None:
-    """The time step of a code: the current one or, to tolerate clock drift, an adjacent one (RFC 6238, 5.2)."""
+    """The time step of a code: the current one or, to tolerate clock drift,
+    an adjacent one (RFC 6238, 5.2)."""
     totp = pyotp.TOTP(secret.decode())
     present = now_ms // 1000 // _STEP_S
     found = [step for step in (present - 1, present, present + 1) if hmac.compare_digest(totp.generate_otp(step), code)]
@@ -148,7 +149,8 @@ def new_recovery_codes(user_id: ObjectId) -> tuple[list[str], list[str]]:
 
 
 def _recovery_hash(user_id: ObjectId, code: str) -> str:
-    """A plain hash: 80 random bits cannot be guessed, and the codes must survive a change of the secret key."""
+    """A plain hash: 80 random bits cannot be guessed, and the codes must
+    survive a change of the secret key."""
     return hashlib.sha256(user_id.binary + code.encode()).hexdigest()
 
 

@@ -1,9 +1,11 @@
-"""Rollups of reports about documents that change: a bucket of lines for each day, week or month. Owns `reportbuckets`.
+"""Rollups of reports about documents that change:
+a bucket of lines for each day, week or month. Owns `reportbuckets`.
 
-A bucket is computed when a report first asks for it, and is replaced as a whole. Documents of a period that ended two days
-ago are expected to stay; where one changes, its bucket is marked and computed again. Younger periods are computed by each
-report (`late_s` is 0), or by the job and by reports that find them older than `late_s`. Buckets are stored only if they have
-not been marked since their documents were read, so any number of processes may compute them, and be killed, at any moment.
+A bucket is computed when a report first asks for it, and is replaced as a whole. Documents of a period that
+ended two days ago are expected to stay; where one changes, its bucket is marked and computed again. Younger
+periods are computed by each report (`late_s` is 0), or by the job and by reports that find them older than
+`late_s`. Buckets are stored only if they have not been marked since their documents were read, so any number
+of processes may compute them, and be killed, at any moment.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,8 +34,8 @@ Period = tuple[date, date]
 class Report(msgspec.Struct, frozen=True):
     """A report that has buckets. `compute` returns the lines of each period of a range by its first day.
 
-    `same` says whether two computations agree: lines that do are not replaced. `late_s` bounds the age of a bucket
-    whose documents still change; 0 computes it for each report.
+    `same` says whether two computations agree: lines that do are not replaced. `late_s` bounds the age of a
+    bucket whose documents still change; 0 computes it for each report.
     """
 
     name: str
@@ -96,7 +98,8 @@ async def mark_since(database: Database, report: Report, day: date) -> None:
 
 
 async def again(database: Database, report: Report, where: Mapping[str, Any], *, store: bool = True) -> list[str]:
-    """Compute the known buckets that match anew; the ids of those that differ, which are replaced with `store`."""
+    """Compute the known buckets that match anew;
+    the ids of those that differ, which are replaced with `store`."""
     found: list[str] = []
     places = await database[REPORT_BUCKETS].find({"report": report.name, **where}, sort=[("start", 1)])
     if places:
@@ -117,7 +120,8 @@ async def again(database: Database, report: Report, where: Mapping[str, Any], *,
 
 
 async def _store(database: Database, report: Report, buckets: list[ReportBucket], lines: Lines, now: datetime) -> None:
-    """Replace the buckets that have not been marked since they were read. The days before the first line have none."""
+    """Replace the buckets that have not been marked since they were read.
+    The days before the first line have none."""
     changes: list[Any] = []
     for bucket in dropwhile(lambda each: not lines.get(each.start.date()) and each.computed_at is None, buckets):
         settled = midnight(period_end(bucket.start.date(), bucket.by)) + _SETTLED <= now

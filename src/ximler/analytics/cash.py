@@ -1,4 +1,5 @@
-"""The report of cash: payments, refunds and failed payments. Operators only. Rolled up by day from billing's documents."""
+"""The report of cash: payments, refunds and failed payments. Operators only.
+Rolled up by day from billing's documents."""
 
 import asyncio
 import operator
@@ -31,8 +32,8 @@ _AMOUNT = {"$convert": {"input": "$amount", "to": "decimal", "onError": 0, "onNu
 class CashLine(msgspec.Struct, frozen=True, kw_only=True):
     """A currency's cash over `[start, end)`, in minor units.
 
-    Payments count on the day they were paid, also if they were refunded since; refunds on the day they were made, unless
-    they failed; failed payments on the day of the attempt.
+    Payments count on the day they were paid, also if they were refunded since; refunds on the day they were
+    made, unless they failed; failed payments on the day of the attempt.
     """
 
     currency: str

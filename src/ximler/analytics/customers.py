@@ -74,8 +74,8 @@ class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def signups(database: Database, actor: Actor, *, start: date, end: date, by: By = "MONTH") -> list[Signups]:
-    """A line for each period. Raises Forbidden, and Invalid for an empty range. One command, which reads each sign-up's
-    first payment.
+    """A line for each period. Raises Forbidden, and Invalid for an empty range.
+    One command, which reads each sign-up's first payment.
     """
     actor.require_operator()
     periods = spans(start, end, by)
@@ -128,8 +128,8 @@ async def signups_of(database: Database, actor: Actor, *, start: date, end: date
 async def usage(database: Database, actor: Actor, *, start: date, end: date, by: By = "MONTH") -> list[UsageLine]:
     """Usage by period, resource and plan. Raises as `signups`.
 
-    One command for whole periods that are rolled up; periods that the range cuts are read from the ledger's rows. Periods
-    that are not over may be half an hour old.
+    One command for whole periods that are rolled up; periods that the range cuts are read from the ledger's
+    rows. Periods that are not over may be half an hour old.
     """
     actor.require_operator()
     periods = spans(start, end, by)
@@ -157,7 +157,8 @@ async def largest(
     end: date,
     first: int = 20,
 ) -> list[UserAmount]:
-    """The users with the largest usage: of calls in the range, of projects and bytes now. Raises as `signups`.
+    """The users with the largest usage: of calls in the range,
+    of projects and bytes now. Raises as `signups`.
 
     One command where the range is a month that is rolled up; otherwise it reads the calls' rows.
     """
@@ -195,7 +196,8 @@ async def _largest(database: Database, start: date, end: date, by: By) -> dict[d
 
 
 def _same_usage(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
-    """By resource: a user who has changed plans since is no reason to count them elsewhere in a period that is over."""
+    """By resource: a user who has changed plans since is no reason to count them
+    elsewhere in a period that is over."""
 
     def sums(lines: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
@@ -217,7 +219,8 @@ LARGEST = buckets.Report("largest", ("MONTH",), _largest, _same_users, _LATE_S)
 
 
 async def near_limits(database: Database, actor: Actor, *, share: float = 0.8, first: int = 20) -> list[NearLimit]:
-    """Users who have used this share of the calls of their period, the fullest first. Raises Forbidden, Invalid."""
+    """Users who have used this share of the calls of their period, the fullest first.
+    Raises Forbidden, Invalid."""
     actor.require_operator()
     if not 0 <= share <= 1:
         raise Invalid.field("share", f"{share} is not between 0 and 1")

@@ -14,7 +14,8 @@ __all__ = ["CouponLine", "coupons"]
 
 
 class CouponLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A coupon's effect in one currency: the paid invoices that it reduced, their customers, and by how much."""
+    """A coupon's effect in one currency: the paid invoices that it reduced,
+    their customers, and by how much."""
 
     code: str
     currency: str
@@ -24,7 +25,8 @@ class CouponLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def coupons(database: Database, actor: Actor, *, start: date, end: date) -> list[CouponLine]:
-    """The discounts of each coupon on invoices issued between two days (UTC, without `end`), the largest first.
+    """The discounts of each coupon on invoices issued between two days (UTC,
+    without `end`), the largest first.
 
     Raises Forbidden, and Invalid for an empty range. One command, which reads the invoices of the range.
     """

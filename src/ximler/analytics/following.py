@@ -1,7 +1,8 @@
 """Marks the buckets of cash whose payments or refunds change after they were rolled up, by the change feed.
 
-Changes of the last days need no mark. Those that the feed has missed are found by the nightly check, and those of the last
-forty days when the feed begins again. Late usage is marked by a job of the settlement that adds it.
+Changes of the last days need no mark. Those that the feed has missed are found by the nightly check, and
+those of the last forty days when the feed begins again. Late usage is marked by a job of the settlement that
+adds it.
 """
 
 import asyncio

@@ -1,6 +1,8 @@
-"""Retention of the customers who had recurring revenue at the start of a period, from an index of `customerdays` alone.
+"""Retention of the customers who had recurring revenue at the start of a period,
+from an index of `customerdays` alone.
 
-Whole months are kept in `revenuemonths`; a day's figures follow from its sums, because a customer has one row a day.
+Whole months are kept in `revenuemonths`;
+a day's figures follow from its sums, because a customer has one row a day.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +19,8 @@ Span = tuple[str, date, date]  # a currency, the first day, and the day after th
 
 
 class Kept(NamedTuple):
-    """Changes of the customers who had revenue at the start, in minor units a year: number lost, sum of decreases, net sum."""
+    """Changes of the customers who had revenue at the start, in minor units a year:
+    number lost, sum of decreases, net sum."""
 
     lost: int = 0
     less: int = 0
@@ -31,7 +34,8 @@ def of_day(moved: Mapping[str, int]) -> Kept:
 
 
 async def kept(database: Database, spans: Iterable[Span], by: By) -> dict[tuple[str, date], Kept]:
-    """Of each period, by its currency and first day; spans that are cut from it begin and end within. One command."""
+    """Of each period, by its currency and first day;
+    spans that are cut from it begin and end within. One command."""
     asked = list(spans)
     if not asked:
         return {}

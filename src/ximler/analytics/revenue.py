@@ -1,8 +1,9 @@
 """Reports of recurring revenue: MRR and its movements, churn and retention, cohorts. Operators only.
 
-Definitions, with an example each, are in docs/analytics.md. Amounts are summed as minor units a year, and divided by
-twelve and rounded (half up) once, so that `start + new + reactivation + expansion - contraction - churn = end` holds in
-every line. Currencies are never added. Days are UTC.
+Definitions, with an example each, are in docs/analytics.md. Amounts are summed as minor units a year, and
+divided by twelve and rounded (half up) once, so that
+`start + new + reactivation + expansion - contraction - churn = end` holds in every line. Currencies are never
+added. Days are UTC.
 """
 
 import asyncio
@@ -44,8 +45,9 @@ _STORED = dict(zip(RevenueDay.__struct_fields__, RevenueDay.__struct_encode_fiel
 class Mrr(msgspec.Struct, frozen=True, kw_only=True):
     """A currency's monthly recurring revenue over `[start, end)`. Amounts in minor units a month.
 
-    `committed_minor` is what remains of the end's MRR without the subscriptions that are cancelled, and at the prices
-    that are agreed; `at_risk_minor` is the part whose payment failed. `arpa_minor` is the average per customer.
+    `committed_minor` is what remains of the end's MRR without the subscriptions that are cancelled, and at
+    the prices that are agreed; `at_risk_minor` is the part whose payment failed. `arpa_minor` is the average
+    per customer.
     """
 
     currency: str
@@ -71,12 +73,13 @@ class Mrr(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Churn(msgspec.Struct, frozen=True, kw_only=True):
-    """Retention of those who were customers at the start of `[start, end)`. Rates are fractions; None without customers.
+    """Retention of those who were customers at the start of `[start, end)`.
+    Rates are fractions; None without customers.
 
-    `lost` counts those who are not customers at the end. `gross_churn` is churn and contraction, and `net_churn` the same
-    less expansion, over the start's MRR; `gross_retention` (GRR) and `net_retention` (NRR) look at the same customers'
-    MRR at the end. `lifetime_value_minor` is the average MRR per customer over the monthly
-    `logo_churn`; None for other periods, and where no customer was lost.
+    `lost` counts those who are not customers at the end. `gross_churn` is churn and contraction, and
+    `net_churn` the same less expansion, over the start's MRR; `gross_retention` (GRR) and `net_retention`
+    (NRR) look at the same customers' MRR at the end. `lifetime_value_minor` is the average MRR per customer
+    over the monthly `logo_churn`; None for other periods, and where no customer was lost.
     """
 
     currency: str
@@ -297,7 +300,8 @@ def _retention(currency: str, span: _Span, kept: Kept, *, whole: bool) -> Churn:
 async def _sums(
     database: Database, start: date, end: date, by: By, currency: str | None
 ) -> tuple[dict[str, dict[date, dict[str, int]]], dict[tuple[str, date], Kept]]:
-    """By currency, the sums of the days of each period by its first day; all days before `start` are at `date.min`.
+    """By currency, the sums of the days of each period by its first day;
+    all days before `start` are at `date.min`.
 
     And the retention of whole months, where it is known.
     """

@@ -1,9 +1,9 @@
 """Rollups of recurring revenue by day and month. Owns `customerdays`, `revenuedays` and `revenuemonths`.
 
-`refresh` takes the movements that are not rolled up, computes the days of their customers anew, marks the days that
-changed, and sums those and their months. All of it follows from the ledger alone: any number of processes may run it, and be
-killed, at any moment. A customer's days are written in one transaction with the marks; a day's sums are written only if no
-customer's day has changed since they were read.
+`refresh` takes the movements that are not rolled up, computes the days of their customers anew, marks the
+days that changed, and sums those and their months. All of it follows from the ledger alone: any number of
+processes may run it, and be killed, at any moment. A customer's days are written in one transaction with the
+marks; a day's sums are written only if no customer's day has changed since they were read.
 """
 
 import asyncio
@@ -70,7 +70,8 @@ async def check(*, database: Database) -> int:
 
 
 async def refresh(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
-    """Bring the rollups up to date; returns how many movements were rolled up. Two commands at once if nothing is new."""
+    """Bring the rollups up to date; returns how many movements were rolled up.
+    Two commands at once if nothing is new."""
     count = 0
     users, dirty = await asyncio.gather(movements.pending(database, _MOVEMENTS), _dirty(database))
     if not users and not dirty:
@@ -91,7 +92,8 @@ async def _dirty(database: Database) -> list[RevenueDay]:
 
 
 async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
-    """Compute all rollups anew from the ledger; returns how many movements there are. Reports stay usable meanwhile.
+    """Compute all rollups anew from the ledger; returns how many movements there are.
+    Reports stay usable meanwhile.
 
     Customers' days are compared, and only those that differ are written.
     """
@@ -195,7 +197,8 @@ async def _sum(database: Database, dirty: list[RevenueDay]) -> None:
 
 
 async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> None:
-    """Sum the days of these months. Of processes that race, the one that has read the most sums of days stands."""
+    """Sum the days of these months. Of processes that race,
+    the one that has read the most sums of days stands."""
     within = [
         {"currency": currency, "day": {"$gte": first, "$lt": (first + timedelta(days=32)).replace(day=1)}}
         for currency, first in months
@@ -212,7 +215,8 @@ async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> 
             },
         ]
     )
-    # After the days: a computation that has read more sums of days has then read their customers' latest days, too.
+    # After the days: a computation that has read more sums of days has then read
+    # their customers' latest days, too.
     whole = [(currency, first.date(), following(first.date())) for currency, first in months]
     retained = await retention.kept(database, whole, "MONTH")
     changes: list[tuple[dict[str, Any], updates.Update, RevenueMonth]] = []

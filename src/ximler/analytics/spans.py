@@ -46,7 +46,8 @@ def period_end(day: date, by: By) -> date:
 
 
 def spans(start: date, end: date, by: By, *, most: int | None = _MOST_LINES) -> list[tuple[date, date]]:
-    """The periods between two days: whole ones, cut off at both ends. Weeks begin on Monday (ISO 8601). Raises Invalid."""
+    """The periods between two days: whole ones, cut off at both ends.
+    Weeks begin on Monday (ISO 8601). Raises Invalid."""
     if end <= start:
         raise Invalid.field("to", f"{end} is not after {start}: the range has no day")
     if end.year > _LAST_YEAR:

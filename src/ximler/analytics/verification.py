@@ -1,5 +1,6 @@
-"""Verifies the rollups: customers' days against the ledger, sums of days against customers' days, and sums of months
-against sums of days; and the buckets of cash and usage against their documents. Read-only; `rebuild` corrects all of it.
+"""Verifies the rollups: customers' days against the ledger, sums of days against customers' days, and sums of
+months against sums of days; and the buckets of cash and usage against their documents. Read-only; `rebuild`
+corrects all of it.
 """
 
 from collections import defaultdict
@@ -34,7 +35,8 @@ class Wrong(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def verify(database: Database) -> list[Wrong]:
-    """Every rollup that differs, after a refresh. Rows that are written meanwhile may be reported: verify again."""
+    """Every rollup that differs, after a refresh.
+    Rows that are written meanwhile may be reported: verify again."""
     await rollups.refresh(database)
     buckets = await upkeep.wrong(database)
     stale = [Wrong(rollup=REPORT_BUCKETS.name, id=name, problem="differs from its documents") for name in buckets]

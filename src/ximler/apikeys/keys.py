@@ -216,7 +216,8 @@ def state(key: ApiKey, now: datetime) -> State:
 
 
 async def _require_room(transaction: Database, owner: ObjectId, most: int) -> None:
-    """Raises LimitExceeded. Writes the owner's document, so that concurrently created keys count each other."""
+    """Raises LimitExceeded. Writes the owner's document,
+    so that concurrently created keys count each other."""
     await transaction.users.patch({"_id": owner}, {})
     if await transaction.api_keys.count({"userId": owner, **_works(transaction)}) >= most:
         raise LimitExceeded(f"There are {most} keys already: revoke one that is not needed")

@@ -1,4 +1,5 @@
-"""Scopes of API keys. Fields and routes declare the scope they require; a key has those it was created with."""
+"""Scopes of API keys. Fields and routes declare the scope they require;
+a key has those it was created with."""
 
 from collections.abc import Iterable
 

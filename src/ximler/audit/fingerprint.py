@@ -1,6 +1,7 @@
 """The fingerprint of an entry: a hash of every field that remains verifiable after the person is erased.
 
-    hash    = SHA-256("ximler audit 1" ‖ BSON(rest) ‖ of person and actor, if any: its name ‖ digest ‖ paths, NUL between ‖ NUL)
+    hash    = SHA-256("ximler audit 1" ‖ BSON(rest)
+              ‖ of person and actor, if any: its name ‖ digest ‖ paths, NUL between ‖ NUL)
     digest  = SHA-256(salt ‖ BSON({path: value, …}))
     mac     = BLAKE2b-128(hash) under a key derived from the secret key, which database access does not reveal
     keyId   = the id of that key
@@ -41,7 +42,8 @@ Personal = Sequence[tuple[str, str, Any]]  # (path, of, value)
 
 
 class Examined(msgspec.Struct, gc=False):
-    """The result of examining an entry. `problem` describes a mismatch; `erased` names whose values are gone."""
+    """The result of examining an entry. `problem` describes a mismatch;
+    `erased` names whose values are gone."""
 
     hash: bytes
     ours: bool

@@ -1,8 +1,8 @@
 """The billing account of a user, and its credit balance. Owns `billingaccounts` and `credits`.
 
-Every step of billing is one transaction, run by `in_turn`, that begins with `lock` or `hold` and ends with `store`. Steps
-of one user conflict on the account, so the server serialises them across processes. Within a process they queue instead:
-n transactions that conflict are retried about n²/2 times.
+Every step of billing is one transaction, run by `in_turn`, that begins with `lock` or `hold` and ends with
+`store`. Steps of one user conflict on the account, so the server serialises them across processes. Within a
+process they queue instead: n transactions that conflict are retried about n²/2 times.
 """
 
 import asyncio
@@ -73,8 +73,8 @@ async def in_turn(database: Database, user_id: ObjectId, body: Step[T]) -> T:
 async def each_in_turn(database: Database, steps: Mapping[ObjectId, Step[T]]) -> dict[ObjectId, T | Exception]:
     """A step of each of several users, by user, in one transaction if possible. Raises DatabaseUnavailable.
 
-    If a step fails or conflicts with another process, the halves are tried apart, down to the single step. A step that fails
-    concerns its user only: its result is the error.
+    If a step fails or conflicts with another process, the halves are tried apart, down to the single step. A
+    step that fails concerns its user only: its result is the error.
     """
     async with AsyncExitStack() as turns:
         for user_id in sorted(steps):  # in one order, so that two batches never wait for each other
@@ -103,7 +103,8 @@ def _turn(database: Database, user_id: ObjectId) -> asyncio.Lock:
 
 
 async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:
-    """Lock the account for this transaction and return it. Change its attributes, then `store` it. One command."""
+    """Lock the account for this transaction and return it.
+    Change its attributes, then `store` it. One command."""
     found = await transaction[BILLING_ACCOUNTS].find_and_patch({"_id": user_id}, {"$inc": {"revision": 1}})
     if found is None:  # erased with the user; a late payment may still arrive
         found = await transaction[BILLING_ACCOUNTS].insert(BillingAccount(id=user_id))
@@ -113,9 +114,9 @@ async def lock(transaction: Database, user_id: ObjectId) -> BillingAccount:
 async def hold(transaction: Database, user_id: ObjectId) -> BillingAccount:
     """As `lock`, with a read: for steps that write nothing, or end with `store`.
 
-    A transaction reads and writes the account in one snapshot of the server, and `store` always changes it. So if another
-    step has stored the account since this read, `store` conflicts and the whole step runs again. A step that writes nothing
-    needs no lock: the account may change a moment later in any case.
+    A transaction reads and writes the account in one snapshot of the server, and `store` always changes it.
+    So if another step has stored the account since this read, `store` conflicts and the whole step runs
+    again. A step that writes nothing needs no lock: the account may change a moment later in any case.
     """
     return await transaction[BILLING_ACCOUNTS].find_one({"_id": user_id}) or await lock(transaction, user_id)
 
@@ -129,7 +130,8 @@ async def store(transaction: Database, account: BillingAccount) -> None:
     stored = codec_of(BillingAccount).encode(account, now.replace(tzinfo=None))
     values = {name: stored[name] for name in _FIELDS if name in stored}
     gone = dict.fromkeys((name for name in _FIELDS if name not in stored), "")
-    # Without the increment, an account that is stored unchanged within a millisecond is not written, and does not conflict.
+    # Without the increment, an account that is stored unchanged within a millisecond is not written,
+    # and does not conflict.
     change = {"$set": values | {"updatedAt": now}, "$inc": {"revision": 1}} | ({"$unset": gone} if gone else {})
     await transaction[BILLING_ACCOUNTS].rewrite({"_id": account.id}, change)
 
@@ -181,7 +183,8 @@ def methods(account: BillingAccount) -> list[Method]:
 
 
 def keep(account: BillingAccount, added: Method, *, default: bool) -> None:
-    """Add a payment method. It replaces the same card, which was entered earlier, and the oldest where there are too many."""
+    """Add a payment method. It replaces the same card, which was entered earlier,
+    and the oldest where there are too many."""
     others = [each for each in methods(account) if each.fingerprint != added.fingerprint]
     if default or account.method is None or account.method.fingerprint == added.fingerprint:
         account.method = added

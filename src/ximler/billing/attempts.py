@@ -1,7 +1,8 @@
 """Limits on what an attacker repeats: declined payments, payment pages, and guesses of coupon codes.
 
-Declined payments that a customer asked for are kept in the billing account, in the transaction that applies the decline.
-Renewals and their retries do not count. Pages and guesses are counted by `accounts.throttle`, per user and per network.
+Declined payments that a customer asked for are kept in the billing account, in the transaction that applies
+the decline. Renewals and their retries do not count. Pages and guesses are counted by `accounts.throttle`,
+per user and per network.
 """
 
 from collections.abc import AsyncIterator
@@ -42,8 +43,8 @@ def count_decline(account: BillingAccount, now: datetime) -> None:
 
 
 def refuse_declined(account: BillingAccount, now: datetime) -> None:
-    """Raises TooManyDeclines while the customer has to wait: 15 minutes after the fifth decline within a day, then twice as
-    long after each.
+    """Raises TooManyDeclines while the customer has to wait:
+    15 minutes after the fifth decline within a day, then twice as long after each.
     """
     recent = _recent(account, now)
     if len(recent) < FREE_DECLINES:
@@ -64,10 +65,11 @@ async def open_page(database: Database, keyring: Keyring, actor: Actor) -> None:
 
 @asynccontextmanager
 async def guessing(database: Database, keyring: Keyring, actor: Actor, code: str | None) -> AsyncIterator[None]:
-    """Around the use of a coupon code that the customer entered: codes that do not exist or cannot be used are counted.
+    """Around the use of a coupon code that the customer entered:
+    codes that do not exist or cannot be used are counted.
 
-    A code is counted before it is looked up, so concurrent guesses are limited as well; one that is valid is not counted in
-    the end. Two round trips; none without a code. Raises Throttled.
+    A code is counted before it is looked up, so concurrent guesses are limited as well; one that is valid is
+    not counted in the end. Two round trips; none without a code. Raises Throttled.
     """
     if not code:
         yield

@@ -1,7 +1,8 @@
 """The catalogue of plans, as operators manage it. Owns `plans`; `billing.plans` reads it.
 
-A plan's price is for new subscribers: subscriptions keep the terms that they were bought with. Limits apply to every
-subscriber at once. A retired plan is not on offer; its subscribers keep it. Id, currency and interval never change.
+A plan's price is for new subscribers: subscriptions keep the terms that they were bought with. Limits apply
+to every subscriber at once. A retired plan is not on offer; its subscribers keep it. Id, currency and
+interval never change.
 """
 
 import re
@@ -67,8 +68,8 @@ async def create(
 ) -> Plan:
     """Put a plan on offer. Operators only; audited.
 
-    `limits` has `projects`, `storage` (GB of 10⁹ bytes) and `api_calls`; -1 is unlimited. Raises Invalid, which names
-    the field as the APIs do (`trialDays`), and Conflict for an id in use.
+    `limits` has `projects`, `storage` (GB of 10⁹ bytes) and `api_calls`; -1 is unlimited. Raises Invalid,
+    which names the field as the APIs do (`trialDays`), and Conflict for an id in use.
     """
     actor.require_operator()
     plan = Plan(
@@ -103,7 +104,8 @@ async def create(
 async def edit(database: Database, actor: Actor, plan_id: str, **changes: Any) -> Plan:
     """Change a plan's fields, by their Python names. Operators only; audited.
 
-    Of `limits` the given ones change. Raises NotFound, Invalid, and Conflict when it was changed at the same moment.
+    Of `limits` the given ones change. Raises NotFound, Invalid,
+    and Conflict when it was changed at the same moment.
     """
     actor.require_operator()
     before = await _find(database, plan_id)

@@ -1,11 +1,11 @@
 """Changes of the plan of a live subscription. One function computes both the preview and the change.
 
-By default a change to a dearer plan takes effect now, one to a cheaper plan at the end of the period, and one to another
-interval now, with a new anchor. A change that costs something takes effect when it is paid: after a decline the old plan
-stays, with its limits.
+By default a change to a dearer plan takes effect now, one to a cheaper plan at the end of the period, and one
+to another interval now, with a new anchor. A change that costs something takes effect when it is paid: after
+a decline the old plan stays, with its limits.
 
-A coupon is reserved before the payment and confirmed with it; after a decline it can be used again. For a change at the end
-of the period it is redeemed now, and can be used again if the change is taken back.
+A coupon is reserved before the payment and confirmed with it; after a decline it can be used again. For a
+change at the end of the period it is redeemed now, and can be used again if the change is taken back.
 """
 
 from datetime import datetime
@@ -69,8 +69,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 async def preview(
     database: Database, actor: Actor, *, plan_id: str, when: When | None = None, coupon: str | None = None
 ) -> Change:
-    """The price of a change now. Reads only. Raises NotFound, Invalid, Conflict, and with a coupon MethodNeeded and the
-    errors of `redemptions.check`.
+    """The price of a change now. Reads only. Raises NotFound, Invalid, Conflict, and with a coupon
+    MethodNeeded and the errors of `redemptions.check`.
     """
     plan = await plan_on_offer(database, plan_id)
     account = await account_of(database, actor.require_user())
@@ -90,12 +90,13 @@ async def change(
     when: When | None = None,
     coupon: str | None = None,
 ) -> Subscription:
-    """Change the plan. Repeated and concurrent requests charge once. Audited: the request, and later its effect.
+    """Change the plan. Repeated and concurrent requests charge once. Audited:
+    the request, and later its effect.
 
-    A change to the present plan withdraws a pending one. Of two changes the one that was asked for last stands: it follows
-    the payment of the other. Raises NotFound, Invalid, Conflict while a payment stays undecided or the subscription is
-    unpaid or about to end, TooManyDeclines, and PaymentDeclined: then nothing has changed. With a coupon also MethodNeeded
-    and the errors of `redemptions.reserve`.
+    A change to the present plan withdraws a pending one. Of two changes the one that was asked for last
+    stands: it follows the payment of the other. Raises NotFound, Invalid, Conflict while a payment stays
+    undecided or the subscription is unpaid or about to end, TooManyDeclines, and PaymentDeclined: then
+    nothing has changed. With a coupon also MethodNeeded and the errors of `redemptions.reserve`.
     """
     user_id = actor.require_user()
     plan = await plan_on_offer(database, plan_id)
@@ -225,7 +226,8 @@ def compute(
     *,
     coupon: Discount | None = None,
 ) -> Change:
-    """Compute the change at this moment. `coupon` replaces the one that applied. Pure. Raises NotFound, Conflict."""
+    """Compute the change at this moment. `coupon` replaces the one that applied. Pure.
+    Raises NotFound, Conflict."""
     now = now.replace(microsecond=0)
     old, anchor = account.terms, account.anchor
     if old is None or anchor is None or account.subscription_id is None:

@@ -67,10 +67,11 @@ async def start(
     coupon: str | None = None,
     return_url: str,
 ) -> Checkout:
-    """Begin the purchase of a plan. Returns the checkout with the address of the payment page, which is valid for an hour.
+    """Begin the purchase of a plan. Returns the checkout with the address of the payment page,
+    which is valid for an hour.
 
-    Raises NotFound, Invalid for a free plan or another site's `return_url`, AlreadySubscribed, TooManyDeclines, the
-    coupon's errors, and ProviderUnavailable.
+    Raises NotFound, Invalid for a free plan or another site's `return_url`, AlreadySubscribed,
+    TooManyDeclines, the coupon's errors, and ProviderUnavailable.
     """
     user_id = actor.require_user()
     _check_return(return_url, settings)
@@ -116,10 +117,11 @@ async def add_method(
     return_url: str,
     makes_default: bool = True,
 ) -> Checkout:
-    """Begin to add a payment method to a live subscription. A new default is charged for an unpaid invoice at once.
+    """Begin to add a payment method to a live subscription.
+    A new default is charged for an unpaid invoice at once.
 
-    Raises NotFound without a subscription, Invalid for another site's `return_url`, Conflict for an eleventh method,
-    TooManyDeclines, and ProviderUnavailable.
+    Raises NotFound without a subscription, Invalid for another site's `return_url`, Conflict for an eleventh
+    method, TooManyDeclines, and ProviderUnavailable.
     """
     user_id = actor.require_user()
     _check_return(return_url, settings)
@@ -182,7 +184,8 @@ async def get(database: Database, actor: Actor, checkout_id: str) -> Checkout:
 
 
 async def quote(database: Database, checkout: Checkout) -> Quote | None:
-    """The price that is due now; None for a trial, a card, a subscription that Stripe bills, and a closed checkout."""
+    """The price that is due now; None for a trial, a card, a subscription that Stripe bills,
+    and a closed checkout."""
     if checkout.status != "OPEN" or checkout.trial_days or checkout.kind == "CARD" or checkout.at_stripe:
         return None
     account = await find(database, checkout.user_id)
@@ -194,7 +197,8 @@ async def of_session(database: Database, session_id: str) -> Checkout | None:
 
 
 async def complete(database: Database, provider: Provider, checkout_id: str) -> Checkout:
-    """Continue a checkout whose page may be complete. Safe to repeat and to race. Raises ProviderUnavailable."""
+    """Continue a checkout whose page may be complete. Safe to repeat and to race.
+    Raises ProviderUnavailable."""
     checkout = await database[CHECKOUTS].get(checkout_id)
     if checkout.at_stripe:
         if checkout.status in ("OPEN", "EXPIRED") and checkout.session_id and isinstance(provider, Mirrors):
@@ -225,7 +229,8 @@ async def complete(database: Database, provider: Provider, checkout_id: str) -> 
     if charge is not None:
         await payments.drive(database, provider, charge.id)
     found = await database[CHECKOUTS].get(checkout.id)
-    # Another process has just claimed it: drive its payment as well, so that this call returns after the payment.
+    # Another process has just claimed it: drive its payment as well,
+    # so that this call returns after the payment.
     if charge is None and found.status == "PROCESSING":
         found = await _drive(database, provider, found)
     return await _reopen(database, provider, found, session)
@@ -261,7 +266,8 @@ def quote_of(terms: Terms, account: BillingAccount, anchor: datetime, business: 
 
 
 async def _hold_coupon(database: Database, checkout: Checkout, method: PaymentMethod) -> None:
-    """Reserve the coupon until the payment is decided, and bind it to the payment method. Raises the coupon's errors."""
+    """Reserve the coupon until the payment is decided, and bind it to the payment method.
+    Raises the coupon's errors."""
     if checkout.terms.rebate is None:
         return
     plan = await database.plans.get({"id": checkout.terms.plan_id})
@@ -361,7 +367,8 @@ async def _refuse_second(database: Database, account: BillingAccount) -> None:
 
 
 def _check_return(url: str, settings: Settings) -> None:
-    """Accept addresses of this site and of CORS origins; in development also of this machine. Raises Invalid."""
+    """Accept addresses of this site and of CORS origins;
+    in development also of this machine. Raises Invalid."""
     try:
         parts = urlsplit(url)
         origin = origin_of(f"{parts.scheme}://{parts.netloc}") or ""  # `localhost:80.example` is none

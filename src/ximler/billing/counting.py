@@ -1,7 +1,9 @@
-"""Reservations of coupons, for all buyers of a process who wait at the same time: three commands for up to 64 of them.
+"""Reservations of coupons, for all buyers of a process who wait at the same time:
+three commands for up to 64 of them.
 
-A coupon is one document, which every redemption changes. One command inserts the redemptions of the buyers who wait, one
-guarded update counts as many uses as fit under `maxUses`, and one command marks the redemptions that it counted.
+A coupon is one document, which every redemption changes. One command inserts the redemptions of the buyers
+who wait, one guarded update counts as many uses as fit under `maxUses`, and one command marks the redemptions
+that it counted.
 """
 
 from datetime import datetime, timedelta
@@ -36,10 +38,11 @@ async def insert(database: Database, redemption: Redemption) -> bool:
 async def count(
     database: Database, code: str, plan: Plan, *, user_id: ObjectId, token: str, hold: timedelta
 ) -> Coupon | None:
-    """Count a use for an attempt that was inserted, and mark its redemption, reserved for `hold`. Two commands.
+    """Count a use for an attempt that was inserted, and mark its redemption,
+    reserved for `hold`. Two commands.
 
-    Returns the coupon; or None, with nothing counted and the attempt deleted, if there is no usable coupon, no use is left,
-    or the attempt was taken for dead.
+    Returns the coupon; or None, with nothing counted and the attempt deleted, if there is no usable coupon,
+    no use is left, or the attempt was taken for dead.
     """
     return await _counting((id(database), code, plan.id), _Waiting(database, user_id, token, hold, plan))
 
@@ -80,7 +83,8 @@ _counting = Together(_reserve)
 async def _count(
     database: Database, code: str, plan: Plan, batch: list[_Waiting]
 ) -> tuple[Coupon | None, list[_Waiting]]:
-    """Count as many of the batch as fit, first come first served. Returns the coupon afterwards, and the counted buyers."""
+    """Count as many of the batch as fit, first come first served.
+    Returns the coupon afterwards, and the counted buyers."""
     room = len(batch)
     while room > 0:
         some, now = batch[:room], database.clock.now()
@@ -100,7 +104,8 @@ async def _count(
 
 
 async def _mark(database: Database, code: str, counted: list[_Waiting]) -> set[str]:
-    """Mark the counted redemptions; returns their tokens. The use of an attempt that was taken for dead is given back."""
+    """Mark the counted redemptions; returns their tokens.
+    The use of an attempt that was taken for dead is given back."""
     tokens = {each.token for each in counted}
     if not counted:
         return tokens

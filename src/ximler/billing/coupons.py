@@ -76,7 +76,8 @@ async def find(database: Database, code: str) -> Coupon:
 
 
 def discount_of(coupon: Coupon) -> Discount:
-    """The discount that pricing applies. Raises Invalid for terms that are no discount; other applications may store such."""
+    """The discount that pricing applies. Raises Invalid for terms that are no discount;
+    other applications may store such."""
     currency, plans = coupon.currency.upper(), tuple(coupon.applicable_plans or ())
     match coupon.duration:
         case "FOREVER":
@@ -93,7 +94,8 @@ def discount_of(coupon: Coupon) -> Discount:
 
 
 def refusal(coupon: Coupon, plan: Plan, now: datetime) -> XimlerError | None:
-    """The reason why the coupon cannot be used for the plan now, or None. Agrees with the filter `usable_at`."""
+    """The reason why the coupon cannot be used for the plan now, or None.
+    Agrees with the filter `usable_at`."""
     currency = plan.currency.upper()
     if not coupon.active or not coupon.valid_from <= now < coupon.valid_until:
         return CouponExpired(f"The coupon {coupon.code} is not valid now")
@@ -202,8 +204,8 @@ async def create(
 async def edit(database: Database, actor: Actor, code: str, **changes: Any) -> Coupon:
     """Change a coupon's fields, by their Python names; its code stays. Operators only; audited.
 
-    Subscriptions that have redeemed it keep the terms they redeemed. `max_uses` cannot fall below used plus reserved.
-    Raises CouponNotFound, Invalid, and Conflict when it was changed at the same moment.
+    Subscriptions that have redeemed it keep the terms they redeemed. `max_uses` cannot fall below used plus
+    reserved. Raises CouponNotFound, Invalid, and Conflict when it was changed at the same moment.
     """
     actor.require_operator()
     before = await find(database, code)

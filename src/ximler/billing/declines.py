@@ -1,7 +1,7 @@
 """The reasons of declined payments, in words for the customer.
 
-The codes are Stripe's (docs.stripe.com/declines/codes) and a few of ours. Those that would help a thief are hidden by
-`billing.stripe` before they are stored.
+The codes are Stripe's (docs.stripe.com/declines/codes) and a few of ours. Those that would help a thief are
+hidden by `billing.stripe` before they are stored.
 """
 
 __all__ = ["reason"]

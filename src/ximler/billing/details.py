@@ -50,9 +50,11 @@ async def update(
     country: str | None = None,
     vat_id: str | None = None,
 ) -> Details:
-    """Replace the actor's billing details. They appear on invoices made from now on, and decide their tax. Audited.
+    """Replace the actor's billing details. They appear on invoices made from now on,
+    and decide their tax. Audited.
 
-    Raises Invalid naming the field, as for a VAT id whose check digits are wrong or that is of another country.
+    Raises Invalid naming the field, as for a VAT id whose check digits are
+    wrong or that is of another country.
     """
     user_id = actor.require_user()
     country = _text("country", country, 2)

@@ -1,4 +1,5 @@
-"""Compares the ledger of movements with the subscriptions. It finds those that other applications wrote, and lost rows."""
+"""Compares the ledger of movements with the subscriptions.
+It finds those that other applications wrote, and lost rows."""
 
 import msgspec
 import structlog
@@ -30,7 +31,8 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 async def check(database: Database, *, repair: bool = False) -> list[Drift]:
     """Every subscription that the ledger disagrees with; `repair` adds the missing row, as of now.
 
-    Safe to race and to repeat. Subscriptions of a plan that does not exist are logged, and left as they are recorded.
+    Safe to race and to repeat. Subscriptions of a plan that does not exist are logged,
+    and left as they are recorded.
     """
     drifts: list[Drift] = []
     batch: list[ObjectId] = []

@@ -1,4 +1,5 @@
-"""Objects at the provider that end with a user's data: removed payment methods, erased users' subscriptions and customers.
+"""Objects at the provider that end with a user's data:
+removed payment methods, erased users' subscriptions and customers.
 
 Fields are erased by their marks. The ids of payments stay: a later refund or dispute must find its payment.
 """
@@ -37,8 +38,8 @@ class AtProvider(Document, kw_only=True):
 async def end_at_stripe(payload: AtStripe, *, database: Database, settings: Settings) -> None:
     """The subscription of an erased user costs nothing any more; one that is gone already is fine.
 
-    Raises ProviderUnavailable, also without a key of Stripe and for a refusal: the job is tried again for nine hours, then
-    logged as dead, and `billing reconcile` lists it.
+    Raises ProviderUnavailable, also without a key of Stripe and for a refusal: the job is tried again for
+    nine hours, then logged as dead, and `billing reconcile` lists it.
     """
     theirs = payload.subscription_id
     provider = rail(database, settings)
@@ -66,8 +67,8 @@ async def detach(payload: methods.Detached, *, database: Database, settings: Set
 async def forget_customer(payload: AtProvider, *, database: Database, settings: Settings) -> None:
     """The provider keeps no card of an erased user. It keeps the payments, which law requires.
 
-    Raises ProviderUnavailable, also for a refusal, and NoProvider: the job is tried again for nine hours, then logged as
-    dead, and `billing reconcile` lists it.
+    Raises ProviderUnavailable, also for a refusal, and NoProvider: the job is tried again for nine hours,
+    then logged as dead, and `billing reconcile` lists it.
     """
     provider = rail(database, settings)
     try:
@@ -81,7 +82,8 @@ async def forget_customer(payload: AtProvider, *, database: Database, settings: 
 
 
 async def forget_cards(database: Database, user_id: ObjectId) -> None:
-    """Remove an erased user's customers and payment methods at the provider, a moment later. Safe to repeat."""
+    """Remove an erased user's customers and payment methods at the provider,
+    a moment later. Safe to repeat."""
     account = await find(database, user_id)
     opened = await database[CHECKOUTS].find({"userId": user_id, "customerId": {"$gt": ""}})
     for customer_id in {account.customer_id, *(each.customer_id for each in opened)} - {None}:
@@ -91,7 +93,8 @@ async def forget_cards(database: Database, user_id: ObjectId) -> None:
 
 
 async def end_subscriptions(database: Database, user_id: ObjectId) -> None:
-    """Cancel the subscriptions of an erased user that still run, also at Stripe, a moment later. Safe to repeat."""
+    """Cancel the subscriptions of an erased user that still run, also at Stripe,
+    a moment later. Safe to repeat."""
     running = {"userId": user_id, "status": {"$in": list(states.LIVE)}}
     for found in await database.subscriptions.find(running):
         if found.stripe_subscription_id is not None:
@@ -104,7 +107,8 @@ async def end_subscriptions(database: Database, user_id: ObjectId) -> None:
 
 
 async def _follow(transaction: Database, user_id: ObjectId) -> None:
-    """Void the open invoice, and record that the revenue ended: nothing follows once the account is erased."""
+    """Void the open invoice, and record that the revenue ended:
+    nothing follows once the account is erased."""
     account = await lock(transaction, user_id)
     if await subscriptions.settle_end(transaction, account):
         await store(transaction, account)

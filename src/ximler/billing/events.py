@@ -1,8 +1,8 @@
 """Events from the payment provider. Owns `billingevents`.
 
-`receive` verifies and stores an event; that document is the job. `handle` fetches the current state of the object that it
-names, so that duplicates, delays and any order of delivery end in the same state. An unknown object waits: its charge may be
-written a moment later.
+`receive` verifies and stores an event; that document is the job. `handle` fetches the current state of the
+object that it names, so that duplicates, delays and any order of delivery end in the same state. An unknown
+object waits: its charge may be written a moment later.
 """
 
 import asyncio
@@ -83,8 +83,9 @@ async def process(database: Database, provider: Provider) -> int:
 async def _claim(database: Database, ids: list[Any], due: dict[str, Any]) -> list[BillingEvent]:
     """The events of these that no other process has claimed. Those that cannot be read are claimed, too.
 
-    Events are due again when their lease expires: after their process was killed, and after a broken connection, because
-    the driver does not retry an update of several documents. Applying an event a second time changes nothing.
+    Events are due again when their lease expires: after their process was killed, and after a broken
+    connection, because the driver does not retry an update of several documents. Applying an event a second
+    time changes nothing.
     """
     which: dict[str, Any] = {"_id": {"$in": ids}}
     claim = ObjectId()

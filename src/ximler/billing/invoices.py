@@ -1,7 +1,9 @@
-"""Invoices: made from a quote, paid or voided, and numbered without a gap. Owns `invoices` and `invoicenumbers`.
+"""Invoices: made from a quote, paid or voided, and numbered without a gap.
+Owns `invoices` and `invoicenumbers`.
 
-Amounts and lines never change once an invoice is made. Making it moves the credit balance, voiding it back. Numbers are
-given afterwards, in batches, so that payments do not wait for each other; an invoice is numbered before it is shown.
+Amounts and lines never change once an invoice is made. Making it moves the credit balance, voiding it back.
+Numbers are given afterwards, in batches, so that payments do not wait for each other; an invoice is numbered
+before it is shown.
 """
 
 import contextlib
@@ -46,7 +48,8 @@ _PARTIES = ("seller", "buyer_name", "buyer_email", "buyer_address", "buyer_count
 
 
 class _Issued(Identified, kw_only=True):
-    """An invoice to be numbered. Its content is not read, so that an unreadable one does not hold up the others."""
+    """An invoice to be numbered. Its content is not read,
+    so that an unreadable one does not hold up the others."""
 
     user_id: Any
 
@@ -72,8 +75,8 @@ async def make(
 ) -> Invoice:
     """Make the invoice for an occasion, and move the balance. Raises DocumentExists if the occasion has one.
 
-    The seller's and the buyer's details are stored as they are now; those of a credit note are of the invoice it corrects.
-    `user`: the buyer, if they were read in this transaction.
+    The seller's and the buyer's details are stored as they are now; those of a credit note are of the invoice
+    it corrects. `user`: the buyer, if they were read in this transaction.
     """
     parties = await _parties(transaction, account, user) if corrects is None else _parties_of(corrects)
     before = balance(account, quote.currency)
@@ -129,7 +132,8 @@ async def credit_note(
     tax_minor: int,
     to_balance: bool,
 ) -> Invoice:
-    """Correct a paid invoice by a refunded amount, of which `tax_minor` is tax. `to_balance` moves it to the balance now."""
+    """Correct a paid invoice by a refunded amount, of which `tax_minor` is tax.
+    `to_balance` moves it to the balance now."""
     net_minor = amount_minor - tax_minor
     description = f"Refund for {invoice.plan_id}"
     lines = [Line(kind="REFUND", description=description, amount_minor=-net_minor, plan_id=invoice.plan_id)]
@@ -181,7 +185,8 @@ async def get(database: Database, account: BillingAccount, which: ObjectId) -> I
 
 
 async def discounts(database: Database, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """By coupon and currency, what was taken off paid invoices issued in `[start, end)`, the largest first."""
+    """By coupon and currency, what was taken off paid invoices issued in `[start, end)`, the largest
+    first."""
     rows = await database[INVOICES].aggregate(
         [
             {"$match": {"issuedAt": {"$gte": start, "$lt": end}, "status": "PAID", "discountMinor": {"$gt": 0}}},
@@ -225,7 +230,8 @@ async def pay(transaction: Database, invoice: Invoice) -> None:
 
 
 async def void(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
-    """Void an unpaid invoice and return the credit it used to the balance. No effect on a paid or void one."""
+    """Void an unpaid invoice and return the credit it used to the balance.
+    No effect on a paid or void one."""
     where = {"userId": invoice.user_id, "_id": invoice.id, "status": {"$in": ["DRAFT", "OPEN"]}}
     if await transaction[INVOICES].patch(where, {"$set": {"status": "VOID"}}):
         await move(
@@ -239,7 +245,8 @@ async def void(transaction: Database, account: BillingAccount, invoice: Invoice)
 
 
 async def number(database: Database) -> int:
-    """Number issued invoices, in the order of issue; returns how many. Safe to race and to kill: a batch is a transaction."""
+    """Number issued invoices, in the order of issue; returns how many. Safe to race and to kill:
+    a batch is a transaction."""
     count, year = 0, database.clock.now().year
     for each in (year - 1, year):
         while done := await _number(database, each):
@@ -258,7 +265,8 @@ async def page(database: Database, actor: Actor, *, first: int = 20, after: Posi
 
 
 async def find(database: Database, actor: Actor, which: ObjectId) -> Invoice:
-    """The actor's invoice, with its number. Raises NotFound, also for a draft. One command, once it is numbered."""
+    """The actor's invoice, with its number. Raises NotFound, also for a draft.
+    One command, once it is numbered."""
     where = {"userId": actor.require_user(), "_id": which, "year": {"$gt": 0}}
     found = await database[INVOICES].find_one(where)
     if found is not None and found.serial is None:

@@ -1,7 +1,8 @@
 """The payment methods of a user, ten at most: added on the provider's page; the default one is charged.
 
-A new default is charged for the open invoice at once, also after a hard decline of the old one. Attempts that a user asks
-for do not count as retries and do not move the deadline. A removed method is detached at the provider, by a job.
+A new default is charged for the open invoice at once, also after a hard decline of the old one. Attempts that
+a user asks for do not count as retries and do not move the deadline. A removed method is detached at the
+provider, by a job.
 """
 
 import contextlib
@@ -53,7 +54,8 @@ async def keep(
     default: bool = True,
     instead_of: str | None = None,
 ) -> None:
-    """Add a method to the locked account, and detach those that it replaces: `instead_of`, and what `account.keep` says."""
+    """Add a method to the locked account, and detach those that it replaces:
+    `instead_of`, and what `account.keep` says."""
     before = account_methods(account)
     method = Method(id=added.id, label=added.label, fingerprint=added.fingerprint, expires=added.expires)
     add_to(account, method, default=default)
@@ -87,9 +89,11 @@ async def save(database: Database, provider: Provider, checkout: Checkout, metho
 
 
 async def make_default(database: Database, provider: Provider, actor: Actor, method_id: str) -> list[Method]:
-    """Charge this method of the actor's from now on; an unpaid invoice at once, whose outcome is in `payments`. Audited.
+    """Charge this method of the actor's from now on;
+    an unpaid invoice at once, whose outcome is in `payments`. Audited.
 
-    Raises NotFound, Conflict for one that was declined for good, and TooManyDeclines while an invoice is unpaid.
+    Raises NotFound, Conflict for one that was declined for good,
+    and TooManyDeclines while an invoice is unpaid.
     """
 
     async def write(transaction: Database) -> Charge | None:
@@ -114,9 +118,11 @@ async def make_default(database: Database, provider: Provider, actor: Actor, met
 
 
 async def remove(database: Database, actor: Actor, method_id: str) -> None:
-    """Remove a payment method of the actor's. Of a removed default the newest of the others takes the place. Audited.
+    """Remove a payment method of the actor's.
+    Of a removed default the newest of the others takes the place. Audited.
 
-    Raises NotFound, Conflict while a payment is under way, and MethodNeeded while a subscription will be charged to it.
+    Raises NotFound, Conflict while a payment is under way,
+    and MethodNeeded while a subscription will be charged to it.
     """
 
     async def write(transaction: Database) -> None:
@@ -141,9 +147,11 @@ async def remove(database: Database, actor: Actor, method_id: str) -> None:
 
 
 async def pay(database: Database, provider: Provider, actor: Actor, invoice_id: ObjectId) -> Invoice:
-    """Charge the actor's unpaid invoice now. A pending payment leaves it OPEN; a paid invoice is returned unchanged.
+    """Charge the actor's unpaid invoice now. A pending payment leaves it OPEN;
+    a paid invoice is returned unchanged.
 
-    Raises NotFound, Conflict for one that is void or whose payment is under way, PaymentDeclined, and TooManyDeclines.
+    Raises NotFound, Conflict for one that is void or whose payment is under way, PaymentDeclined,
+    and TooManyDeclines.
     """
     found = await invoices.find(database, actor, invoice_id)
 
@@ -184,7 +192,8 @@ async def _record(transaction: Database, actor: Actor, action: Action, account: 
 
 
 async def _charge(transaction: Database, account: BillingAccount) -> Charge | None:
-    """Begin a payment of the open invoice; None without an open invoice or a chargeable method. Raises TooManyDeclines."""
+    """Begin a payment of the open invoice; None without an open invoice or a
+    chargeable method. Raises TooManyDeclines."""
     await subscriptions.settle_end(transaction, account)
     if account.invoice_id is None or account.subscription_id is None:
         return None

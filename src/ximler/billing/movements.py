@@ -1,7 +1,9 @@
-"""The ledger of recurring revenue: a row for every change of what a subscription brings in a year. Owns `movements`.
+"""The ledger of recurring revenue: a row for every change of what a subscription
+brings in a year. Owns `movements`.
 
-Rows are written in the transaction of the step that causes them, at most one command a step, and are never changed.
-`analytics` computes its reports from them. Trials, free plans and tax do not count; a coupon counts if it holds for ever.
+Rows are written in the transaction of the step that causes them, at most one command a step, and are never
+changed. `analytics` computes its reports from them. Trials, free plans and tax do not count; a coupon counts
+if it holds for ever.
 """
 
 from collections.abc import Iterable
@@ -37,7 +39,8 @@ YEARLY: dict[Interval, int] = {"MONTH": 12, "YEAR": 1}
 
 
 async def follow(transaction: Database, account: BillingAccount, now: Recurring | None) -> None:
-    """Record the locked account's recurring revenue if it has changed. No command if it has not, otherwise one."""
+    """Record the locked account's recurring revenue if it has changed.
+    No command if it has not, otherwise one."""
     before = account.recurring
     if now == before:
         return
@@ -48,7 +51,8 @@ async def follow(transaction: Database, account: BillingAccount, now: Recurring 
 
 
 async def mirror(transaction: Database, subscription: Subscription, interval: Interval | None) -> None:
-    """Record the recurring revenue of a subscription that Ximler does not bill, if it has changed. Two commands at most."""
+    """Record the recurring revenue of a subscription that Ximler does not bill,
+    if it has changed. Two commands at most."""
     latest = await transaction[MOVEMENTS].find_one({"subscriptionId": subscription.id}, sort=_LATEST)
     now = of_subscription(subscription, interval, transaction.clock.now())
     if now != recorded(latest):
@@ -118,7 +122,8 @@ def recorded(row: Movement | None) -> Recurring | None:
 
 
 def _following(before: Recurring | None, now: Recurring | None) -> list[Recurring]:
-    """The movements of a change: a subscription that ends, or has another currency now, brings 0 in the old one."""
+    """The movements of a change: a subscription that ends, or has another currency now,
+    brings 0 in the old one."""
     rows = [now] if now is not None else []
     if before is not None and (now is None or _place(now) != _place(before)):
         rows.insert(0, _nothing(before))

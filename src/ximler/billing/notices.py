@@ -1,4 +1,5 @@
-"""Billing's notices to users: in the inbox, and by mail if their preferences ask for it. Part of each step's transaction."""
+"""Billing's notices to users: in the inbox, and by mail if their preferences ask for it.
+Part of each step's transaction."""
 
 from datetime import datetime
 

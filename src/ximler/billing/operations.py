@@ -28,10 +28,11 @@ _MOST = timedelta(days=3660)
 
 
 async def extend(database: Database, actor: Actor, *, user_id: ObjectId, until: datetime, reason: str) -> Subscription:
-    """Move the end of the current period, or of the trial, to a later moment, at no charge. The user is notified.
+    """Move the end of the current period, or of the trial, to a later moment,
+    at no charge. The user is notified.
 
-    Later periods are counted from `until`. The same `until` again changes nothing. Raises NotFound, Invalid, and Conflict
-    while the period is unpaid or a payment is under way.
+    Later periods are counted from `until`. The same `until` again changes nothing. Raises NotFound, Invalid,
+    and Conflict while the period is unpaid or a payment is under way.
     """
     actor.require_operator()
     _check(reason=reason)
@@ -72,8 +73,8 @@ async def mark_paid(
 ) -> Payment:
     """Record that an open invoice was paid without the provider, by `method` ("bank transfer"). Idempotent.
 
-    Takes effect as a payment of the whole amount due. It can be refunded to the credit balance. Raises NotFound, Invalid,
-    and Conflict for an invoice that is not open, or whose payment is under way.
+    Takes effect as a payment of the whole amount due. It can be refunded to the credit balance. Raises
+    NotFound, Invalid, and Conflict for an invoice that is not open, or whose payment is under way.
     """
     actor.require_operator()
     _check(method=method, reason=reason)
@@ -118,9 +119,9 @@ async def mark_paid(
 
 
 class Repriced(msgspec.Struct, kw_only=True):
-    """`moved`: subscribers that get the new price from their next period on, or would with `dry_run`. `already`: those that
-    have it. `ending`: cancelled at the end of the period. `other`: another currency or interval, or a pending change to
-    another plan.
+    """`moved`: subscribers that get the new price from their next period on, or would with `dry_run`.
+    `already`: those that have it. `ending`: cancelled at the end of the period. `other`: another currency or
+    interval, or a pending change to another plan.
     """
 
     plan_id: str
@@ -140,7 +141,8 @@ async def reprice(
     dry_run: bool = False,
     progress: Callable[[Repriced], object] = lambda _: None,
 ) -> Repriced:
-    """Move the subscribers of a plan to its present price from their next period on. Each is notified. Safe to repeat.
+    """Move the subscribers of a plan to its present price from their next period on.
+    Each is notified. Safe to repeat.
 
     Raises NotFound, and Invalid for a free plan.
     """

@@ -1,8 +1,9 @@
-"""Payments: an attempt is driven at the provider until its outcome is known, and applied once. Owns `payments` and `charges`.
+"""Payments: an attempt is driven at the provider until its outcome is known, and applied once.
+Owns `payments` and `charges`.
 
-`drive` may be repeated, run concurrently and be killed at any moment: the intent is created, its id stored, then
-confirmed, and every retry continues with the same one. A reading of the provider's state takes a ticket before it begins
-and is applied only if no later one was: a slow reader never overwrites a fast one.
+`drive` may be repeated, run concurrently and be killed at any moment: the intent is created, its id stored,
+then confirmed, and every retry continues with the same one. A reading of the provider's state takes a ticket
+before it begins and is applied only if no later one was: a slow reader never overwrites a fast one.
 """
 
 import asyncio
@@ -52,7 +53,8 @@ _LOOK_AGAIN_S = (30, 60, 300, 900, 3600)
 
 
 class Attempt(NamedTuple):
-    """A charge to be driven. `ticket`: taken before the provider is read. `wanted`: its invoice is not paid or void yet."""
+    """A charge to be driven. `ticket`: taken before the provider is read. `wanted`:
+    its invoice is not paid or void yet."""
 
     charge: Charge
     ticket: int
@@ -60,7 +62,8 @@ class Attempt(NamedTuple):
 
 
 async def drive(database: Database, provider: Provider, charge_id: str) -> Charge:
-    """Bring the attempt as far as the provider lets it. Raises ProviderUnavailable: then it is driven on later."""
+    """Bring the attempt as far as the provider lets it. Raises ProviderUnavailable:
+    then it is driven on later."""
     charge = (await _tickets(database, [charge_id])).get(charge_id)
     if charge is None:
         raise NotFound(f"No charge {charge_id}")
@@ -74,10 +77,11 @@ async def drive(database: Database, provider: Provider, charge_id: str) -> Charg
 async def drive_each(
     database: Database, provider: Provider, attempts: Sequence[Attempt]
 ) -> dict[str, Charge | Exception]:
-    """Drive attempts of different users together; returns each charge, or the error that it waits for, by its id.
+    """Drive attempts of different users together;
+    returns each charge, or the error that it waits for, by its id.
 
-    Calls to the provider run concurrently. For any number of charges the commands are those of one, unless one of them
-    conflicts with another process.
+    Calls to the provider run concurrently. For any number of charges the commands are those of one, unless
+    one of them conflicts with another process.
     """
     results: dict[str, Charge | Exception] = {}
     known: dict[str, Intent] = {}
@@ -135,7 +139,8 @@ async def _create(provider: Provider, charge: Charge) -> Intent:
 
 
 async def _stored(database: Database, intents: Mapping[str, Intent]) -> dict[str, str | None]:
-    """Store the ids of created intents; returns those that stand, which another process may have stored first."""
+    """Store the ids of created intents; returns those that stand,
+    which another process may have stored first."""
     made = {charge_id: intent.id for charge_id, intent in intents.items() if intent.status == "CREATED"}
     changes = [({"_id": charge_id, "intentId": None}, {"$set": {"intentId": made[charge_id]}}) for charge_id in made]
     if await database[CHARGES].patch_each(changes) == len(changes):
@@ -235,7 +240,8 @@ async def _tickets(database: Database, charge_ids: Iterable[str]) -> dict[str, C
 
 
 async def _unpaid(database: Database, charge_ids: Collection[str]) -> dict[str, Charge]:
-    """As `_tickets`; charges that are paid are returned without a ticket. One command for one that is not paid."""
+    """As `_tickets`; charges that are paid are returned without a ticket.
+    One command for one that is not paid."""
     if len(charge_ids) == 1:
         where = {"_id": {"$in": list(charge_ids)}, "status": {"$ne": "PAID"}}
         if taken := await database[CHARGES].find_and_patch(where, {"$inc": {"ticket": 1}}):

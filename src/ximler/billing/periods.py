@@ -1,7 +1,8 @@
 """Billing periods: `[start, end)`, to the second, in UTC, by index from the anchor. Pure.
 
-Period n is computed from the anchor, never from the end of period n - 1, so that a short month does not shorten the ones
-after it: monthly from 31 January, periods begin on 28 February, 31 March and 30 April. The days of quotas are metering's.
+Period n is computed from the anchor, never from the end of period n - 1, so that a short month does not
+shorten the ones after it: monthly from 31 January, periods begin on 28 February, 31 March and 30 April. The
+days of quotas are metering's.
 """
 
 from calendar import monthrange
@@ -35,7 +36,8 @@ class Period(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def period(anchor: datetime, interval: Interval, index: int) -> Period:
-    """The period with this index; 0 begins at the anchor. Raises Invalid for a negative index, or past the year 9999."""
+    """The period with this index; 0 begins at the anchor.
+    Raises Invalid for a negative index, or past the year 9999."""
     if index < 0:
         raise Invalid.field("index", f"{index} lies before the anchor")
     return Period(index=index, start=_instant(anchor, interval, index), end=_instant(anchor, interval, index + 1))

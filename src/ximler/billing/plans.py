@@ -23,8 +23,8 @@ async def plan_on_offer(database: Database, plan_id: str) -> Plan:
 class PlanMemory:
     """All plans, read again only after one of them was written.
 
-    They are used while the change feed is fresh; otherwise each call reads the database. Plans that were being read while one
-    changed are used once and not kept.
+    They are used while the change feed is fresh; otherwise each call reads the database. Plans that were
+    being read while one changed are used once and not kept.
     """
 
     def __init__(self, database: Database, feed: Feed) -> None:

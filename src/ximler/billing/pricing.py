@@ -1,11 +1,14 @@
-"""The pricing engine: it computes every amount that Ximler charges, so that a preview equals the charge. Pure.
+"""The pricing engine: it computes every amount that Ximler charges,
+so that a preview equals the charge. Pure.
 
 Amounts are integers of minor units; intermediate results are exact fractions. Four rules make an invoice:
 
-- Each line is rounded half up, once. Discounts are rounded, not discounted prices: 15 % of 34.90 is 5.24, so 29.66 is due.
+- Each line is rounded half up, once. Discounts are rounded, not discounted prices:
+  15 % of 34.90 is 5.24, so 29.66 is due.
 - Net is gross less discount; tax is computed on the sum of the net lines; the credit balance is used last.
 - A sum is split by cumulative differences, so that the parts add up to the sum.
-- An amount below the provider's minimum is not charged: it is carried over to the next invoice, as a negative balance.
+- An amount below the provider's minimum is not charged:
+  it is carried over to the next invoice, as a negative balance.
 """
 
 from collections.abc import Sequence
@@ -44,8 +47,8 @@ _WHOLE = 100
 class Discount(msgspec.Struct, frozen=True, kw_only=True):
     """The terms of a redeemed coupon: `percent` of a price, or `minor` units of `currency`.
 
-    `renewals` is the number of periods left; None means every period. `plans` limits it to those plans; if empty, it applies
-    to every plan. Raises Invalid for terms that would raise a price or lower it below zero.
+    `renewals` is the number of periods left; None means every period. `plans` limits it to those plans; if
+    empty, it applies to every plan. Raises Invalid for terms that would raise a price or lower it below zero.
     """
 
     code: str
@@ -156,7 +159,8 @@ class Unused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an invoice. An `included` line (tax in inclusive prices) is contained in the lines before it."""
+    """One line of an invoice. An `included` line (tax in inclusive prices) is
+    contained in the lines before it."""
 
     kind: LineKind
     description: str
@@ -172,9 +176,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
     """The content of a future invoice.
 
-    `total_minor` is the sum with tax, and negative if credits exceed charges; `due_minor` is charged; `balance_minor` is the
-    credit balance afterwards, and negative if the amount was too small to charge. The lines that are not `included` add up
-    to `due_minor`; `total = due + (balance before - balance after)`.
+    `total_minor` is the sum with tax, and negative if credits exceed charges; `due_minor` is charged;
+    `balance_minor` is the credit balance afterwards, and negative if the amount was too small to charge. The
+    lines that are not `included` add up to `due_minor`; `total = due + (balance before - balance after)`.
     """
 
     currency: str
@@ -202,8 +206,8 @@ def price(
 ) -> Quote:
     """Price an invoice: charges less unused parts of earlier periods less the credit balance.
 
-    The provider charges multiples of `step_minor`, `minimum_minor` at least; the rest stays in the balance. Raises Invalid if
-    a discount is in another currency.
+    The provider charges multiples of `step_minor`, `minimum_minor` at least; the rest stays in the balance.
+    Raises Invalid if a discount is in another currency.
     """
     lines: list[Line] = [_unused_line(each) for each in unused]
     discount_minor = 0
@@ -238,7 +242,8 @@ def share(amount_minor: int, part: int, whole: int) -> int:
 
 
 def split(amount_minor: int, weights: Sequence[int]) -> list[int]:
-    """Divide an amount in proportion to `weights`, by cumulative differences: the parts add up to the amount."""
+    """Divide an amount in proportion to `weights`, by cumulative differences:
+    the parts add up to the amount."""
     whole = sum(weights)
     if whole <= 0 or any(weight < 0 for weight in weights):
         raise ValueError("weights must not be negative, nor all zero")
@@ -250,7 +255,8 @@ def split(amount_minor: int, weights: Sequence[int]) -> list[int]:
 
 
 def between(amount_minor: int, start: int, end: int, whole: int) -> int:
-    """The share of an amount from `start` to `end` of `whole`: for example the tax in a refund, after earlier refunds.
+    """The share of an amount from `start` to `end` of `whole`:
+    for example the tax in a refund, after earlier refunds.
 
     Consecutive shares add up exactly, however small each is.
     """
@@ -260,7 +266,8 @@ def between(amount_minor: int, start: int, end: int, whole: int) -> int:
 def _charge_lines(charge: Charge, currency: str) -> list[Line]:
     off = charge.discount.off(charge.price_minor, currency) if charge.discount else 0
     if charge.remaining_s < charge.whole_s:
-        # Computed from the price after discount: a later credit for this line is then rounded in the same way.
+        # Computed from the price after discount:
+        # a later credit for this line is then rounded in the same way.
         amount = share(charge.price_minor - off, charge.remaining_s, charge.whole_s)
         return [_line("PRORATION", charge, charge.description, amount)]
     lines = [_line("PLAN", charge, charge.description, charge.price_minor)]

@@ -1,8 +1,8 @@
 """The interface of payment providers: they move money, and decide nothing.
 
-Ximler computes every amount. An intent is created, its id stored, then confirmed; a retry reads and confirms the same
-intent, so that nothing rests on a provider remembering an idempotency key. An intent that was created and lost is harmless:
-only `confirm` takes money.
+Ximler computes every amount. An intent is created, its id stored, then confirmed; a retry reads and confirms
+the same intent, so that nothing rests on a provider remembering an idempotency key. An intent that was
+created and lost is harmless: only `confirm` takes money.
 """
 
 from datetime import datetime
@@ -66,7 +66,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refunded(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a refund. `reference` is the key it was asked for with. It may fail after it has succeeded."""
+    """The state of a refund. `reference` is the key it was asked for with.
+    It may fail after it has succeeded."""
 
     id: str | None
     reference: str
@@ -85,8 +86,8 @@ class Dispute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified event: something happened to an object, whose state is to be fetched. `reference` is its charge's or refund's
-    id, where the event says so.
+    """A verified event: something happened to an object, whose state is to be fetched. `reference` is its
+    charge's or refund's id, where the event says so.
     """
 
     id: str
@@ -130,8 +131,8 @@ class Provider(Protocol):
     async def dispute(self, dispute_id: str) -> Dispute: ...
 
     def verify(self, body: bytes, signature: str) -> Notice | None:
-        """None for an event of no concern. Raises Unauthenticated for a signature that is wrong or older than five minutes,
-        Invalid for another body.
+        """None for an event of no concern. Raises Unauthenticated for a signature that is wrong or older than
+        five minutes, Invalid for another body.
         """
 
     async def advance(self) -> None:

@@ -1,4 +1,5 @@
-"""The payment provider of an installation: Stripe where it has a key, else the sandbox, in development only."""
+"""The payment provider of an installation:
+Stripe where it has a key, else the sandbox, in development only."""
 
 import hmac
 

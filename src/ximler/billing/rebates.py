@@ -1,7 +1,7 @@
 """A coupon on a running subscription: redeemed now, and applied from the next invoice on.
 
-A new coupon replaces the one that still applied, as at Stripe; the replaced one counts as used. The current period and
-an open invoice keep their amounts.
+A new coupon replaces the one that still applied, as at Stripe; the replaced one counts as used. The current
+period and an open invoice keep their amounts.
 """
 
 import msgspec
@@ -21,7 +21,8 @@ __all__ = ["apply"]
 
 
 async def apply(database: Database, actor: Actor, code: str) -> Subscription:
-    """Redeem a coupon for the actor's subscription. It must be valid for the plan of the next period. Audited.
+    """Redeem a coupon for the actor's subscription.
+    It must be valid for the plan of the next period. Audited.
 
     Raises NotFound without a subscription, Conflict if it is about to end, MethodNeeded, and the errors of
     `redemptions.reserve`.

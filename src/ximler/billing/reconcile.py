@@ -1,7 +1,9 @@
-"""`billing reconcile`: compares Ximler's documents with the provider, lists differences, and repairs them on request.
+"""`billing reconcile`: compares Ximler's documents with the provider, lists differences,
+and repairs them on request.
 
-A repair applies the provider's current state, as a lost event would have: payments and refunds that were decided, checkouts
-that were completed, subscriptions that Stripe bills. Money that the provider moved without Ximler is reported only.
+A repair applies the provider's current state, as a lost event would have: payments and refunds that were
+decided, checkouts that were completed, subscriptions that Stripe bills. Money that the provider moved without
+Ximler is reported only.
 """
 
 import asyncio

@@ -1,17 +1,19 @@
 """Uses of a coupon: reserved by a checkout, confirmed by its payment, else given back. Owns `redemptions`.
 
-Exactly `maxUses`, under any number of racing buyers, and once per user. Reserving takes three commands and no transaction,
-so that buyers who want the same coupon do not abort each other:
+Exactly `maxUses`, under any number of racing buyers, and once per user. Reserving takes three commands and no
+transaction, so that buyers who want the same coupon do not abort each other:
 
 1. insert the redemption: its `_id` is coupon and user, so a user has one;
-2. count it: one guarded `$inc` of `usedCount`, which also leaves the attempt's token in the coupon's `pending`;
+2. count it: one guarded `$inc` of `usedCount`, which also leaves the
+   attempt's token in the coupon's `pending`;
 3. mark the redemption as counted.
 
 Buyers who wait in one process share these commands (`billing.counting`).
 
-The token makes every crash recoverable. A process that dies between 2 and 3 leaves a token in `pending` whose redemption is not
-counted: that use is given back, by an update that requires the token, so it is given back once. A reservation that was marked
-is released in a transaction. Tokens of marked redemptions are removed from `pending` a few dozen at a time.
+The token makes every crash recoverable. A process that dies between 2 and 3 leaves a token in `pending` whose
+redemption is not counted: that use is given back, by an update that requires the token, so it is given back
+once. A reservation that was marked is released in a transaction. Tokens of marked redemptions are removed
+from `pending` a few dozen at a time.
 """
 
 import asyncio
@@ -76,7 +78,8 @@ class ReservationLapsed(Conflict):
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """A use of a coupon that is held until `expires_at`. `id` and `token` name it to `confirm` and `release`."""
+    """A use of a coupon that is held until `expires_at`.
+    `id` and `token` name it to `confirm` and `release`."""
 
     id: str
     token: str
@@ -85,10 +88,11 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def reserve(database: Database, actor: Actor, code: str, *, plan: Plan, hold: timedelta = HOLD) -> Reservation:
-    """Hold one use of the coupon for the actor, who is about to subscribe to the plan. Three commands; not in a transaction.
+    """Hold one use of the coupon for the actor, who is about to subscribe to the plan.
+    Three commands; not in a transaction.
 
-    A user has one reservation per coupon: reserving again, also at the same moment, returns the same one for longer.
-    Raises CouponNotFound, CouponExpired, CouponNotApplicable, CouponExhausted, CouponAlreadyUsed.
+    A user has one reservation per coupon: reserving again, also at the same moment, returns the same one for
+    longer. Raises CouponNotFound, CouponExpired, CouponNotApplicable, CouponExhausted, CouponAlreadyUsed.
     """
     user_id, code = actor.require_user(), normalised(code)
     for _ in range(_ROUNDS):
@@ -124,7 +128,8 @@ async def reserve(database: Database, actor: Actor, code: str, *, plan: Plan, ho
 
 
 async def check(database: Database, actor: Actor, code: str, *, plan: Plan, fingerprint: str | None = None) -> Coupon:
-    """The coupon, if the actor could reserve it for the plan now. Holds nothing; raises the errors of `reserve`.
+    """The coupon, if the actor could reserve it for the plan now. Holds nothing;
+    raises the errors of `reserve`.
 
     With `fingerprint`, also if that payment method used it. One command.
     """
@@ -174,7 +179,8 @@ async def hold(transaction: Database, reservation_id: str, token: str, until: da
 
 
 async def undo(transaction: Database, code: str, user_id: ObjectId, status: RedemptionStatus) -> None:
-    """Give back the user's use of the coupon if it has that status: the change that it was for does not happen."""
+    """Give back the user's use of the coupon if it has that status:
+    the change that it was for does not happen."""
     own = {"_id": redemption_id(code, user_id), "status": status, "counted": True}
     found = await transaction[REDEMPTIONS].find_one(own)
     if found is not None:
@@ -182,7 +188,8 @@ async def undo(transaction: Database, code: str, user_id: ObjectId, status: Rede
 
 
 async def confirm(transaction: Database, reservation_id: str, token: str, *, subscription_id: ObjectId) -> None:
-    """The use is final, in the transaction that makes the subscription. One command; confirming twice counts once.
+    """The use is final, in the transaction that makes the subscription. One command;
+    confirming twice counts once.
 
     Raises ReservationLapsed.
     """
@@ -236,7 +243,8 @@ async def _release(database: Database, which: dict[str, Any]) -> bool:
 
 
 async def sweep(database: Database) -> int:
-    """Give back uses that abandoned checkouts and dead processes hold; returns how many. Safe to repeat and to race."""
+    """Give back uses that abandoned checkouts and dead processes hold; returns how many.
+    Safe to repeat and to race."""
     count = 0
     expired = {"status": "RESERVED", "expiresAt": {"$lte": database.clock.now()}}
     async for redemption in database[REDEMPTIONS].stream(expired):
@@ -259,7 +267,8 @@ async def _apart(step: Awaitable[int], code: str) -> int:
 
 
 async def _held(database: Database, user_id: ObjectId, code: str, plan: Plan, hold: timedelta) -> Reservation | None:
-    """The reservation that the user has already; None when it is time to try again. Raises CouponAlreadyUsed."""
+    """The reservation that the user has already; None when it is time to try again.
+    Raises CouponAlreadyUsed."""
     found = await database[REDEMPTIONS].find_one({"_id": redemption_id(code, user_id)})
     if found is None:
         return None
@@ -286,7 +295,8 @@ async def _held(database: Database, user_id: ObjectId, code: str, plan: Plan, ho
 
 
 async def _refusal(database: Database, code: str, plan: Plan) -> XimlerError | None:
-    """Why the coupon was not counted; None if it can be now: uses of expired reservations are given back first."""
+    """Why the coupon was not counted; None if it can be now:
+    uses of expired reservations are given back first."""
     coupon = await database.coupons.find_one({"code": code})
     if coupon is None:
         return CouponNotFound(f"There is no coupon {code}")
@@ -323,7 +333,8 @@ async def _abandon(database: Database, redemption: Redemption) -> bool:
 
 
 async def _tidy(database: Database, coupon: Coupon) -> int:
-    """Remove tokens of marked redemptions from the coupon, and undo those of dead attempts; returns how many were undone."""
+    """Remove tokens of marked redemptions from the coupon, and undo those of dead attempts;
+    returns how many were undone."""
     undone = 0
     pending = _pending(coupon)
     ids = [redemption_id(coupon.code, user_id) for user_id, _ in pending.values()]

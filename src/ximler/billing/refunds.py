@@ -1,9 +1,9 @@
 """Refunds: money that goes back, to the card or to the credit balance. Owns `refunds`.
 
-The pending and successful refunds of a charge never exceed its captured amount: they are made under the account's
-lock, and count from then on. Each has a credit note with its share of the tax. `drive` may be repeated, and be killed
-at any moment. A refund may stay pending, and may fail after it succeeded: then its payment is PAID and can be refunded
-again.
+The pending and successful refunds of a charge never exceed its captured amount: they are made under the
+account's lock, and count from then on. Each has a credit note with its share of the tax. `drive` may be
+repeated, and be killed at any moment. A refund may stay pending, and may fail after it succeeded: then its
+payment is PAID and can be refunded again.
 """
 
 from collections.abc import Iterable
@@ -67,9 +67,10 @@ async def refund(
 ) -> Refund:
     """Refund the rest of a payment, or a part of it. Operators only; audited. Idempotent by `key`.
 
-    Raises NotFound, Invalid, RefundTooHigh above the rest, Conflict for a payment that is not paid or is disputed. A
-    provider that does not answer is no error: the refund is made and PENDING, and the next `billing run` sends it again.
-    The user is notified when the provider accepts it, and again if it fails after that.
+    Raises NotFound, Invalid, RefundTooHigh above the rest, Conflict for a payment that is not paid or is
+    disputed. A provider that does not answer is no error: the refund is made and PENDING, and the next
+    `billing run` sends it again. The user is notified when the provider accepts it, and again if it fails
+    after that.
     """
     actor.require_operator()
     if to == "DISPUTE":
@@ -126,7 +127,8 @@ async def refund(
 
 
 async def give_back(transaction: Database, account: BillingAccount, charge: Charge, *, reason: str) -> None:
-    """Return a payment that no invoice needed: it came too late, or twice. Part of the locked account's step."""
+    """Return a payment that no invoice needed: it came too late, or twice.
+    Part of the locked account's step."""
     name = "back" if charge.refunded_minor == 0 else f"back:{charge.refunded_minor}"
     left = charge.amount_minor - charge.refunded_minor
     if left:
@@ -167,7 +169,8 @@ async def observe(database: Database, provider: Provider, provider_id: str, refe
 
 
 async def observe_dispute(database: Database, provider: Provider, dispute_id: str) -> bool:
-    """Apply the provider's current state of a dispute; False for a charge that is not known, or not known as paid, yet."""
+    """Apply the provider's current state of a dispute;
+    False for a charge that is not known, or not known as paid, yet."""
     reference = (await provider.dispute(dispute_id)).reference
     charge = await database[CHARGES].find_and_patch({"_id": reference}, {"$inc": {"disputeTicket": 1}})
     if charge is None:
@@ -179,7 +182,8 @@ async def observe_dispute(database: Database, provider: Provider, dispute_id: st
 
 
 async def dispute_changed(database: Database, charge: Charge, dispute: Dispute) -> None:
-    """Follow a dispute: while it is open nothing is refunded; when it is lost, the bank has taken the money back."""
+    """Follow a dispute: while it is open nothing is refunded;
+    when it is lost, the bank has taken the money back."""
 
     async def write(transaction: Database) -> None:
         account = await lock(transaction, charge.user_id)
@@ -218,7 +222,8 @@ async def made_at(database: Database, ids: Iterable[str]) -> list[datetime]:
 async def sums(
     database: Database, within: dict[str, datetime], period: dict[str, Any]
 ) -> list[tuple[str, date, int, int]]:
-    """Currency, period, number and sum of the refunds made in the range that have not failed. `period` is an expression."""
+    """Currency, period, number and sum of the refunds made in the range that have not failed.
+    `period` is an expression."""
     rows = await database[REFUNDS].aggregate(
         [
             {"$match": {"createdAt": within, "status": {"$ne": "FAILED"}}},
@@ -245,7 +250,8 @@ async def _make(
     to: RefundTarget,
     reason: str,
 ) -> Refund:
-    """A refund under the account's lock. The credit note corrects `invoice`; None where the charge paid none."""
+    """A refund under the account's lock. The credit note corrects `invoice`;
+    None where the charge paid none."""
     note, tax_minor = None, 0
     if invoice is not None:
         tax_minor = await _tax(transaction, charge, invoice, amount_minor)
@@ -281,7 +287,8 @@ async def _make(
 
 
 async def _tax(transaction: Database, charge: Charge, invoice: Invoice, amount_minor: int) -> int:
-    """The tax in a refund, by cumulative difference: all refunds of a payment together contain exactly its tax."""
+    """The tax in a refund, by cumulative difference:
+    all refunds of a payment together contain exactly its tax."""
     whole = max(invoice.total_minor, invoice.due_minor)
     if not invoice.tax_minor or whole <= 0:
         return 0
@@ -365,7 +372,8 @@ async def _failed(transaction: Database, account: BillingAccount, refund: Refund
 
 
 async def _lost(transaction: Database, account: BillingAccount, charge: Charge, dispute: Dispute) -> None:
-    """The amount that the bank took back counts as refunded, once; it covers refunds that were not sent yet first."""
+    """The amount that the bank took back counts as refunded, once;
+    it covers refunds that were not sent yet first."""
     charge.lost = {**charge.lost, dispute.id: dispute.amount_minor}
     await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {"lost": charge.lost}})
     taken = await _uncounted(transaction, charge)
@@ -387,7 +395,8 @@ async def _uncounted(transaction: Database, charge: Charge) -> int:
 
 
 async def _count_lost(transaction: Database, account: BillingAccount, charge: Charge, taken: int) -> None:
-    """Count this amount of lost disputes, as far as the charge has it; refunds to the balance are withdrawn for it."""
+    """Count this amount of lost disputes, as far as the charge has it;
+    refunds to the balance are withdrawn for it."""
     left = charge.amount_minor - charge.refunded_minor
     withdrawn = await _withdraw(transaction, account, charge, taken - left)
     amount = min(taken, left + withdrawn)
@@ -412,8 +421,8 @@ async def _count_lost(transaction: Database, account: BillingAccount, charge: Ch
 
 
 async def _withdraw(transaction: Database, account: BillingAccount, charge: Charge, amount_minor: int) -> int:
-    """Withdraw refunds to the balance, the newest first, of that amount at least: the bank has returned this money to the
-    card. Returns their sum. The balance may become negative.
+    """Withdraw refunds to the balance, the newest first, of that amount at least: the bank has returned this
+    money to the card. Returns their sum. The balance may become negative.
     """
     withdrawn = 0
     credited = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "BALANCE", "status": "SUCCEEDED"})

@@ -1,7 +1,8 @@
-"""Steps of accounts that are due by time: renewals, retries, ends of trials and of cancelled subscriptions, refunds.
+"""Steps of accounts that are due by time:
+renewals, retries, ends of trials and of cancelled subscriptions, refunds.
 
-`tick_each` decides a step of each account in a transaction and pays outside of it. A completed step is not due any more, so
-it can be repeated, run concurrently, and be killed at any moment.
+`tick_each` decides a step of each account in a transaction and pays outside of it. A completed step is not
+due any more, so it can be repeated, run concurrently, and be killed at any moment.
 """
 
 import asyncio
@@ -43,8 +44,8 @@ async def tick_each(
 ) -> dict[ObjectId, int | Exception]:
     """Take the steps that are due for these accounts, `MOST_STEPS` of each at most, together where possible.
 
-    Returns the number of steps of each account, or the error that it waits for: the rest of its steps stays due. Raises
-    Unavailable without a database.
+    Returns the number of steps of each account, or the error that it waits for: the rest of its steps stays
+    due. Raises Unavailable without a database.
     """
     results: dict[ObjectId, int | Exception] = dict.fromkeys(user_ids, 0)
     due = list(results)

@@ -1,7 +1,7 @@
 """`billing run`: all steps of all accounts that are due now. Also a schedule of the worker.
 
-Safe to repeat, to kill and to run concurrently: each step of an account is one transaction. An account whose provider
-does not answer is tried again later and does not delay the others.
+Safe to repeat, to kill and to run concurrently: each step of an account is one transaction. An account whose
+provider does not answer is tried again later and does not delay the others.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ _LOOK_EVERY_S = 5.0
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """`accounts` counts an account once for each moment at which it was due. `waiting`: accounts that were not handled,
-    because the provider did not answer or their state is invalid.
+    """`accounts` counts an account once for each moment at which it was due. `waiting`: accounts that were
+    not handled, because the provider did not answer or their state is invalid.
     """
 
     accounts: int = 0
@@ -179,8 +179,8 @@ async def _tick_all(database: Database, provider: Provider, progress: Callable[[
 
 
 async def _tick(database: Database, provider: Provider, user_ids: list[ObjectId], result: Result) -> set[ObjectId]:
-    """Take the due steps of accounts. A failure, also by a bug, concerns its account only; returns those that are due
-    still.
+    """Take the due steps of accounts. A failure, also by a bug, concerns its account only;
+    returns those that are due still.
     """
     stuck = set()
     for user_id, steps in (await renewals.tick_each(database, provider, user_ids)).items():

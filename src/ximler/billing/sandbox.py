@@ -1,8 +1,9 @@
 """The sandbox: the payment provider of development. Owns `sandboxobjects`.
 
-It behaves as Stripe does, offline: a hosted page that saves a payment method, intents that are created and confirmed, refunds,
-and signed events to the same inbox. Its state is in the database, so that it survives restarts and serves several processes.
-It takes the numbers of `CARDS` and no other. `fault` lets tests have it fail in every way that a provider does.
+It behaves as Stripe does, offline: a hosted page that saves a payment method, intents that are created and
+confirmed, refunds, and signed events to the same inbox. Its state is in the database, so that it survives
+restarts and serves several processes. It takes the numbers of `CARDS` and no other. `fault` lets tests have
+it fail in every way that a provider does.
 """
 
 import hashlib
@@ -75,7 +76,8 @@ CARDS = {
 
 
 class Sandbox:
-    """`deliver(body, signature)` takes the events: the inbox, or a test that delays, doubles and reorders them."""
+    """`deliver(body, signature)` takes the events:
+    the inbox, or a test that delays, doubles and reorders them."""
 
     def __init__(self, database: Database, *, secret: bytes, base_url: str, deliver: Deliver) -> None:
         self._database = database
@@ -306,7 +308,8 @@ class Sandbox:
         return [found.get(each) for each in ids]
 
     async def _confirm_each(self, _: None, intents: list[tuple[str, dict[str, Any]]]) -> list[bool]:
-        """Whether each has changed. Not known of several of which some have not: then they send an event in vain."""
+        """Whether each has changed. Not known of several of which some have not:
+        then they send an event in vain."""
         changes = [({"_id": intent_id, "status": "CREATED"}, {"$set": values}) for intent_id, values in intents]
         changed = await self._database[SANDBOX_OBJECTS].patch_each(changes)
         return [changed > 0] * len(intents)

@@ -1,4 +1,5 @@
-"""A user's subscription, invoices, payments and refunds, for operators; and credit that an operator grants."""
+"""A user's subscription, invoices, payments and refunds, for operators;
+and credit that an operator grants."""
 
 from datetime import datetime
 

@@ -1,6 +1,7 @@
 """The state machine of subscriptions: one table of event, status before, and status after. Pure.
 
-Every update has its guard from this table: an event whose guard does not match changes nothing. `docs/billing.md` shows it.
+Every update has its guard from this table: an event whose guard does not match changes nothing.
+`docs/billing.md` shows it.
 """
 
 from typing import Any, Literal

@@ -1,8 +1,9 @@
 """Stripe as a rail, over its official library, which only this module and `stripe_errors` import.
 
-Card data never reaches Ximler: a hosted page (Checkout in setup mode) saves a card, which is charged off-session. Objects of
-ours are named in the metadata. Every write has an idempotency key of ours, and nothing rests on it: an intent is confirmed at
-most once, and a refund is looked for before it is made. Answers are those of `VERSION`, whatever the account's default is.
+Card data never reaches Ximler: a hosted page (Checkout in setup mode) saves a card, which is charged
+off-session. Objects of ours are named in the metadata. Every write has an idempotency key of ours, and
+nothing rests on it: an intent is confirmed at most once, and a refund is looked for before it is made.
+Answers are those of `VERSION`, whatever the account's default is.
 """
 
 import asyncio
@@ -80,7 +81,8 @@ def of_process(settings: Settings) -> "Stripe":
 
 
 class Stripe:
-    """`webhook_secrets` are those of the webhook's endpoint, newest first: an event is accepted under any of them."""
+    """`webhook_secrets` are those of the webhook's endpoint, newest first:
+    an event is accepted under any of them."""
 
     def __init__(self, key: str, webhook_secrets: tuple[str, ...], *, api: str = "https://api.stripe.com") -> None:
         self._secrets = webhook_secrets
@@ -370,8 +372,8 @@ class _Event(msgspec.Struct):
 
 
 def _hourly(name: str) -> str:
-    """An idempotency key for a write that is harmless twice. Stripe repeats its answer to a key, also an error of its own:
-    under a key for ever, one bad minute would fail the write for a day.
+    """An idempotency key for a write that is harmless twice. Stripe repeats its answer to a key, also an
+    error of its own: under a key for ever, one bad minute would fail the write for a day.
     """
     return f"ximler:{name}:{int(time.time()) // 3600}"
 

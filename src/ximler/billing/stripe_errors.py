@@ -1,4 +1,5 @@
-"""Errors of Stripe's library as ours, and its codes of declines. Stripe's texts about requests go to the log only."""
+"""Errors of Stripe's library as ours, and its codes of declines.
+Stripe's texts about requests go to the log only."""
 
 import contextlib
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ def errors() -> Iterator[None]:
 
 
 def _words(error: stripe.CardError) -> str:
-    """Ours for a code that we know, else Stripe's `message`, which for card errors is written for customers."""
+    """Ours for a code that we know, else Stripe's `message`,
+    which for card errors is written for customers."""
     given: dict[str, Any] = (error.json_body or {}).get("error") or {}
     code = str(given.get("decline_code") or error.code)
     if code in HIDDEN or not error.user_message:

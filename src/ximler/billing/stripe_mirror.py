@@ -1,7 +1,9 @@
-"""Subscriptions that Stripe's own billing runs, another application's for example: mirrored, and never billed.
+"""Subscriptions that Stripe's own billing runs, another application's for example:
+mirrored, and never billed.
 
-They have a `stripeSubscriptionId`. Events keep status, plan, price, dates, payments and limits in step; cancel, resume and
-change of plan are passed on to Stripe. A reading takes a ticket before it begins, and is applied only if no later one was.
+They have a `stripeSubscriptionId`. Events keep status, plan, price, dates, payments and limits in step;
+cancel, resume and change of plan are passed on to Stripe. A reading takes a ticket before it begins, and is
+applied only if no later one was.
 """
 
 import contextlib
@@ -89,7 +91,8 @@ async def see_subscription(database: Database, stripe: Mirrors, subscription_id:
 
 
 async def _record_trial(transaction: Database, found: Subscription, state: TheirSubscription) -> None:
-    """The payment method is known once Stripe has begun the trial: a second one cannot be prevented, and is audited."""
+    """The payment method is known once Stripe has begun the trial:
+    a second one cannot be prevented, and is audited."""
     if state.trial_end is None or state.fingerprint is None:
         return
     of_this, of_method = trial_id(f"{state.fingerprint}:{state.id}"), trial_id(state.fingerprint)
@@ -104,7 +107,8 @@ async def _record_trial(transaction: Database, found: Subscription, state: Their
 
 
 async def see_invoice(database: Database, stripe: Mirrors, invoice_id: str) -> bool:
-    """Apply Stripe's current state of an invoice to its payment; False where the subscription is not known yet."""
+    """Apply Stripe's current state of an invoice to its payment;
+    False where the subscription is not known yet."""
     ticket = await _ticket(database, invoice_id)
     state = await stripe.invoice(invoice_id)
     if state.subscription_id is None or state.status is None or not state.amount_minor:
@@ -131,7 +135,8 @@ async def see_invoice(database: Database, stripe: Mirrors, invoice_id: str) -> b
 
 
 async def refunded(database: Database, stripe: Mirrors, refund_id: str) -> bool:
-    """Follow a refund that was made at Stripe, if its payment is mirrored; False where that is not known yet."""
+    """Follow a refund that was made at Stripe, if its payment is mirrored;
+    False where that is not known yet."""
     intent_id = (await stripe.refund_state(refund_id)).intent_id
     payment = await database.payments.find_one({"stripePaymentIntentId": intent_id}) if intent_id else None
     if payment is None or intent_id is None:
@@ -162,7 +167,8 @@ async def cancel(
     reason: str | None = None,
     comment: str | None = None,
 ) -> Subscription:
-    """Cancel at Stripe: at the end of the period, or now. Audited, with reason and comment. Raises ProviderUnavailable."""
+    """Cancel at Stripe: at the end of the period, or now. Audited, with reason and comment.
+    Raises ProviderUnavailable."""
     why = subscriptions.motive(reason, comment)
     await stripe.end_subscription(str(found.stripe_subscription_id), now=now)
     at = "NOW" if now else "PERIOD_END"
@@ -171,7 +177,8 @@ async def cancel(
 
 
 async def resume(database: Database, stripe: Mirrors, found: Subscription, actor: Actor) -> Subscription:
-    """Take back a cancellation at Stripe. Audited. Raises Conflict where there is none, ProviderUnavailable."""
+    """Take back a cancellation at Stripe. Audited.
+    Raises Conflict where there is none, ProviderUnavailable."""
     if found.auto_renew:
         raise Conflict("The subscription is not about to end")
     await stripe.resume_subscription(str(found.stripe_subscription_id))
@@ -182,9 +189,11 @@ async def resume(database: Database, stripe: Mirrors, found: Subscription, actor
 async def change(
     database: Database, stripe: Mirrors, found: Subscription, actor: Actor, *, plan_id: str, when: When | None = None
 ) -> Subscription:
-    """Change the plan at Stripe, now: Stripe credits the rest of the old one. Audited: the request, and later its effect.
+    """Change the plan at Stripe, now: Stripe credits the rest of the old one. Audited:
+    the request, and later its effect.
 
-    Raises NotFound, Invalid for a plan that Stripe does not sell, Conflict, PaymentDeclined, ProviderUnavailable.
+    Raises NotFound, Invalid for a plan that Stripe does not sell, Conflict, PaymentDeclined,
+    ProviderUnavailable.
     """
     plan = await _plan(database, found, plan_id, when)
     await stripe.change_subscription(str(found.stripe_subscription_id), str(plan.stripe_price_id))

@@ -1,6 +1,8 @@
-"""Subscriptions that Ximler sells and Stripe bills (`XIMLER_STRIPE_BILLING`): sold on Stripe's page, mirrored from then on.
+"""Subscriptions that Ximler sells and Stripe bills (`XIMLER_STRIPE_BILLING`):
+sold on Stripe's page, mirrored from then on.
 
-Of two that were bought at once, one is kept: the account's lock decides. The other ends at Stripe, and is refunded.
+Of two that were bought at once, one is kept: the account's lock decides.
+The other ends at Stripe, and is refunded.
 """
 
 import structlog
@@ -57,7 +59,8 @@ async def open_page(stripe: Mirrors, checkout: Checkout, plan: Plan, customer_id
 
 
 async def adopt(database: Database, stripe: Mirrors, checkout: Checkout) -> None:
-    """Mirror the subscription that was bought, once it was. Safe to repeat and to race. Raises ProviderUnavailable.
+    """Mirror the subscription that was bought, once it was. Safe to repeat and to race.
+    Raises ProviderUnavailable.
 
     The customer has paid already: where the subscription cannot be kept, it ends at Stripe and is refunded.
     """

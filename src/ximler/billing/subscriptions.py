@@ -1,7 +1,9 @@
-"""The steps of a subscription that Ximler bills: bought, renewed, unpaid, changed, ended. Owns the `subscriptions` it makes.
+"""The steps of a subscription that Ximler bills: bought, renewed, unpaid, changed, ended.
+Owns the `subscriptions` it makes.
 
-Each step runs in a transaction that holds the user's account locked (`billing.account`), and writes status, limits, audit entry
-and notice together. Payments are `billing.payments`'; this module decides what follows from one.
+Each step runs in a transaction that holds the user's account locked (`billing.account`), and writes status,
+limits, audit entry and notice together. Payments are `billing.payments`'; this module decides what follows
+from one.
 """
 
 from datetime import datetime, timedelta
@@ -100,7 +102,8 @@ def motive(reason: str | None, comment: str | None) -> dict[str, str | None]:
 
 
 async def resume(database: Database, actor: Actor) -> Subscription:
-    """Take back a cancellation before it takes effect. Audited. Raises NotFound, Conflict where it was not cancelled."""
+    """Take back a cancellation before it takes effect. Audited.
+    Raises NotFound, Conflict where it was not cancelled."""
 
     async def write(transaction: Database) -> Subscription:
         account, subscription = await get_live(transaction, actor.require_user())
@@ -159,7 +162,8 @@ async def start(
 
 
 async def _confirm_coupon(transaction: Database, account: BillingAccount, code: str) -> None:
-    """The coupon that was reserved for what is paid now. One that has lapsed meanwhile was granted all the same."""
+    """The coupon that was reserved for what is paid now.
+    One that has lapsed meanwhile was granted all the same."""
     held = await transaction[REDEMPTIONS].find_one({"_id": redemption_id(code, account.id)})
     try:
         if held is not None:
@@ -274,7 +278,8 @@ async def collect(
     first: bool = False,
     by_customer: bool = False,
 ) -> Charge | None:
-    """Begin the next attempt at an invoice. None without a payment method that may be charged, or while one is under way.
+    """Begin the next attempt at an invoice. None without a payment method that may be charged,
+    or while one is under way.
 
     `first`: the invoice was made in this step, and counts this attempt. `by_customer`: a decline counts, as
     `billing.attempts` says.
@@ -317,7 +322,8 @@ async def charge_for(
     outside: str | None = None,
     by_customer: bool = False,
 ) -> tuple[Payment, Charge]:
-    """Write a payment of the amount due, and its charge: PENDING, or PAID if it was made `outside` of the provider."""
+    """Write a payment of the amount due, and its charge:
+    PENDING, or PAID if it was made `outside` of the provider."""
     payment = await transaction.payments.insert(
         Payment(
             user_id=invoice.user_id,
@@ -350,7 +356,8 @@ async def charge_for(
 
 
 async def paid(transaction: Database, account: BillingAccount, invoice: Invoice) -> bool:
-    """An invoice was paid, or nothing is due. False if the payment is no longer needed and is to be refunded."""
+    """An invoice was paid, or nothing is due.
+    False if the payment is no longer needed and is to be refunded."""
     if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
         return False
     await invoices.pay(transaction, invoice)
@@ -409,7 +416,8 @@ async def end(
     actor: Actor = SYSTEM,
     **why: str | None,
 ) -> None:
-    """The subscription ends, with its plan's limits. An open invoice is voided; late payments are refunded."""
+    """The subscription ends, with its plan's limits. An open invoice is voided;
+    late payments are refunded."""
     now = transaction.clock.now()
     terms = live(account).terms
     if account.invoice_id is not None:
@@ -438,7 +446,8 @@ async def remind(transaction: Database, account: BillingAccount) -> None:
 
 
 async def settle_end(transaction: Database, account: BillingAccount) -> bool:
-    """Follow where another application, or erasure, has ended the subscription: nothing is asked for any more."""
+    """Follow where another application, or erasure, has ended the subscription:
+    nothing is asked for any more."""
     if account.subscription_id is None or await _live(transaction, account) is not None:
         return False
     _log.warning("subscription was ended by another application", user=str(account.id))
@@ -462,7 +471,8 @@ async def _gone(transaction: Database, account: BillingAccount, invoice: Invoice
 
 
 async def _void(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
-    """A purchase or a change was not paid. The coupon of a change can be used again; a checkout keeps its own."""
+    """A purchase or a change was not paid. The coupon of a change can be used again;
+    a checkout keeps its own."""
     await invoices.void(transaction, account, invoice)
     if invoice.coupon is not None:
         await redemptions.undo(transaction, invoice.coupon, account.id, "RESERVED")
@@ -509,8 +519,8 @@ async def get_live(transaction: Database, user_id: ObjectId) -> tuple[BillingAcc
 async def _live(transaction: Database, account: BillingAccount) -> Subscription | None:
     """The account's subscription, if it is live.
 
-    Another application may have made it PAST_DUE while nothing is unpaid, or ACTIVE while retries run: the account
-    decides. Otherwise no payment would ever make the one ACTIVE, and the other would never expire.
+    Another application may have made it PAST_DUE while nothing is unpaid, or ACTIVE while retries run: the
+    account decides. Otherwise no payment would ever make the one ACTIVE, and the other would never expire.
     """
     where = {"_id": account.subscription_id, "userId": account.id, "status": {"$in": list(states.LIVE)}}
     found = await transaction.subscriptions.find_one(where)
@@ -522,7 +532,8 @@ async def _live(transaction: Database, account: BillingAccount) -> Subscription 
 
 
 async def _patch(transaction: Database, account: BillingAccount, event: states.Event, values: dict[str, Any]) -> None:
-    """Move the subscription along the table of states. Raises Conflict where another application has ended it."""
+    """Move the subscription along the table of states.
+    Raises Conflict where another application has ended it."""
     expected = states.of(account)
     for before, status in sorted(states.TABLE[event].items(), key=lambda each: each[0] != expected):
         where = {"_id": account.subscription_id, "userId": account.id, "status": before}

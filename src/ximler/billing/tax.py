@@ -1,9 +1,9 @@
 """The tax that follows from a customer's billing details. Pure.
 
-- The rate is that of the customer's country in `XIMLER_TAX_RATES`, or of the seller's country while the customer has not
-  given one. A country without a rate is not taxed.
-- A customer in another EU country than the seller, with a valid VAT id of that country, is not charged tax: reverse charge
-  (Directive 2006/112/EC, article 196).
+- The rate is that of the customer's country in `XIMLER_TAX_RATES`, or of the seller's country while the
+  customer has not given one. A country without a rate is not taxed.
+- A customer in another EU country than the seller, with a valid VAT id of that country, is not charged tax:
+  reverse charge (Directive 2006/112/EC, article 196).
 """
 
 from decimal import Decimal

@@ -1,4 +1,5 @@
-"""`billing verify`: derives billing's invariants anew from the documents, and lists violations. Reads only."""
+"""`billing verify`: derives billing's invariants anew from the documents,
+and lists violations. Reads only."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,7 +28,8 @@ _USERS = 500
 
 
 async def verify(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> list[str]:
-    """Every contradiction, in a sentence each; none is an empty list. `progress` gets the number of accounts."""
+    """Every contradiction, in a sentence each; none is an empty list.
+    `progress` gets the number of accounts."""
     return [
         *await _coupons(database),
         *await _numbers(database),
@@ -205,7 +207,8 @@ def _refunds(who: str, charges: list[Any], refunds: list[Refund], invoices: list
 
 
 def _periods(who: str, account: Any, invoices: list[Invoice]) -> list[str]:
-    """Every period since the anchor has an invoice that is paid or open; the first may be the purchase's or a change's."""
+    """Every period since the anchor has an invoice that is paid or open;
+    the first may be the purchase's or a change's."""
     covered = {
         i.period_start
         for i in invoices

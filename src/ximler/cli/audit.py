@@ -105,7 +105,8 @@ async def verify(run: Run, head: str | None, others: bool, public: tuple[str, ..
 @audit.command()
 @connected(json="Print it with the public keys, for --head and --key of `verify`.", secret=True)
 async def head(run: Run) -> None:
-    """Print the end of the chain of seals. Keep it elsewhere: `verify --head` then detects a truncated log."""
+    """Print the end of the chain of seals. Keep it elsewhere:
+    `verify --head` then detects a truncated log."""
     from ximler.audit import seals
     from ximler.audit.keys import SealKeys
 

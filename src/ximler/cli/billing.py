@@ -103,8 +103,8 @@ async def run_due(run: Run, until: datetime | None) -> int:
 async def show(run: Run, user: str) -> None:
     """Show the billing of USER. Audited.
 
-    The subscription with pending change and coupon, the payment methods, the credit balance, invoices, payments
-    and refunds, and when billing acts next.
+    The subscription with pending change and coupon, the payment methods, the credit balance, invoices,
+    payments and refunds, and when billing acts next.
     """
     from ximler.billing import statement
     from ximler.core.money import Money
@@ -343,7 +343,8 @@ async def verify(run: Run) -> int:
 @click.option("--repair", is_flag=True, help="Apply the provider's state where it differs.")
 @connected(json="Print the differences as JSON.", secret=True)
 async def reconcile(run: Run, repair: bool) -> int:
-    """Compare payments, refunds, payment methods, checkouts and mirrored subscriptions with the payment provider.
+    """Compare payments, refunds, payment methods, checkouts and mirrored
+    subscriptions with the payment provider.
 
     Lists the differences. Exit code 1 if anything is left to repair.
     """

@@ -234,7 +234,8 @@ def load(*, serves: bool = False, **overrides: object) -> Settings:
 
 @asynccontextmanager
 async def database(loaded: Settings) -> "AsyncIterator[Database]":
-    """A connected database: yours, the running embedded one, or one started for the duration of the command."""
+    """A connected database: yours, the running embedded one,
+    or one started for the duration of the command."""
     from ximler.database import connect
     from ximler.embedded import server
 
@@ -264,8 +265,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """For people. Cells are plain text: markup and control characters that others stored have no effect.
 
-    Nothing is cut off or folded, because ids and remedies are copied: where the terminal is too narrow for the
-    table, each row is a record, a line a column; a pipe or file gets one line a row.
+    Nothing is cut off or folded, because ids and remedies are copied: where the terminal is too narrow for
+    the table, each row is a record, a line a column; a pipe or file gets one line a row.
     """
     from rich.console import Console
     from rich.measure import Measurement

@@ -310,7 +310,8 @@ async def _database_checks(loaded: Settings, database: "Database") -> list[Check
 
 
 def mongod_release(loaded: Settings, version: str) -> Check:
-    """Whether the server contains the fix of CVE-2025-14847. The embedded one listens on loopback, without compression."""
+    """Whether the server contains the fix of CVE-2025-14847.
+    The embedded one listens on loopback, without compression."""
     major, minor, patch = ([int(part) for part in re.findall(r"\d+", version)] + [0, 0, 0])[:3]
     fixed = _FIXED.get((major, minor))
     if (major, minor) > (8, 2) or (fixed is not None and patch >= fixed):

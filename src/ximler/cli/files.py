@@ -1,5 +1,5 @@
-"""Files that commands write, by one rule: only their owner can read them, they appear once they are complete, and
-an existing one is replaced with `--force` only.
+"""Files that commands write, by one rule: only their owner can read them, they appear once they are complete,
+and an existing one is replaced with `--force` only.
 
     @output_option
     @connected()
@@ -39,7 +39,8 @@ class Output:
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
-        """The file to write, in a folder that exists. Its name appears when the block ends without an exception.
+        """The file to write, in a folder that exists.
+        Its name appears when the block ends without an exception.
 
         Devices and pipes are written to as they are. Raises NotWritten.
         """

@@ -1,4 +1,5 @@
-"""Reports as plots in the terminal, by plotext: a line for each currency, resource or plan, or a bar for each code or plan."""
+"""Reports as plots in the terminal, by plotext:
+a line for each currency, resource or plan, or a bar for each code or plan."""
 
 import shutil
 import sys

@@ -26,7 +26,8 @@ _project = click.argument("project", type=Id())
 
 @click.group()
 def projects() -> None:
-    """List, search, show, export, import, delete, restore and erase projects; restore versions of canvases."""
+    """List, search, show, export, import, delete, restore and erase projects;
+    restore versions of canvases."""
 
 
 @projects.command("list")
@@ -67,8 +68,8 @@ async def list_projects(run: Run, user: str, sort: str, limit: int, after: str |
 @paged
 @connected(json="Print projects and the next cursor as JSON.")
 async def search(run: Run, text: str, limit: int, after: Any) -> None:
-    """Find projects of all users by words of name and description: any of them. `"a phrase"` is matched as a whole, and
-    `-word` excludes.
+    """Find projects of all users by words of name and description: any of them.
+    `"a phrase"` is matched as a whole, and `-word` excludes.
     """
     from ximler.projects import everybodys
 
@@ -93,7 +94,8 @@ async def search(run: Run, text: str, limit: int, after: Any) -> None:
 @paged
 @connected(json="Print projects and the next cursor as JSON.")
 async def list_trash(run: Run, user: str, project: Any, empty: bool, limit: int, after: Any) -> None:
-    """List the deleted projects of USER (an id or e-mail address), last deleted first. They are purged after 30 days."""
+    """List the deleted projects of USER (an id or e-mail address), last deleted first.
+    They are purged after 30 days."""
     from ximler.projects import projects as owned
     from ximler.projects import trash
 
@@ -143,8 +145,8 @@ def _refuse_terminal(*, whole: bool, output: Output, **_: object) -> None:
 @output_option
 @connected(first=_refuse_terminal)
 async def export(run: Run, project: Any, version: Any, whole: bool, output: Output) -> None:
-    """Write the canvas of PROJECT as JSON, byte for byte as it was imported if it is unchanged since, or with `--zip` the
-    whole project. An archive is not written to a terminal.
+    """Write the canvas of PROJECT as JSON, byte for byte as it was imported if it is unchanged since, or with
+    `--zip` the whole project. An archive is not written to a terminal.
     """
     from ximler.projects import archives
 
@@ -161,8 +163,8 @@ async def export(run: Run, project: Any, version: Any, whole: bool, output: Outp
 
 
 def _read(*, file: BinaryIO, into: Any, name: str | None, **_: object) -> dict[str, Any]:
-    """The file's text and value, before the database is opened, or the file of a zip archive, and the project's name.
-    Limits and strictness are those of the API.
+    """The file's text and value, before the database is opened, or the file of a zip archive, and the
+    project's name. Limits and strictness are those of the API.
     """
     from ximler.core import strict_json
     from ximler.database.mixed import MAX_CONTAINERS, MAX_VALUES
@@ -198,8 +200,9 @@ def _seekable(start: bytes, file: BinaryIO) -> BinaryIO:
 @click.option("--into", type=Id(), help="Replace this project's canvas, in place of a new project.")
 @connected(json="Print the project as JSON.", first=_read)
 async def import_canvas(run: Run, user: str, file: Any, name: str | None, into: Any) -> None:
-    """Make a project of USER (an id or e-mail address) from FILE: a zip archive that `export --zip` made, or JSON, such as
-    a drawing of Excalidraw; `-` is standard input. With `--into`, the canvas as it was becomes a version.
+    """Make a project of USER (an id or e-mail address) from FILE: a zip archive that `export --zip` made, or
+    JSON, such as a drawing of Excalidraw; `-` is standard input. With `--into`, the canvas as it was becomes
+    a version.
     """
     from ximler.projects import archives, canvas, versions
     from ximler.projects import projects as owned

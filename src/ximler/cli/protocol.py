@@ -1,17 +1,17 @@
 """HTTP connections with limits that uvicorn lacks, so that slow clients do not exhaust memory or connections.
 
     headers     64 kB (else 431), complete within 15 s of the connection or of their first byte
-    body        after 60 s, 16 kB/s since its beginning; of a caller that the application has authenticated, 1 kB
-                in every 60 s (a stream of events may last for hours)
+    body        after 60 s, 16 kB/s since its beginning; of a caller that the application has authenticated,
+                1 kB in every 60 s (a stream of events may last for hours)
     responses   64 kB in every 60 s are taken by the client, once 64 kB wait for it; those that end the
                 connection before the body has arrived: 5 s for the rest of it
-    connections of one address: a maximum (`Addresses`), above which one of its own is closed, else the new one.
-                Above the maximum of the process a twentieth of all are closed: first those that we wait for and
-                that move less than 16 kB/s, slowest first; then those that have been idle longest; then new
-                ones without a request; else the answer is 503
+    connections of one address: a maximum (`Addresses`); above it one of them is closed, else the new one.
+                Above the maximum of the process a twentieth of all are closed: first those that we wait for
+                and that move less than 16 kB/s, slowest first; then those that have been idle longest; then
+                new ones without a request; else the answer is 503
 
-The time without a reading application does not count against a body. Only requests that do not arrive at once,
-and responses that are not taken at once, need a timer. The application limits the size of bodies.
+The time without a reading application does not count against a body. Only requests that do not arrive at
+once, and responses that are not taken at once, need a timer. The application limits the size of bodies.
 """
 
 import asyncio
@@ -112,8 +112,8 @@ class Protocol(HttpToolsProtocol):
     body_least = 1_000  # bytes in every `body_s`, from authenticated callers
     write_s = 60.0
     write_least = 65_536  # bytes in every `write_s`
-    # When a server is full: the time in which a connection that moves nothing counts as one of `body_rate`, as
-    # others across an ocean do until their first round trip is complete.
+    # When a server is full: the time in which a connection that moves nothing counts as one of `body_rate`,
+    # as others across an ocean do until their first round trip is complete.
     young_s = 0.25
     linger_s = 5.0
 
@@ -293,7 +293,8 @@ class Protocol(HttpToolsProtocol):
             self._watch_writing()
 
     def _not_taken(self) -> int:
-        """Bytes that were written and not received: in our buffer, and in the system's, which may be megabytes."""
+        """Bytes that were written and not received:
+        in our buffer, and in the system's, which may be megabytes."""
         waiting = self.transport.get_write_buffer_size()
         connection = self.transport.get_extra_info("socket")
         if ioctl is not None and connection is not None:  # type: ignore[redundant-expr]  # None on Windows
@@ -328,7 +329,8 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def pace(self) -> float:
-        """Bytes per second of a client that we wait for, of a reader since it last was fast enough; else infinite.
+        """Bytes per second of a client that we wait for, of a reader since it
+        last was fast enough; else infinite.
 
         The first `young_s` are in its favour.
         """

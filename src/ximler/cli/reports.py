@@ -1,4 +1,5 @@
-"""`ximler reports mrr|churn|cohorts|coupons|movements|verify|rebuild`, for operators. `reports_customers` has the others."""
+"""`ximler reports mrr|churn|cohorts|coupons|movements|verify|rebuild`, for operators.
+`reports_customers` has the others."""
 
 import csv
 import sys
@@ -250,7 +251,8 @@ async def movements(run: Run, kind: Any, limit: int, after: Any, as_csv: bool, *
 @click.option("--repair", is_flag=True, help="Add what the ledger lacks, as of now, and compute wrong rollups anew.")
 @connected(json="Print what differs as JSON.")
 async def verify(run: Run, repair: bool) -> int | None:
-    """Compare the ledger of recurring revenue with the subscriptions, and the rollups with it. Exit code 1 if they differ."""
+    """Compare the ledger of recurring revenue with the subscriptions, and the rollups with it.
+    Exit code 1 if they differ."""
     from ximler.analytics import verification
     from ximler.billing import drifts
 

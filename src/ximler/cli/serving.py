@@ -51,10 +51,11 @@ _CHILD_GRACE_S = 3.5  # less than the parent's: it reports and stops the databas
 _METRICS = "ximler-metrics-"
 _READY = b"!"
 _BUG = 70
-# Requests free their objects by reference counts; collections at Python's thresholds (700, 10, 10) only visit live ones.
+# Requests free their objects by reference counts;
+# collections at Python's thresholds (700, 10, 10) only visit live ones.
 _GC_THRESHOLDS = (10_000, 10, 10)
-# Bytes beyond what a client's window admits that the system takes for it. Linux would take 4 MB for one that reads
-# nothing: memory, and a millisecond and more of the event loop each.
+# Bytes beyond what a client's window admits that the system takes for it. Linux would take 4 MB for one that
+# reads nothing: memory, and a millisecond and more of the event loop each.
 _UNSENT = 65_536
 
 

@@ -17,10 +17,10 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     """`user_id` is set for a signed-in user; `session_id` when they came through a session, `api_key_id` when
     through a key.
 
-    `member_id` is the signed-in user where they use a project of another user, `user_id`, who shares it with them.
-    `sign_in_id` stays the same when the session's token is exchanged; `session_id` does not.
-    `authenticated_at` is the session's latest authentication (`accounts.step_up`).
-    `address` and `user_agent` come from the request; `trusted_proxies` decides which address is trusted.
+    `member_id` is the signed-in user where they use a project of another user, `user_id`, who shares it with
+    them. `sign_in_id` stays the same when the session's token is exchanged; `session_id` does not.
+    `authenticated_at` is the session's latest authentication (`accounts.step_up`). `address` and `user_agent`
+    come from the request; `trusted_proxies` decides which address is trusted.
     """
 
     kind: Literal["anonymous", "user", "operator", "system"] = "anonymous"

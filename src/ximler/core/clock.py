@@ -37,8 +37,8 @@ def rfc3339(moment: datetime) -> str:
 
 
 def shifted(moment: datetime, duration: timedelta) -> datetime:
-    """`moment + duration`, at most `LAST` and at least the year 1, where Python's addition raises OverflowError. For instants
-    from users and from documents that other applications wrote.
+    """`moment + duration`, at most `LAST` and at least the year 1, where Python's addition raises
+    OverflowError. For instants from users and from documents that other applications wrote.
     """
     try:
         return min(moment + duration, LAST)

@@ -1,7 +1,7 @@
 """JSON of values that are of BSON's types, which other applications may have stored in free-form fields.
 
-Ids are hexadecimal text, times RFC 3339 and binary data base64, as Mongoose writes them. The types that JSON has no
-counterpart for are objects of MongoDB's Extended JSON, relaxed: a regular expression is
+Ids are hexadecimal text, times RFC 3339 and binary data base64, as Mongoose writes them. The types that JSON
+has no counterpart for are objects of MongoDB's Extended JSON, relaxed: a regular expression is
 `{"$regularExpression": {"pattern": "^a", "options": "i"}}`.
 """
 
@@ -16,7 +16,8 @@ _BASES: tuple[type[Any], ...] = (int, float, str, bytes, dict, list)
 
 
 def plain(value: Any) -> Any:
-    """For msgspec's `enc_hook`: a value that it can encode. An object that BSON has no type for becomes its text."""
+    """For msgspec's `enc_hook`: a value that it can encode.
+    An object that BSON has no type for becomes its text."""
     if isinstance(value, ObjectId):
         return str(value)
     for base in _BASES:

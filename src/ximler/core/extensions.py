@@ -3,9 +3,9 @@
     [project.entry-points."ximler.extensions"]
     bookmarks = "ximler_bookmarks"
 
-The value names the package. Its modules `schema`, `graphql`, `http` and `jobs`, those that exist, are imported where
-Ximler collects its own of the kind. docs/extending.md explains them. An extension is code of the installation's
-operator: nothing is isolated, and an error while it is imported ends the process.
+The value names the package. Its modules `schema`, `graphql`, `http` and `jobs`, those that exist, are
+imported where Ximler collects its own of the kind. docs/extending.md explains them. An extension is code of
+the installation's operator: nothing is isolated, and an error while it is imported ends the process.
 """
 
 from functools import cache

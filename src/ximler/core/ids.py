@@ -39,8 +39,8 @@ def object_id(text: str, field: str = "id") -> ObjectId:
 
 
 def encode_cursor(position: Position, kind: bytes = b"cursor") -> str:
-    """An opaque cursor (URL-safe, 32 characters) for a place in a list ordered by time and id. `kind` is the order's, if
-    the list has several.
+    """An opaque cursor (URL-safe, 32 characters) for a place in a list ordered by time and id.
+    `kind` is the order's, if the list has several.
     """
     moment, oid = position
     return _encoded(kind, _NO_TIME if moment is None else to_ms(moment).to_bytes(8, "big", signed=True), oid)
@@ -98,7 +98,8 @@ def _decoded(kind: bytes, text: str, field: str, form: re.Pattern[str] = _CURSOR
 
 
 def _check(kind: bytes, body: bytes) -> bytes:
-    """Detects typing errors, casual edits and cursors of other lists. Not a secret, because a cursor grants no rights."""
+    """Detects typing errors, casual edits and cursors of other lists.
+    Not a secret, because a cursor grants no rights."""
     return hashlib.sha256(kind + body).digest()[:4]
 
 

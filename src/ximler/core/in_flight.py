@@ -1,8 +1,8 @@
 """Bytes that a process holds for requests under way: bodies that arrive, and exports that are sent.
 
-Clients decide how long that takes, so the sum is bounded. Requests that hold less than 64 kB are not counted, and are
-answered whatever others hold. Not here: files that are stored while they arrive, and pictures, of which one is decoded
-at a time.
+Clients decide how long that takes, so the sum is bounded. Requests that hold less than 64 kB are not counted,
+and are answered whatever others hold. Not here: files that are stored while they arrive, and pictures, of
+which one is decoded at a time.
 """
 
 from collections.abc import MutableMapping

@@ -54,7 +54,8 @@ class Money(msgspec.Struct, frozen=True, order=False):
 
     @classmethod
     def of(cls, major: float, currency: str) -> "Money":
-        """From a stored Number in major units. Raises Invalid if the currency cannot express it (29.999 USD)."""
+        """From a stored Number in major units. Raises Invalid if the currency
+        cannot express it (29.999 USD)."""
         places = exponent(currency)
         if abs(major) > _MOST:
             raise _inexact()

@@ -17,8 +17,8 @@ _BLANK = "\u115f\u1160\u2800\u3164\uffa0\ufffc\U0001d159"  # letters and symbols
 # them.
 _VISIBLE = "LNPS"
 _UNKNOWN = ("Cn", "Co")
-# Schemes that mail programs open, `//host`, `www.`, and a domain or IPv4 address that a path or port follows. A bare
-# domain is a name (Booking.com): no mail to an unconfirmed address contains a name.
+# Schemes that mail programs open, `//host`, `www.`, and a domain or IPv4 address that a path or port follows.
+# A bare domain is a name (Booking.com): no mail to an unconfirmed address contains a name.
 _LINK = re.compile(
     r"[a-z][a-z0-9+.-]{1,20}:[/\\]{2}|(?<![\w/])//\w|\b(?:https?|ftp|javascript|vbscript|mailto):[^\s)]"
     r"|\bwww[.。]\w|\b[\w-]+[.。](?:[^\W\d_]{2,24}|xn--[a-z0-9-]{2,59}|\d{1,3}[.]\d{1,3}[.]\d{1,3})(?::\d{2,5}\b|[/?#]\S)",

@@ -92,7 +92,8 @@ def forwarded_for(x_forwarded_for: str, forwarded: str) -> Iterator[str | None]:
 
 
 def _for(element: str) -> str:
-    """The value of `for=` in `for="[2001:db8::1]:4711";proto=https`; empty if it is missing or given twice."""
+    """The value of `for=` in `for="[2001:db8::1]:4711";proto=https`;
+    empty if it is missing or given twice."""
     found = ""
     for parameter in _split_last(element, ";"):
         name, _, value = parameter.partition("=")
@@ -107,8 +108,8 @@ def _for(element: str) -> str:
 def _split_last(header: str, separator: str) -> Iterator[str]:
     """The parts of a header, the last one first, each without surrounding whitespace.
 
-    Separators in quoted strings are not separators: a proxy quotes the `host` that its client sent. Read from the
-    end, because a client may begin a quoted string in its own part of the header and never end it.
+    Separators in quoted strings are not separators: a proxy quotes the `host` that its client sent. Read from
+    the end, because a client may begin a quoted string in its own part of the header and never end it.
     """
     if '"' not in header:
         yield from (part.strip() for part in reversed(header.split(separator)))

@@ -1,4 +1,5 @@
-"""Stored documents on their way into an answer: Structs for all readers, and dicts for one that copies their fields."""
+"""Stored documents on their way into an answer:
+Structs for all readers, and dicts for one that copies their fields."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
@@ -9,7 +10,8 @@ T = TypeVar("T")
 
 
 class Key(NamedTuple):
-    """Where a Struct's attribute is in a dict. An optional one has its default if the dict has no value, or null."""
+    """Where a Struct's attribute is in a dict.
+    An optional one has its default if the dict has no value, or null."""
 
     name: str
     optional: bool

@@ -366,7 +366,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def base_url(self) -> str:
-        """The public URL, else the address to listen on; for all addresses of the machine its loopback address."""
+        """The public URL, else the address to listen on;
+        for all addresses of the machine its loopback address."""
         host = f"[{self.own_host}]" if ":" in self.own_host else self.own_host
         return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
 
@@ -398,7 +399,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return {name.strip().casefold(): int(most) for name, _, most in pairs}
 
     def versions_kept(self, plan: str) -> int:
-        """How many versions of a canvas are kept without name and pin for customers of a plan; 0: none are made."""
+        """How many versions of a canvas are kept without name and pin for
+        customers of a plan; 0: none are made."""
         return self.versions_by_plan.get(plan.strip().casefold(), self.canvas_versions)
 
     @property
@@ -462,12 +464,14 @@ def load(
 def sources(
     environ: Mapping[str, str] | None = None, *, overrides: Mapping[str, object] | None = None
 ) -> dict[str, str]:
-    """Where each setting that is not at its default comes from: a variable, a file or an option. Raises SettingsError."""
+    """Where each setting that is not at its default comes from:
+    a variable, a file or an option. Raises SettingsError."""
     return {name: source for name, (_, source) in _given(environ, None, overrides).items()}
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
-    """Variables with our prefix that are no setting, hence ignored, each with the name that it resembles most."""
+    """Variables with our prefix that are no setting, hence ignored,
+    each with the name that it resembles most."""
     known = [*map(variable_name, Settings.__struct_fields__), *_OTHER_VARIABLES]
     environ = os.environ if environ is None else environ
     found = sorted(name for name in environ if name.startswith("XIMLER_") and name not in known)

@@ -32,7 +32,8 @@ def origin_of(url: str) -> str | None:
 
 
 def pattern_of(origins: Iterable[str]) -> str:
-    """A regular expression of the origins listed. `https://*.example.com` lists all hosts below `example.com`."""
+    """A regular expression of the origins listed.
+    `https://*.example.com` lists all hosts below `example.com`."""
     return "|".join(re.escape(each).replace(r"\*", r"[a-z0-9-]+(?:\.[a-z0-9-]+)*") for each in origins if each != "*")
 
 

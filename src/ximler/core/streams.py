@@ -3,8 +3,8 @@
     with streams.open(actor, Inbox()) as inbox:
         async for events in watched(inbox, allowed): …
 
-`watched` checks the access twice a second, so that a stream ends within a second of the session or key that opened it. All
-streams end when the process stops. Nothing of a stream remains when its `with` block ends.
+`watched` checks the access twice a second, so that a stream ends within a second of the session or key that
+opened it. All streams end when the process stops. Nothing of a stream remains when its `with` block ends.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ PING_S = 15.0
 
 
 Position = str
-"""A write's place in the order of all writes, which all processes agree on: digits in hexadecimal, compared as text."""
+"""A write's place in the order of all writes, which all processes agree on:
+digits in hexadecimal, compared as text."""
 _POSITION = re.compile(r"[0-9A-F]{2,4000}")
 
 
@@ -122,7 +123,8 @@ class Streams:
 
 
 async def watched(inbox: Inbox[E], allowed: Callable[[], Awaitable[bool]]) -> AsyncGenerator[list[E], None]:
-    """The events as they arrive; an empty list after 15 silent seconds. Ends when `inbox` does, or `allowed` is false."""
+    """The events as they arrive; an empty list after 15 silent seconds.
+    Ends when `inbox` does, or `allowed` is false."""
     sent = monotonic()
     while not inbox.ended:
         events = await inbox.events(CHECK_S)

@@ -1,12 +1,12 @@
 """JSON that is stored as it was sent: decoded strictly, and rejected with its place.
 
-Decoders differ where RFC 8259 is silent: which of two equal keys wins, whether `NaN` is a number, how `1e400` and half a
-surrogate pair are read. Each case loses data without an error. This decoder rejects them all, as well as a byte order mark
-and nesting beyond a limit.
+Decoders differ where RFC 8259 is silent: which of two equal keys wins, whether `NaN` is a number, how `1e400`
+and half a surrogate pair are read. Each case loses data without an error. This decoder rejects them all, as
+well as a byte order mark and nesting beyond a limit.
 
 A correct text costs msgspec's decoding, one walk and, if strings contain colons, encoding it. The place of a
-problem is searched for only afterwards, by the standard library's parser, which accepts all of these. Limits are
-checked before the work that they bound: decoding 20 MB of `[]` takes a second, and 460 MB of memory.
+problem is searched for only afterwards, by the standard library's parser, which accepts all of these. Limits
+are checked before the work that they bound: decoding 20 MB of `[]` takes a second, and 460 MB of memory.
 """
 
 import codecs
@@ -42,7 +42,8 @@ _Place = tuple[Any, Any]
 
 
 class NotJson(ValueError):
-    """The text is not JSON that can be kept. `place` is a JSON Pointer to the value, or a byte, as `byte 12`."""
+    """The text is not JSON that can be kept. `place` is a JSON Pointer to the value,
+    or a byte, as `byte 12`."""
 
     def __init__(self, problem: str, place: str) -> None:
         super().__init__(f"{problem} (at {place})" if place else problem)
@@ -57,7 +58,8 @@ class NotJson(ValueError):
 
 
 def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH) -> Any:
-    """The value of a JSON text in UTF-8, with at most so many values, and objects and arrays among them. Raises NotJson.
+    """The value of a JSON text in UTF-8, with at most so many values,
+    and objects and arrays among them. Raises NotJson.
 
     Integers keep all their digits. Numbers with a fraction or an exponent become doubles.
     """
@@ -111,7 +113,8 @@ def _exceeds(data: bytes, containers: int) -> bool:
 
 
 def _keys(value: Any, depth: int, values: int) -> int:
-    """How many keys all objects have together. Raises NotJson for nesting beyond `depth`, and for too many values."""
+    """How many keys all objects have together.
+    Raises NotJson for nesting beyond `depth`, and for too many values."""
     count = total = level = 0
     containers = [value] if type(value) in _CONTAINERS else []
     while containers:  # a level at a time, without a step of Python for each number
@@ -177,7 +180,8 @@ _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_NotANumbe
 
 
 def _problem(data: bytes, depth: int) -> NotJson | None:
-    """A problem of a text. None if the standard library finds none, and for a text that may have too many values."""
+    """A problem of a text. None if the standard library finds none,
+    and for a text that may have too many values."""
     if data.count(b",") > _SEARCHED:
         return None
     try:

@@ -1,4 +1,5 @@
-"""Concurrent calls in one process that are performed together, because each command to the database costs a round trip."""
+"""Concurrent calls in one process that are performed together,
+because each command to the database costs a round trip."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -11,10 +12,12 @@ R = TypeVar("R")
 
 
 class Together(Generic[A, R]):
-    """`await together(key, argument)`: calls with the same key that wait at the same time are performed as one.
+    """`await together(key, argument)`: calls with the same key that wait at
+    the same time are performed as one.
 
-    `perform(key, arguments)` returns a result for each argument, in order; its exception is raised by all of these calls. A
-    call that finds no other is performed at once. A caller that is cancelled does not affect the others.
+    `perform(key, arguments)` returns a result for each argument, in order; its exception is raised by all of
+    these calls. A call that finds no other is performed at once. A caller that is cancelled does not affect
+    the others.
     """
 
     def __init__(self, perform: Callable[[Any, list[A]], Awaitable[Sequence[R]]], *, most: int = 64) -> None:

@@ -1,7 +1,7 @@
 """Zip archives, written while they are read, and read within limits.
 
-An archive that is read lies in a file that can be sought, because only its directory, at its end, says what the entries
-are. Its directory is checked as a whole before any entry is read.
+An archive that is read lies in a file that can be sought, because only its directory, at its end, says what
+the entries are. Its directory is checked as a whole before any entry is read.
 """
 
 import asyncio
@@ -53,10 +53,11 @@ async def zipped(entries: AsyncIterator[Entry], now: datetime) -> AsyncGenerator
 
 
 class Unzipped:
-    """An archive that somebody sent. `sizes` has the entries by name, folders left out, with their declared sizes: an
-    entry that is larger is damaged, so these sizes bound what is read.
+    """An archive that somebody sent. `sizes` has the entries by name, folders left out, with their declared
+    sizes: an entry that is larger is damaged, so these sizes bound what is read.
 
-    Raises Invalid, with the entry's name, for entries that are links, encrypted, repeated, or compressed by other methods.
+    Raises Invalid, with the entry's name, for entries that are links, encrypted, repeated,
+    or compressed by other methods.
     """
 
     def __init__(self, file: BinaryIO, *, entries: int, allowed: Callable[[str], bool]) -> None:

@@ -37,8 +37,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """One committed write, in MongoDB's form: camelCase names, naive UTC times.
 
     `document` is the whole document of an insert or a replace. `updated` has the fields that an update set,
-    by path (`limits.projects`), and `removed` the paths that it unset. `position` orders writes as text; it is
-    the write's resume token, so it is the same in every process, whichever collections that watches.
+    by path (`limits.projects`), and `removed` the paths that it unset. `position` orders writes as text; it
+    is the write's resume token, so it is the same in every process, whichever collections that watches.
     """
 
     collection: str
@@ -74,7 +74,8 @@ class Feed:
 
     @property
     def position(self) -> str:
-        """The writes up to here are delivered, in the order of `Change.position`. Empty before the stream begins."""
+        """The writes up to here are delivered, in the order of `Change.position`.
+        Empty before the stream begins."""
         return str(self._token["_data"]) if self._token else ""
 
     def subscribe(self, collections: Iterable[str], callback: Callback) -> None:

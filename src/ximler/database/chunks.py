@@ -1,7 +1,7 @@
 """Chunks of files in GridFS's format, written and read as streams, and continued after an interruption.
 
-PyMongo's own streams cannot continue a file, and read without a bound. Any GridFS driver reads these files. A file is
-known to it once `complete` has written its document; before that only its chunks exist.
+PyMongo's own streams cannot continue a file, and read without a bound. Any GridFS driver reads these files. A
+file is known to it once `complete` has written its document; before that only its chunks exist.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -24,7 +24,8 @@ _indexed: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # by client: d
 
 
 class Damaged(Unavailable):
-    """A chunk is missing or has another size: the file was removed while it was read, or its database was changed."""
+    """A chunk is missing or has another size:
+    the file was removed while it was read, or its database was changed."""
 
     code = "FILE_DAMAGED"
 
@@ -44,7 +45,8 @@ async def write(database: Database, bucket: str, file_id: ObjectId, number: int,
 
 
 async def replace(database: Database, bucket: str, file_id: ObjectId, number: int, piece: bytes) -> None:
-    """Store a chunk, in place of a shorter one that an interrupted upload has stored. Idempotent. One command."""
+    """Store a chunk, in place of a shorter one that an interrupted upload has
+    stored. Idempotent. One command."""
     where = {"files_id": file_id, "n": number}
     try:
         await _index(database, bucket)

@@ -74,7 +74,8 @@ class Codec(Generic[D]):
         self.encode: Callable[[D, datetime], dict[str, Any]] = _compile_encoder(document)
         self.keys: dict[str, Key] = {}
         self.check: Callable[[dict[str, Any]], bool] | None = _compile_check(document, self.keys)
-        """Whether `decode` would copy each value unchanged; None for documents of other than simple fields."""
+        """Whether `decode` would copy each value unchanged;
+        None for documents of other than simple fields."""
 
 
 _codecs: dict[type[Document], Codec[Any]] = {}
@@ -297,7 +298,8 @@ def _kinds(document: type[Document]) -> dict[str, inspect.Type]:
 
 
 def _number(value: Any, *, whole: bool) -> Any:
-    """`whole` truncates numbers like 2.5 or Infinity, which a Mongoose Number accepts, to a 64-bit integer."""
+    """`whole` truncates numbers like 2.5 or Infinity, which a Mongoose Number accepts,
+    to a 64-bit integer."""
     if isinstance(value, Decimal128):
         exact: Decimal = value.to_decimal()
         if not exact.is_finite():

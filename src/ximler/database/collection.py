@@ -23,7 +23,8 @@ __all__ = ["MAX_PAGE", "Page", "TypedCollection"]
 
 
 class TypedCollection(ReadableCollection[D]):
-    """`database[USERS]` or `database.users`. Cheap to make; a view inside a transaction carries its session."""
+    """`database[USERS]` or `database.users`. Cheap to make;
+    a view inside a transaction carries its session."""
 
     __slots__ = ()
 
@@ -43,7 +44,8 @@ class TypedCollection(ReadableCollection[D]):
         return len(raws)
 
     async def insert_each(self, documents: Sequence[D]) -> list[bool]:
-        """Insert those that no unique index rejects; returns for each whether it was inserted. One command."""
+        """Insert those that no unique index rejects;
+        returns for each whether it was inserted. One command."""
         try:
             await self.insert_many(documents, ordered=False)
         except DocumentExists as some:
@@ -89,7 +91,8 @@ class TypedCollection(ReadableCollection[D]):
         )
 
     async def upsert_each(self, changes: Iterable[tuple[Filter, updates.Update, D]]) -> int:
-        """As `patch_each`; without a match, the third is inserted with the update in place of its own values."""
+        """As `patch_each`; without a match, the third is inserted with the
+        update in place of its own values."""
         now = self._clock.now()
         requests = []
         for where, update, fresh in changes:
@@ -187,8 +190,8 @@ class TypedCollection(ReadableCollection[D]):
         *,
         array_filters: Sequence[Mapping[str, Any]] | None = None,
     ) -> bool:
-        """As `patch`, by operators or a pipeline that the caller has checked and stamped: for paths inside Mixed fields that
-        `build` does not accept.
+        """As `patch`, by operators or a pipeline that the caller has checked and stamped: for paths inside
+        Mixed fields that `build` does not accept.
         """
         final = self._where(where, deleted=False)
         change = update if isinstance(update, Mapping) else list(update)

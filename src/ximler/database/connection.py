@@ -76,7 +76,8 @@ _commits: ContextVar[list[bool] | None] = ContextVar("commits", default=None)
 
 @contextmanager
 def commits() -> Iterator[list[bool]]:
-    """Record transactions that this task and those it starts commit inside the block, or may have committed."""
+    """Record transactions that this task and those it starts commit inside the block,
+    or may have committed."""
     recorded: list[bool] = []
     token = _commits.set(recorded)
     try:
@@ -234,7 +235,8 @@ class Database:
                 self.forget(collection, name)
 
     async def together(self, perform: "Callable[[Database, list[A]], Awaitable[Sequence[T]]]", argument: A) -> T:
-        """The result of `perform` for the argument. Steps that run `in_step` call it once, with all their arguments."""
+        """The result of `perform` for the argument.
+        Steps that run `in_step` call it once, with all their arguments."""
         return (await perform(self, [argument]))[0]
 
     def _bound(self, session: "AsyncClientSession | None") -> "Database":
@@ -257,8 +259,8 @@ class Database:
             raise DatabaseUnavailable(f"The database does not answer: {reason(error)}") from error
 
     async def close(self) -> None:
-        """Close the client. It ends its sessions and cursors on the server, which may take a second: the server drops those
-        of a client that is gone.
+        """Close the client. It ends its sessions and cursors on the server, which may take a second: the
+        server drops those of a client that is gone.
         """
         self.state.closing = True
         closing = asyncio.ensure_future(self.client.close())

@@ -67,8 +67,8 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DocumentExists(Conflict):
-    """A unique index rejected the write. `fields` names the fields that are taken; `positions` the rejected documents of a
-    bulk of which the others were written.
+    """A unique index rejected the write. `fields` names the fields that are taken; `positions` the rejected
+    documents of a bulk of which the others were written.
     """
 
     code = "ALREADY_EXISTS"

@@ -2,12 +2,13 @@
 
     results = await in_step(database, [step_of_ada, step_of_bob])
 
-Each step is written as if it were alone: it gets a `Database` bound to the transaction, and awaits its reads and writes.
-All steps run concurrently. When each of them waits for a command, those of the same kind on the same collection go to the
-server as one. So the steps must not share documents, and must not use `raw`.
+Each step is written as if it were alone: it gets a `Database` bound to the transaction, and awaits its reads
+and writes. All steps run concurrently. When each of them waits for a command, those of the same kind on the
+same collection go to the server as one. So the steps must not share documents, and must not use `raw`.
 
-The server's answer to several updates in one command is a sum. If it does not show that every update matched, or if a step
-raises, the transaction is aborted and `OutOfStep` is raised: the caller runs the steps one by one.
+The server's answer to several updates in one command is a sum. If it does not show that every update matched,
+or if a step raises, the transaction is aborted and `OutOfStep` is raised: the caller runs the steps one by
+one.
 """
 
 import asyncio

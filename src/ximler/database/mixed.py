@@ -2,7 +2,8 @@
 
 Rejected on writing, with their path: keys that start with `$` or contain `.`, which updates cannot address
 reliably (`$set: {"a.b": …}` beside a key "a.b" creates a second path); keys with NUL, which ends a key in
-BSON; nesting beyond MongoDB's limit of 100 levels; and values that take too much memory (18 MB of `[]` take 600 MB).
+BSON; nesting beyond MongoDB's limit of 100 levels; and values that take too much memory (18 MB of `[]` take
+600 MB).
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,8 @@ __all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_MEMORY", "MAX_VALUES", "check", "
 
 # 100 levels, less the document itself and room for a container around it.
 MAX_DEPTH = 98
-# Bytes of memory that a value takes, besides its texts. 17 MB of freehand strokes take 60 MB with all their digits, and
-# 340 MB as points of small integers.
+# Bytes of memory that a value takes, besides its texts. 17 MB of freehand strokes take 60 MB with all their
+# digits, and 340 MB as points of small integers.
 MAX_MEMORY = 400_000_000
 _VALUE, _CONTAINER = 32, 64  # a container is a value, too
 MAX_VALUES, MAX_CONTAINERS = MAX_MEMORY // _VALUE, MAX_MEMORY // (_VALUE + _CONTAINER)
@@ -106,7 +107,8 @@ def _sound(values: list[Any], kinds: set[type]) -> bool:
 
 
 def _find_problem(value: Any, path: str, depth: int, any_keys: bool) -> None:
-    """Raise Invalid naming the place of a key or scalar that cannot be stored, if there is one in the value."""
+    """Raise Invalid naming the place of a key or scalar that cannot be stored,
+    if there is one in the value."""
     places: list[_Place] = [(None, path)]
     walks = [_items(value, places[-1], any_keys)]
     while walks:
@@ -132,8 +134,8 @@ def _items(value: Any, place: _Place, any_keys: bool) -> Iterator[tuple[Any, Any
 
 
 def native(value: Any, *, references: bool = False) -> Any:
-    """Convert the driver's value in place: naive datetimes to aware UTC, Int64 to int. With `references`, objects that the
-    driver read as DBRef, because they have `$ref` and `$id`, are objects again.
+    """Convert the driver's value in place: naive datetimes to aware UTC, Int64 to int. With `references`,
+    objects that the driver read as DBRef, because they have `$ref` and `$id`, are objects again.
     """
     if references and isinstance(value, DBRef):
         value = dict(value.as_doc())

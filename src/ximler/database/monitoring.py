@@ -44,7 +44,8 @@ FORGIVEN = Counter(
 )
 
 _logged: "cachebox.TTLCache[tuple[str, str], bool]" = cachebox.TTLCache(10_000, 3600.0)
-# Sent once for each collection at the start: measured together, or they are most lines of a fresh server's metrics.
+# Sent once for each collection at the start:
+# measured together, or they are most lines of a fresh server's metrics.
 _OF_SETUP = frozenset({"create", "createIndexes", "listIndexes"})
 _IN_FLIGHT = 5000  # more than any pool has connections
 

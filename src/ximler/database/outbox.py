@@ -142,7 +142,8 @@ class Schedule:
         return now - (now - EPOCH - self.offset) % self.interval
 
     async def enqueue(self, database: Database) -> datetime:
-        """Enqueue the last due job, unless it is enqueued already; returns when the next is due. One command."""
+        """Enqueue the last due job, unless it is enqueued already;
+        returns when the next is due. One command."""
         due = self.latest(database.clock.now())
         moment = f"{due:%Y-%m-%d}" if self.interval == _DAY else f"{due:%Y-%m-%dT%H:%M:%S}"
         await self.kind.enqueue(database, Nothing(), dedupe_key=f"{self.kind.name}:{moment}")

@@ -74,9 +74,11 @@ _Place = tuple[Any, Any]
 
 
 class Order(msgspec.Struct, frozen=True):
-    """The order of a page: the latest first, by the time `by` and `_id`, or with a collation by the text `by` and `_id`.
+    """The order of a page: the latest first, by the time `by` and `_id`,
+    or with a collation by the text `by` and `_id`.
 
-    Documents without the text are not in a page. Lists that have several orders give the cursors of each a `kind`.
+    Documents without the text are not in a page.
+    Lists that have several orders give the cursors of each a `kind`.
     """
 
     by: str = "createdAt"
@@ -207,7 +209,8 @@ class ReadableCollection(Generic[D]):
         return codec.decode(found[0]) if found else None
 
     async def get(self, where: Filter | ObjectId | str | bytes, *, deleted: bool = False) -> D:
-        """As `find_one`, but raises NotFound instead of returning None. Anything but a mapping is an `_id`."""
+        """As `find_one`, but raises NotFound instead of returning None.
+        Anything but a mapping is an `_id`."""
         found = await self.find_one(where if isinstance(where, Mapping) else {"_id": where}, deleted=deleted)
         if found is None:
             raise NotFound(f"No such {self.spec.document.__name__.lower()}")
@@ -316,12 +319,12 @@ class ReadableCollection(Generic[D]):
         hint: str | None = None,
         order: Order | None = None,
     ) -> Page[Any]:
-        """Latest first, by the time `by` and `_id`, or in the `order` given; the cost does not grow with the distance from
-        the start.
+        """Latest first, by the time `by` and `_id`, or in the `order` given;
+        the cost does not grow with the distance from the start.
 
         Documents without the time come last. Unreadable documents are skipped, so a page is shorter than
-        `first` only at the end of the list. With `raw` the items may be `Rows`. `hint` names the index. Raises
-        Invalid when `first` is not between 1 and 100.
+        `first` only at the end of the list. With `raw` the items may be `Rows`. `hint` names the index.
+        Raises Invalid when `first` is not between 1 and 100.
         """
         check_size(first)
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
@@ -366,7 +369,8 @@ class ReadableCollection(Generic[D]):
         return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
 
     async def count_keys(self, where: Filter, *, most: int, index: str) -> int:
-        """How many keys of an index match, deleted documents included, at most `most`: without reading a document."""
+        """How many keys of an index match, deleted documents included, at most `most`:
+        without reading a document."""
         found = await self.aggregate([{"$match": where}, {"$limit": most}, {"$count": "n"}], hint=index)
         return sum(each["n"] for each in found)
 
@@ -379,7 +383,8 @@ class ReadableCollection(Generic[D]):
         return await self._run(self._aggregate(pipeline, hint))
 
     async def rows(self, where: Filter, *, projection: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
-        """The first matches as the projection returns them, with computed fields. Datetimes come back naive."""
+        """The first matches as the projection returns them, with computed fields.
+        Datetimes come back naive."""
         query = self._query(where, None, None, limit, False, None)
         return await self._run(self._few({**query, "projection": projection}))
 

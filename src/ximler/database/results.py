@@ -1,15 +1,16 @@
 """Results of slow queries, which all processes share in Valkey (`VALKEY_URL`).
 
-The key of a result is made of the actor, their scopes, the query's name and arguments, and the release: actors do not
-share results. A result depends on the collections that its query reads. The position of a collection is its latest write
-in the change feed, the same in every process; a result is used until one of its collections has a later position. So a
-result is as late as the feed, which is milliseconds; while the feed is not fresh, results are computed. Results that no
-write invalidates expire after 15 seconds; those that follow the feed are kept for a minute.
+The key of a result is made of the actor, their scopes, the query's name and arguments, and the release:
+actors do not share results. A result depends on the collections that its query reads. The position of a
+collection is its latest write in the change feed, the same in every process; a result is used until one of
+its collections has a later position. So a result is as late as the feed, which is milliseconds; while the
+feed is not fresh, results are computed. Results that no write invalidates expire after 15 seconds; those that
+follow the feed are kept for a minute.
 
-Of the same query at the same time one is computed: in a process in any case, of all processes for up to 50 ms. A result is
-stored unless a write was reported since its query began, and only if it took 2 ms or longer. Names and results are
-authenticated by a key of the installation's, so that others who write to Valkey can neither forge a result nor pass off
-one as another's. They can withhold results, and keep old ones in use.
+Of the same query at the same time one is computed: in a process in any case, of all processes for up to 50
+ms. A result is stored unless a write was reported since its query began, and only if it took 2 ms or longer.
+Names and results are authenticated by a key of the installation's, so that others who write to Valkey can
+neither forge a result nor pass off one as another's. They can withhold results, and keep old ones in use.
 
 Not here: time-outs and failures (`database.valkey`).
 """
@@ -45,8 +46,8 @@ _MAC = 32  # bytes before a result
 _POLL_S = 0.005
 _REQUESTS = Counter("ximler_results_total", "Requests for results that Valkey keeps.", ("result", "outcome"))
 
-# KEYS: the state of the kind, the result, its lock. ARGV: a number, the asking process's position, the lock's owner and
-# milliseconds. Returns the number and a result, or nothing and whether the asker is to compute it.
+# KEYS: the state of the kind, the result, its lock. ARGV: a number, the asking process's position, the lock's
+# owner and milliseconds. Returns the number and a result, or nothing and whether the asker is to compute it.
 _FIND = Script("""
 local position = redis.call('HGET', KEYS[1], 'position')
 if not position or position < ARGV[2] then
@@ -62,8 +63,8 @@ local mine = redis.call('SET', KEYS[3], ARGV[3], 'NX', 'PX', ARGV[4])
 if mine then redis.call('HINCRBY', KEYS[1], 'misses', 1) end
 return {ARGV[1], false, mine and 1 or 0, position}
 """)
-# KEYS: as above. ARGV: a number, the position at which the query began, the asking process's now, the lock's owner, the
-# milliseconds to keep the result, and the result; empty to only unlock.
+# KEYS: as above. ARGV: a number, the position at which the query began, the asking process's now, the lock's
+# owner, the milliseconds to keep the result, and the result; empty to only unlock.
 _STORE = Script("""
 if redis.call('GET', KEYS[3]) == ARGV[4] then redis.call('DEL', KEYS[3]) end
 if ARGV[6] == '' or ARGV[3] > ARGV[2] or redis.call('HGET', KEYS[1], 'position') ~= ARGV[2] then return {ARGV[1], 0} end
@@ -78,7 +79,8 @@ return {ARGV[1], found[1] or 0, found[2] or 0}
 
 
 class Kind(NamedTuple):
-    """Results of one query. `reads` names the collections that it depends on; without any, results only expire."""
+    """Results of one query. `reads` names the collections that it depends on;
+    without any, results only expire."""
 
     name: str
     reads: frozenset[str] = frozenset()
@@ -107,7 +109,8 @@ class Results:
     async def get(
         self, kind: Kind, actor: Actor, arguments: Mapping[str, Any], load: Callable[[], Awaitable[T]], *, of: Any
     ) -> T:
-        """The result of `load`, or the one of an earlier call by the same actor. `of` is its type. Raises as `load`."""
+        """The result of `load`, or the one of an earlier call by the same actor.
+        `of` is its type. Raises as `load`."""
         key = _key(self._secret, kind, actor, arguments)
         position = self._position(kind)
         if position is None or key in self._quick:
@@ -162,7 +165,8 @@ class Results:
         return made
 
     async def _ask(self, keys: list[str], position: str, owner: str) -> list[Any] | None:
-        """A result, or the permission to compute it. Waits for another process, at most as long as for Valkey."""
+        """A result, or the permission to compute it.
+        Waits for another process, at most as long as for Valkey."""
         until = monotonic() + TIMEOUT_S
         while True:
             found = await self._valkey.ask(_FIND, keys, [position, owner, _LOCKED_MS])
@@ -196,7 +200,8 @@ class Results:
 
 
 async def counts(valkey: Valkey, kinds: Collection[Kind]) -> dict[str, Counts] | None:
-    """Results that were found, and that were computed, by all processes since Valkey began. None if it does not answer."""
+    """Results that were found, and that were computed, by all processes since Valkey began.
+    None if it does not answer."""
     found = {}
     for kind in kinds:
         answer = await valkey.ask(_COUNTS, [f"{valkey.prefix}:results:{{{kind.name}}}"], [])

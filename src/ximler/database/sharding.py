@@ -1,4 +1,5 @@
-"""The plan for a sharded cluster, from the catalogue: which collections are sharded, by which key, and why."""
+"""The plan for a sharded cluster, from the catalogue:
+which collections are sharded, by which key, and why."""
 
 import json
 from typing import Any, Literal
@@ -16,8 +17,8 @@ Key = dict[str, Literal[1, "hashed"]]
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """A collection on a cluster. Without `key` it stays whole on the database's primary shard.
 
-    `unique` names indexes that decide about the key: MongoDB keeps one unique across shards only if it begins with the
-    shard key.
+    `unique` names indexes that decide about the key:
+    MongoDB keeps one unique across shards only if it begins with the shard key.
     """
 
     collection: str

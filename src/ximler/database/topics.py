@@ -1,11 +1,13 @@
 """Topics: changes that clients follow, such as a user's new notifications, from the process's change feed.
 
-A topic maps writes to keys, mostly users. Each write is an event with a position, which all processes agree on, so a client
-that connects again, to any of them, names the last event that it has and receives the later ones. A process keeps the last
-events of each topic that was ever followed in it. Where those no longer reach back far enough, after a gap in the feed, and
-where a follower is too slow, it receives `RESYNC` in their place: it may have missed events.
+A topic maps writes to keys, mostly users. Each write is an event with a position, which all processes agree
+on, so a client that connects again, to any of them, names the last event that it has and receives the later
+ones. A process keeps the last events of each topic that was ever followed in it. Where those no longer reach
+back far enough, after a gap in the feed, and where a follower is too slow, it receives `RESYNC` in their
+place: it may have missed events.
 
-Events have no values. Readers load current ones, so an event may show a later state than the write that it reports.
+Events have no values. Readers load current ones,
+so an event may show a later state than the write that it reports.
 """
 
 from collections import deque
@@ -26,7 +28,8 @@ _MAX_WAITING = 256
 class Topic(NamedTuple):
     """`keys` gives, by collection, the key of a write; None for writes that are no event of the topic.
 
-    Of a topic without `each`, one event stands for those before it: followers receive the last, and never `RESYNC`.
+    Of a topic without `each`, one event stands for those before it:
+    followers receive the last, and never `RESYNC`.
     """
 
     name: str

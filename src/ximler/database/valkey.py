@@ -1,7 +1,9 @@
-"""The connection to Valkey or Redis (`VALKEY_URL`), which holds only values that may be lost: burst limits and results.
+"""The connection to Valkey or Redis (`VALKEY_URL`), which holds only values that may be lost:
+burst limits and results.
 
-A process asks by scripts. An answer takes at most 50 ms; after a failure Valkey is not asked for a second, and then by one
-caller only. `None` in place of an answer means that Valkey is not to be relied on now: callers decide without it.
+A process asks by scripts. An answer takes at most 50 ms; after a failure Valkey is not asked for a second,
+and then by one caller only. `None` in place of an answer means that Valkey is not to be relied on now:
+callers decide without it.
 """
 
 import asyncio

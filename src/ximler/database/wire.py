@@ -1,14 +1,16 @@
 """Reads and replies with less of PyMongo's overhead.
 
-PyMongo's asynchronous client starts two tasks for each reply, and a cursor and a session for each read. Both cost more than the
-read itself. Connections of `Pool` wait for a reply with one future, for every command. `ask` sends one `find` or `aggregate`
-over such a connection. Server selection, pooling, error handling, monitoring events and BSON stay PyMongo's, with two
-exceptions. An idle connection is checked out and in without PyMongo's locks. While all connections are in use, operations wait
-in one queue of ours, and an operation that ends passes its connection to the next. PyMongo's own queue is left to operations
-with a deadline. These come first: PyMongo counts them on its condition, and they are few.
+PyMongo's asynchronous client starts two tasks for each reply, and a cursor and a session for each read. Both
+cost more than the read itself. Connections of `Pool` wait for a reply with one future, for every command.
+`ask` sends one `find` or `aggregate` over such a connection. Server selection, pooling, error handling,
+monitoring events and BSON stay PyMongo's, with two exceptions. An idle connection is checked out and in
+without PyMongo's locks. While all connections are in use, operations wait in one queue of ours, and an
+operation that ends passes its connection to the next. PyMongo's own queue is left to operations with a
+deadline. These come first: PyMongo counts them on its condition, and they are few.
 
-Both rest on parts of PyMongo that are not documented, so only releases in `_RELEASES` are used in this way. With any other
-release, and for every read that `ask` does not cover, reads go through PyMongo's documented methods.
+Both rest on parts of PyMongo that are not documented, so only releases in `_RELEASES` are used in this way.
+With any other release, and for every read that `ask` does not cover, reads go through PyMongo's documented
+methods.
 """
 
 import asyncio
@@ -61,7 +63,8 @@ _EXAMINE_S = 0.1  # interval in which the queue looks for connections that were 
 
 
 class Connection(pool.AsyncConnection):
-    """A connection that waits for a reply with one future. One timer, which lasts over many commands, watches it."""
+    """A connection that waits for a reply with one future.
+    One timer, which lasts over many commands, watches it."""
 
     _reading: "network_layer.PyMongoProtocol | None" = None  # while a reply is awaited
     _expires_at = math.inf
@@ -72,8 +75,8 @@ class Connection(pool.AsyncConnection):
         if max_doc_size > self.max_bson_size:
             await super().send_message(message, max_doc_size)  # raises DocumentTooLarge
         try:
-            # Only copies into the transport's buffer and never waits. PyMongo wraps it in `asyncio.wait_for`, which in
-            # Python 3.11 swallows a cancellation that arrives as the write completes.
+            # Only copies into the transport's buffer and never waits. PyMongo wraps it in `asyncio.wait_for`,
+            # which in Python 3.11 swallows a cancellation that arrives as the write completes.
             await self.conn.get_conn.write(message)
         except BaseException as error:
             await self._raise_connection_failure(error)
@@ -104,7 +107,8 @@ class Connection(pool.AsyncConnection):
         self._timer = loop.call_at(self._due_at, self._check, loop)
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Fail a reply that is late, or whose connection the pool has cancelled. Idle connections are not watched."""
+        """Fail a reply that is late, or whose connection the pool has cancelled.
+        Idle connections are not watched."""
         self._timer = None
         if self._reading is None:
             return
@@ -164,13 +168,16 @@ class Pool(pool.Pool):
         self._telemetry.checked_in(connection.id)
 
     def _free(self) -> float:
-        """How many operations may begin besides those in PyMongo's own queue. Negative if these wait for a place."""
+        """How many operations may begin besides those in PyMongo's own queue.
+        Negative if these wait for a place."""
         return self.max_pool_size - self.requests - len(self.size_cond._waiters)  # noqa: SLF001 (see above)
 
     def _take(self) -> pool.AsyncConnection | None:
-        """Check out an idle connection without waiting; None where PyMongo has to wait, connect, or examine it.
+        """Check out an idle connection without waiting;
+        None where PyMongo has to wait, connect, or examine it.
 
-        The event loop runs nothing else meanwhile, so no lock is taken: one that another task holds gives None.
+        The event loop runs nothing else meanwhile, so no lock is taken:
+        one that another task holds gives None.
         """
         if (
             self.state != PoolState.READY
@@ -195,7 +202,8 @@ class Pool(pool.Pool):
         return connection
 
     async def _turn(self) -> pool.AsyncConnection | None:
-        """Wait for a connection that another operation gives back. None where PyMongo has to connect, or to fail."""
+        """Wait for a connection that another operation gives back.
+        None where PyMongo has to connect, or to fail."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[pool.AsyncConnection | None] = loop.create_future()
         self._queue.append(turn)
@@ -217,7 +225,8 @@ class Pool(pool.Pool):
             self._examiner = asyncio.get_running_loop().call_later(_EXAMINE_S, self._examine)
 
     def _serve(self) -> None:
-        """Let as many operations of the queue begin as there are places; all of them fail if the pool is not ready."""
+        """Let as many operations of the queue begin as there are places;
+        all of them fail if the pool is not ready."""
         free = self._free()
         while self._queue and (free > 0 or self.state != PoolState.READY):
             turn = self._queue.popleft()
@@ -226,7 +235,8 @@ class Pool(pool.Pool):
                 free -= 1
 
     def _pass_on(self, connection: pool.AsyncConnection) -> bool:
-        """Give the connection to the next in the queue, unless an operation in PyMongo's own queue still lacks one."""
+        """Give the connection to the next in the queue, unless an operation in
+        PyMongo's own queue still lacks one."""
         if (
             not self._queue
             or self._free() < 0
@@ -261,8 +271,8 @@ def options() -> dict[str, Any]:
 async def ask(collection: "AsyncCollection[dict[str, Any]]", command: dict[str, Any]) -> list[dict[str, Any]] | None:
     """All documents of a `find` or `aggregate` on the primary, outside any session. Modifies `command`.
 
-    A retryable failure is retried once, as PyMongo does, except that a full pool fails at once. None where the caller must read
-    through PyMongo's documented methods. Raises PyMongoError.
+    A retryable failure is retried once, as PyMongo does, except that a full pool fails at once. None where
+    the caller must read through PyMongo's documented methods. Raises PyMongoError.
     """
     client: Any = collection.database.client
     settings = client.options

@@ -2,9 +2,12 @@
 
 Everything is below `<data directory>/mongodb`, which only its user may read:
 
-    server.lock     locked by the owner, whom it describes                  server.json    passwords and ports
-    visitors.lock   shared by processes that use the owner's server         keyfile        the members' shared secret
-    data0, …        data of each member                                     mongod0.log    mongod's log (bounded)
+    server.lock     locked by the owner, whom it describes
+    visitors.lock   shared by processes that use the owner's server
+    server.json     passwords and ports
+    keyfile         the members' shared secret
+    data0, …        data of each member
+    mongod0.log     mongod's log (bounded)
 
 Locks are flocks, which end with their process. Only `data0` is needed to read the data; all other files are
 recreated.

@@ -204,7 +204,8 @@ class Mongod:
 
     @classmethod
     async def spawn(cls, binary: Path, options: Sequence[str], *, dbpath: Path, log_path: Path, port: int) -> Self:
-        """Start it. Returns in milliseconds, before it listens. Raises OSError if no process can be created."""
+        """Start it. Returns in milliseconds, before it listens.
+        Raises OSError if no process can be created."""
         self = cls(binary, dbpath, log_path, port)
         status = self._supervise([*options, "--port", str(port)])
         try:

@@ -200,7 +200,8 @@ class Server:
 
     @property
     def uri(self) -> str:
-        """Credentials for Ximler and its commands: reads, writes, indexes and validators of every database."""
+        """Credentials for Ximler and its commands:
+        reads, writes, indexes and validators of every database."""
         return self.endpoint.uri
 
     @property
@@ -259,7 +260,8 @@ class Server:
                 raise unusable(error, self.data_dir) from error
 
     async def stop(self, *, timeout_s: float = 20) -> None:
-        """Shut every mongod down cleanly and release the data directory. After the timeout they are killed."""
+        """Shut every mongod down cleanly and release the data directory.
+        After the timeout they are killed."""
         self._stopped = True
         async with self._changing:
             if self._tending:
@@ -370,7 +372,8 @@ class Server:
             await asyncio.gather(done, return_exceptions=True)
 
     async def _settle(self) -> None:
-        """Turn the processes into a replica set with primary and users, with as few round trips as possible."""
+        """Turn the processes into a replica set with primary and users,
+        with as few round trips as possible."""
         await asyncio.gather(*(m.listening() for m in self._members))
         self._phase("mongod.listening")
         if not await self._as_left():

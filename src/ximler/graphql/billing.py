@@ -259,7 +259,8 @@ async def plan_of(ctx: Context, subscriptions: list[Subscription]) -> list[Plan 
 
 
 async def _mirrored(ctx: Context, coupon: str | None = None) -> tuple[Mirrors, Subscription] | None:
-    """Stripe, and the actor's live subscription that it bills. Raises CouponNotApplicable there for a coupon of ours."""
+    """Stripe, and the actor's live subscription that it bills.
+    Raises CouponNotApplicable there for a coupon of ours."""
     if ctx.settings.stripe_key is None:
         return None
     provider, found = rail(ctx.database, ctx.settings), await stripe_mirror.of_user(ctx.database, ctx.actor)

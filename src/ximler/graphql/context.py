@@ -33,8 +33,8 @@ OPEN = frozenset(
         "signIn",
     }
 )
-"""Root fields for everybody. The token of a session that has ended does not keep a client from them: signing in again
-is the way out."""
+"""Root fields for everybody. The token of a session that has ended does not keep a client from them:
+signing in again is the way out."""
 
 Header = tuple[bytes, bytes]
 _MAX_CANVASES = 64_000_000
@@ -50,7 +50,8 @@ class Cookies(Protocol):
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """One request: the actor (with `user` when signed in), and the resources that resolvers use.
 
-    `reply_headers` are sent with the answer. `ended` is the refusal of a session's token; the actor is then anonymous.
+    `reply_headers` are sent with the answer. `ended` is the refusal of a session's token;
+    the actor is then anonymous.
     """
 
     database: Database
@@ -66,7 +67,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     canvases: list[int] = []  # bytes of those that the answer has
 
     def take_canvas(self, size: int) -> None:
-        """Count a canvas of the answer, before it is read. Raises Invalid beyond 64 MB, but never for a single one."""
+        """Count a canvas of the answer, before it is read.
+        Raises Invalid beyond 64 MB, but never for a single one."""
         self.canvases.append(size)
         if len(self.canvases) > 1 and sum(self.canvases) > _MAX_CANVASES:
             raise Invalid.field("canvasData", "of all these is more than 64 MB: ask for fewer at once")
@@ -84,8 +86,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def permit(ctx: Context, coordinate: str, scope: str | None) -> None:
-    """Reject an API key without the scope of a field (see `engine.scopes`), and a session that has ended. Raises Forbidden,
-    ScopeMissing, SessionExpired.
+    """Reject an API key without the scope of a field (see `engine.scopes`), and a session that has ended.
+    Raises Forbidden, ScopeMissing, SessionExpired.
     """
     if ctx.ended is not None and coordinate.rpartition(".")[2] not in OPEN:
         raise ctx.ended

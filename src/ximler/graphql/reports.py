@@ -19,7 +19,8 @@ KINDS: list[Kind] = []
 Lines = Sequence[msgspec.Struct]
 Report = Callable[..., Awaitable[Lines]]
 
-# Collections that reports read. The others read what changes with every call or sign-in: their results expire.
+# Collections that reports read. The others read what changes with every call
+# or sign-in: their results expire.
 _REVENUE = frozenset({"movements", "customerdays", "revenuedays", "revenuemonths"})
 _CASH = frozenset({"payments", "refunds", "reportbuckets"})
 _INVOICES = frozenset({"invoices"})

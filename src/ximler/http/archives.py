@@ -65,8 +65,9 @@ async def export(
     versions: Annotated[bool, QueryParameter(description="With the kept versions of the canvas")] = True,
     assets: Annotated[bool, QueryParameter(description="With the assets")] = True,
 ) -> Response[bytes] | Stream:
-    """A zip archive of the settings, the canvas, its versions and the assets, made while it is sent; a truncated one does
-    not open. Or the canvas as a file, with the data URLs that were lifted into assets when it was imported.
+    """A zip archive of the settings, the canvas, its versions and the assets, made while it is sent; a
+    truncated one does not open. Or the canvas as a file, with the data URLs that were lifted into assets when
+    it was imported.
     """
     project_id = object_id(project, "project")
     found = await projects.get(state.database, caller.actor, project_id)
@@ -113,9 +114,9 @@ async def load(
         str | None, QueryParameter(max_length=1000, description="The project's name, in place of the file's")
     ] = None,
 ) -> Response[Imported]:
-    """Make a project from an archive that `export` made, or from a drawing such as `.excalidraw` and `.tldr`, whose data
-    URLs become assets. The whole project is made, or none. The body is the file, or a form (`multipart/form-data`) whose
-    first file is taken.
+    """Make a project from an archive that `export` made, or from a drawing such as `.excalidraw` and `.tldr`,
+    whose data URLs become assets. The whole project is made, or none. The body is the file, or a form
+    (`multipart/form-data`) whose first file is taken.
     """
     user_id = caller.actor.require_user()
     if user_id in _under_way:

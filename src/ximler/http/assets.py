@@ -63,9 +63,9 @@ _CHANGES = documented_in_project(
 class Asset(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     """A file of a project. `contentType` comes from its content. `sha256` is in hexadecimal digits.
 
-    `url` is a path that needs no credentials until `urlExpiresAt`, for pages to show the file. `previews` has such paths
-    of small pictures by their size, 256 and 1024 pixels; it is empty for a file that is no picture.
-    Public links list assets without them.
+    `url` is a path that needs no credentials until `urlExpiresAt`, for pages to show the file. `previews` has
+    such paths of small pictures by their size, 256 and 1024 pixels; it is empty for a file that is no
+    picture. Public links list assets without them.
     """
 
     id: str
@@ -127,9 +127,9 @@ async def upload(
         str | None, QueryParameter(max_length=1000, description="The file's name, in place of Content-Disposition")
     ] = None,
 ) -> Response[Asset]:
-    """The body is the file, of any type, which comes from its content; or a form (`multipart/form-data`), whose first
-    file is taken. The file's name is `name`, or that in `Content-Disposition`. Storage is reserved for `Content-Length`,
-    or while the body arrives. Equal content is stored once.
+    """The body is the file, of any type, which comes from its content; or a form (`multipart/form-data`),
+    whose first file is taken. The file's name is `name`, or that in `Content-Disposition`. Storage is
+    reserved for `Content-Length`, or while the body arrives. Equal content is stored once.
     """
     project_id = object_id(project, "project")
     length = request.headers.get("content-length")
@@ -178,8 +178,8 @@ async def show(
     preview: Preview = 0,
     sha256: Sha256 = None,
 ) -> Response[bytes] | Stream:
-    """The file, or with `Range` a part of it. Its entity tag is its SHA-256. Pictures, sound, video, fonts, plain text
-    and JSON are shown by browsers; any other file, SVG and HTML among them, is downloaded.
+    """The file, or with `Range` a part of it. Its entity tag is its SHA-256. Pictures, sound, video, fonts,
+    plain text and JSON are shown by browsers; any other file, SVG and HTML among them, is downloaded.
     """
     found = await assets.get(state.database, caller.actor, *_ids(project, asset))
     return await answer(request, state, found, preview, sha256)
@@ -207,8 +207,9 @@ async def follow(
     state: State,
     token: Annotated[str, QueryParameter(max_length=100, description="From the asset's `url`")] = "",
 ) -> Response[bytes] | Stream:
-    """For `<img>` and other elements of a page, which send no key. An asset's `url` grants the access of the user who
-    asked for it, for up to an hour. As with other downloads, SVG, HTML and unknown files are attachments.
+    """For `<img>` and other elements of a page, which send no key. An asset's `url` grants the access of the
+    user who asked for it, for up to an hour. As with other downloads, SVG, HTML and unknown files are
+    attachments.
     """
     found = await assets_links.follow(state.database, state.keyring, object_id(asset, "asset"), token)
     state.authentication.enter(request.scope["state"], ("url", found.actor.require_user()))
@@ -227,8 +228,8 @@ async def remove(project: _Project, asset: _AssetId, caller: NamedDependency[Cal
 async def answer(
     request: Request[Any, Any, Any], state: State, asset: assets.Asset, preview: int = 0, sha256: str | None = None
 ) -> Response[bytes] | Stream:
-    """The file, or a preview of it, which browsers keep if the request names its content. Raises NotFound if it is other
-    content.
+    """The file, or a preview of it, which browsers keep if the request names its content.
+    Raises NotFound if it is other content.
     """
     if sha256 is not None and sha256 != asset.digest.hex():
         raise NotFound("The asset has other content")

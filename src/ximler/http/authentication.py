@@ -66,10 +66,12 @@ class Authentication:
         self._daily = Bursts(whose, rate=daily / _DAY_S, size=daily, limit=f"{daily} changes a day")
 
     def enter(self, state: MutableMapping[str, Any], whose: object) -> None:
-        """Count a request that is under way until `http.requests` calls the state's `leave`. Raises LimitExceeded.
+        """Count a request that is under way until `http.requests` calls the
+        state's `leave`. Raises LimitExceeded.
 
-        A request may hold megabytes while its client reads or sends slowly. `whose` is a user's id, or another name for
-        requests without credentials of the user, which must leave the user's own requests their places.
+        A request may hold megabytes while its client reads or sends slowly. `whose` is a user's id, or
+        another name for requests without credentials of the user, which must leave the user's own requests
+        their places.
         """
         if self._open[whose] >= _MAX_OPEN:
             raise LimitExceeded(
@@ -79,7 +81,8 @@ class Authentication:
         state["leave"] = partial(self._leave, whose)
 
     def enter_alone(self, state: MutableMapping[str, Any], what: str, user_id: object) -> None:
-        """Count a request that an account may make one at a time, because it costs much. Raises LimitExceeded."""
+        """Count a request that an account may make one at a time,
+        because it costs much. Raises LimitExceeded."""
         name = what, user_id
         if self._open[name]:
             raise LimitExceeded(f"Another {what} of this account is under way: wait for its end", retry_after_s=10)
@@ -264,8 +267,9 @@ def signed_in(*, scope: str | None = None, api_calls: int = 1, saves: bool = Fal
     """Options of a route that requires authentication: `@get("/v1/export", **signed_in())`.
 
     The handler takes `caller: NamedDependency[Caller]`. An API key needs the scope; without one named here,
-    no key may use the route. `api_calls` is the price of a request with a key; 0 is free. `saves` marks routes that an
-    editor calls while one draws: they have a limit of their own in place of that of other changes.
+    no key may use the route. `api_calls` is the price of a request with a key; 0 is free. `saves` marks
+    routes that an editor calls while one draws: they have a limit of their own in place of that of other
+    changes.
     """
     return {
         "dependencies": {"caller": Provide(_caller)},

@@ -79,7 +79,8 @@ class BodyRequest(Request[Any, Any, Any]):
         return await super().body()
 
     async def json(self) -> Any:
-        """The decoded body. Raises ClientException (400) for one that is not JSON in UTF-8, or has a key twice."""
+        """The decoded body. Raises ClientException (400) for one that is not
+        JSON in UTF-8, or has a key twice."""
         try:
             body = await self.body()
             str(body, "utf-8")  # the decoder does not validate ignored keys
@@ -114,7 +115,8 @@ def _is_utf8(charset: str) -> bool:
 
 
 async def sent_file(request: Request[Any, Any, Any], field: str) -> bytes:
-    """The whole body, or of a form the first file in it. Raises Invalid, for `field`, if the form has none."""
+    """The whole body, or of a form the first file in it.
+    Raises Invalid, for `field`, if the form has none."""
     if request.content_type[0] != "multipart/form-data":
         return await request.body()
     for part in (await request.form()).values():

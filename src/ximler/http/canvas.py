@@ -1,4 +1,5 @@
-"""A project's canvas over REST: read with an entity tag, replaced and patched on the revision that was read."""
+"""A project's canvas over REST: read with an entity tag,
+replaced and patched on the revision that was read."""
 
 import asyncio
 import contextlib
@@ -77,8 +78,8 @@ _CHANGES = documented(
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`revision` is the canvas's new revision. After a patch of records, `rejected` has the ids that it set in vain, because
-    no record has them: the first 100.
+    """`revision` is the canvas's new revision. After a patch of records, `rejected` has the ids that it set
+    in vain, because no record has them: the first 100.
     """
 
     revision: int
@@ -99,8 +100,9 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
 async def show(
     project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> Response[bytes] | Stream:
-    """The canvas as it was saved, compressed with zstd or gzip where that is accepted. `Canvas-Revision` has its revision, and
-    so does the entity tag: `If-None-Match` saves the transfer, and a change names its base with `If-Match`.
+    """The canvas as it was saved, compressed with zstd or gzip where that is accepted. `Canvas-Revision` has
+    its revision, and so does the entity tag: `If-None-Match` saves the transfer, and a change names its base
+    with `If-Match`.
     """
     return await shown(state.database, caller.actor, object_id(project, "project"), request)
 
@@ -173,8 +175,8 @@ async def replace(
     state: State,
     base: _Base = None,
 ) -> Response[Saved]:
-    """Save the whole canvas, a JSON object or array, over the revision in `If-Match` or `base`. `If-Match: *` replaces
-    any revision.
+    """Save the whole canvas, a JSON object or array, over the revision in `If-Match` or `base`. `If-Match: *`
+    replaces any revision.
     """
     if request.content_type[0] != "application/json":
         raise _unsupported("Send the canvas as application/json")
@@ -197,8 +199,9 @@ async def import_file(
     state: State,
     base: _Base = None,
 ) -> Response[Saved]:
-    """Save a file of JSON, such as `.excalidraw` and `.tldr`, of any media type, over the revision in `If-Match` or `base`. It
-    is exported byte for byte until the canvas changes. Keys may start with `$` and contain `.`.
+    """Save a file of JSON, such as `.excalidraw` and `.tldr`, of any media type, over the revision in
+    `If-Match` or `base`. It is exported byte for byte until the canvas changes. Keys may start with `$` and
+    contain `.`.
     """
     return await _change(canvas.replace, project, caller, request, state, base, file=True)
 
@@ -240,11 +243,12 @@ async def change(
     state: State,
     base: _Base = None,
 ) -> Response[Saved]:
-    """Patch records by their ids (`application/vnd.ximler.records+json`): `{"client", "seq", "put": [record, …], "set":
-    {id: {property: value}}, "remove": [id, …]}`. It needs no base and meets no conflict: of two changes of a property the
-    later one holds, and deleted records stay deleted. Sent again with the same `client` and `seq`, it is applied once, and
-    answered as before; a client sends one after the other. Records are those of `elements` with an `id`, or of the list
-    that the project's settings name: `{"records": {"list": "shapes", "id": "key"}}`.
+    """Patch records by their ids (`application/vnd.ximler.records+json`):
+    `{"client", "seq", "put": [record, …], "set": {id: {property: value}}, "remove": [id, …]}`. It needs no
+    base and meets no conflict: of two changes of a property the later one holds, and deleted records stay
+    deleted. Sent again with the same `client` and `seq`, it is applied once, and answered as before; a client
+    sends one after the other. Records are those of `elements` with an `id`, or of the list that the project's
+    settings name: `{"records": {"list": "shapes", "id": "key"}}`.
 
     Or apply a JSON Patch (RFC 6902, `application/json-patch+json`) or a JSON Merge Patch (RFC 7396,
     `application/merge-patch+json`) to the revision in `If-Match` or `base`: all of it, or nothing.
@@ -305,7 +309,8 @@ async def _body(request: Request[Any, Any, Any]) -> bytes:
 
 
 def _turn(state: State, body: bytes) -> AbstractAsyncContextManager[Any]:
-    """The right to decode and store a body: of large ones, two at once, because each takes hundreds of megabytes."""
+    """The right to decode and store a body: of large ones, two at once,
+    because each takes hundreds of megabytes."""
     if len(body) < _LARGE:
         return contextlib.nullcontext()
     turns: asyncio.Semaphore = state.large_bodies
@@ -323,7 +328,8 @@ async def _given(body: bytes) -> Any:
 
 
 def _based_on(condition: str | None, base: int | None) -> Collection[int] | None:
-    """The revisions that a change may be based on; None for any. Raises HTTPException (428) where it does not say."""
+    """The revisions that a change may be based on; None for any.
+    Raises HTTPException (428) where it does not say."""
     if condition is None and base is None:
         raise HTTPException(
             status_code=428,

@@ -63,10 +63,12 @@ async def changes(
         int | None, QueryParameter(ge=0, description="The revision that the client has; without it, the current one")
     ] = None,
 ) -> ASGIResponse:
-    """Each revision after `since` (or the header `Last-Event-ID`), in order and once, as an event whose id is the revision.
-    `patch` has a patch of records: `{"revision", "by": [[client, seq], …], "put", "set", "remove"}`, `json-patch` a JSON Patch:
-    `{"revision", "patch": […]}`, and `merge-patch` a JSON Merge Patch: `{"revision", "merge": …}`. `reload` stands for changes
-    that are not kept as such: read the canvas, and apply later events. The stream ends with the access to the project.
+    """Each revision after `since` (or the header `Last-Event-ID`), in order and once, as an event whose id is
+    the revision. `patch` has a patch of records:
+    `{"revision", "by": [[client, seq], …], "put", "set", "remove"}`, `json-patch` a JSON Patch:
+    `{"revision", "patch": […]}`, and `merge-patch` a JSON Merge Patch: `{"revision", "merge": …}`. `reload`
+    stands for changes that are not kept as such: read the canvas, and apply later events. The stream ends
+    with the access to the project.
     """
     project_id = object_id(project, "project")
     if last := request.headers.get("last-event-id"):

@@ -18,9 +18,11 @@ def matches(if_none_match: str, etag: str) -> bool:
 
 
 def encoding_of(accepted: str, offered: Sequence[str]) -> str | None:
-    """The encoding of `offered` (best first) with the highest weight in `Accept-Encoding`; None: the identity.
+    """The encoding of `offered` (best first) with the highest weight in
+    `Accept-Encoding`; None: the identity.
 
-    A malformed weight counts as 0. The identity is preferred only where it is weighted higher than all others.
+    A malformed weight counts as 0. The identity is preferred only where it
+    is weighted higher than all others.
     """
     weights: dict[str, float] = {}
     for each in accepted.lower().split(","):
@@ -34,5 +36,6 @@ def encoding_of(accepted: str, offered: Sequence[str]) -> str | None:
 
 
 def strong_tags(if_match: str) -> list[str]:
-    """The entity tags that `If-Match` names, without their quotes. Weak ones never match, so they are left out."""
+    """The entity tags that `If-Match` names, without their quotes.
+    Weak ones never match, so they are left out."""
     return [found[1][1:-1] for found in _TAG.finditer(if_match) if not found[0].startswith("W/")]

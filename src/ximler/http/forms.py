@@ -1,4 +1,5 @@
-"""Files in forms (RFC 7578), read as they arrive: neither the form nor a part of it is ever whole in memory."""
+"""Files in forms (RFC 7578), read as they arrive:
+neither the form nor a part of it is ever whole in memory."""
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing

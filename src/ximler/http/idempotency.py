@@ -22,7 +22,8 @@ _MAX_BODY = 1_000_000
 
 
 def idempotent(app: ASGIApp) -> ASGIApp:
-    """Middleware for a route: a request repeated with its key within 24 hours receives the stored response."""
+    """Middleware for a route: a request repeated with its key within 24
+    hours receives the stored response."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         key = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"), None)

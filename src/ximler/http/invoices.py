@@ -85,7 +85,8 @@ async def show_page(
     caller: NamedDependency[Caller],
     state: State,
 ) -> Response[str]:
-    """For people: the same text as the PDF, with a link to it. Loads nothing, and prints on paper as it is."""
+    """For people: the same text as the PDF, with a link to it.
+    Loads nothing, and prints on paper as it is."""
     settings = state.authentication.settings
     found, content = await pdf.view(state.database, caller.actor, object_id(invoice, "invoice"))
     unpaid = found.status == "OPEN" and found.user_id == caller.actor.user_id
@@ -113,8 +114,8 @@ async def pay(
     caller: NamedDependency[Caller],
     state: State,
 ) -> Response[str]:
-    """The button of an unpaid invoice. The card that is entered there becomes the payment method, and is charged at once:
-    a bank that requires authentication can ask for it, because the customer is present.
+    """The button of an unpaid invoice. The card that is entered there becomes the payment method, and is
+    charged at once: a bank that requires authentication can ask for it, because the customer is present.
     """
     settings = state.authentication.settings
     found = await invoices.find(state.database, caller.actor, object_id(invoice, "invoice"))

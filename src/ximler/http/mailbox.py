@@ -82,7 +82,8 @@ async def show(name: FromPath[str], state: State) -> Response[str]:
     html = letter.html.replace("<head>", '<head><base target="_blank">', 1)
     answer = page("letter.html", letter.subject, letter=letter, html=html)
     policy = answer.headers["Content-Security-Policy"]
-    # E-mails have styles in attributes, which a policy cannot name. Only here, on the developer's own machine.
+    # E-mails have styles in attributes, which a policy cannot name.
+    # Only here, on the developer's own machine.
     answer.headers["Content-Security-Policy"] = re.sub("style-src [^;]+", "style-src 'unsafe-inline'", policy)
     return answer
 

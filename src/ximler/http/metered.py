@@ -1,7 +1,7 @@
 """Every request with an API key is metered before any other work: a burst limit, then the month's quota.
 
-The handler declares the price of its route: `opt={"api_calls": 5}`, or by `signed_in`, which takes 1. Other routes
-serve everybody: a key that is sent there costs nothing, and is not refused by the month's quota. With
+The handler declares the price of its route: `opt={"api_calls": 5}`, or by `signed_in`, which takes 1. Other
+routes serve everybody: a key that is sent there costs nothing, and is not refused by the month's quota. With
 `BY_REQUEST` the price depends on the request's content: the handler calls `charge(scope)` unless the request
 is free. A request that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
 
@@ -112,9 +112,9 @@ def _is_plain(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 class Metered:
     """Meters requests to `app`, whose state has `authentication` and `meter` once it is started.
 
-    `Requests`, around it, sends the rate-limit headers: one layer fewer for each answer. `direct` has the ASGI
-    applications of `app` that a POST reaches without Litestar's layers, by their path: those that handle errors
-    themselves. Requests with an `Origin` pass Litestar, which adds the headers of CORS.
+    `Requests`, around it, sends the rate-limit headers: one layer fewer for each answer. `direct` has the
+    ASGI applications of `app` that a POST reaches without Litestar's layers, by their path: those that handle
+    errors themselves. Requests with an `Origin` pass Litestar, which adds the headers of CORS.
     """
 
     def __init__(

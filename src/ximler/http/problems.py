@@ -89,7 +89,8 @@ def documented(**reasons: str) -> dict[int, ResponseSpec]:
 
 
 def documented_in_project(thing: str, **reasons: str) -> dict[int, ResponseSpec]:
-    """As `documented`, with the reasons that every route has for what a project contains, such as a version."""
+    """As `documented`, with the reasons that every route has for what a
+    project contains, such as a version."""
     return documented(
         _400="The request cannot be read",
         _401="The session or key is missing, expired or revoked",

@@ -18,7 +18,8 @@ class Unsatisfiable(Exception):
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     """The start and the end, not included, of a single range; None means everything.
 
-    Other units, several ranges and malformed ones are ignored, as RFC 9110 permits, and every range of an empty file.
+    Other units, several ranges and malformed ones are ignored, as RFC 9110 permits,
+    and every range of an empty file.
     """
     found = _RANGE.fullmatch(header or "")
     if found is None or not size:
@@ -38,7 +39,8 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def disposition(kind: str, name: str) -> str:
-    """The value of `Content-Disposition` for a file of any name, in ASCII for old clients and as it is for others."""
+    """The value of `Content-Disposition` for a file of any name,
+    in ASCII for old clients and as it is for others."""
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
     extended = quote(name, safe=_ATTRIBUTE, errors="replace")
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{extended}"

@@ -28,7 +28,8 @@ from ximler.http.conditional import matches
 __all__ = ["Requests", "TrustedProxies"]
 
 _log = structlog.get_logger("ximler.http")
-# An authority without user, and not empty (RFC 9110, 4.2.1 and 7.2). Another one is an error wherever it is parsed next.
+# An authority without user, and not empty (RFC 9110, 4.2.1 and 7.2).
+# Another one is an error wherever it is parsed next.
 _LAST_PORT = 65_535
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 _ID = re.compile(rb"[A-Za-z0-9._~-]{8,64}")
@@ -254,7 +255,8 @@ class _Head:
         return etag is not None and matches(self.if_none_match, etag.decode("latin-1"))
 
     def problem(self, http_version: str) -> str | None:
-        """Duplicates, which parsers resolve differently, and a Host that is missing or malformed (RFC 9110, 5.3 and 7.2)."""
+        """Duplicates, which parsers resolve differently, and a Host that is missing or
+        malformed (RFC 9110, 5.3 and 7.2)."""
         if self._twice:
             return f"The header {self._twice.decode().title()} may be given once only"
         if self._host is None:

@@ -1,4 +1,5 @@
-"""Sessions of browsers: sign-in to a cookie, refresh, sign-out. Programs use GraphQL's `signIn` and a header."""
+"""Sessions of browsers: sign-in to a cookie, refresh, sign-out.
+Programs use GraphQL's `signIn` and a header."""
 
 from datetime import datetime
 from typing import Annotated, Any

@@ -1,4 +1,5 @@
-"""Reading through a public link: its project, the canvas and the assets. The link's token is the credential."""
+"""Reading through a public link: its project, the canvas and the assets.
+The link's token is the credential."""
 
 from datetime import datetime
 from time import monotonic

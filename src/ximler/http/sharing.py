@@ -88,7 +88,8 @@ async def people(project: _Project, caller: NamedDependency[Caller], state: Stat
 
 @put(_SHARES, **signed_in(), tags=["projects"], summary="Share a project", responses=_CHANGES)
 async def share(project: _Project, data: JSONBody[Shared], caller: NamedDependency[Caller], state: State) -> Share:
-    """Let a person read or edit the project, or change their role. They need no account yet. A new person is notified."""
+    """Let a person read or edit the project, or change their role. They need no account yet.
+    A new person is notified."""
     mine = object_id(project, "project")
     made = await sharing.share(state.database, state.keyring, caller.actor, mine, email=data.email, role=data.role)
     return _share(made)
@@ -133,7 +134,8 @@ async def list_links(
 async def create_link(
     project: _Project, data: JSONBody[NewLink], caller: NamedDependency[Caller], state: State
 ) -> CreatedLink:
-    """It reads the project until `expiresAt`: in 30 days if omitted, in 366 at most. At most 20 for each project."""
+    """It reads the project until `expiresAt`: in 30 days if omitted, in 366 at most.
+    At most 20 for each project."""
     mine = object_id(project, "project")
     link, token = await links.create(state.database, caller.actor, mine, expires_at=data.expires_at)
     return CreatedLink(token, _link(link))

@@ -69,7 +69,8 @@ async def follow(
     state: State,
     token: Annotated[str, QueryParameter(max_length=100, description="From the project's `thumbnailUrl`")] = "",
 ) -> Response[bytes]:
-    """For `<img>`, which sends no key. A `thumbnailUrl` grants the access of the user who asked for it, for up to an hour."""
+    """For `<img>`, which sends no key. A `thumbnailUrl` grants the access of the user
+    who asked for it, for up to an hour."""
     project_id = object_id(project, "project")
     actor = await assets_links.thumbnail_reader(state.database, state.keyring, project_id, token)
     state.authentication.enter(request.scope["state"], ("url", actor.require_user()))
@@ -91,8 +92,8 @@ async def follow(
 async def replace(
     project: _Project, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> None:
-    """PNG, JPEG, WebP or GIF, as the body itself or as the first file of a form. Kept as WebP, at most 512 × 512 pixels, and
-    shown in place of a drawing.
+    """PNG, JPEG, WebP or GIF, as the body itself or as the first file of a form. Kept as WebP, at most 512 ×
+    512 pixels, and shown in place of a drawing.
     """
     await thumbnails.set_picture(
         state.database, caller.actor, object_id(project, "project"), await sent_file(request, "thumbnail")

@@ -40,9 +40,10 @@ _CHANGES = documented_in_project(
 
 
 class Version(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """A version without its canvas. `sizeBytes` is the size of the canvas. `storedBytes` counts as storage, once for all
-    versions of equal content; most versions are differences from an earlier one. `assets` are the project's assets that
-    the canvas names by their ids; null where they are not known. Versions with a name or pin stay until they are deleted.
+    """A version without its canvas. `sizeBytes` is the size of the canvas. `storedBytes` counts as storage,
+    once for all versions of equal content; most versions are differences from an earlier one. `assets` are
+    the project's assets that the canvas names by their ids; null where they are not known. Versions with a
+    name or pin stay until they are deleted.
     """
 
     id: str
@@ -204,7 +205,8 @@ async def restore(
     state: State,
     base: Annotated[int | None, QueryParameter(ge=0, description="Restore only over this revision")] = None,
 ) -> Saved:
-    """The version's canvas becomes the current one, as a new revision. The canvas as it is becomes a version first."""
+    """The version's canvas becomes the current one, as a new revision.
+    The canvas as it is becomes a version first."""
     based_on = None if base is None else (base,)
     return Saved(await versions.restore(state.database, caller.actor, *_ids(project, version), based_on=based_on))
 

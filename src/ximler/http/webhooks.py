@@ -39,7 +39,8 @@ _MAX_BODY = 2_000_000  # an event holds one object; the largest are invoices of 
     },
 )
 async def receive(request: Request[Any, Any, Any], state: State) -> Response[None]:
-    """The header `Stripe-Signature` is verified on the raw body, under any of `XIMLER_STRIPE_WEBHOOK_SECRETS`. Idempotent."""
+    """The header `Stripe-Signature` is verified on the raw body, under any of
+    `XIMLER_STRIPE_WEBHOOK_SECRETS`. Idempotent."""
     settings = state.authentication.settings
     if settings.stripe_key is None:
         raise NotFound("Payments are not Stripe's: XIMLER_STRIPE_KEY is not set")

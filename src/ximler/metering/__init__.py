@@ -1,1 +1,2 @@
-"""Metering: limits, quotas and usage of each user. Owns `usage` and `gauges`; reads plans and subscriptions."""
+"""Metering: limits, quotas and usage of each user. Owns `usage` and `gauges`;
+reads plans and subscriptions."""

@@ -1,7 +1,7 @@
 """Mark the terms of names in every project, so that a search shows projects whose names match first.
 
-The terms are built as in `m0002_search_terms`. A process of an earlier release that changes a project meanwhile leaves its
-name unmarked: the project is found among those whose descriptions match.
+The terms are built as in `m0002_search_terms`. A process of an earlier release that changes a project
+meanwhile leaves its name unmarked: the project is found among those whose descriptions match.
 """
 
 from ximler.database.migrating import Migration

@@ -1,4 +1,5 @@
-"""Sum the days of recurring revenue again, because reports read the sums of months, which earlier releases did not write."""
+"""Sum the days of recurring revenue again, because reports read the sums of months,
+which earlier releases did not write."""
 
 from typing import Any
 

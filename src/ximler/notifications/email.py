@@ -213,8 +213,8 @@ class Smtp:
             await self._deliver(client, message)
 
     async def check(self) -> str:
-        """Connect, negotiate TLS and sign in as for a message, without sending one. Returns a description of the
-        connection. Raises MailUnavailable.
+        """Connect, negotiate TLS and sign in as for a message, without sending one.
+        Returns a description of the connection. Raises MailUnavailable.
         """
         async with self._connected() as client:
             encrypted = client.get_transport_info("sslcontext") is not None
@@ -274,8 +274,9 @@ def is_final(code: int, text: str, *, at_recipient: bool) -> bool:
     """Whether a reply means that this recipient will never receive mail.
 
     At RCPT every 5xx is final, unless its enhanced status code (RFC 3463) blames the system, the network, the
-    protocol, a policy or the sender (5.3, 5.4, 5.5, 5.7, 5.1.7, 5.1.8: "relay access denied", "sender's domain
-    not found"). After the message only the rest of 5.1 is final: bad mailbox, bad domain, mailbox moved.
+    protocol, a policy or the sender (5.3, 5.4, 5.5, 5.7, 5.1.7, 5.1.8: "relay access denied", "sender's
+    domain not found"). After the message only the rest of 5.1 is final: bad mailbox, bad domain, mailbox
+    moved.
     """
     enhanced = _ENHANCED.match(text)
     subject, detail = enhanced.groups() if enhanced else (None, None)

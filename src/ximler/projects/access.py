@@ -1,14 +1,16 @@
 """Who may use a project: its owner, and the people with whom it is shared, as editor or reader.
 
-Domain functions select projects by their owner, who is part of every filter. For a member they run with an actor
-whose `user_id` is the owner and whose `member_id` is the member: limits and storage are the owner's, and the audit
-log names both. A function is tried as the caller first, so that owners pay nothing for sharing; only where it finds
-no project, the caller's share is read. Without one, the project is NotFound. A shared function that another one calls
-reads no share in that first try, so that the outer one fails as a whole, and runs once more as the owner.
+Domain functions select projects by their owner, who is part of every filter. For a member they run with an
+actor whose `user_id` is the owner and whose `member_id` is the member: limits and storage are the owner's,
+and the audit log names both. A function is tried as the caller first, so that owners pay nothing for sharing;
+only where it finds no project, the caller's share is read. Without one, the project is NotFound. A shared
+function that another one calls reads no share in that first try, so that the outer one fails as a whole, and
+runs once more as the owner.
 
 Members have no access while the owner's account is closed or locked, as links have none.
 
-A share belongs to an e-mail address until an account with that confirmed address uses it; then to the account.
+A share belongs to an e-mail address until an account with that confirmed
+address uses it; then to the account.
 """
 
 import hashlib
@@ -64,7 +66,8 @@ async def through(
 ) -> T:
     """The result of `act`, called with the actor, and for a member once more as the owner.
 
-    `act` must have no effect where it raises NotFound. Raises Forbidden for a reader who needs to be an editor.
+    `act` must have no effect where it raises NotFound.
+    Raises Forbidden for a reader who needs to be an editor.
     """
     if actor.member_id is not None:  # it acts for the owner already
         return await act(actor)
@@ -90,7 +93,8 @@ async def through(
 
 
 async def find(database: Database, user_id: ObjectId, project_id: ObjectId) -> ProjectShare | None:
-    """A user's share of a project of another user, whose account is open. One command; two more where they have none."""
+    """A user's share of a project of another user, whose account is open. One command;
+    two more where they have none."""
     theirs = {"$match": {"projectId": project_id, "memberId": user_id}}
     rows = await database[PROJECT_SHARES].aggregate([theirs, {"$limit": 1}, *account_status.lookups()])
     if rows:

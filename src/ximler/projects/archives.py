@@ -5,10 +5,11 @@
     assets/ID/NAME        …
     project.json          name, description, settings, and lists of the entries before it
 
-`project.json` comes last, because an asset or version may be deleted while the archive is made: it lists what is whole.
-An import reads only what it lists.
+`project.json` comes last, because an asset or version may be deleted while the archive is made: it lists what
+is whole. An import reads only what it lists.
 
-An import makes a new project. Its assets have new ids, so ids in canvas and versions are replaced where they occur.
+An import makes a new project. Its assets have new ids,
+so ids in canvas and versions are replaced where they occur.
 """
 
 import asyncio
@@ -91,7 +92,8 @@ class _Place(msgspec.Struct, kw_only=True):
 
 
 class _Manifest(msgspec.Struct, rename="camel", kw_only=True):
-    """Name, description, settings, tags and location have the limits of every project, which `projects.create` checks."""
+    """Name, description, settings, tags and location have the limits of every project,
+    which `projects.create` checks."""
 
     format: Literal["ximler.project/1"]
     id: _HexId
@@ -156,8 +158,8 @@ async def export(
 async def export_file(
     database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """The canvas, or a kept version of it, as one file, such as `.excalidraw`: as it was imported, if it is unchanged
-    since. Raises NotFound.
+    """The canvas, or a kept version of it, as one file, such as `.excalidraw`:
+    as it was imported, if it is unchanged since. Raises NotFound.
     """
     if version_id is None:
         text, _ = await canvas.read_file(database, actor, project_id)
@@ -167,7 +169,8 @@ async def export_file(
 
 
 async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | None = None, most: int) -> ObjectId:
-    """Make a project from an archive of at most so many bytes an asset; returns its id. All of it, or nothing.
+    """Make a project from an archive of at most so many bytes an asset;
+    returns its id. All of it, or nothing.
 
     Raises Invalid with the entry's name, QuotaExceeded, LimitExceeded.
     """
@@ -201,7 +204,8 @@ async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | 
 
 
 async def load_file(database: Database, actor: Actor, text: bytes, *, name: str, most: int) -> ObjectId:
-    """Make a project from a file of JSON, such as `.excalidraw` or `.tldr`; returns its id. All of it, or nothing.
+    """Make a project from a file of JSON, such as `.excalidraw` or `.tldr`;
+    returns its id. All of it, or nothing.
 
     Its data URLs become assets. Raises Invalid, QuotaExceeded.
     """
@@ -219,7 +223,8 @@ def _require_once(noun: str, listed: list[str]) -> None:
 
 
 async def _require_room(database: Database, user_id: ObjectId, archive: Unzipped, manifest: _Manifest) -> None:
-    """Room for the assets, before any of them is written. Equal content, and content that the user has, is stored once."""
+    """Room for the assets, before any of them is written.
+    Equal content, and content that the user has, is stored once."""
     sizes = {each.sha256 or each.path: archive.sizes[each.path] for each in manifest.assets}
     digests = [bytes.fromhex(each.sha256) for each in manifest.assets if each.sha256]
     if digests:

@@ -1,8 +1,8 @@
 """Assets: the files of a project, such as the pictures that its canvas shows.
 
-An asset never changes: a file of other content is another asset, so its entity tag is its SHA-256. The content is
-stored once for all assets of equal content that a user has (`assets_storage`). Assets of other users, and of deleted
-projects, are NotFound.
+An asset never changes: a file of other content is another asset, so its entity tag is its SHA-256. The
+content is stored once for all assets of equal content that a user has (`assets_storage`). Assets of other
+users, and of deleted projects, are NotFound.
 """
 
 from collections.abc import AsyncGenerator
@@ -43,7 +43,8 @@ async def get(database: Database, actor: Actor, project_id: ObjectId, asset_id: 
 
 
 def read(database: Database, asset: Asset, start: int, end: int) -> AsyncGenerator[bytes, None]:
-    """The bytes of an asset from `start` up to `end`, in pieces. Raises Damaged if it is deleted meanwhile."""
+    """The bytes of an asset from `start` up to `end`, in pieces.
+    Raises Damaged if it is deleted meanwhile."""
     return chunks.read(database, assets_storage.BUCKET, asset.file_id, start, end)
 
 

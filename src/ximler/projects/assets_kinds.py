@@ -1,7 +1,7 @@
 """The kind of a file, by the signatures of its first bytes; its name and the sender's claim do not count.
 
-Types that a browser could run are never shown on the origin of the application: `shown` is a list of those that are.
-Anything unknown is `application/octet-stream`.
+Types that a browser could run are never shown on the origin of the application: `shown` is a list of those
+that are. Anything unknown is `application/octet-stream`.
 """
 
 import re

@@ -1,8 +1,9 @@
-"""URLs of assets for pages: `<img>` sends no key, so the URL itself grants the access of the user who asked for it.
+"""URLs of assets for pages: `<img>` sends no key, so the URL itself grants the
+access of the user who asked for it.
 
-A URL is valid for half an hour to an hour, for one asset or one preview of it. Its user is checked again at each request:
-the account must be open, and must still be able to read the project. URLs made within the same half hour are equal, so
-browsers keep the files that they have loaded.
+A URL is valid for half an hour to an hour, for one asset or one preview of it. Its user is checked again at
+each request: the account must be open, and must still be able to read the project. URLs made within the same
+half hour are equal, so browsers keep the files that they have loaded.
 """
 
 import base64
@@ -42,8 +43,8 @@ class LinkExpired(Forbidden):
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """The asset of a URL, the size of its preview or 0 for the file itself, the user whose access the URL grants, and
-    how long it is still valid.
+    """The asset of a URL, the size of its preview or 0 for the file itself, the user whose access it
+    grants, and how long it is still valid.
     """
 
     asset: Asset
@@ -72,7 +73,8 @@ def thumbnail_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: da
 
 
 async def follow(database: Database, keyring: Keyring, asset_id: ObjectId, token: str) -> Followed:
-    """Raises Unauthenticated, LinkInvalid, LinkExpired, and NotFound once the URL's user cannot read the asset any more."""
+    """Raises Unauthenticated, LinkInvalid, LinkExpired,
+    and NotFound once the URL's user cannot read the asset any more."""
     project_id, actor, preview, left = _opened(keyring, _ASSET, asset_id, token, database.clock.now())
     await _require_open(database, actor)
     return Followed(await assets.get(database, actor, project_id, asset_id), preview, actor, left)

@@ -1,7 +1,7 @@
 """Previews of pictures, in two sizes: made at the first request, kept for 30 days, not counted as storage.
 
-A preview is a cache entry: it can be made again from its file at any time. It is stored in the transaction that finds
-the file in use, and removed with the file, so it never outlives it.
+A preview is a cache entry: it can be made again from its file at any time. It is stored in the transaction
+that finds the file in use, and removed with the file, so it never outlives it.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ def require_side(side: int) -> int:
 
 
 async def get(database: Database, asset: Asset, side: int) -> bytes:
-    """The picture in WebP, at most `side` pixels wide and high. Raises Invalid for a file that has no preview, NotFound
-    if it is deleted meanwhile.
+    """The picture in WebP, at most `side` pixels wide and high. Raises Invalid for a file that has no
+    preview, NotFound if it is deleted meanwhile.
     """
     require_side(side)
     if not show(asset):

@@ -1,8 +1,9 @@
 """Uploads that continue after an interruption, also in another process: the side of tus 1.0 that stores.
 
-One process at a time writes an upload, as the holder of its lease. Another one that wants it asks the holder to go,
-because a client that returns is often faster than the news that its connection broke. The offset is committed after the
-bytes before it are stored, and reaches the length only in the transaction that makes the asset.
+One process at a time writes an upload, as the holder of its lease. Another one that wants it asks the holder
+to go, because a client that returns is often faster than the news that its connection broke. The offset is
+committed after the bytes before it are stored, and reaches the length only in the transaction that makes the
+asset.
 """
 
 import asyncio
@@ -44,7 +45,8 @@ class OffsetConflict(Conflict):
 async def create(
     database: Database, actor: Actor, project_id: ObjectId, *, name: str, length: int | None, most: int
 ) -> AssetFile:
-    """Start an upload, of a known length or of one that is given later. Raises as `assets_uploads.begin` does."""
+    """Start an upload, of a known length or of one that is given later.
+    Raises as `assets_uploads.begin` does."""
     return await reserved(
         database, actor, project_id, name=name, size_bytes=length, most=most, lease=EXPIRES, resumable=True
     )
@@ -83,7 +85,8 @@ async def claim(
     most: int,
     whole: bool = False,
 ) -> "Resumed":
-    """Become the writer of an upload from `offset` on. With `whole`, nothing is committed until `verified` is called.
+    """Become the writer of an upload from `offset` on.
+    With `whole`, nothing is committed until `verified` is called.
 
     Raises NotFound, Locked, OffsetConflict, Invalid for another `length`, QuotaExceeded.
     """

@@ -1,11 +1,11 @@
 """The bytes of assets: files in GridFS, their documents, and the storage that they count.
 
-Every file has a document, `assetfiles`, from before its first chunk until after its last one. GridFS cannot take part
-in a transaction, but the document can: a file's state, its references and the storage that it counts change together.
-The sweep finds the remains of a killed process by these documents, and removes them.
+Every file has a document, `assetfiles`, from before its first chunk until after its last one. GridFS cannot
+take part in a transaction, but the document can: a file's state, its references and the storage that it
+counts change together. The sweep finds the remains of a killed process by these documents, and removes them.
 
-Invariant: a project's `assetsSize`, a part of its `storageSize`, is the sum of `chargedBytes` of the files with its
-id. A file counts once, however many assets refer to it, for a project that has one of them.
+Invariant: a project's `assetsSize`, a part of its `storageSize`, is the sum of `chargedBytes` of the files
+with its id. A file counts once, however many assets refer to it, for a project that has one of them.
 """
 
 from datetime import timedelta
@@ -24,7 +24,8 @@ from ximler.schema.document import Identified
 __all__ = ["BUCKET", "charge", "collect", "dereference", "discard", "erase", "purge", "refer", "sweep"]
 
 BUCKET = "assets"
-# A process that lost its lease may still write what it has sent: its chunks are removed once more after this time.
+# A process that lost its lease may still write what it has sent:
+# its chunks are removed once more after this time.
 _RECHECK = timedelta(minutes=10)
 _BATCH = 100
 _log = structlog.get_logger("ximler.projects")
@@ -33,8 +34,8 @@ _log = structlog.get_logger("ximler.projects")
 async def charge(transaction: Database, user_id: ObjectId, project_id: ObjectId, grown: int) -> None:
     """Count bytes for a project and in its owner's gauge; a negative number releases them.
 
-    Raises QuotaExceeded, and NotFound for a project that is deleted. A release succeeds for deleted projects, and
-    does nothing for a purged one, because the purge has released all of its bytes.
+    Raises QuotaExceeded, and NotFound for a project that is deleted. A release succeeds for deleted projects,
+    and does nothing for a purged one, because the purge has released all of its bytes.
     """
     mine = {"_id": project_id, "userId": user_id}
     change = {"$inc": {"assetsSize": grown, "storageSize": grown}}
@@ -50,7 +51,8 @@ async def charge(transaction: Database, user_id: ObjectId, project_id: ObjectId,
 
 
 async def discard(transaction: Database, file: AssetFile) -> None:
-    """Turn a file that this transaction has read into garbage, and release its bytes. `collect` removes it later."""
+    """Turn a file that this transaction has read into garbage, and release its bytes.
+    `collect` removes it later."""
     expired = file.until is not None and file.until <= transaction.clock.now()
     later = _RECHECK if file.holder and (file.resumable or expired) else timedelta(0)  # its holder may still write
     await transaction[ASSET_FILES].patch({"_id": file.id, "userId": file.user_id}, _garbage(transaction, later))
@@ -61,7 +63,8 @@ async def discard(transaction: Database, file: AssetFile) -> None:
 async def dereference(transaction: Database, user_id: ObjectId, file_id: ObjectId) -> bool:
     """Keep a file that lost a reference where others are left; returns whether it is garbage now.
 
-    Every change of references changes the file's document, so that of two at once one conflicts and runs again.
+    Every change of references changes the file's document,
+    so that of two at once one conflicts and runs again.
     """
     theirs = {"_id": file_id, "userId": user_id}
     file = await transaction[ASSET_FILES].find_and_patch(theirs, {"$inc": {"generation": 1}})
@@ -92,10 +95,11 @@ async def refer(transaction: Database, user_id: ObjectId, copies: list[Asset]) -
 
 
 async def purge(transaction: Database, user_id: Any, project_ids: list[ObjectId]) -> int:
-    """Remove the assets of projects that this transaction removes, whose owner is released all of their bytes.
+    """Remove the assets of projects that this transaction removes,
+    whose owner is released all of their bytes.
 
-    Returns how many of these bytes stay, because assets of other projects refer to the same files. Uploads into
-    these projects end. Four commands, and three for each such file.
+    Returns how many of these bytes stay, because assets of other projects refer to the same files. Uploads
+    into these projects end. Four commands, and three for each such file.
     """
     theirs = {"userId": user_id, "projectId": {"$in": project_ids}}
     used: list[dict[str, Any]] = [{"$match": theirs}, {"$group": {"_id": "$fileId"}}]
@@ -117,7 +121,8 @@ async def purge(transaction: Database, user_id: Any, project_ids: list[ObjectId]
 
 
 async def collect(database: Database, file_id: ObjectId) -> None:
-    """Remove the content of garbage, and its document once its time has come. Safe to be killed and repeated."""
+    """Remove the content of garbage, and its document once its time has come.
+    Safe to be killed and repeated."""
     garbage = {"_id": file_id, "state": "GARBAGE"}
     file = await database[ASSET_FILES].find_one(garbage)
     if file is None:

@@ -1,8 +1,8 @@
 """Uploads of assets, streamed into GridFS: at most 2 MB of a file are in memory.
 
-Storage is reserved before the first byte: all of it for a known size, else in steps. A running upload holds a lease
-and renews it, also while its sender is slow; without one it has ended, and the sweep removes what it stored. An upload
-becomes an asset in one transaction, after its last byte.
+Storage is reserved before the first byte: all of it for a known size, else in steps. A running upload holds a
+lease and renews it, also while its sender is slow; without one it has ended, and the sweep removes what it
+stored. An upload becomes an asset in one transaction, after its last byte.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ ANSWERED = timedelta(hours=1)
 MAX_NAME = 255
 _PIECES = 8  # chunks that are written with one command
 _STEP = 8_000_000  # bytes that are reserved beyond what is needed, for a file of unknown size
-# Control characters, and those that reverse the direction of text: a name is shown to people, and sent in headers.
+# Control characters, and those that reverse the direction of text:
+# a name is shown to people, and sent in headers.
 _UNWANTED = {*range(0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)}
 _CLEANED = dict.fromkeys(_UNWANTED, " ")
 
@@ -211,8 +212,8 @@ class Upload:
         return await transaction[ASSETS].insert(asset)
 
     async def _reserve(self, needed: int) -> None:
-        """Reserve a step more than is needed, or all that the plan has left. Of several uploads that need the same last
-        bytes the first one has them all, rather than each a part that is of no use.
+        """Reserve a step more than is needed, or all that the plan has left. Of several uploads that need the
+        same last bytes the first one has them all, rather than each a part that is of no use.
         """
         least = needed - self._charged
         try:

@@ -1,7 +1,7 @@
 """Assets that no canvas shows, for their owner to delete.
 
-A canvas shows an asset if it mentions the asset's id (`mentions`). Versions list the assets that they show, so an asset
-of a kept version is in use.
+A canvas shows an asset if it mentions the asset's id (`mentions`). Versions list the assets that they show,
+so an asset of a kept version is in use.
 """
 
 import asyncio
@@ -42,7 +42,8 @@ async def _in_canvas(database: Database, user_id: ObjectId, project_id: ObjectId
 
 
 async def _in_versions(database: Database, mine: dict[str, Any], ids: set[bytes]) -> set[ObjectId]:
-    """Versions that an earlier release kept do not list their assets: they are read, and list them from then on."""
+    """Versions that an earlier release kept do not list their assets:
+    they are read, and list them from then on."""
     unlisted = await database[CANVAS_VERSIONS].find({**mine, "assets": None}) if ids else []
     for version in unlisted:
         with suppress(NotFound, packing.Damaged):  # deleted meanwhile, or unreadable: it shows nothing

@@ -1,10 +1,12 @@
 """Canvases above `LIMIT`: a compressed base in documents of its own, and the patches since, in the project.
 
-`canvasBase` names the base and the revision that it has, `canvasTail` has the later patches, and `canvasData` is null. A
-value in `canvasData` is always the canvas: another application that writes it replaces base and patches.
+`canvasBase` names the base and the revision that it has, `canvasTail` has the later patches, and `canvasData`
+is null. A value in `canvasData` is always the canvas: another application that writes it replaces base and
+patches.
 
-Invariant: a base is stored, named and removed in one transaction with the project's change, so that no crash leaves a base
-without a project, or a project without its base. Parts are never changed: a reader that misses one reads the project again.
+Invariant: a base is stored, named and removed in one transaction with the project's change, so that no crash
+leaves a base without a project, or a project without its base. Parts are never changed: a reader that misses
+one reads the project again.
 """
 
 import asyncio
@@ -53,7 +55,8 @@ _TOO_MANY = "The canvas is changed by too many others: try again in a moment"
 
 
 class Base(msgspec.Struct, frozen=True):
-    """`revision` is the canvas's that it has, `bytes` its size in BSON. `text`: it has the file's text, too."""
+    """`revision` is the canvas's that it has, `bytes` its size in BSON. `text`:
+    it has the file's text, too."""
 
     id: ObjectId
     revision: int
@@ -156,7 +159,8 @@ async def whole(database: Database, found: Stored) -> Any:
 
 
 async def text_of(database: Database, found: Stored) -> bytes | None:
-    """The text that the canvas was read from, if it is unchanged since. Call it before `canvas_data` is filled."""
+    """The text that the canvas was read from, if it is unchanged since.
+    Call it before `canvas_data` is filled."""
     base = found.base
     if base is None or not base.text or base.revision != found.canvas_revision or found.canvas_tail:
         return None
@@ -235,7 +239,8 @@ def changed(stored: Any) -> dict[str, list[str]] | None:
 
 
 async def swap(transaction: Database, mine: dict[str, Any], *, old: Base | None, new: Fresh | None) -> None:
-    """Store the parts of a new base and remove the old one's, in the transaction that has changed the project.
+    """Store the parts of a new base and remove the old one's,
+    in the transaction that has changed the project.
 
     After the project, so that a save that conflicts does so before megabytes are sent.
     """

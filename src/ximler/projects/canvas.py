@@ -1,13 +1,16 @@
-"""A project's canvas as one JSON value with a revision: read, replaced, and changed by JSON Patch or JSON Merge Patch.
+"""A project's canvas as one JSON value with a revision:
+read, replaced, and changed by JSON Patch or JSON Merge Patch.
 
-Each change of the canvas increments its revision, in the command that changes it. A patch of properties in objects is one
-guarded update (`paths`). Any other is applied to the whole value: a read, then a transaction that fails if the revision is
-another one by then. The transaction stores the whole, or for a large canvas the patch.
+Each change of the canvas increments its revision, in the command that changes it. A patch of properties in
+objects is one guarded update (`paths`). Any other is applied to the whole value: a read, then a transaction
+that fails if the revision is another one by then. The transaction stores the whole, or for a large canvas the
+patch.
 
-A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas` follows such writes
-in the change stream and increments it, usually within a second, so that later saves based on the earlier one are refused.
-A write during a gap of the stream, or while no process runs this part, leaves the revision unchanged. One that replaces the
-whole project removes the revision; the next one is larger than any before it (`projects.next_revision`).
+A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas`
+follows such writes in the change stream and increments it, usually within a second, so that later saves based
+on the earlier one are refused. A write during a gap of the stream, or while no process runs this part, leaves
+the revision unchanged. One that replaces the whole project removes the revision; the next one is larger than
+any before it (`projects.next_revision`).
 """
 
 import asyncio
@@ -63,7 +66,8 @@ async def read(database: Database, actor: Actor, project_id: ObjectId) -> Canvas
 
 @access.reader
 async def read_json(database: Database, actor: Actor, project_id: ObjectId) -> tuple[int, bytes | Iterator[bytes]]:
-    """The revision of the canvas, and its JSON: of a large one in parts, each of which takes a moment of a thread.
+    """The revision of the canvas, and its JSON:
+    of a large one in parts, each of which takes a moment of a thread.
 
     Commands as `read`. Raises NotFound.
     """
@@ -111,7 +115,8 @@ async def replace(
     any_keys: bool = False,
     text: bytes | None = None,
 ) -> int:
-    """Replace the whole canvas, where it is at one of the revisions `based_on` (None: at any); returns the new revision.
+    """Replace the whole canvas, where it is at one of the revisions `based_on` (None: at any);
+    returns the new revision.
 
     `any_keys`: keys may start with `$` and contain `.`. `text` is what `data` was read from, for `read_file`.
 
@@ -131,7 +136,8 @@ async def patch(
 ) -> int:
     """Apply a JSON Patch (RFC 6902) to the canvas: all operations or none. See `replace`; one command more.
 
-    A large canvas has it appended to the patches since its base. Followers receive it, if it fits into the log (`edits`).
+    A large canvas has it appended to the patches since its base.
+    Followers receive it, if it fits into the log (`edits`).
     """
     return await _changed(database, actor, project_id, "patch", operations, based_on)
 
@@ -197,8 +203,8 @@ class _Save(msgspec.Struct, frozen=True):
 async def _append(database: Database, now: bases.Stored, data: Any, save: _Save, again_us: float) -> bool:
     """Append a change, which makes the large canvas `data`, to the patches since its base.
 
-    False where the whole is to be stored: it is small, has become larger than what base and patches count as, has too many
-    patches, or is another one by now. Raises Invalid, QuotaExceeded.
+    False where the whole is to be stored: it is small, has become larger than what base and patches count as,
+    has too many patches, or is another one by now. Raises Invalid, QuotaExceeded.
     """
     old, tail = bases.base_of(now.canvas_base), now.canvas_tail or []
     if old is None or old.text or not bases.is_applied_soon(tail, again_us):
@@ -235,7 +241,8 @@ async def _store(database: Database, now: bases.Stored, data: Any, save: _Save) 
 async def _by_path(
     database: Database, mine: dict[str, Any], kind: Literal["patch", "merge"], change: Any, text: bytes, revision: int
 ) -> int | None:
-    """Apply a change of a small canvas without reading it; returns the new revision. None where that is not possible."""
+    """Apply a change of a small canvas without reading it; returns the new revision.
+    None where that is not possible."""
     found = paths.by_path(kind, change) if revision > 0 else None
     if found is None:
         return None
@@ -273,7 +280,8 @@ async def _guarded(
     try:
         return await database.transaction(lambda transaction: write(transaction, {"$set": save.log}))
     except (RefusedChanges, QuotaExceeded):
-        # Another application has written the log, or a canvas that shrinks has no room for it. Without it followers read anew.
+        # Another application has written the log, or a canvas that shrinks has no room for it.
+        # Without it followers read anew.
         return await database.transaction(lambda transaction: write(transaction, {"$unset": {"canvasLog": ""}}))
 
 
@@ -294,8 +302,8 @@ def _writes_by_others(*, database: Database, feed: Feed) -> Part:
 
 
 class Follower:
-    """Follows changes of projects, in the process that runs it. `_heard` notes a change and sets `_heard_of`; `_work` then
-    handles all that were noted.
+    """Follows changes of projects, in the process that runs it. `_heard` notes a change and sets `_heard_of`;
+    `_work` then handles all that were noted.
     """
 
     _waits: str  # logged while the database is unavailable

@@ -1,7 +1,7 @@
 """The JSON of a large canvas in parts, from its compressed base and the patches of records since.
 
-The base is decompressed and decoded piece by piece, so that a reader takes the memory of the compressed base and of one
-piece, however large the canvas is, and however slowly the parts are taken.
+The base is decompressed and decoded piece by piece, so that a reader takes the memory of the compressed base
+and of one piece, however large the canvas is, and however slowly the parts are taken.
 """
 
 import io
@@ -31,8 +31,8 @@ _REGEX = 11
 
 
 def parts(packed: bytes, effect: Effect) -> Iterator[bytes]:
-    """The JSON of the canvas in `packed` bytes, an object or array, after patches of its records. Raises Damaged, also
-    after the first part.
+    """The JSON of the canvas in `packed` bytes, an object or array, after patches of its records.
+    Raises Damaged, also after the first part.
     """
     source = _Source(packed)
     source.take(4)
@@ -110,7 +110,8 @@ def _container(source: "_Source", kind: int) -> Iterator[bytes]:
 def _runs(source: "_Source", *, nested: bool = False) -> Iterator[tuple[dict[str, Any], int, bytes]]:
     """The values of an object or array up to its end, by their names, some at a time.
 
-    `nested`: each run may be followed by a large value, of which type and name are given: the caller takes it.
+    `nested`: each run may be followed by a large value,
+    of which type and name are given: the caller takes it.
     """
     run: list[bytes] = []
     length = 0

@@ -27,7 +27,8 @@ class Due(Document, kw_only=True):
 
 @outbox.job("projects.compact_canvas", Due)
 async def compact(payload: Due, *, database: Database) -> bool:
-    """Idempotent, and safe to race with saves: patches since the read stay patches. False where there was nothing to do.
+    """Idempotent, and safe to race with saves: patches since the read stay patches.
+    False where there was nothing to do.
 
     A canvas that has become small returns to `canvasData`, if no patch is saved meanwhile.
     """
@@ -43,7 +44,8 @@ async def compact(payload: Due, *, database: Database) -> bool:
 
 
 async def request(database: Database, project_id: ObjectId, base: bases.Base) -> bool:
-    """Enqueue a compaction, once for a base. False while the database is unavailable: a later patch enqueues it."""
+    """Enqueue a compaction, once for a base. False while the database is unavailable:
+    a later patch enqueues it."""
     try:
         await compact.enqueue(database, Due(project_id=project_id), dedupe_key=f"{compact.name}:{base.id}")
     except Unavailable as error:

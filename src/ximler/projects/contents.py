@@ -1,9 +1,9 @@
 """The contents of versions: whole canvases, compressed, and small differences from them.
 
-A content is named by its hash, so that equal ones are stored once. It is a full copy, or compressed with a full copy as
-zstd's dictionary, which leaves their difference. A difference names its copy and counts as a use of it, so that reading is
-one step, a copy stays as long as it is needed, and a deletion rewrites nothing. A new full copy is made after `_MOST_USES`,
-and where the difference has become large.
+A content is named by its hash, so that equal ones are stored once. It is a full copy, or compressed with a
+full copy as zstd's dictionary, which leaves their difference. A difference names its copy and counts as a use
+of it, so that reading is one step, a copy stays as long as it is needed, and a deletion rewrites nothing. A
+new full copy is made after `_MOST_USES`, and where the difference has become large.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ class CopyGone(Exception):
 
 
 class Packed(NamedTuple):
-    """A canvas that is to be kept: its hash, size in BSON, and compressed bytes, which `base` is needed to read."""
+    """A canvas that is to be kept: its hash, size in BSON, and compressed bytes,
+    which `base` is needed to read."""
 
     digest: bytes
     size_bytes: int
@@ -143,7 +144,8 @@ _MORE = {"$inc": {"uses": 1}}
 
 
 async def _copy(database: Database, mine: dict[str, Any]) -> tuple[bytes | None, bytes | None]:
-    """The full copy that the newest version has or is a difference from, unless it has been used often: key and bytes."""
+    """The full copy that the newest version has or is a difference from,
+    unless it has been used often: key and bytes."""
     newest = await database[CANVAS_VERSIONS].find_one(mine, sort=NEWEST, into=_Digest)
     key = None if newest is None else _key(mine, newest.digest)
     for _ in range(2):  # a difference, and its copy

@@ -1,8 +1,9 @@
-"""Data URLs in files of drawing programs: lifted into assets at the import, put back byte for byte at the export.
+"""Data URLs in files of drawing programs:
+lifted into assets at the import, put back byte for byte at the export.
 
-`"data:image/png;base64,iVBOR…"` becomes `"/v1/projects/PROJECT/assets/ASSET#data:image/png;base64"`: an address at which
-the picture is found, and the beginning of the data URL. Only a text that comes back byte for byte is lifted, so one with
-line breaks or unusual padding stays as it is.
+`"data:image/png;base64,iVBOR…"` becomes `"/v1/projects/PROJECT/assets/ASSET#data:image/png;base64"`: an
+address at which the picture is found, and the beginning of the data URL. Only a text that comes back byte for
+byte is lifted, so one with line breaks or unusual padding stays as it is.
 """
 
 import asyncio
@@ -58,9 +59,11 @@ async def lift(importing: Importing, text: bytes) -> bytes:
 
 
 async def put_back(database: Database, actor: Actor, project_id: ObjectId, text: bytes) -> AsyncGenerator[bytes, None]:
-    """The text, in pieces, with the data URLs that were lifted from it. An address whose asset is deleted stays.
+    """The text, in pieces, with the data URLs that were lifted from it.
+    An address whose asset is deleted stays.
 
-    Any number of addresses may have the same content, so after `_MOST_REPEATED` bytes, its further addresses stay, too.
+    Any number of addresses may have the same content, so after `_MOST_REPEATED` bytes,
+    its further addresses stay, too.
     """
     mine = {"userId": actor.require_user(), "projectId": project_id}
     listed = {str(each.id).encode(): each for each in await database[ASSETS].find(mine)}

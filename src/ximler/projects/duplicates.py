@@ -1,7 +1,8 @@
 """Copies of projects: content and assets, without versions.
 
-The copy's assets refer to the same files (`assets_storage`), so they cost no storage. The canvas shows assets by their
-ids: where the copied canvas and settings contain the original's, or the id of the original project, they get the copy's.
+The copy's assets refer to the same files (`assets_storage`), so they cost no storage. The canvas shows assets
+by their ids: where the copied canvas and settings contain the original's, or the id of the original project,
+they get the copy's.
 """
 
 import asyncio

@@ -46,7 +46,8 @@ _MARGIN = 128  # bytes that a change may add besides its values: the list's name
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The revision that has the patch, and the ids that it set in vain, because no record has them: the first 100."""
+    """The revision that has the patch, and the ids that it set in vain,
+    because no record has them: the first 100."""
 
     revision: int
     rejected: list[str] = []
@@ -106,7 +107,8 @@ class Edited:
 
 
 class Recent:
-    """The latest patches of this process that are too large for the log, by the digest that the log has in their place."""
+    """The latest patches of this process that are too large for the log,
+    by the digest that the log has in their place."""
 
     def __init__(self) -> None:
         self._patches: OrderedDict[bytes, bytes] = OrderedDict()
@@ -220,12 +222,14 @@ class Change:
         return {ids: {"$all": list(composed.set)}}, update, filters
 
     def places_needed(self) -> bool:
-        """Whether the change sets properties of several records, which is fastest by their places in the list."""
+        """Whether the change sets properties of several records,
+        which is fastest by their places in the list."""
         composed = self._composed
         return not composed.put and not composed.remove and 1 < len(composed.set) <= BY_PLACE
 
     def is_whole(self) -> bool:
-        """Whether the canvas is to be stored anew: it has or becomes a base, and the patch is too large to be appended."""
+        """Whether the canvas is to be stored anew:
+        it has or becomes a base, and the patch is too large to be appended."""
         project = self._project
         if project.base is not None:
             return project.base.text or project.tail + len(self.patch) > MAX_TAIL

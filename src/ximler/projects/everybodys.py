@@ -1,7 +1,8 @@
 """Search across all users' projects, for operators.
 
-It uses the specification's text index: whole words of name and description in any of their English forms, as alternatives,
-`"a phrase"`, and `-without`. A common word reads every project that has it, so customers search by `finding` instead.
+It uses the specification's text index: whole words of name and description in any of their English forms, as
+alternatives, `"a phrase"`, and `-without`. A common word reads every project that has it, so customers search
+by `finding` instead.
 """
 
 from ximler.audit import records
@@ -21,7 +22,8 @@ _MAX_SEARCH = 200
 async def search(
     database: Database, actor: Actor, text: str, *, first: int = 20, after: Position | None = None
 ) -> Page[ProjectSummary]:
-    """Projects of all users that match a text, without deleted ones, newest first. Audits whose projects were seen.
+    """Projects of all users that match a text, without deleted ones, newest first.
+    Audits whose projects were seen.
 
     Two commands. Raises Invalid, Forbidden.
     """

@@ -1,10 +1,11 @@
-"""Pages of a search: projects whose names match come before those whose descriptions do, and newer ones first.
+"""Pages of a search: projects whose names match come before those whose descriptions do,
+and newer ones first.
 
-An index cannot return prefixes in the order of time. One command therefore reads the projects with the longest word, of
-which most users have few, and the server puts the matches in order. Where there are many, the words' keys in the index are
-counted first. The matches of the rarest word are put in order if they are few. Otherwise the list's index is walked from
-its newest end, where a page is full after few documents. The index is named, because the server's planner tries both, and
-remembers its choice for other users.
+An index cannot return prefixes in the order of time. One command therefore reads the projects with the
+longest word, of which most users have few, and the server puts the matches in order. Where there are many,
+the words' keys in the index are counted first. The matches of the rarest word are put in order if they are
+few. Otherwise the list's index is walked from its newest end, where a page is full after few documents. The
+index is named, because the server's planner tries both, and remembers its choice for other users.
 """
 
 import asyncio
@@ -55,8 +56,8 @@ async def page(
 ) -> Page[V]:
     """The projects of the filter `mine` that match a query with words. Raises Invalid for a wrong `first`.
 
-    One command, and one more after a cursor. For users with many matches one for each word at once, and then two at once;
-    for frequent words up to two more of each.
+    One command, and one more after a cursor. For users with many matches one for each word at once, and then
+    two at once; for frequent words up to two more of each.
     """
     check_size(first)
     words, owner = search.words(query), mine["userId"]
@@ -73,7 +74,8 @@ async def page(
 async def sorted_page(
     database: Database, mine: dict[str, Any], query: str, *, into: type[V], first: int, after: Any, order: Order
 ) -> Page[V]:
-    """As `page`, but in an order that does not depend on the words. One command for each word at once, and one."""
+    """As `page`, but in an order that does not depend on the words.
+    One command for each word at once, and one."""
     ordered, index = await _plan(database, mine, search.words(query))
     where = {**mine, **search.condition(query, ordered)}
     hint = BY_TERM if index == BY_TERM else None
@@ -143,7 +145,8 @@ def _named(words: list[str]) -> list[str]:
 
 
 async def _plan(database: Database, mine: dict[str, Any], terms: list[str]) -> tuple[list[str], str]:
-    """The terms, the rarest first, because the first condition decides which part of the index is read; and the index."""
+    """The terms, the rarest first, because the first condition decides which part
+    of the index is read; and the index."""
     few = _FEW if len(terms) == 1 else _FEW_OF_SEVERAL
     owner = {"userId": mine["userId"]}
     counts = await asyncio.gather(

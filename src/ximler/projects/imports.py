@@ -1,7 +1,8 @@
 """Projects made from a file: whole, or not at all.
 
-A document in `projectimports` is written before the project, and removed after its last part. An import that fails
-removes its project at once; the project of a killed process is removed once the document's lease has expired.
+A document in `projectimports` is written before the project, and removed after its last part. An import that
+fails removes its project at once; the project of a killed process is removed once the document's lease has
+expired.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -67,7 +68,8 @@ class Importing:
 
 @asynccontextmanager
 async def importing(database: Database, actor: Actor, *, most: int, **project: Any) -> AsyncIterator[Importing]:
-    """A new project for the actor, which is removed again if the block raises. Its assets have at most `most` bytes.
+    """A new project for the actor, which is removed again if the block raises.
+    Its assets have at most `most` bytes.
 
     Raises as `projects.create` does.
     """
@@ -85,7 +87,8 @@ async def importing(database: Database, actor: Actor, *, most: int, **project: A
 
 @outbox.every("projects.sweep_imports", timedelta(minutes=5), offset=timedelta(minutes=1))
 async def sweep(*, database: Database) -> int:
-    """Remove the projects of imports whose process has died; returns how many. Safe to race and to be killed."""
+    """Remove the projects of imports whose process has died; returns how many.
+    Safe to race and to be killed."""
     total = 0
     stuck: list[ObjectId] = []
     while True:

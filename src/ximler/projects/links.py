@@ -2,9 +2,10 @@
 
     xil_<project><link><secret>
 
-The ids only find the link; the secret has 160 random bits. The token is shown once and stored as its SHA-256. A link
-reads the project as it is now, its canvas and assets, but no versions and no other project, and changes nothing. It ends
-with its project, and with its owner's access: accounts that are closed or locked have no links.
+The ids only find the link; the secret has 160 random bits. The token is shown once and stored as its SHA-256.
+A link reads the project as it is now, its canvas and assets, but no versions and no other project, and
+changes nothing. It ends with its project, and with its owner's access: accounts that are closed or locked
+have no links.
 """
 
 import hashlib

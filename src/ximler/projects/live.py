@@ -1,12 +1,15 @@
-"""Changes of canvases as they happen: a bounded queue of revisions for each follower, filled by the process's change stream.
+"""Changes of canvases as they happen: a bounded queue of revisions for each follower,
+filled by the process's change stream.
 
-A follower receives each revision after the one it has, in order and once: the patches in the project's log, then those of
-the stream. Patches that are too large for the log are taken from the memory of the process that saved them. If a patch is
-missing, because it left the log, another process saved it and it is large, or the follower is too slow, the follower receives
-an event without a patch. It then reads the canvas again, and continues with later events.
+A follower receives each revision after the one it has, in order and once: the patches in the project's log,
+then those of the stream. Patches that are too large for the log are taken from the memory of the process that
+saved them. If a patch is missing, because it left the log, another process saved it and it is large, or the
+follower is too slow, the follower receives an event without a patch. It then reads the canvas again, and
+continues with later events.
 
-Followers end when the project is deleted, and members' also when their share is revoked, or the owner's account is closed or
-locked. The caller checks the session or key. Nothing of a follower remains when its `with` block ends.
+Followers end when the project is deleted, and members' also when their share is revoked, or the owner's
+account is closed or locked. The caller checks the session or key. Nothing of a follower remains when its
+`with` block ends.
 """
 
 from collections.abc import Iterator
@@ -53,7 +56,8 @@ class _Logged(Identified, kw_only=True):
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """Of the log: a patch of records in `p`, or its digest in `h`, or one by position. It does not repeat the revision."""
+    """Of the log: a patch of records in `p`, or its digest in `h`, or one by position.
+    It does not repeat the revision."""
 
     r: int
     p: bytes | None = None

@@ -1,10 +1,11 @@
 """Ids in canvases, settings and archives: the one rule of what mentions an asset or a project.
 
-An id is mentioned where its 24 hexadecimal digits occur: in an address, as a file's id, as a key, also between further
-digits. Ids are random, so that nothing else has them; an archive may have others, for which the time is linear, too.
+An id is mentioned where its 24 hexadecimal digits occur: in an address, as a file's id, as a key, also
+between further digits. Ids are random, so that nothing else has them; an archive may have others, for which
+the time is linear, too.
 
-Texts have up to 64 MB. They are searched in pieces, because other threads wait for a call, and a piece's matches are in
-memory; only a thread may search more than a piece.
+Texts have up to 64 MB. They are searched in pieces, because other threads wait for a call, and a piece's
+matches are in memory; only a thread may search more than a piece.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,4 +1,5 @@
-"""The actor's projects by their distance from a place, nearest first. Distances are kilometres along the sphere."""
+"""The actor's projects by their distance from a place, nearest first.
+Distances are kilometres along the sphere."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,8 @@ async def nearest(
     after: str | None = None,
     **wanted: Any,
 ) -> Page[NearProject]:
-    """The actor's projects, nearest first, at most `max_km` away; `wanted` are the arguments of `projects.matching`.
+    """The actor's projects, nearest first, at most `max_km` away;
+    `wanted` are the arguments of `projects.matching`.
 
     Raises Invalid. Pages by keyset of distance and id. One command; more where many projects are equally far.
     """
@@ -78,7 +80,8 @@ async def _by_distance(
     farthest_m: float | None,
     limit: int,
 ) -> list[dict[str, Any]]:
-    """The nearest from a distance on. By `find`, which stops at its limit: `$geoNear` reads thousands ahead of `$limit`."""
+    """The nearest from a distance on. By `find`, which stops at its limit:
+    `$geoNear` reads thousands ahead of `$limit`."""
     near: dict[str, Any] = {"$geometry": centre}
     if farthest_m is not None:
         near["$maxDistance"] = farthest_m

@@ -1,4 +1,5 @@
-"""Packs canvases for storage: BSON, compressed with zstd. Decompression has a limit that a frame's declared size cannot raise.
+"""Packs canvases for storage: BSON, compressed with zstd.
+Decompression has a limit that a frame's declared size cannot raise.
 
 BSON, because a canvas that another application wrote may have types that JSON lacks.
 """
@@ -32,7 +33,8 @@ def plain(canvas: Any, text: bytes | None = None) -> bytes:
 
 
 def pack(data: bytes, *, base: bytes | None = None) -> bytes:
-    """`data` compressed, with `base` as what is known already: of canvases that differ little, the difference is left."""
+    """`data` compressed, with `base` as what is known already:
+    of canvases that differ little, the difference is left."""
     if base is None:
         return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
     logs = max(14, len(base).bit_length() - 2)  # zstd indexes 8 << logs bytes of a dictionary, and ignores the rest

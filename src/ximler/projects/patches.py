@@ -1,19 +1,21 @@
 """Saves patches of records (`records`): one command for all patches of a project that wait at the same time.
 
-The command depends on the patches only, never on the canvas, which it does not move. Its filter has the revision that this
-process knows; another process's change makes it miss, and it is sent again on the new one. A client never sees that.
+The command depends on the patches only, never on the canvas, which it does not move. Its filter has the
+revision that this process knows; another process's change makes it miss, and it is sent again on the new one.
+A client never sees that.
 
-Properties of records are set by their paths, 6 × as fast as the pipeline that any other change takes (1.1 MB: 4 and
-25 ms), because a pipeline copies the whole document. Those of several records are set by their places in the list, which the
-process reads once and the filter asserts. A large canvas (`bases`) costs less: the patch is appended to those since
-the base, and the ids of records, which decide what a patch sets in vain, are kept in memory. A patch that is too large
-for that, or that makes a canvas large, is applied here, and the whole is stored anew.
+Properties of records are set by their paths, 6 × as fast as the pipeline that any other change takes (1.1 MB:
+4 and 25 ms), because a pipeline copies the whole document. Those of several records are set by their places
+in the list, which the process reads once and the filter asserts. A large canvas (`bases`) costs less: the
+patch is appended to those since the base, and the ids of records, which decide what a patch sets in vain, are
+kept in memory. A patch that is too large for that, or that makes a canvas large, is applied here, and the
+whole is stored anew.
 
 Ids and values of users never become operators: ids are values in filters, and property names are checked by
 `records.parse`.
 
-The same command stores each client's number and outcome, and the patch in a log of the last 64 revisions. A patch that is
-sent again is answered from these, in whichever process, and is applied once.
+The same command stores each client's number and outcome, and the patch in a log of the last 64 revisions. A
+patch that is sent again is answered from these, in whichever process, and is applied once.
 """
 
 import asyncio
@@ -60,7 +62,8 @@ _MAX_PLACES = 2_000  # of a project, which are known
 
 
 class SeqPassed(Invalid):
-    """The client has sent a later patch already, so this one cannot be applied in its order. No conflict with others."""
+    """The client has sent a later patch already, so this one cannot be applied in
+    its order. No conflict with others."""
 
     code = "SEQ_PASSED"
 
@@ -76,10 +79,11 @@ class Saver:
         self._large: OrderedDict[ObjectId, Edited] = OrderedDict()  # whose ids are known
 
     async def save(self, actor: Actor, project_id: ObjectId, given: Any, *, size: int = 0) -> Outcome:
-        """Apply a patch of records, from JSON of `size` bytes. One command for all that wait at the same time.
+        """Apply a patch of records, from JSON of `size` bytes.
+        One command for all that wait at the same time.
 
-        Other clients' changes are never a conflict. The same patch again, by its client and number, is answered as before.
-        Raises NotFound, Invalid, QuotaExceeded, SeqPassed, LimitExceeded.
+        Other clients' changes are never a conflict. The same patch again, by its client and number, is
+        answered as before. Raises NotFound, Invalid, QuotaExceeded, SeqPassed, LimitExceeded.
         """
 
         async def save(acting: Actor) -> Outcome:
@@ -321,7 +325,8 @@ class Saver:
         return await self._database.projects.rewrite(where, update, array_filters=filters)
 
     async def _find_places(self, project: Edited, names: Iterable[str]) -> None:
-        """Read the places in the list of those records whose place is not known. The filter of the change asserts them."""
+        """Read the places in the list of those records whose place is not known.
+        The filter of the change asserts them."""
         missing = [name for name in names if name not in project.places]
         if not missing:
             return

@@ -1,8 +1,10 @@
-"""Patches by position that are operators of MongoDB: of properties in objects, by names that no array has as an index.
+"""Patches by position that are operators of MongoDB:
+of properties in objects, by names that no array has as an index.
 
-The filter asserts all that the patch depends on: that each parent is an object, and that what is replaced or removed exists.
-A patch that depends on more, such as the length of an array, is applied to the value (`positional`), and so is
-one whose filter does not match, which then names the problem. Names are checked, so that none becomes an operator.
+The filter asserts all that the patch depends on: that each parent is an object, and that what is replaced or
+removed exists. A patch that depends on more, such as the length of an array, is applied to the value
+(`positional`), and so is one whose filter does not match, which then names the problem. Names are checked, so
+that none becomes an operator.
 """
 
 import re

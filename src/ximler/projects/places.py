@@ -1,7 +1,7 @@
 """The location of a project, and areas. Pure.
 
-`location` is a GeoJSON point of WGS 84, as a Mongoose application stores it. Anything else there, as the empty point that
-Mongoose writes by default, reads as no location.
+`location` is a GeoJSON point of WGS 84, as a Mongoose application stores it. Anything else there, as the
+empty point that Mongoose writes by default, reads as no location.
 """
 
 import math
@@ -38,8 +38,8 @@ def stored(place: Mapping[str, float] | None, field: str = "location") -> dict[s
 def area(within: Mapping[str, Any]) -> dict[str, Any]:
     """The filter of the projects in a box or a polygon. Raises Invalid.
 
-    A box whose west is greater than its east crosses the antimeridian. A polygon must be smaller than a hemisphere:
-    MongoDB would look on its other side.
+    A box whose west is greater than its east crosses the antimeridian. A polygon must be smaller than a
+    hemisphere: MongoDB would look on its other side.
     """
     box, polygon = within.get("box"), within.get("polygon")
     if (box is None) == (polygon is None):

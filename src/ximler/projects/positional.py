@@ -20,7 +20,8 @@ _REJECTED = (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException)
 
 
 def patched(data: Any, operations: Any) -> Any:
-    """`data` after a JSON Patch; it is changed in place. Raises Invalid naming the operation that does not apply."""
+    """`data` after a JSON Patch; it is changed in place.
+    Raises Invalid naming the operation that does not apply."""
     return apply_patch(data, operations)[0]
 
 
@@ -75,7 +76,8 @@ def merged(data: Any, change: Any) -> Any:
 
 
 def _copies(data: Any, operation: dict[str, Any]) -> int:
-    """Bytes of JSON that an operation copies: each copy of a copy doubles, so patches of 1 kB could write gigabytes."""
+    """Bytes of JSON that an operation copies:
+    each copy of a copy doubles, so patches of 1 kB could write gigabytes."""
     source = operation.get("from")
     if operation.get("op") != "copy" or not isinstance(source, str):
         return 0
@@ -83,7 +85,8 @@ def _copies(data: Any, operation: dict[str, Any]) -> int:
 
 
 def _shifts(data: Any, operation: dict[str, Any]) -> int:
-    """Elements of arrays that an operation shifts, at most: an insertion into a million takes a millisecond."""
+    """Elements of arrays that an operation shifts, at most:
+    an insertion into a million takes a millisecond."""
     if operation.get("op") not in ("add", "copy", "move", "remove"):
         return 0
     count = 0

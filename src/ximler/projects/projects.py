@@ -107,10 +107,11 @@ class RevisionConflict(Conflict):
 
 
 def next_revision(revision: int | None, now: datetime, *, above: int = 0) -> int:
-    """The revision after this one; None: the project has none, because another application has written the whole of it.
+    """The revision after this one; None: the project has none,
+    because another application has written the whole of it.
 
-    It may have had one before, which must not be used again: counting begins at the seconds since 2020, or after the last
-    that this process has seen (`above`). GraphQL's Int has room for the seconds until 2088.
+    It may have had one before, which must not be used again: counting begins at the seconds since 2020, or
+    after the last that this process has seen (`above`). GraphQL's Int has room for the seconds until 2088.
     """
     return revision + 1 if revision is not None else max(int((now - _BEGINNING).total_seconds()), above + 1)
 
@@ -192,9 +193,9 @@ async def update(
 
     None clears all but the name.
 
-    `any_keys` and `text` are those of `storage.canvas_of`. With `based_on`, only a canvas at one of these revisions is
-    changed. Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Three commands for texts, five with a canvas, a few
-    more for a large one.
+    `any_keys` and `text` are those of `storage.canvas_of`. With `based_on`, only a canvas at one of these
+    revisions is changed. Raises NotFound, Invalid, QuotaExceeded, RevisionConflict. Three commands for texts,
+    five with a canvas, a few more for a large one.
     """
     user_id = actor.require_user()
     mine = {"_id": project_id, "userId": user_id}
@@ -228,7 +229,8 @@ async def update(
     limits = await limits_of(database, user_id) if sizes else None
 
     async def write(transaction: Database) -> ProjectSummary:
-        # The same document is read and written, so a concurrent change is a write conflict, and this runs again.
+        # The same document is read and written, so a concurrent change is a write conflict,
+        # and this runs again.
         now = await measured(transaction, mine)
         if actor.member_id is not None and changes.keys() & {"tags", "starred"}:
             raise Forbidden("Only its owner changes a project's tags and star")
@@ -316,7 +318,8 @@ async def get(database: Database, actor: Actor, project_id: ObjectId) -> Project
 
 
 async def touch(transaction: Database, user_id: ObjectId, project_id: ObjectId) -> None:
-    """Change nothing but `updatedAt`, so that transactions that do this, or purge the project, conflict. Raises NotFound."""
+    """Change nothing but `updatedAt`, so that transactions that do this, or purge the project,
+    conflict. Raises NotFound."""
     mine = {"_id": project_id, "userId": user_id}
     if not await transaction.projects.patch(mine, {"$inc": {"assetsSize": 0}}):
         raise _not_found()
@@ -353,8 +356,8 @@ async def page(
     sort: str | None = None,
     attributes: frozenset[str] | None = None,
 ) -> Page[ProjectSummary]:
-    """The actor's projects that `matching` finds, in the order of `SORTS` that `sort` names, newest first without. One
-    command; with words in `query` as in `finding`. `after` is a position of the order.
+    """The actor's projects that `matching` finds, in the order of `SORTS` that `sort` names, newest first
+    without. One command; with words in `query` as in `finding`. `after` is a position of the order.
 
     Where `attributes` are given, the items have no others but `id` and `created_at`, and no others are read.
     """
@@ -383,8 +386,8 @@ def matching(
     starred: bool | None = None,
     within: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The filter of the actor's projects: with `query` those that match it (see `search`), with `tagged` those with all of
-    these tags, with `within` those in an area (see `places`). Raises Invalid.
+    """The filter of the actor's projects: with `query` those that match it (see `search`), with `tagged`
+    those with all of these tags, with `within` those in an area (see `places`). Raises Invalid.
     """
     query = _text("search", query or "", MAX_NAME)
     where = {"userId": actor.require_user(), **search.condition(query)}
@@ -404,7 +407,8 @@ async def page_of(
     first: int,
     after: Position | None,
 ) -> Page[ProjectSummary]:
-    """As `page`, of projects that are given by the ids of their owners and their own. One command, none for no projects."""
+    """As `page`, of projects that are given by the ids of their owners and their own.
+    One command, none for no projects."""
     query = _text("search", query or "", MAX_NAME)
     if not which:
         return Page([], [], has_next=False)
@@ -430,7 +434,8 @@ async def canvases(
     *,
     take: Callable[[int], object] = lambda _: None,
 ) -> dict[ObjectId, Any]:
-    """The canvas data of the actor's projects, deleted ones included, with one command, and one more for each large one.
+    """The canvas data of the actor's projects, deleted ones included, with one command,
+    and one more for each large one.
 
     `take` gets the size of each large one before it is read, and may raise.
     """
@@ -463,7 +468,8 @@ async def _record(
 
 
 async def _mine(database: Database, actor: Actor, project_ids: Iterable[ObjectId], into: type[V]) -> list[V]:
-    """The actor's projects, deleted ones included, and those shared with the actor, which take two commands more."""
+    """The actor's projects, deleted ones included, and those shared with the actor,
+    which take two commands more."""
     ids = list(project_ids)
     if not ids:
         return []

@@ -2,11 +2,13 @@
 
     {"client": "tab-1", "seq": 7, "put": [{"id": "a", …}], "set": {"b": {"x": 5}}, "remove": ["c"]}
 
-`put` writes whole records, `set` properties of existing ones, `remove` removes records. Of two patches the later one wins,
-property by property. A deleted record stays deleted: a `set` that names a missing id is rejected, the rest of its patch holds.
-The order of records is a property of theirs (a fractional index), never their position in the list.
+`put` writes whole records, `set` properties of existing ones, `remove` removes records. Of two patches the
+later one wins, property by property. A deleted record stays deleted: a `set` that names a missing id is
+rejected, the rest of its patch holds. The order of records is a property of theirs (a fractional index),
+never their position in the list.
 
-This module is pure: it parses patches, and composes those that are applied together to one change with the same effect.
+This module is pure: it parses patches, and composes those that are applied
+together to one change with the same effect.
 """
 
 import re
@@ -70,8 +72,8 @@ class RecordPatch(msgspec.Struct, frozen=True, kw_only=True):
 class Composed(msgspec.Struct, frozen=True, kw_only=True):
     """The effect of several patches in their order.
 
-    `set` applies to those records that exist. `depends` has, for each patch, the ids that it sets if they exist before all
-    patches, and `rejected` the ids that it sets in vain in any case.
+    `set` applies to those records that exist. `depends` has, for each patch, the ids that it sets if they
+    exist before all patches, and `rejected` the ids that it sets in vain in any case.
     """
 
     put: dict[str, Record]
@@ -194,7 +196,8 @@ def ids_of(canvas: Any, declared: Declared) -> set[str]:
 
 
 class Effect:
-    """Of changes of records, each with `put`, `set` and `remove`, one after the other, on a list that is read once."""
+    """Of changes of records, each with `put`, `set` and `remove`, one after the other,
+    on a list that is read once."""
 
     def __init__(self, changes: Sequence[Any], declared: Declared) -> None:
         self.changes, self.declared = changes, declared

@@ -75,7 +75,8 @@ def having(beginnings: Iterable[str]) -> dict[str, Any]:
 
 
 def having_or_none(beginning: str) -> dict[str, Any]:
-    """The filter of projects with a term that begins so, and of those without terms: one range of the index each."""
+    """The filter of projects with a term that begins so, and of those without terms:
+    one range of the index each."""
     return {"searchTerms": {"$in": [Regex(_start(beginning)), None]}}
 
 

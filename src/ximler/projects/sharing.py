@@ -1,9 +1,10 @@
 """Sharing projects with people, by e-mail address (`access` says what a share allows).
 
-The person need not have an account: the share becomes theirs when they use it with that confirmed address. The owner
-does not learn whether the address has an account. Mail to an address without one contains no text that the owner
-chose, and an owner can share only so often, so that shares are no way to send advertisements. An address without an
-account receives only so many mails, from all owners together; no owner delays another one's shares with it.
+The person need not have an account: the share becomes theirs when they use it with that confirmed address.
+The owner does not learn whether the address has an account. Mail to an address without one contains no text
+that the owner chose, and an owner can share only so often, so that shares are no way to send advertisements.
+An address without an account receives only so many mails, from all owners together; no owner delays another
+one's shares with it.
 """
 
 from datetime import timedelta
@@ -61,7 +62,8 @@ async def share(
 ) -> ProjectShare:
     """Let a person read or edit a project of the actor's, or change their role. A new person is notified.
 
-    Raises NotFound, Invalid, LimitExceeded, Throttled, and Forbidden unless the actor's own address is confirmed.
+    Raises NotFound, Invalid, LimitExceeded, Throttled,
+    and Forbidden unless the actor's own address is confirmed.
     """
     user_id = actor.require_user()
     email = addresses.normalised(email)
@@ -118,7 +120,8 @@ async def page(
     first: int = 20,
     after: Position | None = None,
 ) -> Page[ProjectSummary]:
-    """The projects that are shared with the actor, newest first, searched like the actor's own. Five commands.
+    """The projects that are shared with the actor, newest first,
+    searched like the actor's own. Five commands.
 
     Of more than a thousand, those that were shared last.
     """
@@ -170,7 +173,8 @@ async def invite(
 ) -> None:
     """The job behind `share`: notify the person, or mail an address that has no account.
 
-    Nothing is sent once the share is revoked or the project deleted, nor to an address that has had `_MAILS` today.
+    Nothing is sent once the share is revoked or the project deleted,
+    nor to an address that has had `_MAILS` today.
     """
     share = await database[PROJECT_SHARES].find_one({"_id": payload.share_id, "projectId": payload.project_id})
     if share is None:
@@ -224,7 +228,8 @@ async def _end(database: Database, actor: Actor, project_id: ObjectId, where: di
 
 
 async def _record(transaction: Database, actor: Actor, action: Action, share: ProjectShare) -> None:
-    # The entry is the owner's and outlives the person's erasure. Their id would show the owner who has an account.
+    # The entry is the owner's and outlives the person's erasure.
+    # Their id would show the owner who has an account.
     values = {"person": addresses.masked(share.email), "role": share.role}
     await records.write(
         transaction,

@@ -1,8 +1,8 @@
 """A small drawing of a canvas, as SVG, from the records of drawing programs such as Excalidraw and tldraw.
 
-Canvases have anything in them. Only finite numbers, colours in hexadecimal digits and escaped text go into the SVG, and
-only so many shapes, points, pixels and letters that it is rendered in a second. The rest, and records that are
-not understood, are left out.
+Canvases have anything in them. Only finite numbers, colours in hexadecimal digits and escaped text go into
+the SVG, and only so many shapes, points, pixels and letters that it is rendered in a second. The rest, and
+records that are not understood, are left out.
 """
 
 import math
@@ -48,8 +48,8 @@ class _Shape(NamedTuple):
 
 
 def svg(canvas: Any, listed: str = "elements") -> str | None:
-    """The drawing, at most `SIDE` pixels wide and high; None for a canvas without a shape. `listed` is the canvas's
-    property with the list of records.
+    """The drawing, at most `SIDE` pixels wide and high; None for a canvas without a shape. `listed` is the
+    canvas's property with the list of records.
     """
     shapes: list[_Shape] = []
     for record in _records(canvas, listed):

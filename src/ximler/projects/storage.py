@@ -1,9 +1,10 @@
 """The bytes of a project: how they are measured, and how many of them the owner's storage gauge counts.
 
-`storageSize` is the size of settings, canvas, log of patches and their clients, as BSON, and of the canvas's versions
-and of the project's assets. The canvas is its value, or the base's value and the patches since (`bases`).
-The gauge counts `storageSize` + `storageRoom`: room is reserved in steps, so that a patch of records inside it is one command.
-Such a patch moves the most that it can add from `storageRoom` to `storageSize`; `resize` measures the project again.
+`storageSize` is the size of settings, canvas, log of patches and their clients, as BSON, and of the canvas's
+versions and of the project's assets. The canvas is its value, or the base's value and the patches since
+(`bases`). The gauge counts `storageSize` + `storageRoom`: room is reserved in steps, so that a patch of
+records inside it is one command. Such a patch moves the most that it can add from `storageRoom` to
+`storageSize`; `resize` measures the project again.
 
 Invariant: the gauge equals the sum over the user's projects, and never exceeds the plan's limit.
 """
@@ -56,8 +57,9 @@ def canvas_of(
 ) -> tuple[int, Fresh | None]:
     """Size of a canvas, and its base if it is larger than `limit` (`bases.LIMIT`). To be called in a thread.
 
-    With `any_keys`, a canvas has a base also if it has keys that a document does not take (`mixed`), and so it has with the
-    `text` that it was read from, which is kept in the base. Raises Invalid if it cannot be stored.
+    With `any_keys`, a canvas has a base also if it has keys that a document does not take (`mixed`), and so
+    it has with the `text` that it was read from, which is kept in the base. Raises Invalid if it cannot be
+    stored.
     """
     data = _encoded("canvasData", value, any_keys=any_keys)
     size = len(data) - _WRAPPER_BYTES
@@ -124,7 +126,8 @@ _BASE = {"$convert": {"input": "$canvasBase.bytes", "to": "long", "onError": 0, 
 
 
 async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any]:
-    """Texts, revision (if it has one) and sizes of a project as it is, without moving its canvas over the network.
+    """Texts, revision (if it has one) and sizes of a project as it is,
+    without moving its canvas over the network.
 
     `charged` is what the gauge counts for it. Raises NotFound.
     """
@@ -159,7 +162,8 @@ async def measured(transaction: Database, mine: dict[str, Any]) -> dict[str, Any
 
 
 async def resize(database: Database, user_id: ObjectId, project_id: ObjectId, *, room: int, step: int = 0) -> int:
-    """Measure a project, and keep `room` bytes more for it, or `step` more than these where the plan has them.
+    """Measure a project, and keep `room` bytes more for it,
+    or `step` more than these where the plan has them.
 
     Returns the room. Raises NotFound, Invalid, QuotaExceeded. Five commands.
     """
@@ -180,7 +184,8 @@ async def resize(database: Database, user_id: ObjectId, project_id: ObjectId, *,
 async def settle(
     transaction: Database, mine: dict[str, Any], limits: Limits, *, room: int = 0, wanted: int | None = None
 ) -> int:
-    """Measure a project, count its bytes, and reserve `wanted` more for it, at least `room`; None: as many as it has.
+    """Measure a project, count its bytes, and reserve `wanted` more for it,
+    at least `room`; None: as many as it has.
 
     A base that another application has replaced by `canvasData` is removed. Raises as `resize`.
     """

@@ -15,7 +15,8 @@ MAX_TAG = 40  # characters
 
 
 def normal(tags: Iterable[str] | None) -> list[str]:
-    """The distinct tags in their stored form, in order. Raises Invalid for more than 20, or one that is no name."""
+    """The distinct tags in their stored form, in order.
+    Raises Invalid for more than 20, or one that is no name."""
     found: dict[str, None] = {}
     for tag in tags or ():
         found[names.checked(" ".join(tag.lower().split()), most=MAX_TAG, field="tags")] = None

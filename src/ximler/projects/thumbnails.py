@@ -1,10 +1,11 @@
 """Small pictures of projects: sent by their editors, or drawn from the canvas at the first request.
 
-A drawn one belongs to a revision of the canvas, and expires. One that was sent stays until another is sent, or it is
-removed. Both are removed with their project, and neither is counted as storage: there is one of a project.
+A drawn one belongs to a revision of the canvas, and expires. One that was sent stays until another is sent,
+or it is removed. Both are removed with their project, and neither is counted as storage: there is one of a
+project.
 
-Each drawing has a process of its own, since the library keeps the interpreter's lock until it is done. A server draws one
-at a time, and each user's wait for each other.
+Each drawing has a process of its own, since the library keeps the interpreter's lock until it is done. A
+server draws one at a time, and each user's wait for each other.
 """
 
 import asyncio
@@ -45,7 +46,8 @@ _locks: WeakValueDictionary[ObjectId | None, asyncio.Lock] = WeakValueDictionary
 
 @access.reader
 async def get(database: Database, actor: Actor, project_id: ObjectId) -> ProjectThumbnail:
-    """The picture that was sent, or else a drawing of the canvas as it is. Raises NotFound, also for an empty canvas.
+    """The picture that was sent, or else a drawing of the canvas as it is.
+    Raises NotFound, also for an empty canvas.
 
     That a canvas shows nothing is kept as an empty drawing, so the canvas is read once.
     """

@@ -59,8 +59,8 @@ async def empty(database: Database, actor: Actor) -> int:
 async def purge_expired(*, database: Database) -> int:
     """Purge projects that were deleted more than 30 days ago; returns how many.
 
-    A batch of one user is one transaction: safe to race, and to be killed at any moment. A user whose projects cannot be
-    purged is logged, and tried again on the next day.
+    A batch of one user is one transaction: safe to race, and to be killed at any moment. A user whose
+    projects cannot be purged is logged, and tried again on the next day.
     """
     expired = {"deletedAt": {"$gt": EPOCH, "$lte": database.clock.now() - KEPT}}
     left: list[Any] = []  # owners whose projects cannot be purged
@@ -135,8 +135,8 @@ async def _measured(transaction: Database, user_id: Any, where: dict[str, Any]) 
 
 
 async def _remove(transaction: Database, actor: Actor, user_id: Any, found: list[dict[str, Any]]) -> int:
-    """Remove projects that this transaction has read; returns the bytes to release. One that is restored meanwhile is
-    a write conflict: the transaction runs again, without it.
+    """Remove projects that this transaction has read; returns the bytes to release. One that is restored
+    meanwhile is a write conflict: the transaction runs again, without it.
     """
     ids = [each["_id"] for each in found]
     await transaction.projects.delete_many({"_id": {"$in": ids}, "userId": user_id})

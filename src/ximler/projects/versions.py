@@ -1,12 +1,12 @@
 """Versions of a project's canvas: kept on demand or automatically, compared, restored.
 
-A version names its content by hash (`contents`). The bytes of contents count as storage of their owner: they are part
-of the project's `storageSize`, and of the gauge, in the transaction that changes them. A deleted project keeps its
-versions until it is purged (`trash`).
+A version names its content by hash (`contents`). The bytes of contents count as storage of their owner: they
+are part of the project's `storageSize`, and of the gauge, in the transaction that changes them. A deleted
+project keeps its versions until it is purged (`trash`).
 
-Automatic versions are made by jobs, so a save costs no more. The part `projects.versions` follows the
-change stream and enqueues at most one job for each project and interval, and one for every so many revisions. Changes
-during a gap of the stream are kept with the project's next change.
+Automatic versions are made by jobs, so a save costs no more. The part `projects.versions` follows the change
+stream and enqueues at most one job for each project and interval, and one for every so many revisions.
+Changes during a gap of the stream are kept with the project's next change.
 """
 
 import asyncio
@@ -74,7 +74,8 @@ async def create(
     pinned: bool = True,
     automatic: bool = False,
 ) -> CanvasVersion:
-    """Keep the canvas as it is now, even if an equal version is kept. Raises NotFound, Invalid, LimitExceeded."""
+    """Keep the canvas as it is now, even if an equal version is kept.
+    Raises NotFound, Invalid, LimitExceeded."""
     name = _name(name)
     now, text = await _source(database, {"_id": project_id, "userId": actor.require_user()})
     return await _keep(database, now, text, name=name, pinned=pinned, automatic=automatic, most=MOST)
@@ -93,7 +94,8 @@ async def add(
     revision: int,
     created_at: datetime,
 ) -> CanvasVersion:
-    """Keep another canvas than the current one as a version, for an import. Raises NotFound, Invalid, LimitExceeded."""
+    """Keep another canvas than the current one as a version, for an import.
+    Raises NotFound, Invalid, LimitExceeded."""
     given = Stored(id=project_id, user_id=actor.require_user(), canvas_data=data, canvas_revision=revision)
     if (size := len(await asyncio.to_thread(packing.plain, data, text))) > packing.MOST:
         raise Invalid.field("canvasData", f"{size:,} bytes are more than a version can have")
@@ -178,7 +180,8 @@ async def update(
 
 @access.editor
 async def delete(database: Database, actor: Actor, project_id: ObjectId, version_id: ObjectId) -> None:
-    """Delete a version and release its content's bytes, unless another version has the same. Raises NotFound."""
+    """Delete a version and release its content's bytes,
+    unless another version has the same. Raises NotFound."""
     user_id = actor.require_user()
     await canvas.revision_of(database, actor, project_id)
 
@@ -199,10 +202,11 @@ async def restore(
     *,
     based_on: Collection[int] | None = None,
 ) -> int:
-    """Make a version's canvas the current one, as a new revision. Before, the canvas as it is becomes a version.
+    """Make a version's canvas the current one, as a new revision.
+    Before, the canvas as it is becomes a version.
 
-    Returns the new revision. With `based_on`, only a canvas at one of these revisions is replaced. Raises NotFound,
-    LimitExceeded, RevisionConflict.
+    Returns the new revision. With `based_on`, only a canvas at one of these revisions is replaced. Raises
+    NotFound, LimitExceeded, RevisionConflict.
     """
     data, file = await _content(database, await get(database, actor, project_id, version_id))
     for attempt in range(_RESTORES):
@@ -227,7 +231,8 @@ class Due(Document, kw_only=True):
 
 @outbox.job("projects.keep_version", Due)
 async def keep_automatically(payload: Due, *, database: Database, settings: Settings) -> None:
-    """Keep the canvas as a version if the newest one is another, and delete the oldest ones without name and pin.
+    """Keep the canvas as a version if the newest one is another,
+    and delete the oldest ones without name and pin.
 
     Idempotent. Nothing is kept without room in the plan, or for a plan whose customers have none kept.
     """
@@ -259,7 +264,8 @@ async def _keep(
     most: int | None = None,
     created_at: datetime = AT_WRITE,
 ) -> CanvasVersion:
-    """Store a version; with `if_new`, only if the newest has other content. Raises LimitExceeded if the project has `most`.
+    """Store a version; with `if_new`, only if the newest has other content.
+    Raises LimitExceeded if the project has `most`.
 
     Of two at once, one conflicts, and finds the other's when it runs again.
     """
@@ -325,8 +331,8 @@ async def _remove(transaction: Database, versions: list[CanvasVersion]) -> None:
 
 
 async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId) -> None:
-    """Count the bytes of the project's contents in its `storageSize` and in its owner's gauge. Raises QuotaExceeded,
-    NotFound for a project that was deleted meanwhile.
+    """Count the bytes of the project's contents in its `storageSize` and in its owner's gauge. Raises
+    QuotaExceeded, NotFound for a project that was deleted meanwhile.
     """
     total = await contents.total(transaction, _of(user_id, project_id))
     mine = {"_id": project_id, "userId": user_id}
@@ -343,7 +349,8 @@ async def _settle(transaction: Database, user_id: ObjectId, project_id: ObjectId
         limits = await limits_of(transaction.outside, user_id)
         await gauges.reserve(transaction, user_id, limits, storage_bytes=grown)
     size = sizes[0]["charged"] - (sizes[0].get("storageRoom") or 0)
-    # Also if nothing grows: changes of a project's versions conflict, so that they are counted one after the other.
+    # Also if nothing grows: changes of a project's versions conflict,
+    # so that they are counted one after the other.
     await transaction.projects.patch(mine, {"$set": {"versionsSize": total, "storageSize": size + grown}})
 
 

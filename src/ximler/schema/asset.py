@@ -1,5 +1,5 @@
-"""`assets`, `assetfiles`, `assetpreviews`: the files of projects, where their content is stored, and small pictures of
-them. Private to projects.
+"""`assets`, `assetfiles`, `assetpreviews`:
+the files of projects, where their content is stored, and small pictures of them. Private to projects.
 """
 
 from datetime import datetime
@@ -28,7 +28,8 @@ FileState = Literal["UPLOADING", "STORED", "GARBAGE"]
 
 
 class Asset(Created, kw_only=True):
-    """A reference to a file. Assets of equal content refer to one file, which stays while one of them exists."""
+    """A reference to a file. Assets of equal content refer to one file,
+    which stays while one of them exists."""
 
     user_id: UserId
     project_id: Internal[Annotated[ObjectId, ref("projects")]]
@@ -55,8 +56,8 @@ ASSETS = Collection(
 class AssetFile(Created, kw_only=True):
     """A file in GridFS, with the same id: written before its first chunk, and removed after its last one.
 
-    UPLOADING becomes STORED or GARBAGE, STORED becomes GARBAGE. `project_id` is the project whose storage counts
-    `charged_bytes`: of an upload the bytes reserved for it, of a stored file its size, of garbage 0.
+    UPLOADING becomes STORED or GARBAGE, STORED becomes GARBAGE. `project_id` is the project whose storage
+    counts `charged_bytes`: of an upload the bytes reserved for it, of a stored file its size, of garbage 0.
     """
 
     user_id: UserId
@@ -67,10 +68,12 @@ class AssetFile(Created, kw_only=True):
     digest: Internal[bytes | None] = None  # of a stored file
     content_type: Internal[str | None] = None
     name: Internal[str | None] = None  # of an upload
-    # An upload belongs to the process with `holder`, and is garbage at `until`. Garbage is removed at `until`.
+    # An upload belongs to the process with `holder`, and is garbage at `until`.
+    # Garbage is removed at `until`.
     holder: Kept[ObjectId | None] = None
     until: Kept[datetime | None] = None
-    # Of an upload that is resumed: its holder may be replaced at `held_until`, and is asked to go by `wanted`.
+    # Of an upload that is resumed: its holder may be replaced at `held_until`,
+    # and is asked to go by `wanted`.
     resumable: Kept[bool] = False
     length: Kept[int | None] = None  # None: not known yet
     held_until: Kept[datetime | None] = None
@@ -101,7 +104,8 @@ ASSET_FILES = Collection(
 
 
 class AssetPreview(Document, kw_only=True):
-    """A small picture of a stored file. It can be made again at any time, so it expires and is not counted."""
+    """A small picture of a stored file. It can be made again at any time,
+    so it expires and is not counted."""
 
     id: Internal[bytes] = field(name="_id")  # the file's id and the size
     user_id: UserId

@@ -13,8 +13,8 @@ __all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Details", "Method", "Rebate", 
 
 
 class Rebate(Document, kw_only=True):
-    """A redeemed coupon's terms. `renewals` is how many periods are left; None is every one. `plans` are those that it is
-    for; without them, every plan.
+    """A redeemed coupon's terms. `renewals` is how many periods are left; None is every one. `plans` are
+    those that it is for; without them, every plan.
     """
 
     code: str
@@ -26,7 +26,8 @@ class Rebate(Document, kw_only=True):
 
 
 class Terms(Document, kw_only=True):
-    """The price of a subscription. `net_minor` is the current period's price after discount, which a change credits."""
+    """The price of a subscription. `net_minor` is the current period's price after discount,
+    which a change credits."""
 
     plan_id: str
     plan_name: str
@@ -48,7 +49,8 @@ class Method(Document, kw_only=True):
 
 
 class Details(Document, kw_only=True):
-    """Billing details. `address` has lines; `country` is ISO 3166, two letters; `vat_id` is one of that country."""
+    """Billing details. `address` has lines; `country` is ISO 3166, two letters;
+    `vat_id` is one of that country."""
 
     name: str | None = None
     address: str | None = None
@@ -57,7 +59,8 @@ class Details(Document, kw_only=True):
 
 
 class Recurring(Document, kw_only=True):
-    """The recurring revenue of the live subscription, in minor units a year, as it is in the ledger of movements."""
+    """The recurring revenue of the live subscription, in minor units a year,
+    as it is in the ledger of movements."""
 
     subscription_id: ObjectId
     plan_id: str
@@ -68,8 +71,9 @@ class Recurring(Document, kw_only=True):
 
 
 class BillingAccount(Document, kw_only=True):
-    """One per user. Every step of billing is a transaction that increments `revision`, so a user's steps never overlap.
-    `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per user.
+    """One per user. Every step of billing is a transaction that increments `revision`, so a user's steps
+    never overlap. `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per
+    user.
 
     `period` is the index of the latest period that has an invoice, counted from `anchor`; -1 during a trial.
     `next_at` is the time of the next step that `billing run` takes for the account.

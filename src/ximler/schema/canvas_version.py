@@ -1,6 +1,7 @@
 """`canvasversions` and `canvascontents`: kept versions of canvases. Private to projects.
 
-A version is small and names its content by hash, so lists never read content, and versions of equal content share it.
+A version is small and names its content by hash, so lists never read content,
+and versions of equal content share it.
 """
 
 from datetime import datetime
@@ -26,7 +27,8 @@ __all__ = ["CANVAS_CONTENTS", "CANVAS_VERSIONS", "CanvasContent", "CanvasVersion
 
 
 class CanvasVersion(Created, kw_only=True):
-    """`revision` is the canvas's when it was read. It identifies nothing: another application may reset it."""
+    """`revision` is the canvas's when it was read. It identifies nothing:
+    another application may reset it."""
 
     user_id: UserId
     project_id: Internal[Annotated[ObjectId, ref("projects")]]
@@ -53,7 +55,8 @@ CANVAS_VERSIONS = Collection(
 
 
 class CanvasContent(Document, kw_only=True):
-    """The canvas of one or more versions of a project. `uses` counts these and the contents based on it; at 0 it is deleted."""
+    """The canvas of one or more versions of a project.
+    `uses` counts these and the contents based on it; at 0 it is deleted."""
 
     id: Internal[bytes] = field(name="_id")  # the project's id and the digest
     user_id: UserId

@@ -30,8 +30,8 @@ class Checkout(Document, kw_only=True):
     decline.
 
     A CARD adds a payment method to a running subscription, and is PAID when that is done: `terms` are the
-    subscription's. REFUSED: it could not be bought (a subscription was there already, the coupon was used up);
-    `problem` says why.
+    subscription's. REFUSED: it could not be bought (a subscription was there already, the coupon was used
+    up); `problem` says why.
     """
 
     id: Internal[str] = field(name="_id")

@@ -15,8 +15,9 @@ MovementKind = Literal["NEW", "REACTIVATION", "EXPANSION", "CONTRACTION", "CHURN
 class CustomerDay(Document, kw_only=True):
     """The net change of a customer on a UTC day, over all their subscriptions in one currency.
 
-    Amounts are minor units a year; `start_minor` and `end_minor` are those of the day's start and end. `kind` is None
-    if only the committed part, or the part at risk, has changed. `cohort` is the month of the first recurring revenue.
+    Amounts are minor units a year; `start_minor` and `end_minor` are those of the day's start and end. `kind`
+    is None if only the committed part, or the part at risk, has changed. `cohort` is the month of the first
+    recurring revenue.
     """
 
     id: Kept[str] = field(name="_id")

@@ -179,7 +179,8 @@ class Collection(msgspec.Struct, Generic[D], frozen=True, kw_only=True):
 
     @property
     def erasure(self) -> Literal["nothing", "fields", "documents"]:
-        """The effect of erasing a user. Documents of which only ids and timestamps would remain are deleted."""
+        """The effect of erasing a user. Documents of which only ids and
+        timestamps would remain are deleted."""
         if self.user_field is None or len(self.kept) == len(self.marks):
             return "nothing"
         bare = {"_id", "createdAt", "updatedAt", self.user_field}

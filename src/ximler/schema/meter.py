@@ -1,4 +1,5 @@
-"""`meters`: the processes that hold quota leases, and how long each heartbeat is valid. Private to metering."""
+"""`meters`: the processes that hold quota leases, and how long each
+heartbeat is valid. Private to metering."""
 
 from datetime import datetime
 

@@ -10,8 +10,8 @@ __all__ = ["MIRRORS", "Mirror"]
 
 
 class Mirror(Document, kw_only=True):
-    """`_id` is the id of a subscription, an invoice or a payment intent at Stripe. `ticket` and `applied` are as
-    in `charges`.
+    """`_id` is the id of a subscription, an invoice or a payment intent at Stripe.
+    `ticket` and `applied` are as in `charges`.
     """
 
     id: str = field(name="_id")

@@ -13,9 +13,9 @@ __all__ = ["MOVEMENTS", "Movement"]
 class Movement(Document, kw_only=True):
     """A subscription's recurring revenue from `at` on, until its next movement. Rows are never changed.
 
-    Amounts are minor units a year. `committed_minor` is what remains when the period ends: zero once it is cancelled.
-    `at_risk_minor` is the part whose payment failed. `number` orders the movements of a subscription. `pending` rows
-    are not in the rollups of `analytics` yet.
+    Amounts are minor units a year. `committed_minor` is what remains when the period ends: zero once it is
+    cancelled. `at_risk_minor` is the part whose payment failed. `number` orders the movements of a
+    subscription. `pending` rows are not in the rollups of `analytics` yet.
     """
 
     id: Record[str] = field(name="_id")  # the subscription's id and `number`, so that a repeated step writes it once

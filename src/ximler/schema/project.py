@@ -26,7 +26,8 @@ __all__ = ["ALPHABET", "BY_TERM", "LOCATED", "NEWEST", "PROJECTS", "Project"]
 # Without regard to case, numbers by their value: "plan 2", "Plan 10".
 ALPHABET = {"locale": "en", "strength": 2, "numericOrdering": True}
 
-# Projects with a location: not those with the empty point that Mongoose writes, which no 2dsphere index accepts.
+# Projects with a location: not those with the empty point that Mongoose writes,
+# which no 2dsphere index accepts.
 LOCATED = {"location.coordinates.1": {"$type": "number"}}
 
 
@@ -45,21 +46,22 @@ class Project(Stamped, kw_only=True):
     # Ours: true or absent.
     starred: Theirs[bool | None] = None
     location: Theirs[Mixed] = None  # Ours: a GeoJSON point
-    # Ours: the words of name and description, lowercased, for prefix search; those of the name also with `=` before them.
-    # None: written by another application.
+    # Ours: the words of name and description, lowercased, for prefix search; those of the name also with `=`
+    # before them. None: written by another application.
     search_terms: Internal[list[str] | None] = None
     # Ours: incremented by each change of the canvas. A change names the revision that it is based on.
     canvas_revision: Internal[int] = 0
-    # Ours: the latest patches of records, by revision modulo 64: `r` is the revision, `p` the patch as JSON, unless it is
-    # large. Any other change of the canvas empties it.
+    # Ours: the latest patches of records, by revision modulo 64: `r` is the revision, `p` the patch as JSON,
+    # unless it is large. Any other change of the canvas empties it.
     canvas_log: Internal[Mixed] = None
-    # Ours: the latest patch of each client: `s` is its number, `r` its revision, `x` the ids that it set in vain.
+    # Ours: the latest patch of each client: `s` is its number, `r` its revision,
+    # `x` the ids that it set in vain.
     canvas_clients: Internal[Mixed] = None
-    # Ours: of a large canvas, whose `canvas_data` is null: the id of its base, the revision that the base has, its bytes
-    # in BSON, and the number of its parts.
+    # Ours: of a large canvas, whose `canvas_data` is null: the id of its base, the revision that the base
+    # has, its bytes in BSON, and the number of its parts.
     canvas_base: Internal[Mixed] = None
-    # Ours: of a large canvas: patches of records since the base. `r` is the revision, `p` the patch as JSON, `d` the list of
-    # records, unless it is `elements`.
+    # Ours: of a large canvas: patches of records since the base. `r` is the revision, `p` the patch as JSON,
+    # `d` the list of records, unless it is `elements`.
     canvas_tail: Internal[Mixed] = None
     # Ours: bytes that are reserved for this project beyond `storage_size`.
     storage_room: Internal[int | None] = None

@@ -1,4 +1,5 @@
-"""`projectimports`: projects that are being imported, so that nothing half-imported stays. Private to projects."""
+"""`projectimports`: projects that are being imported,
+so that nothing half-imported stays. Private to projects."""
 
 from datetime import datetime
 
@@ -8,7 +9,8 @@ __all__ = ["PROJECT_IMPORTS", "ProjectImport"]
 
 
 class ProjectImport(Identified, kw_only=True):
-    """Has the project's id. Written before the project, removed once it is whole. At `until` its process has died."""
+    """Has the project's id. Written before the project, removed once it is whole.
+    At `until` its process has died."""
 
     user_id: UserId
     until: Internal[datetime]

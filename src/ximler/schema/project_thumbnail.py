@@ -12,7 +12,8 @@ __all__ = ["PROJECT_THUMBNAILS", "ProjectThumbnail"]
 
 
 class ProjectThumbnail(Document, kw_only=True):
-    """Has the project's id. One that was drawn can be drawn again at any time, so it expires; one that was sent stays."""
+    """Has the project's id. One that was drawn can be drawn again at any time,
+    so it expires; one that was sent stays."""
 
     id: Internal[Annotated[ObjectId, ref("projects")]] = field(name="_id")
     user_id: UserId

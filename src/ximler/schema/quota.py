@@ -96,7 +96,8 @@ class Quota(Document, kw_only=True):
         return self.limit
 
     def free_at(self, moment: datetime) -> int | None:
-        """Units that can still be granted; None is unlimited. Negative after a lowered limit or late events."""
+        """Units that can still be granted; None is unlimited.
+        Negative after a lowered limit or late events."""
         limit = self.limit_at(moment)
         return None if limit < 0 else limit - self.granted - self.ingested - self.foreign
 

@@ -13,8 +13,8 @@ __all__ = ["REPORT_BUCKETS", "ReportBucket"]
 class ReportBucket(Document, kw_only=True):
     """A period's lines: "cash:DAY:2026-11-03". They are always computed and replaced as a whole.
 
-    `version` grows whenever a document of the period may have changed. A bucket that is `dirty` is computed again, and
-    `computed_at` is absent until it is for the first time.
+    `version` grows whenever a document of the period may have changed. A bucket that is `dirty` is computed
+    again, and `computed_at` is absent until it is for the first time.
     """
 
     id: str = field(name="_id")

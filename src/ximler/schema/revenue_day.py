@@ -1,4 +1,5 @@
-"""`revenuedays` and `revenuemonths`: movements of recurring revenue over all customers. Private to analytics."""
+"""`revenuedays` and `revenuemonths`: movements of recurring revenue over
+all customers. Private to analytics."""
 
 from datetime import datetime
 from typing import Any
@@ -37,8 +38,8 @@ class RevenueSums(Document, kw_only=True):
 class RevenueDay(RevenueSums, kw_only=True):
     """The sums of a UTC day: "USD:2026-11-29".
 
-    `version` grows whenever a customer's day changes, and `summed` whenever the sums are written; a day that is `dirty` is
-    computed again.
+    `version` grows whenever a customer's day changes, and `summed` whenever the sums are written;
+    a day that is `dirty` is computed again.
     """
 
     day: datetime
@@ -48,9 +49,11 @@ class RevenueDay(RevenueSums, kw_only=True):
 
 
 class RevenueMonth(RevenueSums, kw_only=True):
-    """The sums of a month's days: "USD:2026-11". `summed` is the sum of theirs: of two computations the later has more.
+    """The sums of a month's days: "USD:2026-11". `summed` is the sum of theirs:
+    of two computations the later has more.
 
-    The last three are about the customers of the month's start. They are absent where an earlier release has summed.
+    The last three are about the customers of the month's start.
+    They are absent where an earlier release has summed.
     """
 
     month: datetime  # its first day

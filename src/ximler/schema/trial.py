@@ -16,8 +16,8 @@ def trial_id(fingerprint: str) -> str:
 
 
 class Trial(Document, kw_only=True):
-    """The uniqueness of `_id` limits a payment method to one trial. Trials at Stripe have a second document, of payment
-    method and subscription: that trial was seen.
+    """The uniqueness of `_id` limits a payment method to one trial. Trials at Stripe have a second document,
+    of payment method and subscription: that trial was seen.
     """
 
     id: str = field(name="_id")

@@ -196,7 +196,8 @@ Serve = Callable[..., httpx.AsyncClient]
 
 @pytest.fixture(scope="session")
 async def serve(engine: Engine) -> AsyncIterator[Serve]:
-    """`serve(…)` gives a client to an app in this process: `context_factory` and the app's settings may be said."""
+    """`serve(…)` gives a client to an app in this process:
+    `context_factory` and the app's settings may be said."""
     clients: list[httpx.AsyncClient] = []
 
     async def make_context(scope: Any) -> Context:

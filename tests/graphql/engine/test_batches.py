@@ -261,7 +261,8 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(TREES, st.lists(st.sampled_from([None, 0, 0.001]), min_size=1, max_size=5), st.booleans())
 async def test_every_field_of_any_query_is_asked_once(tree: Any, waits: list[float | None], many: bool) -> None:
-    """Of any shape, with answers at once, after a turn of the loop, or later; some parents fail, some are null."""
+    """Of any shape, with answers at once, after a turn of the loop, or later;
+    some parents fail, some are null."""
     calls: Counter[int] = Counter()
     resolvers = Resolvers()
 

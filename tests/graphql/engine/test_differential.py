@@ -35,8 +35,8 @@ async def compare(lab: Lab, seed: int) -> str:
         assert repr(ours.data) == repr(theirs.data), shown  # in the same order, and 1 is not True
         bubbled = any(len(nulled(theirs.data, path)) < len(path) for path in theirs.errors)
         if bubbled:
-            # Of several errors that make the same thing null the first counts, and which that is depends on how long resolvers
-            # take; so does whether its siblings were asked for more.
+            # Of several errors that make the same thing null the first counts, and which that is depends on
+            # how long resolvers take; so does whether its siblings were asked for more.
             assert {nulled(ours.data, path) for path in ours.errors} == {
                 nulled(ours.data, path) for path in theirs.errors
             }, shown

@@ -63,7 +63,8 @@ async def test_plans_of_one_text_are_bounded_too(lab: Any) -> None:
 
 @pytest.mark.slow
 async def test_a_text_that_comes_once_costs_little_beside_its_validation(lab: Any) -> None:
-    """Parsing and validating it is graphql-core's; the rest, execution included, takes less than half of the whole."""
+    """Parsing and validating it is graphql-core's;
+    the rest, execution included, takes less than half of the whole."""
     engine = lab.make_engine()
     await flood(engine, lab.Context(), range(1))
     whole, validation = [], []

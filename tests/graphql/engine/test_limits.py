@@ -144,7 +144,8 @@ async def test_a_deeply_nested_text_is_a_clean_error(engine: Engine) -> None:
         assert error["extensions"]["code"] == "GRAPHQL_PARSE_FAILED"
 
 
-# --- cost ---------------------------------------------------------------------------------------------------------
+# --- cost
+# ---------------------------------------------------------------------------------------------------------
 
 
 def cost_of(engine: Engine, query: str, **variables: Any) -> int:
@@ -257,7 +258,8 @@ async def test_a_query_that_asks_for_too_much_is_refused_before_it_runs(lab: Any
     assert "errors" not in await engine.execute(query, lab.Context(), variables={"n": 10})
 
 
-# --- introspection ------------------------------------------------------------------------------------------------
+# --- introspection
+# ------------------------------------------------------------------------------------------------
 
 GRAPHIQL = get_introspection_query(specified_by_url=True, directive_is_repeatable=True, schema_description=True)
 APOLLO = get_introspection_query(
@@ -335,7 +337,8 @@ async def test_introspection_can_be_turned_off(lab: Any) -> None:
     assert (await engine.execute("{ __typename hello }", lab.Context()))["data"]["__typename"] == "Query"
 
 
-# --- nothing unfolds ----------------------------------------------------------------------------------------------
+# --- nothing unfolds
+# ----------------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["A", "B", "C", "D", "Unknown"])
 SELECTIONS = st.recursive(

@@ -1,4 +1,5 @@
-"""Makes and deletes projects, and settles, until killed: `python -m tests.metering.ledger.maker URI DATABASE USER_ID`."""
+"""Makes and deletes projects, and settles, until killed:
+`python -m tests.metering.ledger.maker URI DATABASE USER_ID`."""
 
 import asyncio
 import random

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 async def uri(tmp_path: Path) -> AsyncIterator[str]:
-    """A server that gives up the transactions of a process that is gone after 3 seconds. It takes a minute otherwise, in which
-    nobody else can record the same events."""
+    """A server that gives up the transactions of a process that is gone after 3 seconds. It takes a minute
+    otherwise, in which nobody else can record the same events."""
     running = await server.start(tmp_path / "data", parameters={"transactionLifetimeLimitSeconds": "3"})
     yield running.uri
     await running.stop()

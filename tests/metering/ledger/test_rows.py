@@ -1,4 +1,5 @@
-"""The ledger: one row a user and hour, in which nothing is lost or counted twice, whoever counts at the same time."""
+"""The ledger: one row a user and hour, in which nothing is lost or counted twice,
+whoever counts at the same time."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

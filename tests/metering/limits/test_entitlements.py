@@ -403,7 +403,8 @@ async def test_a_plans_new_limit_holds_in_a_process_without_a_follower(database:
 async def test_a_plans_new_limit_holds_within_a_second_however_many_are_on_it(
     database: Database, mongodb_uri: str, subscribe: Subscribe, others: int
 ) -> None:
-    """Processes that spend stop in time, and a quota that comes into use has the new limit from the beginning."""
+    """Processes that spend stop in time, and a quota that comes into use has
+    the new limit from the beginning."""
     await database.raw["plans"].update_one({"id": "enterprise"}, {"$set": {"limits.apiCalls": 10**9}})
     await everybody(database, others)
     busy = [

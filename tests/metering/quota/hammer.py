@@ -1,7 +1,9 @@
-"""A process that hammers a quota: `python hammer.py URI DATABASE USER_ID TASKS PATIENCE_S VALID_S SKEW_S OFFSET_MS`.
+"""A process that hammers a quota:
+`python hammer.py URI DATABASE USER_ID TASKS PATIENCE_S VALID_S SKEW_S OFFSET_MS`.
 
-It writes a byte 1 for every call that was served, before it asks for the next, so that what a killed process served is known.
-It ends when nothing was served for PATIENCE_S; its own clock is wrong by SKEW_S, and everybody's ahead by OFFSET_MS.
+It writes a byte 1 for every call that was served, before it asks for the next, so that what a killed process
+served is known. It ends when nothing was served for PATIENCE_S; its own clock is wrong by SKEW_S, and
+everybody's ahead by OFFSET_MS.
 """
 
 import asyncio

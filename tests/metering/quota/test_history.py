@@ -1,4 +1,5 @@
-"""Any history: two processes, operators, plans, months, lost answers and crashes, in whatever order hypothesis thinks of."""
+"""Any history: two processes, operators, plans, months, lost answers and crashes,
+in whatever order hypothesis thinks of."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
-"""Quotas, plans and subscriptions that another application wrote with values of wrong types stop nothing but themselves."""
+"""Quotas, plans and subscriptions that another application wrote with values of
+wrong types stop nothing but themselves."""
 
 import asyncio
 from datetime import timedelta

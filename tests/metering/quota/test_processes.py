@@ -1,4 +1,5 @@
-"""Real processes on one quota: some killed, some with a wrong clock, and a database that loses its primary."""
+"""Real processes on one quota: some killed, some with a wrong clock,
+and a database that loses its primary."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
-"""Leases of dead processes: forfeited once, found by process, and not those of a process that only was slow."""
+"""Leases of dead processes: forfeited once, found by process,
+and not those of a process that only was slow."""
 
 import asyncio
 import time
@@ -230,7 +231,8 @@ async def test_a_lease_of_a_process_of_an_earlier_release_that_still_runs_is_lef
 
 
 async def crowd(database: Database, count: int, *, processes: int, dead: int = 0) -> list[ObjectId]:
-    """Users with a quota and an open lease of one of so many live processes; the first `dead` ones of a dead one."""
+    """Users with a quota and an open lease of one of so many live processes;
+    the first `dead` ones of a dead one."""
     now = database.clock.now()
     ids = [ObjectId() for _ in range(count)]
     documents = []

@@ -28,7 +28,8 @@ class Steps:
 
 @asynccontextmanager
 async def steps() -> AsyncIterator[Steps]:
-    """Measures the longest time that requests would wait for the event loop: in CPU time, as if the machine were idle."""
+    """Measures the longest time that requests would wait for the event loop:
+    in CPU time, as if the machine were idle."""
     measured, stop = Steps(), asyncio.Event()
 
     async def watch() -> None:

@@ -1,4 +1,5 @@
-"""Burst limits that processes share, on a real Valkey: racing, while it is killed, frozen or slow, and as it evicts."""
+"""Burst limits that processes share, on a real Valkey:
+racing, while it is killed, frozen or slow, and as it evicts."""
 
 import asyncio
 import os

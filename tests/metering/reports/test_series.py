@@ -35,7 +35,8 @@ def hourly(user_id: ObjectId | None, since: datetime, hours: int, amount: int = 
 
 @pytest.fixture
 async def year(database: Database, person: Actor) -> datetime:
-    """A year in each hour of which the person used 2 units by leases and 1 by events; returns its last hour's end."""
+    """A year in each hour of which the person used 2 units by leases and 1 by events;
+    returns its last hour's end."""
     assert person.user_id is not None
     end = datetime(2026, 9, 1, tzinfo=UTC)  # the most that a month to date can be
     first = int(end.timestamp()) // 3600 - 8760

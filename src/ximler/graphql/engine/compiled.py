@@ -259,7 +259,8 @@ def _read_key(field: Field) -> str:
 
 
 def _other(selection: Selection, known: set[type], row: Callable[[], MakeRow]) -> MakeRow:
-    """Handles classes that a row has not seen before. An exception has attributes too, but is not an object."""
+    """Handles classes that a row has not seen before.
+    An exception has attributes too, but is not an object."""
     of_dicts: list[MakeRow] = []
 
     def other(o: Any, asked: Any) -> Any:

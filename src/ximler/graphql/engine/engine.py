@@ -1,7 +1,7 @@
 """The engine: a query in, a response out, in two steps between which the caller builds the context.
 
-    prepared = engine.prepare(query, variables=…)      parse, validate, limit; no I/O; raises RequestRefused
-    response = await engine.run(prepared, ctx)         {"data": …}, with "errors" if fields failed; does not raise them
+    prepared = engine.prepare(query, variables=…)   parse, validate, limit; no I/O; raises RequestRefused
+    response = await engine.run(prepared, ctx)      {"data": …}, and "errors" if fields failed
 
 Root fields of a query run concurrently, those of a mutation serially. `ctx` belongs to the caller: the engine
 passes it to resolvers and reads only its `request_id`, if it has one.
@@ -54,7 +54,8 @@ class Prepared(msgspec.Struct, frozen=True):
 
     @property
     def repeatable(self) -> bool:
-        """Whether it is a query whose variables no resolver can change, so that equal requests may share it."""
+        """Whether it is a query whose variables no resolver can change,
+        so that equal requests may share it."""
         scalars = (str, int, float, bool, type(None))
         return (
             not self.operation.mutation
@@ -107,7 +108,8 @@ class Engine:
         return Prepared(operation, operation.plan(values), values)
 
     async def follow(self, prepared: Prepared, ctx: Any) -> tuple[Any, Any]:
-        """The topic and key of a subscription's events. Raises RequestRefused, and the errors of its `follow`."""
+        """The topic and key of a subscription's events.
+        Raises RequestRefused, and the errors of its `follow`."""
         fields = prepared.plan.root.fields
         if len(fields) != 1 or fields[0].resolver is None or fields[0].resolver.follow is None:
             message = "A subscription selects one field that has events"
@@ -127,7 +129,8 @@ class Engine:
             resolver.permit(ctx)
 
     async def run(self, prepared: Prepared, ctx: Any, *, traced: bool = False, event: Any = None) -> Response:
-        """Execute, a subscription for one event. Cancelling this cancels the resolvers that are still running.
+        """Execute, a subscription for one event. Cancelling this cancels the
+        resolvers that are still running.
 
         Past its timeout the operation is cancelled and the response has an error. `traced` adds
         `extensions.trace`.

@@ -277,7 +277,8 @@ class Execution:
     def record(
         self, field: Field, answer: dict[str, Any], error: Exception, of: Field, below: tuple[str | int, ...]
     ) -> None:
-        """Record an error at the path `below` a field, unless its object has been nulled by an earlier error."""
+        """Record an error at the path `below` a field, unless its object has
+        been nulled by an earlier error."""
         path = self._find_path(field.place[:-1], answer)
         if path is not None:
             self.errors.append(located_error(error, of.nodes, [*path, field.key, *below]))

@@ -13,7 +13,8 @@ __all__ = ["Shared", "read", "type_name"]
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """A value that a resolver returns to every caller, the same object until it changes: its JSON is made once."""
+    """A value that a resolver returns to every caller, the same object until
+    it changes: its JSON is made once."""
 
     value: Any
 

@@ -5,8 +5,8 @@ GET is 405). A client that names `application/graphql-response+json` in Accept r
 requests that were not executed; other clients receive `application/json`, with 200 for GraphQL errors.
 Malformed requests, and errors from the context (401, 403, 429, 503), have their status under both.
 
-Subscriptions are streams (see `streaming`). A client that accepts `text/event-stream` and no JSON receives every
-operation's response as events.
+Subscriptions are streams (see `streaming`).
+A client that accepts `text/event-stream` and no JSON receives every operation's response as events.
 
 `"extensions": {"trace": true}` adds resolver calls and database round trips to the response, for callers with
 `may_trace`.

@@ -86,7 +86,8 @@ class Variables:
             self._variables.append(_Variable(node.variable.name.value, type_, default, required))
 
     def coerce(self, raw: Mapping[str, Any]) -> Values:
-        """Raises RequestRefused if a value does not fit its type, or lists and objects have too many values."""
+        """Raises RequestRefused if a value does not fit its type,
+        or lists and objects have too many values."""
         coerced: dict[str, Any] = {}
         budget = self._limits.inputs
         for name, type_, default, required in self._variables:
@@ -114,7 +115,8 @@ class Variables:
         return found
 
     def _count(self, value: Any, type_: GraphQLInputType, most: int) -> int:
-        """The number of values inside `value`, to the depth of its type. Raises RequestRefused above `most`."""
+        """The number of values inside `value`, to the depth of its type.
+        Raises RequestRefused above `most`."""
         count = 0
         stack: list[tuple[Any, Any]] = [(value, type_)]
         while stack:

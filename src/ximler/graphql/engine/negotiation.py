@@ -32,7 +32,8 @@ def choose_response_type(accept: bytes) -> bytes | None:
 
 
 def choose_stream_type(accept: bytes) -> bytes | None:
-    """The media type of a stream of responses, if the client names one: Server-Sent Events rather than multipart."""
+    """The media type of a stream of responses, if the client names one:
+    Server-Sent Events rather than multipart."""
     return _choose_stream(accept) if len(accept) <= _LONGEST else None
 
 

@@ -43,7 +43,8 @@ Function = Callable[..., Coroutine[Any, Any, Any]]
 F = TypeVar("F", bound=Function)
 
 ROOT_TYPES = {"Query": "query", "Mutation": "mutation", "Subscriptions": "subscription"}
-"""The root types and their operations. `Subscription` is free for an ordinary type: one that a customer has."""
+"""The root types and their operations. `Subscription` is free for an
+ordinary type: one that a customer has."""
 
 
 class Resolver(msgspec.Struct, frozen=True):

@@ -111,8 +111,8 @@ def build(
     A source is a domain's module (its SDL is the `.graphql` file beside it, its registry the module's
     `resolvers`), an SDL file, or SDL text. `Query` and `Mutation` are predefined and extended by the files,
     as are the scalars Date, DateTime, JSON and Long, and PageInfo. The root type of subscriptions is
-    `Subscriptions`: `Subscription` is an ordinary type. `guard` is called before every root field, and before every other
-    field with a `@scope`.
+    `Subscriptions`: `Subscription` is an ordinary type. `guard` is called before every root field, and before
+    every other field with a `@scope`.
     """
     sources, registries = list(sources), list(registries)
     registries += [_find_registry(source) for source in sources if isinstance(source, ModuleType)]

@@ -1,8 +1,8 @@
 """`@scope` declares the scope that an API key needs for a field. The engine reads it; the guard enforces it.
 
-    projects: ProjectConnection! @scope(requires: "projects:read")     keys with that scope
-    plans: [Plan!]! @scope                                             every key
-    signOut: Boolean!                                                  no key, because a root field must declare @scope
+    projects: ProjectConnection! @scope(requires: "projects:read")   keys with that scope
+    plans: [Plan!]! @scope                                           every key
+    signOut: Boolean!                                                no key: a root field must declare @scope
 
 A field of another type is available to callers that reached its parent, unless it declares its own scope.
 Only fields with a resolver can declare one.

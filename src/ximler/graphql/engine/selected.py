@@ -2,7 +2,7 @@
 
     @resolvers.query("projects")
     async def list_projects(ctx, first=None, *, selected: Selected): ...
-        selected.attributes("nodes", "edges.node")      # frozenset({"id", "name"}), or None: any attribute may be read
+        selected.attributes("nodes", "edges.node")      # frozenset({"id", "name"}); None: all of them
 
 A batch resolver may read any attribute of its parents, unless it declares them: `needs=("id",)`.
 """

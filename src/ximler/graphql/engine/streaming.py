@@ -1,13 +1,14 @@
 """Streams of responses over HTTP: the events of a subscription, in two formats from one iterator.
 
-`text/event-stream` is the protocol of https://github.com/enisdenjo/graphql-sse in its mode of distinct connections: `next`
-events with a response each, then `complete`. An operation of another kind is one `next`. `multipart/mixed` with
-`subscriptionSpec=1.0` is Apollo's, https://www.apollographql.com/docs/graphos/routing/operations/subscriptions/multipart-protocol.
+`text/event-stream` is the protocol of https://github.com/enisdenjo/graphql-sse in its mode of distinct
+connections: `next` events with a response each, then `complete`. An operation of another kind is one `next`.
+`multipart/mixed` with `subscriptionSpec=1.0` is Apollo's,
+https://www.apollographql.com/docs/graphos/routing/operations/subscriptions/multipart-protocol.
 
-A response whose field is null is the last: the object of the subscription is gone, or is no longer the caller's. A stream
-of Server-Sent Events that ends without `complete` has lost its session, key or server, and clients connect again: with
-`Last-Event-ID` they receive the events since, or first a response with `"extensions": {"resync": true}`, which says that
-events may be missing.
+A response whose field is null is the last: the object of the subscription is gone, or is no longer the
+caller's. A stream of Server-Sent Events that ends without `complete` has lost its session, key or server, and
+clients connect again: with `Last-Event-ID` they receive the events since, or first a response with
+`"extensions": {"resync": true}`, which says that events may be missing.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ from ximler.graphql.engine.negotiation import EVENTS, PARTS
 __all__ = ["Follow", "Subscription", "position", "stream", "whole"]
 
 Follow = Callable[[Any, Any, Any, Position | None], AbstractContextManager[Inbox[Event]]]
-"""`with follow(ctx, topic, key, after) as inbox`: the events of a topic's key, after that position if one is given."""
+"""`with follow(ctx, topic, key, after) as inbox`:
+the events of a topic's key, after that position if one is given."""
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -38,8 +40,9 @@ _LAST = {EVENTS: _COMPLETE, PARTS: b"--\r\n"}
 
 
 class Subscription(msgspec.Struct):
-    """A subscription that may begin. `run(ctx, event)` is the response to an event, and whether it is the last because its
-    object is gone; `again` is the caller's context now, and raises once the caller may not use the field.
+    """A subscription that may begin. `run(ctx, event)` is the response to an event, and whether it is the
+    last because its object is gone; `again` is the caller's context now, and raises once the caller may not
+    use the field.
     """
 
     inbox: AbstractContextManager[Inbox[Event]]
@@ -58,8 +61,8 @@ def whole(response: bytes) -> bytes:
 
 
 async def stream(about: Subscription, media_type: bytes, receive: Receive, send: Send, *, head: bool) -> None:
-    """Send the responses until the client leaves, its access ends or the process stops; to HEAD none. Raises XimlerError,
-    but only before anything is sent.
+    """Send the responses until the client leaves, its access ends or the process stops; to HEAD none. Raises
+    XimlerError, but only before anything is sent.
     """
     with about.inbox as inbox:
         headers = [

@@ -110,8 +110,8 @@ async def record(database: Database, actor: Actor, events: Sequence[Event]) -> l
     stored, or a repeat returns DUPLICATE. Operators record for any user, API keys for their owner. Safe to
     race: of concurrent equal events one is accepted.
 
-    Four round trips, five if a user is not cached. Raises Unauthenticated, Forbidden, BurstExceeded for more than a
-    million events of a user's keys a day, and Invalid for more than `MAX_BATCH` events.
+    Four round trips, five if a user is not cached. Raises Unauthenticated, Forbidden, BurstExceeded for more
+    than a million events of a user's keys a day, and Invalid for more than `MAX_BATCH` events.
     """
     require_recorder(actor)
     if len(events) > MAX_BATCH:

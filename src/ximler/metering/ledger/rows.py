@@ -4,9 +4,10 @@ A row's `amount` is all usage of its hour. Each source has its own part in `meta
 increase to the amount in the same update. So sources are independent of each other, and usage that another
 application adds to a row, or writes into its own rows, counts as well.
 
-- `leased` (`write`), by the first day of the quota's period: `units`, and some of them by `keys` and `routes`. Derived from the
-  quota's hours, which only grow, so a row keeps the larger value.
-- `changed` (`changes`): `units` of projects or bytes, signed, derived from the gauge's hours; a row keeps the latest version.
+- `leased` (`write`), by the first day of the quota's period: `units`, and some of them by `keys` and
+  `routes`. Derived from the quota's hours, which only grow, so a row keeps the larger value.
+- `changed` (`changes`): `units` of projects or bytes, signed, derived from the gauge's hours;
+  a row keeps the latest version.
 - `recorded` (`recorded`): added by numbered settlements; a row has them up to the number `through`.
 
 Invariant: changes are idempotent. A change may be repeated, delayed and reordered with others, and counts

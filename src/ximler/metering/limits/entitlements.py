@@ -215,7 +215,8 @@ async def copy_plan(database: Database, plan_id: str) -> int:
 
 
 async def copy_limit(database: Database, plan: Plan, which: dict[str, Any]) -> int:
-    """Copy the plan's limit of calls to the current quotas that follow it; returns their number. One command."""
+    """Copy the plan's limit of calls to the current quotas that follow it;
+    returns their number. One command."""
     limit, now = plan.limits.api_calls, database.clock.now()
     other = [
         {"limitUntil": None, "limit": {"$ne": limit}},

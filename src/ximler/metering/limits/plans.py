@@ -108,7 +108,8 @@ def row_of(user_id: ObjectId, subscriptions: list[dict[str, Any]], plans: Mappin
 
 
 def unions(parts: Mapping[str, tuple[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Stages that add the documents of other collections, each under its name: `{name: (collection, stages)}`."""
+    """Stages that add the documents of other collections, each under its name:
+    `{name: (collection, stages)}`."""
     return [
         {"$unionWith": {"coll": collection, "pipeline": [*stages, {"$replaceWith": {name: "$$ROOT"}}]}}
         for name, (collection, stages) in parts.items()

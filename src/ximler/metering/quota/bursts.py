@@ -75,7 +75,8 @@ class Bursts:
         return self._full_at.get(caller, now) - now
 
     def follow(self, caller: Hashable, full_in_s: float, now: float) -> None:
-        """Set the bucket as decided elsewhere. Decisions may arrive in any order: the latest bucket stands."""
+        """Set the bucket as decided elsewhere. Decisions may arrive in any order:
+        the latest bucket stands."""
         self._full_at[caller] = max(self._full_at.get(caller, now), now + full_in_s)
         if len(self._full_at) > self._sweep_at:
             self._sweep(now)
@@ -89,14 +90,15 @@ class Bursts:
         return len(self._full_at)
 
     def _sweep(self, now: float) -> None:
-        """Remove full buckets, which need no memory. Only callers of the last `size / rate` seconds remain."""
+        """Remove full buckets, which need no memory.
+        Only callers of the last `size / rate` seconds remain."""
         self._full_at = {caller: full_at for caller, full_at in self._full_at.items() if full_at > now}
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._full_at))
 
 
 def take_each(limits: Sequence[Bursts], callers: Sequence[Hashable], n: int, now: float) -> int:
-    """Take `n` units of each limit from its caller's bucket; returns how many the first has left. Raises BurstExceeded
-    without taking any.
+    """Take `n` units of each limit from its caller's bucket; returns how many the first has left.
+    Raises BurstExceeded without taking any.
     """
     first = -1
     for index, limit in enumerate(limits):

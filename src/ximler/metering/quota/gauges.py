@@ -34,8 +34,8 @@ __all__ = [
     "room_of",
 ]
 
-# The bytes that count for a project: its size, and the room reserved beyond it. Another application may have stored
-# another kind of number.
+# The bytes that count for a project: its size, and the room reserved beyond it.
+# Another application may have stored another kind of number.
 CHARGED_BYTES = {
     "$add": [
         {"$convert": {"input": f"${name}", "to": "long", "onError": 0, "onNull": 0}}
@@ -67,7 +67,8 @@ GAUGE_STAGES: list[dict[str, Any]] = [
 
 
 class QuotaExceeded(LimitExceeded):
-    """`fields` names the exhausted resource. `month` is the limit of the month's calls, if that is reached."""
+    """`fields` names the exhausted resource. `month` is the limit of the
+    month's calls, if that is reached."""
 
     code = "QUOTA_EXCEEDED"
     month: int | None = None

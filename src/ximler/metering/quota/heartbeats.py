@@ -35,7 +35,8 @@ class Heartbeat:
         return self._age() > self._valid_for.total_seconds() * 2 / 3
 
     async def renew(self) -> None:
-        """Renew it when a third of its time has passed. Mostly no command, otherwise one. Raises Unavailable."""
+        """Renew it when a third of its time has passed.
+        Mostly no command, otherwise one. Raises Unavailable."""
         due = self._valid_for.total_seconds() / 3
         if self._age() < due:
             return

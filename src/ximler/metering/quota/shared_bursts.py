@@ -1,11 +1,12 @@
 """Burst limits that all processes share, in Valkey or Redis (`VALKEY_URL`).
 
-One script decides each request on the server's clock, by the generic cell rate algorithm: N processes admit one burst
-together. While Valkey does not answer, each process applies the limits divided by the number of processes, so that the sum
-stays at the limit: an outage never opens it. If Valkey has lost a bucket, by eviction or a restart, the emptiest that any
-process has seen takes its place: each sends what it knows along.
+One script decides each request on the server's clock, by the generic cell rate algorithm: N processes admit
+one burst together. While Valkey does not answer, each process applies the limits divided by the number of
+processes, so that the sum stays at the limit: an outage never opens it. If Valkey has lost a bucket, by
+eviction or a restart, the emptiest that any process has seen takes its place: each sends what it knows along.
 
-Not here: the limits themselves, and the buckets of a process (`bursts`); time-outs and failures (`database.valkey`).
+Not here: the limits themselves, and the buckets of a process (`bursts`);
+time-outs and failures (`database.valkey`).
 """
 
 import asyncio
@@ -23,10 +24,11 @@ _PRESENT_S = 5.0  # between two signs of life of a process
 _ABSENT_MS = 20_000
 _UNDERWAY_S = 0.1  # a request is given up before
 
-# KEYS: the buckets. ARGV: a number that is returned, the units, and for each bucket the microseconds that a unit takes, its
-# size, and the least number of microseconds until it is full. Returns the number, then 0 and the microseconds until each is
-# full, or the bucket that refuses, the microseconds until it is full, and those to wait. Nothing is taken unless all have room.
-# Buckets are kept ten minutes longer than needed, so that `volatile-ttl` evicts cached results first.
+# KEYS: the buckets. ARGV: a number that is returned, the units, and for each bucket the microseconds that a
+# unit takes, its size, and the least number of microseconds until it is full. Returns the number, then 0 and
+# the microseconds until each is full, or the bucket that refuses, the microseconds until it is full, and
+# those to wait. Nothing is taken unless all have room. Buckets are kept ten minutes longer than needed, so
+# that `volatile-ttl` evicts cached results first.
 _TAKE = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -45,8 +47,8 @@ for i, key in ipairs(KEYS) do
 end
 return {ARGV[1], 0, unpack(full)}
 """)
-# KEYS: the processes. ARGV: a number, this process, and the milliseconds after which one is absent. Returns how many are
-# present.
+# KEYS: the processes. ARGV: a number, this process, and the milliseconds after which one is absent.
+# Returns how many are present.
 _PRESENT = Script("""
 local time = redis.call('TIME')
 local now = math.floor(time[1] * 1000 + time[2] / 1000)
@@ -71,8 +73,8 @@ class SharedBursts:
         self._name = token_hex(8)
 
     async def take(self, callers: Sequence[bytes], units: int) -> int:
-        """Take units from each caller's bucket; returns how many the first has left. Raises BurstExceeded, and then nothing
-        is taken.
+        """Take units from each caller's bucket; returns how many the first has left.
+        Raises BurstExceeded, and then nothing is taken.
         """
         now = monotonic()
         owner = callers[-1].hex()  # braces: on a cluster, the buckets of an owner are on one node

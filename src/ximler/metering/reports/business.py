@@ -1,6 +1,7 @@
 """Usage over all users, for operators: by plan, the largest users, users near their limits, stored bytes.
 
-Callers check that the actor is an operator. Amounts of calls are the ledger's, limits and stored bytes the enforced ones.
+Callers check that the actor is an operator.
+Amounts of calls are the ledger's, limits and stored bytes the enforced ones.
 """
 
 from datetime import datetime
@@ -60,7 +61,8 @@ class PlanStorage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def used_by_plan(database: Database, within: dict[str, datetime], period: dict[str, Any]) -> list[PlanUsage]:
-    """The ledger's rows whose hour is in the range, by period, resource and plan. `period` is an expression of it."""
+    """The ledger's rows whose hour is in the range, by period, resource and plan.
+    `period` is an expression of it."""
     rows = await database.usage.aggregate(
         [
             {"$match": {"periodStart": within}},

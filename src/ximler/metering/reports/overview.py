@@ -86,9 +86,9 @@ async def overview(
 ) -> dict[ObjectId, list[ResourceUsage]]:
     """The three resources of each user. Users see themselves, operators all users; others are NotFound.
 
-    One round trip for all, cheaper for the actor's own usage with all current `plans` by id. If several users are
-    requested, those whose plan, entitlement, gauge or quota cannot be read are logged and left empty; a single one
-    raises UnreadableDocument.
+    One round trip for all, cheaper for the actor's own usage with all current `plans` by id. If several users
+    are requested, those whose plan, entitlement, gauge or quota cannot be read are logged and left empty; a
+    single one raises UnreadableDocument.
     """
     ids = list(dict.fromkeys(user_ids))
     if actor.kind not in ("operator", "system") and ids != [actor.require_user()]:
@@ -177,7 +177,8 @@ class _Shape(msgspec.Struct, frozen=True):
 
 
 _shapes: "cachebox.LRUCache[ObjectId, _Shape]" = cachebox.LRUCache(_REMEMBERED)
-"""Of users with a gauge. They only choose how a row is read: a row that turns out to be another is read in full."""
+"""Of users with a gauge. They only choose how a row is read:
+a row that turns out to be another is read in full."""
 
 
 def _remember(row: dict[str, Any], now: datetime) -> None:
@@ -191,8 +192,8 @@ def _remember(row: dict[str, Any], now: datetime) -> None:
 async def _read_again(
     database: Database, plans: Mapping[str, Plan], user_id: ObjectId, now: datetime
 ) -> list[dict[str, Any]]:
-    """The row of a user who exists and whose shape is known, by reads of keys alone, in less of the server's time
-    than lookups take.
+    """The row of a user who exists and whose shape is known, by reads of keys alone,
+    in less of the server's time than lookups take.
 
     Empty if the shape is unknown, or no longer that of the user, or if the plan is not in `plans`.
     """
