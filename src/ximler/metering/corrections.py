@@ -180,9 +180,8 @@ class _Rows(msgspec.Struct):
     leased: dict[str, int] = {}  # leased units, by the quota's hours
     recorded: int = 0  # of events that count against this quota
     foreign: int = 0  # of other applications, in their own rows or on top of ours
-    short: dict[
-        tuple[ObjectId, datetime], int
-    ] = {}  # rows, by id and hour, with less than their parts: the right amount
+    # Rows, by id and hour, whose amount is less than their parts: the right amount.
+    short: dict[tuple[ObjectId, datetime], int] = {}
     missing: int = 0  # the sum of those differences
 
 
