@@ -19,6 +19,8 @@ _LOOP_S = 0.1
 _TRIES: list[tuple[dict[str, str], bytes]] = [
     ({"Content-Type": "application/json"}, b"{}"),
     ({"Content-Type": "application/json", "If-Match": '"0"'}, b'{"taken": true}'),
+    ({"Content-Type": "application/json"}, b'{"email": "taken@example.com", "role": "EDITOR"}'),
+    ({"Content-Type": "application/json"}, b'{"email": "taken@example.com"}'),
     ({"Content-Type": "application/json-patch+json", "If-Match": '"0"'}, b'[{"op":"add","path":"/taken","value":1}]'),
     ({"Content-Type": "application/octet-stream", "If-Match": "*"}, b"x"),
     ({"Tus-Resumable": "1.0.0", "Upload-Length": "1", "Upload-Metadata": "filename eA=="}, b""),

@@ -474,6 +474,8 @@ async def test_an_invalid_token_is_rejected_but_for_fields_that_are_open_to_ever
             header = token
     await victim.client.app._app.state.feed.caught_up()  # type: ignore[attr-defined]  # the application inside `Requests`
     before = await contents(database)
+    if kind == "expired":  # the server removes it within a minute
+        del before["sessions"]
     malformed = kind in ("empty", "basic", "no scheme")
     closed = {each: field for each, field in FIELDS.items() if malformed or each.partition(".")[2] not in OPEN}
     for coordinate, field in closed.items():
@@ -487,7 +489,8 @@ async def test_an_invalid_token_is_rejected_but_for_fields_that_are_open_to_ever
             assert response.headers["www-authenticate"] == "Bearer"
             assert answer.data is None
             assert answer.errors[0]["extensions"]["kind"] == "UNAUTHENTICATED"
-    assert await contents(database) == before
+    after = await contents(database)
+    assert {name: after[name] for name in before} == before
 
 
 async def test_owners_can_read_their_data(victim: Victim) -> None:
