@@ -185,8 +185,7 @@ async def get(database: Database, account: BillingAccount, which: ObjectId) -> I
 
 
 async def discounts(database: Database, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """By coupon and currency, what was taken off paid invoices issued in `[start, end)`, the largest
-    first."""
+    """Discounts on paid invoices issued in `[start, end)`, by coupon and currency, the largest first."""
     rows = await database[INVOICES].aggregate(
         [
             {"$match": {"issuedAt": {"$gte": start, "$lt": end}, "status": "PAID", "discountMinor": {"$gt": 0}}},

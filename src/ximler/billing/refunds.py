@@ -404,7 +404,7 @@ async def _count_lost(transaction: Database, account: BillingAccount, charge: Ch
         return
     invoice = await invoices.get(transaction, account, charge.invoice_id)
     paid = invoice if invoice.status == "PAID" else None
-    name = f"dispute:{sum(charge.lost.values()) - taken}"  # what was counted before
+    name = f"dispute:{sum(charge.lost.values()) - taken}"  # the amount counted before
     await _make(transaction, account, charge, paid, amount, name=name, to="DISPUTE", reason="Lost dispute")
     rest = left + withdrawn - amount if withdrawn else 0
     if rest > 0:

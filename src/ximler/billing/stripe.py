@@ -3,7 +3,7 @@
 Card data never reaches Ximler: a hosted page (Checkout in setup mode) saves a card, which is charged
 off-session. Objects of ours are named in the metadata. Every write has an idempotency key of ours, and
 nothing rests on it: an intent is confirmed at most once, and a refund is looked for before it is made.
-Answers are those of `VERSION`, whatever the account's default is.
+Answers have the form of `VERSION`, also if the account's default is another version.
 """
 
 import asyncio

@@ -162,8 +162,7 @@ async def start(
 
 
 async def _confirm_coupon(transaction: Database, account: BillingAccount, code: str) -> None:
-    """The coupon that was reserved for what is paid now.
-    One that has lapsed meanwhile was granted all the same."""
+    """Confirm the coupon reserved for this invoice, also if the reservation has lapsed meanwhile."""
     held = await transaction[REDEMPTIONS].find_one({"_id": redemption_id(code, account.id)})
     try:
         if held is not None:

@@ -565,7 +565,6 @@ def documentation() -> list[tuple[str, str, str]]:
 
 
 def _annotations(hint: Any) -> Iterator[Any]:
-    """A setting's type, and everything inside it."""
     yield hint
     for part in get_args(hint):
         yield from _annotations(part)

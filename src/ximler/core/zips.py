@@ -54,7 +54,7 @@ async def zipped(entries: AsyncIterator[Entry], now: datetime) -> AsyncGenerator
 
 class Unzipped:
     """An archive that somebody sent. `sizes` has the entries by name, folders left out, with their declared
-    sizes: an entry that is larger is damaged, so these sizes bound what is read.
+    sizes: a larger entry is damaged, so these sizes bound the bytes that are read.
 
     Raises Invalid, with the entry's name, for entries that are links, encrypted, repeated,
     or compressed by other methods.

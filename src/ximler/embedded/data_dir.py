@@ -2,7 +2,7 @@
 
 Everything is below `<data directory>/mongodb`, which only its user may read:
 
-    server.lock     locked by the owner, whom it describes
+    server.lock     locked by the owner, and describes it
     visitors.lock   shared by processes that use the owner's server
     server.json     passwords and ports
     keyfile         the members' shared secret

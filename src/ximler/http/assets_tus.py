@@ -204,7 +204,7 @@ async def append(
 async def terminate(
     project: _Project, upload: _UploadId, caller: NamedDependency[Caller], request: Request[Any, Any, Any], state: State
 ) -> Response[None]:
-    """tus 1.0: what was stored is removed, and its storage released.
+    """tus 1.0: remove the bytes stored so far, and release their storage.
     A finished upload is an asset: delete that."""
     _require_version(request)
     await resumable.terminate(state.database, caller.actor, *_ids(project, upload))

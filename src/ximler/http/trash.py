@@ -66,8 +66,7 @@ class Restored(msgspec.Struct, frozen=True):
     ),
 )
 async def discard(project: _Project, caller: NamedDependency[Caller], state: State) -> None:
-    """It no longer counts as a project; its storage is released when it is
-    deleted for good, after 30 days."""
+    """It no longer counts as a project. Its storage is released when it is purged, after 30 days."""
     await projects.delete(state.database, caller.actor, object_id(project, "project"))
 
 

@@ -24,8 +24,7 @@ from ximler.schema.document import Identified
 __all__ = ["BUCKET", "charge", "collect", "dereference", "discard", "erase", "purge", "refer", "sweep"]
 
 BUCKET = "assets"
-# A process that lost its lease may still write what it has sent:
-# its chunks are removed once more after this time.
+# Chunks are removed once more after this time: a process that lost its lease may have sent writes before.
 _RECHECK = timedelta(minutes=10)
 _BATCH = 100
 _log = structlog.get_logger("ximler.projects")

@@ -33,8 +33,7 @@ def plain(canvas: Any, text: bytes | None = None) -> bytes:
 
 
 def pack(data: bytes, *, base: bytes | None = None) -> bytes:
-    """`data` compressed, with `base` as what is known already:
-    of canvases that differ little, the difference is left."""
+    """Compress `data`, with `base` as a dictionary: equal parts of similar canvases take no space."""
     if base is None:
         return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
     logs = max(14, len(base).bit_length() - 2)  # zstd indexes 8 << logs bytes of a dictionary, and ignores the rest

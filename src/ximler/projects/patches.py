@@ -504,7 +504,7 @@ def _due(project: Edited, batch: Sequence[Waiting]) -> list[Waiting]:
         elif mark is not None and mark.s > waiting.seq:
             passed = (
                 f"Patch {mark.s} of this client was saved before patch {waiting.seq}, which may have been applied before it: "
-                "read the canvas, and send what is missing with a higher seq"
+                "read the canvas, and send the missing changes with a higher seq"
             )
             _fail(project, [waiting], SeqPassed(passed, fields={"seq": f"must be above {mark.s}"}))
         else:

@@ -66,8 +66,7 @@ def format_datetime(value: Any) -> str:
 def write_instant(value: datetime) -> str:
     """As `isoformat` with milliseconds, in a tenth of its time. The datetime must be in UTC.
 
-    Keeps what it wrote last: clients list the same objects again,
-    and new objects were updated when they were created.
+    Recent results are kept, because clients list the same objects again.
     """
     written = _written.get(value)
     if written is None:
