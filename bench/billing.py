@@ -7,6 +7,7 @@ from statistics import median
 
 from bson import ObjectId
 
+from bench.contest import percentile
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
 from ximler.billing import changes, invoices, pdf
@@ -43,7 +44,7 @@ async def run(setup: Setup) -> list[Table]:
             seconds, trips = await _times(read, rounds)
             if most is not None:
                 figures.append(Figure(what=f"round trips, {name}", value=trips, unit="", most=most))
-            rows.append((name, ms(median(seconds)), ms(sorted(seconds)[int(0.95 * len(seconds))]), str(trips)))
+            rows.append((name, ms(median(seconds)), ms(percentile(seconds, 95)), str(trips)))
             samples[name] = seconds
         figures.append(Figure(what="an invoice as PDF, warm, p50", value=median(seconds) * 1000, unit="ms", most=60))
     return [

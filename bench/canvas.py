@@ -14,7 +14,7 @@ import msgspec
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-from bench.contest import Contestant, compete, ratio, timed
+from bench.contest import Contestant, compete, percentile, ratio, timed
 from bench.editing import EDITORS, FOLLOWERS
 from bench.peers.mongoose import mongoose
 from bench.report import Figure, Table, ms
@@ -106,7 +106,7 @@ async def _together(setup: Setup, database: Database, user: User) -> Table:
         command = [sys.executable, "-m", "bench.editing", str(port), token, str(made.id), str(setup.rounds(20))]
         done = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, check=True)
     found: dict[str, list[float]] = json.loads(done.stdout)
-    p99 = {name: sorted(times)[int(len(times) * 0.99)] for name, times in found.items()}
+    p99 = {name: percentile(times, 99) for name, times in found.items()}
     return Table(
         title="canvas: twenty editors",
         figures=[

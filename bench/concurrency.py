@@ -5,13 +5,14 @@ many as they like.
 import asyncio
 import time
 from collections import Counter
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import msgspec
 from bson import ObjectId
 
 from bench.client import Town, post, town
+from bench.contest import percentile
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
 from ximler.database.monitoring import round_trips
@@ -99,13 +100,12 @@ def _table(rushes: dict[str, list[_Rush]]) -> Table:
             )
         )
         each = [seconds for rush in seen for seconds in rush.each]
-        percentiles = quantiles(each, n=100)
         said = sum((rush.answers for rush in seen), Counter[str]())
         rows.append(
             (
                 plan,
-                ms(percentiles[49]),
-                ms(percentiles[98]),
+                ms(median(each)),
+                ms(percentile(each, 99)),
                 ms(median(rush.whole for rush in seen)),
                 f"{median(rush.commands for rush in seen) / AT_ONCE:.1f}",
                 ", ".join(f"{count} {answer}" for answer, count in said.most_common()),

@@ -3,6 +3,8 @@
 import asyncio
 import time
 
+from bench.contest import percentile
+
 __all__ = ["Burst", "burst"]
 
 
@@ -22,7 +24,7 @@ class Burst:
 
     @property
     def p99(self) -> float:
-        return sorted(self.latencies)[int(len(self.latencies) * 0.99)]
+        return percentile(self.latencies, 99)
 
 
 class _Connection(asyncio.Protocol):

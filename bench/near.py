@@ -3,11 +3,12 @@
 import math
 import random
 import time
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from bson import ObjectId
 
+from bench.contest import percentile
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
 from ximler.core.actor import Actor
@@ -60,11 +61,11 @@ async def run(setup: Setup) -> list[Table]:
         Table(
             title=f"near: {len(owners):,} projects of {len(lights) + 1:,} users",
             figures=[
-                Figure(what=f"p95: {name}", value=_p95(taken) * 1000, unit="ms", most=5)
+                Figure(what=f"p95: {name}", value=percentile(taken, 95) * 1000, unit="ms", most=5)
                 for name, taken in samples.items()
             ],
             columns=("", "median", "p95"),
-            rows=[(name, ms(median(taken)), ms(_p95(taken))) for name, taken in samples.items()],
+            rows=[(name, ms(median(taken)), ms(percentile(taken, 95))) for name, taken in samples.items()],
             samples=samples,
         )
     ]
@@ -87,7 +88,3 @@ def _project(database: Database, chance: random.Random, owner: ObjectId) -> dict
         "updatedAt": now,
         "location": point,
     }
-
-
-def _p95(taken: list[float]) -> float:
-    return quantiles(taken, n=20)[-1]

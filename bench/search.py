@@ -4,11 +4,12 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from bson import ObjectId
 
+from bench.contest import percentile
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
 from ximler.core.actor import Actor
@@ -72,11 +73,11 @@ async def run(setup: Setup) -> list[Table]:
         Table(
             title=f"search: {total:,} projects of {users + 1:,} users",
             figures=[
-                Figure(what=f"p95: {kind}", value=_p95(samples[f"ours: {kind}"]) * 1000, unit="ms", most=most)
+                Figure(what=f"p95: {kind}", value=percentile(samples[f"ours: {kind}"], 95) * 1000, unit="ms", most=most)
                 for kind, most in limits.items()
             ],
             columns=("", "median", "p95"),
-            rows=[(name, ms(median(taken)), ms(_p95(taken))) for name, taken in samples.items()],
+            rows=[(name, ms(median(taken)), ms(percentile(taken, 95))) for name, taken in samples.items()],
             notes=["The text index finds whole words only, and counts the words of a query as alternatives."],
             samples=samples,
         )
@@ -115,7 +116,3 @@ async def _times(queries: list[tuple[ObjectId, str]], ask: Callable[[ObjectId, s
         await ask(user, query)
         taken.append(time.perf_counter() - began)
     return taken
-
-
-def _p95(taken: list[float]) -> float:
-    return quantiles(taken, n=20)[-1]

@@ -12,12 +12,13 @@ import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from bench.contest import percentile
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
 from ximler.accounts.keyring import Keyring
@@ -48,7 +49,7 @@ async def run(setup: Setup) -> list[Table]:
                 whole.append(time.perf_counter() - began)
                 signing += taken
             peaks.append(_peak_mb(process.pid))
-    p99 = _p99(health)
+    p99 = percentile(health, 99)
     return [
         Table(
             title=f"signin: {AT_ONCE} sign-ins at once",
@@ -58,9 +59,14 @@ async def run(setup: Setup) -> list[Table]:
             ],
             columns=("", "median", "99th percentile", "slowest"),
             rows=[
-                ("GET /healthz, without sign-ins", ms(median(quiet)), ms(_p99(quiet)), ms(max(quiet))),
+                ("GET /healthz, without sign-ins", ms(median(quiet)), ms(percentile(quiet, 99)), ms(max(quiet))),
                 ("GET /healthz meanwhile", ms(median(health)), ms(p99), ms(max(health))),
-                ("a sign-in, its wait for a turn included", ms(median(signing)), ms(_p99(signing)), ms(max(signing))),
+                (
+                    "a sign-in, its wait for a turn included",
+                    ms(median(signing)),
+                    ms(percentile(signing, 99)),
+                    ms(max(signing)),
+                ),
                 (f"all {AT_ONCE}", ms(median(whole)), "", ms(max(whole))),
             ],
             notes=[
@@ -135,10 +141,6 @@ async def _probed(host: str, port: int, work: Any) -> list[float]:
         over.set()
         await probing
     return found
-
-
-def _p99(taken: list[float]) -> float:
-    return quantiles(taken, n=100)[98]
 
 
 def _peak_mb(pid: int) -> float:
