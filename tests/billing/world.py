@@ -280,8 +280,8 @@ def new_card(card: str) -> Act:
 def change(plan: str, when: changes.When | None) -> Act:
     async def act(person: Person) -> None:
         found = await changes.change(person.database, person.rail, person.actor, plan_id=plan, when=when)
-        if found.pending_plan_id == plan:
-            person.model.pending = person.world.plans[plan]
+        # A change to the present plan withdraws a pending one.
+        person.model.pending = person.world.plans[plan] if found.pending_plan_id == plan else None
 
     return act
 
