@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.attacks.surface import routes_of
 from tests.contents import contents
-from tests.graphql.test_access import FIELDS
+from tests.graphql.fields import FIELDS
 from tests.serving import Client
 
 from ximler.database import Database

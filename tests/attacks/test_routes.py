@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tests.attacks.surface import BODIES, HEADERS, OBJECTS, PUBLIC, Route, routes_of, values
 from tests.contents import contents
-from tests.graphql.test_access import MARK, Victim, of, victim  # noqa: F401 (a fixture)
+from tests.graphql.fields import MARK
+from tests.graphql.test_access import Victim, of, victim  # noqa: F401 (a fixture)
 from tests.serving import Client
 
 from ximler.database import Database

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,108 +16,12 @@ import pytest
 from bson import Binary
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
-from tests.embedded.processes import alive, eventually, processes_naming
+from tests.embedded.processes import VISITOR, Owner, alive, eventually, in_session, processes_naming
 
 from ximler.core.errors import Invalid
 from ximler.embedded import mongod, server
 
 Start = Callable[..., Any]
-
-_OWNER = """
-import asyncio, json, multiprocessing, os, signal, subprocess, sys
-from pathlib import Path
-from ximler.embedded import server
-
-data_dir, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
-
-def say(event, **fields):
-    print(json.dumps({"event": event, **fields}), flush=True)
-
-supervisor = 0
-
-def log(event, **fields):
-    global supervisor
-    say(event, **fields)
-    if event == "mongod.spawned":
-        supervisor = os.getsid(fields["pid"])
-    if event == plan.get("die_at"):
-        if plan.get("all"):
-            os.killpg(supervisor, signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-async def main():
-    running = await server.start(data_dir, log=log)
-    if plan.get("children"):
-        executed = subprocess.Popen(["sleep", "60"])
-        forked = os.fork()
-        if not forked:
-            signal.pause()
-        spawned = multiprocessing.get_context("spawn").Process(target=signal.pause)
-        spawned.start()
-        say("children", pids=[executed.pid, forked, spawned.pid])
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, say, "interrupted")
-    say("up", uri=running.uri, pids=running.pids, supervisors=[os.getsid(p) for p in running.pids])
-    await asyncio.Event().wait()
-
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
-
-_VISITOR = """
-import asyncio, sys
-from pathlib import Path
-from pymongo import AsyncMongoClient
-from ximler.embedded import server
-
-async def main():
-    async with server.running(Path(sys.argv[1])) as uri, AsyncMongoClient(uri) as client:
-        for _ in range(50):
-            await client.t.visits.insert_one({"by": sys.argv[2]})
-
-asyncio.run(main())
-"""
-
-
-class Owner:
-    """A separate process that owns a server and reports its events."""
-
-    def __init__(self, data_dir: Path, **plan: Any) -> None:
-        script = data_dir.parent / "owner.py"
-        script.write_text(_OWNER)
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), str(data_dir), json.dumps(plan)],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.seen: list[dict[str, Any]] = []
-
-    async def until(self, event: str) -> dict[str, Any]:
-        assert self.process.stdout
-        while line := await asyncio.to_thread(self.process.stdout.readline):
-            self.seen.append(json.loads(line))
-            if self.seen[-1]["event"] == event:
-                return self.seen[-1]
-        raise AssertionError(f"the owner ended before {event}: {self.seen}")
-
-    async def dead(self) -> None:
-        await asyncio.to_thread(self.process.wait)
-        assert self.process.stdout
-        self.process.stdout.close()
-
-    async def kill(self) -> None:
-        self.process.kill()
-        await self.dead()
-
-
-def in_session(leader: int) -> set[int]:
-    pids = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if os.getsid(pid) == leader:
-                found.add(pid)
-    return found
 
 
 def readable_by_others(folder: Path) -> list[Path]:
@@ -339,7 +241,7 @@ async def test_attach_does_not_block_a_start(start: Start, data_dir: Path) -> No
 
 async def test_commands_share_the_server_that_one_of_them_started(data_dir: Path, tmp_path: Path) -> None:
     script = tmp_path / "visitor.py"
-    script.write_text(_VISITOR)
+    script.write_text(VISITOR)
     visitors = [await asyncio.create_subprocess_exec(sys.executable, script, data_dir, str(i)) for i in range(3)]
     assert [await v.wait() for v in visitors] == [0, 0, 0]
     assert await server.attach(data_dir) is None

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from graphql import GraphQLObjectType
-from tests.graphql.test_access import COUNTED, FIELDS, MARK, SCHEMA, ask_for_everything, contents, victim
+from tests.graphql.fields import FIELDS, MARK
+from tests.graphql.test_access import COUNTED, SCHEMA, ask_for_everything, contents, victim
 from tests.serving import Client
 
 from ximler.apikeys import keys

@@ -2,7 +2,7 @@
 and from bug reports of systems like this one."""
 
 import pytest
-from tests.graphql.test_access import FIELDS
+from tests.graphql.fields import FIELDS
 from tests.serving import PASSWORD, Client
 
 from ximler.database import Database
