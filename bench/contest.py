@@ -2,13 +2,14 @@
 
 import gc
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median, quantiles
 from typing import Any
 
 import msgspec
 
-__all__ = ["Contestant", "compete", "percentile", "ratio", "timed"]
+__all__ = ["Contestant", "compete", "frozen", "percentile", "ratio", "timed"]
 
 
 class Contestant(msgspec.Struct, frozen=True):
@@ -26,17 +27,24 @@ async def compete(contestants: Sequence[Contestant], rounds: int) -> dict[str, l
     """
     for contestant in contestants:
         await contestant.run()
-    gc.collect()
-    gc.freeze()
     samples: dict[str, list[float]] = {contestant.name: [0.0] * rounds for contestant in contestants}
-    try:
+    with frozen():
         for turn in range(rounds):
             first = turn % len(contestants)
             for contestant in (*contestants[first:], *contestants[:first]):
                 samples[contestant.name][turn] = await contestant.run()
+    return samples
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """Leave objects from before out of garbage collections, as `ximler up` does with those of its start."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
     finally:
         gc.unfreeze()
-    return samples
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -47,7 +55,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:
-    """Between the samples, and never beyond them, however few they are."""
+    """Of at least two samples, and never beyond the largest."""
     return quantiles(samples, n=100, method="inclusive")[percent - 1]
 
 

@@ -1,7 +1,6 @@
 """Topic `reports`: recurring revenue from rollups, beside the same from the ledger;
 and what the rollups cost."""
 
-import gc
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 from bson import ObjectId
 
-from bench.contest import percentile
+from bench.contest import frozen, percentile
 from bench.report import Figure, Table, ms
 from bench.setup import Setup
 from ximler.analytics import buckets, cash, revenue, rollups
@@ -105,17 +104,15 @@ async def run(setup: Setup) -> list[Table]:
 
 
 async def _timed(report: Report, rounds: int) -> tuple[list[float], int]:
-    """Objects from before are frozen, as in `ximler up`: a collection costs a report its own garbage only."""
     await report()
-    gc.collect()
-    gc.freeze()
     taken, trips = [], 0
-    for _ in range(max(rounds, 3)):
-        with round_trips() as sent:
-            began = time.perf_counter()
-            await report()
-            taken.append(time.perf_counter() - began)
-        trips = len(sent)
+    with frozen():
+        for _ in range(max(rounds, 3)):
+            with round_trips() as sent:
+                began = time.perf_counter()
+                await report()
+                taken.append(time.perf_counter() - began)
+            trips = len(sent)
     return taken, trips
 
 

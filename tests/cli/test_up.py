@@ -41,7 +41,7 @@ def test_an_empty_folder_becomes_a_running_ximler(up):
 
 
 def refuses(url):
-    """Whether new connections are refused within seconds. Those that nobody accepted before are reset."""
+    """Whether the server refuses new connections within ten seconds. Until then it may reset some."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
