@@ -80,6 +80,13 @@ def test_numbers_keep_their_digits(text: bytes) -> None:
     assert repr(json.loads(text)) == repr(decode(text))
 
 
+def test_negative_zero_is_kept() -> None:
+    text = b'[-0,-0 ,"-0,\\"-0 ",{"a-0":-0,"b":"\\\\"},-0.5,-0e1,-7,0,-0\n]'
+    kept = b'[-0.0,-0.0,"-0,\\"-0 ",{"a-0":-0.0,"b":"\\\\"},-0.5,-0.0,-7,0,-0.0]'
+    assert msgspec.json.encode(decode(text)) == kept
+    assert repr(decode(b"-0")) == "-0.0"
+
+
 def test_objects_that_look_like_extended_json_are_plain_objects() -> None:
     text = b'{"$date":"2026-01-01","x":{"$oid":"5f"},"n":{"$numberLong":"1"},"schema":{"com.tldraw.store":1}}'
     assert msgspec.json.encode(decode(text)) == text
@@ -138,8 +145,9 @@ def test_texts_of_too_many_parts_are_refused_quickly(text: bytes) -> None:
     assert time.process_time() - began < 3
 
 
-def test_escapes_take_little_time_and_memory() -> None:
-    text = b'{"a":"\\u003a:' + b"\\n" * 1_000_000 + b'"}'
+@pytest.mark.parametrize("zero", [b"", b"-0"])
+def test_escapes_take_little_time_and_memory(zero: bytes) -> None:
+    text = b'{"a":"\\u003a:' + b"\\n" * 1_000_000 + b'","b":[' + zero + b"]}"
     tracemalloc.start()
     began = time.process_time()
     decode(text)

@@ -156,6 +156,37 @@ async def test_json_that_would_not_come_back_is_refused_with_its_place(editor: E
     assert (await editor.read()).json() == {"a": 1}
 
 
+async def test_negative_zero_comes_back_by_every_way(
+    editor: Editor, ada: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = b"[0,-0,-0.0]"
+    assert (await editor.save(b'{"put":' + zeros + b',"elements":[{"id":"s","x":0}]}', base=0)).status_code == 200
+    patch = b'[{"op":"add","path":"/patch","value":' + zeros + b"}]"
+    assert (await editor.save(patch, method="PATCH", kind=JSON_PATCH, base=1)).status_code == 200
+    merge = b'{"merge":' + zeros + b"}"
+    assert (await editor.save(merge, method="PATCH", kind="application/merge-patch+json", base=2)).status_code == 200
+    records = b'{"client":"tab","seq":1,"put":[{"id":"p","x":-0}],"set":{"s":{"x":-0}}}'
+    assert (await editor.save(records, method="PATCH", kind=RECORDS)).status_code == 200
+    kept = (
+        b'"put":[0,-0.0,-0.0]',
+        b'"patch":[0,-0.0,-0.0]',
+        b'"merge":[0,-0.0,-0.0]',
+        b'{"id":"s","x":-0.0}',
+        b'"p","x":-0.0',
+    )
+    now = (await editor.read()).content
+    assert all(each in now for each in kept), now
+    monkeypatch.setattr(bases, "LIMIT", 10)
+    assert (await editor.save(now, base=4)).status_code == 200
+    assert (await editor.read()).content == now  # of a large canvas
+    change = (
+        "mutation($id: ID!, $v: JSON) { updateProject(id: $id, input: {canvasData: {a: -0, b: $v}}) { canvasData } }"
+    )
+    sent = f'{{"query":"{change}","variables":{{"id":"{editor.path.split("/")[3]}","v":-0}}}}'
+    answer = await ada.http.post("/graphql", content=sent, headers=editor._token | {"Content-Type": "application/json"})
+    assert b'{"a":-0.0,"b":-0.0}' in answer.content, answer.content
+
+
 @pytest.mark.slow
 async def test_numbers_and_strokes_come_back_as_they_went(editor: Editor) -> None:
     exact = b'{"n":9007199254740993,"f":0.1,"big":1.5e300,"text":"\\u00fc\xc3\xbc"}'

@@ -27,6 +27,12 @@ _MAX_DEPTH = 100  # what MongoDB stores
 # Possessive: a way back from each escape would take 160 bytes of memory.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
+# Decoders read the text `-0` as an integer, which has no negative zero. Possessive: one way through the text.
+_NEGATIVE_ZERO = re.compile(rb"-0(?=[\s,\]}]|\Z)")
+_UP_TO_ONE = re.compile(
+    rb'((?:[^"-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|-(?!0(?:[\s,\]}]|\Z)))*+)-0(?=[\s,\]}]|\Z)', re.DOTALL
+)
+
 _PIECE = 1 << 20
 
 _ESCAPED_COLON = rb"\u003"  # and then an A, in either case
@@ -61,7 +67,7 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
     """The value of a JSON text in UTF-8, with at most so many values,
     and objects and arrays among them. Raises NotJson.
 
-    Integers keep all their digits. Numbers with a fraction or an exponent become doubles.
+    Integers keep all their digits. Numbers with a fraction or an exponent become doubles, and so does `-0`.
     """
     if data.startswith(codecs.BOM_UTF8):
         raise NotJson("starts with a byte order mark: send UTF-8 without one", "byte 0")
@@ -70,6 +76,8 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
     try:
         with paused_collection(len(data) > _LARGE):
             value = msgspec.json.decode(data)
+            if _NEGATIVE_ZERO.search(data):
+                value = msgspec.json.decode(_UP_TO_ONE.sub(rb"\1-0.0", data))
     except RecursionError:
         raise _too_deep(depth, "") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -146,7 +146,7 @@ def _json_literal(node: ConstValueNode) -> Any:
         case IntValueNode():
             if len(node.value) > 20:
                 raise GraphQLError("JSON cannot represent an integer of more than 64 bits", node)
-            return int(node.value)
+            return -0.0 if node.value == "-0" else int(node.value)
         case FloatValueNode():
             number = float(node.value)
             if not math.isfinite(number):
