@@ -5,6 +5,7 @@
                 1 kB in every 60 s (a stream of events may last for hours)
     responses   64 kB in every 60 s are taken by the client, once 64 kB wait for it; those that end the
                 connection before the body has arrived: 5 s for the rest of it
+    shutdown    connections without a request yet are closed after 0.25 s, idle ones at once
     connections of one address: a maximum (`Addresses`); above it one of them is closed, else the new one.
                 Above the maximum of the process a twentieth of all are closed: first those that we wait for
                 and that move less than 16 kB/s, slowest first; then those that have been idle longest; then
@@ -116,6 +117,7 @@ class Protocol(HttpToolsProtocol):
     # as others across an ocean do until their first round trip is complete.
     young_s = 0.25
     linger_s = 5.0
+    first_s = 0.25
 
     def __init__(self, *args: Any, addresses: Addresses | None = None, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -137,6 +139,7 @@ class Protocol(HttpToolsProtocol):
         self.last_used = self.loop.time()  # when it was made, or a request arrived whole: bytes alone do not count
         self._body_begun = False
         self.ending = False  # answered; the rest of the body is read and thrown away
+        self._stopping = False  # the server is: the next answer is the last
 
     @property
     def reads_body(self) -> bool:
@@ -157,6 +160,15 @@ class Protocol(HttpToolsProtocol):
                 return
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room(len(self.connections) - self.limit_concurrency + self.limit_concurrency // 20 + 1)
+
+    def shutdown(self) -> None:
+        """Finish soon. The first request of a new connection may be on its way, and is answered."""
+        unused = self.cycle is None
+        if unused and not self._stopping:
+            self._stopping = True
+            self.loop.call_later(self.first_s, super().shutdown)
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -201,6 +213,7 @@ class Protocol(HttpToolsProtocol):
         self._received = 0
         super().on_headers_complete()
         if self.cycle is not None:
+            self.cycle.keep_alive = self.cycle.keep_alive and not self._stopping
             # The subset that responses use.
             self.cycle.transport = _Answers(self, self.transport, self.cycle)  # type: ignore[assignment]
 

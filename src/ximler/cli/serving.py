@@ -312,11 +312,12 @@ class _Server(uvicorn.Server):
                     raise
 
         addresses = Addresses(settings.max_connections_per_address, settings.trusted_proxies)
+        self._protocol = partial(Protocol, addresses=addresses)
         super().__init__(
             uvicorn.Config(
                 serve,
                 interface="asgi3",
-                http=partial(Protocol, addresses=addresses),  # type: ignore[arg-type]  # uvicorn only calls it
+                http=self._protocol,  # type: ignore[arg-type]  # uvicorn only calls it
                 limit_concurrency=settings.max_connections,
                 timeout_keep_alive=settings.keep_alive_s,
                 ws="none",
@@ -336,6 +337,29 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         self.should_exit = self.should_exit or self._shutdown.asked.is_set()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept what waits in the backlog, which closing the listener would reset; then as uvicorn does."""
+        for listener in sockets or []:
+            with contextlib.suppress(OSError):
+                listener.listen(0)  # others get no answer, and are refused at their next attempt
+            await self._accept_all(listener)
+        await super().shutdown(sockets)
+
+    async def _accept_all(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:  # none is left
+                return
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(
+                    lambda: self._protocol(
+                        config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+                    ),
+                    accepted,
+                )
 
     async def _wait_tasks_to_complete(self) -> None:
         """Let running requests finish within the rest of the drain time; then cancel them until they end."""
