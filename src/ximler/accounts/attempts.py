@@ -43,6 +43,7 @@ __all__ = [
     "locked",
     "new_device",
     "refuse_locked",
+    "refuse_too_many",
     "remember",
     "succeed",
 ]
@@ -53,13 +54,14 @@ _DEVICE = Rule(name="sign-in, device", free=10, window=timedelta(hours=24))
 _PLACE = Rule(name="sign-in, place", free=5, window=timedelta(hours=24))
 _REMEMBERED = timedelta(days=180)
 _RENEWED = timedelta(days=90)
+_SIGN_INS = 500  # of an account in an hour: each has an audit entry, which is kept
 _DEVICES = 5  # of an account, that have shown their token; as many that have not
 
 
 class Attempt(msgspec.Struct, frozen=True):
     """`user` is None if the address has no account. A failure counts for `keys`; a success clears `forgiven`.
     `known_device`: it showed a valid token. `device`: the id of that token, unless it is old enough to be
-    replaced. `returns`: it is shown for the first time.
+    replaced. `returns`: it is shown for the first time. `sessions`: how many the account has.
     """
 
     account: RateLimitKey
@@ -70,6 +72,8 @@ class Attempt(msgspec.Struct, frozen=True):
     known_device: bool = False
     device: ObjectId | None = None
     returns: bool = False
+    sessions: int = 0
+    recent: int = 0  # sessions that began in the last hour
 
 
 def account_key(keyring: Keyring, email: str) -> RateLimitKey:
@@ -122,8 +126,8 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     account = account_key(keyring, email)
     by_address = throttle.at_address(keyring, _ADDRESS, actor.address)
     by_device = throttle.key(keyring, _DEVICE, device or "")
-    user, credential, throttles = await _look(database, forms, [account, *by_address, by_device])
     now = database.clock.now()
+    user, credential, throttles, counted = await _look(database, forms, [account, *by_address, by_device], now)
 
     def found(keys: list[RateLimitKey]) -> list[Throttle]:
         return [throttles[each.id] for each in keys if each.id in throttles]
@@ -146,7 +150,18 @@ async def begin(database: Database, keyring: Keyring, actor: Actor, *, email: st
     kept = known if known is not None and known.generation_time > now - _RENEWED else None
     forgiven_now = forgiven if forgiven.id in throttles else None
     returns = credential is not None and kept in credential.devices
-    return Attempt(account, keys, user, credential, forgiven_now, known is not None, kept, returns)
+    return Attempt(
+        account,
+        keys,
+        user,
+        credential,
+        forgiven_now,
+        known is not None,
+        kept,
+        returns,
+        counted.get("all", 0),
+        counted.get("recent", 0),
+    )
 
 
 async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
@@ -169,6 +184,15 @@ async def fail(database: Database, actor: Actor, attempt: Attempt) -> None:
 def locked() -> AccountLocked:
     """Only after the right password, so that the lock is not revealed to others."""
     return AccountLocked("This account is locked: write to support to have it opened")
+
+
+def refuse_too_many(attempt: Attempt) -> None:
+    """After the right password, because others must not learn of it. Raises Throttled."""
+    if attempt.recent >= _SIGN_INS:
+        raise Throttled(
+            f"This account was signed in to {_SIGN_INS} times within an hour: keep a session, or wait",
+            retry_after_s=60,
+        )
 
 
 async def refuse_locked(database: Database, actor: Actor, attempt: Attempt) -> NoReturn:
@@ -194,25 +218,38 @@ async def succeed(database: Database, attempt: Attempt) -> None:
 
 
 async def _look(
-    database: Database, forms: list[str], keys: list[RateLimitKey]
-) -> tuple[User | None, Credential | None, dict[bytes, Throttle]]:
+    database: Database, forms: list[str], keys: list[RateLimitKey], now: datetime
+) -> tuple[User | None, Credential | None, dict[bytes, Throttle], Mapping[str, int]]:
     ids = [each.id for each in keys]
+    in_last_hour = {"$and": [{"$gt": ["$createdAt", now - timedelta(hours=1)]}, {"$not": ["$family"]}]}
+    counts: dict[str, Any] = {"_id": None, "all": {"$sum": 1}, "recent": {"$sum": {"$cond": [in_last_hour, 1, 0]}}}
     rows = await database.users.aggregate(
         [
             {"$match": {"email": {"$in": forms}}},
             {"$lookup": {"from": "credentials", "localField": "_id", "foreignField": "_id", "as": "credential"}},
+            {
+                "$lookup": {
+                    "from": "sessions",
+                    "localField": "_id",
+                    "foreignField": "userId",
+                    "pipeline": [{"$group": counts}],
+                    "as": "counted",
+                }
+            },
             {"$unionWith": {"coll": "throttles", "pipeline": [{"$match": {"_id": {"$in": ids}}}]}},
         ]
     )
     throttles = {bytes(row["_id"]): codec_of(Throttle).decode(row) for row in rows if isinstance(row["_id"], bytes)}
     found = [row for row in rows if not isinstance(row["_id"], bytes)]
     credentials = {row["_id"]: row.pop("credential") for row in found}
+    counted = {row["_id"]: row.pop("counted") for row in found}
     # Unreadable is an account that another application keeps without a password, for instance.
     user = addresses.first(database.users.readable(found), forms)
     if user is None or (user.deleted_at is not None and not user.can_reopen):
-        return None, None, throttles
+        return None, None, throttles, {}
     stored = credentials[user.id]
-    return user, codec_of(Credential).decode(stored[0]) if stored else None, throttles
+    credential = codec_of(Credential).decode(stored[0]) if stored else None
+    return user, credential, throttles, counted[user.id][0] if counted[user.id] else {}
 
 
 def _known_device(

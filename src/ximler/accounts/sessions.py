@@ -21,6 +21,7 @@ from ximler.schema.session import SESSIONS, Session
 from ximler.schema.user import User
 
 __all__ = [
+    "MOST",
     "BadCredentials",
     "SessionExpired",
     "SignedIn",
@@ -34,6 +35,9 @@ __all__ = [
     "sign_out",
     "start",
 ]
+
+
+MOST = 1000  # sessions of an account, exchanged ones included
 
 
 class BadCredentials(Unauthenticated):
@@ -77,6 +81,7 @@ async def sign_in(
             await attempts.fail(database, actor, attempt)
             raise BadCredentials("The e-mail address or the password is not right")
     known = user
+    attempts.refuse_too_many(attempt)
     if credential and credential.locked_at:
         await attempts.refuse_locked(database, actor, attempt)
     if user.can_reopen and not reopen:
@@ -87,6 +92,8 @@ async def sign_in(
         now = await second_factor.still_proved(transaction, known.id, credential)
         if now and now.locked_at:
             raise attempts.locked()
+        if attempt.sessions >= MOST:
+            await _end_oldest(transaction, known.id)
         return await origins.recognise(
             transaction,
             known,
@@ -109,6 +116,16 @@ async def sign_in(
     )
     await attempts.succeed(database, attempt)
     return signed_in
+
+
+async def _end_oldest(transaction: Database, user_id: ObjectId) -> None:
+    """Make room for one more session: exchanged ones first, then those unused for longest."""
+    found = await transaction[SESSIONS].find({"userId": user_id})
+    found.sort(key=lambda session: (session.replaced_at is None, session.expires_at))
+    oldest = [session.id for session in found[: 1 - MOST]]
+    for session_id in oldest:
+        transaction.forget(SESSIONS.name, session_id)
+    await transaction[SESSIONS].delete_many({"userId": user_id, "_id": {"$in": oldest}})
 
 
 async def start(

@@ -23,11 +23,13 @@ from ximler.core.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotF
 from ximler.core.networks import parse_network
 from ximler.database import Database
 from ximler.schema.api_key import API_KEYS, ApiKey
+from ximler.schema.document import Identified
 
 __all__ = ["GRACE", "MAX_KEYS", "Made", "State", "change", "create", "mine", "revoke", "rotate", "state"]
 
 GRACE = timedelta(days=1)
 MAX_KEYS = 100  # active keys per user
+_MAX_ENDED = 200  # revoked and expired ones that stay listed
 _MAX_GRACE = timedelta(days=30)
 _MAX_NAME = 100
 _MAX_NETWORKS = 50
@@ -44,6 +46,11 @@ class Made(msgspec.Struct, frozen=True):
 
 class KeyNotActive(Conflict):
     code = "API_KEY_NOT_ACTIVE"
+
+
+class _Life(Identified, kw_only=True):
+    revoked_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
 async def create(
@@ -217,10 +224,21 @@ def state(key: ApiKey, now: datetime) -> State:
 
 async def _require_room(transaction: Database, owner: ObjectId, most: int) -> None:
     """Raises LimitExceeded. Writes the owner's document,
-    so that concurrently created keys count each other."""
+    so that concurrently created keys count each other.
+
+    Of the keys that have ended, the oldest are removed, because the number of keys that a user makes is not
+    limited; the audit log keeps their history.
+    """
     await transaction.users.patch({"_id": owner}, {})
-    if await transaction.api_keys.count({"userId": owner, **_works(transaction)}) >= most:
+    now = transaction.clock.now()
+    found = await transaction.api_keys.find({"userId": owner}, into=_Life)
+    ended = [key for key in found if key.revoked_at or (key.expires_at and key.expires_at <= now)]
+    if len(found) - len(ended) >= most:
         raise LimitExceeded(f"There are {most} keys already: revoke one that is not needed")
+    if len(ended) > _MAX_ENDED:
+        ended.sort(key=lambda key: key.id)
+        surplus = [key.id for key in ended[:-_MAX_ENDED]]
+        await transaction.api_keys.delete_many({"userId": owner, "_id": {"$in": surplus}})
 
 
 def _owner(actor: Actor, user_id: ObjectId | None) -> ObjectId:
@@ -256,10 +274,6 @@ def _audited(key: ApiKey) -> dict[str, Any]:
         "expiresAt": key.expires_at,
         "hint": key.hint,
     }
-
-
-def _works(database: Database) -> dict[str, Any]:
-    return {"revokedAt": None, "$or": [{"expiresAt": None}, {"expiresAt": {"$gt": database.clock.now()}}]}
 
 
 def _networks(texts: Sequence[str]) -> list[str]:

@@ -230,6 +230,8 @@ async def _require_room(database: Database, user_id: ObjectId, archive: Unzipped
     if digests:
         for known in await database[ASSET_FILES].find({"userId": user_id, "digest": {"$in": digests}}):
             sizes.pop((known.digest or b"").hex(), None)
+    if manifest.assets:
+        await assets.refuse_too_many_of_all(database, user_id)
     await gauges.require_room(database, user_id, sum(sizes.values()))
 
 

@@ -15,14 +15,30 @@ from ximler.core.errors import LimitExceeded, NotFound
 from ximler.core.ids import Position
 from ximler.database import Database, chunks
 from ximler.database.collection import Page
+from ximler.metering.limits.plans import limits_of
 from ximler.projects import access, assets_storage
 from ximler.schema.asset import ASSETS, Asset
 from ximler.schema.document import Identified
 from ximler.schema.project_share import Role
 
-__all__ = ["MOST", "Asset", "delete", "get", "page", "read", "refuse_too_many", "require_project", "stored_by"]
+__all__ = [
+    "MOST",
+    "Asset",
+    "delete",
+    "get",
+    "page",
+    "read",
+    "refuse_too_many",
+    "refuse_too_many_of_all",
+    "require_project",
+    "stored_by",
+]  # fmt: skip
 
 MOST = 1000  # assets of a project
+# Assets of all projects of a user, before a copy or an archive adds up to a thousand with one call. Their
+# documents are not metered: half a kilobyte each, besides the name.
+_MOST_OF_ALL = 100_000
+_BYTES_EACH = 10_000  # or one for so many bytes of the plan's storage
 
 
 async def page(
@@ -88,6 +104,15 @@ async def refuse_too_many(database: Database, user_id: ObjectId, project_id: Obj
     """Raises LimitExceeded for a project that has `MOST` assets."""
     if await database[ASSETS].count({"userId": user_id, "projectId": project_id}) >= MOST:
         raise LimitExceeded(f"The project has {MOST:,} assets, the most that are kept: delete some")
+
+
+async def refuse_too_many_of_all(database: Database, user_id: ObjectId) -> None:
+    """Raises LimitExceeded where the user's projects, those in the trash included, have too many assets."""
+    storage = (await limits_of(database, user_id)).storage_bytes
+    most = max(_MOST_OF_ALL, storage // _BYTES_EACH)
+    index = "userId_1_projectId_1_createdAt_-1__id_-1"
+    if storage >= 0 and await database[ASSETS].count_keys({"userId": user_id}, most=most, index=index) >= most:
+        raise LimitExceeded(f"Your projects have {most:,} assets, the most that are kept: delete some, or the trash")
 
 
 def _no_asset() -> NotFound:

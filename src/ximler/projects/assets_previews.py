@@ -1,4 +1,5 @@
 """Previews of pictures, in two sizes: made at the first request, kept for 30 days, not counted as storage.
+Of a user's, the newest thousand are kept, or a few more: a file of some kilobytes may have one of a megabyte.
 
 A preview is a cache entry: it can be made again from its file at any time. It is stored in the transaction
 that finds the file in use, and removed with the file, so it never outlives it.
@@ -7,6 +8,8 @@ that finds the file in use, and removed with the file, so it never outlives it.
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
+
+from bson import ObjectId
 
 from ximler.accounts import pictures
 from ximler.core.errors import Invalid, NotFound
@@ -21,6 +24,8 @@ CONTENT_TYPE = pictures.CONTENT_TYPE
 SIDES = (256, 1024)  # pixels of the longer side, at most
 _KEPT = timedelta(days=30)
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+_MOST = 1000  # of a user
+_TRIMMED = 50  # at once, so that one in fifty is made slower by it
 _turn = asyncio.Semaphore(1)  # a file waits in the database for its turn to be decoded, not in memory
 
 
@@ -68,4 +73,22 @@ async def get(database: Database, asset: Asset, side: int) -> bytes:
 
     with suppress(DocumentExists):  # another process has made it
         await database.transaction(write)
+        await _trim(database, asset.user_id)
     return preview.data
+
+
+async def _trim(database: Database, user_id: ObjectId) -> None:
+    """Remove the oldest previews of a user who has too many. One command, or two."""
+    theirs = {"userId": user_id}
+    count = await database[ASSET_PREVIEWS].count_keys(theirs, most=_MOST + _TRIMMED, index="userId_1_fileId_1")
+    if count < _MOST + _TRIMMED:
+        return
+    oldest = await database[ASSET_PREVIEWS].aggregate(
+        [
+            {"$match": theirs},
+            {"$project": {"expiresAt": 1}},
+            {"$sort": {"expiresAt": 1, "_id": 1}},
+            {"$limit": _TRIMMED},
+        ]
+    )
+    await database[ASSET_PREVIEWS].delete_many({"userId": user_id, "_id": {"$in": [each["_id"] for each in oldest]}})

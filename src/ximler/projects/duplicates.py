@@ -32,7 +32,7 @@ class _Original(Identified, kw_only=True):
 
 
 async def make(database: Database, actor: Actor, project_id: ObjectId, *, name: str | None = None) -> Project:
-    """Copy one of the actor's projects. Raises NotFound, Invalid, QuotaExceeded.
+    """Copy one of the actor's projects. Raises NotFound, Invalid, QuotaExceeded, LimitExceeded.
 
     It counts as a project like any other. Assets that are deleted meanwhile are left out.
     """
@@ -44,6 +44,8 @@ async def make(database: Database, actor: Actor, project_id: ObjectId, *, name: 
         raise NotFound("No such project")
     theirs = {"userId": user_id, "projectId": project_id}
     shown = await database[ASSETS].find(theirs, sort=[("createdAt", 1), ("_id", 1)], limit=assets.MOST)
+    if shown:
+        await assets.refuse_too_many_of_all(database, user_id)
     copy_id = ObjectId()
     ids = {asset.id: ObjectId() for asset in shown}
     rename = mentions.renamer({str(project_id): str(copy_id)} | {str(old): str(new) for old, new in ids.items()})
