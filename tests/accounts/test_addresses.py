@@ -71,7 +71,8 @@ async def test_an_account_is_found_by_an_address_that_another_application_stored
     await database.raw["users"].update_one({"_id": ada.id}, {"$set": {"email": stored}})
     signed_in = await sessions.sign_in(database, keyring, settings, ANYBODY, email=typed, password=PASSWORD)
     assert signed_in.user.id == ada.id
-    assert await administration.id_of(database, SYSTEM, typed) == ada.id
+    (account,) = (await administration.page(database, SYSTEM, search=typed)).items
+    assert account.user.id == ada.id
     if "localhost" not in typed:
         await credentials.request_reset(database, keyring, ANYBODY, email=typed)
         job = await database.raw["outbox"].find_one({"kind": "accounts.send_reset"})

@@ -48,7 +48,8 @@ def test_an_invisible_name_is_rejected(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a\nb", "a\0b", "a\u202eb", "a\u200bb", "a\ud800b", "a\u2028b", "a\x1b[31mb", "a\u2066b", "a\ufeffb", "a\U000e0041b"],
+    ["a\nb", "a\0b", "a\u202eb", "a\u200bb", "a\ud800b", "a\u2028b", "a\x1b[31mb", "a\u2066b", "a\ufeffb", "a\U000e0041b",
+     "a\u034fb", "a\u3164", "a\uffa0b", "a\u17b4b", "a\ufff0b"],
 )  # fmt: skip
 def test_a_name_has_no_controls_and_nothing_invisible(name: str) -> None:
     with pytest.raises(Invalid, match="control characters"):
@@ -62,7 +63,7 @@ def test_a_name_has_no_controls_and_nothing_invisible(name: str) -> None:
         "see evil.example/x", "evil.example?x=1", "go to evil-site.co/a", "http:\\\\evil.example", "javascript:alert(1)",
         "mailto:x@evil.example", "ftp:evil.example", "evil.example:8080", "evil。example/x", "пример.рф/x",
         "xn--e1afmkfd.xn--p1ai/x",
-        "192.0.2.7/x", "192.0.2.7:8080", "ｗｗｗ．evil.example", "//evil.example", "[click](http://evil.example)",
+        "192.0.2.7/x", "192.0.2.7:8080", "ｗｗｗ．evil.example", "ftp.evil.example", "//evil.example", "[click](http://evil.example)",
     ],
 )  # fmt: skip
 def test_a_name_is_no_link(name: str) -> None:

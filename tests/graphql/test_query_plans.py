@@ -323,7 +323,7 @@ async def operator(database: Database, settings: Settings) -> None:
     await administration.page(database, actor, first=5, after=(page.items[-1].user.created_at, page.items[-1].user.id))
     for text in ("bob", "bob@example.com", str(page.items[-1].user.id)):
         await administration.page(database, actor, search=text, first=5)
-    bob = await administration.id_of(database, actor, "bob@example.com")
+    (bob,) = (user.id for user in await database.users.find({"email": "bob@example.com"}))
     await roles.grant(database, actor, bob, "operator")
     await administration.lock(database, actor, bob, reason="a test")
     await administration.unlock(database, actor, bob)

@@ -5,6 +5,7 @@ entry that names the users on it by id. Verifying, locking, unlocking and ending
 sign-in.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -35,7 +36,6 @@ __all__ = [
     "create",
     "get",
     "history",
-    "id_of",
     "lock",
     "open_sessions",
     "page",
@@ -121,17 +121,6 @@ async def page(
     seen = [user.id for user in found.items]
     await records.write(database, actor, Action.USERS_LISTED, resource="users", seen=seen)
     return Page(accounts, found.cursors, has_next=found.has_next)
-
-
-async def id_of(database: Database, actor: Actor, who: str) -> ObjectId:
-    """The id of the account with this e-mail address or id. Raises NotFound, Forbidden."""
-    actor.require_operator()
-    if "@" not in who and ObjectId.is_valid(who):
-        return ObjectId(who)
-    user = await addresses.holder(database, who)
-    if user is None:
-        raise NotFound(f"There is no account with the address {who}")
-    return user.id
 
 
 async def get(database: Database, actor: Actor, user_id: ObjectId) -> Account:
@@ -280,7 +269,11 @@ def _matching(search: str | None) -> dict[str, object]:
     # Ranges instead of patterns use an index for any input. Names match as typed and in common
     # capitalisation.
     names = {text, text.title(), text.capitalize()}
-    return {"$or": [_beginning("email", text.lower()), *(_beginning("name", name) for name in sorted(names))]}
+    # Other applications store capitals, and domains as A-labels. Patterns, because `find` converts other
+    # operands to lower case.
+    others = {text, *addresses.alternatives(text)} - {text.lower()}
+    found = [_beginning("email", text.lower()), *({"email": {"$regex": f"^{re.escape(each)}"}} for each in others)]
+    return {"$or": [*found, *(_beginning("name", name) for name in sorted(names))]}
 
 
 def _beginning(field: str, text: str) -> dict[str, object]:

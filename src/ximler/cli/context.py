@@ -67,14 +67,19 @@ class Run:
         return Keyring(self.settings)
 
     async def user(self, who: str, *, closed: bool = False) -> "User":
-        """The user with this e-mail address or id; with `closed`, also a closed account. Raises NotFound,
-        Invalid.
+        """The user with this id, or this e-mail address in any form in which it may be stored; with `closed`,
+        also a closed account. Raises NotFound, Invalid.
         """
-        try:
-            where = {"email": who.strip().lower()} if "@" in who else {"_id": object_id(who.strip())}
-        except Invalid:
-            raise Invalid.field("user", f"{who!r} is not an id (24 hexadecimal digits) or e-mail address") from None
-        found = await self.database.users.find_one(where, deleted=closed)
+        from ximler.accounts import addresses
+
+        if "@" in who:
+            found = await addresses.holder(self.database, who, {} if closed else {"deletedAt": None})
+        else:
+            try:
+                where = {"_id": object_id(who.strip())}
+            except Invalid:
+                raise Invalid.field("user", f"{who!r} is not an id (24 hexadecimal digits) or e-mail address") from None
+            found = await self.database.users.find_one(where, deleted=closed)
         if found is None:
             raise NotFound(f"There is no user {who}")
         return found
