@@ -8,7 +8,7 @@ object waits: its charge may be written a moment later.
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from bson import ObjectId
@@ -30,14 +30,17 @@ _log = structlog.get_logger("ximler.billing")
 _LEASE = timedelta(seconds=60)
 _WAITS_S = (5, 30, 300, 3600, 6 * 3600)
 _MOST_TRIES = 12
-_TOGETHER = 50  # events that are claimed with one command
+_TOGETHER = 200  # events that are claimed with one command
 _AT_ONCE = 8
 
 
 class _Due(Document, kw_only=True):
-    """An event that waits. Its content is not read, so that an unreadable one does not hold up the others."""
+    """An event that waits. Its content has any type, so an unreadable one does not hold up the others."""
 
-    id: str = field(name="_id")
+    id: Any = field(name="_id")
+    kind: Any = None
+    object_id: Any = None
+    reference: Any = None
 
 
 async def receive(database: Database, provider: Provider, body: bytes, signature: str) -> bool:
@@ -75,9 +78,29 @@ async def process(database: Database, provider: Provider) -> int:
         found = await database[BILLING_EVENTS].find(due, into=_Due, sort=[("dueAt", 1)], limit=_TOGETHER)
         if not found:
             return count
-        if claimed := await _claim(database, [each.id for each in found], due):
+        settled = await _settle(database, found) if len(found) > 1 else []
+        count += len(settled)
+        waiting = [each.id for each in found if each.id not in settled]
+        if waiting and (claimed := await _claim(database, waiting, due)):
             await handle_each(database, provider, claimed)
             count += len(claimed)
+
+
+async def _settle(database: Database, found: Sequence[_Due]) -> list[Any]:
+    """Finish events of payments that are paid already, and never change again; returns their ids.
+
+    After a run nearly all are: the provider's answer came before its event. Two commands, without a claim.
+    """
+    intents = {
+        each.id: (each.reference, each.object_id)
+        for each in found
+        if each.kind == "intent.changed" and {type(each.id), type(each.reference), type(each.object_id)} == {str}
+    }
+    paid = await payments.paid_intents(database, {reference for reference, _ in intents.values()})
+    settled = [event_id for event_id, intent in intents.items() if intent in paid]
+    if settled:
+        await _finish(database, settled)
+    return settled
 
 
 async def _claim(database: Database, ids: list[Any], due: dict[str, Any]) -> list[BillingEvent]:
@@ -127,20 +150,29 @@ async def handle_each(database: Database, provider: Provider, events: Sequence[B
                 results[event.id] = problem
 
     await asyncio.gather(*(apply(each) for each in events if each.id not in results))
-    outcomes = [({"_id": each.id}, _outcome(database, each, results[each.id])) for each in events]
-    if outcomes and all(result is True for result in results.values()):
-        done = {"_id": {"$in": [each.id for each in events]}}
-        await database[BILLING_EVENTS].patch_many(done, outcomes[0][1])
-    else:
-        await database[BILLING_EVENTS].patch_each(outcomes)
+    await _finish(database, [each.id for each in events if results[each.id] is True])
+    await database[BILLING_EVENTS].patch_each(
+        ({"_id": each.id}, _outcome(database, each, result))
+        for each in events
+        if (result := results[each.id]) is not True
+    )
     return {event_id: result is True for event_id, result in results.items()}
 
 
-def _outcome(database: Database, event: BillingEvent, result: bool | Exception) -> Update:
-    """Done, given up, or tried again later."""
+async def _finish(database: Database, ids: Sequence[Any]) -> None:
+    """Events that were applied are done. Several cost the server half as much in a transaction."""
+    done: Update = {"$set": {"doneAt": database.clock.now()}, "$unset": {"dueAt": "", "problem": ""}}
+
+    async def write(database: Database) -> int:
+        return await database[BILLING_EVENTS].patch_many({"_id": {"$in": list(ids)}}, done)
+
+    if ids:
+        await (write(database) if len(ids) == 1 else database.transaction(write))
+
+
+def _outcome(database: Database, event: BillingEvent, result: Literal[False] | Exception) -> Update:
+    """Given up, or tried again later."""
     now = database.clock.now()
-    if result is True:
-        return {"$set": {"doneAt": now}, "$unset": {"dueAt": "", "problem": ""}}
     problem = "unknown object"
     if isinstance(result, XimlerError):
         problem = f"{result.code}: {result.message}"

@@ -50,10 +50,6 @@ async def tick_each(
     results: dict[ObjectId, int | Exception] = dict.fromkeys(user_ids, 0)
     due = list(results)
     for count in range(MOST_STEPS):
-        where = {"_id": {"$in": due}, "nextAt": {"$lte": database.clock.now()}}
-        due = [each.id for each in await database[BILLING_ACCOUNTS].find(where, into=Identified)]
-        if not due:
-            return results
         going = []
         steps = await each_in_turn(database, {user_id: _deciding(user_id) for user_id in due})
         driven = await _drive(database, provider, steps)
@@ -63,7 +59,12 @@ async def tick_each(
             elif step is not False:
                 results[user_id] = count + 1
                 going.append(user_id)
-        due = going
+        if not going:
+            return results
+        where = {"_id": {"$in": going}, "nextAt": {"$lte": database.clock.now()}}
+        due = [each.id for each in await database[BILLING_ACCOUNTS].find(where, into=Identified)]
+        if not due:
+            return results
     for user_id in due:
         _log.error("account does not come to rest", user=str(user_id))
     return results

@@ -32,7 +32,7 @@ __all__ = ["Inbox", "Result", "forward", "run", "scheduled"]
 
 _log = structlog.get_logger("ximler.billing")
 _DUE = 1000  # accounts that are looked up at a time
-_TOGETHER = 50  # accounts whose steps are taken together
+_TOGETHER = 200  # accounts whose steps are taken together
 _AT_ONCE = 2  # such batches, so that process and server both work
 _WAIT = timedelta(minutes=5)
 _MOST_ROUNDS = 20

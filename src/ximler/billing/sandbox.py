@@ -11,6 +11,7 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from itertools import starmap
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +22,8 @@ from ximler.core.clock import EPOCH
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.core.together import Together
 from ximler.database import Database
+from ximler.database.reading import Filter
+from ximler.database.updates import Update
 from ximler.schema.sandbox_object import SANDBOX_OBJECTS, SandboxObject
 
 __all__ = ["CARDS", "TOLERANCE", "Card", "Fault", "Sandbox", "sign"]
@@ -28,10 +31,13 @@ __all__ = ["CARDS", "TOLERANCE", "Card", "Fault", "Sandbox", "sign"]
 TOLERANCE = timedelta(minutes=5)
 _LATER = timedelta(minutes=10)
 _EXPIRES = "2034-12"
+_TOGETHER = 500  # calls at the same time
+_STORED = dict(zip(SandboxObject.__struct_fields__, SandboxObject.__struct_encode_fields__, strict=True))
 
 # Faults that a test injects into a call (`confirm`: "down") and to its answer (`confirm:answer`: "after").
 Fault = Literal["down", "after"] | None
 Deliver = Callable[[bytes, str], Awaitable[object]]
+_Confirmed = tuple[bool, SandboxObject | None]  # whether it has changed, and the intent afterwards
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,9 +91,11 @@ class Sandbox:
         self._base_url = base_url
         self.deliver = deliver
         self.fault: Callable[[str], Fault] = lambda _: None
-        self._inserting: Together[SandboxObject, bool] = Together(self._insert_each)
-        self._reading: Together[str, SandboxObject | None] = Together(self._read_each)
-        self._confirming: Together[tuple[str, dict[str, Any]], bool] = Together(self._confirm_each)
+        self._inserting: Together[SandboxObject, bool] = Together(self._insert_each, most=_TOGETHER)
+        self._reading: Together[str, SandboxObject | None] = Together(self._read_each, most=_TOGETHER)
+        self._confirming: Together[tuple[str, dict[str, Any]], _Confirmed] = Together(
+            self._confirm_each, most=_TOGETHER
+        )
 
     async def customer(self, user_id: ObjectId) -> str:
         customer_id = f"cus_{user_id}"
@@ -169,15 +177,14 @@ class Sandbox:
     async def confirm(self, intent_id: str, method_id: str) -> Intent:
         self._may("confirm")
         card = _card(method_id)
-        values: dict[str, Any] = {"status": "FAILED" if card.failure else "SUCCEEDED", "methodId": method_id}
+        values: dict[str, Any] = {"status": "FAILED" if card.failure else "SUCCEEDED", "method_id": method_id}
         if card.later:
             values["status"] = "PROCESSING"
             if card.later != "never":
-                values |= {"outcome": card.later, "dueAt": self._database.clock.now() + _LATER}
+                values |= {"outcome": card.later, "due_at": self._database.clock.now() + _LATER}
         if card.failure:
             values |= {"failure": card.failure, "hard": card.hard}
-        changed = await self._confirming(None, (intent_id, values))
-        found = await self._reading(None, intent_id)
+        changed, found = await self._confirming(None, (intent_id, values))
         if found is None:
             raise NotFound(f"No such intent: {intent_id}")
         if changed:
@@ -307,12 +314,26 @@ class Sandbox:
         found = {each.id: each for each in await self._database[SANDBOX_OBJECTS].find(where)}
         return [found.get(each) for each in ids]
 
-    async def _confirm_each(self, _: None, intents: list[tuple[str, dict[str, Any]]]) -> list[bool]:
-        """Whether each has changed. Not known of several of which some have not:
-        then they send an event in vain."""
-        changes = [({"_id": intent_id, "status": "CREATED"}, {"$set": values}) for intent_id, values in intents]
-        changed = await self._database[SANDBOX_OBJECTS].patch_each(changes)
-        return [changed > 0] * len(intents)
+    async def _confirm_each(self, _: None, intents: list[tuple[str, dict[str, Any]]]) -> list[_Confirmed]:
+        ids = [intent_id for intent_id, _ in intents]
+
+        def change(intent_id: str, values: dict[str, Any]) -> tuple[Filter, Update]:
+            stored = {_STORED[name]: value for name, value in values.items()}
+            return {"_id": intent_id, "status": "CREATED"}, {"$set": stored}
+
+        if len(intents) == 1:
+            changed = await self._database[SANDBOX_OBJECTS].patch(*change(*intents[0]))
+            return [(changed, found) for found in await self._read_each(None, ids)]
+
+        async def write(transaction: Database) -> list[_Confirmed]:
+            found = {each.id: each for each in await transaction[SANDBOX_OBJECTS].find({"_id": {"$in": ids}})}
+            created = {each.id for each in found.values() if each.status == "CREATED"}
+            wanted = {intent_id: values for intent_id, values in reversed(intents) if intent_id in created}
+            await transaction[SANDBOX_OBJECTS].patch_each(starmap(change, wanted.items()))
+            found |= {each: msgspec.structs.replace(found[each], **values) for each, values in wanted.items()}
+            return [(intent_id in created, found.get(intent_id)) for intent_id in ids]
+
+        return await self._database.transaction(write)
 
     async def _emit(self, kind: str, object_id: str, reference: str | None = None) -> None:
         notice = Notice(id=f"evt_{secrets.token_hex(12)}", kind=kind, object_id=object_id, reference=reference)

@@ -373,7 +373,8 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
             )
         case "RENEWAL":
             now = transaction.clock.now()
-            await _patch(transaction, account, "paid", {})  # also if only another application made it PAST_DUE
+            if states.of(account) != "ACTIVE":  # else `_gone` has seen it ACTIVE, or made it so
+                await _patch(transaction, account, "paid", {})
             account.invoice_id, account.failed_at, account.retries = None, None, 0
             if ends_at(account) <= now:
                 account.not_before = now + CATCH_UP

@@ -32,6 +32,7 @@ T = TypeVar("T")
 A = TypeVar("A")
 Perform = Callable[[list[Any]], Awaitable[Sequence[Any]]]
 _SCALARS = (ObjectId, str, int)
+_BATCH = 1000  # documents of an answer; the server's default of 101 would take another command
 
 
 class OutOfStep(Conflict):
@@ -261,7 +262,7 @@ class _InStep(TypedCollection[D]):
         ]
 
     async def _first(self, where: dict[str, Any], into: type[Any] | None, limit: int = 1) -> list[dict[str, Any]]:
-        cursor = self.raw.find(where, projection_of(into), limit=limit, session=self._session)
+        cursor = self.raw.find(where, projection_of(into), limit=limit, batch_size=_BATCH, session=self._session)
         return await self._alone(cursor.to_list())
 
 
