@@ -33,7 +33,7 @@ from ximler.billing import (
     subscriptions,
 )  # fmt: skip
 from ximler.billing.provider import Notice
-from ximler.billing.sandbox import Fault, Sandbox, sign
+from ximler.billing.sandbox import CARDS, Fault, Sandbox, sign
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import XimlerError
@@ -42,7 +42,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.charge import CHARGES
-from ximler.schema.checkout import CHECKOUTS
+from ximler.schema.checkout import CHECKOUTS, Checkout
 from ximler.schema.credit import CREDITS
 from ximler.schema.invoice import INVOICES
 from ximler.schema.sandbox_object import SANDBOX_OBJECTS
@@ -57,6 +57,8 @@ FAULTS = (
     "create_intent", "create_intent:answer", "confirm", "confirm:answer", "intent", "refund", "refund:answer",
     "refund_state", "dispute",
 )  # fmt: skip
+
+DECLINED = {number for number, card in CARDS.items() if card.failure or card.later == "FAILED"}
 
 # The least that Stripe charges, and the unit of its amounts, in minor units.
 MINIMA = {"USD": (50, 1), "JPY": (50, 1), "KWD": (500, 10)}
@@ -162,7 +164,7 @@ class World:
 
     async def _attempt(self, act: Act, person: "Person") -> None:
         """The person does it; and once more, where the process was killed meanwhile."""
-        self._until = None
+        self._until = person.page = None
         with suppress(XimlerError):
             await self._killed(lambda: act(person))
 
@@ -226,6 +228,7 @@ class Person:
         business = self.database.business
         units = MINIMA[world.scale.currency]
         self.model = Model(Fraction(business.rates.get("DE", 0)), business.inclusive, *units)
+        self.page: Checkout | None = None  # of the purchase that is under way
         self._trials: set[str] = set()
 
     async def see(self) -> None:
@@ -252,10 +255,12 @@ class Person:
 def buy(plan: str, card: str, code: str | None, terms: Coupon | None) -> Act:
     async def act(person: Person) -> None:
         world = person.world
-        begun = await checkouts.start(
+        begun = person.page or await checkouts.start(
             world.database, world.rail, world.settings, person.actor,
             plan_id=plan, coupon=code, return_url="http://localhost/",
         )  # fmt: skip
+        # A declined card that is entered on two pages is declined twice: a repeat uses the same page.
+        person.page = begun if card in DECLINED else None
         person.model.asked[begun.id] = (
             world.plans[plan],
             world.scale.terms(terms),
