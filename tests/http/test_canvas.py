@@ -127,10 +127,12 @@ async def test_records_are_patched_without_a_base_and_without_conflicts(editor: 
     assert (await send(1, put=[{"id": "a", "x": 1}])).json() == first.json()
     assert (await send(2, set={"a": {"x": 2}})).json() == {"revision": 2, "rejected": []}
     assert (await editor.read()).json() == {"a": 1, "elements": [{"id": "a", "x": 2}]}
-    passed = await send(1, set={"a": {"x": 1}})
+    assert (await send(1, set={"a": {"x": 1}})).json() == first.json()
+    assert (await send(4, set={"a": {"x": 2}})).json() == {"revision": 3, "rejected": []}
+    passed = await send(3, set={"a": {"x": 1}})
     assert (passed.status_code, passed.json()["code"]) == (422, "SEQ_PASSED")
-    assert passed.json()["fields"] == {"seq": "must be above 2"}
-    refused = await send(3, set={"a": {"$x": 1}})
+    assert passed.json()["fields"] == {"seq": "must be above 4"}
+    refused = await send(5, set={"a": {"$x": 1}})
     assert (refused.status_code, list(refused.json()["fields"])) == (422, ["set.0"])
     late = await editor.save({}, if_match='"0"')
     assert late.status_code == 412

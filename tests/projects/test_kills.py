@@ -62,12 +62,13 @@ async def _edit(
 
 
 class Clients:
-    """HTTP clients on sockets. Of their requests some are cut:
-    while they are sent, before the answer, or within it."""
+    """HTTP clients on sockets. Of their requests some are cut: while they are sent, before the answer,
+    or within it. Some send the patch before their latest again."""
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "log"
-        self.cuts = 0
+        self.cuts = self.repeated = 0
+        self._revisions: dict[tuple[int, int], int] = {}  # by client and number
 
     async def edit(
         self, database: Database, uri: str, ada: Actor, project: str, answered: dict[int, int], until: int
@@ -96,11 +97,17 @@ class Clients:
 
             async def editor(client: int) -> None:
                 while answered[client] < editors.LAST and process.returncode is None:
-                    patch = editors.patch(client, answered[client] + 1)
+                    repeats = answered[client] > 1 and random.random() < 0.2
+                    seq = answered[client] - 1 if repeats else answered[client] + 1
+                    patch = editors.patch(client, seq)
                     try:
                         revision = await self._send(port, token, project, json.dumps(patch).encode())
                     except (OSError, EOFError):
                         continue  # sent again as it is, to this server or to the next one
+                    assert self._revisions.setdefault((client, seq), revision) == revision
+                    if repeats:
+                        self.repeated += 1
+                        continue
                     answered[client] += 1
                     revisions.add(revision)
                     left[0] -= 1
@@ -230,3 +237,4 @@ async def test_http_clients_that_are_cut_at_random_survive_a_killed_server(
     clients = Clients(tmp_path)
     await _run(database, mongodb_uri, ada, kills, clients.edit)
     assert clients.cuts > EDITORS * last // 10
+    assert clients.repeated > 0

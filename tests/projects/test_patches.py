@@ -149,10 +149,57 @@ async def test_the_same_patch_again_is_answered_as_before_and_applied_once(drawi
     drawing.saver = Saver(drawing.database)  # as after a restart, or in another process
     assert await drawing.save("one", 1, set={"a": {"x": 1}, "gone": {"x": 1}}) == first
     assert (await drawing.records())["a"]["x"] == patches.LOGGED + 10
-    await drawing.save("one", 3, set={"a": {"x": 3}})
-    with pytest.raises(SeqPassed):
-        await drawing.save("one", 2, set={"a": {"x": 2}})
     assert len((await drawing.stored())["canvasLog"]) == patches.LOGGED
+
+
+async def test_an_earlier_patch_again_is_answered_from_the_log_and_applied_once(drawing: Canvas) -> None:
+    long = {f"{n:_<190}": {"x": 1} for n in range(30)}
+    given_: list[dict[str, Any]] = [
+        {"set": {"a": {"x": 1}, "gone": {"x": 1}}},  # by the pipeline
+        {"put": [{"id": "big", "text": "y" * patches.MAX_LOGGED}]},  # which the log has not
+        {"remove": ["b"], "set": {"b2": {"x": 1}}},
+        {"set": {"a": {"x": 4}}},
+        {"set": long},  # more ids in vain than the log has
+        {"set": {"a": {"x": 6}}},
+    ]
+    first = [await drawing.save("one", seq, **change) for seq, change in enumerate(given_, 1)]
+    assert [outcome.rejected for outcome in first] == [["gone"], [], ["b2"], [], list(long), []]
+    together = await asyncio.gather(*(drawing.save(f"tab{n}", 1, set={"a": {"x": 7}, f"g{n}": {}}) for n in range(30)))
+    await canvas.patch(drawing.database, drawing.ada, drawing.id, [], based_on=None)
+    await canvas.replace(drawing.database, drawing.ada, drawing.id, await drawing.read(), based_on=None)
+    await drawing.save("two", 1, set={"a": {"x": 8}})
+    await asyncio.gather(*(drawing.save(f"tab{n}", 2, set={"a": {"x": 8}}) for n in range(30)))
+    before = await drawing.stored()
+    for _ in range(2):
+        for seq in (1, 2, 3, 4, 6):
+            assert await drawing.save("one", seq, set={"a": {"x": 0}}) == first[seq - 1]
+        with pytest.raises(SeqPassed):
+            await drawing.save("one", 5, **given_[4])
+        again = await asyncio.gather(*(drawing.save(f"tab{n}", 1, set={"a": {"x": 0}}) for n in range(30)))
+        assert again == together
+        drawing.saver = Saver(drawing.database)  # as after a kill, or in another process
+    assert await drawing.stored() == before
+    for n in range(patches.LOGGED):
+        await drawing.save("two", 2 + n, set={"a": {"x": n}})
+    with pytest.raises(SeqPassed):
+        await drawing.save("one", 4, **given_[3])
+
+
+async def test_a_client_that_is_forgotten_is_still_known_from_the_log(drawing: Canvas) -> None:
+    count = 2 * patches.MAX_CLIENTS
+
+    def all_of_them() -> Any:
+        return asyncio.gather(*(drawing.save(f"tab{n}", 2, put=[{"id": f"n{n}"}]) for n in range(count)))
+
+    first = await all_of_them()
+    await drawing.save("late", 1, remove=[f"n{n}" for n in range(count)])
+    assert len((await drawing.stored())["canvasClients"]) < patches.MAX_CLIENTS
+    drawing.saver = Saver(drawing.database)
+    assert await all_of_them() == first
+    assert len(await drawing.records()) == 3
+    with pytest.raises(SeqPassed):
+        await drawing.save("tab0", 1, put=[{"id": "n0"}])
+    assert (await drawing.save("tab0", 3, put=[{"id": "n0"}])).revision == max(each.revision for each in first) + 2
 
 
 @pytest.mark.slow
@@ -188,8 +235,8 @@ async def test_storage_is_reserved_ahead_and_exact_at_rest(drawing: Canvas) -> N
     measured = sum(storage.size_of(name, stored[name]) for name in ("canvasData", "canvasLog", "canvasClients"))
     assert gauge == charged == stored["storageSize"] == measured + 5
     await canvas.replace(drawing.database, drawing.ada, drawing.id, {}, based_on=None)
-    clients = storage.size_of("clients", stored["canvasClients"])
-    assert await drawing.charged() == (10 + clients, 10 + clients)
+    kept = 10 + sum(storage.size_of(name, stored[name]) for name in ("canvasLog", "canvasClients"))
+    assert await drawing.charged() == (kept, kept)
 
 
 async def test_ids_that_are_set_in_vain_count_as_storage(drawing: Canvas) -> None:

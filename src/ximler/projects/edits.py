@@ -95,6 +95,8 @@ class Edited:
         self.declaration: Any = None
         self.declared = records.DEFAULT
         self.marks: dict[str, Mark | None] = {}
+        self.crowded = False  # marks may have been removed of clients that are still in the log
+        self.earlier: dict[tuple[str, int], Outcome | None] = {}  # in the log, of the clients last looked up
         self.base: Base | None = None
         self.size = 0  # bytes of the canvas, at least
         self.tail = 0  # bytes of the patches since the base
@@ -152,13 +154,9 @@ class Change:
             for waiting, gone in zip(batch, rejected, strict=True)
         }
         self._depends = dict(zip(self.marks, composed.depends, strict=True))
-        event = {
-            "by": [[waiting.client, waiting.seq] for waiting in batch],
-            "put": list(composed.put.values()),
-            "set": composed.set,
-            "remove": composed.remove,
-        }
-        self._logged: dict[str, Any] = {"r": self.revision}
+        event = {"put": list(composed.put.values()), "set": composed.set, "remove": composed.remove}
+        senders = {client: mark.s for client, mark in self.marks.items()}
+        self._logged: dict[str, Any] = {"r": self.revision, "b": senders}
         self.patch = msgspec.json.encode({name: value for name, value in event.items() if value})
         if len(self.patch) <= MAX_LOGGED:
             self._logged["p"] = self.patch
@@ -170,8 +168,13 @@ class Change:
             self.grows = sizes + 16 * composed.ids + len(self._logged.get("p", b"")) + _MARGIN
         else:
             self.grows = len(self.patch) + len(self._logged.get("p", b"")) + 2 * _MARGIN
-        for mark, depends in zip(self.marks.values(), composed.depends, strict=True):  # the ids that were set in vain
-            self.grows += sum(len(name.encode()) + 8 for name in [*mark.x, *depends][:_MAX_REJECTED])
+        if gone := {client: mark.x for client, mark in self.marks.items() if mark.x}:
+            self._logged["x"] = gone if len(bson.encode(gone)) <= MAX_LOGGED else None
+        self.grows += len(bson.encode(senders))
+        self.grows += sum(len(client) + 40 for client in self.marks if project.marks.get(client) is None)
+        vain = [[*mark.x, *depends] for mark, depends in zip(self.marks.values(), composed.depends, strict=True)]
+        size = sum(len(name.encode()) + 8 for names in vain for name in names[:_MAX_REJECTED])
+        self.grows += size + min(size + sum(len(client) + 8 for client in self.marks), MAX_LOGGED) if size else 0
 
     def where(self, guarded: bool) -> dict[str, Any]:
         project = self._project
@@ -288,6 +291,11 @@ class Change:
         for path, amount in stages["$inc"].items():
             literal[path] = {"$add": [{"$ifNull": [f"${path}", 0]}, amount]}
         literal["canvasData"] = {"$mergeObjects": [{"$ifNull": ["$canvasData", {}]}, {declared.list: listed}]}
+        made = [{"$set": literal}]
+        if any(self._depends.values()):
+            gone = {client: {"$ifNull": [f"$canvasClients.{client}.x", []]} for client in self.marks}
+            kept = {"$cond": [{"$lte": [{"$bsonSize": gone}, MAX_LOGGED]}, gone, None]}
+            made.append({"$set": {f"canvasLog.{self.revision % LOGGED}.x": kept}})
         usable = [
             {"canvasData": None},
             {
@@ -295,7 +303,7 @@ class Change:
                 "$or": [{place: {"$type": "array"}}, {place: None}],
             },
         ]
-        return {"$or": usable}, [{"$set": literal}]
+        return {"$or": usable}, made
 
     def _bookkeeping(self) -> dict[str, Any]:
         """The parts that every update has."""

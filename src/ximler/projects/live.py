@@ -56,10 +56,11 @@ class _Logged(Identified, kw_only=True):
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """Of the log: a patch of records in `p`, or its digest in `h`, or one by position.
-    It does not repeat the revision."""
+    """Of the log: a patch of records in `p`, or its digest in `h`, and its senders' numbers in `b`, or one by
+    position. Neither repeats the revision."""
 
     r: int
+    b: dict[str, int] = {}
     p: bytes | None = None
     h: bytes = b""
     j: bytes | None = None
@@ -71,7 +72,10 @@ class _Entry(msgspec.Struct, frozen=True):
         if self.m is not None:
             return Event(self.r, b'{"revision":%d,"merge":%b}' % (self.r, self.m), "merge")
         patch = self.p if self.p is not None else recent.find(self.h)
-        return Event(self.r, None if patch is None else b'{"revision":%d,' % self.r + patch[1:])
+        if patch is None:
+            return Event(self.r)
+        by = msgspec.json.encode(list(self.b.items()))
+        return Event(self.r, b'{"revision":%d,"by":%b%b' % (self.r, by, b"," + patch[1:] if len(patch) > 2 else b"}"))
 
 
 class Follower(Inbox[Event]):

@@ -14,8 +14,9 @@ whole is stored anew.
 Ids and values of users never become operators: ids are values in filters, and property names are checked by
 `records.parse`.
 
-The same command stores each client's number and outcome, and the patch in a log of the last 64 revisions. A
-patch that is sent again is answered from these, in whichever process, and is applied once.
+The same command stores each client's latest number and outcome, and in a log of the last 64 revisions the
+patch with the numbers and outcomes of those who sent it. A patch that is sent again is answered from these,
+in whichever process, and is applied once.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ __all__ = ["LOGGED", "MAX_LOGGED", "Outcome", "Recent", "Saver", "SeqPassed"]
 
 _log = structlog.get_logger("ximler.projects")
 
-MAX_CLIENTS = 64  # whose latest patch is known
+MAX_CLIENTS = 64  # whose latest patch is known, and of whom patches are saved together
 _KEPT_CLIENTS = 48  # of these, when one more would be too many
 _WORTH_A_THREAD = 500_000  # bytes of JSON whose check would keep others waiting
 _MAX_WAITING = 1000  # patches of a project
@@ -62,8 +63,8 @@ _MAX_PLACES = 2_000  # of a project, which are known
 
 
 class SeqPassed(Invalid):
-    """The client has sent a later patch already, so this one cannot be applied in
-    its order. No conflict with others."""
+    """A later patch of the client was saved, and the log does not have this one (any more), so it cannot be
+    applied in its order. No conflict with others."""
 
     code = "SEQ_PASSED"
 
@@ -184,6 +185,8 @@ class Saver:
                         waiting.patch = await asyncio.to_thread(records.parse, waiting.given, project.declared)
             if not project.known or any(waiting.client not in project.marks for waiting in batch):
                 await self._look(project, [waiting.client for waiting in batch])
+            if doubtful := {waiting.client for waiting in batch if _is_doubtful(project, waiting)}:
+                await self._find_earlier(project, doubtful)
             batch = _due(project, batch)
             if not batch:
                 return
@@ -402,11 +405,13 @@ class Saver:
         revision = now.get("revision")
         if revision != project.revision:
             project.marks.clear()
+            project.earlier.clear()
             project.places.clear()
         project.known, project.room = True, int(now["room"])
         project.revision = None if revision is None else int(revision)
         project.last = max(project.last, project.revision or 0)
         project.marks |= {client: _mark(marks.get(client)) for client in clients}
+        project.crowded = now["clients"] >= _KEPT_CLIENTS
         project.records = now["records"]
         canvas, named = now["kinds"]
         project.usable = canvas in ("missing", "null") or (canvas == "object" and named in ("missing", "null", "array"))
@@ -426,6 +431,27 @@ class Saver:
             project.ids = None
             await self._index(project)
             await self._look(project, clients)
+
+    async def _find_earlier(self, project: Edited, clients: Iterable[str]) -> None:
+        """Read the outcomes of clients' patches in the log."""
+        log = {"$objectToArray": {"$cond": [storage.object_at("canvasLog"), "$canvasLog", {}]}}
+        by_them = {"$or": [{"$gt": [f"$$this.v.b.{client}", None]} for client in clients]}
+        outcomes = {name: f"$$this.v.{name}" for name in ("r", "b", "x")}
+        found = await self._database.projects.aggregate(
+            [
+                {"$match": project.mine},
+                {
+                    "$project": {
+                        "log": {"$map": {"input": {"$filter": {"input": log, "cond": by_them}}, "in": outcomes}}
+                    }
+                },
+            ]
+        )
+        project.earlier.clear()
+        for entry in filter(None, map(_logged, found[0]["log"] if found else ())):
+            for client, seq in entry.b.items():
+                kept = None if entry.x is None else Outcome(entry.r, entry.x.get(client, []))
+                project.earlier[client, seq] = kept
 
     async def _index(self, project: Edited) -> None:
         """Read the ids of a large canvas's records."""
@@ -456,6 +482,22 @@ def _mark(stored: Any) -> Mark | None:
         return None
 
 
+class _Logged(msgspec.Struct, frozen=True):
+    """An entry of the log: its revision, the senders' numbers, and the ids that they set in vain.
+    None: these are too many for the log."""
+
+    r: int
+    b: dict[str, int]
+    x: dict[str, list[str]] | None = {}
+
+
+def _logged(stored: Any) -> _Logged | None:
+    try:
+        return msgspec.convert(stored, _Logged, strict=False)
+    except msgspec.ValidationError:  # written by another application
+        return None
+
+
 _FORGET_CLIENTS: list[dict[str, Any]] = [
     {
         "$set": {
@@ -482,7 +524,7 @@ def _batch(project: Edited) -> list[Waiting]:
     waiting, most = project.waiting, _most_ids(project)
     batch = [waiting.popleft()]
     clients, size, ids = {batch[0].client}, batch[0].size, batch[0].ids
-    while waiting:
+    while waiting and len(batch) < MAX_CLIENTS:
         following = waiting[0]
         size, ids = size + following.size, ids + following.ids
         if size > _MAX_BATCH or ids > most or following.client in clients:
@@ -492,21 +534,35 @@ def _batch(project: Edited) -> list[Waiting]:
     return batch
 
 
+def _is_doubtful(project: Edited, waiting: Waiting) -> bool:
+    """Whether the log may have the outcome of a patch that is not its client's latest known one."""
+    mark = project.marks.get(waiting.client)
+    return project.crowded if mark is None else mark.s > waiting.seq
+
+
 def _due(project: Edited, batch: Sequence[Waiting]) -> list[Waiting]:
     """The patches that are not applied yet, parsed; the others are answered."""
     due = []
     for waiting in batch:
         mark = project.marks.get(waiting.client)
         if mark is not None and mark.s == waiting.seq:
+            outcome: Outcome | None = Outcome(mark.r, mark.x)
+        else:
+            outcome = project.earlier.get((waiting.client, waiting.seq))
+        if mark is not None:
+            latest = mark.s
+        else:
+            latest = max((seq for client, seq in project.earlier if client == waiting.client), default=0)
+        if outcome is not None:
             project.pending.pop((waiting.client, waiting.seq), None)
             if not waiting.answer.done():
-                waiting.answer.set_result(Outcome(mark.r, mark.x))
-        elif mark is not None and mark.s > waiting.seq:
+                waiting.answer.set_result(outcome)
+        elif latest >= waiting.seq:
             passed = (
-                f"Patch {mark.s} of this client was saved before patch {waiting.seq}, which may have been applied before it: "
-                "read the canvas, and send the missing changes with a higher seq"
+                f"Patch {latest} of this client was saved, and the log has no patch {waiting.seq}, which may have been "
+                "applied before it: read the canvas, and send the missing changes with a higher seq"
             )
-            _fail(project, [waiting], SeqPassed(passed, fields={"seq": f"must be above {mark.s}"}))
+            _fail(project, [waiting], SeqPassed(passed, fields={"seq": f"must be above {latest}"}))
         else:
             try:
                 waiting.patch = waiting.patch or records.parse(waiting.given, project.declared)

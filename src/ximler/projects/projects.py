@@ -242,9 +242,9 @@ async def update(
         operators: dict[str, Any] = {"$set": patch}
         apart = now["apart"]
         if saved:
-            now["canvasLog"], apart = 0, base is not None
+            apart = base is not None
             patch["canvasRevision"] = next_revision(revision, database.clock.now())
-            operators["$unset"] = dict.fromkeys(("canvasLog", "canvasTail", *(() if base else ("canvasBase",))), "")
+            operators["$unset"] = dict.fromkeys(("canvasTail", *(() if base else ("canvasBase",))), "")
             if base is not None:
                 patch["canvasBase"] = base.at(patch["canvasRevision"])
                 # With the revision, because `canvasData` without it would be another application's change.
