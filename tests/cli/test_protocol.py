@@ -363,6 +363,7 @@ def test_those_that_stall_make_room_and_not_those_that_read_or_are_idle(serve: S
     """A full server of young slow readers closed honest connections between
     two requests, and answered 503."""
     running = serve(connections=41, app=_download)
+    running.server.config.timeout_keep_alive = 60
     with contextlib.ExitStack() as stack:
         idle = stack.enter_context(httpx.Client(base_url=running.url))
         assert idle.get("/").status_code == 200

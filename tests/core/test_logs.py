@@ -71,6 +71,47 @@ def test_every_log_entry_is_one_line_of_json() -> None:
     assert all(line.isprintable() for line in lines)
 
 
+SOON = """
+import asyncio
+import sys
+import structlog
+from ximler.core import logs
+from ximler.core.settings import Settings
+
+class Written:
+    def __init__(self, stream):
+        self.stream = stream
+    def write(self, text):
+        self.stream.write(f"{len(text)}\\t{text}")
+    def flush(self):
+        self.stream.flush()
+
+sys.stderr = Written(sys.stderr)
+logs.configure(Settings(log_format="json"))
+log = structlog.get_logger()
+
+async def work():
+    for number in range(30):
+        logs.info_soon(log, "request", number=number, code="half \\ud800" if number == 7 else "x" * 200)
+    await asyncio.sleep(0)
+    logs.info_soon(log, "request", number=30)
+
+asyncio.run(work())
+"""
+
+
+@pytest.mark.slow
+def test_entries_of_one_turn_of_the_loop_are_written_together_and_none_is_lost() -> None:
+    """In pieces of at most 4 kB, which other processes that write to the same pipe do not divide."""
+    said = subprocess.run([sys.executable, "-c", SOON], capture_output=True, text=True, check=True, timeout=60).stderr
+    sizes = [int(line.partition("\t")[0]) for line in said.splitlines() if "\t" in line]
+    lines = [json.loads(line.rpartition("\t")[2]) for line in said.splitlines()]
+    assert [line["number"] for line in lines] == list(range(31))
+    assert all(line["timestamp"].endswith("Z") and line["level"] == "info" for line in lines)
+    assert len(sizes) == 4
+    assert max(sizes) <= 4096
+
+
 @pytest.mark.slow
 def test_a_traceback_is_compact() -> None:
     """The last frames of the error and of its causes, without local variables, whoever logs it."""

@@ -1,5 +1,7 @@
 """Structured logs: one line an event, to standard error; JSON for machines, columns for a terminal."""
 
+import asyncio
+import atexit
 import json
 import logging
 import os
@@ -13,9 +15,10 @@ import structlog
 
 from ximler.core.settings import Settings
 
-__all__ = ["configure", "printable", "survive_closed_streams"]
+__all__ = ["configure", "info_soon", "printable", "survive_closed_streams"]
 
 _LONGEST = 200
+_ATOMIC = 4096  # bytes of a write that lines of other processes in the same pipe do not divide (PIPE_BUF)
 _LONGEST_CHAIN, _MOST_FRAMES, _LONGEST_MESSAGE = 4, 12, 2000
 
 
@@ -101,6 +104,53 @@ def survive_closed_streams() -> None:
         sys.stdout, sys.stderr = _Survivor(sys.stdout), _Survivor(sys.stderr)
 
 
+class _Lines:
+    """Entries of one turn of the event loop, written together: one system call for a dozen of them."""
+
+    def __init__(self, stream: TextIO, processors: list[structlog.typing.Processor]) -> None:
+        self._stream = stream
+        self._processors, self._renderer = processors, processors[-1]
+        self._waiting: list[structlog.typing.EventDict] = []
+
+    @property
+    def configured(self) -> bool:
+        """Whether structlog would write to this stream; False while a test captures entries."""
+        return bool(self._processors) and self._processors[-1] is self._renderer
+
+    def add(self, entry: structlog.typing.EventDict) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.write)
+        self._waiting.append(entry)
+
+    def write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        text = ""
+        for entry in waiting:
+            line = f"{_json(entry)}\n"
+            if text and len(text) + len(line) > _ATOMIC:
+                self._stream.write(text)
+                text = ""
+            text += line
+        if text:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+_lines: _Lines | None = None
+
+
+def info_soon(logger: Any, event: str, **fields: Any) -> None:
+    """As `logger.info` without structlog's context, for frequent events: in a third of the time, written when
+    the event loop turns.
+    """
+    lines = _lines
+    if lines is None or not lines.configured:
+        logger.info(event, **fields)
+        return
+    fields["event"], fields["level"] = event, "info"
+    lines.add(_stamp(logger, "info", fields))
+
+
 def configure(settings: Settings) -> None:
     """Set up structlog, and route the warnings and errors of libraries through it."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -116,12 +166,18 @@ def configure(settings: Settings) -> None:
         if console
         else [tracebacks, structlog.processors.JSONRenderer(serializer=_json)]
     )
+    processors = [*shared, *render]
     structlog.configure(
-        processors=[*shared, *render],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    global _lines  # noqa: PLW0603 (as structlog's own configuration)
+    _lines = None
+    if not console and level <= logging.INFO:
+        _lines = _Lines(sys.stderr, processors)
+        atexit.register(_lines.write)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -4,10 +4,11 @@ Plain ASGI around the whole application, so that no route can bypass it.
 """
 
 import asyncio
+import os
 import re
-import secrets
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from prometheus_client import Counter, Histogram
 
 from ximler.core.errors import Unavailable
 from ximler.core.in_flight import InFlight
-from ximler.core.logs import printable
+from ximler.core.logs import info_soon, printable
 from ximler.core.networks import contains, forwarded_for, parse_address, parse_network
 from ximler.core.settings import SettingsError
 from ximler.http import problems
@@ -31,6 +32,7 @@ _log = structlog.get_logger("ximler.http")
 # An authority without user, and not empty (RFC 9110, 4.2.1 and 7.2).
 # Another one is an error wherever it is parsed next.
 _LAST_PORT = 65_535
+_USUAL = 253  # characters of a host: longer ones are not remembered
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 _ID = re.compile(rb"[A-Za-z0-9._~-]{8,64}")
 
@@ -107,6 +109,7 @@ class Requests:
         self._in_flight = in_flight or InFlight(2**63)
         self._proxies = proxies
         self._safe = [*_SAFE_HEADERS, _HSTS] if https else _SAFE_HEADERS
+        self._safe_names = frozenset(name for name, _ in self._safe)
         self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +130,6 @@ class Requests:
         state["head"] = method == "HEAD"
         self._in_flight.enter(state)
         more = state["log"] = {}  # caller, operation and error code, from the layers inside
-        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         if head.client_id:
             more["client_request_id"] = head.client_id
@@ -155,7 +157,10 @@ class Requests:
                 if method == "HEAD":  # the length of a body that was not made is not known (RFC 9110, 8.6)
                     headers = [header for header in headers if header != (b"content-length", b"0")]
                 said = {name for name, _ in headers}
-                headers += [header for header in self._safe if header[0] not in said]
+                if self._safe_names.isdisjoint(said):
+                    headers += self._safe
+                else:
+                    headers += [header for header in self._safe if header[0] not in said]
                 message["headers"] = [*headers, *state.get("reply_headers", ()), (b"x-request-id", request_id.encode())]
             elif (method == "HEAD" or status == _NOT_MODIFIED) and message["type"] == "http.response.body":
                 message["body"] = b""
@@ -180,9 +185,11 @@ class Requests:
             route = scope.get("path_template") or "other"
             self._count(method, route, status, seconds)
             handler: BaseRouteHandler | None = scope.get("route_handler")  # None for unknown paths
-            log = _log.debug if handler and handler.opt.get("quiet") else _log.info
-            log(
+            quiet = handler is not None and handler.opt.get("quiet")
+            (_debug if quiet else info_soon)(
+                _log,
                 "request",
+                request_id=request_id,
                 method=method,
                 path=printable(scope["path"]),
                 address=state["address"],
@@ -209,6 +216,23 @@ async def _refuse(send: Send, problem: problems.Problem, *more: tuple[bytes, byt
     await send({"type": "http.response.body", "body": msgspec.json.encode(problem), "more_body": False})
 
 
+def _debug(logger: Any, event: str, **fields: Any) -> None:
+    logger.debug(event, **fields)
+
+
+_ids: list[str] = []
+
+
+def _random_id() -> str:
+    """16 random digits: one system call for many."""
+    try:
+        return _ids.pop()
+    except IndexError:
+        digits = os.urandom(1024).hex()
+        _ids.extend(digits[at : at + 16] for at in range(16, len(digits), 16))
+        return digits[:16]
+
+
 class _Head:
     """The headers that matter to every request, and their problems."""
 
@@ -225,7 +249,7 @@ class _Head:
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.client_id = self.x_forwarded_for = self.forwarded = self.if_none_match = ""
-        self.request_id = secrets.token_hex(8)  # the client's own is only logged: it may name another's request
+        self.request_id = _random_id()  # the client's own is only logged: it may name another's request
         self._twice = b""
         self._host: bytes | None = None
         self.expects = False
@@ -261,7 +285,13 @@ class _Head:
             return f"The header {self._twice.decode().title()} may be given once only"
         if self._host is None:
             return None if http_version == "1.0" else "The request has no Host header"
-        plain = _HOST.fullmatch(self._host)
-        if plain is None or int(plain[1] or 0) > _LAST_PORT:
+        is_host = _is_host if len(self._host) <= _USUAL else _is_host.__wrapped__
+        if not is_host(self._host):
             return "The Host header is not a name or address, with a port or without"
         return None
+
+
+@lru_cache(256)
+def _is_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    return found is not None and int(found[1] or 0) <= _LAST_PORT
