@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+import argon2
 import pytest
 from tests.deleting import soft_delete
 
@@ -76,10 +77,13 @@ async def test_accounts_that_cannot_sign_in_take_as_long_as_those_that_can(
     gone = await database.users.insert(User(name="G", email="gone@example.com", password=ada.password))
     await soft_delete(database.users, {"_id": gone.id})
     await database.users.insert(User(name="B", email="theirs@example.com", password=BCRYPT))
+    cheap = argon2.PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash("correct horse battery")
+    await database.users.insert(User(name="E", email="earlier@example.com", password=cheap))
     taken = await medians(
         database,
         40,
         {
+            "a hash of cheaper settings": refuse("earlier@example.com"),
             "wrong password": refuse("ada@example.com"),
             "no address": refuse("nothing of the kind"),
             "deleted account": refuse("gone@example.com"),

@@ -32,8 +32,11 @@ def an_account(up, email="ada@example.com"):
     return up.query(SIGN_IN, e=email, p=PASSWORD)["data"]["signIn"]["token"]
 
 
-def test_an_empty_folder_becomes_a_running_ximler(up):
+def test_an_empty_folder_becomes_a_running_ximler(up, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o755)
     running = up()
+    running.wait_for("other users may read .*data.*mode 755.*chmod 700")
     token = an_account(running)
     answer = running.query("{ me { name projects { nodes { id } } usage { resource limit } } }", token=token)
     assert answer["data"]["me"]["name"] == "Ada"

@@ -99,6 +99,14 @@ def test_a_duplicate_never_hides_another_failure(writes: list[Any], concerns: li
         assert type(translated(BulkWriteError({"writeErrors": order, "writeConcernErrors": concerns}), "users")) is kind
 
 
+def test_a_uri_without_a_password_is_no_bug() -> None:
+    refused = OperationFailure(
+        "command find requires authentication", 13, {"code": 13, "errmsg": "command find requires authentication"}
+    )
+    assert isinstance(found := translated(refused, "users"), DatabaseUnavailable)
+    assert "MONGODB_URI" in found.message
+
+
 @pytest.mark.parametrize(
     ("error", "fields"),
     [

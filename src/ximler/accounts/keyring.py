@@ -31,6 +31,7 @@ __all__ = ["MAX_PASSWORD", "MIN_PASSWORD", "Busy", "KeyLost", "Keyring", "accept
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
 _PREFIX = "$argon2"
+_LEAST_KIB = 8  # Argon2's own least
 _SIGNED = re.compile(r"[A-Za-z0-9_-]{59}")  # 12 bytes of id and 32 of MAC
 _NONCE_BYTES, _KEY_ID_BYTES = 12, 4
 MIN_PASSWORD = 10
@@ -99,7 +100,19 @@ class Keyring:
         for form in forms:
             if await self.compute(self._matches, stored, form):
                 return True
+        if (rest := self._rest(stored)) is not None:
+            for form in forms:
+                await self.compute(rest.hash, form)
         return False
+
+    def _rest(self, stored: str) -> argon2.PasswordHasher | None:
+        """What a hash of earlier, cheaper settings lacks of today's cost, which unknown addresses have."""
+        try:
+            theirs = argon2.extract_parameters(stored)
+        except argon2.exceptions.InvalidHashError:
+            return None
+        missing = self._hasher.memory_cost * self._hasher.time_cost - theirs.memory_cost * theirs.time_cost
+        return argon2.PasswordHasher(time_cost=1, memory_cost=missing, parallelism=1) if missing >= _LEAST_KIB else None
 
     async def rehash(self, stored: str, password: str) -> str | None:
         """A new hash of a password that matched `stored`, if that has other parameters or another Unicode

@@ -221,15 +221,16 @@ def _folder(loaded: Settings) -> list[Check]:
     state: State = "error" if free < _FULL_DISK else "warning" if free < _SMALL_DISK else "ok"
     remedy = "" if state == "ok" else "free some space, or move the folder (XIMLER_DATA_DIR)"
     checks = [Check("disk", state, f"{free / 1e9:,.1f} GB free for {path}", remedy)]
+    return [*checks, folder_mode(path)]
+
+
+def folder_mode(path: Path) -> Check:
     if not path.exists():
-        checks.append(Check("data folder", "ok", f"{path} does not exist yet"))
-    elif path.stat().st_mode & 0o077:
-        mode = f"{path.stat().st_mode & 0o777:o}"
-        remedy = f"chmod 700 {path}"
-        checks.append(Check("data folder", "warning", f"other users may read {path} (mode {mode})", remedy))
-    else:
-        checks.append(Check("data folder", "ok", f"{path}, readable by its owner only"))
-    return checks
+        return Check("data folder", "ok", f"{path} does not exist yet")
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        return Check("data folder", "warning", f"other users may read {path} (mode {mode:o})", f"chmod 700 {path}")
+    return Check("data folder", "ok", f"{path}, readable by its owner only")
 
 
 async def _database(loaded: Settings) -> list[Check]:

@@ -36,6 +36,7 @@ DRIVER_ERRORS = (PyMongoError, InvalidDocument, OverflowError, UnicodeEncodeErro
 _VALIDATION = 121
 _TOO_LARGE = frozenset({10334, 17419, 17420})
 _TOO_DEEP = 15
+_UNAUTHORIZED = 13
 _DUPLICATE = 11000
 _WRITE_CONFLICT = 112
 _BAD_VALUE, _CANNOT_BACKFILL, _CONFLICTING_PATHS = 2, 34, 40
@@ -150,6 +151,8 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
         return Invalid(f"This document of {collection} would be larger than the 16 MB that MongoDB can store")
     if code == _TOO_DEEP:
         return Invalid(f"This document of {collection} is nested deeper than MongoDB's 100 levels")
+    if code == _UNAUTHORIZED and _message(details).endswith("requires authentication"):
+        return DatabaseUnavailable("The database requires a user and a password: add them to MONGODB_URI")
     if code in _UNAVAILABLE:
         return DatabaseUnavailable("The database did not answer in time: try again in a moment")
     no_list = code == _BAD_VALUE and any(part in _message(details) for part in ("must be an array", "non-array"))
