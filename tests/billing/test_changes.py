@@ -156,3 +156,18 @@ async def test_several_clicks_on_a_change_try_a_declined_card_once(
     assert {type(each).__name__ for each in found} == {"PaymentDeclined"}
     attempts = await database[CHARGES].find({"userId": ada.user_id, "status": "FAILED"})
     assert len(attempts) < 5, "a click that waited for another's payment does not charge again"
+
+
+async def test_a_change_that_follows_a_declined_one_to_another_plan_is_tried(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await add_plan(database, "more", 60)
+    await buy(ada)
+    await card_of(database, ada, SOFT)
+    first = asyncio.create_task(changes.change(database, rail, ada, plan_id="enterprise"))
+    while not first.done() and (await database[BILLING_ACCOUNTS].get(ada.require_user())).charge_id is None:
+        pass
+    await card_of(database, ada, "4242424242424242")
+    second = changes.change(database, rail, ada, plan_id="more")
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert (await subscription(database, ada)).plan_id == "more"

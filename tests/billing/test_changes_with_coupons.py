@@ -49,6 +49,23 @@ async def test_an_upgrade_with_a_coupon_charges_what_the_preview_said_and_redeem
     assert await paid(database, ada) == [2900, 2510, 7920, 9900]
 
 
+async def test_a_change_with_a_coupon_follows_the_payment_of_the_change_before(
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await add_plan(database, "more", 60)
+    await coupon(database, "TENTH", 10)
+    at(database, 2027, 1, 1)
+    await buy(ada)
+    at(database, 2027, 1, 16, 12)  # halfway
+    first = asyncio.create_task(changes.change(database, rail, ada, plan_id="more"))
+    while not first.done() and (await find(database, ada.require_user())).charge_id is None:
+        pass
+    await asyncio.gather(first, changes.change(database, rail, ada, plan_id="enterprise", coupon="TENTH"))
+    assert (await find(database, ada.require_user())).terms.plan_id == "enterprise"  # type: ignore[union-attr]  # live
+    assert await paid(database, ada) == [2900, 1550, 4455 - 3000]
+    assert await uses(database, "TENTH") == (1, ["CONFIRMED"])
+
+
 async def test_another_interval_with_a_coupon_is_a_whole_period_of_it(
     database: Database, rail: Sandbox, ada: Actor, buy: Buy
 ) -> None:

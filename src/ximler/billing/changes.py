@@ -36,6 +36,7 @@ from ximler.core.errors import Conflict, NotFound, XimlerError
 from ximler.database import Database
 from ximler.schema.billing_account import BillingAccount, Method, Terms
 from ximler.schema.charge import Charge
+from ximler.schema.invoice import INVOICES
 from ximler.schema.plan import Plan
 from ximler.schema.subscription import Subscription
 
@@ -98,10 +99,40 @@ async def change(
     undecided or the subscription is unpaid or about to end, TooManyDeclines, and PaymentDeclined: then
     nothing has changed. With a coupon also MethodNeeded and the errors of `redemptions.reserve`.
     """
-    user_id = actor.require_user()
     plan = await plan_on_offer(database, plan_id)
-    if not coupon:
-        return await _change(database, provider, actor, plan, when, None)
+    followed = None
+    while True:
+        try:
+            if coupon:
+                return await _change_with_coupon(database, provider, actor, plan, when, coupon)
+            return await _change(database, provider, actor, plan, when, None)
+        except PaymentUnderWay as problem:
+            if problem.charge_id == followed:
+                raise
+            followed = problem.charge_id
+            await _follow(database, provider, problem, plan, coupon)
+
+
+async def _follow(
+    database: Database, provider: Provider, earlier: PaymentUnderWay, plan: Plan, coupon: str | None
+) -> None:
+    """Bring the payment of an earlier request to its end. Raises it while the bank decides, and
+    PaymentDeclined if the same request was declined: several clicks try a card once.
+    """
+    charge = await payments.drive(database, provider, earlier.charge_id)
+    if charge.status == "PENDING":
+        raise earlier
+    if charge.status == "FAILED":
+        invoice = await database[INVOICES].get({"userId": charge.user_id, "_id": charge.invoice_id})
+        code = normalised(coupon) if coupon else None
+        if (invoice.kind, invoice.plan_id, invoice.coupon) == ("CHANGE", plan.id, code):
+            raise payments.declined(charge, "the plan stays")
+
+
+async def _change_with_coupon(
+    database: Database, provider: Provider, actor: Actor, plan: Plan, when: When | None, coupon: str
+) -> Subscription:
+    user_id = actor.require_user()
     account = await account_of(database, user_id)
     if account.terms is not None and await _asked(database, account, plan, coupon):
         return await database.subscriptions.get({"_id": account.subscription_id, "userId": user_id})
@@ -183,18 +214,7 @@ async def _change(
         await store(transaction, account)
         return charge
 
-    followed = None
-    while True:
-        try:
-            charge = await in_turn(database, actor.require_user(), write)
-            break
-        except PaymentUnderWay as problem:  # of the change that was asked for before, say: this one follows it
-            earlier = await payments.drive(database, provider, problem.charge_id)
-            if earlier.status == "FAILED":  # several clicks try a card once
-                raise payments.declined(earlier, "the plan stays") from None
-            if earlier.status == "PENDING" or problem.charge_id == followed:
-                raise
-            followed = problem.charge_id
+    charge = await in_turn(database, actor.require_user(), write)
     if charge is not None:
         charge = await payments.drive(database, provider, charge.id)
         if charge.status == "FAILED":
