@@ -123,6 +123,9 @@ def test_malformed_times_ids_and_heads_are_rejected(ximler: Ximler, own: Own) ->
         result = ximler("audit", *arguments, env=env)
         assert result.returncode == 2, arguments
         assert "Traceback" not in result.stderr
+    for command in (["search", "--user"], ["erase", "--yes"]):
+        unknown = ximler("audit", *command, "nobody@example.com", env=env)
+        assert (unknown.returncode, unknown.stderr) == (5, "error: There is no user nobody@example.com\n")
 
 
 def test_roles_are_printed_as_commands_and_as_json(ximler: Ximler, own: Own) -> None:

@@ -71,6 +71,8 @@ async def test_a_year_is_played_forward_and_money_given_back(
     assert (too_much.returncode, "18.99 USD is left" in too_much.stderr) == (2, True)
     credited = await billing("credit", "ada@example.com", "5", "--reason", "Sorry")
     assert credited.stdout == "The credit balance is 5.00 USD.\n"
+    nothing = await billing("credit", "ada@example.com", "0", "--reason", "Sorry")
+    assert (nothing.returncode, nothing.stderr) == (2, "error: AMOUNT: must not be zero\n")
     text = (await billing("show", "ada@example.com")).stdout
     assert "ada@example.com: pro, ACTIVE, 29.00 USD, renews" in text
     for line in (
@@ -115,7 +117,7 @@ async def test_coupons_are_created_listed_edited_and_ended(billing: Command, dat
     assert (await billing("coupon", "end", "spring")).stdout == "The coupon SPRING (4.5 USD off) is ended.\n"
     listed = json.loads((await billing("coupon", "list", "--active", "--json")).stdout)["items"]
     assert "SPRING" not in {each["code"] for each in listed}
-    for wrong in (("create", "X2", "200%", "--until", "2999-01-01"), ("create", "X2", "5"), ("edit", "SPRING")):
+    for wrong in (("create", "X2", "1e400%", "--until", "2999-01-01"), ("create", "X2", "5"), ("edit", "SPRING")):
         assert (await billing("coupon", *wrong)).returncode == 2
 
 

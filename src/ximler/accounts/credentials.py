@@ -25,7 +25,9 @@ from ximler.schema.credential import CREDENTIALS
 from ximler.schema.document import Document
 from ximler.schema.user import User
 
-__all__ = ["PasswordChanged", "ResetRequested", "change", "request_reset", "reset", "send_changed", "send_reset"]
+__all__ = [
+    "PasswordChanged", "ResetRequested", "change", "is_open", "request_reset", "reset", "send_changed", "send_reset",
+]  # fmt: skip
 
 _PURPOSE = "reset"
 _VALIDITY = timedelta(hours=1)
@@ -117,6 +119,18 @@ async def send_reset(
         await mailer.send(message)
 
 
+async def is_open(database: Database, keyring: Keyring, token: str) -> bool:
+    """Whether the link of a reset still works."""
+    if keyring.verify(_PURPOSE, token) is None:
+        return False
+    return await database.users.find_one(_awaited(database, token), deleted=True) is not None
+
+
+def _awaited(database: Database, token: str) -> dict[str, Any]:
+    now = database.clock.now()
+    return {"passwordResetToken": _stored(token), "passwordResetExpires": {"$gt": now}, **reopening.THEIRS}
+
+
 async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: str, password: str) -> None:
     """Set a new password with a link that works once and for one hour. Ends every session.
 
@@ -126,8 +140,7 @@ async def reset(database: Database, keyring: Keyring, actor: Actor, *, token: st
     spent = Invalid.field("token", "is not valid, or was used, or is older than an hour: ask for another")
     if keyring.verify(_PURPOSE, token) is None:
         raise spent
-    now = database.clock.now()
-    where = {"passwordResetToken": _stored(token), "passwordResetExpires": {"$gt": now}, **reopening.THEIRS}
+    where = _awaited(database, token)
     user = await database.users.find_one(where, deleted=True)
     if user is None:
         raise spent

@@ -8,6 +8,7 @@ has an account.
 
 import hashlib
 from datetime import timedelta
+from typing import Any
 
 from bson import ObjectId
 
@@ -28,7 +29,7 @@ from ximler.schema.document import Document
 from ximler.schema.email_change import EMAIL_CHANGES, EmailChange
 from ximler.schema.user import User
 
-__all__ = ["ChangeRequested", "cancel", "confirm", "request", "send_link"]
+__all__ = ["ChangeRequested", "cancel", "confirm", "is_open", "request", "send_link"]
 
 _PURPOSE = "email"
 _VALIDITY = timedelta(hours=24)
@@ -110,6 +111,24 @@ async def send_link(
     await mailer.send(message)
 
 
+async def is_open(database: Database, keyring: Keyring, token: str) -> bool:
+    """Whether the link of a change still works."""
+    request_id = keyring.verify(_PURPOSE, token)
+    user = await database.users.find_one({"emailVerificationToken": _stored(token)}) if request_id else None
+    if user is None or request_id is None:
+        return False
+    return await database[EMAIL_CHANGES].find_one(_live(database, user, request_id)) is not None
+
+
+def _live(database: Database, user: User, request_id: ObjectId) -> dict[str, Any]:
+    return {
+        "_id": user.id,
+        "requestId": request_id,
+        "expiresAt": {"$gt": database.clock.now()},
+        "attempts": {"$lt": _MAX_ATTEMPTS},
+    }
+
+
 async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
     """Replace the account's address, with the link's token and the account's password. Works once, for 24
     hours.
@@ -126,13 +145,7 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
     user = await database.users.find_one({"emailVerificationToken": hashed})
     if user is None:
         raise spent
-    live = {
-        "_id": user.id,
-        "requestId": request_id,
-        "expiresAt": {"$gt": database.clock.now()},
-        "attempts": {"$lt": _MAX_ATTEMPTS},
-    }
-    change = await database[EMAIL_CHANGES].find_and_patch(live, {"$inc": {"attempts": 1}})
+    change = await database[EMAIL_CHANGES].find_and_patch(_live(database, user, request_id), {"$inc": {"attempts": 1}})
     if change is None:
         raise spent
     if not await keyring.verify_password(user.password, password):

@@ -18,7 +18,7 @@ async def unsubscribe(database: Database, keyring: Keyring, actor: Actor, token:
     """
     user_id = keyring.verify(UNSUBSCRIBE, token)
     if user_id is None:
-        raise Invalid.field("token", "is not valid: open the link as our message has it")
+        raise Invalid.field("token", "is not valid: open the link exactly as it is in the message")
     wanted = "notificationSettings.email.productUpdates"
 
     async def write(transaction: Database) -> None:

@@ -7,6 +7,7 @@ not the victim follows the link.
 """
 
 from datetime import timedelta
+from typing import Any
 
 from bson import ObjectId
 
@@ -26,7 +27,7 @@ from ximler.schema.document import Document
 from ximler.schema.registration import REGISTRATIONS, Registration
 from ximler.schema.user import User
 
-__all__ = ["AccountExists", "Registered", "confirm", "register", "send_link"]
+__all__ = ["AccountExists", "Registered", "confirm", "is_open", "register", "send_link"]
 
 _PURPOSE = "confirm"
 _VALIDITY = timedelta(hours=24)
@@ -121,6 +122,22 @@ async def send_link(
     await mailer.send(message)
 
 
+async def is_open(database: Database, keyring: Keyring, token: str) -> bool:
+    """Whether the link of a confirmation still works."""
+    registration_id = keyring.verify(_PURPOSE, token)
+    if registration_id is None:
+        return False
+    return await database[REGISTRATIONS].find_one(_waiting(database, registration_id)) is not None
+
+
+def _waiting(database: Database, registration_id: ObjectId) -> dict[str, Any]:
+    return {
+        "_id": registration_id,
+        "expiresAt": {"$gt": database.clock.now()},
+        "attempts": {"$not": {"$gte": _MAX_ATTEMPTS}},
+    }
+
+
 async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str, *, password: str) -> User:
     """Create the registration's account, given the link's token and the password of the registration.
 
@@ -133,15 +150,11 @@ async def confirm(database: Database, keyring: Keyring, actor: Actor, token: str
     address has an account by now.
     """
     registration_id = keyring.verify(_PURPOSE, token)
-    waiting = {
-        "_id": registration_id,
-        "expiresAt": {"$gt": database.clock.now()},
-        "attempts": {"$not": {"$gte": _MAX_ATTEMPTS}},
-    }
     spent = Invalid.field("token", "is not valid, or was used, or is older than 24 hours: register again")
-    found = (
-        await database[REGISTRATIONS].find_and_patch(waiting, {"$inc": {"attempts": 1}}) if registration_id else None
-    )
+    if registration_id is None:
+        raise spent
+    waiting = _waiting(database, registration_id)
+    found = await database[REGISTRATIONS].find_and_patch(waiting, {"$inc": {"attempts": 1}})
     if found is None:
         raise spent
     if not await keyring.verify_password(found.password, password):

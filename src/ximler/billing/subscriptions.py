@@ -512,7 +512,7 @@ async def get_live(transaction: Database, user_id: ObjectId) -> tuple[BillingAcc
     account = await lock(transaction, user_id)
     found = None if account.subscription_id is None else await _live(transaction, account)
     if found is None:
-        raise NotFound("You have no subscription")
+        raise NotFound("There is no subscription")
     return account, found
 
 

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from ximler.cli import context
-from ximler.cli.context import Id, Run, connected, counted, database_options, fields, minute, paged, progress_bar
+from ximler.cli.context import Run, connected, counted, database_options, fields, minute, paged, progress_bar
 from ximler.cli.files import Output, output_option
 from ximler.core.errors import Invalid
 
@@ -45,7 +45,7 @@ def filters(command: F) -> F:
         click.option("--resource-id", help="About the thing of --resource with this id."),
         click.option("--resource", help="About things of this kind: users, projects, …"),
         click.option("--action", help="Of this action: accounts.password.changed, …"),
-        click.option("--user", "user_id", type=Id(), help="About this user."),
+        click.option("--user", help="About this user: an id or e-mail address."),
     ):
         command = option(command)
     return command
@@ -121,12 +121,13 @@ async def head(run: Run) -> None:
 @filters
 @paged
 @connected(json="Print entries and the next cursor as JSON.", secret=True)
-async def search(run: Run, limit: int, after: Any, **where: Any) -> None:
+async def search(run: Run, limit: int, after: Any, user: str | None, **where: Any) -> None:
     """List entries, newest first. Searching for a user's entries is audited as well."""
     from ximler.audit import search as owned
 
+    user_id = await run.key_of(user) if user is not None else None
     run.show_list(
-        await owned.page(run.database, run.actor, **where, first=limit, after=after),
+        await owned.page(run.database, run.actor, user_id=user_id, **where, first=limit, after=after),
         row=_entry,
         columns={
             "Time": lambda entry: entry.created_at.strftime("%Y-%m-%d %H:%M:%S"),
@@ -145,17 +146,18 @@ async def search(run: Run, limit: int, after: Any, **where: Any) -> None:
 @click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
 @output_option
 @connected(secret=True)
-async def export(run: Run, form: Literal["ndjson", "csv"], output: Output, **where: Any) -> None:
+async def export(run: Run, form: Literal["ndjson", "csv"], output: Output, user: str | None, **where: Any) -> None:
     """Write entries as lines of text, oldest first: NDJSON with all fields, CSV for spreadsheets."""
     from ximler.audit import export as exported
     from ximler.audit.search import condition
 
     count = 0
+    user_id = await run.key_of(user) if user is not None else None
     with (
         output.opened() as file,
         progress_bar("Exporting", "entries", quiet=False) as progress,
     ):
-        async for text in exported.lines(run.database, run.actor, condition(**where), form=form):
+        async for text in exported.lines(run.database, run.actor, condition(user_id=user_id, **where), form=form):
             file.write(text.encode(errors="replace"))
             count += text.count("\n")
             progress(count)
@@ -183,24 +185,24 @@ async def prune(run: Run, before: datetime, yes: bool) -> None:  # noqa: ARG001 
     run.show({"removed": count}, f"{_entries(count)} removed.")
 
 
-def _confirm_erasure(*, user: Any, yes: bool) -> None:
+def _confirm_erasure(*, user: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Remove the personal values of user {user} from the log permanently?", abort=True, err=True)
 
 
 @audit.command()
-@click.argument("user", type=Id())
+@click.argument("user", metavar="USER")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connected(json="Print how many entries were changed as JSON.", secret=True, first=_confirm_erasure)
-async def erase(run: Run, user: Any, yes: bool) -> None:  # noqa: ARG001 (`first` reads it)
-    """Remove addresses, names and other personal values of the user with the id USER from the log,
+async def erase(run: Run, user: str, yes: bool) -> None:  # noqa: ARG001 (`first` reads it)
+    """Remove addresses, names and other personal values of USER (an id or e-mail address) from the log,
     permanently.
 
-    The log can still be verified.
+    The log can still be verified. After an account was erased only its id is known.
     """
     from ximler.audit.erasure import erase as remove
 
-    count = await remove(run.database, user, actor=run.actor)
+    count = await remove(run.database, await run.key_of(user), actor=run.actor)
     run.show({"erased": count}, f"Personal values were removed from {_entries(count)}.")
 
 

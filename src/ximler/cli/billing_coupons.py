@@ -11,6 +11,8 @@ from ximler.cli.context import Run, connected, fields, minute, paged
 __all__ = ["coupon"]
 
 _DAYS = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+_MAX_PERCENT = 100
+_MAX_COUNT = 1_000_000_000
 _code = click.argument("code", metavar="CODE")
 
 
@@ -26,13 +28,17 @@ class _Value(click.ParamType[Decimal]):
             number = Decimal("NaN")
         if not number.is_finite():
             self.fail(f"{value!r} is neither a percentage such as 20% nor an amount such as 5.00", param, ctx)
+        if value.endswith("%") and not 0 < number <= _MAX_PERCENT:
+            self.fail(f"{value!r} is not a percentage above 0, and 100 at most", param, ctx)
         return ("PERCENTAGE" if value.endswith("%") else "FIXED"), number
 
 
 def _terms(command: Any) -> Any:
     """The options of a coupon's terms."""
     for option in (
-        click.option("--periods", "duration_periods", type=click.IntRange(1), help="Renewals of a REPEATING coupon."),
+        click.option(
+            "--periods", "duration_periods", type=click.IntRange(1, _MAX_COUNT), help="Renewals of a REPEATING coupon."
+        ),
         click.option(
             "--duration",
             type=click.Choice(["ONCE", "REPEATING", "FOREVER"], case_sensitive=False),
@@ -43,7 +49,7 @@ def _terms(command: Any) -> Any:
         ),
         click.option("--until", "valid_until", type=_DAYS, help="Valid until then, in UTC."),
         click.option("--from", "valid_from", type=_DAYS, help="Valid from then, in UTC. From now unless given."),
-        click.option("--max-uses", type=click.IntRange(1), help="Unlimited unless given."),
+        click.option("--max-uses", type=click.IntRange(1, _MAX_COUNT), help="Unlimited unless given."),
         click.option("--currency", help="Of an amount. USD unless given."),
         click.option("--description", help="Shown to customers."),
         click.option("--name", help="Shown to customers."),

@@ -75,11 +75,7 @@ class Run:
         if "@" in who:
             found = await addresses.holder(self.database, who, {} if closed else {"deletedAt": None})
         else:
-            try:
-                where = {"_id": object_id(who.strip())}
-            except Invalid:
-                raise Invalid.field("user", f"{who!r} is not an id (24 hexadecimal digits) or e-mail address") from None
-            found = await self.database.users.find_one(where, deleted=closed)
+            found = await self.database.users.find_one({"_id": _user_id(who)}, deleted=closed)
         if found is None:
             raise NotFound(f"There is no user {who}")
         return found
@@ -87,6 +83,10 @@ class Run:
     async def user_id(self, who: str) -> Any:
         """The same as `user`, closed or not: its id."""
         return (await self.user(who, closed=True)).id
+
+    async def key_of(self, who: str) -> Any:
+        """The id of a user whose document may be gone: an id is not looked up, an address is."""
+        return await self.user_id(who) if "@" in who else _user_id(who)
 
     def show(self, value: object, text: str | Callable[[], object]) -> None:
         """Print the value as JSON with `--json`, else the text or the function's output."""
@@ -140,16 +140,15 @@ def connected(
             if secret:
                 loaded = loaded.with_secret()
             if first is not None:
-                given |= first(**given) or {}
+                with _named_options():
+                    given |= first(**given) or {}
 
             async def go() -> Any:
                 async with database(loaded) as opened:
                     started = Run(loaded, opened, as_json=as_json)
                     try:
-                        return await work(started, **given)
-                    except XimlerError as problem:
-                        _name_options(problem, click.get_current_context().command)
-                        raise
+                        with _named_options():
+                            return await work(started, **given)
                     finally:
                         if "keyring" in vars(started):
                             started.keyring.close()
@@ -162,8 +161,19 @@ def connected(
     return decorate
 
 
+@contextmanager
+def _named_options() -> Iterator[None]:
+    """Name in the messages of errors the options and arguments that were typed, instead of the fields that
+    they fill.
+    """
+    try:
+        yield
+    except XimlerError as problem:
+        _name_options(problem, click.get_current_context().command)
+        raise
+
+
 def _name_options(problem: XimlerError, command: click.Command) -> None:
-    """Name in the message the options and arguments that were typed, instead of the fields that they fill."""
     typed = {}
     for param in command.params:
         shown = param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name
@@ -171,7 +181,8 @@ def _name_options(problem: XimlerError, command: click.Command) -> None:
             typed[name] = typed[f"{name}_id"] = shown
     for field in problem.fields:
         head, dot, rest = field.partition(".")
-        known = typed.get(re.sub(r"(?=[A-Z])", "_", head).lower())
+        name = re.sub(r"(?=[A-Z])", "_", head).lower()
+        known = typed.get(name) or typed.get(name.removesuffix("_minor"))
         if known is not None:
             named = re.compile(rf"(?:^|(?<=; )){re.escape(field)}: ")
             problem.message = named.sub(f"{known}{dot}{rest}: ", problem.message)
@@ -201,7 +212,7 @@ class Id(click.ParamType[Any]):
     name = "id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if not isinstance(value, str) else _or_fail(self, object_id, value, param, ctx)
+        return value if not isinstance(value, str) else _or_fail(self, object_id, value.strip().lower(), param, ctx)
 
 
 class Cursor(click.ParamType[Position]):
@@ -211,6 +222,13 @@ class Cursor(click.ParamType[Position]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Position:
         return value if isinstance(value, tuple) else _or_fail(self, decode_cursor, value, param, ctx)
+
+
+def _user_id(who: str) -> Any:
+    try:
+        return object_id(who.strip().lower())
+    except Invalid:
+        raise Invalid.field("user", f"{who!r} is not an id (24 hexadecimal digits) or e-mail address") from None
 
 
 def _or_fail(

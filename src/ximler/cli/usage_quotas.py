@@ -12,7 +12,7 @@ from ximler.cli.context import Run, connected, counted, fields, minute, print_ta
 __all__ = ["forgive", "override", "rebuild", "show"]
 
 _GB = 1_000_000_000
-_MAX_GB = 1_000_000_000
+_MAX_GB = 9_000_000
 _user = click.argument("user", metavar="USER")
 
 

@@ -39,6 +39,7 @@ _templates = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
 )
+_CALLED = {"token": "link"}  # fields by the name that people know
 _HEADERS = {
     "Cache-Control": "no-store",
     "referrer-policy": "no-referrer",
@@ -58,21 +59,31 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     wrong: str | None = None  # replaces the domain's message
     shortest: int | None = None
     spent: str = ""  # for a link that does not work any more
+    another: str | None = None  # the page that sends another link
 
-    def show(self, token: str | None, *, error: str = "", status: int = 200) -> Response[str]:
-        return page("form.html", **msgspec.structs.asdict(self), token=token, error=error, status=status)
+    def show(
+        self, token: str | None, *, live: bool = True, value: str = "", error: str = "", status: int = 200
+    ) -> Response[str]:
+        """Raises LinkSpent unless the token is still `live`."""
+        if not live:
+            raise LinkSpent(self.spent, self.another)
+        return page("form.html", **msgspec.structs.asdict(self), token=token, value=value, error=error, status=status)
 
-    def again(self, token: str | None, error: Invalid) -> Response[str]:
+    def again(self, token: str | None, error: Invalid, *, value: str = "") -> Response[str]:
         """The form again, with the error beside its field. Re-raises errors of other fields."""
         if self.spent and "token" in error.fields:
-            raise LinkSpent(self.spent) from error
+            raise LinkSpent(self.spent, self.another) from error
         if self.field not in error.fields:
             raise error
-        return self.show(token, error=self.wrong or _sentences(error), status=status_of(error))
+        return self.show(token, value=value, error=self.wrong or _sentences(error), status=status_of(error))
 
 
 class LinkSpent(Invalid):
     """A link of a mail that was used already, has expired, or was never sent."""
+
+    def __init__(self, message: str, another: str | None) -> None:
+        super().__init__(message)
+        self.another = another
 
 
 def _sentences(error: XimlerError) -> str:
@@ -80,7 +91,7 @@ def _sentences(error: XimlerError) -> str:
     if not isinstance(error, Invalid) or not error.fields:
         return error.message
     return " ".join(
-        f"{problem}." if problem[:1].isupper() else f"The {name} {problem}."
+        f"{problem}." if problem[:1].isupper() else f"The {_CALLED.get(name, name)} {problem}."
         for name, problem in ((name, str(problem).rstrip(".")) for name, problem in error.fields.items())
     )
 
@@ -108,6 +119,7 @@ _RESET = Form(
     shortest=10,
     spent="This link was used already, or is older than an hour. If it changed your password, sign in. Otherwise ask for "
     "another link.",
+    another="/reset",
 )
 _REQUEST_RESET = Form(
     title="Reset your password",
@@ -174,7 +186,15 @@ def _sorry(request: Request[Any, Any, Any], error: XimlerError | HTTPException) 
     title = "That did not work"
     if isinstance(error, LinkSpent):
         url = request.app.state.authentication.settings.app_url
-        return page("done.html", title, text=error.message, app=url, label="Sign in", status=status_of(error))
+        return page(
+            "done.html",
+            title,
+            text=error.message,
+            app=url,
+            label="Sign in",
+            another=error.another,
+            status=status_of(error),
+        )
     if isinstance(error, XimlerError):
         answer = page("page.html", title, text=_sentences(error), status=status_of(error))
         answer.headers.update(headers_of(error))
@@ -211,10 +231,10 @@ _Token = Annotated[str, QueryParameter(max_length=200)]
 _UrlEncoded = Body(media_type=RequestEncodingType.URL_ENCODED)
 
 
-@get("/confirm", **page_of("Landing page of confirmation links", _422="The token is missing or too long"))
-async def ask_confirmation(token: _Token) -> Response[str]:
+@get("/confirm", **page_of("Landing page of confirmation links", _422="The link is unknown, used or expired"))
+async def ask_confirmation(token: _Token, state: State) -> Response[str]:
     """Asks for confirmation, because mail scanners open links."""
-    return _CONFIRM.show(token)
+    return _CONFIRM.show(token, live=await registration.is_open(state.database, state.keyring, token))
 
 
 @post(
@@ -239,10 +259,14 @@ async def confirm(
     return _done(state, "Welcome", f"Your account {user.email} is ready. You can sign in.")
 
 
-@get(["/reset", "/reset/request"], **page_of("Landing page of reset links", _422="The token is too long"))
-async def ask_password(token: _Token = "") -> Response[str]:
+@get(
+    ["/reset", "/reset/request"], **page_of("Landing page of reset links", _422="The link is unknown, used or expired")
+)
+async def ask_password(state: State, token: _Token = "") -> Response[str]:
     """A form for a new password; without a token, a form for the address to send a link to."""
-    return _RESET.show(token) if token else _REQUEST_RESET.show(None)
+    if not token:
+        return _REQUEST_RESET.show(None)
+    return _RESET.show(token, live=await credentials.is_open(state.database, state.keyring, token))
 
 
 @post(
@@ -281,7 +305,7 @@ async def request_reset(
     try:
         await credentials.request_reset(state.database, state.keyring, _visitor(request), email=data.email)
     except Invalid as error:
-        return _REQUEST_RESET.again(None, error)
+        return _REQUEST_RESET.again(None, error, value=data.email)
     text = "Check your email: if the address has an account, a link is on its way."
     return page("page.html", "Check your email", text=text)
 
@@ -304,10 +328,10 @@ async def unsubscribe(token: _Token, request: Request[Any, Any, Any], state: Sta
     return page("page.html", "You are unsubscribed", text=text)
 
 
-@get("/email", **page_of("Landing page of address changes", _422="The token is missing or too long"))
-async def ask_email(token: _Token) -> Response[str]:
+@get("/email", **page_of("Landing page of address changes", _422="The link is unknown, used or expired"))
+async def ask_email(token: _Token, state: State) -> Response[str]:
     """Asks for confirmation with the password, because another person may have requested the change."""
-    return _CHANGE_EMAIL.show(token)
+    return _CHANGE_EMAIL.show(token, live=await email_change.is_open(state.database, state.keyring, token))
 
 
 @post(

@@ -90,7 +90,7 @@ async def forgive(database: Database, actor: Actor, user_id: ObjectId, *, reason
         current = {"userId": user_id, "resource": "apiCalls", "periodStart": {"$lte": now}, "periodEnd": {"$gt": now}}
         quota = await transaction[QUOTAS].find_one({**current, "superseded": False}, sort=[("periodStart", -1)])
         if quota is None:
-            raise NotFound(f"The user {user_id} has used nothing in this period")
+            raise NotFound("The user has used nothing in this period")
         back = quota.forfeited if units is None else units
         if back > quota.forfeited:
             raise Conflict(f"Only {quota.forfeited:,} units are forfeited in this period")

@@ -148,7 +148,7 @@ async def override(
     limits = {"projects": projects, "storage_bytes": storage_bytes, "api_calls": api_calls}
     for name, limit in (("projects", projects), ("storageBytes", storage_bytes), ("apiCalls", api_calls)):
         if limit is not None and not (type(limit) is int and UNLIMITED <= limit <= _MAX_LIMIT):
-            raise Invalid.field(name, f"{limit!r} is not a limit: a whole number, or -1 for unlimited")
+            raise Invalid.field(name, f"{limit!r} is not a limit: 0 to {_MAX_LIMIT:,}, or -1 for unlimited")
     if set(limits.values()) == {None}:
         raise Invalid("An override needs a limit: projects, storage or API calls")
     if expires_at is not None and expires_at <= now:
