@@ -11,6 +11,7 @@ from ximler.billing import account, events, refunds, run
 from ximler.billing.pricing import Line
 from ximler.billing.refunds import RefundTooHigh
 from ximler.billing.sandbox import Fault, Sandbox
+from ximler.billing.verify import verify
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Forbidden
 from ximler.core.money import Money
@@ -241,6 +242,43 @@ async def test_a_lost_dispute_counts_whole_when_a_refund_that_was_under_way_fail
     assert (await payment(database, ada)).status == "REFUNDED"
     found = [(each.total_minor, each.status) for each in await notes(database, ada)]
     assert found == [(-900, "VOID"), (-2000, "PAID"), (-900, "PAID")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to_balance", "to_card", "taken", "balance"),
+    [(0, 0, 2900, 0), (1500, 0, 2900, 1500), (1500, 900, 1600, 1500), (0, 900, 2900, 0), (500, 0, 1000, 500)],
+)
+async def test_a_lost_dispute_whose_money_the_bank_returns_counts_no_longer(
+    to_balance: int, to_card: int, taken: int, balance: int, database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    await buy(ada)
+    if to_balance:
+        await refund(database, rail, ada, to_balance, to="BALANCE")
+    if to_card:
+        rail.fault = lambda verb: "down" if verb == "refund" else None
+        await refund(database, rail, ada, to_card)  # waits, and the dispute covers it
+        rail.fault = lambda _: None
+    (charge,) = await database[CHARGES].find({"userId": ada.user_id})
+    for again in range(2):
+        dispute = await rail.open_dispute(str(charge.intent_id))
+        await database.raw["sandboxobjects"].update_one({"_id": dispute}, {"$set": {"amountMinor": taken}})
+        await rail.decide_dispute(dispute, "LOST")
+        await asyncio.gather(*(events.process(database, rail) for _ in range(3)))
+        assert await moved(database) == (2900 - taken if not again else 2900 - to_card - taken)
+        assert await verify(database) == []
+        await rail.decide_dispute(dispute, "WON")
+        await asyncio.gather(*(events.process(database, rail) for _ in range(3)))
+        await run.run(database, rail)
+        assert await refunds.observe_dispute(database, rail, dispute)
+        taken = min(taken, 2900 - to_card)
+        account = await database[BILLING_ACCOUNTS].get(ada.require_user())
+        assert (account.balances.get("USD", 0), account.refunds) == (balance, [])
+        assert await moved(database) == 2900 - to_card
+        counted = (await database[CHARGES].get(charge.id)).refunded_minor
+        assert (counted, (await payment(database, ada)).status) == (to_balance + to_card, "PAID")
+        assert await verify(database) == []
+    assert (await refund(database, rail, ada)).amount_minor == 2900 - to_balance - to_card
 
 
 @pytest.mark.slow

@@ -159,9 +159,15 @@ async def test_a_lost_dispute_refunds_the_payment(
     await buy(ada)
     (charge,) = await database[CHARGES].find({})
     disputed = {"id": "dp_1", "object": "dispute", "amount": 2900, "currency": "usd"}
-    for status, ours in (("needs_response", "OPEN"), ("lost", "LOST")):
+    taken, reinstated = {"amount": -2900}, {"amount": 2900}
+    for status, moves, ours in (
+        ("needs_response", [], "OPEN"),
+        ("lost", [taken], "LOST"),
+        ("lost", [taken, reinstated], "WON"),
+        ("lost", [taken, reinstated, taken], "LOST"),
+    ):
         intent = await stripe._read(stripe._api.payment_intents, str(charge.intent_id))
-        peer.disputes["dp_1"] = {**disputed, "payment_intent": intent, "status": status}
+        peer.disputes["dp_1"] = {**disputed, "payment_intent": intent, "status": status, "balance_transactions": moves}
         peer.send("charge.dispute.updated", {**disputed, "metadata": {}})
         await deliver(database, stripe, peer)
         assert (await database[CHARGES].get(charge.id)).dispute == ours

@@ -47,6 +47,8 @@ _log = structlog.get_logger("ximler.billing")
 COLLECTION = REFUNDS.name
 _LOOK_AGAIN_S = (30, 300, 3600, 6 * 3600)
 _MAX_TEXT = 500
+_DISPUTE = "dispute:"  # begins the names of refunds that disputes make
+_WITHDRAWN = "The bank returned the payment to the card"  # of a refund to the balance
 
 
 class RefundTooHigh(Invalid):
@@ -182,8 +184,8 @@ async def observe_dispute(database: Database, provider: Provider, dispute_id: st
 
 
 async def dispute_changed(database: Database, charge: Charge, dispute: Dispute) -> None:
-    """Follow a dispute: while it is open nothing is refunded;
-    when it is lost, the bank has taken the money back."""
+    """Follow a dispute: while it is open nothing is refunded; when it is lost, the bank has taken the money
+    back, and may return it later."""
 
     async def write(transaction: Database) -> None:
         account = await lock(transaction, charge.user_id)
@@ -195,6 +197,8 @@ async def dispute_changed(database: Database, charge: Charge, dispute: Dispute) 
         account.refund_at = None
         if dispute.status == "LOST":
             await _lost(transaction, account, known, dispute)
+        elif dispute.status == "WON" and dispute.id in known.lost:
+            await _regained(transaction, account, known, dispute)
         await records.write(
             transaction,
             SYSTEM,
@@ -349,14 +353,7 @@ async def _failed(transaction: Database, account: BillingAccount, refund: Refund
     if refund.note_id is None and refund.amount_minor <= uncounted:
         return {"status": "SUCCEEDED", "to": "DISPUTE", "failure": failure}  # the bank returned it by a lost dispute
     if refund.note_id is None:
-        await move(
-            transaction,
-            account,
-            key=f"refund:{refund.id}",
-            currency=refund.currency,
-            amount_minor=refund.amount_minor,
-            reason="A payment that could not be returned",
-        )
+        await _credit(transaction, account, refund, "A payment that could not be returned")
         value = Money(refund.amount_minor, refund.currency)
         await notices.refunded(transaction, account.id, value, to_balance=True)
         return {"status": "SUCCEEDED", "to": "BALANCE", "failure": failure}
@@ -386,11 +383,91 @@ async def _lost(transaction: Database, account: BillingAccount, charge: Charge, 
     await _count_lost(transaction, account, charge, taken)
 
 
+async def _regained(transaction: Database, account: BillingAccount, charge: Charge, dispute: Dispute) -> None:
+    """The bank has returned the money of a lost dispute, which counts as refunded no longer.
+
+    A refund that the dispute had covered is sent to the card, and refunds to the balance that were withdrawn
+    for it are made again.
+    """
+    charge.lost = {name: minor for name, minor in charge.lost.items() if name != dispute.id}
+    await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {"lost": charge.lost}})
+    counted = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "DISPUTE", "status": "SUCCEEDED"})
+    left = sum(each.amount_minor for each in counted) - int(sum(charge.lost.values()))
+    rest = 0  # of a refund that counted for other disputes as well
+    for refund in sorted(counted, key=lambda each: (each.created_at, each.id), reverse=True):
+        if _of_dispute(refund) and left > 0:
+            left -= refund.amount_minor
+            rest = max(-left, 0)
+            reversed_ = {"$set": {"status": "FAILED", "failure": "The bank reversed the dispute"}}
+            await transaction[REFUNDS].patch({"_id": refund.id}, reversed_)
+            await _count(transaction, charge, -refund.amount_minor)
+            charge.refunded_minor -= refund.amount_minor
+            if refund.note_id is not None:
+                await invoices.withdraw(transaction, account, refund.note_id)
+        elif not _of_dispute(refund) and refund.amount_minor <= left:
+            left -= refund.amount_minor
+            await _owe(transaction, account, refund)
+    if rest:
+        await _make_for_dispute(transaction, account, charge, rest, to="DISPUTE", reason="Lost dispute")
+    credited = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "BALANCE"})
+    withdrawn = sum(each.amount_minor for each in credited if each.failure == _WITHDRAWN and not _of_dispute(each))
+    made = sum(each.amount_minor for each in credited if each.status == "SUCCEEDED" and _of_dispute(each))
+    amount = min(withdrawn - made, charge.amount_minor - charge.refunded_minor)
+    if amount > 0:
+        await _make_for_dispute(
+            transaction, account, charge, amount, to="BALANCE", reason="A refund to the balance, made again"
+        )
+        await notices.refunded(transaction, account.id, Money(amount, charge.currency), to_balance=True)
+
+
+async def _owe(transaction: Database, account: BillingAccount, refund: Refund) -> None:
+    """A refund that a lost dispute had covered is due after all:
+    to the card, or where that failed, to the balance."""
+    if refund.failure is None:
+        await transaction[REFUNDS].patch({"_id": refund.id}, {"$set": {"to": "CARD", "status": "PENDING"}})
+        account.refunds = [*account.refunds, refund.id]
+        return
+    await transaction[REFUNDS].patch({"_id": refund.id}, {"$set": {"to": "BALANCE"}})
+    await _credit(transaction, account, refund, "A payment that could not be returned")
+    value = Money(refund.amount_minor, refund.currency)
+    await notices.refunded(transaction, account.id, value, to_balance=True)
+
+
+async def _make_for_dispute(
+    transaction: Database, account: BillingAccount, charge: Charge, amount_minor: int, *, to: RefundTarget, reason: str
+) -> None:
+    """A refund that a dispute makes."""
+    invoice = await invoices.get(transaction, account, charge.invoice_id)
+    paid = invoice if invoice.status == "PAID" else None
+    number = await transaction[REFUNDS].count({"chargeId": charge.id})
+    name = f"{_DISPUTE}{number}"
+    made = await _make(transaction, account, charge, paid, amount_minor, name=name, to=to, reason=reason)
+    charge.refunded_minor += amount_minor
+    if paid is None and to == "BALANCE":  # else its credit note moves the balance
+        await _credit(transaction, account, made, reason)
+
+
+def _of_dispute(refund: Refund) -> bool:
+    return refund.id.startswith(f"{refund.charge_id}:{_DISPUTE}")
+
+
+async def _credit(transaction: Database, account: BillingAccount, refund: Refund, reason: str) -> None:
+    """Add a refund to the balance, where no credit note does."""
+    await move(
+        transaction,
+        account,
+        key=f"refund:{refund.id}",
+        currency=refund.currency,
+        amount_minor=refund.amount_minor,
+        reason=reason,
+    )
+
+
 async def _uncounted(transaction: Database, charge: Charge) -> int:
     """The part of lost disputes that does not count as refunded yet."""
     if not charge.lost:
         return 0
-    counted = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "DISPUTE"})
+    counted = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "DISPUTE", "status": {"$ne": "FAILED"}})
     return int(sum(charge.lost.values())) - sum(each.amount_minor for each in counted)
 
 
@@ -402,18 +479,12 @@ async def _count_lost(transaction: Database, account: BillingAccount, charge: Ch
     amount = min(taken, left + withdrawn)
     if amount <= 0:
         return
-    invoice = await invoices.get(transaction, account, charge.invoice_id)
-    paid = invoice if invoice.status == "PAID" else None
-    name = f"dispute:{sum(charge.lost.values()) - taken}"  # the amount counted before
-    await _make(transaction, account, charge, paid, amount, name=name, to="DISPUTE", reason="Lost dispute")
-    rest = left + withdrawn - amount if withdrawn else 0
+    await _make_for_dispute(transaction, account, charge, amount, to="DISPUTE", reason="Lost dispute")
+    rest = min(withdrawn, left + withdrawn - amount)
     if rest > 0:
-        reason = "The rest of a refund to the balance"
-        made = await _make(transaction, account, charge, paid, rest, name=f"{name}:rest", to="BALANCE", reason=reason)
-        if paid is None:  # else its credit note moves the balance
-            await move(
-                transaction, account, key=f"refund:{made.id}", currency=made.currency, amount_minor=rest, reason=reason
-            )
+        await _make_for_dispute(
+            transaction, account, charge, rest, to="BALANCE", reason="The rest of a refund to the balance"
+        )
     if withdrawn > rest:
         gone, owed = withdrawn - rest, max(-balance(account, charge.currency), 0)
         currency = charge.currency
@@ -429,8 +500,7 @@ async def _withdraw(transaction: Database, account: BillingAccount, charge: Char
     for refund in sorted(credited, key=lambda each: (each.created_at, each.id), reverse=True):
         if withdrawn >= amount_minor:
             break
-        reason = "The bank returned the payment to the card"
-        await transaction[REFUNDS].patch({"_id": refund.id}, {"$set": {"status": "FAILED", "failure": reason}})
+        await transaction[REFUNDS].patch({"_id": refund.id}, {"$set": {"status": "FAILED", "failure": _WITHDRAWN}})
         await _count(transaction, charge, -refund.amount_minor)
         if refund.note_id is not None:
             await invoices.withdraw(transaction, account, refund.note_id)
@@ -440,7 +510,7 @@ async def _withdraw(transaction: Database, account: BillingAccount, charge: Char
             key=f"withdrawn:{refund.id}",
             currency=refund.currency,
             amount_minor=-refund.amount_minor,
-            reason=reason,
+            reason=_WITHDRAWN,
         )
         withdrawn += refund.amount_minor
     return withdrawn

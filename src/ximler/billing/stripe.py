@@ -196,13 +196,15 @@ class Stripe:
         return _refunded(await self._read(self._api.refunds, refund_id))
 
     async def dispute(self, dispute_id: str) -> Dispute:
-        """An inquiry counts as an open dispute."""
+        """An inquiry counts as an open dispute, and a lost one whose money was reinstated as won."""
         found = await self._read(self._api.disputes, dispute_id, "payment_intent")
         intent = found.get("payment_intent")
+        moves = [each["amount"] for each in found.get("balance_transactions") or ()]  # in the account's own currency
+        reinstated = any(each > 0 for each in moves) and sum(moves) >= 0
         return Dispute(
             id=found["id"],
             reference=_reference(intent) if isinstance(intent, dict) else "",
-            status=_DISPUTES.get(found["status"], "OPEN"),
+            status="WON" if reinstated else _DISPUTES.get(found["status"], "OPEN"),
             amount_minor=_amount(found),
         )
 
