@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Receive, Scope, Send
 
 from ximler.accounts import idempotency, origins
 from ximler.accounts.sessions import SessionExpired
@@ -89,7 +89,7 @@ def schema() -> Schema:
     return build([*domains, *extensions.modules("graphql")], guard=permit)
 
 
-def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) -> ASGIApp:
+def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) -> Requests:
     """The application, for one process. It connects to the database at `uri` when the server starts it.
 
     When `shutdown` is requested, background work stops; parts that requests depend on stop when the server
@@ -112,6 +112,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     if not settings.smtp_url and not settings.development:
         _log.warning("e-mails go nowhere", remedy="set XIMLER_SMTP_URL", folder=str(settings.data_path / "mail"))
     proxies = TrustedProxies(settings.trusted_proxies)
+    in_flight = InFlight(settings.in_flight_mb * _MB)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -129,7 +130,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         saver = app.state.saver = Saver(database)
         app.state.large_bodies = asyncio.Semaphore(2)
         streams = app.state.streams = Streams()
-        app.state.live = Live(database, feed, saver.recent, streams)
+        app.state.live = Live(database, feed, saver.recent, streams, in_flight)
         app.state.topics = Topics(feed, streams)
         parts = serving_parts(feed, authentication, meter, saver, streams)
         app.state.shared_bursts = app.state.results = None
@@ -262,7 +263,6 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
         debug=False,
     )
     metered = Metered(app, settings, {"/graphql": refusal}, {"/graphql": graphql})
-    in_flight = InFlight(settings.in_flight_mb * _MB)
     return Requests(metered, proxies, in_flight, https=settings.base_url.startswith("https:"))
 
 

@@ -19,7 +19,7 @@ _MB = 1_000_000
 
 @pytest.fixture
 def held(app: ASGIApp, monkeypatch: pytest.MonkeyPatch) -> InFlight:
-    budget: InFlight = app._in_flight  # type: ignore[attr-defined]  # of `Requests`
+    budget: InFlight = app.in_flight  # type: ignore[attr-defined]  # of `Requests`
     monkeypatch.setattr(budget, "most", 4 * _MB)
     return budget
 
@@ -105,6 +105,33 @@ def test_strangers_leave_half_to_accounts() -> None:
     with pytest.raises(Overloaded):
         in_flight.hold(state, 1, known=True)
     held.leave(state)
+    assert (held.all, held.strangers) == (0, 0)
+
+
+class _Slow:
+    def __init__(self, pace: float) -> None:
+        self.pace, self.dropped = pace, False
+
+    def drop(self) -> None:
+        self.dropped = True
+
+
+def test_slow_readers_make_room_slowest_first_and_strangers_not_for_accounts_bytes() -> None:
+    held = InFlight(10 * _MB)
+    slow, slower, fast, stranger = _Slow(10), _Slow(5), _Slow(1e6), _Slow(1)
+    for reader in (slow, slower, fast):
+        held.wait(reader, 2 * _MB, known=True)
+    held.wait(stranger, 4 * _MB, known=False)
+    assert held.take(4 * _MB, known=False)
+    assert (stranger.dropped, slow.dropped, slower.dropped, fast.dropped) == (True, False, False, False)
+    held.give(4 * _MB, known=False)
+    assert held.take(6 * _MB, known=True)
+    assert (slow.dropped, slower.dropped, fast.dropped) == (False, True, False)
+    late = _Slow(1e6)
+    held.wait(late, 5 * _MB, known=True)
+    assert (slow.dropped, fast.dropped, late.dropped) == (True, False, True)
+    held.give(6 * _MB, known=True)
+    held.taken(fast)
     assert (held.all, held.strangers) == (0, 0)
 
 

@@ -16,6 +16,7 @@ import uvicorn
 
 from ximler.cli import serving
 from ximler.cli.protocol import Addresses, Protocol
+from ximler.core.in_flight import InFlight
 
 
 class Impatient(Protocol):
@@ -336,6 +337,23 @@ def test_a_slow_reader_that_reads_gets_all_of_it(serve: Serve) -> None:
             assert part
             found += part
             time.sleep(part / 20_000_000)
+
+
+def test_unread_answers_hold_a_bounded_number_of_bytes(serve: Serve) -> None:
+    held = InFlight(200_000_000)  # of which strangers have half
+    server = serve(functools.partial(Protocol, in_flight=held), app=large)
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            connection = stack.enter_context(contextlib.closing(server.connect()))
+            connection.sendall(b"GET /?whole HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(Protocol.young_s + 0.1)  # it is slow now
+            assert held.all <= held.most // 2
+        assert held.all > 50_000_000
+        assert len(httpx.get(f"{server.url}/?whole", timeout=20).content) == 40_000_000  # the slow ones make room
+    deadline = time.monotonic() + 10
+    while held.all and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held.all == 0
 
 
 def test_connections_that_trickle_do_not_keep_others_out(serve: Serve) -> None:

@@ -10,6 +10,7 @@ import pytest
 from bson import ObjectId
 from tests.serving import Client
 
+from ximler.core.in_flight import InFlight
 from ximler.core.streams import MAX_STREAMS
 from ximler.projects import bases, edits, live
 from ximler.projects.edits import LOGGED, Recent
@@ -280,7 +281,8 @@ async def test_followers_end_when_the_process_stops(editor: Editor) -> None:
 
 
 def test_a_slow_follower_has_a_bounded_queue() -> None:
-    follower = live.Follower(ObjectId(), ObjectId())
+    held = InFlight(3 * live._MAX_BYTES // 2)
+    follower = live.Follower(ObjectId(), ObjectId(), held)
     follower.begin(0, live._Logged(), Recent())
     for revision in range(1, 1000):
         follower.add(live.Event(revision, b"{}"))
@@ -288,3 +290,14 @@ def test_a_slow_follower_has_a_bounded_queue() -> None:
     for revision in range(1000, 1010):
         follower.add(live.Event(revision, b"x" * 200_000))
     assert sum(len(event.patch or b"") for event in follower._events) <= live._MAX_BYTES
+    assert held.all == follower._bytes
+    other = live.Follower(ObjectId(), ObjectId(), held)
+    other.begin(0, live._Logged(), Recent())
+    for revision in range(1, 100):
+        other.add(live.Event(revision, b"x" * 10_000))
+        follower.add(live.Event(follower._at + 1, b"x" * 10_000))
+        assert held.all == follower._bytes + other._bytes <= held.most
+    assert None in [event.patch for event in (*other._events, *follower._events)]
+    follower.forget()
+    other.forget()
+    assert held.all == 0

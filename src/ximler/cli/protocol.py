@@ -3,8 +3,9 @@
     headers     64 kB (else 431), complete within 15 s of the connection or of their first byte
     body        after 60 s, 16 kB/s since its beginning; of a caller that the application has authenticated,
                 1 kB in every 60 s (a stream of events may last for hours)
-    responses   64 kB in every 60 s are taken by the client, once 64 kB wait for it; those that end the
-                connection before the body has arrived: 5 s for the rest of it
+    responses   64 kB in every 60 s are taken by the client, once 64 kB wait for it, and of all clients
+                together no more waits than a process may hold (`InFlight`); those that end the connection
+                before the body has arrived: 5 s for the rest of it
     shutdown    connections without a request yet are closed after 0.25 s, idle ones at once
     connections of one address: a maximum (`Addresses`); above it one of them is closed, else the new one.
                 Above the maximum of the process a twentieth of all are closed: first those that we wait for
@@ -30,6 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from ximler.core.in_flight import SLOW, InFlight
 from ximler.core.networks import contains, is_loopback, parse_network, subscriber
 
 try:
@@ -173,7 +175,7 @@ class Protocol(HttpToolsProtocol):
     header_bytes = 65_536
     headers_s = 15.0
     body_s = 60.0
-    body_rate = 16_000  # bytes per second, once a body takes longer than `body_s`
+    body_rate = SLOW  # bytes per second, once a body takes longer than `body_s`
     body_least = 1_000  # bytes in every `body_s`, from authenticated callers
     write_s = 60.0
     write_least = 65_536  # bytes in every `write_s`
@@ -183,8 +185,11 @@ class Protocol(HttpToolsProtocol):
     linger_s = 5.0
     first_s = 0.25
 
-    def __init__(self, *args: Any, addresses: Addresses | None = None, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, addresses: Addresses | None = None, in_flight: InFlight | None = None, **more: Any
+    ) -> None:
         super().__init__(*args, **more)
+        self._in_flight = in_flight or InFlight(2**63)
         self._addresses = addresses
         self.address: str | None = None
         self._began = 0.0  # when the first part of the body was awaited
@@ -237,6 +242,7 @@ class Protocol(HttpToolsProtocol):
             super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._in_flight.taken(self)
         self._stop_waiting()
         if self._stalled is not None:
             self._stalled.cancel()
@@ -360,19 +366,26 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _arrives_in_time(self) -> bool:
-        # `Authentication.enter` bounds how many requests an account has under way.
-        known = "leave" in self.scope.get("state", {})
-        if known:
+        if self._is_known():
             return self._window >= self.body_least
         return self._received >= self.body_rate * (self.loop.time() - self._began)
+
+    def _is_known(self) -> bool:
+        # `Authentication.enter` bounds how many requests an account has under way.
+        return "leave" in self.scope.get("state", {})
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:
             self._watch_writing()
+        self._in_flight.wait(self, self.transport.get_write_buffer_size(), known=self._is_known())
+
+    def drop(self) -> None:
+        self.transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._in_flight.taken(self)
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None

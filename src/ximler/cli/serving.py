@@ -312,7 +312,7 @@ class _Server(uvicorn.Server):
                     raise
 
         addresses = Addresses(settings.max_connections_per_address, settings.trusted_proxies)
-        self._protocol = partial(Protocol, addresses=addresses)
+        self._protocol = partial(Protocol, addresses=addresses, in_flight=app.in_flight)
         super().__init__(
             uvicorn.Config(
                 serve,

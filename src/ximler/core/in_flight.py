@@ -1,25 +1,39 @@
-"""Bytes that a process holds for requests under way: bodies that arrive, and exports that are sent.
+"""Bytes that a process holds for its clients: bodies that arrive, exports that are sent, answers that were
+not read yet, and changes that wait for streams.
 
-Clients decide how long that takes, so the sum is bounded. Requests that hold less than 64 kB are not counted,
-and are answered whatever others hold. Not here: files that are stored while they arrive, and pictures, of
-which one is decoded at a time.
+Clients decide how long that takes, so the sum is bounded. Where room is needed, slow readers are
+disconnected, slowest first. Less than 64 kB of a request or connection is not counted, and is answered
+whatever others hold. Not here: files that are stored while they arrive, and pictures, of which one is decoded
+at a time.
 """
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from ximler.core.errors import Unavailable
 
-__all__ = ["EXPORT", "SMALL", "InFlight", "Overloaded", "hold"]
+__all__ = ["EXPORT", "SLOW", "SMALL", "InFlight", "Overloaded", "Reader", "hold"]
 
 SMALL = 65_536
 EXPORT = 32_000_000  # bytes of an archive that is made while it is sent
+SLOW = 16_000  # bytes per second, below which a client makes room for others
 _HELD, _BUDGET = "bytes_held", "in_flight"
 
 
 class Overloaded(Unavailable):
     code = "OVERLOADED"
     retry_after_s = 5
+
+
+class Reader(Protocol):
+    """A connection whose client has not taken all that was sent."""
+
+    @property
+    def pace(self) -> float:
+        """Bytes per second that the client takes."""
+
+    def drop(self) -> None:
+        """Close the connection."""
 
 
 class InFlight:
@@ -29,6 +43,7 @@ class InFlight:
         self.most = most
         self.strangers = 0
         self.all = 0
+        self._readers: dict[Reader, tuple[int, bool]] = {}
 
     def enter(self, state: MutableMapping[str, Any]) -> None:
         """Before a request is answered; `leave` follows when it has been."""
@@ -36,19 +51,59 @@ class InFlight:
 
     def hold(self, state: MutableMapping[str, Any], size: int, *, known: bool) -> None:
         """Raises Overloaded."""
-        if self.all + size > self.most or (not known and self.strangers + size > self.most // 2):
+        if not self.take(size, known=known):
             state["overloaded"] = True
             raise Overloaded("The server is receiving and sending too much at this moment: try again in a moment")
         held = state.setdefault(_HELD, [0, 0])
         held[known] += size
-        self.all += size
-        if not known:
-            self.strangers += size
 
     def leave(self, state: MutableMapping[str, Any]) -> None:
         strangers, known = state.pop(_HELD, (0, 0))
-        self.strangers -= strangers
-        self.all -= strangers + known
+        self.give(strangers, known=False)
+        self.give(known, known=True)
+
+    def take(self, size: int, *, known: bool) -> bool:
+        """Count bytes until `give`. False if there is no room, also without slow readers."""
+        if not self._fits(size, known=known):
+            self._make_room(size, known=known)
+            if not self._fits(size, known=known):
+                return False
+        self.all += size
+        if not known:
+            self.strangers += size
+        return True
+
+    def give(self, size: int, *, known: bool) -> None:
+        self.all -= size
+        if not known:
+            self.strangers -= size
+
+    def wait(self, reader: Reader, size: int, *, known: bool) -> None:
+        """Count what a client has not taken yet, until `taken`, or drop the connection."""
+        self.taken(reader)
+        if size <= SMALL:
+            return
+        if self.take(size, known=known):
+            self._readers[reader] = size, known
+        else:
+            reader.drop()
+
+    def taken(self, reader: Reader) -> None:
+        size, known = self._readers.pop(reader, (0, True))
+        self.give(size, known=known)
+
+    def _fits(self, size: int, *, known: bool) -> bool:
+        return self.all + size <= self.most and (known or self.strangers + size <= self.most // 2)
+
+    def _make_room(self, size: int, *, known: bool) -> None:
+        slow = sorted((pace, id(each), each) for each in self._readers if (pace := each.pace) < SLOW)
+        for _, _, reader in slow:
+            if self._readers[reader][1] and self.all + size <= self.most:
+                continue  # strangers lack room, which accounts do not take
+            self.taken(reader)
+            reader.drop()
+            if self._fits(size, known=known):
+                return
 
 
 def hold(state: MutableMapping[str, Any], size: int, *, known: bool) -> None:

@@ -123,8 +123,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(
             ge=64,
-            description="Bytes that bodies being received and exports being sent may hold per process, in MB; callers "
-            "without an account half of them. More are answered 503.",
+            description="Bytes that bodies being received, exports being sent and unread answers may hold per process, in MB; "
+            "callers without an account half of them. Slow readers make room; more are answered 503.",
         ),
     ] = 256
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20

@@ -106,7 +106,7 @@ class Requests:
         self, app: ASGIApp, proxies: TrustedProxies, in_flight: InFlight | None = None, *, https: bool = False
     ) -> None:
         self._app = app
-        self._in_flight = in_flight or InFlight(2**63)
+        self.in_flight = in_flight or InFlight(2**63)
         self._proxies = proxies
         self._safe = [*_SAFE_HEADERS, _HSTS] if https else _SAFE_HEADERS
         self._safe_names = frozenset(name for name, _ in self._safe)
@@ -128,7 +128,7 @@ class Requests:
         state["request_id"] = request_id
         state["address"] = self._proxies.client(peer, head.x_forwarded_for, head.forwarded)
         state["head"] = method == "HEAD"
-        self._in_flight.enter(state)
+        self.in_flight.enter(state)
         more = state["log"] = {}  # caller, operation and error code, from the layers inside
         structlog.contextvars.bind_contextvars(request_id=request_id)
         if head.client_id:
@@ -180,7 +180,7 @@ class Requests:
         finally:
             if leave := state.get("leave"):
                 leave()
-            self._in_flight.leave(state)
+            self.in_flight.leave(state)
             seconds = time.perf_counter() - started
             route = scope.get("path_template") or "other"
             self._count(method, route, status, seconds)

@@ -23,6 +23,7 @@ from bson import ObjectId
 from ximler.accounts import account_status
 from ximler.core.actor import Actor
 from ximler.core.errors import NotFound
+from ximler.core.in_flight import InFlight
 from ximler.core.streams import Inbox, Streams
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
@@ -81,17 +82,30 @@ class _Entry(msgspec.Struct, frozen=True):
 class Follower(Inbox[Event]):
     """Of one project. `at` is the last revision that it has."""
 
-    def __init__(self, project_id: ObjectId, user_id: ObjectId) -> None:
+    def __init__(self, project_id: ObjectId, user_id: ObjectId, in_flight: InFlight) -> None:
         super().__init__()
+        self._in_flight = in_flight
         self.project_id, self.user_id = project_id, user_id
         self.share_id: bytes | None = None  # of a member
         self.owner_id: ObjectId | None = None  # of a member's project
         self.revoked: set[bytes] = set()  # before the share was known
         self._at: int | None = None  # None: the log is not read yet
-        self._bytes = 0
+        self._bytes = self._sent = 0  # of patches: that wait, and that were taken by the last `events`
+
+    async def events(self, timeout_s: float) -> list[Event]:
+        """Those of the last call have been sent."""
+        self._in_flight.give(self._sent, known=True)
+        self._sent = 0
+        return await super().events(timeout_s)
+
+    def forget(self) -> None:
+        """When it ends."""
+        self._in_flight.give(self._bytes + self._sent, known=True)
+        self._bytes = self._sent = 0
 
     def _empty(self) -> None:
         super()._empty()
+        self._sent += self._bytes
         self._bytes = 0
 
     def begin(self, since: int | None, now: _Logged, recent: Recent) -> None:
@@ -117,7 +131,7 @@ class Follower(Inbox[Event]):
             return
         size = len(event.patch or b"")
         full = len(self._events) >= _MAX_EVENTS or self._bytes + size > _MAX_BYTES
-        if event.patch is None or event.revision != self._at + 1 or full:
+        if event.patch is None or event.revision != self._at + 1 or full or not self._in_flight.take(size, known=True):
             self._reload(event.revision)
             return
         self._at = event.revision
@@ -131,6 +145,8 @@ class Follower(Inbox[Event]):
             self._reload(self._at if revision is None else revision)
 
     def _reload(self, revision: int) -> None:
+        self._in_flight.give(self._bytes, known=True)
+        self._bytes = 0
         self._empty()
         self._at = revision
         self._events.append(Event(revision))
@@ -141,8 +157,14 @@ class Live:
     """One per process, on its feed, with the large patches that the process saved."""
 
     def __init__(
-        self, database: Database, feed: Feed, recent: Recent | None = None, streams: Streams | None = None
+        self,
+        database: Database,
+        feed: Feed,
+        recent: Recent | None = None,
+        streams: Streams | None = None,
+        in_flight: InFlight | None = None,
     ) -> None:
+        self._in_flight = in_flight or InFlight(2**63)
         self._database = database
         self._streams = Streams() if streams is None else streams
         self._recent = recent or Recent()
@@ -159,11 +181,12 @@ class Live:
     @contextmanager
     def follow(self, actor: Actor, project_id: ObjectId) -> Iterator[Follower]:
         """A follower, which receives nothing before `begin`. Raises as `Streams.admit`."""
-        with self._streams.open(actor, Follower(project_id, actor.require_user())) as follower:
+        with self._streams.open(actor, Follower(project_id, actor.require_user(), self._in_flight)) as follower:
             self._followers.setdefault(project_id, set()).add(follower)
             try:
                 yield follower
             finally:
+                follower.forget()
                 of_project = self._followers[project_id]
                 of_project.discard(follower)
                 if not of_project:
