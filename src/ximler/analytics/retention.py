@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from ximler.analytics.spans import By, midnight, truncated
 from ximler.database import Database
-from ximler.schema.customer_day import CUSTOMER_DAYS
+from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay
 
-__all__ = ["Kept", "Span", "kept", "of_day"]
+__all__ = ["Kept", "Span", "add_months", "kept", "of_day"]
 
 Span = tuple[str, date, date]  # a currency, the first day, and the day after the last
 
@@ -27,10 +27,28 @@ class Kept(NamedTuple):
     change: int = 0
 
 
+_NONE = Kept()
+
+
 def of_day(moved: Mapping[str, int]) -> Kept:
     """A day's, by its movements."""
     less = moved["contraction_minor"] + moved["churn_minor"]
     return Kept(moved["churned"], less, moved["expansion_minor"] - less)
+
+
+def add_months(months: dict[tuple[str, date], Kept], days: Iterable[CustomerDay]) -> None:
+    """Add a customer's days, which are in order, to the figures of whole months by currency and first day."""
+    starts: dict[tuple[str, date], CustomerDay] = {}
+    ends: dict[tuple[str, date], CustomerDay] = {}
+    for each in days:
+        month = each.currency, each.day.date().replace(day=1)
+        starts.setdefault(month, each)
+        ends[month] = each
+    for month, first in starts.items():
+        start, end = first.start_minor, ends[month].end_minor
+        if start > 0:
+            lost, less, change = months.get(month, _NONE)
+            months[month] = Kept(lost + (end == 0), less + max(start - end, 0), change + end - start)
 
 
 async def kept(database: Database, spans: Iterable[Span], by: By) -> dict[tuple[str, date], Kept]:

@@ -10,22 +10,35 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import structlog
 from bson import ObjectId
 
 from ximler.analytics import retention
-from ximler.analytics.spans import following
+from ximler.analytics.retention import Kept
+from ximler.analytics.spans import following as month_after
+from ximler.analytics.spans import midnight
 from ximler.billing import drifts, movements
-from ximler.billing.movements import Movement
+from ximler.billing.movements import Step
 from ximler.database import Database, outbox, updates
 from ximler.database.failures import DocumentExists
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
 from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay, RevenueMonth
 
-__all__ = ["added", "check", "customers", "days_of", "mark_all", "rebuild", "refresh", "sums_of", "unsummed"]
+__all__ = [
+    "added",
+    "check",
+    "compare",
+    "customers",
+    "days_of",
+    "mark",
+    "mark_all",
+    "refresh",
+    "sums_of",
+    "unsummed",
+]
 
 _MOVEMENTS = 5_000  # a transaction
 _USERS = 2_000  # the same, of a rebuild
@@ -91,25 +104,32 @@ async def _dirty(database: Database) -> list[RevenueDay]:
     return await database[REVENUE_DAYS].find({"dirty": True}, sort=order, limit=_DAYS, hint="dirty_1")
 
 
-async def rebuild(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
-    """Compute all rollups anew from the ledger; returns how many movements there are.
-    Reports stay usable meanwhile.
+async def compare(
+    database: Database, *, progress: Callable[[int], object] = lambda _: None
+) -> tuple[int, dict[tuple[str, date], Kept]]:
+    """Compare the days of every customer with the ledger, and write those that differ.
 
-    Customers' days are compared, and only those that differ are written.
+    Returns how many movements there are, and the retention of each month that follows from them.
     """
-    users = sorted(await movements.users(database))
-    strangers = set(await customers(database)) - set(users)
-    await database[CUSTOMER_DAYS].delete_many({"userId": {"$in": sorted(strangers)}})
-    count = 0
-    for first in range(0, len(users), 2 * _USERS):  # of two batches the server reads one, and the other is compared
-        pair = [users[at : at + _USERS] for at in (first, first + _USERS)]
-        count += sum(
-            each.rows for each in await asyncio.gather(*(_persistently(database, each) for each in pair if each))
-        )
-        progress(count)
-    await mark_all(database)
-    await refresh(database)
-    return count
+    users, known = await asyncio.gather(movements.users(database), customers(database))
+    strangers = sorted(set(known) - set(users))
+    if strangers:
+        await database[CUSTOMER_DAYS].delete_many({"userId": {"$in": strangers}})
+    users.sort()
+    batches = iter([users[first : first + _USERS] for first in range(0, len(users), _USERS)])
+    count, months = 0, dict[tuple[str, date], Kept]()
+
+    async def work() -> None:
+        nonlocal count
+        for batch in batches:
+            rolled = await _persistently(database, batch)
+            count += rolled.rows
+            for days in rolled.days:
+                retention.add_months(months, days)
+            progress(count)
+
+    await asyncio.gather(work(), work())  # the server reads a batch while the one before is compared
+    return count, months
 
 
 async def customers(database: Database) -> list[ObjectId]:
@@ -124,16 +144,26 @@ async def mark_all(database: Database) -> int:
     return await database[REVENUE_DAYS].patch_many({}, {"$inc": {"version": 1}, "$set": {"dirty": True}})
 
 
+async def mark(database: Database, days: Iterable[tuple[str, datetime]]) -> None:
+    """Have these days summed again, and their months. One command, and none without days."""
+    change: Any = {"$inc": {"version": 1}, "$set": {"dirty": True}}
+    fresh = [RevenueDay(id=f"{currency}:{day:%Y-%m-%d}", currency=currency, day=day) for currency, day in days]
+    if fresh:
+        await database[REVENUE_DAYS].upsert_each([({"_id": each.id}, change, each) for each in fresh])
+
+
 async def unsummed(database: Database) -> int:
     """How many days an earlier release has summed, which sums no months."""
     return await database[REVENUE_DAYS].count({"summed": None, "dirty": None})
 
 
 class _Rolled(NamedTuple):
-    """Movements of a batch of customers: all of them, and those that were not in the rollups."""
+    """Movements of a batch of customers: all of them, those that were not in the rollups,
+    and the days of each customer that follow."""
 
     rows: int
     pending: int
+    days: list[list[CustomerDay]]
 
 
 async def _persistently(database: Database, users: list[ObjectId]) -> _Rolled:
@@ -145,22 +175,23 @@ async def _persistently(database: Database, users: list[ObjectId]) -> _Rolled:
 
 async def _roll_up(database: Database, users: list[ObjectId]) -> _Rolled:
     async def write(transaction: Database) -> _Rolled:
-        ledger = await movements.of_users(transaction, users)
-        days = {each.id: each for user_id in users for each in days_of(ledger[user_id])}
-        stored = {each.id: each for each in await transaction[CUSTOMER_DAYS].find({"userId": {"$in": users}})}
-        wrong = [each for each in stored.values() if days.get(each.id) != each]
+        ledger = await movements.steps_of(transaction, users)
+        expected = [days_of(rows) for rows in ledger.values()]
+        missing = {each.id: each for days in expected for each in days}
+        wrong = []
+        for each in await transaction[CUSTOMER_DAYS].find({"userId": {"$in": users}}):
+            if missing.get(each.id) == each:
+                del missing[each.id]
+            else:
+                wrong.append(each)
         if wrong:
             await transaction[CUSTOMER_DAYS].delete_many({"_id": {"$in": [each.id for each in wrong]}})
-        missing = [each for each in days.values() if stored.get(each.id) != each]
-        await transaction[CUSTOMER_DAYS].insert_many(missing)
-        changed = {(each.currency, each.day) for each in [*missing, *wrong]}
-        mark: Any = {"$inc": {"version": 1}, "$set": {"dirty": True}}
-        fresh = [RevenueDay(id=f"{currency}:{day:%Y-%m-%d}", currency=currency, day=day) for currency, day in changed]
-        if fresh:
-            await transaction[REVENUE_DAYS].upsert_each([({"_id": each.id}, mark, each) for each in fresh])
-        rows = [row for user_id in users for row in ledger[user_id]]
-        await movements.rolled(transaction, rows)
-        return _Rolled(len(rows), sum(1 for row in rows if row.pending))
+        await transaction[CUSTOMER_DAYS].insert_many(missing.values())
+        await mark(transaction, {(each.currency, each.day) for each in [*missing.values(), *wrong]})
+        rows = [row for each in ledger.values() for row in each]
+        pending = [row for row in rows if row.pending]
+        await movements.rolled(transaction, pending)
+        return _Rolled(len(rows), len(pending), expected)
 
     return await database.transaction(write)
 
@@ -217,7 +248,7 @@ async def _sum_months(database: Database, months: set[tuple[str, datetime]]) -> 
     )
     # After the days: a computation that has read more sums of days has then read
     # their customers' latest days, too.
-    whole = [(currency, first.date(), following(first.date())) for currency, first in months]
+    whole = [(currency, first.date(), month_after(first.date())) for currency, first in months]
     retained = await retention.kept(database, whole, "MONTH")
     changes: list[tuple[dict[str, Any], updates.Update, RevenueMonth]] = []
     for row in rows:
@@ -263,50 +294,57 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def days_of(ledger: Iterable[Movement]) -> list[CustomerDay]:
+def days_of(ledger: Iterable[Step]) -> list[CustomerDay]:
     """The days on which a customer's recurring revenue changed, from their movements in order. Pure.
 
     Movements of a day are netted over all subscriptions: one cancelled and another bought is one change.
     """
-    by_currency: dict[str, list[Movement]] = defaultdict(list)
+    by_currency: dict[str, list[Step]] = {}
     for row in ledger:
-        by_currency[row.currency].append(row)
+        by_currency.setdefault(row.currency, []).append(row)
     return [day for currency, rows in by_currency.items() for day in _days(currency, rows)]
 
 
-def _days(currency: str, rows: list[Movement]) -> list[CustomerDay]:
-    states: dict[ObjectId, Movement] = {}
+def _days(currency: str, rows: list[Step]) -> list[CustomerDay]:
+    # A rebuild spends most of its time here and in reading: sums are kept, and each day is formatted once.
+    states: dict[ObjectId, Step] = {}
     found: list[CustomerDay] = []
+    place = f"{rows[0].user_id}:{currency}:"
     cohort = ""
+    annual = committed = at_risk = 0
     before = (0, 0, 0)
-    for index, row in enumerate(rows):
+    days = [row.at.date() for row in rows]
+    for row, day, following in zip(rows, days, [*days[1:], None], strict=True):
+        was = states.get(row.subscription_id)
         states[row.subscription_id] = row
-        day = _day(row.at)
-        if index + 1 < len(rows) and _day(rows[index + 1].at) == day:
+        annual += row.annual_minor
+        committed += row.committed_minor
+        at_risk += row.at_risk_minor
+        if was is not None:
+            annual -= was.annual_minor
+            committed -= was.committed_minor
+            at_risk -= was.at_risk_minor
+        if day == following or (annual, committed, at_risk) == before:
             continue
-        annual = sum(each.annual_minor for each in states.values())
-        committed = sum(each.committed_minor for each in states.values())
-        after = (annual, committed, sum(each.at_risk_minor for each in states.values()))
-        if after == before:
-            continue
+        name = day.isoformat()
         first = not cohort
-        cohort = cohort or f"{day:%Y-%m}"
+        cohort = cohort or name[:7]
         found.append(
             CustomerDay(
-                id=f"{row.user_id}:{currency}:{day:%Y-%m-%d}",
+                id=place + name,
                 user_id=row.user_id,
                 currency=currency,
-                day=day,
+                day=midnight(day),
                 cohort=cohort,
                 kind=_kind(before[0], annual, first=first),
                 start_minor=before[0],
                 end_minor=annual,
                 committed_minor=committed - before[1],
-                at_risk_minor=after[2] - before[2],
+                at_risk_minor=at_risk - before[2],
                 cancelled=annual > 0 and committed == 0 and (before[1] > 0 or before[0] == 0),
             )
         )
-        before = after
+        before = (annual, committed, at_risk)
     return found
 
 
@@ -318,8 +356,3 @@ def _kind(before: int, after: int, *, first: bool) -> MovementKind | None:
     if not after:
         return "CHURN"
     return "EXPANSION" if after > before else "CONTRACTION"
-
-
-def _day(at: datetime) -> datetime:
-    at = at.astimezone(UTC)
-    return at.replace(hour=0, minute=0, second=0, microsecond=0)

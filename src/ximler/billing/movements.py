@@ -16,13 +16,14 @@ from ximler.billing import states
 from ximler.core.errors import Invalid
 from ximler.database import Database
 from ximler.schema.billing_account import BillingAccount, Recurring
-from ximler.schema.movement import MOVEMENTS, Movement
+from ximler.schema.movement import MOVEMENTS, Movement, Step
 from ximler.schema.plan import Interval
 from ximler.schema.subscription import Subscription
 
 __all__ = [
     "YEARLY",
     "Movement",
+    "Step",
     "correct",
     "follow",
     "mirror",
@@ -31,10 +32,12 @@ __all__ = [
     "pending",
     "recorded",
     "rolled",
+    "steps_of",
     "users",
 ]
 
 _LATEST = [("at", -1), ("number", -1)]
+_IN_ORDER = [("userId", 1), ("at", 1), ("number", 1)]
 YEARLY: dict[Interval, int] = {"MONTH": 12, "YEAR": 1}
 
 
@@ -82,7 +85,15 @@ async def pending(database: Database, limit: int) -> list[ObjectId]:
 
 async def of_users(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, list[Movement]]:
     """All movements of each user, in order."""
-    return await database[MOVEMENTS].find_by("userId", user_ids, sort=[("userId", 1), ("at", 1), ("number", 1)])
+    return await database[MOVEMENTS].find_by("userId", user_ids, sort=_IN_ORDER)
+
+
+async def steps_of(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, list[Step]]:
+    """The same, of each movement only the part that reports are computed from."""
+    found: dict[ObjectId, list[Step]] = {user_id: [] for user_id in user_ids}
+    for row in await database[MOVEMENTS].find({"userId": {"$in": list(found)}}, into=Step, sort=_IN_ORDER):
+        found[row.user_id].append(row)
+    return found
 
 
 async def users(database: Database) -> list[ObjectId]:
@@ -91,7 +102,7 @@ async def users(database: Database) -> list[ObjectId]:
     return [row["_id"] for row in rows]
 
 
-async def rolled(transaction: Database, rows: Iterable[Movement]) -> None:
+async def rolled(transaction: Database, rows: Iterable[Step]) -> None:
     """Mark movements as being in the rollups."""
     ids = [row.id for row in rows if row.pending]
     if ids:

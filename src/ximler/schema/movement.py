@@ -7,7 +7,7 @@ from msgspec import field
 
 from ximler.schema.document import AT_WRITE, Collection, Document, Index, Kept, Record, ShardKey, UserId, ascending
 
-__all__ = ["MOVEMENTS", "Movement"]
+__all__ = ["MOVEMENTS", "Movement", "Step"]
 
 
 class Movement(Document, kw_only=True):
@@ -30,6 +30,20 @@ class Movement(Document, kw_only=True):
     at_risk_minor: Record[int]
     pending: Kept[bool | None] = None
     created_at: Kept[datetime] = AT_WRITE
+
+
+class Step(Document, kw_only=True):
+    """The part of a movement that reports are computed from: all of them are read by a rebuild."""
+
+    id: str = field(name="_id")
+    user_id: ObjectId
+    subscription_id: ObjectId
+    at: datetime
+    currency: str
+    annual_minor: int
+    committed_minor: int
+    at_risk_minor: int
+    pending: bool | None = None
 
 
 MOVEMENTS = Collection(
