@@ -65,13 +65,14 @@ class Stage(IntEnum):
 
 class Part(msgspec.Struct, frozen=True, kw_only=False):
     """A named loop. `close` is called once, after the loop, however that ended;
-    `lease` makes it a singleton."""
+    `lease` makes it a singleton, and `granted` is called with each lease, before the loop."""
 
     name: str
     run: Callable[[Stop], Awaitable[object]]
     close: Callable[[], Awaitable[object]] | None = None
     stage: Stage = Stage.WORK
     lease: bool = False
+    granted: Callable[[leases.Lease], object] | None = None
 
 
 Factory = Callable[..., Part | tuple[Part, ...] | None]
@@ -261,6 +262,8 @@ class Runtime:
             async with leases.hold(self._database, part.name, stop=stop) as lease:
                 if lease is None:
                     return
+                if part.granted is not None:
+                    part.granted(lease)
                 await part.run(lease.ended)
                 if not lease.ended.is_set():
                     return  # unasked

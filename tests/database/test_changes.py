@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from bson import ObjectId
@@ -61,6 +62,24 @@ async def test_every_write_of_any_client_is_delivered_in_order(things):
     assert inserted.document == {"_id": key, "a": {"b": 1}, "c": 1}
     assert (updated.document, updated.updated, updated.removed) == (None, {"a.b": 2}, ["c"])
     assert replaced.document == {"_id": key, "d": 1}
+
+
+async def test_writes_are_read_again_from_a_position_or_a_time(things):
+    feed = Feed(things)
+    ear = Ear(feed, "things")
+    began = datetime.now(UTC) - timedelta(seconds=1)
+    async with running(feed):
+        await until(lambda: feed.fresh)
+        for number in range(3):
+            await things.raw.things.insert_one({"_id": number})
+            await things.raw.others.insert_one({})
+        from_first, from_time = [], []
+        await until(lambda: len(ear.heard) == 3)
+        assert await feed.replay("things", ear.heard[0].position, from_first.append)
+        assert await feed.replay("things", began, from_time.append)
+        assert not await feed.replay("things", "unknown", from_time.append)
+    assert [change.id for change in from_first] == [1, 2]
+    assert [change.id for change in from_time] == [0, 1, 2]
 
 
 async def test_a_transaction_is_delivered_when_it_commits(things):

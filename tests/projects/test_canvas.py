@@ -3,21 +3,25 @@
 import asyncio
 import contextlib
 import copy
+from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import patch
 
 import bson
 import pytest
 from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo.errors import OperationFailure
 
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound
 from ximler.core.stopping import end
-from ximler.database import Database
+from ximler.database import Database, leases
 from ximler.database.changes import Feed
 from ximler.projects import canvas, projects
 from ximler.projects.canvas import WritesByOthers
+from ximler.projects.live import Live
 from ximler.projects.positional import merged, patched
 from ximler.projects.projects import RevisionConflict
 
@@ -197,3 +201,64 @@ async def test_a_write_by_another_application_is_a_revision_too(database: Databa
     assert await canvas.replace(database, ada, made.id, {}, based_on={2}) == 3
     stop.set()
     await end(running, patience_s=5)
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_a_write_by_another_application_is_found_after_a_gap(
+    database: Database, ada: Actor, restarted: bool
+) -> None:
+    made = await projects.create(database, ada, name="P", canvas_data={"a": 1})
+
+    async def follow(act: Callable[[Feed], Awaitable[object]]) -> None:
+        feed, stop = Feed(database), asyncio.Event()
+        others = WritesByOthers(database, feed)
+        async with leases.hold(database, "test", stop=stop) as lease:
+            assert lease is not None
+            others.granted(lease)
+            running = [asyncio.create_task(feed.run(stop)), asyncio.create_task(others.run(stop))]
+            await feed.caught_up()
+            await act(feed)
+            stop.set()
+            await end(running, patience_s=5)
+
+    async def write() -> None:
+        await database.raw["projects"].update_one({"_id": made.id}, {"$set": {"canvasData": {"a": 3}}})
+
+    async def save(feed: Feed) -> None:
+        assert await canvas.replace(database, ada, made.id, {"a": 2}, based_on={0}) == 1
+        await feed.caught_up()
+
+    async def found(feed: Feed) -> None:
+        async with asyncio.timeout(20):
+            while (await canvas.read(database, ada, made.id)).canvas_revision < 2:  # noqa: ASYNC110 (it comes from elsewhere)
+                await asyncio.sleep(0.02)
+
+    async def lose(feed: Feed) -> None:
+        await save(feed)
+        feed._proven = False
+
+        async def refused(*args: Any, **options: Any) -> Any:
+            """The write, and a server that has no longer the position before it."""
+            await write()
+            raise OperationFailure("history lost", 286)
+
+        with patch.object(database.raw, "watch", refused):
+            feed.subscribe(["another"], print)  # the stream is opened again
+            async with asyncio.timeout(5):
+                while not feed.lost_after:  # noqa: ASYNC110 (it comes from elsewhere)
+                    await asyncio.sleep(0.001)
+        await found(feed)
+
+    if restarted:
+        await follow(save)
+        await write()
+        await follow(found)
+    else:
+        await follow(lose)
+    live = Live(database, Feed(database))
+    with live.follow(ada, made.id) as follower:
+        await live.begin(follower, 1)
+        (event,) = await follower.events(1)
+        assert event.patch is None
+    with pytest.raises(RevisionConflict):
+        await canvas.replace(database, ada, made.id, {}, based_on={1})

@@ -10,17 +10,21 @@ answer may have waited in a buffer while this process or the network was frozen.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 import pymongo
 import structlog
+from bson import Timestamp
 from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.errors import OperationFailure, PyMongoError
 
+from ximler.core.errors import Unavailable
 from ximler.core.stopping import pause
 from ximler.database.connection import Database
+from ximler.database.failures import DRIVER_ERRORS, translated
 
 __all__ = ["FRESH_S", "Change", "Feed"]
 
@@ -31,6 +35,7 @@ _AWAIT_MS = 100  # the server answers at least this often, also without events; 
 _GIVE_UP_S = 5.0  # a connection silent for longer is considered dead
 _REOPEN_S = 0.25
 _EVERYTHING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})  # these name no document and affect all
+_WRITES = ("insert", "update", "replace", "delete")
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +68,7 @@ class Feed:
         self._forget_callbacks: list[Callable[[str, Any], None]] = []
         self._known_until = -FRESH_S  # everything committed before this time has been delivered
         self._token: Any = None
+        self.lost_after = ""  # within callbacks of `on_gap`: the position after which the stream was lost, if it was
         self._widened = asyncio.Event()
         database.feed = self
         self._proven = False  # whether the stream has been read from since the token was last used
@@ -114,6 +120,44 @@ class Feed:
         while self._known_until < asked:  # noqa: ASYNC110 (for tests and shutdown)
             await asyncio.sleep(0.01)
 
+    async def replay(self, collection: str, since: datetime | str, callback: Callback) -> bool:
+        """Call `callback` for the writes to a collection that were committed before this call, and after a
+        position, or since a time of the server's clock. The feed must be running.
+
+        Inserts and replacements come without their document. False where the server does not have all of
+        these writes any more. Raises Unavailable.
+        """
+        try:
+            async with asyncio.timeout(_GIVE_UP_S):
+                await self.caught_up()
+        except TimeoutError:
+            raise Unavailable("The change stream is interrupted") from None
+        until = self.position
+        start: dict[str, Any] = (
+            {"resume_after": {"_data": since}}
+            if isinstance(since, str)
+            else {"start_at_operation_time": Timestamp(since, 1)}
+        )
+        wanted = {"ns.coll": collection, "operationType": {"$in": _WRITES}}
+        pipeline: list[dict[str, Any]] = [{"$match": wanted}, {"$project": {"fullDocument": 0}}]
+        try:
+            with pymongo.timeout(_GIVE_UP_S):
+                stream = await self._database.raw.watch(pipeline, max_await_time_ms=_AWAIT_MS, **start)
+            async with stream:
+                while stream.alive:
+                    with pymongo.timeout(_GIVE_UP_S):
+                        event = await stream.try_next()
+                    if event is not None:
+                        callback(_change(event))
+                    if str((stream.resume_token or {}).get("_data", "")) >= until:
+                        return True
+        except DRIVER_ERRORS as error:
+            problem = translated(error, collection)
+            if isinstance(problem, Unavailable):
+                raise problem from error
+            _log.warning("writes cannot be read again", collection=collection, since=str(since), error=str(error))
+        return False
+
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until stopped. Interrupted, the stream resumes; if it cannot, a gap is reported."""
         while not stop.is_set():
@@ -121,10 +165,10 @@ class Feed:
                 await self._watch(stop)
             except PyMongoError as error:
                 if isinstance(error, OperationFailure) and not self._proven:
-                    self._token = None  # its position is no longer in the oplog, or later events cannot be read
+                    self._lose()  # its position is no longer in the oplog, or later events cannot be read
                 _log.debug("change stream lost", error=str(error), resumes=self._token is not None)
             except Exception:
-                self._token = None
+                self._lose()
                 raise
             finally:
                 self._known_until = -FRESH_S
@@ -142,6 +186,7 @@ class Feed:
         try:
             if self._token is None:
                 self._gap()
+                self.lost_after = ""
                 self._token, self._proven = stream.resume_token, True
                 self._known_until = sent
             while stream.alive and not self._widened.is_set() and not stop.is_set():
@@ -157,11 +202,15 @@ class Feed:
                 if _asks(stream):
                     self._known_until = sent  # a batch is delivered as a whole
             if not stream.alive:
-                self._token = None  # invalidated: the database was dropped
+                self._lose()  # invalidated: the database was dropped
         finally:
             self._known_until = -FRESH_S
             with pymongo.timeout(1):
                 await stream.close()
+
+    def _lose(self) -> None:
+        self.lost_after = self.position or self.lost_after
+        self._token = None
 
     def _hand_on(self, event: dict[str, Any]) -> None:
         operation = event["operationType"]
@@ -170,18 +219,9 @@ class Feed:
                 self._gap()
             return
         collection = event["ns"]["coll"]
-        if operation not in ("insert", "update", "replace", "delete") or collection not in self._callbacks:
+        if operation not in _WRITES or collection not in self._callbacks:
             return
-        description = event.get("updateDescription") or {}
-        change = Change(
-            collection=collection,
-            operation=operation,
-            id=event["documentKey"]["_id"],
-            document=event.get("fullDocument"),
-            updated=description.get("updatedFields", {}),
-            removed=description.get("removedFields", []),
-            position=event["_id"]["_data"],
-        )
+        change = _change(event)
         for callback in self._callbacks[collection]:
             try:
                 callback(change)
@@ -194,6 +234,19 @@ class Feed:
                 callback()
             except Exception as bug:
                 _log.exception("change callback failed", exc_info=bug)
+
+
+def _change(event: Mapping[str, Any]) -> Change:
+    description = event.get("updateDescription") or {}
+    return Change(
+        collection=event["ns"]["coll"],
+        operation=event["operationType"],
+        id=event["documentKey"]["_id"],
+        document=event.get("fullDocument"),
+        updated=description.get("updatedFields", {}),
+        removed=description.get("removedFields", []),
+        position=event["_id"]["_data"],
+    )
 
 
 def _asks(stream: AsyncChangeStream[Any]) -> bool:

@@ -18,7 +18,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pymongo
@@ -50,11 +50,22 @@ class Lease:
     """A lease that this process was granted. `ended` is set when it is lost, or when its work is to stop."""
 
     def __init__(
-        self, database: Database, name: str, holder: str, fence: int, *, ttl: timedelta, asked_at: float
+        self,
+        database: Database,
+        name: str,
+        holder: str,
+        fence: int,
+        *,
+        before: datetime,
+        ttl: timedelta,
+        asked_at: float,
     ) -> None:
+        """`before`: when the lease before this one was released or expired, by the server's clock; of the
+        first lease, when it was granted."""
         self.name = name
         self.holder = holder
         self.fence = fence
+        self.before = before
         self.ended: asyncio.Event = _Ended(self)
         self._database = database
         self._ttl = ttl
@@ -124,6 +135,7 @@ async def acquire(database: Database, name: str, *, holder: str, ttl: timedelta 
         {
             "holder": {"$cond": [free, holder, "$holder"]},
             "until": {"$cond": [free, _in(ttl), "$until"]},
+            "before": {"$cond": [new, {"$ifNull": ["$until", "$$NOW"]}, "$before"]},
             "fence": {"$add": [{"$ifNull": ["$fence", 0]}, {"$cond": [new, 1, 0]}]},
         },
         ttl=ttl,
@@ -131,7 +143,8 @@ async def acquire(database: Database, name: str, *, holder: str, ttl: timedelta 
     )
     if found is None or found["holder"] != holder:
         return None
-    return Lease(database, name, holder, int(found["fence"]), ttl=ttl, asked_at=asked_at)
+    fence = int(found["fence"])
+    return Lease(database, name, holder, fence, before=found["before"], ttl=ttl, asked_at=asked_at)
 
 
 @contextlib.asynccontextmanager

@@ -8,13 +8,14 @@ patch.
 
 A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas`
 follows such writes in the change stream and increments it, usually within a second, so that later saves based
-on the earlier one are refused. A write during a gap of the stream, or while no process runs this part, leaves
-the revision unchanged. One that replaces the whole project removes the revision; the next one is larger than
-any before it (`projects.next_revision`).
+on the earlier one are refused. Writes during a gap of the stream, or while no process runs this part, are
+read from the server's oplog afterwards, if it reaches back as far. One that replaces the whole project
+removes the revision; the next one is larger than any before it (`projects.next_revision`).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import bson
@@ -29,6 +30,7 @@ from ximler.core.stopping import pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.database.failures import RefusedChanges
+from ximler.database.leases import TTL, Lease
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.projects import access, bases, canvas_text, compaction, edits, paths, positional, projects, storage
@@ -298,7 +300,7 @@ def _found(project: V | None) -> V:
 @background
 def _writes_by_others(*, database: Database, feed: Feed) -> Part:
     others = WritesByOthers(database, feed)
-    return Part("projects.canvas", others.run, lease=True)
+    return Part("projects.canvas", others.run, lease=True, granted=others.granted)
 
 
 class Follower:
@@ -336,7 +338,11 @@ class Follower:
 
 
 class WritesByOthers(Follower):
-    """Increments the revision of canvases that another application has written."""
+    """Increments the revision of canvases that another application has written.
+
+    Writes while no process had the lease, or that the feed has missed, are read from the server's oplog. Some
+    are then found twice, and followers read these canvases once more.
+    """
 
     _waits = "revisions of canvases wait"
 
@@ -344,8 +350,30 @@ class WritesByOthers(Follower):
         super().__init__(database, feed)
         self._written: set[ObjectId] = set()
         self._last: dict[ObjectId, int] = {}
+        self._feed = feed
+        self._missed: set[datetime | str] = set()  # times and positions after which writes may have been missed
+        feed.on_gap(lambda: self._miss(feed.lost_after) if self._runs and feed.lost_after else None)
+
+    def granted(self, lease: Lease) -> None:
+        """The holder before may have been killed up to its lease's duration earlier, before it had handled
+        the latest writes."""
+        self._miss(lease.before - 2 * TTL)
+
+    def _miss(self, since: datetime | str) -> None:
+        self._missed.add(since)
+        self._heard_of.set()
+
+    async def _find_missed(self) -> None:
+        for since in list(self._missed):
+            try:
+                await self._feed.replay(PROJECTS.name, since, self._heard)
+            except BaseException:
+                self._heard_of.set()
+                raise
+            self._missed.discard(since)
 
     async def _work(self) -> None:
+        await self._find_missed()
         while self._written:
             project_id = self._written.pop()
             try:

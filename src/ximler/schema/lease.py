@@ -18,6 +18,7 @@ class Lease(Document, kw_only=True):
     holder: str
     until: datetime  # by the server's clock
     fence: int
+    before: datetime | None = None  # `until` of the lease before
     writes: int = 0
 
 
