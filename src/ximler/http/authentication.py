@@ -202,8 +202,10 @@ class Authentication:
                 return _by_key(await self._keys.verify(token, address=address), state, user_agent)
             if token.startswith(links.PREFIX):
                 raise Unauthenticated("This is the token of a public link: it opens the routes of /v1/shared only")
-        origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
-        found = await self._sessions.authenticate(token, origin)
+        found = self._sessions.at_hand(token)
+        if found is None:
+            origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
+            found = await self._sessions.authenticate(token, origin)
         session, account = found.session, found.account
         actor = Actor(
             kind="operator" if self._is_operator(account) else "user",

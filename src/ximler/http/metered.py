@@ -143,8 +143,11 @@ class Metered:
             await self._litestar(scope, receive, send)
             return
         authentication, meter, clock, shared = self._parts or self._find_parts()
+        if not shows_key(scope["headers"]):
+            await self._app(scope, receive, send)
+            return
         caller = authentication.at_hand(scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
-        if caller is None and shows_key(scope["headers"]):
+        if caller is None:
             with suppress(XimlerError):  # the application reports the same error in its own form
                 caller = await authentication.identify(scope)  # type: ignore[arg-type]  # as above
         route, units = self._prices.of(scope["path"])

@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -45,6 +45,7 @@ SECONDS = Histogram(
 )
 # Headers with a single value, which RFC 9110 does not allow to be combined into a list.
 _SINGLE = frozenset({b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key"})
+_LISTS = frozenset({b"if-none-match", b"x-forwarded-for", b"forwarded"})
 _OK, _NOT_MODIFIED, _TOO_LARGE = 200, 304, 413
 _OF_BODIES = frozenset({b"content-length", b"content-type"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -121,7 +122,7 @@ class Requests:
         if method == "HEAD":
             # Answered as GET is, and then without the body (RFC 9110, 9.3.2).
             scope = {**scope, "method": HttpMethod.GET}
-        head = _Head(scope["headers"])
+        head = _Head(scope["headers"])  # type: ignore[arg-type]  # a list
         request_id = head.request_id
         peer = scope["client"][0] if scope.get("client") else None  # type: ignore[index]  # checked by get
         state = scope.setdefault("state", {})
@@ -247,31 +248,29 @@ class _Head:
         "x_forwarded_for",
     )
 
-    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.client_id = self.x_forwarded_for = self.forwarded = self.if_none_match = ""
+    def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.request_id = _random_id()  # the client's own is only logged: it may name another's request
         self._twice = b""
-        self._host: bytes | None = None
-        self.expects = False
-        single = set()
+        found = dict(headers)
+        if len(found) < len(headers):
+            found = self._combined(headers)
+        self._host = found.get(b"host")
+        self.expects = b"expect" in found
+        client_id = found.get(b"x-request-id", b"")
+        self.client_id = client_id.decode() if client_id and _ID.fullmatch(client_id) else ""
+        self.if_none_match = found.get(b"if-none-match", b"").decode("latin-1")
+        self.x_forwarded_for = found.get(b"x-forwarded-for", b"").decode("latin-1")
+        self.forwarded = found.get(b"forwarded", b"").decode("latin-1")
+
+    def _combined(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+        """The headers, with the lists that several lines give; of others the last."""
+        lines: dict[bytes, list[bytes]] = {}
         for name, value in headers:
-            if name in _SINGLE:
-                if name in single:
-                    self._twice = name
-                single.add(name)
-                if name == b"host":
-                    self._host = value
-            elif name == b"if-none-match":
-                self.if_none_match += f",{value.decode('latin-1')}" if self.if_none_match else value.decode("latin-1")
-            elif name == b"expect":
-                self.expects = True
-            elif name == b"x-request-id":
-                if _ID.fullmatch(value):
-                    self.client_id = value.decode()
-            elif name == b"x-forwarded-for":
-                self.x_forwarded_for += f",{value.decode('latin-1')}"
-            elif name == b"forwarded":
-                self.forwarded += f",{value.decode('latin-1')}"
+            lines.setdefault(name, []).append(value)
+        for name, values in lines.items():
+            if len(values) > 1 and name in _SINGLE:
+                self._twice = name
+        return {name: b",".join(values) if name in _LISTS else values[-1] for name, values in lines.items()}
 
     def knows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether the client has the answer with these headers already."""

@@ -134,6 +134,9 @@ class Execution:
             return
         self.data = data = dict.fromkeys([field.key for field in root.fields])
         try:
+            if len(root.fields) == 1 and root.fields[0].resolver is not None:
+                await self._run_alone(root.fields[0], data)
+                return
             for field in root.fields:
                 if self.data is not data:  # an error in an earlier field nulled the response
                     break
@@ -148,6 +151,22 @@ class Execution:
         finally:
             if self._running:
                 await end(self._running)  # repeatedly: the database driver swallows a cancellation now and then
+
+    async def _run_alone(self, field: Field, data: dict[str, Any]) -> None:
+        """The only root field, whose call is combined with no other."""
+        call = _Call(field, {})
+        call.parents.append(None)
+        try:
+            if field.arguments is not None:
+                call.arguments = field.arguments.evaluate(self._values)
+            if field.selected is not None:
+                call.arguments["selected"] = field.selected
+        except Exception as error:
+            self._fail(field, data, error)
+            return
+        self._put(field, [(None, data)], await self._call(call))
+        if self._waiting:
+            await self._resolve()
 
     def calls(self, since: float) -> list[str]:
         """The resolver calls: field, number of parents, start and end in milliseconds."""
