@@ -1,11 +1,13 @@
 """What operators do to accounts, and that it is all noted."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
-from ximler.accounts import administration, credentials, roles, sessions
+from ximler.accounts import administration, credentials, roles, second_factor_enrolment, sessions, step_up
 from ximler.accounts.attempts import AccountLocked
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.sessions import BadCredentials, SessionExpired, SignedIn
@@ -175,6 +177,25 @@ async def test_sessions_are_ended_by_operators_and_addresses_verified(
     assert len(await entries(database, "accounts.user.verified")) == 1
 
 
+async def test_an_operators_stolen_session_cannot_change_accounts(database: Database, ada: User) -> None:
+    old = Actor(
+        kind="operator",
+        via="session",
+        user_id=ObjectId(),
+        session_id=b"s" * 32,
+        authenticated_at=database.clock.now() - timedelta(minutes=11),
+    )
+    for change in (
+        administration.lock(database, old, ada.id, reason="r"),
+        administration.unlock(database, old, ada.id),
+        administration.verify(database, old, ada.id),
+        administration.revoke_sessions(database, old, ada.id),
+        second_factor_enrolment.remove(database, old, ada.id),
+    ):
+        with pytest.raises(step_up.StepUpRequired):
+            await change
+
+
 async def test_roles_are_granted_and_withdrawn_on_the_command_line_only(
     database: Database, keyring: Keyring, ada: User, enter: Any
 ) -> None:
@@ -203,8 +224,6 @@ async def test_roles_are_granted_and_withdrawn_on_the_command_line_only(
 async def test_administration_requires_an_operator_and_unknown_users_are_not_found(
     database: Database, keyring: Keyring, ada: User
 ) -> None:
-    from bson import ObjectId
-
     stranger = ObjectId()
     calls = {
         "page": lambda actor, _: administration.page(database, actor),

@@ -58,6 +58,12 @@ async def test_every_place_that_is_open_to_anonymous_callers_has_an_entry(client
     assert open_routes == FORMS.keys()
 
 
+def test_every_test_that_the_table_names_is_there() -> None:
+    named = set(re.findall(r"`(tests/[\w/.]+)`", SECURITY))
+    assert named
+    assert {each for each in named if not (Path(__file__).parents[2] / each).exists()} == set()
+
+
 def test_every_bound_is_of_a_collection_that_expires() -> None:
     by_name = {collection.name: collection for collection in CATALOGUE}
     for name in bounds():
