@@ -18,7 +18,8 @@ from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument
 from ximler.database.monitoring import UNREADABLE, round_trips
-from ximler.database.reading import _BATCH, beyond
+from ximler.database.pages import beyond
+from ximler.database.reading import _BATCH
 from ximler.schema.audit_log import AuditLog
 from ximler.schema.document import Created
 from ximler.schema.payment import Payment

@@ -331,7 +331,7 @@ async def test_tags_and_a_star_filter_the_list(database: Database, ada: Actor, b
     stored = await database.raw["projects"].find_one({"_id": one.id})
     assert stored is not None
     assert not stored.keys() & {"tags", "starred"}
-    wrong_types = {"$set": {"tags": "x", "starred": "yes"}}
+    wrong_types = {"$set": {"tags": ["x", 5], "starred": "yes", "description": 5}}
     await database.raw["projects"].update_one({"_id": two.id}, wrong_types, bypass_document_validation=True)
     assert [(each.tags, each.starred) for each in (await projects.page(database, ada)).items] == [([], False)] * 2
     for wrong in ([""], ["a" * 41], ["http://x.y"], [str(n) for n in range(21)]):

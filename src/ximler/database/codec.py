@@ -231,7 +231,7 @@ def _forgive(document: type[Document], normal: dict[str, Any], problem: str) -> 
     that.
     """
     _, _, place = problem.partition(" - at `$.")
-    *above, name = place.rstrip("`").split(".")
+    *above, name = place.rstrip("`").partition("[")[0].split(".")  # of an array as a whole
     if (above or [name])[0] not in document.FORGIVEN:
         return False
     inner = normal

@@ -17,7 +17,8 @@ from ximler.core.clock import EPOCH
 from ximler.database import updates
 from ximler.database.codec import Codec, codec_of
 from ximler.database.failures import DocumentExists
-from ximler.database.reading import MAX_PAGE, D, Filter, Page, ReadableCollection, Sort, T, V, projection_of
+from ximler.database.pages import MAX_PAGE, Page, T
+from ximler.database.reading import D, Filter, ReadableCollection, Sort, V, projection_of
 
 __all__ = ["MAX_PAGE", "Page", "TypedCollection"]
 

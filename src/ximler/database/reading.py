@@ -7,24 +7,23 @@ MongoDB's field names.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
-import msgspec
 import structlog
-from bson import ObjectId, Timestamp
+from bson import ObjectId
+from bson.codec_options import DatetimeConversion
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from ximler.core.clock import EPOCH
-from ximler.core.errors import Invalid, NotFound
-from ximler.core.ids import Position, decode_cursor, decode_text, encode_cursor, encode_text
+from ximler.core.errors import NotFound
+from ximler.core.ids import Position
 from ximler.core.rows import Rows
 from ximler.database import monitoring, wire
 from ximler.database.batches import RawBatches
 from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
 from ximler.database.failures import DRIVER_ERRORS, translated
+from ximler.database.pages import LATEST, MAX_PAGE, Cursors, Order, Page, T, check_size
 from ximler.schema.document import Collection, Document, extras
 
 if TYPE_CHECKING:
@@ -34,133 +33,26 @@ if TYPE_CHECKING:
     from ximler.core.clock import Clock
 
 __all__ = [
-    "LATEST",
-    "MAX_PAGE",
-    "Cursors",
     "D",
     "Filter",
-    "Order",
-    "Page",
     "ReadableCollection",
     "Sort",
-    "T",
     "V",
-    "beyond",
-    "check_size",
     "projection_of",
 ]
 
 D = TypeVar("D", bound=Document)
 V = TypeVar("V", bound=Document)
-T = TypeVar("T")
 Filter = Mapping[str, Any]
 Sort = Sequence[tuple[str, int]]
 
-MAX_PAGE = 100
 _BATCH = 4000
 _MAJORITY = ReadConcern("majority")
-_EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
-_LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
-_FIRST_ID, _LAST_ID = ObjectId(bytes(12)), ObjectId(b"\xff" * 12)
 _EMPTY: Mapping[str, int] = {}
 _WRITING = frozenset({"$out", "$merge"})
 _LOGICAL = frozenset({"$and", "$or", "$nor"})
 _COMPARING = frozenset({"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte"})
 _log = structlog.get_logger("ximler.database")
-
-
-_Place = tuple[Any, Any]
-"""A document's time or text in the order of a page, and its `_id`, as they are stored."""
-
-
-class Order(msgspec.Struct, frozen=True):
-    """The order of a page: the latest first, by the time `by` and `_id`,
-    or with a collation by the text `by` and `_id`.
-
-    Documents without the text are not in a page.
-    Lists that have several orders give the cursors of each a `kind`.
-    """
-
-    by: str = "createdAt"
-    kind: bytes = b"cursor"
-    collation: Mapping[str, Any] | None = None
-
-    @property
-    def sort(self) -> list[tuple[str, int]]:
-        direction = -1 if self.collation is None else 1
-        return [(self.by, direction), ("_id", direction)]
-
-    def after(self, where: Filter, position: Any) -> Filter:
-        """The filter of what follows a position, or of all."""
-        if self.collation is None:
-            return where if position is None else {"$and": [where, beyond(position, self.by)]}
-        if position is None:
-            return {"$and": [where, {self.by: {"$gte": ""}}]}
-        text, oid = position
-        return {"$and": [where, {"$or": [{self.by: {"$gt": text}}, {self.by: text, "_id": {"$gt": oid}}]}]}
-
-    def position(self, place: _Place) -> Any:
-        return _position(*place) if self.collation is None else place
-
-    def cursor(self, place: _Place) -> str:
-        if self.collation is None:
-            return encode_cursor(_position(*place), self.kind)
-        return encode_text(*place)
-
-    def decoded(self, cursor: str | None) -> Any:
-        """The position of a cursor. Raises Invalid if it is not of this order."""
-        if cursor is None:
-            return None
-        return decode_cursor(cursor, kind=self.kind) if self.collation is None else decode_text(cursor)
-
-
-LATEST = Order()
-
-
-class Cursors(Sequence[str]):
-    """The cursors of a page's documents, each made when it is read: of a page most are not.
-
-    `places` are the documents' places in the list, or what `place` makes them of.
-    """
-
-    __slots__ = ("_order", "_place", "_places")
-
-    def __init__(
-        self, places: Sequence[Any], place: Callable[[Any], _Place] | None = None, order: Order = LATEST
-    ) -> None:
-        self._places = places
-        self._place = place
-        self._order = order
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Cursors": ...
-    def __getitem__(self, index: int | slice) -> "str | Cursors":
-        if isinstance(index, slice):
-            return Cursors(self._places[index], self._place, self._order)
-        place = self._places[index]
-        return self._order.cursor(place if self._place is None else self._place(place))
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Cursors | list) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # as a list has none
-
-
-class Page(msgspec.Struct, Generic[T], frozen=True):
-    """Part of a list, latest first. `cursors[i]` continues after `items[i]`."""
-
-    items: list[T]
-    cursors: Sequence[str]
-    has_next: bool
-
-    @property
-    def end_cursor(self) -> str | None:
-        return self.cursors[-1] if self.cursors else None
 
 
 class ReadableCollection(Generic[D]):
@@ -328,42 +220,56 @@ class ReadableCollection(Generic[D]):
         """
         check_size(first)
         codec: Codec[Any] = self._codec if into is None else codec_of(into)
-        order = Order(by) if order is None else order
+        order = (LATEST if by == LATEST.by else Order(by)) if order is None else order
         by = order.by
-        items: list[Any] = []
-        places: list[_Place] = []
-        limit = first + 1
+        if after is not None and order.is_inexact(after):
+            after = await self._exact(where, after, by)
+        # The order needs its field, also where `into` does not.
+        following = order.after(where, after, others=by in self.spec.document.FORGIVEN)
+        query = self._query(following, into, order.sort, first + 1, deleted, hint, {by: 1})
+        if order.collation is not None:
+            query["collation"] = order.collation
+        raws = await self._run(self._few(query))
+        if raw and codec.check is not None and all(map(codec.check, raws)):
+            has_next = len(raws) > first
+            del raws[first:]
+            rows = cast("Any", Rows(raws, codec.decode, codec.keys))
+            return Page(rows, Cursors(raws, lambda each: (each.get(by), each["_id"]), order), has_next)
+        places = [(each.get(by), each["_id"]) for each in raws]  # decoding consumes the dicts
+        try:
+            items = [codec.decode(each) for each in raws]
+        except UnreadableDocument:
+            items, places = await self._run(self._readable_first(query, codec, by, first + 1))
+        return Page(items[:first], Cursors(places[:first], order=order), has_next=len(items) > first)
+
+    async def _readable_first(
+        self, query: dict[str, Any], codec: Codec[Any], by: str, most: int
+    ) -> tuple[list[Any], list[Any]]:
+        """The first readable documents of a page's query, and their places. Few documents are unreadable."""
         while True:
-            # The order needs its field, also where `into` does not.
-            query = self._query(order.after(where, after), into, order.sort, limit, deleted, hint, {by: 1})
-            if order.collation is not None:
-                query["collation"] = order.collation
-            raws = await self._run(self._few(query))
-            before = after
-            if raw and limit == first + 1 and codec.check is not None and all(map(codec.check, raws)):
-                has_next = len(raws) > first
-                if has_next:
-                    del raws[first:]
-                return Page(
-                    cast("Any", Rows(raws, codec.decode, codec.keys)),
-                    Cursors(raws, lambda each: (each.get(by), each["_id"]), order),
-                    has_next,
-                )
-            found = [(each.get(by), each["_id"]) for each in raws]  # decoding consumes the dicts
-            try:
-                items += [codec.decode(each) for each in raws]
-                places += found
-            except UnreadableDocument:
-                for each, place in zip(raws, found, strict=True):
-                    readable = self._decoded([each], codec)
-                    items += readable
-                    places += [place] * len(readable)
-            if len(items) > first:
-                return Page(items[:first], Cursors(places[:first], order=order), has_next=True)
-            after = order.position(found[-1]) if found else before
-            if len(raws) < limit or after == before:
-                return Page(items, Cursors(places, order=order), has_next=False)
-            limit = MAX_PAGE
+            items: list[Any] = []
+            places: list[Any] = []
+            seen = 0
+            query["limit"] *= 4
+            async with self.raw.find(**{**query, "batch_size": MAX_PAGE}) as cursor:
+                async for each in cursor:
+                    seen += 1
+                    place = each.get(by), each["_id"]
+                    if found := self._decoded([each], codec):
+                        items += found
+                        places.append(place)
+                        if len(items) == most:
+                            return items, places
+            if seen < query["limit"]:
+                return items, places
+
+    async def _exact(self, where: Filter, position: Position, by: str) -> tuple[Any, Any]:
+        """The place of a document whose time a cursor cannot hold, as it is stored. One command."""
+        options = self.raw.codec_options.with_options(datetime_conversion=DatetimeConversion.DATETIME_MS)
+        raw = self.raw.with_options(codec_options=options)
+        this = self._where({"$and": [where, {"_id": position[1]}]}, deleted=True)
+        found = await self._run(raw.find_one(this, {by: 1}, session=self._session))
+        return position if found is None else (found.get(by), position[1])
 
     async def count(self, where: Filter, *, deleted: bool = False) -> int:
         return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
@@ -513,31 +419,6 @@ class ReadableCollection(Generic[D]):
             if final is error:
                 raise
             raise final from error
-
-
-def check_size(first: int) -> None:
-    """Raises Invalid for a page that is too small or too large."""
-    if not 1 <= first <= MAX_PAGE:
-        raise Invalid.field("first", f"{first} is not between 1 and {MAX_PAGE}")
-
-
-def beyond(position: Position, by: str) -> dict[str, Any]:
-    """The filter of what follows a position in the order of a page."""
-    moment, oid = position
-    if moment is None:
-        return {by: None, "_id": {"$lt": oid}}
-    return {"$or": [{by: {"$lt": moment}}, {by: moment, "_id": {"$lt": oid}}, {by: None}]}
-
-
-def _position(created: Any, oid: Any) -> Position:
-    """A document's place in a page's order: also an unreadable one's, with any `createdAt` and `_id`."""
-    if not isinstance(oid, ObjectId):
-        oid = _FIRST_ID
-    if isinstance(created, datetime) and created.year > 1:  # the driver clamps earlier times to it
-        return EPOCH + (created - _EPOCH_NAIVE), oid
-    if isinstance(created, Timestamp):
-        return _LAST_MOMENT, _LAST_ID  # sorts before every time
-    return None, oid if created is None else _LAST_ID
 
 
 def _with_setter(setter: str | None, value: Any) -> Any:

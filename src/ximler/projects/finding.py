@@ -18,7 +18,8 @@ from bson import ObjectId
 from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.collection import Page
-from ximler.database.reading import Cursors, Order, beyond, check_size, projection_of
+from ximler.database.pages import LATEST, Cursors, Order, beyond, check_size
+from ximler.database.reading import projection_of
 from ximler.projects import search
 from ximler.schema.document import Created, Identified
 from ximler.schema.project import BY_TERM, NEWEST
@@ -66,7 +67,9 @@ async def page(
         place = {"_id": after[1], "userId": owner, **search.having(_named(words))}
         names_passed = await database.projects.find_one(place, into=Identified, deleted=True) is None
     asked = _Asked(mine, query, words, first, after, names_passed)
-    if owner not in _with_many and (found := await _at_once(database, asked, into)) is not None:
+    # The page of a collection continues at any stored time.
+    at_once = owner not in _with_many and (after is None or not LATEST.is_inexact(after))
+    if at_once and (found := await _at_once(database, asked, into)) is not None:
         return found
     return await _by_counts(database, asked, into)
 

@@ -12,7 +12,7 @@ from ximler.core.errors import Invalid
 from ximler.core.ids import decode_distance, encode_distance
 from ximler.database import Database
 from ximler.database.collection import Page
-from ximler.database.reading import check_size
+from ximler.database.pages import check_size
 from ximler.projects import places
 from ximler.projects.projects import ProjectSummary, matching
 from ximler.schema.project import LOCATED

@@ -21,7 +21,7 @@ from ximler.core.ids import Position
 from ximler.database import Database
 from ximler.database.codec import part_of
 from ximler.database.collection import Page
-from ximler.database.reading import LATEST, Order
+from ximler.database.pages import LATEST, Order
 from ximler.database.topics import Topic
 from ximler.metering.limits.plans import limits_of
 from ximler.metering.quota import gauges
@@ -80,7 +80,7 @@ CHANGED = Topic(
 class ProjectSummary(Stamped, kw_only=True):
     """A project without its large fields, as lists read it."""
 
-    FORGIVEN: ClassVar[tuple[str, ...]] = ("tags", "starred")
+    FORGIVEN: ClassVar[tuple[str, ...]] = ("description", "tags", "starred")
 
     user_id: Annotated[ObjectId, ref("users")]
     name: str

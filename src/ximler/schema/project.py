@@ -32,7 +32,7 @@ LOCATED = {"location.coordinates.1": {"$type": "number"}}
 
 
 class Project(Stamped, kw_only=True):
-    FORGIVEN: ClassVar[tuple[str, ...]] = ("tags", "starred")
+    FORGIVEN: ClassVar[tuple[str, ...]] = ("description", "tags", "starred")
 
     user_id: UserId
     name: Theirs[Trimmed]

@@ -1,0 +1,71 @@
+"""Documents that other applications wrote into the collections that they share with Ximler.
+
+Each row says where its value comes from.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from bson import DatetimeMS, DBRef, MaxKey, MinKey, ObjectId, Regex, Timestamp
+
+from ximler.core.ids import decode_cursor
+from ximler.database import Database
+from ximler.schema.document import Document
+
+TIMES: list[Any] = [
+    datetime(2026, 3, 4, tzinfo=UTC),
+    datetime(2026, 3, 4, tzinfo=UTC),
+    # JavaScript's `new Date(±8.64e15)`, the range of its Date; and C#'s `DateTime.MinValue` and `MaxValue`.
+    DatetimeMS(8_640_000_000_000_000),
+    DatetimeMS(-8_640_000_000_000_000),
+    datetime(1, 1, 1, tzinfo=UTC),
+    datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC),
+    datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC),
+    # The neighbours of the years that Python knows, and the ends of BSON's range.
+    DatetimeMS(-62_135_596_800_001),
+    DatetimeMS(253_402_300_800_000),
+    DatetimeMS(253_402_300_800_000),
+    DatetimeMS(2**63 - 1),
+    DatetimeMS(-(2**63)),
+    datetime(1969, 12, 31, tzinfo=UTC),
+    # `timestamps: false`, and a field that was emptied.
+    ...,
+    None,
+]
+# Exports and imports through JSON, and other drivers.
+ODD: list[Any] = ["2026-03-04", "", 1_772_582_400, 1.5e12, True, Timestamp(5, 1), MinKey(), MaxKey(), Regex("a"), {},
+                  {"$date": 5}, [], [datetime(2026, 3, 4, tzinfo=UTC)], ObjectId(), b"\0", DBRef("a", 1),
+                  float("nan")]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["users", "projects"])
+async def test_pages_of_every_size_contain_the_same_documents(database: Database, name: str) -> None:
+    """A wrong time is read as the default in a user, and leaves out a project."""
+    collection: Any = getattr(database, name)
+    owner = ObjectId()
+    made = [{"_id": ObjectId(), "name": "n", "userId": owner, "createdAt": moment} for moment in [*TIMES, *ODD]]
+    for number, raw in enumerate(made):
+        if name == "users":
+            raw.update(email=f"{number}@example.com", password="x")
+        if raw["createdAt"] is ...:
+            del raw["createdAt"]
+    await collection.raw.insert_many(made, bypass_document_validation=True)
+    whole = await collection.page({}, first=100)
+    readable = len(made) if name == "users" else len(TIMES)
+    assert (len(whole.items), whole.has_next) == (readable, False)
+    order = [raw["_id"] async for raw in collection.raw.find({}).sort([("createdAt", -1), ("_id", -1)])]
+    ids = [each.id for each in whole.items]
+    assert ids == [each for each in order if each in set(ids)]
+    for first in (1, 2, 3, 7):
+        found: list[Document] = []
+        after = None
+        while True:
+            page = await collection.page({}, first=first, after=after)
+            found += page.items
+            if not page.has_next:
+                break
+            after = decode_cursor(page.end_cursor)
+        values = {raw["_id"]: raw.get("createdAt") for raw in made}
+        assert [values[each.id] for each in found] == [values[each] for each in ids], first
