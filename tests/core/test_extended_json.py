@@ -24,7 +24,8 @@ WRITTEN: list[tuple[Any, Any]] = [
     (datetime(2026, 1, 31, tzinfo=UTC), "2026-01-31T00:00:00Z"),
     (Binary(b"x", 0), "eA=="),
     (Int64(2**53), 2**53),
-    (Code("f()"), "f()"),
+    (Code("f()"), {"$code": "f()"}),
+    (Code("f()", {"a": 1}), {"$code": "f()", "$scope": {"a": 1}}),
     (slice(1), "slice(None, 1, None)"),
 ]
 

@@ -257,6 +257,8 @@ def test_a_session_cannot_be_left_unused_for_longer_than_it_lasts() -> None:
         ("XIMLER_MAIL_FROM", "a@b.example, c@d.example"),
         ("XIMLER_MAIL_FROM", "a@b.example\nBcc: x@y.example"),
         ("XIMLER_MAIL_FROM", "x@"),
+        ("XIMLER_MAIL_FROM", "Acme <a@ b.example>"),
+        ("XIMLER_MAIL_FROM", "Acme: a@b.example;"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_at_the_start_with_the_right_form(variable: str, text: str) -> None:

@@ -8,7 +8,7 @@ has no counterpart for are objects of MongoDB's Extended JSON, relaxed: a regula
 import json
 from typing import Any
 
-from bson import ObjectId
+from bson import Code, ObjectId
 
 __all__ = ["plain"]
 
@@ -21,8 +21,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, ObjectId):
         return str(value)
     for base in _BASES:
-        if isinstance(value, base):
-            return base(value)  # the driver's subclasses: Int64, Code
+        if isinstance(value, base) and not isinstance(value, Code):  # a string, to Python
+            return base(value)  # the driver's subclasses: Int64, Binary
     from bson import json_util
 
     try:

@@ -47,4 +47,7 @@ def is_mailbox(text: str) -> bool:
         parsed = default.header_factory("From", text)
     except (IndexError, ValueError):  # as the library fails on some that are none
         return False
-    return len(parsed.addresses) == 1 and not parsed.defects and bool(parsed.addresses[0].domain)
+    if parsed.defects or len(parsed.addresses) != 1 or parsed.groups[0].display_name is not None:
+        return False
+    address = parsed.addresses[0]
+    return bool(address.domain) and address.addr_spec in text  # without spaces or comments in it

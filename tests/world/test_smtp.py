@@ -1,5 +1,7 @@
-"""What becomes of a message when a server refuses it, at each step of SMTP;
-and internationalised addresses."""
+"""What mail servers answer, over real SMTP: at each step, with and without SMTPUTF8.
+
+Each row says where its rule comes from.
+"""
 
 import asyncio
 import datetime as dt
@@ -7,6 +9,7 @@ import email
 import email.policy
 import ipaddress
 import ssl
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from tests.mailing import worker_of
+from tests.serving import PASSWORD
 
+from ximler.accounts import registration
+from ximler.accounts.keyring import Keyring
+from ximler.core.actor import Actor
 from ximler.core.settings import Settings
 from ximler.notifications.email import MailUnavailable, Rejected, Smtp, compose, is_final
 
+ANYBODY = Actor(address="192.0.2.7")
 SETTINGS = Settings(public_url="https://ximler.example", secret_key="k" * 32)
 
 
@@ -71,6 +80,17 @@ class Server:
         return Scripted(self, hostname="test", **self.options)
 
 
+def smtp_of(server):
+    made = Smtp(server.url)
+    made._context = default_context()
+    return made
+
+
+@cache
+def default_context():
+    return ssl.create_default_context()  # takes 0.1 s
+
+
 @pytest.fixture
 async def server():
     made = Server()
@@ -106,15 +126,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LATER, FINAL = MailUnavailable, Rejected
 STEPS = [
     # (step, reply, what `send` raises; None: the message was handed over)
+    # RFC 5321, 3.1 and 4.2.1: 4yz is transient, and a refusal of us is not about the recipient.
     ("greeting", "421 4.3.2 too busy", LATER),
     ("greeting", "554 5.7.1 your network is blocked", LATER),
     ("EHLO", "421 4.3.0 shutting down", LATER),
     ("EHLO", "550 5.7.1 no", LATER),
+    # RFC 3463, 3: X.1.8 is the sender's domain, X.2.2 here the sender's quota.
     ("MAIL", "451 4.3.0 not now", LATER),
     ("MAIL", "452 4.2.2 quota of the sender", LATER),
     ("MAIL", "530 5.7.0 authentication required", LATER),
     ("MAIL", "550 5.1.8 bad sender", LATER),
     ("MAIL", "552 5.2.2 quota of the sender", LATER),
+    # RFC 6647 (greylisting), RFC 5321, 4.2.3; Postfix refuses relaying and senders at RCPT.
     ("RCPT", "450 4.2.1 greylisted", LATER),
     ("RCPT", "451 later", LATER),
     ("RCPT", "452 4.2.2 mailbox full", LATER),
@@ -126,14 +149,17 @@ STEPS = [
     ("RCPT", "530 authentication required", LATER),
     ("RCPT", "550 5.1.8 <no-reply@example.com>: sender address rejected: domain not found", LATER),
     ("RCPT", "503 5.5.1 bad sequence", LATER),
+    # RFC 5321, 4.5.4.1: a refused message is kept; filters change, and sizes are the server's.
     ("DATA", "451 4.3.0 not now", LATER),
     ("DATA", "554 5.5.1 no valid recipients", LATER),
     ("end of data", "451 4.7.1 greylisted", LATER),
     ("end of data", "550 5.7.1 looks like spam", LATER),
     ("end of data", "552 5.2.3 too large", LATER),
     ("end of data", "554 transaction failed", LATER),
+    # Servers that check recipients after the data; RFC 7505 (null MX).
     ("end of data", "550 5.1.1 no such user", FINAL),
     ("end of data", "550 5.1.10 recipient has a null MX", FINAL),
+    # RFC 5321, 4.1.1.10: the message was accepted before.
     ("QUIT", "421 4.3.0 gone", None),
     ("QUIT", "550 5.0.0 rude", None),
 ]
@@ -146,15 +172,15 @@ async def test_only_a_refused_recipient_is_final(server, step, reply, outcome):
     if step == "EHLO":
         server.script["HELO"] = reply
     if outcome is None:
-        await Smtp(server.url).send(message())
+        await smtp_of(server).send(message())
         assert len(server.received) == 1
         return
     with pytest.raises(outcome) as raised:
-        await Smtp(server.url).send(message())
+        await smtp_of(server).send(message())
     assert reply.split(maxsplit=2)[0] in raised.value.message
     assert server.received == []
     server.script.clear()
-    await Smtp(server.url).send(message())  # once the server behaves
+    await smtp_of(server).send(message())  # once the server behaves
     assert server.sent_to == ["ada@example.com"]
 
 
@@ -194,7 +220,7 @@ async def test_a_server_that_rejects_tls_or_the_password_is_tried_again(server, 
 @pytest.mark.parametrize("smtputf8", [True, False])
 @pytest.mark.parametrize(
     ("to", "ascii_only", "envelope"),
-    [
+    [  # RFC 5890: A-labels where they suffice; RFC 6531: SMTPUTF8 for what is before the @-sign
         ("ada@example.com", True, "ada@example.com"),
         ("x@münchen.de", True, "x@xn--mnchen-3ya.de"),
         ("x@xn--mnchen-3ya.de", True, "x@xn--mnchen-3ya.de"),
@@ -206,16 +232,52 @@ async def test_a_server_that_rejects_tls_or_the_password_is_tried_again(server, 
 async def test_internationalised_addresses(server, smtputf8, to, ascii_only, envelope):
     server.options["enable_SMTPUTF8"] = smtputf8
     if ascii_only or smtputf8:
-        await Smtp(server.url).send(message(to))
+        await smtp_of(server).send(message(to))
         assert server.sent_to == [envelope]
     else:
         with pytest.raises(Rejected, match="SMTPUTF8"):
-            await Smtp(server.url).send(message(to))
+            await smtp_of(server).send(message(to))
+
+
+REGISTERED = [
+    # (address as typed, SMTPUTF8, step, reply, the job's status, a part of its error)
+    # RFC 5890, 2.3.2.1: a domain travels as A-labels.
+    ("x@münchen.de", False, "", "", "DONE", ""),
+    ("X@XN--MNCHEN-3YA.DE", False, "", "", "DONE", ""),
+    ("x@faß.de", False, "", "", "DONE", ""),
+    # RFC 6531, 3.2: without the extension such an address cannot be reached from here, ever.
+    ("jörg@example.com", False, "", "", "DEAD", "does not support internationalised addresses (SMTPUTF8)"),
+    ("jörg@münchen.de", False, "", "", "DEAD", "SMTPUTF8"),
+    ("jörg@example.com", True, "", "", "DONE", ""),
+    ("jörg@example.com", True, "RCPT", "550 5.1.1 no such user", "DEAD", "550 5.1.1"),
+    # RFC 5321, 4.2.1: of 5yz replies only those about the recipient are final.
+    ("ada@example.com", False, "MAIL", "550 5.1.8 bad sender", "PENDING", "550 5.1.8"),
+    ("ada@example.com", False, "RCPT", "550 5.1.1 no such user", "DEAD", "550 5.1.1"),
+    ("ada@example.com", False, "RCPT", "451 4.7.1 greylisted", "PENDING", "451 4.7.1"),
+    ("ada@example.com", False, "DATA", "554 5.5.1 no valid recipients", "PENDING", "554 5.5.1"),
+    ("ada@example.com", False, "end of data", "550 5.7.1 looks like spam", "PENDING", "550 5.7.1"),
+]
+
+
+@pytest.mark.slow
+async def test_a_registration_is_mailed_tried_again_or_given_up_with_the_reason(server, database, settings):
+    keyring = Keyring(settings)
+    worker = worker_of(database, settings, keyring, smtp_of(server))
+    for typed, smtputf8, step, reply, status, reason in REGISTERED:
+        await database.raw.outbox.delete_many({})
+        server.options["enable_SMTPUTF8"] = smtputf8
+        server.script = {step: reply}
+        await registration.register(database, keyring, ANYBODY, name="Ada", email=typed, password=PASSWORD)
+        await worker.run_due()
+        job = await database.raw.outbox.find_one({"kind": "accounts.send_confirmation"})
+        assert job["status"] == status, (typed, step, job)
+        assert reason in (job.get("lastError") or ""), (typed, step, job)
+    keyring.close()
 
 
 async def test_a_sender_with_an_internationalised_domain_needs_no_smtputf8(server):
     settings = Settings(public_url="https://münchen.example", mail_from="Jörg <post@münchen.de>", secret_key="k" * 32)
-    await Smtp(server.url).send(message(settings=settings))
+    await smtp_of(server).send(message(settings=settings))
     (arrived,) = server.received
     assert str(arrived["From"]) == "Jörg <post@xn--mnchen-3ya.de>"
     assert arrived["Message-ID"].isascii()
@@ -225,7 +287,7 @@ async def test_a_sender_with_an_internationalised_domain_needs_no_smtputf8(serve
 @pytest.mark.parametrize("to", ["no address", "@", "a@b@c d", ""])
 async def test_an_invalid_address_is_rejected_permanently(server, to):
     with pytest.raises(Rejected):
-        await Smtp(server.url).send(message(to))
+        await smtp_of(server).send(message(to))
 
 
 def test_a_reply_is_final_by_its_enhanced_status_code():
