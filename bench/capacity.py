@@ -11,6 +11,7 @@ from bson import ObjectId
 from bench.report import Figure, Table
 from bench.setup import Setup
 from ximler.database import Database
+from ximler.projects import search
 
 __all__ = ["run"]
 
@@ -176,7 +177,7 @@ def _of_user(chance: random.Random, number: int) -> dict[str, list[dict[str, Any
                 "canvasData": {"elements": [shape | {"id": word()} for _ in range(CANVAS_BYTES // 130)]},
                 "canvasRevision": 9,
             }
-            | {"searchTerms": [word() for _ in range(6)], **stamped}
+            | {"searchTerms": (terms := [word() for _ in range(6)]), "searchKeys": search.keys(terms), **stamped}
             for _ in range(PROJECTS)
         ],
         "notifications": [

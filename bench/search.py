@@ -93,7 +93,7 @@ async def _fill(database: Database, made: Vocabulary, user: ObjectId, count: int
         rows.append(
             {"userId": user, "name": name, "description": description, "createdAt": at, "updatedAt": at,
              "canvasData": {"elements": [{"id": str(n), "x": n} for n in range(10)]}, "storageSize": 300,
-             "searchTerms": search.terms(name, description)}
+             "searchTerms": (terms := search.terms(name, description)), "searchKeys": search.keys(terms)}
         )  # fmt: skip
     await database.raw["projects"].insert_many(rows, ordered=False)
 

@@ -8,13 +8,16 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 
 import pytest
+from bson import ObjectId
 from pymongo import AsyncMongoClient
 from tests.database.migrator import BATCH, MIGRATION
 
 from ximler import setup
+from ximler.core.actor import Actor
 from ximler.database import Database, connect, migrating, sync
 from ximler.embedded import server
 from ximler.migrations import MIGRATIONS
+from ximler.projects import projects, search
 from ximler.schema.meta import META, SCHEMA_VERSION, Meta
 from ximler.schema.migration import MIGRATIONS as STATES
 
@@ -136,6 +139,32 @@ async def test_projects_of_other_applications_get_their_search_terms(empty_datab
     assert await empty_database.raw["projects"].count_documents({"searchTerms": "計画"}) == 300
     assert await empty_database.raw["projects"].count_documents({"searchTerms": ["=x", "x"]}) == 300
     assert (await empty_database[STATES].get("0002_search_terms")).changed == 1200
+
+
+async def test_projects_of_an_earlier_release_are_found_before_and_after_they_get_their_keys(
+    empty_database: Database,
+) -> None:
+    """Also if they are saved, deleted and made while the migration runs."""
+    await setup.initialise(empty_database)
+    ada = Actor(kind="user", user_id=ObjectId())
+    rows = [{"userId": ada.user_id, "name": f"Plan {n}", "searchTerms": search.terms(f"Plan {n}")} for n in range(450)]
+    await empty_database.raw["projects"].insert_many(rows)
+    await empty_database.raw["meta"].update_one({"_id": "schema"}, {"$set": {"version": 5}})
+
+    async def found(query: str) -> list[str]:
+        return [each.name for each in (await projects.page(empty_database, ada, query=query, first=100)).items]
+
+    assert await found("pla 44") == [f"Plan {n}" for n in (449, 448, 447, 446, 445, 444, 443, 442, 441, 440, 44)]
+    migrating_ = asyncio.create_task(migrating.migrate(empty_database, MIGRATIONS[-1:]))
+    renamed = [row["_id"] for row in rows[40:50]]
+    for each in renamed:
+        await projects.update(empty_database, ada, each, {"name": "Sketch"})
+        assert "Plan 449" in await found("plan")
+    (outcome,) = await migrating_
+    assert outcome.remaining == 0
+    assert len(await found("sket")) == 10
+    assert await found("pla 44") == [f"Plan {n}" for n in (449, 448, 447, 446, 445, 444, 443, 442, 441, 440)]
+    assert await empty_database.raw["projects"].count_documents({"searchKeys": None}) == 0
 
 
 async def test_an_unsafe_migration_is_left_to_the_operator(

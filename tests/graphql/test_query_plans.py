@@ -110,7 +110,8 @@ async def crowd(database: Database) -> None:
             for _ in range(3)
         ],
         "projects": [
-            {"userId": p, "name": "bridge", "storageSize": 10, "searchTerms": ["bridge"], "createdAt": now}
+            {"userId": p, "name": "bridge", "storageSize": 10, "createdAt": now}
+            | {"searchTerms": ["bridge"], "searchKeys": search.keys(["bridge"])}
             for p in people
             for _ in range(3)
         ],
@@ -143,7 +144,7 @@ async def customer(client: Client, database: Database) -> None:
     await database.raw["projects"].insert_many(
         [
             {"userId": user_id, "name": f"own {n}", "storageSize": 1, "createdAt": now - timedelta(seconds=n)}
-            | ({"searchTerms": search.terms(f"own w{n}")} if n % 30 else {})
+            | ({"searchTerms": (own := search.terms(f"own w{n}")), "searchKeys": search.keys(own)} if n % 30 else {})
             for n in range(OWN)
         ]
     )

@@ -301,6 +301,7 @@ def our_full() -> dict[str, Document]:
             storage_size=5_000_000_000,
             deleted_at=LATER,
             search_terms=["a", "drawing", "sketch"],
+            search_keys=[-5, 7],
         ),
         "ApiKey": ApiKey(
             user_id=user,

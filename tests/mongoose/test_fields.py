@@ -14,6 +14,7 @@ SETTERS = {"trim": "strip", "lowercase": "lower", "uppercase": "upper"}
 OURS = {
     "Project": {
         "searchTerms",
+        "searchKeys",
         "tags",
         "starred",
         "canvasRevision",

@@ -38,6 +38,7 @@ LEFT_OUT = {
         "storageRoom",
         "userId",
         "searchTerms",
+        "searchKeys",
         "versionsSize",
         "assetsSize",
     },

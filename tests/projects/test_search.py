@@ -186,7 +186,6 @@ async def test_names_come_before_descriptions_and_newer_ones_first(
     expected = ["bridgehead", "Bridge", "Tower bridge", "Note", "Plan", "my bridge"]
     for few in (600, 1):
         monkeypatch.setattr(finding, "_FEW", few)
-        monkeypatch.setattr(finding, "_FEW_OF_SEVERAL", few)
         for size in (1, 2, 3, 4, 10):
             found: list[str] = []
             after = None

@@ -155,6 +155,7 @@ FIELDS: dict[str, dict[str, Field]] = {
 OURS: dict[str, dict[str, Field]] = {
     "projects": {
         "searchTerms": ("[String]", NONE),
+        "searchKeys": ("[Number]", NONE),
         "tags": ("[String]", NONE),
         "starred": ("Boolean", NONE),
         "canvasRevision": ("Number", 0),

@@ -155,7 +155,8 @@ async def create(
         canvas_data=canvas_data if base is None else None,
         canvas_base=None if base is None else base.at(0),
         storage_size=total_of({"settings": size_of("settings", settings), "canvasData": size}, apart=base is not None),
-        search_terms=search.terms(name, description),
+        search_terms=(words := search.terms(name, description)),
+        search_keys=search.keys(words),
         tags=normal_tags(tags) or None,
         starred=starred or None,
         location=places.stored(location),
@@ -239,6 +240,7 @@ async def update(
             raise RevisionConflict(revision or 0)
         if patch.keys() & {"name", "description"}:
             patch["searchTerms"] = search.terms_of(now | patch)
+            patch["searchKeys"] = search.keys(patch["searchTerms"])
         operators: dict[str, Any] = {"$set": patch}
         apart = now["apart"]
         if saved:

@@ -7,23 +7,39 @@ tones) are kept; accents of Latin, Greek and Cyrillic and vowel points of Hebrew
 
 The specification's text index is for operators: with it, a common word reads everybody's projects that
 contain it. Here every branch of the query starts with the user's id.
+
+An index cannot return all words with a prefix in the order of time. The beginnings of each project's words
+are therefore values of their own, `searchKeys`. One of them selects the projects, in the index's order, and
+the filter of `searchTerms` decides which of them match.
 """
 
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from bson import Regex
-
-__all__ = ["MAX_TERMS", "condition", "having", "having_or_none", "in_name", "terms", "terms_of", "words"]
+__all__ = [
+    "MAX_TERMS",
+    "condition",
+    "having",
+    "in_name",
+    "key",
+    "keyed",
+    "keys",
+    "terms",
+    "terms_of",
+    "words",
+]
 
 MAX_TERMS = 200
 _MAX_LENGTH = 40
 _MAX_WORDS = 8  # of a query
 _NAME = "="  # no word has it
 _MAX_MARKED = 50  # terms of a name; those beyond count as of the description
+
+_LENGTHS = (1, 2, 3, 5)  # of the beginnings that are keys
 
 # Letters that Unicode does not decompose.
 _FOLDED = str.maketrans(
@@ -56,6 +72,15 @@ def terms_of(stored: Mapping[str, Any]) -> list[str]:
     return terms(name if isinstance(name, str) else None, description if isinstance(description, str) else None)
 
 
+def keys(of: Iterable[str]) -> list[int]:
+    """The value of `searchKeys` for these `terms`: hashes, because the filter of the terms follows."""
+    found: dict[int, None] = {}
+    for term in of:
+        start = len(_NAME) if term.startswith(_NAME) else 0
+        found |= {_key(term[: start + length]): None for length in _LENGTHS if start + length <= len(term)}
+    return list(found)
+
+
 def in_name(term: str) -> str:
     """The term as it is stored for the name."""
     return f"{_NAME}{term}"
@@ -74,20 +99,27 @@ def having(beginnings: Iterable[str]) -> dict[str, Any]:
     return {"$and": [{"searchTerms": {"$regex": _start(each)}} for each in beginnings]}
 
 
-def having_or_none(beginning: str) -> dict[str, Any]:
-    """The filter of projects with a term that begins so, and of those without terms:
-    one range of the index each."""
-    return {"searchTerms": {"$in": [Regex(_start(beginning)), None]}}
+def key(word: str, *, name: bool = False) -> int:
+    """The member of `searchKeys` of the projects that may have this word (`name`: in their names)."""
+    length = max(length for length in _LENGTHS if length <= len(word))
+    return _key((_NAME if name else "") + word[:length])
 
 
-def condition(query: str, ordered: list[str] | None = None) -> dict[str, Any]:
+def keyed(word: str, *, name: bool = False) -> dict[str, Any]:
+    """The filter of projects that may have this word: a superset, to be filtered by `having`.
+
+    Projects without keys are in it: other applications wrote them, or the migration has not reached them.
+    """
+    return {"searchKeys": {"$in": [key(word, name=name), None]}}
+
+
+def condition(query: str) -> dict[str, Any]:
     """The filter of a query: each of its words is a prefix of a term. An empty query matches every project.
-    `ordered` has the words in another order.
 
     In projects without terms, which another application wrote, the query's words are searched for inside the
     texts as they are; so is, in every project, a query of symbols alone (`→`, an emoji).
     """
-    given = ordered or words(query)
+    given = words(query)
     if not given:
         return {"$or": _inside(query.strip())} if query.strip() else {}
     inside = [{"$or": _inside(word)} for word in _PLAIN_WORD.findall(query)[:_MAX_WORDS]]
@@ -126,6 +158,10 @@ def _words(text: str) -> list[str | list[str]]:
             found[-1:] = [last + character] if isinstance(last, str) else [*found[-1:], character]
             open_ = True
     return found
+
+
+def _key(text: str) -> int:
+    return zlib.crc32(text.encode()) - 2**31  # an int32
 
 
 def _pairs(run: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from ximler.schema.document import AT_WRITE, Collection, Document, ShardKey
 __all__ = ["META", "SCHEMA_VERSION", "Meta"]
 
 # The version of the last migration. A database with a larger one was migrated by a newer Ximler.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 class Meta(Document, kw_only=True):

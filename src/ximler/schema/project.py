@@ -18,10 +18,9 @@ from ximler.schema.document import (
     ascending,
 )
 
-BY_TERM = "userId_1_searchTerms_1"
-NEWEST = "userId_1_deletedAt_1_createdAt_-1__id_-1"
+BY_KEY = "userId_1_searchKeys_1_createdAt_-1__id_-1"
 
-__all__ = ["ALPHABET", "BY_TERM", "LOCATED", "NEWEST", "PROJECTS", "Project"]
+__all__ = ["ALPHABET", "BY_KEY", "LOCATED", "PROJECTS", "Project"]
 
 # Without regard to case, numbers by their value: "plan 2", "Plan 10".
 ALPHABET = {"locale": "en", "strength": 2, "numericOrdering": True}
@@ -49,6 +48,8 @@ class Project(Stamped, kw_only=True):
     # Ours: the words of name and description, lowercased, for prefix search; those of the name also with `=`
     # before them. None: written by another application.
     search_terms: Internal[list[str] | None] = None
+    # Ours: hashes of the beginnings of these words, for the index (`projects.search`).
+    search_keys: Internal[list[int] | None] = None
     # Ours: incremented by each change of the canvas. A change names the revision that it is based on.
     canvas_revision: Internal[int] = 0
     # Ours: the latest patches, by revision modulo 64: `r` is the revision, `p` a patch of records as JSON,
@@ -94,7 +95,7 @@ PROJECTS = Collection(
             ours=True,
             why="a user's trash, last deleted first",
         ),
-        ascending("userId", "searchTerms", ours=True, why="a user's own search, by prefix"),
+        ascending("userId", "searchKeys", "-createdAt", "-_id", ours=True, why="a user's own search, by prefix"),
         Index(
             keys=(("userId", 1), ("tags", 1), ("createdAt", -1), ("_id", -1)),
             partial={"tags": {"$exists": True}},
