@@ -9,12 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from bench.report import Table, summary
-from bench.setup import Setup, facts, setup
-from ximler.core import logs
-from ximler.core.settings import Settings
+from bench.setup import Setup, facts, setup, silence
 
 # In this order: topics that start processes come last, so that the machine is quiet for the others.
 TOPICS = {
@@ -58,7 +55,9 @@ def main() -> int:
     )
     parser.add_argument("topics", nargs="*", metavar="topic", help="all of them unless named")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
-    parser.add_argument("--full", action="store_true", help="with 10 million events stored, which takes minutes")
+    parser.add_argument(
+        "--full", action="store_true", help="with 10 million events stored, and 100,000 renewals, which takes minutes"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object, raw samples included")
     parser.add_argument("--readme", action="store_true", help="write the figures that have a limit into the README")
     parser.add_argument("--no-fail", action="store_true", help="exit code 0 even if limits are missed")
@@ -67,7 +66,7 @@ def main() -> int:
         parser.error(f"there is no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
     if options.readme and options.quick:
         parser.error("the README quotes thorough runs: --readme does not go with --quick")
-    _silence()
+    silence()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         known, tables = runner.run(
             _measure(options.topics or list(TOPICS), quick=options.quick, full=options.full, as_json=options.json)
@@ -99,14 +98,6 @@ async def _measure(topics: list[str], *, quick: bool, full: bool, as_json: bool)
         document = {"facts": known, "quick": quick, "tables": [table.plain() for table in tables]}
         print(msgspec.json.format(msgspec.json.encode(document)).decode())
     return known, tables
-
-
-def _silence() -> None:
-    """Log as production does, JSON from `info` up, but to nowhere: its cost stays in the figures, its lines
-    out of the tables.
-    """
-    logs.configure(Settings(log_format="json"))
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(Path(os.devnull).open("w")))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,7 +1,11 @@
 """Topic `renewals`: subscriptions whose period has ended,
 billed and paid by one process through the sandbox."""
 
+import asyncio
+import os
 import resource
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from statistics import median
@@ -26,16 +30,21 @@ from ximler.schema.user import User
 
 __all__ = ["run", "subscribe"]
 
-DUE, ALL = 300, 100_000
+DUE, ALL = 300, int(os.environ.get("XIMLER_BENCH_RENEWALS", "100000"))
+_KILLS = 5
 _BATCH = 1_000
 _TOGETHER = 50
 
 
 async def run(setup: Setup) -> list[Table]:
+    return [await _measured(setup), *([await _killed(setup)] if setup.full else [])]
+
+
+async def _measured(setup: Setup) -> Table:
     rates: list[float] = []
     busy: list[float] = []
     served: list[float] = []
-    count, rounds = (ALL, 1) if setup.full else (DUE, setup.rounds(3))
+    count, rounds = DUE, setup.rounds(3)
     async with setup.database(initialised=True) as database:
         rail = sandbox(database, Settings(secret_key="0" * 43))
         await subscribe(database, 1)
@@ -57,34 +66,85 @@ async def run(setup: Setup) -> list[Table]:
         charged = await database[SANDBOX_OBJECTS].count({"kind": "intent", "status": "SUCCEEDED"})
         problems = [each for each in await verify(database) if "has no invoice" not in each]  # the seeded first period
     total = count * rounds + 1 + _TOGETHER
-    return [
-        Table(
-            title=f"renewals: {count:,} subscriptions that are due, paid in the sandbox",
-            figures=[
-                Figure(what="periods billed and charged once", value=min(billed, charged), unit="", exactly=total),
-                Figure(what="contradictions found by verify", value=len(problems), unit="", exactly=0),
-                Figure(what="renewals", value=median(rates), unit="a second"),
-                Figure(what="round trips, one renewal, with its run", value=len(trips), unit=""),
-                Figure(
-                    what=f"round trips each, {_TOGETHER} renewals, with their run",
-                    value=len(together) / _TOGETHER,
-                    unit="",
-                    most=2,
-                ),
-                Figure(what="processor of this process, one renewal", value=1000 * median(busy), unit="ms"),
-                Figure(what="processor of mongod, one renewal", value=1000 * median(served), unit="ms"),
-                Figure(what="memory grown by", value=grown, unit="MB"),
-            ],
-            columns=(),
-            rows=[],
-            notes=[
-                "One process. Each renewal has an invoice, a payment, a receipt, a mail and the sandbox's writes.",
-                "The limit is processor time. Each renewal reads, inserts and updates about 30 documents, each of which costs"
-                " mongod 20 to 100 microseconds. Round trips are far less than one each, so waiting is no part of it.",
-            ],
-            samples={"renewals a second": rates},
-        )
-    ]
+    return Table(
+        title=f"renewals: {count:,} subscriptions that are due, paid in the sandbox",
+        figures=[
+            Figure(what="periods billed and charged once", value=min(billed, charged), unit="", exactly=total),
+            Figure(what="contradictions found by verify", value=len(problems), unit="", exactly=0),
+            Figure(what="renewals", value=median(rates), unit="a second"),
+            Figure(what="round trips, one renewal, with its run", value=len(trips), unit=""),
+            Figure(
+                what=f"round trips each, {_TOGETHER} renewals, with their run",
+                value=len(together) / _TOGETHER,
+                unit="",
+                most=2,
+            ),
+            Figure(what="processor of this process, one renewal", value=1000 * median(busy), unit="ms"),
+            Figure(what="processor of mongod, one renewal", value=1000 * median(served), unit="ms"),
+            Figure(what="memory grown by", value=grown, unit="MB"),
+        ],
+        columns=(),
+        rows=[],
+        notes=[
+            "One process. Each renewal has an invoice, a payment, a receipt, a mail and the sandbox's writes.",
+            "The limit is processor time. Each renewal reads, inserts and updates about 30 documents, each of which costs"
+            " mongod 20 to 100 microseconds. Round trips are far less than one each, so waiting is no part of it.",
+        ],
+        samples={"renewals a second": rates},
+    )
+
+
+async def _killed(setup: Setup) -> Table:
+    """All are billed by two processes, of which one is killed now and then and starts again."""
+    async with setup.database(initialised=True) as database:
+        await subscribe(database, ALL)
+        began = time.perf_counter()
+        grown = max(await asyncio.gather(_worker(setup, database, kills=0), _worker(setup, database, kills=_KILLS)))
+        took = time.perf_counter() - began
+        rail = sandbox(database, Settings(secret_key="0" * 43))
+        # The transaction of a process that was killed ends after a minute; accounts that meet it wait.
+        for _ in range(90):
+            database.clock.offset_ms += 6 * 60_000
+            if not (await billing.run(database, rail)).waiting:
+                break
+            await asyncio.sleep(1)
+        billed = await database[INVOICES].count({"status": "PAID"})
+        charged = await database[SANDBOX_OBJECTS].count({"kind": "intent", "status": "SUCCEEDED"})
+        payments = await database.payments.count({})
+        problems = [each for each in await verify(database) if "has no invoice" not in each]
+    return Table(
+        title=f"renewals: {ALL:,} by two processes, one of which is killed {_KILLS} times",
+        figures=[
+            Figure(what="invoices paid", value=billed, unit="", exactly=ALL),
+            Figure(what="payments", value=payments, unit="", exactly=ALL),
+            Figure(what="charged in the sandbox", value=charged, unit="", exactly=ALL),
+            Figure(what="contradictions found by verify", value=len(problems), unit="", exactly=0),
+            Figure(what="renewals", value=ALL / took, unit="a second"),
+            Figure(what="memory grown by, after the first tenth", value=grown, unit="MB", most=30),
+        ],
+        columns=(),
+        rows=[],
+        notes=[],
+    )
+
+
+async def _worker(setup: Setup, database: Database, *, kills: int) -> float:
+    """Bill in another process until nothing is due; returns by how many MB its memory grew after a while."""
+    first = latest = 0.0
+    for number in range(kills + 1):
+        command = [sys.executable, "-m", "bench.renewing", setup.uri, database.name]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        until = ALL * (number + 1) // (2 * kills) if number < kills else 2 * ALL
+        first = 0.0
+        while line := await asyncio.to_thread(process.stdout.readline):
+            accounts, latest = int(line.split()[0]), float(line.split()[1])
+            if accounts >= ALL // 20 and not first:
+                first = latest
+            if process.poll() is None and await database[INVOICES].count({}) >= until:
+                process.kill()
+        await asyncio.to_thread(process.wait)
+    return latest - first if first else 0.0
 
 
 async def subscribe(database: Database, count: int, *, card: str = "4242424242424242") -> None:

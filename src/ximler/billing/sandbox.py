@@ -254,14 +254,17 @@ class Sandbox:
     async def decide_dispute(self, dispute_id: str, status: Literal["WON", "LOST"]) -> None:
         """The bank's part: `WON` by us, or `LOST`, and the money goes back. A lost one may be won later."""
         where = {"_id": dispute_id, "status": {"$in": ["OPEN", "LOST"] if status == "WON" else ["OPEN"]}}
-        change = {"$set": {"status": status}}
-        found = await self._database[SANDBOX_OBJECTS].find_and_patch(where, change, before=True)
-        if found is None:
-            raise NotFound("There is no such dispute that is open")
-        if "LOST" in (status, found.status):
-            amount = found.amount_minor if status == "LOST" else -found.amount_minor
-            taken = {"$inc": {"refundedMinor": amount}}
-            await self._database[SANDBOX_OBJECTS].patch({"_id": found.intent_id}, taken)
+
+        async def write(transaction: Database) -> None:
+            stored = transaction[SANDBOX_OBJECTS]
+            found = await stored.find_and_patch(where, {"$set": {"status": status}}, before=True)
+            if found is None:
+                raise NotFound("There is no such dispute that is open")
+            if "LOST" in (status, found.status):
+                amount = found.amount_minor if status == "LOST" else -found.amount_minor
+                await stored.patch({"_id": found.intent_id}, {"$inc": {"refundedMinor": amount}})
+
+        await self._database.transaction(write)
         await self._emit("dispute.changed", dispute_id)
 
     async def dispute(self, dispute_id: str) -> Dispute:
