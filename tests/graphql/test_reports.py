@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import msgspec
 import pytest
+from bson import ObjectId
 from tests.graphql.test_billing import buy, rail
 from tests.graphql.test_operators import grace, id_of
 from tests.serving import Client, serve
@@ -16,6 +17,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.graphql.reports import KINDS
+from ximler.schema.invoice import INVOICES
 
 __all__ = ["grace", "rail"]  # the fixtures
 
@@ -24,6 +26,9 @@ REPORTS = """query ($from: Date!, $to: Date!, $after: String) { reports {
   churn(from: $from, to: $to) { customers lost logoChurn }
   cohorts(from: $from, to: $to, currency: "USD") { month size months { month customers mrrMinor } }
   coupons(from: $from, to: $to) { code currency invoices customers discountMinor }
+  couponInvoices(from: $from, to: $to, code: "welcome20", first: 1) {
+    nodes { invoiceId number userId issued currency discountMinor } pageInfo { hasNextPage }
+  }
   movements(from: $from, to: $to, currency: "USD", first: 1, after: $after) {
     nodes { userId day kind startMinor endMinor cancelled } pageInfo { hasNextPage endCursor }
   }
@@ -56,6 +61,12 @@ async def test_an_operator_reads_reports(grace: Client, ada: Client, database: D
     assert found["coupons"] == [
         {"code": "WELCOME20", "currency": "USD", "invoices": 1, "customers": 1, "discountMinor": 580}
     ]
+    (behind,) = found["couponInvoices"]["nodes"]
+    invoice = await database[INVOICES].get(ObjectId(behind.pop("invoiceId")))
+    assert behind == {"number": invoice.number, "userId": await id_of(ada), "issued": asked["from"]} | {
+        "currency": "USD",
+        "discountMinor": 580,
+    }
     others = (await grace.ask(OTHERS, **asked))["reports"]
     assert others["cash"] == [
         {"currency": "USD", "from": str(today), "payments": 1, "paidMinor": 2320, "refundedMinor": 0, "failed": 0}

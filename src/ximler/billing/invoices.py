@@ -32,6 +32,7 @@ __all__ = [
     "Invoice",
     "attempted",
     "credit_note",
+    "discounted",
     "discounts",
     "find",
     "get",
@@ -213,6 +214,19 @@ async def discounts(database: Database, start: datetime, end: datetime) -> list[
         }
         for row in rows
     ]
+
+
+async def discounted(
+    database: Database, start: datetime, end: datetime, code: str, *, first: int, after: Position | None
+) -> Page[Invoice]:
+    """The invoices behind the discounts of a coupon, latest first."""
+    where = {
+        "issuedAt": {"$gte": start, "$lt": end},
+        "status": "PAID",
+        "discountMinor": {"$gt": 0},
+        "lines": {"$elemMatch": {"kind": "DISCOUNT", "description": code}},
+    }
+    return await database[INVOICES].page(where, first=first, after=after, by="issuedAt")
 
 
 async def attempted(transaction: Database, invoice: Invoice, number: int) -> None:

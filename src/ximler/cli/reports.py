@@ -1,4 +1,4 @@
-"""`ximler reports mrr|churn|cohorts|coupons|movements|verify|rebuild`, for operators.
+"""`ximler reports mrr|churn|cohorts|coupons|coupon-invoices|movements|verify|rebuild`, for operators.
 `reports_customers` has the others."""
 
 import csv
@@ -214,6 +214,35 @@ async def coupons(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
             "Customers": lambda each: f"{each.customers:,}",
             "Taken off": money("discount_minor"),
         },
+        empty=_NO_COUPONS,
+    )
+
+
+@reports.command("coupon-invoices")
+@click.argument("code")
+@start_option
+@end_option
+@paged
+@csv_option
+@connected(json="Print the invoices and the next cursor as JSON.")
+async def coupon_invoices(run: Run, code: str, limit: int, after: Any, as_csv: bool, **asked: Any) -> None:
+    """List the invoices behind the figures of a coupon."""
+    from ximler.analytics import discounts
+
+    show(
+        run,
+        discounts.CouponInvoice,
+        await discounts.invoices_of(run.database, run.actor, code=code, first=limit, after=after, **asked_range(asked)),
+        as_csv=as_csv,
+        columns={
+            "Issued": lambda each: each.issued,
+            "Number": lambda each: each.number or "",
+            "User": lambda each: each.user_id,
+            "Taken off": money("discount_minor"),
+        },
+        row=lambda each: (
+            msgspec.structs.asdict(each) | {"invoice_id": str(each.invoice_id), "user_id": str(each.user_id)}
+        ),
         empty=_NO_COUPONS,
     )
 

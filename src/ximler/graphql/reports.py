@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from ximler.analytics import cash, customers, discounts, revenue
+from ximler.analytics.discounts import CouponInvoice
 from ximler.analytics.revenue import CustomerMovement, MovementKind
 from ximler.core.ids import decode_cursor
 from ximler.database.results import Kind
@@ -104,6 +105,28 @@ async def movements(
         end=to,
         currency=currency,
         kind=kind,
+        first=page_size(first),
+        after=None if after is None else decode_cursor(after),
+    )
+    return [Connection(page)] * len(parents)
+
+
+@resolvers.field("Reports", "couponInvoices")
+async def coupon_invoices(
+    ctx: Context,
+    parents: list[Any],
+    from_: date,
+    to: date,
+    code: str,
+    first: int | None = None,
+    after: str | None = None,
+) -> list[Connection[CouponInvoice]]:
+    page = await discounts.invoices_of(
+        ctx.database,
+        ctx.actor,
+        code=code,
+        start=from_,
+        end=to,
         first=page_size(first),
         after=None if after is None else decode_cursor(after),
     )
