@@ -1,9 +1,9 @@
 """Editors on one canvas over HTTP, in a process of their own:
-`python -m bench.editing PORT TOKEN PROJECT SECONDS`.
+`python -m bench.editing PORT PROJECT SECONDS`, with their tokens in a JSON array on standard input.
 
-Each editor moves a shape of its own ten times a second, also where an answer is late; some follow the canvas.
-Prints the seconds to each acknowledgement, and to each arrival at each follower, from the time at which the
-patch was due.
+Each editor follows the canvas, and moves a shape of its own ten times a second, also where an answer is late.
+Prints the seconds to each acknowledgement, and to each arrival at each other editor, from the time at which
+the patch was due.
 """
 
 import asyncio
@@ -12,17 +12,17 @@ import re
 import sys
 import time
 
-EDITORS, FOLLOWERS = 20, 8  # as many streams as a user may have
+EDITORS = 20
 EVERY_S = 0.1
 _SENDER = re.compile(rb'\["e(\d+)",(\d+)\]')
 
 
-async def main(port: int, token: str, project: str, seconds: float) -> None:
+async def main(port: int, tokens: list[str], project: str, seconds: float) -> None:
     due: dict[tuple[int, int], float] = {}
     acknowledged: list[float] = []
     arrived: list[float] = []
     path = f"/v1/projects/{project}/canvas"
-    about = f"host: 127.0.0.1:{port}\r\nauthorization: Bearer {token}\r\n"
+    about = [f"host: 127.0.0.1:{port}\r\nauthorization: Bearer {token}\r\n" for token in tokens]
     patches = int(seconds / EVERY_S)
 
     async def edit(editor: int, began: float) -> None:
@@ -33,7 +33,9 @@ async def main(port: int, token: str, project: str, seconds: float) -> None:
             properties = {"x": 100.5 + seq, "y": 200.25, "version": 17 + seq, "versionNonce": 123_456_789}
             body = json.dumps({"client": f"e{editor}", "seq": seq, "set": {f"shape{editor:06d}": properties}})
             kind = "content-type: application/vnd.ximler.records+json\r\n"
-            writer.write(f"PATCH {path} HTTP/1.1\r\n{about}{kind}content-length: {len(body)}\r\n\r\n{body}".encode())
+            writer.write(
+                f"PATCH {path} HTTP/1.1\r\n{about[editor]}{kind}content-length: {len(body)}\r\n\r\n{body}".encode()
+            )
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head)
             answer = await reader.readexactly(int(length[1]) if length else 0)
@@ -42,9 +44,9 @@ async def main(port: int, token: str, project: str, seconds: float) -> None:
             acknowledged.append(time.perf_counter() - at)
         writer.close()
 
-    async def follow() -> None:
+    async def follow(follower: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
-        writer.write(f"GET {path}/changes HTTP/1.1\r\n{about}\r\n".encode())
+        writer.write(f"GET {path}/changes HTTP/1.1\r\n{about[follower]}\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")
         started.release()
         seen = 0
@@ -55,12 +57,13 @@ async def main(port: int, token: str, project: str, seconds: float) -> None:
             if line.startswith(b"data: "):
                 now = time.perf_counter()
                 for editor, seq in _SENDER.findall(line):
-                    arrived.append(now - due[int(editor), int(seq)])
                     seen += 1
+                    if int(editor) != follower:
+                        arrived.append(now - due[int(editor), int(seq)])
         writer.close()
 
     started = asyncio.Semaphore(0)
-    following = [asyncio.create_task(follow()) for _ in range(FOLLOWERS)]
+    following = [asyncio.create_task(follow(editor)) for editor in range(EDITORS)]
     for _ in following:
         await started.acquire()
     began = time.perf_counter() + 0.5
@@ -70,4 +73,4 @@ async def main(port: int, token: str, project: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])))
+    asyncio.run(main(int(sys.argv[1]), json.load(sys.stdin), sys.argv[2], float(sys.argv[3])))

@@ -5,12 +5,13 @@ The editors are in the process, or they are HTTP clients of a server whose conne
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,37 @@ async def _edit(
     return revisions
 
 
+def _port(log: Path) -> int | None:
+    found = re.search(r"http://[\d.]+:(\d+)/graphql", log.read_text())
+    return int(found[1]) if found else None
+
+
+@contextlib.asynccontextmanager
+async def _server(
+    database: Database, uri: str, log: Path, *, worker: bool = False
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """A server's process, and its port."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XIMLER_", "MONGODB_"))}
+    environment |= {
+        "MONGODB_URI": uri, "XIMLER_DATABASE": database.name, "XIMLER_SECRET_KEY": SECRET, "XIMLER_WORKER": str(worker),
+        "XIMLER_SESSION_RATE": "100000", "XIMLER_SESSION_BURST": "100000", "XIMLER_SESSION_DAILY": "100000",
+    }  # fmt: skip
+    with log.open("w") as file:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "ximler", "up", "--port", "0", env=environment, stderr=file, stdout=file
+        )
+    try:
+        async with asyncio.timeout(120):
+            while (port := _port(log)) is None:
+                assert process.returncode is None, log
+                await asyncio.sleep(0.02)
+        yield process, port
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
 class Clients:
     """HTTP clients on sockets. Of their requests some are cut: while they are sent, before the answer,
     or within it. Some send the patch before their latest again."""
@@ -74,24 +106,8 @@ class Clients:
         self, database: Database, uri: str, ada: Actor, project: str, answered: dict[int, int], until: int
     ) -> set[int]:
         """The life of one server. As `_edit`."""
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("XIMLER_", "MONGODB_"))
-        }
-        environment |= {
-            "MONGODB_URI": uri, "XIMLER_DATABASE": database.name, "XIMLER_SECRET_KEY": SECRET, "XIMLER_WORKER": "false",
-            "XIMLER_SESSION_RATE": "100000", "XIMLER_SESSION_BURST": "100000", "XIMLER_SESSION_DAILY": "100000",
-        }  # fmt: skip
         revisions: set[int] = set()
-        with self._log.open("w") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ximler", "up", "--port", "0", env=environment, stderr=log, stdout=log
-            )
-        try:
-            async with asyncio.timeout(120):
-                while not (found := re.search(r"http://[\d.]+:(\d+)/graphql", self._log.read_text())):
-                    assert process.returncode is None, self._log.read_text()
-                    await asyncio.sleep(0.02)
-            port = int(found[1])
+        async with _server(database, uri, self._log) as (process, port):
             token = await self._token(database, ada)
             left = [until]
 
@@ -116,10 +132,6 @@ class Clients:
                         await process.wait()
 
             await asyncio.gather(*map(editor, range(EDITORS)))
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
         return revisions
 
     async def _token(self, database: Database, ada: Actor) -> str:
@@ -238,3 +250,32 @@ async def test_http_clients_that_are_cut_at_random_survive_a_killed_server(
     await _run(database, mongodb_uri, ada, kills, clients.edit)
     assert clients.cuts > EDITORS * last // 10
     assert clients.repeated > 0
+
+
+@pytest.mark.soak
+async def test_another_server_finds_the_writes_of_others_since_one_was_killed(
+    database: Database, mongodb_uri: str, ada: Actor, tmp_path: Path
+) -> None:
+    made = await projects.create(database, ada, name="P", canvas_data={"a": 0})
+
+    async def write(value: int) -> None:
+        await database.raw["projects"].update_one({"_id": made.id}, {"$set": {"canvasData": {"a": value}}})
+
+    async def revision(least: int) -> None:
+        async with asyncio.timeout(60):
+            while (await canvas.read(database, ada, made.id)).canvas_revision < least:  # noqa: ASYNC110 (of others)
+                await asyncio.sleep(0.05)
+
+    async with _server(database, mongodb_uri, tmp_path / "first", worker=True) as (first, _):
+        await write(1)
+        await revision(1)
+        async with _server(database, mongodb_uri, tmp_path / "second", worker=True) as (second, _):
+            first.kill()
+            await first.wait()
+            await write(2)  # the first server has the lease for some seconds more
+            await revision(2)
+            second.kill()
+            await second.wait()
+    await write(3)
+    async with _server(database, mongodb_uri, tmp_path / "third", worker=True):
+        await revision(3)
