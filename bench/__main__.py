@@ -22,6 +22,7 @@ TOPICS = {
     "graphql": "the GraphQL engine beside graphql-core",
     "canvas": "a patch of a record, beside load, change and save in Mongoose, and twenty editors at once",
     "search": "a customer's search by prefix, beside the text index",
+    "trash": "ten thousand deleted projects erased, beside requests",
     "near": "the nearest of a customer's projects, among everybody's",
     "assets": "a file of 200 MB, stored and read as a stream, beside PyMongo's GridFS",
     "metering": "deciding about a call in memory, beside a guarded update a call",

@@ -42,6 +42,8 @@ async def test_many_steps_cost_the_commands_of_one_and_each_gets_its_own_answers
                 await transaction.users.count({"_id": user.id})
             assert await transaction[CHARGES].patch({"_id": f"charge {number}"}, {"$inc": {"looks": number}})
             taken = await transaction[CHARGES].find_and_patch({"_id": f"charge {number}"}, {"$inc": {"ticket": 1}})
+            await transaction[CHARGES].patch_many({"_id": f"charge {number}"}, {"$inc": {"looks": 10}})
+            await transaction[CHARGES].delete_many({"_id": f"charge {number}", "looks": 13})
             missing = await transaction.users.find_one({"_id": ObjectId()})
             assert taken is not None
             return found.name, taken.looks, missing is None
@@ -51,8 +53,8 @@ async def test_many_steps_cost_the_commands_of_one_and_each_gets_its_own_answers
     with round_trips() as trips:
         results = await in_step(database, [step(n, user) for n, user in enumerate(people)])
     assert results == [(f"U{n}", n, True) for n in range(5)]
-    assert len(trips) == 8  # find, insert, count, update, update and find, find, commit
-    assert await database[CHARGES].count({"ticket": 1}) == 5
+    assert len(trips) == 10  # find, insert, count, update, update and find, update, delete, find, commit
+    assert {each.looks async for each in database[CHARGES].stream({"ticket": 1})} == {10, 11, 12, 14}
 
 
 async def test_steps_that_cannot_go_together_write_nothing(database: Database) -> None:

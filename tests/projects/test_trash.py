@@ -12,9 +12,11 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound, Unauthenticated
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
+from ximler.database.monitoring import round_trips
 from ximler.database.outbox import SCHEDULES
 from ximler.metering.reports.overview import overview
 from ximler.projects import projects, trash
+from ximler.schema.user import User
 
 DAY_MS = 86_400_000
 
@@ -127,6 +129,25 @@ async def test_more_than_a_batch_is_purged_once_by_two_at_a_time(database: Datab
     assert await database.raw["auditlogs"].count_documents({"action": "projects.project.purged"}) == 350
     for actor in (ada, bob):
         assert await used(database, actor) == (0, 0)
+
+
+async def test_the_trash_of_many_users_is_purged_together(database: Database, ada: Actor) -> None:
+    people = [User(name="N", email=f"{n}@example.com", password="-") for n in range(10)]
+    owners = [Actor(kind="user", user_id=(await database.users.insert(each)).id) for each in people]
+    kept = []
+    for owner in owners:
+        for _ in range(3):
+            await deleted(database, owner, canvas_data={"a": "x" * 50})
+        kept.append((await projects.create(database, owner, name="kept")).id)
+    await deleted(database, ada)  # alone in the next batch
+    database.clock.offset_ms += 30 * DAY_MS
+    with round_trips() as trips:
+        assert await trash.purge_expired(database=database) == 31
+    assert len(trips) < 60  # one by one: 160
+    assert await database.raw["projects"].distinct("_id") == sorted(kept)
+    assert await database.raw["auditlogs"].count_documents({"action": "projects.project.purged"}) == 31
+    for owner in owners:
+        assert await used(database, owner) == (1, 10)
 
 
 async def test_a_purge_that_fails_in_between_changes_nothing(

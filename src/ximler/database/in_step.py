@@ -6,9 +6,9 @@ Each step is written as if it were alone: it gets a `Database` bound to the tran
 and writes. All steps run concurrently. When each of them waits for a command, those of the same kind on the
 same collection go to the server as one. So the steps must not share documents, and must not use `raw`.
 
-The server's answer to several updates in one command is a sum. If it does not show that every update matched,
-or if a step raises, the transaction is aborted and `OutOfStep` is raised: the caller runs the steps one by
-one.
+The server's answer to several updates in one command is a sum: `delete_many` and `patch_many` return that of
+all steps. If it does not show that every other update matched, or if a step raises, the transaction is
+aborted and `OutOfStep` is raised: the caller runs the steps one by one.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from bson import ObjectId
-from pymongo import UpdateOne
+from pymongo import DeleteMany, UpdateMany, UpdateOne
 
 from ximler.core.errors import Conflict, Unavailable, XimlerError
 from ximler.database import updates
@@ -185,6 +185,16 @@ class _InStep(TypedCollection[D]):
         self._changed(where)
         return bool(matched)
 
+    async def patch_many(self, where: Filter, update: updates.Update, *, deleted: bool = False) -> int:
+        request = UpdateMany(self._where(where, deleted), updates.build(self.spec, update, self._clock.now()))
+        result: int = await self._together("patch many", self._patch_every, request)
+        self._changed(where)
+        return result
+
+    async def delete_many(self, where: Filter) -> int:
+        result: int = await self._together("delete many", self._delete_every, DeleteMany(self._set(where)))
+        return result
+
     async def rewrite(self, where: Filter, update: Any, **options: Any) -> bool:
         if options:
             return await super().rewrite(where, update, **options)
@@ -246,6 +256,14 @@ class _InStep(TypedCollection[D]):
         if result.matched_count != len(requests):
             raise OutOfStep(f"Not every update of {self.spec.name} matched")
         return [True] * len(requests)
+
+    async def _patch_every(self, requests: list[UpdateMany]) -> list[int]:
+        result = await self._alone(self.raw.bulk_write(requests, ordered=False, session=self._session))
+        return [result.matched_count] * len(requests)
+
+    async def _delete_every(self, requests: list[DeleteMany]) -> list[int]:
+        result = await self._alone(self.raw.bulk_write(requests, ordered=False, session=self._session))
+        return [result.deleted_count] * len(requests)
 
     async def _find_all(self, filters: list[dict[str, Any]], into: type[Any] | None) -> list[dict[str, Any] | None]:
         varied = _varied(filters)

@@ -7,6 +7,7 @@ Invariant: a transaction that removes projects also releases their bytes, so the
 stored bytes.
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from ximler.core.actor import SYSTEM, Actor
 from ximler.core.clock import EPOCH
 from ximler.core.errors import NotFound, Unavailable
 from ximler.database import Database, outbox
+from ximler.database.in_step import in_step
 from ximler.metering.quota import gauges
 from ximler.projects import assets_storage
 from ximler.schema.canvas_part import CANVAS_PARTS
@@ -32,6 +34,7 @@ KEPT = timedelta(days=30)
 MOST = 1000  # per user; a project's size beyond its content is not metered
 IN_TRASH: dict[str, Any] = {"deletedAt": {"$gt": EPOCH}}
 _BATCH = 100
+_TOGETHER = 10  # owners whose projects are purged in one transaction
 _log = structlog.get_logger("ximler.projects")
 
 
@@ -59,7 +62,7 @@ async def empty(database: Database, actor: Actor) -> int:
 async def purge_expired(*, database: Database) -> int:
     """Purge projects that were deleted more than 30 days ago; returns how many.
 
-    A batch of one user is one transaction: safe to race, and to be killed at any moment. A user whose
+    A batch of several users is one transaction: safe to race, and to be killed at any moment. A user whose
     projects cannot be purged is logged, and tried again on the next day.
     """
     expired = {"deletedAt": {"$gt": EPOCH, "$lte": database.clock.now() - KEPT}}
@@ -73,17 +76,12 @@ async def purge_expired(*, database: Database) -> int:
     total = 0
     # The owner as it is stored: another application may have written anything.
     while found := await database.projects.aggregate(oldest):
-        for owner in found:
-            try:  # all that are due, not the oldest alone: a batch's projects may belong to as many users
-                count = await _purge(database, SYSTEM, owner["_id"], expired)
-            except Unavailable:
-                raise
-            except Exception as problem:  # the others' must not wait
-                _log.error("trash not purged", user=str(owner["_id"]), reason=str(problem))
-                count = 0
-            total += count
-            if not count:
-                left.append(owner["_id"])
+        owners = [each["_id"] for each in found]
+        for start in range(0, len(owners), _TOGETHER):
+            some = owners[start : start + _TOGETHER]
+            counts = await _purge_each(database, some, expired)
+            total += sum(counts)
+            left += [owner for owner, count in zip(some, counts, strict=True) if not count]
     if total:
         _log.info("trash purged", projects=total)
     return total
@@ -110,25 +108,54 @@ async def trim(transaction: Database, actor: Actor, user_id: ObjectId) -> int:
     return await _remove(transaction, actor, user_id, surplus)
 
 
+async def _purge_each(database: Database, owners: list[Any], where: dict[str, Any]) -> list[int]:
+    """Remove up to a hundred matching projects of these users; returns how many of each: 0 is logged."""
+    if len(owners) > 1:
+        most = _BATCH // len(owners)
+        try:
+            return await in_step(database, [_purging(SYSTEM, owner, where, most=most) for owner in owners])
+        except Unavailable:
+            raise
+        except Exception as problem:  # of one of them: the others' must not wait
+            _log.info("trash purged one by one", users=len(owners), reason=str(problem))
+    counts = []
+    for owner in owners:
+        try:
+            counts.append(await _purge(database, SYSTEM, owner, where))
+        except Unavailable:
+            raise
+        except Exception as problem:
+            _log.error("trash not purged", user=str(owner), reason=str(problem))
+            counts.append(0)
+    return counts
+
+
 async def _purge(database: Database, actor: Actor, user_id: Any, where: dict[str, Any]) -> int:
     """Remove up to a hundred matching projects of a user and release their bytes; returns how many."""
+    return await database.transaction(_purging(actor, user_id, where))
 
+
+def _purging(
+    actor: Actor, user_id: Any, where: dict[str, Any], *, most: int = _BATCH
+) -> Callable[[Database], Awaitable[int]]:
     async def write(transaction: Database) -> int:
-        found = await _measured(transaction, user_id, where)
+        found = await _measured(transaction, user_id, where, most=most)
         if found:
             storage_bytes = await _remove(transaction, actor, user_id, found)
             if isinstance(user_id, ObjectId):
                 await gauges.release(transaction, user_id, storage_bytes=storage_bytes)
         return len(found)
 
-    return await database.transaction(write)
+    return write
 
 
-async def _measured(transaction: Database, user_id: Any, where: dict[str, Any]) -> list[dict[str, Any]]:
+async def _measured(
+    transaction: Database, user_id: Any, where: dict[str, Any], *, most: int = _BATCH
+) -> list[dict[str, Any]]:
     return await transaction.projects.aggregate(
         [
             {"$match": {"userId": user_id, **where}},
-            {"$limit": _BATCH},
+            {"$limit": most},
             {"$project": {"name": 1, "bytes": gauges.CHARGED_BYTES}},
         ]
     )
