@@ -150,9 +150,10 @@ def _shape(n: int) -> dict[str, Any]:
 
 
 def _patch(shape: str, seq: int) -> dict[str, Any]:
-    """Five properties, 166 bytes of JSON. Each property more costs about 35 bytes and twice its value."""
-    properties: dict[str, Any] = {"x": 100.5 + seq, "y": 200.25, "version": 17 + seq, "versionNonce": 123_456_789}
-    properties |= {"text": "A label of forty characters is typed now"}
+    """Text is typed: three properties, 200 bytes of JSON. Each byte costs another one in the log, and each
+    property about 22 bytes for its path."""
+    text = "A label of ninety-three letters and spaces is typed into a shape, while the others watch it ..."[:93]
+    properties = {"text": text, "version": 100 + seq, "versionNonce": 123_456_789}
     return {"client": "0123456789ab", "seq": seq, "set": {shape: properties}}
 
 
@@ -173,7 +174,7 @@ def _table(seconds: dict[str, list[float]], costs: dict[int, tuple[float, float,
         columns=("", "median"),
         rows=[(name, ms(median(times))) for name, times in seconds.items()],
         notes=[
-            f"A patch of {len(msgspec.json.encode(_patch('shape000000', 1)))} bytes on canvases of "
+            f"A patch of {len(msgspec.json.encode(_patch('shape000000', 10)))} bytes on canvases of "
             + " and ".join(f"{cost[2]:,} bytes: {cost[1]:,} bytes to the server" for cost in costs.values())
             + f". Without HTTP on both sides. {node}.",
         ],

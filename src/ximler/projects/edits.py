@@ -42,6 +42,7 @@ _MAX_REJECTED = 100  # ids in an answer
 BY_PATH = 8  # records: of more, the pipeline is faster
 BY_PLACE = 100  # records whose places in the list are known
 MAX_TAIL = 2_000_000  # bytes of them that a project has
+_OBJECT_ID = 7  # the number of BSON's type: shorter than its name
 _MARGIN = 128  # bytes that a change may add besides its values: the list's name, its place in the log
 
 
@@ -242,7 +243,7 @@ class Change:
         """Filter and update of a large canvas."""
         update = self._bookkeeping()
         update["$push"] = {"canvasTail": bases.entry(self.revision, self.patch, self._project.declared)}
-        return {"canvasData": None, "canvasBase.id": {"$type": "objectId"}}, update, None
+        return {"canvasData": None, "canvasBase.id": {"$type": _OBJECT_ID}}, update, None
 
     def whole(self, data: Any, new: Fresh | None) -> dict[str, Any]:
         """Update that stores the canvas, or names its new base."""
