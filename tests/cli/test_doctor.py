@@ -42,6 +42,7 @@ def test_everything_else_is_checked_while_the_database_is_down(ximler, tmp_path)
         "XIMLER_DATA_DIR": str(tmp_path),
         "XIMLER_PROT": "9",
         "VALKEY_URL": "redis://127.0.0.1:1",
+        "XIMLER_TRUSTED_PROXIES": "proxy.example",
     }
     result = ximler("doctor", "--json", env={**env, "XIMLER_SMTP_URL": "smtp://127.0.0.1:1"})
     found = checks(result)
@@ -52,6 +53,7 @@ def test_everything_else_is_checked_while_the_database_is_down(ximler, tmp_path)
         "database",
         "mail",
         "public URL",
+        "proxies",
     }
     assert found["variable"]["remedy"] == "write XIMLER_PORT"
     assert "hidden" not in result.stdout
@@ -103,6 +105,11 @@ OWN = "mongodb://user:pass@db1.example:27017,db2.example/?replicaSet=rs"
 )
 def test_a_mongod_without_the_fix_of_its_vulnerability_is_named(settings, version, state):
     assert doctor.mongod_release(settings, version).state == state
+
+
+def test_a_proxy_and_a_mongod_that_cannot_be_meant_are_named():
+    assert doctor._proxies(Settings(public_url="https://ximler.example")).state == "warning"
+    assert [check.name for check in doctor._mongod(Settings(mongod="/nowhere/mongod"))] == ["mongod file"]
 
 
 @pytest.mark.parametrize(("seconds", "state"), [(0, "ok"), (2, "warning"), (30, "error")])

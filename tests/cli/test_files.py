@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -55,6 +57,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(NotWritten, match="--force"):
         late(Output(tmp_path / "late"), tmp_path / "late")
     assert (tmp_path / "late").read_text() == "theirs"
+
+
+def test_nothing_is_left_of_a_process_that_is_killed(tmp_path):
+    script = (
+        "import sys, pathlib; from ximler.cli.files import Output\n"
+        f"with Output(pathlib.Path({str(tmp_path / 'new.csv')!r})).opened() as file:\n"
+        "    file.write(b'half'); file.flush(); print(); sys.stdout.flush(); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        writer.terminate()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_devices_and_standard_output_are_written_to_as_they_are(tmp_path):

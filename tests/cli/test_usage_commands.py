@@ -1,8 +1,12 @@
 """`ximler usage`, typed as an operator would, on a database of the test's own."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
+
+from ximler.metering.limits import periods
+from ximler.schema.quota import quota_id
 
 
 def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
@@ -41,6 +45,22 @@ def test_an_operator_shows_overrides_corrects_and_forgives(ximler, own):
 
     refused = ximler("usage", "forgive", user, "--reason", "a power cut", env=env)
     assert (refused.returncode, refused.stdout) == (5, "")
+    start, end = periods.around(periods.CALENDAR_MONTH, datetime.now(UTC))
+    quota = {
+        "userId": owner,
+        "resource": "apiCalls",
+        "periodStart": start,
+        "periodEnd": end,
+        "limit": 1000,
+        "opened": True,
+        "superseded": False,
+    }
+    counts = {"granted": 9, "settled": 2, "forfeited": 7}
+    database.quotas.insert_one({"_id": quota_id(owner, "apiCalls", start), **quota, **counts})
+    assert "ximler usage forgive ada@example.com" in ximler("usage", "show", user, env=env).stdout
+    assert "apiCalls 2 of 1,000 (7 forfeited)" in ximler("users", "show", user, env=env).stdout
+    forgiven = ("usage", "forgive", user, "--reason", "a power cut", "--json")
+    assert json.loads(ximler(*forgiven, env=env).stdout) == {"units": 7}
     assert {entry["action"] for entry in database.auditlogs.find({"resource": "entitlements"})} == {
         "metering.override.set",
         "metering.override.ended",

@@ -240,18 +240,17 @@ def _or_fail(
         kind.fail(str(next(iter(problem.fields.values()))), param, ctx)
 
 
-def load(*, serves: bool = False, **overrides: object) -> Settings:
+def load(*, serves: bool = False, warns: bool = True, **overrides: object) -> Settings:
     """The settings, with logging set up. A command that does not serve prints its result, and logs warnings
-    and errors only.
+    and errors only. It `warns` of variables that are no setting.
     """
     loaded = settings.load(overrides=overrides)
     if serves:
         logs.survive_closed_streams()
     quiet = not serves and loaded.log_level == "info"
     logs.configure(msgspec.structs.replace(loaded, log_level="warning") if quiet else loaded)
-    if serves:
-        for variable, resembled in settings.unknown_variables().items():
-            _log.warning("unknown variable is ignored", variable=variable, remedy=resembled or "remove it")
+    for variable, resembled in settings.unknown_variables().items() if warns else ():
+        _log.warning("unknown variable is ignored", variable=variable, remedy=resembled or "remove it")
     return loaded
 
 

@@ -70,7 +70,7 @@ def doctor(as_json: bool, data_dir: Path | None, mongodb_uri: str | None) -> int
     """
     given: dict[str, Any] = {"data_dir": data_dir, "mongodb_uri": mongodb_uri}
     try:
-        loaded = context.load(**given)
+        loaded = context.load(warns=False, **given)
     except SettingsError as problem:
         checks = [Check("settings", "error", problem.message, "correct it"), *_unknown()]
         shown = []
@@ -127,11 +127,13 @@ async def _examine(loaded: Settings) -> list[Check]:
         *_keys(loaded),
         _payments(loaded),
         *await asyncio.to_thread(_folder, loaded),
+        *_mongod(loaded),
         *await _database(loaded),
         *await _valkey(loaded),
         *_geoip(loaded),
         await _mail(loaded),
         _public_url(loaded),
+        _proxies(loaded),
         _app_url(loaded),
         await asyncio.to_thread(_server, loaded),
     ]
@@ -222,6 +224,28 @@ def _folder(loaded: Settings) -> list[Check]:
     remedy = "" if state == "ok" else "free some space, or move the folder (XIMLER_DATA_DIR)"
     checks = [Check("disk", state, f"{free / 1e9:,.1f} GB free for {path}", remedy)]
     return [*checks, folder_mode(path)]
+
+
+def _mongod(loaded: Settings) -> list[Check]:
+    """Also while a server runs, which the next start needs the file for."""
+    if loaded.mongodb_uri is not None or loaded.mongod is None or shutil.which(loaded.mongod):
+        return []
+    return [Check("mongod file", "error", f"{loaded.mongod} is not a program", "correct XIMLER_MONGOD, or unset it")]
+
+
+def _proxies(loaded: Settings) -> Check:
+    from ximler.http.requests import TrustedProxies
+
+    try:
+        TrustedProxies(loaded.trusted_proxies)
+    except SettingsError as problem:
+        return Check("proxies", "error", problem.message, "correct XIMLER_TRUSTED_PROXIES")
+    if loaded.trusted_proxies:
+        return Check("proxies", "ok", f"client addresses are taken from {', '.join(loaded.trusted_proxies)}")
+    if urlsplit(loaded.base_url).scheme == "https":
+        shared = "the proxy that ends TLS is not trusted: all clients share its address, and its throttles"
+        return Check("proxies", "warning", shared, "set XIMLER_TRUSTED_PROXIES to the proxy's address")
+    return Check("proxies", "ok", "none")
 
 
 def folder_mode(path: Path) -> Check:

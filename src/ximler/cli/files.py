@@ -8,6 +8,7 @@ and an existing one is replaced with `--force` only.
 """
 
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -66,18 +67,30 @@ class Output:
 
     @contextmanager
     def _whole(self, path: Path) -> Iterator[BinaryIO]:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # readable by its owner alone
+        try:
+            # Without a name, so that nothing is left of a process that is killed.
+            handle, partial = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600), None
+        except (AttributeError, OSError):  # not Linux, or a file system that cannot
+            handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # with the same mode
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if partial is None:
+                    name = str(path)
+                    if self._replace:
+                        name = partial = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+                    os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=0)  # which makes it follow the link
+            if partial is None:
+                return
             if self._replace:
                 Path(partial).replace(path)
             else:
                 _rename(Path(partial), path)
         finally:
-            Path(partial).unlink(missing_ok=True)
+            if partial is not None:
+                Path(partial).unlink(missing_ok=True)
 
 
 def output_option(command: F) -> F:

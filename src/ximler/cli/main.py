@@ -1,10 +1,11 @@
 """`ximler`: the entry point, the list of commands, and how errors leave the process.
 
-Exit codes: 0 done · 1 a check failed or something differs (`db status`) · 2 usage or invalid input · 3
-unauthenticated · 4 forbidden · 5 not found · 6 conflict · 7 limit exceeded · 8 unavailable (database, port,
-embedded server) · 70 a bug of ours.
+Exit codes: 0: done, 1: a check failed or something differs (`db status`), 2: usage or invalid input, 3:
+unauthenticated, 4: forbidden, 5: not found, 6: conflict, 7: limit exceeded, 8: unavailable (database, port,
+embedded server, a full disk), 70: internal error, 130: interrupted, or a prompt was declined.
 """
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -36,6 +37,7 @@ _EXIT_CODES: dict[type[XimlerError], int] = {
     Unavailable: 8,
 }
 _BUG = 70
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # name → (module, attribute, line in the help): listed here, so that the help needs no imports.
 _COMMANDS = {
@@ -89,6 +91,11 @@ def report(problem: XimlerError) -> int:
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(problem, kind)), 1)
 
 
+def _discard_output() -> None:
+    """So that the flush at the end does not fail as well."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run a command. Errors become one line and an exit code; a traceback only with XIMLER_DEBUG=1."""
     try:
@@ -106,11 +113,14 @@ def main() -> None:
         code = 130
     except BrokenPipeError:
         # The reader of our output (head, less) has ended: that is no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         code = 0
     except Exception as bug:
         if os.environ.get("XIMLER_DEBUG"):
             raise
+        if isinstance(bug, OSError) and bug.errno in _FULL:
+            _discard_output()
+            sys.exit(report(Unavailable(f"The output was not written: {bug.strerror}")))
         click.echo(
             f"internal error: {type(bug).__name__}: {bug}\nThis is a bug. XIMLER_DEBUG=1 shows where it happened.",
             err=True,

@@ -235,11 +235,16 @@ async def delete(run: Run, project: Any) -> None:
     _show(run, await owned.delete(run.database, await _owner(run, project), project))
 
 
+def _confirm_erasure(*, yes: bool, **_: object) -> None:
+    if not yes:
+        click.confirm("Erase the project with its versions and assets for good?", abort=True, err=True)
+
+
 @projects.command()
 @_project
-@click.confirmation_option(prompt="Erase the project with its versions and assets for good?")
-@connected(json="Print the project's id as JSON.")
-async def erase(run: Run, project: Any) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@connected(json="Print the project's id as JSON.", first=_confirm_erasure)
+async def erase(run: Run, project: Any, yes: bool) -> None:  # noqa: ARG001 (`first` reads it)
     """Erase PROJECT, which is in its owner's trash, for good, with its versions and assets."""
     from ximler.projects import projects as owned
     from ximler.projects import trash as deleted

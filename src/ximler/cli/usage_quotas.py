@@ -51,6 +51,10 @@ async def show(run: Run, user: str) -> None:
             (r.resource, f"{r.used:,}", _limit(r.limit), _limit(r.remaining), minute(r.period_end)) for r in resources
         ]
         print_table(("Resource", "Used", "Limit", "Remaining", "Resets (UTC)"), rows)
+        for r in resources:
+            if r.forfeited:
+                held = f"{r.forfeited:,} {r.resource} are forfeited: a process that held them died"
+                click.echo(f"{held}. Give them back: ximler usage forgive {found.email} --reason …")
 
     run.show(
         {
@@ -60,7 +64,9 @@ async def show(run: Run, user: str) -> None:
             "override": None
             if override is None
             else {"reason": override.reason, "by": override.by, "until": entitlement.override_until},
-            "usage": [fields(r, "resource used limit remaining") | {"resetsAt": r.period_end} for r in resources],
+            "usage": [
+                fields(r, "resource used limit remaining forfeited") | {"resetsAt": r.period_end} for r in resources
+            ],
         },
         text,
     )

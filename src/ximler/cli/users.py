@@ -82,7 +82,7 @@ async def show(run: Run, user: str) -> None:
         theirs = await keys.mine(run.database, run.actor, user_id=user_id)
         more = {
             "plan": entitlement.plan_id,
-            "usage": {each.resource: fields(each, "used limit") for each in used},
+            "usage": {each.resource: fields(each, "used limit forfeited") for each in used},
             "activeKeys": sum(keys.state(key, now) == "ACTIVE" for key in theirs),
         }
     _show(run, account, more)
@@ -276,7 +276,8 @@ def _show(run: Run, account: "Account", more: dict[str, Any] | None = None) -> N
 
 
 def _of(used: dict[str, Any]) -> str:
-    return f"{used['used']:,}" + ("" if used["limit"] is None else f" of {used['limit']:,}")
+    most = "" if used["limit"] is None else f" of {used['limit']:,}"
+    return f"{used['used']:,}{most}" + (f" ({used['forfeited']:,} forfeited)" if used["forfeited"] else "")
 
 
 def _row(account: "Account") -> dict[str, Any]:

@@ -177,6 +177,17 @@ async def test_a_user_whose_documents_cannot_be_read_takes_nothing_from_the_othe
         await overview(database, SYSTEM, [ids[7]])
 
 
+async def test_used_remaining_and_forfeited_add_up_to_the_limit(database: Database, person: Actor) -> None:
+    meter = Meter(database)
+    await meter.consume(person)
+    await meter.close()
+    # As the reaper does with the lease of a process that died.
+    await database.raw["quotas"].update_one({"userId": person.user_id}, {"$inc": {"granted": 7, "forfeited": 7}})
+    for _ in range(2):
+        calls = (await seen(database, person))["apiCalls"]
+        assert (calls.used, calls.remaining, calls.forfeited, calls.limit) == (1, 992, 7, 1000)
+
+
 @pytest.mark.slow
 async def test_usage_that_is_read_again_is_the_same(database: Database, person: Actor, subscribe: Subscribe) -> None:
     async def read(*, trips: int) -> ResourceUsage:

@@ -29,21 +29,25 @@ from graphql import (
 __all__ = ["SCALARS", "SDL", "bounded_enum", "format_datetime", "write_instant"]
 
 SDL = '''
-"An instant, RFC 3339. Written in UTC with milliseconds, `2026-01-31T12:00:00.000Z`; read with any offset."
+"""
+An instant, RFC 3339. Written in UTC with milliseconds, `2026-01-31T12:00:00.000Z`; read with any offset.
+In TypeScript: `string`.
+"""
 scalar DateTime @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc3339#section-5.6")
 
-"A calendar day, UTC unless its field says otherwise: `2026-01-31` (RFC 3339, full-date)."
+"A calendar day, UTC unless its field says otherwise: `2026-01-31` (RFC 3339, full-date). In TypeScript: `string`."
 scalar Date @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc3339#section-5.6")
 
 """
 Any JSON value. Of values that other applications stored, ids are hexadecimal text, times RFC 3339 and binary data base64;
 other types that JSON lacks are written as MongoDB's Extended JSON, relaxed: `{"$numberDecimal": "1.5"}`.
+In TypeScript: `string | number | boolean | object | null`.
 """
 scalar JSON @specifiedBy(url: "https://www.rfc-editor.org/rfc/rfc8259")
 
 """
 A 53-bit integer, for values beyond Int's 32 bits such as sizes in bytes: a JSON number from -(2^53 - 1) to 2^53 - 1,
-which JavaScript reads exactly.
+which JavaScript reads exactly. In TypeScript: `number`.
 """
 scalar Long
 '''

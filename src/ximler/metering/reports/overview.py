@@ -53,13 +53,16 @@ class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
     """`projects` and `storage` (bytes) are current totals without a period; `apiCalls` are counted per
     period.
 
-    `projected` is the usage at the end of the period, extrapolated from the usage so far.
+    `projected` is the usage at the end of the period, extrapolated from the usage so far. `forfeited` units
+    were held by a process that died, which may have served them: `used + remaining + forfeited` is the limit
+    until `corrections.forgive` gives them back.
     """
 
     resource: ResourceType
     used: int
     limit: int | None  # None is unlimited
     remaining: int | None
+    forfeited: int = 0
     period_start: datetime | None = None
     period_end: datetime | None = None
     projected: int | None = None
@@ -141,7 +144,8 @@ def _calls(row: dict[str, Any], limit: int, now: datetime) -> ResourceUsage:
     projected = _projected(quota.used, start, end, now)
     shown = _resource("apiCalls", quota.used, limit, start, end, projected)
     # Leased units can still be used, forfeited ones cannot.
-    return msgspec.structs.replace(shown, remaining=quota.remaining_at(now)) if quota.opened else shown
+    remaining = quota.remaining_at(now) if quota.opened else shown.remaining
+    return msgspec.structs.replace(shown, remaining=remaining, forfeited=quota.forfeited)
 
 
 def _projected(used: int, start: datetime, end: datetime, now: datetime) -> int:
