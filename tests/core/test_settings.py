@@ -57,6 +57,8 @@ GIVEN = {
     "api_burst": ("9", 9),
     "session_rate": ("3", 3),
     "session_burst": ("20", 20),
+    "address_rate": ("30", 30),
+    "address_burst": ("40", 40),
     "session_daily": ("500", 500),
     "environment": ("production", "production"),
     "secret_key": (KEY, KEY),

@@ -31,6 +31,7 @@ def api(_worker_database: Database, mongodb_uri: str) -> Iterator[OpenApiSchema]
         worker=False,
         session_rate=10_000,
         session_burst=1_000_000,
+        address_burst=1_000_000,
     )
     yield schemathesis.openapi.from_asgi("/docs/openapi.json", create(ours, uri=mongodb_uri))
     asgi.shutdown_lifespans()

@@ -67,3 +67,21 @@ async def test_a_session_can_always_be_ended(limited: Client) -> None:
     assert (await limited.ask(REVOKE))["revokeOtherSessions"] == 0
     assert (await limited.ask("mutation { signOut __typename }"))["signOut"] is True
     assert (await limited.ask("{ me { id } }")).status == 401
+
+
+async def test_an_address_has_a_burst_limit_for_reads_too(
+    settings: Settings, mongodb_uri: str, ada: Client, database: Database
+) -> None:
+    few = msgspec.structs.replace(settings, database=database.name, address_rate=1, address_burst=3)
+    async with serve(few, mongodb_uri) as app:
+        limited, other, here = (
+            Client(app, token=ada.token, address=each) for each in ("192.0.2.1", "192.0.2.2", "127.0.0.1")
+        )
+        for _ in range(3):
+            assert (await limited.ask("{ me { id } }")).errors == []
+        assert (await limited.ask("{ me { id } }")).code == "BURST_EXCEEDED"
+        refused = await Client(app).http.get("/v1/session")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert (await other.ask("{ me { id } }")).errors == []
+        for _ in range(5):
+            assert (await here.ask("{ me { id } }")).errors == []

@@ -167,6 +167,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "and the results of reports. Unset: each process has its own limits."
         ),
     ] = None
+    address_rate: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Average requests per second of one address without an API key; this machine is excepted.",
+        ),
+    ] = 200
+    address_burst: Annotated[
+        int, Meta(ge=1, description="Requests that one address may make at once without an API key.")
+    ] = 5_000
     session_rate: Annotated[
         int, Meta(ge=1, description="Average changes per second that all sessions of a user together may make.")
     ] = 5

@@ -3,7 +3,8 @@
 The handler declares the price of its route: `opt={"api_calls": 5}`, or by `signed_in`, which takes 1. Other
 routes serve everybody: a key that is sent there costs nothing, and is not refused by the month's quota. With
 `BY_REQUEST` the price depends on the request's content: the handler calls `charge(scope)` unless the request
-is free. A request that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered.
+is free. A request that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered:
+their requests, and anonymous ones, have a burst limit by address, which is generous to people.
 
 Plain ASGI in front of the application: a guard inside it costs 3 × as much (`make bench`). Answers carry
 `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), refusals `Retry-After` as well.
@@ -13,7 +14,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,10 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from ximler.core.actor import Actor
 from ximler.core.clock import Clock
 from ximler.core.errors import LimitExceeded, Unavailable, XimlerError
+from ximler.core.networks import is_loopback, subscriber
 from ximler.core.settings import Settings
 from ximler.http import problems
-from ximler.http.authentication import Authentication, Caller, shows_key
+from ximler.http.authentication import Authentication, shows_key
 from ximler.metering.quota.bursts import BurstExceeded, Bursts, take_each
 from ximler.metering.quota.gauges import QuotaExceeded
 from ximler.metering.quota.meter import Allowance, Meter
@@ -101,6 +103,11 @@ def charge(scope: MutableMapping[str, Any], units: int = 1) -> Awaitable[None] |
     return None if take is None else take(units)
 
 
+@lru_cache(10_000)
+def _counted(address: str | None) -> str | None:
+    return None if address is None or is_loopback(address) else subscriber(address)
+
+
 def _is_plain(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether Litestar has nothing to do for a request with these headers: no CORS, and no host to reject."""
     for name, value in headers:  # noqa: SIM110 (a generator would cost twice as much)
@@ -135,6 +142,8 @@ class Metered:
         self._keys = Bursts("this API key", rate=rate, size=size)
         users = "all API keys of this account together"
         self.limits = (self._keys, Bursts(users, rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size))
+        addresses = "one address without an API key"
+        self._addresses = Bursts(addresses, rate=settings.address_rate, size=settings.address_burst)
         self._policy = b'"burst";q=%d;w=%d' % (size, math.ceil(size / rate))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,14 +153,17 @@ class Metered:
             return
         authentication, meter, clock, shared = self._parts or self._find_parts()
         if not shows_key(scope["headers"]):
-            await self._app(scope, receive, send)
+            await self._without_key(scope, receive, send)
             return
         caller = authentication.at_hand(scope)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
         if caller is None:
             with suppress(XimlerError):  # the application reports the same error in its own form
                 caller = await authentication.identify(scope)  # type: ignore[arg-type]  # as above
         route, units = self._prices.of(scope["path"])
-        if caller is None or caller.names is None or units is None:  # a session's token may contain the prefix of a key
+        if caller is None or caller.names is None:  # a session's token may contain the prefix of a key
+            await self._without_key(scope, receive, send)
+            return
+        if units is None:
             await self._app(scope, receive, send)
             return
         actor, (key, owner) = caller.actor, caller.names
@@ -165,13 +177,23 @@ class Metered:
             if allowance is None:
                 allowance = await meter.consume(actor, "apiCalls", units, route=route)
         except (LimitExceeded, Unavailable) as error:
-            await self._refuse(scope, send, caller, error, route)
+            await self._refuse(scope, send, error, route, self._exhausted(error))
             return
         state = scope["state"]
         state["reply_headers"] = self._headers(left, allowance, clock)
         if units == BY_REQUEST:
             state["charge"] = partial(self._charge, state, actor, left, route)
         await self._app(scope, receive, send)
+
+    async def _without_key(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whose = _counted(scope["state"].get("address"))
+        try:
+            if whose is not None:
+                self._addresses.take(whose, 1, monotonic())
+        except BurstExceeded as error:
+            await self._refuse(scope, send, error, self._prices.of(scope["path"])[0], [])
+        else:
+            await self._app(scope, receive, send)
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self._direct.get(scope["path"])
@@ -239,12 +261,14 @@ class Metered:
         self._parts = parts = (state.authentication, state.meter, state.database.clock, state.get("shared_bursts"))
         return parts
 
-    async def _refuse(self, scope: Scope, send: Send, caller: Caller, error: XimlerError, route: str) -> None:
+    async def _refuse(
+        self, scope: Scope, send: Send, error: XimlerError, route: str, limits: list[tuple[bytes, bytes]]
+    ) -> None:
         if (form := self._refusals.get(route)) is not None:
             media_type, body = form(scope, error)  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
         else:
             media_type = problems.MEDIA_TYPE.encode()
-            body = msgspec.json.encode(problems.body(error, caller.actor.request_id))
+            body = msgspec.json.encode(problems.body(error, scope["state"]["request_id"]))
         said: Mapping[str, str] = {
             "Content-Type": media_type.decode(),
             "Content-Length": str(len(body)),
@@ -252,7 +276,7 @@ class Metered:
             **problems.headers_of(error),
             **self._shared_with(scope),
         }
-        headers = [(name.lower().encode(), value.encode()) for name, value in said.items()] + self._exhausted(error)
+        headers = [(name.lower().encode(), value.encode()) for name, value in said.items()] + limits
         start: Any = {"type": "http.response.start", "status": problems.status_of(error), "headers": headers}
         await send(start)
         end: Any = {"type": "http.response.body", "body": body, "more_body": False}
