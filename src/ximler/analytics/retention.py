@@ -13,8 +13,9 @@ from ximler.analytics.spans import By, midnight, truncated
 from ximler.database import Database
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay
 
-__all__ = ["Kept", "Span", "add_months", "kept", "of_day"]
+__all__ = ["Kept", "Month", "Span", "add_months", "kept", "of_day"]
 
+Month = tuple[str, int, int]  # a currency, the year and the month
 Span = tuple[str, date, date]  # a currency, the first day, and the day after the last
 
 
@@ -36,19 +37,24 @@ def of_day(moved: Mapping[str, int]) -> Kept:
     return Kept(moved["churned"], less, moved["expansion_minor"] - less)
 
 
-def add_months(months: dict[tuple[str, date], Kept], days: Iterable[CustomerDay]) -> None:
-    """Add a customer's days, which are in order, to the figures of whole months by currency and first day."""
-    starts: dict[tuple[str, date], CustomerDay] = {}
-    ends: dict[tuple[str, date], CustomerDay] = {}
+def add_months(months: dict[Month, Kept], days: Iterable[CustomerDay]) -> None:
+    """Add a customer's days, by currency and in order, to the figures of whole months."""
+    month: Month | None = None
+    start = end = 0
     for each in days:
-        month = each.currency, each.day.date().replace(day=1)
-        starts.setdefault(month, each)
-        ends[month] = each
-    for month, first in starts.items():
-        start, end = first.start_minor, ends[month].end_minor
-        if start > 0:
-            lost, less, change = months.get(month, _NONE)
-            months[month] = Kept(lost + (end == 0), less + max(start - end, 0), change + end - start)
+        of = (each.currency, each.day.year, each.day.month)
+        if of != month:
+            if month is not None and start > 0:
+                months[month] = _after(months.get(month, _NONE), start, end)
+            month, start = of, each.start_minor
+        end = each.end_minor
+    if month is not None and start > 0:
+        months[month] = _after(months.get(month, _NONE), start, end)
+
+
+def _after(so_far: Kept, start: int, end: int) -> Kept:
+    """With one more customer, whose revenue was `start` and is `end`."""
+    return Kept(so_far.lost + (end == 0), so_far.less + max(start - end, 0), so_far.change + end - start)
 
 
 async def kept(database: Database, spans: Iterable[Span], by: By) -> dict[tuple[str, date], Kept]:

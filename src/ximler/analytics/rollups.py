@@ -10,14 +10,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import structlog
 from bson import ObjectId
 
 from ximler.analytics import retention
-from ximler.analytics.retention import Kept
+from ximler.analytics.retention import Kept, Month
 from ximler.analytics.spans import following as month_after
 from ximler.analytics.spans import midnight
 from ximler.billing import drifts, movements
@@ -106,7 +106,7 @@ async def _dirty(database: Database) -> list[RevenueDay]:
 
 async def compare(
     database: Database, *, progress: Callable[[int], object] = lambda _: None
-) -> tuple[int, dict[tuple[str, date], Kept]]:
+) -> tuple[int, dict[Month, Kept]]:
     """Compare the days of every customer with the ledger, and write those that differ.
 
     Returns how many movements there are, and the retention of each month that follows from them.
@@ -117,7 +117,7 @@ async def compare(
         await database[CUSTOMER_DAYS].delete_many({"userId": {"$in": strangers}})
     users.sort()
     batches = iter([users[first : first + _USERS] for first in range(0, len(users), _USERS)])
-    count, months = 0, dict[tuple[str, date], Kept]()
+    count, months = 0, dict[Month, Kept]()
 
     async def work() -> None:
         nonlocal count
@@ -307,7 +307,8 @@ def days_of(ledger: Iterable[Step]) -> list[CustomerDay]:
 
 def _days(currency: str, rows: list[Step]) -> list[CustomerDay]:
     # A rebuild spends most of its time here and in reading: sums are kept, and each day is formatted once.
-    states: dict[ObjectId, Step] = {}
+    # An ObjectId is hashed and compared in Python, its bytes are not.
+    states: dict[bytes, Step] = {}
     found: list[CustomerDay] = []
     place = f"{rows[0].user_id}:{currency}:"
     cohort = ""
@@ -315,8 +316,9 @@ def _days(currency: str, rows: list[Step]) -> list[CustomerDay]:
     before = (0, 0, 0)
     days = [row.at.date() for row in rows]
     for row, day, following in zip(rows, days, [*days[1:], None], strict=True):
-        was = states.get(row.subscription_id)
-        states[row.subscription_id] = row
+        subscription = row.subscription_id.binary
+        was = states.get(subscription)
+        states[subscription] = row
         annual += row.annual_minor
         committed += row.committed_minor
         at_risk += row.at_risk_minor

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ximler.analytics import retention, rollups, upkeep
-from ximler.analytics.retention import Kept
+from ximler.analytics.retention import Kept, Month
 from ximler.analytics.spans import midnight
 from ximler.billing import movements
 from ximler.database import Database
@@ -66,11 +66,11 @@ async def rebuild(database: Database, *, progress: Callable[[int], object] = lam
     return count
 
 
-async def _customers(database: Database) -> tuple[list[Wrong], dict[tuple[str, date], Kept]]:
+async def _customers(database: Database) -> tuple[list[Wrong], dict[Month, Kept]]:
     """Of each user with a ledger or rollups; and the retention of each month by the ledger."""
     ids = sorted({*await movements.users(database), *await rollups.customers(database)})
     found: list[Wrong] = []
-    months: dict[tuple[str, date], Kept] = {}
+    months: dict[Month, Kept] = {}
     for first in range(0, len(ids), _USERS):
         batch = ids[first : first + _USERS]
         expected: dict[str, CustomerDay] = {}
@@ -88,7 +88,7 @@ async def _customers(database: Database) -> tuple[list[Wrong], dict[tuple[str, d
 
 
 async def _sums(
-    database: Database, expected: Mapping[str, Mapping[str, Any]], retained: Mapping[tuple[str, date], Kept]
+    database: Database, expected: Mapping[str, Mapping[str, Any]], retained: Mapping[Month, Kept]
 ) -> list[tuple[Wrong, tuple[str, datetime]]]:
     """Days and months that differ, and the currency and day that is to be summed again."""
     months = {month.id: month for month in await database[REVENUE_MONTHS].find({})}
@@ -113,7 +113,7 @@ async def _sums(
         start = date.fromisoformat(f"{first}-01")
         if month is not None:
             stored = Kept(month.lost or 0, month.less_minor or 0, month.change_minor or 0)
-            if month.lost is not None and stored != retained.get((code, start), Kept()):
+            if month.lost is not None and stored != retained.get((code, start.year, start.month), Kept()):
                 problem = "; ".join(filter(None, (problem, "retention differs")))
             if month.summed > sum(day.summed for day in of_days):
                 problem = "; ".join(filter(None, (problem, "has more sums than its days")))
