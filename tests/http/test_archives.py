@@ -36,8 +36,27 @@ async def test_a_project_travels_as_an_archive_and_as_a_file(ada: Client) -> Non
     assert copy["name"] == "Copy"
     assert len((await _send(ada, "GET", f"/v1/projects/{copy['id']}/assets")).json()["assets"]) == 1
 
+    asked = await ada.ask("query ($p: ID!) { project(id: $p) { exportUrl thumbnailUrl } }", p=made["id"])
+    url = asked["project"]["exportUrl"]
+    by_url = await ada.http.get(f"{url}&versions=false")
+    assert by_url.status_code == 200, by_url.text
+    with zipfile.ZipFile(io.BytesIO(by_url.content)) as opened:
+        assert "canvas.json" in opened.namelist()
+    assert by_url.headers["content-disposition"].startswith('attachment; filename="Plan 7.zip"')
+    assert (await ada.http.get(f"{url}&format=file")).content == drawing
+    token = asked["project"]["thumbnailUrl"].partition("?token=")[2]
+    for wrong, status in (
+        (f"/v1/exports/{made['id']}", 401),
+        (f"/v1/exports/{made['id']}?token={token}", 403),  # of another purpose
+        (url.replace(made["id"], copy["id"]), 403),
+    ):
+        assert (await ada.http.get(wrong)).status_code == status
+
     bob = await Client(ada.app, address="192.0.2.2").join("bob@example.com")
     await _send(bob, "GET", f"{project}/export", 404)
+    await ada.ask("mutation ($p: ID!) { deleteProject(id: $p) { id } }", p=made["id"])
+    assert (await ada.http.get(url)).status_code == 404
+    await ada.ask("mutation ($p: ID!) { restoreProject(id: $p) { id } }", p=made["id"])
     wrong = await _send(ada, "POST", "/v1/projects/import", 422, content=archive[:-20])
     assert "no zip archive" in wrong.json()["detail"]
     wrong = await _send(ada, "POST", "/v1/projects/import", 422, content=b'{"a": 1, "a": 2}')

@@ -60,6 +60,12 @@ async def thumbnail_url_of(ctx: Context, parents: list[ProjectSummary | Project]
     return [assets_links.thumbnail_link(ctx.keyring, ctx.actor, each.id, now).url for each in parents]
 
 
+@resolvers.field("Project", "exportUrl", needs=("id",))
+async def export_url_of(ctx: Context, parents: list[ProjectSummary | Project]) -> list[str]:
+    now = ctx.database.clock.now()
+    return [assets_links.export_link(ctx.keyring, ctx.actor, each.id, now).url for each in parents]
+
+
 def _links(ctx: Context, parents: list[Asset], preview: int = 0) -> list[assets_links.Link]:
     now = ctx.database.clock.now()
     return [assets_links.link(ctx.keyring, ctx.actor, asset, now, preview=preview) for asset in parents]

@@ -16,6 +16,7 @@ from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
 from ximler.core import in_flight
+from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, LimitExceeded
 from ximler.core.ids import object_id
 from ximler.http.assets import paced
@@ -24,13 +25,19 @@ from ximler.http.bodies import file_of
 from ximler.http.forms import first_file
 from ximler.http.problems import documented
 from ximler.http.ranges import disposition, name_in
-from ximler.projects import archives, assets_uploads, projects
+from ximler.projects import archives, assets_links, assets_uploads, projects
 
 __all__ = ["routes"]
 
 _ZIP = "application/zip"
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _under_way: set[Any] = set()  # users who import
+_Project = Annotated[str, PathParameter(max_length=100, description="The project's id")]
+_Format = Annotated[
+    Literal["zip", "file"], QueryParameter(description="`file`: the canvas alone, such as `.excalidraw`")
+]
+_Versions = Annotated[bool, QueryParameter(description="With the kept versions of the canvas")]
+_Assets = Annotated[bool, QueryParameter(description="With the assets")]
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -55,35 +62,75 @@ class Imported(msgspec.Struct, frozen=True):
     ),
 )
 async def export(
-    project: Annotated[str, PathParameter(max_length=100, description="The project's id")],
+    project: _Project,
     caller: NamedDependency[Caller],
     request: Request[Any, Any, Any],
     state: State,
-    format: Annotated[  # noqa: A002 (the parameter's name in the API)
-        Literal["zip", "file"], QueryParameter(description="`file`: the canvas alone, such as `.excalidraw`")
-    ] = "zip",
-    versions: Annotated[bool, QueryParameter(description="With the kept versions of the canvas")] = True,
-    assets: Annotated[bool, QueryParameter(description="With the assets")] = True,
+    format: _Format = "zip",  # noqa: A002 (the parameter's name in the API)
+    versions: _Versions = True,
+    assets: _Assets = True,
 ) -> Response[bytes] | Stream:
     """A zip archive of the settings, the canvas, its versions and the assets, made while it is sent; a
     truncated one does not open. Or the canvas as a file, with the data URLs that were lifted into assets when
     it was imported.
     """
+    given = {"with_versions": versions, "with_assets": assets}
+    return await _sent(request, state, caller.actor, project, format, given)
+
+
+@get(
+    "/v1/exports/{project:str}",
+    tags=["projects"],
+    summary="Export a project by its URL",
+    responses={200: ResponseSpec(bytes, description="The archive or file", media_type="*/*", generate_examples=False)}
+    | documented(
+        _400="The request cannot be read",
+        _401="The URL has no token",
+        _403="The URL has expired, was changed, or is for another project",
+        _404="The project is deleted, or its user has lost access",
+        _422="The project's id or a parameter is malformed",
+        _429="Another export of this account is under way",
+        _503="The database is unavailable, or the server too busy",
+    ),
+)
+async def follow(
+    project: _Project,
+    request: Request[Any, Any, Any],
+    state: State,
+    token: Annotated[str, QueryParameter(max_length=100, description="From the project's `exportUrl`")] = "",
+    format: _Format = "zip",  # noqa: A002 (the parameter's name in the API)
+    versions: _Versions = True,
+    assets: _Assets = True,
+) -> Response[bytes] | Stream:
+    """As the project's export. An `exportUrl` grants the access of the user who asked for it, for up to an
+    hour, so a page can link to it."""
+    actor = await assets_links.exporter(state.database, state.keyring, object_id(project, "project"), token)
+    state.authentication.enter(request.scope["state"], ("url", actor.require_user()))
+    given = {"with_versions": versions, "with_assets": assets}
+    return await _sent(request, state, actor, project, format, given)
+
+
+async def _sent(
+    request: Request[Any, Any, Any],
+    state: State,
+    actor: Actor,
+    project: str,
+    wanted: Literal["zip", "file"],
+    given: dict[str, bool],
+) -> Response[bytes] | Stream:
     project_id = object_id(project, "project")
-    found = await projects.get(state.database, caller.actor, project_id)
-    kind, ending = (_ZIP, "zip") if format == "zip" else ("application/octet-stream", "json")
+    found = await projects.get(state.database, actor, project_id)
+    kind, ending = (_ZIP, "zip") if wanted == "zip" else ("application/octet-stream", "json")
     headers = {"Content-Disposition": disposition("attachment", f"{found.name}.{ending}"), "Cache-Control": "no-store"}
     if request.scope["state"]["head"]:
         return Response(b"", media_type=kind, headers=headers)
     content: AsyncGenerator[bytes, None]
-    state.authentication.enter_alone(request.scope["state"], "export", caller.actor.require_user())
+    state.authentication.enter_alone(request.scope["state"], "export", actor.require_user())
     in_flight.hold(request.scope["state"], in_flight.EXPORT, known=True)
-    if format == "zip":
-        content = await archives.export(
-            state.database, caller.actor, project_id, with_versions=versions, with_assets=assets
-        )
+    if wanted == "zip":
+        content = await archives.export(state.database, actor, project_id, **given)
     else:
-        content = await archives.export_file(state.database, caller.actor, project_id)
+        content = await archives.export_file(state.database, actor, project_id)
     return Stream(content, media_type=kind, headers=headers)
 
 
@@ -163,4 +210,4 @@ async def _load(state: State, caller: Caller, file: BinaryIO, *, name: str | Non
     return await archives.load_file(state.database, caller.actor, text, name=name, most=most)
 
 
-routes = (export, load)
+routes = (export, follow, load)

@@ -23,9 +23,20 @@ from ximler.database import Database
 from ximler.projects import assets
 from ximler.schema.asset import Asset
 
-__all__ = ["Followed", "Link", "LinkExpired", "LinkInvalid", "follow", "link", "thumbnail_link", "thumbnail_reader"]
+__all__ = [
+    "Followed",
+    "Link",
+    "LinkExpired",
+    "LinkInvalid",
+    "export_link",
+    "exporter",
+    "follow",
+    "link",
+    "thumbnail_link",
+    "thumbnail_reader",
+]
 
-_ASSET, _THUMBNAIL = "asset url", "thumbnail url"  # the purposes of the tokens
+_ASSET, _THUMBNAIL, _EXPORT = "asset url", "thumbnail url", "export url"  # the purposes of the tokens
 _ROUND_S = 1800
 _FIELDS = struct.Struct(">12s12sIHx")  # project, user, expiry, preview; filled up to whole characters
 _MAC_BYTES = 32
@@ -72,6 +83,12 @@ def thumbnail_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: da
     return Link(f"/v1/thumbnails/{project_id}?token={token}", until)
 
 
+def export_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: datetime) -> Link:
+    """A URL of the archive of a project that the actor has read."""
+    token, until = _token(keyring, _EXPORT, project_id, actor, project_id, now)
+    return Link(f"/v1/exports/{project_id}?token={token}", until)
+
+
 async def follow(database: Database, keyring: Keyring, asset_id: ObjectId, token: str) -> Followed:
     """Raises Unauthenticated, LinkInvalid, LinkExpired,
     and NotFound once the URL's user cannot read the asset any more."""
@@ -84,7 +101,16 @@ async def thumbnail_reader(database: Database, keyring: Keyring, project_id: Obj
     """The user whose access the URL of a project's small picture grants. Raises Unauthenticated, LinkInvalid,
     LinkExpired, and NotFound once the user's account is closed or locked.
     """
-    _, actor, _, _ = _opened(keyring, _THUMBNAIL, project_id, token, database.clock.now())
+    return await _reader(database, keyring, _THUMBNAIL, project_id, token)
+
+
+async def exporter(database: Database, keyring: Keyring, project_id: ObjectId, token: str) -> Actor:
+    """As `thumbnail_reader`, of the URL of a project's archive."""
+    return await _reader(database, keyring, _EXPORT, project_id, token)
+
+
+async def _reader(database: Database, keyring: Keyring, purpose: str, project_id: ObjectId, token: str) -> Actor:
+    _, actor, _, _ = _opened(keyring, purpose, project_id, token, database.clock.now())
     await _require_open(database, actor)
     return actor
 
