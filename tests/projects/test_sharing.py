@@ -234,6 +234,15 @@ async def test_shared_projects_are_listed_and_searched(
     page = await sharing.page(database, bob, first=2)
     assert ([each.name for each in page.items], page.has_next) == (["Plan 1", "Plan 0"], True)
     assert [each.id for each in (await sharing.page(database, bob, query="ores bri")).items] == [drawn.id]
+    await projects.update(database, ada, drawn.id, {"description": "changed last"})
+    for sort, wanted in (("NAME", drawn.name), ("UPDATED", drawn.name), ("CREATED", "Plan 1")):
+        names: list[str] = []
+        while len(names) < 3:
+            after = projects.order_of(sort).decoded(page.end_cursor) if names else None
+            page = await sharing.page(database, bob, sort=sort, first=1, after=after)
+            names += [each.name for each in page.items]
+        assert (names[0], len(set(names))) == (wanted, 3)
+    assert not page.has_next
     await projects.delete(database, ada, others[0].id)
     assert len((await sharing.page(database, bob, query="plan")).items) == 1
     assert {each.name for each in (await projects.page(database, bob)).items} == {"Plan of his own"}

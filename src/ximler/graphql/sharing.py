@@ -8,7 +8,7 @@ import msgspec
 from ximler.core.ids import decode_cursor, object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
-from ximler.projects import links, sharing
+from ximler.projects import links, projects, sharing
 from ximler.projects.links import ProjectLink
 from ximler.projects.projects import ProjectSummary
 from ximler.projects.sharing import ProjectShare, Role, Shared
@@ -24,10 +24,14 @@ class Created(msgspec.Struct, frozen=True):
 
 @resolvers.query("sharedProjects")
 async def shared_projects(
-    ctx: Context, search: str | None = None, first: int | None = None, after: str | None = None
+    ctx: Context,
+    search: str | None = None,
+    sort: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
 ) -> Connection[ProjectSummary]:
-    position = None if after is None else decode_cursor(after)
-    found = await sharing.page(ctx.database, ctx.actor, query=search, first=page_size(first), after=position)
+    position = projects.order_of(sort).decoded(after)
+    found = await sharing.page(ctx.database, ctx.actor, query=search, sort=sort, first=page_size(first), after=position)
     return Connection(found)
 
 

@@ -407,7 +407,8 @@ async def page_of(
     which: list[tuple[ObjectId, ObjectId]],
     query: str | None,
     first: int,
-    after: Position | None,
+    after: Any,
+    sort: str | None = None,
 ) -> Page[ProjectSummary]:
     """As `page`, of projects that are given by the ids of their owners and their own.
     One command, none for no projects."""
@@ -416,7 +417,7 @@ async def page_of(
         return Page([], [], has_next=False)
     owners, ids = (list(dict.fromkeys(part)) for part in zip(*which, strict=True))
     where = {"userId": {"$in": owners}, "_id": {"$in": ids}, **search.condition(query)}
-    return await database.projects.page(where, into=ProjectSummary, first=first, after=after)
+    return await database.projects.page(where, into=ProjectSummary, first=first, after=after, order=order_of(sort))
 
 
 async def deleted_page(

@@ -8,7 +8,7 @@ one's shares with it.
 """
 
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 
@@ -19,7 +19,6 @@ from ximler.audit.actions import Action
 from ximler.core import names
 from ximler.core.actor import Actor
 from ximler.core.errors import Forbidden, Invalid, LimitExceeded, NotFound
-from ximler.core.ids import Position
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.collection import Page
@@ -118,10 +117,11 @@ async def page(
     *,
     query: str | None = None,
     first: int = 20,
-    after: Position | None = None,
+    after: Any = None,
+    sort: str | None = None,
 ) -> Page[ProjectSummary]:
-    """The projects that are shared with the actor, newest first,
-    searched like the actor's own. Five commands.
+    """The projects that are shared with the actor, in the order of `projects.SORTS` that `sort` names, newest
+    first without, searched like the actor's own. Five commands.
 
     Of more than a thousand, those that were shared last.
     """
@@ -130,7 +130,7 @@ async def page(
     shares = await database[PROJECT_SHARES].find({"memberId": user_id}, sort=[("_id", -1)], limit=_MOST_LISTED)
     owners = await account_status.open_among(database, {each.user_id for each in shares}) if shares else set()
     open_ones = [(each.user_id, each.project_id) for each in shares if each.user_id in owners]
-    return await projects.page_of(database, open_ones, query, first, after)
+    return await projects.page_of(database, open_ones, query, first, after, sort)
 
 
 async def people(database: Database, actor: Actor, project_id: ObjectId) -> list[ProjectShare]:
