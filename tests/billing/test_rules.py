@@ -5,11 +5,20 @@ from decimal import Decimal
 
 import pytest
 from bson import ObjectId
+from tests.billing.conftest import OPERATOR, SOFT, Buy, add_plan, at, card_of, paid, subscription
+from tests.billing.test_changes_with_coupons import coupon
 
+from ximler.billing import payments, refunds, run, statement
 from ximler.billing.account import RETRIES, retry_at
 from ximler.billing.periods import period
 from ximler.billing.pricing import Charge, Discount, Tax, Unused, between, price
+from ximler.billing.sandbox import Sandbox
+from ximler.core.actor import Actor
+from ximler.core.business import Business
+from ximler.core.money import Money
+from ximler.database import Database
 from ximler.schema.billing_account import BillingAccount
+from ximler.schema.charge import CHARGES
 from ximler.schema.plan import Interval
 
 NOON = datetime(2027, 3, 1, 12, tzinfo=UTC)
@@ -146,3 +155,56 @@ def test_retries_are_1_3_5_and_7_days_after_the_first_failure(failed: str, retri
         assert moment.time() == first.time()
         found.append(f"{moment:%m-%d}")
     assert " ".join(found) == retries
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bought", "days"),
+    [((2028, 1, 29), "02-29 03-01 03-03 03-05 03-07"), ((2027, 1, 31), "02-28 03-01 03-03 03-05 03-07")],
+)
+async def test_a_renewal_that_fails_is_tried_five_times_in_all_and_expires(
+    bought: tuple[int, int, int], days: str, database: Database, rail: Sandbox, ada: Actor, buy: Buy
+) -> None:
+    begun = at(database, *bought)
+    await buy(ada)
+    await card_of(database, ada, SOFT)
+    await run.forward(database, rail, begun + timedelta(days=45))
+    tried = await database[CHARGES].find({"userId": ada.user_id, "status": "FAILED"}, sort=[("createdAt", 1)])
+    assert " ".join(f"{each.created_at:%m-%d}" for each in tried) == days
+    assert (await subscription(database, ada)).status == "EXPIRED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("currency", "gross", "off", "tax", "inclusive", "credit", "captured"),
+    [
+        ("USD", 10000, 1000, 10, False, 500, 9400),
+        ("USD", 10000, 1000, 10, True, 500, 8500),
+        ("USD", 10000, 0, "7.7", False, 0, 10770),
+        ("JPY", 3000, 300, 10, False, 70, 2900),
+        ("KWD", 12340, 1000, 5, False, 17, 11890),  # 11.907 less 0.017
+    ],
+)
+async def test_at_most_the_captured_amount_is_refunded(
+    currency: str, gross: int, off: int, tax: str, inclusive: bool, credit: int, captured: int,
+    database: Database, rail: Sandbox, ada: Actor, buy: Buy, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rates = {"DE": Decimal(tax)}
+    monkeypatch.setattr(database, "business", Business(country="DE", rates=rates, inclusive=inclusive))
+    await add_plan(database, "plan", Money(gross, currency).major, currency=currency)
+    if off:
+        await coupon(database, "OFF", Money(off, currency).major, type="FIXED", currency=currency)
+    user_id = ada.require_user()
+    if credit:
+        amount = Money(credit, currency)
+        await statement.grant(database, OPERATOR, user_id=user_id, amount=amount, reason="-", key="k")
+    await buy(ada, "plan", coupon="OFF" if off else None)
+    assert await paid(database, ada) == [captured]
+    (payment,) = (await payments.page(database, ada)).items
+    asked = {"user_id": user_id, "payment_id": payment.id, "reason": "-"}
+    with pytest.raises(refunds.RefundTooHigh):
+        await refunds.refund(database, rail, OPERATOR, amount_minor=captured + 1, **asked)
+    for part in (1, captured - 1):
+        assert (await refunds.refund(database, rail, OPERATOR, amount_minor=part, **asked)).status == "SUCCEEDED"
+    with pytest.raises(refunds.RefundTooHigh):
+        await refunds.refund(database, rail, OPERATOR, amount_minor=1, **asked)
