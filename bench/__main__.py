@@ -38,6 +38,7 @@ TOPICS = {
     "auth": "API keys and sessions, in process and over HTTP",
     "metered": "a request with an API key beside the same route without one",
     "ingest": "recorded events, each counted once, beside inserts with random ids",
+    "held": "the memory that slow clients can make a process hold",
     "cli": "`ximler --help` and `import ximler`",
     "server": "the embedded server and `ximler up`, cold and warm",
 }
