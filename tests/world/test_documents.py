@@ -36,7 +36,7 @@ TIMES: list[Any] = [
 # Exports and imports through JSON, and other drivers.
 ODD: list[Any] = ["2026-03-04", "", 1_772_582_400, 1.5e12, True, Timestamp(5, 1), MinKey(), MaxKey(), Regex("a"), {},
                   {"$date": 5}, [], [datetime(2026, 3, 4, tzinfo=UTC)], ObjectId(), b"\0", DBRef("a", 1),
-                  float("nan")]  # fmt: skip
+                  float("nan"), [1, "a"], [5, 9], "9999", 7]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -53,7 +53,8 @@ async def test_pages_of_every_size_contain_the_same_documents(database: Database
             del raw["createdAt"]
     await collection.raw.insert_many(made, bypass_document_validation=True)
     whole = await collection.page({}, first=100)
-    readable = len(made) if name == "users" else len(TIMES)
+    arrays = sum(isinstance(each, list) for each in ODD)  # are left out
+    readable = len(made) - arrays if name == "users" else len(TIMES)
     assert (len(whole.items), whole.has_next) == (readable, False)
     order = [raw["_id"] async for raw in collection.raw.find({}).sort([("createdAt", -1), ("_id", -1)])]
     ids = [each.id for each in whole.items]

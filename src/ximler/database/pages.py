@@ -28,7 +28,7 @@ MAX_PAGE = 100
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)  # the driver clamps earlier times to it
 _LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)  # and later ones to this one
-# The types of BSON, greatest first, and the classes that hold them. Arrays are ordered by their elements.
+# The types of BSON, greatest first, and the classes that hold them.
 _TYPES: list[tuple[str, tuple[type, ...]]] = [
     ("maxKey", (MaxKey,)), ("javascriptWithScope", ()), ("javascript", (Code,)), ("regex", (Regex,)),
     ("timestamp", (Timestamp,)), ("date", (datetime, DatetimeMS)), ("bool", (bool,)), ("objectId", (ObjectId,)),
@@ -59,7 +59,12 @@ class Order(msgspec.Struct, frozen=True):
         return self.collation is None and position[0] in (_FIRST_MOMENT, _LAST_MOMENT)
 
     def after(self, where: Filter, position: Any, *, others: bool = False) -> Filter:
-        """The filter of what follows a position, or of all; `others`: see `beyond`."""
+        """The filter of what follows a position, or of all; `others`: see `beyond`.
+
+        An array would be found by each of its elements, so documents that have one are left out.
+        """
+        if others:
+            where = {"$and": [where, {self.by: {"$not": {"$type": "array"}}}]}
         if self.collation is None:
             return where if position is None else {"$and": [where, beyond(position, self.by, others=others)]}
         if position is None:
@@ -136,27 +141,25 @@ def check_size(first: int) -> None:
 
 def beyond(place: _Place, by: str, *, others: bool = False) -> dict[str, Any]:
     """The filter of what follows a place in the order of a page: times, and documents without one; with
-    `others` also values of other types.
+    `others` also values of other types, but arrays.
     """
     value, oid = place
-    if isinstance(value, list) and value:
-        value = value[0]  # an array is ordered by its greatest element
     # In a filter, patterns and documents are conditions.
     same = {by: {"$eq": value} if isinstance(value, Regex | Mapping) else value, "_id": {"$lt": oid}}
     if value is None and not others:
         return same
     if not others:
         return {"$or": [{by: {"$lt": value}}, same, {by: None}]}
-    lesser = [] if value is None or value == [] or isinstance(value, Regex) else [{by: {"$lt": value}}]
-    # Not a number is the least number, and an empty array is less than null; comparisons find neither.
-    least: list[Any] = [float("nan"), None, []]
-    reached = 3 if value == [] or isinstance(value, MinKey) else 2 if value is None else int(value != value)
+    lesser = [] if value is None or isinstance(value, Regex) else [{by: {"$lt": value}}]
+    # Not a number is the least number, which comparisons do not find.
+    least: list[Any] = [float("nan"), None]
+    reached = 2 if value is None or isinstance(value, MinKey) else int(value != value)
     types = [name for name, _ in _TYPES[_rank(value) + 1 :]]
     return {"$or": [*lesser, same, {by: {"$in": least[reached:]}}, *([{by: {"$type": types}}] if types else [])]}
 
 
 def _rank(value: Any) -> int:
-    if value is None or value == []:
+    if value is None:
         return len(_TYPES) - 2  # only minKey is less
     for rank, (_, classes) in enumerate(_TYPES):
         if isinstance(value, classes):
