@@ -20,6 +20,7 @@ from ximler.billing import changes, drifts, movements, rebates, run, subscriptio
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import SYSTEM, Actor
 from ximler.core.errors import Forbidden, Invalid
+from ximler.core.ids import decode_cursor
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.schema.coupon import Coupon
@@ -212,6 +213,12 @@ async def test_movements_are_netted_by_customer_and_day(database: Database) -> N
         (ada, "EXPANSION", 2900, 9900)
     ]
     assert await rollups.refresh(database) == 0
+    october: Any = {"start": date(2027, 10, 1), "end": date(2027, 11, 1), "currency": "USD", "first": 1}
+    page = await revenue.movements(database, SYSTEM, **october)  # both of one day
+    after = decode_cursor(page.cursors[0])
+    rest = await revenue.movements(database, SYSTEM, **october, after=after)
+    assert {page.items[0].user_id, rest.items[0].user_id} == {ada, bob}
+    assert (page.has_next, rest.has_next) == (True, False)
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ from ximler.analytics import retention, rollups
 from ximler.analytics.retention import Kept
 from ximler.analytics.spans import By, first_day, following, midnight, spans
 from ximler.core.actor import Actor
-from ximler.core.ids import Position
+from ximler.core.ids import Position, encode_cursor
 from ximler.core.money import exponent
 from ximler.database import Database
-from ximler.database.collection import Page
+from ximler.database.pages import Page, check_size
 from ximler.schema.customer_day import CUSTOMER_DAYS, CustomerDay, MovementKind
 from ximler.schema.revenue_day import REVENUE_DAYS, REVENUE_MONTHS, RevenueDay
 
@@ -208,8 +208,14 @@ async def movements(
     where: dict[str, Any] = {"currency": currency.upper(), "day": {"$gte": midnight(start), "$lt": midnight(end)}}
     if kind is not None:
         where["kind"] = kind
-    page = await database[CUSTOMER_DAYS].page(where, first=first, after=after, by="day")
-    return Page([_customer(each) for each in page.items], page.cursors, has_next=page.has_next)
+    # By day and user, of which there is one row: `_id` is a text, which cursors do not hold.
+    if after is not None:
+        day, user_id = after
+        where = {"$and": [where, {"$or": [{"day": {"$lt": day}}, {"day": day, "userId": {"$lt": user_id}}]}]}
+    check_size(first)
+    rows = await database[CUSTOMER_DAYS].find(where, sort=[("day", -1), ("userId", -1)], limit=first + 1)
+    cursors = [encode_cursor((each.day, each.user_id)) for each in rows[:first]]
+    return Page([_customer(each) for each in rows[:first]], cursors, has_next=len(rows) > first)
 
 
 class _Held(NamedTuple):
