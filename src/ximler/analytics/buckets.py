@@ -24,7 +24,7 @@ from ximler.schema.report_bucket import REPORT_BUCKETS, ReportBucket
 __all__ = ["Line", "Report", "again", "is_settled", "mark", "mark_since", "read"]
 
 _SETTLED = timedelta(days=2)
-_AT_ONCE = {"DAY": 31, "WEEK": 5, "MONTH": 1}  # buckets of one computation in the background
+_AT_ONCE = {"DAY": 31, "WEEK": 5, "MONTH": 1}  # buckets of one computation: a command of minutes would time out
 
 Line = dict[str, Any]
 Lines = dict[date, list[Line]]
@@ -48,7 +48,8 @@ class Report(msgspec.Struct, frozen=True):
 async def read(database: Database, report: Report, periods: Sequence[Period], by: By) -> Lines:
     """The lines of each period, by its first day. One command where all buckets are known.
 
-    Periods that are cut are computed from their documents; one that ends in the future is whole.
+    Periods that are cut are computed from their documents; one that ends in the future is whole. Missing ones
+    are stored a month at a time, the latest first, so that a report that is given up has not been in vain.
     """
     now = database.clock.now()
     where = {
@@ -67,11 +68,18 @@ async def read(database: Database, report: Report, periods: Sequence[Period], by
         else:
             missing.append((start, period_end(start, by) if whole else end))
     for run in _runs(missing):
-        lines = await report.compute(database, run[0][0], run[-1][1], by)
-        found |= {start: lines.get(start, []) for start, _ in run}
-        kept = [start for start, end in run if start == first_day(start, by) and end == period_end(start, by)]
-        buckets = [stored.get(start) or _fresh(report, by, start) for start in kept]
-        await _store(database, report, buckets, lines, now)
+        rest = run
+        while rest:
+            part = rest[-_AT_ONCE[by] :]
+            lines = await report.compute(database, part[0][0], part[-1][1], by)
+            if len(part) < len(rest) and not any(lines.values()):  # probably before the first document
+                part = rest
+                lines = await report.compute(database, part[0][0], part[-1][1], by)
+            found |= {start: lines.get(start, []) for start, _ in part}
+            kept = [start for start, end in part if start == first_day(start, by) and end == period_end(start, by)]
+            known = [stored.get(start) or _fresh(report, by, start) for start in kept]
+            rest = rest[: len(rest) - len(part)]
+            await _store(database, report, known, lines, now, first=not rest)
     return found
 
 
@@ -119,11 +127,15 @@ async def again(database: Database, report: Report, where: Mapping[str, Any], *,
     return found
 
 
-async def _store(database: Database, report: Report, buckets: list[ReportBucket], lines: Lines, now: datetime) -> None:
+async def _store(
+    database: Database, report: Report, buckets: list[ReportBucket], lines: Lines, now: datetime, *, first: bool = True
+) -> None:
     """Replace the buckets that have not been marked since they were read.
-    The days before the first line have none."""
+    The days before the first line have none, if these buckets are the first ones."""
     changes: list[Any] = []
-    for bucket in dropwhile(lambda each: not lines.get(each.start.date()) and each.computed_at is None, buckets):
+    for bucket in dropwhile(
+        lambda each: first and not lines.get(each.start.date()) and each.computed_at is None, buckets
+    ):
         settled = midnight(period_end(bucket.start.date(), bucket.by)) + _SETTLED <= now
         if bucket.start > now or (not settled and not report.late_s and not bucket.version):
             continue
