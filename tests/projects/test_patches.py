@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -183,6 +184,31 @@ async def test_an_earlier_patch_again_is_answered_from_the_log_and_applied_once(
         await drawing.save("two", 2 + n, set={"a": {"x": n}})
     with pytest.raises(SeqPassed):
         await drawing.save("one", 4, **given_[3])
+
+
+@pytest.mark.slow
+async def test_followers_receive_patches_that_are_alike_in_each_place_of_the_log(drawing: Canvas) -> None:
+    feed, stop = Feed(drawing.database), asyncio.Event()
+    live = Live(drawing.database, feed, drawing.saver.recent)
+    running = [asyncio.create_task(feed.run(stop))]
+    await feed.caught_up()
+    large = {"text": "y" * patches.MAX_LOGGED}
+    alike = [
+        {"set": {"a": {"x": 1}, "gone": {"x": 1}}},
+        {"put": [{"id": "a", **large}], "set": {"b": {"x": 1}, "c": {}}},
+    ]
+    with live.follow(drawing.ada, drawing.id) as follower:
+        await live.begin(follower, 0)
+        for seq in range(1, 2 * patches.LOGGED + 3):
+            await drawing.save("tab", seq, **alike[seq % 2])
+        await feed.caught_up()
+        events = await follower.events(1)
+    stop.set()
+    await end(running, patience_s=5)
+    assert [event.revision for event in events] == list(range(1, 2 * patches.LOGGED + 3))
+    told = [json.loads(event.patch or b"{}") for event in events]
+    assert [each.pop("by", None) for each in told] == [[["tab", seq]] for seq in range(1, 2 * patches.LOGGED + 3)]
+    assert all({k: v for k, v in each.items() if k != "revision"} == alike[each["revision"] % 2] for each in told)
 
 
 async def test_a_client_that_is_forgotten_is_still_known_from_the_log(drawing: Canvas) -> None:

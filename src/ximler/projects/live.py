@@ -72,7 +72,7 @@ class _Entry(msgspec.Struct, frozen=True):
             return Event(self.r, b'{"revision":%d,"patch":%b}' % (self.r, self.j), "patch")
         if self.m is not None:
             return Event(self.r, b'{"revision":%d,"merge":%b}' % (self.r, self.m), "merge")
-        patch = self.p if self.p is not None else recent.find(self.h)
+        patch = self.p[:-1] if self.p is not None else recent.find(self.h)
         if patch is None:
             return Event(self.r)
         by = msgspec.json.encode(list(self.b.items()))
@@ -219,7 +219,7 @@ class Live:
         elif isinstance(revision := change.updated.get("canvasRevision"), int):
             place, log = str(revision % LOGGED), change.updated.get("canvasLog")
             stored = change.updated.get(f"canvasLog.{place}", log.get(place) if isinstance(log, dict) else None)
-            entry = _entry(stored)
+            entry = _entry(_parts(change.updated, f"canvasLog.{place}.") if stored is None else stored)
             event = entry.event(self._recent) if entry is not None and entry.r == revision else Event(revision)
             for follower in followers:
                 follower.add(event)
@@ -256,6 +256,19 @@ def _logged(now: _Logged, since: int, recent: Recent) -> Iterator[Event]:
     for entry in sorted((each for each in kept if each is not None), key=lambda each: each.r):
         if since < entry.r <= now.canvas_revision:
             yield entry.event(recent)
+
+
+def _parts(updated: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The entry whose changed fields are named one by one: a pipeline left others, of `x`, as they were."""
+    entry: dict[str, Any] = {}
+    for path, value in updated.items():
+        if path.startswith(prefix):
+            name, _, client = path.removeprefix(prefix).partition(".")
+            if client:
+                entry.setdefault(name, {})[client] = value
+            else:
+                entry[name] = value
+    return entry
 
 
 def _entry(stored: Any) -> _Entry | None:
