@@ -114,17 +114,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ()
     metrics_token: Annotated[
         Annotated[Secret, Meta(min_length=16)] | None,
-        Meta(
-            description="Bearer token that `GET /metrics` requires, 16 characters or more. Unset: public in development, "
-            "else closed."
-        ),
+        Meta(description="Bearer token of `GET /metrics`, 16 characters or more. Unset: public in development only."),
     ] = None
     in_flight_mb: Annotated[
         int,
         Meta(
             ge=64,
             description="Bytes that bodies being received, exports being sent and unread answers may hold per process, in MB; "
-            "callers without an account half of them. Slow readers make room; more are answered 503.",
+            "half of them for callers without an account. Slow readers are disconnected first, then requests get 503.",
         ),
     ] = 256
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MB of 10⁶ bytes.")] = 20
@@ -168,11 +165,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = None
     address_rate: Annotated[
-        int,
-        Meta(
-            ge=1,
-            description="Average requests per second of one address without an API key; this machine is excepted.",
-        ),
+        int, Meta(ge=1, description="Average requests per second of one address (not this machine) without an API key.")
     ] = 200
     address_burst: Annotated[
         int, Meta(ge=1, description="Requests that one address may make at once without an API key.")
@@ -187,8 +180,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(
             ge=1,
-            description="Average changes per day that all sessions of a user together may make. It bounds the audit "
-            "entries of an account.",
+            description="Average changes per day of all sessions of a user together; bounds the user's audit entries.",
         ),
     ] = 20_000
 
@@ -376,8 +368,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def base_url(self) -> str:
-        """The public URL, else the address to listen on;
-        for all addresses of the machine its loopback address."""
+        """The public URL, else the address to listen on, or loopback if it listens on all addresses."""
         host = f"[{self.own_host}]" if ":" in self.own_host else self.own_host
         return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
 
@@ -409,8 +400,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return {name.strip().casefold(): int(most) for name, _, most in pairs}
 
     def versions_kept(self, plan: str) -> int:
-        """How many versions of a canvas are kept without name and pin for
-        customers of a plan; 0: none are made."""
+        """How many unnamed, unpinned versions of a canvas a plan's customers keep; 0: none are made."""
         return self.versions_by_plan.get(plan.strip().casefold(), self.canvas_versions)
 
     @property
@@ -445,8 +435,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def load(
     environ: Mapping[str, str] | None = None, *, file: Path | None = None, overrides: Mapping[str, object] | None = None
 ) -> Settings:
-    """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are not
-    None.
+    """Settings from TOML (`file` or `XIMLER_CONFIG`), then the environment, then `overrides` that are set.
 
     Raises SettingsError naming the variable, its value and the expected form.
     """
@@ -474,14 +463,12 @@ def load(
 def sources(
     environ: Mapping[str, str] | None = None, *, overrides: Mapping[str, object] | None = None
 ) -> dict[str, str]:
-    """Where each setting that is not at its default comes from:
-    a variable, a file or an option. Raises SettingsError."""
+    """The variable, file or option that each non-default setting comes from. Raises SettingsError."""
     return {name: source for name, (_, source) in _given(environ, None, overrides).items()}
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
-    """Variables with our prefix that are no setting, hence ignored,
-    each with the name that it resembles most."""
+    """Ignored variables: with our prefix, but not of a setting; each with the known name most like it."""
     known = [*map(variable_name, Settings.__struct_fields__), *_OTHER_VARIABLES]
     environ = os.environ if environ is None else environ
     found = sorted(name for name in environ if name.startswith("XIMLER_") and name not in known)
