@@ -93,7 +93,7 @@ async def run(setup: Setup) -> list[Table]:
 
 
 async def _together(setup: Setup, database: Database, user: User) -> Table:
-    """Twenty users, of whom one has shared a canvas of 500 KB with the others: ten patches a second each."""
+    """Twenty users send ten patches a second each to a canvas of 500 KB, which one of them has shared."""
     await database.raw["projects"].delete_many({})
     ada = Actor(kind="user", user_id=user.id)
     made = await projects.create(
@@ -134,7 +134,7 @@ async def _together(setup: Setup, database: Database, user: User) -> Table:
         rows=[(name, ms(median(times)), ms(p99[name])) for name, times in found.items()],
         notes=[
             f"{EDITORS} users, ten patches a second each on a canvas of {made.storage_size:,} bytes, over HTTP; all "
-            "follow it by Server-Sent Events. Times are from when a patch was due.",
+            "follow it by Server-Sent Events. Times count from the moment at which a patch was due.",
         ],
     )
 
@@ -150,7 +150,7 @@ def _shape(n: int) -> dict[str, Any]:
 
 
 def _patch(shape: str, seq: int) -> dict[str, Any]:
-    """Text is typed: three properties, 200 bytes of JSON. Each byte costs another one in the log, and each
+    """Text is typed: three properties, 200 bytes of JSON. Each byte costs a second one in the log, and each
     property about 22 bytes for its path."""
     text = "A label of ninety-three letters and spaces is typed into a shape, while the others watch it ..."[:93]
     properties = {"text": text, "version": 100 + seq, "versionNonce": 123_456_789}

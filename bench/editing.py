@@ -1,7 +1,7 @@
 """Editors on one canvas over HTTP, in a process of their own:
 `python -m bench.editing PORT PROJECT SECONDS`, with their tokens in a JSON array on standard input.
 
-Each editor follows the canvas, and moves a shape of its own ten times a second, also where an answer is late.
+Each editor follows the canvas, and moves its own shape ten times a second, even if an answer is late.
 Prints the seconds to each acknowledgement, and to each arrival at each other editor, from the time at which
 the patch was due.
 """

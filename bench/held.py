@@ -56,7 +56,7 @@ async def run(setup: Setup) -> list[Table]:
             }
     figures = [Figure(what=what, value=mb, unit="MB", most=most) for what, (mb, most) in grown.items()]
     notes = [
-        "Growth of the process's resident memory at its peak, with `XIMLER_IN_FLIGHT_MB` at its 256: half of it for bodies of "
+        "Growth of the process's resident memory at its peak, with `XIMLER_IN_FLIGHT_MB` at its default of 256: half of it for bodies of "
         "strangers. An answer is encoded beside its document before it is counted."
     ]
     return [Table(title="Memory held for slow clients", figures=figures, notes=notes)]

@@ -88,21 +88,21 @@ async def _measured(setup: Setup) -> Table:
         notes=[
             "One process. Each renewal has an invoice, a payment, a receipt, a mail and the sandbox's writes.",
             "The limit is processor time. Each renewal reads, inserts and updates about 30 documents, each of which costs"
-            " mongod 20 to 100 microseconds. Round trips are far less than one each, so waiting is no part of it.",
+            " mongod 20 to 100 microseconds. Round trips are far less than one each, so waiting for the network plays no part.",
         ],
         samples={"renewals a second": rates},
     )
 
 
 async def _killed(setup: Setup) -> Table:
-    """All are billed by two processes, of which one is killed now and then and starts again."""
+    """Two processes bill all subscriptions; one of them is killed now and then and restarted."""
     async with setup.database(initialised=True) as database:
         await subscribe(database, ALL)
         began = time.perf_counter()
         grown = max(await asyncio.gather(_worker(setup, database, kills=0), _worker(setup, database, kills=_KILLS)))
         took = time.perf_counter() - began
         rail = sandbox(database, Settings(secret_key="0" * 43))
-        # The transaction of a process that was killed ends after a minute; accounts that meet it wait.
+        # The transaction of a killed process expires after a minute; accounts that conflict with it wait.
         for _ in range(90):
             database.clock.offset_ms += 6 * 60_000
             if not (await billing.run(database, rail)).waiting:

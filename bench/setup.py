@@ -94,8 +94,8 @@ async def facts(uri: str) -> dict[str, str]:
 
 
 def silence() -> None:
-    """Log as production does, JSON from `info` up, but to nowhere: its cost stays in the figures, its lines
-    out of the tables.
+    """Log as production does, JSON from `info` up, but discard the lines: the figures include the cost, and
+    the tables stay readable.
     """
     logs.configure(Settings(log_format="json"))
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(Path(os.devnull).open("w")))

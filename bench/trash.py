@@ -1,4 +1,4 @@
-"""Topic `trash`: deleted projects that have reached their end are erased beside requests."""
+"""Topic `trash`: expired projects in the trash are erased while requests are served."""
 
 import asyncio
 import time

@@ -114,7 +114,7 @@ def create(settings: Settings, *, uri: str, shutdown: Shutdown | None = None) ->
     proxies = TrustedProxies(settings.trusted_proxies)
     in_flight = InFlight(settings.in_flight_mb * _MB)
 
-    resources: dict[str, Any] = {}  # of every `Context`; each look-up in `app.state` costs a microsecond
+    resources: dict[str, Any] = {}  # for every `Context`: a look-up in `app.state` costs a microsecond
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:

@@ -65,7 +65,7 @@ class Stage(IntEnum):
 
 class Part(msgspec.Struct, frozen=True, kw_only=False):
     """A named loop. `close` is called once, after the loop, however that ended;
-    `lease` makes it a singleton, and `granted` is called with each lease, before the loop."""
+    `lease` makes it a singleton; `granted` is called with each new lease, before the loop."""
 
     name: str
     run: Callable[[Stop], Awaitable[object]]

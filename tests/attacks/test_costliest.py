@@ -26,7 +26,7 @@ _LOOP_S = 0.1
 _BODY = 1_000_000  # the most of a caller without an account
 _HEAD = 60_000  # of the 64 kB that a head may have
 
-# What is repeated, by what it is part of. `<` and `>` in a kind's frames stand around the repeated part.
+# Parts to repeat, by the kind of content. `<` and `>` in a frame mark the place of the repeated part.
 JSON_TOKENS = ["[", "]", "{", "}", ",", ":", '"', '"a"', '"a":', '"a":1,', "1", "1,", "-1.5e300,", '"",', "{},", "[],",
                "null,", "true,", "\\u00e9", "\\", " ", "é", "\ud7ff", '"k":{"k":', "9" * 50]  # fmt: skip
 JSON_FRAMES = ["<>", '{"a":[<1]}', '{"name":"<"}', '{"email":"<","password":"x"}', '{"password":"<","email":"a@example.com"}',

@@ -1,8 +1,8 @@
-"""Whether an address has an account cannot be told by how busy the server is after the answer.
+"""The load of the server after an answer does not reveal whether an address has an account.
 
-The attacker sends requests about addresses of which half have an account, and after each of them measures the
-times of other requests. The area under the ROC curve (AUC) is the probability that a measure is greater for
-an address with an account than for one without; 0.5 is no knowledge. Its standard error here is 0.02.
+The attacker sends requests for addresses, half of which have an account, and measures the times of other
+requests after each. The area under the ROC curve (AUC) is the probability that a measure is greater for
+an address with an account than for one without; 0.5 means no information. Its standard error here is 0.02.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import pytest
 from tests.cli.conftest import Own, Up, own  # noqa: F401 (a fixture)
 
 ROUNDS = int(os.environ.get("ROUNDS") or 500)  # of each kind
-SOON_S, LATER_S = 0.05, 0.4  # of which the second is longer than jobs are put off
+SOON_S, LATER_S = 0.05, 0.4  # the second is longer than the delay of jobs
 HASH = "$argon2id$v=19$m=7168,t=1,p=1$c29tZXNhbHRzb21lc2FsdA$6p0tZcJ3n7cXkqv3nq0gqC0mW0xk2m6m5k4m3o1pW0E"
 REQUESTS = {
     "reset": "mutation ($email: String!) { requestPasswordReset(email: $email) { accepted } }",
@@ -50,7 +50,7 @@ async def smtp() -> AsyncIterator[str]:
 
 
 def auc(known: list[float], unknown: list[float]) -> float:
-    """By ranks (Mann and Whitney), ties at half."""
+    """The AUC by ranks (Mann and Whitney), with ties at half."""
     ranked = sorted([(each, 1) for each in known] + [(each, 0) for each in unknown])
     total, at = 0.0, 0
     while at < len(ranked):
@@ -63,7 +63,7 @@ def auc(known: list[float], unknown: list[float]) -> float:
 
 
 async def pings(http: httpx.AsyncClient, seconds: float) -> list[tuple[float, float]]:
-    """When each began, and how long it took."""
+    """When each request began, and how long it took."""
     began = time.perf_counter()
     took = []
     while (now := time.perf_counter()) - began < seconds:

@@ -112,7 +112,7 @@ async def test_no_mutated_request_is_an_internal_error(ada: Client, database: Da
             await ada.sign_in("ada@example.com", PASSWORD)  # a mutated request ended the session
             await database.raw["throttles"].delete_many({})
     assert count > seconds
-    # Nothing was done by halves: what is counted is what exists.
+    # No operation was left half done: the counters match the stored documents.
     assert await database.raw["projects"].count_documents({"_id": {"$exists": True}, "name": None}) == 0
     await settlement.settle(database)
     operator = Actor(kind="operator", via="cli")

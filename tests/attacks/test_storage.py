@@ -1,6 +1,6 @@
-"""What an account can store beyond its plan: little for each request, and a bounded amount in all.
+"""An account can store little beyond its plan with each request, and a bounded amount in all.
 
-Sessions make a bounded number of changes a day (`XIMLER_SESSION_DAILY`), so a bound for each is one for all.
+Sessions make a bounded number of changes a day (`XIMLER_SESSION_DAILY`), so a bound for each bounds the sum.
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""The rules of docs/billing.md, each with more values than its examples there. Worked out by hand."""
+"""The rules of docs/billing.md, with more values than the examples there, all worked out by hand."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal

@@ -56,7 +56,7 @@ def refuses(url):
 
 
 def queue_requests(url, most=20):
-    """Connections with a request that the server has not accepted yet: it is stopped, its system is not."""
+    """Connections with a request in the backlog: the server process is stopped and has not accepted them."""
     address = urlsplit(url)
     queued = [socket.create_connection((address.hostname, address.port), timeout=30) for _ in range(most)]
     for each in queued:

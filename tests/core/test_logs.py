@@ -102,7 +102,7 @@ asyncio.run(work())
 
 @pytest.mark.slow
 def test_entries_of_one_turn_of_the_loop_are_written_together_and_none_is_lost() -> None:
-    """In pieces of at most 4 kB, which other processes that write to the same pipe do not divide."""
+    """In writes of at most 4 kB, which a shared pipe does not interleave with those of other processes."""
     said = subprocess.run([sys.executable, "-c", SOON], capture_output=True, text=True, check=True, timeout=60).stderr
     sizes = [int(line.partition("\t")[0]) for line in said.splitlines() if "\t" in line]
     lines = [json.loads(line.rpartition("\t")[2]) for line in said.splitlines()]

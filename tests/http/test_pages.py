@@ -79,7 +79,7 @@ async def test_mistyped_forms_of_a_reset_come_again_and_its_link_leads_to_anothe
         await client.http.get("/reset", params={"token": "x"}),
         await client.http.post("/reset", data={"token": "x", "password": PASSWORD}),
     ):
-        assert (old.status_code, '<a href="/reset">Ask for another link</a>' in old.text) == (422, True)
+        assert (old.status_code, '<a href="/reset">Request another link</a>' in old.text) == (422, True)
 
 
 async def test_a_link_for_an_address_that_has_an_account_by_now_says_so(client: Client) -> None:

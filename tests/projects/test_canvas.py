@@ -238,7 +238,7 @@ async def test_a_write_by_another_application_is_found_after_a_gap(
         feed._proven = False
 
         async def refused(*args: Any, **options: Any) -> Any:
-            """The write, and a server that has no longer the position before it."""
+            """The write, and a server that no longer has the position before it."""
             await write()
             raise OperationFailure("history lost", 286)
 

@@ -99,8 +99,8 @@ class Passed(Exception):
 
 
 class Clients:
-    """HTTP clients on sockets. Of their requests some are cut: while they are sent, before the answer,
-    or within it. Some send the patch before their latest again."""
+    """HTTP clients on sockets. Some requests are cut off: while being sent, before the answer, or
+    within it. Some clients repeat the patch before their latest."""
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "log"
@@ -125,7 +125,7 @@ class Clients:
                         revision = await self._send(port, token, project, json.dumps(patch).encode())
                     except (OSError, EOFError):
                         continue  # sent again as it is, to this server or to the next one
-                    except Passed:  # some of the revisions since were not answered
+                    except Passed:  # the answers of some later revisions were lost
                         behind = max(self._revisions.values()) - self._revisions[client, seq]
                         assert (repeats, behind > LOGGED - EDITORS) == (True, True), behind
                         continue

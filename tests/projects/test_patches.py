@@ -157,10 +157,10 @@ async def test_an_earlier_patch_again_is_answered_from_the_log_and_applied_once(
     long = {f"{n:_<190}": {"x": 1} for n in range(30)}
     given_: list[dict[str, Any]] = [
         {"set": {"a": {"x": 1}, "gone": {"x": 1}}},  # by the pipeline
-        {"put": [{"id": "big", "text": "y" * patches.MAX_LOGGED}]},  # which the log has not
+        {"put": [{"id": "big", "text": "y" * patches.MAX_LOGGED}]},  # too large for the log
         {"remove": ["b"], "set": {"b2": {"x": 1}}},
         {"set": {"a": {"x": 4}}},
-        {"set": long},  # more ids in vain than the log has
+        {"set": long},  # more ids in vain than the log keeps
         {"set": {"a": {"x": 6}}},
     ]
     first = [await drawing.save("one", seq, **change) for seq, change in enumerate(given_, 1)]

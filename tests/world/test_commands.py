@@ -1,4 +1,4 @@
-"""What people type, from public bug reports of systems like this one: the command as a process of its own.
+"""Input that people typed in public bug reports of similar systems, given to the command as its own process.
 
 Each row says where its rule comes from.
 """
@@ -15,7 +15,7 @@ STORED = [
     ("Ada@Example.com", "Ada@Example.com"),
     # RFC 5890: an A-label and its U-label are one domain.
     ("ada@xn--mnchen-3ya.de", "ada@münchen.de"),
-    # It has no normal form: no domain.
+    # It cannot be normalised: it has no domain.
     ("root@localhost", "root@localhost"),
     # RFC 6532, 3.1: an address is composed, and macOS types it decomposed.
     ("jörg@example.com", "JO\u0308RG@example.com"),
@@ -65,7 +65,7 @@ def test_events_are_imported_and_keys_are_rotated_at_the_end_of_time(ximler: Xim
     assert (told.returncode, report["accepted"]) == (1, len(EVENTS) - len(refused))
     assert [each["line"] for each in report["refused"]] == refused
 
-    # The last instant that RFC 3339 and Python have: a grace period after it would be beyond.
+    # The last instant of RFC 3339 and Python: a grace period would end after it.
     key = json.loads(ximler("keys", "create", "ada@example.com", "--name", "k", "--scope", "account:read", "--json",
                             env=env).stdout)["id"]  # fmt: skip
     database.apikeys.update_one({}, {"$set": {"expiresAt": datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)}})

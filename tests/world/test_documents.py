@@ -22,14 +22,14 @@ TIMES: list[Any] = [
     datetime(1, 1, 1, tzinfo=UTC),
     datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC),
     datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC),
-    # The neighbours of the years that Python knows, and the ends of BSON's range.
+    # Just outside the years that Python supports, and the ends of BSON's range.
     DatetimeMS(-62_135_596_800_001),
     DatetimeMS(253_402_300_800_000),
     DatetimeMS(253_402_300_800_000),
     DatetimeMS(2**63 - 1),
     DatetimeMS(-(2**63)),
     datetime(1969, 12, 31, tzinfo=UTC),
-    # `timestamps: false`, and a field that was emptied.
+    # `timestamps: false`, and a cleared field.
     ...,
     None,
 ]
@@ -42,7 +42,7 @@ ODD: list[Any] = ["2026-03-04", "", 1_772_582_400, 1.5e12, True, Timestamp(5, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["users", "projects"])
 async def test_pages_of_every_size_contain_the_same_documents(database: Database, name: str) -> None:
-    """A wrong time is read as the default in a user, and leaves out a project."""
+    """A wrong time is read as the default in a user, and excludes a project from pages."""
     collection: Any = getattr(database, name)
     owner = ObjectId()
     made = [{"_id": ObjectId(), "name": "n", "userId": owner, "createdAt": moment} for moment in [*TIMES, *ODD]]

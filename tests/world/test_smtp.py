@@ -1,4 +1,4 @@
-"""What mail servers answer, over real SMTP: at each step, with and without SMTPUTF8.
+"""Replies of mail servers, over real SMTP, at each step, with and without SMTPUTF8.
 
 Each row says where its rule comes from.
 """
@@ -126,7 +126,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LATER, FINAL = MailUnavailable, Rejected
 STEPS = [
     # (step, reply, what `send` raises; None: the message was handed over)
-    # RFC 5321, 3.1 and 4.2.1: 4yz is transient, and a refusal of us is not about the recipient.
+    # RFC 5321, 3.1 and 4.2.1: 4yz is transient, and rejecting us says nothing about the recipient.
     ("greeting", "421 4.3.2 too busy", LATER),
     ("greeting", "554 5.7.1 your network is blocked", LATER),
     ("EHLO", "421 4.3.0 shutting down", LATER),
@@ -220,7 +220,7 @@ async def test_a_server_that_rejects_tls_or_the_password_is_tried_again(server, 
 @pytest.mark.parametrize("smtputf8", [True, False])
 @pytest.mark.parametrize(
     ("to", "ascii_only", "envelope"),
-    [  # RFC 5890: A-labels where they suffice; RFC 6531: SMTPUTF8 for what is before the @-sign
+    [  # RFC 5890: A-labels where they suffice; RFC 6531: SMTPUTF8 for the local part
         ("ada@example.com", True, "ada@example.com"),
         ("x@münchen.de", True, "x@xn--mnchen-3ya.de"),
         ("x@xn--mnchen-3ya.de", True, "x@xn--mnchen-3ya.de"),
@@ -245,7 +245,7 @@ REGISTERED = [
     ("x@münchen.de", False, "", "", "DONE", ""),
     ("X@XN--MNCHEN-3YA.DE", False, "", "", "DONE", ""),
     ("x@faß.de", False, "", "", "DONE", ""),
-    # RFC 6531, 3.2: without the extension such an address cannot be reached from here, ever.
+    # RFC 6531, 3.2: without the extension such an address cannot be reached, so retries are useless.
     ("jörg@example.com", False, "", "", "DEAD", "does not support internationalised addresses (SMTPUTF8)"),
     ("jörg@münchen.de", False, "", "", "DEAD", "SMTPUTF8"),
     ("jörg@example.com", True, "", "", "DONE", ""),

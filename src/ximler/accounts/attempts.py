@@ -54,7 +54,7 @@ _DEVICE = Rule(name="sign-in, device", free=10, window=timedelta(hours=24))
 _PLACE = Rule(name="sign-in, place", free=5, window=timedelta(hours=24))
 _REMEMBERED = timedelta(days=180)
 _RENEWED = timedelta(days=90)
-_SIGN_INS = 500  # of an account in an hour: each has an audit entry, which is kept
+_SIGN_INS = 500  # per account and hour: each has an audit entry, which is kept
 _DEVICES = 5  # of an account, that have shown their token; as many that have not
 
 
@@ -187,7 +187,7 @@ def locked() -> AccountLocked:
 
 
 def refuse_too_many(attempt: Attempt) -> None:
-    """After the right password, because others must not learn of it. Raises Throttled."""
+    """Called only after the right password, so that others cannot learn of it. Raises Throttled."""
     if attempt.recent >= _SIGN_INS:
         raise Throttled(
             f"This account was signed in to {_SIGN_INS} times within an hour: keep a session, or wait",

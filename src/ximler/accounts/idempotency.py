@@ -36,7 +36,7 @@ from ximler.schema.session import SESSIONS
 __all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReused", "answered", "once"]
 
 LEASE = timedelta(seconds=60)
-MAX_ANSWER = 32_000  # bytes: responses of mutations are small, and a day of them is stored, unmetered
+MAX_ANSWER = 32_000  # bytes: responses of mutations are small, but a day of them is stored without metering
 _NOT_KEPT = b"not kept"  # the work was done; its response was too large or lost
 _KEPT = timedelta(hours=24)
 _KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII

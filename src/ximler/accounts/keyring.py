@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 __all__ = ["MAX_PASSWORD", "MIN_PASSWORD", "Busy", "KeyLost", "Keyring", "acceptable", "normalised"]
 
-_KNOWN_TOKENS = 10_000  # whose ids are remembered: a tenth of the time
+_KNOWN_TOKENS = 10_000  # whose ids are cached, which takes a tenth of the time
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 43  # of 32 bytes in URL-safe base64
 _PREFIX = "$argon2"
-_LEAST_KIB = 8  # Argon2's own least
+_LEAST_KIB = 8  # Argon2's own minimum
 _SIGNED = re.compile(r"[A-Za-z0-9_-]{59}")  # 12 bytes of id and 32 of MAC
 _NONCE_BYTES, _KEY_ID_BYTES = 12, 4
 MIN_PASSWORD = 10
@@ -110,7 +110,7 @@ class Keyring:
         return False
 
     def _rest(self, stored: str) -> argon2.PasswordHasher | None:
-        """What a hash of earlier, cheaper settings lacks of today's cost, which unknown addresses have."""
+        """A hasher for the cost that a hash of cheaper settings lacks, so that both take equally long."""
         try:
             theirs = argon2.extract_parameters(stored)
         except argon2.exceptions.InvalidHashError:

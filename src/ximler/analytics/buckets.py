@@ -24,7 +24,7 @@ from ximler.schema.report_bucket import REPORT_BUCKETS, ReportBucket
 __all__ = ["Line", "Report", "again", "is_settled", "mark", "mark_since", "read"]
 
 _SETTLED = timedelta(days=2)
-_AT_ONCE = {"DAY": 31, "WEEK": 5, "MONTH": 1}  # buckets of one computation: a command of minutes would time out
+_AT_ONCE = {"DAY": 31, "WEEK": 5, "MONTH": 1}  # buckets of one command, which would else time out
 
 Line = dict[str, Any]
 Lines = dict[date, list[Line]]
@@ -48,8 +48,8 @@ class Report(msgspec.Struct, frozen=True):
 async def read(database: Database, report: Report, periods: Sequence[Period], by: By) -> Lines:
     """The lines of each period, by its first day. One command where all buckets are known.
 
-    Periods that are cut are computed from their documents; one that ends in the future is whole. Missing ones
-    are stored a month at a time, the latest first, so that a report that is given up has not been in vain.
+    Periods that the range cuts are computed from their documents; one that ends in the future is whole.
+    Missing ones are stored a month at a time, latest first, so an aborted report resumes where it stopped.
     """
     now = database.clock.now()
     where = {

@@ -53,7 +53,7 @@ def add_months(months: dict[Month, Kept], days: Iterable[CustomerDay]) -> None:
 
 
 def _after(so_far: Kept, start: int, end: int) -> Kept:
-    """With one more customer, whose revenue was `start` and is `end`."""
+    """Add a customer whose revenue was `start` and is `end`."""
     return Kept(so_far.lost + (end == 0), so_far.less + max(start - end, 0), so_far.change + end - start)
 
 

@@ -208,7 +208,7 @@ async def movements(
     where: dict[str, Any] = {"currency": currency.upper(), "day": {"$gte": midnight(start), "$lt": midnight(end)}}
     if kind is not None:
         where["kind"] = kind
-    # By day and user, of which there is one row: `_id` is a text, which cursors do not hold.
+    # By day and user, which identify a row: its `_id` is a string, which cursors cannot hold.
     if after is not None:
         day, user_id = after
         where = {"$and": [where, {"$or": [{"day": {"$lt": day}}, {"day": day, "userId": {"$lt": user_id}}]}]}

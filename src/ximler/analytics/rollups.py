@@ -145,7 +145,7 @@ async def mark_all(database: Database) -> int:
 
 
 async def mark(database: Database, days: Iterable[tuple[str, datetime]]) -> None:
-    """Have these days summed again, and their months. One command, and none without days."""
+    """Mark these days and their months to be summed again. One command, or none without days."""
     change: Any = {"$inc": {"version": 1}, "$set": {"dirty": True}}
     fresh = [RevenueDay(id=f"{currency}:{day:%Y-%m-%d}", currency=currency, day=day) for currency, day in days]
     if fresh:
@@ -158,7 +158,7 @@ async def unsummed(database: Database) -> int:
 
 
 class _Rolled(NamedTuple):
-    """Movements of a batch of customers: all of them, those that were not in the rollups,
+    """Movements of a batch of customers: all of them, those missing from the rollups,
     and the days of each customer that follow."""
 
     rows: int
@@ -306,8 +306,8 @@ def days_of(ledger: Iterable[Step]) -> list[CustomerDay]:
 
 
 def _days(currency: str, rows: list[Step]) -> list[CustomerDay]:
-    # A rebuild spends most of its time here and in reading: sums are kept, and each day is formatted once.
-    # An ObjectId is hashed and compared in Python, its bytes are not.
+    # A rebuild spends most of its time here and in reading: sums are cached, and each day is formatted once.
+    # ObjectIds are hashed and compared in Python, bytes in C.
     states: dict[bytes, Step] = {}
     found: list[CustomerDay] = []
     place = f"{rows[0].user_id}:{currency}:"

@@ -56,7 +56,7 @@ async def rebuild(database: Database, *, progress: Callable[[int], object] = lam
         rollups.compare(database, progress=progress), rollups.sums_of(database, _ALL)
     )
     count: int = compared[0]
-    # A day that changes meanwhile is marked by the change; one that was read too early is summed again.
+    # A change during the rebuild marks its day, so a day that was read too early is summed again.
     wrong = await _sums(database, of_days, compared[1])
     months = [each.id for each, _ in wrong if each.rollup == REVENUE_MONTHS.name]
     if months:

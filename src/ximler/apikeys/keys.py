@@ -226,8 +226,8 @@ async def _require_room(transaction: Database, owner: ObjectId, most: int) -> No
     """Raises LimitExceeded. Writes the owner's document,
     so that concurrently created keys count each other.
 
-    Of the keys that have ended, the oldest are removed, because the number of keys that a user makes is not
-    limited; the audit log keeps their history.
+    Removes the oldest ended keys beyond a limit, because users may create any number of keys over time; the
+    audit log keeps their history.
     """
     await transaction.users.patch({"_id": owner}, {})
     now = transaction.clock.now()

@@ -116,7 +116,7 @@ async def change(
 async def _follow(
     database: Database, provider: Provider, earlier: PaymentUnderWay, plan: Plan, coupon: str | None
 ) -> None:
-    """Bring the payment of an earlier request to its end. Raises it while the bank decides, and
+    """Complete the payment of an earlier request. Raises it while the bank decides, and
     PaymentDeclined if the same request was declined: several clicks try a card once.
     """
     charge = await payments.drive(database, provider, earlier.charge_id)

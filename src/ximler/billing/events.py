@@ -35,7 +35,7 @@ _AT_ONCE = 8
 
 
 class _Due(Document, kw_only=True):
-    """An event that waits. Its content has any type, so an unreadable one does not hold up the others."""
+    """A pending event. Its content may have any type, so an unreadable event does not block the others."""
 
     id: Any = field(name="_id")
     kind: Any = None
@@ -87,7 +87,7 @@ async def process(database: Database, provider: Provider) -> int:
 
 
 async def _settle(database: Database, found: Sequence[_Due]) -> list[Any]:
-    """Finish events of payments that are paid already, and never change again; returns their ids.
+    """Finish events of payments that are already paid and can no longer change; returns their ids.
 
     After a run nearly all are: the provider's answer came before its event. Two commands, without a claim.
     """
@@ -160,7 +160,7 @@ async def handle_each(database: Database, provider: Provider, events: Sequence[B
 
 
 async def _finish(database: Database, ids: Sequence[Any]) -> None:
-    """Events that were applied are done. Several cost the server half as much in a transaction."""
+    """Mark applied events as done. Several cost the server half as much in a transaction."""
     done: Update = {"$set": {"doneAt": database.clock.now()}, "$unset": {"dueAt": "", "problem": ""}}
 
     async def write(database: Database) -> int:
@@ -171,7 +171,7 @@ async def _finish(database: Database, ids: Sequence[Any]) -> None:
 
 
 def _outcome(database: Database, event: BillingEvent, result: Literal[False] | Exception) -> Update:
-    """Given up, or tried again later."""
+    """Give the event up, or schedule another attempt."""
     now = database.clock.now()
     problem = "unknown object"
     if isinstance(result, XimlerError):

@@ -89,7 +89,7 @@ async def of_users(database: Database, user_ids: Iterable[ObjectId]) -> dict[Obj
 
 
 async def steps_of(database: Database, user_ids: Iterable[ObjectId]) -> dict[ObjectId, list[Step]]:
-    """The same, of each movement only the part that reports are computed from."""
+    """The same, with only the fields of each movement that reports are computed from."""
     found: dict[ObjectId, list[Step]] = {user_id: [] for user_id in user_ids}
     rows = {user_id.binary: rows for user_id, rows in found.items()}  # bytes hash faster
     for row in await database[MOVEMENTS].find({"userId": {"$in": list(found)}}, into=Step, sort=_IN_ORDER):

@@ -163,7 +163,7 @@ async def _stored(database: Database, intents: Mapping[str, Intent]) -> dict[str
 
 
 async def _patch_each(database: Database, changes: Sequence[tuple[Filter, Update]]) -> int:
-    """Of charges. In a transaction, which is one entry of the oplog, several cost the server half as much."""
+    """Apply updates of charges. A transaction is one oplog entry, which halves the server's cost."""
     if len(changes) == 1:
         return await database[CHARGES].patch_each(changes)
     return await database.transaction(lambda transaction: transaction[CHARGES].patch_each(changes))
@@ -236,7 +236,7 @@ async def observe_each(
 
 
 async def paid_intents(database: Database, references: Collection[str]) -> set[tuple[str, str | None]]:
-    """Reference and id of the intents of these charges that were paid, and stay so. One command."""
+    """Reference and id of the intents of these charges that were paid for good. One command."""
     where = {"_id": {"$in": list(references)}, "status": "PAID"}
     return (
         {(each.id, each.intent_id) for each in await database[CHARGES].find(where, into=_Paid)} if references else set()

@@ -384,16 +384,16 @@ async def _lost(transaction: Database, account: BillingAccount, charge: Charge, 
 
 
 async def _regained(transaction: Database, account: BillingAccount, charge: Charge, dispute: Dispute) -> None:
-    """The bank has returned the money of a lost dispute, which counts as refunded no longer.
+    """The bank has returned the money of a lost dispute, which no longer counts as refunded.
 
-    A refund that the dispute had covered is sent to the card, and refunds to the balance that were withdrawn
-    for it are made again.
+    A refund that the dispute had replaced is sent to the card. Refunds to the balance that were withdrawn
+    because of the dispute are made again.
     """
     charge.lost = {name: minor for name, minor in charge.lost.items() if name != dispute.id}
     await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {"lost": charge.lost}})
     counted = await transaction[REFUNDS].find({"chargeId": charge.id, "to": "DISPUTE", "status": "SUCCEEDED"})
     left = sum(each.amount_minor for each in counted) - int(sum(charge.lost.values()))
-    rest = 0  # of a refund that counted for other disputes as well
+    rest = 0  # the part of a refund that counted for other disputes
     for refund in sorted(counted, key=lambda each: (each.created_at, each.id), reverse=True):
         if _of_dispute(refund) and left > 0:
             left -= refund.amount_minor
@@ -421,8 +421,7 @@ async def _regained(transaction: Database, account: BillingAccount, charge: Char
 
 
 async def _owe(transaction: Database, account: BillingAccount, refund: Refund) -> None:
-    """A refund that a lost dispute had covered is due after all:
-    to the card, or where that failed, to the balance."""
+    """Make a refund that a lost dispute had replaced: to the card, or if that failed, to the balance."""
     if refund.failure is None:
         await transaction[REFUNDS].patch({"_id": refund.id}, {"$set": {"to": "CARD", "status": "PENDING"}})
         account.refunds = [*account.refunds, refund.id]
@@ -452,7 +451,7 @@ def _of_dispute(refund: Refund) -> bool:
 
 
 async def _credit(transaction: Database, account: BillingAccount, refund: Refund, reason: str) -> None:
-    """Add a refund to the balance, where no credit note does."""
+    """Add a refund to the balance unless its credit note does."""
     await move(
         transaction,
         account,

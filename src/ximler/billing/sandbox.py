@@ -252,14 +252,15 @@ class Sandbox:
         return dispute.id
 
     async def decide_dispute(self, dispute_id: str, status: Literal["WON", "LOST"]) -> None:
-        """The bank's part: `WON` by us, or `LOST`, and the money goes back. A lost one may be won later."""
+        """Decide a dispute as the bank does: `WON` by us, or `LOST`, which returns the money to the customer.
+        A lost dispute may be won later."""
         where = {"_id": dispute_id, "status": {"$in": ["OPEN", "LOST"] if status == "WON" else ["OPEN"]}}
 
         async def write(transaction: Database) -> None:
             stored = transaction[SANDBOX_OBJECTS]
             found = await stored.find_and_patch(where, {"$set": {"status": status}}, before=True)
             if found is None:
-                raise NotFound("There is no such dispute that is open")
+                raise NotFound("There is no such open dispute")
             if "LOST" in (status, found.status):
                 amount = found.amount_minor if status == "LOST" else -found.amount_minor
                 await stored.patch({"_id": found.intent_id}, {"$inc": {"refundedMinor": amount}})

@@ -196,7 +196,7 @@ class Stripe:
         return _refunded(await self._read(self._api.refunds, refund_id))
 
     async def dispute(self, dispute_id: str) -> Dispute:
-        """An inquiry counts as an open dispute, and a lost one whose money was reinstated as won."""
+        """An inquiry counts as an open dispute, and a lost dispute with reinstated money as won."""
         found = await self._read(self._api.disputes, dispute_id, "payment_intent")
         intent = found.get("payment_intent")
         moves = [each["amount"] for each in found.get("balance_transactions") or ()]  # in the account's own currency

@@ -67,8 +67,8 @@ class Run:
         return Keyring(self.settings)
 
     async def user(self, who: str, *, closed: bool = False) -> "User":
-        """The user with this id, or this e-mail address in any form in which it may be stored; with `closed`,
-        also a closed account. Raises NotFound, Invalid.
+        """The user with this id or e-mail address, in any form in which the address may be stored;
+        with `closed`, also a closed account. Raises NotFound, Invalid.
         """
         from ximler.accounts import addresses
 
@@ -163,9 +163,7 @@ def connected(
 
 @contextmanager
 def _named_options() -> Iterator[None]:
-    """Name in the messages of errors the options and arguments that were typed, instead of the fields that
-    they fill.
-    """
+    """Make errors name the options and arguments that were typed instead of the fields that they fill."""
     try:
         yield
     except XimlerError as problem:
@@ -242,7 +240,7 @@ def _or_fail(
 
 def load(*, serves: bool = False, warns: bool = True, **overrides: object) -> Settings:
     """The settings, with logging set up. A command that does not serve prints its result, and logs warnings
-    and errors only. It `warns` of variables that are no setting.
+    and errors only. It `warns` of unknown variables.
     """
     loaded = settings.load(overrides=overrides)
     if serves:

@@ -227,7 +227,7 @@ def _folder(loaded: Settings) -> list[Check]:
 
 
 def _mongod(loaded: Settings) -> list[Check]:
-    """Also while a server runs, which the next start needs the file for."""
+    """Checked even while a server runs, because the next start needs the file."""
     if loaded.mongodb_uri is not None or loaded.mongod is None or shutil.which(loaded.mongod):
         return []
     return [Check("mongod file", "error", f"{loaded.mongod} is not a program", "correct XIMLER_MONGOD, or unset it")]

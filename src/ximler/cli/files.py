@@ -68,9 +68,9 @@ class Output:
     @contextmanager
     def _whole(self, path: Path) -> Iterator[BinaryIO]:
         try:
-            # Without a name, so that nothing is left of a process that is killed.
+            # Without a name, so that a killed process leaves no file.
             handle, partial = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600), None
-        except (AttributeError, OSError):  # not Linux, or a file system that cannot
+        except (AttributeError, OSError):  # not Linux, or unsupported by the file system
             handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # with the same mode
         try:
             with os.fdopen(handle, "wb") as file:
@@ -81,7 +81,7 @@ class Output:
                     name = str(path)
                     if self._replace:
                         name = partial = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
-                    os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=0)  # which makes it follow the link
+                    os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=0)  # `src_dir_fd`: follow the link
             if partial is None:
                 return
             if self._replace:

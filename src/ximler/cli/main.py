@@ -92,7 +92,7 @@ def report(problem: XimlerError) -> int:
 
 
 def _discard_output() -> None:
-    """So that the flush at the end does not fail as well."""
+    """Prevent a second failure at the flush on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -3,9 +3,9 @@
     headers     64 kB (else 431), complete within 15 s of the connection or of their first byte
     body        after 60 s, 16 kB/s since its beginning; of a caller that the application has authenticated,
                 1 kB in every 60 s (a stream of events may last for hours)
-    responses   64 kB in every 60 s are taken by the client, once 64 kB wait for it, and of all clients
-                together no more waits than a process may hold (`InFlight`); those that end the connection
-                before the body has arrived: 5 s for the rest of it
+    responses   once 64 kB are unread, the client must read 64 kB in every 60 s; the unread bytes of all
+                clients count towards what a process may hold (`InFlight`); if a response ends the connection
+                before the body has arrived: 5 s for the rest of the body
     shutdown    connections without a request yet are closed after 0.25 s, idle ones at once
     connections of one address: a maximum (`Addresses`); above it one of them is closed, else the new one.
                 Above the maximum of the process a twentieth of all are closed: first those that we wait for
@@ -210,7 +210,7 @@ class Protocol(HttpToolsProtocol):
         self._answered_at = 0.0
         self._idleness: asyncio.TimerHandle | None = None
         self.ending = False  # answered; the rest of the body is read and thrown away
-        self._stopping = False  # the server is: the next answer is the last
+        self._stopping = False  # the server is stopping: the next answer is the last
 
     @property
     def reads_body(self) -> bool:
@@ -233,7 +233,7 @@ class Protocol(HttpToolsProtocol):
             self._make_room(len(self.connections) - self.limit_concurrency + self.limit_concurrency // 20 + 1)
 
     def shutdown(self) -> None:
-        """Finish soon. The first request of a new connection may be on its way, and is answered."""
+        """Finish soon. A new connection's first request may be in transit and is still answered."""
         unused = self.cycle is None
         if unused and not self._stopping:
             self._stopping = True
@@ -310,7 +310,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, with one timer of idleness in place of one for every answer."""
+        """As uvicorn's, with one idle timer instead of one for every answer."""
         if self.pipeline or self.transport.is_closing():
             super().on_response_complete()
             return

@@ -339,10 +339,10 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept what waits in the backlog, which closing the listener would reset; then as uvicorn does."""
+        """Accept the connections in the backlog, which closing would reset, then shut down like uvicorn."""
         for listener in sockets or []:
             with contextlib.suppress(OSError):
-                listener.listen(0)  # others get no answer, and are refused at their next attempt
+                listener.listen(0)  # later ones get no answer, and are refused when they retry
             await self._accept_all(listener)
         await super().shutdown(sockets)
 
@@ -351,7 +351,7 @@ class _Server(uvicorn.Server):
         while True:
             try:
                 accepted, _ = listener.accept()
-            except OSError:  # none is left
+            except OSError:  # the backlog is empty
                 return
             with contextlib.suppress(OSError):
                 await loop.connect_accepted_socket(

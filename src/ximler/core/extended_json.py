@@ -21,7 +21,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, ObjectId):
         return str(value)
     for base in _BASES:
-        if isinstance(value, base) and not isinstance(value, Code):  # a string, to Python
+        if isinstance(value, base) and not isinstance(value, Code):  # a subclass of str
             return base(value)  # the driver's subclasses: Int64, Binary
     from bson import json_util
 

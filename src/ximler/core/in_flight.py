@@ -1,10 +1,10 @@
-"""Bytes that a process holds for its clients: bodies that arrive, exports that are sent, answers that were
-not read yet, and changes that wait for streams.
+"""Bytes that a process holds for its clients: bodies being received, exports being sent, unread answers, and
+changes queued for streams.
 
-Clients decide how long that takes, so the sum is bounded. Where room is needed, slow readers are
-disconnected, slowest first. Less than 64 kB of a request or connection is not counted, and is answered
-whatever others hold. Not here: files that are stored while they arrive, and pictures, of which one is decoded
-at a time.
+Clients decide how long these bytes are held, so their sum is bounded. When room is needed, slow readers are
+disconnected, slowest first. Less than 64 kB of a request or connection is not counted, so small requests are
+answered even when the bound is reached. Not here: files that are stored while they arrive, and pictures, of
+which one is decoded at a time.
 """
 
 from collections.abc import MutableMapping
@@ -79,7 +79,7 @@ class InFlight:
             self.strangers -= size
 
     def wait(self, reader: Reader, size: int, *, known: bool) -> None:
-        """Count what a client has not taken yet, until `taken`, or drop the connection."""
+        """Count bytes that a client has not read, until `taken`, or drop the connection."""
         self.taken(reader)
         if size <= SMALL:
             return
@@ -99,7 +99,7 @@ class InFlight:
         slow = sorted((pace, id(each), each) for each in self._readers if (pace := each.pace) < SLOW)
         for _, _, reader in slow:
             if self._readers[reader][1] and self.all + size <= self.most:
-                continue  # strangers lack room, which accounts do not take
+                continue  # frees no room for callers without an account
             self.taken(reader)
             reader.drop()
             if self._fits(size, known=known):

@@ -18,7 +18,7 @@ from ximler.core.settings import Settings
 __all__ = ["configure", "info_soon", "printable", "survive_closed_streams"]
 
 _LONGEST = 200
-_ATOMIC = 4096  # bytes of a write that lines of other processes in the same pipe do not divide (PIPE_BUF)
+_ATOMIC = 4096  # bytes that are written to a shared pipe without interleaving (PIPE_BUF)
 _LONGEST_CHAIN, _MOST_FRAMES, _LONGEST_MESSAGE = 4, 12, 2000
 
 
@@ -105,7 +105,7 @@ def survive_closed_streams() -> None:
 
 
 class _Lines:
-    """Entries of one turn of the event loop, written together: one system call for a dozen of them."""
+    """Entries of one turn of the event loop, written together: a dozen take one system call."""
 
     def __init__(self, stream: TextIO, processors: list[structlog.typing.Processor]) -> None:
         self._stream = stream
@@ -140,8 +140,8 @@ _lines: _Lines | None = None
 
 
 def info_soon(logger: Any, event: str, **fields: Any) -> None:
-    """As `logger.info` without structlog's context, for frequent events: in a third of the time, written when
-    the event loop turns.
+    """As `logger.info` without structlog's context, in a third of the time, for frequent events. The entry is
+    written at the next turn of the event loop.
     """
     lines = _lines
     if lines is None or not lines.configured:

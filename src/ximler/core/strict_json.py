@@ -27,7 +27,7 @@ _MAX_DEPTH = 100  # what MongoDB stores
 # Possessive: a way back from each escape would take 160 bytes of memory.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
-# Decoders read the text `-0` as an integer, which has no negative zero. Possessive: one way through the text.
+# Decoders read the text `-0` as an integer, which has no negative zero. Possessive: no backtracking.
 _NEGATIVE_ZERO = re.compile(rb"-0(?=[\s,\]}]|\Z)")
 _UP_TO_ONE = re.compile(
     rb'((?:[^"-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|-(?!0(?:[\s,\]}]|\Z)))*+)-0(?=[\s,\]}]|\Z)', re.DOTALL

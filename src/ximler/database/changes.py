@@ -68,7 +68,7 @@ class Feed:
         self._forget_callbacks: list[Callable[[str, Any], None]] = []
         self._known_until = -FRESH_S  # everything committed before this time has been delivered
         self._token: Any = None
-        self.lost_after = ""  # within callbacks of `on_gap`: the position after which the stream was lost, if it was
+        self.lost_after = ""  # in callbacks of `on_gap`: the position after which the stream was lost, else empty
         self._widened = asyncio.Event()
         database.feed = self
         self._proven = False  # whether the stream has been read from since the token was last used
@@ -121,11 +121,11 @@ class Feed:
             await asyncio.sleep(0.01)
 
     async def replay(self, collection: str, since: datetime | str, callback: Callback) -> bool:
-        """Call `callback` for the writes to a collection that were committed before this call, and after a
-        position, or since a time of the server's clock. The feed must be running.
+        """Call `callback` for each write to a collection that was committed before this call, and after a
+        position or since a time of the server's clock. The feed must be running.
 
-        Inserts and replacements come without their document. False where the server does not have all of
-        these writes any more. Raises Unavailable.
+        Inserts and replacements come without their document. Returns False if the server no longer has all of
+        these writes. Raises Unavailable.
         """
         try:
             async with asyncio.timeout(_GIVE_UP_S):

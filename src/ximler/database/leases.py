@@ -60,8 +60,8 @@ class Lease:
         ttl: timedelta,
         asked_at: float,
     ) -> None:
-        """`before`: when the lease before this one was released or expired, by the server's clock; of the
-        first lease, when it was granted."""
+        """`before`: when the previous lease was released or expired, by the server's clock; for the first
+        lease, when it was granted."""
         self.name = name
         self.holder = holder
         self.fence = fence

@@ -1,9 +1,9 @@
 """Pages of lists: orders, and cursors that continue them with any values that other applications stored.
 
-A cursor holds a document's time and `_id`. Times outside the years 1 to 9999, and values that are no times,
-do not fit: the collection reads them again where a page continues there, so that pages of every size contain
-the same documents. BSON orders values by their type first, and MongoDB's comparisons find values of one type
-only.
+A cursor holds a document's time and `_id`. It cannot hold times outside the years 1 to 9999, or values that
+are not times: the collection reads these again when a page continues after them, so that pages of every size
+contain the same documents. BSON orders values by type first, and MongoDB's comparisons match values of one
+type only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ MAX_PAGE = 100
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 _FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)  # the driver clamps earlier times to it
 _LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)  # and later ones to this one
-# The types of BSON, greatest first, and the classes that hold them.
+# The types of BSON, greatest first, and their Python classes.
 _TYPES: list[tuple[str, tuple[type, ...]]] = [
     ("maxKey", (MaxKey,)), ("javascriptWithScope", ()), ("javascript", (Code,)), ("regex", (Regex,)),
     ("timestamp", (Timestamp,)), ("date", (datetime, DatetimeMS)), ("bool", (bool,)), ("objectId", (ObjectId,)),
@@ -42,7 +42,7 @@ class Order(msgspec.Struct, frozen=True):
     or with a collation by the text `by` and `_id`.
 
     Documents without the text are not in a page.
-    Lists that have several orders give the cursors of each a `kind`.
+    A list with several orders gives the cursors of each order a `kind`.
     """
 
     by: str = "createdAt"
@@ -55,13 +55,13 @@ class Order(msgspec.Struct, frozen=True):
         return [(self.by, direction), ("_id", direction)]
 
     def is_inexact(self, position: Any) -> bool:
-        """Whether the cursor of this position does not hold the document's time."""
+        """Whether the cursor of this position cannot hold the document's time."""
         return self.collation is None and position[0] in (_FIRST_MOMENT, _LAST_MOMENT)
 
     def after(self, where: Filter, position: Any, *, others: bool = False) -> Filter:
-        """The filter of what follows a position, or of all; `others`: see `beyond`.
+        """The filter of documents after a position, or of all; `others`: see `beyond`.
 
-        An array would be found by each of its elements, so documents that have one are left out.
+        An array would match by each of its elements, so documents with an array are left out.
         """
         if others:
             where = {"$and": [where, {self.by: {"$not": {"$type": "array"}}}]}
@@ -88,9 +88,9 @@ LATEST = Order()
 
 
 class Cursors(Sequence[str]):
-    """The cursors of a page's documents, each made when it is read: of a page most are not.
+    """The cursors of a page's documents, made when read, because most never are.
 
-    `places` are the documents' places in the list, or what `place` makes them of.
+    `places` are the documents' places in the list, or values that `place` turns into them.
     """
 
     __slots__ = ("_order", "_place", "_places")
@@ -118,7 +118,7 @@ class Cursors(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Cursors | list) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # as a list has none
+    __hash__ = None  # type: ignore[assignment]  # lists are unhashable
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
@@ -140,18 +140,18 @@ def check_size(first: int) -> None:
 
 
 def beyond(place: _Place, by: str, *, others: bool = False) -> dict[str, Any]:
-    """The filter of what follows a place in the order of a page: times, and documents without one; with
-    `others` also values of other types, but arrays.
+    """The filter of documents after a place in the order of a page: times, and documents without one; with
+    `others` also values of other types except arrays.
     """
     value, oid = place
-    # In a filter, patterns and documents are conditions.
+    # A filter takes patterns and documents as conditions.
     same = {by: {"$eq": value} if isinstance(value, Regex | Mapping) else value, "_id": {"$lt": oid}}
     if value is None and not others:
         return same
     if not others:
         return {"$or": [{by: {"$lt": value}}, same, {by: None}]}
     lesser = [] if value is None or isinstance(value, Regex) else [{by: {"$lt": value}}]
-    # Not a number is the least number, which comparisons do not find.
+    # NaN sorts below all numbers, but comparisons do not match it.
     least: list[Any] = [float("nan"), None]
     reached = 2 if value is None or isinstance(value, MinKey) else int(value != value)
     types = [name for name, _ in _TYPES[_rank(value) + 1 :]]
@@ -168,7 +168,7 @@ def _rank(value: Any) -> int:
 
 
 def _position(created: Any, oid: Any) -> Position:
-    """A document's place as a cursor holds it. A value that is no time is an inexact one."""
+    """A document's place as a cursor holds it. A value that is not a time makes it inexact."""
     if isinstance(created, datetime):
         return EPOCH + (created - _EPOCH_NAIVE), oid
     return None if created is None else _FIRST_MOMENT, oid

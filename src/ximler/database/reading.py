@@ -224,7 +224,7 @@ class ReadableCollection(Generic[D]):
         by = order.by
         if after is not None and order.is_inexact(after):
             after = await self._exact(where, after, by)
-        # The order needs its field, also where `into` does not.
+        # The order needs its field even if `into` does not.
         following = order.after(where, after, others=by in self.spec.document.FORGIVEN)
         query = self._query(following, into, order.sort, first + 1, deleted, hint, {by: 1})
         if order.collation is not None:

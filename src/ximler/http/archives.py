@@ -102,7 +102,7 @@ async def follow(
     versions: _Versions = True,
     assets: _Assets = True,
 ) -> Response[bytes] | Stream:
-    """As the project's export. An `exportUrl` grants the access of the user who asked for it, for up to an
+    """As the project's export. An `exportUrl` grants the access of the user who requested it, for up to an
     hour, so a page can link to it."""
     actor = await assets_links.exporter(state.database, state.keyring, object_id(project, "project"), token)
     state.authentication.enter(request.scope["state"], ("url", actor.require_user()))

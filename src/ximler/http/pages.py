@@ -39,7 +39,7 @@ _templates = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
 )
-_CALLED = {"token": "link"}  # fields by the name that people know
+_CALLED = {"token": "link"}  # the names of fields in messages
 _HEADERS = {
     "Cache-Control": "no-store",
     "referrer-policy": "no-referrer",
@@ -59,7 +59,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     wrong: str | None = None  # replaces the domain's message
     shortest: int | None = None
     spent: str = ""  # for a link that does not work any more
-    another: str | None = None  # the page that sends another link
+    another: str | None = None  # the page where people request another link
 
     def show(
         self, token: str | None, *, live: bool = True, value: str = "", error: str = "", status: int = 200

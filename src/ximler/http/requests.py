@@ -249,7 +249,7 @@ class _Head:
     )
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self.request_id = _random_id()  # the client's own is only logged: it may name another's request
+        self.request_id = _random_id()  # the client's own id is only logged: it may repeat that of another request
         self._twice = b""
         found = dict(headers)
         if len(found) < len(headers):
@@ -263,7 +263,7 @@ class _Head:
         self.forwarded = found.get(b"forwarded", b"").decode("latin-1")
 
     def _combined(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-        """The headers, with the lists that several lines give; of others the last."""
+        """The headers: lists joined from several lines, the last line of others."""
         lines: dict[bytes, list[bytes]] = {}
         for name, value in headers:
             lines.setdefault(name, []).append(value)

@@ -1,8 +1,8 @@
 """Add the keys by which a search finds every project (`projects.search`), built with its terms as in
 `m0002_search_terms`.
 
-Until a project has keys, searches read it and compare its terms. A process of an earlier release that
-meanwhile renames a project with keys leaves them as they were: a search may miss it until its name or
+Until a project has keys, searches read it and compare its terms. If a process of an earlier release renames a
+project that already has keys, the keys stay unchanged: a search may miss the project until its name or
 description is saved again.
 """
 

@@ -35,10 +35,10 @@ __all__ = [
 ]  # fmt: skip
 
 MOST = 1000  # assets of a project
-# Assets of all projects of a user, before a copy or an archive adds up to a thousand with one call. Their
-# documents are not metered: half a kilobyte each, besides the name.
+# Assets of all projects of a user, checked before a copy or an archive adds up to a thousand in one call.
+# Their documents are not metered: half a kilobyte each, besides the name.
 _MOST_OF_ALL = 100_000
-_BYTES_EACH = 10_000  # or one for so many bytes of the plan's storage
+_BYTES_EACH = 10_000  # or one per this many bytes of the plan's storage, if that is more
 
 
 async def page(
@@ -107,12 +107,14 @@ async def refuse_too_many(database: Database, user_id: ObjectId, project_id: Obj
 
 
 async def refuse_too_many_of_all(database: Database, user_id: ObjectId) -> None:
-    """Raises LimitExceeded where the user's projects, those in the trash included, have too many assets."""
+    """Raises LimitExceeded if the user's projects, including the trash, have too many assets."""
     storage = (await limits_of(database, user_id)).storage_bytes
     most = max(_MOST_OF_ALL, storage // _BYTES_EACH)
     index = "userId_1_projectId_1_createdAt_-1__id_-1"
     if storage >= 0 and await database[ASSETS].count_keys({"userId": user_id}, most=most, index=index) >= most:
-        raise LimitExceeded(f"Your projects have {most:,} assets, the most that are kept: delete some, or the trash")
+        raise LimitExceeded(
+            f"Your projects have {most:,} assets, the most that are kept: delete some, or empty the trash"
+        )
 
 
 def _no_asset() -> NotFound:

@@ -1,5 +1,5 @@
 """Previews of pictures, in two sizes: made at the first request, kept for 30 days, not counted as storage.
-Of a user's, the newest thousand are kept, or a few more: a file of some kilobytes may have one of a megabyte.
+About a thousand of the newest are kept per user: a file of a few kilobytes may have a preview of a megabyte.
 
 A preview is a cache entry: it can be made again from its file at any time. It is stored in the transaction
 that finds the file in use, and removed with the file, so it never outlives it.
@@ -25,7 +25,7 @@ SIDES = (256, 1024)  # pixels of the longer side, at most
 _KEPT = timedelta(days=30)
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _MOST = 1000  # of a user
-_TRIMMED = 50  # at once, so that one in fifty is made slower by it
+_TRIMMED = 50  # at once, so that only one in fifty uploads is slower
 _turn = asyncio.Semaphore(1)  # a file waits in the database for its turn to be decoded, not in memory
 
 

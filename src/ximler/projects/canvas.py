@@ -9,8 +9,8 @@ patch.
 A Mongoose application that writes `canvasData` leaves the revision as it is. The part `projects.canvas`
 follows such writes in the change stream and increments it, usually within a second, so that later saves based
 on the earlier one are refused. Writes during a gap of the stream, or while no process runs this part, are
-read from the server's oplog afterwards, if it reaches back as far. One that replaces the whole project
-removes the revision; the next one is larger than any before it (`projects.next_revision`).
+read from the server's oplog afterwards, if it reaches back far enough. A write that replaces the whole
+project removes the revision; the next one is larger than any before it (`projects.next_revision`).
 """
 
 import asyncio
@@ -340,8 +340,8 @@ class Follower:
 class WritesByOthers(Follower):
     """Increments the revision of canvases that another application has written.
 
-    Writes while no process had the lease, or that the feed has missed, are read from the server's oplog. Some
-    are then found twice, and followers read these canvases once more.
+    Writes that happened while no process had the lease, or that the feed missed, are read from the server's
+    oplog. Some are then handled twice, and followers read these canvases once more.
     """
 
     _waits = "revisions of canvases wait"
@@ -355,8 +355,8 @@ class WritesByOthers(Follower):
         feed.on_gap(lambda: self._miss(feed.lost_after) if self._runs and feed.lost_after else None)
 
     def granted(self, lease: Lease) -> None:
-        """The holder before may have been killed up to its lease's duration earlier, before it had handled
-        the latest writes."""
+        """Replay writes: the previous holder may have been killed up to a lease's duration earlier, before it
+        handled the latest ones."""
         self._miss(lease.before - 2 * TTL)
 
     def _miss(self, since: datetime | str) -> None:

@@ -42,7 +42,7 @@ _MAX_REJECTED = 100  # ids in an answer
 BY_PATH = 8  # records: of more, the pipeline is faster
 BY_PLACE = 100  # records whose places in the list are known
 MAX_TAIL = 2_000_000  # bytes of them that a project has
-_OBJECT_ID = 7  # the number of BSON's type: shorter than its name
+_OBJECT_ID = 7  # BSON's type number, shorter than its name
 _MARGIN = 128  # bytes that a change may add besides its values: the list's name, its place in the log
 
 
@@ -96,8 +96,8 @@ class Edited:
         self.declaration: Any = None
         self.declared = records.DEFAULT
         self.marks: dict[str, Mark | None] = {}
-        self.crowded = False  # marks may have been removed of clients that are still in the log
-        self.earlier: dict[tuple[str, int], Outcome | None] = {}  # in the log, of the clients last looked up
+        self.crowded = False  # whether marks of clients that are still in the log may have been removed
+        self.earlier: dict[tuple[str, int], Outcome | None] = {}  # outcomes in the log of the clients last looked up
         self.base: Base | None = None
         self.size = 0  # bytes of the canvas, at least
         self.tail = 0  # bytes of the patches since the base
@@ -159,7 +159,7 @@ class Change:
         senders = {client: mark.s for client, mark in self.marks.items()}
         self._logged: dict[str, Any] = {"r": self.revision, "b": senders}
         self.patch = msgspec.json.encode({name: value for name, value in event.items() if value})
-        # Another one than in this place before: change streams leave out what a pipeline leaves as it was.
+        # Must differ from the previous value: change streams omit fields that a pipeline leaves unchanged.
         turn = bytes([self.revision // LOGGED % 256])
         if len(self.patch) <= MAX_LOGGED:
             self._logged["p"] = self.patch + turn

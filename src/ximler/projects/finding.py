@@ -2,9 +2,9 @@
 and newer ones first.
 
 One command reads the projects that have the longest word's key, of which most users have few, and the server
-puts the matches in order. Where there are many, names and descriptions are read at once, each in the order of
-the index of `searchKeys`, until the page is full; of several words by the key of the rarest. The index is
-named, because the server would otherwise remember its choice for other words and other users.
+sorts the matches. If there are many, names and descriptions are read concurrently, each in the order of the
+index of `searchKeys`, until the page is full. Several words are searched by the key of the rarest. The
+commands name the index, because the server would otherwise reuse its choice for other words and other users.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from ximler.schema.project import BY_KEY
 __all__ = ["page", "sorted_page"]
 
 V = TypeVar("V", bound=Created)
-_FEW = 600  # projects that are put in order
+_FEW = 600  # projects that the server sorts
 _MOST = 1500  # keys that are counted
 
 # Users who had more than a few matches of a word: their searches walk the index.
@@ -61,8 +61,8 @@ async def page(
 ) -> Page[V]:
     """The projects of the filter `mine` that match a query with words. Raises Invalid for a wrong `first`.
 
-    One command, and one more after a cursor. For users with many matches two at once, and where there are
-    several words, one for each of them before.
+    One command, and one more after a cursor. For users with many matches, two concurrent ones, after one for
+    each word if there are several.
     """
     check_size(first)
     words, owner = search.words(query), mine["userId"]
@@ -83,8 +83,8 @@ async def sorted_page(
 ) -> Page[V]:
     """As `page`, but in an order that does not depend on the words.
 
-    One command for each word at once, and one. Few matches are put in order. For many, the order's index is
-    walked, where a page is full after few documents.
+    Concurrent commands, one for each word, then one more. Few matches are sorted. For many, the index of the
+    order is scanned, which fills a page after few documents.
     """
     count, rarest = await _rarest(database, mine["userId"], search.words(query))
     where, hint = {**mine, **search.condition(query)}, None
@@ -153,7 +153,7 @@ def _named(words: list[str]) -> dict[str, Any]:
 
 
 async def _rarest(database: Database, owner: Any, words: list[str]) -> tuple[int, str]:
-    """The word whose key the fewest projects have, and how many: without reading them."""
+    """The word whose key the fewest projects have, and how many, without reading them."""
     counts = await asyncio.gather(
         *(
             database.projects.count_keys({"userId": owner, "searchKeys": search.key(word)}, most=_MOST, index=BY_KEY)

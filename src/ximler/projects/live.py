@@ -57,8 +57,8 @@ class _Logged(Identified, kw_only=True):
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """Of the log: a patch of records in `p`, or its digest in `h`, and its senders' numbers in `b`, or one by
-    position. Neither repeats the revision."""
+    """An entry of the log: a patch of records in `p`, or its digest in `h`, with its senders' numbers in `b`;
+    or a patch by position. Neither repeats the revision."""
 
     r: int
     b: dict[str, int] = {}
@@ -90,10 +90,10 @@ class Follower(Inbox[Event]):
         self.owner_id: ObjectId | None = None  # of a member's project
         self.revoked: set[bytes] = set()  # before the share was known
         self._at: int | None = None  # None: the log is not read yet
-        self._bytes = self._sent = 0  # of patches: that wait, and that were taken by the last `events`
+        self._bytes = self._sent = 0  # bytes of patches: queued, and taken by the last `events`
 
     async def events(self, timeout_s: float) -> list[Event]:
-        """Those of the last call have been sent."""
+        """The patches of the last call have been sent."""
         self._in_flight.give(self._sent, known=True)
         self._sent = 0
         return await super().events(timeout_s)
@@ -259,7 +259,7 @@ def _logged(now: _Logged, since: int, recent: Recent) -> Iterator[Event]:
 
 
 def _parts(updated: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The entry whose changed fields are named one by one: a pipeline left others, of `x`, as they were."""
+    """An entry from its changed fields, named one by one: a pipeline left others, of `x`, unchanged."""
     entry: dict[str, Any] = {}
     for path, value in updated.items():
         if path.startswith(prefix):

@@ -15,8 +15,8 @@ Ids and values of users never become operators: ids are values in filters, and p
 `records.parse`.
 
 The same command stores each client's latest number and outcome, and in a log of the last 64 revisions the
-patch with the numbers and outcomes of those who sent it. A patch that is sent again is answered from these,
-in whichever process, and is applied once.
+patch with the numbers and outcomes of its senders. Any process answers a repeated patch from these, so it is
+applied once.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ __all__ = ["LOGGED", "MAX_LOGGED", "Outcome", "Recent", "Saver", "SeqPassed"]
 
 _log = structlog.get_logger("ximler.projects")
 
-MAX_CLIENTS = 64  # whose latest patch is known, and of whom patches are saved together
+MAX_CLIENTS = 64  # clients whose latest patch is known, and whose patches are saved together
 _KEPT_CLIENTS = 48  # of these, when one more would be too many
 _WORTH_A_THREAD = 500_000  # bytes of JSON whose check would keep others waiting
 _MAX_WAITING = 1000  # patches of a project
@@ -63,8 +63,8 @@ _MAX_PLACES = 2_000  # of a project, which are known
 
 
 class SeqPassed(Invalid):
-    """A later patch of the client was saved, and the log does not have this one (any more), so it cannot be
-    applied in its order. No conflict with others."""
+    """A later patch of the client was saved, and this one is not, or no longer, in the log, so it cannot be
+    applied in order. Not a conflict with other clients."""
 
     code = "SEQ_PASSED"
 
@@ -483,8 +483,8 @@ def _mark(stored: Any) -> Mark | None:
 
 
 class _Logged(msgspec.Struct, frozen=True):
-    """An entry of the log: its revision, the senders' numbers, and the ids that they set in vain.
-    None: these are too many for the log."""
+    """An entry of the log: its revision, the senders' numbers, and the ids that they set in vain,
+    or None if these are too many for the log."""
 
     r: int
     b: dict[str, int]

@@ -9,7 +9,7 @@ The specification's text index is for operators: with it, a common word reads ev
 contain it. Here every branch of the query starts with the user's id.
 
 An index cannot return all words with a prefix in the order of time. The beginnings of each project's words
-are therefore values of their own, `searchKeys`. One of them selects the projects, in the index's order, and
+are therefore stored separately as `searchKeys`. One key selects the projects, in the index's order, and
 the filter of `searchTerms` decides which of them match.
 """
 
@@ -39,7 +39,7 @@ _MAX_WORDS = 8  # of a query
 _NAME = "="  # no word has it
 _MAX_MARKED = 50  # terms of a name; those beyond count as of the description
 
-_LENGTHS = (1, 2, 3, 5)  # of the beginnings that are keys
+_LENGTHS = (1, 2, 3, 5)  # lengths of the beginnings that have keys
 
 # Letters that Unicode does not decompose.
 _FOLDED = str.maketrans(
@@ -108,7 +108,7 @@ def key(word: str, *, name: bool = False) -> int:
 def keyed(word: str, *, name: bool = False) -> dict[str, Any]:
     """The filter of projects that may have this word: a superset, to be filtered by `having`.
 
-    Projects without keys are in it: other applications wrote them, or the migration has not reached them.
+    It includes projects without keys: other applications wrote them, or the migration has not reached them.
     """
     return {"searchKeys": {"$in": [key(word, name=name), None]}}
 

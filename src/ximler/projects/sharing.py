@@ -120,8 +120,8 @@ async def page(
     after: Any = None,
     sort: str | None = None,
 ) -> Page[ProjectSummary]:
-    """The projects that are shared with the actor, in the order of `projects.SORTS` that `sort` names, newest
-    first without, searched like the actor's own. Five commands.
+    """The projects that are shared with the actor, in the order of `projects.SORTS` that `sort` names
+    (default: newest first), searched like the actor's own. Five commands.
 
     Of more than a thousand, those that were shared last.
     """

@@ -116,7 +116,7 @@ async def _purge_each(database: Database, owners: list[Any], where: dict[str, An
             return await in_step(database, [_purging(SYSTEM, owner, where, most=most) for owner in owners])
         except Unavailable:
             raise
-        except Exception as problem:  # of one of them: the others' must not wait
+        except Exception as problem:  # one owner's failure must not delay the others
             _log.info("trash purged one by one", users=len(owners), reason=str(problem))
     counts = []
     for owner in owners:

@@ -33,7 +33,7 @@ class Movement(Document, kw_only=True):
 
 
 class Step(Document, kw_only=True):
-    """The part of a movement that reports are computed from: all of them are read by a rebuild."""
+    """The fields of a movement that reports are computed from: a rebuild reads those of all movements."""
 
     id: str = field(name="_id")
     user_id: ObjectId

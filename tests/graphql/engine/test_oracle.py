@@ -1,4 +1,4 @@
-"""Corners of executors beside graphql-core on the same values: data, and the paths of errors."""
+"""Corner cases of execution, compared with graphql-core on the same values: data, and the paths of errors."""
 
 import inspect
 import math

@@ -153,7 +153,7 @@ class Execution:
                 await end(self._running)  # repeatedly: the database driver swallows a cancellation now and then
 
     async def _run_alone(self, field: Field, data: dict[str, Any]) -> None:
-        """The only root field, whose call is combined with no other."""
+        """The only root field: its call is not batched with others."""
         call = _Call(field, {})
         call.parents.append(None)
         try:

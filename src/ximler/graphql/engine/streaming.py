@@ -102,7 +102,7 @@ async def _send_all(about: Subscription, inbox: Inbox[Event], media_type: bytes,
     async with aclosing(watched(inbox, allowed)) as batches:
         async for events in batches:
             for event in events:
-                # Returns once the client has taken the last response, so that one of a stream is in memory.
+                # Returns once the client has taken the last response, so a stream holds only one in memory.
                 await send({"type": "http.response.body", "body": b"", "more_body": True})
                 response, gone = (_MISSED, False) if event is RESYNC else await about.run(ctx, event)
                 if inbox.ended:

@@ -54,7 +54,7 @@ class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
     period.
 
     `projected` is the usage at the end of the period, extrapolated from the usage so far. `forfeited` units
-    were held by a process that died, which may have served them: `used + remaining + forfeited` is the limit
+    were held by a process that died and may have served them: `used + remaining + forfeited` is the limit
     until `corrections.forgive` gives them back.
     """
 
