@@ -87,6 +87,13 @@ def test_negative_zero_is_kept() -> None:
     assert repr(decode(b"-0")) == "-0.0"
 
 
+def test_only_numbers_are_read_as_negative_zeros() -> None:
+    text = b'{"a":-0,"b":1e-0,"c":-0,"d":[2E-0,-0],"-0 ":"-0","e-0":"x -0, e-0","s":"x -0, e-0","t -0":"\\"-0"}'
+    kept = text.replace(b":-0,", b":-0.0,").replace(b"2E-0,-0]", b"2.0,-0.0]").replace(b"1e-0", b"1.0")
+    assert msgspec.json.encode(decode(text)) == kept
+    assert [decode(each) for each in (b"1e-0", b"[2E-0]", b'"e -0 "')] == [1.0, [2.0], "e -0 "]
+
+
 def test_objects_that_look_like_extended_json_are_plain_objects() -> None:
     text = b'{"$date":"2026-01-01","x":{"$oid":"5f"},"n":{"$numberLong":"1"},"schema":{"com.tldraw.store":1}}'
     assert msgspec.json.encode(decode(text)) == text

@@ -28,9 +28,12 @@ _MAX_DEPTH = 100  # what MongoDB stores
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 # Decoders read the text `-0` as an integer, which has no negative zero. Possessive: no backtracking.
-_NEGATIVE_ZERO = re.compile(rb"-0(?=[\s,\]}]|\Z)")
+# An exponent (`1e-0`) is none.
+_NEGATIVE_ZERO = re.compile(rb"(?<![eE])-0(?=[\s,\]}]|\Z)")
+# To the end if there is none: a search that begins inside a string would take the string's text for numbers.
 _UP_TO_ONE = re.compile(
-    rb'((?:[^"-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|-(?!0(?:[\s,\]}]|\Z)))*+)-0(?=[\s,\]}]|\Z)', re.DOTALL
+    rb'(?:[^"-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<=[eE])-|-(?!0(?:[\s,\]}]|\Z)))*+(?:(-0)(?=[\s,\]}]|\Z)|\Z)',
+    re.DOTALL,
 )
 
 _PIECE = 1 << 20
@@ -77,7 +80,7 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
         with paused_collection(len(data) > _LARGE):
             value = msgspec.json.decode(data)
             if _NEGATIVE_ZERO.search(data):
-                value = msgspec.json.decode(_UP_TO_ONE.sub(rb"\1-0.0", data))
+                value = msgspec.json.decode(_UP_TO_ONE.sub(_as_double, data))
     except RecursionError:
         raise _too_deep(depth, "") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -86,6 +89,10 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
     if keys != data.count(b":") and _repeats(data, value, keys):
         raise _problem(data, depth) or NotJson("has a key twice", "")
     return value
+
+
+def _as_double(found: re.Match[bytes]) -> bytes:
+    return found[0] + b".0" if found[1] else found[0]
 
 
 def pointer(keys: Iterable[Any]) -> str:
