@@ -486,6 +486,27 @@ async def test_a_log_that_another_application_wrote_is_read_as_none(drawing: Can
     assert await canvas.replace(drawing.database, drawing.ada, drawing.id, {}, based_on=None) == 5
 
 
+async def test_releases_take_entries_of_each_others_logs_as_none(drawing: Canvas) -> None:
+    projects = drawing.database.raw["projects"]
+    await drawing.save(set={"a": {"x": 1}})
+    stored = await projects.find_one({"_id": drawing.id})
+    assert stored is not None
+    assert stored["canvasLog"]["1"].keys() == {"r", "b", "q"}  # the earlier release reads `p`, without its last byte
+    earlier = {"r": 2, "p": b'{"revision":2,"by":[["tab",2]],"set":{"a":{"x":2}}}'}
+    feed, stop = Feed(drawing.database), asyncio.Event()
+    live, running = Live(drawing.database, feed), asyncio.create_task(feed.run(stop))
+    await feed.caught_up()
+    with live.follow(drawing.ada, drawing.id) as following, live.follow(drawing.ada, drawing.id) as late:
+        await live.begin(following, 1)
+        await projects.update_one({"_id": drawing.id}, {"$set": {"canvasRevision": 2, "canvasLog.2": earlier}})
+        await feed.caught_up()
+        assert await following.events(5) == [Event(2)]
+        await live.begin(late, 0)
+        assert await late.events(5) == [Event(2)]
+    stop.set()
+    await end([running], patience_s=5)
+
+
 @pytest.mark.parametrize("followed", [False, True])
 async def test_no_revision_is_used_again_after_another_application_replaced_the_project(
     drawing: Canvas, followed: bool

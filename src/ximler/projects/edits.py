@@ -36,7 +36,7 @@ __all__ = [
 
 LOGGED = 64  # revisions
 MAX_LOGGED = 4096  # bytes of a patch in the log
-POSITIONAL = {"patch": "j", "merge": "m"}  # fields of such patches in the log; one of records is in `p`
+POSITIONAL = {"patch": "j", "merge": "m"}  # fields of such patches in the log; one of records is in `q`
 MAX_RECENT = 16_000_000  # bytes of larger patches in the memory of a process
 _MAX_REJECTED = 100  # ids in an answer
 BY_PATH = 8  # records: of more, the pipeline is faster
@@ -162,15 +162,15 @@ class Change:
         # Must differ from the previous value: change streams omit fields that a pipeline leaves unchanged.
         turn = bytes([self.revision // LOGGED % 256])
         if len(self.patch) <= MAX_LOGGED:
-            self._logged["p"] = self.patch + turn
+            self._logged["q"] = self.patch + turn
         else:
             self._logged["h"] = digest = hashlib.blake2b(self.patch, digest_size=12, salt=turn).digest()
             recent.keep(digest, self.patch)
         if project.base is None:
             sizes = len(bson.encode({"p": list(composed.put.values()), "s": list(composed.set.values())}))
-            self.grows = sizes + 16 * composed.ids + len(self._logged.get("p", b"")) + _MARGIN
+            self.grows = sizes + 16 * composed.ids + len(self._logged.get("q", b"")) + _MARGIN
         else:
-            self.grows = len(self.patch) + len(self._logged.get("p", b"")) + 2 * _MARGIN
+            self.grows = len(self.patch) + len(self._logged.get("q", b"")) + 2 * _MARGIN
         if gone := {client: mark.x for client, mark in self.marks.items() if mark.x}:
             self._logged["x"] = gone if len(bson.encode(gone)) <= MAX_LOGGED else None
         self.grows += len(bson.encode(senders))

@@ -57,12 +57,13 @@ class _Logged(Identified, kw_only=True):
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """An entry of the log: a patch of records in `p`, or its digest in `h`, with its senders' numbers in `b`;
-    or a patch by position. Neither repeats the revision."""
+    """An entry of the log: a patch of records in `q`, or its digest in `h`, with its senders' numbers in `b`;
+    or a patch by position. Neither repeats the revision. An entry of an earlier release,
+    with `p`, has no patch that can be sent."""
 
     r: int
     b: dict[str, int] = {}
-    p: bytes | None = None
+    q: bytes | None = None
     h: bytes = b""
     j: bytes | None = None
     m: bytes | None = None
@@ -72,7 +73,7 @@ class _Entry(msgspec.Struct, frozen=True):
             return Event(self.r, b'{"revision":%d,"patch":%b}' % (self.r, self.j), "patch")
         if self.m is not None:
             return Event(self.r, b'{"revision":%d,"merge":%b}' % (self.r, self.m), "merge")
-        patch = self.p[:-1] if self.p is not None else recent.find(self.h)
+        patch = self.q[:-1] if self.q is not None else recent.find(self.h)
         if patch is None:
             return Event(self.r)
         by = msgspec.json.encode(list(self.b.items()))

@@ -52,9 +52,9 @@ class Project(Stamped, kw_only=True):
     search_keys: Internal[list[int] | None] = None
     # Ours: incremented by each change of the canvas. A change names the revision that it is based on.
     canvas_revision: Internal[int] = 0
-    # Ours: the latest patches, by revision modulo 64: `r` is the revision, `p` a patch of records as JSON
-    # and a byte, or `h` the digest of a large one, `b` its senders' numbers, `x` the ids that they set in
-    # vain; `j` is a JSON Patch, `m` a JSON Merge Patch.
+    # Ours: the latest patches, by revision modulo 64: `r` is the revision, `q` a patch of records as JSON
+    # and a byte (`p` in earlier releases: another form), or `h` the digest of a large one, `b` its senders'
+    # numbers, `x` the ids that they set in vain; `j` is a JSON Patch, `m` a JSON Merge Patch.
     canvas_log: Internal[Mixed] = None
     # Ours: the latest patch of each client: `s` is its number, `r` its revision,
     # `x` the ids that it set in vain.
