@@ -39,8 +39,8 @@ _URI = pytest.StashKey[str]()
 _ADMIN_URI = pytest.StashKey[str]()
 _STOP = pytest.StashKey[Any]()
 _GRIDFS = ["assets.files", "assets.chunks"]
-_SEEDED = ["plans", "coupons"]
-_EMPTIED = [c.name for c in CATALOGUE if c is not META and c.name not in _SEEDED] + _GRIDFS
+_SEEDED = ["plans", "coupons", META.name]
+_EMPTIED = [c.name for c in CATALOGUE if c.name not in _SEEDED] + _GRIDFS
 _FIRST = {name: [{"$limit": 1}, {"$project": {"_id": {"$literal": name}}}] for name in _EMPTIED}
 _WRITTEN = [  # the names of those that hold documents: one command, where emptying all costs 36
     *_FIRST[_EMPTIED[0]],

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 import structlog
 from bson import ObjectId
-from pymongo.errors import PyMongoError
 
 from ximler.core.clock import utc_now
 from ximler.core.errors import Invalid, Unavailable
@@ -163,7 +162,7 @@ async def test_a_wrong_password_is_reported_as_such(own_server: server.Server) -
 async def test_without_a_password_where_one_is_needed_nothing_is_read(own_server: server.Server) -> None:
     uri = f"mongodb://{own_server.uri.rpartition('@')[2]}"
     database = await connect(uri, settings=Settings(mongodb_uri=uri))
-    with pytest.raises(PyMongoError):
+    with pytest.raises(DatabaseUnavailable, match="requires a user and a password"):
         await database.projects.find({})
     await database.close()
 

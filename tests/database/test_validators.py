@@ -41,6 +41,7 @@ ACCEPTED = {
     "Date": {"date"},
     "ObjectId": {"objectId"},
     "[String]": {"array"},
+    "[Number]": {"array"},
     "Mixed": set(SAMPLES),
 }
 
