@@ -23,7 +23,7 @@ from tests.billing.conftest import (
     subscription,
 )
 
-from ximler.billing import changes, invoices, run, subscriptions
+from ximler.billing import changes, invoices, renewals, run, subscriptions
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
@@ -331,3 +331,19 @@ async def test_a_closed_account_is_not_charged_any_more_and_its_subscription_end
     assert (await subscription(database, unpaid)).status == "CANCELLED"
     for actor in (ada, unpaid):
         assert await paid(database, actor) == [2900]
+
+
+async def test_an_account_that_is_erased_after_it_was_listed_as_due_is_not_made_again(
+    database: Database, rail: Sandbox, ada: Actor, buyer: Buyer, buy: Buy
+) -> None:
+    at(database, 2027, 1, 15)
+    other = await buyer()
+    for actor in (ada, other):
+        await buy(actor)
+    at(database, 2027, 2, 15, 6)
+    user_id = ada.require_user()
+    await database[BILLING_ACCOUNTS].delete({"_id": user_id})
+    steps = await renewals.tick_each(database, rail, [user_id, other.require_user()])
+    assert steps[user_id] == 0
+    assert await database[BILLING_ACCOUNTS].count({"_id": user_id}) == 0
+    assert await paid(database, other) == [2900, 2900]
