@@ -14,7 +14,7 @@ from tests.billing.peer import SECRET, Fault, Peer
 
 from ximler.billing import checkouts, events, payments, refunds, run
 from ximler.billing.provider import ProviderUnavailable
-from ximler.billing.stripe import VERSION, Stripe, _intent
+from ximler.billing.stripe import VERSION, Stripe, _intent, _reinstated
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound, Unauthenticated
 from ximler.core.settings import Settings
@@ -173,6 +173,23 @@ async def test_a_lost_dispute_refunds_the_payment(
         assert (await database[CHARGES].get(charge.id)).dispute == ours
     (payment,) = await database.payments.find({"userId": ada.user_id})
     assert payment.status == "REFUNDED"
+
+
+@pytest.mark.parametrize(
+    ("moves", "reinstated"),
+    [
+        ([], False),
+        ([-10820], False),
+        ([-10820, 10820], True),
+        ([-10820, 10790], True),  # at the rate of another day
+        ([-10820, 10890], True),
+        ([-10820, 5410], False),  # a part
+        ([-10820, 10790, -10810], False),  # taken again
+        ([-10820, 10790, -10810, 10850], True),
+    ],
+)
+def test_disputed_money_came_back_also_at_the_exchange_rate_of_another_day(moves: list[int], reinstated: bool) -> None:
+    assert _reinstated(moves) is reinstated
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,6 +62,7 @@ _KINDS = {
     "invoice.": "invoice.changed",
 }
 _NEEDED = ("checkout.session.", "payment_intent.", "refund.", "charge.dispute.")
+_REINSTATED = 0.9  # of the money that was taken; part of it is not enough
 _NAMED = ("checkout.completed", "intent.changed")  # those without a name of ours are another application's
 
 _log = structlog.get_logger("ximler.billing")
@@ -199,12 +200,11 @@ class Stripe:
         """An inquiry counts as an open dispute, and a lost dispute with reinstated money as won."""
         found = await self._read(self._api.disputes, dispute_id, "payment_intent")
         intent = found.get("payment_intent")
-        moves = [each["amount"] for each in found.get("balance_transactions") or ()]  # in the account's own currency
-        reinstated = any(each > 0 for each in moves) and sum(moves) >= 0
+        moves = [each["amount"] for each in found.get("balance_transactions") or ()]
         return Dispute(
             id=found["id"],
             reference=_reference(intent) if isinstance(intent, dict) else "",
-            status="WON" if reinstated else _DISPUTES.get(found["status"], "OPEN"),
+            status="WON" if _reinstated(moves) else _DISPUTES.get(found["status"], "OPEN"),
             amount_minor=_amount(found),
         )
 
@@ -392,6 +392,14 @@ def _plain(found: Any) -> dict[str, Any]:
 
 def _reference(found: dict[str, Any]) -> str:
     return str((found.get("metadata") or {}).get(_NAME, ""))
+
+
+def _reinstated(moves: Sequence[int]) -> bool:
+    """Whether the disputed money came back. The moves are in the account's settlement currency, so what comes
+    back may differ from what was taken by the change of the exchange rate.
+    """
+    taken, back = -sum(each for each in moves if each < 0), sum(each for each in moves if each > 0)
+    return back > 0 and back >= _REINSTATED * taken
 
 
 def _amount(found: dict[str, Any]) -> int:
