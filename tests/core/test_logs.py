@@ -82,7 +82,7 @@ class Written:
     def __init__(self, stream):
         self.stream = stream
     def write(self, text):
-        self.stream.write(f"{len(text)}\\t{text}")
+        self.stream.write(f"{len(text.encode())}\\t{text}")
     def flush(self):
         self.stream.flush()
 
@@ -92,7 +92,7 @@ log = structlog.get_logger()
 
 async def work():
     for number in range(30):
-        logs.info_soon(log, "request", number=number, code="half \\ud800" if number == 7 else "x" * 200)
+        logs.info_soon(log, "request", number=number, code="half \\ud800" if number == 7 else "€" * 67)
     await asyncio.sleep(0)
     logs.info_soon(log, "request", number=30)
 

@@ -124,13 +124,15 @@ class _Lines:
 
     def write(self) -> None:
         waiting, self._waiting = self._waiting, []
-        text = ""
+        text, size = "", 0
         for entry in waiting:
             line = f"{_json(entry)}\n"
-            if text and len(text) + len(line) > _ATOMIC:
+            length = len(line) if line.isascii() else len(line.encode())
+            if text and size + length > _ATOMIC:
                 self._stream.write(text)
-                text = ""
+                text, size = "", 0
             text += line
+            size += length
         if text:
             self._stream.write(text)
             self._stream.flush()
