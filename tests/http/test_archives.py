@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from bson import ObjectId
 from tests.serving import Client
 
 
@@ -62,3 +63,19 @@ async def test_a_project_travels_as_an_archive_and_as_a_file(ada: Client) -> Non
     wrong = await _send(ada, "POST", "/v1/projects/import", 422, content=b'{"a": 1, "a": 2}')
     assert "/a" in wrong.json()["detail"]
     assert (await _send(ada, "GET", f"{project}/export?format=pdf", 422)).json()["code"] == "INVALID"
+
+
+@pytest.mark.slow
+async def test_exports_by_url_leave_the_users_own_exports_their_place(ada: Client) -> None:
+    made = (await ada.create("Plan"))["createProject"]["id"]
+    url = (await ada.ask("query ($p: ID!) { project(id: $p) { exportUrl } }", p=made))["project"]["exportUrl"]
+    user_id = ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])
+    authentication = ada.app._app.state.authentication  # type: ignore[attr-defined]  # the application inside `Requests`
+    own = (f"/v1/projects/{made}/export", "/v1/export")
+    for place, refused in (("export by URL", (url,)), ("export", own)):
+        under_way: dict[str, Any] = {}
+        authentication.enter(under_way, "a slow reader")
+        authentication.enter_alone(under_way, place, user_id)
+        for path in (url, *own):
+            await _send(ada, "GET", path, 429 if path in refused else 200)
+        under_way["leave"]()

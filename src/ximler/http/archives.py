@@ -75,7 +75,7 @@ async def export(
     it was imported.
     """
     given = {"with_versions": versions, "with_assets": assets}
-    return await _sent(request, state, caller.actor, project, format, given)
+    return await _sent(request, state, caller.actor, project, format, given, place="export")
 
 
 @get(
@@ -89,7 +89,7 @@ async def export(
         _403="The URL has expired, was changed, or is for another project",
         _404="The project is deleted, or its user has lost access",
         _422="The project's id or a parameter is malformed",
-        _429="Another export of this account is under way",
+        _429="Another export of this account by URL is under way",
         _503="The database is unavailable, or the server too busy",
     ),
 )
@@ -107,7 +107,8 @@ async def follow(
     actor = await assets_links.exporter(state.database, state.keyring, object_id(project, "project"), token)
     state.authentication.enter(request.scope["state"], ("url", actor.require_user()))
     given = {"with_versions": versions, "with_assets": assets}
-    return await _sent(request, state, actor, project, format, given)
+    # Whoever has the URL must leave the user's own exports their place.
+    return await _sent(request, state, actor, project, format, given, place="export by URL")
 
 
 async def _sent(
@@ -117,6 +118,8 @@ async def _sent(
     project: str,
     wanted: Literal["zip", "file"],
     given: dict[str, bool],
+    *,
+    place: str,
 ) -> Response[bytes] | Stream:
     project_id = object_id(project, "project")
     found = await projects.get(state.database, actor, project_id)
@@ -125,7 +128,7 @@ async def _sent(
     if request.scope["state"]["head"]:
         return Response(b"", media_type=kind, headers=headers)
     content: AsyncGenerator[bytes, None]
-    state.authentication.enter_alone(request.scope["state"], "export", actor.require_user())
+    state.authentication.enter_alone(request.scope["state"], place, actor.require_user())
     in_flight.hold(request.scope["state"], in_flight.EXPORT, known=True)
     if wanted == "zip":
         content = await archives.export(state.database, actor, project_id, **given)
