@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from bson import ObjectId
+from tests.graphql.test_scopes import key_of
 from tests.serving import Client
 
 
@@ -79,3 +80,16 @@ async def test_exports_by_url_leave_the_users_own_exports_their_place(ada: Clien
         for path in (url, *own):
             await _send(ada, "GET", path, 429 if path in refused else 200)
         under_way["leave"]()
+
+
+@pytest.mark.slow
+async def test_a_key_exports_projects_by_the_route_and_gets_no_url(ada: Client) -> None:
+    """The URL would be valid after the key is revoked."""
+    made = (await ada.create("Plan"))["createProject"]["id"]
+    key = await key_of(ada, "projects:read")
+    answer = await key.ask("query ($p: ID!) { project(id: $p) { exportUrl } }", p=made)
+    assert answer.code == "FORBIDDEN"
+    path = f"/v1/projects/{made}/export"
+    assert f"GET {path}" in answer.errors[0]["message"]
+    await _send(key, "GET", path)
+    assert (await key.ask("query ($p: ID!) { project(id: $p) { thumbnailUrl } }", p=made))["project"]["thumbnailUrl"]

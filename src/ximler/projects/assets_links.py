@@ -84,7 +84,14 @@ def thumbnail_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: da
 
 
 def export_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: datetime) -> Link:
-    """A URL of the archive of a project that the actor has read."""
+    """A URL of the archive of a project that the actor has read. Raises Forbidden for API keys: the URL would
+    be valid after the key is revoked, on networks that the key excludes, and without being metered.
+    """
+    if actor.via == "api_key":
+        raise Forbidden(
+            "exportUrl cannot be used with an API key:"
+            f" export the project with the key by GET /v1/projects/{project_id}/export"
+        )
     token, until = _token(keyring, _EXPORT, project_id, actor, project_id, now)
     return Link(f"/v1/exports/{project_id}?token={token}", until)
 
