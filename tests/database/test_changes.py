@@ -82,6 +82,28 @@ async def test_writes_are_read_again_from_a_position_or_a_time(things):
     assert [change.id for change in from_time][-3:] == [0, 1, 2]  # after those of the test before
 
 
+async def test_others_are_served_while_many_writes_are_read_again(things):
+    feed = Feed(things)
+    Ear(feed, "things")
+    turns, heard_in = 0, []
+
+    async def other():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with running(feed):
+        await until(lambda: feed.fresh)
+        before = feed.position
+        await things.raw.things.insert_many([{"_id": number} for number in range(1_500)])
+        turning = asyncio.create_task(other())
+        assert await feed.replay("things", before, lambda _: heard_in.append(turns))
+        turning.cancel()
+    assert len(heard_in) == 1_500
+    assert max(map(heard_in.count, set(heard_in))) <= 500
+
+
 async def test_a_transaction_is_delivered_when_it_commits(things):
     feed = Feed(things)
     ear = Ear(feed, "things")

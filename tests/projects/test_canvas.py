@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pymongo.errors import OperationFailure
 
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, NotFound
+from ximler.core.errors import Invalid, NotFound, Unavailable
 from ximler.core.stopping import end
 from ximler.database import Database, leases
-from ximler.database.changes import Feed
+from ximler.database.changes import Callback, Change, Feed
 from ximler.projects import canvas, projects
 from ximler.projects.canvas import WritesByOthers
 from ximler.projects.live import Live
@@ -201,6 +201,47 @@ async def test_a_write_by_another_application_is_a_revision_too(database: Databa
     assert await canvas.replace(database, ada, made.id, {}, based_on={2}) == 3
     stop.set()
     await end(running, patience_s=5)
+
+
+async def test_a_slow_search_for_missed_writes_delays_no_others_and_continues_where_it_failed(
+    database: Database, ada: Actor
+) -> None:
+    made = await projects.create(database, ada, name="P", canvas_data={"a": 1})
+    feed, stop, fails = Feed(database), asyncio.Event(), asyncio.Event()
+    others = WritesByOthers(database, feed)
+    asked: list[object] = []
+
+    async def slow(collection: str, since: object, callback: Callback) -> bool:
+        asked.append(since)
+        if len(asked) == 1:
+            found = {"canvasData": {}}
+            callback(Change(collection=collection, operation="update", id=made.id, updated=found, position="reached"))
+            await fails.wait()
+            raise Unavailable("The server is still reading")
+        return True
+
+    async def wait(true: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(10):
+            while not await true():  # noqa: ASYNC110 (it comes from elsewhere)
+                await asyncio.sleep(0.01)
+
+    async def revised(to: int) -> bool:
+        return (await canvas.read(database, ada, made.id)).canvas_revision == to
+
+    with patch.object(feed, "replay", slow), patch.object(canvas, "_AGAIN_S", 0.01):
+        others._miss("lost")
+        running = [asyncio.create_task(run(stop)) for run in (feed.run, others.run)]
+        await wait(lambda: revised(1))
+        await feed.caught_up()
+        await database.raw["projects"].update_one({"_id": made.id}, {"$set": {"canvasData": {"a": 3}}})
+        await wait(lambda: revised(2))
+        assert asked == ["lost"]
+        fails.set()
+        await wait(lambda: asyncio.sleep(0, len(asked) == 2))
+        assert asked == ["lost", "reached"]
+        stop.set()
+        await asyncio.wait(running, timeout=5)
+    assert [task.result() for task in running] == [None, None]
 
 
 @pytest.mark.parametrize("restarted", [True, False])

@@ -34,6 +34,8 @@ FRESH_S = 1.0
 _AWAIT_MS = 100  # the server answers at least this often, also without events; see decision 6
 _GIVE_UP_S = 5.0  # a connection silent for longer is considered dead
 _REOPEN_S = 0.25
+_REPLAY_S = 60.0  # a server answers after it has read its oplog up to enough writes, or to the end
+_REPLAYED = 500  # writes of a batch: between batches, the process serves others
 _EVERYTHING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})  # these name no document and affect all
 _WRITES = ("insert", "update", "replace", "delete")
 
@@ -125,7 +127,7 @@ class Feed:
         position or since a time of the server's clock. The feed must be running.
 
         Inserts and replacements come without their document. Returns False if the server no longer has all of
-        these writes. Raises Unavailable.
+        these writes. Raises Unavailable: after the position of the last write, a new call continues.
         """
         try:
             async with asyncio.timeout(_GIVE_UP_S):
@@ -141,11 +143,13 @@ class Feed:
         wanted = {"ns.coll": collection, "operationType": {"$in": _WRITES}}
         pipeline: list[dict[str, Any]] = [{"$match": wanted}, {"$project": {"fullDocument": 0}}]
         try:
-            with pymongo.timeout(_GIVE_UP_S):
-                stream = await self._database.raw.watch(pipeline, max_await_time_ms=_AWAIT_MS, **start)
+            with pymongo.timeout(_REPLAY_S):
+                stream = await self._database.raw.watch(
+                    pipeline, max_await_time_ms=_AWAIT_MS, batch_size=_REPLAYED, **start
+                )
             async with stream:
                 while stream.alive:
-                    with pymongo.timeout(_GIVE_UP_S):
+                    with pymongo.timeout(_REPLAY_S):
                         event = await stream.try_next()
                     if event is not None:
                         callback(_change(event))

@@ -26,7 +26,7 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, NotFound, Unavailable, XimlerError
 from ximler.core.extended_json import plain
-from ximler.core.stopping import pause
+from ximler.core.stopping import end, pause
 from ximler.database import Database
 from ximler.database.changes import Change, Feed
 from ximler.database.failures import RefusedChanges
@@ -351,6 +351,7 @@ class WritesByOthers(Follower):
         self._written: set[ObjectId] = set()
         self._last: dict[ObjectId, int] = {}
         self._feed = feed
+        self._lost = asyncio.Event()
         self._missed: set[datetime | str] = set()  # times and positions after which writes may have been missed
         feed.on_gap(lambda: self._miss(feed.lost_after) if self._runs and feed.lost_after else None)
 
@@ -361,19 +362,42 @@ class WritesByOthers(Follower):
 
     def _miss(self, since: datetime | str) -> None:
         self._missed.add(since)
-        self._heard_of.set()
+        self._lost.set()
 
-    async def _find_missed(self) -> None:
-        for since in list(self._missed):
+    async def run(self, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            finding = group.create_task(self._find_missed(stop))
             try:
-                await self._feed.replay(PROJECTS.name, since, self._heard)
-            except BaseException:
-                self._heard_of.set()
-                raise
-            self._missed.discard(since)
+                await super().run(stop)
+            finally:
+                await end([finding])
+
+    async def _find_missed(self, stop: asyncio.Event) -> None:
+        """Replay writes, beside the feed's: the server may take a minute to read its oplog."""
+        while not await pause(stop, None, self._lost):
+            self._lost.clear()
+            try:
+                while self._missed:
+                    await self._replay(self._missed.pop())
+            except Unavailable as error:
+                _log.warning("missed writes wait", reason=error.message)
+                await pause(stop, _AGAIN_S)
+
+    async def _replay(self, since: datetime | str) -> None:
+        reached = since
+
+        def heard(change: Change) -> None:
+            nonlocal reached
+            self._heard(change)
+            reached = change.position
+
+        try:
+            await self._feed.replay(PROJECTS.name, since, heard)
+        except BaseException:
+            self._miss(reached)  # the next attempt continues there
+            raise
 
     async def _work(self) -> None:
-        await self._find_missed()
         while self._written:
             project_id = self._written.pop()
             try:
