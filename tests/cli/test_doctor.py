@@ -108,7 +108,7 @@ def test_a_mongod_without_the_fix_of_its_vulnerability_is_named(settings, versio
 
 
 def test_a_proxy_and_a_mongod_that_cannot_be_meant_are_named():
-    assert doctor._proxies(Settings(public_url="https://ximler.example")).state == "warning"
+    assert doctor.proxies(Settings(public_url="https://ximler.example")).state == "warning"
     assert [check.name for check in doctor._mongod(Settings(mongod="/nowhere/mongod"))] == ["mongod file"]
 
 

@@ -181,3 +181,8 @@ def test_brackets_in_strings_are_no_containers(part: str, monkeypatch: pytest.Mo
     assert len(strict_json.decode(text, values=1000, containers=containers)) == 30 * (1 + part.endswith("[],")) + 1
     with pytest.raises(NotJson, match="more objects and arrays than"):
         strict_json.decode(text, values=1000, containers=containers - 1)
+
+
+def test_the_work_for_negative_zeros_is_bounded() -> None:
+    found = strict_json.decode(b"[" + b"-0," * 20_001 + b"1]", values=30_000, containers=1)
+    assert [str(each) for each in found[-3:]] == ["-0.0", "0", "1"]

@@ -6,6 +6,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 from bson import ObjectId
@@ -131,6 +132,7 @@ async def test_projects_of_other_applications_get_their_search_terms(empty_datab
         {"name": "プロジェクト計画", "description": None},
         {"name": 5},
         {"name": "x", "searchTerms": ["y"]},
+        {"name": "times", "createdAt": [datetime.now(UTC)]},  # no index has two lists of a document
     ]
     await empty_database.raw["projects"].insert_many([{"userId": 1, **text} for text in texts * 300])
     await setup.initialise(empty_database)

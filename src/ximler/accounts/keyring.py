@@ -116,7 +116,10 @@ class Keyring:
         except argon2.exceptions.InvalidHashError:
             return None
         missing = self._hasher.memory_cost * self._hasher.time_cost - theirs.memory_cost * theirs.time_cost
-        return argon2.PasswordHasher(time_cost=1, memory_cost=missing, parallelism=1) if missing >= _LEAST_KIB else None
+        if missing < _LEAST_KIB:
+            return None
+        passes = -(-missing // self._hasher.memory_cost)  # no more memory than a hash of ours
+        return argon2.PasswordHasher(time_cost=passes, memory_cost=max(_LEAST_KIB, missing // passes), parallelism=1)
 
     async def rehash(self, stored: str, password: str) -> str | None:
         """A new hash of a password that matched `stored`, if that has other parameters or another Unicode

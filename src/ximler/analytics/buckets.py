@@ -68,13 +68,12 @@ async def read(database: Database, report: Report, periods: Sequence[Period], by
         else:
             missing.append((start, period_end(start, by) if whole else end))
     for run in _runs(missing):
-        rest = run
+        rest, size = run, _AT_ONCE[by]
         while rest:
-            part = rest[-_AT_ONCE[by] :]
+            part = rest[-size:]
             lines = await report.compute(database, part[0][0], part[-1][1], by)
-            if len(part) < len(rest) and not any(lines.values()):  # probably before the first document
-                part = rest
-                lines = await report.compute(database, part[0][0], part[-1][1], by)
+            # Before the first document a few commands suffice.
+            size = _AT_ONCE[by] if any(lines.values()) else 2 * size
             found |= {start: lines.get(start, []) for start, _ in part}
             kept = [start for start, end in part if start == first_day(start, by) and end == period_end(start, by)]
             known = [stored.get(start) or _fresh(report, by, start) for start in kept]

@@ -133,7 +133,7 @@ async def _examine(loaded: Settings) -> list[Check]:
         *_geoip(loaded),
         await _mail(loaded),
         _public_url(loaded),
-        _proxies(loaded),
+        proxies(loaded),
         _app_url(loaded),
         await asyncio.to_thread(_server, loaded),
     ]
@@ -233,7 +233,7 @@ def _mongod(loaded: Settings) -> list[Check]:
     return [Check("mongod file", "error", f"{loaded.mongod} is not a program", "correct XIMLER_MONGOD, or unset it")]
 
 
-def _proxies(loaded: Settings) -> Check:
+def proxies(loaded: Settings) -> Check:
     from ximler.http.requests import TrustedProxies
 
     try:
@@ -243,7 +243,7 @@ def _proxies(loaded: Settings) -> Check:
     if loaded.trusted_proxies:
         return Check("proxies", "ok", f"client addresses are taken from {', '.join(loaded.trusted_proxies)}")
     if urlsplit(loaded.base_url).scheme == "https":
-        shared = "the proxy that ends TLS is not trusted: all clients share its address, and its throttles"
+        shared = "the proxy that ends TLS is not trusted: all clients share its address and limits"
         return Check("proxies", "warning", shared, "set XIMLER_TRUSTED_PROXIES to the proxy's address")
     return Check("proxies", "ok", "none")
 

@@ -192,9 +192,11 @@ def _announce(settings: Settings) -> None:
         "Ctrl-C stops it.\n",
         file=sys.stderr,
     )
-    from ximler.cli.doctor import folder_mode
+    from ximler.cli.doctor import folder_mode, proxies
 
     if (folder := folder_mode(settings.data_path)).state != "ok":
         _log.warning("the data folder is open", problem=folder.detail, remedy=folder.remedy)
+    if (found := proxies(settings)).state != "ok":
+        _log.warning("clients share an address", problem=found.detail, remedy=found.remedy)
     if settings.public_url is None and not (settings.development and is_loopback(settings.host)):
         _log.warning("links in e-mails lead to this machine only", url=url, remedy="set XIMLER_PUBLIC_URL")

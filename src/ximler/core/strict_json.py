@@ -36,6 +36,8 @@ _UP_TO_ONE = re.compile(
     re.DOTALL,
 )
 
+_MOST_ZEROS = 20_000  # 0.03 s
+
 _PIECE = 1 << 20
 
 _ESCAPED_COLON = rb"\u003"  # and then an A, in either case
@@ -70,7 +72,8 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
     """The value of a JSON text in UTF-8, with at most so many values,
     and objects and arrays among them. Raises NotJson.
 
-    Integers keep all their digits. Numbers with a fraction or an exponent become doubles, and so does `-0`.
+    Integers keep all their digits. Numbers with a fraction or an exponent become doubles, and so do the
+    first 20,000 `-0` of a text. Others become 0.
     """
     if data.startswith(codecs.BOM_UTF8):
         raise NotJson("starts with a byte order mark: send UTF-8 without one", "byte 0")
@@ -80,7 +83,7 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
         with paused_collection(len(data) > _LARGE):
             value = msgspec.json.decode(data)
             if _NEGATIVE_ZERO.search(data):
-                value = msgspec.json.decode(_UP_TO_ONE.sub(_as_double, data))
+                value = msgspec.json.decode(_UP_TO_ONE.sub(_as_double, data, _MOST_ZEROS))
     except RecursionError:
         raise _too_deep(depth, "") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

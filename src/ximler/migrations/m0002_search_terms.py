@@ -33,7 +33,7 @@ async def _count(database: Database) -> int:
 
 async def _texts(database: Database, after: Any) -> list[dict[str, Any]]:
     """Texts and terms in the order of `_id`, deleted projects included: they may be restored."""
-    fields = {"name": 1, "description": 1, "searchTerms": 1, "searchKeys": 1}
+    fields = {"name": 1, "description": 1, "searchTerms": 1, "searchKeys": 1, "createdAt": 1}
     where = {} if after is None else {"_id": {"$gt": after}}
     return await database.projects.aggregate(
         [{"$match": where}, {"$sort": {"_id": 1}}, {"$limit": _BATCH}, {"$project": fields}]
@@ -41,7 +41,12 @@ async def _texts(database: Database, after: Any) -> list[dict[str, Any]]:
 
 
 def _wrong(raw: dict[str, Any]) -> dict[str, Any] | None:
-    """The project's correct terms and their keys, or None if it has them."""
+    """The project's correct terms and their keys, or None if it has them.
+
+    None also for a list in place of `createdAt`: an index cannot have two lists of one document.
+    """
+    if isinstance(raw.get("createdAt"), list):
+        return None
     terms = search.terms_of(raw)
     wanted = {"searchTerms": terms, "searchKeys": search.keys(terms)}
     return None if all(raw.get(name) == value for name, value in wanted.items()) else wanted
