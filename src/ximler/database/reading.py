@@ -19,7 +19,7 @@ from pymongo.read_concern import ReadConcern
 from ximler.core.errors import NotFound
 from ximler.core.ids import Position
 from ximler.core.rows import Rows
-from ximler.database import filters, monitoring, wire
+from ximler.database import monitoring, wire
 from ximler.database.batches import RawBatches
 from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
 from ximler.database.failures import DRIVER_ERRORS, translated
@@ -336,18 +336,11 @@ class ReadableCollection(Generic[D]):
         return final
 
     def _set(self, where: Filter) -> dict[str, Any]:
-        """The filter, checked, with the specification's setters applied to its operands, as Mongoose does.
-
-        Raises Invalid.
-        """
-        filters.check(self.spec.document, where)
-        return self._with_setters(where)
-
-    def _with_setters(self, where: Filter) -> dict[str, Any]:
+        """The filter with the specification's setters applied to its operands, as Mongoose does."""
         if not self._setters:
             return dict(where)
         return {
-            field: [self._with_setters(part) for part in value]
+            field: [self._set(part) for part in value]
             if field in _LOGICAL
             else _with_setter(self._setters.get(field), value)
             for field, value in where.items()
