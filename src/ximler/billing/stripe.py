@@ -395,8 +395,8 @@ def _reference(found: dict[str, Any]) -> str:
 
 
 def _reinstated(moves: Sequence[int]) -> bool:
-    """Whether the disputed money came back. The moves are in the account's settlement currency, so what comes
-    back may differ from what was taken by the change of the exchange rate.
+    """Whether the disputed money came back. The moves are in the account's settlement currency, so the
+    returned amount differs from the one that was taken if the exchange rate has changed.
     """
     taken, back = -sum(each for each in moves if each < 0), sum(each for each in moves if each > 0)
     return back > 0 and back >= _REINSTATED * taken

@@ -107,7 +107,7 @@ async def follow(
     actor = await assets_links.exporter(state.database, state.keyring, object_id(project, "project"), token)
     state.authentication.enter(request.scope["state"], ("url", actor.require_user()))
     given = {"with_versions": versions, "with_assets": assets}
-    # Whoever has the URL must leave the user's own exports their place.
+    # In a place of its own, so that downloads by the URL do not block the user's own exports.
     return await _sent(request, state, actor, project, format, given, place="export by URL")
 
 
