@@ -47,24 +47,26 @@ async def test_of_two_steps_that_hold_an_account_one_is_taken_again_also_if_neit
     assert seen == [1, 2]
 
 
-@pytest.mark.parametrize("module", [renewals, payments])
+@pytest.mark.parametrize(("module", "read"), [(renewals, "find"), (payments, "hold")])
 async def test_a_step_that_another_process_takes_meanwhile_is_taken_once_and_does_not_wait(
-    module: Any, database: Database, other: Database, rail: Sandbox, ada: Actor, buy: Buy, settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
+    module: Any, read: str, database: Database, other: Database, rail: Sandbox, ada: Actor, buy: Buy,
+    settings: Settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     at(database, 2027, 1, 15)
     await buy(ada)
     held = []
 
-    async def hold(transaction: Database, user_id: Any) -> Any:
-        found = await account.hold(transaction, user_id)
+    as_it_was = getattr(module, read)
+
+    async def meanwhile(transaction: Database, user_id: Any) -> Any:
+        found = await as_it_was(transaction, user_id)
         held.append(user_id)
         if len(held) == 1:
             other.clock.offset_ms += database.clock.now_ms() - other.clock.now_ms()
             await run.run(other, sandbox(other, settings))
         return found
 
-    monkeypatch.setattr(module, "hold", hold)
+    monkeypatch.setattr(module, read, meanwhile)
     at(database, 2027, 2, 15, 1)
     result = await run.run(database, rail)
     assert (result.waiting, len(held) > 2) == (0, True)

@@ -13,7 +13,7 @@ import structlog
 from bson import ObjectId
 
 from ximler.billing import invoices, payments, refunds, subscriptions
-from ximler.billing.account import RETRIES, each_in_turn, ends_at, live, remind_at, store
+from ximler.billing.account import RETRIES, each_in_turn, ends_at, find, live, remind_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount
@@ -102,8 +102,8 @@ def _deciding(user_id: ObjectId) -> Callable[[Database], Awaitable[Step]]:
 async def _decide(transaction: Database, user_id: ObjectId) -> Step:
     now = transaction.clock.now()
     # As `hold`, but makes no account for a user who was erased since the account was listed as due.
-    account = await transaction[BILLING_ACCOUNTS].find_one({"_id": user_id})
-    if account is None or account.next_at is None or account.next_at > now:
+    account = await find(transaction, user_id)
+    if account.next_at is None or account.next_at > now:
         return False
     if account.refunds and (account.refund_at or now) <= now:
         return _Drive("refund", account.refunds[0])
