@@ -31,6 +31,7 @@ def test_a_demo_has_a_sound_history_and_is_removed_without_a_trace(ximler, own, 
         first = database.auditlogs.find_one(sort=[("createdAt", 1)])
         assert first["createdAt"] < datetime.now(UTC) - timedelta(days=70)
         assert ximler("demo", "--remove", env=env).stdout == "The demo is removed.\n"
+        assert ximler("demo", "--remove", env=env).stdout == "There is no demo to remove.\n"
         assert database.name not in client.list_database_names()
     assert not (tmp_path / "data" / "demo").exists()
     assert {name: mine[name].count_documents({}) for name in mine.list_collection_names()} == before

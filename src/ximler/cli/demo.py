@@ -72,8 +72,9 @@ def demo(remove: bool, force: bool, as_json: bool, data_dir: Path | None, mongod
         raise Forbidden("This is not a development installation: --force makes a demo all the same")
     theirs = _beside(loaded)
     if remove:
-        context.run(_remove(theirs))
-        context.print_json({"removed": True}) if as_json else click.echo("The demo is removed.")
+        removed = context.run(_remove(theirs))
+        text = "The demo is removed." if removed else "There is no demo to remove."
+        context.print_json({"removed": removed}) if as_json else click.echo(text)
         return
     mark = theirs.data_path / _MARK
     if mark.exists():
@@ -109,11 +110,11 @@ def _refuse_foreign(folder: Path) -> None:
         raise Conflict(f"{folder} is not empty, and no demo: move it, or use another --data-dir")
 
 
-async def _remove(theirs: Settings) -> None:
+async def _remove(theirs: Settings) -> bool:
     folder = theirs.data_path
     mark = folder / _MARK
     if not folder.exists():
-        return
+        return False
     _refuse_foreign(folder)
     if theirs.mongodb_uri:
         if not mark.exists() or msgspec.json.decode(mark.read_bytes(), type=Demo).database != _place(theirs):
@@ -126,6 +127,7 @@ async def _remove(theirs: Settings) -> None:
         if await server.attach(folder):
             raise Conflict(f"The demo's server is running on {folder}: stop it first")
     shutil.rmtree(folder)
+    return True
 
 
 async def _make(theirs: Settings) -> Demo:
