@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import socket
 import threading
@@ -117,6 +118,54 @@ def test_long_headers_are_431_and_shorter_ones_pass(serve: Serve) -> None:
     url = serve().url
     assert httpx.get(url, headers={"x-a": "a" * 70_000}).status_code == 431
     assert httpx.get(url, headers={"x-a": "a" * 60_000}).status_code == 200
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code", "detail"),
+    [
+        (HEAD + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", 400, "BAD_REQUEST", "Content-Length"),
+        (HEAD + b"Content-Length: 2, 2\r\n\r\n{}", 400, "BAD_REQUEST", "Content-Length"),
+        (HEAD + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "BAD_REQUEST", "Transfer-Encoding"),
+        (HEAD + b"Transfer-Encoding: gzip\r\n\r\n", 400, "BAD_REQUEST", "Transfer-Encoding"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\nx", 400, "BAD_REQUEST", "chunk size"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\naa", 400, "BAD_REQUEST", "chunk data"),
+        (HEAD + b"X A: b\r\n\r\n", 400, "BAD_REQUEST", "header"),
+        (HEAD + b"X-A: \0\r\n\r\n", 400, "BAD_REQUEST", "header"),
+        (HEAD + b"X-A: a\r\n b\r\n\r\n", 400, "BAD_REQUEST", "header"),
+        (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400, "BAD_REQUEST", "path"),
+        (b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "BAD_REQUEST", "Invalid HTTP request received."),
+        (b"GE\0 / HTTP/1.1\r\n\r\n", 400, "BAD_REQUEST", "method"),
+        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 70_000), 431, "HEADERS_TOO_LARGE", "65,536 bytes"),
+    ],
+)
+def test_a_request_that_cannot_be_parsed_is_refused_as_the_application_refuses(
+    serve: Serve, sent: bytes, status: int, code: str, detail: str
+) -> None:
+    with serve().connect() as connection:
+        connection.sendall(sent)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\ncontent-type: application/problem+json\r\n" in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert detail in problem["detail"]
+
+
+def test_requests_before_one_that_cannot_be_parsed_are_answered(serve: Serve) -> None:
+    """Its error stood where their answers were expected."""
+    with serve().connect() as connection:
+        connection.sendall((HEAD + b"Content-Length: 2\r\n\r\nab") * 2 + HEAD + b"Content-Length: x\r\n\r\n")
+        answers = read_all(connection)
+    assert answers.count(b"HTTP/1.1 ") == answers.count(b"HTTP/1.1 200 OK\r\n") == 2
+
+
+def test_a_full_server_says_so_as_the_application_would(serve: Serve) -> None:
+    answer = httpx.get(serve(connections=1).url)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert (answer.json()["code"], answer.headers["content-type"]) == ("OVERLOADED", "application/problem+json")
 
 
 def test_endless_trailers_are_refused(serve: Serve) -> None:

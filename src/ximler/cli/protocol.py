@@ -14,15 +14,23 @@
 
 The time without a reading application does not count against a body. Only requests that do not arrive at
 once, and responses that are not taken at once, need a timer. The application limits the size of bodies.
+
+Requests that cannot be parsed are answered as the application answers errors.
 """
 
 import asyncio
 import contextlib
+import secrets
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any, Literal
 
+import httptools
+import msgspec
+from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
     HEADER_VALUE_RE,
@@ -33,6 +41,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from ximler.core.in_flight import SLOW, InFlight
 from ximler.core.networks import contains, is_loopback, parse_network, subscriber
+from ximler.http import problems
 
 try:
     from fcntl import ioctl
@@ -43,7 +52,31 @@ except ImportError:  # Windows
 __all__ = ["Addresses", "Protocol"]
 
 _LARGE = 65_536  # bytes of a body that are not worth copying to save a system call
-_REFUSAL = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
+
+
+def _problem(status: int, code: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body of an error for which the application is not asked."""
+    request_id = secrets.token_hex(8)
+    problem = problems.Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, request_id=request_id
+    )
+    body = msgspec.json.encode(problem)
+    headers = [
+        (b"content-type", problems.MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-request-id", request_id.encode()),
+        (b"connection", b"close"),
+    ]
+    return headers, body
+
+
+async def _full(_scope: Any, _receive: Any, send: Any) -> None:
+    headers, body = _problem(503, "OVERLOADED", "The server has too many connections at this moment")
+    headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class _Answers:
@@ -263,15 +296,21 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._unread > self.header_bytes:
-            self._refuse()
+            self._refuse_long()
         elif self._arriving and self._deadline is None:
             self._wait()
 
     def send_400_response(self, msg: str) -> None:
+        """Called while the parser's error is handled."""
         if self._too_long:
-            self._refuse()
+            self._refuse_long()
+        elif self.answering and self._arriving != "body":
+            self.cycle.keep_alive = False  # the requests before are answered, then the connection ends
         else:
-            super().send_400_response(msg)
+            error = sys.exception()
+            if error is not None and not isinstance(error, httptools.HttpParserCallbackError):
+                msg = f"{msg.removesuffix('.')}: {error}"
+            self._refuse(400, "BAD_REQUEST", msg)
 
     def on_message_begin(self) -> None:
         self._arriving = "headers"
@@ -336,12 +375,25 @@ class Protocol(HttpToolsProtocol):
     def answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 
-    def _refuse(self) -> None:
+    def _refuse_long(self) -> None:
+        most = f"{self.header_bytes:,} bytes"
+        self._refuse(431, "HEADERS_TOO_LARGE", f"The request's first line and headers may have {most} together")
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        """Answer the request that is arriving, unless another answer, or its own, has begun."""
         if self.answering:
-            self.transport.abort()
-        else:
-            self.transport.write(_REFUSAL)
-            self.transport.close()
+            if self.pipeline or self._arriving != "body" or self.cycle.response_started:
+                self.transport.abort()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        headers, body = _problem(status, code, detail)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, _full if app is service_unavailable else app)
 
     def _wait(self) -> None:
         seconds = self.headers_s if self._arriving == "headers" else self.body_s
