@@ -151,6 +151,8 @@ def test_a_request_that_cannot_be_parsed_is_refused_as_the_application_refuses(
     assert b"\r\ncontent-type: application/problem+json\r\n" in head
     problem = json.loads(body)
     assert (problem["status"], problem["code"]) == (status, code)
+    assert f"x-request-id: {problem['requestId']}\r\n".encode() in head
+    assert b"content-security-policy: default-src 'none'" in head
     assert detail in problem["detail"]
 
 
@@ -164,7 +166,7 @@ def test_requests_before_one_that_cannot_be_parsed_are_answered(serve: Serve) ->
 
 def test_a_full_server_says_so_as_the_application_would(serve: Serve) -> None:
     answer = httpx.get(serve(connections=1).url)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert (answer.json()["code"], answer.headers["content-type"]) == ("OVERLOADED", "application/problem+json")
 
 

@@ -20,16 +20,15 @@ Requests that cannot be parsed are answered as the application answers errors.
 
 import asyncio
 import contextlib
-import secrets
 import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Any, Literal
 
 import httptools
 import msgspec
+import structlog
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
@@ -39,9 +38,10 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from ximler.core.in_flight import SLOW, InFlight
+from ximler.core.in_flight import SLOW, InFlight, Overloaded
 from ximler.core.networks import contains, is_loopback, parse_network, subscriber
 from ximler.http import problems
+from ximler.http.requests import SAFE_HEADERS, random_id
 
 try:
     from fcntl import ioctl
@@ -51,31 +51,35 @@ except ImportError:  # Windows
 
 __all__ = ["Addresses", "Protocol"]
 
+_log = structlog.get_logger("ximler.http")
 _LARGE = 65_536  # bytes of a body that are not worth copying to save a system call
 
 
-def _problem(status: int, code: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """The headers and the body of an error for which the application is not asked."""
-    request_id = secrets.token_hex(8)
-    problem = problems.Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, request_id=request_id
-    )
+def _refusal(problem: problems.Problem, client: tuple[str, int] | None) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of the answer to a request that the application does not see. Logs it, as the
+    application logs its own.
+    """
     body = msgspec.json.encode(problem)
     headers = [
         (b"content-type", problems.MEDIA_TYPE.encode()),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
-        (b"x-request-id", request_id.encode()),
+        *SAFE_HEADERS,
+        (b"x-request-id", str(problem.request_id).encode()),
         (b"connection", b"close"),
     ]
+    address = client[0] if client else None
+    _log.info(
+        "request refused", request_id=problem.request_id, address=address, status=problem.status, code=problem.code
+    )
     return headers, body
 
 
-async def _full(_scope: Any, _receive: Any, send: Any) -> None:
-    headers, body = _problem(503, "OVERLOADED", "The server has too many connections at this moment")
-    headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
+async def _full(scope: Any, _receive: Any, send: Any) -> None:
+    error = Overloaded("The server has too many connections at this moment: try again in a moment")
+    headers, body = _refusal(problems.body(error, random_id()), scope["client"])
+    more = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
+    await send({"type": "http.response.start", "status": 503, "headers": headers + more})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -310,7 +314,7 @@ class Protocol(HttpToolsProtocol):
             error = sys.exception()
             if error is not None and not isinstance(error, httptools.HttpParserCallbackError):
                 msg = f"{msg.removesuffix('.')}: {error}"
-            self._refuse(400, "BAD_REQUEST", msg)
+            self._refuse(400, msg)
 
     def on_message_begin(self) -> None:
         self._arriving = "headers"
@@ -377,9 +381,9 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse_long(self) -> None:
         most = f"{self.header_bytes:,} bytes"
-        self._refuse(431, "HEADERS_TOO_LARGE", f"The request's first line and headers may have {most} together")
+        self._refuse(431, f"The request's first line and headers may have {most} together")
 
-    def _refuse(self, status: int, code: str, detail: str) -> None:
+    def _refuse(self, status: int, detail: str) -> None:
         """Answer the request that is arriving, unless another answer, or its own, has begun."""
         if self.answering:
             if self.pipeline or self._arriving != "body" or self.cycle.response_started:
@@ -387,7 +391,7 @@ class Protocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        headers, body = _problem(status, code, detail)
+        headers, body = _refusal(problems.bad_request(detail, random_id(), status), self.client)
         lines = [b"%b: %b\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
         self.transport.close()

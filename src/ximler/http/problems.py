@@ -48,7 +48,7 @@ _STATUS: dict[type[XimlerError], int] = {
     LimitExceeded: 429,
     Unavailable: 503,
 }
-# Errors that Litestar raises before a route is reached.
+# Errors of requests that do not reach a route.
 _CODES = {
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
@@ -57,6 +57,7 @@ _CODES = {
     415: "UNSUPPORTED_MEDIA_TYPE",
     422: "INVALID",
     428: "PRECONDITION_REQUIRED",
+    431: "HEADERS_TOO_LARGE",
 }
 _PHRASES = {
     413: "Content Too Large",
@@ -116,9 +117,10 @@ def body(error: XimlerError, request_id: str | None) -> Problem:
     )
 
 
-def bad_request(detail: str, request_id: str | None) -> Problem:
+def bad_request(detail: str, request_id: str | None, status: int = 400) -> Problem:
     """For a request that breaks HTTP's own rules."""
-    return Problem(title=_phrase(400), status=400, detail=detail, code="BAD_REQUEST", request_id=request_id)
+    code = _CODES.get(status, "BAD_REQUEST")
+    return Problem(title=_phrase(status), status=status, detail=detail, code=code, request_id=request_id)
 
 
 def headers_of(error: XimlerError) -> dict[str, str]:

@@ -51,7 +51,7 @@ _OF_BODIES = frozenset({b"content-length", b"content-type"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 # Defaults, which an answer may override.
-_SAFE_HEADERS = [
+SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"same-origin"),
@@ -109,7 +109,7 @@ class Requests:
         self._app = app
         self.in_flight = in_flight or InFlight(2**63)
         self._proxies = proxies
-        self._safe = [*_SAFE_HEADERS, _HSTS] if https else _SAFE_HEADERS
+        self._safe = [*SAFE_HEADERS, _HSTS] if https else SAFE_HEADERS
         self._safe_names = frozenset(name for name, _ in self._safe)
         self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
@@ -224,7 +224,7 @@ def _debug(logger: Any, event: str, **fields: Any) -> None:
 _ids: list[str] = []
 
 
-def _random_id() -> str:
+def random_id() -> str:
     """16 random digits: one system call for many."""
     try:
         return _ids.pop()
@@ -249,7 +249,7 @@ class _Head:
     )
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self.request_id = _random_id()  # the client's own id is only logged: it may repeat that of another request
+        self.request_id = random_id()  # the client's own id is only logged: it may repeat that of another request
         self._twice = b""
         found = dict(headers)
         if len(found) < len(headers):
