@@ -193,6 +193,7 @@ class Results:
 
     def _heard(self, change: Change) -> None:
         self._positions[change.collection] = change.position
+        self._began = self._began or change.position  # the same in every process that heard it
 
     def _gap(self) -> None:
         self._positions.clear()
