@@ -171,17 +171,23 @@ async def test_an_upgrade_is_expansion_by_its_price_and_history_stays(
 ) -> None:
     await add_plan(database, "team", 99)
     at(database, 2027, 11, 1)
-    ada = await buyer()
+    ada, bob = await buyer(), await buyer()
     await buy(ada)
     at(database, 2027, 11, 15)
     await changes.change(database, rail, ada, plan_id="team")
-    await database.raw["plans"].update_one({"id": "team"}, {"$set": {"price": 139}})
+    paid = await database.payments.find({"userId": ada.user_id, "status": "PAID"})
+    assert 2900 in (amounts := sorted(each.amount_minor for each in paid))
+    assert (len(amounts), 7000 in amounts) == (2, False)  # what the rest of the month costs
     (found,) = await report(database, *NOVEMBER)
     assert (found.start_minor, found.new_minor, found.expansion_minor, found.end_minor) == (0, 2900, 7000, 9900)
     assert found.committed_minor == 9900
     await changes.change(database, rail, ada, plan_id="pro")
-    later = await on(database, 2027, 11, 15)
-    assert (later.end_minor, later.committed_minor) == (9900, 2900)
+    await database.raw["plans"].update_one({"id": "pro"}, {"$set": {"price": 39}})
+    await buy(bob)
+    first, later = [await on(database, 2027, 11, day) for day in (1, 15)]
+    assert (first.new_minor, first.end_minor) == (2900, 2900)
+    assert (later.new_minor, later.expansion_minor, later.end_minor) == (3900, 7000, 13_800)
+    assert later.committed_minor == 2900 + 3900
 
 
 async def test_the_last_day_is_the_same_by_day_week_and_month(database: Database) -> None:
@@ -371,7 +377,7 @@ async def test_planted_errors_in_rollups_are_found_and_corrected(database: Datab
     await database[REVENUE_MONTHS].delete({"_id": "USD:2027-11"})
     await database[REVENUE_MONTHS].patch({"_id": "USD:2027-12"}, {"$set": {"lost": 9}})
     wrong = {(each.rollup, each.id): each.problem for each in await verification.verify(database)}
-    assert "end_minor is 7, not 12000" in wrong["customerdays", f"{ada}:USD:2027-11-02"]
+    assert "endMinor is 7, not 12000" in wrong["customerdays", f"{ada}:USD:2027-11-02"]
     assert wrong["customerdays", f"{bob}:USD:2027-11-02"] == "is missing"
     assert wrong["customerdays", invented["_id"]] == "does not follow from the ledger"
     assert "churned is 9, not 1" in wrong["revenuedays", "USD:2027-12-05"]

@@ -140,5 +140,9 @@ def _differs(stored: RevenueDay | RevenueMonth | None, expected: Mapping[str, An
 def _how(stored: CustomerDay | None, expected: CustomerDay | None) -> str:
     if stored is None or expected is None:
         return "is missing" if stored is None else "does not follow from the ledger"
-    names = [name for name in stored.__struct_fields__ if getattr(stored, name) != getattr(expected, name)]
-    return "; ".join(f"{name} is {getattr(stored, name)!r}, not {getattr(expected, name)!r}" for name in names)
+    names = zip(stored.__struct_fields__, stored.__struct_encode_fields__, strict=True)
+    return "; ".join(
+        f"{shown} is {getattr(stored, name)!r}, not {getattr(expected, name)!r}"
+        for name, shown in names
+        if getattr(stored, name) != getattr(expected, name)
+    )

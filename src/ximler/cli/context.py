@@ -336,7 +336,12 @@ def print_json(value: object) -> None:
 
 def fields(thing: object, names: str) -> dict[str, Any]:
     """Attributes for JSON: `fields(key, "id last_used")` is `{"id": …, "lastUsed": …}`."""
-    return {re.sub("_(.)", lambda found: found[1].upper(), name): getattr(thing, name) for name in names.split()}
+    return {camel(name): getattr(thing, name) for name in names.split()}
+
+
+def camel(name: str) -> str:
+    """`lastUsed` for `last_used`."""
+    return re.sub("_(.)", lambda found: found[1].upper(), name)
 
 
 def minute(moment: datetime | None, otherwise: str = "") -> str:

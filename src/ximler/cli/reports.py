@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ximler.cli.context import Run, connected, counted, paged, progress_bar
+from ximler.cli.context import Run, camel, connected, counted, fields, paged, progress_bar
 from ximler.core.money import Money
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ async def cohorts(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
         return
     if as_csv:
         print_csv(
-            ["currency", "cohort", "size", *revenue.CohortMonth.__struct_fields__],
+            ["currency", "cohort", "size", *map(camel, revenue.CohortMonth.__struct_fields__)],
             [
-                {"currency": each.currency, "cohort": each.month, "size": each.size, **msgspec.structs.asdict(month)}
+                {"currency": each.currency, "cohort": each.month, "size": each.size, **row_of(month)}
                 for each in found
                 for month in each.months
             ],
@@ -172,7 +172,7 @@ async def cohorts(run: Run, as_csv: bool, as_plot: bool, **asked: Any) -> None:
     longest = max((len(each.months) for each in found), default=0)
     run.show_list(
         found,
-        row=msgspec.to_builtins,
+        row=lambda each: row_of(each) | {"months": [row_of(month) for month in each.months]},
         columns={
             "Month": lambda each: f"{each.month:%Y-%m}",
             "Currency": lambda each: each.currency,
@@ -240,9 +240,6 @@ async def coupon_invoices(run: Run, code: str, limit: int, after: Any, as_csv: b
             "User": lambda each: each.user_id,
             "Taken off": money("discount_minor"),
         },
-        row=lambda each: (
-            msgspec.structs.asdict(each) | {"invoice_id": str(each.invoice_id), "user_id": str(each.user_id)}
-        ),
         empty=_NO_COUPONS,
     )
 
@@ -272,7 +269,6 @@ async def movements(run: Run, kind: Any, limit: int, after: Any, as_csv: bool, *
             "Before": money("start_minor"),
             "After": money("end_minor"),
         },
-        row=lambda each: msgspec.structs.asdict(each) | {"user_id": str(each.user_id)},
     )
 
 
@@ -290,16 +286,12 @@ async def verify(run: Run, repair: bool) -> int | None:
     if wrong and repair:
         await verification.rebuild(run.database)
     if run.as_json:
-        ledger = [
-            {name: str(value) for name, value in msgspec.structs.asdict(each).items()}
-            | {"recorded_minor": each.recorded_minor, "actual_minor": each.actual_minor}
-            for each in found
-        ]
-        run.show({"items": ledger, "next": None, "rollups": [msgspec.structs.asdict(each) for each in wrong]}, "")
+        items = [row_of(each) for each in found]
+        run.show({"items": items, "next": None, "rollups": [row_of(each) for each in wrong]}, "")
     else:
         run.show_list(
             found,
-            row=msgspec.structs.asdict,
+            row=row_of,
             columns={
                 "User": lambda each: each.user_id,
                 "Subscription": lambda each: each.subscription_id,
@@ -314,7 +306,7 @@ async def verify(run: Run, repair: bool) -> int | None:
         if wrong:
             run.show_list(
                 wrong,
-                row=msgspec.structs.asdict,
+                row=row_of,
                 columns={
                     "Rollup": lambda each: each.rollup,
                     "Id": lambda each: each.id,
@@ -357,13 +349,17 @@ def show(
     as_csv: bool,
     columns: dict[str, Callable[[Any], object]],
     empty: str = _EMPTY,
-    row: Callable[[Any], dict[str, Any]] = msgspec.structs.asdict,
 ) -> None:
     if as_csv:
         items = found if isinstance(found, Sequence) else found.items
-        print_csv(kind.__struct_fields__, [row(each) for each in items])
+        print_csv([*map(camel, kind.__struct_fields__)], [row_of(each) for each in items])
     else:
-        run.show_list(found, row=row, columns=columns, empty=empty)
+        run.show_list(found, row=row_of, columns=columns, empty=empty)
+
+
+def row_of(each: msgspec.Struct) -> dict[str, Any]:
+    """Its fields, by the names that JSON, CSV and GraphQL give them."""
+    return fields(each, " ".join(each.__struct_fields__))
 
 
 def print_csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> None:

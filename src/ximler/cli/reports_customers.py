@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ximler.cli.context import Run, connected, paged
+from ximler.cli.context import Run, connected, fields, paged
 from ximler.cli.reports import (
     Day,
     asked_range,
@@ -80,20 +80,13 @@ async def payments(run: Run, failed: bool, limit: int, after: Any, as_csv: bool,
     """List the payments behind the figures of cash."""
     from ximler.analytics import cash as report
 
+    columns = ["id", "userId", "paidAt", "createdAt", "amount", "status", "failure"]
+
     def row(each: Any) -> dict[str, Any]:
-        return {
-            "id": str(each.id),
-            "user_id": str(each.user_id),
-            "paid_at": each.paid_at,
-            "created_at": each.created_at,
-            "amount": str(each.amount_money),
-            "status": each.status,
-            "failure": each.failure,
-        }
+        return fields(each, "id user_id paid_at created_at status failure") | {"amount": str(each.amount_money)}
 
     page = await report.payments(run.database, run.actor, failed=failed, first=limit, after=after, **asked_range(asked))
     if as_csv:
-        columns = ("id", "user_id", "paid_at", "created_at", "amount", "status", "failure")
         print_csv(columns, [row(each) for each in page.items])
         return
     run.show_list(
