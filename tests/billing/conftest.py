@@ -18,6 +18,7 @@ from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.checkout import Checkout
 from ximler.schema.invoice import Invoice
+from ximler.schema.job import OUTBOX
 from ximler.schema.plan import Plan, PlanLimits
 from ximler.schema.sandbox_object import SANDBOX_OBJECTS
 from ximler.schema.subscription import Subscription
@@ -166,3 +167,11 @@ async def card_of(database: Database, actor: Actor, number: str) -> None:
     """The customer's saved card becomes another."""
     method = f"pm_{number.replace(' ', '')}"
     await database[BILLING_ACCOUNTS].patch({"_id": actor.user_id}, {"$set": {"method.id": method}})
+
+
+async def notices(database: Database, user_id: ObjectId | None) -> list[tuple[str, str]]:
+    """Title and text of the user's notices, oldest first. No worker has added them to the inbox yet."""
+    jobs = await database[OUTBOX].find(
+        {"kind": "notifications.announce", "payload.userId": user_id}, sort=[("createdAt", 1), ("_id", 1)]
+    )
+    return [(each.payload["title"], each.payload["message"]) for each in jobs]

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
-from tests.billing.conftest import moved
+from tests.billing.conftest import moved, notices
 
 from ximler.billing.verify import verify
 from ximler.database import Database
@@ -39,7 +39,6 @@ async def state(database: Database, user_id: ObjectId) -> dict[str, Any]:
     account = await database[BILLING_ACCOUNTS].find_one({"_id": user_id})
     entitled = await database.raw["entitlements"].find_one({"_id": user_id})
     invoices = await database[INVOICES].find({"userId": user_id, "year": {"$gt": 0}})
-    notices = await database.notifications.find({"userId": user_id})
     return {
         "subscriptions": sorted(
             (
@@ -60,7 +59,7 @@ async def state(database: Database, user_id: ObjectId) -> dict[str, Any]:
         "method": account and account.method and (account.method.label, account.method.declined),
         "limits": entitled and entitled["planId"],
         "coupons": {each.code: each.used_count for each in await database.coupons.find({"code": {"$gt": ""}})},
-        "notices": sorted(each.title for each in notices),
+        "notices": sorted(title for title, _ in await notices(database, user_id)),
     }
 
 

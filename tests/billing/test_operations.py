@@ -13,6 +13,7 @@ from tests.billing.conftest import (
     at,
     last_invoice,
     moved,
+    notices,
     paid,
     renewed_with,
     subscription,
@@ -110,7 +111,7 @@ async def test_subscribers_move_to_a_new_price_from_their_next_period_and_are_no
     for moved_now, already in ((1, 0), (0, 1)):
         done = await operations.reprice(database, OPERATOR, plan_id="pro")
         assert (done.moved, done.already) == (moved_now, already)
-    titles = [each.title for each in await database.notifications.find({"userId": stays.user_id})]
+    titles = [title for title, _ in await notices(database, stays.user_id)]
     assert titles.count("The price of Pro changes") == 1
     await run.forward(database, rail, database.clock.now() + timedelta(days=65))
     assert await paid(database, stays) == [2320, 3500, 3500]

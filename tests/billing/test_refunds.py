@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.billing.conftest import OPERATOR, Buy, moved, paid
+from tests.billing.conftest import OPERATOR, Buy, moved, notices, paid
 
 from ximler.billing import account, events, refunds, run
 from ximler.billing.pricing import Line
@@ -215,7 +215,7 @@ async def test_money_that_the_bank_takes_back_does_not_stay_in_the_balance_as_we
     await rail.decide_dispute(dispute, "LOST")
     await asyncio.gather(*(events.process(database, rail) for _ in range(3)))
     assert await refunds.observe_dispute(database, rail, dispute)  # another event of the same dispute
-    withdrawn = [each.title for each in await database.notifications.find({"userId": ada.user_id})]
+    withdrawn = [title for title, _ in await notices(database, ada.user_id)]
     assert f"A refund of {Money(1500 - left, 'USD')} was withdrawn" in withdrawn
     account = await database[BILLING_ACCOUNTS].get(ada.require_user())
     assert account.balances.get("USD", 0) == left

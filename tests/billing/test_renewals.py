@@ -18,6 +18,7 @@ from tests.billing.conftest import (
     card_of,
     last_invoice,
     moved,
+    notices,
     paid,
     renewed_with,
     subscription,
@@ -149,7 +150,7 @@ async def test_cancelled_at_the_end_it_runs_until_then_and_can_be_resumed(
     found = await subscriptions.cancel(database, ada, reason="TOO_EXPENSIVE")
     assert (found.status, found.auto_renew, found.end_date) == ("ACTIVE", False, found.period_end)
     await subscriptions.cancel(database, ada)  # a second click
-    titles = [each.title for each in await database.notifications.find({"userId": ada.user_id})]
+    titles = [title for title, _ in await notices(database, ada.user_id)]
     assert titles.count("Your subscription is cancelled") == 1
     found = await subscriptions.resume(database, ada)
     assert (found.auto_renew, found.end_date) == (True, None)
@@ -274,7 +275,7 @@ async def test_a_trial_is_free_and_bills_at_its_end_once_a_person(
         assert (found.plan_id, found.trial_end, found.period_end) == (plan_id, end, end)
     await run.forward(database, rail, datetime(2027, 2, 16, tzinfo=UTC))
     assert await paid(database, ada) == [2000, 2000]
-    titles = [each.title for each in await database.notifications.find({"userId": ada.user_id})]
+    titles = [title for title, _ in await notices(database, ada.user_id)]
     assert titles.count("Your trial ends soon") == 1
     again = await buyer()
     assert (await buy(again, "try")).problem == "The free trial was used with this payment method already"

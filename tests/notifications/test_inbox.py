@@ -15,6 +15,8 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.notifications import inbox
+from ximler.notifications.inbox import Link
+from ximler.schema.job import OUTBOX
 from ximler.schema.user import User
 from ximler.worker import Worker
 
@@ -112,6 +114,28 @@ async def test_a_repeated_job_notifies_the_user_once(database, ada, me, worker, 
     await worker.run_due()
     assert len(mailbox.messages) == 1
     assert len((await inbox.page(database, me)).items) == 1
+
+
+async def test_an_announcement_costs_one_command_and_its_job_adds_it_once_and_mails_it(
+    database, ada, me, worker, mailbox
+) -> None:
+    with round_trips() as trips:
+        await inbox.announce(database, ada.id, "BILLING", "Paid\n", "Thank you.", {"n": 1}, link=Link("/i", "Open"))
+    assert trips == [("insert", "outbox")]
+    (job,) = await database[OUTBOX].find({"kind": "notifications.announce"})
+    assert await worker.run_due() == 1
+    (told,) = (await inbox.page(database, me)).items
+    assert (told.id, told.created_at, told.title) == (job.id, job.created_at, "Paid")
+    assert told.metadata == {"n": 1, "link": {"path": "/i", "label": "Open"}}
+    assert f"{URL}/i" in mailbox.messages[0].get_body(("plain",)).get_content()
+    await database[OUTBOX].patch(
+        {"_id": job.id}, {"$set": {"status": "PENDING", "runAt": job.run_at}}
+    )  # its worker died
+    assert await worker.run_due() == 1
+    assert [each.id for each in (await inbox.page(database, me)).items] == [job.id]
+    await inbox.announce(database, ObjectId(), "BILLING", "Paid", "Thank you.")  # who has left
+    assert await worker.run_due() == 1
+    assert await database.notifications.count({}) == 1
 
 
 async def test_a_notification_costs_one_command_and_a_mail_one_more(database, ada) -> None:

@@ -84,6 +84,9 @@ async def process(database: Database, provider: Provider) -> int:
         if waiting and (claimed := await _claim(database, waiting, due)):
             await handle_each(database, provider, claimed)
             count += len(claimed)
+        # Applying a payment's event makes no other event due, and new ones wake the caller.
+        if len(found) < _TOGETHER and all(each.kind == "intent.changed" for each in found):
+            return count
 
 
 async def _settle(database: Database, found: Sequence[_Due]) -> list[Any]:

@@ -1,5 +1,5 @@
 """Billing's notices to users: in the inbox, and by mail if their preferences ask for it.
-Part of each step's transaction."""
+Each is a job of the step's transaction."""
 
 from datetime import datetime
 
@@ -133,9 +133,7 @@ async def refund_withdrawn(transaction: Database, user_id: ObjectId, amount: Mon
 async def _notify(
     transaction: Database, user_id: ObjectId, title: str, text: str, invoice: Invoice | None = None, *, label: str = ""
 ) -> None:
-    """With a link to the page of the invoice, if there is one."""
-    user = await transaction.users.find_one({"_id": user_id})
-    if user is not None:
-        metadata = {"invoiceId": str(invoice.id)} if invoice else None
-        link = Link(f"/invoices/{invoice.id}", label) if invoice else None
-        await inbox.notify(transaction, user, "BILLING", title, text, metadata, link=link)
+    """With a link to the page of the invoice, if there is one. One command."""
+    metadata = {"invoiceId": str(invoice.id)} if invoice else None
+    link = Link(f"/invoices/{invoice.id}", label) if invoice else None
+    await inbox.announce(transaction, user_id, "BILLING", title, text, metadata, link=link)

@@ -79,7 +79,7 @@ async def run_due(run: Run, until: datetime | None) -> int:
         if not now < until <= now + _LONGEST:
             raise click.UsageError(f"--until: {until:%Y-%m-%d} is not within the next ten years")
         tools = equip(run.settings, background=False)(database=database)
-        mail = "notifications.send"
+        mail = "notifications.announce"
         worker = Worker(tools, handlers={mail: outbox.HANDLERS[mail]})
         try:
             result = await forward(

@@ -1,10 +1,12 @@
 """A user's inbox: notifications and read marks. Owns `notifications`.
 
-A notification is written in the transaction of the change it reports. All appear in the inbox.
-`notificationSettings.email` decides whether one is mailed too, and is checked again when the mail is sent.
+A notification is written in the transaction of the change it reports (`notify`), or by a job that this
+transaction enqueues (`announce`). All appear in the inbox. `notificationSettings.email` decides whether one
+is mailed too, and is checked again when the mail is sent.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from bson import ObjectId
@@ -15,9 +17,10 @@ from ximler.core.ids import Position
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
 from ximler.database.collection import Page
+from ximler.database.failures import DocumentExists
 from ximler.database.topics import Topic
 from ximler.notifications.email import Mailer, compose, greeting
-from ximler.schema.document import Document
+from ximler.schema.document import Document, Mixed
 from ximler.schema.notification import NOTIFICATIONS, Notification, NotificationType
 from ximler.schema.user import User
 
@@ -27,6 +30,7 @@ __all__ = [
     "Link",
     "Notified",
     "Sign",
+    "announce",
     "get",
     "mark_all_read",
     "mark_read",
@@ -76,9 +80,9 @@ async def notify(
             id=occasion or ObjectId(),
             user_id=user.id,
             type=type,
-            title=" ".join(title.split()),  # a mail's subject is a single line
+            title=_one_line(title),
             message=message,
-            metadata={**(metadata or {}), **({"link": link._asdict()} if link else {})},
+            metadata=_with_link(metadata, link),
         )
     )
     if _wants_mail(user, type):
@@ -99,7 +103,59 @@ async def send(payload: Notified, *, database: Database, settings: Settings, mai
     """
     user = await database.users.find_one({"_id": payload.user_id})
     notification = await database.notifications.find_one({"_id": payload.notification_id, "userId": payload.user_id})
-    if user is None or notification is None or not _wants_mail(user, notification.type):
+    if user is not None and notification is not None:
+        await _mail(user, notification, settings, mailer, sign)
+
+
+class Announced(Document, kw_only=True):
+    user_id: ObjectId
+    type: NotificationType
+    title: str
+    message: str
+    metadata: Mixed
+
+
+async def announce(
+    transaction: Database,
+    user_id: ObjectId,
+    type: NotificationType,  # noqa: A002 (the field's own name)
+    title: str,
+    message: str,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    link: Link | None = None,
+) -> None:
+    """As `notify`, by a job, which reads the user: always one command."""
+    announced = Announced(
+        user_id=user_id, type=type, title=_one_line(title), message=message, metadata=_with_link(metadata, link)
+    )
+    await _announce.enqueue(transaction, announced)
+
+
+@outbox.job("notifications.announce", Announced)
+async def _announce(
+    payload: Announced, *, job: outbox.Job, database: Database, settings: Settings, mailer: Mailer, sign: Sign
+) -> None:
+    """Add the notification, with the id and the time of the job, and mail it. Nothing for users who left."""
+    user = await database.users.find_one({"_id": payload.user_id})
+    if user is None:
+        return
+    notification = Notification(
+        id=job.id,
+        created_at=job.created_at,
+        user_id=user.id,
+        type=payload.type,
+        title=payload.title,
+        message=payload.message,
+        metadata=payload.metadata,
+    )
+    with suppress(DocumentExists):  # the job is repeated
+        await database.notifications.insert(notification)
+    await _mail(user, notification, settings, mailer, sign)
+
+
+async def _mail(user: User, notification: Notification, settings: Settings, mailer: Mailer, sign: Sign) -> None:
+    if not _wants_mail(user, notification.type):
         return
     product = notification.type == "PRODUCT"
     link = None if product else notification.metadata.get("link")
@@ -173,6 +229,15 @@ async def mark_all_read(database: Database, actor: Actor) -> int:
     """
     unread = {"userId": actor.require_user(), "readAt": None}
     return await database.notifications.patch_many(unread, {"$set": {"readAt": database.clock.now()}})
+
+
+def _one_line(title: str) -> str:
+    """For a mail's subject."""
+    return " ".join(title.split())
+
+
+def _with_link(metadata: Mapping[str, Any] | None, link: Link | None) -> dict[str, Any]:
+    return {**(metadata or {}), **({"link": link._asdict()} if link else {})}
 
 
 def _wants_mail(user: User, kind: NotificationType) -> bool:
