@@ -148,7 +148,7 @@ async def test_records_are_patched_without_a_base_and_without_conflicts(editor: 
         (b'\xef\xbb\xbf{"a": 1}', "byte order mark"),
         (b'{"a": 1', "byte 7"),
         (b'{"a": "\xff"}', "UTF-8"),
-        (b"", "byte 0"),
+        (b"", "is empty: send the canvas"),
     ],
     ids=["key twice", "NaN", "1e400", "surrogate", "BOM", "cut", "no UTF-8", "empty"],
 )

@@ -85,8 +85,11 @@ async def draw(data: JSONBody[Shape]) -> None: ...
         ("GET", "?sides=11&colour=red", b"", "sides"),
         ("GET", "?sides=3", b"", "colour"),
         ("POST", "", b'{"sides": "three"}', "sides"),
-        ("POST", "", b"{}", "sides"),
+        ("POST", "", b"{}", "sides: is missing"),
         ("POST", "", b'{"sides": 5', ""),
+        ("POST", "", b"null", "body: is null: send a JSON object with `sides`, as application/json"),
+        ("POST", "", b"[]", "body: is an array: send a JSON object with `sides`"),
+        ("POST", "", b"5", "body: is a number: send a JSON object with `sides`"),
     ],
 )  # fmt: skip
 async def test_input_that_a_route_cannot_take_is_a_problem_that_names_the_field(
@@ -101,6 +104,7 @@ async def test_input_that_a_route_cannot_take_is_a_problem_that_names_the_field(
     found = problem(response)
     assert (response.status_code, found["code"]) == ((422, "INVALID") if field else (400, "BAD_REQUEST"))
     assert field in found["detail"]
+    assert found.get("fields", {}).keys() <= {field.partition(":")[0]}
 
 
 class CouponExpired(Invalid):

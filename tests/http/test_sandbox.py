@@ -78,6 +78,12 @@ async def test_the_invoice_of_a_purchase_is_a_pdf_for_its_owner_only(ada: Client
     text = PdfReader(io.BytesIO(answer.content)).pages[0].extract_text()
     assert f"Invoice {invoice['number']}" in text
     assert "Paid 23.20 USD" in text
+    tag = answer.headers["etag"]
+    for method in ("GET", "HEAD"):
+        again = await ada.http.request(method, path, headers={**bearer, "If-None-Match": f'"x", W/{tag}'})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    head = await ada.http.head(path, headers=bearer)
+    assert (head.headers["etag"], head.headers["content-length"]) == (tag, str(len(answer.content)))
     stranger = await Client(ada.app).join("eve@example.com")
     answers = [
         await stranger.http.get(path, headers={"Authorization": f"Bearer {stranger.token}"}),

@@ -268,6 +268,35 @@ async def test_a_report_of_usage_is_read_or_refused_whole(
         assert (response.json()["accepted"], response.json()["refused"]) == (1, [])
 
 
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/v1/session", "`email` and `password`"),
+        ("/v1/projects/{project}/shares/revoke", "`email`"),
+        ("/v1/projects/{project}/links", "`expiresAt`"),
+        ("/v1/projects/{project}/versions", "`name` or `pinned`"),
+        ("/v1/usage/events", "array of events"),
+        ("/graphql", '{"query": "…"}'),
+    ],
+)
+async def test_a_body_that_is_missing_or_no_json_is_refused_with_what_to_send(
+    ada: Client, database: Database, path: str, named: str
+) -> None:
+    me = await database.raw["users"].find_one({"email": "ada@example.com"})
+    assert me is not None
+    await roles.grant(database, Actor(kind="operator", via="cli"), me["_id"], "operator")
+    path = path.format(project=(await ada.create())["createProject"]["id"])
+    headers = {"Authorization": f"Bearer {ada.token}"} if path != "/v1/session" else {"Sec-Fetch-Site": "same-origin"}
+    for body in (b"", b" \r\n", b"null", b"5"):
+        response = await ada.http.post(path, content=body, headers={**headers, "Content-Type": JSON})
+        detail = response.json().get("detail") or response.json()["errors"][0]["message"]
+        assert (response.status_code in (400, 422), named in detail) == (True, True), (body, response.text)
+    if path != "/v1/usage/events":
+        form = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
+        response = await ada.http.post(path, content=b"email=ada", headers=form)
+        assert (response.status_code, JSON in response.text) == (415, True), response.text
+
+
 @pytest.mark.parametrize("kind", [JSON, "application/json-patch+json", "application/vnd.ximler.records+json"])
 async def test_a_canvas_in_another_charset_is_refused(ada: Client, kind: str) -> None:
     project = (await ada.create())["createProject"]["id"]

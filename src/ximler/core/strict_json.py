@@ -87,6 +87,8 @@ def decode(data: bytes, *, values: int, containers: int, depth: int = _MAX_DEPTH
     except RecursionError:
         raise _too_deep(depth, "") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if not data.strip():
+            raise NotJson("is empty", "") from None
         raise _problem(data, depth) or NotJson(f"is not JSON: {error}", "") from None
     keys = _keys(value, depth, values)
     if keys != data.count(b":") and _repeats(data, value, keys):

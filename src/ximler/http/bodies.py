@@ -4,21 +4,28 @@ One place for all routes, because Litestar reads each body through its request.
 """
 
 import codecs
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from litestar import Request
 from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.exceptions import ClientException, HTTPException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 
 from ximler.core import in_flight, strict_json
 from ximler.core.errors import Invalid
 
-__all__ = ["BodyRequest", "body_of", "file_of", "require_utf8", "sent_file"]
+__all__ = ["BodyRequest", "body_of", "file_of", "no_body", "problem_of_body", "require_utf8", "sent_file"]
 
 _MAX_VALUES, _MAX_CONTAINERS = 1_000_000, 100_000
+# msgspec's messages about an object's keys, which name the key but not its place.
+_KEY = re.compile(r"Object (missing required|contains unknown) field `(.+)`")
+_TYPE = re.compile(r"Expected `object`, got `(.+)`")
+_KINDS = {"array": "an array", "str": "a string", "int": "a number", "float": "a number", "bool": "true or false"}
 
 
 def body_of(description: str, **schemas: Schema) -> type[Operation]:
@@ -88,7 +95,11 @@ class BodyRequest(Request[Any, Any, Any]):
         except UnicodeDecodeError as error:
             raise ClientException(f"The body is not UTF-8: byte {error.start} is wrong") from error
         except strict_json.NotJson as problem:
-            raise ClientException(problem.about("The body")) from problem
+            kind = self.content_type[0]
+            if body.strip() and kind and not kind.endswith("json"):
+                raise UnsupportedMediaType(f"The body is {kind[:100]}: {_send(self)}") from problem
+            detail = problem.about("The body")
+            raise ClientException(detail if body.strip() else f"{detail}: {_send(self)}") from problem
 
     async def form(self) -> FormMultiDict:
         """The form's fields. Raises ClientException (400) for one that cannot be read."""
@@ -98,6 +109,31 @@ class BodyRequest(Request[Any, Any, Any]):
             raise ClientException("The form is not UTF-8") from error
         except (LookupError, ValueError) as error:
             raise ClientException(f"The form cannot be read: {error}") from error
+
+
+def no_body(request: Request[Any, Any, Any]) -> str:
+    """The error of a request without the JSON body that its route takes."""
+    return f"The request has no body: {_send(request)}"
+
+
+def problem_of_body(request: Request[Any, Any, Any], place: str, message: str) -> tuple[str, str]:
+    """The field and its error, of msgspec's `message` about the JSON value at `place` in the body."""
+    if found := _KEY.fullmatch(message):
+        name = f"{place}.{found[2]}" if place else found[2]
+        return name, "is missing" if found[1] == "missing required" else "is not a field of this request"
+    if not place and (found := _TYPE.fullmatch(message)):
+        return "body", f"is {_KINDS.get(found[1], found[1])}: {_send(request)}"
+    return place or "body", message
+
+
+def _send(request: Request[Any, Any, Any]) -> str:
+    """An imperative that names the object that the request's route takes."""
+    handler: HTTPRouteHandler = request.scope["route_handler"]  # type: ignore[assignment]  # of HTTP requests
+    fields = msgspec.structs.fields(handler.parsed_fn_signature.parameters["data"].annotation)
+    required = " and ".join(f"`{each.encode_name}`" for each in fields if each.required)
+    optional = " or ".join(f"`{each.encode_name}`" for each in fields if not each.required)
+    parts = f" with {required}" if required else f", which may have {optional}"
+    return f"send a JSON object{parts}, as application/json"
 
 
 def require_utf8(request: Request[Any, Any, Any]) -> None:

@@ -324,7 +324,8 @@ async def _given(body: bytes) -> Any:
         # A large canvas must not keep other requests waiting.
         return decode() if len(body) < _WORTH_A_THREAD else await asyncio.to_thread(decode)
     except strict_json.NotJson as problem:
-        raise ClientException(problem.about("The body")) from None
+        missing = "" if body.strip() else ": send the canvas, or the change of it, as JSON"
+        raise ClientException(problem.about("The body") + missing) from None
 
 
 def _based_on(condition: str | None, base: int | None) -> Collection[int] | None:

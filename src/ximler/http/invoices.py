@@ -1,5 +1,6 @@
 """Invoices as pages and as PDF."""
 
+from hashlib import sha256
 from typing import Annotated, Any
 
 from litestar import Request, Response, get, post
@@ -13,6 +14,7 @@ from ximler.billing.rails import rail
 from ximler.core.errors import NotFound, Unauthenticated
 from ximler.core.ids import object_id
 from ximler.http.authentication import Caller, signed_in
+from ximler.http.conditional import matches
 from ximler.http.pages import page, page_of
 from ximler.http.problems import documented
 
@@ -27,7 +29,10 @@ _PDF = "application/pdf"
     tags=["billing"],
     summary="An invoice as PDF",
     media_type=_PDF,
-    responses={200: ResponseSpec(bytes, description="The invoice", media_type=_PDF, generate_examples=False)}
+    responses={
+        200: ResponseSpec(bytes, description="The invoice", media_type=_PDF, generate_examples=False),
+        304: ResponseSpec(None, description="Not modified"),
+    }
     | documented(
         _400="The request cannot be read",
         _401="Not signed in, or the key is missing, expired or revoked",
@@ -41,6 +46,7 @@ _PDF = "application/pdf"
 async def show(
     file: Annotated[str, PathParameter(max_length=100, description="The invoice's id, followed by .pdf")],
     caller: NamedDependency[Caller],
+    request: Request[Any, Any, Any],
     state: State,
 ) -> Response[bytes]:
     """The amounts are those of `invoice(id)` in GraphQL. Credit notes are invoices, too."""
@@ -48,7 +54,11 @@ async def show(
     if f"{dot}{kind}" != ".pdf":
         raise NotFound("Invoices have the ending .pdf")
     invoice, document = await pdf.download(state.database, caller.actor, object_id(name, "invoice"))
-    headers = {"Content-Disposition": f'inline; filename="{invoice.number}.pdf"', "Cache-Control": "no-store"}
+    tag = f'"{sha256(document).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": "no-store"}  # programs that keep invoices compare the tag themselves
+    if matches(request.headers.get("if-none-match", ""), tag):
+        return Response(b"", status_code=304, headers=headers)
+    headers["Content-Disposition"] = f'inline; filename="{invoice.number}.pdf"'
     return Response(document, media_type=_PDF, headers=headers)
 
 

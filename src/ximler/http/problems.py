@@ -22,10 +22,12 @@ from ximler.core.errors import (
     XimlerError,
 )
 from ximler.core.logs import printable
+from ximler.http.bodies import no_body, problem_of_body
 from ximler.projects.projects import RevisionConflict
 
 __all__ = [
     "HANDLERS",
+    "JSON_ONLY",
     "MEDIA_TYPE",
     "Problem",
     "bad_request",
@@ -67,6 +69,7 @@ _PHRASES = {
 MEDIA_TYPE = "application/problem+json"
 # Litestar's detail for a truncated body, and the status that proxies log for it (nginx's 499).
 _DISCONNECTED, _CLIENT_CLOSED = "client disconnected prematurely", 499
+_NO_BODY = "'data'"  # its message where a handler's `data` is missing
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True, rename="camel"):
@@ -87,6 +90,9 @@ def documented(**reasons: str) -> dict[int, ResponseSpec]:
         int(status[1:]): ResponseSpec(Problem, description=reason, media_type=MEDIA_TYPE, generate_examples=False)
         for status, reason in reasons.items()
     }
+
+
+JSON_ONLY = documented(_415="The body is not JSON in UTF-8")
 
 
 def documented_in_project(thing: str, **reasons: str) -> dict[int, ResponseSpec]:
@@ -146,10 +152,12 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     if error.status_code >= 500:
         return _unexpected(request, error)
     extra = error.extra if isinstance(error.extra, list) else []
-    parts = (part for part in extra if isinstance(part, dict) and "key" in part)
-    fields: dict[str, str | int] = {str(part["key"]): str(part["message"]) for part in parts}
+    parts = [part for part in extra if isinstance(part, dict) and "key" in part]
+    fields: dict[str, str | int] = dict(_named(request, part) for part in parts)
     status, detail = error.status_code, error.detail
-    if isinstance(error, ValidationException):
+    if any((part["key"], part["message"]) == ("data", _NO_BODY) for part in parts):
+        status, detail, fields = HTTPStatus.BAD_REQUEST, no_body(request), {}
+    elif isinstance(error, ValidationException):
         status = _STATUS[Invalid]
         detail = "; ".join(f"{name}: {problem}" for name, problem in fields.items()) or detail
     elif status == HTTPStatus.NOT_FOUND:
@@ -163,6 +171,14 @@ def _litestars(request: Request[Any, Any, Any], error: HTTPException) -> Respons
         request_id=_request_id(request),
     )
     return _response(request, problem, dict(error.headers or {}))
+
+
+def _named(request: Request[Any, Any, Any], part: dict[str, Any]) -> tuple[str, str]:
+    """The field and its error. Litestar names the whole body `data`, after the handler's argument."""
+    name, message = str(part["key"]), str(part["message"])
+    if part.get("source") != "body":
+        return name, message
+    return problem_of_body(request, "" if name == "data" else name, message)
 
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

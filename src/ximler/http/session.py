@@ -16,7 +16,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated
 from ximler.http.authentication import Authentication, Caller, signed_in
 from ximler.http.idempotency import idempotent
-from ximler.http.problems import documented
+from ximler.http.problems import JSON_ONLY, documented
 
 __all__ = ["routes"]
 
@@ -59,7 +59,8 @@ def _responses(**reasons: str) -> dict[int, ResponseSpec]:
     middleware=[idempotent],
     responses=_responses(
         _401="Wrong e-mail address, password or code", _422="A field is missing or wrong", _429="Too many attempts"
-    ),
+    )
+    | JSON_ONLY,
 )
 async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[Credentials]) -> Response[SignedIn]:
     """For same-origin pages only (Sec-Fetch-Site or Origin)."""

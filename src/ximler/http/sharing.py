@@ -13,7 +13,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.idempotency import idempotent
-from ximler.http.problems import documented_in_project
+from ximler.http.problems import JSON_ONLY, documented_in_project
 from ximler.projects import links, sharing
 
 __all__ = ["routes"]
@@ -86,7 +86,7 @@ async def people(project: _Project, caller: NamedDependency[Caller], state: Stat
     return Shares([_share(each) for each in found])
 
 
-@put(_SHARES, **signed_in(), tags=["projects"], summary="Share a project", responses=_CHANGES)
+@put(_SHARES, **signed_in(), tags=["projects"], summary="Share a project", responses=_CHANGES | JSON_ONLY)
 async def share(project: _Project, data: JSONBody[Shared], caller: NamedDependency[Caller], state: State) -> Share:
     """Let a person read or edit the project, or change their role. They need no account yet.
     A new person is notified."""
@@ -101,7 +101,7 @@ async def share(project: _Project, data: JSONBody[Shared], caller: NamedDependen
     status_code=204,
     tags=["projects"],
     summary="End a person's access",
-    responses=_CHANGES,
+    responses=_CHANGES | JSON_ONLY,
 )
 async def unshare(project: _Project, data: JSONBody[Unshared], caller: NamedDependency[Caller], state: State) -> None:
     """At once: open streams end within a second. The address is in the body, because logs keep paths."""
@@ -129,7 +129,7 @@ async def list_links(
     middleware=[idempotent],
     tags=["projects"],
     summary="Create a public link",
-    responses=_CHANGES,
+    responses=_CHANGES | JSON_ONLY,
 )
 async def create_link(
     project: _Project, data: JSONBody[NewLink], caller: NamedDependency[Caller], state: State

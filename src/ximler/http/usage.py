@@ -102,6 +102,8 @@ async def _lines(request: Request[Any, Any, Any], kind: str) -> AsyncIterator[by
     except UnicodeDecodeError as problem:
         raise ClientException(f"The body is not UTF-8: byte {problem.start} is wrong") from None
     except msgspec.MsgspecError as problem:
+        if not body.strip():
+            raise ClientException("The body is empty: send a JSON array of events") from None
         raise Invalid(f"The body is not a JSON array of events: {problem}") from None
     for event in events:
         yield bytes(event).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"

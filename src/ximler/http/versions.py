@@ -17,7 +17,7 @@ from ximler.http.authentication import Caller, signed_in
 from ximler.http.canvas import Saved
 from ximler.http.conditional import matches
 from ximler.http.idempotency import idempotent
-from ximler.http.problems import documented, documented_in_project
+from ximler.http.problems import JSON_ONLY, documented, documented_in_project
 from ximler.projects import versions
 from ximler.projects.versions import CanvasVersion
 
@@ -103,7 +103,7 @@ async def show_list(
     middleware=[idempotent],
     tags=["projects"],
     summary="Keep the canvas as a version",
-    responses=_CHANGES,
+    responses=_CHANGES | JSON_ONLY,
 )
 async def create(
     project: _Project, data: JSONBody[NewVersion], caller: NamedDependency[Caller], state: State
@@ -124,7 +124,7 @@ async def show(project: _Project, version: _Version, caller: NamedDependency[Cal
     **signed_in(scope="projects:write"),
     tags=["projects"],
     summary="Name or pin a version",
-    responses=_CHANGES,
+    responses=_CHANGES | JSON_ONLY,
 )
 async def change(
     project: _Project, version: _Version, data: JSONBody[VersionChanges], caller: NamedDependency[Caller], state: State

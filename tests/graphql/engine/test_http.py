@@ -193,7 +193,7 @@ async def test_compressed_bodies_are_415(serve: Any) -> None:
     ("body", "told"),
     [
         (b"", "no body"),
-        (b"  ", "not JSON"),
+        (b"  ", "has no body"),
         (b'{ "not a JSON', "not JSON"),
         (b'{"query": "{ hello }"} trailing', "not JSON"),
         (b'{"query": "\xff"}', "not UTF-8"),

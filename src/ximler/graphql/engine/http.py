@@ -72,6 +72,7 @@ MIB = 1024 * 1024
 _OK = 200
 _KNOWN, _SMALL = 256, 4096  # prepared queries by body, and the most bytes of such a body
 _LARGE = 64 * 1024  # bytes of a body: half a millisecond
+_SEND = 'send {"query": "…"}'
 
 
 class Parameters(msgspec.Struct, rename="camel"):
@@ -390,8 +391,8 @@ class _Headers:
 
 def _read_body(body: bytes, limits: Limits) -> Parameters:
     body = body.removeprefix(codecs.BOM_UTF8)
-    if not body:
-        raise NotWellFormed(400, 'The request has no body: send {"query": …}')
+    if not body or body.isspace():
+        raise NotWellFormed(400, f"The request has no body: {_SEND}")
     if body.lstrip()[:1] == b"[":
         raise NotWellFormed(400, "Batches are not accepted: send one operation a request")
     parameters: Parameters = _decode(body, Parameters, "The body", limits)
@@ -424,7 +425,7 @@ def _decode(data: bytes, kind: Any, subject: str, limits: Limits) -> Any:
     except strict_json.NotJson as error:
         problem = error.about(subject)
     except msgspec.ValidationError as error:
-        problem = f"{subject} is not a GraphQL request: {error}"
+        problem = f"{subject} is not a GraphQL request: {error}" + (f": {_SEND}" if kind is Parameters else "")
     raise NotWellFormed(400, problem)
 
 
