@@ -63,6 +63,8 @@ EXPECTED: dict[str, dict[str, str]] = {
         ),
     },
     "Work that is due, by an index of its time": {
+        "accounts.unconfirmed": "aggregate registrations, aggregate replies, aggregate throttles",
+        "audit.refusals": "aggregate refusals",
         "billing.checkouts": "update checkouts",
         "billing.events": "find billingevents",
         "billing.run": "find billingaccounts",

@@ -228,7 +228,7 @@ class Worker:
             DONE.labels(job.kind, "failed").inc()
             log.exception("job failed", exc_info=bug)
         else:
-            await _conclude(partial(outbox.complete, database, job))
+            await _conclude(partial(outbox.complete, database, job, kept=handler.kept))
             DONE.labels(job.kind, "done").inc()
             log.debug("job done")
         finally:

@@ -35,7 +35,7 @@ ME = """{ me {
 # for the subscription; everything else is one after the other.
 COSTS: dict[str, list[RoundTrip]] = {
     "register": [
-        THROTTLE, THROTTLE,  # by address, and by mailbox
+        THROTTLE, THROTTLE, THROTTLE,  # by address, by the network around it, and by mailbox
         ("insert", "registrations"), ("insert", "outbox"), COMMIT,  # the link is mailed by a job
     ],
     "confirm": [
@@ -49,9 +49,10 @@ COSTS: dict[str, list[RoundTrip]] = {
         ("aggregate", "users"), ("update", "users"), ("find", "credentials"), ("update", "credentials"), NOTE,
         ("insert", "sessions"), COMMIT,
     ],
-    # Counted by account and by address and audited, concurrently.
+    # Counted by account, address and network, and audited, concurrently. Entries are counted, too.
     "signIn, refused": [
-        ("aggregate", "users"), THROTTLE, THROTTLE, ("findAndModify", "refusals"), ("insert", "auditlogs"),
+        ("aggregate", "users"), THROTTLE, THROTTLE, THROTTLE, ("findAndModify", "refusals"),
+        ("findAndModify", "refusals"), ("insert", "auditlogs"),
     ],
     "plans": [("find", "plans")],  # nobody needs to sign in; after that they are known, until one is written
     "plans, again": [],

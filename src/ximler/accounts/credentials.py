@@ -11,7 +11,7 @@ from typing import Any
 
 from bson import ObjectId
 
-from ximler.accounts import addresses, attempts, reopening, sessions, step_up, strength, throttle
+from ximler.accounts import addresses, attempts, reopening, sessions, step_up, strength, throttle, unconfirmed
 from ximler.accounts.keyring import Keyring
 from ximler.accounts.throttle import Rule
 from ximler.audit import records
@@ -66,7 +66,7 @@ async def change(
 
 
 async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, email: str) -> None:
-    """Mail a reset link if the address has an account. Three commands in either case.
+    """Mail a reset link if the address has an account. Four commands in either case.
 
     Raises Invalid, Throttled.
     """
@@ -74,7 +74,8 @@ async def request_reset(database: Database, keyring: Keyring, actor: Actor, *, e
     # By address first, so that a throttled caller does not use up the budgets of other mailboxes.
     await throttle.spend(database, throttle.at_address(keyring, _ADDRESS, actor.address))
     await throttle.spend(database, [throttle.key(keyring, _MAILBOX, normal)])
-    await send_reset.enqueue(database, ResetRequested(email=normal, typed=email.strip()))
+    network = unconfirmed.network(keyring, actor.address)
+    await send_reset.enqueue(database, ResetRequested(email=normal, typed=email.strip(), network=network))
 
 
 class ResetRequested(Document, kw_only=True):
@@ -82,9 +83,10 @@ class ResetRequested(Document, kw_only=True):
 
     email: str
     typed: str | None = None
+    network: str = ""
 
 
-@outbox.job("accounts.send_reset", ResetRequested)
+@outbox.job("accounts.send_reset", ResetRequested, kept=False)
 async def send_reset(
     payload: ResetRequested,
     *,

@@ -23,6 +23,7 @@ from datetime import timedelta
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from ximler.accounts import unconfirmed
 from ximler.accounts.keyring import Keyring
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid
@@ -82,7 +83,8 @@ async def once(
     `MAX_ANSWER` or the work failed after one of its transactions was committed.
     """
     place = _Place(keyring, _whose(actor), key, request)
-    claim = await _claim(database, place)
+    anonymous = actor.user_id is None and actor.api_key_id is None
+    claim = await _claim(database, place, unconfirmed.network(keyring, actor.address) if anonymous else None)
     if claim.answer is not None:
         return place.open(claim.answer), True
     mine = {"_id": place.id, "leasedUntil": claim.leased_until}
@@ -164,10 +166,12 @@ class _Place:
             raise KeyReused("This Idempotency-Key was used for another request: use a new key for each request")
 
 
-async def _claim(database: Database, place: _Place) -> Reply:
+async def _claim(database: Database, place: _Place, network: str | None) -> Reply:
     """A new claim, or the existing response. Raises KeyReused, KeyInUse."""
     now = database.clock.now()
-    claim = Reply(id=place.id, request=place.fingerprint, leased_until=now + LEASE, expires_at=now + _KEPT)
+    claim = Reply(
+        id=place.id, request=place.fingerprint, leased_until=now + LEASE, expires_at=now + _KEPT, network=network
+    )
     try:
         return await database[REPLIES].insert(claim)
     except DocumentExists:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bson import ObjectId
 
-from ximler.accounts import addresses, reopening, strength, throttle
+from ximler.accounts import addresses, reopening, strength, throttle, unconfirmed
 from ximler.accounts.keyring import Keyring, acceptable
 from ximler.accounts.throttle import Rule
 from ximler.audit import records, refusals
@@ -41,7 +41,7 @@ class AccountExists(Conflict):
 
 
 async def register(database: Database, keyring: Keyring, actor: Actor, *, name: str, email: str, password: str) -> None:
-    """Accept a registration and mail its link. Five commands for every address.
+    """Accept a registration and mail its link. Six commands for every address.
 
     Raises Invalid for an invalid name, address or password, WeakPassword, Throttled.
     """
@@ -60,20 +60,22 @@ async def register(database: Database, keyring: Keyring, actor: Actor, *, name: 
         email=email,
         password=await keyring.hash_password(password),
         expires_at=database.clock.now() + _VALIDITY,
+        network=unconfirmed.network(keyring, actor.address),
     )
 
     async def write(transaction: Database) -> None:
         await transaction[REGISTRATIONS].insert(registration)
-        await send_link.enqueue(transaction, Registered(registration_id=registration.id))
+        await send_link.enqueue(transaction, Registered(registration_id=registration.id, network=registration.network))
 
     await database.transaction(write)
 
 
 class Registered(Document, kw_only=True):
     registration_id: ObjectId
+    network: str = ""
 
 
-@outbox.job("accounts.send_confirmation", Registered)
+@outbox.job("accounts.send_confirmation", Registered, kept=False)
 async def send_link(
     payload: Registered, *, database: Database, keyring: Keyring, settings: Settings, mailer: Mailer
 ) -> None:

@@ -15,13 +15,14 @@ import msgspec
 
 from ximler.accounts.keyring import Keyring
 from ximler.core.errors import LimitExceeded
-from ximler.core.networks import subscriber
+from ximler.core.networks import around, subscriber
 from ximler.database import Database
 from ximler.schema.throttle import THROTTLES, Throttle
 
 __all__ = ["RateLimitKey", "Rule", "Throttled", "at_address", "check", "fail", "forgive", "give_back", "key", "spend"]
 
 _SECOND_MS = 1000
+_NEIGHBOURS = 8  # times the attempts of one address, for its /24 (IPv6: its /48)
 _ONE_LESS = [{"$set": {"count": {"$subtract": ["$count", 1]}}}]
 
 
@@ -53,19 +54,26 @@ def key(keyring: Keyring, rule: Rule, subject: str) -> RateLimitKey:
 
 
 def at_address(keyring: Keyring, rule: Rule, address: str | None) -> list[RateLimitKey]:
-    """The rate-limit key of a network address; none without an address (the command line)."""
-    return [key(keyring, rule, subscriber(address))] if address else []
+    """The rate-limit keys of a network address, and of the network around it: an IPv6 customer may have
+    65,536 networks that count as one address each. None without an address (the command line).
+    """
+    if not address:
+        return []
+    network = msgspec.structs.replace(rule, name=f"{rule.name}'s network", free=_NEIGHBOURS * rule.free)
+    return [key(keyring, rule, subscriber(address)), key(keyring, network, around(address, ipv4=24, ipv6=48))]
 
 
 async def spend(database: Database, through: Iterable[RateLimitKey]) -> None:
-    """Count an attempt that is expensive whether or not it succeeds. One command per key, concurrently.
+    """Count an attempt that is expensive whether or not it succeeds. One command per key, in order.
 
     An attempt is not counted at the key that rejects it, so a caller who waits for `retry_after` gets
-    through. Raises Throttled.
+    through; nor at those after it, so that a blocked caller does not use up what others have in common with
+    it. Raises Throttled.
     """
     now = database.clock.now()
-    befores = await asyncio.gather(*(_count(database, each, now, when_blocked=False) for each in through))
-    check([before for before in befores if before], now)
+    for each in through:
+        before = await _count(database, each, now, when_blocked=False)
+        check([before] if before else [], now)
 
 
 async def fail(database: Database, through: Iterable[RateLimitKey]) -> None:

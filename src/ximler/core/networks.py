@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 __all__ = [
     "Address",
     "Network",
+    "around",
     "contains",
     "forwarded_for",
     "is_loopback",
@@ -61,6 +62,15 @@ def contains(networks: Iterable[Network], address: str | None) -> bool:
     """Whether the address is in one of the networks; False if it is not an address."""
     parsed = parse_address(address)
     return parsed is not None and any(parsed in network for network in networks)
+
+
+def around(address: str | None, *, ipv4: int, ipv6: int) -> str:
+    """The network of the address with so many bits. Other texts are returned unchanged."""
+    parsed = parse_address((address or "").partition("%")[0])
+    if parsed is None:
+        return address or ""
+    bits = ipv4 if isinstance(parsed, ipaddress.IPv4Address) else ipv6
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
 def subscriber(address: str | None) -> str:

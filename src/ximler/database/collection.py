@@ -22,6 +22,8 @@ from ximler.database.reading import D, Filter, ReadableCollection, Sort, V, proj
 
 __all__ = ["MAX_PAGE", "Page", "TypedCollection"]
 
+_AT_ONCE = 5_000
+
 
 class TypedCollection(ReadableCollection[D]):
     """`database[USERS]` or `database.users`. Cheap to make;
@@ -209,6 +211,27 @@ class TypedCollection(ReadableCollection[D]):
         """Delete every match permanently, soft-deleted or not; returns how many."""
         result = await self._run(self.raw.delete_many(self._set(where), session=self._session))
         return result.deleted_count
+
+    async def trim(self, most: int, *, where: Filter, order: Sort, by: str | None = None) -> int:
+        """Delete the last of more than `most` matches, so that nine tenths of `most` remain; returns how
+        many.
+
+        With `by`, the first document of every value of that field comes before the second of any: documents
+        of the values with the most documents are deleted. One command, more if there is something to delete.
+        """
+        if await self.raw.count_documents(where, limit=most + 1) <= most:
+            return 0
+        stages: list[dict[str, Any]] = [{"$match": where}]
+        if by is not None:
+            rank = {"partitionBy": f"${by}", "sortBy": dict(order), "output": {"rank": {"$documentNumber": {}}}}
+            stages.append({"$setWindowFields": rank})
+            order = [("rank", 1), *order]
+        stages += [{"$sort": dict(order)}, {"$skip": most * 9 // 10}, {"$project": {"_id": 1}}]
+        ids = [row["_id"] for row in await self.aggregate(stages)]
+        removed = 0
+        for start in range(0, len(ids), _AT_ONCE):
+            removed += await self.delete_many({**where, "_id": {"$in": ids[start : start + _AT_ONCE]}})
+        return removed
 
     async def keep_only(
         self,

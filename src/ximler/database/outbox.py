@@ -62,6 +62,7 @@ __all__ = [
     "page",
     "renew",
     "retry",
+    "trim",
     "unfinished",
 ]
 
@@ -82,11 +83,16 @@ class Nothing(Document, kw_only=True):
 
 
 class Kind(Generic[P]):
-    """A kind of job and its payload. As a decorator, it registers the function that runs such jobs."""
+    """A kind of job and its payload. As a decorator, it registers the function that runs such jobs.
 
-    def __init__(self, name: str, payload: type[P]) -> None:
+    `kept`: finished jobs are kept for a week. Jobs that anybody can cause are not, and their number is
+    limited (`trim`): their payload has the `network` that caused them.
+    """
+
+    def __init__(self, name: str, payload: type[P], *, kept: bool = True) -> None:
         self.name = name
         self.payload = payload
+        self.kept = kept
 
     def __call__(self, function: Work) -> "Handler[P]":
         return Handler(self, function)
@@ -103,7 +109,7 @@ class Handler(Kind[P]):
     """The function that runs the jobs of a kind. It can be called directly, too."""
 
     def __init__(self, kind: Kind[P], function: Work) -> None:
-        super().__init__(kind.name, kind.payload)
+        super().__init__(kind.name, kind.payload, kept=kind.kept)
         if HANDLERS.setdefault(self.name, self) is not self:
             raise ValueError(f"{self.name!r} has two handlers")
         self.function = function
@@ -154,9 +160,9 @@ HANDLERS: dict[str, Handler[Any]] = {}
 SCHEDULES: list[Schedule] = []
 
 
-def job(name: str, payload: type[P]) -> Kind[P]:
+def job(name: str, payload: type[P], *, kept: bool = True) -> Kind[P]:
     """A kind of job, and the decorator of its function: `async def f(payload, *, database: Database)`."""
-    return Kind(name, payload)
+    return Kind(name, payload, kept=kept)
 
 
 def daily(name: str, *, hour: int) -> Callable[[Work], Handler[Nothing]]:
@@ -222,8 +228,10 @@ async def renew(database: Database, job: Job, *, lease: timedelta = LEASE) -> bo
     return await database[OUTBOX].patch(_mine(job), {"$set": {"runAt": database.clock.now() + lease}})
 
 
-async def complete(database: Database, job: Job) -> bool:
-    """Mark it done; False when the lease had expired and another worker has it."""
+async def complete(database: Database, job: Job, *, kept: bool = True) -> bool:
+    """Mark it done, or remove it; False when the lease had expired and another worker has it."""
+    if not kept:
+        return await database[OUTBOX].delete(_mine(job))
     return await database[OUTBOX].patch(
         _mine(job),
         {"$set": {"status": "DONE", "doneAt": database.clock.now()}, "$unset": {"leasedBy": "", "lastError": ""}},
@@ -288,6 +296,16 @@ async def forget(database: Database, user_id: ObjectId, email: str) -> int:
     said = {"$regex": re.escape(email)}
     about = [{"payload.userId": user_id}, {"payload.email": email}, {"payload.typed": email}, {"lastError": said}]
     return await database[OUTBOX].delete_many({"status": {"$in": ["DEAD", "CANCELLED"]}, "$or": about})
+
+
+async def trim(database: Database, most: int) -> int:
+    """Remove waiting and dead jobs of the kinds that are not kept, above `most`: the oldest of the networks
+    that have the most. Returns how many.
+    """
+    unfinished: list[JobStatus] = ["PENDING", "RUNNING", "DEAD", "CANCELLED"]
+    kinds = [handler.name for handler in HANDLERS.values() if not handler.kept]
+    where = {"status": {"$in": unfinished}, "kind": {"$in": kinds}}
+    return await database[OUTBOX].trim(most, where=where, order=[("createdAt", -1)], by="payload.network")
 
 
 async def _changed(database: Database, job_id: ObjectId, where: dict[str, Any], update: dict[str, Any]) -> Job:

@@ -22,6 +22,7 @@ class Registration(Document, kw_only=True):
     attempts: int = 0  # passwords tried with the link
     created_at: datetime = AT_WRITE
     expires_at: datetime
+    network: str = ""  # a keyed hash of the network that asked: see `accounts.unconfirmed`
 
 
 REGISTRATIONS = Collection(

@@ -20,6 +20,7 @@ class Reply(Document, kw_only=True):
     answer: bytes | None = None  # None while the request is running
     leased_until: datetime
     expires_at: datetime
+    network: str | None = None  # of a caller without an account, as a registration's
 
 
 REPLIES = Collection(
@@ -27,6 +28,14 @@ REPLIES = Collection(
     document=Reply,
     purpose="Stored responses to requests with an Idempotency-Key, for repeats.",
     owner="accounts",
-    indexes=(Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB after 24 hours"),),
+    indexes=(
+        Index(keys=(("expiresAt", 1),), ttl_seconds=0, ours=True, why="removed by MongoDB after 24 hours"),
+        Index(
+            keys=(("network", 1), ("expiresAt", -1)),
+            partial={"network": {"$type": "string"}},
+            ours=True,
+            why="callers without an account, whose replies are limited",
+        ),
+    ),
     shard_key=ShardKey((("_id", "hashed"),), "claimed and answered by id"),
 )
