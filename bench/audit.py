@@ -39,7 +39,7 @@ async def run(setup: Setup) -> list[Table]:
         await Sealer(database, keys).seal()
         start = await database.raw[SEALS.name].find_one({})
         assert start is not None
-        await database.audit_logs.insert_many(_entries(database))
+        await database.audit_logs.insert_encoded(_entries(database))
         logs = driver[AUDIT_LOGS.name]
 
         async def seal(*, from_stream: bool) -> float:
@@ -71,7 +71,7 @@ async def run(setup: Setup) -> list[Table]:
         return [whole, await _one(setup, database)]
 
 
-def _entries(database: Database) -> list[Any]:
+def _entries(database: Database) -> list[dict[str, Any]]:
     made = []
     for number in range(COUNT):
         actor = Actor(kind="user", via="session", user_id=ObjectId(), address="192.0.2.1", request_id=secrets.token_hex(8),

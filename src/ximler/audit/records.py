@@ -8,6 +8,7 @@ from bson import ObjectId
 from ximler.audit import fingerprint
 from ximler.audit.actions import Action
 from ximler.audit.redaction import cleaned, personal_paths
+from ximler.core import pacing
 from ximler.core.actor import Actor
 from ximler.database import Database
 from ximler.database.codec import codec_of
@@ -42,11 +43,10 @@ async def write(
         metadata["before"] = dict(before)
     if after is not None:
         metadata["after"] = dict(after)
-    await transaction.audit_logs.insert(
-        entry(
-            transaction, actor, action, resource=resource, resource_id=resource_id, user_id=user_id, metadata=metadata
-        )
+    made = entry(
+        transaction, actor, action, resource=resource, resource_id=resource_id, user_id=user_id, metadata=metadata
     )
+    await transaction.audit_logs.insert_encoded([made])
 
 
 async def write_each(
@@ -58,20 +58,26 @@ async def write_each(
     removed: Mapping[Any, Mapping[str, Any]],
     user_id: ObjectId | None = None,
 ) -> None:
-    """Append an entry for each removed document, with its former fields. One command. See `write`."""
+    """Append an entry for each removed document, with its former fields. One command, and the loop is free in
+    between. See `write`.
+    """
     origin = _origin(actor, user_id)
-    await transaction.audit_logs.insert_many(
-        entry(
-            transaction,
-            actor,
-            action,
-            resource=resource,
-            resource_id=resource_id,
-            user_id=user_id,
-            metadata={**origin, "before": dict(before)},
+    made = []
+    for resource_id, before in removed.items():
+        await pacing.yield_turn()
+        metadata = {**origin, "before": dict(before)}
+        made.append(
+            entry(
+                transaction,
+                actor,
+                action,
+                resource=resource,
+                resource_id=resource_id,
+                user_id=user_id,
+                metadata=metadata,
+            )
         )
-        for resource_id, before in removed.items()
-    )
+    await transaction.audit_logs.insert_encoded(made)
 
 
 def entry(
@@ -83,8 +89,8 @@ def entry(
     resource_id: object | None = None,
     user_id: ObjectId | None = None,
     metadata: dict[str, Any],
-) -> AuditLog:
-    """An entry with its fingerprint, ready to be inserted."""
+) -> dict[str, Any]:
+    """An entry with its fingerprint, as it is stored."""
     made = AuditLog(
         user_id=user_id or actor.user_id,
         action=Action(action).value,
@@ -95,8 +101,9 @@ def entry(
         user_agent=None if actor.user_agent is None else actor.user_agent[:_MAX_AGENT],
         created_at=database.clock.now(),
     )
-    made.metadata["_audit"] = _fingerprint(made, database)
-    return made
+    raw = codec_of(AuditLog).encode(made, made.created_at.replace(tzinfo=None))
+    raw["metadata"]["_audit"] = _fingerprint(raw, database)
+    return raw
 
 
 def _origin(actor: Actor, user_id: ObjectId | None) -> dict[str, Any]:
@@ -113,10 +120,8 @@ def _origin(actor: Actor, user_id: ObjectId | None) -> dict[str, Any]:
     return origin
 
 
-def _fingerprint(made: AuditLog, database: Database) -> dict[str, Any]:
-    # Encoded once more, because the hash is of the exact stored bytes.
-    raw = codec_of(AuditLog).encode(made, made.created_at.replace(tzinfo=None))
-    whose = "actor" if "actorId" in made.metadata else "person"
+def _fingerprint(raw: dict[str, Any], database: Database) -> dict[str, Any]:
+    whose = "actor" if "actorId" in raw["metadata"] else "person"
     personal: list[tuple[str, str, Any]]
     personal = [(name, whose, raw[name]) for name in ("ipAddress", "userAgent") if name in raw]
     personal += [(path, "person", _at(raw, path)) for path in personal_paths(raw["metadata"])]

@@ -42,9 +42,13 @@ class TypedCollection(ReadableCollection[D]):
         """Insert many; returns how many. All are checked before the first is sent."""
         now, encode = self._now_naive(), self._codec.encode
         raws = [encode(document, now) for document in documents]
+        await self.insert_encoded(raws, ordered=ordered)
+        return len(raws)
+
+    async def insert_encoded(self, raws: list[dict[str, Any]], *, ordered: bool = True) -> None:
+        """Insert documents that the collection's codec has encoded."""
         if raws:
             await self._run(self.raw.insert_many(raws, ordered=ordered, session=self._session), sent=raws)
-        return len(raws)
 
     async def insert_each(self, documents: Sequence[D]) -> list[bool]:
         """Insert those that no unique index rejects;

@@ -12,7 +12,7 @@ aborted and `OutOfStep` is raised: the caller runs the steps one by one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, TypeVar, cast
 
 from bson import ObjectId
@@ -169,15 +169,13 @@ class _InStep(TypedCollection[D]):
 
     async def insert(self, document: D) -> D:
         raw = self._codec.encode(document, self._now_naive())
-        await self._together("insert", self._insert_all, raw)
+        await self.insert_encoded([raw])
         self._changed(raw)
         return self._codec.decode(raw)
 
-    async def insert_many(self, documents: Iterable[D], *, ordered: bool = True) -> int:  # noqa: ARG002 (in a transaction all are inserted, or none)
-        raws = [self._codec.encode(document, self._now_naive()) for document in documents]
+    async def insert_encoded(self, raws: list[dict[str, Any]], *, ordered: bool = True) -> None:  # noqa: ARG002 (in a transaction all are inserted, or none)
         if raws:
-            await self._together("insert many", self._insert_lists, raws)
-        return len(raws)
+            await self._together("insert", self._insert_lists, raws)
 
     async def patch(self, where: Filter, update: updates.Update, *, deleted: bool = False) -> bool:
         request = UpdateOne(self._where(where, deleted), updates.build(self.spec, update, self._clock.now()))
@@ -241,12 +239,9 @@ class _InStep(TypedCollection[D]):
     async def _alone(self, operation: Awaitable[T], *, sent: Any = ()) -> T:
         return await super()._run(operation, sent=sent)
 
-    async def _insert_all(self, raws: list[dict[str, Any]]) -> list[None]:
-        await self._alone(self.raw.insert_many(raws, session=self._session), sent=raws)
-        return [None] * len(raws)
-
     async def _insert_lists(self, lists: list[list[dict[str, Any]]]) -> list[None]:
-        await self._insert_all([raw for raws in lists for raw in raws])
+        raws = [raw for raws in lists for raw in raws]
+        await self._alone(self.raw.insert_many(raws, session=self._session), sent=raws)
         return [None] * len(lists)
 
     async def _patch_all(self, requests: list[UpdateOne]) -> list[bool]:

@@ -28,6 +28,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from bson import ObjectId
 
+from ximler.core import pacing
 from ximler.core.clock import EPOCH
 from ximler.core.errors import Conflict, NotFound
 from ximler.core.ids import Position
@@ -108,14 +109,16 @@ class Kind(Generic[P]):
 class Handler(Kind[P]):
     """The function that runs the jobs of a kind. It can be called directly, too."""
 
-    def __init__(self, kind: Kind[P], function: Work) -> None:
+    def __init__(self, kind: Kind[P], function: Work, *, scheduled: bool = False) -> None:
         super().__init__(kind.name, kind.payload, kept=kind.kept)
         if HANDLERS.setdefault(self.name, self) is not self:
             raise ValueError(f"{self.name!r} has two handlers")
         self.function = function
+        self.scheduled = scheduled  # nobody waits for it
 
     def __call__(self, *given: Any, **tools: Any) -> Any:
-        return self.function(*given, **tools)
+        work = self.function(*given, **tools)
+        return pacing.unhurried(work) if self.scheduled else work
 
     @cached_property
     def wanted(self) -> dict[str, Any]:
@@ -130,7 +133,7 @@ class Handler(Kind[P]):
         function.
         """
         payload = () if self.payload is Nothing else (codec_of(self.payload).decode(dict(job.payload)),)
-        await self.function(*payload, **tools)
+        await self(*payload, **tools)
 
 
 class Schedule:
@@ -176,7 +179,7 @@ def every(name: str, interval: timedelta, *, offset: timedelta = timedelta(0)) -
     """
 
     def register(function: Work) -> Handler[Nothing]:
-        handler = Handler(Kind(name, Nothing), function)
+        handler = Handler(Kind(name, Nothing), function, scheduled=True)
         SCHEDULES.append(Schedule(handler, interval, offset))
         return handler
 

@@ -33,8 +33,8 @@ __all__ = ["IN_TRASH", "KEPT", "empty", "purge", "purge_expired", "trim"]
 KEPT = timedelta(days=30)
 MOST = 1000  # per user; a project's size beyond its content is not metered
 IN_TRASH: dict[str, Any] = {"deletedAt": {"$gt": EPOCH}}
-_BATCH = 100
-_TOGETHER = 10  # owners whose projects are purged in one transaction
+_BATCH = 50  # the entries of the audit log are sent as one command, which holds the event loop for a millisecond
+_TOGETHER = 5  # owners whose projects are purged in one transaction
 _log = structlog.get_logger("ximler.projects")
 
 
@@ -109,7 +109,7 @@ async def trim(transaction: Database, actor: Actor, user_id: ObjectId) -> int:
 
 
 async def _purge_each(database: Database, owners: list[Any], where: dict[str, Any]) -> list[int]:
-    """Remove up to a hundred matching projects of these users; returns how many of each: 0 is logged."""
+    """Remove up to fifty matching projects of these users; returns how many of each: 0 is logged."""
     if len(owners) > 1:
         most = _BATCH // len(owners)
         try:
@@ -131,7 +131,7 @@ async def _purge_each(database: Database, owners: list[Any], where: dict[str, An
 
 
 async def _purge(database: Database, actor: Actor, user_id: Any, where: dict[str, Any]) -> int:
-    """Remove up to a hundred matching projects of a user and release their bytes; returns how many."""
+    """Remove up to fifty matching projects of a user and release their bytes; returns how many."""
     return await database.transaction(_purging(actor, user_id, where))
 
 
