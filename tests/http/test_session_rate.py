@@ -74,14 +74,37 @@ async def test_an_address_has_a_burst_limit_for_reads_too(
 ) -> None:
     few = msgspec.structs.replace(settings, database=database.name, address_rate=1, address_burst=3)
     async with serve(few, mongodb_uri) as app:
-        limited, other, here = (
-            Client(app, token=ada.token, address=each) for each in ("192.0.2.1", "192.0.2.2", "127.0.0.1")
-        )
+        limited, here = (Client(app, token=ada.token, address=each) for each in ("192.0.2.1", "127.0.0.1"))
+        other = Client(app, address="192.0.2.2")
         for _ in range(3):
             assert (await limited.ask("{ me { id } }")).errors == []
         assert (await limited.ask("{ me { id } }")).code == "BURST_EXCEEDED"
         refused = await Client(app).http.get("/v1/session")
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        assert (await other.ask("{ me { id } }")).errors == []
+        assert (await other.ask("{ plans { id } }")).errors == []
         for _ in range(5):
             assert (await here.ask("{ me { id } }")).errors == []
+
+
+async def test_a_session_and_a_user_have_burst_limits_from_any_address(
+    settings: Settings, mongodb_uri: str, ada: Client, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ximler.http.authentication.monotonic", lambda: 1000.0)
+    few = msgspec.structs.replace(settings, database=database.name, address_rate=1, address_burst=3)
+    async with serve(few, mongodb_uri) as app:
+
+        async def read(n: int, token: str | None, path: str = "/graphql") -> int:
+            client = Client(app, token=token, address=f"192.0.2.{n}")
+            if path == "/graphql":
+                return (await client.ask("{ me { id } }")).status
+            return (await client.http.get(path, headers={"Authorization": f"Bearer {token}"})).status_code
+
+        others = [Client(app, address=f"192.0.2.10{n}") for n in range(2)]
+        for other in others:
+            await other.sign_in("ada@example.com")
+        stolen, own, third = ada.token, *(other.token for other in others)
+        assert [await read(n, stolen) for n in range(5)] == [200, 200, 200, 429, 429]
+        assert await read(6, stolen, "/v1/export") == 429  # REST and GraphQL share it
+        assert [await read(10 + n, own) for n in range(3)] == [200, 200, 200]
+        assert await read(20, third) == 429  # the user's
+        assert await read(21, None) == 200  # nobody's

@@ -38,6 +38,7 @@ __all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReu
 
 LEASE = timedelta(seconds=60)
 MAX_ANSWER = 32_000  # bytes: responses of mutations are small, but a day of them is stored without metering
+_MAX_ANONYMOUS = 4_000
 _NOT_KEPT = b"not kept"  # the work was done; its response was too large or lost
 _KEPT = timedelta(hours=24)
 _KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII
@@ -80,10 +81,11 @@ async def once(
 
     Raises Invalid for a malformed key, KeyReused if it was used for another request, KeyInUse (with the
     seconds to wait) while the first request is running, AnswerNotKept if the response is larger than
-    `MAX_ANSWER` or the work failed after one of its transactions was committed.
+    `MAX_ANSWER` (4 kB for a caller without an account) or the work failed after one of its transactions was
+    committed.
     """
-    place = _Place(keyring, _whose(actor), key, request)
     anonymous = actor.user_id is None and actor.api_key_id is None
+    place = _Place(keyring, _whose(actor), key, request, most=_MAX_ANONYMOUS if anonymous else MAX_ANSWER)
     claim = await _claim(database, place, unconfirmed.network(keyring, actor.address) if anonymous else None)
     if claim.answer is not None:
         return place.open(claim.answer), True
@@ -135,7 +137,7 @@ class _Place:
     key.
     """
 
-    def __init__(self, keyring: Keyring, whose: str, key: str, request: bytes) -> None:
+    def __init__(self, keyring: Keyring, whose: str, key: str, request: bytes, *, most: int = MAX_ANSWER) -> None:
         if not _KEY.fullmatch(key):
             raise Invalid.field(
                 "Idempotency-Key", "must be 1 to 255 visible ASCII characters: a random UUID, for example"
@@ -143,10 +145,11 @@ class _Place:
         subject = f"{whose}|{key}"
         self.id = keyring.digest("reply", subject)
         self.fingerprint = hmac.new(keyring.digest("reply request", subject), request, hashlib.sha256).digest()
+        self._most = most
         self._cipher = AESGCM(keyring.digest("reply answer", subject))
 
     def seal(self, answer: Answer) -> bytes:
-        if not answer.final or len(answer.body) > MAX_ANSWER:
+        if not answer.final or len(answer.body) > self._most:
             return _NOT_KEPT
         nonce = secrets.token_bytes(_NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, msgspec.msgpack.encode(answer), self.id)

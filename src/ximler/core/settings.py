@@ -165,10 +165,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = None
     address_rate: Annotated[
-        int, Meta(ge=1, description="Average requests per second of one address (not this machine) without an API key.")
+        int,
+        Meta(
+            ge=1,
+            description="Average requests per second of one address (not this machine) without an API key, and of one "
+            "session; all sessions of a user together may make twice as many.",
+        ),
     ] = 200
     address_burst: Annotated[
-        int, Meta(ge=1, description="Requests that one address may make at once without an API key.")
+        int,
+        Meta(
+            ge=1,
+            description="Requests that one address may make at once without an API key, and one session; all sessions of a "
+            "user together may make twice as many.",
+        ),
     ] = 5_000
     session_rate: Annotated[
         int, Meta(ge=1, description="Average changes per second that all sessions of a user together may make.")

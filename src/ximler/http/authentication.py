@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 
@@ -17,11 +17,12 @@ from ximler.apikeys import scopes, tokens
 from ximler.apikeys.verification import Known, Verifier
 from ximler.core.actor import Actor
 from ximler.core.errors import LimitExceeded, Unauthenticated
+from ximler.core.networks import is_loopback
 from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.changes import Feed
 from ximler.http.cookies import Cookies
-from ximler.metering.quota.bursts import BurstExceeded, Bursts
+from ximler.metering.quota.bursts import BurstExceeded, Bursts, take_each
 from ximler.projects import links
 from ximler.runtime import Part, Stage
 from ximler.schema.user import User
@@ -32,6 +33,7 @@ _MAX_USER_AGENT = 300
 _DAY_S = 86_400
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _SAVES = 300  # of canvases, per second and user; they are not audited
+_OF_ONE_USER = 2  # times the requests of one session: a stolen one leaves the owner as many
 _MAX_OPEN = 64  # requests of a user that are under way in a process, streams included
 _AGAIN_S = 0.5  # a key may be revoked while its client sends a slow body
 _KEY = tokens.PREFIX.encode()
@@ -62,6 +64,11 @@ class Authentication:
         rate, size, daily = settings.session_rate, settings.session_burst, settings.session_daily
         self._changes = Bursts(whose, rate=rate, size=size, limit=f"{rate} changes a second, and {size} at once")
         self._saves = Bursts(whose, rate=_SAVES, size=5 * _SAVES, limit=f"{_SAVES} saves a second")
+        rate, size = settings.address_rate, settings.address_burst
+        self._requests = (
+            Bursts("one session", rate=rate, size=size),
+            Bursts(whose, rate=_OF_ONE_USER * rate, size=_OF_ONE_USER * size),
+        )
         self._open: Counter[object] = Counter()
         self._daily = Bursts(whose, rate=daily / _DAY_S, size=daily, limit=f"{daily} changes a day")
 
@@ -168,7 +175,7 @@ class Authentication:
 
         Raises Unauthenticated for a token that is malformed, unknown or expired, Forbidden for one that may
         not be used (locked account, address, foreign page): a request with credentials is never answered as
-        if it came from an anonymous caller.
+        if it came from an anonymous caller. Raises BurstExceeded for too many requests of a session.
         """
         authorization = user_agent = None
         cookie = False
@@ -207,6 +214,9 @@ class Authentication:
             origin = Actor(address=address, user_agent=user_agent, request_id=request_id)
             found = await self._sessions.authenticate(token, origin)
         session, account = found.session, found.account
+        if "counted" not in state and not _is_here(address):
+            take_each(self._requests, (session.id, session.user_id), 1, monotonic())
+            state["counted"] = True  # a request may ask several times
         actor = Actor(
             kind="operator" if self._is_operator(account) else "user",
             via="session",
@@ -239,6 +249,9 @@ class Authentication:
             Part("authentication.keys", self._keys.run, stage=Stage.SERVE),
             Part("authentication.sessions", self._sessions.run, stage=Stage.SERVE),
         ]
+
+
+_is_here = lru_cache(10_000)(is_loopback)
 
 
 def _by_key(known: Known, state: MutableMapping[str, Any], user_agent: str | None) -> Caller:

@@ -4,7 +4,8 @@ The handler declares the price of its route: `opt={"api_calls": 5}`, or by `sign
 routes serve everybody: a key that is sent there costs nothing, and is not refused by the month's quota. With
 `BY_REQUEST` the price depends on the request's content: the handler calls `charge(scope)` unless the request
 is free. A request that is refused, by a limit or for an invalid key, costs nothing. Sessions are not metered:
-their requests, and anonymous ones, have a burst limit by address, far above what people need.
+their requests, and anonymous ones, have a burst limit by address, far above what people need. In addition,
+`Authentication` limits them by session and user.
 
 Plain ASGI in front of the application: a guard inside it costs 3 × as much (`make bench`). Answers carry
 `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), refusals `Retry-After` as well.
