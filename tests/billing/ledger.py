@@ -1,12 +1,16 @@
 """What a customer and an accountant see of a user's billing,
 in a form that two histories can be compared in."""
 
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
 from tests.billing.conftest import moved, notices
 
+from ximler.analytics import rollups
+from ximler.billing import drifts, movements
+from ximler.billing.account import recurring
 from ximler.billing.verify import verify
 from ximler.database import Database
 from ximler.schema.billing_account import BILLING_ACCOUNTS
@@ -22,6 +26,7 @@ async def at_rest(database: Database, *user_ids: ObjectId) -> None:
     and the provider has moved the money that Ximler counts."""
     problems = await verify(database)
     assert problems == [], problems
+    await _movements_add_up(database, *user_ids)
     kept = 0
     for user_id in user_ids:
         account = await database[BILLING_ACCOUNTS].find_one({"_id": user_id})
@@ -32,6 +37,18 @@ async def at_rest(database: Database, *user_ids: ObjectId) -> None:
         refunds = await database[REFUNDS].find({"userId": user_id, "status": "SUCCEEDED", "to": {"$ne": "BALANCE"}})
         kept += sum(each.amount_minor for each in charges) - sum(each.amount_minor for each in refunds)
     assert await moved(database) == kept
+
+
+async def _movements_add_up(database: Database, *user_ids: ObjectId) -> None:
+    """The ledger's movements sum to what each user's account and subscriptions bring in now."""
+    assert await drifts.check(database) == []
+    for user_id, rows in (await movements.steps_of(database, user_ids)).items():
+        account = await database[BILLING_ACCOUNTS].find_one({"_id": user_id})
+        now = account and recurring(account, database.business)
+        moved = Counter[str]()
+        for day in rollups.days_of(rows):
+            moved[day.currency] += day.end_minor - day.start_minor
+        assert moved - Counter() == Counter({now.currency: now.annual_minor} if now else {}), (rows, now)
 
 
 async def state(database: Database, user_id: ObjectId) -> dict[str, Any]:

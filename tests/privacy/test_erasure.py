@@ -134,7 +134,10 @@ async def person(database: Database, keyring: Keyring, settings: Settings, email
         )
     )
     await database.api_keys.insert(ApiKey(user_id=ada.id, name=MARK, key_hash=MARK))
-    await database.raw["credentials"].update_one({"_id": ada.id}, {"$set": {"lockReason": MARK}}, upsert=True)
+    await database.raw["credentials"].update_one(
+        {"_id": ada.id}, {"$set": {"lockReason": MARK, "places": [MARK]}}, upsert=True
+    )
+    await database.raw["sessions"].update_many({"userId": ada.id}, {"$set": {"place": MARK}})
     await database.raw["emailchanges"].insert_one(
         {
             "_id": ada.id,
