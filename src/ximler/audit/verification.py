@@ -25,6 +25,7 @@ from ximler.audit.heads import KeptHead
 from ximler.audit.keys import SealKeys
 from ximler.audit.sealing import MAX_DELAY
 from ximler.audit.seals import BACKDATED, FORGED, OTHERS, Head
+from ximler.core import pacing
 from ximler.core.clock import EPOCH
 from ximler.core.settings import Settings
 from ximler.database import Database, outbox
@@ -40,9 +41,9 @@ _log = structlog.get_logger("ximler.audit")
 VERIFIED = Counter("ximler_audit_verifications_total", "Daily verifications of the audit log.", ("outcome",))
 
 MAX_PROBLEMS = 100
-_AT_ONCE = 2_000
+_AT_ONCE = 1_000
 _PASS = 1_000_000  # ids in memory at once
-_A_TURN = 128  # entries examined per turn of the event loop
+_A_TURN = 16  # entries examined before it may yield
 _EPOCH_NAIVE = EPOCH.replace(tzinfo=None)
 
 What = Literal["altered", "missing", "inserted", "unsealed", "chain", "truncated"]
@@ -258,6 +259,7 @@ class _Run:
             where = {"_id": {"$in": [ObjectId(oid) for _, oid, _, _ in listed]}}
             found: Any = RawBatches(self._logs, where, batch_size=_AT_ONCE)
             async for stream in found:
+                await pacing.yield_turn()
                 there.update((object_id_in(raw), raw) for raw in apart(stream))
         return there
 
@@ -265,7 +267,7 @@ class _Run:
         known: dict[bytes, bytes] = {}
         for place, (number, oid, digest, odd) in enumerate(listed):
             if place % _A_TURN == 0:
-                await asyncio.sleep(0)  # lets the next batch be received
+                await pacing.yield_turn()  # also lets the next batch be received
             self._remember(oid)
             if (stored := there.pop(oid, None)) is not None:
                 known[oid] = digest
