@@ -217,6 +217,19 @@ def test_pixels_of_a_jpeg_are_read_without_damaged_segments(marker: int, damaged
     assert kept_as(whole[:2] + segment + whole[2:]).size == (60, 40)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_only_its_end_is_read_and_one_that_lacks_pixels_is_not(progressive: bool) -> None:
+    out = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(out, "JPEG", progressive=progressive)
+    whole = out.getvalue()
+    assert whole.endswith(b"\xff\xd9")
+    for unended in (whole[:-1], whole[:-2]):
+        assert kept_as(unended).tobytes() == kept_as(whole).tobytes()
+    for cut in (20, len(whole) // 3):
+        with pytest.raises(Invalid):
+            kept_as(whole[:-cut])
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])
 def test_grey_is_converted_by_a_profile_for_grey_alone(mode: str) -> None:
     linear = profile((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), gamma=1.0)
@@ -226,9 +239,22 @@ def test_grey_is_converted_by_a_profile_for_grey_alone(mode: str) -> None:
     red, *others = kept_as(out.getvalue()).getpixel((30, 30))
     assert abs(red - (255 if mode == "1" else 168)) <= 3
     assert max(abs(each - red) for each in others) <= 2
+    deep = _png_of_16_bits(b"\x64\x64\xff\xff", grey)  # grey with transparency, which Pillow cannot write
+    assert abs(kept_as(deep).getpixel((30, 30))[0] - 168) <= 3
     out = io.BytesIO()
     Image.new("RGB", (64, 64), (100, 180, 90)).save(out, "PNG", icc_profile=grey)
     assert abs(kept_as(out.getvalue()).getpixel((30, 30))[0] - 100) <= 3
+
+
+def _png_of_16_bits(pixel: bytes, icc: bytes) -> bytes:
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 64, 64, 16, 4, 0, 0, 0),
+        b"iCCP": b"grey\0\0" + zlib.compress(icc),
+        b"IDAT": zlib.compress((b"\0" + pixel * 64) * 64),
+        b"IEND": b"",
+    }
+    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 async def test_of_an_animation_the_first_frame_is_kept(database, me) -> None:

@@ -45,7 +45,8 @@ _APPLICATION = range(0xE0, 0xF0)
 _PIXEL_SEGMENTS = ((b"JFIF\0", 14), (b"Adobe", 12))
 _LOOK_SEGMENTS = ((b"ICC_PROFILE\0", 14), (b"Exif\0\0", 6))
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of pixels that a profile for this space describes
-_GREY = ("1", "L", "LA")
+_GREY = ("1", "L", "LA", "I", "I;16")
+_END = b"\xff\xd9"  # of a JPEG
 
 # One at a time: the largest pictures take 150 MB while they are decoded, and WebP 250 MB.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
@@ -63,22 +64,39 @@ async def thumbnail(sent: bytes, field: str = "avatar", *, side: int = SIDE) -> 
 def _encode(sent: bytes, field: str, side: int = SIDE) -> bytes:
     if len(sent) > MAX_BYTES:
         raise Invalid.field(field, f"is larger than {MAX_BYTES // 1_000_000} MB")
-    for look in (True, False):  # damaged data about the look must not make the pixels unreadable
-        try:
-            picture = _decode(_without_metadata(sent, look=look), field, side)
-            break
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise Invalid.field(field, "has too many pixels") from None
-        except _UNREADABLE:
-            continue
-    else:
-        raise Invalid.field(field, "is not a picture that can be read: send a PNG, JPEG, WebP or GIF file")
+    picture = _read(sent, field, side)
     picture.thumbnail((side, side))
     bare = Image.new("RGBA", picture.size)  # without metadata
     bare.paste(picture)
     out = io.BytesIO()
     bare.save(out, "WEBP", quality=85, method=4)
     return out.getvalue()
+
+
+def _read(sent: bytes, field: str, side: int) -> Image.Image:
+    for look in (True, False):  # damaged data about the look must not make the pixels unreadable
+        try:
+            return _decode(_without_metadata(sent, look=look), field, side)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise Invalid.field(field, "has too many pixels") from None
+        except _UNREADABLE:
+            continue
+    if sent.startswith(_JPEG) and (picture := _unended(_without_metadata(sent, look=True), field, side)):
+        return picture
+    raise Invalid.field(field, "is not a picture that can be read: send a PNG, JPEG, WebP or GIF file")
+
+
+def _unended(jpeg: bytes, field: str, side: int) -> Image.Image | None:
+    """The picture of a JPEG that only lacks the marker of its end, as those of some cameras do.
+
+    The decoder does not report missing pixels: if there are any, they depend on the bytes that follow.
+    """
+    known = jpeg.removesuffix(_END[:1])
+    try:
+        one, other = (_decode(known + filler * 100 + _END, field, side) for filler in (b"\x00", b"\x55"))
+    except _UNREADABLE:
+        return None
+    return one if one.tobytes() == other.tobytes() else None
 
 
 def _decode(sent: bytes, field: str, side: int) -> Image.Image:
@@ -92,11 +110,13 @@ def _decode(sent: bytes, field: str, side: int) -> Image.Image:
         most = _MAX_DECODED if whole else _MAX_PIXELS
         if width * height > most or opened.width * opened.height > _MAX_DECODED:
             raise Invalid.field(field, f"has {width} × {height} pixels: send at most {most // 1_000_000} million")
+        # Pillow makes RGBA of grey with transparency in 16 bits.
+        grey = opened.mode in _GREY or (opened.tile and opened.tile[0].args == "LA;16B")
         opened.load()
-        return _upright(_in_srgb(opened))
+        return _upright(_in_srgb(opened, is_grey=bool(grey)))
 
 
-def _in_srgb(opened: Image.Image) -> Image.Image:
+def _in_srgb(opened: Image.Image, *, is_grey: bool) -> Image.Image:
     """Converted to RGBA in sRGB, by the picture's own profile.
     One that is damaged, or for other pixels, is ignored."""
     if opened.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
@@ -110,7 +130,7 @@ def _in_srgb(opened: Image.Image) -> Image.Image:
     try:
         described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES.get(described.profile.xcolor_space)
-        if mode is None or (mode == "CMYK") != (opened.mode == "CMYK") or (mode == "L" and opened.mode not in _GREY):
+        if mode is None or (mode == "CMYK") != (opened.mode == "CMYK") or (mode == "L" and not is_grey):
             return rgba
         coloured = opened if mode == "CMYK" else rgba.convert(mode)
         converted = ImageCms.profileToProfile(coloured, described, _SRGB, outputMode="RGB")
