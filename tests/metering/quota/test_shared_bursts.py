@@ -4,7 +4,10 @@ racing, while it is killed, frozen or slow, and as it evicts."""
 import asyncio
 import os
 import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -16,6 +19,7 @@ from ximler.database.valkey import Valkey
 from ximler.metering.quota.bursts import BurstExceeded, Bursts
 from ximler.metering.quota.shared_bursts import SharedBursts
 
+FLOODER = Path(__file__).with_name("flooder.py")
 KEY, OWNER = b"k" * 12, b"o" * 12
 SLOW = 0.01  # units a second: none come back during a test
 
@@ -58,6 +62,31 @@ async def test_processes_admit_one_burst_together(four: list[SharedBursts]) -> N
     assert await admitted(four, 20, key=b"2" * 12) == 50  # of the owner's; a refused call takes nothing of the key's
     with pytest.raises(BurstExceeded, match="this account"):
         await four[0].take((b"3" * 12, OWNER), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [None, "killed", "frozen"])
+async def test_four_processes_admit_one_burst_also_if_the_server_fails_under_their_load(
+    fault: str | None, server: ValkeyServer
+) -> None:
+    arguments = (server.connection_url, "200", "0.05" if fault else "5")
+    flooder = await asyncio.create_subprocess_exec(sys.executable, FLOODER, *arguments, stdout=PIPE)
+    assert flooder.stdout is not None
+    lines = [await flooder.stdout.readline() for _ in range(4)]
+    assert set(lines) == {b"warm\n"}
+    assert server._process is not None
+    if fault == "killed":
+        await kill(server)
+    elif fault == "frozen":
+        os.kill(server._process.pid, signal.SIGSTOP)
+    try:
+        admitted = sum(map(int, (await flooder.stdout.read()).split()))
+        assert await flooder.wait() == 0
+    finally:
+        if fault == "frozen":
+            os.kill(server._process.pid, signal.SIGCONT)
+    # Without the server a process knows the bucket as of its last answer, without calls under way elsewhere.
+    assert admitted == 200 if fault is None else 100 <= admitted <= 200 + 4 * 4, admitted
 
 
 @pytest.mark.slow
