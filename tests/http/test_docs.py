@@ -119,6 +119,9 @@ async def test_the_document_is_complete_for_generators(client: Client) -> None:
         path for path, operations in document["paths"].items() if any("requestBody" in o for o in operations.values())
     }
     assert {"/v1/avatar", "/v1/usage/events", "/v1/projects/{project}/canvas", "/webhooks/stripe"} <= bodies
+    refresh = document["paths"]["/v1/session/refresh"]["post"]
+    assert "`SESSION_EXPIRED`" in refresh["description"]  # from the docstring: decision 7
+    assert [each["name"] for each in refresh["parameters"]] == ["Idempotency-Key"]
     assert "oneOf" not in document["components"]["schemas"]["VersionChanges"]["properties"]["pinned"]
 
 

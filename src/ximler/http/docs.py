@@ -54,6 +54,7 @@ def openapi() -> OpenAPIConfig:
         title="Ximler",
         version=__version__,
         license=License(name="Apache License 2.0", identifier="Apache-2.0"),
+        use_handler_docstrings=True,
         security=[{}],  # of operations that name none: no authentication
         description="REST beside GraphQL: `POST /graphql` is the main interface; its schema can be introspected.",
         openapi_router=Router(

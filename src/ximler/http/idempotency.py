@@ -1,11 +1,14 @@
-"""`Idempotency-Key` on routes that are not idempotent by themselves: `@post(…, middleware=[idempotent])`.
+"""`Idempotency-Key` on routes that are not idempotent by themselves: `@post(…, **IDEMPOTENT)`, with
+`KEY_ERRORS` among its responses.
 
 PUT and DELETE are idempotent (RFC 9110, 9.2.2), and usage events have ids of their own.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from litestar.openapi.spec import OpenAPIType, Operation, Parameter, Schema
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from ximler.accounts import idempotency
@@ -13,15 +16,16 @@ from ximler.accounts.idempotency import Answer
 from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, XimlerError
 from ximler.http.authentication import Authentication
+from ximler.http.problems import documented
 
-__all__ = ["REPLAYED", "idempotent"]
+__all__ = ["IDEMPOTENT", "KEY_ERRORS", "REPLAYED"]
 
 REPLAYED = (b"idempotency-replayed", b"true")
 
 _MAX_BODY = 1_000_000
 
 
-def idempotent(app: ASGIApp) -> ASGIApp:
+def _idempotent(app: ASGIApp) -> ASGIApp:
     """Middleware for a route: a request repeated with its key within 24
     hours receives the stored response."""
 
@@ -99,3 +103,23 @@ async def _caller(authentication: Authentication, scope: Scope) -> Actor:
         return (await authentication.identify(scope)).actor  # type: ignore[arg-type]  # ASGI's, typed by two libraries
     except XimlerError:
         return Actor(address=scope.get("state", {}).get("address"))
+
+
+@dataclass
+class _WithKey(Operation):
+    def __post_init__(self) -> None:
+        key = Parameter(
+            name="Idempotency-Key",
+            param_in="header",
+            description="A request repeated with its key within 24 hours receives the first response again, "
+            "with `Idempotency-Replayed: true`. Of your choosing, such as a UUID.",
+            schema=Schema(type=OpenAPIType.STRING, pattern="^[!-~]{1,255}$"),
+        )
+        self.parameters = [*(self.parameters or ()), key]
+
+
+IDEMPOTENT: dict[str, Any] = {"middleware": [_idempotent], "operation_class": _WithKey}
+KEY_ERRORS = documented(
+    _409="The first request with this Idempotency-Key is under way or was another one, or its response is not kept",
+    _422="The Idempotency-Key, an id or a field is malformed",
+)

@@ -15,7 +15,7 @@ from ximler.accounts import sessions
 from ximler.core.actor import Actor
 from ximler.core.errors import Unauthenticated
 from ximler.http.authentication import Authentication, Caller, signed_in
-from ximler.http.idempotency import idempotent
+from ximler.http.idempotency import IDEMPOTENT, KEY_ERRORS
 from ximler.http.problems import JSON_ONLY, documented
 
 __all__ = ["routes"]
@@ -56,11 +56,10 @@ def _responses(**reasons: str) -> dict[int, ResponseSpec]:
     tags=["accounts"],
     summary="Sign in to a cookie",
     status_code=200,
-    middleware=[idempotent],
-    responses=_responses(
-        _401="Wrong e-mail address, password or code", _422="A field is missing or wrong", _429="Too many attempts"
-    )
-    | JSON_ONLY,
+    **IDEMPOTENT,
+    responses=_responses(_401="Wrong e-mail address, password or code", _429="Too many attempts")
+    | JSON_ONLY
+    | KEY_ERRORS,
 )
 async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[Credentials]) -> Response[SignedIn]:
     """For same-origin pages only (Sec-Fetch-Site or Origin)."""
@@ -81,16 +80,17 @@ async def sign_in(request: Request[Any, Any, Any], state: State, data: JSONBody[
 
 @post(
     "/v1/session/refresh",
-    middleware=[idempotent],
+    **IDEMPOTENT,
     tags=["accounts"],
     summary="Exchange the session's cookie for a new one",
     status_code=200,
-    responses=_responses(_401="The session is missing or has ended", _429="Too many changes"),
+    responses=_responses(_401="The session is missing or has ended", _429="Too many changes") | KEY_ERRORS,
     **signed_in(),
 )
 async def refresh(state: State, caller: NamedDependency[Caller]) -> Response[SignedIn]:
-    """The old token is invalid from now on. If it is used again later it was copied, and the whole sign-in
-    ends.
+    """The old token is invalid from now on. A client that may lose the answer sends an `Idempotency-Key`, and
+    asks again with it; without a key, it signs in again. Use of the old token within ten seconds is refused
+    (`SESSION_EXPIRED`); later use ends every session of the sign-in, because a copied token looks the same.
     """
     if not caller.by_cookie or caller.user is None:
         raise Unauthenticated("This is for a session's cookie: with a token, use GraphQL's refreshSession")

@@ -12,7 +12,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
-from ximler.http.idempotency import idempotent
+from ximler.http.idempotency import IDEMPOTENT, KEY_ERRORS
 from ximler.http.problems import JSON_ONLY, documented_in_project
 from ximler.projects import links, sharing
 
@@ -126,10 +126,10 @@ async def list_links(
 @post(
     _LINKS,
     **signed_in(),
-    middleware=[idempotent],
+    **IDEMPOTENT,
     tags=["projects"],
     summary="Create a public link",
-    responses=_CHANGES | JSON_ONLY,
+    responses=_CHANGES | JSON_ONLY | KEY_ERRORS,
 )
 async def create_link(
     project: _Project, data: JSONBody[NewLink], caller: NamedDependency[Caller], state: State

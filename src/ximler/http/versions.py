@@ -16,7 +16,7 @@ from ximler.core.ids import decode_cursor, object_id
 from ximler.http.authentication import Caller, signed_in
 from ximler.http.canvas import Saved
 from ximler.http.conditional import matches
-from ximler.http.idempotency import idempotent
+from ximler.http.idempotency import IDEMPOTENT, KEY_ERRORS
 from ximler.http.problems import JSON_ONLY, documented, documented_in_project
 from ximler.projects import versions
 from ximler.projects.versions import CanvasVersion
@@ -100,10 +100,10 @@ async def show_list(
 @post(
     _PATH,
     **signed_in(scope="projects:write"),
-    middleware=[idempotent],
+    **IDEMPOTENT,
     tags=["projects"],
     summary="Keep the canvas as a version",
-    responses=_CHANGES | JSON_ONLY,
+    responses=_CHANGES | JSON_ONLY | KEY_ERRORS,
 )
 async def create(
     project: _Project, data: JSONBody[NewVersion], caller: NamedDependency[Caller], state: State
@@ -192,11 +192,13 @@ async def changes(
 @post(
     f"{_ONE}/restore",
     **signed_in(scope="projects:write"),
-    middleware=[idempotent],
+    **IDEMPOTENT,
     status_code=200,
     tags=["projects"],
     summary="Restore a version",
-    responses=_CHANGES | documented(_409="The canvas is at another revision than `base`"),
+    responses=_CHANGES
+    | KEY_ERRORS
+    | documented(_409="The canvas is at another revision than `base`, or the Idempotency-Key is in use"),
 )
 async def restore(
     project: _Project,
