@@ -15,11 +15,14 @@
 The time without a reading application does not count against a body. Only requests that do not arrive at
 once, and responses that are not taken at once, need a timer. The application limits the size of bodies.
 
-Requests that cannot be parsed are answered as the application answers errors.
+Requests that cannot be parsed are answered as the application answers errors, and so are those that the
+parser accepts and we do not speak: other versions, codings and targets (`_require_known`). `Upgrade` is
+ignored: the parser would take the request's body for another protocol's, and then for the next request.
 """
 
 import asyncio
 import contextlib
+import re
 import struct
 import sys
 from collections import Counter
@@ -31,13 +34,12 @@ import msgspec
 import structlog
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import (
-    HEADER_RE,
-    HEADER_VALUE_RE,
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
+from ximler.cli.answers import Answers, Cycle
 from ximler.core.in_flight import SLOW, InFlight, Overloaded
 from ximler.core.networks import contains, is_loopback, parse_network, subscriber
 from ximler.http import problems
@@ -52,7 +54,10 @@ except ImportError:  # Windows
 __all__ = ["Addresses", "Protocol"]
 
 _log = structlog.get_logger("ximler.http")
-_LARGE = 65_536  # bytes of a body that are not worth copying to save a system call
+_VERSIONS = frozenset({"1.1", "1.0"})
+_NOT_SPOKEN = "This version of HTTP is not spoken here: use HTTP/1.1"
+_OTHER_VERSION = re.compile("HTTP version|PRI")  # the parser's messages
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)(?:#.*)?", re.IGNORECASE)
 
 
 def _refusal(problem: problems.Problem, client: tuple[str, int] | None) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -83,110 +88,11 @@ async def _full(scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-class _Answers:
-    """A connection's transport as one answer sees it.
-
-    The head of an answer waits for the first of its body, for one turn of the event loop at most: both in one
-    packet take one system call, and wake the client once.
-
-    Closing a socket that still receives resets it, and the client may lose the answer with that (RFC 9112,
-    9.6): a connection that an answer ends is closed when the request has arrived whole.
-    """
-
-    __slots__ = ("_cycle", "_head", "_head_seen", "_protocol", "_transport", "is_closing")
-
-    def __init__(self, protocol: "Protocol", transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
-        self._protocol = protocol
-        self._transport = transport
-        self._cycle = cycle
-        self._head = b""
-        self._head_seen = False
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            if len(data) > _LARGE:
-                self._flush()
-                self._transport.write(data)
-            else:
-                head, self._head = self._head, b""
-                self._transport.write(head + data)
-        elif self._head_seen or not self._cycle.response_started or self._cycle.scope["method"] == "HEAD":
-            self._transport.write(data)
-        else:
-            self._head_seen = True
-            self._head = data
-            self._protocol.loop.call_soon(self._flush)
-
-    def close(self) -> None:
-        self._flush()
-        if self._protocol.reads_body:
-            self._protocol.linger()
-        else:
-            self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-
-# Headers whose values are the same in most answers.
-_CONSTANT = frozenset(
-    b"cache-control content-security-policy content-type cross-origin-opener-policy cross-origin-resource-policy "
-    b"permissions-policy referrer-policy strict-transport-security vary x-content-type-options "
-    b"x-frame-options".split()
-)
-_MOST_LINES = 256
-_lines: dict[tuple[bytes, bytes], bytes] = {}
-
-
-def _line(header: tuple[bytes, bytes]) -> bytes:
-    """A header as it is sent. Raises RuntimeError for one that is invalid, as uvicorn does."""
-    name, value = header
-    if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
-        raise RuntimeError(f"Invalid HTTP header {name!r}")
-    line = b"%b: %b\r\n" % (name.lower(), value)
-    if name in _CONSTANT:
-        if len(_lines) >= _MOST_LINES:
-            _lines.clear()
-        _lines[header] = line
-    return line
-
-
-class _Cycle(RequestResponseCycle):
-    """Writes the head of an ordinary answer in a third of uvicorn's time; leaves all others to uvicorn."""
-
-    async def send(self, message: Any) -> None:
-        if self.response_started or not self._begin(message):
-            await super().send(message)
-
-    def _begin(self, message: Any) -> bool:
-        if message["type"] != "http.response.start" or not self.keep_alive or self.disconnected:
-            return False
-        if self.flow.write_paused or self.scope["method"] == "HEAD":
-            return False
-        length: bytes | None = None
-        content = [STATUS_LINE[message["status"]]]
-        for header in (*self.default_headers, *message["headers"]):
-            line = _lines.get(header)
-            if line is None:
-                name = header[0].lower()
-                if name == b"content-length" and length is None:
-                    length = header[1]
-                elif name in {b"connection", b"content-length", b"transfer-encoding"}:
-                    return False
-                line = _line(header)
-            content.append(line)
-        if length is None:
-            return False
-        self.expected_content_length = int(length)
-        self.chunked_encoding = False
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        content.append(b"\r\n")
-        self.transport.write(b"".join(content))
-        return True
+async def _ping(_scope: Any, _receive: Any, send: Any) -> None:
+    """The answer to `OPTIONS *`, which asks for nothing (RFC 9110, 9.3.7)."""
+    allowed = (b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+    await send({"type": "http.response.start", "status": 204, "headers": [allowed, *SAFE_HEADERS]})
+    await send({"type": "http.response.body", "body": b""})
 
 
 class Addresses:
@@ -241,7 +147,9 @@ class Protocol(HttpToolsProtocol):
         # trailer.
         self._unread = 0
         self._chunk = 0  # bytes received last
-        self._too_long = False
+        self._refused: tuple[int, str] | None = None  # the status and reason of an error raised to the parser
+        # While the parser takes the rest for another protocol's: where that begins in the bytes received.
+        self._upgrade: int | None = None
         self.last_used = self.loop.time()  # when it was made, or a request arrived whole: bytes alone do not count
         self._body_begun = False
         self._answered_at = 0.0
@@ -296,25 +204,34 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._chunk = len(data)
         self._unread += self._chunk
-        super().data_received(data)
+        rest: bytes | memoryview = data
+        while rest and not self.transport.is_closing():
+            super().data_received(rest)  # type: ignore[arg-type]  # the parser takes either
+            if self._upgrade is None:
+                break
+            rest, self._upgrade = memoryview(rest)[self._upgrade :], None
+            super().data_received(self._without_upgrade())
         if self.transport.is_closing():
             return
         if self._unread > self.header_bytes:
-            self._refuse_long()
+            self._refuse(431, self._long())
         elif self._arriving and self._deadline is None:
             self._wait()
 
     def send_400_response(self, msg: str) -> None:
         """Called while the parser's error is handled."""
-        if self._too_long:
-            self._refuse_long()
-        elif self.answering and self._arriving != "body":
+        if self.answering and self._arriving != "body":
             self.cycle.keep_alive = False  # the requests before are answered, then the connection ends
+        elif self._refused is not None:
+            self._refuse(*self._refused)
         else:
             error = sys.exception()
             if error is not None and not isinstance(error, httptools.HttpParserCallbackError):
                 msg = f"{msg.removesuffix('.')}: {error}"
-            self._refuse(400, msg)
+            if _OTHER_VERSION.search(msg):
+                self._refuse(505, _NOT_SPOKEN)
+            else:
+                self._refuse(400, msg)
 
     def on_message_begin(self) -> None:
         self._arriving = "headers"
@@ -324,17 +241,20 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self._unread + self._chunk > self.header_bytes and self._head_bytes() > self.header_bytes:
-            self._too_long = True
-            raise ValueError  # ends the parsing
+            raise self._refusing(431, self._long())
+        self._require_known()
+        if self.parser.should_upgrade():
+            self._upgrade = 0
+            return
         self._arriving = "body"
         self._stop_waiting()
         self._received = 0
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.keep_alive = self.cycle.keep_alive and not self._stopping
-            self.cycle.__class__ = _Cycle  # uvicorn offers no way to choose it
+            self.cycle.__class__ = Cycle  # uvicorn offers no way to choose it
             # The subset that responses use.
-            self.cycle.transport = _Answers(self, self.transport, self.cycle)  # type: ignore[assignment]
+            self.cycle.transport = Answers(self, self.transport, self.cycle)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -344,6 +264,8 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrade is not None:
+            return
         self._arriving = None
         self._unread = 0
         self.last_used = self._answered_at = self.loop.time()
@@ -372,6 +294,53 @@ class Protocol(HttpToolsProtocol):
             again = left if left > 0 else self.timeout_keep_alive
             self._idleness = self.loop.call_later(again, self._end_idleness)
 
+    def _require_known(self) -> None:
+        """Raises ValueError, which ends the parsing, for versions, codings and targets not spoken here."""
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise self._refusing(505, _NOT_SPOKEN)
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (version == "1.0" or codings != [b"chunked"]):
+            # RFC 9112, 6.1 and 6.3. The parser ignores codings before `chunked`.
+            each = [one.strip().lower() for one in b",".join(codings).split(b",")]
+            if version == "1.0" or each[-1] != b"chunked" or b"" in each:
+                raise self._refusing(400, "Transfer-Encoding must end in 'chunked', and exists in HTTP/1.1 only")
+            if each != [b"chunked"]:
+                raise self._refusing(501, "No Transfer-Encoding but 'chunked' is understood")
+        if not self.url.startswith(b"/"):
+            self.url = self._origin_form()
+
+    def _origin_form(self) -> bytes:
+        """The target of a request that names a host, or the whole server (RFC 9112, 3.2)."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise self._refusing(501, "This server is no proxy")
+        url = _ABSOLUTE.fullmatch(self.url)
+        if url is None:
+            if self.url == b"*" and method == b"OPTIONS":
+                return self.url
+            raise self._refusing(400, "The request's target must be a path, or the URL of one")
+        authority, path = url.groups()
+        self.headers[:] = [(name, authority if name == b"host" else value) for name, value in self.headers]
+        if path.startswith(b"/"):
+            return path
+        return b"/" + path if path or method != b"OPTIONS" else b"*"
+
+    def _without_upgrade(self) -> bytes:
+        """The head of the request that asks for another protocol, without that (RFC 9110, 7.8)."""
+        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        return b"".join([first, *lines, b"\r\n"])
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called while the parser's HttpParserUpgrade is handled."""
+        error = sys.exception()
+        self._upgrade = 0 if error is None else error.args[0]
+
+    def _refusing(self, status: int, detail: str) -> ValueError:
+        self._refused = status, detail
+        return ValueError(detail)
+
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
@@ -379,9 +348,8 @@ class Protocol(HttpToolsProtocol):
     def answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 
-    def _refuse_long(self) -> None:
-        most = f"{self.header_bytes:,} bytes"
-        self._refuse(431, f"The request's first line and headers may have {most} together")
+    def _long(self) -> str:
+        return f"The request's first line and headers may have {self.header_bytes:,} bytes together"
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer the request that is arriving, unless another answer, or its own, has begun."""
@@ -397,6 +365,8 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["path"] == "*":
+            app = _ping
         super()._start_asgi_task(cycle, _full if app is service_unavailable else app)
 
     def _wait(self) -> None:
