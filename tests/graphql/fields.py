@@ -219,6 +219,7 @@ FIELDS = {
         arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"
     ),
     "Mutation.deleteAsset": Field(arguments=('projectId: "{project}", id: "{asset}"',), stranger="NOT_FOUND"),
+    "Mutation.createProjectImport": Field(arguments=("", 'name: "mine"'), stranger=None),
     "Query.sharedProjects": Field(arguments=("", 'after: "{cursor}"', f'search: "{MARK}"'), stranger=None),
     "Query.projectShares": Field(
         arguments=('projectId: "{project}"', 'projectId: "{deleted_project}"'), stranger="NOT_FOUND"

@@ -1,5 +1,6 @@
 """Export and import of projects over REST."""
 
+import asyncio
 import io
 import zipfile
 from typing import Any
@@ -83,13 +84,49 @@ async def test_exports_by_url_leave_the_users_own_exports_their_place(ada: Clien
 
 
 @pytest.mark.slow
-async def test_a_key_exports_projects_by_the_route_and_gets_no_url(ada: Client) -> None:
+async def test_a_key_exports_and_imports_projects_by_routes_and_gets_no_url(ada: Client) -> None:
     """The URL would be valid after the key is revoked."""
     made = (await ada.create("Plan"))["createProject"]["id"]
     key = await key_of(ada, "projects:read")
+    writer = await key_of(ada, "projects:write")
+    answer = await writer.ask("mutation { createProjectImport { url } }")
+    assert answer.code == "FORBIDDEN"
+    assert "POST /v1/projects/import" in answer.errors[0]["message"]
     answer = await key.ask("query ($p: ID!) { project(id: $p) { exportUrl } }", p=made)
     assert answer.code == "FORBIDDEN"
     path = f"/v1/projects/{made}/export"
     assert f"GET {path}" in answer.errors[0]["message"]
     await _send(key, "GET", path)
     assert (await key.ask("query ($p: ID!) { project(id: $p) { thumbnailUrl } }", p=made))["project"]["thumbnailUrl"]
+
+
+@pytest.mark.slow
+async def test_an_import_url_makes_one_project(ada: Client) -> None:
+    ask = "mutation ($n: String) { createProjectImport(name: $n) { projectId url expiresAt } }"
+    made, other = [(await ada.ask(ask, n=name))["createProjectImport"] for name in ("Übung &name=1", None)]
+    drawing = b'{"elements": [{"id": "a"}]}'
+    token = other["url"].partition("?token=")[2]
+    for wrong, status in (
+        (f"/v1/imports/{made['projectId']}", 401),
+        (f"/v1/imports/{made['projectId']}?token={token}", 403),  # of another project
+        (f"/v1/exports/{other['projectId']}?token={token}", 403),
+    ):
+        method = "GET" if "exports" in wrong else "PUT"
+        assert (await ada.http.request(method, wrong, content=drawing)).status_code == status
+    failed = await ada.http.put(made["url"], content=b"{")
+    assert (failed.status_code, failed.json()["code"]) == (422, "INVALID")
+
+    answers = await asyncio.gather(*(ada.http.put(made["url"], content=drawing) for _ in range(3)))
+    assert sorted(each.status_code for each in answers) in ([201, 409, 409], [201, 409, 429], [201, 429, 429])
+    again = await ada.http.put(made["url"], content=drawing)
+    assert (again.status_code, made["projectId"] in again.json()["detail"]) == (409, True)
+    found = await ada.ask("query ($p: ID!) { project(id: $p) { name canvasData exportUrl } }", p=made["projectId"])
+    assert (found["project"]["name"], found["project"]["canvasData"]["elements"]) == ("Übung &name=1", [{"id": "a"}])
+
+    await ada.ask("mutation ($p: ID!) { deleteProject(id: $p) { id } }", p=made["projectId"])
+    assert (await ada.http.put(made["url"], content=drawing)).status_code == 409  # the one in the trash stays
+    await ada.ask("mutation ($p: ID!) { restoreProject(id: $p) { id } }", p=made["projectId"])
+
+    archive = (await ada.http.get(found["project"]["exportUrl"])).content
+    copied = await ada.http.put(other["url"], content=archive)
+    assert (copied.status_code, copied.json()) == (201, {"id": other["projectId"], "name": "Übung &name=1"})

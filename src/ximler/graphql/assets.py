@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+import msgspec
+
 from ximler.core.ids import decode_cursor, object_id
 from ximler.graphql.context import Context
 from ximler.graphql.engine import Connection, Resolvers, page_size
@@ -31,6 +33,18 @@ async def list_assets(
 async def delete_asset(ctx: Context, project_id: str, id: str) -> bool:  # noqa: A002 (the argument's name in GraphQL)
     await assets.delete(ctx.database, ctx.actor, object_id(project_id, "projectId"), object_id(id))
     return True
+
+
+class ProjectImport(msgspec.Struct, frozen=True):
+    project_id: str
+    url: str
+    expires_at: datetime
+
+
+@resolvers.mutation("createProjectImport")
+async def create_project_import(ctx: Context, name: str | None = None) -> ProjectImport:
+    project_id, link = assets_links.import_link(ctx.keyring, ctx.actor, ctx.database.clock.now(), name=name)
+    return ProjectImport(str(project_id), link.url, link.expires_at)
 
 
 @resolvers.field("Asset", "sha256", needs=("digest",))

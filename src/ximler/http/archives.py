@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Request, Response, get, post, put
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
@@ -37,6 +37,7 @@ _Format = Annotated[
     Literal["zip", "file"], QueryParameter(description="`file`: the canvas alone, such as `.excalidraw`")
 ]
 _Versions = Annotated[bool, QueryParameter(description="With the kept versions of the canvas")]
+_Name = Annotated[str | None, QueryParameter(max_length=1000, description="The project's name, in place of the file's")]
 _Assets = Annotated[bool, QueryParameter(description="With the assets")]
 
 
@@ -160,15 +161,60 @@ async def load(
     caller: NamedDependency[Caller],
     request: Request[Any, Any, Any],
     state: State,
-    name: Annotated[
-        str | None, QueryParameter(max_length=1000, description="The project's name, in place of the file's")
-    ] = None,
+    name: _Name = None,
 ) -> Response[Imported]:
     """Make a project from an archive that `export` made, or from a drawing such as `.excalidraw` and `.tldr`,
     whose data URLs become assets. The whole project is made, or none. The body is the file, or a form
     (`multipart/form-data`) whose first file is taken.
     """
-    user_id = caller.actor.require_user()
+    return await _imported(request, state, caller.actor, name=name)
+
+
+@put(
+    "/v1/imports/{project:str}",
+    status_code=201,
+    tags=["projects"],
+    summary="Import a project by its URL",
+    request_max_body_size=None,
+    operation_class=file_of("The archive or file, or a form with it"),
+    responses=documented(
+        _400="The request cannot be read",
+        _401="The URL has no token",
+        _403="The URL has expired, was changed, or is for another project; or sent by another site",
+        _404="The user's account is closed or locked",
+        _408="The body arrived slower than 1,000 bytes a second, or stopped for 30 seconds",
+        _409="The project was imported before, an import by this URL is under way, or it took too long",
+        _413="The file is larger than XIMLER_ASSET_MAX_MB",
+        _422="The file is no exported project and no drawing: the detail names the entry or place",
+        _429="The plan's projects or storage are used up, or another import of this account is under way",
+        _503="The database is unavailable",
+    ),
+)
+async def load_by_url(
+    project: Annotated[str, PathParameter(max_length=100, description="The id that the project will have")],
+    request: Request[Any, Any, Any],
+    state: State,
+    token: Annotated[str, QueryParameter(max_length=100, description="From `createProjectImport`")] = "",
+    name: _Name = None,
+) -> Response[Imported]:
+    """As the import of a project. The URL of GraphQL's `createProjectImport` makes one project, for the user
+    who asked for it, within an hour. After a failure the file can be sent again.
+    """
+    project_id = object_id(project, "project")
+    actor = await assets_links.importer(state.database, state.keyring, project_id, token)
+    state.authentication.enter(request.scope["state"], ("url", actor.require_user()))
+    return await _imported(request, state, actor, name=name, project_id=project_id)
+
+
+async def _imported(
+    request: Request[Any, Any, Any],
+    state: State,
+    actor: Actor,
+    *,
+    name: str | None,
+    project_id: Any = None,
+) -> Response[Imported]:
+    user_id = actor.require_user()
     if user_id in _under_way:
         raise LimitExceeded("Another import of this account is under way: wait for its answer", retry_after_s=5)
     _under_way.add(user_id)
@@ -181,12 +227,12 @@ async def load(
         with tempfile.TemporaryFile() as file:  # without a name, so a killed process leaves nothing
             await _receive(pieces, file, most)
             try:
-                project_id = await _load(state, caller, file, name=name, given=given, most=most)
+                made_id = await _load(state, actor, file, name=name, given=given, most=most, project_id=project_id)
             except assets_uploads.TooLarge as error:
                 raise HTTPException(status_code=413, detail=error.message) from None
     finally:
         _under_way.discard(user_id)
-    made = await projects.get(state.database, caller.actor, project_id)
+    made = await projects.get(state.database, actor, made_id)
     return Response(Imported(str(made.id), made.name))
 
 
@@ -200,17 +246,26 @@ async def _receive(pieces: AsyncGenerator[bytes, None], file: BinaryIO, most: in
             await asyncio.to_thread(file.write, piece)
 
 
-async def _load(state: State, caller: Caller, file: BinaryIO, *, name: str | None, given: str | None, most: int) -> Any:
+async def _load(
+    state: State,
+    actor: Actor,
+    file: BinaryIO,
+    *,
+    name: str | None,
+    given: str | None,
+    most: int,
+    project_id: Any,
+) -> Any:
     size = file.tell()
     file.seek(0)
     if file.read(4) in _MAGIC:
-        return await archives.load(state.database, caller.actor, file, name=name, most=most)
+        return await archives.load(state.database, actor, file, name=name, most=most, project_id=project_id)
     if size > archives.MOST_TEXT:
         raise Invalid.field("file", f"is no zip archive, and larger than the {archives.MOST_TEXT:,} bytes of a drawing")
     file.seek(0)
     text = await asyncio.to_thread(file.read)
     name = name or assets_uploads.file_name(given or "Imported").rsplit(".", 1)[0] or "Imported"
-    return await archives.load_file(state.database, caller.actor, text, name=name, most=most)
+    return await archives.load_file(state.database, actor, text, name=name, most=most, project_id=project_id)
 
 
-routes = (export, follow, load)
+routes = (export, follow, load, load_by_url)

@@ -168,11 +168,20 @@ async def export_file(
     return data_urls.put_back(database, actor, project_id, text)
 
 
-async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | None = None, most: int) -> ObjectId:
+async def load(
+    database: Database,
+    actor: Actor,
+    file: BinaryIO,
+    *,
+    name: str | None = None,
+    most: int,
+    project_id: ObjectId | None = None,
+) -> ObjectId:
     """Make a project from an archive of at most so many bytes an asset;
     returns its id. All of it, or nothing.
 
-    Raises Invalid with the entry's name, QuotaExceeded, LimitExceeded.
+    Raises Invalid with the entry's name, QuotaExceeded, LimitExceeded, and Conflict if a project has the
+    given id.
     """
     archive = await asyncio.to_thread(Unzipped, file, entries=_MOST_ENTRIES, allowed=_is_allowed)
     try:
@@ -191,6 +200,7 @@ async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | 
                 database,
                 actor,
                 most=most,
+                project_id=project_id,
                 name=name or manifest.name,
                 description=manifest.description,
                 settings=manifest.settings,
@@ -203,14 +213,16 @@ async def load(database: Database, actor: Actor, file: BinaryIO, *, name: str | 
         archive.close()
 
 
-async def load_file(database: Database, actor: Actor, text: bytes, *, name: str, most: int) -> ObjectId:
+async def load_file(
+    database: Database, actor: Actor, text: bytes, *, name: str, most: int, project_id: ObjectId | None = None
+) -> ObjectId:
     """Make a project from a file of JSON, such as `.excalidraw` or `.tldr`;
     returns its id. All of it, or nothing.
 
-    Its data URLs become assets. Raises Invalid, QuotaExceeded.
+    Its data URLs become assets. Raises Invalid, QuotaExceeded, Conflict if a project has the given id.
     """
     await asyncio.to_thread(_decoded, text, "file")
-    async with importing(database, actor, most=most, name=name) as under_way:
+    async with importing(database, actor, most=most, project_id=project_id, name=name) as under_way:
         lifted = await data_urls.lift(under_way, text)
         await _set_canvas(under_way, lifted)
     return under_way.project_id

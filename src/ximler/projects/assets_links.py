@@ -10,6 +10,7 @@ import base64
 import re
 import struct
 from datetime import datetime, timedelta
+from urllib.parse import quote
 
 import msgspec
 from bson import ObjectId
@@ -31,12 +32,15 @@ __all__ = [
     "export_link",
     "exporter",
     "follow",
+    "import_link",
+    "importer",
     "link",
     "thumbnail_link",
     "thumbnail_reader",
 ]
 
-_ASSET, _THUMBNAIL, _EXPORT = "asset url", "thumbnail url", "export url"  # the purposes of the tokens
+# The purposes of the tokens.
+_ASSET, _THUMBNAIL, _EXPORT, _IMPORT = "asset url", "thumbnail url", "export url", "import url"
 _ROUND_S = 1800
 _FIELDS = struct.Struct(">12s12sIHx")  # project, user, expiry, preview; filled up to whole characters
 _MAC_BYTES = 32
@@ -96,6 +100,20 @@ def export_link(keyring: Keyring, actor: Actor, project_id: ObjectId, now: datet
     return Link(f"/v1/exports/{project_id}?token={token}", until)
 
 
+def import_link(keyring: Keyring, actor: Actor, now: datetime, *, name: str | None = None) -> tuple[ObjectId, Link]:
+    """The id of a project that does not exist, and the URL that makes it of the file sent there. Raises
+    Forbidden for API keys, as `export_link` does.
+    """
+    if actor.via == "api_key":
+        raise Forbidden(
+            "createProjectImport cannot be used with an API key: import with the key by POST /v1/projects/import"
+        )
+    project_id = ObjectId()
+    token, until = _token(keyring, _IMPORT, project_id, actor, project_id, now)
+    named = "" if name is None else f"&name={quote(name, safe='')}"
+    return project_id, Link(f"/v1/imports/{project_id}?token={token}{named}", until)
+
+
 async def follow(database: Database, keyring: Keyring, asset_id: ObjectId, token: str) -> Followed:
     """Raises Unauthenticated, LinkInvalid, LinkExpired,
     and NotFound once the URL's user cannot read the asset any more."""
@@ -114,6 +132,11 @@ async def thumbnail_reader(database: Database, keyring: Keyring, project_id: Obj
 async def exporter(database: Database, keyring: Keyring, project_id: ObjectId, token: str) -> Actor:
     """As `thumbnail_reader`, of the URL of a project's archive."""
     return await _reader(database, keyring, _EXPORT, project_id, token)
+
+
+async def importer(database: Database, keyring: Keyring, project_id: ObjectId, token: str) -> Actor:
+    """As `thumbnail_reader`, of the URL that makes the project."""
+    return await _reader(database, keyring, _IMPORT, project_id, token)
 
 
 async def _reader(database: Database, keyring: Keyring, purpose: str, project_id: ObjectId, token: str) -> Actor:

@@ -17,6 +17,7 @@ from bson import ObjectId
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, NotFound, Unavailable, XimlerError
 from ximler.database import Database, outbox
+from ximler.database.failures import DocumentExists
 from ximler.projects import assets_uploads, projects, trash
 from ximler.schema.asset import Asset
 from ximler.schema.project_import import PROJECT_IMPORTS, ProjectImport
@@ -67,14 +68,21 @@ class Importing:
 
 
 @asynccontextmanager
-async def importing(database: Database, actor: Actor, *, most: int, **project: Any) -> AsyncIterator[Importing]:
+async def importing(
+    database: Database, actor: Actor, *, most: int, project_id: ObjectId | None = None, **project: Any
+) -> AsyncIterator[Importing]:
     """A new project for the actor, which is removed again if the block raises.
     Its assets have at most `most` bytes.
 
-    Raises as `projects.create` does.
+    Raises as `projects.create` does, and Conflict if a project with this id exists, or is being made.
     """
-    marker = ProjectImport(user_id=actor.require_user(), until=database.clock.now() + _LEASE)
-    await database[PROJECT_IMPORTS].insert(marker)
+    marker = ProjectImport(
+        id=project_id or ObjectId(), user_id=actor.require_user(), until=database.clock.now() + _LEASE
+    )
+    if project_id is None:
+        await database[PROJECT_IMPORTS].insert(marker)
+    else:
+        await _claim(database, marker)
     try:
         await projects.create(database, actor, project_id=marker.id, **project)
         under_way = Importing(database, actor, marker.id, most)
@@ -110,6 +118,25 @@ async def sweep(*, database: Database) -> int:
         total += len(found)
         if len(found) < _BATCH:
             return total
+
+
+async def _claim(database: Database, marker: ProjectImport) -> None:
+    """Insert the document of a project that may exist. In one transaction, because the sweep removes the
+    projects of documents.
+    """
+
+    async def write(transaction: Database) -> None:
+        mine = {"_id": marker.id, "userId": marker.user_id}
+        if await transaction.projects.find_one(mine, into=projects.ProjectSummary, deleted=True) is not None:
+            raise Conflict(f"The project was imported before: {marker.id}")
+        await transaction[PROJECT_IMPORTS].insert(marker)
+
+    try:
+        await database.transaction(write)
+    except DocumentExists:
+        raise Conflict(
+            "An import by this URL is under way. One that was interrupted is removed within ten minutes"
+        ) from None
 
 
 async def _undo(database: Database, actor: Actor, project_id: ObjectId) -> None:
