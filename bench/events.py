@@ -20,6 +20,7 @@ from ximler.core.settings import Settings
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.schema.billing_event import BILLING_EVENTS
+from ximler.schema.sandbox_object import SANDBOX_OBJECTS
 
 __all__ = ["run"]
 
@@ -52,7 +53,7 @@ async def run(setup: Setup) -> list[Table]:
                 Figure(what="events acknowledged", value=EVENTS / median(samples[OURS]), unit="a second"),
                 Figure(what="round trips, one event", value=len(trips), unit="", most=2),
                 Figure(what=f"round trips to apply one of {TOGETHER} payments", value=applied, unit="", most=8),
-                Figure(what="round trips to apply a payment alone", value=alone, unit=""),
+                Figure(what="round trips to apply a payment alone", value=alone, unit="", most=8),
             ],
             columns=(),
             rows=[],
@@ -65,7 +66,8 @@ async def run(setup: Setup) -> list[Table]:
 
 
 async def _applied(database: Database, count: int) -> float:
-    """The commands by which the payments of renewals are applied, each, that the provider decided later."""
+    """The commands by which the payments of renewals are applied, each, that the provider decided later.
+    The sandbox's own reading of a payment is Stripe's HTTP request, and does not count."""
     rail = sandbox(database, Settings(secret_key="0" * 43))
     await subscribe(database, count, card=_LATER)
     await billing.run(database, rail)
@@ -77,7 +79,7 @@ async def _applied(database: Database, count: int) -> float:
     database.clock.offset_ms = offset
     if handled != count or await database.payments.count({"status": "PENDING"}):
         raise RuntimeError("not every payment was applied")
-    return len(trips) / count
+    return sum(collection != SANDBOX_OBJECTS.name for _, collection in trips) / count
 
 
 async def _rush(database: Database, stripe: Stripe, name: str) -> float:

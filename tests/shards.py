@@ -66,7 +66,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "accounts.unconfirmed": "aggregate registrations, aggregate replies, aggregate throttles",
         "audit.refusals": "aggregate refusals",
         "billing.checkouts": "update checkouts",
-        "billing.events": "find billingevents",
+        "billing.events": "find billingevents, aggregate billingevents",
         "billing.run": "find billingaccounts",
         "metering.ledger.changes": "find gauges",
         "metering.quota.reaping": "find quotas",

@@ -23,6 +23,7 @@ from ximler.billing.periods import Period, period
 from ximler.billing.pricing import Discount, Tax
 from ximler.billing.tax import tax_of
 from ximler.core.business import Business
+from ximler.core.errors import Conflict
 from ximler.database import Database
 from ximler.database.codec import codec_of
 from ximler.database.failures import DatabaseUnavailable, DocumentExists
@@ -31,8 +32,9 @@ from ximler.schema.billing_account import BILLING_ACCOUNTS, BillingAccount, Meth
 from ximler.schema.credit import CREDITS, Credit
 
 __all__ = [
-    "MOST_METHODS", "RETRIES", "balance", "current", "decline", "discount", "each_in_turn", "ends_at", "ensure", "find",
-    "hold", "in_turn", "keep", "live", "lock", "methods", "move", "rebate", "recurring", "remind_at", "retry_at", "store",
+    "MOST_METHODS", "RETRIES", "AccountChanged", "balance", "current", "decline", "discount", "each_in_turn", "ends_at",
+    "ensure", "find", "hold", "in_turn", "keep", "live", "lock", "methods", "move", "rebate", "recurring", "remind_at",
+    "retry_at", "store",
 ]  # fmt: skip
 
 RETRIES = tuple(timedelta(days=days) for days in (1, 3, 5, 7))  # after the first failure
@@ -121,8 +123,15 @@ async def hold(transaction: Database, user_id: ObjectId) -> BillingAccount:
     return await transaction[BILLING_ACCOUNTS].find_one({"_id": user_id}) or await lock(transaction, user_id)
 
 
+class AccountChanged(Conflict):
+    """Another step has stored the account since it was read."""
+
+
 async def store(transaction: Database, account: BillingAccount) -> None:
-    """Write the locked account. One command; another one if its recurring revenue has changed."""
+    """Write the account. One command; another one if its recurring revenue has changed.
+
+    Raises AccountChanged where the account was read before this transaction, and another step was faster.
+    """
     await movements.follow(transaction, account, recurring(account, transaction.business))
     now = transaction.clock.now()
     account.next_at = _next_at(account, now)
@@ -133,7 +142,9 @@ async def store(transaction: Database, account: BillingAccount) -> None:
     # Without the increment, an account that is stored unchanged within a millisecond is not written,
     # and does not conflict.
     change = {"$set": values | {"updatedAt": now}, "$inc": {"revision": 1}} | ({"$unset": gone} if gone else {})
-    await transaction[BILLING_ACCOUNTS].rewrite({"_id": account.id}, change)
+    if not await transaction[BILLING_ACCOUNTS].rewrite({"_id": account.id, "revision": account.revision}, change):
+        raise AccountChanged("Another step of billing was faster: try again")
+    account.revision += 1
 
 
 def balance(account: BillingAccount, currency: str) -> int:

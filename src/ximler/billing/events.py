@@ -7,7 +7,7 @@ object waits: its charge may be written a moment later.
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import structlog
@@ -16,10 +16,11 @@ from msgspec import field
 
 from ximler.billing import checkouts, payments, refunds, stripe_mirror
 from ximler.billing.provider import Mirrors, Provider
-from ximler.core.errors import XimlerError
+from ximler.core.errors import Conflict, XimlerError
 from ximler.core.together import Together
 from ximler.database import Database
 from ximler.database.codec import UnreadableDocument
+from ximler.database.failures import DatabaseUnavailable
 from ximler.database.updates import Update
 from ximler.schema.billing_event import BILLING_EVENTS, BillingEvent
 from ximler.schema.document import Document
@@ -28,8 +29,10 @@ __all__ = ["handle", "process", "receive"]
 
 _log = structlog.get_logger("ximler.billing")
 _LEASE = timedelta(seconds=60)
+_FRESH = timedelta(seconds=5)
 _WAITS_S = (5, 30, 300, 3600, 6 * 3600)
 _MOST_TRIES = 12
+_SUSPECT = 3
 _TOGETHER = 200  # events that are claimed with one command
 _AT_ONCE = 8
 
@@ -41,6 +44,14 @@ class _Due(Document, kw_only=True):
     kind: Any = None
     object_id: Any = None
     reference: Any = None
+    due_at: Any = None
+    tries: Any = None
+    claim: Any = None
+
+    @property
+    def kills(self) -> bool:
+        """Whether its process has died several times, after it had claimed the event."""
+        return self.claim is not None and isinstance(self.tries, int | float) and self.tries >= _SUSPECT
 
 
 async def receive(database: Database, provider: Provider, body: bytes, signature: str) -> bool:
@@ -75,9 +86,13 @@ async def process(database: Database, provider: Provider) -> int:
     while True:
         # No other document could hold up the rest.
         due = {"dueAt": {"$lte": database.clock.now()}, "tries": {"$type": "number"}}
-        found = await database[BILLING_EVENTS].find(due, into=_Due, sort=[("dueAt", 1)], limit=_TOGETHER)
+        found, fetched = await _due(database, due)
         if not found:
             return count
+        if suspects := [each for each in found if each.kills]:
+            found, fetched = suspects[:1], None  # alone, so that the others are not given up with it
+        if fetched is not None and await _apply_alone(database, provider, found[0], fetched):
+            return count + 1
         settled = await _settle(database, found) if len(found) > 1 else []
         count += len(settled)
         waiting = [each.id for each in found if each.id not in settled]
@@ -85,8 +100,56 @@ async def process(database: Database, provider: Provider) -> int:
             await handle_each(database, provider, claimed)
             count += len(claimed)
         # Applying a payment's event makes no other event due, and new ones wake the caller.
-        if len(found) < _TOGETHER and all(each.kind == "intent.changed" for each in found):
+        if not suspects and len(found) < _TOGETHER and all(each.kind == "intent.changed" for each in found):
             return count
+
+
+async def _due(database: Database, due: dict[str, Any]) -> tuple[list[_Due], payments.Fetched | None]:
+    """The pending events, and the documents that a payment's concerns, if it is the only one.
+    One command for one, two for several."""
+    order = {"dueAt": 1}
+    fields = dict.fromkeys(_Due.__struct_encode_fields__, 1)
+    one: list[dict[str, Any]] = [
+        {"$match": due},
+        {"$sort": order},
+        {"$limit": 2},
+        {"$project": fields},
+        *payments.fetching("reference"),
+    ]
+    rows = await database[BILLING_EVENTS].aggregate(one)
+    if len(rows) > 1:
+        found = await database[BILLING_EVENTS].find(due, into=_Due, sort=list(order.items()), limit=_TOGETHER)
+        return found, None
+    fetched = [payments.Fetched.of(row) for row in rows]
+    return database[BILLING_EVENTS].readable(rows, into=_Due), fetched[0] if rows else None
+
+
+async def _apply_alone(database: Database, provider: Provider, event: _Due, fetched: payments.Fetched) -> bool:
+    """Apply the event of a payment without a claim; False where it has to be claimed.
+
+    Of several processes that do so at once one succeeds: the event is completed in the transaction that
+    applies it. An event that has waited for long may have killed its process. It is claimed, so that its
+    tries are counted.
+    """
+    now = database.clock.now()
+    fresh = isinstance(event.due_at, datetime) and now.replace(tzinfo=None) - event.due_at < _FRESH and not event.tries
+    if event.kind != "intent.changed" or not fresh:
+        return False
+    unclaimed = {"_id": event.id, "dueAt": event.due_at, "tries": event.tries}
+
+    async def finish(database: Database) -> None:
+        if not await database[BILLING_EVENTS].patch(unclaimed, _done(now)):
+            raise Conflict("Another process handles the event")
+
+    try:
+        return await payments.observe_fetched(database, provider, event.object_id, fetched, finish=finish)
+    except DatabaseUnavailable:
+        raise
+    except Exception as problem:
+        event.tries = 1
+        failed = {**_outcome(database, event, problem), "$inc": {"tries": 1}}
+        await database[BILLING_EVENTS].patch(unclaimed, failed)
+        return True
 
 
 async def _settle(database: Database, found: Sequence[_Due]) -> list[Any]:
@@ -134,8 +197,10 @@ async def handle(database: Database, provider: Provider, event: BillingEvent) ->
 
 async def handle_each(database: Database, provider: Provider, events: Sequence[BillingEvent]) -> dict[str, bool]:
     """Apply events, those of payments together; False for one that has to wait, by its id."""
-    results: dict[str, bool | Exception] = {}
-    of_intents = [each for each in events if each.kind == "intent.changed"]
+    results: dict[str, bool | Exception] = {
+        each.id: RuntimeError("each process that handled it has died") for each in events if each.tries > _MOST_TRIES
+    }
+    of_intents = [each for each in events if each.kind == "intent.changed" and each.id not in results]
     if of_intents:
         try:
             intents = {each.object_id: each.reference for each in of_intents}
@@ -164,16 +229,19 @@ async def handle_each(database: Database, provider: Provider, events: Sequence[B
 
 async def _finish(database: Database, ids: Sequence[Any]) -> None:
     """Mark applied events as done. Several cost the server half as much in a transaction."""
-    done: Update = {"$set": {"doneAt": database.clock.now()}, "$unset": {"dueAt": "", "problem": ""}}
 
     async def write(database: Database) -> int:
-        return await database[BILLING_EVENTS].patch_many({"_id": {"$in": list(ids)}}, done)
+        return await database[BILLING_EVENTS].patch_many({"_id": {"$in": list(ids)}}, _done(database.clock.now()))
 
     if ids:
         await (write(database) if len(ids) == 1 else database.transaction(write))
 
 
-def _outcome(database: Database, event: BillingEvent, result: Literal[False] | Exception) -> Update:
+def _done(now: datetime) -> Update:
+    return {"$set": {"doneAt": now}, "$unset": {"dueAt": "", "problem": ""}}
+
+
+def _outcome(database: Database, event: BillingEvent | _Due, result: Literal[False] | Exception) -> Update:
     """Give the event up, or schedule another attempt."""
     now = database.clock.now()
     problem = "unknown object"
@@ -184,9 +252,9 @@ def _outcome(database: Database, event: BillingEvent, result: Literal[False] | E
         _log.error("event failed", event_id=event.id, kind=event.kind, exc_info=result)
     if event.tries >= _MOST_TRIES:
         _log.error("event given up", event_id=event.id, kind=event.kind, reason=problem)
-        return {"$set": {"doneAt": now, "problem": problem}, "$unset": {"dueAt": ""}}
+        return {"$set": {"doneAt": now, "problem": problem}, "$unset": {"dueAt": "", "claim": ""}}
     wait_s = _WAITS_S[min(event.tries, len(_WAITS_S)) - 1]
-    return {"$set": {"dueAt": now + timedelta(seconds=wait_s), "problem": problem}}
+    return {"$set": {"dueAt": now + timedelta(seconds=wait_s), "problem": problem}, "$unset": {"claim": ""}}
 
 
 async def _apply(database: Database, provider: Provider, event: BillingEvent) -> bool:

@@ -8,39 +8,47 @@ before it begins and is applied only if no later one was: a slow reader never ov
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
 from datetime import timedelta
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import structlog
 from bson import ObjectId
 from msgspec import field
 
 from ximler.billing import invoices, refunds, subscriptions
-from ximler.billing.account import decline, each_in_turn, hold, store
+from ximler.billing.account import AccountChanged, decline, each_in_turn, hold, in_turn, store
 from ximler.billing.attempts import count_decline
 from ximler.billing.declines import reason
 from ximler.billing.provider import Intent, Provider
 from ximler.core.actor import Actor
 from ximler.core.errors import Conflict, Invalid, NotFound
 from ximler.core.ids import Position
-from ximler.database import Database
+from ximler.database import Database, prefetched
+from ximler.database.codec import codec_of
 from ximler.database.collection import Page
+from ximler.database.failures import DatabaseUnavailable
 from ximler.database.in_step import in_step_or_alone
 from ximler.database.reading import Filter
 from ximler.database.updates import Update
+from ximler.schema.billing_account import BILLING_ACCOUNTS
 from ximler.schema.charge import CHARGES, Charge
 from ximler.schema.document import Document
 from ximler.schema.invoice import INVOICES
 from ximler.schema.payment import Payment
+from ximler.schema.subscription import SUBSCRIPTIONS
 
 __all__ = [
     "Attempt",
+    "Fetched",
     "PaymentDeclined",
     "declined",
     "drive",
     "drive_each",
+    "fetching",
     "observe",
     "observe_each",
+    "observe_fetched",
     "page",
     "paid_intents",
     "refunded",
@@ -65,12 +73,60 @@ class _Paid(Document, kw_only=True):
 
 
 class Attempt(NamedTuple):
-    """A charge to be driven. `ticket`: taken before the provider is read. `wanted`:
-    its invoice is not paid or void yet."""
+    """A charge to be driven. `ticket`: taken before the provider is read, or else the next,
+    which is taken when the reading is applied. `wanted`: its invoice is not paid or void yet."""
 
     charge: Charge
     ticket: int
     wanted: bool = True
+    taken: bool = True
+
+
+class Fetched(NamedTuple):
+    """A charge, and the documents that its payment changes, as the driver read them."""
+
+    charge: dict[str, Any]
+    invoice: dict[str, Any]
+    account: dict[str, Any]
+    subscription: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Fetched | None":
+        """Take them from a row of the pipeline `fetching`. None if one is missing."""
+        charge, invoice, account, subscription = (next(iter(row.pop(name)), None) for name in _FETCHED)
+        return cls(charge, invoice, account, subscription) if charge and invoice and account else None
+
+    def give(self, transaction: Database) -> None:
+        """The transaction finds these documents. Its guards are the charge's `ticket` and the account's
+        `revision`, which every step increments. Another application may change the subscription: then the
+        next step follows, as if this one had been faster."""
+        prefetched.give(transaction, CHARGES, self.charge)
+        prefetched.give(transaction, INVOICES, self.invoice)
+        prefetched.give(transaction, BILLING_ACCOUNTS, self.account)
+        if self.subscription is not None:
+            prefetched.give(transaction, SUBSCRIPTIONS, self.subscription)
+
+
+_FETCHED = ("charges", "invoices", "accounts", "subscriptions")
+
+
+def fetching(reference: str) -> list[dict[str, Any]]:
+    """Stages of a pipeline that add what `Fetched` is made from.
+    `reference`: the field with the charge's id."""
+    return [
+        _lookup(CHARGES.name, "charges", reference, "_id"),
+        _lookup(INVOICES.name, "invoices", "charges.userId", "userId", _id="$charges.invoiceId"),
+        _lookup(BILLING_ACCOUNTS.name, "accounts", "charges.userId", "_id"),
+        _lookup(SUBSCRIPTIONS.name, "subscriptions", "charges.userId", "userId", _id="$invoices.subscriptionId"),
+    ]
+
+
+def _lookup(collection: str, name: str, local: str, foreign: str, *, _id: str | None = None) -> dict[str, Any]:
+    """By the shard key, and also by `_id` where that is another field."""
+    lookup: dict[str, Any] = {"from": collection, "localField": local, "foreignField": foreign, "as": name}
+    if _id is not None:
+        lookup |= {"let": {"id": {"$first": _id}}, "pipeline": [{"$match": {"$expr": {"$eq": ["$_id", "$$id"]}}}]}
+    return {"$lookup": lookup}
 
 
 async def drive(database: Database, provider: Provider, charge_id: str) -> Charge:
@@ -235,6 +291,44 @@ async def observe_each(
     return results
 
 
+async def observe_fetched(
+    database: Database,
+    provider: Provider,
+    intent_id: str,
+    fetched: Fetched,
+    *,
+    finish: Callable[[Database], Awaitable[None]],
+) -> bool:
+    """As `observe`, with documents that were read already. `finish` is called in the same transaction.
+
+    False if nothing was written: another process was faster, or the documents are not valid. Raises errors of
+    the provider.
+    """
+    charge = codec_of(Charge).decode(deepcopy(fetched.charge))
+    known = charge.status == "PAID" or charge.intent_id != intent_id
+    intent = None if known else await provider.intent(intent_id)
+    begun = False
+
+    async def write(transaction: Database) -> None:
+        nonlocal begun
+        if begun:
+            raise AccountChanged("Another process changes one of these documents")
+        begun = True
+        if intent is not None and intent.status != charge.status:
+            fetched.give(transaction)
+            await _step(Attempt(charge, charge.ticket + 1, taken=False), intent)(transaction)
+        await finish(transaction)
+
+    try:
+        await (write(database) if known else in_turn(database, charge.user_id, write))
+    except DatabaseUnavailable:
+        raise
+    except Exception as problem:  # the event is handled again, without these documents
+        _log.debug("fetched documents are not used", charge=charge.id, reason=str(problem))
+        return False
+    return True
+
+
 async def paid_intents(database: Database, references: Collection[str]) -> set[tuple[str, str | None]]:
     """Reference and id of the intents of these charges that were paid for good. One command."""
     where = {"_id": {"$in": list(references)}, "status": "PAID"}
@@ -295,6 +389,21 @@ async def _apply_each(database: Database, seen: Sequence[tuple[Attempt, Intent]]
 
 def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Charge]]:
     charge, ticket = attempt.charge, attempt.ticket
+    where = {"_id": charge.id} if attempt.taken else {"_id": charge.id, "ticket": ticket - 1}
+
+    async def put(transaction: Database, **values: Any) -> None:
+        """Write the charge."""
+        applied = {"applied": ticket} if attempt.taken else {"applied": ticket, "ticket": ticket}
+        if not await transaction[CHARGES].patch(where, {"$set": values | applied}):
+            raise AccountChanged("A later reading of the payment was begun")
+
+    async def outcome(transaction: Database, known: Charge) -> None:
+        """Write the outcome of the charge, and of its payment."""
+        values: dict[str, Any] = {"status": known.status, "failure": known.failure}
+        await put(transaction, **values)
+        paid_at = transaction.clock.now() if known.status == "PAID" else None
+        values |= {"stripePaymentIntentId": known.intent_id, "paidAt": paid_at}
+        await transaction.payments.patch({"_id": known.payment_id, "userId": known.user_id}, {"$set": values})
 
     async def write(transaction: Database) -> Charge:
         account = await hold(transaction, charge.user_id)
@@ -311,13 +420,13 @@ def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Ch
                 account.charge_id = account.charge_at = None
             if intent.status == "SUCCEEDED":
                 known.status, known.failure = "PAID", None
-                await _set(transaction, known)
+                await outcome(transaction, known)
                 if not await subscriptions.paid(transaction, account, invoice):
                     await refunds.give_back(transaction, account, known, reason="No invoice needed it")
             else:
                 known.status, known.failure = "FAILED", intent.failure or "declined"
                 replaced = account.method is None or account.method.id != known.method_id
-                await _set(transaction, known)
+                await outcome(transaction, known)
                 if known.by_customer:
                     count_decline(account, now)
                 if intent.hard:
@@ -330,24 +439,15 @@ def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Ch
                     )
         elif known.status == "PENDING":
             looks, known.looks = min(known.looks, len(_LOOK_AGAIN_S) - 1), known.looks + 1
-            await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"applied": ticket, "looks": known.looks}})
+            await put(transaction, looks=known.looks)
             if account.charge_id == known.id:
                 account.charge_at = now + timedelta(seconds=_LOOK_AGAIN_S[looks])
         else:
-            await transaction[CHARGES].patch({"_id": known.id}, {"$set": {"applied": ticket}})
+            await put(transaction)
         await store(transaction, account)
         return known
 
     return write
-
-
-async def _set(transaction: Database, charge: Charge) -> None:
-    """Write the outcome of the charge, and of its payment."""
-    outcome = {"status": charge.status, "failure": charge.failure}
-    await transaction[CHARGES].patch({"_id": charge.id}, {"$set": {**outcome, "applied": charge.applied}})
-    paid_at = transaction.clock.now() if charge.status == "PAID" else None
-    values = {**outcome, "stripePaymentIntentId": charge.intent_id, "paidAt": paid_at}
-    await transaction.payments.patch({"_id": charge.payment_id, "userId": charge.user_id}, {"$set": values})
 
 
 def _abandoned(charge: Charge, failure: str = "cancelled") -> Intent:

@@ -70,13 +70,13 @@ async def scheduled(*, database: Database, settings: Settings) -> None:
 @background
 def _events(*, database: Database, settings: Settings, feed: Feed) -> Part | None:
     try:
-        return Part("billing.events", Inbox(database, rail(database, settings), feed).run)
+        return Part("billing.events", Inbox(database, rail(database, settings), feed).run, lease=True)
     except NoProvider:
         return None
 
 
 class Inbox:
-    """Handles the provider's events as they arrive, in every process that does background work."""
+    """Handles the provider's events as they arrive: in one process, so that the provider is asked once."""
 
     def __init__(self, database: Database, provider: Provider, feed: Feed) -> None:
         self._database = database
