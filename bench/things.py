@@ -11,7 +11,7 @@ import msgspec
 import uvicorn
 
 from ximler.cli.protocol import Protocol
-from ximler.cli.serving import runner
+from ximler.cli.serving import runner, tune_collector
 from ximler.graphql.engine import Engine, GraphQLApp, Resolvers, build
 
 __all__ = ["BY_ID", "ROOTS", "THINGS", "TYPES", "Thing", "application"]
@@ -91,8 +91,11 @@ def main() -> None:
             ws="none",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
+            server_header=False,
         )
         server = uvicorn.Server(config)
+        tune_collector()
         serving = asyncio.create_task(server.serve([listener]))
         print(listener.getsockname()[1], flush=True)
         await asyncio.to_thread(sys.stdin.read)

@@ -169,6 +169,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
+        self._answers = Answers(self, transport)
         self._wait()
         if self._addresses is not None:
             self.address = self._addresses.of(self.client[0] if self.client else None)
@@ -252,9 +253,6 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.keep_alive = self.cycle.keep_alive and not self._stopping
-            self.cycle.__class__ = Cycle  # uvicorn offers no way to choose it
-            # The subset that responses use.
-            self.cycle.transport = Answers(self, self.transport, self.cycle)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -365,6 +363,9 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.__class__ = Cycle  # uvicorn offers no way to choose it
+        self._answers.begin(cycle)
+        cycle.transport = self._answers  # type: ignore[assignment]  # the subset that responses use
         if cycle.scope["path"] == "*":
             app = _ping
         super()._start_asgi_task(cycle, _full if app is service_unavailable else app)

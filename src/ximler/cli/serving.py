@@ -44,6 +44,7 @@ __all__ = [
     "runner",
     "serve_here",
     "serve_in_children",
+    "tune_collector",
 ]
 
 _log = structlog.get_logger("ximler")
@@ -383,10 +384,7 @@ class _Server(uvicorn.Server):
         finally:
             log.disabled = False
         if self.started:
-            # Objects of the start are permanent: exclude them from garbage collection.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*_GC_THRESHOLDS)
+            tune_collector()
             self._on_started()
 
 
@@ -395,6 +393,13 @@ def _root(problem: BaseException) -> BaseException:
     while isinstance(problem, BaseExceptionGroup):
         problem = problem.exceptions[0]
     return problem
+
+
+def tune_collector() -> None:
+    """Exclude the objects of the start, which are permanent, from garbage collection, and collect seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def runner() -> asyncio.Runner:
