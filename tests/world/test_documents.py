@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from bson import DatetimeMS, DBRef, MaxKey, MinKey, ObjectId, Regex, Timestamp
+from tests.serving import Client
 
 from ximler.core.ids import decode_cursor
 from ximler.database import Database
@@ -37,6 +38,28 @@ TIMES: list[Any] = [
 ODD: list[Any] = ["2026-03-04", "", 1_772_582_400, 1.5e12, True, Timestamp(5, 1), MinKey(), MaxKey(), Regex("a"), {},
                   {"$date": 5}, [], [datetime(2026, 3, 4, tzinfo=UTC)], ObjectId(), b"\0", DBRef("a", 1),
                   float("nan"), [1, "a"], [5, 9], "9999", 7]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ['name: "New"', 'tags: ["a"]'])
+async def test_a_change_that_an_array_of_another_application_prevents_says_why(
+    ada: Client, database: Database, change: str
+) -> None:
+    """MongoDB indexes at most one array of a document in an index, and `searchKeys` and `tags` are arrays."""
+    me = (await ada.ask("{ me { id } }"))["me"]["id"]
+    project = {
+        "_id": ObjectId(),
+        "userId": ObjectId(me),
+        "name": "Old",
+        "createdAt": [datetime(2026, 3, 4, tzinfo=UTC)],
+    }
+    await database.raw["projects"].insert_one(project, bypass_document_validation=True)
+    answer = await ada.ask(f'mutation {{ updateProject(id: "{project["_id"]}", input: {{{change}}}) {{ id }} }}')
+    assert answer.code == "CONFLICT"
+    assert "createdAt and " in answer.errors[0]["message"]
+    assert "repair it in the database" in answer.errors[0]["message"]
+    stored = await database.raw["projects"].find_one({"_id": project["_id"]})
+    assert stored is not None
+    assert (stored["name"], "updatedAt" in stored) == ("Old", False)
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ _TOO_DEEP = 15
 _UNAUTHORIZED = 13
 _DUPLICATE = 11000
 _WRITE_CONFLICT = 112
+_PARALLEL_ARRAYS = 171
 _BAD_VALUE, _CANNOT_BACKFILL, _CONFLICTING_PATHS = 2, 34, 40
 _WRONG_KIND = frozenset({14, 28, 16554, 16556, 40400})  # of a path's value, or of an operand in a pipeline
 # Codes of a server that is shutting down, stepping down, out of reach or out of time. The same request may
@@ -162,6 +163,9 @@ def _operation(details: dict[str, Any], collection: str) -> BaseException | None
             f"{collection}: the stored value on the path of this change is of another kind: read it again "
             "('ximler db repair' removes nulls)"
         )
+    if code == _PARALLEL_ARRAYS:  # another application stored one of them
+        names = " and ".join(re.findall(r"\[(\w+)\]", _message(details))) or "two fields of an index"
+        return RefusedChanges(f"{collection}: {names} of a document cannot both be arrays: repair it in the database")
     if code == _CANNOT_BACKFILL:
         return Invalid(f"{collection}: a list position lies too far past the list's end")
     if code == _CONFLICTING_PATHS:
