@@ -196,6 +196,10 @@ PERSON: dict[str, tuple[list[Act], Act]] = {
     "upgraded with a coupon and a balance": ([buy(coupon="HALF"), grant, time(10)], change("enterprise")),
     "upgraded with a card that is declined": ([buy(), saved_card(HARD), time(10)], change("enterprise")),
     "changed to a year": ([buy(), time(10)], change("yearly")),
+    "changed while the bank decides on another": (
+        [buy(), saved_card(LATER), time(10), change("yearly"), saved_card(GOOD)],
+        change("enterprise"),
+    ),
     "downgraded": ([buy("enterprise"), time(10)], change("pro")),
     "downgraded now": ([buy("enterprise"), time(10)], change("pro", "NOW")),
     "withdrawn": ([buy("enterprise"), change("pro")], lambda world: changes.clear(world.database, world.actor)),
@@ -220,6 +224,15 @@ WORKER: dict[str, list[Act]] = {
     "renewed after a trial": [buy("trial", coupon="HALF"), time(14)],
     "renewed to another plan": [buy("enterprise"), change("pro"), time(31)],
     "renewed with a card that is declined": [buy(), saved_card(SOFT), time(31)],
+    "changed, once the bank has decided on another": [
+        buy(),
+        saved_card(LATER),
+        time(10),
+        change("yearly"),
+        saved_card(GOOD),
+        change("enterprise"),
+        time(1),
+    ],
     "retried": [buy(), saved_card(SOFT), time(31), work, saved_card(GOOD), time(1)],
     "expired": [buy(), saved_card(HARD), time(31), *([work, time(2)] * 4)],
     "ended": [buy(), cancel(now=False), time(31)],
@@ -232,7 +245,13 @@ WORKER: dict[str, list[Act]] = {
 
 
 # In `make test`, some of the commands of some acts; every command of every act takes minutes.
-SMALL = {"bought": 17, "upgraded": 13, "refunded later": 9, "renewed": 17}
+SMALL = {
+    "bought": 17,
+    "upgraded": 13,
+    "refunded later": 9,
+    "renewed": 17,
+    "changed while the bank decides on another": 11,
+}
 
 
 def each_of(acts: Iterable[str]) -> list[Any]:

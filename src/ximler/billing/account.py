@@ -292,7 +292,9 @@ def _next_at(account: BillingAccount, now: datetime) -> datetime | None:
     if account.charge_id is not None:
         moments.append(account.charge_at or now)
     elif account.subscription_id is not None:
-        if account.invoice_id is not None:
+        if account.wanted is not None:
+            moments.append(now)
+        elif account.invoice_id is not None:
             moments.append(retry_at(account) or now)
         else:
             end = ends_at(account)

@@ -27,6 +27,7 @@ __all__ = [
     "refund_withdrawn",
     "refunded",
     "renews",
+    "stays",
     "trial_ends",
 ]
 
@@ -87,6 +88,12 @@ async def renews(transaction: Database, user_id: ObjectId, terms: Terms, *, at: 
 async def changed(transaction: Database, user_id: ObjectId, *, before: Terms, after: Terms) -> None:
     text = f"Your plan has changed from {before.plan_name} to {after.plan_name}."
     await _notify(transaction, user_id, f"Your plan is {after.plan_name} now", text)
+
+
+async def stays(transaction: Database, user_id: ObjectId, terms: Terms, *, why: str) -> None:
+    """A change that waited for a payment was not made."""
+    text = f"Your plan was not changed: {why}. It is still {terms.plan_name}."
+    await _notify(transaction, user_id, f"Your plan is still {terms.plan_name}", text)
 
 
 async def cancelled(transaction: Database, user_id: ObjectId, terms: Terms, *, until: datetime) -> None:

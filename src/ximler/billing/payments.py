@@ -431,7 +431,8 @@ def _step(attempt: Attempt, intent: Intent) -> Callable[[Database], Awaitable[Ch
                     count_decline(account, now)
                 if intent.hard:
                     decline(account, known.method_id)
-                await subscriptions.failed(transaction, account, invoice, known.failure)
+                by_customer = known.by_customer
+                await subscriptions.failed(transaction, account, invoice, known.failure, by_customer=by_customer)
                 if replaced and account.terms is not None and account.invoice_id == invoice.id:  # tried at once
                     description = f"{account.terms.plan_name}, again"
                     await subscriptions.collect(

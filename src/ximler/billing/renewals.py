@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import structlog
 from bson import ObjectId
 
-from ximler.billing import invoices, payments, refunds, subscriptions
+from ximler.billing import changes, invoices, payments, refunds, subscriptions
 from ximler.billing.account import RETRIES, each_in_turn, ends_at, find, live, remind_at, store
 from ximler.billing.provider import Provider
 from ximler.database import Database
@@ -119,6 +119,9 @@ async def _decide(transaction: Database, user_id: ObjectId) -> Step:
 
 async def _act(transaction: Database, account: BillingAccount) -> Step:
     now, terms = transaction.clock.now(), live(account).terms
+    if account.wanted is not None:
+        begun = await changes.take_up(transaction, account, account.wanted)
+        return True if begun is None else _Drive("charge", begun.id, begun)
     if account.invoice_id is not None:
         if await _user(transaction, account) is None:
             await subscriptions.end(transaction, account, "cancelled")

@@ -42,8 +42,10 @@ __all__ = [
     "Upcoming",
     "cancel",
     "charge_for",
+    "chargeable_of",
     "collect",
     "drop_pending",
+    "drop_wanted",
     "end",
     "failed",
     "forget",
@@ -58,6 +60,7 @@ __all__ = [
     "settle_end",
     "start",
     "upcoming",
+    "void_change",
 ]
 
 CATCH_UP = timedelta(days=3)  # between the payments of periods that are overdue together
@@ -132,7 +135,7 @@ async def start(
     now = transaction.clock.now()
     account.subscription_id, account.checkout_id = subscription_id, None
     account.terms, account.anchor, account.period = terms, anchor, -1 if trial else 0
-    account.pending = account.pending_rebate = account.not_before = None
+    account.pending = account.pending_rebate = account.wanted = account.not_before = None
     account.cancels = account.reminded = False
     account.failed_at, account.retries, account.invoice_id = None, 0, None
     account.extended_to = account.new_price_minor = None
@@ -173,10 +176,19 @@ async def _confirm_coupon(transaction: Database, account: BillingAccount, code: 
 
 
 async def drop_pending(transaction: Database, account: BillingAccount) -> None:
-    """The pending change of plan does not happen, and its coupon can be used again."""
+    """The pending change of plan does not happen, nor one that waits, and its coupon can be used again."""
     if account.pending_rebate is not None:
         await redemptions.undo(transaction, account.pending_rebate.code, account.id, "CONFIRMED")
     account.pending = account.pending_rebate = None
+    await drop_wanted(transaction, account)
+
+
+async def drop_wanted(transaction: Database, account: BillingAccount, *, coupon: str | None = None) -> None:
+    """The change that waits for a payment does not happen. Its coupon can be used again,
+    unless it is `coupon`."""
+    if account.wanted is not None and account.wanted.rebate is not None and account.wanted.rebate.code != coupon:
+        await redemptions.undo(transaction, account.wanted.rebate.code, account.id, "RESERVED")
+    account.wanted = None
 
 
 class Upcoming(NamedTuple):
@@ -246,7 +258,7 @@ async def renew(transaction: Database, account: BillingAccount, user: User) -> I
         key=f"{subscription_id}:{anchor:%Y%m%dT%H%M%S}:{running.index}",
         kind="RENEWAL",
         status="OPEN",
-        attempts=int(quote.due_minor > 0 and _chargeable(account) is not None),
+        attempts=int(quote.due_minor > 0 and chargeable_of(account) is not None),
         subscription_id=subscription_id,
         plan_id=terms.plan_id,
         period=running,
@@ -283,7 +295,7 @@ async def collect(
     `first`: the invoice was made in this step, and counts this attempt. `by_customer`: a decline counts, as
     `billing.attempts` says.
     """
-    chargeable = _chargeable(account)
+    chargeable = chargeable_of(account)
     if account.charge_id is not None or chargeable is None:
         return None
     number = 1 if first else invoice.attempts + 1
@@ -303,7 +315,7 @@ async def collect(
     return charge
 
 
-def _chargeable(account: BillingAccount) -> tuple[str, str] | None:
+def chargeable_of(account: BillingAccount) -> tuple[str, str] | None:
     """The ids of the method and the customer to charge."""
     if account.method is None or account.method.declined or account.customer_id is None:
         return None
@@ -385,12 +397,17 @@ async def paid(transaction: Database, account: BillingAccount, invoice: Invoice)
     return True
 
 
-async def failed(transaction: Database, account: BillingAccount, invoice: Invoice, failure: str) -> None:
-    """An attempt at an invoice was declined."""
+async def failed(
+    transaction: Database, account: BillingAccount, invoice: Invoice, failure: str, *, by_customer: bool = True
+) -> None:
+    """An attempt at an invoice was declined. `by_customer`: they wait for the answer."""
     if invoice.status not in ("DRAFT", "OPEN") or await _gone(transaction, account, invoice):
         return
     if invoice.kind != "RENEWAL":
-        await _void(transaction, account, invoice)
+        await void_change(transaction, account, invoice)
+        if invoice.kind == "CHANGE" and not by_customer:
+            why = f"the payment was declined ({reason(failure)})"
+            await notices.stays(transaction, account.id, live(account).terms, why=why)
         if invoice.kind == "CHECKOUT":
             account.checkout_id = None
             again = {"$set": {"status": "OPEN", "problem": f"The payment was declined: {reason(failure)}"}}
@@ -433,7 +450,7 @@ async def end(
 def forget(account: BillingAccount) -> None:
     """The account has no live subscription any more. Balance and payments under way stay."""
     account.subscription_id = account.terms = account.anchor = account.invoice_id = None
-    account.pending = account.pending_rebate = None
+    account.pending = account.pending_rebate = account.wanted = None
     account.failed_at = account.not_before = account.extended_to = account.new_price_minor = None
     account.period, account.retries, account.cancels = -1, 0, False
 
@@ -466,16 +483,18 @@ async def _gone(transaction: Database, account: BillingAccount, invoice: Invoice
     await settle_end(transaction, account)
     if account.subscription_id == invoice.subscription_id:
         return False
-    await _void(transaction, account, invoice)
+    await void_change(transaction, account, invoice)
     return True
 
 
-async def _void(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:
-    """A purchase or a change was not paid. The coupon of a change can be used again;
-    a checkout keeps its own."""
+async def void_change(
+    transaction: Database, account: BillingAccount, invoice: Invoice, *, coupon: str | None = None
+) -> None:
+    """A purchase or a change was not paid, or does not happen. The coupon of a change can be used again,
+    unless it is `coupon`; a checkout keeps its own."""
     await invoices.void(transaction, account, invoice)
-    if invoice.coupon is not None:
-        await redemptions.undo(transaction, invoice.coupon, account.id, "RESERVED")
+    if invoice.coupon not in (None, coupon):
+        await redemptions.undo(transaction, str(invoice.coupon), account.id, "RESERVED")
 
 
 async def _changed(transaction: Database, account: BillingAccount, invoice: Invoice) -> None:

@@ -65,6 +65,7 @@ async def preview_change(
         "period_end": change.period.end,
         "currency": change.terms.currency,
         "due_minor": change.due_minor,
+        "waits": change.waits,
         "quote": _quote(change.quote),
     }
 

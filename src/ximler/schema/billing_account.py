@@ -1,7 +1,7 @@
 """`billingaccounts`: the billing state of each user who has paid, or begun to. Private to billing."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from bson import ObjectId
 from msgspec import field
@@ -9,7 +9,7 @@ from msgspec import field
 from ximler.schema.document import AT_WRITE, Collection, Document, Internal, Mixed, ShardKey, Theirs, UserId, ascending
 from ximler.schema.plan import Interval
 
-__all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Details", "Method", "Rebate", "Recurring", "Terms"]
+__all__ = ["BILLING_ACCOUNTS", "BillingAccount", "Details", "Method", "Rebate", "Recurring", "Terms", "Wanted"]
 
 
 class Rebate(Document, kw_only=True):
@@ -70,6 +70,14 @@ class Recurring(Document, kw_only=True):
     at_risk_minor: int  # of which the payment failed
 
 
+class Wanted(Document, kw_only=True):
+    """A change of plan that follows when the payment of an earlier one is decided."""
+
+    plan_id: str
+    when: Literal["NOW", "PERIOD_END"]
+    rebate: Rebate | None = None  # of the coupon that was entered with it, and is reserved
+
+
 class BillingAccount(Document, kw_only=True):
     """One per user. Every step of billing is a transaction that increments `revision`, so a user's steps
     never overlap. `subscription_id` and `checkout_id` enforce one live subscription, or one purchase, per
@@ -92,6 +100,7 @@ class BillingAccount(Document, kw_only=True):
     period: Internal[int] = -1
     pending: Internal[Terms | None] = None  # the plan from the next period on
     pending_rebate: Internal[Rebate | None] = None  # of the coupon that was entered with it
+    wanted: Internal[Wanted | None] = None
     cancels: Internal[bool] = False  # at the end of the period
     extended_to: Internal[datetime | None] = None  # the end of the current paid period, if an operator moved it
     new_price_minor: Internal[int | None] = None  # of the plan, from the next period on
