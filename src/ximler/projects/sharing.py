@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from bson import ObjectId
+from msgspec import field
 
 from ximler.accounts import account_status, addresses, throttle
 from ximler.accounts.keyring import Keyring
@@ -54,6 +55,13 @@ _MAILS = throttle.Rule(name="share-mail", free=10, window=timedelta(days=1), fir
 class _Owner(Document, kw_only=True):
     email: str
     email_verified: bool = False
+
+
+class _Place(Document, kw_only=True):
+    """A share's project and its owner, as the index of `memberId` has them."""
+
+    id: bytes = field(name="_id")
+    user_id: ObjectId
 
 
 async def share(
@@ -121,16 +129,25 @@ async def page(
     sort: str | None = None,
 ) -> Page[ProjectSummary]:
     """The projects that are shared with the actor, in the order of `projects.SORTS` that `sort` names
-    (default: newest first), searched like the actor's own. Five commands.
+    (default: newest first), searched like the actor's own. Five commands; two more if one of the page's
+    owners has closed their account.
 
-    Of more than a thousand, those that were shared last.
+    Of more than a thousand shares, those of the newest projects count.
     """
     user_id = actor.require_user()
     await access.claim(database, user_id)
-    shares = await database[PROJECT_SHARES].find({"memberId": user_id}, sort=[("_id", -1)], limit=_MOST_LISTED)
-    owners = await account_status.open_among(database, {each.user_id for each in shares}) if shares else set()
-    open_ones = [(each.user_id, each.project_id) for each in shares if each.user_id in owners]
-    return await projects.page_of(database, open_ones, query, first, after, sort)
+    shares = await database[PROJECT_SHARES].find(
+        {"memberId": user_id}, into=_Place, sort=[("_id", -1)], limit=_MOST_LISTED
+    )
+    which = [(each.user_id, access.project_of(each.id)) for each in shares]
+    found = await projects.page_of(database, which, query, first, after, sort)
+    # Most accounts are open, and a page has few owners.
+    owners = {each.user_id for each in found.items}
+    if owners and owners != await account_status.open_among(database, owners):
+        remaining = await account_status.open_among(database, {owner for owner, _ in which})
+        which = [each for each in which if each[0] in remaining]
+        found = await projects.page_of(database, which, query, first, after, sort)
+    return found
 
 
 async def people(database: Database, actor: Actor, project_id: ObjectId) -> list[ProjectShare]:

@@ -47,7 +47,7 @@ PROJECT_SHARES = Collection(
     owner="projects",
     indexes=(
         ascending("projectId", "memberId", ours=True, why="a member's access to a project"),
-        ascending("memberId", ours=True, why="the projects that are shared with a person"),
+        ascending("memberId", "-_id", "userId", ours=True, why="the projects that are shared with a person"),
         ascending("email", "memberId", ours=True, why="shares with an address that has had no account"),
         ascending("userId", "projectId", ours=True, why="a project's shares, and erasure with their owner"),
     ),
