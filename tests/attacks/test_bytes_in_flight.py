@@ -170,3 +170,34 @@ def test_a_picture_takes_bounded_memory(kind: str, width: int, height: int, most
         [sys.executable, "-c", _PEAK, kind, str(width), str(height)], capture_output=True, text=True, check=True
     )
     assert int(ran.stdout) < most_mb
+
+
+async def test_large_bodies_of_strangers_take_turns_and_others_do_not_wait(
+    client: Client, ada: Client, app: ASGIApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other routes that are open to strangers take no large bodies."""
+    budget: InFlight = app.in_flight  # type: ignore[attr-defined]  # of `Requests`
+    waits: list[int] = []
+
+    async def turn(size: int) -> None:
+        waits.append(size)
+
+    monkeypatch.setattr(budget, "turn", turn)
+    large = b'{"query": "{ plans { id } }", "email": "%b"}' % (b"a" * 600_000)
+    kind = {"Content-Type": "application/json"}
+    await client.http.post("/graphql", content=large, headers=kind)
+    await client.http.post("/graphql", content=large, headers=kind | {"Authorization": f"Bearer {'x' * 43}"})
+    assert waits in ([len(large)] * 2, [len(large)])  # an unknown token may be refused before the body is parsed
+    waits.clear()
+    await client.http.post("/graphql", json=_PLANS)
+    await ada.http.post("/graphql", content=large, headers=kind | {"Authorization": f"Bearer {ada.token}"})
+    assert waits == []
+
+
+async def test_a_turn_lasts_as_long_as_its_body_is_large() -> None:
+    budget = InFlight(_MB)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await asyncio.gather(*(budget.turn(_MB // 10) for _ in range(11)))
+    assert loop.time() - began >= 0.1 - 0.002
+    assert budget._next_turn - began < 0.12

@@ -5,18 +5,23 @@ Clients decide how long these bytes are held, so their sum is bounded. When room
 disconnected, slowest first. Less than 64 kB of a request or connection is not counted, so small requests are
 answered even when the bound is reached. Not here: files that are stored while they arrive, and pictures, of
 which one is decoded at a time.
+
+Larger bodies of callers without an account are parsed in turn, so that a flood of them leaves the event loop
+to others.
 """
 
+import asyncio
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
 from ximler.core.errors import Unavailable
 
-__all__ = ["EXPORT", "SLOW", "SMALL", "InFlight", "Overloaded", "Reader", "hold"]
+__all__ = ["EXPORT", "SLOW", "SMALL", "InFlight", "Overloaded", "Reader", "hold", "turn"]
 
 SMALL = 65_536
 EXPORT = 32_000_000  # bytes of an archive that is made while it is sent
 SLOW = 16_000  # bytes per second, below which a client makes room for others
+_PARSED = 10_000_000  # bytes of strangers per second: a megabyte takes up to 25 ms of the event loop
 _HELD, _BUDGET = "bytes_held", "in_flight"
 
 
@@ -44,6 +49,7 @@ class InFlight:
         self.strangers = 0
         self.all = 0
         self._readers: dict[Reader, tuple[int, bool]] = {}
+        self._next_turn = 0.0
 
     def enter(self, state: MutableMapping[str, Any]) -> None:
         """Before a request is answered; `leave` follows when it has been."""
@@ -56,6 +62,14 @@ class InFlight:
             raise Overloaded("The server is receiving and sending too much at this moment: try again in a moment")
         held = state.setdefault(_HELD, [0, 0])
         held[known] += size
+
+    async def turn(self, size: int) -> None:
+        """Wait until a stranger's body may be parsed."""
+        now = asyncio.get_running_loop().time()
+        at = max(now, self._next_turn)
+        self._next_turn = at + size / _PARSED
+        if at > now:
+            await asyncio.sleep(at - now)
 
     def leave(self, state: MutableMapping[str, Any]) -> None:
         strangers, known = state.pop(_HELD, (0, 0))
@@ -110,3 +124,9 @@ def hold(state: MutableMapping[str, Any], size: int, *, known: bool) -> None:
     """Count bytes of a request until its answer is sent. Raises Overloaded."""
     if (budget := state.get(_BUDGET)) is not None:
         budget.hold(state, size, known=known)
+
+
+async def turn(state: MutableMapping[str, Any], size: int) -> None:
+    """Wait until the body of a caller without an account may be parsed, if it is not small."""
+    if size > SMALL and (budget := state.get(_BUDGET)) is not None:
+        await budget.turn(size)

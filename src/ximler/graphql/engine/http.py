@@ -338,14 +338,19 @@ class GraphQLApp:
                 counted = size
             chunks.append(chunk)
             if not message.get("more_body"):
+                if counted and not await self._has_account(scope, headers):
+                    await in_flight.turn(scope.get("state", {}), size)
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _has_account(self, scope: Scope, headers: "_Headers") -> bool:
+        return headers.authorized and self._is_known(await self._context_factory(scope))
 
     async def _larger_limit(self, scope: Scope, headers: "_Headers", size: int) -> int:
         """The limit for a body above the anonymous one. The context is not kept: reading the body may take
         long.
         """
         limit, whose = self._body_limit, ""
-        if size <= limit and not (headers.authorized and self._is_known(await self._context_factory(scope))):
+        if size <= limit and not await self._has_account(scope, headers):
             limit, whose = self._anonymous_body_limit, ", the limit of anonymous requests"
         if size > limit:
             raise NotWellFormed(413, f"The body is longer than {limit:,} bytes{whose}")
