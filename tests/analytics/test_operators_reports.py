@@ -189,11 +189,18 @@ async def test_usage_by_plan_and_its_largest_users(database: Database) -> None:
         ("apiCalls", "pro", 2, 1010),
         ("storage", "pro", 1, 9_000_000_000),
     ]
-    with round_trips() as trips:  # a command for each month, and for twice as many months after an empty one
+    with round_trips() as trips:  # months are counted, twice as many after an empty one, and two of them summed
         await customers.usage(database, OPERATOR, start=date(2025, 1, 1), end=date(2028, 1, 1))
-    assert trips.count(("aggregate", "usage")) == 8
+    assert trips.count(("aggregate", "usage")) == 8 + 2
     by_day = await customers.usage(database, OPERATOR, **NOVEMBER, by="DAY")
     assert [each.amount for each in by_day if each.plan_id == "pro" and each.resource == "apiCalls"] == [510, 500]
+    nobodys = [{"_id": ObjectId(), "planId": "team", "planName": "Team", "projects": 1} for _ in range(10)]
+    await database.raw["entitlements"].insert_many([each | {"storageBytes": 1, "apiCalls": 1} for each in nobodys])
+    weeks = await customers.usage(database, OPERATOR, **NOVEMBER, by="WEEK")  # fewer rows than users with a plan
+    assert [(each.plan_id, each.users, each.amount) for each in weeks if each.resource == "apiCalls"] == [
+        (None, 1, 7),
+        ("pro", 2, 1010),
+    ]
     rows = await customers.largest(database, OPERATOR, resource="apiCalls", **NOVEMBER, first=2)
     assert [(each.user_id, each.plan_id, each.amount) for each in rows] == [(large, "pro", 1000), (small, "pro", 10)]
 

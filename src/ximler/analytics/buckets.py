@@ -8,6 +8,7 @@ periods are computed by each report (`late_s` is 0), or by the job and by report
 of processes may compute them, and be killed, at any moment.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta
@@ -104,25 +105,39 @@ async def mark_since(database: Database, report: Report, day: date) -> None:
         await database[REPORT_BUCKETS].patch_many(where, dirty)
 
 
-async def again(database: Database, report: Report, where: Mapping[str, Any], *, store: bool = True) -> list[str]:
+async def again(
+    database: Database, report: Report, where: Mapping[str, Any], *, store: bool = True, at_once: int = 1
+) -> list[str]:
     """Compute the known buckets that match anew;
-    the ids of those that differ, which are replaced with `store`."""
+    the ids of those that differ, which are replaced with `store`. `at_once` aggregations run side by side."""
     found: list[str] = []
     places = await database[REPORT_BUCKETS].find({"report": report.name, **where}, sort=[("start", 1)])
-    if places:
-        for by in report.sizes:
-            buckets = {each.start.date(): each for each in places if each.by == by}
-            for run in _runs([(start, period_end(start, by)) for start in buckets], most=_AT_ONCE[by]):
-                now = database.clock.now()
-                lines = await report.compute(database, run[0][0], run[-1][1], by)
-                of_run = [buckets[start] for start, _ in run]
-                found += [
-                    each.id
-                    for each in of_run
-                    if each.computed_at is not None and not report.same(each.lines, lines.get(each.start.date(), []))
-                ]
-                if store:
-                    await _store(database, report, of_run, lines, now)
+    of_size: dict[By, dict[date, ReportBucket]] = {by: {} for by in report.sizes}
+    for each in places:
+        if each.by in of_size:
+            of_size[each.by][each.start.date()] = each
+    runs = iter(
+        [
+            (by, [known[start] for start, _ in run])
+            for by, known in of_size.items()
+            for run in _runs([(start, period_end(start, by)) for start in known], most=_AT_ONCE[by])
+        ]
+    )
+
+    async def work() -> None:
+        for by, of_run in runs:
+            now = database.clock.now()
+            last = period_end(of_run[-1].start.date(), by)
+            lines = await report.compute(database, of_run[0].start.date(), last, by)
+            found.extend(
+                each.id
+                for each in of_run
+                if each.computed_at is not None and not report.same(each.lines, lines.get(each.start.date(), []))
+            )
+            if store:
+                await _store(database, report, of_run, lines, now)
+
+    await asyncio.gather(*(work() for _ in range(at_once)))
     return found
 
 

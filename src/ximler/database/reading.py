@@ -274,6 +274,10 @@ class ReadableCollection(Generic[D]):
     async def count(self, where: Filter, *, deleted: bool = False) -> int:
         return await self._run(self.raw.count_documents(self._where(where, deleted), session=self._session))
 
+    async def roughly(self) -> int:
+        """The number of documents by the server's metadata, which a crash may leave inexact."""
+        return await self._run(self.raw.estimated_document_count())
+
     async def count_keys(self, where: Filter, *, most: int, index: str) -> int:
         """How many keys of an index match, deleted documents included, at most `most`:
         without reading a document."""

@@ -1,12 +1,13 @@
 """Four processes that make calls until their burst is refused: `flooder.py URL SIZE TIMEOUT_S`.
 
-Each says `warm` after 25 calls that were admitted, and at the end how many were. Until it is warm, an answer
-may take longer than the timeout: the machine may be busy.
+Each says `warm` after 25 calls, and goes on slowly until it reads a byte. Then it floods, and says how many
+calls were admitted. Until then an answer may take longer than the timeout: the machine may be busy.
 """
 
 import asyncio
 import os
 import sys
+from contextlib import suppress
 
 from ximler.core import logs
 from ximler.core.settings import Settings
@@ -15,30 +16,40 @@ from ximler.database.valkey import Valkey
 from ximler.metering.quota.bursts import BurstExceeded, Bursts
 from ximler.metering.quota.shared_bursts import SharedBursts
 
-PROCESSES, CALLERS, CALLS, WARM = 4, 4, 60, 25
+PROCESSES, CALLERS, CALLS, WARM = 4, 4, 100, 25
 
 
 async def work(url: str, size: int, timeout_s: float) -> None:
     limits = [Bursts("this key", rate=0.01, size=size), Bursts("this account", rate=0.01, size=2 * size)]
     shared = SharedBursts(Valkey(url, prefix="flood"), limits=limits, workers=PROCESSES)
-    admitted = 0
+    admitted = made = 0
+    flooding = asyncio.Event()
     valkey.TIMEOUT_S = 5.0
 
-    async def call() -> None:
-        nonlocal admitted
-        for _ in range(CALLS):
-            await asyncio.sleep(0.005)
-            try:
-                await shared.take((b"k" * 12, b"o" * 12), 1)
-            except BurstExceeded:
-                continue
-            admitted += 1
-            if admitted == WARM:
-                valkey.TIMEOUT_S = timeout_s
-                print("warm", flush=True)
+    def begin() -> None:
+        os.read(0, 1)
+        valkey.TIMEOUT_S = timeout_s
+        asyncio.get_running_loop().remove_reader(0)
+        flooding.set()
 
+    async def call() -> None:
+        nonlocal admitted, made
+        left = CALLS
+        while left:
+            if flooding.is_set():
+                left -= 1
+            else:
+                await asyncio.sleep(0.05)
+            with suppress(BurstExceeded):
+                await shared.take((b"k" * 12, b"o" * 12), 1)
+                admitted += 1
+            made += 1
+            if made == WARM:
+                os.write(1, b"warm\n")  # print writes twice where Python is unbuffered
+
+    asyncio.get_running_loop().add_reader(0, begin)
     await asyncio.gather(*(call() for _ in range(CALLERS)))
-    print(admitted, flush=True)
+    os.write(1, f"{admitted}\n".encode())
     await shared._valkey.close()
 
 

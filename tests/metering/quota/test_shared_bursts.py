@@ -69,11 +69,13 @@ async def test_processes_admit_one_burst_together(four: list[SharedBursts]) -> N
 async def test_four_processes_admit_one_burst_also_if_the_server_fails_under_their_load(
     fault: str | None, server: ValkeyServer
 ) -> None:
-    arguments = (server.connection_url, "200", "0.05" if fault else "5")
-    flooder = await asyncio.create_subprocess_exec(sys.executable, FLOODER, *arguments, stdout=PIPE)
+    arguments = (server.connection_url, "1000", "0.05" if fault else "5")
+    flooder = await asyncio.create_subprocess_exec(sys.executable, FLOODER, *arguments, stdin=PIPE, stdout=PIPE)
+    assert flooder.stdin is not None
     assert flooder.stdout is not None
     lines = [await flooder.stdout.readline() for _ in range(4)]
     assert set(lines) == {b"warm\n"}
+    flooder.stdin.write(b"1234")
     assert server._process is not None
     if fault == "killed":
         await kill(server)
@@ -86,7 +88,7 @@ async def test_four_processes_admit_one_burst_also_if_the_server_fails_under_the
         if fault == "frozen":
             os.kill(server._process.pid, signal.SIGCONT)
     # Without the server a process knows the bucket as of its last answer, without calls under way elsewhere.
-    assert admitted == 200 if fault is None else 100 <= admitted <= 200 + 4 * 4, admitted
+    assert admitted == 1000 if fault is None else 200 <= admitted <= 1100, admitted
 
 
 @pytest.mark.slow

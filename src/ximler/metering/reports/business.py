@@ -11,6 +11,7 @@ import msgspec
 from bson import ObjectId
 
 from ximler.database import Database
+from ximler.schema.entitlement import ENTITLEMENTS
 from ximler.schema.gauge import GAUGES
 from ximler.schema.quota import QUOTAS
 from ximler.schema.usage import ResourceType
@@ -18,10 +19,23 @@ from ximler.schema.usage import ResourceType
 __all__ = ["NearLimit", "PlanStorage", "PlanUsage", "UserAmount", "largest", "near_limits", "stored", "used_by_plan"]
 
 _FIRST_ID = ObjectId(bytes(12))
+_BY_PERIOD = "periodStart_1_periodEnd_1"
 _PLAN: list[dict[str, Any]] = [
     {"$lookup": {"from": "entitlements", "localField": "_id", "foreignField": "_id", "as": "entitled"}},
     {"$set": {"plan": {"$ifNull": [{"$first": "$entitled.planId"}, None]}}},
 ]
+
+
+def _plans(*fields: str) -> list[dict[str, Any]]:
+    """The same for most users: by reading every entitlement once, at a quarter of the cost of a `$lookup`.
+    The documents keep `fields`, of which the first is not null."""
+    every = [{"$match": {"_id": {"$gte": _FIRST_ID}}}, {"$project": {"plan": "$planId"}}]
+    kept = {name: {"$max": f"${name}"} for name in ("plan", *fields)}
+    return [
+        {"$unionWith": {"coll": "entitlements", "pipeline": every}},
+        {"$group": {"_id": "$_id", **kept}},
+        {"$match": {fields[0]: {"$ne": None}}},
+    ]
 
 
 class PlanUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +76,11 @@ class PlanStorage(msgspec.Struct, frozen=True, kw_only=True):
 
 async def used_by_plan(database: Database, within: dict[str, datetime], period: dict[str, Any]) -> list[PlanUsage]:
     """The ledger's rows whose hour is in the range, by period, resource and plan.
-    `period` is an expression of it."""
+    `period` is an expression of it. Three commands, of which two count: the last only if there are any."""
+    entitled = await database[ENTITLEMENTS].roughly()
+    used = await database.usage.count_keys({"periodStart": within}, most=entitled + 1, index=_BY_PERIOD)
+    if not used:
+        return []
     rows = await database.usage.aggregate(
         [
             {"$match": {"periodStart": within}},
@@ -73,7 +91,7 @@ async def used_by_plan(database: Database, within: dict[str, datetime], period: 
                 }
             },
             {"$group": {"_id": "$_id.user", "rows": {"$push": {"key": "$_id", "amount": "$amount"}}}},
-            *_PLAN,
+            *(_plans("rows") if used > entitled else _PLAN),
             {"$unwind": "$rows"},
             {
                 "$group": {
@@ -165,7 +183,7 @@ async def stored(database: Database) -> list[PlanStorage]:
         [
             {"$match": {"_id": {"$gte": _FIRST_ID}}},
             {"$project": {"projects": 1, "storageBytes": 1}},
-            *_PLAN,
+            *_plans("projects", "storageBytes"),
             {
                 "$group": {
                     "_id": "$plan",
