@@ -272,3 +272,28 @@ async def test_guessed_coupon_codes_are_limited_also_within_one_request(ada: Cli
         assert (await ada.ask(f"mutation {{ {verb} {{ id }} }}")).code == "TOO_MANY_ATTEMPTS"
     assert (await ada.ask(START, plan="pro", coupon="WELCOME20")).code == "TOO_MANY_ATTEMPTS"
     assert (await ada.ask(START, plan="pro"))["startCheckout"]["status"] == "OPEN"
+
+
+async def test_subscription_and_usage_are_the_same_together_and_apart(ada: Client, database: Database) -> None:
+    user_id = ObjectId((await ada.ask("{ me { id } }"))["me"]["id"])
+    await ada.create("one")  # which makes the gauge: usage is read with the subscriptions from now on
+    subscription, usage = "subscription { planId status priceMinor startDate plan { name } }", "usage { used limit }"
+
+    async def check(plan: str | None, projects: int | None) -> None:
+        apart = [(await ada.ask(f"{{ me {{ {field} }} }}"))["me"] for field in (subscription, usage)]
+        for _ in range(2):  # the first may read apart
+            with round_trips() as trips:
+                together = (
+                    await ada.ask(f"{{ a: me {{ {usage} {subscription} }} me {{ {subscription} {usage} }} }}")
+                ).data
+            assert together == {"a": apart[1] | apart[0], "me": apart[0] | apart[1]}
+        assert ("find", "subscriptions") not in trips
+        assert (apart[0]["subscription"] or {}).get("planId") == plan
+        assert apart[1]["usage"][0]["limit"] == projects
+
+    stored = {"userId": user_id, "startDate": database.clock.now(), "price": 29, "createdAt": database.clock.now()}
+    await check(None, 3)
+    await database.raw["subscriptions"].insert_one({**stored, "planId": "pro", "status": "EXPIRED"})
+    await check("pro", 3)
+    await database.raw["subscriptions"].insert_one({**stored, "planId": "enterprise", "status": "PAST_DUE"})
+    await check("enterprise", None)

@@ -65,6 +65,8 @@ COSTS: dict[str, list[RoundTrip]] = {
         # month's calls
         ("aggregate", "users"),
     ],
+    # Usage and subscription together, of a user whom the process knows.
+    "me with everything, again": [("find", "projects"), ("aggregate", "gauges")],
     "usage": [("aggregate", "gauges")],  # joined with subscription, entitlement and the month's calls: the plans are known
     "projects": [("find", "projects")],
     "projects(search)": [("aggregate", "projects")],
@@ -94,7 +96,7 @@ COSTS: dict[str, list[RoundTrip]] = {
     "signOut": [("delete", "sessions")],
 }  # fmt: skip
 
-SIDE_BY_SIDE = ("signIn", "signIn, refused", "me with everything")
+SIDE_BY_SIDE = ("signIn", "signIn, refused", "me with everything", "me with everything, again")
 
 CREATE = "mutation ($name: String!) { createProject(input: {name: $name}) { id } }"
 UPDATE = "mutation ($id: ID!, $input: UpdateProjectInput!) { updateProject(id: $id, input: $input) { name } }"
@@ -136,6 +138,7 @@ async def costs(client: Client, database: Database) -> dict[str, list[RoundTrip]
     found["me with everything"] = await measure(client, ME)  # before there is a gauge
     found["createProject, the first"] = await measure(client, CREATE, name="first")
     assert sorted(await measure(client, ME)) == sorted(found["me with everything"])  # and after
+    found["me with everything, again"] = await measure(client, ME)
     found["usage"] = await measure(client, "{ usage { used } }")
     found["createProject"] = await measure(client, CREATE, name="second")
     await measure(client, CREATE, name="third")

@@ -298,6 +298,10 @@ class ReadableCollection(Generic[D]):
         query = self._query(where, None, None, limit, False, None)
         return await self._run(self._few({**query, "projection": projection}))
 
+    def decoded(self, documents: Iterable[dict[str, Any]]) -> list[D]:
+        """Documents that a pipeline of another collection returned, without those that cannot be read."""
+        return self._decoded([dict(each) for each in documents], self._codec)
+
     # Inside
 
     async def _few(self, query: dict[str, Any]) -> list[dict[str, Any]]:

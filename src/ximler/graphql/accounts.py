@@ -15,8 +15,9 @@ from ximler.accounts import (
     sessions,
     step_up,
 )
-from ximler.graphql.context import Context
-from ximler.graphql.engine import Resolvers
+from ximler.graphql.context import Context, Once, Standing
+from ximler.graphql.engine import Resolvers, Selected
+from ximler.metering.reports.overview import with_subscriptions
 from ximler.schema.user import User
 
 UNLIMITED = frozenset({"__typename", "signOut", "revokeSession", "revokeOtherSessions", "closeAccount"})
@@ -37,8 +38,15 @@ class Acceptance(msgspec.Struct, frozen=True):
 
 
 @resolvers.query("me")
-async def me(ctx: Context) -> User:
-    return ctx.require_user()
+async def me(ctx: Context, *, selected: Selected) -> User:
+    user = ctx.require_user()
+    if not ctx.standing and {"subscription", "usage"} <= selected.names:
+        ctx.standing.append(Once(lambda: _standing(ctx)))
+    return user
+
+
+async def _standing(ctx: Context) -> Standing | None:
+    return await with_subscriptions(ctx.database, ctx.actor, await ctx.plans.current())
 
 
 @resolvers.mutation("register")

@@ -249,6 +249,8 @@ async def refunded_of(ctx: Context, found: list[Payment]) -> list[int]:
 
 @resolvers.field("User", "subscription")
 async def subscriptions_of(ctx: Context, users: list[User]) -> list[Subscription | None]:
+    if (standing := await ctx.standing_of(users)) is not None:
+        return [virtuals.subscription_in(ctx.database, standing[1])]
     found = await virtuals.subscription_by_user(ctx.database, (user.id for user in users))
     return [found[user.id] for user in users]
 

@@ -1,6 +1,8 @@
 """The context that every resolver receives."""
 
-from typing import TYPE_CHECKING, Protocol
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -11,12 +13,15 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, Unauthenticated, XimlerError
 from ximler.core.settings import Settings
 from ximler.database import Database
+from ximler.metering.reports.overview import ResourceUsage
 from ximler.schema.user import User
 
 if TYPE_CHECKING:
     from ximler.database.results import Results
 
-__all__ = ["OPEN", "Context", "permit"]
+__all__ = ["OPEN", "Context", "Once", "Standing", "permit"]
+
+T = TypeVar("T")
 
 OPEN = frozenset(
     {
@@ -47,6 +52,23 @@ class Cookies(Protocol):
     def take(self) -> Header: ...
 
 
+class Once(Generic[T]):
+    """A read that several fields share: the first that awaits it begins it."""
+
+    def __init__(self, read: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._read = read
+        self._reading: asyncio.Task[T] | None = None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._read())
+        return self._reading.__await__()
+
+
+Standing = tuple[list[ResourceUsage], list[dict[str, Any]]]
+"""A user's usage, and the documents of their subscriptions."""
+
+
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """One request: the actor (with `user` when signed in), and the resources that resolvers use.
 
@@ -65,6 +87,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     cookies: Cookies | None = None  # for a browser that sent one
     reply_headers: list[Header] = []
     canvases: list[int] = []  # bytes of those that the answer has
+    standing: list[Once[Standing | None]] = []  # of `user`, if the query wants both; None: to be read apart
 
     def take_canvas(self, size: int) -> None:
         """Count a canvas of the answer, before it is read.
@@ -72,6 +95,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         self.canvases.append(size)
         if len(self.canvases) > 1 and sum(self.canvases) > _MAX_CANVASES:
             raise Invalid.field("canvasData", "of all these is more than 64 MB: ask for fewer at once")
+
+    async def standing_of(self, users: list[User]) -> Standing | None:
+        """What was read for several fields of these users; None if each field reads its own."""
+        return await self.standing[0] if self.standing and len(users) == 1 and users[0] is self.user else None
 
     @property
     def request_id(self) -> str | None:

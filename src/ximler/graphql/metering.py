@@ -80,5 +80,7 @@ async def record_usage(ctx: Context, events: list[recording.Event]) -> list[reco
 
 @resolvers.field("User", "usage")
 async def usage_of(ctx: Context, users: list[User]) -> list[list[ResourceUsage]]:
+    if (standing := await ctx.standing_of(users)) is not None:
+        return [standing[0]]
     found = await overview(ctx.database, ctx.actor, [user.id for user in users], plans=await ctx.plans.current())
     return [found[user.id] for user in users]

@@ -18,11 +18,19 @@ __all__ = ["Selected"]
 class Selected:
     """The selection below one field."""
 
-    __slots__ = ("_field", "_found")
+    __slots__ = ("_field", "_found", "_names")
 
     def __init__(self, field: "Field") -> None:
         self._field = field
         self._found: dict[tuple[str, ...], frozenset[str] | None] = {}
+        self._names: frozenset[str] | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The fields of the value itself."""
+        if self._names is None:
+            self._names = frozenset(each.name for selection in _below(self._field) for each in selection.fields)
+        return self._names
 
     def attributes(self, *paths: str) -> frozenset[str] | None:
         """The attributes read of the objects at these paths; without a path, of the value itself.

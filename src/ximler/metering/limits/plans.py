@@ -80,13 +80,14 @@ def many(user_ids: list[ObjectId]) -> list[dict[str, Any]]:
     return [{"$match": {"_id": {"$in": user_ids}}}, {"$project": {"_id": 1}}, *unions(parts)]
 
 
-def subscriptions_of(user_id: ObjectId) -> tuple[str, list[dict[str, Any]]]:
-    """All of the user's subscriptions, as a part of `unions`; `row_of` chooses among them.
+def subscriptions_of(user_id: ObjectId, *, whole: bool = False) -> tuple[str, list[dict[str, Any]]]:
+    """All of the user's subscriptions, as a part of `unions`; `row_of` chooses among them. `whole`: with
+    every field.
 
     The server would try several indexes each time for a filter that names the status as well.
     """
     fields = {"_id": 0, "status": 1, "planId": 1, "startDate": 1}
-    return "subscriptions", [{"$match": {"userId": user_id}}, {"$project": fields}]
+    return "subscriptions", [{"$match": {"userId": user_id}}, *([] if whole else [{"$project": fields}])]
 
 
 def row_of(user_id: ObjectId, subscriptions: list[dict[str, Any]], plans: Mapping[str, Plan]) -> dict[str, Any] | None:
