@@ -305,14 +305,14 @@ class Protocol(HttpToolsProtocol):
                 raise self._refusing(400, "Transfer-Encoding must end in 'chunked', and exists in HTTP/1.1 only")
             if each != [b"chunked"]:
                 raise self._refusing(501, "No Transfer-Encoding but 'chunked' is understood")
+        if self.parser.get_method() == b"CONNECT":  # with any target: the parser takes it for an upgrade
+            raise self._refusing(501, "This server is no proxy")
         if not self.url.startswith(b"/"):
             self.url = self._origin_form()
 
     def _origin_form(self) -> bytes:
         """The target of a request that names a host, or the whole server (RFC 9112, 3.2)."""
         method = self.parser.get_method()
-        if method == b"CONNECT":
-            raise self._refusing(501, "This server is no proxy")
         url = _ABSOLUTE.fullmatch(self.url)
         if url is None:
             if self.url == b"*" and method == b"OPTIONS":
