@@ -60,6 +60,19 @@ async def test_rest_and_graphql_share_the_limit(limited: Client) -> None:
     assert refused.headers["retry-after"] == "1"
 
 
+async def test_imports_by_url_are_limited_apart_from_the_sessions_and_audited_with_their_address(
+    limited: Client, database: Database
+) -> None:
+    """One that fails can be sent again, and each has up to three entries in the audit log."""
+    made = (await limited.ask("mutation { createProjectImport { projectId url } }"))["createProjectImport"]
+    sent = [(await limited.http.put(made["url"], content=body)).status_code for body in (b"[", b"[", b"{}", b"[")]
+    assert sent == [422, 422, 201, 429]
+    assert (await limited.create()).errors == []
+    entry = await database.audit_logs.find_one({"resourceId": made["projectId"]})
+    assert entry is not None
+    assert (entry.ip_address, entry.user_agent) == ("192.0.2.1", limited.http.headers["user-agent"])
+
+
 async def test_a_session_can_always_be_ended(limited: Client) -> None:
     for _ in range(3):
         await limited.create()

@@ -20,7 +20,7 @@ from ximler.core.actor import Actor
 from ximler.core.errors import Invalid, LimitExceeded
 from ximler.core.ids import object_id
 from ximler.http.assets import paced
-from ximler.http.authentication import Caller, signed_in
+from ximler.http.authentication import Authentication, Caller, signed_in
 from ximler.http.bodies import file_of
 from ximler.http.forms import first_file
 from ximler.http.problems import documented
@@ -186,7 +186,8 @@ async def load(
         _409="The project was imported before, an import by this URL is under way, or it took too long",
         _413="The file is larger than XIMLER_ASSET_MAX_MB",
         _422="The file is no exported project and no drawing: the detail names the entry or place",
-        _429="The plan's projects or storage are used up, or another import of this account is under way",
+        _429="The plan's projects or storage are used up, another import of this account is under way, or too many "
+        "imports by URL",
         _503="The database is unavailable",
     ),
 )
@@ -201,8 +202,11 @@ async def load_by_url(
     who asked for it, within an hour. After a failure the file can be sent again.
     """
     project_id = object_id(project, "project")
-    actor = await assets_links.importer(state.database, state.keyring, project_id, token)
-    state.authentication.enter(request.scope["state"], ("url", actor.require_user()))
+    authentication: Authentication = state.authentication
+    origin = authentication.anonymous(request.scope).actor  # type: ignore[arg-type]  # ASGI's scope, typed by two libraries
+    actor = await assets_links.importer(state.database, state.keyring, project_id, token, origin)
+    authentication.limit_changes_by_url(actor)
+    authentication.enter(request.scope["state"], ("url", actor.require_user()))
     return await _imported(request, state, actor, name=name, project_id=project_id)
 
 

@@ -114,14 +114,23 @@ class Authentication:
         Anonymous callers and API keys have limits of their own. Not for requests that end a session.
         """
         if actor.session_id is not None and n > 0:
-            now = monotonic()
-            counted = min(n, self._changes.size)
-            self._changes.take(actor.user_id, counted, now)
-            try:
-                self._daily.take(actor.user_id, min(n, self._daily.size), now)
-            except BurstExceeded:
-                self._changes.put_back(actor.user_id, counted)
-                raise
+            self._limit_changes(actor.user_id, n)
+
+    def limit_changes_by_url(self, actor: Actor) -> None:
+        """As `limit_changes`, for one change by a signed URL. The URLs of a user have an allowance of their
+        own: somebody else who has one does not block the user's sessions.
+        """
+        self._limit_changes(("url", actor.user_id), 1)
+
+    def _limit_changes(self, whose: object, n: int) -> None:
+        now = monotonic()
+        counted = min(n, self._changes.size)
+        self._changes.take(whose, counted, now)
+        try:
+            self._daily.take(whose, min(n, self._daily.size), now)
+        except BurstExceeded:
+            self._changes.put_back(whose, counted)
+            raise
 
     def limit_saves(self, actor: Actor) -> None:
         """As `limit_changes`, for one save of a canvas."""

@@ -134,9 +134,10 @@ async def exporter(database: Database, keyring: Keyring, project_id: ObjectId, t
     return await _reader(database, keyring, _EXPORT, project_id, token)
 
 
-async def importer(database: Database, keyring: Keyring, project_id: ObjectId, token: str) -> Actor:
-    """As `thumbnail_reader`, of the URL that makes the project."""
-    return await _reader(database, keyring, _IMPORT, project_id, token)
+async def importer(database: Database, keyring: Keyring, project_id: ObjectId, token: str, origin: Actor) -> Actor:
+    """As `thumbnail_reader`, of the URL that makes the project. `origin`: the caller, for the audit log."""
+    user = await _reader(database, keyring, _IMPORT, project_id, token)
+    return msgspec.structs.replace(origin, kind=user.kind, user_id=user.user_id)
 
 
 async def _reader(database: Database, keyring: Keyring, purpose: str, project_id: ObjectId, token: str) -> Actor:
