@@ -151,7 +151,10 @@ TARGETS = [
         ),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "HTTP_VERSION_NOT_SUPPORTED", "use HTTP/1.1"),
         *((b"%b HTTP/1.1\r\nHost: x\r\n\r\n" % one, 400, "BAD_REQUEST", "target") for one in TARGETS),
-        *((b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n" % one, 501, "NOT_IMPLEMENTED", "proxy") for one in (b"x:443", b"/a")),
+        *(
+            (b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n" % one, 501, "NOT_IMPLEMENTED", "proxy")
+            for one in (b"x:443", b"/a")
+        ),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\nx", 400, "BAD_REQUEST", "chunk size"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\naa", 400, "BAD_REQUEST", "chunk data"),
         (HEAD + b"X A: b\r\n\r\n", 400, "BAD_REQUEST", "header"),

@@ -9,6 +9,8 @@ from structlog.testing import capture_logs
 from tests.serving import PASSWORD, Client
 
 from ximler.database import Database
+from ximler.http.authentication import Authentication
+from ximler.metering.quota.bursts import BurstExceeded
 
 BODY = msgspec.json.encode({"email": "ada@example.com", "password": PASSWORD})
 OURS = {"Sec-Fetch-Site": "same-origin", "Idempotency-Key": "a-key"}
@@ -40,6 +42,26 @@ async def test_a_rejected_request_can_be_retried_with_the_same_key(ada: Client, 
     assert foreign.status_code == 403
     assert (await sign_in(client, password="a wrong guess")).status_code == 401
     assert (await sign_in(client)).status_code == 200
+
+
+@pytest.mark.slow
+async def test_a_caller_who_is_not_known_at_the_moment_is_not_taken_for_a_stranger(
+    ada: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The response would be kept for the address, and the repeated request be carried out again."""
+    project = (await ada.create())["createProject"]["id"]
+    identify, refusals = Authentication.identify, [BurstExceeded("Too fast", retry_after_s=1)]
+
+    async def identify_later(self: Authentication, scope: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await identify(self, scope)
+
+    monkeypatch.setattr(Authentication, "identify", identify_later)
+    headers = {"Authorization": f"Bearer {ada.token}", "Idempotency-Key": "a-key"}
+    sent = [await ada.http.post(f"/v1/projects/{project}/versions", json={}, headers=headers) for _ in range(3)]
+    assert [each.status_code for each in sent] == [429, 201, 201]
+    assert sent[1].json()["id"] == sent[2].json()["id"]
 
 
 async def test_malformed_keys_and_truncated_bodies_are_rejected(client: Client) -> None:

@@ -14,7 +14,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from ximler.accounts import idempotency
 from ximler.accounts.idempotency import Answer
 from ximler.core.actor import Actor
-from ximler.core.errors import Invalid, XimlerError
+from ximler.core.errors import Forbidden, Invalid, Unauthenticated
 from ximler.http.authentication import Authentication
 from ximler.http.problems import documented
 
@@ -98,10 +98,12 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 async def _caller(authentication: Authentication, scope: Scope) -> Actor:
-    """The caller; anonymous where authentication fails, which the route itself reports."""
+    """The caller; anonymous with invalid credentials, which the route itself reports. Raises other errors:
+    the route might then succeed, and its response be kept for a stranger.
+    """
     try:
         return (await authentication.identify(scope)).actor  # type: ignore[arg-type]  # ASGI's, typed by two libraries
-    except XimlerError:
+    except (Unauthenticated, Forbidden):
         return Actor(address=scope.get("state", {}).get("address"))
 
 
