@@ -121,8 +121,9 @@ async def in_flight(database: Database, read: dict[str, Any]) -> None:
         {"$currentOp": {}},
         {"$match": {"ns": f"{database.name}.projects", "command.filter.$where": read["$where"]}},
     ]
-    while not await (await database.client.admin.aggregate(pipeline)).to_list():
-        pass
+    async with asyncio.timeout(30):
+        while not await (await database.client.admin.aggregate(pipeline)).to_list():
+            pass
 
 
 def slow(name: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pymongo.read_concern import ReadConcern
 from ximler.core.errors import NotFound
 from ximler.core.ids import Position
 from ximler.core.rows import Rows
-from ximler.database import monitoring, wire
+from ximler.database import filters, monitoring, wire
 from ximler.database.batches import RawBatches
 from ximler.database.codec import Codec, UnreadableDocument, check_storable, codec_of, few_at_a_time
 from ximler.database.failures import DRIVER_ERRORS, translated
@@ -226,7 +226,8 @@ class ReadableCollection(Generic[D]):
             after = await self._exact(where, after, by)
         # The order needs its field even if `into` does not.
         following = order.after(where, after, others=by in self.spec.document.FORGIVEN)
-        query = self._query(following, into, order.sort, first + 1, deleted, hint, {by: 1})
+        filters.check(self.spec.document, where)  # and not `following`: a position may be of any type
+        query = self._query(following, into, order.sort, first + 1, deleted, hint, {by: 1}, checked=True)
         if order.collation is not None:
             query["collation"] = order.collation
         raws = await self._run(self._few(query))
@@ -334,9 +335,9 @@ class ReadableCollection(Generic[D]):
                 return found
         return await (await self.raw.aggregate(pipeline, session=self._session, **options)).to_list()
 
-    def _where(self, where: Filter, deleted: bool) -> dict[str, Any]:
-        """The filter with setters applied, without soft-deleted documents."""
-        final = self._set(where)
+    def _where(self, where: Filter, deleted: bool, *, checked: bool = False) -> dict[str, Any]:
+        """The filter, checked, with setters applied, without soft-deleted documents. Raises Invalid."""
+        final = self._with_setters(where) if checked else self._set(where)
         if self.spec.soft_delete and not deleted:
             if "deletedAt" in final:
                 return {"$and": [final, {"deletedAt": None}]}
@@ -344,11 +345,18 @@ class ReadableCollection(Generic[D]):
         return final
 
     def _set(self, where: Filter) -> dict[str, Any]:
-        """The filter with the specification's setters applied to its operands, as Mongoose does."""
+        """The filter, checked, with the specification's setters applied to its operands, as Mongoose does.
+
+        Raises Invalid.
+        """
+        filters.check(self.spec.document, where)
+        return self._with_setters(where)
+
+    def _with_setters(self, where: Filter) -> dict[str, Any]:
         if not self._setters:
             return dict(where)
         return {
-            field: [self._set(part) for part in value]
+            field: [self._with_setters(part) for part in value]
             if field in _LOGICAL
             else _with_setter(self._setters.get(field), value)
             for field, value in where.items()
@@ -363,10 +371,12 @@ class ReadableCollection(Generic[D]):
         deleted: bool,
         hint: str | None,
         also: Mapping[str, int] = _EMPTY,
+        *,
+        checked: bool = False,
     ) -> dict[str, Any]:
         projection = projection_of(into)
         return {
-            "filter": self._where(where, deleted),
+            "filter": self._where(where, deleted, checked=checked),
             "projection": projection if projection is None else {**projection, **also},
             "limit": limit,
             "sort": sort,

@@ -17,7 +17,7 @@ from ximler.database import mixed
 from ximler.database.codec import bare, invalid_type
 from ximler.schema.document import Collection, Document, extras
 
-__all__ = ["Update", "build", "nullable"]
+__all__ = ["Update", "build", "is_in_mixed", "nullable", "place"]
 
 Update = Mapping[str, Mapping[str, Any]]
 _VALUES = frozenset({"$set", "$setOnInsert", "$min", "$max"})
@@ -231,6 +231,17 @@ def _place(document: type[Document], path: str) -> _Place:
             raise Invalid.field(head, f"is nested deeper than {mixed.MAX_DEPTH} levels")
         return _IN_MIXED
     return _known(document, path)
+
+
+def is_in_mixed(document: type[Document], path: str) -> bool:
+    """Whether the path is of a value inside a Mixed field, which no schema describes."""
+    head, dot, _ = path.partition(".")
+    return bool(dot) and head in _mixed_fields(document)
+
+
+def place(document: type[Document], name: str) -> _Place:
+    """The schema of a field by its name in the database. Raises Invalid for an unknown one."""
+    return _known(document, name)
 
 
 @lru_cache(maxsize=2048)  # only for schema paths: paths into Mixed values are users' and of any length
