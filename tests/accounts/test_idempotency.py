@@ -171,6 +171,20 @@ async def test_a_response_too_large_to_store_is_not_replayed_and_work_is_not_rep
     assert times == 1
 
 
+async def test_a_key_answers_no_more_than_five_guesses_of_its_request(till: Till, once: Once) -> None:
+    """Otherwise a neighbour who knows the key of a sign-in could try passwords against its answer."""
+    anybody = Actor(address="192.0.2.9")
+    await once(request=b"the password", by=anybody)
+    for n in range(4):
+        with pytest.raises(KeyReused):
+            await once(request=b"guess %d" % n, by=anybody)
+    assert (await once(request=b"the password", by=anybody))[1] is True
+    for guess in (b"another", b"the password"):
+        with pytest.raises(KeyReused):
+            await once(request=guess, by=anybody)
+    assert till.times == 1
+
+
 async def test_after_a_day_a_key_is_new(database: Database, till: Till, once: Once) -> None:
     await once()
     database.clock.offset_ms = 24 * 3600 * 1000 - 5000

@@ -39,6 +39,7 @@ __all__ = ["LEASE", "MAX_ANSWER", "Answer", "AnswerNotKept", "KeyInUse", "KeyReu
 LEASE = timedelta(seconds=60)
 MAX_ANSWER = 32_000  # bytes: responses of mutations are small, but a day of them is stored without metering
 _MAX_ANONYMOUS = 4_000
+_OTHERS = 5  # other requests under a key, which may be guesses of a password in the first
 _NOT_KEPT = b"not kept"  # the work was done; its response was too large or lost
 _KEPT = timedelta(hours=24)
 _KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII
@@ -163,9 +164,12 @@ class _Place:
         opened = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], self.id)
         return msgspec.msgpack.decode(opened, type=Answer)
 
+    def is_same(self, found: Reply) -> bool:
+        return hmac.compare_digest(found.request, self.fingerprint)
+
     def require_same(self, found: Reply) -> None:
-        """Raises KeyReused if the key was used for another request."""
-        if not hmac.compare_digest(found.request, self.fingerprint):
+        """Raises KeyReused if the key was used for another request, or for many others."""
+        if found.others >= _OTHERS or not self.is_same(found):
             raise KeyReused("This Idempotency-Key was used for another request: use a new key for each request")
 
 
@@ -181,6 +185,8 @@ async def _claim(database: Database, place: _Place, network: str | None) -> Repl
         pass
     found = await database[REPLIES].find_one({"_id": place.id})
     if found is not None and found.expires_at > now:
+        if not place.is_same(found):
+            await database[REPLIES].patch({"_id": place.id}, {"$inc": {"others": 1}})
         place.require_same(found)
         if found.answer is not None:
             return found
@@ -188,7 +194,7 @@ async def _claim(database: Database, place: _Place, network: str | None) -> Repl
         # Left by a process that died, or expired and not yet removed.
         stale = {"_id": place.id, "leasedUntil": found.leased_until, "expiresAt": found.expires_at}
         fresh = {"request": place.fingerprint, "leasedUntil": claim.leased_until, "expiresAt": claim.expires_at}
-        if await database[REPLIES].patch(stale, {"$set": fresh, "$unset": {"answer": ""}}):
+        if await database[REPLIES].patch(stale, {"$set": fresh, "$unset": {"answer": "", "others": ""}}):
             return claim
     in_use = KeyInUse("The first request with this Idempotency-Key is still under way: ask again in a moment")
     in_use.retry_after_s = _RETRY_S

@@ -18,6 +18,7 @@ class Reply(Document, kw_only=True):
     id: bytes = field(name="_id")
     request: bytes
     answer: bytes | None = None  # None while the request is running
+    others: int = 0  # other requests under the same key
     leased_until: datetime
     expires_at: datetime
     network: str | None = None  # of a caller without an account, as a registration's
