@@ -126,7 +126,7 @@ async def test_a_mail_that_fails_is_sent_again_with_the_same_link(database, keyr
         await worker.run_due()
         database.clock.offset_ms += 60_000
     assert len(mailbox.messages) == 1
-    assert (await database[OUTBOX].find({}))[0].status == "DONE"
+    assert await database[OUTBOX].find({}) == []  # jobs that anybody can cause are not kept
     assert await registration.confirm(database, keyring, NOBODY, mailbox.last_token, password=PASSWORD)
 
 
