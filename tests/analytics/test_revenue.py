@@ -312,6 +312,23 @@ async def test_rollups_that_race_and_are_repeated_say_the_same(database: Databas
     assert (found.customers, found.end_minor, found.new_minor) == (40, 20_000, 40_780)
 
 
+async def test_a_report_sums_the_days_of_movements_that_another_process_takes_meanwhile(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = ObjectId()
+    await write(database, (ada, "2027-11-02", 1000))
+    pending = movements.pending
+
+    async def late(asking: Database, limit: int) -> list[ObjectId]:
+        """Another process takes the movements, and is not done with their days."""
+        await rollups._roll_up(database, [ada])
+        return await pending(asking, limit)
+
+    monkeypatch.setattr(movements, "pending", late)
+    (found,) = await report(database, *NOVEMBER)
+    assert (found.new_minor, found.end_minor) == (1000, 1000)
+
+
 @pytest.mark.parametrize(
     "act",
     [

@@ -84,15 +84,13 @@ async def check(*, database: Database) -> int:
 
 async def refresh(database: Database, *, progress: Callable[[int], object] = lambda _: None) -> int:
     """Bring the rollups up to date; returns how many movements were rolled up.
-    Two commands at once if nothing is new."""
+    Two commands if nothing is new."""
     count = 0
-    users, dirty = await asyncio.gather(movements.pending(database, _MOVEMENTS), _dirty(database))
-    if not users and not dirty:
-        return 0
-    while users:
+    while users := await movements.pending(database, _MOVEMENTS):
         count += (await _persistently(database, users)).pending
         progress(count)
-        users = await movements.pending(database, _MOVEMENTS)
+    # After the movements: those that another process has taken until then have marked their days.
+    # Read side by side, a commit between the two answers would look like nothing to do.
     while dirty := await _dirty(database):
         await _sum(database, dirty)
     return count
