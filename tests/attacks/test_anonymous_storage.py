@@ -33,6 +33,7 @@ from ximler.schema.registration import REGISTRATIONS, Registration
 SECURITY = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
 _TIMES = 60  # more than any limit allows in an hour
 _LINK = "x" * 43
+_TOKEN = "x" * 84  # of a signed URL
 # `{n}` is another value in each call.
 MUTATIONS = {
     "register": 'register(input: {{name: "M", email: "m{n}@example.com", password: "correct horse battery"}}) {{ accepted }}',
@@ -51,6 +52,7 @@ FORMS = {
     "/email": f"token={_LINK}&password=p{{n}}",
     "/sandbox/checkout/{session}": "card=4242424242424242",
     "/v1/session": "email=s{n}@example.com&password=wrong",
+    "/v1/imports/{project}": "{{}}",
     "/webhooks/sandbox": "{{}}",
     "/webhooks/stripe": "{{}}",
 }
@@ -104,7 +106,9 @@ async def test_an_hour_of_anonymous_requests_stores_little(client: Client, datab
         for path, form in FORMS.items():
             json = path.startswith(("/v1", "/webhooks"))
             kind = "application/json" if json else "application/x-www-form-urlencoded"
-            await client.http.post(path, content=form.format(n=n), headers={"Content-Type": kind})
+            method = "PUT" if path.startswith("/v1/imports") else "POST"
+            url = path.replace("{project}", f"{ObjectId()}?token={_TOKEN}")
+            await client.http.request(method, url, content=form.format(n=n), headers={"Content-Type": kind})
     after = await contents(database)
     grown = {
         name: (len(found) - len(before.get(name, [])), sum(map(len, found)) - sum(map(len, before.get(name, []))))
