@@ -339,6 +339,8 @@ async def test_when_the_database_dies_and_comes_back_requests_fail_clearly_and_r
                     with pytest.raises(DatabaseUnavailable):
                         await database.ping()
                 assert UP._value.get() == 0
+                with pytest.raises(DatabaseUnavailable):
+                    await database.notifications.trim(1, where={}, order=[("_id", 1)])
         finally:
             await own_server.restart()
         async with asyncio.timeout(30):

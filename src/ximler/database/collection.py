@@ -223,7 +223,7 @@ class TypedCollection(ReadableCollection[D]):
         With `by`, the first document of every value of that field comes before the second of any: documents
         of the values with the most documents are deleted. One command, more if there is something to delete.
         """
-        if await self.raw.count_documents(where, limit=most + 1) <= most:
+        if await self._run(self.raw.count_documents(where, limit=most + 1)) <= most:
             return 0
         stages: list[dict[str, Any]] = [{"$match": where}]
         if by is not None:

@@ -4,18 +4,19 @@
         prefetched.give(transaction, BILLING_ACCOUNTS, raw)
         await step(transaction)
 
-`find_one` by its `_id` returns a given document, until the transaction writes it. Any other query goes to the
-server, and so does one that the document does not match. The server does not notice if a given document has
-changed since it was read: an update of the transaction must have a guard that fails then, and the body must
-not be repeated with it.
+`find_one` by its `_id` returns a given document, until the transaction sends a command to its collection. Any
+other query is such a command, and so is one that the document does not match. The server does not notice if a
+given document has changed since it was read: an update of the transaction must have a guard that fails then,
+and the body must not be repeated with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from copy import deepcopy
 from typing import Any
 
 from ximler.database.collection import TypedCollection
 from ximler.database.connection import Database
+from ximler.database.pages import T
 from ximler.database.reading import D, Filter
 from ximler.schema.document import Collection
 
@@ -42,9 +43,9 @@ class _Prefetched(TypedCollection[D]):
             return await super().find_one(where, deleted=deleted, **options)
         return self._codec.decode(deepcopy(dict(given)))  # decoding consumes it
 
-    def _changed(self, where: Filter) -> None:
+    async def _run(self, operation: Awaitable[T], *, sent: Any = ()) -> T:
         self.document = None
-        super()._changed(where)
+        return await super()._run(operation, sent=sent)
 
 
 def _has(document: Mapping[str, Any], name: str, condition: Any) -> bool:
