@@ -172,3 +172,21 @@ async def test_an_event_that_kills_its_process_is_given_up_and_the_others_are_ap
     monkeypatch.setattr(rail, "intent", ask)
     await run.run(database, rail)  # the account is due as well
     assert await database.subscriptions.count({"status": "ACTIVE"}) == 3
+
+
+@pytest.mark.parametrize("foreign", [7, [7, "8"], {"of": "another application"}], ids=str)
+async def test_events_with_ids_of_other_types_hold_up_no_other(
+    database: Database, rail: Sandbox, buyer: Buyer, buy: Buy, foreign: object
+) -> None:
+    at(database, 2027, 1, 15)
+    await buy(await buyer(), card=LATER)
+    await events.process(database, rail)
+    database.clock.offset_ms += 11 * _MINUTES_MS
+    await rail.advance()
+    event = {"kind": "intent.changed", "objectId": "x", "reference": "x", "tries": 0, "dueAt": database.clock.now()}
+    ids = foreign if isinstance(foreign, list) else [foreign]
+    await database.raw[BILLING_EVENTS.name].insert_many([{"_id": each, **event} for each in ids])
+    for _ in range(3):
+        await events.process(database, rail)
+        database.clock.offset_ms += 7 * _MINUTES_MS
+    assert await database.subscriptions.count({"status": "ACTIVE"}) == 1

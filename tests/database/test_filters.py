@@ -11,6 +11,7 @@ from bson.datetime_ms import DatetimeMS
 
 from ximler.core.errors import Invalid
 from ximler.database import Database, filters
+from ximler.schema.billing_event import BillingEvent
 from ximler.schema.document import Document
 from ximler.schema.plan import Plan
 from ximler.schema.project import Project
@@ -64,6 +65,8 @@ def test_filters_that_mongodb_understands_are_accepted() -> None:
     filters.check(Project, {"canvasData.elements.0.x": "of any type", "tags": {"$all": ["a"], "$size": 1}})
     filters.check(User, {"$sampleRate": 0.5, "$where": "true", "email": {"$gt": MinKey(), "$lt": MaxKey()}})
     filters.check(User, {"email": {"$in": [re.compile("a"), None]}, "_id": {"$in": [1, "one"]}})
+    filters.check(User, {"_id": {"$in": [str(ObjectId())]}})  # as it was read
+    filters.check(BillingEvent, {"_id": 7, "dueAt": {"$exists": True}})
     filters.check(Project, {"tags": {"$all": [{"$elemMatch": {"$gt": "a"}}]}, "createdAt": DatetimeMS(-(10**15))})
     filters.check(User, {"createdAt": {"$gt": NOW.replace(tzinfo=None)}})  # as the driver returns times
     filters.check(Plan, {"price": {"$in": [29, 29.5, Decimal128("29"), Int64(29), float("nan")]}})

@@ -116,7 +116,7 @@ def _check(path: str, value: Any, field: _Field) -> None:
 def _compare_each(path: str, operator: str, operand: Any, field: _Field) -> None:
     if operand.__class__ is not list and not isinstance(operand, list | tuple):
         raise Invalid.field(path, f"{operator} takes a list")
-    if set(map(type, operand)) <= field.quick:
+    if path == "_id" or set(map(type, operand)) <= field.quick:  # lists of ids have been read
         return
     for each in operand:
         if operator == "$all" and isinstance(each, Mapping) and "$elemMatch" in each:
@@ -150,6 +150,8 @@ def _known(document: type[Document], path: str) -> _Field:
         return _Field(inspect.IntType())
     head, dot, rest = path.partition(".")
     place = updates.place(document, head)
+    if path == "_id":  # other applications may have stored ids of any type, which are used as they were read
+        return _Field(place.kind if _is_object_id(place.kind) else inspect.AnyType())
     if not dot:
         return _Field(place.kind)
     inner = place.kind
@@ -166,6 +168,10 @@ def _known(document: type[Document], path: str) -> _Field:
         except Invalid:
             pass
     raise Invalid.field(mixed.shown(path), f"is not a field of {document.__name__}")
+
+
+def _is_object_id(kind: inspect.Type) -> bool:
+    return isinstance(kind, inspect.CustomType) and kind.cls is ObjectId
 
 
 def _accepted(kind: inspect.Type) -> tuple[frozenset[type] | None, Callable[[Any], bool], str]:
