@@ -10,7 +10,7 @@ from tests.serving import Client, serve
 from ximler import __version__
 from ximler.core.errors import Unavailable
 from ximler.core.settings import Settings
-from ximler.database import Database
+from ximler.database import Database, connect
 
 SAMPLE = re.compile(r'[a-zA-Z_:][a-zA-Z0-9_:]*(\{([a-zA-Z_]\w*="(\\.|[^"\\])*",?)*\})? \S+')
 
@@ -31,7 +31,13 @@ async def test_readyz_says_that_the_database_answers(client: Client) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "ok", "database": "connected"})
 
 
-async def test_metrics_are_prometheus_text_and_cover_requests_commands_pool_and_topology(ada: Client) -> None:
+async def test_metrics_are_prometheus_text_and_cover_requests_commands_pool_and_topology(
+    ada: Client, database: Database, mongodb_uri: str
+) -> None:
+    other = await connect(
+        mongodb_uri, name=database.name
+    )  # the server of the last that connected may have been stopped
+    await other.close()
     await ada.create("counted")
     async with asyncio.timeout(10):  # the driver tells of servers once a second
         while 'type="RSPrimary"' not in (response := await ada.http.get("/metrics")).text:  # noqa: ASYNC110 (polls an endpoint)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlsplit
@@ -246,7 +247,9 @@ async def test_unknown_and_expired_checkouts_are_a_page_that_says_so(
     ada: Client, database: Database, rail: Sandbox
 ) -> None:
     path = await begin(ada)
-    await database.raw["checkouts"].update_many({}, {"$set": {"expiresAt": database.clock.now()}})
+    await database.raw["checkouts"].update_many(
+        {}, {"$set": {"expiresAt": database.clock.now() - timedelta(seconds=1)}}
+    )
     for gone in (path, "/sandbox/checkout/cs_none"):
         for answer in (await ada.http.get(gone), await pay(ada, gone, GOOD)):
             assert answer.status_code == 404

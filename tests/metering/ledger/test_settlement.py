@@ -20,6 +20,8 @@ from ximler.metering.limits.entitlements import open_quota
 from ximler.schema.quota import QUOTAS, Quota, quota_id
 from ximler.schema.usage_batch import USAGE_BATCHES, USAGE_SETTLEMENTS
 
+_DAY_MS = 86_400_000
+
 
 async def quota_of(database: Database, person: Actor) -> Quota | None:
     assert person.user_id is not None
@@ -99,6 +101,8 @@ async def test_a_row_of_the_ledger_names_the_sources_up_to_a_bound(database: Dat
 
 @pytest.mark.slow
 async def test_many_users_and_hours_are_settled_with_a_handful_of_commands(database: Database) -> None:
+    now = database.clock.now()
+    database.clock.offset_ms += (15 - now.day) % 28 * _DAY_MS  # in the first hours of a month, some are of the last
     users = [ObjectId() for _ in range(300)]
     await database.raw["users"].insert_many(
         [{"_id": user, "name": "n", "email": f"{user}@example.com", "password": "-"} for user in users]
