@@ -10,6 +10,7 @@ from tests.billing.conftest import (
     GOOD,
     HARD,
     LATER,
+    OPERATOR,
     SOFT,
     Buy,
     Buyer,
@@ -24,11 +25,12 @@ from tests.billing.conftest import (
     subscription,
 )
 
-from ximler.billing import changes, invoices, renewals, run, subscriptions
+from ximler.billing import changes, invoices, renewals, run, statement, subscriptions
 from ximler.billing.sandbox import Sandbox
 from ximler.core.actor import Actor
 from ximler.core.clock import to_ms
 from ximler.core.errors import Conflict
+from ximler.core.money import Money
 from ximler.database import Database
 from ximler.database.monitoring import round_trips
 from ximler.metering.limits.plans import limits_of
@@ -270,11 +272,13 @@ async def test_a_trial_is_free_and_bills_at_its_end_once_a_person(
     end = found.trial_end
     await subscriptions.cancel(database, ada)
     await subscriptions.resume(database, ada)
+    owed = Money(-500, "USD")
+    await statement.grant(database, OPERATOR, user_id=ada.require_user(), amount=owed, reason="-", key="owed")
     for plan_id in ("pro", "try"):  # changes are free, and a trial ends when it was to end
         found = await changes.change(database, rail, ada, plan_id=plan_id)
         assert (found.plan_id, found.trial_end, found.period_end) == (plan_id, end, end)
     await run.forward(database, rail, datetime(2027, 2, 16, tzinfo=UTC))
-    assert await paid(database, ada) == [2000, 2000]
+    assert await paid(database, ada) == [2500, 2000], "what was owed is on the first invoice"
     titles = [title for title, _ in await notices(database, ada.user_id)]
     assert titles.count("Your trial ends soon") == 1
     again = await buyer()

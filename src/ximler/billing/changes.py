@@ -258,12 +258,13 @@ async def _make(
 ) -> Charge | None:
     """The change's invoice and charge. Without an amount due it takes effect, and None is returned."""
     account.changes += 1
-    zero = price(made.terms.currency, balance_minor=balance(account, made.terms.currency))
+    # Of a free change nothing is asked for, also where the balance is owed: it stays for the next invoice.
+    free = msgspec.structs.replace(price(made.terms.currency), balance_minor=balance(account, made.terms.currency))
     subscription_id = live(account).subscription_id
     invoice = await invoices.make(
         transaction,
         account,
-        made.quote or zero,
+        made.quote or free,
         key=f"{subscription_id}:{_CHANGE}:{account.changes}",
         kind="CHANGE",
         status="DRAFT",
